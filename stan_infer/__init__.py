@@ -1,0 +1,63 @@
+"""stan_infer: run trained STAN and Mug-STAN video-text checkpoints anywhere.
+
+The public names are resolved on first use, so that importing the package imports neither torch nor
+any decoder.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from stan_infer.checkpoint import convert, load_model, save_model
+    from stan_infer.config import StanConfig
+    from stan_infer.engines import open_session
+    from stan_infer.errors import CheckError, InputError, MissingError, StanError
+    from stan_infer.export import export_model
+    from stan_infer.tokenizer import tokenize
+    from stan_infer.video import read_clip, sample_indices
+
+_HOME = {
+    "convert": "checkpoint",
+    "load_model": "checkpoint",
+    "save_model": "checkpoint",
+    "StanConfig": "config",
+    "open_session": "engines",
+    "CheckError": "errors",
+    "InputError": "errors",
+    "MissingError": "errors",
+    "StanError": "errors",
+    "export_model": "export",
+    "tokenize": "tokenizer",
+    "read_clip": "video",
+    "sample_indices": "video",
+}
+
+__all__ = [
+    "CheckError",
+    "InputError",
+    "MissingError",
+    "StanConfig",
+    "StanError",
+    "convert",
+    "export_model",
+    "load_model",
+    "open_session",
+    "read_clip",
+    "sample_indices",
+    "save_model",
+    "tokenize",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'stan_infer' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"stan_infer.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,274 @@
+"""StanConfig: everything about a model that is not a weight, as one frozen dataclass."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from stan_infer.errors import InputError, nearest
+
+HEADS = ("mean", "mug", "mug_frame_token")
+BRANCHES = ("selfattn", "conv")
+ACTIVATIONS = ("quick_gelu", "gelu")
+MAX_SIDE = 4096  # a bound on sizes that come from a stranger's file
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StanConfig:
+    """Architecture and preprocessing of one STAN model.
+
+    Symbols of the docs in brackets. Fields up to `context_positions` are told by the shapes of a
+    checkpoint, except `heads` and `text_heads`; the rest are settings with the defaults that the
+    authors' MSR-VTT configs use. A model without a text tower has `text_layers == 0`.
+
+    Raises InputError for values that contradict each other.
+    """
+
+    width: int  # [D]
+    layers: int  # [L]
+    heads: int  # [H]
+    patch: int  # side of a patch, pixels
+    image_size: int  # side of a frame, pixels; P = (image_size // patch) ** 2
+    embed_dim: int  # [E]
+    mlp_width: int
+    branch_layers: int  # [K]
+    branch: str = "selfattn"  # temporal module: attention, or the release's dense 3x3x3 convolution
+    max_frames: int = 64  # rows of the time table
+    text_width: int = 0
+    text_layers: int = 0
+    text_heads: int = 0
+    text_mlp_width: int = 0
+    vocab_size: int = 0
+    context_positions: int = 0  # rows of the text position table
+    activation: str = "quick_gelu"
+    norm_eps: float = 1e-5
+    head: str = "mean"
+    mug_tau: float = 100.0
+    frames: int = 12  # [T] sampled from a video
+    context_length: int = 32
+    short_side: int = 224  # pixels, before the centre crop to image_size
+    mean: tuple[float, float, float] = (122.771, 116.746, 104.093)  # RGB, on the 0..255 scale
+    std: tuple[float, float, float] = (68.500, 66.632, 70.323)
+    temperature: float = 0.01  # of class probabilities; cosine / temperature
+
+    def __post_init__(self) -> None:
+        """Check every value and the relations between them."""
+        _check_types(self)
+        _check_choice("branch", self.branch, BRANCHES)
+        _check_choice("activation", self.activation, ACTIVATIONS)
+        _check_choice("head", self.head, HEADS)
+        _check_range("width", self.width, 1, 16384)
+        _check_range("layers", self.layers, 1, 256)
+        _check_range("patch", self.patch, 1, MAX_SIDE)
+        _check_range("image_size", self.image_size, self.patch, MAX_SIDE)
+        _check_range("embed_dim", self.embed_dim, 1, 16384)
+        _check_range("mlp_width", self.mlp_width, 1, 65536)
+        _check_range("branch_layers", self.branch_layers, 1, self.layers)
+        _check_range("max_frames", self.max_frames, 1, 64)
+        _check_range("frames", self.frames, 1, self.max_frames)
+        _check_range("short_side", self.short_side, self.image_size, MAX_SIDE)
+        _check_heads("heads", self.heads, self.width)
+        if self.image_size % self.patch:
+            raise InputError(
+                f"image_size {self.image_size} is not a multiple of patch {self.patch}"
+            )
+        if self.has_text:
+            _check_range("text_width", self.text_width, 1, 16384)
+            _check_range("text_mlp_width", self.text_mlp_width, 1, 65536)
+            _check_range("vocab_size", self.vocab_size, 3, 1_000_000)
+            _check_range("context_positions", self.context_positions, 3, 4096)
+            _check_range("context_length", self.context_length, 3, self.context_positions)
+            _check_heads("text_heads", self.text_heads, self.text_width)
+        for name in ("norm_eps", "mug_tau", "temperature"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise InputError(f"{name} is {getattr(self, name)}; it must be a positive number")
+        if not all(s > 0 for s in self.std):
+            raise InputError(f"std is {self.std}; all three must be positive (on the 0..255 scale)")
+
+    @property
+    def patches(self) -> int:
+        """P, patches per frame."""
+        return (self.image_size // self.patch) ** 2
+
+    @property
+    def has_text(self) -> bool:
+        """Whether there is a text tower."""
+        return self.text_layers > 0
+
+    @property
+    def is_mug(self) -> bool:
+        """Whether scores are Mug scores over tokens and frames instead of one cosine."""
+        return self.head != "mean"
+
+    def replace(self, settings: Mapping[str, Any]) -> StanConfig:
+        """Return a copy with other settings; only fields in SETTINGS may change.
+
+        Raises InputError for an unknown field, one that tensor shapes decide, or a bad value.
+        """
+        for name in settings:
+            if name not in FIELDS:
+                known = ", ".join(SETTINGS)
+                raise InputError(
+                    f"unknown setting '{name}'{nearest(name, SETTINGS)} (settings: {known})"
+                )
+            if name not in SETTINGS:
+                raise InputError(
+                    f"setting '{name}' is told by the checkpoint's tensor shapes and cannot be "
+                    f"set; settings are: {', '.join(SETTINGS)}"
+                )
+        return dataclasses.replace(self, **{k: _coerce(k, v) for k, v in settings.items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> StanConfig:
+        """Build from plain JSON types; unknown or missing keys and bad values raise InputError."""
+        unknown = sorted(set(values) - set(FIELDS))
+        if unknown:
+            raise InputError(f"config has unknown keys: {', '.join(unknown)[:200]}")
+        needed = [
+            n for n, f in FIELDS.items() if f.default is dataclasses.MISSING and n not in values
+        ]
+        if needed:
+            raise InputError(f"config lacks: {', '.join(needed)}")
+        return cls(**{k: _coerce(k, v) for k, v in values.items()})
+
+
+FIELDS = {f.name: f for f in dataclasses.fields(StanConfig)}
+SETTINGS = (
+    "heads",
+    "text_heads",
+    "activation",
+    "norm_eps",
+    "head",
+    "mug_tau",
+    "frames",
+    "context_length",
+    "short_side",
+    "mean",
+    "std",
+    "temperature",
+)
+
+_CLIP_TEXT: dict[str, Any] = {"vocab_size": 49408, "context_positions": 77}
+_B_TEXT = _CLIP_TEXT | {
+    "text_width": 512,
+    "text_layers": 12,
+    "text_heads": 8,
+    "text_mlp_width": 2048,
+}
+_B = _B_TEXT | {
+    "width": 768,
+    "layers": 12,
+    "heads": 12,
+    "mlp_width": 3072,
+    "embed_dim": 512,
+    "image_size": 224,
+    "branch_layers": 4,
+}
+PRESETS: dict[str, dict[str, Any]] = {
+    "stan-b32": _B | {"patch": 32},
+    "stan-b16": _B | {"patch": 16},
+    "stan-l14": _CLIP_TEXT
+    | {
+        "width": 1024,
+        "layers": 24,
+        "heads": 16,
+        "mlp_width": 4096,
+        "embed_dim": 768,
+        "image_size": 224,
+        "patch": 14,
+        "branch_layers": 4,
+        "text_width": 768,
+        "text_layers": 12,
+        "text_heads": 12,
+        "text_mlp_width": 3072,
+    },
+    "stan-tiny": _CLIP_TEXT
+    | {
+        "width": 128,
+        "layers": 4,
+        "heads": 2,
+        "mlp_width": 512,
+        "embed_dim": 64,
+        "image_size": 64,
+        "patch": 16,
+        "branch_layers": 3,
+        "text_width": 64,
+        "text_layers": 2,
+        "text_heads": 1,
+        "text_mlp_width": 256,
+        "frames": 8,
+        "short_side": 64,
+    },
+}
+
+
+def preset(name: str) -> StanConfig:
+    """Return a named architecture; InputError with the nearest name for an unknown one."""
+    if name not in PRESETS:
+        known = ", ".join(PRESETS)
+        raise InputError(
+            f"unknown preset '{name}'{nearest(name, list(PRESETS))} (presets: {known})"
+        )
+    return StanConfig.from_dict(PRESETS[name])
+
+
+def default_heads(width: int, name: str) -> int:
+    """Return width / 64, as in every public CLIP; InputError where that is not a whole number."""
+    if width % 64:
+        raise InputError(
+            f"{name} cannot be told from the shapes: width {width} is not a multiple of 64; "
+            f"give it with --set {name}=N (settings={{'{name}': N}} in Python)"
+        )
+    return width // 64
+
+
+def _coerce(name: str, value: Any) -> Any:
+    """Bring a JSON or command-line value to its field's type, or raise InputError."""
+    kind = str(FIELDS[name].type)
+    try:
+        if kind == "int" and not isinstance(value, bool) and int(value) == float(value):
+            return int(value)
+        if kind == "float" and not isinstance(value, bool):
+            return float(value)
+        if kind == "str" and isinstance(value, str):
+            return value
+        if kind.startswith("tuple"):
+            parts = value.split(",") if isinstance(value, str) else list(value)
+            if len(parts) == 3:
+                return tuple(float(p) for p in parts)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    wanted = {"int": "a whole number", "float": "a number", "str": "a word"}
+    raise InputError(
+        f"{name} is {str(value)[:60]!r}; it must be {wanted.get(kind, 'three numbers, as 1,2,3')}"
+    )
+
+
+def _check_types(config: StanConfig) -> None:
+    for name in FIELDS:
+        value = getattr(config, name)
+        if _coerce(name, value) != value:
+            raise InputError(f"{name} has the wrong type: {value!r}")
+        if isinstance(value, tuple) and not all(math.isfinite(v) for v in value):
+            raise InputError(f"{name} is {value}; all three must be finite")
+
+
+def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise InputError(f"{name} '{value}' is unknown{nearest(value, known)} ({', '.join(known)})")
+
+
+def _check_range(name: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise InputError(f"{name} is {value}; allowed is {low} to {high}")
+
+
+def _check_heads(name: str, heads: int, width: int) -> None:
+    if heads < 1 or width % heads:
+        raise InputError(f"{name} is {heads}; it must divide the width {width}")

@@ -1,0 +1,37 @@
+"""The errors that users see, and the exit code that each stands for.
+
+A message has four parts: what failed, the value seen, what is allowed, what to do.
+Any other exception that reaches the command line is a bug of ours (exit code 1).
+"""
+
+
+class StanError(Exception):
+    """Base of every error that a user can mend."""
+
+    exit_code = 1
+
+
+class InputError(StanError):
+    """Options, checkpoint, video, text or artefact are wrong."""
+
+    exit_code = 2
+
+
+class MissingError(StanError):
+    """A package, library, driver or device is not here; the message ends with what helps."""
+
+    exit_code = 3
+
+
+class CheckError(StanError):
+    """A check failed: outputs out of tolerance, a wrong hash, a fault that doctor found."""
+
+    exit_code = 4
+
+
+def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
+    """Return `"; did you mean 'x'?"` for the known word closest to `word`, or an empty string."""
+    from difflib import get_close_matches
+
+    match = get_close_matches(word.lower(), known, n=1, cutoff=0.5)
+    return f"; did you mean '{match[0]}'?" if match else ""

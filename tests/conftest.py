@@ -1,0 +1,78 @@
+"""Fixtures and helpers that every test may use: golden data, a tiny model, random clips."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+GOLDEN_CASES = (
+    "a_hd32.pth",
+    "b_hd64_outlier.pth",
+    "c_deep.pth",
+    "d_fullvocab.pth",
+    "e_oldnames.pth",
+    "f_conv.bin",
+)
+
+
+def golden_folder() -> Path:
+    """Where the outputs of the authors' code lie: STAN_INFER_GOLDEN, or ../shared/golden."""
+    return Path(os.environ.get("STAN_INFER_GOLDEN", ROOT.parent / "shared" / "golden"))
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    folder = golden_folder()
+    if not (folder / "README.md").is_file():
+        pytest.skip(f"the authors' golden data is not here ({folder}); set STAN_INFER_GOLDEN")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model():
+    """A small STAN with a text tower, seeded random weights, nothing zero."""
+    from stan_infer.model import Stan, init_random
+
+    return init_random(Stan(tiny_config()), seed=1).eval().requires_grad_(False)
+
+
+def tiny_config(**changes):
+    """L=3, K=2, D=32, P=4: every size differs, so a swapped axis cannot hide."""
+    from stan_infer.config import StanConfig
+
+    values = dict(
+        width=32,
+        layers=3,
+        heads=2,
+        patch=8,
+        image_size=16,
+        embed_dim=24,
+        mlp_width=96,
+        branch_layers=2,
+        text_width=16,
+        text_layers=2,
+        text_heads=2,
+        text_mlp_width=64,
+        vocab_size=128,
+        context_positions=20,
+        frames=6,
+        context_length=12,
+        short_side=16,
+    )
+    return StanConfig(**(values | changes))
+
+
+def clips(b: int, t: int, side: int, seed: int = 0) -> np.ndarray:
+    """Random uint8 clips [B, T, side, side, 3]."""
+    return np.random.default_rng(seed).integers(0, 256, (b, t, side, side, 3), dtype=np.uint8)
+
+
+def relative_error(got, wanted) -> float:
+    """Largest difference relative to the largest wanted value."""
+    got, wanted = np.asarray(got), np.asarray(wanted)
+    assert got.shape == wanted.shape, (got.shape, wanted.shape)
+    return float(np.abs(got - wanted).max() / np.abs(wanted).max())

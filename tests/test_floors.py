@@ -1,0 +1,118 @@
+"""Imports go downward only, and files stay short (CONTRIBUTING.md, "The floors")."""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+
+from tests.conftest import ROOT
+
+FLOORS = [
+    {"errors", "config", "flops"},
+    {
+        "tokenizer",
+        "video",
+        "decoders",
+        "decode_worker",
+        "machine",
+        "artefact",
+        "retrieval",
+        "atomic",
+    }
+    | {"torch_zip", "torch_pickle", "torch_file", "trainer_hints", "layouts", "kernels"},
+    {"weights_file", "clip_source", "checkpoint", "layers", "model"},
+    {"engines", "export"},
+    {"embed", "bench"},
+    {"report", "cli"},
+]
+TOP = {"__init__", "__main__"}  # the package's face: may name everything
+MAX_LINES = 400
+
+
+def modules() -> dict[str, list]:
+    found: dict[str, list] = {}
+    for folder in ("stan_infer", "stan_infer/cli", "stan_infer/engines", "kernels", "export"):
+        for path in sorted((ROOT / folder).glob("*.py")):
+            name = path.stem if folder == "stan_infer" else folder.split("/")[-1]
+            found.setdefault(name, []).append(path)
+    return found
+
+
+def floor(name: str) -> int:
+    return next(i for i, names in enumerate(FLOORS) if name in names)
+
+
+def imports(path, top_level_only: bool):
+    tree = ast.parse(path.read_text())
+    guarded = {
+        id(n)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.dump(block.test)
+        for n in ast.walk(block)
+    }
+    nodes = tree.body if top_level_only else ast.walk(tree)
+    for node in nodes:
+        if id(node) in guarded:
+            continue
+        if isinstance(node, ast.ImportFrom):
+            if node.module == "stan_infer":
+                yield from (f"stan_infer.{a.name}" for a in node.names)
+            elif node.module:
+                yield node.module
+        elif isinstance(node, ast.Import):
+            yield from (a.name for a in node.names)
+
+
+@pytest.mark.parametrize("name", sorted(set(modules()) - TOP))
+def test_imports_go_downward(name):
+    for path in modules()[name]:
+        for imported in imports(path, top_level_only=False):
+            parts = imported.split(".")
+            if parts[0] != "stan_infer" or len(parts) < 2 or parts[1] in (name, "__version__"):
+                continue
+            # machine tries the engines themselves: that is its subject; it does so in functions.
+            if name == "machine" and imported not in imports(path, top_level_only=True):
+                continue
+            assert floor(parts[1]) <= floor(name), f"{path.name} imports {imported} from above"
+
+
+def test_no_circles():
+    graph = {
+        name: {
+            i.split(".")[1]
+            for path in paths
+            for i in imports(path, top_level_only=True)
+            if i.startswith("stan_infer.") and i.split(".")[1] != name
+        }
+        for name, paths in modules().items()
+        if name not in TOP
+    }
+    done: set[str] = set()
+
+    def visit(name: str, above: tuple[str, ...]) -> None:
+        assert name not in above, " -> ".join((*above, name))
+        if name not in done:
+            for below in graph.get(name, ()):
+                visit(below, (*above, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+def test_light_files_import_nothing_heavy():
+    heavy = {"torch", "onnx", "onnxruntime", "cv2", "av", "decord", "tokenizers", "open_clip"}
+    light = FLOORS[0] | (FLOORS[1] - {"kernels"}) | {"report", "cli", "embed", "bench"}
+    light |= {"weights_file", "clip_source", "checkpoint", "__init__"}
+    for name in light & set(modules()):
+        for path in modules()[name]:
+            for imported in imports(path, top_level_only=True):
+                assert imported.split(".")[0] not in heavy, f"{path.name} imports {imported}"
+
+
+def test_file_length():
+    for paths in modules().values():
+        for path in paths:
+            lines = len(path.read_text().splitlines())
+            assert lines <= MAX_LINES, f"{path.name} has {lines} lines"

@@ -1,0 +1,50 @@
+"""The wheel: one top-level name, every module, importable from elsewhere."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+from tests.conftest import ROOT
+
+
+@pytest.mark.slow
+def test_wheel_holds_every_module_and_one_top_level_name(tmp_path):
+    source = tmp_path / "source"
+    ignore = shutil.ignore_patterns(".venv", ".git", "build", "*.egg-info", "out", ".*_cache")
+    shutil.copytree(ROOT, source, symlinks=True, ignore=ignore)
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path / "dist")]
+    subprocess.run([*build, str(source)], check=True, capture_output=True)  # wheel from sdist
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    names = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
+    expected = {"stan_infer/py.typed"}
+    for folder, package in (
+        ("stan_infer", "stan_infer"),
+        ("stan_infer/cli", "stan_infer/cli"),
+        ("stan_infer/engines", "stan_infer/engines"),
+        ("kernels", "stan_infer/kernels"),
+        ("export", "stan_infer/export"),
+    ):
+        expected |= {f"{package}/{p.name}" for p in (ROOT / folder).glob("*.py")}
+    assert names == expected
+
+    target = tmp_path / "elsewhere"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target"]
+    subprocess.run([*pip, str(target), str(wheel)], check=True, capture_output=True)
+    tops = {p.name for p in target.iterdir() if p.suffix != ".dist-info" and p.name != "bin"}
+    assert tops == {"stan_infer"}
+    modules = sorted(
+        n[:-3].replace("/", ".").removesuffix(".__init__") for n in names if n[-3:] == ".py"
+    )
+    code = (
+        f"import sys; sys.path.insert(0, {str(target)!r})\n"
+        "import importlib\n"
+        f"for m in {[m for m in modules if not m.endswith('__main__')]!r}:\n"
+        "    module = importlib.import_module(m)\n"
+        f"    assert module.__file__.startswith({str(target)!r}), module.__file__\n"
+    )
+    subprocess.run([sys.executable, "-P", "-c", code], check=True, cwd=tmp_path)
