@@ -1,0 +1,124 @@
+"""Open a weights file of either format behind one interface, and read it one tensor at a time."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from stan_infer.errors import InputError
+from stan_infer.layouts import Origin
+from stan_infer.torch_file import TensorInfo, open_torch_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMAT = "stan_infer/1"
+_SAFETENSORS_DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+
+
+class Reader(Protocol):
+    """An open weights file: names and shapes at once, one tensor's bytes at a time."""
+
+    tensors: dict[str, TensorInfo]
+    hints: dict[str, object]
+
+    def read(self, name: str) -> Tensor:
+        """Return one tensor on the CPU in its stored dtype."""
+        ...
+
+    def close(self) -> None:
+        """Close the file."""
+        ...
+
+
+def open_weights(path: Path) -> Reader:
+    """Open a weights file by its content, never by its name: safetensors or PyTorch's zip.
+
+    Raises InputError when it is missing, not a regular file, or neither format.
+    """
+    try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            raise InputError(
+                f"checkpoint {path} is not a regular file; give the weights file itself"
+            )
+        with path.open("rb") as f:
+            head = f.read(9)
+    except OSError as e:
+        raise InputError(f"cannot read checkpoint {path}: {e.strerror or e}") from e
+    # safetensors: 8 bytes of header length, then a JSON object.
+    if len(head) == 9 and head[8:] == b"{" and not head.startswith(b"PK"):
+        return _SafetensorsFile(path)
+    return open_torch_file(path)
+
+
+class _SafetensorsFile:
+    def __init__(self, path: Path) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        self._path = path
+        self._open = safe_open
+        try:
+            with safe_open(str(path), framework="np") as f:
+                metadata = f.metadata() or {}
+                slices = {k: f.get_slice(k) for k in f.keys()}  # noqa: SIM118 (not a dict)
+                self.tensors = {
+                    k: TensorInfo(k, _dtype_name(k, s.get_dtype()), tuple(s.get_shape()))
+                    for k, s in slices.items()
+                }
+        except (SafetensorError, OSError, ValueError) as e:
+            raise InputError(f"{path} is a damaged safetensors file: {str(e)[:200]}") from e
+        self.hints: dict[str, object] = {"layout": "safetensors"}
+        if metadata.get("format") == FORMAT:
+            self.hints["config"] = metadata.get("config", "")
+        self._file: Any = None
+
+    def read(self, name: str) -> Tensor:
+        if self._file is None:
+            self._file = self._open(str(self._path), framework="pt").__enter__()
+        return self._file.get_tensor(name)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.__exit__(None, None, None)
+            self._file = None
+
+
+def read_weight(reader: Reader, origin: Origin) -> Tensor:
+    """Read one of our parameters in its stored dtype; InputError unless all values are finite."""
+    import torch
+
+    parts = []
+    for key in origin.keys:
+        if not reader.tensors[key].dtype.startswith(("float", "bfloat")):
+            raise InputError(f"weight {key} is {reader.tensors[key].dtype}; weights are floats")
+        part = reader.read(key)
+        if not torch.isfinite(part).all():
+            bad = int((~torch.isfinite(part)).sum())
+            raise InputError(f"weight {key} holds {bad} values that are NaN or infinite")
+        parts.append(part)
+    if origin.how == "rows":
+        return torch.cat(parts)
+    if origin.how == "transpose":
+        return parts[0].T.contiguous()
+    if origin.how == "squeeze":
+        return parts[0].squeeze(2)
+    return parts[0]
+
+
+def _dtype_name(key: str, code: str) -> str:
+    if code not in _SAFETENSORS_DTYPES:
+        raise InputError(f"tensor {key} has dtype {code}, which is not supported")
+    return _SAFETENSORS_DTYPES[code]
