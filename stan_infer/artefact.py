@@ -1,0 +1,161 @@
+"""An exported folder: manifest.json, model files, and the hash of each.
+
+The manifest is written last: where it is, the folder is complete. It comes from strangers: sizes
+are bounded, names stay inside the folder, hashes are compared before a file is opened.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stan_infer.config import StanConfig
+from stan_infer.errors import CheckError, InputError
+
+MANIFEST = "manifest.json"
+SCHEMA = "1.0"
+_MAX_MANIFEST = 16 * 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Graph:
+    """One model file of an artefact, as its manifest describes it."""
+
+    file: str
+    role: str  # "video" or "text"
+    precision: str
+    opset: int
+    inputs: tuple[dict[str, Any], ...]  # name, dtype, shape (ints or dimension names)
+    outputs: tuple[dict[str, Any], ...]
+    dims: dict[str, tuple[int, int]]  # dimension name -> smallest, largest
+
+
+@dataclasses.dataclass(frozen=True)
+class Artefact:
+    """A folder whose manifest was read and whose files are there."""
+
+    path: Path
+    config: StanConfig
+    graphs: tuple[Graph, ...]
+    manifest: dict[str, Any]
+
+    def graph(self, role: str) -> Graph | None:
+        """Return the graph of that role, or None."""
+        return next((g for g in self.graphs if g.role == role), None)
+
+
+def is_artefact(path: str | Path) -> bool:
+    """Whether `path` is a folder (complete or not) rather than a checkpoint file."""
+    return Path(path).is_dir()
+
+
+def sha256(path: Path) -> str:
+    """Return the hex digest of a file's content."""
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Add size and hash of every file in `folder` to `manifest` and write it, as the last file."""
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != MANIFEST:
+            name = path.relative_to(folder).as_posix()
+            files[name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    full = {"schema": SCHEMA, **manifest, "files": files}
+    text = json.dumps(full, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def read_artefact(path: str | Path, *, check_hashes: bool = True) -> Artefact:
+    """Read and check an exported folder.
+
+    Raises InputError for a folder without a manifest, an unknown schema, names that leave the
+    folder, missing files or wrong sizes; CheckError for a file that is not the one exported.
+    """
+    folder = Path(path)
+    manifest = _read_json(folder / MANIFEST, folder)
+    schema = manifest.get("schema")
+    if not isinstance(schema, str) or schema.split(".")[0] != SCHEMA.split(".")[0]:
+        raise InputError(
+            f"artefact {folder} has schema {str(schema)[:20]!r}; this version reads {SCHEMA}: "
+            "export the checkpoint again"
+        )
+    try:
+        config = StanConfig.from_dict(_typed(manifest, "model", dict))
+        graphs = tuple(_graph(g) for g in _typed(manifest, "graphs", list))
+        files = _typed(manifest, "files", dict)
+    except (KeyError, TypeError, ValueError) as e:
+        raise InputError(f"artefact {folder}: manifest.json is malformed ({e!r:.100})") from e
+    except InputError as e:
+        raise InputError(f"artefact {folder}: {e}") from e
+    for graph in graphs:
+        if graph.file not in files:
+            raise InputError(f"artefact {folder}: {graph.file} has no hash in manifest.json")
+    for name, entry in files.items():
+        _check_file(folder, name, entry, check_hashes)
+    return Artefact(folder, config, graphs, manifest)
+
+
+def _read_json(path: Path, folder: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise InputError(
+            f"{folder} is no exported artefact: it has no {MANIFEST}; make one with "
+            "stan-infer export CHECKPOINT -o FOLDER"
+        )
+    if path.stat().st_size > _MAX_MANIFEST:
+        raise InputError(
+            f"{path} has {path.stat().st_size} bytes; at most {_MAX_MANIFEST} are read"
+        )
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as e:
+        raise InputError(f"{path} is not JSON: {str(e)[:80]}") from e
+    if not isinstance(manifest, dict):
+        raise InputError(f"{path} is not a JSON object")
+    return manifest
+
+
+def _typed(values: Mapping[str, Any], name: str, kind: type) -> Any:
+    if not isinstance(values.get(name), kind):
+        raise InputError(f"manifest.json: '{name}' is missing or no {kind.__name__}")
+    return values[name]
+
+
+def _graph(g: dict[str, Any]) -> Graph:
+    if not all(isinstance(g[k], str) for k in ("file", "role", "precision")):
+        raise TypeError("graph names")
+    dims = {str(k): (int(low), int(high)) for k, (low, high) in g["dims"].items()}
+    return Graph(
+        g["file"],
+        g["role"],
+        g["precision"],
+        int(g["opset"]),
+        tuple(dict(i) for i in g["inputs"]),
+        tuple(dict(o) for o in g["outputs"]),
+        dims,
+    )
+
+
+def _check_file(folder: Path, name: str, entry: Any, check_hashes: bool) -> None:
+    # No absolute path, no "..", no drive letter: a manifest must not point outside its folder.
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*", name) or ".." in name.split("/"):
+        raise InputError(f"artefact {folder}: manifest.json names the file {name[:80]!r}")
+    path = folder / name
+    if path.is_symlink() or not path.is_file():
+        raise InputError(f"artefact {folder}: {name} is missing; export the checkpoint again")
+    if not isinstance(entry, dict) or path.stat().st_size != entry.get("bytes"):
+        raise InputError(
+            f"artefact {folder}: {name} has {path.stat().st_size} bytes, manifest.json says "
+            f"{entry.get('bytes') if isinstance(entry, dict) else entry}: incomplete copy?"
+        )
+    if check_hashes and sha256(path) != entry.get("sha256"):
+        raise CheckError(
+            f"artefact {folder}: the hash of {name} is not the one in manifest.json: the file was "
+            "changed after the export; export the checkpoint again"
+        )

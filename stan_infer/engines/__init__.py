@@ -1,0 +1,71 @@
+"""Ways to run a model: open_session picks one by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stan_infer.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from stan_infer.engines.session import Session
+    from stan_infer.model import Stan
+
+ENGINES = ("eager", "ort")
+
+
+def check_engine(engine: str) -> None:
+    """Refuse an unknown engine with the nearest name."""
+    if engine not in ENGINES:
+        raise InputError(
+            f"engine '{engine}' is unknown{nearest(engine, ENGINES)} ({', '.join(ENGINES)})"
+        )
+
+
+def open_session(
+    source: str | Path | Stan,
+    engine: str = "eager",
+    *,
+    device: str = "cpu",
+    precision: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    threads: int | None = None,
+) -> Session:
+    """Open a model for inference.
+
+    source: for "eager" a checkpoint, an open_clip name and tag, or a loaded Stan; for "ort" an
+    exported folder. precision: of weights and products; None is fp32 for a checkpoint and what was
+    exported for a folder. settings: StanConfig fields that a checkpoint's shapes cannot tell.
+    threads: CPU threads of "ort" (eager: torch.set_num_threads, which belongs to the process).
+
+    What was asked for runs or an error says why not: InputError for a wrong source or word,
+    MissingError for a package or device that is not here.
+    """
+    check_engine(engine)
+    is_path = isinstance(source, (str, Path))
+    is_folder = is_path and Path(source).is_dir()
+    if engine == "eager":
+        if is_folder:
+            raise InputError(
+                f"{source} is a folder; engine eager takes a checkpoint: "
+                "give the checkpoint file, or --engine ort"
+            )
+        from stan_infer.checkpoint import load_model
+        from stan_infer.engines.torch_session import TorchSession
+
+        model = load_model(source, settings) if isinstance(source, (str, Path)) else source
+        return TorchSession(model, device=device, precision=precision or "fp32")
+    if not is_folder:
+        name = source if is_path else "CHECKPOINT"
+        raise InputError(
+            f"engine {engine} takes an exported folder, not {name}: "
+            f"stan-infer export {name} -o FOLDER, then give FOLDER"
+        )
+    if settings:
+        raise InputError("settings belong to a checkpoint; a folder was exported with its own")
+    from stan_infer.artefact import read_artefact
+    from stan_infer.engines.ort_session import OrtSession
+
+    assert isinstance(source, (str, Path))
+    return OrtSession(read_artefact(source), device=device, precision=precision, threads=threads)

@@ -1,0 +1,127 @@
+"""What every engine's session has, and the parts of it that do not depend on the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from stan_infer.config import StanConfig
+from stan_infer.errors import InputError
+from stan_infer.retrieval import cosine_scores, mug_scores
+from stan_infer.tokenizer import tokenize
+from stan_infer.video import read_clip
+
+
+class Session(Protocol):
+    """A model opened on a device.
+
+    Tensors or numpy arrays go in; the torch engines return tensors, the others numpy arrays. All
+    results are float32. B clips, T frames, Q texts, L tokens, E embedding width.
+    """
+
+    @property
+    def config(self) -> StanConfig:
+        """The model's config."""
+        ...
+
+    def embed_video(self, video: Any) -> Any:
+        """Clips -> [B, E], or [B, T, E] with a Mug head; features are not normalised.
+
+        video: uint8 [B, T, H, W, 3] RGB, or float32 [B, T, 3, H, W] normalised by the config's mean
+        and std. The layout follows the dtype and is never guessed. Raises InputError.
+        """
+        ...
+
+    def embed_text(self, texts: Sequence[str] | Any) -> Any:
+        """Texts or int ids [Q, L] -> [Q, E], or [Q, L, E] with a Mug head; not normalised."""
+        ...
+
+    def score(self, texts: Sequence[str] | Any, video: Any) -> Any:
+        """Texts x clips -> [Q, B]: cosine, or the Mug score."""
+        ...
+
+    @property
+    def vocabulary(self) -> Path | None:
+        """The tokenizer.json that strings are tokenised with; None is the installed open_clip's."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """What runs: engine, device, precision, versions, and what was chosen for the user."""
+        ...
+
+    def close(self) -> None:
+        """Give the memory back; the session cannot be used afterwards."""
+        ...
+
+
+def check_video(config: StanConfig, shape: tuple[int, ...], is_uint8: bool) -> None:
+    """Refuse a clip batch of the wrong shape; the layout follows the dtype, never the sizes.
+
+    Raises InputError naming what was given and what is allowed.
+    """
+    s, layout = config.image_size, "[B,T,H,W,3]" if is_uint8 else "[B,T,3,H,W]"
+    kind = "uint8" if is_uint8 else "float"
+    want = (s, s, 3) if is_uint8 else (3, s, s)
+    if len(shape) != 5 or shape[2:] != want:
+        full = ", ".join(map(str, ("B", "T", *want)))
+        raise InputError(f"video has shape {list(shape)}; {kind} clips are {layout}: [{full}]")
+    if shape[0] < 1:
+        raise InputError("video holds no clips: B is 0")
+    if not 1 <= shape[1] <= config.max_frames:
+        raise InputError(
+            f"video has {shape[1]} frames; this model's time table has {config.max_frames} rows: "
+            f"give 1 to {config.max_frames} frames"
+        )
+
+
+def token_ids(config: StanConfig, texts: Any, vocabulary: Path | None = None) -> np.ndarray:
+    """Strings or ids -> int64 [Q, L], checked against the text tower's tables.
+
+    Raises InputError for a model without a text tower, wrong shapes, ids out of range.
+    """
+    if not config.has_text:
+        raise InputError("this model has no text tower: its checkpoint holds the video side only")
+    if isinstance(texts, str) or (
+        not hasattr(texts, "shape") and all(isinstance(t, str) for t in texts)
+    ):
+        if config.vocab_size != 49408:
+            raise InputError(
+                f"the vocabulary has {config.vocab_size} entries, not CLIP's 49408: strings cannot "
+                "be tokenised; give int ids [Q, L]"
+            )
+        return tokenize(texts, config.context_length, vocabulary=vocabulary)
+    ids = np.asarray(texts)
+    if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer) or 0 in ids.shape:
+        raise InputError(f"token ids have shape {list(ids.shape)}, {ids.dtype}; need int [Q, L]")
+    if ids.shape[1] > config.context_positions:
+        raise InputError(
+            f"token ids are {ids.shape[1]} long; the text tower has {config.context_positions} rows"
+        )
+    if ids.min() < 0 or ids.max() >= config.vocab_size:
+        raise InputError(
+            f"token ids span {ids.min()} to {ids.max()}; allowed are 0 to {config.vocab_size - 1}"
+        )
+    return ids.astype(np.int64)
+
+
+def score_features(
+    config: StanConfig, text: np.ndarray, ids: np.ndarray, video: np.ndarray
+) -> np.ndarray:
+    """Scores [Q, B] of what embed_text and embed_video returned for `ids` [Q, L]."""
+    if not config.is_mug:
+        return cosine_scores(text, video)
+    return mug_scores(text, ids != 0, video, mode=config.head, tau=config.mug_tau)
+
+
+def read_config_clip(config: StanConfig, path: str | Path, decoder: str = "auto") -> np.ndarray:
+    """Read one video as `config` wants it: uint8 [T, H, W, 3]."""
+    return read_clip(
+        path,
+        frames=config.frames,
+        short_side=config.short_side,
+        crop=config.image_size,
+        decoder=decoder,
+    )

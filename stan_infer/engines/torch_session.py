@@ -1,0 +1,117 @@
+"""Engine "eager": the reference model itself, in PyTorch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stan_infer.config import StanConfig
+from stan_infer.engines.session import check_video, read_config_clip, score_features, token_ids
+from stan_infer.errors import InputError, MissingError, nearest
+from stan_infer.model import Stan
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class TorchSession:
+    """A Stan on a device; see engines.session.Session."""
+
+    def __init__(self, model: Stan, *, device: str = "cpu", precision: str = "fp32") -> None:
+        """Put the weights on `device` in `precision`; the caller's model stays as it is.
+
+        Raises InputError for an unknown precision or device, MissingError for an absent device.
+        """
+        if precision not in PRECISIONS:
+            known = ", ".join(PRECISIONS)
+            raise InputError(
+                f"engine eager has no precision '{precision}'{nearest(precision, list(PRECISIONS))}"
+                f" ({known})"
+            )
+        self._device = torch_device(device)
+        self._precision = precision
+        now, wanted = model.visual.proj, PRECISIONS[precision]
+        if now.dtype != wanted or now.device != self._device:
+            model = copy.deepcopy(model).to(self._device, wanted)
+        self._model = model.eval()
+
+    @property
+    def config(self) -> StanConfig:
+        """The model's config."""
+        return self._model.config
+
+    @torch.inference_mode()
+    def embed_video(self, video: Tensor | np.ndarray) -> Tensor:
+        """See Session.embed_video; returns a float32 tensor on the session's device."""
+        clips = torch.as_tensor(video)
+        is_uint8 = clips.dtype == torch.uint8
+        if not is_uint8 and not clips.is_floating_point():
+            raise InputError(f"video is {clips.dtype}; give uint8 [B,T,H,W,3] or float [B,T,3,H,W]")
+        check_video(self.config, tuple(clips.shape), is_uint8)
+        features = self._model.encode_video(clips.to(self._device)).float()  # [B, T, E]
+        return features if self.config.is_mug else features.mean(1)
+
+    @torch.inference_mode()
+    def embed_text(self, texts: Sequence[str] | Tensor | np.ndarray) -> Tensor:
+        """See Session.embed_text; returns a float32 tensor on the session's device."""
+        ids = torch.from_numpy(token_ids(self.config, _numpy(texts))).to(self._device)
+        encode = self._model.encode_text_tokens if self.config.is_mug else self._model.encode_text
+        return encode(ids).float()
+
+    def score(
+        self, texts: Sequence[str] | Tensor | np.ndarray, video: Tensor | np.ndarray
+    ) -> Tensor:
+        """See Session.score; returns a float32 tensor [Q, B] on the CPU."""
+        ids = token_ids(self.config, _numpy(texts))
+        text, clips = self.embed_text(ids).cpu().numpy(), self.embed_video(video).cpu().numpy()
+        return torch.from_numpy(score_features(self.config, text, ids, clips))
+
+    @property
+    def vocabulary(self) -> None:
+        """See Session.vocabulary."""
+        return None
+
+    def read_clip(self, path: str | Path, decoder: str = "auto") -> np.ndarray:
+        """Read one video as this model wants it: uint8 [T, H, W, 3]."""
+        return read_config_clip(self.config, path, decoder)
+
+    def describe(self) -> dict[str, Any]:
+        """See Session.describe."""
+        return {
+            "engine": "eager",
+            "device": str(self._device),
+            "precision": self._precision,
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+        }
+
+    def close(self) -> None:
+        """Drop the model."""
+        del self._model
+
+
+def torch_device(device: str) -> torch.device:
+    """Return the device asked for; InputError for an unknown word, MissingError if absent."""
+    kind, _, index = device.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+        raise InputError(
+            f"device '{device}' is unknown{nearest(kind, ['cpu', 'cuda'])} (cpu, cuda, cuda:1)"
+        )
+    if kind == "cuda" and not torch.cuda.is_available():
+        built = torch.version.cuda or "none"
+        raise MissingError(
+            f"device '{device}' is not here: torch {torch.__version__} (built for CUDA {built}) "
+            "finds no GPU; use --device cpu, or see: stan-infer doctor"
+        )
+    if kind == "cuda" and index and int(index) >= torch.cuda.device_count():
+        raise MissingError(f"device '{device}' is not here: {torch.cuda.device_count()} GPUs found")
+    return torch.device(device)
+
+
+def _numpy(texts: Any) -> Any:
+    return texts.cpu().numpy() if isinstance(texts, Tensor) else texts

@@ -1,0 +1,105 @@
+"""A folder from a stranger: complete, unchanged, and inside itself."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from stan_infer.artefact import MANIFEST, read_artefact, write_manifest
+from stan_infer.errors import CheckError, InputError
+from tests.conftest import tiny_config
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "video.onnx").write_bytes(b"graph")
+    graph = {
+        "file": "video.onnx",
+        "role": "video",
+        "precision": "fp32",
+        "opset": 20,
+        "inputs": [{"name": "video", "dtype": "uint8", "shape": ["batch", "frames", 16, 16, 3]}],
+        "outputs": [],
+        "dims": {"batch": [1, 64], "frames": [1, 64]},
+    }
+    write_manifest(tmp_path, {"model": tiny_config().to_dict(), "graphs": [graph]})
+    return tmp_path
+
+
+def edit(folder, change):
+    path = folder / MANIFEST
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+def test_round_trip(folder):
+    artefact = read_artefact(folder)
+    assert artefact.config == tiny_config()
+    assert artefact.graph("video").dims == {"batch": (1, 64), "frames": (1, 64)}
+    assert artefact.graph("text") is None
+
+
+def test_writing_twice_gives_the_same_bytes(folder):
+    before = (folder / MANIFEST).read_bytes()
+    manifest = json.loads(before)
+    write_manifest(folder, {k: v for k, v in manifest.items() if k not in ("files", "schema")})
+    assert (folder / MANIFEST).read_bytes() == before
+
+
+def test_a_changed_file_is_refused(folder):
+    (folder / "video.onnx").write_bytes(b"GRAPH")
+    with pytest.raises(CheckError, match="hash of video.onnx"):
+        read_artefact(folder)
+    (folder / "video.onnx").write_bytes(b"gra")
+    with pytest.raises(InputError, match="has 3 bytes, manifest.json says 5"):
+        read_artefact(folder)
+    (folder / "video.onnx").unlink()
+    with pytest.raises(InputError, match="video.onnx is missing"):
+        read_artefact(folder)
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/../../b", "C:\\x", "a\nb", ".."])
+def test_names_stay_inside_the_folder(folder, name):
+    edit(folder, lambda m: m["files"].update({name: {"bytes": 1, "sha256": ""}}))
+    with pytest.raises(InputError, match="names the file"):
+        read_artefact(folder)
+
+
+def test_links_are_refused(folder, tmp_path_factory):
+    target = tmp_path_factory.mktemp("other") / "video.onnx"
+    target.write_bytes(b"graph")
+    (folder / "video.onnx").unlink()
+    (folder / "video.onnx").symlink_to(target)
+    with pytest.raises(InputError, match="missing"):
+        read_artefact(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.update(schema="2.0"), "schema '2.0'"),
+        (lambda m: m.pop("schema"), "schema 'None'"),
+        (lambda m: m.pop("model"), "'model' is missing"),
+        (lambda m: m["model"].update(width="x"), "width"),
+        (lambda m: m["model"].update(evil=1), "unknown keys: evil"),
+        (lambda m: m["graphs"][0].pop("dims"), "malformed"),
+        (lambda m: m["graphs"][0].update(dims={"batch": 3}), "malformed"),
+        (lambda m: m["graphs"][0].update(file="other.onnx"), "other.onnx has no hash"),
+        (lambda m: m.update(files=[]), "'files' is missing"),
+        (lambda m: m["graphs"].append(3), "malformed"),
+    ],
+)
+def test_malformed_manifests(folder, change, message):
+    edit(folder, change)
+    with pytest.raises(InputError, match=message):
+        read_artefact(folder)
+
+
+def test_a_folder_without_a_manifest_names_the_export_command(tmp_path):
+    with pytest.raises(InputError, match="stan-infer export"):
+        read_artefact(tmp_path)
+    (tmp_path / MANIFEST).write_text("[" * 100_000)
+    with pytest.raises(InputError, match="not JSON"):
+        read_artefact(tmp_path)
