@@ -1,0 +1,28 @@
+"""stan-infer convert."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stan_infer.cli.options import Checkpoint, Json, Settings, parse_settings
+
+
+def convert(
+    checkpoint: Checkpoint,
+    target: Annotated[Path, typer.Argument(metavar="DST.safetensors", help="File to write.")],
+    settings: Settings = None,
+    json: Json = False,
+) -> None:
+    """Rewrite a checkpoint as safetensors: weights bit for bit, the config as metadata."""
+    from stan_infer.checkpoint import convert as convert_checkpoint
+    from stan_infer.report import print_facts, print_json
+
+    convert_checkpoint(checkpoint, target, parse_settings(settings))
+    record = {"source": checkpoint, "target": str(target), "bytes": target.stat().st_size}
+    if json:
+        print_json("convert", record)
+    else:
+        print_facts(record)

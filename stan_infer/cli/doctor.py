@@ -1,0 +1,40 @@
+"""stan-infer doctor."""
+
+from __future__ import annotations
+
+from stan_infer.cli.options import Json
+
+
+def doctor(json: Json = False) -> None:
+    """Show what is installed and which engines really run here, by trying each."""
+    from stan_infer.errors import CheckError
+    from stan_infer.machine import (
+        faults,
+        installed_versions,
+        machine_record,
+        try_decoders,
+        try_engines,
+    )
+    from stan_infer.report import print_facts, print_json, print_table
+
+    versions = installed_versions()
+    engines, decoders, found = try_engines(), try_decoders(), faults(versions)
+    if json:
+        record = {
+            "machine": machine_record(),
+            "versions": versions,
+            "engines": engines,
+            "decoders": decoders,
+            "faults": found,
+        }
+        print_json("doctor", record)
+    else:
+        print_facts(machine_record())
+        print()
+        rows = [{"package": k, "version": v or "not installed"} for k, v in versions.items()]
+        print_table(rows)
+        print()
+        columns = ["name", "device", "works", "reason", "help"]
+        print_table([{"reason": "", "help": "", **r} for r in engines + decoders], columns)
+    if found:
+        raise CheckError("; ".join(found))

@@ -1,0 +1,78 @@
+"""stan-infer embed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stan_infer.cli.options import (
+    Checkpoint,
+    Decoder,
+    Device,
+    Engine,
+    Json,
+    Settings,
+    Timeout,
+    parse_settings,
+)
+
+
+def embed(
+    checkpoint: Checkpoint,
+    videos: Annotated[list[Path], typer.Argument(help="Videos, or folders of videos.")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE.npz", help="File to write.")],
+    engine: Engine = "eager",
+    device: Device = "cpu",
+    batch: Annotated[int, typer.Option(min=1, max=64, help="Clips per call.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Decoding processes.")] = 1,
+    settings: Settings = None,
+    decoder: Decoder = "auto",
+    timeout: Timeout = 60.0,
+    json: Json = False,
+) -> None:
+    """Embed videos into a .npz file; unreadable ones are named and left out (exit code 2)."""
+    from stan_infer.cli.progress import progress_bar
+    from stan_infer.embed import Reading, collect, embed_videos, save_embeddings
+    from stan_infer.engines import open_session
+    from stan_infer.errors import InputError
+    from stan_infer.report import print_facts, print_json, say
+    from stan_infer.video import list_videos
+
+    if out.suffix != ".npz":
+        raise InputError(f"--out {out} must end in .npz")
+    if out.is_dir() or not out.parent.is_dir():
+        raise InputError(f"--out {out}: no such folder, or a folder itself; give a file name")
+    paths = list_videos(videos)
+    session = open_session(
+        checkpoint, engine, device=device, settings=parse_settings(settings) or None
+    )
+    with progress_bar("embedding", len(paths)) as step:
+
+        def on_reading(reading: Reading) -> None:
+            step()
+            if reading.error:
+                say(f"error: {reading.error}")
+
+        readings = embed_videos(
+            session, paths, batch=batch, workers=workers, decoder=decoder, timeout_s=timeout
+        )
+        good, bad = collect(readings, on_reading)
+    if not good:
+        raise InputError(f"none of the {len(paths)} videos could be read; {out} was not written")
+    save_embeddings(out, good, session, {"checkpoint": Path(checkpoint).name})
+    record = {
+        "out": str(out),
+        "videos": len(good),
+        "failed": len(bad),
+        **session.describe(),
+        "decoders": sorted({r.clip.decoder for r in good if r.clip}),
+    }
+    if json:
+        failures = [{"video": str(r.path), "error": r.error} for r in bad]
+        print_json("embed", {**record, "failures": failures})
+    else:
+        print_facts(record)
+    if bad:
+        raise typer.Exit(2)

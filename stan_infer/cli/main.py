@@ -1,0 +1,79 @@
+"""The program `stan-infer`: commands, exit codes, the one place where errors are caught."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Annotated
+
+import typer
+
+from stan_infer import __version__
+from stan_infer.cli.bench import bench
+from stan_infer.cli.convert import convert
+from stan_infer.cli.doctor import doctor
+from stan_infer.cli.embed import embed
+from stan_infer.cli.export import export
+from stan_infer.cli.inspect import inspect
+from stan_infer.cli.run import run
+from stan_infer.errors import StanError
+
+app = typer.Typer(
+    name="stan-infer",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Run trained STAN and Mug-STAN video-text checkpoints anywhere.",
+    epilog="Exit codes: 0 done, 1 a bug of ours, 2 bad input, 3 something is not installed or not "
+    "here, 4 a check failed.",
+)
+for command in (inspect, run, embed, export, convert, bench, doctor):
+    app.command()(command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"stan-infer {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Log what is done.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    level = logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("stan_infer").setLevel(level)
+
+
+def main() -> None:
+    """Run the command line and exit with the documented code."""
+    debug = "--debug" in sys.argv
+    try:
+        app()
+    except StanError as e:
+        if debug:
+            raise
+        print(f"error: {_one_line(e)}", file=sys.stderr)
+        sys.exit(e.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as e:
+        if debug:
+            raise
+        print(
+            f"internal error: {type(e).__name__}: {_one_line(e)}\n"
+            "This is a bug of stan_infer; `stan-infer --debug ...` shows where.",
+            file=sys.stderr,
+        )
+        sys.exit(1)
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return "".join(c if c.isprintable() else "?" for c in text)[:2000]

@@ -1,0 +1,73 @@
+"""Options that several commands share, and the parsing of their values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from stan_infer.errors import InputError
+
+Checkpoint = Annotated[
+    str,
+    typer.Argument(
+        metavar="CKPT", help="Checkpoint file, or an open_clip NAME:TAG. run, embed: or a folder."
+    ),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="A config field that shapes cannot tell."),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object per result, on stdout.")]
+Engine = Annotated[str, typer.Option(help="eager (checkpoint) or ort (exported folder).")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:1.")]
+Decoder = Annotated[str, typer.Option(help="auto (PyAV), pyav or decord.")]
+Timeout = Annotated[float, typer.Option(help="Seconds that one video may take to decode.")]
+MAX_TEXTS = 100_000
+
+
+def parse_settings(pairs: Sequence[str] | None) -> dict[str, Any]:
+    """["heads=2"] -> {"heads": "2"}; the config checks names and values."""
+    settings: dict[str, Any] = {}
+    for pair in pairs or []:
+        name, separator, value = pair.partition("=")
+        if not separator or not name.strip():
+            raise InputError(f"--set {pair!r} is not KEY=VALUE, as in --set heads=2")
+        settings[name.strip().replace("-", "_")] = value.strip()
+    return settings
+
+
+def parse_numbers(text: str, name: str, low: int, high: int) -> list[int]:
+    """ "1,4" -> [1, 4]; InputError for anything else or a number outside low..high."""
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"{name} {text!r} is no list of whole numbers, as in {name} 1,4") from None
+    for n in numbers:
+        if not low <= n <= high:
+            raise InputError(f"{name} {n} is out of range; allowed are {low} to {high}")
+    return numbers
+
+
+def read_texts(texts: Sequence[str] | None, labels: Path | None) -> list[str]:
+    """The texts of --text, or the lines of --labels; InputError unless exactly one was given."""
+    if bool(texts) == (labels is not None):
+        raise InputError("give either --text TEXT (once or more) or --labels FILE")
+    if labels is None:
+        return list(texts or [])
+    try:
+        if not labels.is_file():
+            raise InputError(f"labels {labels}: no such file; it holds one label per line")
+        if labels.stat().st_size > 16 * 2**20:
+            raise InputError(f"labels {labels} is larger than 16 MiB; it holds one label per line")
+        lines = [line.strip() for line in labels.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as e:
+        raise InputError(f"labels {labels} cannot be read as UTF-8 text: {e}") from e
+    found = [line for line in lines if line]
+    if not found:
+        raise InputError(f"labels {labels} is empty; it holds one label per line")
+    if len(found) > MAX_TEXTS:
+        raise InputError(f"labels {labels} has {len(found)} lines; at most {MAX_TEXTS} are read")
+    return found

@@ -1,0 +1,96 @@
+"""stan-infer run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from stan_infer.cli.options import (
+    Checkpoint,
+    Decoder,
+    Device,
+    Engine,
+    Json,
+    Settings,
+    Timeout,
+    parse_settings,
+    read_texts,
+)
+
+
+def run(
+    checkpoint: Checkpoint,
+    videos: Annotated[list[Path], typer.Argument(help="Videos, or folders of videos.")],
+    text: Annotated[list[str] | None, typer.Option(help="A text; may be repeated.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="File with one label per line.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="Texts shown per video.")] = 5,
+    engine: Engine = "eager",
+    device: Device = "cpu",
+    settings: Settings = None,
+    decoder: Decoder = "auto",
+    timeout: Timeout = 60.0,
+    json: Json = False,
+) -> None:
+    """Score videos against texts: which text fits each video best."""
+    from stan_infer.embed import embed_videos
+    from stan_infer.engines import open_session
+    from stan_infer.engines.session import score_features, token_ids
+    from stan_infer.report import print_json, print_table, say
+    from stan_infer.tokenizer import cut_texts
+    from stan_infer.video import list_videos
+
+    texts = read_texts(text, labels)
+    paths = list_videos(videos)
+    session = open_session(
+        checkpoint, engine, device=device, settings=parse_settings(settings) or None
+    )
+    ids = token_ids(session.config, texts, session.vocabulary)
+    features = session.embed_text(ids)
+    cut = cut_texts(texts, session.config.context_length, vocabulary=session.vocabulary)
+    failed = 0
+    for reading in embed_videos(session, paths, decoder=decoder, timeout_s=timeout):
+        if reading.clip is None or reading.features is None:
+            failed += 1
+            say(f"error: {reading.error}")
+            if json:
+                print_json("run", {"video": str(reading.path), "error": reading.error})
+            continue
+        scores = score_features(session.config, features, ids, reading.features[None])[:, 0]
+        rows = _rows(reading, texts, scores, session.config.temperature, cut)
+        if json:
+            record = {
+                "video": str(reading.path),
+                "decoder": reading.clip.decoder,
+                "total_frames": reading.clip.total_frames,
+                "frame_indices": reading.clip.indices,
+                "session": session.describe(),
+                "scores": [{k: v for k, v in r.items() if k != "video"} for r in rows],
+            }
+            print_json("run", record)
+        else:
+            print_table(rows[:top], ["video", "text", "score", "probability"])
+    if failed:
+        say(f"{failed} of {len(paths)} videos could not be read")
+        raise typer.Exit(2)
+
+
+def _rows(
+    reading: Any, texts: list[str], scores: Any, temperature: float, cut: list[int]
+) -> list[dict[str, Any]]:
+    import numpy as np
+
+    logits = scores.astype(np.float64) / temperature
+    weights = np.exp(logits - logits.max())
+    rows = [
+        {
+            "video": reading.path.name,
+            "text": t,
+            "score": float(s),
+            "probability": float(p),
+            "cut": i in cut,
+        }
+        for i, (t, s, p) in enumerate(zip(texts, scores, weights / weights.sum(), strict=True))
+    ]
+    return sorted(rows, key=lambda r: -r["score"])

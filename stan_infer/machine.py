@@ -1,0 +1,144 @@
+"""What is installed and what hardware is here, found by trying, as plain dicts."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+from collections.abc import Callable
+from typing import Any
+
+_PACKAGES = (
+    "numpy",
+    "typer",
+    "safetensors",
+    "torch",
+    "open_clip_torch",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "av",
+    "decord",
+    "opencv-python-headless",
+    "tokenizers",
+    "ftfy",
+    "triton",
+    "tensorrt",
+    "tensorrt-rtx",
+    "openvino",
+)
+
+# An ONNX model of one Identity node, float[1] x -> y, opset 20, IR 10: enough to see which provider
+# really opens a session, on a machine that has neither onnx nor torch.
+_IDENTITY = bytes.fromhex(
+    "080a3a370a100a017812017922084964656e746974791201675a0f0a0178120a0a08080112040a02"
+    "0801620f0a0179120a0a08080112040a02080142040a001014"
+)
+
+
+def machine_record() -> dict[str, Any]:
+    """The machine in words: processor, cores, memory in GiB, system, Python."""
+    return {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "memory_gib": _memory_gib(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+    }
+
+
+def installed_versions() -> dict[str, str | None]:
+    """Version of every package that matters, None where it is not installed."""
+    found: dict[str, str | None] = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def faults(versions: dict[str, str | None]) -> list[str]:
+    """Installations that cannot work, each with the command that mends it."""
+    if versions["onnxruntime"] and versions["onnxruntime-gpu"]:
+        return [
+            "onnxruntime and onnxruntime-gpu are both installed and own the same folder: "
+            "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
+        ]
+    return []
+
+
+def try_engines() -> list[dict[str, Any]]:
+    """Try every engine on every device: records with `works` and, if not, `reason` and `help`."""
+    return [
+        _try("eager", "cpu", lambda: _run_eager("cpu"), 'pip install "stan-infer[cpu]"'),
+        _try("eager", "cuda", lambda: _run_eager("cuda"), 'pip install "stan-infer[gpu]"'),
+        _try("ort", "cpu", lambda: _run_ort("cpu"), 'pip install "stan-infer[runtime]"'),
+        _try("ort", "cuda", lambda: _run_ort("cuda"), 'pip install "stan-infer[gpu]"'),
+    ]
+
+
+def try_decoders() -> list[dict[str, Any]]:
+    """Try every video decoder, as try_engines does."""
+    return [
+        _try("pyav", "cpu", _run_pyav, 'pip install "stan-infer[runtime]"'),
+        _try("decord", "cpu", lambda: __import__("decord"), "pip install decord"),
+    ]
+
+
+def _try(name: str, device: str, run: Callable[[], object], remedy: str) -> dict[str, Any]:
+    record: dict[str, Any] = {"name": name, "device": device, "works": True}
+    try:
+        run()
+    except Exception as e:
+        # Whatever a broken installation raises is the finding.
+        record |= {"works": False, "reason": str(e).split("\n")[0][:200], "help": remedy}
+    return record
+
+
+def _run_eager(device: str) -> None:
+    import torch
+
+    from stan_infer.config import preset
+    from stan_infer.engines import open_session
+    from stan_infer.model import Stan, init_random
+
+    session = open_session(init_random(Stan(preset("stan-tiny"))), "eager", device=device)
+    clip = torch.zeros(1, 2, 64, 64, 3, dtype=torch.uint8)
+    if not torch.isfinite(session.embed_video(clip)).all():
+        raise RuntimeError("a tiny model returned values that are not finite")
+
+
+def _run_ort(device: str) -> None:
+    import numpy as np
+
+    from stan_infer.engines.ort_session import open_graph
+
+    x = np.ones(1, dtype=np.float32)
+    if open_graph(_IDENTITY, device=device).run(None, {"x": x})[0] != x:
+        raise RuntimeError("an identity graph changed its input")
+
+
+def _run_pyav() -> None:
+    import av
+
+    av.CodecContext.create("h264", "r")
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo") as f:
+            for line in f:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _memory_gib() -> float | None:
+    if sys.platform == "win32" or not hasattr(os, "sysconf"):
+        return None
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30

@@ -1,0 +1,87 @@
+"""Run the command line in this process: (exit code, stdout, stderr)."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+
+import pytest
+
+from stan_infer.checkpoint import save_model
+from stan_infer.cli.main import main
+from stan_infer.config import preset
+from stan_infer.model import Stan, init_random
+
+
+@dataclass(frozen=True)
+class Done:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def records(self) -> list[dict]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys):
+    def run(*args) -> Done:
+        monkeypatch.setattr(sys, "argv", ["stan-infer", *map(str, args)])
+        code = 0
+        try:
+            main()
+        except SystemExit as e:
+            code = e.code or 0
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return Done(code, out, err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """A tiny checkpoint with CLIP's vocabulary and 64-pixel frames, random weights."""
+    path = tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors"
+    save_model(init_random(Stan(preset("stan-tiny")), seed=3), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def artefact(checkpoint, tmp_path_factory):
+    from stan_infer.checkpoint import load_model
+    from stan_infer.export import export_model
+
+    out = tmp_path_factory.mktemp("artefact") / "tiny"
+    export_model(load_model(checkpoint), out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def videos(tmp_path_factory):
+    """A folder with three short clips."""
+    folder = tmp_path_factory.mktemp("videos")
+    for i in range(3):
+        write_video(folder / f"clip{i}.mp4", seed=i)
+    return folder
+
+
+def write_video(path, seed=0, frames=20, size=96):
+    """A moving bright square on noise, H.264."""
+    import av
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width = stream.height = size
+        stream.pix_fmt = "yuv420p"
+        for t in range(frames):
+            image = rng.integers(0, 60, (size, size, 3), dtype=np.uint8)
+            image[10:30, 2 * t : 2 * t + 20] = 200
+            for packet in stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)

@@ -1,0 +1,212 @@
+"""Bad input: one clear error, the documented exit code, no traceback, nothing half-written."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from tests.cli.conftest import write_video
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["inspect", "absent.pth"], "absent.pth"),
+        (["inspect", "{ckpt}", "--set", "width=3"], "told by the checkpoint's tensor shapes"),
+        (["inspect", "{ckpt}", "--set", "frames"], "not KEY=VALUE"),
+        (["inspect", "{ckpt}", "--frames", "65"], "allowed are 1 to 64"),
+        (["run", "{ckpt}", "{videos}"], "either --text"),
+        (["run", "{ckpt}", "{videos}", "--text", "a", "--labels", "x"], "either --text"),
+        (["run", "{ckpt}", "{videos}", "--labels", "absent.txt"], "no such file"),
+        (["run", "{ckpt}", "{videos}", "--labels", "{empty}"], "is empty"),
+        (["run", "{ckpt}", "{videos}", "--text", "word " * 10_000], "10,?000"),
+        (["run", "{ckpt}", "absent.mp4", "--text", "a"], "absent.mp4"),
+        (["run", "{ckpt}", "{nothing}", "--text", "a"], "no video"),
+        (["run", "{ckpt}", "{videos}", "--text", "a", "--set", "frames=65"], "1 to 64"),
+        (["run", "{ckpt}", "{videos}", "--text", "a", "--engine", "eagre"], "mean 'eager'"),
+        (["run", "{ckpt}", "{videos}", "--text", "a", "--decoder", "pyva"], "mean 'pyav'"),
+        (["run", "{ckpt}", "{videos}", "--text", "a", "--engine", "ort"], "stan-infer export"),
+        (["embed", "{ckpt}", "{videos}", "-o", "x.txt"], "must end in .npz"),
+        (["embed", "{ckpt}", "{videos}", "-o", "/nowhere/x.npz"], "no such folder"),
+        (["export", "{ckpt}", "-o", "{videos}"], "not empty"),
+        (["export", "{ckpt}", "-o", "{empty}"], "a file of that name"),
+        (["export", "{ckpt}", "-o", "x", "--precision", "fp23"], "mean 'fp32'"),
+        (["convert", "{ckpt}", "x.pth"], "must end in .safetensors"),
+        (["bench", "--preset", "stan-b23"], "mean 'stan-b32'"),
+        (["bench", "--engine", "eager,otr"], "mean 'ort'"),
+        (["bench", "--preset", "stan-tiny", "--frames", "0"], "out of range"),
+        (["bench", "--preset", "stan-tiny", "--batch", "one"], "no list of whole numbers"),
+    ],
+)
+def test_exit_code_2(cli, checkpoint, videos, tmp_path, monkeypatch, args, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.txt").write_text("\n  \n")
+    (tmp_path / "nothing").mkdir()
+    places = {
+        "ckpt": checkpoint,
+        "videos": videos,
+        "empty": tmp_path / "empty.txt",
+        "nothing": tmp_path / "nothing",
+    }
+    done = cli(*(a.format(**places) for a in args))
+    assert done.code == 2, done.err
+    assert done.err.count("error:") == 1 and done.out == ""
+    import re
+
+    assert re.search(message, done.err), done.err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty.txt", "nothing"]
+
+
+@pytest.mark.parametrize("args", [["exprot", "x"], ["bench", "--bathc", "1"], []])
+def test_usage_errors_are_exit_code_2(cli, args):
+    assert cli(*args).code == 2
+
+
+def test_what_is_not_here_is_exit_code_3(cli, checkpoint, videos):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is here: nothing is missing")
+    done = cli("run", checkpoint, videos, "--text", "a", "--device", "cuda")
+    assert done.code == 3 and "--device cpu" in done.err
+
+
+def test_a_changed_artefact_is_exit_code_4(cli, artefact, videos, tmp_path):
+    import shutil
+
+    shutil.copytree(artefact, tmp_path / "copy")
+    path = tmp_path / "copy" / "video.onnx"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    done = cli("run", tmp_path / "copy", videos, "--text", "a", "--engine", "ort")
+    assert done.code == 4 and "hash of video.onnx" in done.err
+
+
+def test_a_bug_of_ours_is_exit_code_1(cli, checkpoint, monkeypatch):
+    def fail(*args, **kwargs):
+        raise ZeroDivisionError("oh")
+
+    monkeypatch.setattr("stan_infer.checkpoint.inspect_checkpoint", fail)
+    done = cli("inspect", checkpoint)
+    assert done.code == 1 and "internal error: ZeroDivisionError: oh" in done.err
+
+
+def test_one_bad_file_does_not_stop_the_rest(cli, checkpoint, videos, tmp_path):
+    bad = tmp_path / "bad.mp4"
+    bad.write_text("this is no video")
+    out = tmp_path / "v.npz"
+    done = cli("embed", checkpoint, videos / "clip0.mp4", bad, videos / "clip1.mp4", "-o", out)
+    assert done.code == 2 and "bad.mp4" in done.err
+    assert [p[-9:] for p in np.load(out)["paths"]] == ["clip0.mp4", "clip1.mp4"]
+    done = cli("run", checkpoint, bad, videos / "clip0.mp4", "--text", "a", "--json")
+    assert done.code == 2 and "error" in done.records[0] and "scores" in done.records[1]
+
+
+def test_only_bad_files_write_nothing(cli, checkpoint, tmp_path):
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(b"")
+    done = cli("embed", checkpoint, bad, "-o", tmp_path / "v.npz")
+    assert done.code == 2 and "none of the 1 videos" in done.err
+    assert [p.name for p in tmp_path.iterdir()] == ["bad.mp4"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="/dev/full is a device of Linux")
+def test_a_full_disk(cli, checkpoint, videos, tmp_path, monkeypatch):
+    """Writes fail with ENOSPC, as on a full disk: the file size limit stands in for it."""
+    import errno
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("numpy.savez", full)
+    done = cli("embed", checkpoint, videos, "-o", tmp_path / "v.npz")
+    assert done.code == 2 and "No space left on device" in done.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/shm"), reason="needs a small file system")
+@pytest.mark.parametrize("command", ["embed", "export", "convert"])
+def test_a_file_size_limit_leaves_nothing_behind(checkpoint, videos, tmp_path, command):
+    """A real failing write: the process may not write files beyond 2 kB."""
+    targets = {"embed": "v.npz", "export": "out", "convert": "c.safetensors"}
+    target = str(tmp_path / targets[command])
+    more = {
+        "embed": [str(videos), "-o", target],
+        "export": ["-o", target],
+        "convert": [target],
+    }[command]
+    code = (
+        "import resource, signal, sys\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
+        "from stan_infer.cli.main import main\n"
+        "sys.argv = ['stan-infer', *sys.argv[1:]]\n"
+        "main()\n"
+    )
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    run = [sys.executable, "-c", code, command, str(checkpoint), *more]
+    done = subprocess.run(run, capture_output=True, text=True, env=environment)
+    assert done.returncode == 2, done.stderr
+    assert "File too large" in done.stderr and "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(
+    not os.path.isdir("/sys/kernel"), reason="needs a folder that root cannot write"
+)
+@pytest.mark.parametrize("command", ["embed", "export", "convert"])
+def test_a_read_only_folder(cli, checkpoint, videos, command):
+    args = {
+        "embed": (videos, "-o", "/sys/kernel/v.npz"),
+        "export": ("-o", "/sys/kernel/out"),
+        "convert": ("/sys/kernel/c.safetensors",),
+    }
+    done = cli(command, checkpoint, *args[command])
+    assert done.code == 2 and "cannot write /sys/kernel" in done.err
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_nothing_behind(checkpoint, tmp_path):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    write_video(folder / "clip.mp4", frames=30)
+    for i in range(400):
+        (folder / f"clip{i}.mp4").symlink_to(folder / "clip.mp4")
+    out = tmp_path / "out"
+    out.mkdir()
+    command = [sys.executable, "-m", "stan_infer", "embed", str(checkpoint)]
+    names = [str(p) for p in sorted(folder.iterdir())]
+    process = subprocess.Popen(
+        [*command, *names, "-o", str(out / "v.npz")],
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while not children(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)  # until the decoding worker runs
+    time.sleep(0.5)
+    workers = children(process.pid)
+    assert workers and process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert b"Traceback" not in err
+    assert list(out.iterdir()) == []
+    for pid in workers:
+        assert not os.path.exists(f"/proc/{pid}"), "a decoding worker lives on"
+
+
+def children(pid: int) -> list[int]:
+    path = f"/proc/{pid}/task/{pid}/children"
+    try:
+        with open(path) as f:
+            return [int(p) for p in f.read().split()]
+    except OSError:
+        return []

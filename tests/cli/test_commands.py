@@ -1,0 +1,153 @@
+"""Every command on good input: what it prints, what it writes."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import stan_infer as si
+from tests.conftest import relative_error
+
+
+def test_inspect(cli, checkpoint):
+    done = cli("inspect", checkpoint, "--json", "--frames", "12")
+    (record,) = done.records
+    assert done.code == 0 and record["schema"] == "stan-infer/inspect/1"
+    assert record["config"]["branch_layers"] == 3 and record["frames"] == 12
+    parts = [record[f"parameters_{p}"] for p in ("trunk", "branch", "text")]
+    assert sum(parts) == record["parameters"] and all(parts)
+    table = cli("inspect", checkpoint)
+    assert "video and text" in table.out and "gflop_per_clip" in table.out
+
+
+def test_inspect_a_name_without_weights(cli):
+    (record,) = cli("inspect", "ViT-B-32-quickgelu", "--set", "frames=8", "--json").records
+    assert record["layout"] == "open_clip ViT-B-32-quickgelu"
+    assert record["gflop_per_clip"] == pytest.approx(102.46, rel=1e-3)
+    assert "untrained" in record["notes"][0]
+
+
+def test_inspect_shows_what_was_ignored_and_hinted(cli, golden):
+    heads = ("--set", "heads=1", "--set", "text_heads=1", "--json")
+    (record,) = cli("inspect", golden / "e_oldnames.pth", *heads).records
+    assert any(k.endswith("timesFPN_pos_embed.weight") for k in record["ignored"])
+    (record,) = cli("inspect", golden / "d_fullvocab.pth", *heads).records
+    assert record["hints"]["trainer"]["head"] == "mug"
+    assert any("hints at head mug" in n for n in record["notes"])
+
+
+@pytest.mark.parametrize("engine", ["eager", "ort"])
+def test_run_scores_every_video_of_a_folder(cli, checkpoint, artefact, videos, engine):
+    source = checkpoint if engine == "eager" else artefact
+    texts = ("--text", "a dog runs", "--text", "a red square", "--text", "nothing")
+    done = cli("run", source, videos, *texts, "--engine", engine, "--json")
+    assert done.code == 0 and len(done.records) == 3
+    for record in done.records:
+        assert record["session"]["engine"] == engine and record["decoder"] == "pyav"
+        scores = [s["score"] for s in record["scores"]]
+        assert scores == sorted(scores, reverse=True) and len(scores) == 3
+        assert sum(s["probability"] for s in record["scores"]) == pytest.approx(1)
+    first = done.records[0]
+    session = si.open_session(checkpoint)
+    wanted = session.score(["a dog runs"], session.read_clip(first["video"])[None])
+    (got,) = [s["score"] for s in first["scores"] if s["text"] == "a dog runs"]
+    assert got == pytest.approx(float(wanted), abs=1e-5)
+    table = cli("run", source, videos / "clip0.mp4", *texts, "--engine", engine, "--top", "1")
+    assert len(table.out.splitlines()) == 2
+
+
+def test_run_reads_labels_and_reports_a_cut_text(cli, checkpoint, videos, tmp_path):
+    labels = tmp_path / "labels.txt"
+    labels.write_text("a cat\n\n" + "very " * 40 + "long\n")
+    done = cli("run", checkpoint, videos / "clip0.mp4", "--labels", labels, "--json")
+    cut = {s["text"][:5]: s["cut"] for s in done.records[0]["scores"]}
+    assert cut == {"a cat": False, "very ": True}
+    assert "very very" in done.err
+
+
+@pytest.mark.parametrize("engine", ["eager", "ort"])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_embed_writes_vectors_in_the_given_order(
+    cli, checkpoint, artefact, videos, tmp_path, engine, batch
+):
+    out = tmp_path / "v.npz"
+    source = checkpoint if engine == "eager" else artefact
+    more = ("--batch", batch, "--workers", "2", "--engine", engine, "--json")
+    done = cli("embed", source, videos / "clip2.mp4", videos, "-o", out, *more)
+    assert done.code == 0 and done.records[0]["videos"] == 4
+    data = np.load(out, allow_pickle=False)
+    assert [p.rsplit("/")[-1] for p in data["paths"]] == [f"clip{i}.mp4" for i in (2, 0, 1, 2)]
+    session = si.open_session(checkpoint)
+    clips = np.stack([session.read_clip(p) for p in data["paths"]])
+    assert relative_error(data["embeddings"], session.embed_video(clips)) < 1e-5
+    assert data["indices"].shape == (4, 8) and set(data["decoders"]) == {"pyav"}
+    assert json.loads(str(data["info"]))["config"] == session.config.to_dict()
+
+
+def test_embed_with_a_mug_head_keeps_frames(cli, checkpoint, videos, tmp_path):
+    out = tmp_path / "v.npz"
+    assert cli("embed", checkpoint, videos, "-o", out, "--set", "head=mug").code == 0
+    assert np.load(out)["embeddings"].shape == (3, 8, 64)
+
+
+def test_export_and_run_again_over_the_same_folder(cli, checkpoint, tmp_path):
+    for _ in range(2):
+        done = cli("export", checkpoint, "-o", tmp_path / "out", "--json")
+        assert done.code == 0
+    (record,) = done.records
+    assert all(p["pass"] and p["max_rel"] < 1e-4 for p in record["parity"])
+    names = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert names == ["manifest.json", "text.onnx", "tokenizer.json", "video.onnx"]
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_convert(cli, checkpoint, tmp_path):
+    out = tmp_path / "copy.safetensors"
+    assert cli("convert", checkpoint, out).code == 0
+    assert out.read_bytes() == checkpoint.read_bytes()
+
+
+def test_bench_compares_with_eager(cli, checkpoint):
+    done = cli(
+        *("bench", checkpoint, "--engine", "ort", "--batch", "1,2", "--frames", "3", "--json"),
+        *("--repeats", "2", "--warmup", "1"),
+    )
+    assert done.code == 0
+    rows = done.records
+    assert [(r["engine"], r["batch"]) for r in rows] == [
+        ("eager", 1),
+        ("ort", 1),
+        ("eager", 2),
+        ("ort", 2),
+    ]
+    for row in rows:
+        assert row["latency_ms_p95"] >= row["latency_ms_p50"] >= row["latency_ms_min"] > 0
+        assert row["clips_per_s"] == pytest.approx(row["batch"] / row["latency_ms_p50"] * 1e3)
+        assert row["max_rel_error"] < 1e-4 and row["machine"]["cpu"]
+    assert {r["speedup"] for r in rows if r["engine"] == "eager"} == {1.0}
+
+
+def test_bench_without_a_checkpoint(cli):
+    done = cli("bench", "--preset", "stan-tiny", "--engine", "eager", "--repeats", "1")
+    assert done.code == 0 and "random weights" in done.err and "eager" in done.out
+
+
+def test_doctor_tries_every_engine(cli):
+    done = cli("doctor", "--json")
+    (record,) = done.records
+    assert done.code == 0 and record["faults"] == []
+    works = {(e["name"], e["device"]): e for e in record["engines"]}
+    assert works["eager", "cpu"]["works"] and works["ort", "cpu"]["works"]
+    for entry in record["engines"] + record["decoders"]:
+        assert entry["works"] or (entry["reason"] and "pip install" in entry["help"])
+
+
+def test_doctor_finds_two_onnxruntimes(cli, monkeypatch):
+    from stan_infer import machine
+
+    versions = machine.installed_versions() | {"onnxruntime": "1.2", "onnxruntime-gpu": "1.2"}
+    monkeypatch.setattr(machine, "installed_versions", lambda: versions)
+    done = cli("doctor")
+    assert done.code == 4 and "pip uninstall -y onnxruntime onnxruntime-gpu" in done.err
