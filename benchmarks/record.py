@@ -1,0 +1,50 @@
+"""Append measured rows to benchmarks/results/, each with its machine, versions, commit and date."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from stan_infer.machine import installed_versions, machine_record
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def append_rows(kind: str, rows: list[dict[str, Any]]) -> Path:
+    """Append rows of one kind ("sweep", "load", ...) measured just now; return the file."""
+    machine = machine_record()
+    name = re.sub(r"[^a-z0-9]+", "-", f"{machine['cpu']}-{machine['cores']}-cores".lower())
+    path = RESULTS / f"{name.strip('-')}.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    names = ("torch", "onnxruntime", "numpy")
+    versions = {k: v for k, v in installed_versions().items() if k in names}
+    common = {
+        "kind": kind,
+        "machine": machine,
+        "versions": versions,
+        "commit": _commit(),
+        "date": datetime.date.today().isoformat(),
+    }
+    with path.open("a") as f:
+        for row in rows:
+            f.write(json.dumps({**common, **row}, sort_keys=True) + "\n")
+    return path
+
+
+def read_rows(kind: str) -> list[dict[str, Any]]:
+    """Rows of one kind from every machine, oldest first."""
+    rows = []
+    for path in sorted(RESULTS.glob("*.jsonl")):
+        rows += [json.loads(line) for line in path.read_text().splitlines()]
+    return [r for r in rows if r["kind"] == kind]
+
+
+def _commit() -> str:
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"

@@ -1,0 +1,119 @@
+"""python -m benchmarks.table [--write | --check]: README tables from recorded runs.
+
+The README holds markers `<!-- table:NAME -->` ... `<!-- /table -->`; what stands between them is
+generated from benchmarks/results/ and examples/motion/results.json, never typed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.record import ROOT, read_rows
+
+
+def sweep_table() -> str:
+    """Latency of the newest run of every model, shape and engine, with its machine."""
+    newest = {
+        (r["machine"]["cpu"], r["model"], r["batch"], r["frames"], r["engine"]): r
+        for r in read_rows("sweep")
+    }
+    lines = []
+    for machine in sorted({k[0] for k in newest}):
+        rows = [r for k, r in newest.items() if k[0] == machine]
+        lines += [_machine_line(rows[-1]), ""]
+        lines += [
+            "| model | B | T | engine | ms p50 | ms p95 | clips/s | GFLOP/s | x eager | error |"
+        ]
+        lines += ["|---|---|---|---|---|---|---|---|---|---|"]
+        for r in rows:
+            lines.append(
+                f"| {r['model']} | {r['batch']} | {r['frames']} | {r['engine']} "
+                f"| {r['latency_ms_p50']:.4g} | {r['latency_ms_p95']:.4g} "
+                f"| {r['clips_per_s']:.3g} | {r['gflop_per_s']:.3g} "
+                f"| {r['speedup']:.2f} | {r['max_rel_error']:.0e} |"
+            )
+    return "\n".join(lines) if lines else "not measured"
+
+
+def load_table() -> str:
+    """Loading time and memory, and start-up time, newest run of each."""
+    newest = {r["model"]: r for r in read_rows("load")}
+    if not newest:
+        return "not measured"
+    lines = [_machine_line(next(iter(newest.values()))), ""]
+    lines += ["| checkpoint | file MiB | load s (worst) | peak memory / file size (worst) |"]
+    lines += ["|---|---|---|---|"]
+    for name, r in newest.items():
+        lines.append(
+            f"| {name} | {r['file_mib']:.0f} | {r['load_s']:.2f} ({r['load_s_max']:.2f}) "
+            f"| {r['peak_over_file']:.2f} ({r['peak_over_file_max']:.2f}) |"
+        )
+    startup = read_rows("startup")
+    if startup:
+        lines += ["", f"`stan-infer --help`: {startup[-1]['help_s_p50']:.2f} s (median of 7)."]
+    return "\n".join(lines)
+
+
+def motion_table() -> str:
+    """Held-out accuracy of the demo checkpoint."""
+    path = ROOT / "examples" / "motion" / "results.json"
+    if not path.is_file():
+        return "not measured"
+    r = json.loads(path.read_text())
+    lines = ["| held-out clips | motion, of 10 | caption, of 400 |", "|---|---|---|"]
+    for key, label in (("stan", "STAN"), ("trunk_only", "trunk alone"), ("shuffled", "shuffled")):
+        if key in r:
+            lines.append(
+                f"| {label}, {r[key]['clips']} clips | {100 * r[key]['motion']:.1f} % "
+                f"| {100 * r[key]['caption']:.1f} % |"
+            )
+    return "\n".join(lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "sweep": sweep_table,
+    "load": load_table,
+    "motion": motion_table,
+}
+
+
+def render(text: str) -> str:
+    """Return `text` with every marked table generated anew."""
+
+    def fill(match: re.Match[str]) -> str:
+        return f"<!-- table:{match[1]} -->\n{TABLES[match[1]]()}\n<!-- /table -->"
+
+    return re.sub(r"<!-- table:(\w+) -->.*?<!-- /table -->", fill, text, flags=re.DOTALL)
+
+
+def main() -> None:
+    """Write the tables, or fail if they are not what the recorded runs say."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    group = parser.add_mutually_exclusive_group(required=True)
+    group.add_argument("--write", action="store_true")
+    group.add_argument("--check", action="store_true")
+    args = parser.parse_args()
+    readme = ROOT / "README.md"
+    now = readme.read_text()
+    wanted = render(now)
+    if args.write:
+        readme.write_text(wanted)
+    elif now != wanted:
+        sys.exit("README.md does not match the recorded runs: python -m benchmarks.table --write")
+
+
+def _machine_line(row: dict[str, Any]) -> str:
+    m, v = row["machine"], row["versions"]
+    return (
+        f"{m['cpu']}, {m['cores']} cores, {m['system']}, Python {m['python']}, "
+        f"torch {v['torch']}, ONNX Runtime {v['onnxruntime']}, {row['date']}:"
+    )
+
+
+if __name__ == "__main__":
+    main()

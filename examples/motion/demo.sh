@@ -1,0 +1,16 @@
+#!/bin/sh
+# The main job on real input: inspect a trained checkpoint, classify clips, export, run the export,
+# compare its speed with eager mode.
+set -e
+cd "$(dirname "$0")"
+out=../../out/motion
+mkdir -p ../../out
+
+say() { printf '\n\033[1m$ %s\033[0m\n' "$*"; "$@"; }
+
+say stan-infer inspect motion.safetensors
+say stan-infer run motion.safetensors clips --labels labels.txt --top 1
+say stan-infer export motion.safetensors -o "$out"
+say stan-infer run "$out" clips --engine ort --labels labels.txt --top 1
+say stan-infer embed "$out" clips --engine ort -o ../../out/clips.npz
+say stan-infer bench motion.safetensors --engine eager,ort --batch 1,4 --frames 8
