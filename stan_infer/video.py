@@ -1,0 +1,242 @@
+"""Read T frames of a video as the authors' test pipeline does: sample, decode, resize, crop."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stan_infer.decoders import (
+    MAX_PIXELS,
+    Found,
+    Image,
+    Indices,
+    Sample,
+    Shrink,
+    open_video,
+    package,
+    read_pyav,
+    told,
+)
+from stan_infer.errors import InputError, nearest
+
+MAX_FRAMES = 64
+DECODERS = ("auto", "pyav", "decord")
+SUFFIXES = tuple(".mp4 .mkv .webm .avi .mov .m4v .mpg .mpeg .ts .flv .wmv .3gp .gif".split())
+
+
+@dataclass(frozen=True)
+class Clip:
+    """T frames of one video, and where they come from.
+
+    pixels: uint8 [T, crop, crop, 3], RGB. indices: int64 [T], frame numbers from 0.
+    total_frames: frames of the video. decoder: "pyav" or "decord".
+    source_size: (height, width) of the first frame read, after rotation, before resizing.
+    """
+
+    pixels: NDArray[np.uint8]
+    indices: Indices
+    total_frames: int
+    decoder: str
+    source_size: tuple[int, int]
+
+
+def sample_indices(total_frames: int, frames: int) -> Indices:
+    """Return the frame numbers int64 [frames] that the authors' test pipeline takes.
+
+    They go by frame number, not by time; a video shorter than `frames` repeats some.
+    Raises InputError unless total_frames >= 1 and 1 <= frames <= 64. Source: the release's
+    SampleFrames in test mode, one clip (double arithmetic, ties to even).
+    """
+    if total_frames < 1:
+        raise InputError(f"cannot sample frames: the video has {total_frames}; it needs at least 1")
+    _check_frames(frames)
+    segment = (total_frames - 1) / frames
+    starts = np.round(segment * np.arange(frames, dtype=np.float64))
+    return starts.astype(np.int64) + int(segment / 2)
+
+
+def read_clip(
+    path: str | os.PathLike[str],
+    frames: int = 12,
+    *,
+    short_side: int = 224,
+    crop: int = 224,
+    decoder: str = "auto",
+) -> NDArray[np.uint8]:
+    """Return the pixels uint8 [frames, crop, crop, 3] (RGB) of `read_clip_info`."""
+    clip = read_clip_info(path, frames=frames, short_side=short_side, crop=crop, decoder=decoder)
+    return clip.pixels
+
+
+def read_clip_info(
+    path: str | os.PathLike[str],
+    *,
+    frames: int = 12,
+    short_side: int = 224,
+    crop: int = 224,
+    decoder: str = "auto",
+) -> Clip:
+    """Sample, decode, resize and crop one video file.
+
+    frames: 1 to 64. short_side: pixels of the shorter side after resizing (the longer one follows).
+    crop: side of the centred square, at most short_side. decoder: "auto" (PyAV), "pyav", "decord".
+    The container's rotation is applied. Raises InputError for wrong options and for a file that is
+    no video, is cut off, or is damaged where a frame is needed (decord conceals damage; PyAV does
+    not); MissingError without the decoder's package.
+    """
+    check_options(frames=frames, short_side=short_side, crop=crop, decoder=decoder)
+    name = "pyav" if decoder == "auto" else decoder
+    file = _regular_file(Path(path))
+
+    def shrink(image: Image) -> Image:
+        return resize_crop([image], short_side, crop)[0]
+
+    with told(file):
+        read = read_pyav if name == "pyav" else _read_decord
+        found = read(file, lambda total: sample_indices(total, frames), shrink)
+    pixels = np.stack([found.images[i] for i in found.indices.tolist()])
+    return Clip(pixels, found.indices, found.total_frames, name, found.size)
+
+
+def check_options(*, frames: int, short_side: int, crop: int, decoder: str) -> None:
+    """Raise InputError for options that `read_clip_info` would refuse for every file."""
+    _check_frames(frames)
+    if decoder not in DECODERS:
+        hint = nearest(decoder, DECODERS)
+        raise InputError(f"no decoder '{decoder}'{hint}; choose one of {', '.join(DECODERS)}")
+    if short_side < 1 or short_side**2 > MAX_PIXELS:
+        raise InputError(f"short_side is {short_side}; it must lie in 1 to {int(MAX_PIXELS**0.5)}")
+    if not 1 <= crop <= short_side:
+        raise InputError(
+            f"crop is {crop}; it must lie in 1 to short_side ({short_side}): lower crop or raise "
+            "short_side"
+        )
+
+
+def resized_size(height: int, width: int, short_side: int) -> tuple[int, int]:
+    """Return (height, width) after scaling the shorter side to `short_side`, as mmcv rounds."""
+    scale = short_side / min(height, width)
+    return int(height * scale + 0.5), int(width * scale + 0.5)
+
+
+def resize_crop(
+    frames: NDArray[np.uint8] | Sequence[Image], short_side: int, crop: int
+) -> NDArray[np.uint8]:
+    """Resize uint8 frames [T, H, W, 3] (or T images of any sizes) and cut the centred square.
+
+    Returns uint8 [T, crop, crop, 3]. Bilinear without antialias (OpenCV INTER_LINEAR), as the
+    release does; small frames grow. Raises InputError if the frames are no such pictures, if crop
+    exceeds short_side, or if a very long frame would exceed 2**26 pixels; MissingError without cv2.
+    """
+    check_options(frames=1, short_side=short_side, crop=crop, decoder="auto")
+    cv2 = package("cv2")
+    result = np.empty((len(frames), crop, crop, 3), np.uint8)
+    for i, image in enumerate(frames):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise InputError(
+                f"frame {i} is {image.dtype} {list(image.shape)}; it must be uint8 [H, W, 3]"
+            )
+        height, width = resized_size(image.shape[0], image.shape[1], short_side)
+        if height * width > MAX_PIXELS:
+            raise InputError(
+                f"a frame of {image.shape[1]}x{image.shape[0]} becomes {width}x{height} at "
+                f"short_side {short_side}; at most {MAX_PIXELS} pixels are allowed: pad or cut it"
+            )
+        large = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+        top, left = (height - crop) // 2, (width - crop) // 2
+        result[i] = large[top : top + crop, left : left + crop]
+    return result
+
+
+def list_videos(paths: Sequence[Path]) -> list[Path]:
+    """Return the videos that `paths` name: files as given, folders walked in sorted order.
+
+    A folder gives the files below it with a known suffix (SUFFIXES, any case); hidden ones, links
+    to folders and links that lead out of the folder are passed over. Raises InputError for a path
+    that does not exist, a folder that cannot be read and a folder without any video.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = _walk(path)
+            if not inside:
+                raise InputError(f"folder {path} holds no video ({' '.join(SUFFIXES)})")
+            found += inside
+        elif os.path.lexists(path):
+            found.append(path)
+        else:
+            raise InputError(f"no such video file or folder: {path}; check the spelling")
+    return found
+
+
+def _walk(folder: Path) -> list[Path]:
+    def fail(e: OSError) -> None:
+        raise InputError(f"cannot read folder {e.filename}: {e.strerror}; check its permissions")
+
+    root, found = folder.resolve(), []
+    for place, folders, files in os.walk(folder, onerror=fail):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in files:
+            file = Path(place, name)
+            if name.startswith(".") or file.suffix.lower() not in SUFFIXES or not file.is_file():
+                continue
+            if not file.is_symlink() or file.resolve().is_relative_to(root):
+                found.append(file)
+    return sorted(found)
+
+
+def _check_frames(frames: int) -> None:
+    if not 1 <= frames <= MAX_FRAMES:
+        raise InputError(
+            f"frames is {frames}; it must lie in 1 to {MAX_FRAMES}: the model's time table has "
+            f"{MAX_FRAMES} rows"
+        )
+
+
+def _regular_file(path: Path) -> Path:
+    # Opening a FIFO would wait for ever, and a device may do anything: look before opening.
+    try:
+        status = path.stat()
+    except (OSError, ValueError) as e:
+        raise InputError(f"cannot read video {path}: {getattr(e, 'strerror', e)}") from e
+    if stat.S_ISDIR(status.st_mode):
+        raise InputError(f"{path} is a folder; a video file is needed")
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"{path} is a pipe, socket or device; a regular video file is needed")
+    if status.st_size == 0:
+        raise InputError(f"{path} is empty (0 bytes); fetch or encode it again")
+    return path
+
+
+def _read_decord(path: Path, sample: Sample, shrink: Shrink) -> Found:
+    """As `read_pyav` with decord, the authors' decoder, by its own count of frames.
+
+    It conceals damage, and on a container that lies it may hang or crash. PyAV checks the file
+    first, as decord itself would follow playlists. Raises InputError, MissingError.
+    """
+    decord = package("decord")
+    with open_video(path):
+        pass
+    images: dict[int, Image] = {}
+    try:
+        reader = decord.VideoReader(str(path.absolute()), ctx=decord.cpu(0), num_threads=1)
+        total = len(reader)
+        if total < 1:
+            raise InputError(f"{path} holds no frame that decord can read; fetch it again")
+        indices = sample(total)
+        numbers = np.unique(indices).tolist()
+        batch = reader.get_batch(numbers).asnumpy()
+    except decord.DECORDError as e:
+        lines = [line for line in str(e).splitlines() if line.strip()] or ["no reason given"]
+        raise InputError(
+            f"decord cannot decode {path}: {lines[0][-300:]}; try --decoder pyav"
+        ) from e
+    for number, image in zip(numbers, batch, strict=True):
+        images[number] = shrink(image)
+    return Found(images, indices, total, (batch.shape[1], batch.shape[2]))

@@ -1,0 +1,146 @@
+"""Make small clips, whole and broken, for the tests of the decoders. Nothing here is random."""
+
+import struct
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+
+def picture(i, height=48, width=64):
+    """A picture that differs for every frame number."""
+    y, x = np.mgrid[0:height, 0:width]
+    return np.stack([x * 2 + i * 5, y * 3 + i * 7, x + y + i * 11], -1).astype(np.uint8)
+
+
+def make_clip(
+    path,
+    *,
+    frames=30,
+    size=(48, 64),
+    codec="libx264",
+    pix_fmt="yuv420p",
+    container=None,
+    options=None,
+    x264=None,
+    gop=None,
+    b_frames=None,
+    times=None,
+    muxer=None,
+):
+    """Encode `frames` pictures at 25 a second, or at the given times (in 1/25 s)."""
+    options = dict(options or {})
+    if x264:
+        options["x264-params"] = x264
+    with av.open(str(path), "w", format=container, options=muxer or {}) as out:
+        stream = out.add_stream(codec, rate=25, options=options)
+        stream.height, stream.width, stream.pix_fmt = *size, pix_fmt
+        if gop is not None:
+            stream.codec_context.gop_size = gop
+        if b_frames is not None:
+            stream.codec_context.max_b_frames = b_frames
+        for i in range(frames):
+            frame = av.VideoFrame.from_ndarray(picture(i, *size), format="rgb24")
+            frame.pts, frame.time_base = (i if times is None else times[i]), Fraction(1, 25)
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+    return Path(path)
+
+
+def make_audio(path):
+    """A file with sound and no picture."""
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("aac", rate=16000, layout="mono")
+        for i in range(8):
+            sound = np.sin(np.arange(1024, dtype=np.float32) / 9)[None]
+            frame = av.AudioFrame.from_ndarray(sound, format="fltp", layout="mono")
+            frame.sample_rate, frame.pts = 16000, i * 1024
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+    return Path(path)
+
+
+def make_png(path):
+    with av.open(str(path), "w", format="image2", options={"update": "1"}) as out:
+        stream = out.add_stream("png", rate=1)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "rgb24"
+        out.mux(stream.encode(av.VideoFrame.from_ndarray(picture(0), format="rgb24")))
+        out.mux(stream.encode())
+    return Path(path)
+
+
+def packets(path):
+    """The packets that hold pictures, as (bytes, pts, is_keyframe)."""
+    with av.open(str(path)) as container:
+        return [(bytes(p), p.pts, p.is_keyframe) for p in container.demux(video=0) if p.size]
+
+
+def remux(source, target, *, skip=0, earlier=0, muxer=None):
+    """Copy without the first `skip` packets; `earlier` shifts times: an edit list."""
+    with av.open(str(source)) as container, av.open(str(target), "w", options=muxer or {}) as out:
+        stream = container.streams.video[0]
+        copy = out.add_stream_from_template(stream)
+        kept = [p for p in container.demux(stream) if p.size][skip:]
+        for packet in kept:
+            packet.pts -= earlier
+            packet.dts -= earlier
+            packet.stream = copy
+            out.mux(packet)
+    return Path(target)
+
+
+def cut_off(source, target, fraction=0.6):
+    data = Path(source).read_bytes()
+    Path(target).write_bytes(data[: int(len(data) * fraction)])
+    return Path(target)
+
+
+def damage(source, target, packet, *, keep=8):
+    """Overwrite the picture data of one packet, but its first `keep` bytes."""
+    data = bytearray(Path(source).read_bytes())
+    payload = packets(source)[packet][0]
+    at = data.find(payload)
+    assert at > 0 and len(payload) > keep
+    for i in range(at + keep, at + len(payload)):
+        data[i] ^= 0x5A
+    Path(target).write_bytes(data)
+    return Path(target)
+
+
+def hide_vp8_picture(source, target, packet):
+    """Mark one picture of a VP8 file as a reference that is never shown."""
+    data = bytearray(Path(source).read_bytes())
+    at = data.find(packets(source)[packet][0])
+    data[at] &= ~0x10
+    Path(target).write_bytes(data)
+    return Path(target)
+
+
+def _patch(source, target, box, offset, values):
+    data = bytearray(Path(source).read_bytes())
+    at = data.find(box) + 4 + offset
+    assert at > offset + 4, f"no {box} box"
+    data[at : at + 4 * len(values)] = struct.pack(f">{len(values)}I", *values)
+    Path(target).write_bytes(data)
+    return Path(target)
+
+
+def lie_duration(source, target):
+    """The container's header claims 10^6 times the duration (mdhd)."""
+    return _patch(source, target, b"mdhd", 16, [0x7FFF0000])
+
+
+def lie_count(source, target, count):
+    """The sample table claims `count` frames of 100 bytes each (stsz)."""
+    return _patch(source, target, b"stsz", 4, [100, count])
+
+
+def lie_times(source, target):
+    """All frames claim the same time (stts)."""
+    return _patch(source, target, b"stts", 12, [0])
+
+
+def lie_keys(source, target, second):
+    """The second key frame is claimed to be frame number `second`, from 0 (stss)."""
+    return _patch(source, target, b"stss", 12, [second + 1])
