@@ -1,0 +1,309 @@
+"""Scores of texts against videos, and the figures made of them, as the authors' code computes them.
+
+Rows are texts, columns are videos. The release has text-to-video retrieval only.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from stan_infer.errors import InputError, nearest
+
+Floats = NDArray[Any]  # float32 or float64
+
+_log = logging.getLogger(__name__)
+_MODES = ("mug", "mug_frame_token")
+# Measured: blocks of this size stay in a CPU's last cache and keep the matrix product busy.
+_BLOCK_TOKENS, _BLOCK_COLUMNS = 256, 4096
+
+
+def normalize(x: ArrayLike) -> Floats:
+    """Divide by the plain L2 norm of the last axis; a zero vector becomes NaN, as in the release.
+
+    x: [..., E] floats. Returns float64 for float64, else float32. Raises InputError.
+    """
+    features = _floats("features", x)
+    with np.errstate(all="ignore"):
+        return features / np.linalg.norm(features, axis=-1, keepdims=True)
+
+
+def cosine_scores(text: ArrayLike, video: ArrayLike) -> NDArray[np.float32]:
+    """Cosine of every text [Q, E] with every video [B, E] -> float32 [Q, B].
+
+    A zero vector gives NaN, as in the release (mean head). Raises InputError for wrong shapes.
+    """
+    texts, videos = _floats("text features", text, 2), _floats("video features", video, 2)
+    _same_width(texts, videos)
+    with np.errstate(all="ignore"):
+        scores = normalize(texts.astype(np.float32)) @ normalize(videos.astype(np.float32)).T
+    return np.asarray(scores, dtype=np.float32)
+
+
+def mug_scores(
+    text_tokens: ArrayLike,
+    mask: ArrayLike,
+    video_frames: ArrayLike,
+    *,
+    mode: str = "mug",
+    tau: float = 100.0,
+    memory_mb: int = 256,
+) -> Floats:
+    """Mug-STAN's score of every text with every video -> [Q, B].
+
+    text_tokens [Q, L, E], mask [Q, L] of 0 and 1 (the release: id != 0), video_frames [B, T, E];
+    features need no normalisation. float64 in gives float64 arithmetic, anything else float32.
+
+    `mode` "mug" is the release's `mug_frame_token_simple`, which all its configs use; padding has
+    no effect there. "mug_frame_token" is the release's other mode and lets padding through: the
+    score of a text changes with the content of its masked tokens.
+
+    As in the release, weights skip products that are exactly 0, and a frame or text all of whose
+    products are exactly 0 (a zero vector) gives NaN. The array [Q, B, L, T] is never built whole:
+    work arrays take at most `memory_mb` MiB (some 80 MiB are enough for full speed; one text with
+    one video is the least). Source: the authors' Mug head and the Mug-STAN paper, arXiv 2311.15075.
+    Raises InputError for wrong shapes, dtypes, mask values or options.
+    """
+    text, kept, video = _check_mug(text_tokens, mask, video_frames, mode, tau, memory_mb)
+    # Masked products are exactly 0, which the simple mode skips: leaving them out is the same.
+    packed = kept if mode == "mug" else np.ones_like(kept)
+    tokens, clips = _block_sizes(text, video, memory_mb)
+    blocks = _text_blocks(packed.sum(1), tokens)
+    scores = np.full((len(text), len(video)), np.nan, dtype=text.dtype)
+    with np.errstate(all="ignore"):
+        for b in range(0, len(video), clips):
+            frames = _unit(video[b : b + clips])  # [b, T, E]
+            for rows in blocks:
+                owner, place = np.nonzero(packed[rows])
+                x = _unit(text[rows[owner], place]) * text.dtype.type(tau)  # [n, E]
+                d = (x @ frames.reshape(-1, frames.shape[2]).T).reshape(-1, *frames.shape[:2])
+                inside = kept[rows[owner], place]
+                scores[rows, b : b + clips] = _score_block(d, inside, owner, place, mode) / tau
+    return scores
+
+
+def released_ranks(scores: ArrayLike) -> NDArray[np.int64]:
+    """Zero-based ranks of the right videos as the release finds them, for scores [N, N].
+
+    Row i is right at column i. Every position of the sorted row that equals the right score is a
+    rank: a tie gives several, so there may be more than N; a row with NaN there gives none.
+    """
+    matrix = _floats("scores", scores, 2)
+    if matrix.shape[0] != matrix.shape[1]:
+        raise InputError(
+            f"scores have shape {list(matrix.shape)}; retrieval needs [N, N] with text i "
+            "belonging to video i: give one caption per video"
+        )
+    wanted = -np.diag(matrix)
+    return np.nonzero(np.sort(-matrix, axis=1) == wanted[:, None])[1]
+
+
+def retrieval_metrics(scores: ArrayLike) -> dict[str, float]:
+    """R@1, R@5, R@10 in percent, MdR and MnR (1 is best) of scores [N, N], as released.
+
+    Text i belongs to video i. Ties count as in released_ranks, and the divisor is the number of
+    ranks; NaN rows drop out, which is logged. Raises InputError if nothing is left.
+    """
+    ranks = released_ranks(scores)
+    dropped = int(np.isnan(np.diag(np.asarray(scores))).sum())
+    if not len(ranks):
+        raise InputError("no text has a score for its own video (all NaN): nothing to rank")
+    if dropped:
+        _log.warning("%d texts have NaN for their own video and are not counted", dropped)
+    recalls = {f"R@{k}": 100.0 * float(np.mean(ranks < k)) for k in (1, 5, 10)}
+    return {**recalls, "MdR": float(np.median(ranks)) + 1, "MnR": float(np.mean(ranks)) + 1}
+
+
+def recognition_accuracy(
+    video: ArrayLike, text: ArrayLike, labels: Sequence[int] | NDArray[Any]
+) -> tuple[float, float]:
+    """Top-1 and top-5 accuracy (0 to 1) of videos [N, E] among classes [C, E] by cosine.
+
+    labels: N class indices. Of equal scores the higher class index wins, and NaN wins over
+    numbers (logged). The release leaves ties to numpy's unstable sort, which orders them
+    differently on different CPUs; without ties the figures are the release's. Raises InputError.
+    """
+    right = np.asarray(labels)
+    scores = cosine_scores(video, text)
+    n, classes = scores.shape
+    if right.shape != (n,) or not np.issubdtype(right.dtype, np.integer):
+        raise InputError(
+            f"labels have shape {list(right.shape)}, {right.dtype}; need {n} ints, one per video"
+        )
+    if right.min() < 0 or right.max() >= classes:
+        raise InputError(
+            f"labels span {right.min()} to {right.max()}; allowed are 0 to {classes - 1}"
+        )
+    if np.isnan(scores).any():
+        _log.warning("some scores are NaN (a zero or broken feature vector); NaN sorts as the best")
+    best = np.argsort(scores, axis=1, kind="stable")[:, ::-1]
+    found = best[:, :5] == right[:, None]
+    return float(found[:, 0].mean()), float(found.any(1).mean())
+
+
+def top_k(scores: ArrayLike, k: int) -> tuple[NDArray[np.int64], Floats]:
+    """Return indices and values [Q, min(k, B)] of the best scores of each row, best first.
+
+    Of equal scores the lower index comes first; NaN comes last. Raises InputError for k < 1.
+    """
+    matrix = _floats("scores", scores, 2)
+    if k < 1:
+        raise InputError(f"top_k got k = {k}; give at least 1")
+    best = np.argsort(-matrix, axis=1, kind="stable")[:, :k]
+    return best, np.take_along_axis(matrix, best, axis=1)
+
+
+def _score_block(
+    d: Floats, kept: NDArray[np.bool_], owner: NDArray[Any], place: NDArray[Any], mode: str
+) -> Floats:
+    """Scores [q, b] times tau, from d = tau * <token, frame> [n, b, T] of the q texts of a block.
+
+    kept: [n] tokens inside the mask; owner, place: [n] text and position of a token.
+    """
+    a, c = _soft_means(d, kept, owner)  # [n, b], [q, b, T]
+    # Rows that no token fills stay exactly 0 and so get no weight.
+    padded = np.zeros((len(c), int(place.max()) + 1, a.shape[1]), dtype=d.dtype)
+    padded[owner, place] = a
+    p = _softmax(padded, 1, skip_zeros=True)
+    q = _softmax(c, 2)
+    if mode == "mug":
+        return ((p * padded).sum(1) + (q * c).sum(2)) / 2
+    per_token = (d * q[owner]).sum(2) * p[owner, place]  # [n, b]
+    return np.add.reduceat(per_token, _starts(owner), axis=0)
+
+
+def _soft_means(d: Floats, kept: NDArray[np.bool_], owner: NDArray[Any]) -> tuple[Floats, Floats]:
+    """Means of d [n, b, T] under softmax of its masked self: over frames [n, b], tokens [q, b, T].
+
+    One exponential serves both directions: all are taken with the same shift, which costs nothing
+    as long as no sum leaves the range of the type. Where one does, the block is done again exactly.
+    """
+    n, b, t = d.shape
+    texts = int(owner[-1]) + 1
+    s = d if kept.all() else d * kept[:, None, None].astype(d.dtype)
+    top, floor = (60.0, 1e-30) if d.dtype == np.float32 else (600.0, 1e-280)
+    ones = np.ones(t, dtype=d.dtype)
+    member = (np.arange(texts)[:, None] == owner).astype(d.dtype)  # [q, n]
+
+    e = np.subtract(s, d.dtype.type(_largest(s) - top))
+    np.exp(e, out=e)
+    weights_a = e.reshape(-1, t) @ ones
+    zero = s == 0
+    e_c = np.where(zero, d.dtype.type(0), e) if zero.any() else e
+    weights_c = member @ e_c.reshape(n, -1)
+    if not ((weights_a >= floor).all() and (weights_c >= floor).all()):
+        return _soft_means_exact(d, s, _starts(owner))
+    e *= d
+    if e_c is not e:
+        e_c *= d
+    a = (e.reshape(-1, t) @ ones) / weights_a
+    c = (member @ e_c.reshape(n, -1)) / weights_c
+    return a.reshape(n, b), c.reshape(texts, b, t)
+
+
+def _soft_means_exact(d: Floats, s: Floats, starts: NDArray[Any]) -> tuple[Floats, Floats]:
+    a, c = [], []
+    for lo, hi in zip(starts, [*starts[1:], len(d)], strict=True):
+        one, own = s[lo:hi], d[lo:hi]
+        a.append((_softmax(one, 2) * own).sum(2))
+        c.append((_softmax(one, 0, skip_zeros=True) * own).sum(0))
+    return np.concatenate(a), np.stack(c)
+
+
+def _softmax(x: Floats, axis: int, *, skip_zeros: bool = False) -> Floats:
+    if skip_zeros:
+        x = np.where(x == 0, x.dtype.type(-np.inf), x)
+    e = np.exp(x - x.max(axis, keepdims=True))
+    return e / e.sum(axis, keepdims=True)
+
+
+def _largest(s: Floats) -> float:
+    largest = float(s.max())
+    return largest if np.isfinite(largest) else 0.0
+
+
+def _starts(owner: NDArray[Any]) -> NDArray[Any]:
+    return np.concatenate([[0], np.nonzero(np.diff(owner))[0] + 1])
+
+
+def _unit(x: Floats) -> Floats:
+    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), x.dtype.type(1e-6))
+
+
+def _text_blocks(counts: NDArray[Any], tokens: int) -> list[NDArray[Any]]:
+    """Group texts so that each group, padded to its longest, has at most `tokens` tokens.
+
+    A text longer than that is a group of its own; a text without any token is in none.
+    """
+    groups: list[list[int]] = []
+    longest = 0
+    for row in np.nonzero(counts)[0]:
+        longest = max(longest, int(counts[row]))
+        if not groups or (len(groups[-1]) + 1) * longest > tokens:
+            groups.append([])
+            longest = int(counts[row])
+        groups[-1].append(int(row))
+    return [np.array(rows) for rows in groups]
+
+
+def _block_sizes(text: Floats, video: Floats, memory_mb: int) -> tuple[int, int]:
+    """Tokens of a text block and clips of a video block.
+
+    Bytes counted: twelve arrays of one entry per product (at one frame the sums over frames are as
+    large as the products), and raw, squared and normalised rows of both sides.
+    """
+    size, (_, frames, width) = text.itemsize, video.shape
+    tokens, clips = _BLOCK_TOKENS, max(1, _BLOCK_COLUMNS // frames)
+    while (tokens, clips) != (1, 1):
+        rows, columns = max(tokens, text.shape[1]), clips * frames
+        if (12 * rows * columns + 3 * (rows + columns) * width) * size <= memory_mb * 2**20:
+            break
+        tokens, clips = (tokens, -(-clips // 2)) if clips > 1 else (tokens // 2, 1)
+    return tokens, clips
+
+
+def _check_mug(
+    text_tokens: ArrayLike, mask: ArrayLike, video: ArrayLike, mode: str, tau: float, memory_mb: int
+) -> tuple[Floats, NDArray[np.bool_], Floats]:
+    if mode not in _MODES:
+        hint = nearest(str(mode), _MODES)
+        raise InputError(f"unknown Mug mode '{mode}'{hint}; allowed are {', '.join(_MODES)}")
+    if not 1e-6 <= tau <= 1e6:
+        raise InputError(f"tau is {tau}; allowed are 1e-6 to 1e6 (the release has 100)")
+    if memory_mb < 1:
+        raise InputError(f"memory_mb is {memory_mb}; give at least 1")
+    text, frames = _floats("text tokens", text_tokens, 3), _floats("video frames", video, 3)
+    _same_width(text, frames)
+    kept = np.asarray(mask)
+    if kept.shape != text.shape[:2] or kept.dtype.kind not in "biuf":
+        raise InputError(
+            f"mask has shape {list(kept.shape)}, {kept.dtype}; text tokens {list(text.shape)} "
+            f"need 0 or 1 in {list(text.shape[:2])}"
+        )
+    if not ((kept == 0) | (kept == 1)).all():
+        raise InputError("mask holds other values than 0 and 1; give ids != 0")
+    dtype = np.result_type(text, frames)
+    return text.astype(dtype, copy=False), kept == 1, frames.astype(dtype, copy=False)
+
+
+def _floats(name: str, x: ArrayLike, ndim: int | None = None) -> Floats:
+    values = np.asarray(x)
+    layout = {None: "[..., E]", 2: "2 axes", 3: "3 axes"}[ndim]
+    if values.dtype.kind != "f" or values.size == 0 or values.ndim != (ndim or max(1, values.ndim)):
+        raise InputError(
+            f"{name} have shape {list(values.shape)}, {values.dtype}; need floats with {layout}, "
+            "none of them 0"
+        )
+    return values.astype(np.float64 if values.dtype == np.float64 else np.float32, copy=False)
+
+
+def _same_width(text: Floats, video: Floats) -> None:
+    if text.shape[-1] != video.shape[-1]:
+        raise InputError(
+            f"text {list(text.shape)} and video {list(video.shape)} differ in the last axis: "
+            "features of one model have the same width"
+        )
