@@ -244,11 +244,11 @@ def _parity(
         for w, g in zip((w.numpy() for w in wanted), got, strict=True):
             if w.shape != g.shape:
                 raise CheckError(f"{file} at {case}: shape {g.shape} instead of {w.shape}")
-            worst = max(worst, float(np.abs(w - g).max() / np.abs(w).max()))
             norms = np.linalg.norm(w, axis=-1) * np.linalg.norm(g, axis=-1)
-            cosine = min(cosine, float(((w * g).sum(-1) / norms).min()))
-    # A NaN fails every comparison, so it is written as "not within".
-    if not worst <= TOLERANCE:
+            # numpy's maximum and minimum keep a NaN; Python's max and min would drop it.
+            worst = float(np.maximum(worst, np.abs(w - g).max() / np.abs(w).max()))
+            cosine = float(np.minimum(cosine, ((w * g).sum(-1) / norms).min()))
+    if not worst <= TOLERANCE:  # so written that a NaN fails
         raise CheckError(
             f"{file}: outputs differ from the model by {worst:.2e} of the largest value; allowed "
             f"is {TOLERANCE:.0e}: nothing was written"

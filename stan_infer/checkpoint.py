@@ -20,7 +20,7 @@ from stan_infer.config import StanConfig
 from stan_infer.errors import InputError, nearest
 from stan_infer.layouts import Layout, Origin, check_names, parameter_shapes, recognise
 from stan_infer.trainer_hints import trainer_hints
-from stan_infer.weights_file import FORMAT, Reader, open_weights, read_weight
+from stan_infer.weights_file import METADATA_KEY, Reader, open_weights, read_weight
 
 if TYPE_CHECKING:
     from torch import Tensor, dtype
@@ -159,7 +159,7 @@ def _build(reader: Reader, layout: Layout) -> Stan:
 def _write(state: dict[str, Tensor], config: StanConfig, path: Path) -> None:
     from safetensors.torch import save_file
 
-    metadata = {"format": FORMAT, "config": json.dumps(config.to_dict(), sort_keys=True)}
+    metadata = {METADATA_KEY: json.dumps(config.to_dict(), sort_keys=True)}
     with new_file(path) as temporary:
         try:
             save_file({k: v.contiguous() for k, v in state.items()}, temporary, metadata=metadata)

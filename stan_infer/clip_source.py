@@ -64,6 +64,7 @@ def clip_config(name: str, settings: Mapping[str, Any] | None = None) -> StanCon
         "embed_dim": known["embed_dim"],
         "mlp_width": int(width * vision.get("mlp_ratio", 4.0)),
         "branch_layers": int(settings.pop("branch_layers", min(4, vision["layers"]))),
+        "max_frames": 64,
         "text_width": text["width"],
         "text_layers": text["layers"],
         "text_mlp_width": int(text["width"] * text.get("mlp_ratio", 4.0)),

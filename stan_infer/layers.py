@@ -23,11 +23,11 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, causal: bool = False) -> Tensor:
         """Attend along the second-last axis; `causal` hides later positions."""
-        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)  # [*, N, 3D]
-        qkv = qkv.unflatten(-1, (3, self.heads, -1)).movedim(-3, 0)  # [3, *, N, H, dh]
-        q, k, v = qkv.transpose(-3, -2).unbind(0)  # each [*, H, N, dh]
+        tokens = x.flatten(0, -3)  # [M, N, D]: the ONNX exporter takes attention of four axes only
+        qkv = F.linear(tokens, self.in_proj_weight, self.in_proj_bias)  # [M, N, 3D]
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [M, H, N, dh]
         y = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
-        return self.out_proj(y.transpose(-3, -2).flatten(-2))
+        return self.out_proj(y.transpose(1, 2).flatten(-2)).view_as(x)
 
 
 class MLP(nn.Module):

@@ -13,7 +13,9 @@ from stan_infer.torch_file import TensorInfo, open_torch_file
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMAT = "stan_infer/1"
+# The one metadata key of our files: the library writes several in random order, and the same weights
+# must give the same bytes.
+METADATA_KEY = "stan_infer.config"
 _SAFETENSORS_DTYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -81,8 +83,8 @@ class _SafetensorsFile:
         except (SafetensorError, OSError, ValueError) as e:
             raise InputError(f"{path} is a damaged safetensors file: {str(e)[:200]}") from e
         self.hints: dict[str, object] = {"layout": "safetensors"}
-        if metadata.get("format") == FORMAT:
-            self.hints["config"] = metadata.get("config", "")
+        if METADATA_KEY in metadata:
+            self.hints["config"] = metadata[METADATA_KEY]
         self._file: Any = None
 
     def read(self, name: str) -> Tensor:

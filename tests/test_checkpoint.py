@@ -16,6 +16,7 @@ from stan_infer.config import preset
 from stan_infer.errors import InputError, MissingError
 from stan_infer.layouts import author_names
 from stan_infer.model import Stan, init_random
+from stan_infer.weights_file import METADATA_KEY
 from tests.conftest import GOLDEN_CASES, clips, relative_error, tiny_config
 
 HEADS = {"heads": 2, "text_heads": 2}
@@ -119,7 +120,7 @@ def test_our_metadata_is_checked(tmp_path, tiny_model):
     }
     for message, text in cases.items():
         path = tmp_path / "m.safetensors"
-        save_file(state, path, metadata={"format": "stan_infer/1", "config": text})
+        save_file(state, path, metadata={METADATA_KEY: text})
         with pytest.raises(InputError, match=message):
             load_model(path)
 
@@ -138,8 +139,8 @@ def test_a_missing_file_and_a_mistyped_name(tmp_path):
         load_model(tmp_path / "absent.pth")
     with pytest.raises(InputError, match="no such file"):
         load_model("absent.pth")
-    with pytest.raises(InputError, match="did you mean 'ViT-B-32"):
-        load_model("ViT-B-23:openai")
+    with pytest.raises(InputError, match="did you mean 'ViT-B-32-quickgelu'"):
+        load_model("ViT-B-32-quikgelu:openai")
     with pytest.raises(InputError, match="not a regular file"):
         load_model(tmp_path)
 
