@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -150,7 +150,7 @@ def read_clips(
     decoder: str = "auto",
     workers: int = 1,
     timeout_s: float = 60.0,
-) -> Iterator[tuple[Path, _Result]]:
+) -> Generator[tuple[Path, _Result], None, None]:
     """Yield (path, clip or error) for every path, in order, decoded by `workers` processes.
 
     At most two clips per worker are decoded ahead. An error of one file is yielded, not raised;
@@ -166,7 +166,7 @@ def read_clips(
 
 def _in_order(
     paths: Sequence[Path], options: dict[str, Any], workers: int
-) -> Iterator[tuple[Path, _Result]]:
+) -> Generator[tuple[Path, _Result], None, None]:
     tasks: SimpleQueue[_Task | None] = SimpleQueue()
     pool = [DecodeWorker() for _ in range(workers)]
     threads = [

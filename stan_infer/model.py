@@ -9,6 +9,7 @@ layers, E embedding width.
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -99,7 +100,7 @@ class Branch(nn.Module):
     def layer(self, k: int, cls: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
         """Branch layer k on the clip's class token [B, D] and its patch tokens [B, P, T, D]."""
         patches = self.temporal[k](patches)
-        block = self.spatial[k]
+        block = cast(Block, self.spatial[k])
         frames = patches.transpose(1, 2)  # [B, T, P, D]
         shared = cls[:, None, None].expand(-1, frames.shape[1], -1, -1)
         r = block.attn(block.ln_1(torch.cat([shared, frames], 2)))  # [B, T, N, D]

@@ -309,7 +309,9 @@ def _arguments(
 
 
 def _dtype(name: str, storage: object, declared: object) -> str:
-    kind = storage.name if isinstance(storage, Global) else describe(storage)
+    kind = describe(storage)
+    if isinstance(storage, Global) and storage.module in _STORAGE_MODULES:
+        kind = storage.name
     dtype = _STORAGES.get(kind)
     if kind == "UntypedStorage" and isinstance(declared, Global) and declared.module == "torch":
         dtype = declared.name

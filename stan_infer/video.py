@@ -157,8 +157,9 @@ def resize_crop(
 def list_videos(paths: Sequence[Path]) -> list[Path]:
     """Return the videos that `paths` name: files as given, folders walked in sorted order.
 
-    A folder gives the files below it with a known suffix (SUFFIXES, any case); hidden ones, links
-    to folders and links that lead out of the folder are passed over. Raises InputError for a path
+    A folder gives everything below it with a known suffix (SUFFIXES, any case), also what turns out
+    to be no readable file, so that it is reported; hidden names and links to folders are passed
+    over. Raises InputError for a path
     that does not exist, a folder that cannot be read and a folder without any video.
     """
     found: list[Path] = []
@@ -179,14 +180,12 @@ def _walk(folder: Path) -> list[Path]:
     def fail(e: OSError) -> None:
         raise InputError(f"cannot read folder {e.filename}: {e.strerror}; check its permissions")
 
-    root, found = folder.resolve(), []
+    found = []
     for place, folders, files in os.walk(folder, onerror=fail):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in files:
             file = Path(place, name)
-            if name.startswith(".") or file.suffix.lower() not in SUFFIXES or not file.is_file():
-                continue
-            if not file.is_symlink() or file.resolve().is_relative_to(root):
+            if not name.startswith(".") and file.suffix.lower() in SUFFIXES:
                 found.append(file)
     return sorted(found)
 

@@ -405,7 +405,7 @@ def test_list_videos(tmp_path):
         (tmp_path / "in" / name).touch()
     (tmp_path / "out.mp4").touch()
     inside = tmp_path / "in"
-    (inside / "leads_out.mp4").symlink_to(tmp_path / "out.mp4")
+    (inside / "linked.mp4").symlink_to(tmp_path / "out.mp4")
     (inside / "within.mp4").symlink_to(inside / "a.mp4")
     (inside / "loop").symlink_to(inside)
     listed = video.list_videos([inside / "c.txt", inside])
@@ -414,6 +414,7 @@ def test_list_videos(tmp_path):
         "a.mp4",
         "b/a.webm",
         "b/z.MKV",
+        "linked.mp4",
         "within.mp4",
     ]
     (tmp_path / "none").mkdir()

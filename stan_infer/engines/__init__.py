@@ -43,8 +43,7 @@ def open_session(
     MissingError for a package or device that is not here.
     """
     check_engine(engine)
-    is_path = isinstance(source, (str, Path))
-    is_folder = is_path and Path(source).is_dir()
+    is_folder = isinstance(source, (str, Path)) and Path(source).is_dir()
     if engine == "eager":
         if is_folder:
             raise InputError(
@@ -57,7 +56,7 @@ def open_session(
         model = load_model(source, settings) if isinstance(source, (str, Path)) else source
         return TorchSession(model, device=device, precision=precision or "fp32")
     if not is_folder:
-        name = source if is_path else "CHECKPOINT"
+        name = source if isinstance(source, (str, Path)) else "CHECKPOINT"
         raise InputError(
             f"engine {engine} takes an exported folder, not {name}: "
             f"stan-infer export {name} -o FOLDER, then give FOLDER"

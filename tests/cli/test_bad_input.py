@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -177,7 +179,7 @@ def test_ctrl_c_leaves_nothing_behind(checkpoint, tmp_path):
     folder = tmp_path / "videos"
     folder.mkdir()
     write_video(folder / "clip.mp4", frames=30)
-    for i in range(400):
+    for i in range(1000):
         (folder / f"clip{i}.mp4").symlink_to(folder / "clip.mp4")
     out = tmp_path / "out"
     out.mkdir()
@@ -204,9 +206,9 @@ def test_ctrl_c_leaves_nothing_behind(checkpoint, tmp_path):
 
 
 def children(pid: int) -> list[int]:
-    path = f"/proc/{pid}/task/{pid}/children"
-    try:
-        with open(path) as f:
-            return [int(p) for p in f.read().split()]
-    except OSError:
-        return []
+    """Child processes of all threads of `pid`."""
+    found = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            found += [int(p) for p in path.read_text().split()]
+    return found
