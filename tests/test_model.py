@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stan_infer.retrieval import cosine_scores, mug_scores
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -19,6 +18,7 @@ from stan_infer.config import PRESETS, preset
 from stan_infer.flops import text_flops, video_flops
 from stan_infer.layouts import parameter_shapes
 from stan_infer.model import Stan, init_random
+from stan_infer.retrieval import cosine_scores, mug_scores
 from tests.conftest import GOLDEN_CASES, clips, relative_error, tiny_config
 
 # The authors' fp32 run differs from their fp64 run by up to 2.1e-6; ours may differ the other way.

@@ -7,10 +7,10 @@ import copy
 import numpy as np
 import pytest
 import torch
-from stan_infer.retrieval import cosine_scores, mug_scores
-from stan_infer.tokenizer import tokenize
 
 from stan_infer.checkpoint import load_model
+from stan_infer.retrieval import cosine_scores, mug_scores
+from stan_infer.tokenizer import tokenize
 from stan_infer.video import sample_indices
 from tests.conftest import clips, relative_error
 from tests.golden.make import COUNTS, HERE, SETTINGS, TEXTS, token_ids

@@ -49,7 +49,7 @@ def run(
     ids = token_ids(session.config, texts, session.vocabulary)
     features = session.embed_text(ids)
     cut = cut_texts(texts, session.config.context_length, vocabulary=session.vocabulary)
-    failed = 0
+    failed, shown = 0, []
     for reading in embed_videos(session, paths, decoder=decoder, timeout_s=timeout):
         if reading.clip is None or reading.features is None:
             failed += 1
@@ -70,7 +70,8 @@ def run(
             }
             print_json("run", record)
         else:
-            print_table(rows[:top], ["video", "text", "score", "probability"])
+            shown += rows[:top]
+    print_table(shown, ["video", "text", "score", "probability"])
     if failed:
         say(f"{failed} of {len(paths)} videos could not be read")
         raise typer.Exit(2)

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from stan_infer.retrieval import cosine_scores, mug_scores
-from stan_infer.tokenizer import tokenize
 
 from benchmarks.load import write_authors_checkpoint
 from stan_infer.checkpoint import load_model
+from stan_infer.retrieval import cosine_scores, mug_scores
+from stan_infer.tokenizer import tokenize
 from stan_infer.video import sample_indices
 from tests.conftest import clips, tiny_config
 
