@@ -1,0 +1,1 @@
+"""Examples: one folder, one program."""

@@ -13,8 +13,8 @@ from stan_infer.torch_file import TensorInfo, open_torch_file
 if TYPE_CHECKING:
     from torch import Tensor
 
-# The one metadata key of our files: the library writes several in random order, and the same weights
-# must give the same bytes.
+# The one metadata key of our files: the library writes several in random order, and the same
+# weights must give the same bytes.
 METADATA_KEY = "stan_infer.config"
 _SAFETENSORS_DTYPES = {
     "F64": "float64",

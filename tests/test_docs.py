@@ -1,4 +1,4 @@
-"""The README is true: every command is in it and has help, its Python runs, its tables are fresh."""
+"""The README is true: commands, Python blocks, links, generated tables."""
 
 from __future__ import annotations
 
