@@ -64,15 +64,11 @@ def motion_table() -> str:
     path = ROOT / "examples" / "motion" / "results.json"
     if not path.is_file():
         return "not measured"
+    from examples.motion.evaluate import table
+
     r = json.loads(path.read_text())
-    lines = ["| held-out clips | motion, of 10 | caption, of 400 |", "|---|---|---|"]
-    for key, label in (("stan", "STAN"), ("trunk_only", "trunk alone"), ("shuffled", "shuffled")):
-        if key in r:
-            lines.append(
-                f"| {label}, {r[key]['clips']} clips | {100 * r[key]['motion']:.1f} % "
-                f"| {100 * r[key]['caption']:.1f} % |"
-            )
-    return "\n".join(lines)
+    made = f"{r['clips']} clips of seed {r['seed']}, {r['date']}, {r['cpu']}, torch {r['torch']}:"
+    return f"{made}\n\n{table(r)}"
 
 
 TABLES: dict[str, Callable[[], str]] = {

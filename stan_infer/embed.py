@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -74,16 +75,19 @@ def save_embeddings(
     """
     good = [(r, r.clip, r.features) for r in readings if r.clip is not None]
     info = {"config": session.config.to_dict(), "engine": session.describe(), "source": source}
-    with new_file(path) as temporary, temporary.open("wb") as f:
-        np.savez(
-            f,
-            paths=np.array([str(r.path) for r, _, _ in good]),
-            embeddings=np.stack([x for _, _, x in good if x is not None]),
-            indices=np.stack([c.indices for _, c, _ in good]),
-            total_frames=np.array([c.total_frames for _, c, _ in good]),
-            decoders=np.array([c.decoder for _, c, _ in good]),
-            info=np.array(json.dumps(info, sort_keys=True)),
-        )
+    # Packed in memory: numpy's own writer prints a traceback when the disk is full.
+    packed = io.BytesIO()
+    np.savez(
+        packed,
+        paths=np.array([str(r.path) for r, _, _ in good]),
+        embeddings=np.stack([x for _, _, x in good if x is not None]),
+        indices=np.stack([c.indices for _, c, _ in good]),
+        total_frames=np.array([c.total_frames for _, c, _ in good]),
+        decoders=np.array([c.decoder for _, c, _ in good]),
+        info=np.array(json.dumps(info, sort_keys=True)),
+    )
+    with new_file(path) as temporary:
+        temporary.write_bytes(packed.getbuffer())
 
 
 def collect(

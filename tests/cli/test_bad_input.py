@@ -119,24 +119,10 @@ def test_only_bad_files_write_nothing(cli, checkpoint, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["bad.mp4"]
 
 
-@pytest.mark.skipif(os.name != "posix", reason="/dev/full is a device of Linux")
-def test_a_full_disk(cli, checkpoint, videos, tmp_path, monkeypatch):
-    """Writes fail with ENOSPC, as on a full disk: the file size limit stands in for it."""
-    import errno
-
-    def full(*args, **kwargs):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr("numpy.savez", full)
-    done = cli("embed", checkpoint, videos, "-o", tmp_path / "v.npz")
-    assert done.code == 2 and "No space left on device" in done.err
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.skipif(not os.path.exists("/dev/shm"), reason="needs a small file system")
+@pytest.mark.skipif(os.name != "posix", reason="needs a limit on file sizes")
 @pytest.mark.parametrize("command", ["embed", "export", "convert"])
 def test_a_file_size_limit_leaves_nothing_behind(checkpoint, videos, tmp_path, command):
-    """A real failing write: the process may not write files beyond 2 kB."""
+    """A full disk, as far as a write can tell: the process may not write files beyond 2 kB."""
     targets = {"embed": "v.npz", "export": "out", "convert": "c.safetensors"}
     target = str(tmp_path / targets[command])
     more = {
@@ -146,6 +132,7 @@ def test_a_file_size_limit_leaves_nothing_behind(checkpoint, videos, tmp_path, c
     }[command]
     code = (
         "import resource, signal, sys\n"
+        "import torch.distributed.nn\n"  # torch 2.9 writes a file when this is imported
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
         "from stan_infer.cli.main import main\n"
