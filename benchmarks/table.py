@@ -71,10 +71,25 @@ def motion_table() -> str:
     return f"{made}\n\n{table(r)}"
 
 
+def videos_table() -> str:
+    """Scores of three sample clips against three texts, as benchmarks.motion recorded them."""
+    rows = read_rows("motion")
+    if not rows:
+        return "not measured"
+    texts = rows[-1]["texts"]
+    lines = ["| | " + " | ".join(f'"{t}"' for t in texts) + " |", "|---" * (len(texts) + 1) + "|"]
+    for video, scores in rows[-1]["scores"].items():
+        best = max(scores)
+        cells = [f"**{s:.2f}**" if s == best else f"{s:.2f}" for s in scores]
+        lines.append(f"| `{video}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "sweep": sweep_table,
     "load": load_table,
     "motion": motion_table,
+    "videos": videos_table,
 }
 
 

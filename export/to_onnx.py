@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from stan_infer.tokenizer import write_vocabulary
 from torch import Tensor, nn
 
 import stan_infer
@@ -21,6 +20,7 @@ from stan_infer.atomic import new_folder
 from stan_infer.config import StanConfig
 from stan_infer.errors import CheckError, InputError, MissingError, nearest
 from stan_infer.model import Stan
+from stan_infer.tokenizer import write_vocabulary
 
 if TYPE_CHECKING:
     import onnxruntime

@@ -1,0 +1,1 @@
+"""The motion demo: clips, training, evaluation."""
