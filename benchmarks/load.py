@@ -25,10 +25,11 @@ from stan_infer.layouts import author_names
 from stan_infer.model import Stan, init_random
 
 _CHILD = """
-import json, resource, sys, time
+import json, re, sys, time
 import torch
 import stan_infer.checkpoint, stan_infer.model
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+# Not getrusage: its peak is handed down from the parent process.
+peak = lambda: 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
 before = peak()
 start = time.perf_counter()
 if len(sys.argv) > 1:

@@ -7,6 +7,32 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+class _Unfilled:
+    """Leaves new weights as they lie in memory, since a checkpoint fills all of them.
+
+    torch's own initialisation on the meta device also imports its compiler: 3 s of every load.
+    """
+
+    def reset_parameters(self) -> None:
+        """Do nothing."""
+
+
+class Linear(_Unfilled, nn.Linear):
+    """nn.Linear without initial values."""
+
+
+class Embedding(_Unfilled, nn.Embedding):
+    """nn.Embedding without initial values."""
+
+
+class Conv2d(_Unfilled, nn.Conv2d):
+    """nn.Conv2d without initial values."""
+
+
+class Conv3d(_Unfilled, nn.Conv3d):
+    """nn.Conv3d without initial values."""
+
+
 class Attention(nn.Module):
     """Multi-head self-attention, [*, N, D] -> [*, N, D]; parameters as in nn.MultiheadAttention.
 
@@ -19,7 +45,7 @@ class Attention(nn.Module):
         self.heads = heads
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.empty(3 * width))
-        self.out_proj = nn.Linear(width, width)
+        self.out_proj = Linear(width, width)
 
     def forward(self, x: Tensor, causal: bool = False) -> Tensor:
         """Attend along the second-last axis; `causal` hides later positions."""
@@ -37,8 +63,8 @@ class MLP(nn.Module):
         """Take `activation` as in StanConfig: quick_gelu (OpenAI's weights) or gelu."""
         super().__init__()
         self.activation = activation
-        self.c_fc = nn.Linear(width, hidden)
-        self.c_proj = nn.Linear(hidden, width)
+        self.c_fc = Linear(width, hidden)
+        self.c_proj = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply to every token."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from stan_infer.config import StanConfig
-from stan_infer.layers import Attention, Block, Transformer
+from stan_infer.layers import Attention, Block, Conv2d, Conv3d, Embedding, Linear, Transformer
 
 
 class VisionTower(nn.Module):
@@ -25,7 +25,7 @@ class VisionTower(nn.Module):
         """Allocate uninitialised parameters for `config`."""
         super().__init__()
         d = config.width
-        self.conv1 = nn.Conv2d(3, d, config.patch, stride=config.patch, bias=False)
+        self.conv1 = Conv2d(3, d, config.patch, stride=config.patch, bias=False)
         self.class_embedding = nn.Parameter(torch.empty(d))
         self.positional_embedding = nn.Parameter(torch.empty(1 + config.patches, d))
         self.ln_pre = nn.LayerNorm(d, eps=config.norm_eps)
@@ -52,7 +52,7 @@ class TemporalAttention(nn.Module):
         super().__init__()
         self.ln = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.attn = Attention(config.width, config.heads)
-        self.fc = nn.Linear(config.width, config.width)
+        self.fc = Linear(config.width, config.width)
 
     def forward(self, patches: Tensor) -> Tensor:
         """[B, P, T, D] -> [B, P, T, D]."""
@@ -65,8 +65,8 @@ class TemporalConv(nn.Module):
     def __init__(self, config: StanConfig) -> None:
         """Allocate one temporal layer of the convolution form."""
         super().__init__()
-        self.conv = nn.Conv3d(config.width, config.width, 3, padding=1)
-        self.fc = nn.Linear(config.width, config.width)
+        self.conv = Conv3d(config.width, config.width, 3, padding=1)
+        self.fc = Linear(config.width, config.width)
 
     def forward(self, patches: Tensor) -> Tensor:
         """[B, P, T, D] -> [B, P, T, D]; the P patches are a square grid."""
@@ -122,7 +122,7 @@ class Stan(nn.Module):
         self.branch = Branch(config)
         if config.has_text:
             d = config.text_width
-            self.token_embedding = nn.Embedding(config.vocab_size, d)
+            self.token_embedding = Embedding(config.vocab_size, d)
             self.positional_embedding = nn.Parameter(torch.empty(config.context_positions, d))
             self.transformer = Transformer(
                 d,
