@@ -41,7 +41,7 @@ def print_facts(facts: dict[str, Any]) -> None:
 
 def say(text: str) -> None:
     """Print a message or a warning: never on standard output, which carries results."""
-    print(text, file=sys.stderr, flush=True)
+    print(_printable(text), file=sys.stderr, flush=True)
 
 
 def _cell(value: Any) -> str:
@@ -55,8 +55,12 @@ def _cell(value: Any) -> str:
         if value == 0 or 1e-3 <= abs(value) < 1e5:
             return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
         return f"{value:.1e}"
+    return _printable(str(value))
+
+
+def _printable(text: str) -> str:
     # Names come from strangers' files: control characters must not reach the terminal.
-    return "".join(c if c.isprintable() else "?" for c in str(value))
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _plain(value: Any) -> Any:
