@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import stan_infer
-from stan_infer.artefact import MANIFEST, Artefact, read_artefact, sha256, write_manifest
+from stan_infer.artefact import Artefact, read_artefact, sha256, why_keep, write_manifest
 from stan_infer.atomic import new_folder
 from stan_infer.config import StanConfig
 from stan_infer.errors import CheckError, InputError, MissingError, nearest
@@ -72,7 +72,7 @@ def export_onnx(
     _check_packages()
     model = model.float().eval()
     config = model.config
-    with new_folder(out, MANIFEST) as folder, torch.no_grad():
+    with new_folder(out, why_keep) as folder, torch.no_grad():
         graphs, parity = [], []
         say("exporting the video tower")
         graphs.append(_export_video(model, folder, input))

@@ -49,9 +49,25 @@ class Artefact:
         return next((g for g in self.graphs if g.role == role), None)
 
 
-def is_artefact(path: str | Path) -> bool:
-    """Whether `path` is a folder (complete or not) rather than a checkpoint file."""
-    return Path(path).is_dir()
+def why_keep(folder: Path) -> str | None:
+    """Say why `folder` is not an earlier export and nothing else, or None where it is just that."""
+    try:
+        manifest = _read_json(folder / MANIFEST, folder)
+    except InputError as e:
+        return str(e)
+    tool, files = manifest.get("tool"), manifest.get("files")
+    if (
+        not isinstance(tool, dict)
+        or tool.get("name") != "stan_infer"
+        or not isinstance(files, dict)
+    ):
+        return f"its {MANIFEST} was not written by stan_infer"
+    known = {MANIFEST, *files}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if name not in known and not any(k.startswith(f"{name}/") for k in known):
+            return f"{name[:80]} is not part of the earlier export in it"
+    return None
 
 
 def sha256(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import onnx
@@ -107,3 +108,22 @@ def test_a_nan_does_not_pass_as_equal():
 def test_mistyped_words(tiny_model, tmp_path, options, message):
     with pytest.raises(InputError, match=message):
         export_model(tiny_model, tmp_path / "x", **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("manifest.json", '{"name": "a browser extension"}'), ("notes.txt", "years of work")],
+)
+def test_a_folder_of_the_users_is_never_replaced(tiny_model, folder, tmp_path, name, text):
+    """Neither another tool's manifest.json nor an export with a file of the user's beside it."""
+    out = tmp_path / "out"
+    if name == "manifest.json":
+        out.mkdir()
+    else:
+        shutil.copytree(folder, out)
+    (out / name).write_text(text)
+    before = sorted(p.name for p in out.iterdir())
+    with pytest.raises(InputError, match="will not be replaced"):
+        export_model(tiny_model, out)
+    assert (out / name).read_text() == text
+    assert sorted(p.name for p in out.iterdir()) == before
