@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -106,7 +107,7 @@ def read_artefact(path: str | Path, *, check_hashes: bool = True) -> Artefact:
         config = StanConfig.from_dict(_typed(manifest, "model", dict))
         graphs = tuple(_graph(g) for g in _typed(manifest, "graphs", list))
         files = _typed(manifest, "files", dict)
-    except (KeyError, TypeError, ValueError) as e:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as e:
         raise InputError(f"artefact {folder}: manifest.json is malformed ({e!r:.100})") from e
     except InputError as e:
         raise InputError(f"artefact {folder}: {e}") from e
@@ -115,11 +116,20 @@ def read_artefact(path: str | Path, *, check_hashes: bool = True) -> Artefact:
             raise InputError(f"artefact {folder}: {graph.file} has no hash in manifest.json")
     for name, entry in files.items():
         _check_file(folder, name, entry, check_hashes)
+    # A graph may read weights from any file beside it, so nothing may lie there without a hash.
+    listed = {MANIFEST, *files, *(parent for n in files for parent in _parents(n))}
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if name not in listed or path.is_symlink():
+            raise InputError(
+                f"artefact {folder}: {name[:80]!r} is not listed in manifest.json, or is a link; "
+                "take it out of the folder"
+            )
     return Artefact(folder, config, graphs, manifest)
 
 
 def _read_json(path: Path, folder: Path) -> dict[str, Any]:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(
             f"{folder} is no exported artefact: it has no {MANIFEST}; make one with "
             "stan-infer export CHECKPOINT -o FOLDER"
@@ -146,6 +156,13 @@ def _typed(values: Mapping[str, Any], name: str, kind: type) -> Any:
 def _graph(g: dict[str, Any]) -> Graph:
     if not all(isinstance(g[k], str) for k in ("file", "role", "precision")):
         raise TypeError("graph names")
+    for value in (*g["inputs"], *g["outputs"]):
+        if not (isinstance(value["name"], str) and isinstance(value["dtype"], str)):
+            raise TypeError("names and dtypes of inputs and outputs")
+        if not all(isinstance(n, (int, str)) for n in list(value["shape"])):
+            raise TypeError("shapes of inputs and outputs")
+    if not g["inputs"]:
+        raise ValueError("a graph without inputs")
     dims = {str(k): (int(low), int(high)) for k, (low, high) in g["dims"].items()}
     return Graph(
         g["file"],
@@ -158,9 +175,15 @@ def _graph(g: dict[str, Any]) -> Graph:
     )
 
 
+def _parents(name: str) -> list[str]:
+    parts = name.split("/")
+    return ["/".join(parts[:i]) for i in range(1, len(parts))]
+
+
 def _check_file(folder: Path, name: str, entry: Any, check_hashes: bool) -> None:
     # No absolute path, no "..", no drive letter: a manifest must not point outside its folder.
-    if not re.fullmatch(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*", name) or ".." in name.split("/"):
+    plain = len(name) <= 200 and re.fullmatch(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*", name)
+    if not plain or ".." in name.split("/"):
         raise InputError(f"artefact {folder}: manifest.json names the file {name[:80]!r}")
     path = folder / name
     if path.is_symlink() or not path.is_file():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -170,7 +171,7 @@ def _write(state: dict[str, Tensor], config: StanConfig, path: Path) -> None:
 
 def _is_file(source: str | Path) -> bool:
     """Tell a path from an open_clip name; an existing path always wins."""
-    if isinstance(source, Path) or Path(source).exists():
+    if isinstance(source, Path) or os.path.exists(source):
         return True
     if is_clip_name(source):
         return False

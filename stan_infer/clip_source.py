@@ -8,12 +8,13 @@ check of the towers. Nothing in it is random.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stan_infer.config import StanConfig
+from stan_infer.config import StanConfig, coerce
 from stan_infer.errors import InputError, MissingError, nearest
 from stan_infer.layouts import Layout, Origin, check_names, parameter_shapes, with_settings
 from stan_infer.weights_file import Reader, open_weights, read_weight
@@ -49,6 +50,7 @@ def clip_config(name: str, settings: Mapping[str, Any] | None = None) -> StanCon
     vision, text = known["vision_cfg"], known["text_cfg"]
     odd = sorted(set(vision) - _VISION_KEYS) + sorted(set(text) - _TEXT_KEYS)
     odd += sorted(set(known) - {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg", "custom_text"})
+    odd += [k for k in ("layers", "width", "patch_size") if not isinstance(vision.get(k), int)]
     if odd:
         raise InputError(
             f"open_clip model '{name}' is no plain CLIP ViT (it sets {', '.join(odd)[:150]}); "
@@ -56,6 +58,7 @@ def clip_config(name: str, settings: Mapping[str, Any] | None = None) -> StanCon
         )
     settings = dict(settings or {})
     width = vision["width"]
+    depth = settings.pop("branch_layers", min(4, vision["layers"]))
     values = {
         "width": width,
         "layers": vision["layers"],
@@ -63,7 +66,7 @@ def clip_config(name: str, settings: Mapping[str, Any] | None = None) -> StanCon
         "image_size": vision["image_size"],
         "embed_dim": known["embed_dim"],
         "mlp_width": int(width * vision.get("mlp_ratio", 4.0)),
-        "branch_layers": int(settings.pop("branch_layers", min(4, vision["layers"]))),
+        "branch_layers": coerce("branch_layers", depth),
         "max_frames": 64,
         "text_width": text["width"],
         "text_layers": text["layers"],
@@ -81,8 +84,10 @@ def clip_config(name: str, settings: Mapping[str, Any] | None = None) -> StanCon
 
 def clip_layout(source: str, settings: Mapping[str, Any] | None = None) -> Layout:
     """Return the layout of "NAME" or "NAME:TAG" for `inspect`, without any weight."""
-    name = source.split(":")[0]
+    name, _, tag = source.partition(":")
     config = clip_config(name, settings)
+    if tag and not os.path.exists(tag):
+        _check_tag(name, tag)
     origins = {n: Origin((n,)) for n in parameter_shapes(config) if not n.startswith("branch.")}
     note = "the branch is untrained: copies of the last trunk layers, zero temporal output"
     return Layout(f"open_clip {name}", config, origins, {}, (note,))
@@ -100,7 +105,7 @@ def load_clip(source: str, settings: Mapping[str, Any] | None = None) -> Stan:
     if not tag:
         tags = ", ".join(_open_clip().list_pretrained_tags_by_model(name)) or "a file with weights"
         raise InputError(f"'{name}' alone has random weights; add a tag, as {name}:TAG ({tags})")
-    path = Path(tag) if Path(tag).exists() else _download(name, tag)
+    path = Path(tag) if os.path.exists(tag) else _download(name, tag)
     reader = open_weights(path)
     try:
         wanted = {
@@ -143,23 +148,26 @@ def _with_branch(reader: Reader, origins: Mapping[str, Origin], config: StanConf
 
 
 def _download(name: str, tag: str) -> Path:
-    open_clip = _open_clip()
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    if tag not in tags:
-        raise InputError(
-            f"open_clip has no weights '{tag}' for {name}{nearest(tag, tags)}, and no such file; "
-            f"tags: {', '.join(tags)}"
-        )
+    _check_tag(name, tag)
     from open_clip.pretrained import download_pretrained
 
     try:
-        return Path(download_pretrained(open_clip.get_pretrained_cfg(name, tag)))
+        return Path(download_pretrained(_open_clip().get_pretrained_cfg(name, tag)))
     except Exception as e:
         # open_clip raises whatever its HTTP client raises.
         raise MissingError(
             f"the weights {name}:{tag} could not be downloaded ({str(e)[:120]}); "
             f"fetch them elsewhere and give the file: {name}:PATH"
         ) from e
+
+
+def _check_tag(name: str, tag: str) -> None:
+    tags = _open_clip().list_pretrained_tags_by_model(name)
+    if tag not in tags:
+        raise InputError(
+            f"open_clip has no weights '{tag}' for {name}{nearest(tag, tags)}, and no such file; "
+            f"tags: {', '.join(tags)}"
+        )
 
 
 def _open_clip() -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from stan_infer.errors import InputError, nearest
@@ -81,11 +81,13 @@ class StanConfig:
             _check_range("context_positions", self.context_positions, 3, 4096)
             _check_range("context_length", self.context_length, 3, self.context_positions)
             _check_heads("text_heads", self.text_heads, self.text_width)
-        for name in ("norm_eps", "mug_tau", "temperature"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise InputError(f"{name} is {getattr(self, name)}; it must be a positive number")
-        if not all(s > 0 for s in self.std):
-            raise InputError(f"std is {self.std}; all three must be positive (on the 0..255 scale)")
+        # Bounds far beyond any use, within which float32 arithmetic stays finite.
+        _check_range("norm_eps", self.norm_eps, 1e-12, 1)
+        _check_range("mug_tau", self.mug_tau, 1e-6, 1e6)
+        _check_range("temperature", self.temperature, 1e-6, 1e6)
+        for m, s in zip(self.mean, self.std, strict=True):
+            _check_range("mean (0..255 scale)", m, -1e4, 1e4)
+            _check_range("std (0..255 scale)", s, 1e-3, 1e4)
 
     @property
     def patches(self) -> int:
@@ -107,18 +109,8 @@ class StanConfig:
 
         Raises InputError for an unknown field, one that tensor shapes decide, or a bad value.
         """
-        for name in settings:
-            if name not in FIELDS:
-                known = ", ".join(SETTINGS)
-                raise InputError(
-                    f"unknown setting '{name}'{nearest(name, SETTINGS)} (settings: {known})"
-                )
-            if name not in SETTINGS:
-                raise InputError(
-                    f"setting '{name}' is told by the checkpoint's tensor shapes and cannot be "
-                    f"set; settings are: {', '.join(SETTINGS)}"
-                )
-        return dataclasses.replace(self, **{k: _coerce(k, v) for k, v in settings.items()})
+        check_setting_names(settings)
+        return dataclasses.replace(self, **{k: coerce(k, v) for k, v in settings.items()})
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
@@ -135,7 +127,7 @@ class StanConfig:
         ]
         if needed:
             raise InputError(f"config lacks: {', '.join(needed)}")
-        return cls(**{k: _coerce(k, v) for k, v in values.items()})
+        return cls(**{k: coerce(k, v) for k, v in values.items()})
 
 
 FIELDS = {f.name: f for f in dataclasses.fields(StanConfig)}
@@ -218,6 +210,21 @@ def preset(name: str) -> StanConfig:
     return StanConfig.from_dict(PRESETS[name])
 
 
+def check_setting_names(settings: Iterable[str]) -> None:
+    """Refuse a name that is no setting, with the nearest one."""
+    for name in settings:
+        if name not in FIELDS:
+            known = ", ".join(SETTINGS)
+            raise InputError(
+                f"unknown setting '{name}'{nearest(name, SETTINGS)} (settings: {known})"
+            )
+        if name not in SETTINGS:
+            raise InputError(
+                f"setting '{name}' is told by the checkpoint's tensor shapes and cannot be "
+                f"set; settings are: {', '.join(SETTINGS)}"
+            )
+
+
 def default_heads(width: int, name: str) -> int:
     """Return width / 64, as in every public CLIP; InputError where that is not a whole number."""
     if width % 64:
@@ -228,7 +235,7 @@ def default_heads(width: int, name: str) -> int:
     return width // 64
 
 
-def _coerce(name: str, value: Any) -> Any:
+def coerce(name: str, value: Any) -> Any:
     """Bring a JSON or command-line value to its field's type, or raise InputError."""
     kind = str(FIELDS[name].type)
     try:
@@ -253,7 +260,7 @@ def _coerce(name: str, value: Any) -> Any:
 def _check_types(config: StanConfig) -> None:
     for name in FIELDS:
         value = getattr(config, name)
-        if _coerce(name, value) != value:
+        if coerce(name, value) != value:
             raise InputError(f"{name} has the wrong type: {value!r}")
         if isinstance(value, tuple) and not all(math.isfinite(v) for v in value):
             raise InputError(f"{name} is {value}; all three must be finite")
@@ -264,7 +271,7 @@ def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
         raise InputError(f"{name} '{value}' is unknown{nearest(value, known)} ({', '.join(known)})")
 
 
-def _check_range(name: str, value: int, low: int, high: int) -> None:
+def _check_range(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
         raise InputError(f"{name} is {value}; allowed is {low} to {high}")
 

@@ -110,7 +110,11 @@ def _flush(session: Session, waiting: list[tuple[Path, Clip | StanError]]) -> It
     clips = [r.pixels for _, r in waiting if isinstance(r, Clip)]
     features = iter(np.asarray(session.embed_video(np.stack(clips)))) if clips else iter(())
     for path, result in waiting:
-        if isinstance(result, Clip):
-            yield Reading(path, result, next(features), None)
-        else:
+        if not isinstance(result, Clip):
             yield Reading(path, None, None, str(result))
+            continue
+        vector = next(features)
+        if np.isfinite(vector).all():
+            yield Reading(path, result, vector, None)
+        else:
+            yield Reading(path, None, None, f"{path}: the model gives values that are not finite")

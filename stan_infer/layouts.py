@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from stan_infer.config import StanConfig, default_heads
+from stan_infer.config import StanConfig, check_setting_names, default_heads
 from stan_infer.errors import InputError
 from stan_infer.trainer_hints import layout_notes
 
@@ -266,6 +266,7 @@ def with_settings(values: dict[str, Any], settings: Mapping[str, Any]) -> StanCo
 
     Raises InputError for an unknown setting or values that contradict each other.
     """
+    check_setting_names(settings)
     values = dict(values)
     for name, width in (("heads", "width"), ("text_heads", "text_width")):
         # A setting given by the caller replaces this below, with its own checks.

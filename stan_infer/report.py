@@ -12,7 +12,8 @@ from typing import Any
 def print_json(schema: str, record: dict[str, Any]) -> None:
     """Print one result as one line of JSON; numbers unrounded, NaN and infinity as null."""
     full = {"schema": f"stan-infer/{schema}/1", **record}
-    print(json.dumps(_plain(full), ensure_ascii=False, allow_nan=False), flush=True)
+    # ASCII: a file name that is not UTF-8 must not stop the run, whatever the locale.
+    print(json.dumps(_plain(full), allow_nan=False), flush=True)
 
 
 def print_table(rows: Sequence[dict[str, Any]], columns: Sequence[str] | None = None) -> None:

@@ -164,7 +164,7 @@ def list_videos(paths: Sequence[Path]) -> list[Path]:
     """
     found: list[Path] = []
     for path in map(Path, paths):
-        if path.is_dir():
+        if os.path.isdir(path):
             inside = _walk(path)
             if not inside:
                 raise InputError(f"folder {path} holds no video ({' '.join(SUFFIXES)})")

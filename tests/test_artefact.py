@@ -89,6 +89,12 @@ def test_links_are_refused(folder, tmp_path_factory):
         (lambda m: m["graphs"][0].update(file="other.onnx"), "other.onnx has no hash"),
         (lambda m: m.update(files=[]), "'files' is missing"),
         (lambda m: m["graphs"].append(3), "malformed"),
+        (lambda m: m["graphs"][0].update(dims=[1, 2]), "malformed"),
+        (lambda m: m["graphs"][0].update(opset=float("inf")), "malformed"),
+        (lambda m: m["graphs"][0].update(inputs=[{}]), "malformed"),
+        (lambda m: m["graphs"][0].update(inputs=[]), "malformed"),
+        (lambda m: m["graphs"][0]["inputs"][0].pop("dtype"), "malformed"),
+        (lambda m: m["files"].update({"x" * 300: {}}), "names the file"),
     ],
 )
 def test_malformed_manifests(folder, change, message):
@@ -103,3 +109,11 @@ def test_a_folder_without_a_manifest_names_the_export_command(tmp_path):
     (tmp_path / MANIFEST).write_text("[" * 100_000)
     with pytest.raises(InputError, match="not JSON"):
         read_artefact(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["weights.bin", "tokenizer.json", "a/b.bin"])
+def test_nothing_lies_in_the_folder_without_a_hash(folder, name):
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text("x")
+    with pytest.raises(InputError, match="not listed in manifest.json"):
+        read_artefact(folder)

@@ -132,3 +132,8 @@ __import__('os').system('false')
     notes = " ".join(recognise(author_shapes(preset("stan-b32")), {}, text).notes)
     assert "names CLIP /16 but the trunk has patch 32" in notes
     assert "hints at head mug" in notes and "hints at frames 32" in notes
+
+
+def test_a_mistyped_setting_is_told_before_anything_else():
+    with pytest.raises(InputError, match="unknown setting 'hedas'; did you mean 'heads'"):
+        recognise(author_shapes(tiny_config()), {"hedas": 1})

@@ -36,6 +36,7 @@ def bench(
     from stan_infer.bench import bench_videos
     from stan_infer.cli.progress import progress_bar
     from stan_infer.engines import check_engine
+    from stan_infer.errors import InputError, nearest
     from stan_infer.machine import machine_record
     from stan_infer.report import print_json, print_table, say
 
@@ -44,6 +45,11 @@ def bench(
         check_engine(name)
     # The baseline is always measured: a speed-up against nothing means nothing.
     names = ["eager", *dict.fromkeys(n for n in names if n != "eager")]
+    if precision != "fp32" and "ort" in names:
+        hint = nearest(precision, ["fp32", "bf16", "fp16"])
+        raise InputError(
+            f"--precision {precision}: engine ort has fp32 only; add --engine eager{hint}"
+        )
     batches = parse_numbers(batch, "--batch", 1, 64)
     model = _model(checkpoint, preset, settings)
     counts = parse_numbers(frames, "--frames", 1, model.config.max_frames)

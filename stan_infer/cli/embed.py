@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -42,7 +43,7 @@ def embed(
 
     if out.suffix != ".npz":
         raise InputError(f"--out {out} must end in .npz")
-    if out.is_dir() or not out.parent.is_dir():
+    if os.path.isdir(out) or not os.path.isdir(out.parent):
         raise InputError(f"--out {out}: no such folder, or a folder itself; give a file name")
     paths = list_videos(videos)
     session = open_session(

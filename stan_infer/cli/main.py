@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
+import signal
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -54,6 +57,8 @@ def _options(
 def main() -> None:
     """Run the command line and exit with the documented code."""
     debug = "--debug" in sys.argv
+    # So that temporary files and decoding processes go when a supervisor ends the program.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         app()
     except StanError as e:
@@ -63,17 +68,29 @@ def main() -> None:
         sys.exit(e.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
+    except OSError as e:
+        # Files are told by whoever writes them; what is left is standard output.
+        if e.errno not in (errno.ENOSPC, errno.EIO, errno.EDQUOT):
+            _bug(e, debug)
+        print(f"error: cannot write the results: {e.strerror}", file=sys.stderr)
+        os._exit(2)  # a normal exit would try to write the rest again
     except Exception as e:
-        if debug:
-            raise
-        print(
-            f"internal error: {type(e).__name__}: {_one_line(e)}\n"
-            "This is a bug of stan_infer; `stan-infer --debug ...` shows where.",
-            file=sys.stderr,
-        )
-        sys.exit(1)
+        _bug(e, debug)
+
+
+def _bug(error: Exception, debug: bool) -> NoReturn:
+    if debug:
+        raise error
+    print(
+        f"internal error: {type(error).__name__}: {_one_line(error)}\n"
+        "This is a bug of stan_infer; `stan-infer --debug ...` shows where.",
+        file=sys.stderr,
+    )
+    sys.exit(1)
 
 
 def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
-    return "".join(c if c.isprintable() else "?" for c in text)[:2000]
+    text = "".join(c if c.isprintable() else "?" for c in text)
+    # The end says what to do: a monstrous name is cut in its middle.
+    return text if len(text) <= 2000 else f"{text[:900]} ... {text[-900:]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -48,7 +49,7 @@ def parse_numbers(text: str, name: str, low: int, high: int) -> list[int]:
     for n in numbers:
         if not low <= n <= high:
             raise InputError(f"{name} {n} is out of range; allowed are {low} to {high}")
-    return numbers
+    return list(dict.fromkeys(numbers))
 
 
 def read_texts(texts: Sequence[str] | None, labels: Path | None) -> list[str]:
@@ -56,13 +57,15 @@ def read_texts(texts: Sequence[str] | None, labels: Path | None) -> list[str]:
     if bool(texts) == (labels is not None):
         raise InputError("give either --text TEXT (once or more) or --labels FILE")
     if labels is None:
+        if not all(t.strip() for t in texts or []):
+            raise InputError("--text is blank; give words")
         return list(texts or [])
     try:
-        if not labels.is_file():
+        if not os.path.isfile(labels):
             raise InputError(f"labels {labels}: no such file; it holds one label per line")
         if labels.stat().st_size > 16 * 2**20:
             raise InputError(f"labels {labels} is larger than 16 MiB; it holds one label per line")
-        lines = [line.strip() for line in labels.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in labels.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as e:
         raise InputError(f"labels {labels} cannot be read as UTF-8 text: {e}") from e
     found = [line for line in lines if line]

@@ -86,7 +86,7 @@ def _rows(
     weights = np.exp(logits - logits.max())
     rows = [
         {
-            "video": reading.path.name,
+            "video": str(reading.path),
             "text": t,
             "score": float(s),
             "probability": float(p),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,7 +44,7 @@ def open_session(
     MissingError for a package or device that is not here.
     """
     check_engine(engine)
-    is_folder = isinstance(source, (str, Path)) and Path(source).is_dir()
+    is_folder = isinstance(source, (str, Path)) and os.path.isdir(source)
     if engine == "eager":
         if is_folder:
             raise InputError(

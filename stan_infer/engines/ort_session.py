@@ -10,7 +10,13 @@ import numpy as np
 
 from stan_infer.artefact import Artefact, Graph
 from stan_infer.config import StanConfig
-from stan_infer.engines.session import check_video, read_config_clip, score_features, token_ids
+from stan_infer.engines.session import (
+    TEXT_CHUNK,
+    check_video,
+    read_config_clip,
+    score_features,
+    token_ids,
+)
 from stan_infer.errors import InputError, MissingError, nearest
 
 if TYPE_CHECKING:
@@ -62,6 +68,17 @@ def open_graph(
     return session
 
 
+def run_graph(
+    session: onnxruntime.InferenceSession, output: str, feeds: dict[str, np.ndarray]
+) -> np.ndarray:
+    """Run one graph for one output; whatever ONNX Runtime raises becomes an InputError."""
+    try:
+        return session.run([output], feeds)[0]
+    except Exception as e:
+        # Its own classes share no base but Exception; the inputs were checked, so the graph is bad.
+        raise InputError(f"ONNX Runtime cannot run the graph: {str(e)[:200]}") from e
+
+
 class OrtSession:
     """An artefact in ONNX Runtime; see engines.session.Session."""
 
@@ -110,7 +127,7 @@ class OrtSession:
         if not low <= len(clips) <= high:
             raise InputError(f"video has {len(clips)} clips; the artefact takes {low} to {high}")
         name = "frame_embeds" if self.config.is_mug else "video_embeds"
-        return self._video.run([name], {"video": clips})[0]
+        return run_graph(self._video, name, {"video": clips})
 
     def embed_text(self, texts: Sequence[str] | np.ndarray) -> np.ndarray:
         """See Session.embed_text; uses the vocabulary inside the artefact."""
@@ -118,7 +135,12 @@ class OrtSession:
         if self._text is None:
             raise InputError(f"artefact {self._artefact.path} holds no text graph")
         name = "token_embeds" if self.config.is_mug else "text_embeds"
-        return self._text.run([name], {"input_ids": ids.astype(np.int32)})[0]
+        feeds = ids.astype(np.int32)
+        parts = [
+            run_graph(self._text, name, {"input_ids": feeds[i : i + TEXT_CHUNK]})
+            for i in range(0, len(feeds), TEXT_CHUNK)
+        ]
+        return np.concatenate(parts)
 
     def score(self, texts: Sequence[str] | np.ndarray, video: np.ndarray) -> np.ndarray:
         """See Session.score."""
@@ -157,7 +179,36 @@ def _open(
     artefact: Artefact, graph: Graph, device: str, threads: int | None
 ) -> onnxruntime.InferenceSession:
     session = open_graph(artefact.path / graph.file, device=device, threads=threads)
-    got = [i.name for i in session.get_inputs()]
-    if got != [i["name"] for i in graph.inputs]:
-        raise InputError(f"{graph.file} has the inputs {got}; manifest.json names others")
+    wanted = _expected(artefact.config, graph)
+    # Dimension names are free; numbers, types and names are not.
+    got = {
+        v.name: [v.type, *(n if isinstance(n, int) else "*" for n in v.shape)]
+        for v in (*session.get_inputs(), *session.get_outputs())
+    }
+    if got != wanted:
+        raise InputError(
+            f"{graph.file} does not fit the config in manifest.json: it has {got}, which should be "
+            f"{wanted}; export the checkpoint again"
+        )
     return session
+
+
+def _expected(config: StanConfig, graph: Graph) -> dict[str, list[int | str]]:
+    """Inputs and outputs that a graph of this config has: name -> type and sizes, "*" if free."""
+    floats, s, e = "tensor(float)", config.image_size, config.embed_dim
+    if graph.role == "text":
+        return {
+            "input_ids": ["tensor(int32)", "*", "*"],
+            "text_embeds": [floats, "*", e],
+            "token_embeds": [floats, "*", "*", e],
+        }
+    frames: int | str = "*" if config.max_frames > 1 else 1
+    is_uint8 = graph.inputs[0]["dtype"] == "uint8"
+    video: list[int | str] = (
+        ["tensor(uint8)", "*", frames, s, s, 3] if is_uint8 else [floats, "*", frames, 3, s, s]
+    )
+    return {
+        "video": video,
+        "video_embeds": [floats, "*", e],
+        "frame_embeds": [floats, "*", frames, e],
+    }

@@ -14,6 +14,8 @@ from stan_infer.retrieval import cosine_scores, mug_scores
 from stan_infer.tokenizer import tokenize
 from stan_infer.video import read_clip
 
+TEXT_CHUNK = 256  # texts per call of a network: 100,000 labels at once would take 130 GB
+
 
 class Session(Protocol):
     """A model opened on a device.

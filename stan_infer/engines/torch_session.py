@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 
 from stan_infer.config import StanConfig
-from stan_infer.engines.session import check_video, read_config_clip, score_features, token_ids
+from stan_infer.engines.session import (
+    TEXT_CHUNK,
+    check_video,
+    read_config_clip,
+    score_features,
+    token_ids,
+)
 from stan_infer.errors import InputError, MissingError, nearest
 from stan_infer.model import Stan
 
@@ -61,7 +67,7 @@ class TorchSession:
         """See Session.embed_text; returns a float32 tensor on the session's device."""
         ids = torch.from_numpy(token_ids(self.config, _numpy(texts))).to(self._device)
         encode = self._model.encode_text_tokens if self.config.is_mug else self._model.encode_text
-        return encode(ids).float()
+        return torch.cat([encode(part).float() for part in ids.split(TEXT_CHUNK)])
 
     def score(
         self, texts: Sequence[str] | Tensor | np.ndarray, video: Tensor | np.ndarray

@@ -39,6 +39,15 @@ from tests.cli.conftest import write_video
         (["export", "{ckpt}", "-o", "{videos}"], "not empty"),
         (["export", "{ckpt}", "-o", "{empty}"], "a file of that name"),
         (["export", "{ckpt}", "-o", "x", "--precision", "fp23"], "mean 'fp32'"),
+        (["inspect", "RN50"], "no plain CLIP ViT"),
+        (["inspect", "ViT-B-32-quickgelu:nonsense"], "has no weights 'nonsense'"),
+        (["inspect", "ViT-B-32-quickgelu", "--set", "branch_layers=x"], "a whole number"),
+        (["inspect", "a" * 5000], "no such file"),
+        (["run", "{ckpt}", "a" * 5000, "--text", "a"], "no such video"),
+        (["run", "{ckpt}", "{videos}", "--text", "  "], "blank"),
+        (["embed", "{ckpt}", "{videos}", "-o", "a" * 5000 + ".npz"], "too long"),
+        (["export", "{ckpt}", "-o", "."], "current one"),
+        (["bench", "--preset", "stan-tiny", "--precision", "bf16"], "ort has fp32 only"),
         (["convert", "{ckpt}", "x.pth"], "must end in .safetensors"),
         (["bench", "--preset", "stan-b23"], "mean 'stan-b32'"),
         (["bench", "--engine", "eager,otr"], "mean 'ort'"),
@@ -199,3 +208,49 @@ def children(pid: int) -> list[int]:
         with suppress(OSError):
             found += [int(p) for p in path.read_text().split()]
     return found
+
+
+def test_standard_output_that_is_full(checkpoint):
+    if not os.path.exists("/dev/full"):
+        pytest.skip("needs /dev/full")
+    run = [sys.executable, "-m", "stan_infer", "inspect", str(checkpoint), "--json"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(run, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2 and "cannot write the results" in done.stderr
+
+
+def test_an_artefact_whose_config_is_not_its_graphs(cli, artefact, videos, tmp_path):
+    import json
+    import shutil
+
+    for name, value in (("image_size", 32), ("embed_dim", 99)):
+        shutil.copytree(artefact, tmp_path / name)
+        path = tmp_path / name / "manifest.json"
+        manifest = json.loads(path.read_text())
+        manifest["model"][name] = value
+        path.write_text(json.dumps(manifest))
+        done = cli("run", tmp_path / name, videos, "--text", "a", "--engine", "ort")
+        assert done.code == 2 and "does not fit the config" in done.err
+
+
+def test_features_that_are_not_finite_are_errors_of_their_video(cli, videos, tmp_path):
+    import torch
+
+    from stan_infer.checkpoint import save_model
+    from stan_infer.config import preset
+    from stan_infer.model import Stan, init_random
+
+    model = init_random(Stan(preset("stan-tiny")))
+    with torch.no_grad():
+        model.visual.proj.fill_(3e38)
+    save_model(model, tmp_path / "huge.safetensors")
+    done = cli("embed", tmp_path / "huge.safetensors", videos, "-o", tmp_path / "v.npz")
+    assert done.code == 2 and "not finite" in done.err and not (tmp_path / "v.npz").exists()
+
+
+def test_a_file_name_that_is_not_utf8(cli, checkpoint, videos, tmp_path):
+    import shutil
+
+    shutil.copy(videos / "clip0.mp4", os.fsencode(tmp_path) + b"/\xff.mp4")
+    done = cli("run", checkpoint, tmp_path, "--text", "a", "--json")
+    assert done.code == 0 and done.out.isascii() and len(done.records) == 1

@@ -60,7 +60,7 @@ def test_run_scores_every_video_of_a_folder(cli, checkpoint, artefact, videos, e
 
 def test_run_reads_labels_and_reports_a_cut_text(cli, checkpoint, videos, tmp_path, caplog):
     labels = tmp_path / "labels.txt"
-    labels.write_text("a cat\n\n" + "very " * 40 + "long\n")
+    labels.write_text("\ufeffa cat\n\n" + "very " * 40 + "long\n")
     done = cli("run", checkpoint, videos / "clip0.mp4", "--labels", labels, "--json")
     cut = {s["text"][:5]: s["cut"] for s in done.records[0]["scores"]}
     assert cut == {"a cat": False, "very ": True}

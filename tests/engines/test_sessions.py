@@ -201,3 +201,11 @@ def test_what_is_not_here_is_missing_and_never_replaced(tiny_model, folder):
         si.open_session(folder, engine="ort", precision="fp16")
     with pytest.raises(InputError, match="did you mean 'bf16'"):
         si.open_session(tiny_model, precision="bf61")
+
+
+def test_many_texts_are_embedded_in_parts(session):
+    many = ids(600)
+    whole = session.embed_text(many)
+    parts = [np.asarray(session.embed_text(many[i : i + 200])) for i in (0, 200, 400)]
+    assert tuple(whole.shape) == (600, 24)
+    assert relative_error(whole, np.concatenate(parts)) < FP32
