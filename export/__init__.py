@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stan_infer.artefact import Artefact
-from stan_infer.errors import InputError, nearest
+from stan_infer.errors import InputError, nearest, require
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,6 +36,7 @@ def export_model(
     """
     if format not in FORMATS:
         raise InputError(f"format '{format}' is unknown{nearest(format, FORMATS)} (onnx)")
+    require("torch", "exporting", "stan-infer[cpu]")
     from stan_infer.export.to_onnx import export_onnx
 
     return export_onnx(

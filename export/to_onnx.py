@@ -18,7 +18,7 @@ import stan_infer
 from stan_infer.artefact import Artefact, read_artefact, sha256, why_keep, write_manifest
 from stan_infer.atomic import new_folder
 from stan_infer.config import StanConfig
-from stan_infer.errors import CheckError, InputError, MissingError, nearest
+from stan_infer.errors import CheckError, InputError, nearest, require
 from stan_infer.model import Stan
 from stan_infer.tokenizer import write_vocabulary
 
@@ -69,7 +69,8 @@ def export_onnx(
         raise InputError(f"ONNX export has no precision '{precision}'{hint} (fp32)")
     if input not in _INPUTS:
         raise InputError(f"input '{input}' is unknown{nearest(input, _INPUTS)} (uint8, float)")
-    _check_packages()
+    for module in ("onnx", "onnxscript", "onnxruntime"):
+        require(module, "ONNX export", "stan-infer[cpu]")
     model = model.float().eval()
     config = model.config
     with new_folder(out, why_keep) as folder, torch.no_grad():
@@ -302,14 +303,3 @@ def _preprocess(config: StanConfig, input: str) -> dict[str, Any]:
             "rule": "round_half_even((n-1)/T*i) + trunc((n-1)/T/2)",
         },
     }
-
-
-def _check_packages() -> None:
-    missing = []
-    for name in ("onnx", "onnxscript", "onnxruntime"):
-        try:
-            __import__(name)
-        except ImportError:
-            missing.append(name)
-    if missing:
-        raise MissingError(f'ONNX export needs {", ".join(missing)}: pip install "stan-infer[cpu]"')

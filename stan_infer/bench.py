@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from stan_infer.engines.session import Session
+from stan_infer.errors import CheckError
 from stan_infer.flops import video_flops
 
 
@@ -74,7 +75,13 @@ def _one_shape(
         # Ratios of the same repeat, then their median: drift of the machine cancels.
         ratio = np.median(np.array(times[base]) / np.array(times[lane.name]))
         reference = outputs[base]
-        error = np.abs(outputs[lane.name] - reference).max() / np.abs(reference).max()
+        with np.errstate(invalid="ignore"):
+            error = np.abs(outputs[lane.name] - reference).max() / np.abs(reference).max()
+        if not np.isfinite(error):
+            raise CheckError(
+                f"engine {lane.name} at B={b}, T={t} gives values that are not finite: "
+                "a wrong engine has no speed"
+            )
         p50 = float(np.median(ms))
         rows.append(
             {

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from stan_infer.atomic import new_file
 from stan_infer.clip_source import clip_layout, is_clip_name, load_clip
 from stan_infer.config import StanConfig
-from stan_infer.errors import InputError, nearest
+from stan_infer.errors import InputError, nearest, require
 from stan_infer.layouts import Layout, Origin, check_names, parameter_shapes, recognise
 from stan_infer.trainer_hints import trainer_hints
 from stan_infer.weights_file import METADATA_KEY, Reader, open_weights, read_weight
@@ -50,6 +50,7 @@ def load_model(source: str | Path, settings: Mapping[str, Any] | None = None) ->
     weight, a shape that contradicts the rest, a value that is not finite. No weight is ever left
     random.
     """
+    require("torch", "loading a checkpoint", "stan-infer[cpu]")
     if _is_file(source):
         with _opened(Path(source)) as reader:
             return _build(reader, _recognise_file(reader, settings))
@@ -95,6 +96,7 @@ def convert(
     target = Path(target)
     if target.suffix != ".safetensors":
         raise InputError(f"target {target} must end in .safetensors, the one format written")
+    require("torch", "converting a checkpoint", "stan-infer[cpu]")
     if not _is_file(source):
         model = load_model(source, settings)
         save_model(model, target)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stan_infer.config import StanConfig, coerce
-from stan_infer.errors import InputError, MissingError, nearest
+from stan_infer.errors import InputError, MissingError, nearest, require
 from stan_infer.layouts import Layout, Origin, check_names, parameter_shapes, with_settings
 from stan_infer.weights_file import Reader, open_weights, read_weight
 
@@ -171,10 +171,4 @@ def _check_tag(name: str, tag: str) -> None:
 
 
 def _open_clip() -> Any:
-    try:
-        import open_clip
-    except ImportError as e:
-        raise MissingError(
-            f'open_clip model names need open_clip ({e}): pip install "stan-infer[cpu]"'
-        ) from e
-    return open_clip
+    return require("open_clip", "an open_clip model name", "stan-infer[cpu]")

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from stan_infer.errors import InputError, MissingError
+from stan_infer.errors import InputError, require
 
 if TYPE_CHECKING:
     from av import Packet, VideoFrame
@@ -57,14 +57,8 @@ class Found:
 
 def package(module: Literal["av", "cv2", "decord"]) -> Any:
     """Import an optional package, or raise MissingError with the command that installs it."""
-    import importlib
-
-    try:
-        return importlib.import_module(module)
-    except ImportError as e:
-        name = {"av": "PyAV", "cv2": "OpenCV", "decord": "decord"}[module]
-        command = "decord" if module == "decord" else '"stan-infer[runtime]"'
-        raise MissingError(f"reading videos needs {name} ({e}): pip install {command}") from e
+    install = "decord" if module == "decord" else "stan-infer[runtime]"
+    return require(module, "reading videos", install)
 
 
 @contextmanager

@@ -4,6 +4,11 @@ A message has four parts: what failed, the value seen, what is allowed, what to 
 Any other exception that reaches the command line is a bug of ours (exit code 1).
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
 
 class StanError(Exception):
     """Base of every error that a user can mend."""
@@ -27,6 +32,18 @@ class CheckError(StanError):
     """A check failed: outputs out of tolerance, a wrong hash, a fault that doctor found."""
 
     exit_code = 4
+
+
+def require(module: str, purpose: str, install: str) -> Any:
+    """Import an optional package and return it.
+
+    purpose: what needs it, as in "reading videos". install: what to give to pip install. Raises
+    MissingError with that command when the package is absent or does not load.
+    """
+    try:
+        return importlib.import_module(module)
+    except (ImportError, OSError) as e:  # OSError: a shared library of it is missing
+        raise MissingError(f'{purpose} needs {module} ({e}): pip install "{install}"') from e
 
 
 def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:

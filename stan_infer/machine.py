@@ -99,9 +99,10 @@ def _try(name: str, device: str, run: Callable[[], object], remedy: str) -> dict
 
 
 def _run_eager(device: str) -> None:
-    import torch
-
     from stan_infer.config import preset
+    from stan_infer.errors import require
+
+    torch = require("torch", "engine eager", "stan-infer[cpu]")
     from stan_infer.engines import open_session
     from stan_infer.model import Stan, init_random
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
+
+from stan_infer.errors import InputError
 
 
 def print_json(schema: str, record: dict[str, Any]) -> None:
     """Print one result as one line of JSON; numbers unrounded, NaN and infinity as null."""
     full = {"schema": f"stan-infer/{schema}/1", **record}
     # ASCII: a file name that is not UTF-8 must not stop the run, whatever the locale.
-    print(json.dumps(_plain(full), allow_nan=False), flush=True)
+    _write(json.dumps(_plain(full), allow_nan=False))
 
 
 def print_table(rows: Sequence[dict[str, Any]], columns: Sequence[str] | None = None) -> None:
@@ -24,25 +28,37 @@ def print_table(rows: Sequence[dict[str, Any]], columns: Sequence[str] | None = 
     cells = [[_cell(row.get(c)) for c in columns] for row in rows]
     widths = [max(len(c), *(len(line[i]) for line in cells)) for i, c in enumerate(columns)]
     right = [all(isinstance(r.get(c), (int, float, type(None))) for r in rows) for c in columns]
+    lines = []
     for line in [columns, *cells]:
         padded = [
             text.rjust(w) if r else text.ljust(w)
             for text, w, r in zip(line, widths, right, strict=True)
         ]
-        print("  ".join(padded).rstrip())
-    sys.stdout.flush()
+        lines.append("  ".join(padded).rstrip())
+    _write("\n".join(lines))
 
 
 def print_facts(facts: dict[str, Any]) -> None:
     """Print names and values, one per line."""
     width = max(len(k) for k in facts)
-    for name, value in facts.items():
-        print(f"{name.ljust(width)}  {_cell(value)}")
+    _write("\n".join(f"{name.ljust(width)}  {_cell(value)}" for name, value in facts.items()))
 
 
 def say(text: str) -> None:
     """Print a message or a warning: never on standard output, which carries results."""
     print(_printable(text), file=sys.stderr, flush=True)
+
+
+def _write(text: str) -> None:
+    """Write to standard output; where nobody reads any more, end quietly as other programs do."""
+    try:
+        print(text, flush=True)
+    except OSError as e:
+        # Python would try to write the rest once more at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if e.errno == errno.EPIPE:
+            sys.exit(128 + 13)  # as if ended by SIGPIPE
+        raise InputError(f"cannot write the results to standard output: {e.strerror}") from e
 
 
 def _cell(value: Any) -> str:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stan_infer.atomic import new_file
-from stan_infer.errors import InputError, MissingError, nearest
+from stan_infer.errors import InputError, MissingError, nearest, require
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -132,14 +132,8 @@ def _encode_all(texts: list[str], vocabulary: Path | None) -> list[list[int]]:
 
 
 def _need_packages() -> None:
-    try:
-        import ftfy  # noqa: F401
-        import tokenizers  # noqa: F401
-    except ImportError as e:
-        raise MissingError(
-            f"tokenizing needs the package {e.name}, which is not installed: "
-            'pip install "stan-infer[runtime]"'
-        ) from e
+    for module in ("ftfy", "tokenizers"):
+        require(module, "tokenising texts", "stan-infer[runtime]")
 
 
 def _encode(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -16,8 +16,7 @@ from stan_infer.decode_worker import DecodeWorker, read_clips
 from stan_infer.errors import InputError, MissingError
 
 pytest.importorskip("av"), pytest.importorskip("cv2")
-sys.path.insert(0, str(Path(__file__).parent))
-import broken_videos as make  # noqa: E402
+from tests import broken_videos as make  # noqa: E402 (after importorskip)
 
 SMALL = {"frames": 4, "short_side": 32, "crop": 32}
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")

@@ -16,8 +16,7 @@ from stan_infer.decoders import _scan, read_pyav
 from stan_infer.errors import InputError, MissingError
 
 av, cv2 = pytest.importorskip("av"), pytest.importorskip("cv2")
-sys.path.insert(0, str(Path(__file__).parent))
-import broken_videos as make  # noqa: E402
+from tests import broken_videos as make  # noqa: E402 (after importorskip)
 
 GOLDEN = Path(os.environ.get("STAN_INFER_GOLDEN", Path(__file__).parents[2] / "shared" / "golden"))
 golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="golden data is not here")

@@ -94,7 +94,9 @@ def cpu_name() -> str:
 
 def run_record(run: Path) -> dict[str, Any]:
     """Return recipe and training minutes of a finished run."""
-    state = torch.load(run / "state.pt", weights_only=True)
+    from examples.motion.train import read_record
+
+    state = read_record(run / "state.safetensors")
     return {"recipe": state["recipe"], "minutes": state["progress"]["seconds"] / 60}
 
 

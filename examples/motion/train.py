@@ -21,6 +21,8 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from examples.motion import clips
@@ -303,15 +305,15 @@ def train(recipe: Recipe, out: Path, *, save_every: int = 100) -> Run:
     model, texts = build(recipe)
     run = Run(model, recipe, texts)
     optimizer = optimizer_for(model, recipe, 1)
-    state_file = out / "state.pt"
+    state_file = out / "state.safetensors"
     if state_file.exists():
-        state = torch.load(state_file, weights_only=True)
-        if state["recipe"] != vars(recipe):
+        done, tensors = read_record(state_file), load_file(state_file)
+        if done["recipe"] != vars(recipe):
             raise SystemExit(f"{state_file} belongs to another recipe; give another --out")
-        run = Run(model, recipe, texts, **state["progress"])
-        model.load_state_dict(state["model"])
+        run = Run(model, recipe, texts, **done["progress"])
+        model.load_state_dict({n: tensors[f"model/{n}"] for n in model.state_dict()})
         optimizer = optimizer_for(model, recipe, run.stage)
-        optimizer.load_state_dict(state["optimizer"])
+        _load_moments(optimizer, tensors)
     _keep_log(out / "log.jsonl", run)
     bank = clips.texture_bank("train")
     start = time.perf_counter() - run.seconds
@@ -350,11 +352,29 @@ def _keep_log(log: Path, run: Run) -> None:
 
 def _save_state(run: Run, optimizer: torch.optim.Optimizer, path: Path) -> None:
     progress = {k: getattr(run, k) for k in ("stage", "step", "difficulty", "accuracy", "seconds")}
-    state = {"recipe": vars(run.recipe), "progress": progress}
-    state |= {"model": run.model.state_dict(), "optimizer": optimizer.state_dict()}
+    record = json.dumps({"recipe": vars(run.recipe), "progress": progress})
+    tensors = {f"model/{n}": v for n, v in run.model.state_dict().items()}
+    for index, moments in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer/{index}/{n}": v for n, v in moments.items()}
     temporary = path.with_suffix(".new")
-    torch.save(state, temporary)
+    save_file(tensors, temporary, metadata={"run": record})
     temporary.replace(path)
+
+
+def _load_moments(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Give a fresh optimizer the moments of the saved one; its groups are already equal."""
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer/"):
+            _, index, key = name.split("/")
+            moments.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Return recipe and progress of a saved run."""
+    with safe_open(path, framework="pt") as f:
+        return json.loads(f.metadata()["run"])
 
 
 def plot(log: Path, path: Path) -> None:

@@ -81,6 +81,9 @@ def bench(
 
 
 def _model(checkpoint: str | None, preset: str, settings: list[str] | None) -> Stan:
+    from stan_infer.errors import require
+
+    require("torch", "bench, whose baseline is eager mode,", "stan-infer[cpu]")
     from stan_infer.model import Stan, init_random
 
     given = parse_settings(settings)

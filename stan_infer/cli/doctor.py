@@ -15,7 +15,7 @@ def doctor(json: Json = False) -> None:
         try_decoders,
         try_engines,
     )
-    from stan_infer.report import print_facts, print_json, print_table
+    from stan_infer.report import print_facts, print_json, print_table, say
 
     versions = installed_versions()
     engines, decoders, found = try_engines(), try_decoders(), faults(versions)
@@ -30,10 +30,10 @@ def doctor(json: Json = False) -> None:
         print_json("doctor", record)
     else:
         print_facts(machine_record())
-        print()
+        say("")
         rows = [{"package": k, "version": v or "not installed"} for k, v in versions.items()]
         print_table(rows)
-        print()
+        say("")
         columns = ["name", "device", "works", "reason", "help"]
         print_table([{"reason": "", "help": "", **r} for r in engines + decoders], columns)
     if found:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
 import signal
 import sys
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
@@ -68,25 +66,15 @@ def main() -> None:
         sys.exit(e.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
-    except OSError as e:
-        # Files are told by whoever writes them; what is left is standard output.
-        if e.errno not in (errno.ENOSPC, errno.EIO, errno.EDQUOT):
-            _bug(e, debug)
-        print(f"error: cannot write the results: {e.strerror}", file=sys.stderr)
-        os._exit(2)  # a normal exit would try to write the rest again
     except Exception as e:
-        _bug(e, debug)
-
-
-def _bug(error: Exception, debug: bool) -> NoReturn:
-    if debug:
-        raise error
-    print(
-        f"internal error: {type(error).__name__}: {_one_line(error)}\n"
-        "This is a bug of stan_infer; `stan-infer --debug ...` shows where.",
-        file=sys.stderr,
-    )
-    sys.exit(1)
+        if debug:
+            raise
+        print(
+            f"internal error: {type(e).__name__}: {_one_line(e)}\n"
+            "This is a bug of stan_infer; `stan-infer --debug ...` shows where.",
+            file=sys.stderr,
+        )
+        sys.exit(1)
 
 
 def _one_line(error: Exception) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stan_infer.errors import InputError, nearest
+from stan_infer.errors import InputError, nearest, require
 
 if TYPE_CHECKING:
     from stan_infer.engines.session import Session
@@ -51,6 +51,7 @@ def open_session(
                 f"{source} is a folder; engine eager takes a checkpoint: "
                 "give the checkpoint file, or --engine ort"
             )
+        require("torch", "engine eager", "stan-infer[cpu]")
         from stan_infer.checkpoint import load_model
         from stan_infer.engines.torch_session import TorchSession
 

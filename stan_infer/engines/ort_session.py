@@ -17,7 +17,7 @@ from stan_infer.engines.session import (
     score_features,
     token_ids,
 )
-from stan_infer.errors import InputError, MissingError, nearest
+from stan_infer.errors import InputError, MissingError, nearest, require
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -33,12 +33,7 @@ def open_graph(
     Raises InputError for an unknown device or a graph that ONNX Runtime refuses, MissingError when
     onnxruntime or the device's provider is not here: ONNX Runtime itself would go on on the CPU.
     """
-    try:
-        import onnxruntime as ort
-    except ImportError as e:
-        raise MissingError(
-            f'engine ort needs onnxruntime ({e}): pip install "stan-infer[runtime]"'
-        ) from e
+    ort = require("onnxruntime", "engine ort", "stan-infer[runtime]")
     kind, _, index = device.partition(":")
     if kind not in _PROVIDERS or (index and not index.isdigit()):
         raise InputError(

@@ -201,6 +201,20 @@ def test_ctrl_c_leaves_nothing_behind(checkpoint, tmp_path):
         assert not os.path.exists(f"/proc/{pid}"), "a decoding worker lives on"
 
 
+def write_huge_model(path: Path) -> None:
+    """A checkpoint of finite weights whose features overflow."""
+    import torch
+
+    from stan_infer.checkpoint import save_model
+    from stan_infer.config import preset
+    from stan_infer.model import Stan, init_random
+
+    model = init_random(Stan(preset("stan-tiny")))
+    with torch.no_grad():
+        model.visual.proj.fill_(3e38)
+    save_model(model, path)
+
+
 def children(pid: int) -> list[int]:
     """Child processes of all threads of `pid`."""
     found = []
@@ -234,16 +248,7 @@ def test_an_artefact_whose_config_is_not_its_graphs(cli, artefact, videos, tmp_p
 
 
 def test_features_that_are_not_finite_are_errors_of_their_video(cli, videos, tmp_path):
-    import torch
-
-    from stan_infer.checkpoint import save_model
-    from stan_infer.config import preset
-    from stan_infer.model import Stan, init_random
-
-    model = init_random(Stan(preset("stan-tiny")))
-    with torch.no_grad():
-        model.visual.proj.fill_(3e38)
-    save_model(model, tmp_path / "huge.safetensors")
+    write_huge_model(tmp_path / "huge.safetensors")
     done = cli("embed", tmp_path / "huge.safetensors", videos, "-o", tmp_path / "v.npz")
     assert done.code == 2 and "not finite" in done.err and not (tmp_path / "v.npz").exists()
 
@@ -254,3 +259,53 @@ def test_a_file_name_that_is_not_utf8(cli, checkpoint, videos, tmp_path):
     shutil.copy(videos / "clip0.mp4", os.fsencode(tmp_path) + b"/\xff.mp4")
     done = cli("run", checkpoint, tmp_path, "--text", "a", "--json")
     assert done.code == 0 and done.out.isascii() and len(done.records) == 1
+
+
+@pytest.mark.parametrize("command", ["run", "embed", "export", "convert", "bench"])
+def test_without_torch_the_command_that_helps_is_named(checkpoint, videos, tmp_path, command):
+    more = {
+        "run": [str(videos), "--text", "a"],
+        "embed": [str(videos), "-o", "v.npz"],
+        "export": ["-o", "out"],
+        "convert": ["c.safetensors"],
+        "bench": [],
+    }[command]
+    code = "import sys; sys.modules['torch'] = None\nfrom stan_infer.cli.main import main; main()"
+    run = [sys.executable, "-c", code, command, str(checkpoint), *more]
+    done = subprocess.run(run, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 3, done.stderr
+    assert 'pip install "stan-infer[cpu]"' in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX pipes")
+def test_a_reader_that_leaves_is_no_bug_of_ours(checkpoint):
+    read, write = os.pipe()
+    os.close(read)
+    run = [sys.executable, "-m", "stan_infer", "inspect", str(checkpoint)]
+    with open(write, "w") as pipe:
+        done = subprocess.run(run, stdout=pipe, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 141 and done.stderr == ""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
+def test_sigterm_takes_temporary_files_and_workers_along(checkpoint, videos, tmp_path):
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-m", "stan_infer", "bench", str(checkpoint), "--repeats", "100000"]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    # The exported folder of engine ort appears when measuring begins.
+    while not list(tmp_path.glob("stan-infer-*/onnx")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143 and b"Traceback" not in err
+    assert not list(tmp_path.glob("stan-infer-*"))
+
+
+def test_bench_gives_no_speed_to_a_wrong_engine(cli, tmp_path):
+    write_huge_model(tmp_path / "huge.safetensors")
+    args = ("--engine", "eager", "--repeats", "1")
+    done = cli("bench", tmp_path / "huge.safetensors", *args)
+    assert done.code == 4 and "not finite" in done.err
