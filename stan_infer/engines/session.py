@@ -45,6 +45,10 @@ class Session(Protocol):
         """Texts x clips -> [Q, B]: cosine, or the Mug score."""
         ...
 
+    def read_clip(self, path: str | Path, decoder: str = "auto") -> np.ndarray:
+        """Read one video as this model wants it: uint8 [T, H, W, 3]."""
+        ...
+
     @property
     def vocabulary(self) -> Path | None:
         """The tokenizer.json that strings are tokenised with; None is the installed open_clip's."""
