@@ -20,10 +20,12 @@ FLOORS = [
         "retrieval",
         "atomic",
     }
-    | {"torch_zip", "torch_pickle", "torch_file", "trainer_hints", "layouts", "kernels"},
+    | {"torch_zip", "torch_pickle", "torch_file", "trainer_hints", "layouts", "kernels"}
+    | {"onnx_file"},
     {"weights_file", "clip_source", "checkpoint", "layers", "model"},
+    {"fold", "fused", "torch_ops"},
     {"engines", "export"},
-    {"embed", "bench"},
+    {"embed", "bench", "verify"},
     {"report", "cli"},
 ]
 TOP = {"__init__", "__main__"}  # the package's face: may name everything
