@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stan_infer.artefact import Artefact
 from stan_infer.errors import InputError, nearest, require
@@ -11,34 +12,79 @@ from stan_infer.errors import InputError, nearest, require
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import numpy as np
+
     from stan_infer.model import Stan
 
 FORMATS = ("onnx",)
 
 
 def export_model(
-    model: Stan,
+    model: Stan | Callable[[], Stan],
     out: str | Path,
     *,
     format: str = "onnx",
     precision: str = "fp32",
+    tower: str = "both",
     input: str = "uint8",
+    frames: int | tuple[int, int] | None = None,
+    batch: int | tuple[int, int] = (1, 32),
+    head: str = "embed",
+    labels: Sequence[str] = (),
+    template: str = "{}",
+    graph: str = "fused",
+    opset: int = 20,
+    clips: Sequence[np.ndarray] | None = None,
+    about: Mapping[str, Any] | None = None,
+    card: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Artefact:
     """Write `model` as a folder and prove it against the model itself before the folder appears.
 
-    out: a new or empty folder, or an earlier export, which is replaced. input: "uint8"
-    [B, T, H, W, 3] RGB with the normalisation inside the graph, or "float" [B, T, 3, H, W]
-    normalised. progress: called with a sentence before each step.
+    model: a Stan, or a function that loads one, which is let go before the graphs are run: that
+    halves the memory. out: a new or empty folder, or an earlier export, which is replaced.
+    precision: fp32, fp16, bf16: of weights and products; norms and softmaxes stay in fp32.
+    tower: both, video or text. input: "uint8" [B, T, H, W, 3] RGB with the normalisation inside
+    the graph, or "float" [B, T, 3, H, W] normalised. frames, batch: one fixed size, or smallest
+    and largest of a dynamic axis (frames by default 1 to the time table's end).
+    head: "classify" adds class scores [B, n] and probabilities over `labels`, each put into
+    `template`; "embed" writes the labels' embeddings beside the graph.
+    graph: "fused", or "reference", which goes through torch.onnx.export. opset: 18 to 25.
+    clips: uint8 [B, T, S, S, 3] on which the ranges of fp16 are measured; synthetic ones if None.
+    about: entries of the manifest: source, licence, command. card: write a README.md.
+    progress: called with a sentence before each step.
 
     Raises InputError for unknown words or a folder that cannot be written, MissingError for absent
-    packages, CheckError when a graph's outputs differ from the model's or an axis is not dynamic.
+    packages, CheckError when a graph's outputs differ from the model's, an axis is not dynamic, or
+    fp16 would overflow.
     """
     if format not in FORMATS:
         raise InputError(f"format '{format}' is unknown{nearest(format, FORMATS)} (onnx)")
     require("torch", "exporting", "stan-infer[cpu]")
+    from torch import nn
+
+    from stan_infer.export.options import ExportOptions
     from stan_infer.export.to_onnx import export_onnx
 
+    options = ExportOptions(
+        tower=tower,
+        precision=precision,
+        input=input,
+        frames=frames,
+        batch=batch,
+        head=head,
+        labels=tuple(labels),
+        template=template,
+        graph=graph,
+        opset=opset,
+    )
+    load: Callable[[], Any] = (lambda: model) if isinstance(model, nn.Module) else model
     return export_onnx(
-        model, Path(out), precision=precision, input=input, say=progress or (lambda text: None)
+        load,
+        Path(out),
+        options,
+        clips=clips,
+        about=dict(about or {}),
+        card=card,
+        say=progress or (lambda text: None),
     )

@@ -1,289 +1,398 @@
-"""Stan -> ONNX through torch.onnx.export, with the checks that the exporter does not make.
-
-torch's exporter bakes axes in silently in several cases; every graph is therefore run in one ONNX
-Runtime session at several (B, T) and compared with the model before anything is kept.
-"""
+"""Stan -> folder of ONNX graphs: written, checked, compared with the model, then kept or not."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from onnx import TensorProto
 
 import stan_infer
-from stan_infer.artefact import Artefact, read_artefact, sha256, why_keep, write_manifest
+from stan_infer.artefact import (
+    Artefact,
+    config_sha256,
+    read_artefact,
+    sha256,
+    why_keep,
+    write_manifest,
+)
 from stan_infer.atomic import new_folder
 from stan_infer.config import StanConfig
-from stan_infer.errors import CheckError, InputError, nearest, require
+from stan_infer.errors import InputError, require
+from stan_infer.export.card import write_card
+from stan_infer.export.golden import (
+    label_embeddings,
+    moving_frames,
+    random_clips,
+    random_ids,
+    write_golden,
+)
+from stan_infer.export.onnx_graph import GraphWriter
+from stan_infer.export.onnx_nodes import Nodes
+from stan_infer.export.onnx_ops import OnnxOps
+from stan_infer.export.options import MAX_BATCH, ExportOptions, Range
+from stan_infer.export.parity import Case, case_sizes, check_graph, prove
+from stan_infer.export.preprocess_graph import write_preprocess
+from stan_infer.export.ranges import Ranges
+from stan_infer.export.reference_graph import TextGraph, VideoGraph, write_reference
+from stan_infer.export.score_graph import add_mug_score, write_mug_score
+from stan_infer.fold import fold_text, fold_video
+from stan_infer.fused import text_tower, video_tower
 from stan_infer.model import Stan
-from stan_infer.tokenizer import write_vocabulary
+from stan_infer.retrieval import cosine_scores, mug_scores
+from stan_infer.tokenizer import text_rules, write_vocabulary
 
-if TYPE_CHECKING:
-    import onnxruntime
-
-OPSET = 20  # LayerNormalization is one node, and every runtime we know reads it
-MAX_BATCH = 64
-TOLERANCE = 1e-4  # of outputs relative to the largest value; fp32 graphs measure 1e-6
-_INPUTS = ("uint8", "float")
-
-
-class VideoGraph(nn.Module):
-    """The exported video tower: clips -> frame embeddings and their mean."""
-
-    def __init__(self, model: Stan) -> None:
-        """Wrap `model` without copying it."""
-        super().__init__()
-        self.model = model
-
-    def forward(self, video: Tensor) -> tuple[Tensor, Tensor]:
-        """Clips as in Stan.encode_video -> [B, E] and [B, T, E]."""
-        frames = self.model.encode_video(video).float()
-        return frames.mean(1), frames
-
-
-class TextGraph(nn.Module):
-    """The exported text tower: ids -> text embeddings and token features."""
-
-    def __init__(self, model: Stan) -> None:
-        """Wrap `model` without copying it."""
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Ids [Q, L] -> [Q, E] and [Q, L, E]."""
-        tokens = self.model.encode_text_tokens(input_ids).float()
-        end = input_ids.argmax(-1)[:, None, None].expand(-1, 1, tokens.shape[-1])
-        return tokens.gather(1, end)[:, 0], tokens
+CONFIG_KEY = "stan_infer.config_sha256"  # in every graph's metadata
+MAX_TEXTS = 4096  # per call of the text tower
+Say = Callable[[str], None]
 
 
 def export_onnx(
-    model: Stan, out: Path, *, precision: str, input: str, say: Callable[[str], None]
+    load: Callable[[], Stan],
+    out: Path,
+    options: ExportOptions,
+    *,
+    clips: Sequence[np.ndarray] | None,
+    about: dict[str, Any],
+    card: bool,
+    say: Say,
 ) -> Artefact:
-    """Write video.onnx, text.onnx, tokenizer.json and manifest.json; see export_model."""
-    if precision != "fp32":
-        hint = nearest(precision, ["fp32"])
-        raise InputError(f"ONNX export has no precision '{precision}'{hint} (fp32)")
-    if input not in _INPUTS:
-        raise InputError(f"input '{input}' is unknown{nearest(input, _INPUTS)} (uint8, float)")
-    for module in ("onnx", "onnxscript", "onnxruntime"):
+    """Write the folder; export_model says what comes in and what is raised."""
+    for module in ("onnx", "onnxruntime"):
         require(module, "ONNX export", "stan-infer[cpu]")
-    model = model.float().eval()
-    config = model.config
     with new_folder(out, why_keep) as folder, torch.no_grad():
-        graphs, parity = [], []
-        say("exporting the video tower")
-        graphs.append(_export_video(model, folder, input))
-        say("comparing the video tower with the model")
-        parity.append(_prove_video(model, folder, input))
-        if config.has_text:
-            say("exporting the text tower")
-            graphs.append(_export_text(model, folder))
-            say("comparing the text tower with the model")
-            parity.append(_prove_text(model, folder))
-            if config.vocab_size == 49408:
-                write_vocabulary(folder / "tokenizer.json")
-        write_manifest(
-            folder,
-            {
-                "tool": {"name": "stan_infer", "version": stan_infer.__version__},
-                "model": config.to_dict(),
-                "preprocess": _preprocess(config, input),
-                "graphs": graphs,
-                "parity": parity,
-            },
-        )
+        work = _Export(folder, options, say)
+        work.write(load, clips)
+        # The model is gone now, unless the caller holds it: it and a runtime's copies of the
+        # weights need not be in memory together.
+        work.prove()
+        work.finish(about, card)
     return read_artefact(out, check_hashes=False)
 
 
-def parity_cases(config: StanConfig) -> list[tuple[int, int]]:
-    """(B, T) pairs that show a baked axis: 1, B >= 2 with T unlike the example's, the largest."""
-    top = config.max_frames
-    cases = [(1, 1), (1, 2), (2, 3), (3, 5), (1, config.frames), (1, top)]
-    return sorted({(b, min(t, top)) for b, t in cases})
+@dataclasses.dataclass
+class _Written:
+    """A graph that still has to be proved."""
+
+    path: Path
+    role: str
+    precision: str
+    dims: dict[str, Range]
+    external: list[str]
+    cases: list[Case]
 
 
-def _export_video(model: Stan, folder: Path, input: str) -> dict[str, Any]:
-    config = model.config
-    # All example sizes differ from each other and from 1, or the exporter makes axes constant.
-    frames = min(5, config.max_frames)
-    example = torch.from_numpy(_random_clips(config, 2, frames, input, seed=0))
-    dims = {"batch": (1, MAX_BATCH), "frames": (1, config.max_frames)}
-    batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
-    # A time table of one row has no second axis to be dynamic over.
-    axes = {0: batch}
-    if config.max_frames > 1:
-        axes[1] = torch.export.Dim("frames", min=1, max=config.max_frames)
-    return _export(
-        VideoGraph(model), example, "video", axes, ["video_embeds", "frame_embeds"], folder, dims
-    )
+class _Export:
+    """One export into one folder; collects what the manifest says."""
 
+    model: Stan
+    config: StanConfig
 
-def _export_text(model: Stan, folder: Path) -> dict[str, Any]:
-    config = model.config
-    ids = torch.from_numpy(_random_ids(config, 3, config.context_length, seed=0))
-    # The pooled token is found by ArgMax over the ids, so the length can be dynamic as well.
-    axes = {
-        0: torch.export.Dim("batch", min=1, max=4096),
-        1: torch.export.Dim("length", min=2, max=config.context_positions),
-    }
-    dims = {"batch": (1, 4096), "length": (2, config.context_positions)}
-    names = ["text_embeds", "token_embeds"]
-    return _export(TextGraph(model), ids, "input_ids", axes, names, folder, dims)
+    def __init__(self, folder: Path, options: ExportOptions, say: Say) -> None:
+        self.folder, self.options, self.say = folder, options, say
+        self.written: list[_Written] = []
+        self.graphs: list[dict[str, Any]] = []
+        self.parity: list[dict[str, Any]] = []
+        self.ranges: list[dict[str, Any]] = []
+        self.classes: dict[str, np.ndarray] = {}
+        self.labels: dict[str, Any] | None = None
+        self.golden: dict[str, Any] | None = None
 
+    def write(self, load: Callable[[], Stan], clips: Sequence[np.ndarray] | None) -> None:
+        """Write every file that needs the model, and run the model on every case."""
+        options = self.options
+        self.model = copy.copy(load().float().eval())
+        options.check(self.model.config)
+        self.config = _sampled(self.model.config, options.frame_range(self.model.config))
+        self.model.config = self.config
+        if options.labels:
+            self.labels = self._labels()
+        if options.tower != "text":
+            self._video(clips)
+            self._preprocess()
+        if self.has_text:
+            self._text()
+            if self.config.is_mug and options.tower == "both":
+                self._score()
+            if self.config.vocab_size == 49408:
+                write_vocabulary(self.folder / "tokenizer.json")
+        if options.tower != "text":
+            self.say("writing golden data")
+            baked = self.classes.get("embeddings") if options.head == "classify" else None
+            self.golden = write_golden(self.folder / "golden.npz", self.model, options, baked)
+        del self.model
 
-def _export(
-    module: nn.Module,
-    example: Tensor,
-    input_name: str,
-    axes: dict[int, Any],
-    output_names: list[str],
-    folder: Path,
-    dims: dict[str, tuple[int, int]],
-) -> dict[str, Any]:
-    import onnx
+    @property
+    def has_text(self) -> bool:
+        """Whether a text tower is written."""
+        return self.config.has_text and self.options.tower != "video"
 
-    role = "video" if input_name == "video" else "text"
-    program = torch.onnx.export(
-        module.eval(),
-        (example,),
-        dynamo=True,
-        opset_version=OPSET,
-        dynamic_shapes={input_name: axes},
-        input_names=[input_name],
-        output_names=output_names,
-        verbose=False,
-    )
-    path = folder / f"{role}.onnx"
-    assert program is not None
-    # Protocol buffers end at 2 GB; larger weights go beside the graph.
-    size = sum(p.numel() * p.element_size() for p in module.parameters())
-    program.save(str(path), external_data=size > 1.8e9)
-    proto = onnx.load(str(path), load_external_data=False)
-    onnx.checker.check_model(str(path), full_check=True)
-    opset = {o.domain or "ai.onnx": o.version for o in proto.opset_import}
-    if opset != {"ai.onnx": OPSET}:
-        raise CheckError(
-            f"{path.name} uses the operator sets {opset}; only ai.onnx {OPSET} is kept"
-        )
-    inputs, outputs = (_values(v) for v in (proto.graph.input, proto.graph.output))
-    for value, wanted in ((inputs[0], set(dims)), (outputs[1], set(dims))):
-        if {s for s in value["shape"] if isinstance(s, str)} != wanted:
-            raise CheckError(
-                f"{path.name}: {value['name']} has shape {value['shape']}, but {sorted(wanted)} "
-                "must be dynamic"
-            )
-    return {
-        "file": path.name,
-        "role": role,
-        "sha256": sha256(path),
-        "bytes": path.stat().st_size,
-        "opset": OPSET,
-        "ir": proto.ir_version,
-        "precision": "fp32",
-        "nodes": len(proto.graph.node),
-        "inputs": inputs,
-        "outputs": outputs,
-        "dims": {k: list(v) for k, v in dims.items()},
-        "external_data": [f"{path.name}.data"] if (folder / f"{path.name}.data").exists() else [],
-        "quant": None,
-    }
+    def prove(self) -> None:
+        """Check every graph, and run it on its cases."""
+        for w in self.written:
+            self.say(f"comparing {w.path.name} with the model")
+            record = check_graph(w.path, self.options.opset, w.dims)
+            self.graphs.append(self._entry(w, record))
+            if w.cases:
+                self.parity.append(prove(w.path, w.cases, w.precision))
 
-
-def _values(values: Any) -> list[dict[str, Any]]:
-    import onnx
-
-    return [
-        {
-            "name": v.name,
-            "dtype": onnx.helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type).name,
-            "shape": [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim],
+    def finish(self, about: dict[str, Any], card: bool) -> None:
+        """Write the card and the manifest, the last file."""
+        manifest = {
+            "tool": {"name": "stan_infer", "version": stan_infer.__version__},
+            "model": self.config.to_dict(),
+            "preprocess": _preprocess_entry(self.config, self.options.input),
+            "text": text_rules(self.config.context_length) if self.has_text else None,
+            "graphs": self.graphs,
+            "labels": self.labels,
+            "golden": self.golden,
+            "parity": self.parity,
+            "ranges": self.ranges,
+            **about,
         }
-        for v in values
-    ]
+        if card:
+            write_card(self.folder / "README.md", manifest)
+        write_manifest(self.folder, manifest)
 
+    def _labels(self) -> dict[str, Any]:
+        self.say("embedding the labels")
+        options = self.options
+        self.classes = label_embeddings(self.model, options.labels, options.template)
+        lines = "".join(f"{label.strip()}\n" for label in options.labels)
+        (self.folder / "labels.txt").write_text(lines, encoding="utf-8")
+        np.savez(self.folder / "labels.npz", **self.classes)  # type: ignore[arg-type]
+        return {
+            "file": "labels.txt",
+            "embeddings": "labels.npz",
+            "template": options.template,
+            "count": len(options.labels),
+        }
 
-def _prove_video(model: Stan, folder: Path, input: str) -> dict[str, Any]:
-    from stan_infer.engines.ort_session import open_graph
+    def _video(self, clips: Sequence[np.ndarray] | None) -> None:
+        config, options = self.config, self.options
+        path = self.folder / "video.onnx"
+        dims = {"batch": options.batch_range(), "frames": options.frame_range(config)}
+        # The model's answers come first, so that its activations and the graph never coexist.
+        self.say("running the model on the video tower's cases")
+        cases = [self._video_case(b, t) for b, t in case_sizes(dims["batch"], dims["frames"])]
+        self.say(f"writing the video tower ({options.graph} graph, {options.precision})")
+        external = self._write_video(path, dims, clips)
+        self.written.append(_Written(path, "video", options.precision, dims, external, cases))
 
-    session, cases = open_graph(folder / "video.onnx"), parity_cases(model.config)
-    pairs = []
-    for seed, (b, t) in enumerate(cases):
-        clips = _random_clips(model.config, b, t, input, seed=seed + 1)
-        wanted = VideoGraph(model)(torch.from_numpy(clips))
-        pairs.append((wanted, session.run(None, {"video": clips})))
-    return _parity("video.onnx", session, cases, pairs)
-
-
-def _prove_text(model: Stan, folder: Path) -> dict[str, Any]:
-    from stan_infer.engines.ort_session import open_graph
-
-    config, session = model.config, open_graph(folder / "text.onnx")
-    cases = sorted({(1, config.context_length), (5, config.context_positions), (2, 3)})
-    pairs = []
-    for seed, (q, length) in enumerate(cases):
-        ids = _random_ids(config, q, length, seed=seed + 1)
-        pairs.append(
-            (TextGraph(model)(torch.from_numpy(ids)), session.run(None, {"input_ids": ids}))
+    def _write_video(
+        self, path: Path, dims: dict[str, Range], clips: Sequence[np.ndarray] | None
+    ) -> list[str]:
+        config, options = self.config, self.options
+        names = ["video", "video_embeds", "frame_embeds"]
+        if options.graph == "reference":
+            b = _fixed(dims["batch"]) or 2
+            t = _fixed(dims["frames"]) or min(5, config.max_frames)
+            example = random_clips(config, b, t, options.input, seed=0)
+            # Dynamic over all that the table has: a narrow range would exclude the example.
+            limits = {
+                "batch": (b, b) if _fixed(dims["batch"]) else (1, MAX_BATCH),
+                "frames": (t, t) if _fixed(dims["frames"]) else (1, config.max_frames),
+            }
+            module = VideoGraph(self.model)
+            return write_reference(module, path, example, limits, names, options.opset)
+        if options.precision == "fp16":
+            self._measure_ranges(clips)
+        weights = fold_video(self.model, input=options.input, on_demand=True)
+        graph = self._graph("video")
+        shape = [_fixed(dims[n]) or n for n in ("batch", "frames")]
+        s, e = config.image_size, config.embed_dim
+        if options.input == "uint8":
+            graph.input("video", TensorProto.UINT8, [*shape, s, s, 3])
+        else:
+            graph.input("video", TensorProto.FLOAT, [*shape, 3, s, s])
+        nodes = Nodes(
+            graph,
+            "video",
+            batch=_fixed(dims["batch"]),
+            frames=_fixed(dims["frames"]),
+            precision=options.precision,
         )
-    return _parity("text.onnx", session, cases, pairs)
-
-
-def _parity(
-    file: str,
-    session: onnxruntime.InferenceSession,
-    cases: list[tuple[int, int]],
-    pairs: list[tuple[tuple[Tensor, ...], Any]],
-) -> dict[str, Any]:
-    import onnxruntime
-
-    worst, cosine = 0.0, 1.0
-    for case, (wanted, got) in zip(cases, pairs, strict=True):
-        for w, g in zip((w.numpy() for w in wanted), got, strict=True):
-            if w.shape != g.shape:
-                raise CheckError(f"{file} at {case}: shape {g.shape} instead of {w.shape}")
-            norms = np.linalg.norm(w, axis=-1) * np.linalg.norm(g, axis=-1)
-            # numpy's maximum and minimum keep a NaN; Python's max and min would drop it.
-            worst = float(np.maximum(worst, np.abs(w - g).max() / np.abs(w).max()))
-            cosine = float(np.minimum(cosine, ((w * g).sum(-1) / norms).min()))
-    if not worst <= TOLERANCE:  # so written that a NaN fails
-        raise CheckError(
-            f"{file}: outputs differ from the model by {worst:.2e} of the largest value; allowed "
-            f"is {TOLERANCE:.0e}: nothing was written"
+        ops = OnnxOps(nodes, width=config.width, tokens=1 + config.patches)
+        mean, frames = (
+            nodes.cast(x, TensorProto.FLOAT) for x in video_tower(ops, weights, "video")
         )
-    return {
-        "file": file,
-        "backend": f"onnxruntime {session.get_providers()[0]}",
-        "backend_version": onnxruntime.__version__,
-        "cases": [list(c) for c in cases],
-        "max_rel": worst,
-        "min_cos": min(cosine, 1.0),
-        "tolerance": TOLERANCE,
-        "pass": True,
-    }
+        graph.output(mean, "video_embeds", [shape[0], e])
+        graph.output(frames, "frame_embeds", [*shape, e])
+        if options.head == "classify":
+            self._class_head(graph, mean, frames, shape[0])
+        return graph.save(path)
+
+    def _class_head(self, graph: GraphWriter, mean: str, frames: str, batch: int | str) -> None:
+        config, n = self.config, len(self.options.labels)
+        with graph.scope("classes"):
+            if config.is_mug:
+                tokens = graph.weight("token_embeds", self.classes["token_embeds"])
+                ids = graph.weight("input_ids", self.classes["input_ids"])
+                both = add_mug_score(
+                    graph, tokens, ids, frames, mode=config.head, tau=config.mug_tau
+                )
+                scores = graph.node("Transpose", [both], perm=[1, 0])
+            else:
+                axis = graph.constant([-1])
+                length = graph.node("ReduceL2", [mean, axis], keepdims=1)
+                unit = graph.node("Div", [mean, length])
+                weight = graph.weight("embeddings", self.classes["embeddings"].T)
+                scores = graph.node("MatMul", [unit, weight])
+            scale = graph.constant(1 / config.temperature, np.float32)
+            softmax = graph.node("Softmax", [graph.node("Mul", [scores, scale])], axis=-1)
+        graph.output(scores, "scores", [batch, n])
+        graph.output(softmax, "probabilities", [batch, n])
+
+    def _video_case(self, b: int, t: int) -> Case:
+        config, options = self.config, self.options
+        clips = random_clips(config, b, t, options.input, seed=100 * b + t)
+        mean, frames = (x.numpy() for x in VideoGraph(self.model)(torch.from_numpy(clips)))
+        wanted = {"video_embeds": mean, "frame_embeds": frames}
+        if options.head == "classify":
+            if config.is_mug:
+                tokens, ids = self.classes["token_embeds"], self.classes["input_ids"]
+                scores = mug_scores(tokens, ids != 0, frames, mode=config.head, tau=config.mug_tau)
+            else:
+                scores = cosine_scores(self.classes["embeddings"], mean)
+            wanted["scores"] = scores.T
+        return Case((b, t), {"video": clips}, wanted)
+
+    def _measure_ranges(self, clips: Sequence[np.ndarray] | None) -> None:
+        config, source = self.config, f"{len(clips or [])} calibration clips"
+        if not clips:
+            source, t, side = "two synthetic clips", config.frames, config.image_size
+            noise = random_clips(config, 1, t, "uint8", seed=0)
+            clips = [noise, moving_frames(t, side, side)[None]]
+        self.say(f"measuring ranges on {source}")
+        ranges = Ranges()
+        # Pixels as uint8 whatever the graph's input is: only the first product differs.
+        ranges.run_video(fold_video(self.model), clips)
+        self.ranges.append({"tower": "video", **ranges.check_fp16(source)})
+
+    def _text(self) -> None:
+        config, options = self.config, self.options
+        path = self.folder / "text.onnx"
+        dims = {"batch": (1, MAX_TEXTS), "length": (2, config.context_positions)}
+        sizes = sorted({(1, config.context_length), (5, config.context_positions), (2, 3)})
+        ids = [random_ids(config, q, n, seed=q) for q, n in sizes]
+        self.say("running the model on the text tower's cases")
+        module = TextGraph(self.model)
+        cases = []
+        for size, rows in zip(sizes, ids, strict=True):
+            end, tokens = (x.numpy() for x in module(torch.from_numpy(rows)))
+            wanted = {"text_embeds": end, "token_embeds": tokens}
+            cases.append(Case(size, {"input_ids": rows}, wanted))
+        self.say(f"writing the text tower ({options.graph} graph, {options.precision})")
+        names = ["input_ids", "text_embeds", "token_embeds"]
+        if options.graph == "reference":
+            example = random_ids(config, 3, config.context_length, seed=0)
+            external = write_reference(module, path, example, dims, names, options.opset)
+        else:
+            weights = fold_text(self.model, on_demand=True)
+            if options.precision == "fp16":
+                ranges = Ranges()
+                ranges.run_text(weights, ids)
+                self.ranges.append({"tower": "text", **ranges.check_fp16("random token ids")})
+            graph = self._graph("text")
+            graph.input("input_ids", TensorProto.INT32, ["batch", "length"])
+            nodes = Nodes(graph, "input_ids", batch=None, frames=None, precision=options.precision)
+            ops = OnnxOps(nodes, width=config.text_width, tokens=config.context_positions)
+            end, tokens = (
+                nodes.cast(x, TensorProto.FLOAT) for x in text_tower(ops, weights, "input_ids")
+            )
+            graph.output(end, "text_embeds", ["batch", config.embed_dim])
+            graph.output(tokens, "token_embeds", ["batch", "length", config.embed_dim])
+            external = graph.save(path)
+        self.written.append(_Written(path, "text", options.precision, dims, external, cases))
+
+    def _score(self) -> None:
+        config = self.config
+        path = self.folder / "score.onnx"
+        self.say("writing the Mug score")
+        write_mug_score(
+            path,
+            embed_dim=config.embed_dim,
+            mode=config.head,
+            tau=config.mug_tau,
+            opset=self.options.opset,
+        )
+        dims = {
+            "texts": (1, MAX_TEXTS),
+            "length": (2, config.context_positions),
+            "videos": (1, MAX_TEXTS),
+            "frames": (1, config.max_frames),
+        }
+        cases, rng = [], np.random.default_rng(0)
+        for q, b in ((1, 1), (3, 2), (2, 5)):
+            ids = random_ids(config, q, min(4 + q, config.context_positions), seed=q)
+            feeds = {
+                "token_embeds": rng.standard_normal((*ids.shape, config.embed_dim), np.float32),
+                "input_ids": ids,
+                "frame_embeds": rng.standard_normal((b, q + 1, config.embed_dim), np.float32),
+            }
+            scores = mug_scores(
+                feeds["token_embeds"],
+                ids != 0,
+                feeds["frame_embeds"],
+                mode=config.head,
+                tau=config.mug_tau,
+            )
+            cases.append(Case((q, b), feeds, {"scores": scores}))
+        self.written.append(_Written(path, "score", "fp32", dims, [], cases))
+
+    def _preprocess(self) -> None:
+        config, path = self.config, self.folder / "preprocess.onnx"
+        self.say("writing the preprocessing")
+        write_preprocess(
+            path, short_side=config.short_side, crop=config.image_size, opset=self.options.opset
+        )
+        largest = 16384
+        dims = {"n": (1, MAX_TEXTS), "height": (1, largest), "width": (1, largest)}
+        self.written.append(_Written(path, "preprocess", "uint8", dims, [], []))
+
+    def _entry(self, w: _Written, record: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "file": w.path.name,
+            "role": w.role,
+            "sha256": sha256(w.path),
+            "bytes": w.path.stat().st_size,
+            "precision": w.precision,
+            "graph": self.options.graph if w.role in ("video", "text") else "fused",
+            "dims": {k: list(v) for k, v in w.dims.items()},
+            "external_data": w.external,
+            "quant": None,
+            **record,
+        }
+
+    def _graph(self, role: str) -> GraphWriter:
+        graph = GraphWriter(role, self.folder, self.options.opset)
+        graph.metadata(CONFIG_KEY, config_sha256(self.config))
+        return graph
 
 
-def _random_clips(config: StanConfig, b: int, t: int, input: str, *, seed: int) -> np.ndarray:
-    s, rng = config.image_size, np.random.default_rng(seed)
-    if input == "uint8":
-        return rng.integers(0, 256, (b, t, s, s, 3), dtype=np.uint8)
-    return rng.standard_normal((b, t, 3, s, s), dtype=np.float32)
+def _sampled(config: StanConfig, limits: Range) -> StanConfig:
+    """The config with a number of sampled frames that the graph takes: a fixed T sets it."""
+    fixed = _fixed(limits)
+    if fixed is not None:
+        return config.replace({"frames": fixed})
+    if not limits[0] <= config.frames <= limits[1]:
+        raise InputError(
+            f"frames {limits[0]}:{limits[1]} leaves out the {config.frames} frames that are "
+            "sampled from a video: widen it, or give --set frames=N (settings={'frames': N})"
+        )
+    return config
 
 
-def _random_ids(config: StanConfig, q: int, length: int, *, seed: int) -> np.ndarray:
-    ids = np.random.default_rng(seed).integers(1, config.vocab_size - 2, (q, length))
-    ids[:, 0] = config.vocab_size - 2
-    for i, row in enumerate(ids):
-        end = 1 + i % (length - 1)
-        row[end:] = 0
-        row[end] = config.vocab_size - 1
-    return ids.astype(np.int32)
+def _fixed(limits: Range) -> int | None:
+    return limits[0] if limits[0] == limits[1] else None
 
 
-def _preprocess(config: StanConfig, input: str) -> dict[str, Any]:
+def _preprocess_entry(config: StanConfig, input: str) -> dict[str, Any]:
     return {
         "input_dtype": "uint8" if input == "uint8" else "float32",
         "layout": "BTHWC" if input == "uint8" else "BTCHW",

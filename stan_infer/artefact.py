@@ -77,6 +77,12 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
+def config_sha256(config: StanConfig) -> str:
+    """Hex digest of a config, which each graph carries: a manifest edited later is noticed."""
+    text = json.dumps(config.to_dict(), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Add size and hash of every file in `folder` to `manifest` and write it, as the last file."""
     files = {}

@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +29,7 @@ from stan_infer.errors import InputError
 from stan_infer.layers import Attention, Block, Linear
 from stan_infer.model import Stan, TemporalAttention, TemporalConv
 
+T = TypeVar("T")
 _LOG2_E = math.log2(math.e)
 _GELU = 1.702
 
@@ -116,11 +119,11 @@ class VideoWeights:
 
     stream: Stream
     patches: Patches
-    trunk: tuple[Layer, ...]
+    trunk: Sequence[Layer]
     branch_cls: Tensor  # [D]: added to the clip's class token at the branch's start
     branch_positions: Tensor  # [P, D]
     time: Tensor  # [Tmax, D]
-    branch: tuple[BranchLayer, ...]
+    branch: Sequence[BranchLayer]
     head: Product  # [E, D]
 
 
@@ -131,8 +134,23 @@ class TextWeights:
     stream: Stream
     tokens: Tensor  # [V, D]
     positions: Tensor  # [L, D]
-    layers: tuple[Layer, ...]
+    layers: Sequence[Layer]
     head: Product  # [E, D]
+
+
+class _OnDemand(Sequence[T]):
+    """Folds a layer each time it is asked for, so that memory holds one layer more, not all."""
+
+    def __init__(self, count: int, make: Callable[[int], T]) -> None:
+        self._count, self._make = count, make
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, i: Any) -> Any:
+        if not 0 <= i < self._count:
+            raise IndexError(i)
+        return self._make(i)
 
 
 def fold_video(
@@ -142,13 +160,15 @@ def fold_video(
     dtype: torch.dtype | None = None,
     base2: bool = False,
     centred: bool = False,
+    on_demand: bool = False,
 ) -> VideoWeights:
     """Fold the video tower of `model`; the model stays as it is.
 
     input: "uint8" (pixels 0..255, normalisation folded) or "float" (normalised pixels). dtype: of
     the result (default: the model's). base2: queries for a softmax of powers of two. centred: a
     residual stream whose mean is 0 (see above); InputError with a convolution, which reads the
-    stream without a norm.
+    stream without a norm. on_demand: fold each layer when it is read, for a single pass in little
+    memory.
     """
     config, visual, branch = model.config, model.visual, model.branch
     if centred and config.branch == "conv":
@@ -161,17 +181,19 @@ def fold_video(
     last = len(spatial) - 1
     pos = fold.double(visual.positional_embedding)
     cls = fold.double(visual.class_embedding)
-    layers = tuple(
-        BranchLayer(
-            fold.temporal(t, d),
-            fold.last_spatial(s) if k == last else fold.layer(s),
-        )
-        for k, (t, s) in enumerate(zip(branch.temporal, spatial, strict=True))
-    )
+
+    def branch_layer(k: int) -> BranchLayer:
+        end = fold.last_spatial if k == last else fold.layer
+        return BranchLayer(fold.temporal(branch.temporal[k], d), end(spatial[k]))
+
+    trunk: Sequence[Layer] = _OnDemand(len(blocks), lambda i: fold.layer(blocks[i]))
+    layers: Sequence[BranchLayer] = _OnDemand(len(spatial), branch_layer)
+    if not on_demand:
+        trunk, layers = tuple(trunk), tuple(layers)
     return VideoWeights(
         stream,
         fold.patches(model, input),
-        tuple(fold.layer(b) for b in blocks),
+        trunk,
         fold.written(cls + pos[0]),
         fold.written(pos[1:]),
         fold.written(fold.double(branch.time_embedding)),
@@ -180,15 +202,23 @@ def fold_video(
     )
 
 
-def fold_text(model: Stan, *, dtype: torch.dtype | None = None, base2: bool = False) -> TextWeights:
-    """Fold the text tower of `model`, which must have one."""
+def fold_text(
+    model: Stan,
+    *,
+    dtype: torch.dtype | None = None,
+    base2: bool = False,
+    on_demand: bool = False,
+) -> TextWeights:
+    """Fold the text tower of `model`, which must have one; see fold_video."""
     config = model.config
+    blocks = [_block(b) for b in model.transformer.resblocks]
     fold = _Folder(dtype or model.text_projection.dtype, base2, centred=False)
+    layers: Sequence[Layer] = _OnDemand(len(blocks), lambda i: fold.layer(blocks[i]))
     return TextWeights(
         fold.stream(config.text_heads, config.norm_eps, config.activation),
         model.token_embedding.weight.detach().to(fold.dtype),
         model.positional_embedding.detach().to(fold.dtype),
-        tuple(fold.layer(_block(b)) for b in model.transformer.resblocks),
+        layers if on_demand else tuple(layers),
         fold.head(model.ln_final, model.text_projection),
     )
 

@@ -77,6 +77,8 @@ def try_engines() -> list[dict[str, Any]]:
         _try("eager", "cuda", lambda: _run_eager("cuda"), 'pip install "stan-infer[gpu]"'),
         _try("ort", "cpu", lambda: _run_ort("cpu"), 'pip install "stan-infer[runtime]"'),
         _try("ort", "cuda", lambda: _run_ort("cuda"), 'pip install "stan-infer[gpu]"'),
+        _try("openvino", "cpu", lambda: _run_ov("cpu"), 'pip install "stan-infer[openvino]"'),
+        _try("openvino", "gpu", lambda: _run_ov("gpu"), "install the driver of an Intel GPU"),
     ]
 
 
@@ -119,6 +121,16 @@ def _run_ort(device: str) -> None:
 
     x = np.ones(1, dtype=np.float32)
     if open_graph(_IDENTITY, device=device).run(None, {"x": x})[0] != x:
+        raise RuntimeError("an identity graph changed its input")
+
+
+def _run_ov(device: str) -> None:
+    import numpy as np
+
+    from stan_infer.engines.ov_session import open_graph
+
+    x = np.ones(1, dtype=np.float32)
+    if open_graph(_IDENTITY, device=device)({"x": x})["y"] != x:
         raise RuntimeError("an identity graph changed its input")
 
 

@@ -89,6 +89,18 @@ def cut_texts(
     return [i for i, ids in enumerate(encoded) if END not in _cut(ids, _POSITIONS)[:length]]
 
 
+def text_rules(context_length: int) -> dict[str, Any]:
+    """What a client without this package must do to a text before tokenizer.json, and after."""
+    return {
+        "clean": ["ftfy.fix_text", "html.unescape", "html.unescape", "white space", "lower case"],
+        "start": START,
+        "end": END,
+        "padding": 0,
+        "context_length": context_length,
+        "truncation": "keep-eot",
+    }
+
+
 def write_vocabulary(path: Path) -> None:
     """Write the installed open_clip's vocabulary as a tokenizer.json of the tokenizers library.
 

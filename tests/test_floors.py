@@ -25,7 +25,7 @@ FLOORS = [
     {"weights_file", "clip_source", "checkpoint", "layers", "model"},
     {"fold", "fused", "torch_ops"},
     {"engines", "export"},
-    {"embed", "bench", "verify"},
+    {"embed", "bench", "verify", "verify_sources", "bisect_graph"},
     {"report", "cli"},
 ]
 TOP = {"__init__", "__main__"}  # the package's face: may name everything

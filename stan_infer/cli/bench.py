@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,15 +17,23 @@ if TYPE_CHECKING:
 
 def bench(
     checkpoint: Annotated[
-        str | None, typer.Argument(metavar="[CKPT]", help="Checkpoint; without it, --preset.")
+        str | None,
+        typer.Argument(
+            metavar="[CKPT_OR_DIR]", help="Checkpoint or exported folder; without it, --preset."
+        ),
     ] = None,
-    engine: Annotated[str, typer.Option(help="Engines, comma separated.")] = "eager,ort",
+    engine: Annotated[
+        str | None,
+        typer.Option(help="Engines, comma separated (default: eager,ort; of a folder ort)."),
+    ] = None,
     preset: Annotated[
         str, typer.Option(help="Architecture with random weights, where no checkpoint is given.")
     ] = "stan-b32",
     batch: Annotated[str, typer.Option(help="Batch sizes, comma separated.")] = "1",
     frames: Annotated[str, typer.Option(help="Frame counts, comma separated.")] = "8",
-    precision: Annotated[str, typer.Option(help="fp32; eager also bf16, fp16.")] = "fp32",
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, fp16, bf16 (default: fp32; of a folder its own).")
+    ] = None,
     device: Device = "cpu",
     warmup: Annotated[int, typer.Option(min=1, help="Uncounted rounds.")] = 2,
     repeats: Annotated[int, typer.Option(min=1, help="Counted rounds.")] = 10,
@@ -32,31 +41,38 @@ def bench(
     settings: Settings = None,
     json: Json = False,
 ) -> None:
-    """Time engines against eager mode, interleaved in one process, with their error beside it."""
+    """Time engines against eager mode, interleaved in one process, with their error beside it.
+
+    An exported folder has no eager mode: its first engine is the baseline.
+    """
     from stan_infer.bench import bench_videos
     from stan_infer.cli.progress import progress_bar
     from stan_infer.engines import check_engine
-    from stan_infer.errors import InputError, nearest
+    from stan_infer.errors import InputError
     from stan_infer.machine import machine_record
     from stan_infer.report import print_json, print_table, say
 
-    names = [n.strip() for n in engine.split(",")]
+    is_folder = checkpoint is not None and os.path.isdir(checkpoint)
+    names = [n.strip() for n in (engine or ("ort" if is_folder else "eager,ort")).split(",")]
     for name in names:
         check_engine(name)
-    # The baseline is always measured: a speed-up against nothing means nothing.
-    names = ["eager", *dict.fromkeys(n for n in names if n != "eager")]
-    if precision != "fp32" and "ort" in names:
-        hint = nearest(precision, ["fp32", "bf16", "fp16"])
+    if precision == "bf16" and "ort" in names:
         raise InputError(
-            f"--precision {precision}: engine ort has fp32 only; add --engine eager{hint}"
+            "--precision bf16: ONNX Runtime has no bf16 on a CPU; use --engine eager,openvino"
         )
     batches = parse_numbers(batch, "--batch", 1, 64)
-    model = _model(checkpoint, preset, settings)
-    counts = parse_numbers(frames, "--frames", 1, model.config.max_frames)
     import tempfile
 
     with tempfile.TemporaryDirectory(prefix="stan-infer-") as folder:
-        lanes = _lanes(model, names, Path(folder), device, precision, threads)
+        if is_folder:
+            assert checkpoint is not None
+            lanes = _folder_lanes(checkpoint, names, settings, device, precision, threads)
+        else:
+            # The baseline is always measured: a speed-up against nothing means nothing.
+            names = ["eager", *dict.fromkeys(n for n in names if n != "eager")]
+            model = _model(checkpoint, preset, settings)
+            lanes = _lanes(model, names, Path(folder), device, precision, threads)
+        counts = parse_numbers(frames, "--frames", 1, lanes[0].session.config.max_frames)
         total = len(batches) * len(counts) * (warmup + repeats)
         with progress_bar("measuring", total) as step:
             rows = bench_videos(
@@ -100,8 +116,36 @@ def _model(checkpoint: str | None, preset: str, settings: list[str] | None) -> S
     return init_random(Stan(named(preset).replace(given))).eval()
 
 
+def _folder_lanes(
+    source: str,
+    names: list[str],
+    settings: list[str] | None,
+    device: str,
+    precision: str | None,
+    threads: int | None,
+) -> list[Lane]:
+    from stan_infer.bench import Lane
+    from stan_infer.engines import open_session
+
+    given = parse_settings(settings) or None
+    return [
+        Lane(
+            name,
+            open_session(
+                source, name, device=device, precision=precision, settings=given, threads=threads
+            ),
+        )
+        for name in dict.fromkeys(names)
+    ]
+
+
 def _lanes(
-    model: Stan, names: list[str], folder: Path, device: str, precision: str, threads: int | None
+    model: Stan,
+    names: list[str],
+    folder: Path,
+    device: str,
+    precision: str | None,
+    threads: int | None,
 ) -> list[Lane]:
     import torch
 
@@ -117,9 +161,12 @@ def _lanes(
     wait = torch.cuda.synchronize if device.startswith("cuda") else None
     for name in names:
         source: Stan | Path = model
-        if name == "ort":
+        if name != "eager":
             source = folder / "onnx"
-            export_model(model, source, precision=precision, progress=say)
+            if not source.exists():
+                export_model(
+                    model, source, precision=precision or "fp32", tower="video", progress=say
+                )
         session = open_session(source, name, device=device, precision=precision, threads=threads)
         lanes.append(Lane(name, session, wait))
     return lanes

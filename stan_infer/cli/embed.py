@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from stan_infer.cli.options import (
-    Checkpoint,
+    CheckpointOrFolder,
     Decoder,
     Device,
     Engine,
@@ -21,10 +21,10 @@ from stan_infer.cli.options import (
 
 
 def embed(
-    checkpoint: Checkpoint,
+    checkpoint: CheckpointOrFolder,
     videos: Annotated[list[Path], typer.Argument(help="Videos, or folders of videos.")],
     out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE.npz", help="File to write.")],
-    engine: Engine = "eager",
+    engine: Engine = None,
     device: Device = "cpu",
     batch: Annotated[int, typer.Option(min=1, max=64, help="Clips per call.")] = 1,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Decoding processes.")] = 1,

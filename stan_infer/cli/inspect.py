@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import os
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stan_infer.cli.options import Checkpoint, Json, Settings, parse_settings
+from stan_infer.cli.options import CheckpointOrFolder, Json, Settings, parse_settings
+
+if TYPE_CHECKING:
+    from stan_infer.config import StanConfig
 
 
 def inspect(
-    checkpoint: Checkpoint,
+    checkpoint: CheckpointOrFolder,
     settings: Settings = None,
     frames: Annotated[int | None, typer.Option(help="T of the GFLOPs (default: config).")] = None,
     json: Json = False,
 ) -> None:
-    """Show what a checkpoint is: architecture, parameters, GFLOPs, what was inferred or ignored."""
+    """Show what a checkpoint or an exported folder is: architecture, GFLOPs, hashes, notes."""
     from stan_infer.checkpoint import inspect_checkpoint
     from stan_infer.report import print_facts, print_json, say
 
+    if os.path.isdir(checkpoint):
+        _inspect_folder(checkpoint, settings, frames, json)
+        return
     found = inspect_checkpoint(checkpoint, parse_settings(settings))
     record = _record(checkpoint, found, frames)
     if json:
@@ -35,17 +42,74 @@ def inspect(
         say(f"note: {note}")
 
 
-def _record(checkpoint: str, found: Any, frames: int | None) -> dict[str, Any]:
-    from math import prod
+def _inspect_folder(
+    folder: str, settings: list[str] | None, frames: int | None, json: bool
+) -> None:
+    """Show an exported folder, every hash compared."""
+    from stan_infer.artefact import read_artefact
+    from stan_infer.errors import InputError
+    from stan_infer.report import print_facts, print_json, print_table
 
+    if settings:
+        raise InputError("--set belongs to a checkpoint; a folder was exported with its settings")
+    artefact = read_artefact(folder)
+    manifest, config = artefact.manifest, artefact.config
+    record = {
+        "folder": folder,
+        "tool": manifest.get("tool"),
+        "source": manifest.get("source"),
+        "licence": manifest.get("licence"),
+        "command": manifest.get("command"),
+        "bytes": sum(f["bytes"] for f in manifest["files"].values()),
+        **_cost(config, frames),
+        "labels": manifest.get("labels"),
+        "graphs": manifest["graphs"],
+        "parity": manifest.get("parity"),
+        "config": config.to_dict(),
+    }
+    if json:
+        print_json("inspect", record)
+        return
+    shown = {k: v for k, v in record.items() if k not in ("config", "graphs", "parity")}
+    print_facts(shown | {f"  {k}": v for k, v in record["config"].items()})
+    parity = {p["file"]: p for p in record["parity"] or []}
+    print_table(
+        [
+            {
+                "file": g["file"],
+                "role": g["role"],
+                "precision": g["precision"],
+                "mib": g["bytes"] / 2**20,
+                "opset": g["opset"],
+                "ir": g["ir"],
+                "dims": " ".join(f"{k} {a}:{b}" for k, (a, b) in g["dims"].items()),
+                "max_rel_error": parity.get(g["file"], {}).get("max_rel"),
+            }
+            for g in record["graphs"]
+        ]
+    )
+
+
+def _cost(config: StanConfig, frames: int | None) -> dict[str, Any]:
     from stan_infer.errors import InputError
     from stan_infer.flops import text_flops, video_flops
-    from stan_infer.layouts import parameter_shapes
 
-    config = found.layout.config
     t = config.frames if frames is None else frames
     if not 1 <= t <= config.max_frames:
         raise InputError(f"--frames {t} is out of range; allowed are 1 to {config.max_frames}")
+    return {
+        "frames": t,
+        "gflop_per_clip": video_flops(config, t) / 1e9,
+        "gflop_per_text": text_flops(config, config.context_length) / 1e9,
+    }
+
+
+def _record(checkpoint: str, found: Any, frames: int | None) -> dict[str, Any]:
+    from math import prod
+
+    from stan_infer.layouts import parameter_shapes
+
+    config = found.layout.config
     parts = {"trunk": 0, "branch": 0, "text": 0}
     for name, shape in parameter_shapes(config).items():
         part = {"visual": "trunk", "branch": "branch"}.get(name.split(".")[0], "text")
@@ -59,9 +123,7 @@ def _record(checkpoint: str, found: Any, frames: int | None) -> dict[str, Any]:
         "towers": " and ".join(towers) + ("" if config.has_text else " (text tower missing)"),
         "parameters": sum(parts.values()),
         **{f"parameters_{k}": v for k, v in parts.items()},
-        "frames": t,
-        "gflop_per_clip": video_flops(config, t) / 1e9,
-        "gflop_per_text": text_flops(config, config.context_length) / 1e9,
+        **_cost(config, frames),
         "config": config.to_dict(),
         "hints": found.hints,
         "ignored": found.layout.ignored,

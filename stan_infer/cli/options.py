@@ -13,8 +13,12 @@ from stan_infer.errors import InputError
 
 Checkpoint = Annotated[
     str,
+    typer.Argument(metavar="CKPT", help="Checkpoint file, or an open_clip NAME:TAG."),
+]
+CheckpointOrFolder = Annotated[
+    str,
     typer.Argument(
-        metavar="CKPT", help="Checkpoint file, or an open_clip NAME:TAG. run, embed: or a folder."
+        metavar="CKPT_OR_DIR", help="Checkpoint file, open_clip NAME:TAG, or exported folder."
     ),
 ]
 Settings = Annotated[
@@ -22,7 +26,10 @@ Settings = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="A config field that shapes cannot tell."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object per result, on stdout.")]
-Engine = Annotated[str, typer.Option(help="eager (checkpoint) or ort (exported folder).")]
+Engine = Annotated[
+    str | None,
+    typer.Option(help="eager (checkpoint), ort (default) or openvino (exported folder)."),
+]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:1.")]
 Decoder = Annotated[str, typer.Option(help="auto (PyAV), pyav or decord.")]
 Timeout = Annotated[float, typer.Option(help="Seconds that one video may take to decode.")]

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from stan_infer.cli.options import (
-    Checkpoint,
+    CheckpointOrFolder,
     Decoder,
     Device,
     Engine,
@@ -21,12 +21,12 @@ from stan_infer.cli.options import (
 
 
 def run(
-    checkpoint: Checkpoint,
+    checkpoint: CheckpointOrFolder,
     videos: Annotated[list[Path], typer.Argument(help="Videos, or folders of videos.")],
     text: Annotated[list[str] | None, typer.Option(help="A text; may be repeated.")] = None,
     labels: Annotated[Path | None, typer.Option(help="File with one label per line.")] = None,
     top: Annotated[int, typer.Option(min=1, help="Texts shown per video.")] = 5,
-    engine: Engine = "eager",
+    engine: Engine = None,
     device: Device = "cpu",
     settings: Settings = None,
     decoder: Decoder = "auto",

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from stan_infer.engines.session import Session
     from stan_infer.model import Stan
 
-ENGINES = ("eager", "ort")
+ENGINES = ("eager", "ort", "openvino")
 
 
 def check_engine(engine: str) -> None:
@@ -26,7 +26,7 @@ def check_engine(engine: str) -> None:
 
 def open_session(
     source: str | Path | Stan,
-    engine: str = "eager",
+    engine: str | None = None,
     *,
     device: str = "cpu",
     precision: str | None = None,
@@ -35,21 +35,24 @@ def open_session(
 ) -> Session:
     """Open a model for inference.
 
-    source: for "eager" a checkpoint, an open_clip name and tag, or a loaded Stan; for "ort" an
-    exported folder. precision: of weights and products; None is fp32 for a checkpoint and what was
-    exported for a folder. settings: StanConfig fields that a checkpoint's shapes cannot tell.
-    threads: CPU threads of "ort" (eager: torch.set_num_threads, which belongs to the process).
+    engine: None is "ort" for an exported folder, "eager" for anything else; describe() tells.
+    source: for "eager" a checkpoint, an open_clip name and tag, or a loaded Stan; for "ort" and
+    "openvino" an exported folder. precision: of weights and products; None is fp32 for a checkpoint
+    and what was exported for a folder; "openvino" also runs an fp32 folder in bf16, where the CPU
+    has it. settings: StanConfig fields that a checkpoint's shapes cannot tell. threads: CPU threads
+    of "ort" and "openvino" (eager: torch.set_num_threads, which belongs to the process).
 
     What was asked for runs or an error says why not: InputError for a wrong source or word,
     MissingError for a package or device that is not here.
     """
-    check_engine(engine)
     is_folder = isinstance(source, (str, Path)) and os.path.isdir(source)
+    engine = engine or ("ort" if is_folder else "eager")
+    check_engine(engine)
     if engine == "eager":
         if is_folder:
             raise InputError(
                 f"{source} is a folder; engine eager takes a checkpoint: "
-                "give the checkpoint file, or --engine ort"
+                "give the checkpoint file, or --engine ort or openvino"
             )
         require("torch", "engine eager", "stan-infer[cpu]")
         from stan_infer.checkpoint import load_model
@@ -66,7 +69,13 @@ def open_session(
     if settings:
         raise InputError("settings belong to a checkpoint; a folder was exported with its own")
     from stan_infer.artefact import read_artefact
-    from stan_infer.engines.ort_session import OrtSession
 
     assert isinstance(source, (str, Path))
-    return OrtSession(read_artefact(source), device=device, precision=precision, threads=threads)
+    artefact = read_artefact(source)
+    if engine == "openvino":
+        from stan_infer.engines.ov_session import OvSession
+
+        return OvSession(artefact, device=device, precision=precision, threads=threads)
+    from stan_infer.engines.ort_session import OrtSession
+
+    return OrtSession(artefact, device=device, precision=precision, threads=threads)

@@ -99,7 +99,11 @@ def test_export_and_run_again_over_the_same_folder(cli, checkpoint, tmp_path):
     (record,) = done.records
     assert all(p["pass"] and p["max_rel"] < 1e-4 for p in record["parity"])
     names = sorted(p.name for p in (tmp_path / "out").iterdir())
-    assert names == ["manifest.json", "text.onnx", "tokenizer.json", "video.onnx"]
+    graphs = ["preprocess.onnx", "text.onnx", "video.onnx"]
+    assert names == sorted(["golden.npz", "manifest.json", "tokenizer.json", *graphs])
+    assert record["source"]["file"] == checkpoint.name and "/" not in record["source"]["file"]
+    assert record["command"] == f"stan-infer export {checkpoint.name} -o out --json"
+    assert str(tmp_path) not in (tmp_path / "out" / "manifest.json").read_text()
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
@@ -129,6 +133,20 @@ def test_bench_compares_with_eager(cli, checkpoint):
     assert {r["speedup"] for r in rows if r["engine"] == "eager"} == {1.0}
 
 
+def test_a_folder_takes_a_checkpoints_place(cli, checkpoint, tmp_path):
+    folder = tmp_path / "out"
+    assert cli("export", checkpoint, "-o", folder, "--tower", "video").code == 0
+    done = cli("inspect", folder, "--json")
+    (record,) = done.records
+    assert done.code == 0 and record["config"]["frames"] >= 1
+    assert {g["role"] for g in record["graphs"]} == {"video", "preprocess"}
+    assert cli("inspect", folder).code == 0
+    done = cli("bench", folder, "--frames", "2", "--repeats", "2", "--json")
+    assert done.code == 0 and [r["engine"] for r in done.records] == ["ort"]
+    done = cli("bench", folder, "--frames", "2", "--repeats", "2", "--engine", "openvino,ort")
+    assert done.code == 0 and "openvino" in done.out
+
+
 def test_bench_without_a_checkpoint(cli):
     done = cli("bench", "--preset", "stan-tiny", "--engine", "eager", "--repeats", "1")
     assert done.code == 0 and "random weights" in done.err and "eager" in done.out
@@ -141,7 +159,7 @@ def test_doctor_tries_every_engine(cli):
     works = {(e["name"], e["device"]): e for e in record["engines"]}
     assert works["eager", "cpu"]["works"] and works["ort", "cpu"]["works"]
     for entry in record["engines"] + record["decoders"]:
-        assert entry["works"] or (entry["reason"] and "pip install" in entry["help"])
+        assert entry["works"] or (entry["reason"] and "install" in entry["help"])
 
 
 def test_doctor_finds_two_onnxruntimes(cli, monkeypatch):

@@ -10,10 +10,19 @@ import onnx
 import pytest
 import torch
 
+import stan_infer as si
+from stan_infer.artefact import config_sha256
 from stan_infer.errors import CheckError, InputError
-from stan_infer.export import export_model, to_onnx
+from stan_infer.export import export_model, onnx_graph, to_onnx
+from stan_infer.export.onnx_graph import GraphWriter
+from stan_infer.export.onnx_ops import OnnxOps
+from stan_infer.export.options import parse_range
+from stan_infer.export.parity import Case, case_sizes, prove
 from stan_infer.model import Stan, init_random
-from tests.conftest import tiny_config
+from tests.conftest import ROOT, clips, relative_error, tiny_config
+
+FP16 = 1e-2
+ROUNDED = 1e-6
 
 
 @pytest.fixture(scope="module")
@@ -23,91 +32,267 @@ def folder(tiny_model, tmp_path_factory):
     return out
 
 
-def test_both_axes_are_dynamic_and_only_standard_operators_are_used(folder):
-    model = onnx.load(folder / "video.onnx")
-    (video,) = model.graph.input
-    dims = [d.dim_param or d.dim_value for d in video.type.tensor_type.shape.dim]
-    assert dims == ["batch", "frames", 16, 16, 3]
-    assert {n.domain for n in model.graph.node} == {""}
-    assert [(o.domain, o.version) for o in model.opset_import] == [("", 20)]
-    norms = [n for n in model.graph.node if n.op_type == "LayerNormalization"]
-    # ln_pre and ln_post; two per trunk layer; four per branch layer, whose MLP runs apart on the
-    # class token, but for the last patches: nothing reads them, so nothing computes them.
-    assert len(norms) == 2 + 2 * 3 + 4 * 2 - 1
+def graph_of(folder, file="video.onnx"):
+    return onnx.load(folder / file)
 
 
-def test_the_manifest_says_what_was_measured(folder):
+def video_shape(folder):
+    (video,) = graph_of(folder).graph.input
+    return [d.dim_param or d.dim_value for d in video.type.tensor_type.shape.dim]
+
+
+@pytest.mark.parametrize("opset", [18, 20, 23, 25])
+@pytest.mark.parametrize("branch", ["selfattn", "conv"])
+def test_both_axes_are_dynamic_and_only_standard_operators_are_used(tmp_path, opset, branch):
+    model = init_random(Stan(tiny_config(branch=branch))).eval()
+    export_model(model, tmp_path / "x", opset=opset)
+    for file in ("video.onnx", "text.onnx", "preprocess.onnx"):
+        proto = graph_of(tmp_path / "x", file)
+        assert [(o.domain, o.version) for o in proto.opset_import] == [("", opset)]
+        assert {n.domain for n in proto.graph.node} == {""}
+        assert not {"If", "Loop", "Scan", "Einsum"} & {n.op_type for n in proto.graph.node}
+        assert proto.ir_version >= 10
+    assert video_shape(tmp_path / "x") == ["batch", "frames", 16, 16, 3]
+
+
+def test_each_norm_is_one_node_and_only_what_is_read_is_computed(folder):
+    nodes = graph_of(folder).graph.node
+    norms = [n.name for n in nodes if n.op_type == "LayerNormalization"]
+    # One before the trunk and one after; two per trunk layer; three per branch layer, and in the
+    # last one the class token apart from its keys.
+    assert len(norms) == 2 + 2 * 3 + 3 * 2 + 1
+    assert not any(n.op_type in ("ReduceVariance", "Pow") for n in nodes)
+
+
+def test_names_are_the_blocks(folder):
+    nodes = graph_of(folder).graph.node
+    names = [n.name for n in nodes]
+    assert len(set(names)) == len(names)
+    assert "video/trunk/layer2/attention/qkv/MatMul" in names
+    assert "video/branch/layer1/spatial/softmax/Softmax" in names
+    roots = {n.split("/")[0] for n in names}
+    assert roots == {"video", "sizes", "outputs"}
+    weights = {i.name for i in graph_of(folder).graph.initializer}
+    assert "video/branch/layer0/temporal/out/weight" in weights
+
+
+def test_the_manifest_says_what_was_measured(folder, tiny_model):
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert {g["role"] for g in manifest["graphs"]} == {"video", "text"}
+    roles = {g["role"]: g for g in manifest["graphs"]}
+    assert set(roles) == {"video", "text", "preprocess"}
+    assert roles["video"]["dims"] == {"batch": [1, 32], "frames": [1, 64]}
+    assert {p["file"] for p in manifest["parity"]} == {"video.onnx", "text.onnx"}
     for parity in manifest["parity"]:
         assert parity["pass"] and 0 <= parity["max_rel"] < 1e-5
     cases = manifest["parity"][0]["cases"]
-    assert [2, 3] in cases and [1, 64] in cases and [1, 1] in cases
+    assert cases == [[1, 1], [1, 2], [1, 64], [2, 3], [3, 5], [7, 9]]
     assert str(folder.parent) not in json.dumps(manifest)
+    properties = {p.key: p.value for p in graph_of(folder).metadata_props}
+    assert properties[to_onnx.CONFIG_KEY] == config_sha256(tiny_model.config)
 
 
-def test_conv_branch_exports(tmp_path):
+def test_golden_data_is_what_the_model_says(folder, tiny_model):
+    golden = np.load(folder / "golden.npz")
+    assert golden["video"].dtype == np.uint8 and golden["video"].shape == (2, 6, 16, 16, 3)
+    frames = tiny_model.encode_video(torch.from_numpy(golden["video"]))
+    assert relative_error(golden["frame_embeds"], frames) < ROUNDED
+    assert relative_error(golden["video_embeds"], frames.mean(1)) < ROUNDED
+    ids = torch.from_numpy(golden["input_ids"])
+    assert relative_error(golden["text_embeds"], tiny_model.encode_text(ids)) < ROUNDED
+    assert golden["scores"].shape == (3, 2)
+    assert golden["frames"].shape[1:] != golden["pixels"].shape[1:] == (16, 16, 3)
+
+
+def test_conv_branch_without_text(tmp_path):
     model = init_random(Stan(tiny_config(branch="conv", text_layers=0))).eval()
     artefact = export_model(model, tmp_path / "conv")
     assert artefact.graph("text") is None
+    with pytest.raises(InputError, match="no text tower"):
+        export_model(model, tmp_path / "text", tower="text")
+
+
+@pytest.mark.parametrize(
+    ("options", "shape", "cases"),
+    [
+        ({"frames": 6, "batch": 1}, [1, 6, 16, 16, 3], [[1, 6]]),
+        ({"frames": 1}, ["batch", 1, 16, 16, 3], [[1, 1], [2, 1], [3, 1], [7, 1]]),
+        ({"frames": (4, 8), "batch": 2}, [2, "frames", 16, 16, 3], [[2, 4], [2, 5], [2, 8]]),
+        ({"input": "float"}, ["batch", "frames", 3, 16, 16], None),
+    ],
+)
+def test_ranges_of_the_axes(tiny_model, tmp_path, options, shape, cases):
+    artefact = export_model(tiny_model, tmp_path / "x", tower="video", **options)
+    assert video_shape(tmp_path / "x") == shape
+    if cases:
+        assert artefact.manifest["parity"][0]["cases"] == cases
+
+
+def test_a_fixed_number_of_frames_is_what_is_sampled(tiny_model, tmp_path):
+    artefact = export_model(tiny_model, tmp_path / "x", frames=5, tower="video")
+    assert artefact.config.frames == 5 and tiny_model.config.frames == 6
+    with pytest.raises(InputError, match="1:4 leaves out the 6 frames"):
+        export_model(tiny_model, tmp_path / "y", frames=(1, 4))
+
+
+def test_one_frame_has_no_temporal_attention(tiny_model, tmp_path):
+    export_model(tiny_model, tmp_path / "x", frames=1, tower="video")
+    names = {n.name for n in graph_of(tmp_path / "x").graph.node}
+    assert "video/branch/layer0/temporal/single/MatMul" in names
+    assert not any("temporal/softmax" in n for n in names)
+
+
+def test_towers(tiny_model, tmp_path):
+    export_model(tiny_model, tmp_path / "t", tower="text")
+    assert sorted(p.name for p in (tmp_path / "t").iterdir()) == ["manifest.json", "text.onnx"]
+    export_model(tiny_model, tmp_path / "v", tower="video")
+    assert not (tmp_path / "v" / "text.onnx").exists()
+
+
+def test_fp16(tiny_model, folder, tmp_path):
+    artefact = export_model(tiny_model, tmp_path / "x", precision="fp16")
+    small, large = ((f / "video.onnx").stat().st_size for f in (tmp_path / "x", folder))
+    assert small < 0.75 * large
+    (video, text) = artefact.manifest["ranges"]
+    assert 0 < video["largest"] < video["limit"] and video["node"].startswith("video/")
+    assert text["node"].startswith("text/") and video["source"] == "two synthetic clips"
+    nodes = {n.name: n for n in graph_of(tmp_path / "x").graph.node}
+    # Norms and softmaxes stay in fp32: each reads a cast to float.
+    for node in nodes.values():
+        if node.op_type in ("LayerNormalization", "Softmax"):
+            assert nodes[node.input[0]].op_type == "Cast"
+            assert nodes[node.input[0]].attribute[0].i == onnx.TensorProto.FLOAT
+    got = si.open_session(tmp_path / "x", "ort").embed_video(clips(2, 5, 16))
+    wanted = tiny_model.encode_video(torch.from_numpy(clips(2, 5, 16))).mean(1)
+    assert 1e-6 < relative_error(got, wanted) < FP16
+
+
+def test_fp16_that_would_overflow_is_refused_by_name(tmp_path):
+    model = init_random(Stan(tiny_config(text_layers=0))).eval()
+    with torch.no_grad():
+        model.visual.transformer.resblocks[1].mlp.c_fc.weight *= 1e5
+        model.visual.transformer.resblocks[1].mlp.c_proj.weight /= 1e5
+    name = "video/trunk/layer1/mlp/fc1"
+    with pytest.raises(CheckError, match=f"{name}.*fp16 holds 65504.*--precision fp32"):
+        export_model(model, tmp_path / "x", precision="fp16")
+    assert list(tmp_path.iterdir()) == []
+    export_model(model, tmp_path / "x")
+
+
+def test_a_weight_that_fp16_cannot_hold_is_refused_by_name(tmp_path):
+    model = init_random(Stan(tiny_config(text_layers=0))).eval()
+    with torch.no_grad():  # met with zeros only, so that no value overflows
+        model.branch.spatial[0].mlp.c_proj.weight[:, 0] = 1e6
+        model.branch.spatial[0].mlp.c_fc.weight[0] = 0
+        model.branch.spatial[0].mlp.c_fc.bias[0] = 0
+    with pytest.raises(CheckError, match=r"branch/layer0/mlp/fc2/weight reaches.*fp16 cannot hold"):
+        export_model(model, tmp_path / "x", precision="fp16")
+
+
+@pytest.mark.slow
+def test_the_reference_graph_gives_the_same_numbers(tiny_model, folder, tmp_path):
+    export_model(tiny_model, tmp_path / "r", graph="reference")
+    video = clips(2, 7, 16)
+    a, b = (si.open_session(f, "ort").embed_video(video) for f in (folder, tmp_path / "r"))
+    assert relative_error(a, b) < 1e-5
+    with pytest.raises(InputError, match="--graph reference"):
+        export_model(tiny_model, tmp_path / "x", graph="reference", precision="fp16")
+
+
+def test_weights_beyond_the_limit_go_to_one_file_beside(tiny_model, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_graph, "MAX_INLINE", 10_000)
+    artefact = export_model(tiny_model, tmp_path / "x")
+    entry = next(g for g in artefact.manifest["graphs"] if g["role"] == "video")
+    assert entry["external_data"] == ["video.onnx.data"]
+    assert (tmp_path / "x" / "video.onnx").stat().st_size < 200_000
+    assert "video.onnx.data" in artefact.manifest["files"]
+    a, b = (
+        si.open_session(f, "ort").embed_video(clips(1, 3, 16)) for f in (folder, tmp_path / "x")
+    )
+    assert np.array_equal(a, b)
 
 
 def test_a_graph_that_differs_is_refused_and_nothing_is_left(tiny_model, tmp_path, monkeypatch):
-    class Wrong(to_onnx.VideoGraph):
-        def forward(self, video):
-            mean, frames = super().forward(video)
-            return mean * 1.001, frames
+    def wrong(self, name, x):
+        with self._operation(name) as (g, n):
+            g.node("Mul", [n.mean(x, 1, keep=0), n.number(1.001)])
+        return self._named(name)
 
-    monkeypatch.setattr(to_onnx, "_export_video", _with(Wrong, to_onnx._export_video))
-    with pytest.raises(CheckError, match="video.onnx: outputs differ.*nothing was written"):
+    monkeypatch.setattr(OnnxOps, "frame_mean", wrong)
+    with pytest.raises(CheckError, match=r"video.onnx: outputs differ.*nothing was written"):
         export_model(tiny_model, tmp_path / "x")
     assert list(tmp_path.iterdir()) == []
-
-
-def _with(graph, function):
-    def run(*args):
-        original, to_onnx.VideoGraph = to_onnx.VideoGraph, graph
-        try:
-            return function(*args)
-        finally:
-            to_onnx.VideoGraph = original
-
-    return run
 
 
 def test_a_baked_axis_is_refused(tiny_model, tmp_path, monkeypatch):
-    original = to_onnx._export
+    original = GraphWriter.input
 
-    def bake(module, example, name, axes, outputs, folder, dims):
-        return original(module, example, name, {}, outputs, folder, dims)
+    def bake(self, name, dtype, shape):
+        return original(self, name, dtype, [2 if n == "batch" else n for n in shape])
 
-    monkeypatch.setattr(to_onnx, "_export", bake)
-    with pytest.raises(CheckError, match="must be dynamic"):
+    monkeypatch.setattr(GraphWriter, "input", bake)
+    with pytest.raises(CheckError, match=r"dynamic in \['frames'\], but \['batch', 'frames'\]"):
         export_model(tiny_model, tmp_path / "x")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_nan_does_not_pass_as_equal():
-    class Session:
-        def get_providers(self):
-            return ["CPUExecutionProvider"]
+def test_a_size_baked_inside_is_refused(tiny_model, tmp_path, monkeypatch):
+    original = OnnxOps.split
 
-    bad = np.array([[1.0, np.nan]], np.float32)
+    def bake(self, name, rows):
+        self._nodes.sizes["T"] = 1
+        try:
+            return original(self, name, rows)
+        finally:
+            self._nodes.sizes["T"] = None
+
+    monkeypatch.setattr(OnnxOps, "split", bake)
+    with pytest.raises(CheckError, match=r"video.onnx (does not run|: outputs|at)"):
+        export_model(tiny_model, tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_nan_does_not_pass_as_equal(folder):
+    video = clips(1, 2, 16)
+    wanted = {"video_embeds": np.full((1, 24), np.nan, np.float32)}
     with pytest.raises(CheckError, match="differ from the model by nan"):
-        to_onnx._parity("x", Session(), [(1, 1)], [((torch.ones(1, 2),), [bad])])
+        prove(folder / "video.onnx", [Case((1, 2), {"video": video}, wanted)], "fp32")
+
+
+def test_cases_lie_within_the_ranges():
+    assert case_sizes((1, 1), (12, 12)) == [(1, 12)]
+    assert case_sizes((2, 4), (5, 8)) == [(2, 5), (2, 8), (3, 5), (4, 8)]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"format": "onxx"}, "did you mean 'onnx'"),
-        ({"precision": "fp16"}, "no precision 'fp16'"),
+        ({"precision": "fp61"}, "did you mean 'fp16'"),
         ({"input": "unit8"}, "did you mean 'uint8'"),
+        ({"tower": "vdieo"}, "did you mean 'video'"),
+        ({"head": "classfy"}, "did you mean 'classify'"),
+        ({"graph": "fusd"}, "did you mean 'fused'"),
+        ({"opset": 17}, "opset is 17; allowed are 18 to 25"),
+        ({"opset": 26}, "opset is 26"),
+        ({"frames": 65}, "frames 65:65 is out of range; allowed are 1 to 64"),
+        ({"frames": (8, 4)}, "frames 8:4"),
+        ({"batch": 0}, "batch 0:0"),
+        ({"head": "classify"}, "needs the classes: --labels FILE"),
+        ({"labels": ["a dog"]}, "CLIP's vocabulary"),
     ],
 )
-def test_mistyped_words(tiny_model, tmp_path, options, message):
+def test_bad_options(tiny_model, tmp_path, options, message):
     with pytest.raises(InputError, match=message):
         export_model(tiny_model, tmp_path / "x", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_range_words():
+    assert parse_range("12", "--frames") == 12
+    assert parse_range("1:64", "--frames") == (1, 64)
+    for bad in ("", "a", "1:2:3", "1-4"):
+        with pytest.raises(InputError, match="--frames.*neither a number nor a range"):
+            parse_range(bad, "--frames")
 
 
 @pytest.mark.parametrize(
@@ -127,3 +312,50 @@ def test_a_folder_of_the_users_is_never_replaced(tiny_model, folder, tmp_path, n
         export_model(tiny_model, out)
     assert (out / name).read_text() == text
     assert sorted(p.name for p in out.iterdir()) == before
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return si.load_model(ROOT / "examples" / "motion" / "motion.safetensors")
+
+
+@pytest.mark.parametrize("head", ["mean", "mug"])
+def test_class_scores_are_baked_in(demo, tmp_path, head):
+    model = Stan(demo.config.replace({"head": head})).eval()
+    model.load_state_dict(demo.state_dict())
+    labels = ["a shape moves left", "a shape moves right", "a circle"]
+    export_model(model, tmp_path / "c", head="classify", labels=labels, card=True)
+    session = si.open_session(tmp_path / "c", "ort")
+    video = clips(2, model.config.frames, model.config.image_size)
+    wanted = np.asarray(si.open_session(model).score(labels, video)).T
+    raw = onnx_run(tmp_path / "c" / "video.onnx", video, ["scores", "probabilities"])
+    assert relative_error(raw[0], wanted) < 1e-4
+    weights = np.exp(wanted.astype(np.float64) / model.config.temperature)
+    assert np.allclose(raw[1], weights / weights.sum(1, keepdims=True), atol=2e-3)
+    assert (tmp_path / "c" / "labels.txt").read_text().splitlines() == labels
+    assert np.asarray(session.score(labels, video)).shape == (3, 2)
+    card = (tmp_path / "c" / "README.md").read_text()
+    assert "| video.onnx | video | fp32 |" in card and str(tmp_path) not in card
+
+
+def onnx_run(path, video, outputs):
+    from stan_infer.engines.ort_session import open_graph
+
+    return open_graph(path).run(outputs, {"video": video})
+
+
+def test_labels_of_an_embedding_lie_beside_it(demo, tmp_path):
+    export_model(demo, tmp_path / "e", labels=["left", "right"], template="a shape moves {}")
+    vectors = np.load(tmp_path / "e" / "labels.npz")["embeddings"]
+    ids = si.tokenize(["a shape moves left"], demo.config.context_length)
+    wanted = demo.encode_text(torch.from_numpy(ids))[0]
+    assert relative_error(vectors[0], wanted / wanted.norm()) < 1e-5
+    with pytest.raises(InputError, match="must hold {} once"):
+        export_model(demo, tmp_path / "x", labels=["left"], template="no place")
+
+
+def test_the_mug_score_graph(demo, tmp_path):
+    model = Stan(demo.config.replace({"head": "mug"})).eval()
+    model.load_state_dict(demo.state_dict())
+    artefact = export_model(model, tmp_path / "m")
+    assert {g.role for g in artefact.graphs} == {"video", "text", "score", "preprocess"}

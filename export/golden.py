@@ -1,0 +1,142 @@
+"""Inputs that prove a graph: random ones per shape, and the golden set of a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from stan_infer.config import StanConfig
+from stan_infer.errors import CheckError
+from stan_infer.export.options import ExportOptions
+from stan_infer.export.parity import TOLERANCES
+from stan_infer.model import Stan
+from stan_infer.retrieval import cosine_scores, mug_scores
+from stan_infer.tokenizer import tokenize
+
+TEXTS = (
+    "a dog runs across a field",
+    "Two people don't talk; they dance!",
+    "a red cross moves left",
+    "caf\u00e9 &amp; na\u00efve \u2013 100% \u65e5\u672c\u8a9e",
+    "someone is playing the guitar on a stage in front of a very large and very loud crowd",
+)
+_CLIPS, _RAW_FRAMES = 2, 3
+
+
+def random_clips(config: StanConfig, b: int, t: int, input: str, seed: int) -> np.ndarray:
+    """Noise in the layout of `input`: uint8 [B, T, S, S, 3] or float32 [B, T, 3, S, S]."""
+    s, rng = config.image_size, np.random.default_rng(seed)
+    if input == "uint8":
+        return rng.integers(0, 256, (b, t, s, s, 3), dtype=np.uint8)
+    return rng.standard_normal((b, t, 3, s, s), dtype=np.float32)
+
+
+def random_ids(config: StanConfig, q: int, length: int, seed: int) -> np.ndarray:
+    """Ids int32 [Q, L] that start with the start token; the end token is elsewhere in each row."""
+    ids = np.random.default_rng(seed).integers(1, config.vocab_size - 2, (q, length))
+    ids[:, 0] = config.vocab_size - 2
+    for i, row in enumerate(ids):
+        end = 1 + i % (length - 1)
+        row[end:] = 0
+        row[end] = config.vocab_size - 1
+    return ids.astype(np.int32)
+
+
+def moving_frames(count: int, height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Smooth colours with a moving edge, uint8 [count, height, width, 3]: like a video, not noise.
+
+    Integer arithmetic alone, so that every machine makes the same bytes.
+    """
+    y, x = np.mgrid[:height, :width]
+    out = np.empty((count, height, width, 3), np.uint8)
+    for i in range(count):
+        for c in range(3):
+            wave = (x * (3 + c) + y * (5 - c) + (i + seed) * 11 * (c + 1)) % 512
+            out[i, :, :, c] = np.minimum(wave, 511 - wave)
+        left = (i * width) // (count + 1)
+        out[i, height // 4 : height // 2, left : left + max(width // 6, 1)] = (230, 40, 90 + 9 * i)
+    return out
+
+
+def write_golden(
+    path: Path, model: Stan, options: ExportOptions, classes: np.ndarray | None
+) -> dict[str, Any]:
+    """Write golden.npz from the model in fp32; return its entry of the manifest.
+
+    classes: class scores' label embeddings [n, E], where the graph has such a head.
+    """
+    config, arrays = model.config, {}
+    arrays["frames"], arrays["pixels"] = _raw_frames(config)
+    low, high = options.frame_range(config)
+    t = min(max(config.frames, low), high)
+    b = min(max(_CLIPS, options.batch_range()[0]), options.batch_range()[1])
+    clips = np.stack([moving_frames(t, config.image_size, config.image_size, i) for i in range(b)])
+    pixels = torch.from_numpy(clips)
+    with torch.inference_mode():
+        floats = model.normalize(pixels)
+        frames = model.encode_video(floats).float()
+        arrays["video"] = clips if options.input == "uint8" else floats.contiguous().numpy()
+        arrays["frame_embeds"], arrays["video_embeds"] = frames.numpy(), frames.mean(1).numpy()
+        texts = list(TEXTS) if config.vocab_size == 49408 else []
+        if config.has_text and options.tower != "video":
+            ids = (
+                tokenize(texts, config.context_length).astype(np.int32)
+                if texts
+                else random_ids(config, 3, config.context_length, seed=0)
+            )
+            tokens = model.encode_text_tokens(torch.from_numpy(ids)).float().numpy()
+            end = tokens[np.arange(len(ids)), ids.argmax(-1)]
+            arrays |= {"input_ids": ids, "text_embeds": end, "token_embeds": tokens}
+            arrays["scores"] = (
+                mug_scores(
+                    tokens, ids != 0, arrays["frame_embeds"], mode=config.head, tau=config.mug_tau
+                )
+                if config.is_mug
+                else cosine_scores(end, arrays["video_embeds"])
+            )
+        else:
+            texts = []
+    if classes is not None:
+        arrays["class_scores"] = cosine_scores(classes, arrays["video_embeds"]).T
+    for name, values in arrays.items():
+        if not np.isfinite(values).all():
+            raise CheckError(f"the model's own {name} are not finite on the golden clips")
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+    tolerance = TOLERANCES[options.precision]
+    return {
+        "file": path.name,
+        "texts": texts,
+        "video_tolerance": tolerance,
+        "text_tolerance": tolerance,
+        "score_tolerance": tolerance,
+    }
+
+
+def _raw_frames(config: StanConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Frames of a size that needs the resize, and what the product's own resize makes of them."""
+    from stan_infer.video import resize_crop
+
+    r = config.short_side
+    raw = moving_frames(_RAW_FRAMES, r + r // 3 + 1, 2 * r - 3)
+    return raw, resize_crop(raw, short_side=r, crop=config.image_size)
+
+
+def label_embeddings(model: Stan, labels: Sequence[str], template: str) -> dict[str, np.ndarray]:
+    """What a head over these classes bakes in.
+
+    Mean head: "embeddings" float32 [n, E], normalised. Mug heads: "token_embeds" [n, L, E] and
+    "input_ids" int32 [n, L].
+    """
+    texts = [template.replace("{}", label) for label in labels]
+    ids = tokenize(texts, model.config.context_length)
+    parts = torch.from_numpy(ids).split(256)
+    with torch.inference_mode():
+        if model.config.is_mug:
+            tokens = torch.cat([model.encode_text_tokens(p).float() for p in parts]).numpy()
+            return {"token_embeds": tokens, "input_ids": ids.astype(np.int32)}
+        vectors = torch.cat([model.encode_text(p).float() for p in parts]).numpy()
+    return {"embeddings": vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)}

@@ -1,0 +1,139 @@
+"""Small pieces of ONNX that know the graph's precision and its dynamic sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from onnx import TensorProto
+from torch import Tensor
+
+from stan_infer.errors import CheckError
+from stan_infer.export.onnx_graph import GraphWriter
+
+TYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
+END = 2**63 - 1  # of a Slice: to the end
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class Nodes:
+    """Nodes of one graph, whose input `source` has the sizes "B" and "T" as its first axes.
+
+    batch, frames: those sizes where they are fixed, None where they are dynamic.
+    """
+
+    def __init__(
+        self,
+        graph: GraphWriter,
+        source: str,
+        *,
+        batch: int | None,
+        frames: int | None,
+        precision: str,
+    ) -> None:
+        """Write into `graph`; weights and products are of `precision`."""
+        self.graph, self.type = graph, TYPES[precision]
+        self._source, self._precision = source, precision
+        self.sizes = {"B": batch, "T": frames}
+
+    def weight(self, name: str, values: Tensor, *, exact: bool = False) -> str:
+        """Write a weight under the scope's name; exact: in fp32, whatever the precision.
+
+        Raises CheckError, naming it, where the precision cannot hold a value.
+        """
+        dtype = torch.float32 if exact else _DTYPES[self._precision]
+        stored = values.to(dtype)
+        if not bool(torch.isfinite(stored).all()):
+            raise CheckError(
+                f"{self.graph.full_name(name)} reaches {float(values.abs().max()):.3g}, which "
+                f"{self._precision} cannot hold: export with --precision fp32 or bf16"
+            )
+        if dtype == torch.bfloat16:
+            bits = stored.contiguous().view(torch.int16).numpy()
+            return self.graph.weight(name, bits, TensorProto.BFLOAT16)
+        return self.graph.weight(name, stored.numpy())
+
+    def number(self, value: float) -> str:
+        """A scalar of the graph's precision."""
+        return self.cast(self.graph.constant(value, np.float32), self.type)
+
+    def cast(self, x: str, kind: int) -> str:
+        """Cast to an ONNX type; nothing where the graph is fp32 throughout."""
+        return x if self.type == TensorProto.FLOAT else self.graph.node("Cast", [x], to=kind)
+
+    def reshape(self, x: str, shape: Sequence[int | str]) -> str:
+        """Reshape; "B" and "T" stand for the sizes, 0 copies an axis, -1 is what is left."""
+        known = [self.sizes[n] or n if isinstance(n, str) else n for n in shape]
+        unknown = [n for n in known if isinstance(n, str)]
+        if len(unknown) == 1 and -1 not in known:
+            known = [-1 if isinstance(n, str) else n for n in known]
+            unknown = []
+        if not unknown:
+            target = self.graph.constant(known)
+        else:
+            assert known[:2] == ["B", "T"], known
+            both = self.graph.shared("Shape", [self._source], start=0, end=2)
+            parts = [both, self.graph.constant(known[2:])]
+            target = self.graph.shared("Concat", parts, axis=0)
+        return self.graph.node("Reshape", [x, target])
+
+    def transpose(self, x: str, *order: int) -> str:
+        """Permute the axes."""
+        return self.graph.node("Transpose", [x], perm=list(order))
+
+    def slice(self, x: str, axis: int, start: int, end: int) -> str:
+        """x[start:end] along one axis."""
+        limits = [self.graph.constant([n]) for n in (start, end, axis)]
+        return self.graph.node("Slice", [x, *limits])
+
+    def first(self, x: str, axis: int) -> str:
+        """The first T of an axis."""
+        ends = self._size("T")
+        inputs = [x, self.graph.constant([0]), ends, self.graph.constant([axis])]
+        return self.graph.node("Slice", inputs)
+
+    def unsqueeze(self, x: str, axis: int) -> str:
+        """Insert an axis of size 1."""
+        return self.graph.node("Unsqueeze", [x, self.graph.constant([axis])])
+
+    def per_frame(self, x: str) -> str:
+        """Repeat [B, 1, *, *] for every frame."""
+        one = self.graph.constant([1])
+        target = self.graph.shared("Concat", [one, self._size("T"), one, one], axis=0)
+        return self.graph.node("Expand", [x, target])
+
+    def frame_count(self) -> str:
+        """T as a scalar of the graph's precision."""
+        return self.graph.shared("Cast", [self._size("T")], to=self.type)
+
+    def mean(self, x: str, axis: int, keep: int = 1) -> str:
+        """Mean along one axis."""
+        return self.graph.node("ReduceMean", [x, self.graph.constant([axis])], keepdims=keep)
+
+    def layer_norm(self, x: str, gamma: str, beta: str | None, eps: float) -> str:
+        """LayerNormalization of the last axis, in fp32; gamma and beta are fp32."""
+        affine = [gamma] if beta is None else [gamma, beta]
+        x = self.cast(x, TensorProto.FLOAT)
+        y = self.graph.node("LayerNormalization", [x, *affine], axis=-1, epsilon=eps)
+        return self.cast(y, self.type)
+
+    def softmax(self, scores: str, axis: int, scale: float = 1.0) -> str:
+        """Softmax of scale times the scores along one axis, in fp32."""
+        scores = self.cast(scores, TensorProto.FLOAT)
+        if scale != 1:
+            scores = self.graph.node("Mul", [scores, self.graph.constant(scale, np.float32)])
+        return self.cast(self.graph.node("Softmax", [scores], axis=axis), self.type)
+
+    def gelu(self, x: str) -> str:
+        """x Phi(x), by Erf: a form that every runtime knows, and fuses."""
+        half = self.graph.node("Mul", [x, self.number(0.5)])
+        erf = self.graph.node("Erf", [self.graph.node("Mul", [x, self.number(2**-0.5)])])
+        return self.graph.node("Mul", [half, self.graph.node("Add", [erf, self.number(1.0)])])
+
+    def _size(self, name: str) -> str:
+        fixed = self.sizes[name]
+        if fixed is not None:
+            return self.graph.constant([fixed])
+        axis = "BT".index(name)
+        return self.graph.shared("Shape", [self._source], start=axis, end=axis + 1)

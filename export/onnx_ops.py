@@ -1,0 +1,265 @@
+"""The operations of `fused` as a writer of ONNX nodes: each method adds nodes and returns names.
+
+Layouts as in `torch_ops`: patches [B, T, P, D], class token [B, D], rows [B, T P + 1, D]. Standard
+operators only. In fp16 and bf16 the norms and softmaxes run in fp32 between casts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stan_infer.export.onnx_graph import GraphWriter
+from stan_infer.export.onnx_nodes import END, Nodes
+from stan_infer.fold import Conv, LastSpatial, Patches, Product, Stream, VideoWeights
+
+
+class OnnxOps:
+    """See fused.Ops. Values are names in the graph; weights are written when they are met."""
+
+    def __init__(self, nodes: Nodes, *, width: int, tokens: int) -> None:
+        """Take the graph's pieces, D, and N of a frame (or the text tower's positions)."""
+        self.single_frame = nodes.sizes["T"] == 1
+        self._nodes, self._d, self._n = nodes, width, tokens
+        self._mask = ""
+
+    @contextmanager
+    def scope(self, name: str) -> Iterator[None]:
+        """See Ops.scope."""
+        with self._nodes.graph.scope(name):
+            yield
+
+    @contextmanager
+    def _operation(self, name: str) -> Iterator[tuple[GraphWriter, Nodes]]:
+        """Scope of one operation, whose last node's output is called like the operation."""
+        graph = self._nodes.graph
+        with graph.scope(name):
+            yield graph, self._nodes
+        graph.rename_last(graph.full_name(name))
+
+    def _named(self, name: str) -> str:
+        return self._nodes.graph.full_name(name)
+
+    def embed(self, name: str, video: str, w: Patches, stream: Stream) -> str:
+        """See Ops.embed."""
+        p, side = w.patch, math.isqrt(len(w.table))
+        with self._operation(name) as (g, n):
+            # TensorRT takes no Reshape of uint8: the cast comes first.
+            x = g.node("Cast", [video], to=n.type)
+            if w.layout == "BTHWC":
+                x = n.transpose(n.reshape(x, [-1, side, p, side, 3 * p]), 0, 1, 3, 2, 4)
+            else:
+                x = n.transpose(n.reshape(x, [-1, 3, side, p, side, p]), 0, 2, 4, 1, 3, 5)
+            x = n.reshape(x, [-1, side * side, 3 * p * p])
+            x = g.node("MatMul", [x, n.weight("weight", w.weight.T)])
+            x = g.node("Add", [x, n.weight("positions", w.table)])
+            gamma, beta = (
+                n.weight(k, v, exact=True) for k, v in (("gamma", w.gamma), ("beta", w.beta))
+            )
+            x = n.layer_norm(x, gamma, beta, stream.eps)
+            if stream.centred:
+                x = g.node("Sub", [x, n.mean(x, -1)])
+            frames = g.node("Shape", [x], start=0, end=1)
+            target = g.node("Concat", [frames, g.constant([1, 1])], axis=0)
+            row = n.weight("class", w.cls_row.view(1, 1, -1))
+            g.node("Concat", [x, g.node("Expand", [row, target])], axis=1)
+        return self._named(name)
+
+    def norm(self, name: str, x: str, stream: Stream) -> str:
+        """See Ops.norm; the mean of a centred stream is 0, so one node serves both."""
+        with self._operation(name) as (g, n):
+            n.layer_norm(x, g.constant(np.ones(self._d), np.float32), None, stream.eps)
+        return self._named(name)
+
+    def product(
+        self,
+        name: str,
+        x: str,
+        w: Product,
+        *,
+        activation: str | None = None,
+        residual: str | None = None,
+    ) -> str:
+        """See Ops.product."""
+        with self._operation(name) as (g, n):
+            y = g.node("MatMul", [x, n.weight("weight", w.weight.T)])
+            y = g.node("Add", [y, n.weight("bias", w.bias)])
+            if activation == "silu":
+                y = g.node("Mul", [y, g.node("Sigmoid", [y])])
+            elif activation == "gelu":
+                y = n.gelu(y)
+            if residual is not None:
+                g.node("Add", [y, residual])
+        return self._named(name)
+
+    def attention(self, name: str, qkv: str, stream: Stream, *, causal: bool = False) -> str:
+        """See Ops.attention."""
+        with self._operation(name):
+            self._attend(qkv, stream, causal)
+        return self._named(name)
+
+    def start(self, name: str, trunk: str, w: VideoWeights) -> tuple[str, str]:
+        """See Ops.start; for a fixed T the two tables are one."""
+        with self._operation(name) as (g, n):
+            frames = n.sizes["T"]
+            if frames is None:
+                time = n.unsqueeze(n.first(n.weight("time", w.time), 0), 1)
+                table = g.node("Add", [time, n.weight("positions", w.branch_positions)])
+            else:
+                table = n.weight("table", w.branch_positions + w.time[:frames, None])
+            patches, own = self._frames(trunk)
+            own = g.node("Add", [n.mean(own, 1, keep=0), n.weight("class", w.branch_cls)])
+            cls = g.node("Mul", [own, n.number(0.5)])
+            g.node("Add", [patches, table])
+        return self._named(name), cls
+
+    def merge(self, name: str, patches: str, cls: str, trunk: str) -> tuple[str, str]:
+        """See Ops.merge."""
+        with self._operation(name) as (g, n):
+            more, own = self._frames(trunk)
+            cls = g.node("Add", [cls, n.mean(own, 1, keep=0)])
+            g.node("Add", [patches, more])
+        return self._named(name), cls
+
+    def temporal_attention(self, name: str, qkv: str, stream: Stream) -> str:
+        """See Ops.temporal_attention."""
+        with self._operation(name) as (_, n):
+            q, k, v = self._heads(qkv, [0, 0, 0, stream.heads, self._d // stream.heads])
+            q, k = n.transpose(q, 0, 2, 3, 1, 4), n.transpose(k, 0, 2, 3, 4, 1)
+            y = self._weigh(q, k, n.transpose(v, 0, 2, 3, 1, 4), stream)
+            n.reshape(n.transpose(y, 0, 3, 1, 2, 4), [0, 0, 0, self._d])
+        return self._named(name)
+
+    def temporal_conv(self, name: str, patches: str, w: Conv) -> str:
+        """See Ops.temporal_conv."""
+        side, d = math.isqrt(self._n - 1), self._d
+        with self._operation(name) as (g, n):
+            grid = n.transpose(n.reshape(patches, [0, 0, side, side, d]), 0, 4, 1, 2, 3)
+            weights = [n.weight("weight", w.weight), n.weight("bias", w.bias)]
+            y = g.node("Conv", [grid, *weights], pads=[1] * 6, kernel_shape=[3] * 3)
+            y = n.reshape(n.transpose(y, 0, 2, 3, 4, 1), [0, 0, side * side, d])
+            g.node("Add", [y, patches])
+        return self._named(name)
+
+    def join(self, name: str, patches: str, cls: str) -> str:
+        """See Ops.join."""
+        with self._operation(name) as (g, n):
+            rows = n.reshape(patches, [0, -1, self._d])
+            g.node("Concat", [rows, n.unsqueeze(cls, 1)], axis=1)
+        return self._named(name)
+
+    def split(self, name: str, rows: str) -> tuple[str, str]:
+        """See Ops.split."""
+        with self._operation(name) as (_, n):
+            cls = n.reshape(n.slice(rows, 1, -1, END), [-1, self._d])
+            n.reshape(n.slice(rows, 1, 0, -1), ["B", "T", self._n - 1, self._d])
+        return self._named(name), cls
+
+    def spatial_attention(self, name: str, qkv: str, stream: Stream) -> str:
+        """See Ops.spatial_attention."""
+        tokens, d = self._n, self._d
+        with self._operation(name) as (g, n):
+            patches = n.reshape(n.slice(qkv, 1, 0, -1), ["B", "T", tokens - 1, 3 * d])
+            shared = n.per_frame(n.unsqueeze(n.slice(qkv, 1, -1, END), 1))
+            frames = g.node("Concat", [patches, shared], axis=2)
+            y = self._attend(n.reshape(frames, [-1, tokens, 3 * d]), stream, causal=False)
+            y = n.reshape(y, ["B", "T", tokens, d])
+            patches = n.reshape(n.slice(y, 2, 0, -1), [0, -1, d])
+            own = n.reshape(n.slice(y, 2, -1, END), [0, -1, d])  # [B, T, D]
+            g.node("Concat", [patches, n.mean(own, 1)], axis=1)
+        return self._named(name)
+
+    def class_attention(
+        self, name: str, q: str, patches: str, cls: str, w: LastSpatial, stream: Stream
+    ) -> str:
+        """See Ops.class_attention."""
+        d, h = self._d, stream.heads
+        with self._operation(name) as (g, n):
+            u = g.node("MatMul", [n.reshape(q, [0, h, 1, d // h]), n.weight("k", w.k)])
+            u = n.transpose(n.reshape(u, [0, h, d]), 0, 2, 1)  # [B, D, H]
+            keys, own_key = n.reshape(patches, [0, -1, d]), n.unsqueeze(cls, 1)
+            scores = n.reshape(g.node("MatMul", [keys, u]), ["B", "T", self._n - 1, h])
+            own = n.per_frame(n.unsqueeze(g.node("MatMul", [own_key, u]), 1))
+            both = g.node("Concat", [scores, own], axis=2)
+            a = n.softmax(both, 2, stream.softmax_scale)  # [B, T, N, H]
+            a = g.node("Div", [a, n.frame_count()])
+            mean = n.transpose(n.reshape(n.slice(a, 2, 0, -1), [0, -1, h]), 0, 2, 1)
+            z = g.node("MatMul", [mean, keys])  # [B, H, D]
+            own = n.reshape(n.slice(a, 2, -1, END), [0, -1, h, 1])  # [B, T, H, 1]
+            own = g.node("ReduceSum", [own, g.constant([1])], keepdims=0)
+            z = g.node("Add", [z, g.node("Mul", [own, own_key])])
+            y = g.node("MatMul", [n.weight("v", w.v), n.unsqueeze(z, 3)])  # [B, H, dh, 1]
+            n.reshape(y, [0, d])
+        return self._named(name)
+
+    def class_rows(self, name: str, trunk: str, cls: str) -> str:
+        """See Ops.class_rows."""
+        with self._operation(name) as (g, n):
+            own = n.reshape(n.slice(trunk, 1, -1, END), ["B", "T", self._d])
+            g.node("Add", [own, n.unsqueeze(cls, 1)])
+        return self._named(name)
+
+    def frame_mean(self, name: str, x: str) -> str:
+        """See Ops.frame_mean."""
+        with self._operation(name) as (_, n):
+            n.mean(x, 1, keep=0)
+        return self._named(name)
+
+    def embed_text(self, name: str, ids: str, tokens: Tensor, positions: Tensor) -> str:
+        """See Ops.embed_text."""
+        with self._operation(name) as (g, n):
+            x = g.node("Gather", [n.weight("tokens", tokens), ids])
+            g.node("Add", [x, n.first(n.weight("positions", positions), 0)])
+        return self._named(name)
+
+    def end_rows(self, name: str, x: str, ids: str) -> str:
+        """See Ops.end_rows."""
+        with self._operation(name) as (g, n):
+            end = n.unsqueeze(g.node("ArgMax", [ids], axis=-1, keepdims=1), 2)  # [Q, 1, 1]
+            end = g.node("Expand", [end, g.constant([1, 1, self._d])])
+            rows = g.node("GatherElements", [x, end], axis=1)
+            n.reshape(rows, [-1, self._d])
+        return self._named(name)
+
+    def _frames(self, trunk: str) -> tuple[str, str]:
+        """Trunk rows -> patches [B, T, P, D] and class tokens [B, T, D]."""
+        n = self._nodes
+        x = n.reshape(trunk, ["B", "T", self._n, self._d])
+        own = n.reshape(n.slice(x, 2, -1, END), [0, -1, self._d])
+        return n.slice(x, 2, 0, -1), own
+
+    def _heads(self, qkv: str, shape: list[int | str]) -> list[str]:
+        """q, k and v of [..., 3D], each reshaped."""
+        g, d = self._nodes.graph, self._d
+        names = [g.full_name(k) for k in ("q", "k", "v")]
+        g.node("Split", [qkv, g.constant([d, d, d])], out=names, axis=-1)
+        return [self._nodes.reshape(k, shape) for k in names]
+
+    def _attend(self, qkv: str, stream: Stream, causal: bool) -> str:
+        """[M, N, 3D] -> [M, N, D]."""
+        n = self._nodes
+        q, k, v = self._heads(qkv, [0, 0, stream.heads, self._d // stream.heads])
+        q, k = n.transpose(q, 0, 2, 1, 3), n.transpose(k, 0, 2, 3, 1)
+        y = self._weigh(q, k, n.transpose(v, 0, 2, 1, 3), stream, causal)
+        return n.reshape(n.transpose(y, 0, 2, 1, 3), [0, 0, self._d])
+
+    def _weigh(self, q: str, k: str, v: str, stream: Stream, causal: bool = False) -> str:
+        g, n = self._nodes.graph, self._nodes
+        scores = g.node("MatMul", [q, k])
+        if causal:
+            scores = g.node("Add", [scores, self._causal()])
+        return g.node("MatMul", [n.softmax(scores, -1, stream.softmax_scale), v])
+
+    def _causal(self) -> str:
+        """The causal mask [L, L] of this call, cut from one table."""
+        if not self._mask:
+            n = self._nodes
+            # Finite, so that fp16 holds it, and far below every score.
+            table = torch.full((self._n, self._n), -6e4).triu(1)
+            self._mask = n.first(n.first(n.weight("mask", table), 0), 1)
+        return self._mask

@@ -1,0 +1,145 @@
+"""Proof of one graph: the checker, the axes that it promises, its outputs against the model's."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stan_infer.errors import CheckError
+from stan_infer.export.options import Range
+
+# Largest difference of an output relative to the largest value. fp32 graphs measure 1e-6, fp16
+# 1e-3, bf16 1e-2 on random weights; ten times that still tells a wrong graph from rounding.
+TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 1e-1}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One input of a graph and what the model makes of it, by output name."""
+
+    sizes: tuple[int, int]  # (B, T), or (Q, L)
+    feeds: dict[str, np.ndarray]
+    wanted: dict[str, np.ndarray]
+
+
+def case_sizes(batch: Range, frames: Range) -> list[tuple[int, int]]:
+    """(B, T) that show a baked axis: ones, B >= 2 with several T, the largest T; within ranges."""
+    pairs = [(1, 1), (1, 2), (2, 3), (3, 5), (7, 9), (1, 64)]
+
+    def within(n: int, limits: Range) -> int:
+        return min(max(n, limits[0]), limits[1])
+
+    return sorted({(within(b, batch), within(t, frames)) for b, t in pairs})
+
+
+def check_graph(path: Path, opset: int, dims: Mapping[str, Range]) -> dict[str, Any]:
+    """Check form and axes of a written graph; return what the manifest says of it.
+
+    dims: each dimension's range; one of a single value must be fixed, any other dynamic. Raises
+    CheckError.
+    """
+    import onnx
+
+    onnx.checker.check_model(str(path), full_check=True)
+    proto = onnx.load(str(path), load_external_data=False)
+    opsets = {o.domain or "ai.onnx": o.version for o in proto.opset_import}
+    if opsets != {"ai.onnx": opset}:
+        raise CheckError(f"{path.name} uses the operator sets {opsets}; asked was ai.onnx {opset}")
+    inputs, outputs = ([_value(v) for v in vs] for vs in (proto.graph.input, proto.graph.output))
+    wanted = {name for name, (low, high) in dims.items() if low < high}
+    seen = {s for v in inputs for s in v["shape"] if isinstance(s, str)}
+    if seen != wanted:
+        raise CheckError(
+            f"{path.name}: its inputs are dynamic in {sorted(seen)}, but {sorted(wanted)} must be"
+        )
+    return {
+        "opset": opset,
+        "ir": proto.ir_version,
+        "nodes": len(proto.graph.node),
+        "inputs": inputs,
+        "outputs": outputs,
+    }
+
+
+def prove(path: Path, cases: Sequence[Case], precision: str) -> dict[str, Any]:
+    """Run every case in one session and compare; return the parity record or raise CheckError.
+
+    ONNX Runtime on the CPU; it has no bf16, for which OpenVINO is asked.
+    """
+    run, backend, version = _runner(path, precision)
+    worst, absolute, cosine = 0.0, 0.0, 1.0
+    for case in cases:
+        outputs = list(case.wanted)
+        try:
+            got = run(outputs, case.feeds)
+        except Exception as e:
+            # Each runtime raises classes of its own, which share no base but Exception.
+            raise CheckError(
+                f"{path.name} does not run at {case.sizes}: {str(e)[:200]}; nothing was written"
+            ) from e
+        for name, g in zip(outputs, got, strict=True):
+            w = case.wanted[name]
+            if w.shape != g.shape:
+                raise CheckError(
+                    f"{path.name} at {case.sizes}: {name} is {g.shape} instead of {w.shape}"
+                )
+            norms = np.linalg.norm(w, axis=-1) * np.linalg.norm(g, axis=-1)
+            # numpy's maximum and minimum keep a NaN; Python's max and min would drop it.
+            difference = np.abs(w - g).max()
+            absolute = float(np.maximum(absolute, difference))
+            worst = float(np.maximum(worst, difference / np.abs(w).max()))
+            cosine = float(np.minimum(cosine, ((w * g).sum(-1) / norms).min()))
+    tolerance = TOLERANCES[precision]
+    if not worst <= tolerance:  # so written that a NaN fails
+        raise CheckError(
+            f"{path.name}: outputs differ from the model by {worst:.2e} of the largest value; "
+            f"allowed is {tolerance:.0e}: nothing was written"
+        )
+    return {
+        "file": path.name,
+        "backend": backend,
+        "backend_version": version,
+        "cases": [list(c.sizes) for c in cases],
+        "max_rel": worst,
+        "max_abs": absolute,
+        "min_cos": cosine,
+        "tolerance": tolerance,
+        "pass": True,
+    }
+
+
+def _runner(path: Path, precision: str) -> tuple[Any, str, str]:
+    """A function (outputs, feeds) -> arrays, the backend's name, its version."""
+    from stan_infer.errors import require
+
+    if precision != "bf16":
+        import onnxruntime
+
+        from stan_infer.engines.ort_session import open_graph
+
+        session = open_graph(path)
+        backend = f"onnxruntime {session.get_providers()[0]}"
+        return session.run, backend, onnxruntime.__version__
+    openvino = require("openvino", "proving a bf16 graph on a CPU", "stan-infer[openvino]")
+    model = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+    def run(outputs: list[str], feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+        results = model(feeds)
+        return [results[name] for name in outputs]
+
+    return run, "openvino CPU", openvino.__version__
+
+
+def _value(value: Any) -> dict[str, Any]:
+    import onnx
+
+    kind = value.type.tensor_type
+    return {
+        "name": value.name,
+        "dtype": onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name,
+        "shape": [d.dim_param or d.dim_value for d in kind.shape.dim],
+    }

@@ -1,0 +1,121 @@
+"""preprocess.onnx: decoded frames of any size -> resized and cropped, equal to OpenCV's bytes.
+
+OpenCV's INTER_LINEAR on uint8 (no antialias) as it computes, found by comparison: coordinates
+(d + 0.5) scale - 0.5 in double, rounded to float; weights of 11 bits; columns first, in 15 bits
+after a shift by 4; rows then by products of which the low 16 bits fall away. All of it is done here
+in float32 on whole numbers below 2^24, which is exact in every runtime. Only the pixels that the
+crop keeps are computed. A runtime that has no double (OpenVINO) is at most one level away, but for
+frames whose longer side comes to exactly half a pixel: there it may round the other way.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from onnx import TensorProto
+
+from stan_infer.export.onnx_graph import GraphWriter
+
+_ONE = 2048.0  # weight 1 in OpenCV's 11 bits
+
+
+def write_preprocess(path: Path, *, short_side: int, crop: int, opset: int) -> None:
+    """Write the graph: frames uint8 [n, height, width, 3] -> pixels uint8 [n, crop, crop, 3].
+
+    The shorter side becomes `short_side`, the longer int(side * scale + 0.5), then the centred
+    square of `crop` pixels is kept; `crop` is at most `short_side`. Memory: some floats per pixel
+    of the output, and `crop` rows of each frame.
+    """
+    graph = GraphWriter("preprocess", path.parent, opset)
+    frames = graph.input("frames", TensorProto.UINT8, ["n", "height", "width", 3])
+    with graph.scope("preprocess"):
+        sides = [graph.node("Shape", [frames], start=i, end=i + 1) for i in (1, 2)]
+        doubles = [graph.node("Cast", [s], to=TensorProto.DOUBLE) for s in sides]
+        short = graph.node("Min", doubles)
+        scale = graph.node("Div", [graph.constant([short_side], np.float64), short])
+        rows, columns = (
+            _positions(graph, name, side, double, scale, crop)
+            for name, side, double in zip(("rows", "columns"), sides, doubles, strict=True)
+        )
+        values = _resize(graph, frames, rows, columns, crop)
+    graph.output(values, "pixels", ["n", crop, crop, 3], TensorProto.UINT8)
+    graph.save(path)
+
+
+def _positions(
+    g: GraphWriter, name: str, side: str, double: str, scale: str, crop: int
+) -> tuple[str, str, str, str]:
+    """Both source indices of each kept row or column, and both weights (0 to 2048)."""
+    one, zero = g.constant([1]), g.constant([0])
+    with g.scope(name):
+        half = g.constant([0.5], np.float64)
+        # int(side * scale + 0.5): positive, so a cast that cuts is right.
+        size = g.node("Add", [g.node("Mul", [double, scale]), half])
+        size = g.node("Cast", [size], to=TensorProto.INT64)
+        start = g.node("Div", [g.node("Sub", [size, g.constant([crop])]), g.constant([2])])
+        kept = g.node("Add", [g.constant(np.arange(crop)), start])
+        kept, size = (g.node("Cast", [v], to=TensorProto.DOUBLE) for v in (kept, size))
+        inverse = g.node("Div", [size, double])
+        step = g.node("Div", [g.constant([1.0], np.float64), inverse])
+        at = g.node("Sub", [g.node("Mul", [g.node("Add", [kept, half]), step]), half])
+        at = g.node("Cast", [at], to=TensorProto.FLOAT)
+        floor = g.node("Floor", [at])
+        part = g.node("Sub", [at, floor])
+        low = g.node("Cast", [floor], to=TensorProto.INT64)
+        last = g.node("Sub", [side, one])
+        if name == "columns":
+            # Beyond the edge OpenCV gives columns weight 1; rows keep their two weights.
+            inside = g.node("And", [_not_less(g, low, zero), g.node("Less", [low, last])])
+            part = g.node("Mul", [part, g.node("Cast", [inside], to=TensorProto.FLOAT)])
+        high = g.node("Add", [low, one])
+        indices = [g.node("Min", [g.node("Max", [i, zero]), last]) for i in (low, high)]
+        rest = g.node("Sub", [g.constant([1.0], np.float32), part])
+        scale11 = g.constant([_ONE], np.float32)
+        weights = [g.node("Round", [g.node("Mul", [w, scale11])]) for w in (rest, part)]
+    return indices[0], indices[1], weights[0], weights[1]
+
+
+def _not_less(g: GraphWriter, a: str, b: str) -> str:
+    return g.node("Not", [g.node("Less", [a, b])])
+
+
+def _resize(
+    g: GraphWriter,
+    frames: str,
+    rows: tuple[str, str, str, str],
+    columns: tuple[str, str, str, str],
+    crop: int,
+) -> str:
+    terms = []
+    for r, name in enumerate(("upper", "lower")):
+        with g.scope(name):
+            line = g.node("Gather", [frames, rows[r]], axis=1)  # uint8 still: a quarter of floats
+            sums = []
+            for c in (0, 1):
+                x = g.node("Gather", [line, columns[c]], axis=2)
+                x = g.node("Cast", [x], to=TensorProto.FLOAT)
+                weight = g.node("Reshape", [columns[2 + c], g.constant([crop, 1])])
+                sums.append(g.node("Mul", [x, weight]))
+            x = _shifted(g, g.node("Add", sums), 16)  # at most 32640
+            terms.append(
+                _high_product(g, x, g.node("Reshape", [rows[2 + r], g.constant([crop, 1, 1])]))
+            )
+    total = g.node("Add", [g.node("Add", terms), g.constant(2, np.float32)])
+    return g.node("Cast", [_shifted(g, total, 4)], to=TensorProto.UINT8)
+
+
+def _shifted(g: GraphWriter, x: str, divisor: int) -> str:
+    """floor(x / divisor), exact for a power of two."""
+    return g.node("Floor", [g.node("Mul", [x, g.constant(1 / divisor, np.float32)])])
+
+
+def _high_product(g: GraphWriter, x: str, weight: str) -> str:
+    """floor(x weight / 65536) in parts, since the product itself has more than 24 bits.
+
+    With x = 256 h + l: floor((weight h + floor(weight l / 256)) / 256).
+    """
+    high = _shifted(g, x, 256)
+    low = g.node("Sub", [x, g.node("Mul", [high, g.constant(256, np.float32)])])
+    carry = _shifted(g, g.node("Mul", [low, weight]), 256)
+    return _shifted(g, g.node("Add", [g.node("Mul", [high, weight]), carry]), 256)

@@ -1,0 +1,84 @@
+"""The reference model through torch.onnx.export: the baseline of the tables, and an oracle.
+
+torch's exporter bakes axes in silently when an example size is 1 or equals another one; what comes
+out is checked like every other graph.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stan_infer.errors import require
+from stan_infer.export.onnx_graph import MAX_INLINE
+from stan_infer.export.options import Range
+from stan_infer.model import Stan
+
+
+class VideoGraph(nn.Module):
+    """Clips -> mean embedding and frame embeddings, both float32."""
+
+    def __init__(self, model: Stan) -> None:
+        """Wrap `model` without copying it."""
+        super().__init__()
+        self.model = model
+
+    def forward(self, video: Tensor) -> tuple[Tensor, Tensor]:
+        """Clips as in Stan.encode_video -> [B, E] and [B, T, E]."""
+        frames = self.model.encode_video(video).float()
+        return frames.mean(1), frames
+
+
+class TextGraph(nn.Module):
+    """Ids -> text embeddings and token embeddings, both float32."""
+
+    def __init__(self, model: Stan) -> None:
+        """Wrap `model` without copying it."""
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Ids [Q, L] -> [Q, E] and [Q, L, E]."""
+        tokens = self.model.encode_text_tokens(input_ids).float()
+        end = input_ids.argmax(-1)[:, None, None].expand(-1, 1, tokens.shape[-1])
+        return tokens.gather(1, end)[:, 0], tokens
+
+
+def write_reference(
+    module: nn.Module,
+    path: Path,
+    example: np.ndarray,
+    dims: dict[str, Range],
+    names: list[str],
+    opset: int,
+) -> list[str]:
+    """Export `module` to `path`; return the names of external data files.
+
+    example: its input, no two sizes alike and none 1. dims: names and ranges of its first two
+    axes; a range of one value is fixed. names: of the input and the outputs.
+    """
+    require("onnxscript", "the reference export", "stan-infer[cpu]")
+    axes: dict[int, Any] = {
+        i: torch.export.Dim(name, min=low, max=high)
+        for i, (name, (low, high)) in enumerate(dims.items())
+        if low < high
+    }
+    program = torch.onnx.export(
+        module.eval(),
+        (torch.from_numpy(example),),
+        dynamo=True,
+        opset_version=opset,
+        dynamic_shapes={names[0]: axes},
+        input_names=names[:1],
+        output_names=names[1:],
+        verbose=False,
+    )
+    assert program is not None
+    size = sum(p.numel() * p.element_size() for p in module.parameters())
+    program.save(str(path), external_data=size > MAX_INLINE)
+    data = path.with_name(f"{path.name}.data")
+    return [data.name] if data.exists() else []

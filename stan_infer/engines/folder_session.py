@@ -1,0 +1,258 @@
+"""An exported folder as a session: all of it that does not depend on the runtime."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+
+from stan_infer.artefact import Artefact, Graph
+from stan_infer.config import StanConfig
+from stan_infer.engines.session import (
+    TEXT_CHUNK,
+    check_video,
+    read_config_clip,
+    score_features,
+    token_ids,
+)
+from stan_infer.errors import InputError, nearest
+from stan_infer.onnx_file import check_external
+
+Value = tuple[str, tuple[int | None, ...]]  # numpy's name of the dtype; sizes, None if free
+
+
+@dataclasses.dataclass(frozen=True)
+class Signature:
+    """Inputs and outputs of a graph by name."""
+
+    inputs: dict[str, Value]
+    outputs: dict[str, Value]
+
+
+class OpenGraph(Protocol):
+    """One graph in a runtime."""
+
+    def signature(self) -> Signature:
+        """What the runtime says of the graph's inputs and outputs."""
+        ...
+
+    def run(self, output: str, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Compute one output; InputError for whatever the runtime raises."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """What runs: see Session.describe."""
+        ...
+
+
+class FolderSession:
+    """An artefact in a runtime; see engines.session.Session. An engine supplies `open`."""
+
+    engine: ClassVar[str]
+    reduced: ClassVar[tuple[str, ...]] = ()  # precisions in which it can run an fp32 graph
+
+    def __init__(
+        self,
+        artefact: Artefact,
+        *,
+        device: str = "cpu",
+        precision: str | None = None,
+        threads: int | None = None,
+    ) -> None:
+        """Open the folder's video and text graphs, of which one may be absent.
+
+        precision: the artefact's, or one in `reduced` for an fp32 artefact; None takes the
+        artefact's. threads: CPU threads; None leaves it to the runtime. Raises InputError and
+        MissingError.
+        """
+        self._artefact, self._device, self._precision = artefact, device, precision
+        graphs = {role: artefact.graph(role) for role in ("video", "text")}
+        self._graphs = {role: graph for role, graph in graphs.items() if graph is not None}
+        if not self._graphs:
+            raise InputError(f"artefact {artefact.path} holds neither a video nor a text graph")
+        self._opened: dict[str, OpenGraph] = {}
+        for role, graph in self._graphs.items():
+            check_precision(artefact.path, graph, precision, self.reduced)
+            _check_files(artefact, graph)
+            opened = self.open(graph, precision or graph.precision, threads)
+            _check_signature(artefact.config, graph, opened.signature())
+            self._opened[role] = opened
+
+    def open(self, graph: Graph, precision: str, threads: int | None) -> OpenGraph:
+        """Open one graph of the folder on this device; the files that it reads were checked."""
+        raise NotImplementedError
+
+    @property
+    def config(self) -> StanConfig:
+        """The model's config."""
+        return self._artefact.config
+
+    def embed_video(self, video: np.ndarray) -> np.ndarray:
+        """See Session.embed_video; the input's dtype must be the one exported."""
+        graph, opened = self._role("video")
+        clips = np.ascontiguousarray(video)
+        wanted = graph.inputs[0]["dtype"]
+        if clips.dtype != wanted:
+            word = "uint8" if clips.dtype == np.uint8 else "float"
+            raise InputError(
+                f"video is {clips.dtype}; this artefact takes {wanted}: "
+                f"convert it, or export with --input {word}"
+            )
+        check_video(self.config, clips.shape, clips.dtype == np.uint8)
+        _check_size(graph, "batch", clips.shape[0], "video has {} clips")
+        _check_size(graph, "frames", clips.shape[1], "video has {} frames")
+        return opened.run(
+            "frame_embeds" if self.config.is_mug else "video_embeds", {"video": clips}
+        )
+
+    def embed_text(self, texts: Sequence[str] | np.ndarray) -> np.ndarray:
+        """See Session.embed_text; uses the vocabulary inside the artefact."""
+        ids = token_ids(self.config, texts, self.vocabulary)
+        graph, opened = self._role("text")
+        _check_size(graph, "length", ids.shape[1], "token ids are {} long")
+        name = "token_embeds" if self.config.is_mug else "text_embeds"
+        feeds = ids.astype(np.int32)
+        chunk = min(TEXT_CHUNK, graph.dims.get("batch", (1, TEXT_CHUNK))[1])
+        parts = [
+            opened.run(name, {"input_ids": feeds[i : i + chunk]})
+            for i in range(0, len(feeds), chunk)
+        ]
+        return np.concatenate(parts)
+
+    def score(self, texts: Sequence[str] | np.ndarray, video: np.ndarray) -> np.ndarray:
+        """See Session.score."""
+        ids = token_ids(self.config, texts, self.vocabulary)
+        return score_features(self.config, self.embed_text(ids), ids, self.embed_video(video))
+
+    @property
+    def vocabulary(self) -> Path | None:
+        """See Session.vocabulary."""
+        path = self._artefact.path / "tokenizer.json"
+        return path if path.is_file() else None
+
+    def read_clip(self, path: str | Path, decoder: str = "auto") -> np.ndarray:
+        """Read one video as this model wants it: uint8 [T, H, W, 3]."""
+        return read_config_clip(self.config, path, decoder)
+
+    def describe(self) -> dict[str, Any]:
+        """See Session.describe."""
+        role = next(iter(self._graphs))
+        record = {
+            "engine": self.engine,
+            "device": self._device,
+            "precision": self._precision or self._graphs[role].precision,
+        }
+        return record | self._opened[role].describe()
+
+    def close(self) -> None:
+        """Free the graphs."""
+        self._opened.clear()
+
+    def _role(self, role: str) -> tuple[Graph, OpenGraph]:
+        if role not in self._graphs:
+            raise InputError(f"artefact {self._artefact.path} holds no {role} graph")
+        return self._graphs[role], self._opened[role]
+
+
+def split_device(device: str, kinds: Sequence[str]) -> tuple[str, str]:
+    """ "cuda:1" -> ("cuda", "1"), "cpu" -> ("cpu", ""); InputError for a word not in `kinds`."""
+    kind, colon, index = device.partition(":")
+    if kind not in kinds or (colon and not index.isdigit()) or (colon and kind == "cpu"):
+        raise InputError(
+            f"device '{device}' is unknown{nearest(kind, list(kinds))} "
+            f"({', '.join(kinds)}, {kinds[-1]}:1)"
+        )
+    return kind, index
+
+
+def check_precision(
+    path: Path, graph: Graph, precision: str | None, reduced: Sequence[str]
+) -> None:
+    """Refuse a precision that is not the graph's, nor one in which an fp32 graph can be run."""
+    if precision in (None, graph.precision):
+        return
+    if graph.precision == "fp32" and precision in reduced:
+        return
+    raise InputError(
+        f"artefact {path} is {graph.precision}, not {precision}: export it again "
+        f"with --precision {precision}"
+    )
+
+
+def _check_files(artefact: Artefact, graph: Graph) -> None:
+    """Refuse what is not an .onnx file by name, and one that reads files without a hash."""
+    if not graph.file.endswith(".onnx"):
+        # Runtimes choose a format by the file's name, and some of those hold more than a graph.
+        raise InputError(f"artefact {artefact.path}: {graph.file[:80]!r} is no .onnx file")
+    entries = [g for g in artefact.manifest["graphs"] if g["file"] == graph.file]
+    listed = [name for g in entries for name in _names(g.get("external_data"))]
+    folder = PurePosixPath(graph.file).parent
+    allowed = [
+        PurePosixPath(name).relative_to(folder).as_posix()
+        for name in listed
+        if name in artefact.manifest["files"] and PurePosixPath(name).is_relative_to(folder)
+    ]
+    check_external(artefact.path / graph.file, allowed)
+
+
+def _names(values: Any) -> list[str]:
+    return [v for v in values if isinstance(v, str)] if isinstance(values, list) else []
+
+
+def _check_size(graph: Graph, name: str, size: int, sentence: str) -> None:
+    low, high = graph.dims.get(name, (size, size))
+    if not low <= size <= high:
+        allowed = f"{low}" if low == high else f"{low} to {high}"
+        raise InputError(f"{sentence.format(size)}; this artefact takes {allowed}")
+
+
+def _check_signature(config: StanConfig, graph: Graph, got: Signature) -> None:
+    """Compare a graph with the config: names, types and sizes; further outputs are free."""
+    wanted = expected_signature(config, graph)
+    outputs = {name: v for name, v in got.outputs.items() if name in wanted.outputs}
+    if (got.inputs, outputs) != (wanted.inputs, wanted.outputs):
+        raise InputError(
+            f"{graph.file} does not fit the config in manifest.json: it has "
+            f"{got.inputs} -> {outputs}, which should be {wanted.inputs} -> {wanted.outputs}; "
+            "export the checkpoint again"
+        )
+
+
+def expected_signature(config: StanConfig, graph: Graph) -> Signature:
+    """Inputs and outputs that a graph of this config has; an axis of one allowed size is fixed."""
+
+    def axis(name: str, high: int | None = None) -> int | None:
+        low, top = graph.dims.get(name, (1, high))
+        if high is not None and not 1 <= low <= (top or 0) <= high:
+            raise InputError(
+                f"{graph.file}: manifest.json gives {name} {low} to {top}; the model has 1 to "
+                f"{high}: export the checkpoint again"
+            )
+        return low if low == top else None
+
+    s, e, batch = config.image_size, config.embed_dim, axis("batch")
+    if graph.role == "text":
+        length = axis("length", config.context_positions)
+        return Signature(
+            {"input_ids": ("int32", (batch, length))},
+            {
+                "text_embeds": ("float32", (batch, e)),
+                "token_embeds": ("float32", (batch, length, e)),
+            },
+        )
+    frames = axis("frames", config.max_frames)
+    is_uint8 = graph.inputs[0]["dtype"] == "uint8"
+    return Signature(
+        {
+            "video": ("uint8", (batch, frames, s, s, 3))
+            if is_uint8
+            else ("float32", (batch, frames, 3, s, s))
+        },
+        {
+            "video_embeds": ("float32", (batch, e)),
+            "frame_embeds": ("float32", (batch, frames, e)),
+        },
+    )

@@ -1,0 +1,164 @@
+"""Engine "openvino": an exported folder in OpenVINO, from its ONNX files. Needs no torch."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stan_infer.artefact import Graph
+from stan_infer.engines.folder_session import FolderSession, Signature, Value, split_device
+from stan_infer.errors import InputError, MissingError, require
+
+# openvino ships stubs without the marker that lets a type checker read them.
+Core = Any
+CompiledModel = Any
+
+_KINDS = ("cpu", "gpu")
+# Arithmetic -> OpenVINO's word. Not f16: that hint takes the norms along, which may overflow.
+_HINTS = {"fp32": "f32", "bf16": "bf16"}
+_DTYPES = {"f32": "float32", "i32": "int32", "i64": "int64", "u8": "uint8"}
+
+
+def open_graph(
+    graph: Path | bytes,
+    *,
+    device: str = "cpu",
+    precision: str = "fp32",
+    threads: int | None = None,
+) -> CompiledModel:
+    """Open one ONNX file (or its bytes) on the device asked for, and nowhere else.
+
+    precision: fp32 or bf16, of products and sums; never OpenVINO's choice, which is bf16 wherever
+    the CPU has it. Raises InputError for an unknown word or a graph that OpenVINO refuses,
+    MissingError when openvino, the device or its bf16 arithmetic is not here: OpenVINO itself would
+    go on in f32.
+    """
+    ov = _openvino()
+    core = ov.Core()
+    name = _device_name(core, device)
+    if precision not in _HINTS:
+        raise InputError(f"OpenVINO computes in {' or '.join(_HINTS)}, not {precision}")
+    if precision == "bf16" and not _has_bf16(core, name):
+        raise MissingError(
+            f"device '{device}' ({core.get_property(name, 'FULL_DEVICE_NAME')}) has no bf16 "
+            "arithmetic, and OpenVINO would silently compute in fp32: leave precision away"
+        )
+    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": _HINTS[precision]}
+    if name == "CPU":
+        # OpenVINO 2025.0 to 2026.4 may fuse softmax(q k) v into one piece of machine code which,
+        # once run for one frame, is wrong by half and more for 8 frames and over. It does so in
+        # graphs of torch.onnx.export; no graph may depend on its form. B/32 is 1 % slower without.
+        settings["SNIPPETS_MODE"] = "DISABLE"
+        if threads:
+            settings["INFERENCE_NUM_THREADS"] = threads
+    word = "the graph" if isinstance(graph, bytes) else graph.name
+    try:
+        # The frontend by name: read_model would guess the format from the content.
+        frontend = ov.frontend.FrontEndManager().load_by_framework("onnx")
+        source = io.BytesIO(graph) if isinstance(graph, bytes) else str(graph)
+        compiled = core.compile_model(frontend.convert(frontend.load(source)), name, settings)
+    except Exception as e:
+        # Frontend errors have classes of their own, which share no base but Exception.
+        if "SNIPPETS_MODE" in str(e):
+            raise MissingError(
+                f"openvino {ov.__version__} no longer takes SNIPPETS_MODE, without which its "
+                'results were wrong: pip install "openvino<=2026.4.1"'
+            ) from e
+        raise InputError(f"OpenVINO refuses {word}: {_reason(e)}") from e
+    got = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+    if got != _HINTS[precision]:
+        raise MissingError(f"OpenVINO opens {word} in {got}, not {_HINTS[precision]}, on {device}")
+    return compiled
+
+
+class OvSession(FolderSession):
+    """An artefact in OpenVINO; see engines.session.Session."""
+
+    engine = "openvino"
+    reduced = ("bf16",)
+
+    def open(self, graph: Graph, precision: str, threads: int | None) -> OvGraph:
+        """See FolderSession.open; describe() says in which arithmetic a reduced graph runs."""
+        arithmetic = precision
+        if precision == graph.precision and precision != "fp32":
+            # The file is what was asked for. Its weights are exact in f32, so nothing is lost.
+            core = _openvino().Core()
+            can = precision == "bf16" and _has_bf16(core, _device_name(core, self._device))
+            arithmetic = "bf16" if can else "fp32"
+        path = self._artefact.path / graph.file
+        return OvGraph(open_graph(path, device=self._device, precision=arithmetic, threads=threads))
+
+
+class OvGraph:
+    """One graph in OpenVINO; see folder_session.OpenGraph."""
+
+    def __init__(self, compiled: CompiledModel) -> None:
+        """Take what open_graph returned."""
+        self._compiled, self._request = compiled, compiled.create_infer_request()
+        self._lock = threading.Lock()  # a request serves one caller at a time
+
+    def signature(self) -> Signature:
+        """See OpenGraph.signature."""
+        inputs, outputs = self._compiled.inputs, self._compiled.outputs
+        # A value also bears the names of what OpenVINO found to be the same: a Cast that changes
+        # nothing. An input's own is its node's; an output may be asked for by any of them.
+        return Signature(
+            {v.node.get_friendly_name(): _value(v) for v in inputs},
+            {name: _value(v) for v in outputs for name in v.names},
+        )
+
+    def run(self, output: str, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
+        """See OpenGraph.run."""
+        try:
+            with self._lock:
+                return self._request.infer(dict(feeds))[output]
+        except RuntimeError as e:
+            raise InputError(f"OpenVINO cannot run the graph: {_reason(e)}") from e
+
+    def describe(self) -> dict[str, Any]:
+        """See OpenGraph.describe; read back from the compiled graph."""
+        ov = _openvino()
+        read = self._compiled.get_property
+        return {
+            "provider": "+".join(read("EXECUTION_DEVICES")),
+            "arithmetic": read("INFERENCE_PRECISION_HINT").to_string(),
+            "openvino": ov.__version__,
+            "threads": read("INFERENCE_NUM_THREADS"),
+        }
+
+
+def _openvino() -> Any:
+    return require("openvino", "engine openvino", "stan-infer[openvino]")
+
+
+def _device_name(core: Core, device: str) -> str:
+    kind, index = split_device(device, _KINDS)
+    found = core.available_devices
+    name = kind.upper() + (f".{index}" if index else "")
+    if name not in found and f"{name}.0" not in found:
+        raise MissingError(
+            f"device '{device}' is not here: OpenVINO finds {', '.join(found) or 'no device'}; "
+            "a GPU is Intel's, with its OpenCL driver; use --device cpu"
+        )
+    return name
+
+
+def _has_bf16(core: Core, name: str) -> bool:
+    return "BF16" in core.get_property(name, "OPTIMIZATION_CAPABILITIES")
+
+
+def _value(value: Any) -> Value:
+    dtype = value.element_type.to_string()
+    sizes = tuple(n.get_length() if n.is_static else None for n in value.partial_shape)
+    return _DTYPES.get(dtype, dtype), sizes
+
+
+def _reason(error: Exception) -> str:
+    """The last line that says something; the ones before name OpenVINO's source files."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[-1][:200]

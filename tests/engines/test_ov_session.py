@@ -1,0 +1,174 @@
+"""What is OpenVINO's own: devices, its choice of arithmetic, its errors."""
+
+from __future__ import annotations
+
+import sys
+import threading
+
+import numpy as np
+import openvino
+import pytest
+from onnx import TensorProto, helper
+
+import stan_infer as si
+from stan_infer.engines import ov_session
+from stan_infer.errors import InputError, MissingError
+from stan_infer.export import export_model
+from tests.conftest import clips, relative_error
+
+FP32 = 1e-5
+BF16 = 5e-2  # of the largest value; 1.2e-2 was measured on B/32
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_model, tmp_path_factory):
+    out = tmp_path_factory.mktemp("export") / "tiny"
+    export_model(tiny_model, out)
+    return out
+
+
+def open_ov(folder, **options):
+    return si.open_session(folder, engine="openvino", **options)
+
+
+def has_bf16() -> bool:
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def attention_graph() -> bytes:
+    """softmax(q k) v of a free length, as onnx.helper writes it."""
+    q, k, v, y = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in (
+            ("q", [None, 2, None, 64]),
+            ("k", [None, 2, 64, None]),
+            ("v", [None, 2, None, 64]),
+            ("y", [None, 2, None, 64]),
+        )
+    )
+    nodes = [
+        helper.make_node("MatMul", ["q", "k"], ["s"]),
+        helper.make_node("Softmax", ["s"], ["p"], axis=-1),
+        helper.make_node("MatMul", ["p", "v"], ["y"]),
+    ]
+    opset = [helper.make_opsetid("", 20)]
+    graph = helper.make_graph(nodes, "attention", [q, k, v], [y])
+    return helper.make_model(graph, opset_imports=opset, ir_version=10).SerializeToString()
+
+
+@pytest.mark.parametrize("first", [1, 2, 8])
+def test_the_first_length_changes_nothing_for_the_next(first):
+    """OpenVINO's fused attention, first run with one row, was wrong by a factor of 30 for 8."""
+    graph = ov_session.OvGraph(ov_session.open_graph(attention_graph(), threads=1))
+    rng = np.random.default_rng(0)
+    for n in (first, 1, 7, 8, 9, 16, 17, 32, 64, 1, 12):
+        q, v = rng.standard_normal((2, 16, 2, n, 64), np.float32)
+        k = rng.standard_normal((16, 2, 64, n), np.float32)
+        weights = np.exp(q @ k)
+        wanted = (weights / weights.sum(-1, keepdims=True)) @ v
+        assert relative_error(graph.run("y", {"q": q, "k": k, "v": v}), wanted) < FP32, n
+
+
+@pytest.mark.parametrize("first", [1, 8])
+def test_the_first_clip_changes_nothing_for_the_next(folder, tiny_model, first):
+    eager, session = si.open_session(tiny_model), open_ov(folder)
+    for t in (first, 1, 7, 8, 9, 16, 17, 64, 1, 12):
+        video = clips(1, t, 16, seed=t)
+        assert relative_error(session.embed_video(video), eager.embed_video(video)) < FP32, t
+
+
+def test_describe_tells_what_runs(folder):
+    record = open_ov(folder, threads=1).describe()
+    assert record == {
+        "engine": "openvino",
+        "device": "cpu",
+        "precision": "fp32",
+        "provider": "CPU",
+        "arithmetic": "f32",
+        "openvino": openvino.__version__,
+        "threads": 1,
+    }
+
+
+def test_fp32_is_fp32_whatever_the_cpu_has(folder, tiny_model):
+    """OpenVINO's own choice on a CPU with bf16 is bf16: an error of 1e-2."""
+    video = clips(2, 5, 16)
+    wanted = si.open_session(tiny_model).embed_video(video)
+    assert relative_error(open_ov(folder, precision="fp32").embed_video(video), wanted) < FP32
+
+
+def test_bf16_runs_in_bf16_or_says_why_not(folder, tiny_model):
+    if not has_bf16():
+        with pytest.raises(MissingError, match="has no bf16 arithmetic"):
+            open_ov(folder, precision="bf16")
+        return
+    session, video = open_ov(folder, precision="bf16"), clips(2, 5, 16)
+    assert {k: session.describe()[k] for k in ("precision", "arithmetic")} == {
+        "precision": "bf16",
+        "arithmetic": "bf16",
+    }
+    wanted = si.open_session(tiny_model).embed_video(video)
+    assert FP32 < relative_error(session.embed_video(video), wanted) < BF16
+
+
+@pytest.mark.parametrize(
+    ("device", "error", "message"),
+    [
+        ("cuda", InputError, r"device 'cuda' is unknown.*\(cpu, gpu, gpu:1\)"),
+        ("CPU", InputError, "did you mean 'cpu'"),
+        ("gpu:x", InputError, "unknown"),
+        ("cpu:1", InputError, "unknown"),
+        ("", InputError, "unknown"),
+        ("gpu:7", MissingError, "device 'gpu:7' is not here: OpenVINO finds CPU"),
+    ],
+)
+def test_devices(folder, device, error, message):
+    with pytest.raises(error, match=message):
+        open_ov(folder, device=device)
+
+
+def test_a_gpu_that_is_not_here(folder):
+    if any(name.startswith("GPU") for name in openvino.Core().available_devices):
+        pytest.skip("a GPU is here: nothing is missing")
+    with pytest.raises(MissingError, match="use --device cpu"):
+        open_ov(folder, device="gpu")
+
+
+def test_a_missing_package(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(MissingError, match=r'pip install "stan-infer\[openvino\]"'):
+        open_ov(folder)
+
+
+def test_a_release_that_no_longer_takes_the_setting(folder, monkeypatch):
+    class Core(openvino.Core):
+        def compile_model(self, model, name, settings):
+            raise RuntimeError("NotFound: Unsupported property SNIPPETS_MODE")
+
+    monkeypatch.setattr(openvino, "Core", Core)
+    with pytest.raises(MissingError, match="no longer takes SNIPPETS_MODE"):
+        open_ov(folder)
+
+
+def test_bytes_that_are_no_graph():
+    for data in (b"junk" * 100, b"<?xml version='1.0'?><net/>"):
+        with pytest.raises(InputError, match="OpenVINO refuses the graph"):
+            ov_session.open_graph(data)
+
+
+def test_threads_of_the_caller_may_share_a_session(folder):
+    session, errors = open_ov(folder), []
+    videos = [clips(1, t, 16, seed=t) for t in (2, 5, 9, 12)]
+    wanted = [session.embed_video(v) for v in videos]
+
+    def work(i):
+        for _ in range(20):
+            errors.append(not np.array_equal(session.embed_video(videos[i]), wanted[i]))
+
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for w in workers:
+        w.start()
+    for w in workers:
+        w.join()
+    assert len(errors) == 80
+    assert not any(errors)

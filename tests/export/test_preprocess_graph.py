@@ -1,0 +1,87 @@
+"""preprocess.onnx gives the product's own bytes, whatever the size of the frames."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stan_infer.engines.ort_session import open_graph
+from stan_infer.export.golden import moving_frames
+from stan_infer.export.preprocess_graph import write_preprocess
+from stan_infer.video import resize_crop
+
+SIZES = ((224, 224), (256, 224), (64, 64), (16, 16), (336, 224))
+FRAMES = (
+    *((h, w) for h in (1, 2, 17, 224, 225, 447, 448, 720) for w in (1, 3, 224, 256, 449, 1280)),
+    *((120, 160), (122, 162), (121, 161), (90, 160), (300, 400), (1080, 1920), (1920, 1080)),
+    *((2160, 3840), (33, 47), (501, 333), (112, 113), (100, 1000), (1000, 100), (224, 225)),
+)
+
+
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory):
+    found = {}
+    for short, crop in SIZES:
+        path = tmp_path_factory.mktemp("pre") / "preprocess.onnx"
+        write_preprocess(path, short_side=short, crop=crop, opset=20)
+        found[short, crop] = open_graph(path)
+    return found
+
+
+def compare(graphs, frames, short, crop):
+    """Largest difference in levels."""
+    height, width = frames.shape[1:3]
+    if max(height, width) * short / min(height, width) > 2**13:
+        return 0  # a strip that no video is; the product itself refuses the longest
+    (got,) = graphs[short, crop].run(["pixels"], {"frames": frames})
+    wanted = resize_crop(frames, short_side=short, crop=crop)
+    assert got.shape == wanted.shape and got.dtype == np.uint8
+    return int(np.abs(got.astype(int) - wanted).max())
+
+
+@pytest.mark.parametrize(("height", "width"), FRAMES)
+def test_equals_opencv_to_the_byte(graphs, height, width):
+    noise = np.random.default_rng(height * width).integers(0, 256, (1, height, width, 3), np.uint8)
+    for short, crop in SIZES:
+        assert compare(graphs, noise, short, crop) == 0
+        assert compare(graphs, moving_frames(2, height, width), short, crop) == 0
+
+
+@given(st.integers(1, 700), st.integers(1, 700), st.sampled_from(SIZES), st.integers(1, 5))
+@settings(deadline=None, max_examples=60)
+def test_any_size(graphs, height, width, size, n):
+    noise = np.random.default_rng(n).integers(0, 256, (n, height, width, 3), np.uint8)
+    assert compare(graphs, noise, *size) == 0
+
+
+@pytest.mark.parametrize("opset", [18, 25])
+def test_standard_operators_of_every_version(tmp_path, opset):
+    path = tmp_path / "preprocess.onnx"
+    write_preprocess(path, short_side=64, crop=64, opset=opset)
+    onnx.checker.check_model(str(path), full_check=True)
+    frames = moving_frames(2, 90, 160)
+    (got,) = open_graph(path).run(None, {"frames": frames})
+    assert np.array_equal(got, resize_crop(frames, short_side=64, crop=64))
+
+
+def test_what_is_no_picture_is_an_error(graphs):
+    for shape in ((1, 0, 5, 3), (1, 5, 5, 4), (5, 5, 3)):
+        with pytest.raises(Exception, match="frames|shape|index|Gather|dimension|Invalid"):
+            graphs[16, 16].run(None, {"frames": np.zeros(shape, np.uint8)})
+
+
+@pytest.mark.slow
+def test_openvino_is_at_most_one_level_away(tmp_path):
+    openvino = pytest.importorskip("openvino")
+    path = tmp_path / "preprocess.onnx"
+    write_preprocess(path, short_side=224, crop=224, opset=20)
+    hint = {"INFERENCE_PRECISION_HINT": "f32"}
+    model = openvino.Core().compile_model(str(path), "CPU", hint)
+    for height, width in ((120, 160), (720, 1280), (1080, 1920), (33, 47), (224, 224), (1000, 300)):
+        noise = np.random.default_rng(0).integers(0, 256, (2, height, width, 3), np.uint8)
+        got = model({"frames": noise})["pixels"]
+        wanted = resize_crop(noise, short_side=224, crop=224)
+        assert np.abs(got.astype(int) - wanted).max() <= 1

@@ -1,0 +1,65 @@
+"""score.onnx computes retrieval.mug_scores, NaN included."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from stan_infer.engines.ort_session import open_graph
+from stan_infer.export.score_graph import write_mug_score
+from stan_infer.retrieval import mug_scores
+
+CLOSE = 1e-5  # of scores up to 1; fp32 with tau 100
+MODES = ("mug", "mug_frame_token")
+
+
+def run(path, tokens, ids, frames):
+    feeds = {"token_embeds": tokens, "input_ids": ids, "frame_embeds": frames}
+    return open_graph(path).run(["scores"], feeds)[0]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("opset", [18, 20, 25])
+def test_any_sizes_in_one_file(tmp_path, mode, opset):
+    path = tmp_path / "score.onnx"
+    write_mug_score(path, embed_dim=24, mode=mode, tau=100.0, opset=opset)
+    onnx.checker.check_model(str(path), full_check=True)
+    rng = np.random.default_rng(0)
+    for q, length, b, t in ((1, 3, 1, 1), (4, 7, 3, 5), (2, 32, 6, 12), (5, 2, 1, 64)):
+        tokens = rng.standard_normal((q, length, 24), np.float32)
+        frames = rng.standard_normal((b, t, 24), np.float32)
+        ids = rng.integers(1, 9, (q, length)).astype(np.int32)
+        ids[:, length // 2 + 1 :] = 0
+        wanted = mug_scores(tokens, ids != 0, frames, mode=mode)
+        assert np.abs(run(path, tokens, ids, frames) - wanted).max() < CLOSE
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_zero_vector_is_not_a_number_as_released(tmp_path, mode):
+    path = tmp_path / "score.onnx"
+    write_mug_score(path, embed_dim=8, mode=mode, tau=100.0, opset=20)
+    rng = np.random.default_rng(1)
+    tokens, frames = rng.standard_normal((2, 4, 8)), rng.standard_normal((3, 5, 8))
+    frames[1, 2] = 0
+    ids = np.ones((2, 4), np.int32)
+    args = (tokens.astype(np.float32), ids, frames.astype(np.float32))
+    wanted = mug_scores(args[0], ids != 0, args[2], mode=mode)
+    got = run(path, *args)
+    assert np.isnan(wanted[:, 1]).all() and np.isfinite(wanted[:, [0, 2]]).all()
+    assert np.array_equal(np.isnan(got), np.isnan(wanted))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_equals_the_authors(golden, tmp_path, mode):
+    arrays = np.load(golden / "mug.npz")
+    name = {"mug": "mug_frame_token_simple"}.get(mode, mode)
+    cases = [k.split("__")[0] for k in arrays if k.endswith(f"__{name}")]
+    assert len(cases) >= 5
+    for case in cases:
+        tokens, frames, mask = (arrays[f"{case}_{k}"] for k in ("text", "video", "mask"))
+        path = tmp_path / f"{case}.onnx"
+        write_mug_score(path, embed_dim=tokens.shape[2], mode=mode, tau=100.0, opset=20)
+        got, wanted = run(path, tokens, mask.astype(np.int32), frames), arrays[f"{case}__{name}"]
+        assert np.array_equal(np.isnan(got), np.isnan(wanted)), case
+        assert np.nanmax(np.abs(got - wanted), initial=0) < CLOSE, case

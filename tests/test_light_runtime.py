@@ -1,0 +1,147 @@
+"""An exported folder runs without torch, open_clip, onnx and onnxscript: extra `runtime` alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import stan_infer as si
+from tests.conftest import ROOT
+
+MOTION = ROOT / "examples" / "motion"
+HEAVY = ("torch", "torchvision", "open_clip", "onnx", "onnxscript", "openvino")
+FP32 = 1e-5
+# Bytes of site-packages without pip and compiled .pyc files: onnxruntime, OpenCV, PyAV (FFmpeg) and
+# numpy (OpenBLAS) make up nine tenths. torch alone would be twice that.
+MAX_INSTALLED = 500e6
+
+# Read by every Python that has this file's folder on its path, so the decoding child obeys as well.
+BLOCK = f"""
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {HEAVY!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}} (blocked)", name=name)
+sys.meta_path.insert(0, Absent())
+"""
+
+SESSION = f"""
+import sys
+import numpy as np
+import stan_infer as si
+folder, video, out = sys.argv[1:]
+session = si.open_session(folder, engine="ort", threads=1)
+clip = session.read_clip(video)
+texts = ["a shape blinks", "a shape moves left"]
+np.savez(out, video=session.embed_video(clip[None]), scores=session.score(texts, clip[None]))
+print([m for m in {HEAVY!r} if m in sys.modules])
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("light") / "motion"
+    si.export_model(si.load_model(MOTION / "motion.safetensors"), out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def blocked(tmp_path_factory):
+    """An environment in which the heavy packages cannot be imported, by any child either."""
+    block = tmp_path_factory.mktemp("block")
+    (block / "sitecustomize.py").write_text(BLOCK)
+    return sys.executable, {**os.environ, "PYTHONPATH": os.pathsep.join([str(block), str(ROOT)])}
+
+
+@pytest.fixture(scope="module")
+def venv(tmp_path_factory):
+    """A new environment with the wheel's `runtime` extra from the package index."""
+    place = tmp_path_factory.mktemp("venv")
+    ignore = shutil.ignore_patterns(".venv", ".git", "build", "*.egg-info", "out", ".*_cache")
+    shutil.copytree(ROOT, place / "source", symlinks=True, ignore=ignore)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", place / "env"], check=True)
+    python = str(place / "env" / ("Scripts" if os.name == "nt" else "bin") / "python")
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-compile"]
+    done = subprocess.run(
+        [*pip, f"{place / 'source'}[runtime]"], capture_output=True, text=True, cwd=place
+    )
+    if done.returncode and "No matching distribution" in done.stderr:
+        pytest.skip(f"no package index here: {done.stderr.strip().splitlines()[-1]}")
+    assert done.returncode == 0, done.stderr
+    return python, {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+
+
+def python(environment, *args, cwd):
+    path, env = environment
+    done = subprocess.run([path, *map(str, args)], capture_output=True, text=True, env=env, cwd=cwd)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def check_commands(environment, folder, cwd):
+    """`run`, `embed` and open_session give what they give with everything installed."""
+    video = MOTION / "clips" / "cyan_bar_blinks.mp4"
+    main = ("-m", "stan_infer")
+    labels = ("--labels", MOTION / "labels.txt")
+    out = python(
+        environment, *main, "run", folder, video, "--engine", "ort", *labels, "--json", cwd=cwd
+    )
+    record = json.loads(out)
+    assert record["scores"][0]["text"] == "a shape blinks"
+    assert record["session"]["engine"] == "ort"
+
+    arrays = cwd / "e.npz"
+    python(environment, *main, "embed", folder, video, "--engine", "ort", "-o", arrays, cwd=cwd)
+    session = si.open_session(folder, engine="ort")
+    clip = session.read_clip(video)[None]
+    wanted = session.embed_video(clip)
+    assert np.abs(np.load(arrays)["embeddings"] - wanted).max() < FP32 * np.abs(wanted).max()
+
+    assert python(environment, "-c", SESSION, folder, video, cwd / "s.npz", cwd=cwd) == "[]\n"
+    found = np.load(cwd / "s.npz")
+    assert np.abs(found["video"] - wanted).max() < FP32 * np.abs(wanted).max()
+    scores = session.score(["a shape blinks", "a shape moves left"], clip)
+    assert np.abs(found["scores"] - scores).max() < FP32
+
+
+def test_a_folder_runs_where_torch_cannot_be_imported(blocked, folder, tmp_path):
+    check_commands(blocked, folder, tmp_path)
+
+
+def test_what_needs_torch_says_so_where_it_is_absent(blocked, tmp_path):
+    path, env = blocked
+    checkpoint = [MOTION / "motion.safetensors", MOTION / "clips", "--text", "a shape blinks"]
+    for args, package in (
+        (["run", *checkpoint], "cpu"),
+        (["export", MOTION / "motion.safetensors", "-o", tmp_path / "x"], "cpu"),
+    ):
+        command = [path, "-m", "stan_infer", *map(str, args)]
+        done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path)
+        assert done.returncode == 3, done.stdout + done.stderr
+        assert f'pip install "stan-infer[{package}]"' in done.stderr
+
+
+@pytest.mark.slow
+def test_the_runtime_extra_alone(venv, folder, tmp_path):
+    code = (
+        "import importlib.util, sys; "
+        f"print([m for m in {HEAVY!r} if importlib.util.find_spec(m)], sys.prefix)"
+    )
+    found = python(venv, "-P", "-c", code, cwd=tmp_path)
+    assert found.startswith("[] "), found
+    check_commands(venv, folder, tmp_path)
+    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    packages = python(venv, "-P", "-c", code, cwd=tmp_path).strip()
+    size = sum(
+        os.path.getsize(os.path.join(place, f))
+        for place, _, files in os.walk(packages)
+        if "__pycache__" not in place
+        for f in files
+    )
+    assert size < MAX_INSTALLED, f"site-packages has {size / 1e6:.0f} MB"
