@@ -125,7 +125,9 @@ def _runner(path: Path, precision: str) -> tuple[Any, str, str]:
         backend = f"onnxruntime {session.get_providers()[0]}"
         return session.run, backend, onnxruntime.__version__
     openvino = require("openvino", "proving a bf16 graph on a CPU", "stan-infer[openvino]")
-    model = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    from stan_infer.engines.ov_session import open_graph as open_in_openvino
+
+    model = open_in_openvino(path)
 
     def run(outputs: list[str], feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
         results = model(feeds)

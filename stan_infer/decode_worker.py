@@ -303,9 +303,6 @@ def main() -> None:
     _limit_memory()
     with suppress(ImportError):  # a missing package is told with the first clip
         import av  # noqa: F401
-        import cv2
-
-        cv2.setNumThreads(1)
     _send(replies, {"status": "ready"})
     # decord's FFmpeg prints every flaw of a file; the reply says what matters.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)

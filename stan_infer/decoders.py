@@ -55,7 +55,7 @@ class Found:
     size: tuple[int, int]
 
 
-def package(module: Literal["av", "cv2", "decord"]) -> Any:
+def package(module: Literal["av", "decord"]) -> Any:
     """Import an optional package, or raise MissingError with the command that installs it."""
     install = "decord" if module == "decord" else "stan-infer[runtime]"
     return require(module, "reading videos", install)
@@ -64,12 +64,12 @@ def package(module: Literal["av", "cv2", "decord"]) -> Any:
 @contextmanager
 def told(path: Path) -> Iterator[None]:
     """Turn whatever a decoder raises into an InputError that names the file."""
-    av, cv2 = package("av"), package("cv2")
+    av = package("av")
     try:
         yield
     except MemoryError as e:
         raise InputError(f"decoding {path} takes too much memory; make its frames smaller") from e
-    except (av.error.FFmpegError, OSError, ValueError, cv2.error) as e:
+    except (av.error.FFmpegError, OSError, ValueError) as e:
         raise InputError(
             f"cannot decode {path}: {_reason(e)}; fetch the file again or re-encode it"
         ) from e

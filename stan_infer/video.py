@@ -24,6 +24,7 @@ from stan_infer.decoders import (
     told,
 )
 from stan_infer.errors import InputError, nearest
+from stan_infer.resize import resize_and_crop
 
 MAX_FRAMES = 64
 DECODERS = ("auto", "pyav", "decord")
@@ -119,38 +120,23 @@ def check_options(*, frames: int, short_side: int, crop: int, decoder: str) -> N
         )
 
 
-def resized_size(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """Return (height, width) after scaling the shorter side to `short_side`, as mmcv rounds."""
-    scale = short_side / min(height, width)
-    return int(height * scale + 0.5), int(width * scale + 0.5)
-
-
 def resize_crop(
     frames: NDArray[np.uint8] | Sequence[Image], short_side: int, crop: int
 ) -> NDArray[np.uint8]:
     """Resize uint8 frames [T, H, W, 3] (or T images of any sizes) and cut the centred square.
 
     Returns uint8 [T, crop, crop, 3]. Bilinear without antialias (OpenCV INTER_LINEAR), as the
-    release does; small frames grow. Raises InputError if the frames are no such pictures, if crop
-    exceeds short_side, or if a very long frame would exceed 2**26 pixels; MissingError without cv2.
+    release does; small frames grow. Raises InputError if the frames are no such pictures or if crop
+    exceeds short_side.
     """
     check_options(frames=1, short_side=short_side, crop=crop, decoder="auto")
-    cv2 = package("cv2")
     result = np.empty((len(frames), crop, crop, 3), np.uint8)
     for i, image in enumerate(frames):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise InputError(
                 f"frame {i} is {image.dtype} {list(image.shape)}; it must be uint8 [H, W, 3]"
             )
-        height, width = resized_size(image.shape[0], image.shape[1], short_side)
-        if height * width > MAX_PIXELS:
-            raise InputError(
-                f"a frame of {image.shape[1]}x{image.shape[0]} becomes {width}x{height} at "
-                f"short_side {short_side}; at most {MAX_PIXELS} pixels are allowed: pad or cut it"
-            )
-        large = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-        top, left = (height - crop) // 2, (width - crop) // 2
-        result[i] = large[top : top + crop, left : left + crop]
+        result[i] = resize_and_crop(image, short_side, crop)
     return result
 
 

@@ -30,7 +30,7 @@ Engine = Annotated[
     str | None,
     typer.Option(help="eager (checkpoint), ort (default) or openvino (exported folder)."),
 ]
-Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:1.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:1; openvino: cpu, gpu.")]
 Decoder = Annotated[str, typer.Option(help="auto (PyAV), pyav or decord.")]
 Timeout = Annotated[float, typer.Option(help="Seconds that one video may take to decode.")]
 MAX_TEXTS = 100_000
