@@ -4,12 +4,13 @@ OpenCV's INTER_LINEAR on uint8 (no antialias) as it computes, found by compariso
 (d + 0.5) scale - 0.5 in double, rounded to float; weights of 11 bits; columns first, in 15 bits
 after a shift by 4; rows then by products of which the low 16 bits fall away. All of it is done here
 in float32 on whole numbers below 2^24, which is exact in every runtime. Only the pixels that the
-crop keeps are computed. A runtime that has no double (OpenVINO) is at most one level away, but for
-frames whose longer side comes to exactly half a pixel: there it may round the other way.
+crop keeps are computed. A runtime that has no double (OpenVINO) is at most one level away up to 4k:
+its coordinates err a little, and its sizes not, since those are found in whole numbers.
 """
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from onnx import TensorProto
 from stan_infer.export.onnx_graph import GraphWriter
 
 _ONE = 2048.0  # weight 1 in OpenCV's 11 bits
+_LONGEST = 16384  # shorter side up to which ties round as doubles do
 
 
 def write_preprocess(path: Path, *, short_side: int, crop: int, opset: int) -> None:
@@ -32,27 +34,69 @@ def write_preprocess(path: Path, *, short_side: int, crop: int, opset: int) -> N
     with graph.scope("preprocess"):
         sides = [graph.node("Shape", [frames], start=i, end=i + 1) for i in (1, 2)]
         doubles = [graph.node("Cast", [s], to=TensorProto.DOUBLE) for s in sides]
-        short = graph.node("Min", doubles)
-        scale = graph.node("Div", [graph.constant([short_side], np.float64), short])
+        sizes = _resized(graph, sides, short_side)
         rows, columns = (
-            _positions(graph, name, side, double, scale, crop)
-            for name, side, double in zip(("rows", "columns"), sides, doubles, strict=True)
+            _positions(graph, name, side, double, size, crop)
+            for name, side, double, size in zip(
+                ("rows", "columns"), sides, doubles, sizes, strict=True
+            )
         )
         values = _resize(graph, frames, rows, columns, crop)
     graph.output(values, "pixels", ["n", crop, crop, 3], TensorProto.UINT8)
     graph.save(path)
 
 
+def _resized(g: GraphWriter, sides: list[str], short_side: int) -> list[str]:
+    """int(side * scale + 0.5) of both sides as doubles give it, in whole numbers.
+
+    That is side * short_side / short rounded half up, unless it ends in exactly a half and the error
+    of scale carries the product below it: with 2k + 1 halves, when (2k + 1) error < -2^floor(log2).
+    """
+    with g.scope("sizes"):
+        two = g.constant([2])
+        short = g.node("Min", sides)
+        twice = g.node("Mul", [short, two])
+        errors, unit = _scale_errors(short_side)
+        index = g.node("Div", [short, g.constant([unit])])
+        index = g.node("Min", [index, g.constant([len(errors) - 1])])
+        error = g.node("Gather", [g.weight("scale_errors", errors), index])
+        powers = g.constant(2.0 ** np.arange(31), np.float32)
+        found = []
+        for side in sides:
+            total = g.node("Add", [g.node("Mul", [side, g.constant([2 * short_side])]), short])
+            size = g.node("Div", [total, twice])
+            tie = g.node("Equal", [g.node("Mul", [size, twice]), total])
+            halves = g.node("Sub", [g.node("Mul", [size, two]), g.constant([1])])
+            halves = g.node("Cast", [halves], to=TensorProto.FLOAT)
+            below = g.node(
+                "Where", [_not_less(g, halves, powers), powers, g.constant(0, np.float32)]
+            )
+            ulp = g.node("ReduceMax", [below, g.constant([0])], keepdims=1)
+            carried = g.node("Less", [g.node("Mul", [halves, error]), g.node("Neg", [ulp])])
+            down = g.node("Cast", [g.node("And", [tie, carried])], to=TensorProto.INT64)
+            found.append(g.node("Sub", [size, down]))
+        return found
+
+
+def _scale_errors(short_side: int) -> tuple[np.ndarray, int]:
+    """Relative errors of the double short_side / (unit i), times 2^53, float32 [n]; and unit.
+
+    Only multiples of unit can end in a half. The last entry, 0, is for all that are longer.
+    """
+    unit = 2 * (short_side & -short_side)
+    sides = range(unit, _LONGEST + 1, unit)
+    exact = ((Fraction(short_side / n), Fraction(short_side, n)) for n in sides)
+    errors = [0.0, *(float((double / ratio - 1) * 2**53) for double, ratio in exact), 0.0]
+    return np.array(errors, np.float32), unit
+
+
 def _positions(
-    g: GraphWriter, name: str, side: str, double: str, scale: str, crop: int
+    g: GraphWriter, name: str, side: str, double: str, size: str, crop: int
 ) -> tuple[str, str, str, str]:
     """Both source indices of each kept row or column, and both weights (0 to 2048)."""
     one, zero = g.constant([1]), g.constant([0])
     with g.scope(name):
         half = g.constant([0.5], np.float64)
-        # int(side * scale + 0.5): positive, so a cast that cuts is right.
-        size = g.node("Add", [g.node("Mul", [double, scale]), half])
-        size = g.node("Cast", [size], to=TensorProto.INT64)
         start = g.node("Div", [g.node("Sub", [size, g.constant([crop])]), g.constant([2])])
         kept = g.node("Add", [g.constant(np.arange(crop)), start])
         kept, size = (g.node("Cast", [v], to=TensorProto.DOUBLE) for v in (kept, size))

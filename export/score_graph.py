@@ -47,11 +47,13 @@ def add_mug_score(
     sizes = [g.node("Shape", [v], start=0, end=2) for v in (ids, frames)]
     d = g.node("Reshape", [d, g.node("Concat", sizes, axis=0)])  # [Q, L, B, T]
     zero = g.constant(0, np.float32)
-    kept = g.node("Cast", [g.node("Cast", [ids], to=TensorProto.BOOL)], to=TensorProto.FLOAT)
-    kept = g.node("Unsqueeze", [kept, g.constant([2, 3])])
-    s = g.node("Mul", [d, kept])
+    kept = g.node("Unsqueeze", [ids, g.constant([2, 3])])
+    kept = g.node("Cast", [kept], to=TensorProto.BOOL)
     if mode == "mug":
-        d = s
+        # Not a product: padding has no effect in this mode, even where it is NaN.
+        s = d = g.node("Where", [kept, d, zero])
+    else:
+        s = g.node("Mul", [d, g.node("Cast", [kept], to=TensorProto.FLOAT)])
     a = _weighted(g, g.node("Softmax", [s], axis=3), d, 3)  # [Q, L, B]
     c = _weighted(g, g.node("Softmax", [_skip(g, s, zero)], axis=1), d, 1)  # [Q, B, T]
     p = g.node("Softmax", [_skip(g, a, zero)], axis=1)

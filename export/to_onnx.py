@@ -14,6 +14,7 @@ from onnx import TensorProto
 
 import stan_infer
 from stan_infer.artefact import (
+    CONFIG_KEY,
     Artefact,
     config_sha256,
     read_artefact,
@@ -47,7 +48,6 @@ from stan_infer.model import Stan
 from stan_infer.retrieval import cosine_scores, mug_scores
 from stan_infer.tokenizer import text_rules, write_vocabulary
 
-CONFIG_KEY = "stan_infer.config_sha256"  # in every graph's metadata
 MAX_TEXTS = 4096  # per call of the text tower
 Say = Callable[[str], None]
 

@@ -20,6 +20,7 @@ from stan_infer.errors import CheckError, InputError
 
 MANIFEST = "manifest.json"
 SCHEMA = "1.0"
+CONFIG_KEY = "stan_infer.config_sha256"  # in every graph's metadata
 _MAX_MANIFEST = 16 * 2**20
 
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from stan_infer.artefact import Artefact, Graph
+from stan_infer.artefact import CONFIG_KEY, Artefact, Graph, config_sha256
 from stan_infer.config import StanConfig
 from stan_infer.engines.session import (
     TEXT_CHUNK,
@@ -18,8 +18,8 @@ from stan_infer.engines.session import (
     score_features,
     token_ids,
 )
-from stan_infer.errors import InputError, nearest
-from stan_infer.onnx_file import check_external
+from stan_infer.errors import CheckError, InputError, nearest
+from stan_infer.onnx_file import check_external, metadata_props
 
 Value = tuple[str, tuple[int | None, ...]]  # numpy's name of the dtype; sizes, None if free
 
@@ -79,6 +79,7 @@ class FolderSession:
             _check_files(artefact, graph)
             opened = self.open(graph, precision or graph.precision, threads)
             _check_signature(artefact.config, graph, opened.signature())
+            _check_config(artefact, graph)
             self._opened[role] = opened
 
     def open(self, graph: Graph, precision: str, threads: int | None) -> OpenGraph:
@@ -196,6 +197,17 @@ def _check_files(artefact: Artefact, graph: Graph) -> None:
         if name in artefact.manifest["files"] and PurePosixPath(name).is_relative_to(folder)
     ]
     check_external(artefact.path / graph.file, allowed)
+
+
+def _check_config(artefact: Artefact, graph: Graph) -> None:
+    """Refuse a manifest whose config is not the one that the graph carries."""
+    # A reference graph has no note of it. Head, temperature, sampling: none of them is a shape.
+    noted = metadata_props(artefact.path / graph.file).get(CONFIG_KEY)
+    if noted is not None and noted != config_sha256(artefact.config):
+        raise CheckError(
+            f"artefact {artefact.path}: 'model' in manifest.json is not what {graph.file} was "
+            "exported with: it was changed since; export the checkpoint again"
+        )
 
 
 def _names(values: Any) -> list[str]:

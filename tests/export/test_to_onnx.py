@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import stan_infer as si
-from stan_infer.artefact import config_sha256
+from stan_infer.artefact import CONFIG_KEY, config_sha256
 from stan_infer.errors import CheckError, InputError
-from stan_infer.export import export_model, onnx_graph, to_onnx
+from stan_infer.export import export_model, onnx_graph
 from stan_infer.export.onnx_graph import GraphWriter
 from stan_infer.export.onnx_ops import OnnxOps
 from stan_infer.export.options import parse_range
@@ -88,7 +88,17 @@ def test_the_manifest_says_what_was_measured(folder, tiny_model):
     assert cases == [[1, 1], [1, 2], [1, 64], [2, 3], [3, 5], [7, 9]]
     assert str(folder.parent) not in json.dumps(manifest)
     properties = {p.key: p.value for p in graph_of(folder).metadata_props}
-    assert properties[to_onnx.CONFIG_KEY] == config_sha256(tiny_model.config)
+    assert properties[CONFIG_KEY] == config_sha256(tiny_model.config)
+
+
+def test_a_config_edited_later_is_noticed(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "x")
+    path = tmp_path / "x" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["model"]["temperature"] = 0.5
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(CheckError, match="'model' in manifest.json is not what video.onnx was"):
+        si.open_session(tmp_path / "x")
 
 
 def test_golden_data_is_what_the_model_says(folder, tiny_model):
