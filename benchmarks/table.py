@@ -40,6 +40,53 @@ def sweep_table() -> str:
     return "\n".join(lines) if lines else "not measured"
 
 
+_LANES = {
+    ("eager", "reference"): "eager",
+    ("compile", "reference"): "torch.compile",
+    ("eager", "fused"): "eager, fused",
+    ("ort", "reference"): "ORT",
+    ("ort", "fused"): "ORT, fused",
+    ("openvino", "reference"): "OpenVINO",
+    ("openvino", "fused"): "OpenVINO, fused",
+}
+
+
+def engines_table() -> str:
+    """CPU engines on the reference and the fused graph: newest run of each model and thread count.
+
+    Each cell: median, median of paired ratios to eager, share of the run's best matrix product.
+    """
+    runs: dict[tuple[str, str, int], dict[tuple[str, str], dict[str, Any]]] = {}
+    for r in read_rows("engines"):
+        run = runs.setdefault((r["machine"]["cpu"], r["model"], r["threads"]), {})
+        run[r["engine"], r["graph"]] = r
+    if not runs:
+        return "not measured"
+    lines = []
+    for machine in sorted({k[0] for k in runs}):
+        own = {k: run for k, run in runs.items() if k[0] == machine}
+        last = next(iter(list(own.values())[-1].values()))
+        lines += [_machine_line(last), ""]
+        lines += ["| B = 1, threads | " + " | ".join(_LANES.values()) + " | ceiling, GFLOP/s |"]
+        lines += ["|---" * (len(_LANES) + 2) + "|"]
+        for (_, model, threads), run in own.items():
+            cells = [_engine_cell(run.get(lane)) for lane in _LANES]
+            first = next(iter(run.values()))
+            ceiling = f"{first['ceiling_gflop_per_s']:.0f} ({first['ceiling_by'].split()[0]})"
+            name = f"{model}, T = {first['frames']}, {threads}"
+            lines.append(f"| {name} | {' | '.join(cells)} | {ceiling} |")
+        errors = [r["max_rel_error"] for run in own.values() for r in run.values()]
+        lines += ["", f"Largest difference from eager: {max(errors):.0e}."]
+    return "\n".join(lines)
+
+
+def _engine_cell(r: dict[str, Any] | None) -> str:
+    if r is None:
+        return "not measured"
+    ms, share = r["latency_ms_p50"], 100 * r["share_of_ceiling"]
+    return f"{ms:.0f} ms, {r['speedup']:.2f}x, {share:.0f} %"
+
+
 def load_table() -> str:
     """Loading time and memory, and start-up time, newest run of each."""
     newest = {r["model"]: r for r in read_rows("load")}
@@ -56,6 +103,13 @@ def load_table() -> str:
     startup = read_rows("startup")
     if startup:
         lines += ["", f"`stan-infer --help`: {startup[-1]['help_s_p50']:.2f} s (median of 7)."]
+    cold = read_rows("cold")
+    if cold:
+        lines[-1] += (
+            f" First `run` of the exported demo, from nothing, without torch: "
+            f"{cold[-1]['cold_run_s_p50']:.2f} s (median of {cold[-1]['repeats']}), in an "
+            f"environment of {cold[-1]['site_packages_mb']:.0f} MB."
+        )
     return "\n".join(lines)
 
 
@@ -87,6 +141,7 @@ def videos_table() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "sweep": sweep_table,
+    "engines": engines_table,
     "load": load_table,
     "motion": motion_table,
     "videos": videos_table,
