@@ -25,7 +25,8 @@ FLOORS = [
     {"weights_file", "clip_source", "checkpoint", "layers", "model"},
     {"fold", "fused", "torch_ops"},
     {"engines", "export"},
-    {"embed", "bench", "verify", "verify_sources", "bisect_graph"},
+    {"embed", "bench", "verify", "verify_sources", "verify_folder", "verify_stage"}
+    | {"verify_inputs", "bisect_graph"},
     {"report", "cli"},
 ]
 TOP = {"__init__", "__main__"}  # the package's face: may name everything

@@ -17,6 +17,7 @@ from stan_infer.cli.embed import embed
 from stan_infer.cli.export import export
 from stan_infer.cli.inspect import inspect
 from stan_infer.cli.run import run
+from stan_infer.cli.verify import verify
 from stan_infer.errors import StanError
 
 app = typer.Typer(
@@ -29,7 +30,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 a bug of ours, 2 bad input, 3 something is not installed or not "
     "here, 4 a check failed.",
 )
-for command in (inspect, run, embed, export, convert, bench, doctor):
+for command in (inspect, run, embed, export, verify, convert, bench, doctor):
     app.command()(command)
 
 

@@ -1,0 +1,92 @@
+"""stan-infer verify."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from stan_infer.cli.options import Json, Settings, parse_numbers, parse_settings, read_texts
+
+_COLUMNS = ("stage", "pass", "max_rel", "tolerance", "min_cos", "agreement", "worst", "note")
+
+
+def verify(
+    a: Annotated[str, typer.Argument(metavar="A", help="Reference: checkpoint, folder or .onnx.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="What is compared with it: likewise.")],
+    videos: Annotated[
+        Path | None, typer.Option(help="Video or folder of videos (default: made ones).")
+    ] = None,
+    texts: Annotated[Path | None, typer.Option(help="File with one text per line.")] = None,
+    frames: Annotated[
+        str, typer.Option(help="Frame counts of the video tower's cases, comma separated.")
+    ] = "1,2,12,33,64",
+    engine_a: Annotated[str | None, typer.Option(help="eager, ort or openvino, of A.")] = None,
+    engine_b: Annotated[str | None, typer.Option(help="eager, ort or openvino, of B.")] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="Largest difference, relative to the largest value (default: by precision)."
+        ),
+    ] = None,
+    bisect: Annotated[
+        bool, typer.Option("--bisect", help="Name the block of the network that departs.")
+    ] = False,
+    settings: Settings = None,
+    json: Json = False,
+) -> None:
+    """Compare two models from video bytes to rank, stage by stage; exit code 4 if they differ."""
+    import sys
+
+    from stan_infer.errors import CheckError
+    from stan_infer.report import print_json, print_table, say
+    from stan_infer.verify import verify as run
+    from stan_infer.video import list_videos
+
+    record = run(
+        a,
+        b,
+        videos=list_videos([videos]) if videos else None,
+        texts=read_texts(None, texts) if texts else None,
+        frames=parse_numbers(frames, "--frames", 1, 64),
+        tolerance=tolerance,
+        bisect=bisect,
+        progress=say if sys.stderr.isatty() else None,
+        engine_a=engine_a,
+        engine_b=engine_b,
+        settings=parse_settings(settings) or None,
+    )
+    if json:
+        print_json("verify", record)
+    else:
+        print_table([{**r, "pass": _word(r["pass"])} for r in record["stages"]], _COLUMNS)
+    if not record["pass"]:
+        raise CheckError(_message(record))
+
+
+def _word(passed: bool | None) -> str:
+    return "not compared" if passed is None else "yes" if passed else "NO"
+
+
+def _message(record: dict[str, Any]) -> str:
+    names = " and ".join(record[side]["name"] for side in "ab")
+    first = record["first_failed"]
+    if first is None:
+        return f"{names} have no stage in common: nothing was compared, so nothing is proven"
+    row = next(r for r in record["stages"] if r["stage"] == first)
+    text = f"{names} differ first in stage '{first}'"
+    if row["worst"]:
+        text += f" ({row['worst']})"
+    text += f": {row['note']}" if row["note"] else ""
+    if not row["note"]:
+        text += f": {row['max_rel']:.2e} of the largest value; allowed is {row['tolerance']:.0e}"
+    found = record["bisect"].get(first)
+    if found and found["block"]:
+        operation = found["operation"]
+        text += f"; block {found['block']}"
+        text += f", operation {operation}" if operation not in (None, found["block"]) else ""
+    elif found:
+        text += f"; no block is named: {found['reason'] or 'none departs alone'}"
+    others = [r["stage"] for r in record["stages"] if r["pass"] is False and r["stage"] != first]
+    return text + (f" (also: {', '.join(others)})" if others else "")

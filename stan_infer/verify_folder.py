@@ -1,0 +1,299 @@
+"""An exported folder and a single .onnx file as sources of a verification."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stan_infer.artefact import CONFIG_KEY, MANIFEST, config_sha256, sha256
+from stan_infer.bisect_graph import Opened, graph_precision, input_names
+from stan_infer.config import StanConfig
+from stan_infer.errors import InputError, StanError
+from stan_infer.onnx_file import metadata_props
+from stan_infer.tokenizer import END, START, text_rules, tokenize
+from stan_infer.verify_sources import Arrays, Form, Source, score_arrays, to_input
+from stan_infer.video import resize_crop, sample_indices
+
+ROLES = {"video": "video", "text": "input_ids"}  # role -> the graph's one input
+_OUTPUTS = {"video": ("video_embeds", "frame_embeds"), "text": ("text_embeds", "token_embeds")}
+_RULE = "round_half_even((n-1)/T*i) + trunc((n-1)/T/2)"  # the one that sample_indices computes
+_MAX_MANIFEST = 16 * 2**20
+_MAX_LABELS = 256 * 2**20
+
+
+class GraphFile(Source):
+    """One .onnx file: its tower and nothing else; a step that it lacks is never asked for."""
+
+    kind = "graph"
+
+    def __init__(self, path: Path, engine: str) -> None:
+        """Open `path` or `folder` for `engine`."""
+        self.name, self.engine, self._path = str(path), engine, path
+        self._opened: Opened | InputError
+        try:
+            self._opened = Opened(path, engine, [f"{path.name}.data"])
+            inputs = list(self._opened.inputs)
+        except InputError as e:
+            # A failed stage, if the file says which stage.
+            self._opened, inputs = e, input_names(path)
+        role = next((r for r, name in ROLES.items() if inputs == [name]), None)
+        if role is None:
+            word = f"has the inputs {inputs}" if inputs else f"cannot be read ({self._opened})"
+            raise InputError(
+                f"{path} {word[:300]}; a video tower has the input video, a text tower input_ids: "
+                "give a tower, a folder or a checkpoint"
+            )
+        if role == "video" and isinstance(self._opened, Opened):
+            self.form = _form(self._opened)
+            self.side = self._opened.inputs["video"][1][3] or self.side
+        self.role, self.precision = role, graph_precision(path)
+
+    def lacks(self, step: str) -> str | None:
+        """See Source.lacks."""
+        return None if step == self.role else f"nothing but a {self.role} graph"
+
+    def limits(self, axis: str) -> tuple[int, int]:
+        """See Source.limits."""
+        # A free axis does not say where it ends, so what a STAN can have is tried.
+        high = {"frames": 64, "batch": 32, "length": 77}[axis]
+        if not isinstance(self._opened, Opened):
+            return 1, high
+        ((_, sizes),) = self._opened.inputs.values()
+        size = sizes[0 if axis == "batch" else 1]
+        return (size, size) if size else (1, high)
+
+    def video(self, tensor: np.ndarray) -> Arrays:
+        """See Source.video."""
+        return _tower(self._opened, "video", tensor)
+
+    def text(self, ids: np.ndarray) -> Arrays:
+        """See Source.text."""
+        return _tower(self._opened, "text", np.asarray(ids, np.int32))
+
+    def graph_path(self, role: str) -> Path | None:
+        """See Source.graph_path."""
+        return self._path if role == self.role else None
+
+
+class Folder(Source):
+    """An exported folder as its manifest describes it to a client; hashes are a row of their own.
+
+    Unlike read_artefact this also opens what was edited or damaged: to say which step is wrong.
+    """
+
+    kind = "folder"
+
+    def __init__(self, folder: Path, engine: str) -> None:
+        """Open `path` or `folder` for `engine`."""
+        self._folder, self.name, self.engine = folder, str(folder), engine
+        self._manifest = _read_manifest(folder)
+        self._c = self.config = StanConfig.from_dict(self._at("model", kind=dict))
+        self.side = self._c.image_size
+        entries = [g for g in self._at("graphs", kind=list) if isinstance(g, dict)]
+        self._graphs = {str(g.get("role")): g for g in reversed(entries)}
+        self._opened: dict[str, Opened | InputError] = {}
+        tower = self._graphs.get("video") or self._graphs.get("text") or {}
+        self.precision = str(tower.get("precision"))
+        if "video" in self._graphs:
+            opened = self._open("video")
+            self.form = _form(opened) if isinstance(opened, Opened) else self._told_form()
+
+    def lacks(self, step: str) -> str | None:
+        """See Source.lacks."""
+        if step in ("decode", "resize", "input", "video") and "video" not in self._graphs:
+            return "no video graph"
+        if step in ("ids", "text") and "text" not in self._graphs:
+            return "no text graph"
+        if step == "ids" and not (self._folder / "tokenizer.json").is_file():
+            return "no tokenizer.json"
+        if step == "score" and not {"video", "text"} <= set(self._graphs):
+            return "only one tower"
+        return None
+
+    def limits(self, axis: str) -> tuple[int, int]:
+        """See Source.limits."""
+        entry = self._graphs.get("text" if axis == "length" else "video", {})
+        low, high = map(int, self._at("dims", axis, kind=list, of=entry))
+        if not 1 <= low <= high <= (64 if axis == "frames" else 4096):
+            raise InputError(f"{MANIFEST}: {axis} {low} to {high} is out of range")
+        return low, high
+
+    def sampled(self) -> int:
+        """See Source.sampled."""
+        return self._at("preprocess", "sampling", "frames", kind=int)
+
+    def indices(self, total: int, frames: int) -> np.ndarray:
+        """See Source.indices."""
+        # A client knows the rule by name, or refuses.
+        rule = self._at("preprocess", "sampling", "rule", kind=str)
+        if rule != _RULE:
+            raise InputError(f"{MANIFEST}: the sampling rule is {rule[:80]!r}, not {_RULE!r}")
+        return sample_indices(total, frames)
+
+    def pixels(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """See Source.pixels."""
+        # By preprocess.onnx, else by the manifest's words with OpenCV.
+        if "preprocess" not in self._graphs:
+            side = self._at("preprocess", "resize", "short_side", kind=int)
+            return resize_crop(images, side, self._c.image_size)
+        opened = _sound(self._open("preprocess"))
+        return opened.run([*opened.outputs][:1], {next(iter(opened.inputs)): np.stack(images)})[0]
+
+    def prepare(self, pixels: np.ndarray, form: Form | None = None) -> np.ndarray:
+        """See Source.prepare."""
+        # By the manifest's preprocess entry.
+        mean, std = (self._at("preprocess", k, kind=list) for k in ("mean", "std"))
+        color = self._at("preprocess", "color", kind=str)
+        if color not in ("RGB", "BGR"):
+            raise InputError(f"{MANIFEST}: preprocess.color is {color[:20]!r}, not RGB or BGR")
+        return to_input(pixels, form or self._told_form(), mean, std, color)
+
+    def ids(self, texts: Sequence[str]) -> np.ndarray:
+        """See Source.ids."""
+        # Tokenizer.json, and the manifest's start, end, padding and length.
+        known = text_rules(3)
+        for key in ("clean", "truncation"):
+            if self._at("text", key, kind=(list, str)) != known[key]:
+                raise InputError(f"{MANIFEST}: text.{key} is no rule that this version knows")
+        length = self._at("text", "context_length", kind=int)
+        rows = tokenize(texts, length, vocabulary=self._folder / "tokenizer.json")
+        # The rules say where the special tokens stand, the manifest which numbers they have.
+        places = [rows == n for n in (START, END, 0)]
+        for where, key in zip(places, ("start", "end", "padding"), strict=True):
+            rows[where] = self._at("text", key, kind=int)
+        return rows
+
+    def video(self, tensor: np.ndarray) -> Arrays:
+        """See Source.video."""
+        return _tower(self._open("video"), "video", tensor)
+
+    def text(self, ids: np.ndarray) -> Arrays:
+        """See Source.text."""
+        return _tower(self._open("text"), "text", np.asarray(ids, np.int32))
+
+    def score(self, text: Arrays, ids: np.ndarray, video: Arrays) -> np.ndarray:
+        """See Source.score."""
+        # Score.onnx where there is one, else the manifest's head.
+        mask = ids != self._at("text", "padding", kind=int)
+        if "score" not in self._graphs:
+            return score_arrays(self._c, text, mask, video)
+        tokens, frames = text["token_embeds"], video["frame_embeds"]
+        feeds = {"token_embeds": tokens, "input_ids": ids.astype(np.int32), "frame_embeds": frames}
+        return _sound(self._open("score")).run(["scores"], feeds)[0] / self._c.temperature
+
+    def labels(self) -> tuple[list[str], Arrays] | None:
+        """See Source.labels."""
+        if not isinstance(self._manifest.get("labels"), dict):
+            return None
+        files = [self._file(self._at("labels", k, kind=str)) for k in ("file", "embeddings")]
+        if any(f.stat().st_size > _MAX_LABELS for f in files):
+            raise InputError(f"the labels' files have more than {_MAX_LABELS} bytes")
+        template = self._at("labels", "template", kind=str)
+        try:
+            lines = files[0].read_text(encoding="utf-8").splitlines()
+            with np.load(files[1]) as arrays:  # pickles stay forbidden: it may be a stranger's
+                return [template.replace("{}", line) for line in lines], dict(arrays)
+        except Exception as e:  # zip, numpy and text raise classes of their own
+            raise InputError(f"the labels cannot be read: {str(e)[:200]}") from e
+
+    def class_outputs(self, tensor: np.ndarray) -> Arrays:
+        """See Source.class_outputs."""
+        opened = _sound(self._open("video"))
+        names = [n for n in ("scores", "probabilities") if n in opened.outputs]
+        return dict(zip(names, opened.run(names, {"video": tensor}), strict=True)) if names else {}
+
+    def graph_path(self, role: str) -> Path | None:
+        """See Source.graph_path."""
+        return self._file(self._graphs[role].get("file")) if role in self._graphs else None
+
+    def damage(self) -> list[str] | None:
+        """See Source.damage."""
+        # Changed, missing and unlisted files; graphs of another config.
+        wrong, files = [], self._at("files", kind=dict)
+        for name, entry in files.items():
+            try:
+                if sha256(self._file(name)) != (entry or {}).get("sha256"):
+                    wrong.append(f"{name} changed after the export")
+            except (InputError, AttributeError) as e:
+                wrong.append(str(e))
+        found = {p.relative_to(self._folder).as_posix() for p in self._folder.rglob("*.*")}
+        wrong += [f"{n[:80]} is not in {MANIFEST}" for n in sorted(found - {MANIFEST, *files})]
+        for role in ROLES:
+            try:
+                path = self.graph_path(role)
+                hashed = metadata_props(path).get(CONFIG_KEY) if path else None
+            except InputError as e:
+                wrong.append(str(e))
+                continue
+            if hashed not in (None, config_sha256(self._c)):
+                wrong.append(f"the {role} graph was written for another config than {MANIFEST}'s")
+        return wrong
+
+    def _told_form(self) -> Form:
+        return Form(*(self._at("preprocess", k, kind=str) for k in ("input_dtype", "layout")))
+
+    def _file(self, name: Any) -> Path:
+        plain = re.fullmatch(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*", str(name)[:201])
+        if not plain or ".." in str(name).split("/") or len(str(name)) > 200:
+            raise InputError(f"{MANIFEST} names the file {str(name)[:80]!r}")
+        path = self._folder / name
+        if path.is_symlink() or not path.is_file():
+            raise InputError(f"{name} is missing")
+        return path
+
+    def _at(self, *keys: str, kind: Any, of: Any = None) -> Any:
+        value = self._manifest if of is None else of
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise InputError(f"{MANIFEST}: {'.'.join(keys)} is missing or of the wrong type")
+        return value
+
+    def _open(self, role: str) -> Opened | InputError:
+        if role not in self._opened:
+            entry = self._graphs[role]
+            data = [n for n in entry.get("external_data") or [] if isinstance(n, str)]
+            try:
+                self._opened[role] = Opened(self._file(entry.get("file")), self.engine, data)
+            except InputError as e:
+                self._opened[role] = e
+        return self._opened[role]
+
+
+def _sound(opened: Opened | InputError) -> Opened:
+    if isinstance(opened, StanError):
+        raise opened
+    return opened
+
+
+def _tower(opened: Opened | InputError, role: str, value: np.ndarray) -> Arrays:
+    """Outputs of a tower, those of them that the graph has."""
+    graph = _sound(opened)
+    names = [n for n in _OUTPUTS[role] if n in graph.outputs] or list(_OUTPUTS[role])
+    return dict(zip(names, graph.run(names, {ROLES[role]: value}), strict=True))
+
+
+def _form(opened: Opened) -> Form:
+    dtype, sizes = opened.inputs.get("video", ("uint8", ()))
+    return Form(dtype, "BTCHW" if len(sizes) == 5 and sizes[2] == 3 != sizes[4] else "BTHWC")
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.is_file() or path.stat().st_size > _MAX_MANIFEST:
+        raise InputError(
+            f"{folder} is no exported artefact: it has no {MANIFEST} of bearable size; make one "
+            "with stan-infer export CHECKPOINT -o FOLDER"
+        )
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as e:
+        raise InputError(f"{path} is not JSON: {str(e)[:80]}") from e
+    if not isinstance(manifest, dict):
+        raise InputError(f"{path} is not a JSON object")
+    return manifest

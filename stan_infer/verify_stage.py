@@ -1,0 +1,88 @@
+"""One stage of a verification: its comparisons, of which the worst is kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from stan_infer.errors import CheckError, InputError
+
+Pair = Sequence[Any]  # of A and of B
+
+
+class Stage:
+    """Collects one stage's comparisons; keeps the worst."""
+
+    def __init__(self, name: str, tolerance: float = 0.0) -> None:
+        """Start a stage of that name, without a case."""
+        self.name, self.tolerance = name, tolerance
+        self.count, self.equal, self.error, self.cosine = 0, 0, 0.0, math.inf
+        self.agreement: float | None = None
+        self.worst, self.note, self.absent = "", "", ""
+        self.bad: list[tuple[float, int, Any]] = []  # failed cases: error, size, input
+
+    def compare(self, where: str, pair: Pair, scale: float | None = None, case: Any = None) -> None:
+        """Compare B's array with A's, relative to A's largest value or to `scale`."""
+        want, got = (np.asarray(x) for x in pair)
+        self.count += 1
+        if want.shape != got.shape:
+            return self.fail(where, f"shape {list(got.shape)} instead of {list(want.shape)}", case)
+        with np.errstate(all="ignore"):
+            want, got = want.astype(np.float64), got.astype(np.float64)
+            error = float(np.abs(want - got).max()) if want.size else 0.0
+            error /= float(scale or max(np.abs(want).max(initial=0), 1e-30))
+            if scale is None and want.ndim > 1:
+                lengths = np.linalg.norm(want, axis=-1) * np.linalg.norm(got, axis=-1)
+                cosine = np.where(lengths == 0, 1.0, (want * got).sum(-1) / lengths).min()
+                self.cosine = float(np.minimum(self.cosine, cosine))  # keeps a NaN
+        self.equal += bool(np.array_equal(want, got))
+        if not error <= self.error:  # so written that a NaN is the worst
+            self.error, self.worst = (error if math.isfinite(error) else math.inf), where
+        if not error <= self.tolerance and case is not None:
+            self.bad.append((error if math.isfinite(error) else math.inf, want.size, case))
+
+    def fail(self, where: str, reason: str, case: Any = None) -> None:
+        """Note that a case could not be computed or compared."""
+        self.count += 1
+        self.error = math.inf
+        self.note, self.worst = self.note or reason, self.worst or where
+        if case is not None:
+            self.bad.append((math.inf, 0, case))
+
+    @contextmanager
+    def told(self, where: str, case: Any = None) -> Iterator[None]:
+        """Make a failed case of what a side raises; what is not installed stays an error."""
+        try:
+            yield
+        except (InputError, CheckError, ValueError, TypeError, KeyError, IndexError) as e:
+            self.fail(where, str(e)[:300], case)
+
+    def lacks(self, pair: Pair, *steps: str) -> bool:
+        """Whether a side does not have a step, which is then not compared."""
+        for side, source in zip("AB", pair, strict=True):
+            for step in steps:
+                reason = source.lacks(step)
+                if reason:
+                    self.absent = f"not compared: {side} has {reason}"
+        return bool(self.absent)
+
+    def row(self) -> dict[str, Any]:
+        """See verify."""
+        if not self.count and not self.absent:
+            self.absent = "not compared: no case"
+        done = not self.absent
+        return {
+            "stage": self.name,
+            "max_rel": self.error if done else None,
+            "min_cos": self.cosine if done and math.isfinite(self.cosine) else None,
+            "agreement": self.agreement,
+            "tolerance": self.tolerance if done else None,
+            "pass": bool(self.error <= self.tolerance) if done else None,
+            "worst": self.worst or None,
+            "cases": self.count,
+            "note": self.note or self.absent or None,
+        }

@@ -1,0 +1,78 @@
+"""stan-infer verify: what it prints, and its exit codes."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+
+from stan_infer.cli import main as program
+from stan_infer.cli.verify import verify
+
+FAST = ("--frames", "2")
+
+
+@pytest.fixture(autouse=True)
+def registered():
+    names = [c.callback.__name__ for c in program.app.registered_commands]
+    if "verify" not in names:
+        program.app.command()(verify)
+
+
+@pytest.fixture
+def copy(artefact, tmp_path):
+    return shutil.copytree(artefact, tmp_path / "copy")
+
+
+def drop_bias(folder):
+    model = onnx.load(folder / "video.onnx")
+    (tensor,) = (t for t in model.graph.initializer if t.name == "video/trunk/layer1/mlp/fc2/bias")
+    zeros = np.zeros_like(onnx.numpy_helper.to_array(tensor))
+    tensor.CopyFrom(onnx.numpy_helper.from_array(zeros, tensor.name))
+    onnx.save(model, folder / "video.onnx")
+
+
+def test_a_folder_passes(cli, checkpoint, artefact, videos, tmp_path):
+    (tmp_path / "texts.txt").write_text("a dog\na cat\n")
+    options = ("--videos", videos, "--texts", tmp_path / "texts.txt", *FAST)
+    done = cli("verify", checkpoint, artefact, *options)
+    assert done.code == 0, done
+    assert done.out.splitlines()[0].split()[:4] == ["stage", "pass", "max_rel", "tolerance"]
+    assert "not compared: no folder has labels" in done.out and "rank" in done.out
+    (record,) = cli("verify", checkpoint, artefact, *options, "--json").records
+    assert record["schema"] == "stan-infer/verify/1" and record["pass"]
+    assert {r["stage"] for r in record["stages"] if r["pass"]} >= {"ids", "decode", "rank"}
+
+
+def test_a_difference_is_exit_code_4_with_stage_and_block(cli, checkpoint, copy, videos):
+    drop_bias(copy)
+    done = cli("verify", checkpoint, copy, "--videos", videos, *FAST, "--bisect", "--json")
+    assert done.code == 4 and not done.records[0]["pass"]
+    assert "stage 'video tower'" in done.err
+    assert "block video/trunk/layer1/mlp/fc2" in done.err and "also: files" in done.err
+
+
+def test_nothing_in_common_is_exit_code_4(cli, artefact):
+    done = cli("verify", artefact / "video.onnx", artefact / "text.onnx", *FAST)
+    assert done.code == 4 and "nothing was compared" in done.err
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("{ckpt}", "absent.onnx"),
+        ("absent.pth", "{folder}"),
+        ("{ckpt}", "{folder}", "--frames", "0"),
+        ("{ckpt}", "{folder}", "--frames", "x"),
+        ("{ckpt}", "{folder}", "--texts", "absent.txt"),
+        ("{ckpt}", "{folder}", "--videos", "absent"),
+        ("{ckpt}", "{folder}", "--engine-b", "eager"),
+        ("{ckpt}", "{folder}", "--tolerance", "-1"),
+        ("{ckpt}",),
+    ],
+)
+def test_bad_input_is_exit_code_2(cli, checkpoint, artefact, args):
+    done = cli("verify", *(a.format(ckpt=checkpoint, folder=artefact) for a in args))
+    assert done.code == 2 and not done.out
