@@ -58,7 +58,11 @@ def moving_frames(count: int, height: int, width: int, seed: int = 0) -> np.ndar
             wave = (x * (3 + c) + y * (5 - c) + (i + seed) * 11 * (c + 1)) % 512
             out[i, :, :, c] = np.minimum(wave, 511 - wave)
         left = (i * width) // (count + 1)
-        out[i, height // 4 : height // 2, left : left + max(width // 6, 1)] = (230, 40, (90 + 9 * i) % 256)
+        out[i, height // 4 : height // 2, left : left + max(width // 6, 1)] = (
+            230,
+            40,
+            (90 + 9 * i) % 256,
+        )
     return out
 
 

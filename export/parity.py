@@ -121,7 +121,7 @@ def _runner(path: Path, precision: str) -> tuple[Any, str, str]:
 
         from stan_infer.engines.ort_session import open_graph
 
-        session = open_graph(path)
+        session = open_graph(path, arena=False)
         backend = f"onnxruntime {session.get_providers()[0]}"
         return session.run, backend, onnxruntime.__version__
     openvino = require("openvino", "proving a bf16 graph on a CPU", "stan-infer[openvino]")

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from onnx import TensorProto
 
+from stan_infer.config import StanConfig
 from stan_infer.export.onnx_graph import GraphWriter
 
 _ONE = 2048.0  # weight 1 in OpenCV's 11 bits
@@ -46,15 +48,39 @@ def write_preprocess(path: Path, *, short_side: int, crop: int, opset: int) -> N
     graph.save(path)
 
 
+def preprocess_entry(config: StanConfig, input: str) -> dict[str, Any]:
+    """What the manifest tells a client of pixels: the graph's own rules, and the sampling's."""
+    return {
+        "input_dtype": "uint8" if input == "uint8" else "float32",
+        "layout": "BTHWC" if input == "uint8" else "BTCHW",
+        "color": "RGB",
+        "resize": {
+            "short_side": config.short_side,
+            "filter": "bilinear",
+            "antialias": False,
+            "rounding": "int(side * scale + 0.5)",
+        },
+        "crop": "center",
+        "mean": list(config.mean),
+        "std": list(config.std),
+        "folded_in_graph": input == "uint8",
+        "sampling": {
+            "frames": config.frames,
+            "rule": "round_half_even((n-1)/T*i) + trunc((n-1)/T/2)",
+        },
+    }
+
+
 def _resized(g: GraphWriter, sides: list[str], short_side: int) -> list[str]:
     """int(side * scale + 0.5) of both sides as doubles give it, in whole numbers.
 
-    That is side * short_side / short rounded half up, unless it ends in exactly a half and the error
-    of scale carries the product below it: with 2k + 1 halves, when (2k + 1) error < -2^floor(log2).
+    That is side * short_side / short rounded half up, unless it ends in exactly a half and the
+    error of scale carries the product below it: for h halves, if h error < -2^floor(log2 h).
     """
     with g.scope("sizes"):
         two = g.constant([2])
-        short = g.node("Min", sides)
+        # At least 1: runtimes differ in whole numbers divided by 0; Gather refuses such frames.
+        short = g.node("Max", [g.node("Min", sides), g.constant([1])])
         twice = g.node("Mul", [short, two])
         errors, unit = _scale_errors(short_side)
         index = g.node("Div", [short, g.constant([unit])])

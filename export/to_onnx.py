@@ -38,7 +38,7 @@ from stan_infer.export.onnx_nodes import Nodes
 from stan_infer.export.onnx_ops import OnnxOps
 from stan_infer.export.options import MAX_BATCH, ExportOptions, Range
 from stan_infer.export.parity import Case, case_sizes, check_graph, prove
-from stan_infer.export.preprocess_graph import write_preprocess
+from stan_infer.export.preprocess_graph import preprocess_entry, write_preprocess
 from stan_infer.export.ranges import Ranges
 from stan_infer.export.reference_graph import TextGraph, VideoGraph, write_reference
 from stan_infer.export.score_graph import add_mug_score, write_mug_score
@@ -146,7 +146,7 @@ class _Export:
         manifest = {
             "tool": {"name": "stan_infer", "version": stan_infer.__version__},
             "model": self.config.to_dict(),
-            "preprocess": _preprocess_entry(self.config, self.options.input),
+            "preprocess": preprocess_entry(self.config, self.options.input),
             "text": text_rules(self.config.context_length) if self.has_text else None,
             "graphs": self.graphs,
             "labels": self.labels,
@@ -390,25 +390,3 @@ def _sampled(config: StanConfig, limits: Range) -> StanConfig:
 
 def _fixed(limits: Range) -> int | None:
     return limits[0] if limits[0] == limits[1] else None
-
-
-def _preprocess_entry(config: StanConfig, input: str) -> dict[str, Any]:
-    return {
-        "input_dtype": "uint8" if input == "uint8" else "float32",
-        "layout": "BTHWC" if input == "uint8" else "BTCHW",
-        "color": "RGB",
-        "resize": {
-            "short_side": config.short_side,
-            "filter": "bilinear",
-            "antialias": False,
-            "rounding": "int(side * scale + 0.5)",
-        },
-        "crop": "center",
-        "mean": list(config.mean),
-        "std": list(config.std),
-        "folded_in_graph": input == "uint8",
-        "sampling": {
-            "frames": config.frames,
-            "rule": "round_half_even((n-1)/T*i) + trunc((n-1)/T/2)",
-        },
-    }

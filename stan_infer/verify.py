@@ -380,7 +380,7 @@ class _Work:
 
     def blocks(self) -> dict[str, Any]:
         """For each tower that failed the block that departs."""
-        found = {}
+        found: dict[str, Any] = {}
         for role in ("video", "text"):
             stage = self.by[f"{role} tower"]
             named = name_block(role, stage, self.pair, self._tensor, self.tolerance, self.say)

@@ -20,9 +20,15 @@ _DTYPES = {"tensor(float)": "float32"}  # the others bear numpy's name
 
 
 def open_graph(
-    graph: Path | bytes, *, device: str = "cpu", threads: int | None = None
+    graph: Path | bytes,
+    *,
+    device: str = "cpu",
+    threads: int | None = None,
+    arena: bool = True,
 ) -> onnxruntime.InferenceSession:
     """Open one ONNX file (or its bytes) on the device asked for, and nowhere else.
+
+    arena: keep freed memory for the next run: a little faster, and half as much again.
 
     Raises InputError for an unknown device or a graph that ONNX Runtime refuses, MissingError when
     onnxruntime or the device's provider is not here: ONNX Runtime itself would go on on the CPU.
@@ -34,6 +40,7 @@ def open_graph(
     options.log_severity_level = 3
     # Its own format, .ort, is chosen by content for bytes; only ONNX was checked.
     options.add_session_config_entry("session.load_model_format", "ONNX")
+    options.enable_cpu_mem_arena = arena
     if threads:
         options.intra_op_num_threads = threads
     provider: Any = (wanted, {"device_id": index}) if index else wanted

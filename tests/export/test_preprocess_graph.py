@@ -20,6 +20,12 @@ FRAMES = (
     *((120, 160), (122, 162), (121, 161), (90, 160), (300, 400), (1080, 1920), (1920, 1080)),
     *((2160, 3840), (33, 47), (501, 333), (112, 113), (100, 1000), (1000, 100), (224, 225)),
 )
+# Short side, height, width whose longer side comes to exactly half a pixel. In doubles those of 320
+# and 480 round down, as the scale is not exact, the others up; float32 does it otherwise.
+TIES = (
+    *((224, 320, 325), (224, 695, 320), (224, 448, 449), (224, 192, 201)),
+    *((336, 576, 786), (336, 786, 576), (336, 480, 645), (336, 655, 480)),
+)
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +67,12 @@ def test_equals_opencv_to_the_byte(graphs, height, width):
         assert compare(graphs, moving_frames(2, height, width), short, crop) == 0
 
 
+@pytest.mark.parametrize(("short", "height", "width"), TIES)
+def test_half_a_pixel_rounds_as_doubles_do(graphs, short, height, width):
+    noise = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), np.uint8)
+    assert compare(graphs, noise, short, 224) == 0
+
+
 @given(st.integers(1, 700), st.integers(1, 700), st.sampled_from(SIZES), st.integers(1, 5))
 @settings(deadline=None, max_examples=60)
 def test_any_size(graphs, height, width, size, n):
@@ -79,7 +91,7 @@ def test_standard_operators_of_every_version(tmp_path, opset):
 
 
 def test_what_is_no_picture_is_an_error(graphs):
-    for shape in ((1, 0, 5, 3), (1, 5, 5, 4), (5, 5, 3)):
+    for shape in ((1, 0, 5, 3), (1, 5, 0, 3), (1, 0, 0, 3), (1, 5, 5, 4), (5, 5, 3)):
         with pytest.raises(Exception, match="frames|shape|index|Gather|dimension|Invalid"):
             graphs[16, 16].run(None, {"frames": np.zeros(shape, np.uint8)})
 
@@ -96,3 +108,17 @@ def test_openvino_is_at_most_one_level_away(tmp_path):
         got = model({"frames": noise})["pixels"]
         wanted = opencv(noise, 224, 224)
         assert np.abs(got.astype(int) - wanted).max() <= 1
+
+
+@pytest.mark.parametrize("short", [224, 336])
+def test_openvino_rounds_half_a_pixel_as_doubles_do(tmp_path, short):
+    openvino = pytest.importorskip("openvino")
+    path = tmp_path / "preprocess.onnx"
+    write_preprocess(path, short_side=short, crop=224, opset=20)
+    hint = {"INFERENCE_PRECISION_HINT": "f32"}
+    model = openvino.Core().compile_model(str(path), "CPU", hint)
+    for height, width in (size for wanted, *size in TIES if wanted == short):
+        noise = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), np.uint8)
+        got = model({"frames": noise})["pixels"]
+        # A size that is one off moves every pixel: more than 200 levels on noise.
+        assert np.abs(got.astype(int) - opencv(noise, short, 224)).max() <= 1, (height, width)

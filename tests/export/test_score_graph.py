@@ -14,17 +14,18 @@ CLOSE = 1e-5  # of scores up to 1; fp32 with tau 100
 MODES = ("mug", "mug_frame_token")
 
 
-def run(path, tokens, ids, frames):
+def run(session, tokens, ids, frames):
     feeds = {"token_embeds": tokens, "input_ids": ids, "frame_embeds": frames}
-    return open_graph(path).run(["scores"], feeds)[0]
+    return session.run(["scores"], feeds)[0]
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("opset", [18, 20, 25])
-def test_any_sizes_in_one_file(tmp_path, mode, opset):
+@pytest.mark.parametrize("opset", [18, 20, 23, 25])
+def test_any_sizes_in_one_session(tmp_path, mode, opset):
     path = tmp_path / "score.onnx"
     write_mug_score(path, embed_dim=24, mode=mode, tau=100.0, opset=opset)
     onnx.checker.check_model(str(path), full_check=True)
+    session = open_graph(path)
     rng = np.random.default_rng(0)
     for q, length, b, t in ((1, 3, 1, 1), (4, 7, 3, 5), (2, 32, 6, 12), (5, 2, 1, 64)):
         tokens = rng.standard_normal((q, length, 24), np.float32)
@@ -32,7 +33,7 @@ def test_any_sizes_in_one_file(tmp_path, mode, opset):
         ids = rng.integers(1, 9, (q, length)).astype(np.int32)
         ids[:, length // 2 + 1 :] = 0
         wanted = mug_scores(tokens, ids != 0, frames, mode=mode)
-        assert np.abs(run(path, tokens, ids, frames) - wanted).max() < CLOSE
+        assert np.abs(run(session, tokens, ids, frames) - wanted).max() < CLOSE
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -45,9 +46,31 @@ def test_a_zero_vector_is_not_a_number_as_released(tmp_path, mode):
     ids = np.ones((2, 4), np.int32)
     args = (tokens.astype(np.float32), ids, frames.astype(np.float32))
     wanted = mug_scores(args[0], ids != 0, args[2], mode=mode)
-    got = run(path, *args)
+    got = run(open_graph(path), *args)
     assert np.isnan(wanted[:, 1]).all() and np.isfinite(wanted[:, [0, 2]]).all()
     assert np.array_equal(np.isnan(got), np.isnan(wanted))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])
+@pytest.mark.parametrize("where", ["padding", "token", "frame", "all padding"])
+def test_not_a_number_stays_where_the_product_has_it(tmp_path, mode, value, where):
+    path = tmp_path / "score.onnx"
+    write_mug_score(path, embed_dim=8, mode=mode, tau=100.0, opset=20)
+    rng = np.random.default_rng(2)
+    tokens = rng.standard_normal((3, 6, 8), np.float32)
+    frames = rng.standard_normal((4, 5, 8), np.float32)
+    ids = np.ones((3, 6), np.int32)
+    ids[:, 4:] = 0
+    if where == "all padding":
+        ids[1] = 0
+    row = {"frame": frames[2, 1], "token": tokens[1, 0]}.get(where, tokens[1, 5])
+    row[:] = value
+    wanted = mug_scores(tokens, ids != 0, frames, mode=mode)
+    if (mode, where) == ("mug", "padding"):
+        assert np.isfinite(wanted).all()
+    got = run(open_graph(path), tokens, ids, frames)
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=CLOSE, equal_nan=True)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -60,6 +83,7 @@ def test_equals_the_authors(golden, tmp_path, mode):
         tokens, frames, mask = (arrays[f"{case}_{k}"] for k in ("text", "video", "mask"))
         path = tmp_path / f"{case}.onnx"
         write_mug_score(path, embed_dim=tokens.shape[2], mode=mode, tau=100.0, opset=20)
-        got, wanted = run(path, tokens, mask.astype(np.int32), frames), arrays[f"{case}__{name}"]
+        got = run(open_graph(path), tokens, mask.astype(np.int32), frames)
+        wanted = arrays[f"{case}__{name}"]
         assert np.array_equal(np.isnan(got), np.isnan(wanted)), case
         assert np.nanmax(np.abs(got - wanted), initial=0) < CLOSE, case
