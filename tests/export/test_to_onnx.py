@@ -113,6 +113,13 @@ def test_golden_data_is_what_the_model_says(folder, tiny_model):
     assert golden["frames"].shape[1:] != golden["pixels"].shape[1:] == (16, 16, 3)
 
 
+def test_the_longest_clip_has_golden_data_too(tiny_model, tmp_path):
+    export_model(tiny_model, tmp_path / "x", frames=64, batch=1, tower="video")
+    video = np.load(tmp_path / "x" / "golden.npz")["video"]
+    assert video.shape[:2] == (1, 64)
+    assert len({frame.tobytes() for frame in video[0]}) == 64
+
+
 def test_conv_branch_without_text(tmp_path):
     model = init_random(Stan(tiny_config(branch="conv", text_layers=0))).eval()
     artefact = export_model(model, tmp_path / "conv")
