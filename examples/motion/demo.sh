@@ -11,6 +11,7 @@ say() { printf '\n\033[1m$ %s\033[0m\n' "$*"; "$@"; }
 say stan-infer inspect motion.safetensors
 say stan-infer run motion.safetensors clips --labels labels.txt --top 1
 say stan-infer export motion.safetensors -o "$out"
-say stan-infer run "$out" clips --engine ort --labels labels.txt --top 1
-say stan-infer embed "$out" clips --engine ort -o ../../out/clips.npz
+say stan-infer run "$out" clips --labels labels.txt --top 1
+say stan-infer verify motion.safetensors "$out" --frames 1,8
+say stan-infer embed "$out" clips -o ../../out/clips.npz
 say stan-infer bench motion.safetensors --engine eager,ort --batch 1,4 --frames 8

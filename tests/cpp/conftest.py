@@ -1,0 +1,169 @@
+"""Builds of the C++ program, an exported folder, and how to run the one on the other."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+import stan_infer as si
+from stan_infer.export import export_model
+from tests.conftest import ROOT, tiny_config
+
+SOURCE = Path(__file__).parent
+MOTION = ROOT / "examples" / "motion"
+LIBRARIES = ("libavformat", "libavcodec", "libavutil", "libswscale", "icu-uc")
+# ONNX Runtime keeps some objects for its whole life, which are no leaks of ours; what the program
+# itself leaks lies in frames without that library and is still reported.
+SUPPRESSED = "leak:libonnxruntime\n"
+
+
+def unavailable(reason):
+    """Skip, or fail where STAN_INFER_REQUIRE_CPP=1 says that nothing may be missing."""
+    if os.environ.get("STAN_INFER_REQUIRE_CPP") == "1":
+        pytest.fail(f"STAN_INFER_REQUIRE_CPP=1, but {reason}")
+    pytest.skip(reason)
+
+
+def need_tools():
+    for tool in ("cmake", "c++", "pkg-config"):
+        if shutil.which(tool) is None:
+            unavailable(f"{tool} is not installed: examples/cpp/setup-debian.sh")
+    if subprocess.run(["pkg-config", "--exists", *LIBRARIES]).returncode:
+        unavailable(f"{', '.join(LIBRARIES)} are not installed: examples/cpp/setup-debian.sh")
+
+
+def package_folder(name):
+    """Where an optional Python package lies, without importing it."""
+    spec = importlib.util.find_spec(name)
+    return Path(spec.origin).parent if spec and spec.origin else None
+
+
+def ort_library():
+    folder = package_folder("onnxruntime")
+    found = sorted(folder.glob("capi/libonnxruntime.so.*")) if folder else []
+    if not found:
+        unavailable("the installed onnxruntime has no libonnxruntime.so")
+    return found[0]
+
+
+@dataclass(frozen=True)
+class Program:
+    """One build of stan_classify and of the probe."""
+
+    build: Path
+    openvino: bool
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def run(self, *arguments, probe=False, stdin=None):
+        """Run it; answers with the finished process, its output as text."""
+        binary = self.build / ("stan_probe" if probe else "stan/stan_classify")
+        ours = {"STAN_ORT_LIBRARY": str(ort_library()), **self.environment}
+        return subprocess.run(
+            [binary, *map(os.fsencode, arguments)],
+            input=stdin,
+            capture_output=True,
+            timeout=120,
+            env=os.environ | ours,
+            text=True,
+        )
+
+    def json(self, *arguments, **options):
+        done = self.run(*arguments, **options)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+
+def build(folder, *settings, openvino):
+    need_tools()
+    flags = [f"-D{s}" for s in ("CMAKE_BUILD_TYPE=None", "CMAKE_CXX_FLAGS=-O0", *settings)]
+    if openvino:
+        place = package_folder("openvino")
+        flags += ["-DSTAN_OPENVINO=ON", f"-DOpenVINO_DIR={place / 'cmake'}"]
+    for command in (
+        ["cmake", "-S", SOURCE, "-B", folder, *flags],
+        ["cmake", "--build", folder, "-j2"],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        assert "warning:" not in done.stderr, done.stderr[-3000:]
+    return folder
+
+
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory):
+    openvino = package_folder("openvino") is not None
+    return Program(build(tmp_path_factory.mktemp("cpp"), openvino=openvino), openvino)
+
+
+@pytest.fixture(scope="session")
+def sanitized(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cpp-sanitized")
+    suppressed = folder / "suppressed.txt"
+    suppressed.write_text(SUPPRESSED)
+    environment = {"LSAN_OPTIONS": f"suppressions={suppressed}:print_suppressions=0"}
+    return Program(build(folder, "STAN_SANITIZE=ON", openvino=False), False, environment)
+
+
+@pytest.fixture(scope="session")
+def labels():
+    return [line for line in (MOTION / "labels.txt").read_text().splitlines() if line]
+
+
+@pytest.fixture(scope="session")
+def model():
+    return si.load_model(str(MOTION / "motion.safetensors"))
+
+
+@pytest.fixture(scope="session")
+def exported(model, labels, tmp_path_factory):
+    out = tmp_path_factory.mktemp("exported") / "motion"
+    export_model(model, out, labels=labels)
+    return out
+
+
+@pytest.fixture(scope="session")
+def small(labels, tmp_path_factory):
+    """A folder with all parts whose files are small: the sanitized build hashes slowly."""
+    from stan_infer.model import Stan, init_random
+
+    sizes = {"vocab_size": 49408, "context_positions": 77, "context_length": 32, "embed_dim": 64}
+    out = tmp_path_factory.mktemp("small") / "small"
+    export_model(init_random(Stan(tiny_config(**sizes)), seed=1).eval(), out, labels=labels)
+    return out
+
+
+@pytest.fixture
+def folder(small, tmp_path):
+    """A copy to spoil."""
+    copy = tmp_path / "folder"
+    shutil.copytree(small, copy)
+    return copy
+
+
+def edit_manifest(folder, change):
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    change(manifest)
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def put(folder, name, content):
+    """Write a file, and its size and hash into the manifest, as a stranger would."""
+    (folder / name).write_bytes(content)
+    entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+    def change(manifest):
+        manifest["files"][name] = entry
+        for graph in manifest["graphs"]:
+            if graph["file"] == name:
+                graph.update(entry)
+
+    edit_manifest(folder, change)

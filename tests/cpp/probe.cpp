@@ -1,0 +1,67 @@
+// Shows single parts of the library to the tests; results as JSON lines or raw bytes.
+#include <cstdio>
+#include <fstream>
+#include <iostream>
+#include <iterator>
+#include <nlohmann/json.hpp>
+
+#include "stan/error.hpp"
+#include "stan/folder.hpp"
+#include "stan/tokenizer.hpp"
+#include "stan/video.hpp"
+
+namespace {
+
+using Json = nlohmann::json;
+
+// probe tokens TOKENIZER_JSON < TEXTS: a JSON list of texts; one line per text, ids or an error.
+void tokens(const char* file) {
+  const stan::Bytes bytes = stan::read_file(file, 1 << 26);
+  const stan::Tokenizer tokenizer({reinterpret_cast<const char*>(bytes.data()), bytes.size()});
+  const Json texts = Json::parse(std::string(std::istreambuf_iterator<char>(std::cin), {}));
+  for (const std::string text : texts) {
+    Json answer;
+    try {
+      answer["ids"] = tokenizer.encode(text);
+    } catch (const stan::Error& e) {
+      answer["error"] = e.what();
+    }
+    std::cout << answer.dump(-1, ' ', true, Json::error_handler_t::replace) << "\n";
+  }
+}
+
+// probe frames VIDEO T FILE: the frames one after another to FILE; their numbers and sizes as JSON.
+void frames(const char* video, int count, const char* file) {
+  const auto found =
+      stan::read_frames(video, count, [](const stan::Tensor& image) { return image; });
+  std::ofstream out(file, std::ios::binary);
+  Json sizes;
+  for (std::int64_t number : found.indices) {
+    const stan::Tensor& image = found.by_number.at(number);
+    out.write(reinterpret_cast<const char*>(image.bytes.data()),
+              static_cast<std::streamsize>(image.bytes.size()));
+    sizes.push_back(image.shape);
+  }
+  std::cout << Json{{"indices", found.indices}, {"total", found.total_frames}, {"shapes", sizes}}
+            << "\n";
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    const std::string what = argc > 1 ? argv[1] : "";
+    if (what == "tokens" && argc == 3) {
+      tokens(argv[2]);
+    } else if (what == "frames" && argc == 5) {
+      frames(argv[2], std::stoi(argv[3]), argv[4]);
+    } else {
+      std::cerr << "usage: probe tokens TOKENIZER_JSON | frames VIDEO T FILE\n";
+      return 2;
+    }
+  } catch (const stan::Error& e) {
+    std::cerr << "error: " << e.what() << "\n";
+    return static_cast<int>(e.code());
+  }
+  return 0;
+}

@@ -1,0 +1,316 @@
+"""Whatever is wrong with a folder, a video or an option is an error with its exit code: no crash.
+
+Every case runs in the ordinary build and in one with AddressSanitizer and UBSan.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from tests.cpp.conftest import MOTION, edit_manifest, put
+
+pytestmark = pytest.mark.slow
+
+CLIP = MOTION / "clips" / "red_cross_moves_left.mp4"
+
+
+@pytest.fixture(params=["plain", "sanitized"])
+def program(request):
+    return request.getfixturevalue(request.param)
+
+
+def fails(program, code, *arguments, word="", **options):
+    done = program.run(*arguments, **options)
+    assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
+    assert done.stderr.startswith("error: ") and done.stdout == "", (done.stdout, done.stderr)
+    assert word in done.stderr, done.stderr
+
+
+def first_graph(manifest, role="video"):
+    return next(g for g in manifest["graphs"] if g["role"] == role)
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    "arguments, word",
+    [
+        ([], "DIR is missing"),
+        (["{}"], "VIDEO is missing"),
+        (["{}", CLIP, "--wat"], "unknown option"),
+        (["{}", CLIP, "--top"], "needs a value"),
+        (["{}", CLIP, "--top", "x"], "--top is 'x'"),
+        (["{}", CLIP, "--top", "99999999999999999999"], "allowed are"),
+        (["{}", CLIP, "--threads", "-1"], "--threads"),
+        (["{}", CLIP, "--engine", "cuda"], "allowed are ort and openvino"),
+        (["{}", CLIP, "--embed", "--text", "x"], "exclude"),
+        (["{}", CLIP, "--self-test"], "--self-test"),
+        (["{}", CLIP, CLIP], "too many"),
+        (["{}", CLIP, "--embed", "--top", "3"], "--top has no meaning"),
+        (["/nowhere", CLIP], "cannot open the folder"),
+        (["{}", CLIP, "--text", "caf\u00c3\u00a9"], "wrong character set"),
+        (["{}", CLIP, "--text", b"\xff\xfe"], "not UTF-8"),
+        (["{}", CLIP, "--text", "a" * 10_001], "not a caption"),
+    ],
+)
+def test_options(program, small, arguments, word):
+    given = [small if isinstance(a, str) and a == "{}" else a for a in arguments]
+    fails(program, 2, *given, word=word)
+
+
+def test_help_and_version(program):
+    assert "usage:" in program.run("--help").stdout
+    assert program.run("--version").stdout.startswith("stan_classify ")
+
+
+def test_a_missing_library(program, small):
+    fails(program, 3, small, CLIP, "--ort-library", "/nowhere.so", word="--ort-library PATH")
+    fails(program, 3, small, CLIP, "--ort-library", "libm.so.6", word="not ONNX Runtime")
+    if not program.openvino:
+        fails(program, 3, small, CLIP, "--engine", "openvino", word="-DSTAN_OPENVINO=ON")
+
+
+# The manifest
+
+
+@pytest.mark.parametrize(
+    "content, word",
+    [
+        (None, "cannot open"),
+        (b"", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"[1, 2]", "no object"),
+        (b'{"schema": "2.0"}', "this program reads 1.x"),
+        (b'{"schema": 1}', "no string"),
+        (b'{"schema": "1.0"}', "'model' is missing"),
+        (b"\xff\xfe\x00", "not JSON"),
+    ],
+)
+def test_manifest(program, folder, content, word):
+    (folder / "manifest.json").unlink()
+    if content is not None:
+        (folder / "manifest.json").write_bytes(content)
+    fails(program, 2, folder, CLIP, word=word)
+
+
+def test_newer_minor_versions_and_unknown_keys_are_read(program, folder):
+    edit_manifest(folder, lambda m: m.update(schema="1.7", novelty={"a": [1]}))
+    assert program.run(folder, CLIP).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "change, word",
+    [
+        (lambda m: first_graph(m)["inputs"][0]["shape"].__setitem__(2, 65), "not the graph"),
+        (lambda m: first_graph(m)["inputs"][0]["shape"].__setitem__(0, 2), "not the graph"),
+        (lambda m: first_graph(m)["outputs"][0]["shape"].__setitem__(1, 63), "video_embeds"),
+        (lambda m: first_graph(m)["inputs"][0].update(dtype="float32"), "not the graph"),
+        (lambda m: first_graph(m)["inputs"][0].update(dtype="complex64"), "dtype"),
+        (lambda m: first_graph(m)["inputs"][0].update(name="other"), "no input 'other'"),
+        (lambda m: first_graph(m)["inputs"].clear(), "is empty"),
+        (lambda m: first_graph(m)["dims"].update(frames=[1, 2]), "allowed are 1 to 2"),
+        (lambda m: first_graph(m).update(sha256="0" * 64), "sha256"),
+        (lambda m: m["graphs"].append(m["graphs"][0]), "two graphs"),
+        (lambda m: m["graphs"].clear(), "no preprocess graph"),
+        (lambda m: m["model"].update(embed_dim=63), "must be"),
+        (lambda m: m["model"].update(image_size=10**12), "model.image_size"),
+        (lambda m: m["model"].update(temperature=0), "model.temperature"),
+        (lambda m: m["model"].update(head="wat"), "model.head"),
+        (lambda m: m["preprocess"].update(std=[1, 0, 1]), "preprocess.std"),
+        (lambda m: m["preprocess"]["sampling"].update(rule="random"), "does not know"),
+        (lambda m: m["preprocess"].update(layout="BCTHW"), "preprocess"),
+        (lambda m: m["files"]["video.onnx"].update(bytes=-1), "files.video.onnx.bytes"),
+        (lambda m: m["files"]["video.onnx"].update(sha256="A"), "hexadecimal"),
+        (lambda m: m.update(labels=None), "no labels"),
+        (lambda m: m["labels"].update(embeddings="none.npz"), "no size and hash"),
+    ],
+)
+def test_manifest_values(program, folder, change, word):
+    edit_manifest(folder, change)
+    fails(program, 2, folder, CLIP, word=word)
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/../../x", "./video.onnx", "x\0y", ""])
+def test_names_that_leave_the_folder(program, folder, name):
+    shutil.copy(folder / "video.onnx", folder.parent / "x")
+
+    def change(manifest):
+        graph = first_graph(manifest)
+        manifest["files"][name] = manifest["files"][graph["file"]]
+        graph["file"] = name
+
+    edit_manifest(folder, change)
+    fails(program, 2, folder, CLIP, word="stay in the folder")
+
+
+@pytest.mark.parametrize("what", ["file", "folder", "fifo"])
+def test_links_and_pipes(program, folder, what):
+    outside = folder.parent / "outside"
+    outside.mkdir()
+    shutil.move(folder / "video.onnx", outside / "video.onnx")
+    name = "video.onnx"
+    if what == "file":
+        (folder / name).symlink_to(outside / name)
+    elif what == "fifo":
+        os.mkfifo(folder / name)
+    else:
+        (folder / "sub").symlink_to(outside)
+        name = "sub/video.onnx"
+
+    def change(manifest):
+        graph = first_graph(manifest)
+        manifest["files"][name] = manifest["files"].pop("video.onnx")
+        graph["file"] = name
+
+    edit_manifest(folder, change)
+    fails(program, 2, folder, CLIP)
+
+
+# Model files
+
+
+def test_a_truncated_model(program, folder):
+    content = (folder / "video.onnx").read_bytes()
+    (folder / "video.onnx").write_bytes(content[:-100])
+    fails(program, 2, folder, CLIP, word="incomplete copy?")
+    put(folder, "video.onnx", content[:-100])
+    fails(program, 2, folder, CLIP, word="video.onnx")
+
+
+def test_a_changed_model(program, folder):
+    content = bytearray((folder / "video.onnx").read_bytes())
+    content[1000] ^= 1
+    (folder / "video.onnx").write_bytes(content)
+    fails(program, 2, folder, CLIP, word="SHA-256")
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 100, b"<net/>", b"\x3a\x02\x0a\x00"])
+def test_a_model_that_is_none(program, folder, content):
+    put(folder, "video.onnx", content)
+    fails(program, 2, folder, CLIP, word="video.onnx")
+
+
+def test_weights_in_files_that_the_manifest_does_not_list(program, folder):
+    secret = folder.parent / "secret"
+    secret.write_bytes(bytes(64))
+    weight = TensorProto(name="w", dims=[16], data_type=TensorProto.FLOAT, data_location=1)
+    weight.external_data.add(key="location", value="../secret")
+    model = onnx.load(folder / "video.onnx")
+    model.graph.initializer.append(weight)
+    put(folder, "video.onnx", model.SerializeToString())
+    fails(program, 2, folder, CLIP, word="does not list")
+    # In a constant inside a subgraph, too.
+    node = helper.make_node("If", ["c"], ["o"], then_branch=helper.make_graph([], "t", [], []))
+    node.attribute[0].g.initializer.append(weight)
+    model = onnx.load(folder / "preprocess.onnx")
+    model.graph.node.append(node)
+    put(folder, "preprocess.onnx", model.SerializeToString())
+    fails(program, 2, folder, CLIP, word="does not list")
+
+
+def test_listed_external_weights_are_read(program, folder):
+    model = onnx.load(folder / "video.onnx")
+    onnx.save(model, folder / "video.onnx", save_as_external_data=True, location="w.data")
+    put(folder, "w.data", (folder / "w.data").read_bytes())
+    put(folder, "video.onnx", (folder / "video.onnx").read_bytes())
+    edit_manifest(folder, lambda m: first_graph(m).update(external_data=["w.data"]))
+    assert program.run(folder, "--self-test").returncode == 0
+    with (folder / "w.data").open("r+b") as f:
+        f.write(b"x")
+    fails(program, 2, folder, "--self-test", word="SHA-256")
+
+
+# Golden data and labels
+
+
+def golden_with(folder, **changes):
+    arrays = dict(np.load(folder / "golden.npz")) | changes
+    out = io.BytesIO()
+    np.savez(out, **arrays)
+    put(folder, "golden.npz", out.getvalue())
+
+
+def test_other_results_are_exit_4(program, folder):
+    golden_with(folder, video_embeds=np.load(folder / "golden.npz")["video_embeds"] * 1.01)
+    done = program.run(folder, "--self-test")
+    assert done.returncode == 4 and "FAILED" in done.stdout and "golden data" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["frames", "pixels", "video", "video_embeds", "text_embeds"])
+def test_golden_data_of_another_shape(program, folder, name):
+    wrong = np.load(folder / "golden.npz")[name]
+    golden_with(folder, **{name: np.repeat(wrong, 2, axis=-1)})
+    fails(program, 2, folder, "--self-test")
+    golden_with(folder, **{name: wrong[:0]})
+    fails(program, 2, folder, "--self-test")
+
+
+def npz(save=np.savez, **arrays):
+    out = io.BytesIO()
+    save(out, **arrays)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"PK\x05\x06" + bytes(18),
+        npz(np.savez_compressed, embeddings=np.zeros((10, 64), np.float32)),
+        npz(embeddings=np.zeros((10, 64), np.float64)),
+        npz(embeddings=np.zeros((10, 63), np.float32)),
+        npz(embeddings=np.array([{"a": 1}], dtype=object)),
+        npz(embeddings=np.zeros((10, 64), np.float32))[:-30],
+        npz(embeddings=np.zeros((10, 64), np.float32)).replace(b"(10, 64)", b"(99, 64)"),
+        npz(embeddings=np.zeros((10, 64), np.float32)).replace(b"(10, 64)", b"(-1, 64)"),
+    ],
+    ids=range(9),
+)
+def test_label_embeddings(program, folder, content):
+    put(folder, "labels.npz", content)
+    fails(program, 2, folder, CLIP, word="labels.npz")
+
+
+def test_label_file(program, folder):
+    put(folder, "labels.txt", b"one\n")
+    fails(program, 2, folder, CLIP, word="labels.npz")
+    put(folder, "labels.txt", b"")
+    fails(program, 2, folder, CLIP, word="0 labels")
+
+
+def test_tokenizer_file(program, folder):
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"]["merges"].pop()
+    for wrong in (json.dumps(content).encode(), b"{}", b"[]", b"x"):
+        put(folder, "tokenizer.json", wrong)
+        fails(program, 2, folder, CLIP, "--text", "a", word="tokenizer.json")
+
+
+# Videos
+
+
+def test_videos(program, small, tmp_path):
+    whole = CLIP.read_bytes()
+    for name, content in {
+        "empty.mp4": b"",
+        "text.mp4": b"no video at all\n" * 100,
+        "cut.mp4": whole[: len(whole) // 2],
+        "head.mp4": whole[:40],
+        "noise.mp4": whole[:200] + bytes(range(256)) * 20 + whole[5400:],
+        "list.m3u8": b"#EXTM3U\n#EXTINF:1,\n/etc/passwd\n",
+        "list.txt": b"ffconcat version 1.0\nfile /etc/passwd\n",
+    }.items():
+        (tmp_path / name).write_bytes(content)
+        fails(program, 2, small, tmp_path / name, word=name)
+    os.mkfifo(tmp_path / "pipe.mp4")
+    for path in (tmp_path / "pipe.mp4", tmp_path / "none.mp4", tmp_path):
+        fails(program, 2, small, path, word=str(path))
