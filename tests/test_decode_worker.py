@@ -252,7 +252,12 @@ def test_no_orphans_after_the_parent_is_stopped(clip, number):
     # After SIGKILL nobody can kill the child but its own alarm, at twice the limit and 5 s.
     code = run_parent(clip).replace("TIMEOUT", "100" if number == signal.SIGINT else "0.5")
     with subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        # A shell starts what runs behind it with Ctrl-C ignored, and that is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as parent:
         child = int(parent.stdout.readline())
         assert parent.stdout.readline() == "read\n"

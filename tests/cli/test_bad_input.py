@@ -192,12 +192,15 @@ def test_ctrl_c_leaves_nothing_behind(checkpoint, tmp_path):
         [*command, *names, "-o", str(out / "v.npz")],
         stderr=subprocess.PIPE,
         start_new_session=True,
+        # A shell starts what runs behind it with Ctrl-C ignored, and that is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120
-    while not children(process.pid) and time.monotonic() < deadline:
-        time.sleep(0.05)  # until the decoding worker runs
+    workers: list[int] = []
+    while not workers and time.monotonic() < deadline:
+        time.sleep(0.05)
+        workers = [p for p in children(process.pid) if b"decode_worker" in command_line(p)]
     time.sleep(0.5)
-    workers = children(process.pid)
     assert workers and process.poll() is None
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
@@ -229,6 +232,13 @@ def children(pid: int) -> list[int]:
         with suppress(OSError):
             found += [int(p) for p in path.read_text().split()]
     return found
+
+
+def command_line(pid: int) -> bytes:
+    """The words of a process, or nothing once it is gone."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
 
 
 def test_standard_output_that_is_full(checkpoint):
