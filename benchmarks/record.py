@@ -21,7 +21,7 @@ def append_rows(kind: str, rows: list[dict[str, Any]]) -> Path:
     name = re.sub(r"[^a-z0-9]+", "-", f"{machine['cpu']}-{machine['cores']}-cores".lower())
     path = RESULTS / f"{name.strip('-')}.jsonl"
     path.parent.mkdir(exist_ok=True)
-    names = ("torch", "onnxruntime", "numpy")
+    names = ("torch", "onnxruntime", "openvino", "numpy")
     versions = {k: v for k, v in installed_versions().items() if k in names}
     common = {
         "kind": kind,
