@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from stan_infer.export.options import ExportOptions
 from stan_infer.export.parity import TOLERANCES
 from stan_infer.model import Stan
 from stan_infer.retrieval import cosine_scores, mug_scores
+from stan_infer.synthetic import moving_frames
 from stan_infer.tokenizer import tokenize
 
 TEXTS = (
@@ -44,26 +44,6 @@ def random_ids(config: StanConfig, q: int, length: int, seed: int) -> np.ndarray
         row[end:] = 0
         row[end] = config.vocab_size - 1
     return ids.astype(np.int32)
-
-
-def moving_frames(count: int, height: int, width: int, seed: int = 0) -> np.ndarray:
-    """Smooth colours with a moving edge, uint8 [count, height, width, 3]: like a video, not noise.
-
-    Integer arithmetic alone, so that every machine makes the same bytes.
-    """
-    y, x = np.mgrid[:height, :width]
-    out = np.empty((count, height, width, 3), np.uint8)
-    for i in range(count):
-        for c in range(3):
-            wave = (x * (3 + c) + y * (5 - c) + (i + seed) * 11 * (c + 1)) % 512
-            out[i, :, :, c] = np.minimum(wave, 511 - wave)
-        left = (i * width) // (count + 1)
-        out[i, height // 4 : height // 2, left : left + max(width // 6, 1)] = (
-            230,
-            40,
-            (90 + 9 * i) % 256,
-        )
-    return out
 
 
 def write_golden(
@@ -109,6 +89,7 @@ def write_golden(
     for name, values in arrays.items():
         if not np.isfinite(values).all():
             raise CheckError(f"the model's own {name} are not finite on the golden clips")
+    # numpy's stub takes any keyword for its own allow_pickle.
     np.savez(path, **arrays)  # type: ignore[arg-type]
     tolerance = TOLERANCES[options.precision]
     return {
@@ -127,20 +108,3 @@ def _raw_frames(config: StanConfig) -> tuple[np.ndarray, np.ndarray]:
     r = config.short_side
     raw = moving_frames(_RAW_FRAMES, r + r // 3 + 1, 2 * r - 3)
     return raw, resize_crop(raw, short_side=r, crop=config.image_size)
-
-
-def label_embeddings(model: Stan, labels: Sequence[str], template: str) -> dict[str, np.ndarray]:
-    """What a head over these classes bakes in.
-
-    Mean head: "embeddings" float32 [n, E], normalised. Mug heads: "token_embeds" [n, L, E] and
-    "input_ids" int32 [n, L].
-    """
-    texts = [template.replace("{}", label) for label in labels]
-    ids = tokenize(texts, model.config.context_length)
-    parts = torch.from_numpy(ids).split(256)
-    with torch.inference_mode():
-        if model.config.is_mug:
-            tokens = torch.cat([model.encode_text_tokens(p).float() for p in parts]).numpy()
-            return {"token_embeds": tokens, "input_ids": ids.astype(np.int32)}
-        vectors = torch.cat([model.encode_text(p).float() for p in parts]).numpy()
-    return {"embeddings": vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)}

@@ -19,6 +19,7 @@ from onnx import TensorProto
 
 from stan_infer.config import StanConfig
 from stan_infer.export.onnx_graph import GraphWriter
+from stan_infer.video import SAMPLING_RULE
 
 _ONE = 2048.0  # weight 1 in OpenCV's 11 bits
 _LONGEST = 16384  # shorter side up to which ties round as doubles do
@@ -66,7 +67,7 @@ def preprocess_entry(config: StanConfig, input: str) -> dict[str, Any]:
         "folded_in_graph": input == "uint8",
         "sampling": {
             "frames": config.frames,
-            "rule": "round_half_even((n-1)/T*i) + trunc((n-1)/T/2)",
+            "rule": SAMPLING_RULE,
         },
     }
 

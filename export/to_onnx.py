@@ -26,9 +26,8 @@ from stan_infer.atomic import new_folder
 from stan_infer.config import StanConfig
 from stan_infer.errors import InputError, require
 from stan_infer.export.card import write_card
+from stan_infer.export.class_head import add_class_head, class_scores, embed_classes
 from stan_infer.export.golden import (
-    label_embeddings,
-    moving_frames,
     random_clips,
     random_ids,
     write_golden,
@@ -41,11 +40,12 @@ from stan_infer.export.parity import Case, case_sizes, check_graph, prove
 from stan_infer.export.preprocess_graph import preprocess_entry, write_preprocess
 from stan_infer.export.ranges import Ranges
 from stan_infer.export.reference_graph import TextGraph, VideoGraph, write_reference
-from stan_infer.export.score_graph import add_mug_score, write_mug_score
+from stan_infer.export.score_graph import write_mug_score
 from stan_infer.fold import fold_text, fold_video
 from stan_infer.fused import text_tower, video_tower
 from stan_infer.model import Stan
-from stan_infer.retrieval import cosine_scores, mug_scores
+from stan_infer.retrieval import mug_scores
+from stan_infer.synthetic import moving_frames
 from stan_infer.tokenizer import text_rules, write_vocabulary
 
 MAX_TEXTS = 4096  # per call of the text tower
@@ -162,9 +162,10 @@ class _Export:
     def _labels(self) -> dict[str, Any]:
         self.say("embedding the labels")
         options = self.options
-        self.classes = label_embeddings(self.model, options.labels, options.template)
+        self.classes = embed_classes(self.model, options.labels, options.template)
         lines = "".join(f"{label.strip()}\n" for label in options.labels)
         (self.folder / "labels.txt").write_text(lines, encoding="utf-8")
+        # numpy's stub takes any keyword for its own allow_pickle.
         np.savez(self.folder / "labels.npz", **self.classes)  # type: ignore[arg-type]
         return {
             "file": "labels.txt",
@@ -224,29 +225,8 @@ class _Export:
         graph.output(mean, "video_embeds", [shape[0], e])
         graph.output(frames, "frame_embeds", [*shape, e])
         if options.head == "classify":
-            self._class_head(graph, mean, frames, shape[0])
+            add_class_head(graph, config, self.classes, mean, frames, shape[0])
         return graph.save(path)
-
-    def _class_head(self, graph: GraphWriter, mean: str, frames: str, batch: int | str) -> None:
-        config, n = self.config, len(self.options.labels)
-        with graph.scope("classes"):
-            if config.is_mug:
-                tokens = graph.weight("token_embeds", self.classes["token_embeds"])
-                ids = graph.weight("input_ids", self.classes["input_ids"])
-                both = add_mug_score(
-                    graph, tokens, ids, frames, mode=config.head, tau=config.mug_tau
-                )
-                scores = graph.node("Transpose", [both], perm=[1, 0])
-            else:
-                axis = graph.constant([-1])
-                length = graph.node("ReduceL2", [mean, axis], keepdims=1)
-                unit = graph.node("Div", [mean, length])
-                weight = graph.weight("embeddings", self.classes["embeddings"].T)
-                scores = graph.node("MatMul", [unit, weight])
-            scale = graph.constant(1 / config.temperature, np.float32)
-            softmax = graph.node("Softmax", [graph.node("Mul", [scores, scale])], axis=-1)
-        graph.output(scores, "scores", [batch, n])
-        graph.output(softmax, "probabilities", [batch, n])
 
     def _video_case(self, b: int, t: int) -> Case:
         config, options = self.config, self.options
@@ -254,12 +234,7 @@ class _Export:
         mean, frames = (x.numpy() for x in VideoGraph(self.model)(torch.from_numpy(clips)))
         wanted = {"video_embeds": mean, "frame_embeds": frames}
         if options.head == "classify":
-            if config.is_mug:
-                tokens, ids = self.classes["token_embeds"], self.classes["input_ids"]
-                scores = mug_scores(tokens, ids != 0, frames, mode=config.head, tau=config.mug_tau)
-            else:
-                scores = cosine_scores(self.classes["embeddings"], mean)
-            wanted["scores"] = scores.T
+            wanted["scores"] = class_scores(config, self.classes, mean, frames)
         return Case((b, t), {"video": clips}, wanted)
 
     def _measure_ranges(self, clips: Sequence[np.ndarray] | None) -> None:

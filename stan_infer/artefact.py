@@ -54,7 +54,7 @@ class Artefact:
 def why_keep(folder: Path) -> str | None:
     """Say why `folder` is not an earlier export and nothing else, or None where it is just that."""
     try:
-        manifest = _read_json(folder / MANIFEST, folder)
+        manifest = read_manifest(folder)
     except InputError as e:
         return str(e)
     tool, files = manifest.get("tool"), manifest.get("files")
@@ -84,6 +84,12 @@ def config_sha256(config: StanConfig) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def stays_inside(name: str) -> bool:
+    """Whether a manifest may name this file: no absolute path, no "..", no drive letter."""
+    plain = len(name) <= 200 and re.fullmatch(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*", name)
+    return bool(plain) and ".." not in name.split("/")
+
+
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Add size and hash of every file in `folder` to `manifest` and write it, as the last file."""
     files = {}
@@ -96,6 +102,27 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return manifest.json as it stands; InputError where there is none, or no JSON object."""
+    path = folder / MANIFEST
+    if not os.path.isfile(path):
+        raise InputError(
+            f"{folder} is no exported artefact: it has no {MANIFEST}; make one with "
+            "stan-infer export CHECKPOINT -o FOLDER"
+        )
+    if path.stat().st_size > _MAX_MANIFEST:
+        raise InputError(
+            f"{path} has {path.stat().st_size} bytes; at most {_MAX_MANIFEST} are read"
+        )
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as e:
+        raise InputError(f"{path} is not JSON: {str(e)[:80]}") from e
+    if not isinstance(manifest, dict):
+        raise InputError(f"{path} is not a JSON object")
+    return manifest
+
+
 def read_artefact(path: str | Path, *, check_hashes: bool = True) -> Artefact:
     """Read and check an exported folder.
 
@@ -103,7 +130,7 @@ def read_artefact(path: str | Path, *, check_hashes: bool = True) -> Artefact:
     folder, missing files or wrong sizes; CheckError for a file that is not the one exported.
     """
     folder = Path(path)
-    manifest = _read_json(folder / MANIFEST, folder)
+    manifest = read_manifest(folder)
     schema = manifest.get("schema")
     if not isinstance(schema, str) or schema.split(".")[0] != SCHEMA.split(".")[0]:
         raise InputError(
@@ -133,25 +160,6 @@ def read_artefact(path: str | Path, *, check_hashes: bool = True) -> Artefact:
                 "take it out of the folder"
             )
     return Artefact(folder, config, graphs, manifest)
-
-
-def _read_json(path: Path, folder: Path) -> dict[str, Any]:
-    if not os.path.isfile(path):
-        raise InputError(
-            f"{folder} is no exported artefact: it has no {MANIFEST}; make one with "
-            "stan-infer export CHECKPOINT -o FOLDER"
-        )
-    if path.stat().st_size > _MAX_MANIFEST:
-        raise InputError(
-            f"{path} has {path.stat().st_size} bytes; at most {_MAX_MANIFEST} are read"
-        )
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as e:
-        raise InputError(f"{path} is not JSON: {str(e)[:80]}") from e
-    if not isinstance(manifest, dict):
-        raise InputError(f"{path} is not a JSON object")
-    return manifest
 
 
 def _typed(values: Mapping[str, Any], name: str, kind: type) -> Any:
@@ -188,9 +196,7 @@ def _parents(name: str) -> list[str]:
 
 
 def _check_file(folder: Path, name: str, entry: Any, check_hashes: bool) -> None:
-    # No absolute path, no "..", no drive letter: a manifest must not point outside its folder.
-    plain = len(name) <= 200 and re.fullmatch(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*", name)
-    if not plain or ".." in name.split("/"):
+    if not stays_inside(name):
         raise InputError(f"artefact {folder}: manifest.json names the file {name[:80]!r}")
     path = folder / name
     if path.is_symlink() or not path.is_file():

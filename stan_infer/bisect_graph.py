@@ -1,9 +1,8 @@
-"""Open an ONNX graph, and find its first block that departs from a reference.
+"""Find the first block of an ONNX graph that departs from a reference.
 
 Both sides call the outputs of operations alike (video/trunk/layer3/mlp/fc2). The graph is cut at
 those names: each block is a model of its own, walked back from its output to the outputs before it,
 fed with the reference's values, so that what one block does wrong does not colour the next.
-Here are also the inputs that bring faults out: videos, and hard cases of both towers.
 """
 
 from __future__ import annotations
@@ -31,49 +30,6 @@ _BLOCK = re.compile(
     r"|.*/temporal/(out|conv|single)|(video|text)/head/.*"
 )
 _FLOATS = {1: "fp32", 10: "fp16", 16: "bf16"}  # TensorProto's numbers
-
-
-class Opened:
-    """One graph in a runtime, as it ships."""
-
-    def __init__(self, graph: Path, engine: str, external: Sequence[str]) -> None:
-        """Open it on the CPU; external: the files beside it that it may read.
-
-        Raises InputError where the runtime refuses the graph, MissingError without the runtime.
-        """
-        check_external(graph, external)
-        self._name, self._engine, self._compiled, self._session = graph.name, engine, None, None
-        if engine == "openvino":
-            from stan_infer.engines import ov_session
-
-            self._compiled = ov_session.open_graph(graph)
-            signature = ov_session.OvGraph(self._compiled).signature()
-        else:
-            from stan_infer.engines import ort_session
-
-            self._session = ort_session.open_graph(graph)
-            signature = ort_session.OrtGraph(self._session).signature()
-        self.inputs, self.outputs = signature.inputs, signature.outputs
-
-    def run(self, names: Sequence[str], feeds: Values) -> list[np.ndarray]:
-        """Compute several outputs at once; whatever the runtime raises becomes an InputError."""
-        try:
-            if self._session is not None:
-                return self._session.run(list(names), dict(feeds))
-            results = self._compiled(dict(feeds))  # type: ignore[misc]
-            return [results[name] for name in names]
-        except Exception as e:
-            # The runtimes' own classes share no base but Exception.
-            raise InputError(f"{self._engine} cannot run {self._name}: {str(e)[:200]}") from e
-
-
-def input_names(path: Path) -> list[str]:
-    """Inputs of a graph that a runtime refuses, or none where it cannot be read."""
-    onnx = require("onnx", f"saying what {path.name} is", "stan-infer[cpu]")
-    try:
-        return [i.name for i in onnx.load(str(path), load_external_data=False).graph.input]
-    except Exception:  # protobuf's own classes
-        return []
 
 
 def graph_precision(path: Path) -> str:

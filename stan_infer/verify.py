@@ -18,6 +18,7 @@ import numpy as np
 from stan_infer import verify_inputs as inputs
 from stan_infer.bisect_graph import bisect as name_block
 from stan_infer.errors import InputError
+from stan_infer.synthetic import moving_frames
 from stan_infer.verify_sources import FLOAT, Arrays, Source, decode, open_source, to_input
 from stan_infer.verify_stage import Stage
 
@@ -176,8 +177,7 @@ class _Work:
                 self.clips[path.name] = shown
         for name, images in inputs.noise_frames(self.config.short_side if self.config else 224):
             self._resize(name, images)
-        share = decoded.equal / max(decoded.count, 1)
-        decoded.agreement = share
+        decoded.agreement = decoded.equal / max(decoded.count, 1)
 
     def _resize(self, name: str, images: list[np.ndarray]) -> list[np.ndarray | None]:
         stage = self.by["resize"]
@@ -239,7 +239,7 @@ class _Work:
                 if not self.clips:
                     t, side = self._common("frames", [12])[0], self.a.side
                     for seed in range(4):
-                        self.clips[f"moving {seed}"] = inputs.moving(t, side, side, seed)
+                        self.clips[f"moving {seed}"] = moving_frames(t, side, side, seed)
                 for name, clip in self.clips.items():
                     made = self._tower(video, name, "video", np.repeat(clip[None], batch[0], 0))
                     for seen, arrays in zip(self.seen, made, strict=True):

@@ -2,28 +2,74 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from stan_infer.artefact import CONFIG_KEY, MANIFEST, config_sha256, sha256
-from stan_infer.bisect_graph import Opened, graph_precision, input_names
+from stan_infer.artefact import (
+    CONFIG_KEY,
+    MANIFEST,
+    config_sha256,
+    read_manifest,
+    sha256,
+    stays_inside,
+)
+from stan_infer.bisect_graph import graph_precision
 from stan_infer.config import StanConfig
-from stan_infer.errors import InputError, StanError
-from stan_infer.onnx_file import metadata_props
+from stan_infer.errors import InputError, StanError, require
+from stan_infer.onnx_file import check_external, metadata_props
 from stan_infer.tokenizer import END, START, text_rules, tokenize
 from stan_infer.verify_sources import Arrays, Form, Source, score_arrays, to_input
-from stan_infer.video import resize_crop, sample_indices
+from stan_infer.video import SAMPLING_RULE, resize_crop, sample_indices
 
 ROLES = {"video": "video", "text": "input_ids"}  # role -> the graph's one input
 _OUTPUTS = {"video": ("video_embeds", "frame_embeds"), "text": ("text_embeds", "token_embeds")}
-_RULE = "round_half_even((n-1)/T*i) + trunc((n-1)/T/2)"  # the one that sample_indices computes
-_MAX_MANIFEST = 16 * 2**20
 _MAX_LABELS = 256 * 2**20
+
+
+class Opened:
+    """One graph in a runtime, as it ships."""
+
+    def __init__(self, graph: Path, engine: str, external: Sequence[str]) -> None:
+        """Open it on the CPU; external: the files beside it that it may read.
+
+        Raises InputError where the runtime refuses the graph, MissingError without the runtime.
+        """
+        check_external(graph, external)
+        self._name, self._engine, self._compiled, self._session = graph.name, engine, None, None
+        if engine == "openvino":
+            from stan_infer.engines import ov_session
+
+            self._compiled = ov_session.open_graph(graph)
+            signature = ov_session.OvGraph(self._compiled).signature()
+        else:
+            from stan_infer.engines import ort_session
+
+            self._session = ort_session.open_graph(graph)
+            signature = ort_session.OrtGraph(self._session).signature()
+        self.inputs, self.outputs = signature.inputs, signature.outputs
+
+    def run(self, names: Sequence[str], feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Compute several outputs at once; whatever the runtime raises becomes an InputError."""
+        try:
+            if self._session is not None:
+                return self._session.run(list(names), dict(feeds))
+            results = self._compiled(dict(feeds))  # type: ignore[misc]
+            return [results[name] for name in names]
+        except Exception as e:
+            # The runtimes' own classes share no base but Exception.
+            raise InputError(f"{self._engine} cannot run {self._name}: {str(e)[:200]}") from e
+
+
+def input_names(path: Path) -> list[str]:
+    """Inputs of a graph that a runtime refuses, or none where it cannot be read."""
+    onnx = require("onnx", f"saying what {path.name} is", "stan-infer[cpu]")
+    try:
+        return [i.name for i in onnx.load(str(path), load_external_data=False).graph.input]
+    except Exception:  # protobuf's own classes
+        return []
 
 
 class GraphFile(Source):
@@ -32,7 +78,7 @@ class GraphFile(Source):
     kind = "graph"
 
     def __init__(self, path: Path, engine: str) -> None:
-        """Open `path` or `folder` for `engine`."""
+        """Open the file in `engine`; InputError for one that is no tower."""
         self.name, self.engine, self._path = str(path), engine, path
         self._opened: Opened | InputError
         try:
@@ -89,9 +135,9 @@ class Folder(Source):
     kind = "folder"
 
     def __init__(self, folder: Path, engine: str) -> None:
-        """Open `path` or `folder` for `engine`."""
+        """Read the manifest; graphs are opened in `engine` when they are needed."""
         self._folder, self.name, self.engine = folder, str(folder), engine
-        self._manifest = _read_manifest(folder)
+        self._manifest = read_manifest(folder)
         self._c = self.config = StanConfig.from_dict(self._at("model", kind=dict))
         self.side = self._c.image_size
         entries = [g for g in self._at("graphs", kind=list) if isinstance(g, dict)]
@@ -131,13 +177,15 @@ class Folder(Source):
         """See Source.indices."""
         # A client knows the rule by name, or refuses.
         rule = self._at("preprocess", "sampling", "rule", kind=str)
-        if rule != _RULE:
-            raise InputError(f"{MANIFEST}: the sampling rule is {rule[:80]!r}, not {_RULE!r}")
+        if rule != SAMPLING_RULE:
+            raise InputError(
+                f"{MANIFEST}: the sampling rule is {rule[:80]!r}, not {SAMPLING_RULE!r}"
+            )
         return sample_indices(total, frames)
 
     def pixels(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """See Source.pixels."""
-        # By preprocess.onnx, else by the manifest's words with OpenCV.
+        # A folder of an older export has no preprocess.onnx: then by the manifest's words.
         if "preprocess" not in self._graphs:
             side = self._at("preprocess", "resize", "short_side", kind=int)
             return resize_crop(images, side, self._c.image_size)
@@ -146,7 +194,6 @@ class Folder(Source):
 
     def prepare(self, pixels: np.ndarray, form: Form | None = None) -> np.ndarray:
         """See Source.prepare."""
-        # By the manifest's preprocess entry.
         mean, std = (self._at("preprocess", k, kind=list) for k in ("mean", "std"))
         color = self._at("preprocess", "color", kind=str)
         if color not in ("RGB", "BGR"):
@@ -155,7 +202,6 @@ class Folder(Source):
 
     def ids(self, texts: Sequence[str]) -> np.ndarray:
         """See Source.ids."""
-        # Tokenizer.json, and the manifest's start, end, padding and length.
         known = text_rules(3)
         for key in ("clean", "truncation"):
             if self._at("text", key, kind=(list, str)) != known[key]:
@@ -178,7 +224,6 @@ class Folder(Source):
 
     def score(self, text: Arrays, ids: np.ndarray, video: Arrays) -> np.ndarray:
         """See Source.score."""
-        # Score.onnx where there is one, else the manifest's head.
         mask = ids != self._at("text", "padding", kind=int)
         if "score" not in self._graphs:
             return score_arrays(self._c, text, mask, video)
@@ -213,7 +258,6 @@ class Folder(Source):
 
     def damage(self) -> list[str] | None:
         """See Source.damage."""
-        # Changed, missing and unlisted files; graphs of another config.
         wrong, files = [], self._at("files", kind=dict)
         for name, entry in files.items():
             try:
@@ -238,8 +282,7 @@ class Folder(Source):
         return Form(*(self._at("preprocess", k, kind=str) for k in ("input_dtype", "layout")))
 
     def _file(self, name: Any) -> Path:
-        plain = re.fullmatch(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*", str(name)[:201])
-        if not plain or ".." in str(name).split("/") or len(str(name)) > 200:
+        if not stays_inside(str(name)):
             raise InputError(f"{MANIFEST} names the file {str(name)[:80]!r}")
         path = self._folder / name
         if path.is_symlink() or not path.is_file():
@@ -281,19 +324,3 @@ def _tower(opened: Opened | InputError, role: str, value: np.ndarray) -> Arrays:
 def _form(opened: Opened) -> Form:
     dtype, sizes = opened.inputs.get("video", ("uint8", ()))
     return Form(dtype, "BTCHW" if len(sizes) == 5 and sizes[2] == 3 != sizes[4] else "BTHWC")
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    if not path.is_file() or path.stat().st_size > _MAX_MANIFEST:
-        raise InputError(
-            f"{folder} is no exported artefact: it has no {MANIFEST} of bearable size; make one "
-            "with stan-infer export CHECKPOINT -o FOLDER"
-        )
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as e:
-        raise InputError(f"{path} is not JSON: {str(e)[:80]}") from e
-    if not isinstance(manifest, dict):
-        raise InputError(f"{path} is not a JSON object")
-    return manifest

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from stan_infer.errors import require
+from stan_infer.synthetic import moving_frames
 
 TEXTS = (
     "a dog runs across a field",
@@ -41,7 +42,7 @@ def write_videos(folder: Path, side: int) -> list[Path]:
         with av.open(str(path), "w") as out:
             stream = out.add_stream("mpeg4", rate=25)
             stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
-            for i, image in enumerate(moving(count, height, width, seed)):
+            for i, image in enumerate(moving_frames(count, height, width, seed)):
                 frame = av.VideoFrame.from_ndarray(image, format="rgb24")
                 frame.pts, frame.time_base = i, Fraction(1, 25)
                 out.mux(stream.encode(frame))
@@ -53,18 +54,6 @@ def write_videos(folder: Path, side: int) -> list[Path]:
     data[at : at + 36] = quarter.astype(">i4").tobytes()
     paths[-1].write_bytes(data)
     return paths
-
-
-def moving(count: int, height: int, width: int, seed: int = 0) -> np.ndarray:
-    """Smooth colours and a bright edge that move, uint8 [count, height, width, 3]."""
-    y, x, i = (np.arange(n) for n in (height, width, count))
-    wave = x * (3 + seed) + y[:, None] * 5 + (i * 23 + seed * 91)[:, None, None]
-    out = np.stack([wave * (c + 1) % 511 for c in range(3)], -1)
-    out = np.minimum(out, 511 - out).clip(0, 255).astype(np.uint8)
-    for t in range(count):
-        left = t * width // (count + 1)
-        out[t, height // 4 : height // 2, left : left + max(width // 6, 1)] = (230, 40, 90 + t)
-    return out
 
 
 def noise_frames(side: int) -> list[tuple[str, list[np.ndarray]]]:
@@ -88,7 +77,7 @@ def hard_clips(frames: int, side: int) -> list[tuple[str, np.ndarray]]:
     fields = (y + x) // max(side // 16, 1) + t[:, None, None]
     checker = np.repeat((fields % 2 * 255).astype(np.uint8)[..., None], 3, -1)  # large logits
     noise = rng.integers(0, 2, (frames, side, side, 3), np.uint8) * 255
-    smooth = moving(frames, side, side, 1)
+    smooth = moving_frames(frames, side, side, 1)
     if frames > 12:
         mixed = np.choose(t[:, None, None, None] % 4, [spot, checker, noise, smooth])
         return [("mixed", mixed), ("moving", smooth)]

@@ -69,10 +69,8 @@ class Source:
     video: Callable[[np.ndarray], Arrays]  # a prepared tensor -> video_embeds, frame_embeds
     text: Callable[[np.ndarray], Arrays]  # ids -> text_embeds, token_embeds
     score: Callable[[Arrays, np.ndarray, Arrays], np.ndarray]  # text, ids, video -> [Q, B]
-
-    def prepare(self, pixels: np.ndarray, form: Form | None = None) -> np.ndarray:
-        """Pixels [B, T, S, S, 3] -> a graph's input; None is the form that this source is told."""
-        raise NotImplementedError
+    # Pixels [B, T, S, S, 3] -> a graph's input of a form; None is the form that it is told.
+    prepare: Callable[..., np.ndarray]  # (pixels, form=None)
 
     def labels(self) -> tuple[list[str], Arrays] | None:
         """Texts of the classes and what was baked of them, where a folder has classes."""

@@ -27,6 +27,7 @@ from stan_infer.errors import InputError, nearest
 from stan_infer.resize import resize_and_crop
 
 MAX_FRAMES = 64
+SAMPLING_RULE = "round_half_even((n-1)/T*i) + trunc((n-1)/T/2)"  # what sample_indices computes
 DECODERS = ("auto", "pyav", "decord")
 SUFFIXES = tuple(".mp4 .mkv .webm .avi .mov .m4v .mpg .mpeg .ts .flv .wmv .3gp .gif".split())
 

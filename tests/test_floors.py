@@ -21,7 +21,7 @@ FLOORS = [
         "atomic",
     }
     | {"torch_zip", "torch_pickle", "torch_file", "trainer_hints", "layouts", "kernels"}
-    | {"onnx_file", "resize"},
+    | {"onnx_file", "resize", "synthetic"},
     {"weights_file", "clip_source", "checkpoint", "layers", "model"},
     {"fold", "fused", "torch_ops"},
     {"engines", "export"},

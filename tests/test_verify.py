@@ -13,8 +13,9 @@ import pytest
 from stan_infer.artefact import write_manifest
 from stan_infer.errors import InputError
 from stan_infer.export import export_model
+from stan_infer.synthetic import moving_frames
 from stan_infer.verify import verify
-from stan_infer.verify_inputs import hard_clips, hard_ids, moving, write_videos
+from stan_infer.verify_inputs import hard_clips, hard_ids, write_videos
 from stan_infer.verify_sources import FLOAT, UINT8, open_source
 from stan_infer.verify_stage import Stage
 from stan_infer.video import read_clip_info
@@ -232,7 +233,7 @@ def test_hard_inputs():
     for length in (2, 5, 77):
         ids = hard_ids(length, 100)
         assert ids.shape == (6, length) and ids.min() >= 0 and ids.max() == 99
-    assert (moving(3, 8, 9)[0] != moving(3, 8, 9)[1]).any()
+    assert (moving_frames(3, 8, 9)[0] != moving_frames(3, 8, 9)[1]).any()
 
 
 def test_preparation_is_the_same_by_config_and_by_manifest(tiny_model, folder):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stan_infer.cli.options import Checkpoint, Json, Settings, parse_settings, read_texts
+from stan_infer.cli.options import Checkpoint, Json, Settings, parse_settings, read_lines
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,7 +58,7 @@ def export(
 
     frame_range = None if frames is None else parse_range(frames, "--frames")
     batch_range = parse_range(batch, "--batch")
-    classes = read_texts(None, labels) if labels else []
+    classes = read_lines(labels, "labels") if labels else []
     given = parse_settings(settings)
     config = inspect_checkpoint(checkpoint, given).layout.config if clips else None
     artefact = export_model(

@@ -63,21 +63,27 @@ def read_texts(texts: Sequence[str] | None, labels: Path | None) -> list[str]:
     """The texts of --text, or the lines of --labels; InputError unless exactly one was given."""
     if bool(texts) == (labels is not None):
         raise InputError("give either --text TEXT (once or more) or --labels FILE")
-    if labels is None:
-        if not all(t.strip() for t in texts or []):
-            raise InputError("--text is blank; give words")
-        return list(texts or [])
+    if labels is not None:
+        return read_lines(labels, "labels")
+    if not all(t.strip() for t in texts or []):
+        raise InputError("--text is blank; give words")
+    return list(texts or [])
+
+
+def read_lines(path: Path, name: str) -> list[str]:
+    """The lines of a text file that are not blank; `name` says in errors what they are."""
+    one = f"it holds one of the {name} per line"
     try:
-        if not os.path.isfile(labels):
-            raise InputError(f"labels {labels}: no such file; it holds one label per line")
-        if labels.stat().st_size > 16 * 2**20:
-            raise InputError(f"labels {labels} is larger than 16 MiB; it holds one label per line")
-        lines = [line.strip() for line in labels.read_text(encoding="utf-8-sig").splitlines()]
+        if not os.path.isfile(path):
+            raise InputError(f"{name} {path}: no such file; {one}")
+        if path.stat().st_size > 16 * 2**20:
+            raise InputError(f"{name} {path} is larger than 16 MiB; {one}")
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as e:
-        raise InputError(f"labels {labels} cannot be read as UTF-8 text: {e}") from e
+        raise InputError(f"{name} {path} cannot be read as UTF-8 text: {e}") from e
     found = [line for line in lines if line]
     if not found:
-        raise InputError(f"labels {labels} is empty; it holds one label per line")
+        raise InputError(f"{name} {path} is empty; {one}")
     if len(found) > MAX_TEXTS:
-        raise InputError(f"labels {labels} has {len(found)} lines; at most {MAX_TEXTS} are read")
+        raise InputError(f"{name} {path} has {len(found)} lines; at most {MAX_TEXTS} are read")
     return found

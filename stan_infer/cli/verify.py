@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stan_infer.cli.options import Json, Settings, parse_numbers, parse_settings, read_texts
+from stan_infer.cli.options import Json, Settings, parse_numbers, parse_settings, read_lines
 
 _COLUMNS = ("stage", "pass", "max_rel", "tolerance", "min_cos", "agreement", "worst", "note")
 
@@ -48,7 +48,7 @@ def verify(
         a,
         b,
         videos=list_videos([videos]) if videos else None,
-        texts=read_texts(None, texts) if texts else None,
+        texts=read_lines(texts, "texts") if texts else None,
         frames=parse_numbers(frames, "--frames", 1, 64),
         tolerance=tolerance,
         bisect=bisect,

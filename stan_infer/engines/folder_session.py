@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Protocol
@@ -18,7 +19,7 @@ from stan_infer.engines.session import (
     score_features,
     token_ids,
 )
-from stan_infer.errors import CheckError, InputError, nearest
+from stan_infer.errors import CheckError, InputError
 from stan_infer.onnx_file import check_external, metadata_props
 
 Value = tuple[str, tuple[int | None, ...]]  # numpy's name of the dtype; sizes, None if free
@@ -48,7 +49,7 @@ class OpenGraph(Protocol):
         ...
 
 
-class FolderSession:
+class FolderSession(ABC):
     """An artefact in a runtime; see engines.session.Session. An engine supplies `open`."""
 
     engine: ClassVar[str]
@@ -82,9 +83,9 @@ class FolderSession:
             _check_config(artefact, graph)
             self._opened[role] = opened
 
+    @abstractmethod
     def open(self, graph: Graph, precision: str, threads: int | None) -> OpenGraph:
         """Open one graph of the folder on this device; the files that it reads were checked."""
-        raise NotImplementedError
 
     @property
     def config(self) -> StanConfig:
@@ -156,17 +157,6 @@ class FolderSession:
         if role not in self._graphs:
             raise InputError(f"artefact {self._artefact.path} holds no {role} graph")
         return self._graphs[role], self._opened[role]
-
-
-def split_device(device: str, kinds: Sequence[str]) -> tuple[str, str]:
-    """ "cuda:1" -> ("cuda", "1"), "cpu" -> ("cpu", ""); InputError for a word not in `kinds`."""
-    kind, colon, index = device.partition(":")
-    if kind not in kinds or (colon and not index.isdigit()) or (colon and kind == "cpu"):
-        raise InputError(
-            f"device '{device}' is unknown{nearest(kind, list(kinds))} "
-            f"({', '.join(kinds)}, {kinds[-1]}:1)"
-        )
-    return kind, index
 
 
 def check_precision(

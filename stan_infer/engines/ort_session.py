@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stan_infer.artefact import Graph
-from stan_infer.engines.folder_session import FolderSession, Signature, Value, split_device
+from stan_infer.engines.folder_session import FolderSession, Signature, Value
+from stan_infer.engines.session import split_device
 from stan_infer.errors import InputError, MissingError, require
 
 if TYPE_CHECKING:
@@ -57,6 +58,11 @@ def open_graph(
         # onnxruntime raises its own classes, which share no base but Exception.
         name = "the graph" if isinstance(graph, bytes) else graph.name
         reason = str(e).split(" failed:", 1)[-1]  # before it stands the path
+        if type(e).__name__ == "NotImplemented":
+            raise MissingError(
+                f"ONNX Runtime {ort.__version__} has no code on device '{device}' for a node of "
+                f"{name} ({reason[:160]}); bf16 on a CPU needs --engine openvino"
+            ) from e
         raise InputError(f"ONNX Runtime refuses {name}: {reason[:200]}") from e
     if session.get_providers()[0] != wanted:
         raise MissingError(missing)

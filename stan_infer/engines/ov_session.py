@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from stan_infer.artefact import Graph
-from stan_infer.engines.folder_session import FolderSession, Signature, Value, split_device
+from stan_infer.engines.folder_session import FolderSession, Signature, Value
+from stan_infer.engines.session import split_device
 from stan_infer.errors import InputError, MissingError, require
 
 # openvino ships stubs without the marker that lets a type checker read them.

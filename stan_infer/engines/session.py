@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from stan_infer.config import StanConfig
-from stan_infer.errors import InputError
+from stan_infer.errors import InputError, nearest
 from stan_infer.retrieval import cosine_scores, mug_scores
 from stan_infer.tokenizer import tokenize
 from stan_infer.video import read_clip
@@ -131,3 +131,14 @@ def read_config_clip(config: StanConfig, path: str | Path, decoder: str = "auto"
         crop=config.image_size,
         decoder=decoder,
     )
+
+
+def split_device(device: str, kinds: Sequence[str]) -> tuple[str, str]:
+    """ "cuda:1" -> ("cuda", "1"), "cpu" -> ("cpu", ""); InputError for a word not in `kinds`."""
+    kind, colon, index = device.partition(":")
+    if kind not in kinds or (colon and not index.isdigit()) or (colon and kind == "cpu"):
+        raise InputError(
+            f"device '{device}' is unknown{nearest(kind, list(kinds))} "
+            f"({', '.join(kinds)}, {kinds[-1]}:1)"
+        )
+    return kind, index

@@ -17,6 +17,7 @@ from stan_infer.engines.session import (
     check_video,
     read_config_clip,
     score_features,
+    split_device,
     token_ids,
 )
 from stan_infer.errors import InputError, MissingError, nearest
@@ -103,11 +104,7 @@ class TorchSession:
 
 def torch_device(device: str) -> torch.device:
     """Return the device asked for; InputError for an unknown word, MissingError if absent."""
-    kind, _, index = device.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
-        raise InputError(
-            f"device '{device}' is unknown{nearest(kind, ['cpu', 'cuda'])} (cpu, cuda, cuda:1)"
-        )
+    kind, index = split_device(device, ["cpu", "cuda"])
     if kind == "cuda" and not torch.cuda.is_available():
         built = torch.version.cuda or "none"
         raise MissingError(

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stan_infer.engines.ort_session import open_graph
-from stan_infer.export.golden import moving_frames
 from stan_infer.export.preprocess_graph import write_preprocess
+from stan_infer.synthetic import moving_frames
 from stan_infer.video import resize_crop
 
 cv2 = pytest.importorskip("cv2")

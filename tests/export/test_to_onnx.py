@@ -12,7 +12,7 @@ import torch
 
 import stan_infer as si
 from stan_infer.artefact import CONFIG_KEY, config_sha256
-from stan_infer.errors import CheckError, InputError
+from stan_infer.errors import CheckError, InputError, MissingError
 from stan_infer.export import export_model, onnx_graph
 from stan_infer.export.onnx_graph import GraphWriter
 from stan_infer.export.onnx_ops import OnnxOps
@@ -21,7 +21,7 @@ from stan_infer.export.parity import Case, case_sizes, prove
 from stan_infer.model import Stan, init_random
 from tests.conftest import ROOT, clips, relative_error, tiny_config
 
-FP16 = 1e-2
+FP16, BF16 = 1e-2, 1e-1
 ROUNDED = 1e-6
 
 
@@ -181,6 +181,18 @@ def test_fp16(tiny_model, folder, tmp_path):
     got = si.open_session(tmp_path / "x", "ort").embed_video(clips(2, 5, 16))
     wanted = tiny_model.encode_video(torch.from_numpy(clips(2, 5, 16))).mean(1)
     assert 1e-6 < relative_error(got, wanted) < FP16
+
+
+def test_bf16_is_proved_and_runs_where_it_can(tiny_model, tmp_path):
+    pytest.importorskip("openvino")
+    artefact = export_model(tiny_model, tmp_path / "x", precision="bf16", tower="video")
+    assert {p["backend"] for p in artefact.manifest["parity"]} == {"openvino CPU"}
+    video = clips(2, 5, 16)
+    wanted = tiny_model.encode_video(torch.from_numpy(video)).mean(1)
+    got = si.open_session(tmp_path / "x", "openvino").embed_video(video)
+    assert 1e-4 < relative_error(got, wanted) < BF16
+    with pytest.raises(MissingError, match="no code on device 'cpu'.*--engine openvino"):
+        si.open_session(tmp_path / "x")
 
 
 def test_fp16_that_would_overflow_is_refused_by_name(tmp_path):

@@ -1,0 +1,71 @@
+"""Classes of an exported folder: their embeddings, and the graph's head over them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from stan_infer.config import StanConfig
+from stan_infer.export.onnx_graph import GraphWriter
+from stan_infer.export.score_graph import add_mug_score
+from stan_infer.model import Stan
+from stan_infer.retrieval import cosine_scores, mug_scores
+from stan_infer.tokenizer import tokenize
+
+Classes = dict[str, np.ndarray]
+
+
+def embed_classes(model: Stan, labels: Sequence[str], template: str) -> Classes:
+    """What a head over these classes bakes in.
+
+    Mean head: "embeddings" float32 [n, E], normalised. Mug heads: "token_embeds" [n, L, E] and
+    "input_ids" int32 [n, L].
+    """
+    texts = [template.replace("{}", label) for label in labels]
+    ids = tokenize(texts, model.config.context_length)
+    parts = torch.from_numpy(ids).split(256)
+    with torch.inference_mode():
+        if model.config.is_mug:
+            tokens = torch.cat([model.encode_text_tokens(p).float() for p in parts]).numpy()
+            return {"token_embeds": tokens, "input_ids": ids.astype(np.int32)}
+        vectors = torch.cat([model.encode_text(p).float() for p in parts]).numpy()
+    return {"embeddings": vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)}
+
+
+def class_scores(
+    config: StanConfig, classes: Classes, mean: np.ndarray, frames: np.ndarray
+) -> np.ndarray:
+    """Scores [B, n] of video_embeds [B, E], or with a Mug head of frame_embeds [B, T, E]."""
+    if config.is_mug:
+        tokens, ids = classes["token_embeds"], classes["input_ids"]
+        return mug_scores(tokens, ids != 0, frames, mode=config.head, tau=config.mug_tau).T
+    return cosine_scores(classes["embeddings"], mean).T
+
+
+def add_class_head(
+    graph: GraphWriter,
+    config: StanConfig,
+    classes: Classes,
+    mean: str,
+    frames: str,
+    batch: int | str,
+) -> None:
+    """Add the outputs scores and probabilities [B, n]; mean, frames: the embeddings' names."""
+    n = len(next(iter(classes.values())))
+    with graph.scope("classes"):
+        if config.is_mug:
+            tokens = graph.weight("token_embeds", classes["token_embeds"])
+            ids = graph.weight("input_ids", classes["input_ids"])
+            both = add_mug_score(graph, tokens, ids, frames, mode=config.head, tau=config.mug_tau)
+            scores = graph.node("Transpose", [both], perm=[1, 0])
+        else:
+            length = graph.node("ReduceL2", [mean, graph.constant([-1])], keepdims=1)
+            unit = graph.node("Div", [mean, length])
+            weight = graph.weight("embeddings", classes["embeddings"].T)
+            scores = graph.node("MatMul", [unit, weight])
+        scale = graph.constant(1 / config.temperature, np.float32)
+        softmax = graph.node("Softmax", [graph.node("Mul", [scores, scale])], axis=-1)
+    graph.output(scores, "scores", [batch, n])
+    graph.output(softmax, "probabilities", [batch, n])
