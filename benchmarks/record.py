@@ -45,6 +45,12 @@ def read_rows(kind: str) -> list[dict[str, Any]]:
 
 
 def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+    """Commit of the code that ran; rows recorded since are no change of code."""
+    head = _git("rev-parse", "--short=12", "HEAD")
+    changed = _git("status", "--porcelain", "-uno", "--", ".", ":!benchmarks/results")
+    return (head or "unknown") + ("-dirty" if changed else "")
+
+
+def _git(*command: str) -> str:
+    done = subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
