@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,97 +18,15 @@ import numpy as np
 import torch
 
 from benchmarks.record import append_rows
-from stan_infer.bench import Lane, bench_videos
-from stan_infer.config import StanConfig, preset
+from stan_infer.bench import Lane, Schedule, bench_videos
+from stan_infer.ceiling import Ceiling
+from stan_infer.config import preset
 from stan_infer.engines import open_session
 from stan_infer.export import export_model
+from stan_infer.flops import video_flops
 from stan_infer.fold import fold_video
 from stan_infer.model import Stan, init_random
 from stan_infer.torch_ops import encode_video
-
-
-class TorchLane:
-    """A torch function of uint8 clips -> [B, E] as the session that a lane needs."""
-
-    def __init__(self, config: StanConfig, run: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        """Wrap `run`."""
-        self.config, self._run = config, run
-
-    @torch.inference_mode()
-    def embed_video(self, clips: np.ndarray) -> torch.Tensor:
-        """Run one batch."""
-        return self._run(torch.from_numpy(clips))
-
-    def describe(self) -> dict[str, Any]:
-        """What runs."""
-        return {"device": "cpu", "precision": "fp32", "torch": torch.__version__}
-
-
-class Ceiling:
-    """Fastest product that any library reaches, over all samples taken."""
-
-    def __init__(self, rows: int, width: int, hidden: int, threads: int) -> None:
-        """Prepare products of the network's own largest shape, and of a square one."""
-        self.best, self.by = 0.0, ""
-        rng = np.random.default_rng(0)
-        self._products: list[tuple[str, int, Callable[[], Any]]] = []
-        for m, k, n in ((rows, width, hidden), (1536, 1536, 1536)):
-            a, b = (rng.standard_normal(s, np.float32) for s in ((m, k), (k, n)))
-            x, y = torch.from_numpy(a), torch.from_numpy(b)
-            shape = f"{m}x{k}x{n}"
-            self._products += [
-                (f"torch {shape}", 2 * m * k * n, lambda x=x, y=y: x @ y),
-                (f"torch linear {shape}", 2 * m * k * n, _linear(x, y)),
-                (f"onnxruntime {shape}", 2 * m * k * n, _ort(a, b, threads)),
-                (f"openvino {shape}", 2 * m * k * n, _openvino(a, b, threads)),
-            ]
-
-    def sample(self) -> None:
-        """Time every product three times."""
-        for name, flops, run in self._products:
-            run()
-            for _ in range(3):
-                start = time.perf_counter()
-                run()
-                rate = flops / (time.perf_counter() - start) / 1e9
-                if rate > self.best:
-                    self.best, self.by = rate, name
-
-
-def _linear(x: torch.Tensor, y: torch.Tensor) -> Callable[[], Any]:
-    weight = y.T.contiguous()
-    return lambda: torch.nn.functional.linear(x, weight)
-
-
-def _product_graph(b: np.ndarray) -> bytes:
-    from onnx import TensorProto, helper, numpy_helper
-
-    (k, n) = b.shape
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["a", "b"], ["c"])],
-        "product",
-        [helper.make_tensor_value_info("a", TensorProto.FLOAT, ["m", k])],
-        [helper.make_tensor_value_info("c", TensorProto.FLOAT, ["m", n])],
-        [numpy_helper.from_array(b, "b")],
-    )
-    opset = helper.make_opsetid("", 20)
-    return helper.make_model(graph, opset_imports=[opset], ir_version=10).SerializeToString()
-
-
-def _ort(a: np.ndarray, b: np.ndarray, threads: int) -> Callable[[], Any]:
-    from stan_infer.engines.ort_session import open_graph
-
-    session = open_graph(_product_graph(b), threads=threads)
-    return lambda: session.run(None, {"a": a})
-
-
-def _openvino(a: np.ndarray, b: np.ndarray, threads: int) -> Callable[[], Any]:
-    import openvino
-
-    core = openvino.Core()
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
-    model = core.compile_model(core.read_model(_product_graph(b)), "CPU", settings)
-    return lambda: model({"a": a})
 
 
 def main() -> None:
@@ -149,33 +66,42 @@ def _measure(
         ("compile", "reference"): lambda x: compiled(x).mean(1),
         ("eager", "fused"): lambda x: encode_video(weights, x)[0],
     }
-    # A lane needs no more of a session than TorchLane has: it embeds no text.
-    lanes = [Lane("/".join(k), TorchLane(config, f)) for k, f in torch_lanes.items()]  # type: ignore[arg-type]
+    lanes = [_lane(*k, _on_tensor(f), torch=torch.__version__) for k, f in torch_lanes.items()]
+    sessions = []
     for engine in ("ort", "openvino"):
         for graph, path in paths.items():
-            session = open_session(path, engine, threads=threads)
-            lanes.append(Lane(f"{engine}/{graph}", session))
-    rows = args.frames * (1 + config.patches)
-    ceiling = Ceiling(rows, config.width, config.mlp_width, threads)
-    measured = bench_videos(
+            sessions.append(open_session(path, engine, threads=threads))
+            lanes.append(_lane(engine, graph, sessions[-1].embed_video, **sessions[-1].describe()))
+    ceiling = Ceiling(config, args.frames, threads)
+    rows = bench_videos(
         lanes,
+        side=config.image_size,
+        flops=lambda t: video_flops(config, t),
         batches=[1],
         frames=[args.frames],
-        warmup=args.warmup,
-        repeats=args.repeats,
-        on_round=ceiling.sample,
+        schedule=Schedule(args.warmup, args.repeats),
+        on_round=lambda part: ceiling.sample(),
     )
-    for row in measured:
-        row["engine"], row["graph"] = row["engine"].split("/")
-        row |= {
-            "threads": threads,
-            "ceiling_gflop_per_s": ceiling.best,
-            "ceiling_by": ceiling.by,
-            "share_of_ceiling": row["gflop_per_s"] / ceiling.best,
-        }
-    for lane in lanes[len(torch_lanes) :]:
-        lane.session.close()
-    return measured
+    best, by = ceiling.of("fp32") or (float("nan"), "")
+    for row in rows:
+        row |= {"threads": threads, "ceiling_gflop_per_s": best, "ceiling_by": by}
+        row["share_of_ceiling"] = row["gflop_per_s"] / best
+    for session in sessions:
+        session.close()
+    return rows
+
+
+def _lane(engine: str, graph: str, embed: Callable[[np.ndarray], Any], **facts: Any) -> Lane:
+    named = {"precision": "fp32", "device": "cpu", **facts, "engine": engine, "graph": graph}
+    return Lane(f"{engine} {graph}", embed, named)
+
+
+def _on_tensor(run: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[np.ndarray], torch.Tensor]:
+    @torch.inference_mode()
+    def embed(clips: np.ndarray) -> torch.Tensor:
+        return run(torch.from_numpy(clips))
+
+    return embed
 
 
 if __name__ == "__main__":

@@ -18,10 +18,11 @@ import numpy as np
 import torch
 
 from benchmarks.record import append_rows
-from stan_infer.bench import Lane, bench_videos
+from stan_infer.bench import Lane, Schedule, bench_videos
 from stan_infer.config import preset
 from stan_infer.engines import open_session
 from stan_infer.export import export_model
+from stan_infer.flops import video_flops
 from stan_infer.model import Stan, init_random
 
 
@@ -44,17 +45,22 @@ def main() -> None:
                 gflop[graph] = products_run(path / "video.onnx", t, model.config.image_size) / 1e9
             for threads in (int(n) for n in args.threads.split(",")):
                 torch.set_num_threads(threads)
-                lanes = [
-                    Lane(graph, open_session(Path(folder) / graph, "ort", threads=threads))
+                sessions = {
+                    graph: open_session(Path(folder) / graph, "ort", threads=threads)
                     for graph in ("reference", "fused")
-                ]
+                }
                 rows = bench_videos(
-                    lanes, batches=[1], frames=[args.frames], warmup=1, repeats=int(repeats or 5)
+                    [Lane(g, s.embed_video, {**s.describe()}) for g, s in sessions.items()],
+                    side=model.config.image_size,
+                    flops=lambda t, config=model.config: video_flops(config, t),
+                    batches=[1],
+                    frames=[args.frames],
+                    schedule=Schedule(1, int(repeats or 5)),
                 )
-                for row, lane in zip(rows, lanes, strict=True):
-                    row["graph"], row["engine"] = row["engine"], "ort"
-                    row |= {"model": name, "threads": threads, "graph_gflop": gflop[row["graph"]]}
-                    lane.session.close()
+                for row, (graph, session) in zip(rows, sessions.items(), strict=True):
+                    row |= {"model": name, "graph": graph, "threads": threads}
+                    row["graph_gflop"] = gflop[graph]
+                    session.close()
                 append_rows("graphs", rows)
                 says = gflop["reference"] / gflop["fused"]
                 got = rows[1]["speedup"]

@@ -16,7 +16,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 
 def append_rows(kind: str, rows: list[dict[str, Any]]) -> Path:
-    """Append rows of one kind ("sweep", "load", ...) measured just now; return the file."""
+    """Append rows of one kind ("engines", "load", ...) measured just now; return the file."""
     machine = machine_record()
     name = re.sub(r"[^a-z0-9]+", "-", f"{machine['cpu']}-{machine['cores']}-cores".lower())
     path = RESULTS / f"{name.strip('-')}.jsonl"

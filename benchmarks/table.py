@@ -1,6 +1,6 @@
-"""python -m benchmarks.table [--write | --check]: README tables from recorded runs.
+"""python -m benchmarks.table [--write | --check]: the documents' tables, from recorded runs.
 
-The README holds markers `<!-- table:NAME -->` ... `<!-- /table -->`; what stands between them is
+The files hold markers `<!-- table:NAME -->` ... `<!-- /table -->`; what stands between them is
 generated from benchmarks/results/ and examples/motion/results.json, never typed.
 """
 
@@ -14,31 +14,6 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.record import ROOT, read_rows
-
-
-def sweep_table() -> str:
-    """Latency of the newest run of every model, shape and engine, with its machine."""
-    newest = {
-        (r["machine"]["cpu"], r["model"], r["batch"], r["frames"], r["engine"]): r
-        for r in read_rows("sweep")
-    }
-    lines = []
-    for machine in sorted({k[0] for k in newest}):
-        rows = [r for k, r in newest.items() if k[0] == machine]
-        lines += [_machine_line(rows[-1]), ""]
-        lines += [
-            "| model | B | T | engine | ms p50 | ms p95 | clips/s | GFLOP/s | x eager | error |"
-        ]
-        lines += ["|---|---|---|---|---|---|---|---|---|---|"]
-        for r in rows:
-            lines.append(
-                f"| {r['model']} | {r['batch']} | {r['frames']} | {r['engine']} "
-                f"| {r['latency_ms_p50']:.4g} | {r['latency_ms_p95']:.4g} "
-                f"| {r['clips_per_s']:.3g} | {r['gflop_per_s']:.3g} "
-                f"| {r['speedup']:.2f} | {r['max_rel_error']:.0e} |"
-            )
-    return "\n".join(lines) if lines else "not measured"
-
 
 _LANES = {
     ("eager", "reference"): "eager",
@@ -85,6 +60,42 @@ def _engine_cell(r: dict[str, Any] | None) -> str:
         return "not measured"
     ms, share = r["latency_ms_p50"], 100 * r["share_of_ceiling"]
     return f"{ms:.0f} ms, {r['speedup']:.2f}x, {share:.0f} %"
+
+
+def graphs_table() -> str:
+    """ONNX Runtime on the reference and the fused graph alone: measured and counted ratio."""
+    runs: dict[tuple[str, str, int], dict[str, dict[str, Any]]] = {}
+    for r in read_rows("graphs"):
+        runs.setdefault((r["machine"]["cpu"], r["model"], r["threads"]), {})[r["graph"]] = r
+    if not runs:
+        return "not measured"
+    lines = ["| model, threads | faster than the reference graph | its products say | pairs |"]
+    lines += ["|---|---|---|---|"]
+    for (_, model, threads), run in runs.items():
+        fused, counted = run["fused"], run["reference"]["graph_gflop"] / run["fused"]["graph_gflop"]
+        lines.append(
+            f"| {model}, {threads} | {fused['speedup']:.3f}x | {counted:.3f}x "
+            f"| {fused.get('rounds', fused.get('repeats'))} |"
+        )
+    return "\n".join(lines)
+
+
+def accuracy_table() -> str:
+    """The demo through `stan-infer eval`: newest run of each engine and precision."""
+    newest = {(r["engine"], r["precision"]): r for r in read_rows("accuracy")}
+    if not newest:
+        return "not measured"
+    lines = ["| engine, precision | motion, of 10 | lost (95 %) | same answer | caption, of 400 |"]
+    lines += ["|---|---|---|---|---|"]
+    for (engine, precision), r in newest.items():
+        low, high = r["motion_interval"]
+        lost = "{:.2f} ({:.2f} to {:.2f})".format(r["motion_loss"], *r["motion_loss_interval"])
+        motion = f"{r['motion_top1']:.1f} % ({low:.1f} to {high:.1f})"
+        lines.append(
+            f"| {engine}, {precision} | {motion} | {lost} "
+            f"| {r['motion_agreement']:.1f} % | {r['caption_top1']:.1f} % |"
+        )
+    return "\n".join(lines)
 
 
 def load_table() -> str:
@@ -139,8 +150,10 @@ def videos_table() -> str:
     return "\n".join(lines)
 
 
+FILES = ("README.md", "BENCHMARKS.md")
 TABLES: dict[str, Callable[[], str]] = {
-    "sweep": sweep_table,
+    "graphs": graphs_table,
+    "accuracy": accuracy_table,
     "engines": engines_table,
     "load": load_table,
     "motion": motion_table,
@@ -164,13 +177,13 @@ def main() -> None:
     group.add_argument("--write", action="store_true")
     group.add_argument("--check", action="store_true")
     args = parser.parse_args()
-    readme = ROOT / "README.md"
-    now = readme.read_text()
-    wanted = render(now)
-    if args.write:
-        readme.write_text(wanted)
-    elif now != wanted:
-        sys.exit("README.md does not match the recorded runs: python -m benchmarks.table --write")
+    for name in FILES:
+        now = (ROOT / name).read_text()
+        wanted = render(now)
+        if args.write:
+            (ROOT / name).write_text(wanted)
+        elif now != wanted:
+            sys.exit(f"{name} does not match the recorded runs: python -m benchmarks.table --write")
 
 
 def _machine_line(row: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stan_infer.config import StanConfig, coerce
+from stan_infer.config import PRESETS, StanConfig, coerce, preset
 from stan_infer.errors import InputError, MissingError, nearest, require
 from stan_infer.layouts import Layout, Origin, check_names, parameter_shapes, with_settings
 from stan_infer.weights_file import Reader, open_weights, read_weight
@@ -80,6 +80,16 @@ def clip_config(name: str, settings: Mapping[str, Any] | None = None) -> StanCon
         "activation": "quick_gelu" if known.get("quick_gelu") else "gelu",
     }
     return with_settings(values, told | settings)
+
+
+def named_config(name: str, settings: Mapping[str, Any] | None = None) -> StanConfig:
+    """Return the config of a preset or of a branch on an open_clip model, by name alone.
+
+    Raises InputError with the nearest preset for an unknown name.
+    """
+    if name not in PRESETS and is_clip_name(name):
+        return clip_config(name, settings)
+    return preset(name).replace(settings or {})
 
 
 def clip_layout(source: str, settings: Mapping[str, Any] | None = None) -> Layout:

@@ -10,6 +10,7 @@ whose size the parent knows from what it asked for. No pickle: the child has rea
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import struct
@@ -79,6 +80,7 @@ class DecodeWorker:
         short_side: int,
         crop: int,
         decoder: str = "auto",
+        views: tuple[int, int] | None = None,
         timeout_s: float = 60.0,
     ) -> Clip:
         """Return what `video.read_clip_info` returns, from the child.
@@ -86,8 +88,11 @@ class DecodeWorker:
         Raises its InputError or MissingError, and InputError when the child does not answer within
         timeout_s seconds (it is killed) or dies. The next call starts a new child.
         """
+        check_options(frames=frames, short_side=short_side, crop=crop, decoder=decoder, views=views)
         asked = {"frames": frames, "short_side": short_side, "crop": crop, "decoder": decoder}
-        check_options(frames=frames, short_side=short_side, crop=crop, decoder=decoder)
+        shape = (
+            [frames, crop, crop, 3] if views is None else [math.prod(views), frames, crop, crop, 3]
+        )
         _check_timeout(timeout_s)
         process = self._running()
         assert process.stdin is not None and process.stdout is not None
@@ -96,10 +101,11 @@ class DecodeWorker:
         try:
             # A child that dies shows as a broken pipe or as the end of its output.
             with _watched(process, timeout_s) as expired, suppress(OSError, EOFError, ValueError):
-                _send(process.stdin, {**asked, "path": os.fspath(path), "timeout_s": timeout_s})
+                place = {"path": os.fspath(path), "timeout_s": timeout_s}
+                _send(process.stdin, {**asked, "views": views, **place})
                 header = _receive(process.stdout)
                 if header["status"] == "clip":
-                    pixels = _exactly(process.stdout, frames * crop * crop * 3)
+                    pixels = _exactly(process.stdout, math.prod(shape))
         except BaseException:
             _end(process)  # interrupted half-way: the next reply would be the wrong clip's
             raise
@@ -111,7 +117,7 @@ class DecodeWorker:
         if self._clips >= self._recycle:
             _end(process)
         if header["status"] == "clip":
-            return _clip(header, pixels, frames, crop)
+            return _clip(header, pixels, shape)
         raise _error(header)
 
     def _running(self) -> subprocess.Popen[bytes]:
@@ -148,6 +154,7 @@ def read_clips(
     short_side: int,
     crop: int,
     decoder: str = "auto",
+    views: tuple[int, int] | None = None,
     workers: int = 1,
     timeout_s: float = 60.0,
 ) -> Generator[tuple[Path, _Result], None, None]:
@@ -156,11 +163,12 @@ def read_clips(
     At most two clips per worker are decoded ahead. An error of one file is yielded, not raised;
     wrong options raise InputError at once. Closing the iterator, or Ctrl-C, kills all children.
     """
-    check_options(frames=frames, short_side=short_side, crop=crop, decoder=decoder)
+    check_options(frames=frames, short_side=short_side, crop=crop, decoder=decoder, views=views)
     _check_timeout(timeout_s)
     if workers < 1:
         raise InputError(f"workers is {workers}; at least 1 is needed")
-    options = {"frames": frames, "short_side": short_side, "crop": crop, "decoder": decoder}
+    sizes = {"frames": frames, "short_side": short_side, "crop": crop}
+    options = {**sizes, "decoder": decoder, "views": views}
     return _in_order(paths, {**options, "timeout_s": timeout_s}, min(workers, max(1, len(paths))))
 
 
@@ -247,10 +255,10 @@ def _epitaph(path: str | os.PathLike[str], timeout_s: float | None, code: int) -
     return f"{os.fspath(path)}: the decoder {end}; the file is likely damaged: re-encode it"
 
 
-def _clip(header: dict[str, Any], pixels: bytes, frames: int, crop: int) -> Clip:
+def _clip(header: dict[str, Any], pixels: bytes, shape: list[int]) -> Clip:
     height, width = header["source_size"]
     # Through a bytearray, so that the pixels are writable as those of read_clip_info are.
-    array = np.frombuffer(bytearray(pixels), np.uint8).reshape(frames, crop, crop, 3)
+    array = np.frombuffer(bytearray(pixels), np.uint8).reshape(shape)
     return Clip(
         pixels=array,
         indices=np.array(header["indices"], np.int64),
@@ -322,6 +330,7 @@ def main() -> None:
 def _answer(asked: dict[str, Any]) -> tuple[dict[str, Any], bytes | memoryview]:
     timeout_s = asked.pop("timeout_s")
     path = asked.pop("path")
+    asked["views"] = asked["views"] and tuple(asked["views"])
     # Should the parent die during a hang, nobody is left to kill this process: the kernel does it.
     alarm = hasattr(signal, "setitimer")
     if alarm:

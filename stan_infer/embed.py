@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 
 from stan_infer.atomic import new_file
 from stan_infer.decode_worker import read_clips
-from stan_infer.engines.session import Session
+from stan_infer.engines.session import Session, as_numpy
 from stan_infer.errors import MissingError, StanError
 from stan_infer.video import Clip
 
@@ -25,7 +25,7 @@ class Reading:
 
     path: Path
     clip: Clip | None
-    features: np.ndarray | None  # [E], or [T, E] with a Mug head
+    features: np.ndarray | None  # [E], or [T, E] with a Mug head; [V, ...] if views were asked for
     error: str | None
 
 
@@ -33,26 +33,24 @@ def embed_videos(
     session: Session,
     paths: Sequence[Path],
     *,
+    reading: Mapping[str, Any] | None = None,
     batch: int = 1,
     workers: int = 1,
     decoder: str = "auto",
     timeout_s: float = 60.0,
-) -> Iterator[Reading]:
+) -> Generator[Reading, None, None]:
     """Embed each video, in the given order; a bad one yields its error and does not stop the rest.
 
-    batch: clips per call of the network. workers: decoding processes. timeout_s: how long one
-    video may take to decode. Raises MissingError when the decoder itself is not installed.
+    reading: other options of video.read_clip_info than the model's own; with `views` in it,
+    features are [V, ...], one row per view. batch: videos per call of the network. workers:
+    decoding processes. timeout_s: how long one video may take to decode. Raises MissingError when
+    the decoder itself is not installed.
     """
-    config = session.config
-    readings = read_clips(
-        paths,
-        frames=config.frames,
-        short_side=config.short_side,
-        crop=config.image_size,
-        decoder=decoder,
-        workers=workers,
-        timeout_s=timeout_s,
-    )
+    c = session.config
+    own = {"frames": c.frames, "short_side": c.short_side, "crop": c.image_size, "decoder": decoder}
+    options = {**own, **(reading or {})}
+    views = options.get("views") is not None
+    readings = read_clips(paths, **options, workers=workers, timeout_s=timeout_s)
     waiting: list[tuple[Path, Clip | StanError]] = []
     with closing(readings):
         for path, result in readings:
@@ -60,9 +58,9 @@ def embed_videos(
                 raise result
             waiting.append((path, result))
             if sum(isinstance(r, Clip) for _, r in waiting) == batch:
-                yield from _flush(session, waiting)
+                yield from _flush(session, waiting, views)
                 waiting = []
-        yield from _flush(session, waiting)
+        yield from _flush(session, waiting, views)
 
 
 def save_embeddings(
@@ -106,9 +104,11 @@ def collect(
     return good, bad
 
 
-def _flush(session: Session, waiting: list[tuple[Path, Clip | StanError]]) -> Iterator[Reading]:
+def _flush(
+    session: Session, waiting: list[tuple[Path, Clip | StanError]], views: bool
+) -> Iterator[Reading]:
     clips = [r.pixels for _, r in waiting if isinstance(r, Clip)]
-    features = iter(np.asarray(session.embed_video(np.stack(clips)))) if clips else iter(())
+    features = iter(_embed(session, np.stack(clips), views)) if clips else iter(())
     for path, result in waiting:
         if not isinstance(result, Clip):
             yield Reading(path, None, None, str(result))
@@ -118,3 +118,12 @@ def _flush(session: Session, waiting: list[tuple[Path, Clip | StanError]]) -> It
             yield Reading(path, result, vector, None)
         else:
             yield Reading(path, None, None, f"{path}: the model gives values that are not finite")
+
+
+def _embed(session: Session, pixels: np.ndarray, views: bool) -> np.ndarray:
+    """uint8 [B, T, S, S, 3] -> [B, ...]; with views [B, V, T, S, S, 3] -> [B, V, ...]."""
+    if not views:
+        return as_numpy(session.embed_video(pixels))
+    # One view after the other: a call never holds more clips than the batch asked for.
+    parts = [as_numpy(session.embed_video(pixels[:, i])) for i in range(pixels.shape[1])]
+    return np.stack(parts, axis=1)

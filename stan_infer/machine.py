@@ -6,8 +6,11 @@ import importlib.metadata
 import os
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+
+from stan_infer.errors import InputError
 
 _PACKAGES = (
     "numpy",
@@ -30,6 +33,13 @@ _PACKAGES = (
     "openvino",
 )
 
+# As Linux spells them: x86, then ARM.
+_INSTRUCTION_SETS = (
+    *("avx", "f16c", "fma", "avx2", "avx512f", "avx512bw", "avx_vnni", "avx512_vnni"),
+    *("avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8"),
+    *("asimd", "asimdhp", "asimddp", "bf16", "i8mm", "sve"),
+)
+
 # An ONNX model of one Identity node, float[1] x -> y, opset 20, IR 10: enough to see which provider
 # really opens a session, on a machine that has neither onnx nor torch.
 _IDENTITY = bytes.fromhex(
@@ -39,9 +49,10 @@ _IDENTITY = bytes.fromhex(
 
 
 def machine_record() -> dict[str, Any]:
-    """The machine in words: processor, cores, memory in GiB, system, Python."""
+    """The machine in words: processor, what it can, cores, memory in GiB, system, Python."""
     return {
-        "cpu": _cpu_name(),
+        "cpu": _cpu_field("model name") or platform.processor() or platform.machine(),
+        "instruction_sets": _instruction_sets(),
         "cores": os.cpu_count(),
         "memory_gib": _memory_gib(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -140,18 +151,63 @@ def _run_pyav() -> None:
     av.CodecContext.create("h264", "r")
 
 
-def _cpu_name() -> str:
+def _cpu_field(name: str) -> str:
     try:
         with open("/proc/cpuinfo") as f:
             for line in f:
-                if line.startswith("model name"):
+                if line.startswith(name):
                     return line.split(":", 1)[1].strip()
     except OSError:
         pass
-    return platform.processor() or platform.machine()
+    return ""
+
+
+def _instruction_sets() -> list[str]:
+    """Of those that decide how fast a number format is, the ones this CPU has (Linux)."""
+    found = set((_cpu_field("flags") or _cpu_field("Features")).split())
+    return [name for name in _INSTRUCTION_SETS if name in found]
 
 
 def _memory_gib() -> float | None:
     if sys.platform == "win32" or not hasattr(os, "sysconf"):
         return None
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+
+
+@contextmanager
+def pinned(threads: int) -> Iterator[list[int] | None]:
+    """Keep this thread, and those that it starts inside the block, on `threads` CPUs.
+
+    Yields their numbers, or None where the system has no such call. CPUs of different cores come
+    first. Raises InputError if fewer are allowed.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        yield None
+        return
+    allowed = os.sched_getaffinity(0)
+    if threads > len(allowed):
+        raise InputError(f"--threads {threads}: this process may use {len(allowed)} CPUs")
+    chosen = sorted(sorted(allowed, key=lambda cpu: (_sibling_rank(cpu), cpu))[:threads])
+    os.sched_setaffinity(0, chosen)
+    try:
+        yield chosen
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+def usable_cpus() -> int:
+    """How many CPUs this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _sibling_rank(cpu: int) -> int:
+    """0 for the first hardware thread of a core, 1 for the second, ..."""
+    try:
+        with open(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") as f:
+            text = f.read()
+        first = [int(part.split("-")[0]) for part in text.strip().split(",")]
+        return 0 if cpu == min(first) else 1
+    except (OSError, ValueError):
+        return 0

@@ -24,15 +24,31 @@ def resized_size(height: int, width: int, short_side: int) -> tuple[int, int]:
     return int(height * scale + 0.5), int(width * scale + 0.5)
 
 
-def resize_and_crop(image: NDArray[np.uint8], short_side: int, crop: int) -> NDArray[np.uint8]:
-    """uint8 [H, W, 3] -> uint8 [crop, crop, 3]: shorter side to `short_side`, centred square kept.
+def resize_and_crop(
+    image: NDArray[np.uint8], short_side: int, crop: int, crops: int = 1
+) -> NDArray[np.uint8]:
+    """uint8 [H, W, 3] -> uint8 [crops, crop, crop, 3]: shorter side to `short_side`, squares kept.
 
-    `crop` is at most `short_side`. Small pictures grow.
+    crops: 1 is the centred square; 3 are at the start, middle and end of the longer side. `crop` is
+    at most `short_side`. Small pictures grow.
     """
     height, width = image.shape[:2]
     new_height, new_width = resized_size(height, width, short_side)
-    upper, lower, upper_weight, lower_weight = _rows(height, new_height, crop)
-    left, right, left_weight, right_weight = _columns(width, new_width, crop)
+    top, left = (new_height - crop) // 2, (new_width - crop) // 2
+    if crops == 1:
+        return _square(image, (new_height, new_width), top, left, crop)[None]
+    places = [(0, left), (top, left), (2 * top, left)]
+    if new_width >= new_height:
+        places = [(top, 0), (top, left), (top, 2 * left)]
+    return np.stack([_square(image, (new_height, new_width), *p, crop) for p in places])
+
+
+def _square(
+    image: NDArray[np.uint8], resized: tuple[int, int], top: int, begin: int, crop: int
+) -> NDArray[np.uint8]:
+    height, width = image.shape[:2]
+    upper, lower, upper_weight, lower_weight = _rows(height, resized[0], top, crop)
+    left, right, left_weight, right_weight = _columns(width, resized[1], begin, crop)
     total = np.full((crop, crop, 3), 2, np.int32)
     for index, weight in ((upper, upper_weight), (lower, lower_weight)):
         line = image[index]  # uint8 still
@@ -42,24 +58,24 @@ def resize_and_crop(image: NDArray[np.uint8], short_side: int, crop: int) -> NDA
 
 
 @functools.lru_cache(maxsize=16)
-def _rows(size: int, resized: int, crop: int) -> Positions:
-    low, part = _coordinates(size, resized, crop)
+def _rows(size: int, resized: int, begin: int, crop: int) -> Positions:
+    low, part = _coordinates(size, resized, begin, crop)
     return _positions(low, part, size)
 
 
 @functools.lru_cache(maxsize=16)
-def _columns(size: int, resized: int, crop: int) -> Positions:
-    low, part = _coordinates(size, resized, crop)
+def _columns(size: int, resized: int, begin: int, crop: int) -> Positions:
+    low, part = _coordinates(size, resized, begin, crop)
     # Beyond the edge OpenCV gives columns weight 1; rows keep their two weights.
     part[(low < 0) | (low >= size - 1)] = 0
     return _positions(low, part, size)
 
 
 def _coordinates(
-    size: int, resized: int, crop: int
+    size: int, resized: int, begin: int, crop: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     scale = 1 / (resized / size)
-    kept = np.arange(crop) + (resized - crop) // 2
+    kept = np.arange(crop) + begin
     at = ((kept + 0.5) * scale - 0.5).astype(np.float32)
     low = np.floor(at)
     return low.astype(np.int64), at - low

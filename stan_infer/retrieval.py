@@ -1,12 +1,7 @@
-"""Scores of texts against videos, and the figures made of them, as the authors' code computes them.
-
-Rows are texts, columns are videos. The release has text-to-video retrieval only.
-"""
+"""Scores of texts against videos, as the authors' code has them: rows texts, columns videos."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +11,6 @@ from stan_infer.errors import InputError, nearest
 
 Floats = NDArray[Any]  # float32 or float64
 
-_log = logging.getLogger(__name__)
 _MODES = ("mug", "mug_frame_token")
 # Measured: blocks of this size stay in a CPU's last cache and keep the matrix product busy.
 _BLOCK_TOKENS, _BLOCK_COLUMNS = 256, 4096
@@ -27,7 +21,7 @@ def normalize(x: ArrayLike) -> Floats:
 
     x: [..., E] floats. Returns float64 for float64, else float32. Raises InputError.
     """
-    features = _floats("features", x)
+    features = float_array("features", x)
     with np.errstate(all="ignore"):
         return features / np.linalg.norm(features, axis=-1, keepdims=True)
 
@@ -37,7 +31,7 @@ def cosine_scores(text: ArrayLike, video: ArrayLike) -> NDArray[np.float32]:
 
     A zero vector gives NaN, as in the release (mean head). Raises InputError for wrong shapes.
     """
-    texts, videos = _floats("text features", text, 2), _floats("video features", video, 2)
+    texts, videos = float_array("text features", text, 2), float_array("video features", video, 2)
     _same_width(texts, videos)
     with np.errstate(all="ignore"):
         scores = normalize(texts.astype(np.float32)) @ normalize(videos.astype(np.float32)).T
@@ -86,71 +80,12 @@ def mug_scores(
     return scores
 
 
-def released_ranks(scores: ArrayLike) -> NDArray[np.int64]:
-    """Zero-based ranks of the right videos as the release finds them, for scores [N, N].
-
-    Row i is right at column i. Every position of the sorted row that equals the right score is a
-    rank: a tie gives several, so there may be more than N; a row with NaN there gives none.
-    """
-    matrix = _floats("scores", scores, 2)
-    if matrix.shape[0] != matrix.shape[1]:
-        raise InputError(
-            f"scores have shape {list(matrix.shape)}; retrieval needs [N, N] with text i "
-            "belonging to video i: give one caption per video"
-        )
-    wanted = -np.diag(matrix)
-    return np.nonzero(np.sort(-matrix, axis=1) == wanted[:, None])[1]
-
-
-def retrieval_metrics(scores: ArrayLike) -> dict[str, float]:
-    """R@1, R@5, R@10 in percent, MdR and MnR (1 is best) of scores [N, N], as released.
-
-    Text i belongs to video i. Ties count as in released_ranks, and the divisor is the number of
-    ranks; NaN rows drop out, which is logged. Raises InputError if nothing is left.
-    """
-    ranks = released_ranks(scores)
-    dropped = int(np.isnan(np.diag(np.asarray(scores))).sum())
-    if not len(ranks):
-        raise InputError("no text has a score for its own video (all NaN): nothing to rank")
-    if dropped:
-        _log.warning("%d texts have NaN for their own video and are not counted", dropped)
-    recalls = {f"R@{k}": 100.0 * float(np.mean(ranks < k)) for k in (1, 5, 10)}
-    return {**recalls, "MdR": float(np.median(ranks)) + 1, "MnR": float(np.mean(ranks)) + 1}
-
-
-def recognition_accuracy(
-    video: ArrayLike, text: ArrayLike, labels: Sequence[int] | NDArray[Any]
-) -> tuple[float, float]:
-    """Top-1 and top-5 accuracy (0 to 1) of videos [N, E] among classes [C, E] by cosine.
-
-    labels: N class indices. Of equal scores the higher class index wins, and NaN wins over
-    numbers (logged). The release leaves ties to numpy's unstable sort, which orders them
-    differently on different CPUs; without ties the figures are the release's. Raises InputError.
-    """
-    right = np.asarray(labels)
-    scores = cosine_scores(video, text)
-    n, classes = scores.shape
-    if right.shape != (n,) or not np.issubdtype(right.dtype, np.integer):
-        raise InputError(
-            f"labels have shape {list(right.shape)}, {right.dtype}; need {n} ints, one per video"
-        )
-    if right.min() < 0 or right.max() >= classes:
-        raise InputError(
-            f"labels span {right.min()} to {right.max()}; allowed are 0 to {classes - 1}"
-        )
-    if np.isnan(scores).any():
-        _log.warning("some scores are NaN (a zero or broken feature vector); NaN sorts as the best")
-    best = np.argsort(scores, axis=1, kind="stable")[:, ::-1]
-    found = best[:, :5] == right[:, None]
-    return float(found[:, 0].mean()), float(found.any(1).mean())
-
-
 def top_k(scores: ArrayLike, k: int) -> tuple[NDArray[np.int64], Floats]:
     """Return indices and values [Q, min(k, B)] of the best scores of each row, best first.
 
     Of equal scores the lower index comes first; NaN comes last. Raises InputError for k < 1.
     """
-    matrix = _floats("scores", scores, 2)
+    matrix = float_array("scores", scores, 2)
     if k < 1:
         raise InputError(f"top_k got k = {k}; give at least 1")
     best = np.argsort(-matrix, axis=1, kind="stable")[:, :k]
@@ -276,7 +211,7 @@ def _check_mug(
         raise InputError(f"tau is {tau}; allowed are 1e-6 to 1e6 (the release has 100)")
     if memory_mb < 1:
         raise InputError(f"memory_mb is {memory_mb}; give at least 1")
-    text, frames = _floats("text tokens", text_tokens, 3), _floats("video frames", video, 3)
+    text, frames = float_array("text tokens", text_tokens, 3), float_array("video frames", video, 3)
     _same_width(text, frames)
     kept = np.asarray(mask)
     if kept.shape != text.shape[:2] or kept.dtype.kind not in "biuf":
@@ -290,7 +225,8 @@ def _check_mug(
     return text.astype(dtype, copy=False), kept == 1, frames.astype(dtype, copy=False)
 
 
-def _floats(name: str, x: ArrayLike, ndim: int | None = None) -> Floats:
+def float_array(name: str, x: ArrayLike, ndim: int | None = None) -> Floats:
+    """Return `x` as float64 if it is that, else float32; InputError unless it has `ndim` axes."""
     values = np.asarray(x)
     layout = {None: "[..., E]", 2: "2 axes", 3: "3 axes"}[ndim]
     if values.dtype.kind != "f" or values.size == 0 or values.ndim != (ndim or max(1, values.ndim)):

@@ -27,6 +27,7 @@ from stan_infer.errors import InputError, nearest
 from stan_infer.resize import resize_and_crop
 
 MAX_FRAMES = 64
+MAX_CLIPS = 16  # views in time; the literature has up to 10
 SAMPLING_RULE = "round_half_even((n-1)/T*i) + trunc((n-1)/T/2)"  # what sample_indices computes
 DECODERS = ("auto", "pyav", "decord")
 SUFFIXES = tuple(".mp4 .mkv .webm .avi .mov .m4v .mpg .mpeg .ts .flv .wmv .3gp .gif".split())
@@ -36,8 +37,9 @@ SUFFIXES = tuple(".mp4 .mkv .webm .avi .mov .m4v .mpg .mpeg .ts .flv .wmv .3gp .
 class Clip:
     """T frames of one video, and where they come from.
 
-    pixels: uint8 [T, crop, crop, 3], RGB. indices: int64 [T], frame numbers from 0.
-    total_frames: frames of the video. decoder: "pyav" or "decord".
+    pixels: uint8 [T, crop, crop, 3], RGB; where views were asked for [V, T, crop, crop, 3].
+    indices: int64 [T], frame numbers from 0; with views [V, T]. total_frames: frames of the
+    video. decoder: "pyav" or "decord".
     source_size: (height, width) of the first frame read, after rotation, before resizing.
     """
 
@@ -48,19 +50,20 @@ class Clip:
     source_size: tuple[int, int]
 
 
-def sample_indices(total_frames: int, frames: int) -> Indices:
+def sample_indices(total_frames: int, frames: int, clip: int = 0, clips: int = 1) -> Indices:
     """Return the frame numbers int64 [frames] that the authors' test pipeline takes.
 
-    They go by frame number, not by time; a video shorter than `frames` repeats some.
-    Raises InputError unless total_frames >= 1 and 1 <= frames <= 64. Source: the release's
-    SampleFrames in test mode, one clip (double arithmetic, ties to even).
+    They go by frame number, not by time; a video shorter than `frames` repeats some. clip: which
+    of `clips` interleaved samples. Raises InputError unless total_frames >= 1 and
+    1 <= frames <= 64. Source: the release's SampleFrames in test mode (double arithmetic, ties to
+    even).
     """
     if total_frames < 1:
         raise InputError(f"cannot sample frames: the video has {total_frames}; it needs at least 1")
     _check_frames(frames)
     segment = (total_frames - 1) / frames
     starts = np.round(segment * np.arange(frames, dtype=np.float64))
-    return starts.astype(np.int64) + int(segment / 2)
+    return starts.astype(np.int64) + int(segment / (clips + 1) * (clip + 1))
 
 
 def read_clip(
@@ -83,32 +86,58 @@ def read_clip_info(
     short_side: int = 224,
     crop: int = 224,
     decoder: str = "auto",
+    views: tuple[int, int] | None = None,
 ) -> Clip:
     """Sample, decode, resize and crop one video file.
 
     frames: 1 to 64. short_side: pixels of the shorter side after resizing (the longer one follows).
     crop: side of the centred square, at most short_side. decoder: "auto" (PyAV), "pyav", "decord".
+    views: (clips, crops) of a test with several views: samples in time, and 1 or 3 squares along
+    the longer side (start, middle, end).
     The container's rotation is applied. Raises InputError for wrong options and for a file that is
     no video, is cut off, or is damaged where a frame is needed (decord conceals damage; PyAV does
     not); MissingError without the decoder's package.
     """
-    check_options(frames=frames, short_side=short_side, crop=crop, decoder=decoder)
+    check_options(frames=frames, short_side=short_side, crop=crop, decoder=decoder, views=views)
+    clips, crops = views or (1, 1)
     name = "pyav" if decoder == "auto" else decoder
     file = _regular_file(Path(path))
 
     def shrink(image: Image) -> Image:
-        return resize_crop([image], short_side, crop)[0]
+        return resize_and_crop(image, short_side, crop, crops)
+
+    def sample(total: int) -> Indices:
+        return np.concatenate([sample_indices(total, frames, i, clips) for i in range(clips)])
 
     with told(file):
         read = read_pyav if name == "pyav" else _read_decord
-        found = read(file, lambda total: sample_indices(total, frames), shrink)
-    pixels = np.stack([found.images[i] for i in found.indices.tolist()])
-    return Clip(pixels, found.indices, found.total_frames, name, found.size)
+        found = read(file, sample, shrink)
+    # [crops, clips * T, S, S, 3] -> one view after the other
+    taken = np.stack([found.images[i] for i in found.indices.tolist()], axis=1)
+    pixels = np.ascontiguousarray(
+        taken.reshape(crops, clips, frames, *taken.shape[2:]).swapaxes(0, 1)
+    ).reshape(clips * crops, frames, *taken.shape[2:])
+    indices = found.indices.reshape(clips, frames).repeat(crops, axis=0)
+    if views is None:
+        pixels, indices = pixels[0], indices[0]
+    return Clip(pixels, indices, found.total_frames, name, found.size)
 
 
-def check_options(*, frames: int, short_side: int, crop: int, decoder: str) -> None:
+def check_options(
+    *,
+    frames: int,
+    short_side: int,
+    crop: int,
+    decoder: str,
+    views: tuple[int, int] | None = None,
+) -> None:
     """Raise InputError for options that `read_clip_info` would refuse for every file."""
     _check_frames(frames)
+    if views is not None and not (1 <= views[0] <= MAX_CLIPS and views[1] in (1, 3)):
+        raise InputError(
+            f"views are {views[0]}x{views[1]} (clips x crops); clips must lie in 1 to {MAX_CLIPS}, "
+            "crops are 1 or 3"
+        )
     if decoder not in DECODERS:
         hint = nearest(decoder, DECODERS)
         raise InputError(f"no decoder '{decoder}'{hint}; choose one of {', '.join(DECODERS)}")
@@ -137,7 +166,7 @@ def resize_crop(
             raise InputError(
                 f"frame {i} is {image.dtype} {list(image.shape)}; it must be uint8 [H, W, 3]"
             )
-        result[i] = resize_and_crop(image, short_side, crop)
+        result[i] = resize_and_crop(image, short_side, crop)[0]
     return result
 
 

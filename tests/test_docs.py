@@ -49,6 +49,16 @@ def test_the_readme_is_short():
 
 
 def test_generated_tables_are_fresh():
-    from benchmarks.table import render
+    from benchmarks.table import FILES, render
 
-    assert render(README) == README
+    for name in FILES:
+        text = (ROOT / name).read_text()
+        assert "<!-- table:" in text
+        assert render(text) == text, name
+
+
+def test_a_stale_table_fails(monkeypatch):
+    from benchmarks import table
+
+    monkeypatch.setitem(table.TABLES, "engines", lambda: "other figures")
+    assert table.render(README) != README

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from stan_infer.cli.options import Device, Json, Settings, parse_numbers, parse_settings
 
 if TYPE_CHECKING:
-    from stan_infer.bench import Lane
-    from stan_infer.model import Stan
+    from stan_infer.bench import Schedule
+    from stan_infer.bench_lanes import Contest
 
 
 def bench(
     checkpoint: Annotated[
         str | None,
         typer.Argument(
-            metavar="[CKPT_OR_DIR]", help="Checkpoint or exported folder; without it, --preset."
+            metavar="[CKPT_OR_DIR]",
+            help="Checkpoint, exported folder or bare .onnx graph; without it, --preset.",
         ),
     ] = None,
     engine: Annotated[
         str | None,
-        typer.Option(help="Engines, comma separated (default: eager,ort; of a folder ort)."),
+        typer.Option(
+            help="eager, compile, ort, openvino, comma separated (default: eager,ort; of a folder "
+            "ort)."
+        ),
     ] = None,
     preset: Annotated[
         str, typer.Option(help="Architecture with random weights, where no checkpoint is given.")
@@ -32,141 +37,324 @@ def bench(
     batch: Annotated[str, typer.Option(help="Batch sizes, comma separated.")] = "1",
     frames: Annotated[str, typer.Option(help="Frame counts, comma separated.")] = "8",
     precision: Annotated[
-        str | None, typer.Option(help="fp32, fp16, bf16 (default: fp32; of a folder its own).")
+        str | None,
+        typer.Option(
+            help="fp32, fp16, bf16, comma separated (default: fp32; of a folder its own)."
+        ),
     ] = None,
     device: Device = "cpu",
     warmup: Annotated[int, typer.Option(min=1, help="Uncounted rounds.")] = 2,
-    repeats: Annotated[int, typer.Option(min=1, help="Counted rounds.")] = 10,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of every engine.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Counted rounds, at least.")] = 10,
+    min_seconds: Annotated[
+        float, typer.Option(min=0, max=3600, help="Counted seconds of every engine, at least.")
+    ] = 1.0,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads of every engine (default: all CPUs).")
+    ] = None,
+    include_decode: Annotated[
+        Path | None,
+        typer.Option(metavar="VIDEO_OR_DIR", help="Also time the whole way from file to scores."),
+    ] = None,
+    memory: Annotated[
+        bool, typer.Option(help="Measure each engine's peak memory in a process of its own.")
+    ] = True,
+    out: Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="Write the rows.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write an HTML page with plots.")
+    ] = None,
+    evals: Annotated[
+        list[Path] | None,
+        typer.Option("--eval", help="Output of eval --json, for the page's accuracy plot."),
+    ] = None,
+    compare: Annotated[
+        Path | None, typer.Option(metavar="OLD.jsonl", help="Rows to compare with (exit code 4).")
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(min=0, max=1, help="Loss of speed that --compare lets pass.")
+    ] = 0.1,
     settings: Settings = None,
     json: Json = False,
 ) -> None:
     """Time engines against eager mode, interleaved in one process, with their error beside it.
 
-    An exported folder has no eager mode: its first engine is the baseline.
+    An exported folder has no eager mode: its first engine is the baseline. An engine that cannot
+    run here is shown with the reason, after which the exit code is 3; one whose outputs are wrong
+    has no speed, and the exit code is 4.
     """
-    from stan_infer.bench import bench_videos
-    from stan_infer.cli.progress import progress_bar
-    from stan_infer.engines import check_engine
-    from stan_infer.errors import InputError
-    from stan_infer.machine import machine_record
-    from stan_infer.report import print_json, print_table, say
+    from stan_infer.bench import Schedule
+    from stan_infer.bench_compare import compare_rows, read_rows
+    from stan_infer.bench_lanes import check_engines
+    from stan_infer.machine import installed_versions, machine_record, pinned, usable_cpus
 
-    is_folder = checkpoint is not None and os.path.isdir(checkpoint)
-    names = [n.strip() for n in (engine or ("ort" if is_folder else "eager,ort")).split(",")]
-    for name in names:
-        check_engine(name)
-    if precision == "bf16" and "ort" in names:
-        raise InputError(
-            "--precision bf16: ONNX Runtime has no bf16 on a CPU; use --engine eager,openvino"
-        )
+    # Wrong options and files are told before anything is measured.
+    is_checkpoint = checkpoint is None or not (os.path.isdir(checkpoint) or _is_graph(checkpoint))
+    default = "eager,ort" if is_checkpoint else "ort"
+    engines = check_engines([n.strip() for n in (engine or default).split(",")])
+    precisions = _precisions(precision)
     batches = parse_numbers(batch, "--batch", 1, 64)
+    counts = parse_numbers(frames, "--frames", 1, 64)
+    earlier = read_rows(compare) if compare else []
+    _check_targets(out, report, evals)
+    count = threads or usable_cpus()
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    title = checkpoint or f"{preset} (random weights)"
     import tempfile
 
-    with tempfile.TemporaryDirectory(prefix="stan-infer-") as folder:
-        if is_folder:
-            assert checkpoint is not None
-            lanes = _folder_lanes(checkpoint, names, settings, device, precision, threads)
-        else:
-            # The baseline is always measured: a speed-up against nothing means nothing.
-            names = ["eager", *dict.fromkeys(n for n in names if n != "eager")]
-            model = _model(checkpoint, preset, settings)
-            lanes = _lanes(model, names, Path(folder), device, precision, threads)
-        counts = parse_numbers(frames, "--frames", 1, lanes[0].session.config.max_frames)
-        total = len(batches) * len(counts) * (warmup + repeats)
-        with progress_bar("measuring", total) as step:
-            rows = bench_videos(
-                lanes,
-                batches=batches,
-                frames=counts,
-                warmup=warmup,
-                repeats=repeats,
-                on_round=step,
+    with pinned(count) as cpus, tempfile.TemporaryDirectory(prefix="stan-infer-") as folder:
+        contest = _open(
+            checkpoint, preset, settings, engines, precisions, device, count, Path(folder)
+        )
+        try:
+            rows, stages = _measure(
+                contest,
+                batches,
+                counts,
+                Schedule(warmup, repeats, min_seconds),
+                count,
+                device,
+                include_decode,
+                memory,
             )
-        for lane in lanes:
-            lane.session.close()
-    model_name = checkpoint or f"{preset} (random weights)"
-    machine = machine_record()
-    if json:
-        for row in rows:
-            print_json("bench", {"model": model_name, **row, "machine": machine})
-        return
-    say(f"{model_name} on {machine['cpu']}, {machine['cores']} cores, {rows[0]['threads']} threads")
-    shown = ("engine", "precision", "batch", "frames", "latency_ms_p50", "latency_ms_p95")
-    print_table(rows, [*shown, "clips_per_s", "gflop_per_s", "speedup", "max_rel_error"])
+        finally:
+            contest.close()
+    common = {
+        "model": Path(title).name if checkpoint else title,
+        "machine": machine_record(),
+        "versions": {k: v for k, v in installed_versions().items() if v},
+        "load_before": load,
+        "threads": count,
+        "pinned_cpus": cpus,
+        "date": datetime.date.today().isoformat(),
+    }
+    schema = {"schema": "stan-infer/bench/1"}
+    rows = [{**schema, **row, **common} for row in rows]
+    stages = [{"schema": "stan-infer/bench-stages/1", **row, **common} for row in stages]
+    if out:
+        _write_rows(out, [*rows, *stages])
+    if report:
+        from stan_infer.bench_page import write_page
+
+        write_page(report, f"stan-infer bench: {common['model']}", rows, stages, _evals(evals))
+    changes = compare_rows(earlier, rows, tolerance) if compare else []
+    _show(title, rows, stages, changes, json)
+    slower = [c for c in changes if c["regression"]]
+    wrong = any(r.get("refused") and "max_rel_error" in r for r in rows)
+    if wrong or slower:
+        raise typer.Exit(4)
+    if any(r.get("refused") for r in rows):
+        raise typer.Exit(3)
 
 
-def _model(checkpoint: str | None, preset: str, settings: list[str] | None) -> Stan:
-    from stan_infer.errors import require
-
-    require("torch", "bench, whose baseline is eager mode,", "stan-infer[cpu]")
-    from stan_infer.model import Stan, init_random
+def _open(
+    checkpoint: str | None,
+    preset: str,
+    settings: list[str] | None,
+    engines: list[str],
+    precisions: list[str],
+    device: str,
+    threads: int,
+    folder: Path,
+) -> Contest:
+    from stan_infer.bench_lanes import open_folder, open_model, open_onnx
+    from stan_infer.errors import InputError, require
+    from stan_infer.report import say
 
     given = parse_settings(settings)
+    if checkpoint is not None and os.path.isdir(checkpoint):
+        return open_folder(
+            checkpoint,
+            engines=engines,
+            precisions=precisions,
+            device=device,
+            threads=threads,
+            settings=given or None,
+        )
+    if checkpoint is not None and _is_graph(checkpoint):
+        if not checkpoint.endswith(".onnx"):
+            raise InputError(f"{checkpoint}: TensorRT plans are not read by this version")
+        return open_onnx(Path(checkpoint), engines=engines, device=device, threads=threads)
+    torch = require("torch", "bench, whose baseline is eager mode,", "stan-infer[cpu]")
+    torch.set_num_threads(threads)
     if checkpoint is not None:
         from stan_infer.checkpoint import load_model
 
-        return load_model(checkpoint, given)
-    from stan_infer.clip_source import clip_config, is_clip_name
-    from stan_infer.config import PRESETS
-    from stan_infer.config import preset as named
+        model = load_model(checkpoint, given)
+        origin: dict[str, Any] = {"source": checkpoint, "settings": given}
+    else:
+        from stan_infer.clip_source import named_config
+        from stan_infer.model import Stan, init_random
 
-    if preset not in PRESETS and is_clip_name(preset):
-        return init_random(Stan(clip_config(preset, given))).eval()
-    return init_random(Stan(named(preset).replace(given))).eval()
+        model = init_random(Stan(named_config(preset, given))).eval()
+        origin = {"preset": preset, "settings": given}
+    return open_model(
+        model,
+        origin,
+        engines=engines,
+        precisions=precisions or ["fp32"],
+        device=device,
+        threads=threads,
+        folder=folder,
+        say=say,
+    )
 
 
-def _folder_lanes(
-    source: str,
-    names: list[str],
-    settings: list[str] | None,
+def _measure(
+    contest: Contest,
+    batches: list[int],
+    counts: list[int],
+    schedule: Schedule,
+    threads: int,
     device: str,
-    precision: str | None,
-    threads: int | None,
-) -> list[Lane]:
-    from stan_infer.bench import Lane
-    from stan_infer.engines import open_session
+    include_decode: Path | None,
+    memory: bool,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    from stan_infer.bench import bench_videos
+    from stan_infer.bench_memory import peak_memory
+    from stan_infer.bench_stages import bench_stages
+    from stan_infer.ceiling import Ceiling
+    from stan_infer.cli.progress import progress_bar
+    from stan_infer.errors import InputError
+    from stan_infer.flops import video_flops
+    from stan_infer.video import list_videos
 
-    given = parse_settings(settings) or None
-    return [
-        Lane(
-            name,
-            open_session(
-                source, name, device=device, precision=precision, settings=given, threads=threads
-            ),
+    config, lanes = contest.config, contest.lanes
+    if config is not None:
+        counts = parse_numbers(",".join(map(str, counts)), "--frames", 1, config.max_frames)
+    videos = list_videos([include_decode])[:8] if include_decode else []
+    if videos and config is None:
+        raise InputError(
+            "--include-decode needs a checkpoint or a folder: a bare graph does not "
+            "say how its clips are made"
         )
-        for name in dict.fromkeys(names)
-    ]
+    can = device == "cpu" or device.startswith("cuda")
+    ceiling = Ceiling(config, max(counts), threads, device) if config and can else None
+    with progress_bar("measuring", len(batches) * len(counts) + bool(videos)) as step:
 
+        def on_round(part: float) -> None:
+            step(part)
+            if ceiling:
+                ceiling.sample()
 
-def _lanes(
-    model: Stan,
-    names: list[str],
-    folder: Path,
-    device: str,
-    precision: str | None,
-    threads: int | None,
-) -> list[Lane]:
-    import torch
-
-    from stan_infer.bench import Lane
-    from stan_infer.engines import open_session
-    from stan_infer.export import export_model
-    from stan_infer.report import say
-
-    if threads:
-        torch.set_num_threads(threads)
-    threads = torch.get_num_threads()
-    lanes: list[Lane] = []
-    wait = torch.cuda.synchronize if device.startswith("cuda") else None
-    for name in names:
-        source: Stan | Path = model
-        if name != "eager":
-            source = folder / "onnx"
-            if not source.exists():
-                export_model(
-                    model, source, precision=precision or "fp32", tower="video", progress=say
+        rows = bench_videos(
+            lanes,
+            side=contest.side,
+            flops=(lambda t: video_flops(config, t)) if config else None,
+            batches=batches,
+            frames=counts,
+            schedule=schedule,
+            on_round=on_round,
+        )
+        stages = (
+            bench_stages(lanes, config, videos, repeats=schedule.repeats, on_round=step)
+            if videos and config
+            else []
+        )
+    if memory:
+        with progress_bar("measuring memory", len(lanes)) as step:
+            largest = max((b * t, b, t) for b in batches for t in counts)[1:]
+            for lane, origin in zip(lanes, contest.origins, strict=True):
+                took = peak_memory(
+                    origin, threads=threads, batch=largest[0], frames=largest[1], side=contest.side
                 )
-        session = open_session(source, name, device=device, precision=precision, threads=threads)
-        lanes.append(Lane(name, session, wait))
-    return lanes
+                step()
+                for row in rows:
+                    if (row["engine"], row["precision"]) == (
+                        lane.facts["engine"],
+                        lane.facts["precision"],
+                    ):
+                        row |= {**took, "memory_shape": list(largest)}
+    for row in rows:
+        best = ceiling.of(row["precision"]) if ceiling else None
+        if best and row.get("gflop_per_s"):
+            row |= {
+                "ceiling_gflop_per_s": best[0],
+                "ceiling_by": best[1],
+                "share_of_ceiling": row["gflop_per_s"] / best[0],
+            }
+    return [*rows, *contest.absent], stages
+
+
+def _show(
+    title: str,
+    rows: list[dict[str, Any]],
+    stages: list[dict[str, Any]],
+    changes: list[dict[str, Any]],
+    json: bool,
+) -> None:
+    from stan_infer.report import print_json, print_table, say
+
+    for row in [*rows, *stages]:
+        name = f"{row['engine']} {row.get('precision') or ''}".strip()
+        for note in [*([row["refused"]] if row.get("refused") else []), *row.get("diagnosis", [])]:
+            where = f" at B={row['batch']}, T={row['frames']}" if row.get("batch") else ""
+            say(f"{name}{where}: {note}")
+    if json:
+        for row in rows:
+            print_json("bench", row)
+        for row in stages:
+            print_json("bench-stages", row)
+        for change in changes:
+            print_json("bench-change", change)
+        return
+    machine = rows[0]["machine"]
+    say(f"{title} on {machine['cpu']}, {machine['cores']} cores, {rows[0]['threads']} threads")
+    shown = ["engine", "precision", "batch", "frames", "latency_ms_p50", "latency_ms_p95"]
+    shown += ["clips_per_s", "speedup", "share_of_ceiling", "max_rel_error", "peak_host_mib"]
+    print_table([r for r in rows if not r.get("refused")], shown)
+    if stages:
+        parts = ("decode_ms_p50", "embed_ms_p50", "score_ms_p50", "total_ms_p50")
+        print_table(stages, ["engine", "precision", "frames", *parts])
+    if changes:
+        print_table(
+            changes, ["engine", "precision", "batch", "frames", "by", "change", "regression"]
+        )
+
+
+def _precisions(text: str | None) -> list[str]:
+    from stan_infer.errors import InputError, nearest
+
+    known = ["fp32", "fp16", "bf16"]
+    found = [p.strip() for p in text.split(",")] if text else []
+    for p in found:
+        if p not in known:
+            raise InputError(f"precision '{p}' is unknown{nearest(p, known)} ({', '.join(known)})")
+    return list(dict.fromkeys(found))
+
+
+def _check_targets(out: Path | None, report: Path | None, evals: list[Path] | None) -> None:
+    from stan_infer.errors import InputError, require
+
+    if report:
+        require("matplotlib", "--report", "stan-infer[report]")
+    if out and (out.is_dir() or not out.absolute().parent.is_dir()):
+        raise InputError(f"--out {out}: no such folder, or a folder itself; give a file name")
+    for path in evals or []:
+        if not path.is_file():
+            raise InputError(f"--eval {path}: no such file; give the output of eval --json")
+
+
+def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    import json
+
+    from stan_infer.atomic import new_file
+
+    with new_file(path) as temporary:
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _evals(paths: list[Path] | None) -> list[dict[str, Any]]:
+    import json
+
+    from stan_infer.errors import InputError
+
+    found: list[dict[str, Any]] = []
+    for path in paths or []:
+        try:
+            found += [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+        except (OSError, ValueError, RecursionError) as e:
+            raise InputError(f"--eval {path} is no output of eval --json: {e}") from e
+    return [r for r in found if isinstance(r, dict)]
+
+
+def _is_graph(source: str) -> bool:
+    return source.endswith((".onnx", ".plan"))

@@ -14,6 +14,7 @@ from stan_infer.cli.bench import bench
 from stan_infer.cli.convert import convert
 from stan_infer.cli.doctor import doctor
 from stan_infer.cli.embed import embed
+from stan_infer.cli.eval import eval
 from stan_infer.cli.export import export
 from stan_infer.cli.inspect import inspect
 from stan_infer.cli.run import run
@@ -30,7 +31,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 a bug of ours, 2 bad input, 3 something is not installed or not "
     "here, 4 a check failed.",
 )
-for command in (inspect, run, embed, export, verify, convert, bench, doctor):
+for command in (inspect, run, embed, eval, export, verify, convert, bench, doctor):
     app.command()(command)
 
 

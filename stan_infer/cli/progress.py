@@ -8,10 +8,13 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def progress_bar(title: str, total: int) -> Iterator[Callable[[], None]]:
-    """Yield a function that moves the bar by one; does nothing where stderr is no terminal."""
+def progress_bar(title: str, total: float) -> Iterator[Callable[..., None]]:
+    """Yield a function that moves the bar by its argument, 1 if none.
+
+    It does nothing where standard error is no terminal.
+    """
     if not sys.stderr.isatty():
-        yield lambda: None
+        yield lambda amount=1.0: None
         return
     from rich.console import Console
     from rich.progress import (
@@ -25,4 +28,4 @@ def progress_bar(title: str, total: int) -> Iterator[Callable[[], None]]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
         task = progress.add_task(title, total=total)
-        yield lambda: progress.advance(task)
+        yield lambda amount=1.0: progress.advance(task, amount)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from stan_infer.engines.session import Session
     from stan_infer.model import Stan
 
-ENGINES = ("eager", "ort", "openvino")
+ENGINES = ("eager", "compile", "ort", "openvino")
 
 
 def check_engine(engine: str) -> None:
@@ -36,11 +36,12 @@ def open_session(
     """Open a model for inference.
 
     engine: None is "ort" for an exported folder, "eager" for anything else; describe() tells.
-    source: for "eager" a checkpoint, an open_clip name and tag, or a loaded Stan; for "ort" and
+    "compile" is eager under torch.compile: the first run of a shape takes as long as compiling it.
+    source: for these two a checkpoint, an open_clip name and tag, or a loaded Stan; for "ort" and
     "openvino" an exported folder. precision: of weights and products; None is fp32 for a checkpoint
     and what was exported for a folder; "openvino" also runs an fp32 folder in bf16, where the CPU
     has it. settings: StanConfig fields that a checkpoint's shapes cannot tell. threads: CPU threads
-    of "ort" and "openvino" (eager: torch.set_num_threads, which belongs to the process).
+    of "ort" and "openvino" (torch: torch.set_num_threads, which belongs to the process).
 
     What was asked for runs or an error says why not: InputError for a wrong source or word,
     MissingError for a package or device that is not here.
@@ -48,18 +49,20 @@ def open_session(
     is_folder = isinstance(source, (str, Path)) and os.path.isdir(source)
     engine = engine or ("ort" if is_folder else "eager")
     check_engine(engine)
-    if engine == "eager":
+    if engine in ("eager", "compile"):
         if is_folder:
             raise InputError(
-                f"{source} is a folder; engine eager takes a checkpoint: "
+                f"{source} is a folder; engine {engine} takes a checkpoint: "
                 "give the checkpoint file, or --engine ort or openvino"
             )
-        require("torch", "engine eager", "stan-infer[cpu]")
+        require("torch", f"engine {engine}", "stan-infer[cpu]")
         from stan_infer.checkpoint import load_model
         from stan_infer.engines.torch_session import TorchSession
 
         model = load_model(source, settings) if isinstance(source, (str, Path)) else source
-        return TorchSession(model, device=device, precision=precision or "fp32")
+        return TorchSession(
+            model, device=device, precision=precision or "fp32", compiled=engine == "compile"
+        )
     if not is_folder:
         name = source if isinstance(source, (str, Path)) else "CHECKPOINT"
         raise InputError(

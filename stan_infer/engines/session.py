@@ -122,6 +122,11 @@ def score_features(
     return mug_scores(text, ids != 0, video, mode=config.head, tau=config.mug_tau)
 
 
+def as_numpy(features: Any) -> np.ndarray:
+    """Bring what a session returned, a tensor on any device or an array, to numpy."""
+    return np.asarray(features.cpu() if hasattr(features, "cpu") else features)
+
+
 def read_config_clip(config: StanConfig, path: str | Path, decoder: str = "auto") -> np.ndarray:
     """Read one video as `config` wants it: uint8 [T, H, W, 3]."""
     return read_clip(

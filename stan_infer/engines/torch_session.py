@@ -1,4 +1,4 @@
-"""Engine "eager": the reference model itself, in PyTorch."""
+"""Engines "eager" and "compile": the reference model itself in PyTorch, or under torch.compile."""
 
 from __future__ import annotations
 
@@ -29,16 +29,24 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 class TorchSession:
     """A Stan on a device; see engines.session.Session."""
 
-    def __init__(self, model: Stan, *, device: str = "cpu", precision: str = "fp32") -> None:
+    def __init__(
+        self,
+        model: Stan,
+        *,
+        device: str = "cpu",
+        precision: str = "fp32",
+        compiled: bool = False,
+    ) -> None:
         """Put the weights on `device` in `precision`; the caller's model stays as it is.
 
+        compiled: run encode_video under torch.compile; each new shape is compiled first.
         Raises InputError for an unknown precision or device, MissingError for an absent device.
         """
         if precision not in PRECISIONS:
             known = ", ".join(PRECISIONS)
             raise InputError(
-                f"engine eager has no precision '{precision}'{nearest(precision, list(PRECISIONS))}"
-                f" ({known})"
+                f"torch engines have no precision '{precision}'"
+                f"{nearest(precision, list(PRECISIONS))} ({known})"
             )
         self._device = torch_device(device)
         self._precision = precision
@@ -46,6 +54,8 @@ class TorchSession:
         if now.dtype != wanted or now.device != self._device:
             model = copy.deepcopy(model).to(self._device, wanted)
         self._model = model.eval()
+        self._compiled = compiled
+        self._encode = torch.compile(model.encode_video) if compiled else model.encode_video
 
     @property
     def config(self) -> StanConfig:
@@ -60,8 +70,19 @@ class TorchSession:
         if not is_uint8 and not clips.is_floating_point():
             raise InputError(f"video is {clips.dtype}; give uint8 [B,T,H,W,3] or float [B,T,3,H,W]")
         check_video(self.config, tuple(clips.shape), is_uint8)
-        features = self._model.encode_video(clips.to(self._device)).float()  # [B, T, E]
+        features = self._encoded(clips.to(self._device)).float()  # [B, T, E]
         return features if self.config.is_mug else features.mean(1)
+
+    def _encoded(self, clips: Tensor) -> Tensor:
+        if not self._compiled:
+            return self._encode(clips)
+        try:
+            return self._encode(clips)
+        except torch._dynamo.exc.BackendCompilerFailed as e:
+            raise MissingError(
+                f"engine compile cannot compile here ({str(e).splitlines()[0][:200]}): it needs a "
+                "C++ compiler, as in: apt install g++; or use --engine eager"
+            ) from e
 
     @torch.inference_mode()
     def embed_text(self, texts: Sequence[str] | Tensor | np.ndarray) -> Tensor:
@@ -90,7 +111,7 @@ class TorchSession:
     def describe(self) -> dict[str, Any]:
         """See Session.describe."""
         return {
-            "engine": "eager",
+            "engine": "compile" if self._compiled else "eager",
             "device": str(self._device),
             "precision": self._precision,
             "torch": torch.__version__,
@@ -99,7 +120,7 @@ class TorchSession:
 
     def close(self) -> None:
         """Drop the model."""
-        del self._model
+        del self._model, self._encode
 
 
 def torch_device(device: str) -> torch.device:

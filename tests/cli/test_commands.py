@@ -113,26 +113,6 @@ def test_convert(cli, checkpoint, tmp_path):
     assert out.read_bytes() == checkpoint.read_bytes()
 
 
-def test_bench_compares_with_eager(cli, checkpoint):
-    done = cli(
-        *("bench", checkpoint, "--engine", "ort", "--batch", "1,2", "--frames", "3", "--json"),
-        *("--repeats", "2", "--warmup", "1"),
-    )
-    assert done.code == 0
-    rows = done.records
-    assert [(r["engine"], r["batch"]) for r in rows] == [
-        ("eager", 1),
-        ("ort", 1),
-        ("eager", 2),
-        ("ort", 2),
-    ]
-    for row in rows:
-        assert row["latency_ms_p95"] >= row["latency_ms_p50"] >= row["latency_ms_min"] > 0
-        assert row["clips_per_s"] == pytest.approx(row["batch"] / row["latency_ms_p50"] * 1e3)
-        assert row["max_rel_error"] < 1e-4 and row["machine"]["cpu"]
-    assert {r["speedup"] for r in rows if r["engine"] == "eager"} == {1.0}
-
-
 def test_a_folder_takes_a_checkpoints_place(cli, checkpoint, tmp_path):
     folder = tmp_path / "out"
     assert cli("export", checkpoint, "-o", folder, "--tower", "video").code == 0
@@ -141,15 +121,6 @@ def test_a_folder_takes_a_checkpoints_place(cli, checkpoint, tmp_path):
     assert done.code == 0 and record["config"]["frames"] >= 1
     assert {g["role"] for g in record["graphs"]} == {"video", "preprocess"}
     assert cli("inspect", folder).code == 0
-    done = cli("bench", folder, "--frames", "2", "--repeats", "2", "--json")
-    assert done.code == 0 and [r["engine"] for r in done.records] == ["ort"]
-    done = cli("bench", folder, "--frames", "2", "--repeats", "2", "--engine", "openvino,ort")
-    assert done.code == 0 and "openvino" in done.out
-
-
-def test_bench_without_a_checkpoint(cli):
-    done = cli("bench", "--preset", "stan-tiny", "--engine", "eager", "--repeats", "1")
-    assert done.code == 0 and "random weights" in done.err and "eager" in done.out
 
 
 def test_doctor_tries_every_engine(cli):

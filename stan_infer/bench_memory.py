@@ -1,0 +1,110 @@
+"""Peak memory of one engine alone, in a process of its own: python -m stan_infer.bench_memory.
+
+Engines that share a process share its peak, so each is opened once more by itself. The request is
+one JSON object on standard input, the answer one on standard output.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_COMMAND = (sys.executable, "-P", "-m", "stan_infer.bench_memory")
+
+
+def peak_memory(
+    origin: Mapping[str, Any], *, threads: int, batch: int, frames: int, side: int
+) -> dict[str, Any]:
+    """Open the engine of `origin` in a child, embed one batch, return what it took at most.
+
+    origin: engine, precision, device, and source (checkpoint, folder or graph) or preset with
+    settings. Returns peak_host_mib (resident, with interpreter and libraries), peak_device_mib
+    (None on a CPU), or memory_error in their place: a child may be killed for want of memory.
+    """
+    request = {**origin, "threads": threads, "batch": batch, "frames": frames, "side": side}
+    done = subprocess.run(_COMMAND, input=json.dumps(request).encode(), capture_output=True)
+    lines = done.stdout.splitlines()
+    if done.returncode == 0 and lines:
+        answer: dict[str, Any] = json.loads(lines[-1])
+        return answer
+    last = (done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"])[-1]
+    reason = f"killed by signal {-done.returncode}" if done.returncode < 0 else last[:200]
+    return {"peak_host_mib": None, "peak_device_mib": None, "memory_error": reason}
+
+
+def main() -> None:
+    """Answer the one request on standard input (the child's side)."""
+    request = json.load(sys.stdin)
+    s = request["side"]
+    clips = np.zeros((request["batch"], request["frames"], s, s, 3), np.uint8)
+    if request["engine"] in ("eager", "compile"):
+        import torch
+
+        torch.set_num_threads(request["threads"])
+    _run(request, clips)
+    print(json.dumps({"peak_host_mib": _peak_mib(), "peak_device_mib": _device_mib(request)}))
+
+
+def _run(request: dict[str, Any], clips: np.ndarray) -> None:
+    from stan_infer.engines import open_session
+
+    source = request.get("source")
+    if source is not None and source.endswith(".onnx"):
+        from stan_infer.bench_lanes import open_onnx
+
+        contest = open_onnx(
+            Path(source), engines=[request["engine"]], device="cpu", threads=request["threads"]
+        )
+        contest.lanes[0].embed(clips)
+        return
+    opened: Any = source
+    if source is None:
+        from stan_infer.clip_source import named_config
+        from stan_infer.model import Stan, init_random
+
+        opened = init_random(Stan(named_config(request["preset"], request["settings"]))).eval()
+    session = open_session(
+        opened,
+        request["engine"],
+        device=request["device"],
+        precision=request["precision"],
+        settings=request["settings"] if source is not None and "settings" in request else None,
+        threads=request["threads"],
+    )
+    opened = None
+    session.embed_video(clips)
+
+
+def _peak_mib() -> float | None:
+    # Linux keeps a parent's peak in ru_maxrss across fork and exec; this figure is the child's own.
+    with suppress(OSError), open("/proc/self/status") as f:
+        for line in f:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 2**10
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def _device_mib(request: dict[str, Any]) -> float | None:
+    if not str(request.get("device", "cpu")).startswith("cuda"):
+        return None
+    import torch
+
+    free, total = torch.cuda.mem_get_info()
+    # What the whole device lacks now: ONNX Runtime's and the libraries' own memory count too.
+    return float(max(torch.cuda.max_memory_allocated(), total - free)) / 2**20
+
+
+if __name__ == "__main__":
+    main()

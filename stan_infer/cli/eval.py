@@ -1,0 +1,248 @@
+"""stan-infer eval."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from stan_infer.cli.options import (
+    CheckpointOrFolder,
+    Decoder,
+    Device,
+    Engine,
+    Json,
+    Settings,
+    Timeout,
+    parse_settings,
+    read_lines,
+)
+
+if TYPE_CHECKING:
+    from stan_infer.annotations import DataSet
+    from stan_infer.config import StanConfig
+    from stan_infer.engines.session import Session
+    from stan_infer.evaluate import Evaluation
+    from stan_infer.feature_cache import FeatureCache
+
+
+def eval(
+    checkpoint: CheckpointOrFolder,
+    dataset: Annotated[
+        str,
+        typer.Option(
+            help="msrvtt, didemo, lsmdc, msvd, kinetics400, ssv2; or retrieval, recognition: CSV "
+            "with the columns video,text or video,label."
+        ),
+    ],
+    annotations: Annotated[Path, typer.Option(help="The data set's own annotation file.")],
+    videos: Annotated[Path, typer.Option(help="Folder that holds the videos, at any depth.")],
+    labels: Annotated[
+        Path | None, typer.Option(help="Class names, one per line, in the order of their numbers.")
+    ] = None,
+    subset: Annotated[
+        Path | None, typer.Option(help="Names of the videos to keep, one per line (a split).")
+    ] = None,
+    template: Annotated[str, typer.Option(help="Text of a class, as 'a video of {}'.")] = "{}",
+    engine: Engine = None,
+    device: Device = "cpu",
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, fp16, bf16 (default: fp32; of a folder its own).")
+    ] = None,
+    frames: Annotated[
+        int | None, typer.Option(min=1, max=64, help="Frames per video (default: the data set's).")
+    ] = None,
+    text_length: Annotated[
+        int | None, typer.Option(min=3, help="Tokens per text (default: the data set's).")
+    ] = None,
+    views: Annotated[
+        str, typer.Option(help="Clips x crops per video, as 1x3; their probabilities are averaged.")
+    ] = "1x1",
+    ties: Annotated[str, typer.Option(help="expected (rank), or authors: as released.")] = (
+        "expected"
+    ),
+    dual_softmax: Annotated[
+        bool, typer.Option("--dual-softmax", help="Rank with a softmax over all queries, too.")
+    ] = False,
+    truncation: Annotated[
+        str, typer.Option(help="Of long texts: keep-eot, or authors: as released.")
+    ] = "keep-eot",
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Leave out videos that are not in the folder.")
+    ] = False,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder that keeps features: a stopped run goes on there.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, max=64, help="Videos per call.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Decoding processes.")] = 1,
+    settings: Settings = None,
+    decoder: Decoder = "auto",
+    timeout: Timeout = 60.0,
+    json: Json = False,
+) -> None:
+    """Evaluate retrieval (R@1/5/10, MdR, MnR) or recognition (top-1/5) and state the protocol.
+
+    Videos that cannot be read are named and left out (exit code 2).
+    """
+    from stan_infer.annotations import DATASETS, read_task
+    from stan_infer.cli.progress import progress_bar
+    from stan_infer.engines import open_session
+    from stan_infer.errors import InputError
+    from stan_infer.evaluate import Protocol, evaluate
+    from stan_infer.locate import locate_videos
+    from stan_infer.report import say
+
+    task = read_task(
+        dataset,
+        annotations,
+        classes=None if labels is None else read_lines(labels, "labels"),
+        subset=None if subset is None else read_lines(subset, "videos"),
+    )
+    if not videos.is_dir():
+        raise InputError(f"--videos {videos} is no folder; give the one that holds the videos")
+    clips, crops = _views(views)
+    found = locate_videos(videos, task.videos)
+    missing = [name for name, path in zip(task.videos, found, strict=True) if path is None]
+    if missing and not allow_missing:
+        raise InputError(
+            f"{len(missing)} of {len(found)} videos of {annotations} are not in {videos}: "
+            f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}; add them, or leave "
+            "them out with --allow-missing"
+        )
+    if len(missing) == len(found):
+        raise InputError(f"no video of {annotations} is in {videos}; are the names the same?")
+    task = task.keep([i for i, path in enumerate(found) if path is not None])
+    paths = [path for path in found if path is not None]
+    session = open_session(
+        checkpoint,
+        engine,
+        device=device,
+        precision=precision,
+        settings=parse_settings(settings) or None,
+    )
+    preset = DATASETS[dataset]
+    protocol = Protocol(
+        _config(session.config, preset, frames, text_length),
+        clips,
+        crops,
+        decoder,
+        truncation,
+        template,
+        ties,
+        dual_softmax,
+    )
+    ran = session.describe()
+    kept = None if cache is None else _open_cache(cache, checkpoint, session)
+    with progress_bar("evaluating", len(paths)) as step:
+
+        def on_video(error: str | None) -> None:
+            step()
+            if error:
+                say(f"error: {error}")
+
+        try:
+            result = evaluate(
+                session,
+                task,
+                paths,
+                protocol,
+                cache=kept,
+                batch=batch,
+                workers=workers,
+                timeout_s=timeout,
+                on_video=on_video,
+            )
+        finally:
+            if kept is not None:
+                kept.flush()
+            session.close()
+    facts = {
+        "data set": dataset,
+        "split": preset.split if subset is None else f"videos of {subset.name}",
+        "annotations": annotations.name,
+        "settings from": preset.source,
+        **result.facts,
+        "missing": len(missing),
+        "unreadable": len(result.failed),
+    }
+    _show(result, {"model": checkpoint, "session": ran}, facts, missing, json)
+    if result.failed:
+        say(f"{len(result.failed)} of {len(paths)} videos could not be read; no figure counts them")
+        raise typer.Exit(2)
+
+
+def _show(
+    result: Evaluation,
+    ran: dict[str, Any],
+    facts: dict[str, Any],
+    missing: list[str],
+    json: bool,
+) -> None:
+    from stan_infer.report import print_facts, print_json, print_table
+
+    if json:
+        record = {
+            **ran,
+            "protocol": facts,
+            "figures": result.figures,
+            "intervals": result.intervals,
+            "outcomes": result.outcomes,
+            "missing": missing,
+            "failures": [{"video": k, "error": v} for k, v in result.failed.items()],
+        }
+        print_json("eval", record)
+        return
+    rows = []
+    for direction, figures in result.figures.items():
+        intervals = result.intervals[direction]
+        cells = {
+            name: f"{value:.1f} ({intervals[name][0]:.1f} to {intervals[name][1]:.1f})"
+            if name in intervals
+            else f"{value:.1f}"
+            for name, value in figures.items()
+        }
+        rows.append({"": direction.replace("_", " "), **cells})
+    print_table(rows)
+    print_facts({**facts, "model": ran["model"], **ran["session"]})
+
+
+def _config(
+    config: StanConfig, preset: DataSet, frames: int | None, text_length: int | None
+) -> StanConfig:
+    import dataclasses
+
+    t = preset.mug_frames if config.is_mug and preset.mug_frames else preset.frames
+    side = config.short_side if preset.resize is None else round(config.image_size * preset.resize)
+    return dataclasses.replace(
+        config,
+        frames=frames or t or config.frames,
+        context_length=text_length or preset.context_length or config.context_length,
+        short_side=side,
+    )
+
+
+def _views(text: str) -> tuple[int, int]:
+    from stan_infer.errors import InputError
+
+    match = re.fullmatch(r"(\d{1,3})x(\d{1,3})", text)
+    if not match:
+        raise InputError(f"--views {text!r} is not CLIPSxCROPS, as in --views 1x3")
+    return int(match[1]), int(match[2])
+
+
+def _open_cache(folder: Path, checkpoint: str, session: Session) -> FeatureCache:
+    import os
+
+    from stan_infer.artefact import MANIFEST, sha256
+    from stan_infer.feature_cache import FeatureCache
+
+    if os.path.isdir(checkpoint):
+        model = sha256(Path(checkpoint) / MANIFEST)  # which holds the hash of every other file
+    else:
+        model = sha256(Path(checkpoint)) if os.path.isfile(checkpoint) else checkpoint
+    # The number of threads differs from run to run and changes no feature.
+    ran = {k: v for k, v in session.describe().items() if k != "threads"}
+    key = {"model": model, "config": session.config.to_dict(), "session": ran}
+    return FeatureCache(folder, key)

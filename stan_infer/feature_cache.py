@@ -1,0 +1,106 @@
+"""Features on disk, so that a long evaluation goes on where it was stopped.
+
+One folder per model, engine and settings; in it small .npz parts, each written whole or not at all,
+so any number of runs may be killed at any moment, or work side by side. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import time
+import uuid
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stan_infer.atomic import new_file
+from stan_infer.errors import InputError
+
+PART_ITEMS, PART_S = (
+    64,
+    20.0,
+)  # a part is written after so many features or seconds: what a kill costs
+
+_log = logging.getLogger(__name__)
+
+
+class FeatureCache:
+    """Feature arrays by name. `key` says in plain JSON what decides them besides the name."""
+
+    def __init__(self, folder: Path, key: Mapping[str, Any]) -> None:
+        """Read what earlier runs with the same key left; InputError if that cannot be read."""
+        text = json.dumps(key, sort_keys=True)
+        self._folder = Path(folder) / hashlib.sha256(text.encode()).hexdigest()[:16]
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            if not (self._folder / "key.json").exists():
+                with new_file(self._folder / "key.json") as temporary:
+                    temporary.write_text(text)
+            parts = sorted(self._folder.glob("*.npz"))
+        except OSError as e:
+            raise InputError(f"cache {folder} cannot be used: {e.strerror}; give another") from e
+        self._known: dict[str, NDArray[np.float32]] = {}
+        for part in parts:
+            self._known |= _read(part)
+        self._waiting: dict[str, NDArray[np.float32]] = {}
+        self._written = time.monotonic()
+
+    def __len__(self) -> int:
+        """Features known."""
+        return len(self._known)
+
+    def get(self, name: str) -> NDArray[np.float32] | None:
+        """Return the features kept under `name`, or None."""
+        return self._known.get(name)
+
+    def put(self, name: str, features: NDArray[np.float32]) -> None:
+        """Keep features; they are on disk after the next part or `flush`."""
+        self._known[name] = self._waiting[name] = features
+        if len(self._waiting) >= PART_ITEMS or time.monotonic() - self._written > PART_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is not on disk yet."""
+        self._written = time.monotonic()
+        # Texts and videos have arrays of different shapes: a part for each.
+        for shape in {features.shape for features in self._waiting.values()}:
+            part = {name: x for name, x in self._waiting.items() if x.shape == shape}
+            packed = io.BytesIO()
+            np.savez(packed, names=np.array(list(part)), features=np.stack(list(part.values())))
+            with new_file(self._folder / f"{uuid.uuid4().hex}.npz") as temporary:
+                temporary.write_bytes(packed.getbuffer())
+        self._waiting = {}
+
+
+def file_name(path: Path, options: Mapping[str, Any]) -> str:
+    """Name a video by its path, size, time of change and reading options: an edited one is new."""
+    try:
+        s = path.stat()
+        text = json.dumps([str(path.resolve()), s.st_size, s.st_mtime_ns, dict(options)])
+    except OSError:
+        text = str(path)  # it will fail to open, which is told there
+    return "video:" + hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def ids_name(ids: NDArray[np.int64]) -> str:
+    """Name a text by its token ids [L]."""
+    return "text:" + hashlib.sha256(np.ascontiguousarray(ids).tobytes()).hexdigest()
+
+
+def _read(part: Path) -> dict[str, NDArray[np.float32]]:
+    try:
+        with np.load(part, allow_pickle=False) as z:
+            names, features = z["names"], z["features"]
+        if features.dtype == np.float32 and len(names) == len(features):
+            return dict(zip(names.tolist(), features, strict=True))
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+        pass
+    _log.warning("%s is damaged and is not used: its features are computed again", part)
+    return {}

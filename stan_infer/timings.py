@@ -1,0 +1,71 @@
+"""Samples of one engine at one shape -> percentiles, ratio to the baseline, what looks wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+# What a diagnosis calls out. An idle machine stays below each of these; see CONTRIBUTING.md.
+UNSTABLE = 1.25  # p95 over p50
+SLOWED = 1.10  # median of the last third over that of the first
+LAUNCH_BOUND = 0.9  # host time over device time: the GPU waits for its orders
+_TREND_SAMPLES = 9  # fewer say nothing about a trend
+
+
+def summarise(
+    samples_ms: Sequence[float], baseline_ms: Sequence[float], *, clips: int, flops: int | None
+) -> dict[str, Any]:
+    """Figures of one engine: all samples count, outliers too.
+
+    samples_ms, baseline_ms: latencies of the same rounds, in milliseconds. Percentiles interpolate
+    linearly. speedup: median over the rounds of baseline / engine, so that a machine whose speed
+    drifts cancels; speedup_p20 and _p80 are its spread. clips: per call. flops: of one clip.
+    """
+    ms, base = np.asarray(samples_ms), np.asarray(baseline_ms)
+    p20, p50, p95, p99 = (float(p) for p in np.percentile(ms, (20, 50, 95, 99)))
+    low, middle, high = (float(p) for p in np.percentile(base / ms, (20, 50, 80)))
+    return {
+        "latency_ms_p20": p20,
+        "latency_ms_p50": p50,
+        "latency_ms_p95": p95,
+        "latency_ms_p99": p99,
+        "latency_ms_min": float(ms.min()),
+        "clips_per_s": clips / p50 * 1e3,
+        "gflop_per_s": None if flops is None else clips * flops / p50 / 1e6,
+        "speedup": middle,
+        "speedup_p20": low,
+        "speedup_p80": high,
+        "rounds": len(ms),
+        "samples_ms": [float(x) for x in ms],
+    }
+
+
+def diagnose(samples_ms: Sequence[float], host_ms: Sequence[float] | None = None) -> list[str]:
+    """Sentences about samples that should not be believed as they are; empty is good.
+
+    host_ms: time until each call returned, where a device goes on working after that.
+    """
+    ms = np.asarray(samples_ms)
+    found = []
+    p50, p95 = np.percentile(ms, (50, 95))
+    if p95 > UNSTABLE * p50:
+        found.append(
+            f"unstable: p95 is {p95 / p50:.2f} times the median; is something else running?"
+        )
+    third = len(ms) // 3
+    if len(ms) >= _TREND_SAMPLES:
+        slower = np.median(ms[-third:]) / np.median(ms[:third])
+        if slower > SLOWED:
+            found.append(
+                f"throttled: the last third took {slower:.2f} times the first; the machine slowed"
+            )
+    if host_ms is not None:
+        share = float(np.median(host_ms)) / p50
+        if share > LAUNCH_BOUND:
+            found.append(
+                f"launch-bound: the host needs {100 * share:.0f} % of the time to give its orders; "
+                "larger batches or CUDA graphs help, faster kernels do not"
+            )
+    return found

@@ -1,0 +1,135 @@
+"""stan-infer bench: engines, gates, stages, memory, comparison, the page."""
+
+from __future__ import annotations
+
+import json
+import statistics
+
+import pytest
+
+QUICK = ("--repeats", "2", "--warmup", "1", "--min-seconds", "0", "--no-memory")
+
+
+def test_it_compares_with_eager(cli, checkpoint):
+    args = ("--engine", "ort", "--batch", "1,2", "--frames", "3", "--json", *QUICK)
+    done = cli("bench", checkpoint, *args)
+    assert done.code == 0, done.err
+    rows = done.records
+    shapes = [(r["engine"], r["batch"]) for r in rows]
+    assert shapes == [("eager", 1), ("ort", 1), ("eager", 2), ("ort", 2)]
+    for row in rows:
+        assert row["latency_ms_p95"] >= row["latency_ms_p50"] >= row["latency_ms_min"] > 0
+        assert row["clips_per_s"] == pytest.approx(row["batch"] / row["latency_ms_p50"] * 1e3)
+        assert row["max_rel_error"] < 1e-4 and row["machine"]["cpu"]
+        assert row["latency_ms_p50"] == pytest.approx(statistics.median(row["samples_ms"]))
+        assert (
+            0
+            < row["share_of_ceiling"]
+            == pytest.approx(row["gflop_per_s"] / row["ceiling_gflop_per_s"])
+        )
+        assert len(row["pinned_cpus"]) == row["threads"]
+    assert {r["speedup"] for r in rows if r["engine"] == "eager"} == {1.0}
+
+
+def test_a_folder_and_a_bare_graph(cli, artefact):
+    for source in (artefact, artefact / "video.onnx"):
+        done = cli("bench", source, "--frames", "2", "--engine", "ort,openvino", "--json", *QUICK)
+        assert done.code == 0, done.err
+        assert [r["engine"] for r in done.records] == ["ort", "openvino"]
+    assert done.records[0]["gflop_per_s"] is None  # nothing tells its architecture
+    done = cli("bench", artefact / "text.onnx", *QUICK)
+    assert done.code == 2 and "needs one input, uint8 [B, T, S, S, 3]" in done.err
+    done = cli("bench", artefact / "video.plan", *QUICK)
+    assert done.code == 2 and "TensorRT plans are not read" in done.err
+
+
+def test_without_a_checkpoint(cli):
+    done = cli("bench", "--preset", "stan-tiny", "--engine", "eager", *QUICK)
+    assert done.code == 0 and "random weights" in done.err and "eager" in done.out
+
+
+@pytest.mark.slow
+def test_torch_compile_is_an_engine(cli):
+    done = cli("bench", "--preset", "stan-tiny", "--engine", "compile", "--json", *QUICK)
+    assert done.code == 0, done.err
+    assert [r["engine"] for r in done.records] == ["eager", "compile"]
+
+
+def test_engines_that_are_not_here_are_shown_with_the_reason_and_the_rest_runs(cli):
+    args = ("bench", "--preset", "stan-tiny", "--engine", "trt,triton,eager", *QUICK)
+    done = cli(*args)
+    assert done.code == 3
+    assert "engine trt is not part of this version" in done.err
+    assert "engine triton is not part of this version" in done.err
+    assert "eager" in done.out
+    rows = cli(*args, "--json").records
+    assert [r["engine"] for r in rows] == ["eager", "trt", "triton"]
+    assert [bool(r.get("refused")) for r in rows] == [False, True, True]
+
+
+def test_lower_precisions_have_the_fp32_baseline(cli):
+    args = ("--precision", "bf16,fp16", "--engine", "eager,ort", "--json", *QUICK)
+    done = cli("bench", "--preset", "stan-tiny", *args)
+    assert done.code == 3
+    rows = {(r["engine"], r["precision"]): r for r in done.records}
+    assert list(rows) == [
+        *[("eager", p) for p in ("fp32", "bf16")],
+        *[("eager", "fp16"), ("ort", "fp16"), ("ort", "bf16")],
+    ]
+    assert "ONNX Runtime has no bf16 on a CPU" in rows["ort", "bf16"]["refused"]
+    assert rows["eager", "fp32"]["speedup"] == 1.0
+    assert 1e-5 < rows["eager", "bf16"]["max_rel_error"] < 0.2
+
+
+@pytest.mark.slow
+def test_peak_memory_is_each_engines_own(cli, checkpoint):
+    args = ("--repeats", "1", "--warmup", "1", "--min-seconds", "0", "--json")
+    eager, ort = cli("bench", checkpoint, *args).records
+    assert ort["peak_host_mib"] < eager["peak_host_mib"]  # it needs no torch
+    assert eager["peak_device_mib"] is None and ort["memory_shape"] == [1, 8]
+
+
+def test_the_whole_way_from_file_to_scores(cli, checkpoint, videos):
+    args = ("--include-decode", videos, "--engine", "ort", "--json", *QUICK)
+    done = cli("bench", checkpoint, *args)
+    assert done.code == 0, done.err
+    stages = [r for r in done.records if r["schema"].startswith("stan-infer/bench-stages/")]
+    assert [r["engine"] for r in stages] == ["eager", "ort"]
+    for row in stages:
+        parts = [row[f"{name}_ms_p50"] for name in ("decode", "embed", "score")]
+        assert row["total_ms_p50"] == pytest.approx(sum(parts)) and min(parts) > 0
+        assert row["videos"] == 3 and len(row["samples_ms"]["decode"]) == 6
+
+
+def test_rows_are_kept_and_compared(cli, checkpoint, tmp_path):
+    old = tmp_path / "old.jsonl"
+    args = ("bench", checkpoint, "--frames", "2", *QUICK)
+    assert cli(*args, "--out", old).code == 0
+    rows = [json.loads(line) for line in old.read_text().splitlines()]
+    assert len(rows) == 2 and len(rows[0]["samples_ms"]) == 2
+    # The clock of a shared machine: a comparison that must pass allows for everything.
+    done = cli(*args, "--compare", old, "--tolerance", "1")
+    assert done.code == 0 and "ratio to baseline" in done.out
+    for row in rows:
+        row["speedup"] *= 100 if row["engine"] == "ort" else 1
+    old.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = cli(*args, "--compare", old)
+    assert done.code == 4 and "yes" in done.out
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (["--compare", "none.jsonl"], 2, "no such file"),
+        (["--out", "none/rows.jsonl"], 2, "no such folder"),
+        (["--eval", "none.json"], 2, "no such file"),
+        (["--precision", "fp23"], 2, "did you mean 'fp32'"),
+        (["--threads", "4096"], 2, "this process may use"),
+        (["--include-decode", "none.mp4"], 2, "no such video"),
+        (["--tolerance", "2"], 2, "tolerance"),
+    ],
+)
+def test_wrong_options_are_told_before_anything_is_measured(cli, args, code, message):
+    done = cli("bench", "--preset", "stan-tiny", *QUICK, *args)
+    assert done.code == code and message in done.err
+    assert not done.out

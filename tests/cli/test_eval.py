@@ -1,0 +1,301 @@
+"""stan-infer eval: figures equal a computation by hand, every engine, errors, resuming."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import stan_infer as si
+from stan_infer.metrics import class_figures, rank_figures, retrieval_ranks
+from stan_infer.retrieval import cosine_scores
+from stan_infer.tokenizer import tokenize
+from stan_infer.video import read_clip_info
+from tests import broken_videos as make
+
+TEXTS = ["a red square", "a blue ring, moving left", "noise"]
+
+
+@pytest.fixture(scope="module")
+def retrieval_csv(tmp_path_factory):
+    path = tmp_path_factory.mktemp("annotations") / "pairs.csv"
+    rows = [f'clip{i}.mp4,"{text}"\n' for i, text in enumerate(TEXTS)]
+    path.write_text("video,text\n" + "".join(rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def class_csv(tmp_path_factory):
+    path = tmp_path_factory.mktemp("annotations") / "classes.csv"
+    path.write_text("video,label\nclip0,walk\nclip1,run\nclip2,walk\n")
+    return path
+
+
+def arguments(dataset, annotations, videos, *more):
+    return ["--dataset", dataset, "--annotations", annotations, "--videos", videos, *more, "--json"]
+
+
+def test_retrieval_equals_a_computation_by_hand(cli, checkpoint, videos, retrieval_csv):
+    done = cli("eval", checkpoint, *arguments("retrieval", retrieval_csv, videos))
+    (record,) = done.records
+    assert done.code == 0
+    session = si.open_session(checkpoint)
+    clips = np.stack([session.read_clip(videos / f"clip{i}.mp4") for i in range(3)])
+    scores = session.score(TEXTS, clips).numpy()
+    for name, ranks in retrieval_ranks(scores, np.arange(3)).items():
+        assert record["figures"][name] == pytest.approx(rank_figures(ranks))
+        assert record["outcomes"][name] == ranks.tolist()
+    protocol = record["protocol"]
+    assert (protocol["frames"], protocol["text tokens"], protocol["ties"]) == (8, 32, "expected")
+    assert (protocol["videos"], protocol["texts"], protocol["texts cut"]) == (3, 3, 0)
+    assert record["session"]["engine"] == "eager"
+
+
+@pytest.mark.parametrize("engine", ["ort", "openvino"])
+def test_an_exported_folder_gives_the_same_figures(
+    cli, checkpoint, artefact, videos, retrieval_csv, engine
+):
+    if engine == "openvino":
+        pytest.importorskip("openvino")
+    own = cli("eval", checkpoint, *arguments("retrieval", retrieval_csv, videos)).records[0]
+    more = arguments("retrieval", retrieval_csv, videos, "--engine", engine)
+    got = cli("eval", artefact, *more).records[0]
+    assert got["figures"] == own["figures"]
+    assert got["session"]["engine"] == engine
+
+
+def test_recognition_averages_the_probabilities_of_views(cli, checkpoint, videos, class_csv):
+    more = arguments("recognition", class_csv, videos, "--views", "2x3", "--template", "to {}")
+    (record,) = cli("eval", checkpoint, *more).records
+    session = si.open_session(checkpoint)
+    c = session.config
+    text = session.embed_text(tokenize(["to run", "to walk"], c.context_length)).numpy()
+    scores = []
+    for i in range(3):
+        clip = read_clip_info(
+            videos / f"clip{i}.mp4",
+            frames=c.frames,
+            short_side=c.short_side,
+            crop=c.image_size,
+            views=(2, 3),
+        )
+        assert clip.pixels.shape == (6, 8, 64, 64, 3)
+        logits = 100 * cosine_scores(text, session.embed_video(clip.pixels).numpy()).T
+        e = np.exp(logits.astype(np.float64))
+        scores.append((e / e.sum(1, keepdims=True)).mean(0))
+    found, _ = class_figures(np.array(scores), [1, 0, 1])
+    assert record["figures"]["videos"] == pytest.approx(found)
+    assert record["protocol"]["views"] == "2x3"
+
+
+def test_data_set_settings_are_used_and_said(cli, checkpoint, videos, tmp_path):
+    path = tmp_path / "didemo.json"
+    entries = [{"video": f"clip{i}.avi", "description": f"text {i % 2}"} for i in (0, 1, 1)]
+    path.write_text(json.dumps(entries))
+    (record,) = cli("eval", checkpoint, *arguments("didemo", path, videos)).records
+    protocol = record["protocol"]
+    assert (protocol["frames"], protocol["text tokens"], protocol["texts"]) == (64, 77, 2)
+    assert protocol["resize, crop"] == "73, 64"  # 256 / 224 of the crop
+    more = arguments("didemo", path, videos, "--frames", "4", "--text-length", "16")
+    (record,) = cli("eval", checkpoint, *more).records
+    assert (record["protocol"]["frames"], record["protocol"]["text tokens"]) == (4, 16)
+
+
+def test_a_table_with_intervals_and_the_protocol(cli, checkpoint, videos, retrieval_csv):
+    more = arguments("retrieval", retrieval_csv, videos, "--dual-softmax")[:-1]
+    done = cli("eval", checkpoint, *more)
+    assert done.code == 0
+    head = done.out.splitlines()[0].split()
+    assert head == ["R@1", "R@5", "R@10", "MdR", "MnR"]
+    assert "text to video" in done.out and " to 100.0)" in done.out
+    assert "dual softmax" in done.out and "yes, temperature 0.01" in done.out
+
+
+def test_a_broken_video_is_named_left_out_and_the_rest_counts(
+    cli, checkpoint, videos, retrieval_csv, tmp_path
+):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for i in range(2):
+        (folder / f"clip{i}.mp4").write_bytes((videos / f"clip{i}.mp4").read_bytes())
+    (folder / "clip2.mp4").write_text("no video")
+    done = cli("eval", checkpoint, *arguments("retrieval", retrieval_csv, folder))
+    (record,) = done.records
+    assert done.code == 2
+    assert [f["video"] for f in record["failures"]] == ["clip2.mp4"]
+    assert "clip2.mp4" in done.err and "1 of 3 videos could not be read" in done.err
+    assert (record["protocol"]["videos"], record["protocol"]["unreadable"]) == (2, 1)
+
+
+def test_missing_videos_are_listed_or_left_out(cli, checkpoint, videos, retrieval_csv, tmp_path):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    (folder / "clip1.mp4").write_bytes((videos / "clip1.mp4").read_bytes())
+    done = cli("eval", checkpoint, *arguments("retrieval", retrieval_csv, folder))
+    assert done.code == 2 and not done.out
+    assert "2 of 3 videos" in done.err and "clip0.mp4, clip2.mp4" in done.err
+    more = arguments("retrieval", retrieval_csv, folder, "--allow-missing")
+    done = cli("eval", checkpoint, *more)
+    assert done.code == 0
+    assert done.records[0]["missing"] == ["clip0.mp4", "clip2.mp4"]
+    assert done.records[0]["protocol"]["missing"] == 2
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--views", "3"], "is not CLIPSxCROPS"),
+        (["--views", "1x3"], "recognition only"),
+        (["--ties", "author"], "did you mean 'authors'"),
+        (["--dataset", "msvdd"], "did you mean 'msvd'"),
+        (["--labels", "none.txt"], "no such file"),
+        (["--subset", "none.txt"], "no such file"),
+        (["--videos", "none"], "is no folder"),
+        (["--template", "no place"], "needs one {}"),
+        (["--truncation", "cut"], "truncation"),
+        (["--text-length", "100"], "context_length is 100"),
+        (["--engine", "trtt"], "unknown"),
+    ],
+)
+def test_wrong_options_are_told(cli, checkpoint, videos, retrieval_csv, more, message):
+    done = cli("eval", checkpoint, *arguments("retrieval", retrieval_csv, videos), *more)
+    assert done.code == 2, done.err
+    assert message in done.err
+    assert not done.out
+
+
+def test_the_cache_spares_videos_and_gives_the_same_figures(
+    cli, checkpoint, videos, retrieval_csv, tmp_path, monkeypatch
+):
+    more = arguments("retrieval", retrieval_csv, videos, "--cache", tmp_path / "cache")
+    first = cli("eval", checkpoint, *more).records[0]
+
+    def no_reading(session, paths, **options):
+        assert not paths
+        yield from ()
+
+    monkeypatch.setattr("stan_infer.evaluate.embed_videos", no_reading)
+    assert cli("eval", checkpoint, *more).records[0] == first
+
+
+def test_views_are_one_or_three_crops(cli, checkpoint, videos, class_csv):
+    done = cli("eval", checkpoint, *arguments("recognition", class_csv, videos, "--views", "1x2"))
+    assert done.code == 2 and "crops are 1 or 3" in done.err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
+def test_killed_at_any_moment_it_resumes_to_the_same_figures(checkpoint, tmp_path):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    rows = ["video,text"]
+    for i in range(150):
+        make.make_clip(folder / f"v{i}.mp4", frames=10 + i % 7, size=(64, 64))
+        rows.append(f"v{i}.mp4,text number {i}")
+    table = tmp_path / "pairs.csv"
+    table.write_text("\n".join(rows))
+    run = [sys.executable, "-m", "stan_infer", "eval", str(checkpoint)]
+    run += [str(a) for a in arguments("retrieval", table, folder)]
+    whole = json.loads(subprocess.run(run, capture_output=True, check=True).stdout)
+    run += ["--cache", str(tmp_path / "cache")]
+    kills, parts = 0, set()
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        process = subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        # From the imports to the last scores: later and later, so that some kill meets every stage.
+        try:
+            out, _ = process.communicate(timeout=float(rng.uniform(0.5, 2 + kills / 2)))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            kills += 1
+            parts.add(len(list((tmp_path / "cache").glob("*/*.npz"))))
+            continue
+        assert process.returncode == 0
+        break
+    else:
+        pytest.fail("it never came to its end")
+    assert kills > 0 and max(parts) > 0  # some kill came after features had been kept
+    resumed = json.loads(out)
+    assert resumed["figures"] == whole["figures"]
+    assert resumed["outcomes"] == whole["outcomes"]
+
+
+def hostile(folder, good):
+    """300 files that are no good videos, or good in odd ways; returns the names that must fail."""
+    rng = np.random.default_rng(0)
+    data = np.frombuffer(good.read_bytes(), np.uint8)
+    must_fail = set()
+
+    def write(name, content, *, fails=True):
+        (folder / name).write_bytes(bytes(content))
+        if fails:
+            must_fail.add(name)
+
+    for i in range(60):
+        write(f"zero{i}.mp4", b"") if i < 5 else write(
+            f"noise{i}.mp4", rng.integers(0, 256, int(rng.integers(1, 5000)), np.uint8)
+        )
+    for i, suffix in enumerate([".mp4", ".mkv", ".avi", ".webm", ".ts"] * 6):
+        write(f"text{i}{suffix}", b"#EXTM3U\nhttp://127.0.0.1:9/x.ts\n" * (i + 1))
+    for i in range(150):  # may still be readable: what counts is that nothing worse happens
+        bad = data.copy()
+        kind = i % 3
+        if kind == 0:
+            at = rng.integers(0, len(bad), int(rng.integers(1, 200)))
+            bad[at] = rng.integers(0, 256, len(at))
+        elif kind == 1:
+            bad = bad[: int(rng.integers(1, len(bad)))]
+        else:
+            at = int(rng.integers(0, len(bad)))
+            bad = np.insert(bad, at, rng.integers(0, 256, 300, np.uint8))
+        write(f"fuzz{i}.mp4", bad, fails=False)
+    builders = {
+        "audio": (make.make_audio, True),
+        "picture": (lambda p: make.make_png(p.with_suffix(".png")).rename(p), True),
+        "count": (lambda p: make.lie_count(good, p, 2**31 - 1), True),
+        "duration": (lambda p: make.lie_duration(good, p), False),
+        "times": (lambda p: make.lie_times(good, p), False),
+        "pipe": (os.mkfifo, True),
+        "dangling": (lambda p: p.symlink_to(folder / "nowhere"), True),
+        "endless": (lambda p: p.symlink_to("/dev/zero"), True),
+    }
+    for i in range(60):
+        name, (build, fails) = list(builders.items())[i % len(builders)]
+        path = folder / f"{name}{i}.mp4"
+        build(path)
+        if fails:
+            must_fail.add(path.name)
+    return must_fail
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="needs named pipes")
+def test_300_hostile_inputs_give_errors_and_nothing_worse(checkpoint, tmp_path):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    good = make.make_clip(folder / "good.mp4", frames=24, size=(96, 96))
+    must_fail = hostile(folder, good)
+    names = sorted(p.name for p in folder.iterdir())
+    assert len(names) == 301
+    table = tmp_path / "pairs.csv"
+    table.write_text("video,text\n" + "".join(f"{n},text {i}\n" for i, n in enumerate(names)))
+    run = [sys.executable, "-m", "stan_infer", "eval", str(checkpoint), "--timeout", "20"]
+    run += [str(a) for a in arguments("retrieval", table, folder, "--workers", "2")]
+    done = subprocess.run(run, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert "Traceback" not in done.stderr and "internal error" not in done.stderr
+    record = json.loads(done.stdout)
+    failed = {f["video"] for f in record["failures"]}
+    assert must_fail <= failed
+    assert "good.mp4" not in failed
+    assert all(f["video"] in f["error"] for f in record["failures"])
+    assert record["protocol"]["videos"] == 301 - len(failed)
+    # Nothing is left that decodes on.
+    left = subprocess.run(["pgrep", "-f", str(folder)], capture_output=True, text=True).stdout
+    assert not left.strip()
