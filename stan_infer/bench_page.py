@@ -26,8 +26,7 @@ h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right;
   white-space: nowrap; }
-th:first-child, td:first-child, td.text { text-align: left; }
-td.text { white-space: normal; min-width: 16rem; color: var(--soft); }
+th:first-child, td:first-child { text-align: left; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr));
   gap: 1rem; }
 figure { margin: 0; } svg { width: 100%; height: auto; }
@@ -38,12 +37,12 @@ _COLUMNS = {
     "precision": "precision",
     "batch": "B",
     "frames": "T",
-    "latency_ms_p20": "p20 ms",
     "latency_ms_p50": "p50 ms",
+    "speedup": "x baseline",
+    "latency_ms_p20": "p20 ms",
     "latency_ms_p95": "p95 ms",
     "latency_ms_p99": "p99 ms",
     "clips_per_s": "clips/s",
-    "speedup": "x baseline",
     "gflop_per_s": "GFLOP/s",
     "share_of_ceiling": "of ceiling",
     "max_rel_error": "error",
@@ -120,12 +119,21 @@ def _charts(rows: Rows) -> list[str]:
     shape = {"batch": batches[0], "frames": frames[0]}
     at = [r for r in rows if all(r[k] == v for k, v in shape.items())]
     where = f"B = {batches[0]}, T = {frames[0]}"
+    names = [_name(r) for r in at]  # each keeps its colour in every chart
     charts = [
         line_chart(
-            latency, title=f"Latency against batch, T = {frames[0]}", x="clips a call", y="p50, ms"
+            latency,
+            title=f"Latency against batch, T = {frames[0]}",
+            x="clips a call",
+            y="p50, ms",
+            names=names,
         ),
         line_chart(
-            speed, title=f"Throughput against frames, B = {batches[0]}", x="frames", y="clips/s"
+            speed,
+            title=f"Throughput against frames, B = {batches[0]}",
+            x="frames",
+            y="clips/s",
+            names=names,
         ),
         bar_chart(
             {_name(r): r["speedup"] for r in at}, title=f"Times the baseline, {where}", x="", line=1
@@ -148,6 +156,7 @@ def _charts(rows: Rows) -> list[str]:
                 y="relative error",
                 log_y=True,
                 lines=False,
+                names=names,
             )
         )
     return charts
@@ -177,6 +186,7 @@ def _accuracy(rows: Rows, evals: Rows) -> list[str]:
             x="p50, ms",
             y=f"{label}, percent",
             lines=False,
+            names=list(dict.fromkeys(_name(r) for r in rows)),
         )
     ]
 
@@ -191,13 +201,16 @@ def _series(rows: Rows, x: str, y: str, fixed: str, value: Any) -> dict[str, Poi
 
 def _table(rows: Rows, columns: Mapping[str, str]) -> str:
     shown = {k: v for k, v in columns.items() if any(r.get(k) is not None for r in rows)}
-    head = "".join(f"<th>{_text(v)}</th>" for v in shown.values()) + "<th></th>"
-    lines = []
+    head = "".join(f"<th>{_text(v)}</th>" for v in shown.values())
+    lines, notes = [], []
     for r in rows:
-        notes = "; ".join([*([r["refused"]] if r.get("refused") else []), *r.get("diagnosis", [])])
         cells = "".join(f"<td>{_cell(k, r.get(k))}</td>" for k in shown)
-        lines.append(f"<tr>{cells}<td class=text>{_text(notes)}</td></tr>")
-    return f"<div class=wide><table><tr>{head}</tr>{''.join(lines)}</table></div>"
+        lines.append(f"<tr>{cells}</tr>")
+        where = f" at B = {r['batch']}, T = {r['frames']}" if r.get("batch") else ""
+        for note in [*([r["refused"]] if r.get("refused") else []), *r.get("diagnosis", [])]:
+            notes.append(f"<li>{_text(_name(r) + where)}: {_text(note)}</li>")
+    below = f"<ul class=soft>{''.join(notes)}</ul>" if notes else ""
+    return f"<div class=wide><table><tr>{head}</tr>{''.join(lines)}</table></div>{below}"
 
 
 def _cell(name: str, value: Any) -> str:

@@ -24,14 +24,18 @@ def line_chart(
     y: str,
     log_y: bool = False,
     lines: bool = True,
+    names: Sequence[str] = (),
 ) -> str:
     """Draw one line (or, without `lines`, points) per series; return SVG text.
 
-    Axes start at zero unless logarithmic. x values are ticks where they are few. Raises
+    names: of all series of a page, whose place gives each its colour. Axes start at zero unless
+    logarithmic. x values are ticks where they are few. Raises
     MissingError without matplotlib.
     """
     figure, axes = _axes(title, x, y)
-    for i, (name, points) in enumerate(series.items()):
+    order = list(dict.fromkeys([*names, *series]))
+    for name, points in series.items():
+        i = order.index(name)
         style = {"color": _COLOURS[i % len(_COLOURS)], "marker": _MARKERS[i % len(_MARKERS)]}
         axes.plot(*zip(*points, strict=True), linestyle="-" if lines else "", label=name, **style)
     ticks = sorted({p[0] for points in series.values() for p in points})
