@@ -54,7 +54,7 @@ def check_engines(names: Sequence[str]) -> list[str]:
     for name in names:
         if name not in known:
             raise InputError(
-                f"engine '{name}' is unknown{nearest(name, known)} ({', '.join(known)})"
+                f"engine '{name}' is unknown{nearest(name, ENGINES)} ({', '.join(known)})"
             )
     return list(dict.fromkeys(names))
 
