@@ -85,7 +85,7 @@ def accuracy_table() -> str:
     newest = {(r["engine"], r["precision"]): r for r in read_rows("accuracy")}
     if not newest:
         return "not measured"
-    lines = ["| engine, precision | motion, of 10 | lost (95 %) | right or wrong alike | caption, of 400 |"]
+    lines = ["| engine, precision | motion, of 10 | lost (95 %) | agrees | caption, of 400 |"]
     lines += ["|---|---|---|---|---|"]
     for (engine, precision), r in newest.items():
         low, high = r["motion_interval"]
