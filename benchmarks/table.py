@@ -80,6 +80,18 @@ def graphs_table() -> str:
     return "\n".join(lines)
 
 
+def repeat_table() -> str:
+    """Ratios to eager of two runs of the same `bench`, newest of each engine."""
+    newest = {(r["model"], r["engine"], r["precision"]): r for r in read_rows("repeat")}
+    if not newest:
+        return "not measured"
+    lines = ["| model, engine | first run | second run | apart |", "|---|---|---|---|"]
+    for (model, engine, _), r in newest.items():
+        one, two = r["speedups"]
+        lines.append(f"| {model}, {engine} | {one:.3f}x | {two:.3f}x | {100 * r['apart']:.1f} % |")
+    return "\n".join(lines)
+
+
 def accuracy_table() -> str:
     """The demo through `stan-infer eval`: newest run of each engine and precision."""
     newest = {(r["engine"], r["precision"]): r for r in read_rows("accuracy")}
@@ -154,6 +166,7 @@ FILES = ("README.md", "BENCHMARKS.md")
 TABLES: dict[str, Callable[[], str]] = {
     "graphs": graphs_table,
     "accuracy": accuracy_table,
+    "repeat": repeat_table,
     "engines": engines_table,
     "load": load_table,
     "motion": motion_table,
