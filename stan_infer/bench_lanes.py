@@ -72,6 +72,7 @@ def open_model(
 ) -> Contest:
     """Lanes of a loaded model; eager in fp32 comes first, always: a ratio needs its baseline.
 
+    Raises MissingError where the baseline itself cannot run.
     origin: the model for another process, {"source": file} or {"preset": name, ...}. folder: where
     exports go, one per precision.
     """
@@ -98,6 +99,8 @@ def open_model(
 
         made = dict(origin) if is_torch else {"source": str(where)}
         _add(contest, open_one, engine, precision, device, made)
+        if not contest.lanes:  # the baseline itself
+            raise MissingError(contest.absent[0]["refused"])
     return contest
 
 

@@ -66,7 +66,7 @@ def write_page(folder: Path, title: str, rows: Rows, stages: Rows, evals: Rows) 
     (cannot write) and MissingError without matplotlib.
     """
     page = render_page(title, rows, stages, evals)
-    with new_folder(folder, _why_keep) as temporary:
+    with new_folder(folder, why_keep) as temporary:
         (temporary / "index.html").write_text(page, encoding="utf-8")
         lines = [json.dumps(r) for r in (*rows, *stages)]
         (temporary / "rows.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -233,6 +233,7 @@ def _text(value: Any) -> str:
     return html.escape("".join(c if c.isprintable() else "?" for c in str(value)))
 
 
-def _why_keep(folder: Path) -> str | None:
+def why_keep(folder: Path) -> str | None:
+    """Say why an existing folder must stay, or None where it is an earlier report."""
     other = sorted(p.name for p in folder.iterdir() if p.name not in _FILES)
     return f"it holds {other[0]}, which is no part of a report" if other else None

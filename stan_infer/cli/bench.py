@@ -325,7 +325,14 @@ def _check_targets(out: Path | None, report: Path | None, evals: list[Path] | No
     from stan_infer.errors import InputError, require
 
     if report:
+        from stan_infer.bench_page import why_keep
+
         require("matplotlib", "--report", "stan-infer[report]")
+        reason = None
+        if report.exists():
+            reason = why_keep(report) if report.is_dir() else "it is a file"
+        if reason:
+            raise InputError(f"--report {report}: {reason}; give a new folder")
     if out and (out.is_dir() or not out.absolute().parent.is_dir()):
         raise InputError(f"--out {out}: no such folder, or a folder itself; give a file name")
     for path in evals or []:

@@ -123,13 +123,24 @@ def test_rows_are_kept_and_compared(cli, checkpoint, tmp_path):
         (["--compare", "none.jsonl"], 2, "no such file"),
         (["--out", "none/rows.jsonl"], 2, "no such folder"),
         (["--eval", "none.json"], 2, "no such file"),
+        (["--report", "mine"], 2, "holds clip.mp4, which is no part of a report"),
+        (["--device", "cuda"], 3, "finds no GPU"),
         (["--precision", "fp23"], 2, "did you mean 'fp32'"),
         (["--threads", "4096"], 2, "this process may use"),
         (["--include-decode", "none.mp4"], 2, "no such video"),
         (["--tolerance", "2"], 2, "tolerance"),
     ],
 )
-def test_wrong_options_are_told_before_anything_is_measured(cli, args, code, message):
+def test_wrong_options_are_told_before_anything_is_measured(
+    cli, tmp_path, monkeypatch, args, code, message
+):
+    import torch
+
+    if "cuda" in args and torch.cuda.is_available():
+        pytest.skip("a GPU is here")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "clip.mp4").write_text("x")
+    monkeypatch.chdir(tmp_path)
     done = cli("bench", "--preset", "stan-tiny", *QUICK, *args)
     assert done.code == code and message in done.err
     assert not done.out
