@@ -82,10 +82,9 @@ def _measure(
         schedule=Schedule(args.warmup, args.repeats),
         on_round=lambda part: ceiling.sample(),
     )
-    best, by = ceiling.of("fp32") or (float("nan"), "")
+    ceiling.add_share(rows)
     for row in rows:
-        row |= {"threads": threads, "ceiling_gflop_per_s": best, "ceiling_by": by}
-        row["share_of_ceiling"] = row["gflop_per_s"] / best
+        row["threads"] = threads
     for session in sessions:
         session.close()
     return rows

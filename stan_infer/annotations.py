@@ -359,7 +359,7 @@ def _read_classes(text: str, name: str) -> Task:
     )
 
 
-_PAPER = "paper, Table 5"
+_PAPER = "the paper's recognition tests"
 DATASETS: dict[str, DataSet] = {
     "msrvtt": DataSet(_read_msrvtt, "1k-A test", 12, 32, 1.0, mug_frames=32),
     "didemo": DataSet(_read_didemo, "test", 64, 77, 256 / 224),

@@ -2,36 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from stan_infer.errors import InputError
 
 _KEY = ("model", "engine", "precision", "device", "batch", "frames", "threads")
-_MAX_BYTES = 256 * 2**20
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read rows that `bench --json` or `bench --out` wrote; InputError for anything else."""
-    what = "give the rows that `stan-infer bench --out FILE` wrote"
-    try:
-        if not os.path.isfile(path) or os.path.getsize(path) > _MAX_BYTES:
-            raise InputError(f"{path}: no such file, or larger than {_MAX_BYTES} bytes; {what}")
-        rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-    except (OSError, ValueError, RecursionError) as e:
-        raise InputError(f"{path} cannot be read as JSON lines: {e}; {what}") from e
-    found = [
-        r
-        for r in rows
-        if isinstance(r, dict) and str(r.get("schema", "")).startswith("stan-infer/bench/")
-    ]
-    if not found:
-        raise InputError(f"{path} holds no row of stan-infer bench; {what}")
-    return found
 
 
 def compare_rows(

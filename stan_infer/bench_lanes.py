@@ -7,39 +7,59 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from stan_infer.bench import Lane
 from stan_infer.clock import Clock, CudaClock, WallClock
 from stan_infer.config import StanConfig
-from stan_infer.engines import ENGINES, open_session
+from stan_infer.engines import ENGINES, check_engine, open_session
+from stan_infer.engines.folder_session import OpenGraph
 from stan_infer.engines.session import Session
-from stan_infer.errors import InputError, MissingError, nearest, require
+from stan_infer.errors import InputError, MissingError, require
+from stan_infer.onnx_file import check_external
 
 if TYPE_CHECKING:
     from stan_infer.model import Stan
 
 # Names that users know and that this version does not have.
-ABSENT = {
-    "triton": "engine triton is not part of this version; use eager, compile, ort or openvino",
-    "trt": "engine trt is not part of this version; use eager, compile, ort or openvino",
-    "trt-rtx": "engine trt-rtx is not part of this version; use eager, compile, ort or openvino",
-}
+ABSENT = ("triton", "trt", "trt-rtx")
+# A lane, the session to close after it (none for a bare graph), and how another process opens it.
+_Opened = tuple[Lane, Session | None, dict[str, Any]]
 
 
 @dataclasses.dataclass
 class Contest:
-    """What was opened. `absent` are rows with `refused`; sessions align with lanes."""
+    """What was opened; lanes, sessions and origins align. `absent` are rows with `refused`."""
 
-    lanes: list[Lane]
-    sessions: list[Session | None]  # None: a bare graph
-    origins: list[dict[str, Any]]  # how another process opens the lane: see bench_memory
-    absent: list[dict[str, Any]]
-    side: int
-    config: StanConfig | None
+    side: int = 0  # pixels of a frame
+    config: StanConfig | None = None  # None: a bare graph
+    lanes: list[Lane] = dataclasses.field(default_factory=list)
+    sessions: list[Session | None] = dataclasses.field(default_factory=list)
+    origins: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # see bench_memory
+    absent: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    def add(self, engine: str, precision: str | None, open_one: Callable[[], _Opened]) -> None:
+        """Open one more lane; its MissingError becomes a row of `absent`."""
+        try:
+            if engine in ABSENT:
+                raise MissingError(
+                    f"engine {engine} is not part of this version; use {', '.join(ENGINES)}"
+                )
+            lane, session, origin = open_one()
+        except MissingError as e:
+            self.absent.append({"engine": engine, "precision": precision, "refused": str(e)})
+            return
+        self.lanes.append(lane)
+        self.sessions.append(session)
+        self.origins.append({"engine": engine, "precision": precision, **origin})
+
+    def check(self) -> Contest:
+        """Return itself; MissingError with the first reason if there is nothing to measure."""
+        if not self.lanes:
+            raise MissingError(self.absent[0]["refused"])
+        return self
 
     def close(self) -> None:
         """Close every session."""
@@ -50,12 +70,9 @@ class Contest:
 
 def check_engines(names: Sequence[str]) -> list[str]:
     """Return the names without repeats; InputError for one that nobody knows."""
-    known = [*ENGINES, *ABSENT]
     for name in names:
-        if name not in known:
-            raise InputError(
-                f"engine '{name}' is unknown{nearest(name, ENGINES)} ({', '.join(known)})"
-            )
+        if name not in ABSENT:
+            check_engine(name)
     return list(dict.fromkeys(names))
 
 
@@ -72,35 +89,31 @@ def open_model(
 ) -> Contest:
     """Lanes of a loaded model; eager in fp32 comes first, always: a ratio needs its baseline.
 
-    Raises MissingError where the baseline itself cannot run.
     origin: the model for another process, {"source": file} or {"preset": name, ...}. folder: where
-    exports go, one per precision.
+    exports go, one per precision. Raises MissingError where the baseline itself cannot run.
     """
-    contest = Contest([], [], [], [], model.config.image_size, model.config)
-    pairs = [("eager", "fp32"), *((e, p) for p in precisions for e in engines)]
-    for engine, precision in dict.fromkeys(pairs):
-        is_torch = engine in ("eager", "compile")
+    contest = Contest(model.config.image_size, model.config)
+
+    def open_one(engine: str, precision: str) -> _Opened:
+        if engine in ("eager", "compile"):
+            session = open_session(model, engine, device=device, precision=precision)
+            return _lane(engine, session), session, {**origin, "device": device}
+        if engine == "ort" and precision == "bf16" and device == "cpu":
+            raise MissingError("ONNX Runtime has no bf16 on a CPU; use --engine openvino")
         where = folder / precision
+        if not where.exists():
+            from stan_infer.export import export_model
 
-        def open_one(
-            engine: str = engine, precision: str = precision, where: Path = where
-        ) -> Session:
-            if engine in ABSENT:
-                raise MissingError(ABSENT[engine])
-            if engine in ("eager", "compile"):
-                return open_session(model, engine, device=device, precision=precision)
-            if engine == "ort" and precision == "bf16" and device == "cpu":
-                raise MissingError("ONNX Runtime has no bf16 on a CPU; use --engine openvino")
-            if not where.exists():
-                from stan_infer.export import export_model
+            export_model(model, where, precision=precision, tower="video", progress=say)
+        session = open_session(where, engine, device=device, threads=threads)
+        return _lane(engine, session), session, {"source": str(where), "device": device}
 
-                export_model(model, where, precision=precision, tower="video", progress=say)
-            return open_session(where, engine, device=device, threads=threads)
-
-        made = dict(origin) if is_torch else {"source": str(where)}
-        _add(contest, open_one, engine, precision, device, made)
-        if not contest.lanes:  # the baseline itself
-            raise MissingError(contest.absent[0]["refused"])
+    contest.add("eager", "fp32", partial(open_one, "eager", "fp32"))
+    contest.check()
+    for precision in precisions:
+        for engine in engines:
+            if (engine, precision) != ("eager", "fp32"):
+                contest.add(engine, precision, partial(open_one, engine, precision))
     return contest
 
 
@@ -113,105 +126,78 @@ def open_folder(
     threads: int,
     settings: Mapping[str, Any] | None,
 ) -> Contest:
-    """Lanes of an exported folder; the first is the baseline, as a folder has no eager mode."""
-    contest = Contest([], [], [], [], 0, None)
+    """Lanes of an exported folder; the first is the baseline, as a folder has no eager mode.
+
+    Raises MissingError where none of them can run.
+    """
+    contest = Contest()
+
+    def open_one(engine: str, precision: str | None) -> _Opened:
+        session = open_session(
+            source, engine, device=device, precision=precision, settings=settings, threads=threads
+        )
+        contest.config, contest.side = session.config, session.config.image_size
+        return _lane(engine, session), session, {"source": source, "device": device}
+
     wanted: list[str | None] = [*precisions] or [None]
-    for engine, precision in ((e, p) for p in wanted for e in engines):
-
-        def open_one(engine: str = engine, precision: str | None = precision) -> Session:
-            if engine in ABSENT:
-                raise MissingError(ABSENT[engine])
-            return open_session(
-                source,
-                engine,
-                device=device,
-                precision=precision,
-                settings=settings,
-                threads=threads,
-            )
-
-        _add(contest, open_one, engine, precision, device, {"source": source})
-    if not contest.lanes:
-        raise MissingError(contest.absent[0]["refused"])
-    config = next(s.config for s in contest.sessions if s is not None)
-    return dataclasses.replace(contest, side=config.image_size, config=config)
+    for precision in wanted:
+        for engine in engines:
+            contest.add(engine, precision, partial(open_one, engine, precision))
+    return contest.check()
 
 
 def open_onnx(path: Path, *, engines: Sequence[str], device: str, threads: int) -> Contest:
     """Lanes of a bare video graph: uint8 [B, T, S, S, 3] in, its first output compared.
 
-    Only its signature is known, so there are no GFLOP/s. Raises InputError for another input.
+    Only its signature is known, so there are no GFLOP/s. Raises InputError for another input,
+    MissingError where no engine can run it.
     """
-    from stan_infer.onnx_file import check_external
-
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     check_external(path, {f"{path.name}.data"})
-    contest = Contest([], [], [], [], 0, None)
+    contest = Contest()
+
+    def open_one(engine: str) -> _Opened:
+        if engine not in ("ort", "openvino"):
+            raise MissingError(f"engine {engine} takes a checkpoint, not {path.name}")
+        lane, contest.side = _bare(path, engine, device, threads)
+        return lane, None, {"source": str(path), "device": device}
+
     for engine in engines:
-        try:
-            if engine in ABSENT:
-                raise MissingError(ABSENT[engine])
-            if engine not in ("ort", "openvino"):
-                raise MissingError(f"engine {engine} takes a checkpoint, not {path.name}")
-            embed, contest.side, facts = _bare(path, engine, device, threads)
-        except MissingError as e:
-            contest.absent.append({"engine": engine, "precision": None, "refused": str(e)})
-            continue
-        contest.lanes.append(Lane(engine, embed, {"engine": engine, "device": device, **facts}))
-        contest.sessions.append(None)
-        contest.origins.append({"source": str(path), "engine": engine})
-    if not contest.lanes:
-        raise MissingError(contest.absent[0]["refused"])
-    return contest
+        contest.add(engine, None, partial(open_one, engine))
+    return contest.check()
 
 
-def _add(
-    contest: Contest,
-    open_one: Callable[[], Session],
-    engine: str,
-    precision: str | None,
-    device: str,
-    origin: dict[str, Any],
-) -> None:
-    try:
-        session = open_one()
-    except MissingError as e:
-        contest.absent.append({"engine": engine, "precision": precision, "refused": str(e)})
-        return
+def _lane(engine: str, session: Session) -> Lane:
     facts = session.describe()
     clock: Clock = WallClock()
     if facts["device"].startswith("cuda") and engine in ("eager", "compile"):
         cuda = require("torch", "timing a GPU", "stan-infer[gpu]").cuda
         clock = CudaClock(cuda)
         facts["gpu"] = cuda.get_device_name(facts["device"])
-    name = f"{engine} {facts['precision']}"
-    contest.lanes.append(Lane(name, session.embed_video, facts, clock))
-    contest.sessions.append(session)
-    contest.origins.append({**origin, "engine": engine, "precision": precision, "device": device})
+    return Lane(f"{engine} {facts['precision']}", session.embed_video, facts, clock)
 
 
-def _bare(
-    path: Path, engine: str, device: str, threads: int
-) -> tuple[Callable[[np.ndarray], np.ndarray], int, dict[str, Any]]:
+def _bare(path: Path, engine: str, device: str, threads: int) -> tuple[Lane, int]:
+    """A lane of a bare graph, and the side of its frames."""
     if engine == "ort":
-        from stan_infer.engines.ort_session import OrtGraph
-        from stan_infer.engines.ort_session import open_graph as open_ort
+        from stan_infer.engines import ort_session
 
-        graph: Any = OrtGraph(open_ort(path, device=device, threads=threads))
+        graph: OpenGraph = ort_session.OrtGraph(
+            ort_session.open_graph(path, device=device, threads=threads)
+        )
     else:
-        from stan_infer.engines.ov_session import OvGraph
-        from stan_infer.engines.ov_session import open_graph as open_ov
+        from stan_infer.engines import ov_session
 
-        graph = OvGraph(open_ov(path, device=device, threads=threads))
+        graph = ov_session.OvGraph(ov_session.open_graph(path, device=device, threads=threads))
     signature = graph.signature()
-    (name, (dtype, sizes)), *more = signature.inputs.items()
+    (name, (dtype, sizes)) = next(iter(signature.inputs.items()), ("", ("", ())))
     side = sizes[2] if len(sizes) == 5 and sizes[4] == 3 and sizes[2] == sizes[3] else None
-    if more or dtype != "uint8" or side is None:
+    if len(signature.inputs) != 1 or dtype != "uint8" or side is None:
         raise InputError(
             f"{path.name} takes {signature.inputs}; bench of a bare graph needs one input, uint8 "
             "[B, T, S, S, 3]: give the exported folder"
         )
     output = next(iter(signature.outputs))
-    facts = {**graph.describe(), "precision": "unknown", "output": output}
-    return (lambda clips: graph.run(output, {name: clips})), side, facts
+    facts = {**graph.describe(), "engine": engine, "device": device, "precision": "unknown"}
+    return Lane(engine, lambda clips: graph.run(output, {name: clips}), facts), side

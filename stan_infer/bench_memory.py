@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,17 +26,26 @@ def peak_memory(
 
     origin: engine, precision, device, and source (checkpoint, folder or graph) or preset with
     settings. Returns peak_host_mib (resident, with interpreter and libraries), peak_device_mib
-    (None on a CPU), or memory_error in their place: a child may be killed for want of memory.
+    (None on a CPU) and memory_shape [B, T]; or memory_error and no peaks, as a child may be killed
+    for want of memory.
     """
     request = {**origin, "threads": threads, "batch": batch, "frames": frames, "side": side}
     done = subprocess.run(_COMMAND, input=json.dumps(request).encode(), capture_output=True)
     lines = done.stdout.splitlines()
     if done.returncode == 0 and lines:
-        answer: dict[str, Any] = json.loads(lines[-1])
-        return answer
+        return {**json.loads(lines[-1]), "memory_shape": [batch, frames]}
     last = (done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"])[-1]
     reason = f"killed by signal {-done.returncode}" if done.returncode < 0 else last[:200]
     return {"peak_host_mib": None, "peak_device_mib": None, "memory_error": reason}
+
+
+def add_peaks(
+    rows: Iterable[dict[str, Any]], facts: Mapping[str, Any], took: Mapping[str, Any]
+) -> None:
+    """Add what peak_memory returned to the rows of the lane with these facts."""
+    for row in rows:
+        if all(row[k] == facts[k] for k in ("engine", "precision")):
+            row |= took
 
 
 def main() -> None:
@@ -60,7 +69,10 @@ def _run(request: dict[str, Any], clips: np.ndarray) -> None:
         from stan_infer.bench_lanes import open_onnx
 
         contest = open_onnx(
-            Path(source), engines=[request["engine"]], device="cpu", threads=request["threads"]
+            Path(source),
+            engines=[request["engine"]],
+            device=request["device"],
+            threads=request["threads"],
         )
         contest.lanes[0].embed(clips)
         return

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from stan_infer.atomic import new_folder
 from stan_infer.errors import InputError
+from stan_infer.json_lines import write_json_lines
 from stan_infer.plots import Points, bar_chart, line_chart
 
 Rows = Sequence[Mapping[str, Any]]
@@ -68,8 +68,7 @@ def write_page(folder: Path, title: str, rows: Rows, stages: Rows, evals: Rows) 
     page = render_page(title, rows, stages, evals)
     with new_folder(folder, why_keep) as temporary:
         (temporary / "index.html").write_text(page, encoding="utf-8")
-        lines = [json.dumps(r) for r in (*rows, *stages)]
-        (temporary / "rows.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_json_lines(temporary / "rows.jsonl", [*rows, *stages])
 
 
 def render_page(title: str, rows: Rows, stages: Rows, evals: Rows) -> str:
@@ -171,9 +170,11 @@ def _accuracy(rows: Rows, evals: Rows) -> list[str]:
     points: dict[str, Points] = {}
     label = ""
     for record in evals:
-        session = record.get("session", {})
-        key = (session.get("engine"), session.get("precision"))
-        figures: dict[str, float] = next(iter(record.get("figures", {}).values()), {})
+        try:
+            session, (figures, *_) = record["session"], record["figures"].values()
+            key = (session["engine"], session["precision"])
+        except (KeyError, TypeError, AttributeError, ValueError) as e:
+            raise InputError(f"a record of eval lacks its session or figures: {e}") from e
         label = next((n for n in ("R@1", "top-1") if n in figures), label)
         if key in latency and label in figures:
             points[" ".join(map(str, key))] = [(latency[key], figures[label])]

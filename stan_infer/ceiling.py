@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -41,9 +41,16 @@ class Ceiling:
             self._clock = CudaClock(require("torch", "timing a GPU", "stan-infer[gpu]").cuda)
         self._start = self._spent = 0.0
 
-    def of(self, precision: str) -> tuple[float, str] | None:
-        """GFLOP/s of the best product and whose it was; of fp32 where `precision` was not tried."""
-        return self._best.get(precision) or self._best.get("fp32")
+    def add_share(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Add ceiling_gflop_per_s, ceiling_by and share_of_ceiling to rows that have a speed.
+
+        Of the best product in the row's precision, or in fp32 where that was not tried.
+        """
+        for row in rows:
+            best = self._best.get(row["precision"]) or self._best.get("fp32")
+            if best and row.get("gflop_per_s"):
+                row["ceiling_gflop_per_s"], row["ceiling_by"] = best
+                row["share_of_ceiling"] = row["gflop_per_s"] / best[0]
 
     def sample(self) -> None:
         """Time every product three times, unless sampling has had its share of the time."""

@@ -33,13 +33,12 @@ VIEW_SCALE = 100.0  # of the softmax that views are averaged under: the release'
 class Protocol:
     """How a task is evaluated. `config` is the model's with the task's own frames and lengths.
 
-    clips, crops: views per video, averaged (recognition). truncation: see tokenizer.tokenize.
+    views: (clips, crops) per video, averaged (recognition). truncation: see tokenizer.tokenize.
     template: with one {} for the class name. ties, dual_softmax: see metrics.
     """
 
     config: StanConfig
-    clips: int = 1
-    crops: int = 1
+    views: tuple[int, int] = (1, 1)
     decoder: str = "auto"
     truncation: str = "keep-eot"
     template: str = "{}"
@@ -55,7 +54,7 @@ class Protocol:
         """What decides a video's features besides the model."""
         c = self.config
         sizes = {"frames": c.frames, "short_side": c.short_side, "crop": c.image_size}
-        return {**sizes, "views": (self.clips, self.crops), "decoder": self.decoder}
+        return {**sizes, "views": self.views, "decoder": self.decoder}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,10 +90,10 @@ def evaluate(
     on_video is called for each video with its error or None. A video that cannot be read is left
     out with its texts, and told. Raises InputError where nothing is left.
     """
-    if task.is_retrieval and (protocol.clips, protocol.crops) != (1, 1):
+    if task.is_retrieval and protocol.views != (1, 1):
         raise InputError("several views are averaged over class probabilities: recognition only")
     config = protocol.config
-    texts = list(task.texts) or [protocol.template.format(c) for c in task.classes]
+    texts = list(task.texts) or [protocol.template.replace("{}", c) for c in task.classes]
     # Texts first: a model without a text tower is told before hours of video.
     ids = tokenize(
         texts, config.context_length, truncation=protocol.truncation, vocabulary=session.vocabulary
@@ -127,7 +126,7 @@ def _facts(task: Task, protocol: Protocol, texts: int, cut: int) -> dict[str, An
         "videos": len(task.videos),
         ("texts" if task.is_retrieval else "classes"): texts,
         "frames": c.frames,
-        "views": f"{p.clips}x{p.crops}",
+        "views": "{}x{}".format(*p.views),
         "resize, crop": f"{c.short_side}, {c.image_size}",
         "text tokens": c.context_length,
         "texts cut": cut,
@@ -146,12 +145,12 @@ def _facts(task: Task, protocol: Protocol, texts: int, cut: int) -> dict[str, An
 def _retrieval(
     scores: NDArray[Any], task: Task, protocol: Protocol
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, list[float]]]:
-    matrices = (scores, scores)
+    to_video, to_text = scores, scores
     if protocol.dual_softmax:
-        matrices = dual_softmax(scores, protocol.config.temperature)
+        to_video, to_text = dual_softmax(scores, protocol.config.temperature)
+    found = retrieval_ranks(to_video, np.array(task.owners), ties=protocol.ties, to_text=to_text)
     figures, intervals, outcomes = {}, {}, {}
-    for name, matrix in zip(("text_to_video", "video_to_text"), matrices, strict=True):
-        ranks = retrieval_ranks(matrix, np.array(task.owners), ties=protocol.ties)[name]
+    for name, ranks in found.items():
         figures[name] = rank_figures(ranks)
         intervals[name] = {f"R@{k}": _interval(ranks <= k) for k in (1, 5, 10)}
         outcomes[name] = ranks.astype(float).tolist()

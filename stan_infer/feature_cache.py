@@ -23,10 +23,9 @@ from numpy.typing import NDArray
 from stan_infer.atomic import new_file
 from stan_infer.errors import InputError
 
-PART_ITEMS, PART_S = (
-    64,
-    20.0,
-)  # a part is written after so many features or seconds: what a kill costs
+# A part is written after so many features, or seconds: what a kill costs.
+PART_ITEMS = 64
+PART_S = 20.0
 
 _log = logging.getLogger(__name__)
 

@@ -64,10 +64,15 @@ def rank_figures(ranks: ArrayLike) -> dict[str, float]:
 
 
 def retrieval_ranks(
-    scores: ArrayLike, video_of_text: ArrayLike, *, ties: str = "expected"
+    scores: ArrayLike,
+    video_of_text: ArrayLike,
+    *,
+    ties: str = "expected",
+    to_text: ArrayLike | None = None,
 ) -> dict[str, NDArray[Any]]:
     """Ranks (1 is best) of both directions of scores [Q, B], by "text_to_video", "video_to_text".
 
+    to_text: scores [Q, B] of the second direction where they are others (dual softmax).
     video_of_text: int [Q], the video that each text describes. A video with several texts asks for
     the best of them, and competes with the best of each other video's (as is usual on MSVD); a
     video without a text is found by texts or not, but asks nothing.
@@ -77,6 +82,7 @@ def retrieval_ranks(
     if ties not in TIES:
         raise InputError(f"ties '{ties}' is unknown{nearest(ties, TIES)} ({', '.join(TIES)})")
     matrix = float_array("scores", scores, 2)
+    back = matrix if to_text is None else float_array("scores to text", to_text, 2)
     owner = _indices("video_of_text", video_of_text, *matrix.shape)
     lost = int(np.isnan(np.take_along_axis(matrix, owner[:, None], axis=1)).sum())
     if lost == len(owner):
@@ -85,8 +91,8 @@ def retrieval_ranks(
         fate = "are not counted" if ties == "authors" else "count as ranked last"
         _log.warning("%d texts have NaN for their own video and %s", lost, fate)
     asking, group = np.unique(owner, return_inverse=True)
-    best = np.full((len(asking), matrix.shape[1]), -np.inf, matrix.dtype)
-    np.maximum.at(best, group, np.where(np.isnan(matrix), -np.inf, matrix))
+    best = np.full((len(asking), back.shape[1]), -np.inf, back.dtype)
+    np.maximum.at(best, group, np.where(np.isnan(back), -np.inf, back))
     videos = np.where(np.isneginf(best), np.nan, best)[:, asking].T  # [videos that ask, groups]
     if ties == "expected":
         return {
@@ -98,10 +104,10 @@ def retrieval_ranks(
             f"{len(owner)} texts describe {len(asking)} of {matrix.shape[1]} videos; the release's "
             'count of ties needs one text for each video: use --ties expected (ties="expected")'
         )
-    square = matrix[np.argsort(owner)]  # text i is now right at video i
+    order = np.argsort(owner)  # text i is then right at video i
     return {
-        "text_to_video": released_ranks(square) + 1,
-        "video_to_text": released_ranks(square.T) + 1,
+        "text_to_video": released_ranks(matrix[order]) + 1,
+        "video_to_text": released_ranks(back[order].T) + 1,
     }
 
 

@@ -126,6 +126,17 @@ def _patch(source, target, box, offset, values):
     return Path(target)
 
 
+def turn(source, target, degrees):
+    """Ask players to turn the picture, by any angle (the matrix of tkhd, 16.16 fixed point)."""
+    a, b = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    matrix = np.rint(np.array([a, b, 0, -b, a, 0, 0, 0, 0x4000]) * 0x10000)
+    data = bytearray(Path(source).read_bytes())
+    at = data.find(b"tkhd") + 4 + 40
+    data[at : at + 36] = matrix.astype(">i4").tobytes()
+    Path(target).write_bytes(data)
+    return Path(target)
+
+
 def lie_duration(source, target):
     """The container's header claims 10^6 times the duration (mdhd)."""
     return _patch(source, target, b"mdhd", 16, [0x7FFF0000])

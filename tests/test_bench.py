@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from stan_infer.bench import CACHE_BYTES, Lane, Schedule, bench_videos, clip_pool
-from stan_infer.bench_compare import compare_rows, read_rows
+from stan_infer.bench_compare import compare_rows
 from stan_infer.errors import CheckError, InputError
+from stan_infer.json_lines import read_json_lines, write_json_lines
 
 
 class FakeEngine:
@@ -140,4 +141,9 @@ def test_a_file_that_is_no_bench_is_told(tmp_path, text):
     path = tmp_path / "old.jsonl"
     path.write_text(text)
     with pytest.raises(InputError, match="stan-infer bench"):
-        read_rows(path)
+        read_json_lines(path, "bench", "bench --out FILE")
+
+
+def test_rows_come_back_and_other_schemas_are_passed_over(tmp_path):
+    write_json_lines(tmp_path / "r.jsonl", [row(), {"schema": "stan-infer/bench-stages/1"}])
+    assert read_json_lines(tmp_path / "r.jsonl", "bench", "bench --out FILE") == [row()]

@@ -22,7 +22,7 @@ FLOORS = [
     }
     | {"torch_zip", "torch_pickle", "torch_file", "trainer_hints", "layouts", "kernels"}
     | {"onnx_file", "resize", "synthetic", "metrics", "annotations", "locate", "feature_cache"}
-    | {"timings", "clock", "plots"},
+    | {"timings", "clock", "plots", "json_lines"},
     {"weights_file", "clip_source", "checkpoint", "layers", "model"},
     {"fold", "fused", "torch_ops"},
     {"engines", "export"},

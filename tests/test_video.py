@@ -6,6 +6,7 @@ import sys
 import threading
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
@@ -76,6 +77,32 @@ def test_sampling_equals_the_authors():
     for frames in z["T"].tolist():
         for total, expected in zip(z["total_frames"].tolist(), z[f"inds_T{frames}"], strict=True):
             np.testing.assert_array_equal(video.sample_indices(total, frames), expected)
+    for total, expected in zip(z["total_frames"].tolist(), z["two_clips_T8"], strict=True):
+        found = [video.sample_indices(total, 8, clip, 2) for clip in range(2)]
+        np.testing.assert_array_equal(np.concatenate(found), expected)
+
+
+@pytest.mark.parametrize("size", [(90, 160), (160, 90), (91, 91), (75, 301)])
+def test_views_are_clips_by_crops_of_the_resized_frames(tmp_path, size):
+    path = make.make_clip(tmp_path / "a.mkv", frames=23, size=size, codec="ffv1", pix_fmt="bgr0")
+    clip = video.read_clip_info(path, frames=4, short_side=50, crop=48, views=(2, 3))
+    plain = video.read_clip_info(path, frames=4, short_side=50, crop=48)
+    assert clip.pixels.shape == (6, 4, 48, 48, 3) and clip.indices.shape == (6, 4)
+    height, width = resized_size(*size, 50)
+    top, left = (height - 48) // 2, (width - 48) // 2
+    along = [(top, 0), (top, left), (top, 2 * left)]
+    if height > width:
+        along = [(0, left), (top, left), (2 * top, left)]
+    for c in range(2):
+        indices = video.sample_indices(23, 4, c, 2)
+        images = [make.picture(i, *size) for i in indices]
+        whole = [cv2.resize(x, (width, height), interpolation=cv2.INTER_LINEAR) for x in images]
+        for v, (y, x) in enumerate(along):
+            expected = np.stack([w[y : y + 48, x : x + 48] for w in whole])
+            np.testing.assert_array_equal(clip.pixels[3 * c + v], expected)
+            np.testing.assert_array_equal(clip.indices[3 * c + v], indices)
+    one = video.read_clip_info(path, frames=4, short_side=50, crop=48, views=(1, 1))
+    np.testing.assert_array_equal(one.pixels, plain.pixels[None])
 
 
 @golden
@@ -136,13 +163,7 @@ def test_crops_equal_the_authors(decoder):
 def test_rotation_equals_decord(tmp_path, degrees):
     decord = decord_or_skip()
     plain = make.make_clip(tmp_path / "plain.mp4", frames=4, size=(90, 160))
-    data = bytearray(plain.read_bytes())
-    at = data.find(b"tkhd") + 4 + 40  # the matrix, 16.16 fixed point
-    a, b = {0: (1, 0), 90: (0, 1), 180: (-1, 0), 270: (0, -1)}[degrees]
-    matrix = np.array([a, b, 0, -b, a, 0, 0, 0, 0x4000], ">i4") * 0x10000
-    data[at : at + 36] = matrix.astype(">i4").tobytes()
-    path = tmp_path / "turned.mp4"
-    path.write_bytes(data)
+    path = make.turn(plain, tmp_path / "turned.mp4", degrees)
     found = chosen(path, [0, 3])
     expected = decord.VideoReader(str(path), num_threads=1).get_batch([0, 3]).asnumpy()
     assert found.size == expected.shape[1:3] == ((90, 160) if degrees % 180 == 0 else (160, 90))

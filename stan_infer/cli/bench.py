@@ -82,8 +82,9 @@ def bench(
     has no speed, and the exit code is 4.
     """
     from stan_infer.bench import Schedule
-    from stan_infer.bench_compare import compare_rows, read_rows
+    from stan_infer.bench_compare import compare_rows
     from stan_infer.bench_lanes import check_engines
+    from stan_infer.json_lines import read_json_lines, write_json_lines
     from stan_infer.machine import installed_versions, machine_record, pinned, usable_cpus
 
     # Wrong options and files are told before anything is measured.
@@ -93,8 +94,9 @@ def bench(
     precisions = _precisions(precision)
     batches = parse_numbers(batch, "--batch", 1, 64)
     counts = parse_numbers(frames, "--frames", 1, 64)
-    earlier = read_rows(compare) if compare else []
-    _check_targets(out, report, evals)
+    earlier = read_json_lines(compare, "bench", "bench --out FILE") if compare else []
+    evaluated = [r for path in evals or [] for r in read_json_lines(path, "eval", "eval --json")]
+    _check_targets(out, report)
     count = threads or usable_cpus()
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     title = checkpoint or f"{preset} (random weights)"
@@ -130,11 +132,11 @@ def bench(
     rows = [{**schema, **row, **common} for row in rows]
     stages = [{"schema": "stan-infer/bench-stages/1", **row, **common} for row in stages]
     if out:
-        _write_rows(out, [*rows, *stages])
+        write_json_lines(out, [*rows, *stages])
     if report:
         from stan_infer.bench_page import write_page
 
-        write_page(report, f"stan-infer bench: {common['model']}", rows, stages, _evals(evals))
+        write_page(report, f"stan-infer bench: {common['model']}", rows, stages, evaluated)
     changes = compare_rows(earlier, rows, tolerance) if compare else []
     _show(title, rows, stages, changes, json)
     slower = [c for c in changes if c["regression"]]
@@ -209,7 +211,7 @@ def _measure(
     memory: bool,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     from stan_infer.bench import bench_videos
-    from stan_infer.bench_memory import peak_memory
+    from stan_infer.bench_memory import add_peaks, peak_memory
     from stan_infer.bench_stages import bench_stages
     from stan_infer.ceiling import Ceiling
     from stan_infer.cli.progress import progress_bar
@@ -257,20 +259,9 @@ def _measure(
                     origin, threads=threads, batch=largest[0], frames=largest[1], side=contest.side
                 )
                 step()
-                for row in rows:
-                    if (row["engine"], row["precision"]) == (
-                        lane.facts["engine"],
-                        lane.facts["precision"],
-                    ):
-                        row |= {**took, "memory_shape": list(largest)}
-    for row in rows:
-        best = ceiling.of(row["precision"]) if ceiling else None
-        if best and row.get("gflop_per_s"):
-            row |= {
-                "ceiling_gflop_per_s": best[0],
-                "ceiling_by": best[1],
-                "share_of_ceiling": row["gflop_per_s"] / best[0],
-            }
+                add_peaks(rows, lane.facts, took)
+    if ceiling:
+        ceiling.add_share(rows)
     return [*rows, *contest.absent], stages
 
 
@@ -321,7 +312,7 @@ def _precisions(text: str | None) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _check_targets(out: Path | None, report: Path | None, evals: list[Path] | None) -> None:
+def _check_targets(out: Path | None, report: Path | None) -> None:
     from stan_infer.errors import InputError, require
 
     if report:
@@ -335,32 +326,6 @@ def _check_targets(out: Path | None, report: Path | None, evals: list[Path] | No
             raise InputError(f"--report {report}: {reason}; give a new folder")
     if out and (out.is_dir() or not out.absolute().parent.is_dir()):
         raise InputError(f"--out {out}: no such folder, or a folder itself; give a file name")
-    for path in evals or []:
-        if not path.is_file():
-            raise InputError(f"--eval {path}: no such file; give the output of eval --json")
-
-
-def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    import json
-
-    from stan_infer.atomic import new_file
-
-    with new_file(path) as temporary:
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def _evals(paths: list[Path] | None) -> list[dict[str, Any]]:
-    import json
-
-    from stan_infer.errors import InputError
-
-    found: list[dict[str, Any]] = []
-    for path in paths or []:
-        try:
-            found += [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-        except (OSError, ValueError, RecursionError) as e:
-            raise InputError(f"--eval {path} is no output of eval --json: {e}") from e
-    return [r for r in found if isinstance(r, dict)]
 
 
 def _is_graph(source: str) -> bool:

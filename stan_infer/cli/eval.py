@@ -102,7 +102,7 @@ def eval(
     )
     if not videos.is_dir():
         raise InputError(f"--videos {videos} is no folder; give the one that holds the videos")
-    clips, crops = _views(views)
+    counts = _views(views)
     found = locate_videos(videos, task.videos)
     missing = [name for name, path in zip(task.videos, found, strict=True) if path is None]
     if missing and not allow_missing:
@@ -125,13 +125,12 @@ def eval(
     preset = DATASETS[dataset]
     protocol = Protocol(
         _config(session.config, preset, frames, text_length),
-        clips,
-        crops,
-        decoder,
-        truncation,
-        template,
-        ties,
-        dual_softmax,
+        views=counts,
+        decoder=decoder,
+        truncation=truncation,
+        template=template,
+        ties=ties,
+        dual_softmax=dual_softmax,
     )
     ran = session.describe()
     kept = None if cache is None else _open_cache(cache, checkpoint, session)

@@ -43,6 +43,20 @@ def test_a_folder_and_a_bare_graph(cli, artefact):
     assert done.code == 2 and "TensorRT plans are not read" in done.err
 
 
+def test_a_graph_without_inputs_is_told(cli, tmp_path):
+    import onnx
+    from onnx import TensorProto, helper
+
+    value = helper.make_tensor("v", TensorProto.FLOAT, [1], [1.0])
+    node = helper.make_node("Constant", [], ["y"], value=value)
+    out = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
+    graph = helper.make_graph([node], "g", [], [out])
+    opsets = [helper.make_opsetid("", 20)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "g.onnx")
+    done = cli("bench", tmp_path / "g.onnx", *QUICK)
+    assert done.code == 2 and "needs one input" in done.err
+
+
 def test_without_a_checkpoint(cli):
     done = cli("bench", "--preset", "stan-tiny", "--engine", "eager", *QUICK)
     assert done.code == 0 and "random weights" in done.err and "eager" in done.out
@@ -123,6 +137,7 @@ def test_rows_are_kept_and_compared(cli, checkpoint, tmp_path):
         (["--compare", "none.jsonl"], 2, "no such file"),
         (["--out", "none/rows.jsonl"], 2, "no such folder"),
         (["--eval", "none.json"], 2, "no such file"),
+        (["--eval", "mine/clip.mp4"], 2, "cannot be read as JSON lines"),
         (["--report", "mine"], 2, "holds clip.mp4, which is no part of a report"),
         (["--device", "cuda"], 3, "finds no GPU"),
         (["--precision", "fp23"], 2, "did you mean 'fp32'"),
