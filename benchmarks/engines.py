@@ -66,12 +66,12 @@ def _measure(
         ("compile", "reference"): lambda x: compiled(x).mean(1),
         ("eager", "fused"): lambda x: encode_video(weights, x)[0],
     }
-    lanes = [_lane(*k, _on_tensor(f), torch=torch.__version__) for k, f in torch_lanes.items()]
+    lanes = [_lane(*k, _on_tensor(f), {"torch": torch.__version__}) for k, f in torch_lanes.items()]
     sessions = []
     for engine in ("ort", "openvino"):
         for graph, path in paths.items():
             sessions.append(open_session(path, engine, threads=threads))
-            lanes.append(_lane(engine, graph, sessions[-1].embed_video, **sessions[-1].describe()))
+            lanes.append(_lane(engine, graph, sessions[-1].embed_video, sessions[-1].describe()))
     ceiling = Ceiling(config, args.frames, threads)
     rows = bench_videos(
         lanes,
@@ -90,7 +90,9 @@ def _measure(
     return rows
 
 
-def _lane(engine: str, graph: str, embed: Callable[[np.ndarray], Any], **facts: Any) -> Lane:
+def _lane(
+    engine: str, graph: str, embed: Callable[[np.ndarray], Any], facts: dict[str, Any]
+) -> Lane:
     named = {"precision": "fp32", "device": "cpu", **facts, "engine": engine, "graph": graph}
     return Lane(f"{engine} {graph}", embed, named)
 
