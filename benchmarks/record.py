@@ -27,7 +27,7 @@ def append_rows(kind: str, rows: list[dict[str, Any]]) -> Path:
         "kind": kind,
         "machine": machine,
         "versions": versions,
-        "commit": _commit(),
+        "commit": commit(),
         "date": datetime.date.today().isoformat(),
     }
     with path.open("a") as f:
@@ -44,7 +44,7 @@ def read_rows(kind: str) -> list[dict[str, Any]]:
     return [r for r in rows if r["kind"] == kind]
 
 
-def _commit() -> str:
+def commit() -> str:
     """Commit of the code that ran; rows recorded since are no change of code."""
     head = _git("rev-parse", "--short=12", "HEAD")
     changed = _git("status", "--porcelain", "-uno", "--", ".", ":!benchmarks/results")

@@ -11,8 +11,10 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+from benchmarks.gpu_tables import aot_table, gpu_table, packed_table
 from benchmarks.record import ROOT, read_rows
 
 _LANES = {
@@ -26,13 +28,15 @@ _LANES = {
 }
 
 
-def engines_table() -> str:
+def engines_table(threads: int | None = None) -> str:
     """CPU engines on the reference and the fused graph: newest run of each model and thread count.
 
     Each cell: median, median of paired ratios to eager, share of the run's best matrix product.
     """
     runs: dict[tuple[str, str, int], dict[tuple[str, str], dict[str, Any]]] = {}
     for r in read_rows("engines"):
+        if threads not in (None, r["threads"]):
+            continue
         run = runs.setdefault((r["machine"]["cpu"], r["model"], r["threads"]), {})
         run[r["engine"], r["graph"]] = r
     if not runs:
@@ -168,9 +172,13 @@ TABLES: dict[str, Callable[[], str]] = {
     "accuracy": accuracy_table,
     "repeat": repeat_table,
     "engines": engines_table,
+    "engines_two": partial(engines_table, threads=2),
     "load": load_table,
     "motion": motion_table,
     "videos": videos_table,
+    "packed": packed_table,
+    "gpu": gpu_table,
+    "aot": aot_table,
 }
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from stan_infer.model import Stan
 
 # Names that users know and that this version does not have.
-ABSENT = ("triton", "trt", "trt-rtx")
+ABSENT = ("trt", "trt-rtx")
 # A lane, the session to close after it (none for a bare graph), and how another process opens it.
 _Opened = tuple[Lane, Session | None, dict[str, Any]]
 
@@ -90,12 +90,15 @@ def open_model(
     """Lanes of a loaded model; eager in fp32 comes first, always: a ratio needs its baseline.
 
     origin: the model for another process, {"source": file} or {"preset": name, ...}. folder: where
-    exports go, one per precision. Raises MissingError where the baseline itself cannot run.
+    exports go, one per precision. precisions: none is fp32, and fp16 of "triton". Raises
+    MissingError where the baseline itself cannot run.
     """
     contest = Contest(model.config.image_size, model.config)
 
     def open_one(engine: str, precision: str) -> _Opened:
-        if engine in ("eager", "compile"):
+        if engine == "triton" and precision == "fp32":
+            raise MissingError("engine triton has no fp32: add --precision fp16 or bf16")
+        if engine in ("eager", "compile", "triton"):
             session = open_session(model, engine, device=device, precision=precision)
             return _lane(engine, session), session, {**origin, "device": device}
         if engine == "ort" and precision == "bf16" and device == "cpu":
@@ -110,9 +113,11 @@ def open_model(
 
     contest.add("eager", "fp32", partial(open_one, "eager", "fp32"))
     contest.check()
-    for precision in precisions:
+    for precision in precisions or ["fp32"]:
         for engine in engines:
-            if (engine, precision) != ("eager", "fp32"):
+            if engine == "triton" and not precisions:
+                contest.add(engine, "fp16", partial(open_one, engine, "fp16"))
+            elif (engine, precision) != ("eager", "fp32"):
                 contest.add(engine, precision, partial(open_one, engine, precision))
     return contest
 
@@ -171,7 +176,7 @@ def open_onnx(path: Path, *, engines: Sequence[str], device: str, threads: int) 
 def _lane(engine: str, session: Session) -> Lane:
     facts = session.describe()
     clock: Clock = WallClock()
-    if facts["device"].startswith("cuda") and engine in ("eager", "compile"):
+    if facts["device"].startswith("cuda") and engine in ("eager", "compile", "triton"):
         cuda = require("torch", "timing a GPU", "stan-infer[gpu]").cuda
         clock = CudaClock(cuda)
         facts["gpu"] = cuda.get_device_name(facts["device"])

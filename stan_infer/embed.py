@@ -52,15 +52,19 @@ def embed_videos(
     views = options.get("views") is not None
     readings = read_clips(paths, **options, workers=workers, timeout_s=timeout_s)
     waiting: list[tuple[Path, Clip | StanError]] = []
+    running: _Batch | None = None
     with closing(readings):
         for path, result in readings:
             if isinstance(result, MissingError):
                 raise result
             waiting.append((path, result))
             if sum(isinstance(r, Clip) for _, r in waiting) == batch:
-                yield from _flush(session, waiting, views)
-                waiting = []
-        yield from _flush(session, waiting, views)
+                started = _start(session, waiting, views)
+                # A GPU's features are fetched only when the next batch is on its way there.
+                yield from _finish(running)
+                running, waiting = started, []
+        yield from _finish(running)
+        yield from _finish(_start(session, waiting, views))
 
 
 def save_embeddings(
@@ -104,12 +108,33 @@ def collect(
     return good, bad
 
 
-def _flush(
-    session: Session, waiting: list[tuple[Path, Clip | StanError]], views: bool
-) -> Iterator[Reading]:
+@dataclasses.dataclass(frozen=True)
+class _Batch:
+    """Readings whose features the session may still be computing."""
+
+    results: Sequence[tuple[Path, Clip | StanError]]
+    features: Sequence[Any]  # one per view: what embed_video returned for all clips
+    views: bool
+
+
+def _start(session: Session, waiting: list[tuple[Path, Clip | StanError]], views: bool) -> _Batch:
     clips = [r.pixels for _, r in waiting if isinstance(r, Clip)]
-    features = iter(_embed(session, np.stack(clips), views)) if clips else iter(())
-    for path, result in waiting:
+    if not clips:
+        return _Batch(waiting, [], views)
+    pixels = np.stack(clips)
+    if not views:
+        return _Batch(waiting, [session.embed_video(pixels)], views)
+    # One view after the other: a call never holds more clips than the batch asked for.
+    parts = [session.embed_video(pixels[:, i]) for i in range(pixels.shape[1])]
+    return _Batch(waiting, parts, views)
+
+
+def _finish(batch: _Batch | None) -> Iterator[Reading]:
+    if batch is None:
+        return
+    parts = [as_numpy(part) for part in batch.features]
+    features = iter(np.stack(parts, axis=1) if batch.views and parts else parts[0] if parts else ())
+    for path, result in batch.results:
         if not isinstance(result, Clip):
             yield Reading(path, None, None, str(result))
             continue
@@ -118,12 +143,3 @@ def _flush(
             yield Reading(path, result, vector, None)
         else:
             yield Reading(path, None, None, f"{path}: the model gives values that are not finite")
-
-
-def _embed(session: Session, pixels: np.ndarray, views: bool) -> np.ndarray:
-    """uint8 [B, T, S, S, 3] -> [B, ...]; with views [B, V, T, S, S, 3] -> [B, V, ...]."""
-    if not views:
-        return as_numpy(session.embed_video(pixels))
-    # One view after the other: a call never holds more clips than the batch asked for.
-    parts = [as_numpy(session.embed_video(pixels[:, i])) for i in range(pixels.shape[1])]
-    return np.stack(parts, axis=1)

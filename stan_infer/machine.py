@@ -86,6 +86,7 @@ def try_engines() -> list[dict[str, Any]]:
     return [
         _try("eager", "cpu", lambda: _run_eager("cpu"), 'pip install "stan-infer[cpu]"'),
         _try("eager", "cuda", lambda: _run_eager("cuda"), 'pip install "stan-infer[gpu]"'),
+        _try("triton", "cuda", _run_triton, 'pip install "stan-infer[gpu]", with an NVIDIA driver'),
         _try("ort", "cpu", lambda: _run_ort("cpu"), 'pip install "stan-infer[runtime]"'),
         _try("ort", "cuda", lambda: _run_ort("cuda"), 'pip install "stan-infer[gpu]"'),
         _try("openvino", "cpu", lambda: _run_ov("cpu"), 'pip install "stan-infer[openvino]"'),
@@ -120,6 +121,20 @@ def _run_eager(device: str) -> None:
     from stan_infer.model import Stan, init_random
 
     session = open_session(init_random(Stan(preset("stan-tiny"))), "eager", device=device)
+    clip = torch.zeros(1, 2, 64, 64, 3, dtype=torch.uint8)
+    if not torch.isfinite(session.embed_video(clip)).all():
+        raise RuntimeError("a tiny model returned values that are not finite")
+
+
+def _run_triton() -> None:
+    from stan_infer.config import preset
+    from stan_infer.engines import open_session
+    from stan_infer.errors import require
+
+    torch = require("torch", "engine triton", "stan-infer[gpu]")
+    from stan_infer.model import Stan, init_random
+
+    session = open_session(init_random(Stan(preset("stan-tiny"))), "triton", device="cuda")
     clip = torch.zeros(1, 2, 64, 64, 3, dtype=torch.uint8)
     if not torch.isfinite(session.embed_video(clip)).all():
         raise RuntimeError("a tiny model returned values that are not finite")

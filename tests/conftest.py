@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import os
+
+# Kernels run in Triton's interpreter, on the CPU: decided when they are first imported. Real ones,
+# on a GPU: TRITON_INTERPRET=0 pytest -m gpu. Compiled ones: tests/kernels/test_aot.py, a process
+# of its own.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from pathlib import Path
 
 import numpy as np

@@ -24,7 +24,7 @@ FLOORS = [
     | {"onnx_file", "resize", "synthetic", "metrics", "annotations", "locate", "feature_cache"}
     | {"timings", "clock", "plots", "json_lines"},
     {"weights_file", "clip_source", "checkpoint", "layers", "model"},
-    {"fold", "fused", "torch_ops"},
+    {"fold", "fused", "torch_ops", "kernel_ops", "kernel_weights"},
     {"engines", "export"},
     {"embed", "bench", "verify", "verify_sources", "verify_folder", "verify_stage"}
     | {"verify_inputs", "bisect_graph", "evaluate"}

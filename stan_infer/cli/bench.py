@@ -27,8 +27,8 @@ def bench(
     engine: Annotated[
         str | None,
         typer.Option(
-            help="eager, compile, ort, openvino, comma separated (default: eager,ort; of a folder "
-            "ort)."
+            help="eager, compile, triton, ort, openvino, comma separated (default: eager,ort; of a "
+            "folder ort)."
         ),
     ] = None,
     preset: Annotated[
@@ -39,7 +39,8 @@ def bench(
     precision: Annotated[
         str | None,
         typer.Option(
-            help="fp32, fp16, bf16, comma separated (default: fp32; of a folder its own)."
+            help="fp32, fp16, bf16, comma separated (default: fp32, of triton fp16; of a folder "
+            "its own)."
         ),
     ] = None,
     device: Device = "cpu",
@@ -192,7 +193,7 @@ def _open(
         model,
         origin,
         engines=engines,
-        precisions=precisions or ["fp32"],
+        precisions=precisions,
         device=device,
         threads=threads,
         folder=folder,

@@ -28,7 +28,7 @@ Settings = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="One JSON object per result, on stdout.")]
 Engine = Annotated[
     str | None,
-    typer.Option(help="eager, compile (checkpoint); ort, openvino (exported folder)."),
+    typer.Option(help="eager, compile, triton (checkpoint); ort, openvino (exported folder)."),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:1; openvino: cpu, gpu.")]
 Decoder = Annotated[str, typer.Option(help="auto (PyAV), pyav or decord.")]

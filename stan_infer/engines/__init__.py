@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from stan_infer.engines.session import Session
     from stan_infer.model import Stan
 
-ENGINES = ("eager", "compile", "ort", "openvino")
+ENGINES = ("eager", "compile", "triton", "ort", "openvino")
 
 
 def check_engine(engine: str) -> None:
@@ -32,16 +32,20 @@ def open_session(
     precision: str | None = None,
     settings: Mapping[str, Any] | None = None,
     threads: int | None = None,
+    graph: str = "reference",
+    scales: Mapping[str, float] | None = None,
 ) -> Session:
     """Open a model for inference.
 
     engine: None is "ort" for an exported folder, "eager" for anything else; describe() tells.
     "compile" is eager under torch.compile: the first run of a shape takes as long as compiling it.
-    source: for these two a checkpoint, an open_clip name and tag, or a loaded Stan; for "ort" and
-    "openvino" an exported folder. precision: of weights and products; None is fp32 for a checkpoint
-    and what was exported for a folder; "openvino" also runs an fp32 folder in bf16, where the CPU
-    has it. settings: StanConfig fields that a checkpoint's shapes cannot tell. threads: CPU threads
-    of "ort" and "openvino" (torch: torch.set_num_threads, which belongs to the process).
+    "triton" runs our kernels on an NVIDIA GPU. source: for these three a checkpoint, an open_clip
+    name and tag, or a loaded Stan; for "ort" and "openvino" an exported folder. precision: of
+    weights and products; None is fp32 for a checkpoint (fp16 for "triton") and what was exported
+    for a folder; "openvino" also runs an fp32 folder in bf16, where the CPU has it. graph: of
+    "eager" and "compile", the "reference" or the "fused" rewritten one. scales: see TritonSession.
+    settings: StanConfig fields that a checkpoint's shapes cannot tell. threads: CPU threads of
+    "ort" and "openvino" (torch: torch.set_num_threads, which belongs to the process).
 
     What was asked for runs or an error says why not: InputError for a wrong source or word,
     MissingError for a package or device that is not here.
@@ -49,19 +53,29 @@ def open_session(
     is_folder = isinstance(source, (str, Path)) and os.path.isdir(source)
     engine = engine or ("ort" if is_folder else "eager")
     check_engine(engine)
-    if engine in ("eager", "compile"):
+    if graph != "reference" and engine not in ("eager", "compile"):
+        raise InputError(f"graph '{graph}' is a choice of engines eager and compile, not {engine}")
+    if scales is not None and engine != "triton":
+        raise InputError(f"activation scales belong to engine triton, not {engine}")
+    if engine in ("eager", "compile", "triton"):
         if is_folder:
             raise InputError(
                 f"{source} is a folder; engine {engine} takes a checkpoint: "
                 "give the checkpoint file, or --engine ort or openvino"
             )
         require("torch", f"engine {engine}", "stan-infer[cpu]")
+        if engine == "triton":
+            return _open_triton(source, device, precision, scales, settings)
         from stan_infer.checkpoint import load_model
         from stan_infer.engines.torch_session import TorchSession
 
         model = load_model(source, settings) if isinstance(source, (str, Path)) else source
         return TorchSession(
-            model, device=device, precision=precision or "fp32", compiled=engine == "compile"
+            model,
+            device=device,
+            precision=precision or "fp32",
+            compiled=engine == "compile",
+            graph=graph,
         )
     if not is_folder:
         name = source if isinstance(source, (str, Path)) else "CHECKPOINT"
@@ -82,3 +96,18 @@ def open_session(
     from stan_infer.engines.ort_session import OrtSession
 
     return OrtSession(artefact, device=device, precision=precision, threads=threads)
+
+
+def _open_triton(
+    source: str | Path | Stan,
+    device: str,
+    precision: str | None,
+    scales: Mapping[str, float] | None,
+    settings: Mapping[str, Any] | None,
+) -> Session:
+    from stan_infer.checkpoint import load_model
+    from stan_infer.engines.triton_session import TritonSession, check_here
+
+    check_here(device)  # before a large file is read for nothing
+    model = load_model(source, settings) if isinstance(source, (str, Path)) else source
+    return TritonSession(model, device=device, precision=precision or "fp16", scales=scales)

@@ -1,9 +1,9 @@
-"""Engines "eager" and "compile": the reference model itself in PyTorch, or under torch.compile."""
+"""Engines "eager" and "compile": the model in PyTorch, the reference or rewritten, or compiled."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,12 @@ from stan_infer.engines.session import (
     token_ids,
 )
 from stan_infer.errors import InputError, MissingError, nearest
+from stan_infer.fold import fold_video
 from stan_infer.model import Stan
+from stan_infer.torch_ops import encode_video
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+GRAPHS = ("reference", "fused")
 
 
 class TorchSession:
@@ -36,10 +39,12 @@ class TorchSession:
         device: str = "cpu",
         precision: str = "fp32",
         compiled: bool = False,
+        graph: str = "reference",
     ) -> None:
         """Put the weights on `device` in `precision`; the caller's model stays as it is.
 
-        compiled: run encode_video under torch.compile; each new shape is compiled first.
+        compiled: run encode_video under torch.compile; each new shape is compiled first. graph:
+        "reference", or "fused" for the network rewritten for inference, uint8 clips only.
         Raises InputError for an unknown precision or device, MissingError for an absent device.
         """
         if precision not in PRECISIONS:
@@ -54,8 +59,18 @@ class TorchSession:
         if now.dtype != wanted or now.device != self._device:
             model = copy.deepcopy(model).to(self._device, wanted)
         self._model = model.eval()
-        self._compiled = compiled
-        self._encode = torch.compile(model.encode_video) if compiled else model.encode_video
+        if graph not in GRAPHS:
+            known = ", ".join(GRAPHS)
+            raise InputError(f"graph '{graph}' is unknown{nearest(graph, GRAPHS)} ({known})")
+        self._compiled, self._graph = compiled, graph
+        encode: Callable[[Tensor], Tensor] = model.encode_video
+        if graph == "fused":
+            folded = fold_video(model, dtype=wanted)
+
+            def encode(clips: Tensor) -> Tensor:
+                return encode_video(folded, clips)[1]
+
+        self._encode = torch.compile(encode) if compiled else encode
 
     @property
     def config(self) -> StanConfig:
@@ -69,6 +84,8 @@ class TorchSession:
         is_uint8 = clips.dtype == torch.uint8
         if not is_uint8 and not clips.is_floating_point():
             raise InputError(f"video is {clips.dtype}; give uint8 [B,T,H,W,3] or float [B,T,3,H,W]")
+        if self._graph == "fused" and not is_uint8:
+            raise InputError(f"video is {clips.dtype}; the fused graph takes uint8 [B,T,H,W,3]")
         check_video(self.config, tuple(clips.shape), is_uint8)
         features = self._encoded(clips.to(self._device)).float()  # [B, T, E]
         return features if self.config.is_mug else features.mean(1)
@@ -114,6 +131,7 @@ class TorchSession:
             "engine": "compile" if self._compiled else "eager",
             "device": str(self._device),
             "precision": self._precision,
+            "graph": self._graph,
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
         }

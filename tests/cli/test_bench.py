@@ -74,7 +74,7 @@ def test_engines_that_are_not_here_are_shown_with_the_reason_and_the_rest_runs(c
     done = cli(*args)
     assert done.code == 3
     assert "engine trt is not part of this version" in done.err
-    assert "engine triton is not part of this version" in done.err
+    assert "engine triton: torch" in done.err and "finds no GPU; use --engine eager" in done.err
     assert "eager" in done.out
     rows = cli(*args, "--json").records
     assert [r["engine"] for r in rows] == ["eager", "trt", "triton"]

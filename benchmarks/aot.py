@@ -1,0 +1,208 @@
+"""python -m benchmarks.aot [--check]: every shipped kernel configuration, compiled without a GPU.
+
+Each call is specialised as at run time and compiled by Triton and NVIDIA's assembler for sm_80,
+sm_89, sm_90, sm_100 and sm_120; the machine code is read back: registers, spills (stores and loads
+of local memory), shared memory against what a block of that architecture may have (the compiler
+does not check it), and tensor-core instructions. Writes benchmarks/results/aot.jsonl; --check
+compiles again, compares with it, and exits with 4 if anything spills, does not fit or has become
+worse.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import multiprocessing
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from rich.progress import track
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+from benchmarks.kernel_cases import Case, cases
+from benchmarks.record import RESULTS
+from stan_infer.kernels.tiles import INTERPRETED
+from stan_infer.kernels.tuned import FAMILIES
+
+PATH = RESULTS / "aot.jsonl"
+# Shared memory that one block may have, KiB (CUDA programming guide, compute capabilities).
+SHARED_KIB = {"sm80": 163, "sm89": 99, "sm90": 227, "sm100": 227, "sm120": 99}
+TENSOR = re.compile(r"\b(HMMA|HGMMA|UTCHMMA|QMMA|QGMMA|UTCQMMA|OMMA|UTCOMMA)\b")
+LOCAL = re.compile(r"\b(STL|LDL)\b")
+# Kernels that multiply matrices, and so must use tensor cores.
+PRODUCTS = {"_linear_kernel", "_fp8_linear_kernel", "_temporal_kernel", "_temporal_qkv_kernel"}
+PRODUCTS |= {"_spatial_kernel", "_partial_kernel", "_product_kernel"}
+WORSE = 1.10  # registers or shared memory beyond this ratio of the recorded value are a regression
+
+
+@dataclasses.dataclass
+class _Driver:
+    """A driver that only knows its target: enough to specialise and compile a call."""
+
+    target: GPUTarget
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return self.target.arch  # kernels are kept per device, and there with their target
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+class _Recorder:
+    """Takes a kernel's place: compiles each call and keeps the result."""
+
+    def __init__(self, kernel: JITFunction, found: list[Any]) -> None:
+        self._kernel, self._found = kernel, found
+
+    def __getitem__(self, grid: Any) -> Any:
+        def call(*args: Any, **options: Any) -> None:
+            compiled = self._kernel.warmup(*args, grid=grid, **options)
+            self._found.append((self._kernel.fn.__name__, compiled))
+
+        return call
+
+
+def jobs() -> list[tuple[str, str, int]]:
+    """Family, dtype and index of every case: all in bf16, the usual frames in fp16."""
+    found = []
+    for family in FAMILIES:
+        for dtype, full in (("bfloat16", True), ("float16", False)):
+            n = sum(1 for _ in _cases(family, dtype, full))
+            found += [(family, dtype, i) for i in range(n)]
+    return found
+
+
+def compile_case(job: tuple[str, str, int]) -> list[dict[str, Any]]:
+    """Rows of one case, one per kernel that it launches."""
+    family, dtype, index = job
+    case = list(_cases(family, dtype, dtype == "bfloat16"))[index]
+    triton.runtime.driver.set_active(_Driver(GPUTarget("cuda", int(family[2:]), 32)))
+    found: list[Any] = []
+    # Not the functions that kernels call: those belong to their callers' source.
+    kernels = {
+        k: v
+        for k, v in vars(case.module).items()
+        if isinstance(v, JITFunction) and k.endswith("_kernel")
+    }
+    for name, kernel in kernels.items():
+        setattr(case.module, name, _Recorder(kernel, found))
+    try:
+        case.run()
+    finally:
+        for name, kernel in kernels.items():
+            setattr(case.module, name, kernel)
+    tile = list(dataclasses.astuple(case.tile)) if case.tile else None
+    head = {"operation": case.operation, "case": case.name, "family": family, "dtype": dtype}
+    return [
+        {"kind": "aot", **head, "tile": tile, "kernel": name, **_read(compiled)}
+        for name, compiled in found
+    ]
+
+
+def problems(row: dict[str, Any], before: dict[str, Any] | None) -> Iterator[str]:
+    """What is wrong with a row, alone and against the recorded one."""
+    tile = row["tile"] or [0, 0, 0, 4, 0]
+    if row["spills"]:
+        yield f"{row['spills']} spill instructions"
+    if row["shared_bytes"] > SHARED_KIB[row["family"]] * 1024:
+        allowed = SHARED_KIB[row["family"]]
+        yield f"{row['shared_bytes']} bytes of shared memory, {allowed} KiB allowed"
+    if row["kernel"] in PRODUCTS and not row["tensor"]:
+        yield "no tensor-core instruction"
+    warp_group = row["kernel"] in PRODUCTS and tile[0] >= 64 and tile[3] >= 4
+    wanted = {"sm90": ("HGMMA", "QGMMA"), "sm100": ("UTCHMMA", "UTCQMMA")}.get(row["family"])
+    # The class query's tile has 16 columns of queries in the place of 64 rows.
+    if wanted and warp_group and row["kernel"] != "_partial_kernel":
+        if not any(name in row["tensor"] for name in wanted):
+            yield f"{row['tensor']} where {' or '.join(wanted)} was expected"
+    if before is None:
+        yield "not recorded: run python -m benchmarks.aot"
+        return
+    if row.get("triton") != before.get("triton"):
+        return  # another compiler: what is recorded is not its measure
+    for key in ("registers", "shared_bytes"):
+        if row[key] > WORSE * before[key]:
+            yield f"{key} {row[key]}, recorded {before[key]}"
+
+
+def main() -> int:
+    """Compile, print, and record or compare."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--processes", type=int, default=2)
+    args = parser.parse_args()
+    if INTERPRETED:
+        sys.exit("error: TRITON_INTERPRET is set; nothing is compiled then")
+    todo = jobs()
+    with multiprocessing.get_context("spawn").Pool(args.processes) as pool:
+        results = pool.imap(compile_case, todo, chunksize=4)
+        rows = [row for found in track(results, "compiling", len(todo)) for row in found]
+    for row in rows:
+        row["triton"] = triton.__version__
+    recorded = {_key(r): r for r in rows}
+    if args.check:
+        recorded = {_key(r): r for r in map(json.loads, PATH.read_text().splitlines())}
+    bad = [f"{_key(r)}: {p}" for r in rows for p in problems(r, recorded.get(_key(r)))]
+    gone = recorded.keys() - {_key(r) for r in rows}
+    bad += [f"{k}: recorded, but not shipped any more" for k in sorted(gone)]
+    if not args.check:
+        PATH.write_text("".join(json.dumps(r, sort_keys=True) + "\n" for r in rows))
+    versions = {r.get("triton") for r in recorded.values()}
+    if versions != {triton.__version__}:
+        print(f"recorded with triton {versions}, this is {triton.__version__}: not compared")
+    print(f"{len(rows)} kernels compiled for {', '.join(FAMILIES)}; {len(bad)} problems")
+    for line in bad:
+        print(line)
+    return 4 if bad else 0
+
+
+def _cases(family: str, dtype: str, full: bool) -> Iterator[Case]:
+    return cases(family, getattr(torch, dtype), "cpu", full=full)
+
+
+def _key(row: dict[str, Any]) -> str:
+    names = ("operation", "case", "family", "dtype", "tile", "kernel")
+    return " ".join(str(row[k]) for k in names)
+
+
+def _read(compiled: Any) -> dict[str, Any]:
+    """What the machine code says, by NVIDIA's disassembler as Triton ships it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(compiled.asm["cubin"])
+        usage = _cuobjdump("-res-usage", path)
+        sass = _cuobjdump("-sass", path)
+    registers = re.search(r"REG:(\d+)", usage)
+    if registers is None:
+        raise RuntimeError(f"cuobjdump printed no register count: {usage[:200]}")
+    tensor: dict[str, int] = {}
+    for name in TENSOR.findall(sass):
+        tensor[name] = tensor.get(name, 0) + 1
+    return {
+        "registers": int(registers[1]),
+        "spills": len(LOCAL.findall(sass)),
+        "shared_bytes": compiled.metadata.shared,
+        "tensor": tensor,
+    }
+
+
+def _cuobjdump(option: str, path: Path) -> str:
+    tool = triton.knobs.nvidia.cuobjdump.path
+    done = subprocess.run([tool, option, str(path)], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,168 @@
+"""Whole networks on a GPU, against eager mode, torch.compile and other engines (see gpu_suite)."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.gpu_timing import Device, interleave
+from stan_infer.config import preset
+from stan_infer.errors import StanError
+from stan_infer.flops import video_flops
+from stan_infer.fold import fold_video
+from stan_infer.kernel_weights import activation_scales
+from stan_infer.model import Stan, init_random
+from stan_infer.torch_ops import encode_video
+
+Run = Callable[[torch.Tensor], Any]
+
+# Largest difference from fp32, relative to the largest value, beyond which a lane has no speed.
+TOLERANCE = {"fp32": 1e-3, "bf16": 1e-1, "fp16": 2e-2, "fp8": 3e-1}
+# Lanes that compile for minutes, which --part ablation adds.
+SLOW = ("compile max-autotune", "compile max-autotune, fused")
+_TRITON: Mapping[str, dict[str, Any]] = {
+    "triton": {},
+    "triton fp8": {"precision": "fp8"},
+    "triton, no CUDA graph": {"cuda_graphs": False, "two_streams": False},
+    "triton, one stream": {"two_streams": False},
+    "triton, trunk attention ours": {"kernels": frozenset({"trunk"})},
+    "triton, product then attention": {"kernels": frozenset({"product"})},
+    "triton, library products": {"kernels": frozenset({"library"})},
+}
+
+
+def lanes(model: Stan, device: str, part: str) -> Iterator[tuple[str, Callable[[], Run]]]:
+    """Names and how to open them, the baseline first; part: "model" or "ablation"."""
+    yield "eager bf16", lambda: _eager(model, device)
+    yield "compile", lambda: _compiled(model, device, "default", fused=False)
+    if part == "model":
+        names = ["triton", "triton fp8"]
+        yield "compile, fused", lambda: _compiled(model, device, "default", fused=True)
+    else:
+        names = [n for n in _TRITON if n not in ("triton fp8",)]
+        yield SLOW[0], lambda: _compiled(model, device, "max-autotune", fused=False)
+        yield SLOW[1], lambda: _compiled(model, device, "max-autotune", fused=True)
+    for name in names:
+        yield name, lambda name=name: _triton(model, device, _TRITON[name])
+    if part == "model":
+        yield "ort fp16", lambda: _ort(model, device)
+
+
+def measure(
+    device: Device, name: str, shapes: list[tuple[int, int]], part: str, tflops: float, rounds: int
+) -> Iterator[dict[str, Any]]:
+    """Rows of one preset: every lane at every (B, T); a lane that cannot run says why."""
+    model = init_random(Stan(preset(name))).eval().requires_grad_(False)
+    config, opened, refused = model.config, {}, {}
+    exact = model.to(device.name)
+    for lane, open_one in lanes(exact, device.name, part):
+        try:
+            opened[lane] = open_one()
+        except (StanError, RuntimeError, ImportError) as e:
+            refused[lane] = _first_line(e)
+    for b, t in shapes:
+        side = config.image_size
+        rng = np.random.default_rng(0)
+        pixels = rng.integers(0, 256, (b, t, side, side, 3), dtype=np.uint8)
+        clips = torch.from_numpy(pixels).to(device.name)
+        with torch.inference_mode():
+            wanted = exact.encode_video(clips).mean(1).float()
+        errors: dict[str, float] = {}
+        here = dict(refused)
+        for lane, run in opened.items():
+            try:
+                got = torch.as_tensor(run(clips)).to(wanted.device).float()
+            except (StanError, RuntimeError) as e:
+                here[lane] = _first_line(e)
+                continue
+            errors[lane] = float((got - wanted).abs().max() / wanted.abs().max())
+            if not errors[lane] <= TOLERANCE[_precision(lane)]:
+                here[lane] = f"outputs differ by {errors[lane]:.1e}"
+        calls = {
+            lane: (lambda run=run, clips=clips: run(clips))
+            for lane, run in opened.items()
+            if lane not in here
+        }
+        timed = interleave(device, calls, rounds=rounds) if calls else {}
+        work = b * video_flops(config, t) / 1e9
+        head = {"model": name, "batch": b, "frames": t}
+        for lane, row in timed.items():
+            yield {
+                **head,
+                "lane": lane,
+                **row,
+                "max_rel_error": errors[lane],
+                "share_of_ceiling": work / row["ms_p50"] / tflops,
+            }
+        for lane, why in here.items():
+            yield {**head, "lane": lane, "refused": why, "max_rel_error": errors.get(lane)}
+
+
+def _precision(lane: str) -> str:
+    return next((p for p in ("fp8", "fp16") if p in lane), "bf16")
+
+
+def _first_line(e: BaseException) -> str:
+    return (str(e).splitlines() or [type(e).__name__])[0][:200]
+
+
+def _inference(run: Run) -> Run:
+    def inner(clips: torch.Tensor) -> Any:
+        with torch.inference_mode():
+            return run(clips)
+
+    return inner
+
+
+def _eager(model: Stan, device: str) -> Run:
+    own = _copy(model, device)
+    return _inference(lambda clips: own.encode_video(clips).mean(1))
+
+
+def _compiled(model: Stan, device: str, mode: str, *, fused: bool) -> Run:
+    if fused:
+        weights = fold_video(_copy(model, device, torch.float32), dtype=torch.bfloat16)
+
+        def network(clips: torch.Tensor) -> Any:
+            return encode_video(weights, clips)[0]
+    else:
+        own = _copy(model, device)
+
+        def network(clips: torch.Tensor) -> Any:
+            return own.encode_video(clips).mean(1)
+
+    return _inference(torch.compile(network, mode=mode, dynamic=False))
+
+
+def _copy(model: Stan, device: str, dtype: torch.dtype = torch.bfloat16) -> Stan:
+    own = Stan(model.config).to(device, dtype)
+    own.load_state_dict(model.state_dict())
+    return own.eval().requires_grad_(False)
+
+
+def _triton(model: Stan, device: str, options: dict[str, Any]) -> Run:
+    from stan_infer.engines.triton_session import TritonSession
+
+    given = {"precision": "bf16", **options}
+    if given["precision"] == "fp8":
+        side = model.config.image_size
+        clips = torch.randint(0, 256, (1, 8, side, side, 3), dtype=torch.uint8, device=device)
+        given["scales"] = activation_scales(fold_video(model), clips)
+    return TritonSession(model, device=device, **given).embed_video
+
+
+def _ort(model: Stan, device: str) -> Run:
+    from stan_infer.engines import open_session
+    from stan_infer.export import export_model
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model"
+        export_model(model.cpu(), path, precision="fp16", tower="video", frames=(1, 16))
+        model.to(device)
+        session = open_session(path, "ort", device=device)
+    return lambda clips: session.embed_video(clips.cpu().numpy())

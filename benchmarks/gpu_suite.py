@@ -1,0 +1,234 @@
+"""python -m benchmarks.gpu_suite: everything that a GPU can tell, in one command, without a
+network.
+
+Measures the machine's two ceilings (bf16 and e4m3 products, copies), runs the tests marked `gpu`,
+times each kernel against its peers and whole networks against eager mode and torch.compile, and
+writes a row per result as soon as it is there, and a Markdown table. Started again, it goes on
+where it was stopped; what does not fit into --minutes is left for the next start. Needs PyTorch,
+Triton and this repository; what else is missing (pytest, ONNX Runtime) becomes a row that says so.
+
+--part kernels | model | ablation | tests picks parts; "ablation" also has torch.compile's
+max-autotune and our network with one choice taken back at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+
+from benchmarks import gpu_kernels, gpu_models
+from benchmarks.gpu_timing import Device, ceilings
+from benchmarks.kernel_cases import Shape
+from benchmarks.record import RESULTS, ROOT, commit
+
+PARTS = ("tests", "kernels", "model", "ablation")
+KERNEL_SHAPES = [Shape(batch=8, frames=t) for t in (12, 8, 16, 64)] + [Shape(1, 12, 49, 768, 32)]
+MODELS = ("stan-b16", "stan-b32", "stan-l14")
+MODEL_SHAPES = [(1, 12), (8, 12), (1, 8), (8, 8), (32, 12), (1, 16), (8, 16), (32, 8)]
+MODEL_SHAPES += [(1, 64), (8, 64), (32, 16)]
+ABLATION_SHAPES = [(1, 12), (8, 12)]
+
+
+class Suite:
+    """Runs units of work that were not done yet, until the time is over."""
+
+    def __init__(self, path: Path, device: Device, minutes: float, log: Callable[[str], None]):
+        """path: JSONL, of which the rows of this commit and GPU count as done."""
+        self.path, self.device, self._log = path, device, log
+        self._until = time.monotonic() + 60 * minutes
+        self._common = {
+            "kind": "gpu",
+            "gpu": device.describe(),
+            "versions": {"torch": torch.__version__, "triton": triton.__version__},
+            "cuda": torch.version.cuda,
+            "driver": _driver(),
+            "python": platform.python_version(),
+            "commit": commit(),
+        }
+        rows = [json.loads(s) for s in path.read_text().splitlines()] if path.exists() else []
+        same = ("gpu", "commit", "versions")
+        self.rows = [r for r in rows if all(r[k] == self._common[k] for k in same)]
+        self.left: list[str] = []
+
+    def unit(self, name: str, run: Callable[[], Iterable[dict[str, Any]]]) -> list[dict[str, Any]]:
+        """Run one unit unless it is done or there is no time; a failure becomes its row."""
+        done = [r for r in self.rows if r["unit"] == name]
+        if any(r.get("last") for r in done):
+            return done
+        if time.monotonic() >= self._until:
+            self.left.append(name)
+            return []
+        self._log(name)
+        start = time.monotonic()
+        try:
+            found = list(run())
+        except Exception as e:
+            # One part that fails must not cost the others; whatever it was, the row says so.
+            found = [{"failed": f"{type(e).__name__}: {e}"[:500]}]
+        found = found or [{"failed": "no result"}]
+        found[-1] = {**found[-1], "last": True, "unit_seconds": round(time.monotonic() - start, 1)}
+        date = datetime.date.today().isoformat()
+        rows = [{**self._common, "unit": name, "date": date, **row} for row in found]
+        with self.path.open("a") as f:
+            f.writelines(json.dumps(r, sort_keys=True) + "\n" for r in rows)
+        self.rows += rows
+        return rows
+
+
+def run_suite(suite: Suite, parts: Iterable[str], *, quick: bool = False) -> None:
+    """All units in the order of their worth; quick: tiny shapes, for the suite's own tests."""
+    device, wanted = suite.device, set(parts)
+    size = 64 if quick else 8192
+    first = suite.unit("ceilings", lambda: [dict(ceilings(device, size=size))])
+    ceiling = first[0] if first and "bf16_tflops" in first[0] else None
+    if "tests" in wanted:
+        suite.unit("tests", lambda: [_gpu_tests()])
+    if ceiling is None:
+        suite.left.append("everything else: there are no ceilings to hold it against")
+        return
+    rounds = 2 if quick else 30
+    shapes = [Shape(2, 3, 4, 32, 8, 16)] if quick else KERNEL_SHAPES
+    if "kernels" in wanted:
+        for shape in shapes:
+            dtype = torch.float32 if quick else torch.bfloat16
+            found = gpu_kernels.contests(
+                shape, device.name, dtype, fp8=ceiling["fp8_tflops"] is not None
+            )
+            for contest in found:
+                name = f"kernels {contest[0]} B={shape.batch} T={shape.frames} P={shape.patches}"
+                suite.unit(
+                    name,
+                    lambda contest=contest, shape=shape: (
+                        {"batch": shape.batch, "frames": shape.frames, "patches": shape.patches}
+                        | row
+                        for row in gpu_kernels.measure(device, contest, ceiling, rounds)
+                    ),
+                )
+    for part, cells in (("model", MODEL_SHAPES), ("ablation", ABLATION_SHAPES)):
+        if part not in wanted:
+            continue
+        for b, t in [(1, 2)] if quick else cells:
+            for model in ("stan-tiny",) if quick else MODELS:
+                suite.unit(
+                    f"{part} {model} B={b} T={t}",
+                    lambda part=part, model=model, b=b, t=t: gpu_models.measure(
+                        device, model, [(b, t)], part, ceiling["bf16_tflops"], rounds
+                    ),
+                )
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown of one GPU's rows."""
+    lines = [f"{rows[0]['gpu']}, torch {rows[0]['versions']['torch']}, {rows[0]['date']}:", ""]
+    for r in rows:
+        if r["unit"] == "ceilings" and "failed" not in r:
+            fp8 = "none" if r["fp8_tflops"] is None else f"{r['fp8_tflops']:.0f} TFLOP/s"
+            lines += [
+                f"Ceilings: bf16 {r['bf16_tflops']:.0f} TFLOP/s, fp8 {fp8}, "
+                f"copy {r['copy_tbs']:.2f} TB/s.",
+                "",
+            ]
+        if r["unit"] == "tests":
+            lines += [f"Tests on the GPU: {r.get('summary') or r.get('failed')}.", ""]
+    kernels = [r for r in rows if "operation" in r]
+    if kernels:
+        lines += ["| kernel | B, T, P | way | us | against the first | share of its floor |"]
+        lines += ["|---|---|---|---|---|---|"]
+        lines += [
+            f"| {r['operation']} | {r['batch']}, {r['frames']}, {r['patches']} | {r['lane']} "
+            f"| {1e3 * r['ms_p50']:.1f} | {r['ratio']:.2f}x | {100 * r['share_of_floor']:.0f} % |"
+            for r in kernels
+        ]
+        lines += [""]
+    models = [r for r in rows if "model" in r]
+    if models:
+        lines += ["| model | B, T | engine | ms | against eager | of the ceiling | error |"]
+        lines += ["|---|---|---|---|---|---|---|"]
+        for r in models:
+            cells = f"| {r['model']} | {r['batch']}, {r['frames']} | {r['lane']} "
+            if "refused" in r:
+                lines.append(f"{cells}| {r['refused']} | | | |")
+                continue
+            lines.append(
+                f"{cells}| {r['ms_p50']:.3f} | {r['ratio']:.2f}x "
+                f"| {100 * r['share_of_ceiling']:.0f} % | {r['max_rel_error']:.1e} |"
+            )
+        lines += [""]
+    lines += [f"{r['unit']}: failed, {r['failed']}" for r in rows if "failed" in r]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def main() -> int:
+    """Run the parts, write the table, say what is left."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--part", action="append", choices=PARTS)
+    parser.add_argument("--minutes", type=float, default=7.5)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--out", type=Path, help="folder of rows and table")
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        print(
+            f"error: torch {torch.__version__} finds no NVIDIA GPU; the kernels' other proofs need "
+            "none: python -m pytest tests/kernels",
+            file=sys.stderr,
+        )
+        return 3
+    device = Device(args.device)
+    folder = args.out or RESULTS
+    folder.mkdir(parents=True, exist_ok=True)
+    name = re.sub(r"[^a-z0-9]+", "-", device.describe().lower()).strip("-")
+    suite = Suite(folder / f"{name}.jsonl", device, args.minutes, lambda s: print(s, flush=True))
+    run_suite(suite, args.part or ("tests", "kernels", "model"))
+    text = table(suite.rows)
+    (folder / f"{name}.md").write_text(text)
+    print(text)
+    if suite.left:
+        print(f"not done for lack of time, start again: {', '.join(suite.left)}", file=sys.stderr)
+    return 4 if any("failed" in r for r in suite.rows) else 0
+
+
+def _gpu_tests() -> dict[str, Any]:
+    """Run the tests that need a GPU, in a process where kernels are compiled."""
+    env = {**os.environ, "TRITON_INTERPRET": "0"}
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/kernels", "tests/engines"]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    lines = _lines(done.stdout) or _lines(done.stderr) or iter(("pytest printed nothing",))
+    last = list(lines)[-1]
+    return (
+        {"summary": last}
+        if done.returncode == 0
+        else {"failed": last, "output": done.stdout[-4000:]}
+    )
+
+
+def _lines(text: str) -> Iterator[str] | None:
+    found = [line for line in text.splitlines() if line.strip()]
+    return iter(found) if found else None
+
+
+def _driver() -> str | None:
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    except OSError:
+        return None
+    return done.stdout.strip().splitlines()[0] if done.stdout.strip() else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

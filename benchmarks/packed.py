@@ -1,0 +1,74 @@
+"""python -m benchmarks.packed: the picture of what a tile of temporal attention computes.
+
+Draws benchmarks/packed.svg to scale, and counts for the README what one temporal layer moves and
+multiplies, by the ways that there are; nothing here is timed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.record import ROOT
+
+PICTURE = ROOT / "benchmarks" / "packed.svg"
+FLASH_TILE, OUR_TILE = 128, 64  # rows of a tile of scores: FlashAttention-2's at dh = 64, and ours
+COLOURS = {"useful": "#0072B2", "wasted": "#E8E4DA", "edge": "#444444"}
+
+
+def ways(batch: int, frames: int, patches: int, width: int) -> list[dict[str, Any]]:
+    """Bytes of one layer, from norm to attention's output, in bf16; share of scores used."""
+    rows, d = batch * frames * patches, width
+    weights = 3 * d * d
+
+    def mb(per_row: int) -> float:
+        return 2 * (per_row * rows * d + weights) / 1e6
+
+    packed = OUR_TILE // frames * frames**2 / OUR_TILE**2
+    return [
+        # norm 2, product 1 + 3, copies of q, k, v 6, attention 4, copy of its output 2
+        {"way": "torch: norm, product, copies, SDPA", "mb": mb(18), "useful": _alone(frames)},
+        {"way": "norm, product, packed attention", "mb": mb(10), "useful": packed},
+        # x in, attention's output out
+        {"way": "one kernel", "mb": mb(2), "useful": packed},
+    ]
+
+
+def _alone(frames: int) -> float:
+    return (frames / FLASH_TILE) ** 2
+
+
+def draw(frames: int = 12) -> None:
+    """Write the picture: one sequence in a tile of 128 rows, and as many as fit in one of 64."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "packed"  # the same file every time
+    from matplotlib import pyplot
+    from matplotlib.patches import Rectangle
+
+    figure, axes = pyplot.subplots(figsize=(8, 3.6))
+    groups = OUR_TILE // frames
+    for x, size, count, title in (
+        (0, FLASH_TILE, 1, f"a tile of {FLASH_TILE} rows, one sequence"),
+        (190, OUR_TILE, groups, f"a tile of {OUR_TILE} rows, {groups} sequences"),
+    ):
+        share = count * frames**2 / size**2
+        axes.add_patch(
+            Rectangle((x, 0), size, size, facecolor=COLOURS["wasted"], edgecolor=COLOURS["edge"])
+        )
+        for i in range(count):
+            corner = (x + i * frames, size - (i + 1) * frames)
+            axes.add_patch(Rectangle(corner, frames, frames, facecolor=COLOURS["useful"]))
+        axes.text(x, size + 5, title, fontsize=11)
+        axes.text(x, -13, f"{100 * share:.1f} % of the scores are used", fontsize=11)
+    axes.text(
+        190, OUR_TILE + 26, f"T = {frames} frames, head width 64, drawn to scale", fontsize=10
+    )
+    axes.set(xlim=(-4, 330), ylim=(-20, 142), aspect="equal")
+    axes.axis("off")
+    figure.savefig(PICTURE, metadata={"Date": None}, bbox_inches="tight", facecolor="white")
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    draw()

@@ -1,0 +1,269 @@
+"""Temporal attention as the epilogue of its own q, k, v product: q, k and v never reach memory.
+
+x [>= B T P, D] (rows after the patches are not read), W [3 D, D], q's bias [D]; out [B T P, D]. A
+program makes q, k and v of one head for G = BM // T patches in all frames, each a tile BM x dh,
+then attends inside the tile (`temporal_attention`). Rows of a tile are frame-major, so that a frame
+gives G neighbouring rows; groups are numbered over all clips, so that only the last one has a tail.
+k's bias cancels in the softmax and v's is in the output product (`fold`).
+norm: "none", x is normed already; "given", mean and 1/std of each row are arguments; "inside",
+their sums are taken while the product reads x. PERFORMANCE: 4 D of traffic per row and two kernels
+less.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from stan_infer.kernels.temporal_attention import temporal_attention_reference
+from stan_infer.kernels.tiles import (
+    INTERPRETED,
+    LOG2_E,
+    check_frames,
+    check_head,
+    check_rows,
+    norm_of_sums,
+    packed_attention,
+    upcast,
+)
+from stan_infer.kernels.tuned import Tile, temporal_qkv_tile
+
+
+def temporal_qkv_attention_reference(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    sums: Tensor | None,
+    mean: Tensor | None,
+    rstd: Tensor | None,
+    batch: int,
+    frames: int,
+    patches: int,
+    heads: int,
+    scale: float,
+    eps: float,
+) -> Tensor:
+    """Compute the same in plain torch, in fp32 inside (fp64 stays fp64)."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    rows = batch * frames * patches
+    z = x[:rows].to(wide)
+    if mean is not None and rstd is not None:
+        z = (z - mean[:rows, None]) * rstd[:rows, None]
+    elif sums is not None:
+        z = F.layer_norm(z, z.shape[-1:], eps=eps)
+    d = x.shape[1]
+    qkv = z @ weight.to(wide).T
+    qkv = qkv + F.pad(bias[:d].to(wide), (0, 2 * d))
+    return temporal_attention_reference(qkv, frames, patches, heads, scale).to(x.dtype)
+
+
+@triton.jit
+def _finish_norm(acc, p_sums, o_n, mean, rstd, NORM: tl.constexpr):
+    if NORM != "none":
+        s = tl.load(p_sums + o_n).to(tl.float32)
+        acc = rstd[:, None] * (acc - mean[:, None] * s[None, :])
+    return acc
+
+
+@triton.jit
+def _temporal_qkv_kernel(
+    p_x, p_w, p_b, p_s, p_mean, p_rstd, p_y, sequences, patches, d, x_row, w_row, y_row, scale, eps,
+    NORM: tl.constexpr, T: tl.constexpr, H: tl.constexpr, DH: tl.constexpr, BM: tl.constexpr,
+    BK: tl.constexpr, EVEN_K: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    G: tl.constexpr = BM // T
+    pid = tl.program_id(0)
+    i_h = pid % H
+    r = tl.arange(0, BM)
+    g = r % G
+    s = (pid // H).to(tl.int64) * G + g  # b P + p
+    ok = (r < G * T) & (s < sequences)
+    i_row = (s // patches * T + r // G) * patches + s % patches
+    o_d = tl.arange(0, DH)
+    o_k = tl.arange(0, BK)
+    p_xt = p_x + i_row[:, None] * x_row + o_k[None, :]
+    p_qt = p_w + (i_h * DH + o_d)[None, :].to(tl.int64) * w_row + o_k[:, None]
+    part = H * DH * w_row.to(tl.int64)
+    q = tl.zeros((BM, DH), tl.float32)
+    k = tl.zeros((BM, DH), tl.float32)
+    v = tl.zeros((BM, DH), tl.float32)
+    total = tl.zeros((BM,), tl.float32)
+    squares = tl.zeros((BM,), tl.float32)
+    for i_k in range(0, tl.cdiv(d, BK)):
+        if EVEN_K:
+            x = tl.load(p_xt, ok[:, None], other=0.0)
+            wq = tl.load(p_qt)
+            wk = tl.load(p_qt + part)
+            wv = tl.load(p_qt + 2 * part)
+        else:
+            m_k = o_k < d - i_k * BK
+            x = tl.load(p_xt, ok[:, None] & m_k[None, :], other=0.0)
+            wq = tl.load(p_qt, m_k[:, None], other=0.0)
+            wk = tl.load(p_qt + part, m_k[:, None], other=0.0)
+            wv = tl.load(p_qt + 2 * part, m_k[:, None], other=0.0)
+        if UPCAST:
+            x, wq = x.to(tl.float32), wq.to(tl.float32)
+            wk, wv = wk.to(tl.float32), wv.to(tl.float32)
+        q = tl.dot(x, wq, q, input_precision="ieee")
+        k = tl.dot(x, wk, k, input_precision="ieee")
+        v = tl.dot(x, wv, v, input_precision="ieee")
+        if NORM == "inside":
+            wide = x.to(tl.float32)
+            total += tl.sum(wide, 1)
+            squares += tl.sum(wide * wide, 1)
+        p_xt += BK
+        p_qt += BK
+    mean = total
+    rstd = squares
+    if NORM == "inside":
+        mean, rstd = norm_of_sums(total, squares, d, eps)
+    if NORM == "given":
+        mean = tl.load(p_mean + i_row, ok, other=0.0)
+        rstd = tl.load(p_rstd + i_row, ok, other=0.0)
+    o_n = i_h * DH + o_d
+    q = _finish_norm(q, p_s, o_n, mean, rstd, NORM)
+    k = _finish_norm(k, p_s, o_n + H * DH, mean, rstd, NORM)
+    v = _finish_norm(v, p_s, o_n + 2 * H * DH, mean, rstd, NORM)
+    q += tl.load(p_b + o_n).to(tl.float32)[None, :]
+    if not UPCAST:
+        q, k = q.to(p_x.dtype.element_ty), k.to(p_x.dtype.element_ty)
+        v = v.to(p_x.dtype.element_ty)
+    # Rows that hold no patch see each other only: finite, and never stored.
+    y = packed_attention(q, k, v, tl.where(r < G * T, g, G), scale)
+    o_y = i_row[:, None] * y_row + (i_h * DH + o_d)[None, :]
+    tl.store(p_y + o_y, y.to(p_y.dtype.element_ty), ok[:, None])
+
+
+def launch(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    sums: Tensor | None,
+    mean: Tensor | None,
+    rstd: Tensor | None,
+    batch: int,
+    frames: int,
+    patches: int,
+    heads: int,
+    scale: float,
+    eps: float,
+    tile: Tile | None = None,
+) -> Tensor:
+    """Run the kernel; `tile` overrides the table. See the operation `temporal_qkv_attention`."""
+    head = _check(x, weight, bias, sums, mean, rstd, batch, frames, patches, heads)
+    d, sequences = x.shape[1], batch * patches
+    tile = tile or temporal_qkv_tile(x.device, x.dtype, frames, sequences, heads)
+    y = torch.empty(sequences * frames, d, dtype=x.dtype, device=x.device)
+    grid = (triton.cdiv(sequences, tile.bm // frames) * heads,)
+    _temporal_qkv_kernel[grid](
+        x, weight, bias, sums, mean, rstd, y,
+        sequences, patches, d, x.stride(0), weight.stride(0), y.stride(0), scale * LOG2_E, eps,
+        NORM="none" if sums is None else "inside" if mean is None else "given",
+        T=frames, H=heads, DH=head, BM=tile.bm, BK=tile.bk, EVEN_K=d % tile.bk == 0,
+        UPCAST=upcast(x.dtype),
+        num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
+    return y
+
+
+@torch.library.custom_op("stan_infer::temporal_qkv_attention", mutates_args=())
+def temporal_qkv_attention(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    sums: Tensor | None,
+    mean: Tensor | None,
+    rstd: Tensor | None,
+    batch: int,
+    frames: int,
+    patches: int,
+    heads: int,
+    scale: float,
+    eps: float,
+) -> Tensor:
+    """Rows [>= B T P, D] -> [B T P, D]: q, k, v of norm(x), then temporal attention.
+
+    sums: row sums of weight, fp32 [3 D]; None: x is normed already. mean, rstd: of each row, fp32;
+    None: taken inside. Raises ValueError for shapes and types that the kernel cannot take.
+    """
+    args = (x, weight, bias, sums, mean, rstd, batch, frames, patches, heads)
+    if INTERPRETED:
+        return launch(*args, scale, eps)
+    _check(*args)
+    return temporal_qkv_attention_reference(*args, scale, eps)
+
+
+temporal_qkv_attention.register_kernel("cuda")(launch)
+
+
+@temporal_qkv_attention.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    sums: Tensor | None,
+    mean: Tensor | None,
+    rstd: Tensor | None,
+    batch: int,
+    frames: int,
+    patches: int,
+    heads: int,
+    scale: float,
+    eps: float,
+) -> Tensor:
+    return x.new_empty(batch * frames * patches, x.shape[1])
+
+
+def fill(bm: int, frames: int) -> float:
+    """Share of a tile's rows that hold a patch, of tiles that are not the last."""
+    return bm // frames * frames / bm
+
+
+@register_flop_formula(torch.ops.stan_infer.temporal_qkv_attention)
+def _flops(
+    x: Any, w: Any, b: Any, s: Any, mean: Any, rstd: Any, batch: int, frames: int, patches: int,
+    *args: Any, out_shape: Any = None, **kw: Any,
+) -> int:  # fmt: skip
+    rows, d = batch * frames * patches, x[1]
+    return 6 * rows * d * d + 4 * rows * frames * d
+
+
+def bytes_and_flops(
+    batch: int, frames: int, patches: int, heads: int, head: int = 64, size: int = 2
+) -> tuple[int, int]:
+    """Bytes moved if each operand moves once, and useful FLOPs, of one call."""
+    rows, d = batch * frames * patches, heads * head
+    return (2 * rows * d + 3 * d * d) * size, 6 * rows * d * d + 4 * rows * frames * d
+
+
+def _check(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    sums: Tensor | None,
+    mean: Tensor | None,
+    rstd: Tensor | None,
+    batch: int,
+    frames: int,
+    patches: int,
+    heads: int,
+) -> int:
+    check_rows("x", x)
+    check_rows("weight", weight, x.shape[1])
+    check_frames(frames)
+    rows, d = batch * frames * patches, x.shape[1]
+    if len(x) < rows or rows < 1:
+        raise ValueError(f"x has {len(x)} rows; B T P = {batch} {frames} {patches} needs {rows}")
+    if len(weight) != 3 * d or len(bias) < d or (sums is not None and len(sums) != 3 * d):
+        raise ValueError(f"weight, bias and sums must have {3 * d}, {d} and {3 * d} rows")
+    if (mean is None) != (rstd is None) or (mean is not None and sums is None):
+        raise ValueError("mean and rstd go together, and need sums")
+    if weight.dtype != x.dtype:
+        raise ValueError("x and weight must have one dtype")
+    return check_head(d, heads)

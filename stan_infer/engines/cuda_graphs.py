@@ -1,0 +1,81 @@
+"""CUDA graphs of a network, one per shape of its input, a bounded number of them in one pool."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+WARM_UP = 2  # runs before a capture: kernels are compiled and libraries make their plans
+
+
+class CudaGraphs:
+    """Captures `run` once per shape and replays it; the least recently used shape goes.
+
+    All graphs share one memory pool: they never run at the same time, and what a replay leaves in
+    the outputs is copied before the next.
+    """
+
+    def __init__(
+        self, run: Callable[[Tensor], Sequence[Tensor]], device: torch.device, limit: int, cuda: Any
+    ) -> None:
+        """run: uint8 clips [B, T, S, S, 3] on the device -> tensors. cuda: torch.cuda."""
+        self._run, self._device, self._limit, self._cuda = run, device, limit, cuda
+        self._pool: Any = None
+        self._captured: OrderedDict[tuple[int, ...], tuple[Any, Tensor, Sequence[Tensor]]]
+        self._captured = OrderedDict()
+        self._reserved: dict[tuple[int, ...], int] = {}
+
+    def __call__(self, clips: Tensor) -> list[Tensor]:
+        """Run on clips of the device; the results are the caller's own. Captures a new shape."""
+        graph, static, outputs = self._get(tuple(clips.shape))
+        static.copy_(clips)
+        graph.replay()
+        return [out.clone() for out in outputs]
+
+    def capture(self, shape: tuple[int, ...]) -> None:
+        """Capture a shape before it is needed."""
+        self._get(shape)
+
+    def clear(self) -> None:
+        """Drop every graph, as new weights demand."""
+        self._captured.clear()
+        self._reserved.clear()
+        self._pool = None
+
+    def describe(self) -> dict[str, Any]:
+        """Shapes [B, T], the most recently used last, and MiB that captures reserved."""
+        return {
+            "cuda_graphs": [list(shape[:2]) for shape in self._captured],
+            "cuda_graphs_mib": round(sum(self._reserved.values()) / 2**20, 1),
+        }
+
+    def _get(self, shape: tuple[int, ...]) -> tuple[Any, Tensor, Sequence[Tensor]]:
+        if shape in self._captured:
+            self._captured.move_to_end(shape)
+            return self._captured[shape]
+        while len(self._captured) >= self._limit:
+            oldest, _ = self._captured.popitem(last=False)
+            self._reserved.pop(oldest)
+        self._captured[shape] = self._capture(shape)
+        return self._captured[shape]
+
+    def _capture(self, shape: tuple[int, ...]) -> tuple[Any, Tensor, Sequence[Tensor]]:
+        cuda, before = self._cuda, self._cuda.memory_reserved(self._device)
+        static = torch.zeros(shape, dtype=torch.uint8, device=self._device)
+        aside = cuda.Stream()
+        aside.wait_stream(cuda.current_stream())
+        with cuda.stream(aside):
+            for _ in range(WARM_UP):
+                self._run(static)
+        cuda.current_stream().wait_stream(aside)
+        if self._pool is None:
+            self._pool = cuda.graph_pool_handle()
+        graph = cuda.CUDAGraph()
+        with cuda.graph(graph, pool=self._pool):
+            outputs = self._run(static)
+        self._reserved[shape] = max(0, cuda.memory_reserved(self._device) - before)
+        return graph, static, outputs

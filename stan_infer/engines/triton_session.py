@@ -1,0 +1,217 @@
+"""Engine "triton": the rewritten network on our kernels, replayed as CUDA graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stan_infer.config import StanConfig
+from stan_infer.engines.cuda_graphs import CudaGraphs
+from stan_infer.engines.session import (
+    TEXT_CHUNK,
+    check_video,
+    read_config_clip,
+    score_features,
+    token_ids,
+)
+from stan_infer.engines.torch_session import torch_device
+from stan_infer.errors import InputError, MissingError, nearest
+from stan_infer.fold import fold_text, fold_video
+from stan_infer.fused import text_tower, video_tower
+from stan_infer.kernels import unavailable
+from stan_infer.model import Stan
+
+PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.bfloat16}
+MAX_GRAPHS = 8
+
+
+class TritonSession:
+    """A Stan on kernels; see engines.session.Session. Not for several threads at once."""
+
+    def __init__(
+        self,
+        model: Stan,
+        *,
+        device: str = "cuda",
+        precision: str = "fp16",
+        scales: Mapping[str, float] | None = None,
+        max_graphs: int = MAX_GRAPHS,
+        cuda_graphs: bool = True,
+        two_streams: bool = True,
+        kernels: frozenset[str] = frozenset(),
+        cuda: Any = torch.cuda,
+    ) -> None:
+        """Fold the weights and put them on `device`; the caller's model stays as it is.
+
+        precision: fp16, bf16, or fp8 (e4m3 linears, the rest bf16), which needs `scales`: of the
+        products' inputs, by name (kernel_weights.activation_scales). max_graphs: shapes kept.
+        cuda_graphs, two_streams, kernels (see KernelOps): for ablations. cuda: torch.cuda, or
+        what stands in for it in a test. Raises InputError and MissingError; nothing falls back.
+        """
+        check_here(device)
+        if precision not in PRECISIONS:
+            raise InputError(
+                f"engine triton has no precision '{precision}'"
+                f"{nearest(precision, list(PRECISIONS))} ({', '.join(PRECISIONS)}); "
+                "fp32: --engine eager"
+            )
+        if (precision == "fp8") != (scales is not None):
+            raise InputError(
+                "precision fp8 and activation scales go together: give scales="
+                "kernel_weights.activation_scales(...), measured on clips like yours"
+            )
+        self._device = torch_device(device)
+        if precision == "fp8":
+            _check_fp8(self._device)
+        self._precision, self._scales, self._kernels = precision, scales, kernels
+        self._cuda, self._use_graphs = cuda, cuda_graphs
+        self._branch = cuda.Stream() if two_streams else None
+        self._upload = cuda.Stream()
+        self._graphs = CudaGraphs(self._network, self._device, max_graphs, cuda)
+        self.load(model)
+
+    def load(self, model: Stan) -> None:
+        """Take the weights of `model`; graphs of earlier weights are dropped."""
+        from stan_infer.kernel_weights import prepare
+
+        self._graphs.clear()
+        dtype = PRECISIONS[self._precision]
+        self._config = model.config
+        folded = fold_video(model, dtype=dtype, base2=True)
+        self._video = prepare(folded, self._device, self._scales)
+        self._text = None
+        if model.config.has_text:
+            self._text = prepare(fold_text(model, dtype=dtype, base2=True), self._device)
+        # Spatial attention counts with them; 64 clips at a time, as many as anything here takes.
+        heads = model.config.heads
+        self._counters = torch.zeros(64 * heads, dtype=torch.int32, device=self._device)
+
+    @property
+    def config(self) -> StanConfig:
+        """The model's config."""
+        return self._config
+
+    def warm_up(self, shapes: Iterable[tuple[int, int]]) -> None:
+        """Compile the kernels and capture the graphs of these (B, T), so that no call waits."""
+        s = self._config.image_size
+        with torch.inference_mode():
+            for b, t in shapes:
+                check_video(self._config, (b, t, s, s, 3), True)
+                if self._use_graphs:
+                    self._graphs.capture((b, t, s, s, 3))
+
+    @torch.inference_mode()
+    def embed_video(self, video: Tensor | np.ndarray) -> Tensor:
+        """See Session.embed_video; takes uint8 [B, T, S, S, 3], returns float32 on the device.
+
+        Does not wait for the GPU: pixels of the next batch are uploaded while this one runs.
+        """
+        clips = torch.as_tensor(video)
+        if clips.dtype != torch.uint8:
+            raise InputError(f"video is {clips.dtype}; engine triton takes uint8 [B, T, S, S, 3]")
+        check_video(self._config, tuple(clips.shape), True)
+        parts = [self._embed(part) for part in clips.split(64)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    @torch.inference_mode()
+    def embed_text(self, texts: Sequence[str] | Tensor | np.ndarray) -> Tensor:
+        """See Session.embed_text; returns a float32 tensor on the device."""
+        from stan_infer.kernel_ops import KernelOps
+
+        given = texts.cpu().numpy() if isinstance(texts, Tensor) else texts
+        ids = torch.from_numpy(token_ids(self._config, given)).to(self._device)
+        assert self._text is not None  # token_ids has refused a model without
+        found = []
+        for part in ids.split(TEXT_CHUNK):
+            ops = KernelOps(len(part), 1, self._counters)
+            end, tokens = text_tower(ops, self._text, part)
+            found.append((tokens if self._config.is_mug else end).float())
+        return torch.cat(found)
+
+    def score(
+        self, texts: Sequence[str] | Tensor | np.ndarray, video: Tensor | np.ndarray
+    ) -> Tensor:
+        """See Session.score; returns a float32 tensor [Q, B] on the CPU."""
+        given = texts.cpu().numpy() if isinstance(texts, Tensor) else texts
+        ids = token_ids(self._config, given)
+        text, clips = self.embed_text(ids).cpu().numpy(), self.embed_video(video).cpu().numpy()
+        return torch.from_numpy(score_features(self._config, text, ids, clips))
+
+    @property
+    def vocabulary(self) -> None:
+        """See Session.vocabulary."""
+        return None
+
+    def read_clip(self, path: str | Path, decoder: str = "auto") -> np.ndarray:
+        """Read one video as this model wants it: uint8 [T, H, W, 3]."""
+        return read_config_clip(self._config, path, decoder)
+
+    def describe(self) -> dict[str, Any]:
+        """See Session.describe; tiles tells whether shapes were measured on this GPU family."""
+        import triton
+
+        from stan_infer.kernels.tuned import family, table
+
+        name = family(self._device)
+        return {
+            "engine": "triton",
+            "device": str(self._device),
+            "precision": self._precision,
+            "torch": torch.__version__,
+            "triton": triton.__version__,
+            "tiles": f"{name}: {'measured' if table()['measured'].get(name) else 'start values'}",
+            **self._graphs.describe(),
+        }
+
+    def close(self) -> None:
+        """Drop weights and graphs."""
+        self._graphs.clear()
+        del self._video, self._text
+
+    def _embed(self, clips: Tensor) -> Tensor:
+        cuda = self._cuda
+        if clips.device != self._device:
+            # From pinned memory, on a stream of its own: beside what the last call left running.
+            with cuda.stream(self._upload):
+                clips = _pinned(clips, cuda).to(self._device, non_blocking=True)
+            cuda.current_stream().wait_stream(self._upload)
+            if clips.is_cuda:
+                clips.record_stream(cuda.current_stream())
+        clips = clips.contiguous()
+        mean, frames = self._graphs(clips) if self._use_graphs else self._network(clips)
+        return frames if self._config.is_mug else mean
+
+    def _network(self, clips: Tensor) -> Sequence[Tensor]:
+        from stan_infer.kernel_ops import KernelOps
+
+        ops = KernelOps(
+            clips.shape[0], clips.shape[1], self._counters,
+            branch=self._branch, kernels=self._kernels, cuda=self._cuda,
+        )  # fmt: skip
+        return video_tower(ops, self._video, clips)
+
+
+def check_here(device: str) -> None:
+    """Raise MissingError with the reason and what to use, unless the kernels run on `device`."""
+    reason = unavailable(device)
+    if reason:
+        raise MissingError(f"engine triton: {reason}; use --engine eager or ort")
+
+
+def _check_fp8(device: torch.device) -> None:
+    from stan_infer.kernels.tuned import family, tiles
+
+    if not tiles("fp8_linear", family(device)):
+        raise MissingError(
+            f"{torch.cuda.get_device_name(device)} has no 8-bit floats (sm_89 or newer has); use "
+            "--precision fp16 or bf16"
+        )
+
+
+def _pinned(clips: Tensor, cuda: Any) -> Tensor:
+    return clips.pin_memory() if cuda.is_available() else clips

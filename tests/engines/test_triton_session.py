@@ -1,0 +1,268 @@
+"""Engine "triton" without a GPU: what it says, and its logic on a stand-in for torch.cuda."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+
+import stan_infer as si
+from stan_infer import kernels
+from stan_infer.engines import torch_session, triton_session
+from stan_infer.engines.cuda_graphs import WARM_UP, CudaGraphs
+from stan_infer.engines.triton_session import TritonSession
+from stan_infer.errors import InputError, MissingError
+from stan_infer.model import Stan, init_random
+from tests.conftest import clips, relative_error, tiny_config
+from tests.engines.test_sessions import ids
+
+HALF = 1e-2  # fp16, relative to the largest value
+
+
+class FakeCuda:
+    """torch.cuda's graphs and streams: a graph replays by running what was captured again.
+
+    `log` has the events in order; memory grows by 1 MiB per capture.
+    """
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.pools: list[object] = []
+        self._current = FakeStream(self, "main")
+        self._reserved = 0
+        self.capturing: FakeGraph | None = None
+
+    def Stream(self):  # noqa: N802
+        return FakeStream(self, f"stream{len(self.log)}")
+
+    def CUDAGraph(self):  # noqa: N802
+        return FakeGraph(self)
+
+    def current_stream(self):
+        return self._current
+
+    @contextmanager
+    def stream(self, stream):
+        before, self._current = self._current, stream
+        self.log.append(f"enter {stream.name}")
+        yield
+        self.log.append(f"leave {stream.name}")
+        self._current = before
+
+    @contextmanager
+    def graph(self, graph, pool):
+        self.pools.append(pool)
+        self._reserved += 2**20
+        self.log.append("capture")
+        yield
+        self.log.append("captured")
+
+    def graph_pool_handle(self):
+        return object()
+
+    def memory_reserved(self, device):
+        return self._reserved
+
+    def is_available(self):
+        return False
+
+
+class FakeStream:
+    def __init__(self, cuda, name) -> None:
+        self.cuda, self.name = cuda, name
+
+    def wait_stream(self, other) -> None:
+        self.cuda.log.append(f"{self.name} waits for {other.name}")
+
+
+class FakeGraph:
+    def __init__(self, cuda) -> None:
+        self.cuda = cuda
+
+    def replay(self) -> None:
+        self.cuda.log.append("replay")
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A machine where the kernels are said to run; device "cuda" is the CPU."""
+    monkeypatch.setattr(triton_session, "unavailable", lambda device: None)
+    monkeypatch.setattr(triton_session, "torch_device", lambda device: torch.device("cpu"))
+    return FakeCuda()
+
+
+def graphs(cuda, limit=2):
+    """CudaGraphs of a sum over pixels; a replay does nothing, so results are the capture's."""
+    runs = []
+
+    def run(clips):
+        runs.append(tuple(clips.shape))
+        return [clips.double().sum((1, 2, 3, 4)), clips.double().mean((2, 3, 4))]
+
+    return CudaGraphs(run, torch.device("cpu"), limit, cuda), runs
+
+
+def test_a_shape_is_captured_once():
+    cuda = FakeCuda()
+    pool, runs = graphs(cuda)
+    pool(torch.ones(1, 2, 4, 4, 3, dtype=torch.uint8))
+    assert len(runs) == WARM_UP + 1  # warm up aside, then the capture
+    pool(torch.ones(1, 2, 4, 4, 3, dtype=torch.uint8))
+    assert len(runs) == WARM_UP + 1
+    assert cuda.log.count("capture") == 1 and cuda.log.count("replay") == 2
+    assert cuda.log.index("replay") > cuda.log.index("captured")
+
+
+def test_the_least_recently_used_shape_goes_and_all_share_a_pool():
+    cuda = FakeCuda()
+    pool, _ = graphs(cuda, limit=2)
+    one, two, three = ((b, 2, 4, 4, 3) for b in (1, 2, 3))
+    for shape in (one, two, one, three):
+        pool(torch.ones(shape, dtype=torch.uint8))
+    assert pool.describe() == {"cuda_graphs": [[1, 2], [3, 2]], "cuda_graphs_mib": 2.0}
+    assert len({id(p) for p in cuda.pools}) == 1
+    pool(torch.ones(two, dtype=torch.uint8))
+    assert cuda.log.count("capture") == 4  # it had gone
+    pool.clear()
+    assert pool.describe()["cuda_graphs"] == []
+
+
+def test_results_belong_to_the_caller():
+    pool, _ = graphs(FakeCuda())
+    a, _ = pool(torch.ones(1, 2, 4, 4, 3, dtype=torch.uint8))
+    b, _ = pool(torch.ones(1, 2, 4, 4, 3, dtype=torch.uint8))
+    assert a.data_ptr() != b.data_ptr()
+
+
+def open_fake(model, cuda, **options):
+    """Without replays, whose fake does nothing: the network runs at each call."""
+    return TritonSession(model, cuda=cuda, cuda_graphs=False, **options)
+
+
+@pytest.mark.parametrize("changes", [{}, {"head": "mug"}], ids=str)
+def test_numbers(gpu, changes):
+    model = init_random(Stan(tiny_config(**changes)), seed=1).eval().requires_grad_(False)
+    session, eager = open_fake(model, gpu), si.open_session(model, "eager")
+    video = clips(2, 3, 16)
+    got = session.embed_video(video)
+    assert got.dtype == torch.float32
+    assert relative_error(got, eager.embed_video(video)) < HALF
+    assert relative_error(session.embed_text(ids()), eager.embed_text(ids())) < HALF
+    assert (session.score(ids(), video) - eager.score(ids(), video)).abs().max() < 2 * HALF
+
+
+def test_branch_layers_run_beside_the_trunk(gpu, tiny_model):
+    session = open_fake(tiny_model, gpu)
+    gpu.log.clear()
+    session.embed_video(clips(1, 2, 16))
+    branch = session._branch.name
+    steps = [line for line in gpu.log if branch in line]
+    # Each branch layer waits for the trunk, and only the head waits for the branch.
+    wait, enter, leave = f"{branch} waits for main", f"enter {branch}", f"leave {branch}"
+    assert steps == [wait, enter, leave] * 2 + [f"main waits for {branch}"]
+    gpu.log.clear()
+    open_fake(tiny_model, gpu, two_streams=False).embed_video(clips(1, 2, 16))
+    assert not any("waits for main" in line for line in gpu.log)
+
+
+def test_pixels_go_up_on_a_stream_of_their_own(gpu, tiny_model, monkeypatch):
+    session = open_fake(tiny_model, gpu)
+    session._device = torch.device("meta")  # anything that is not where the pixels are
+    monkeypatch.setattr(session, "_network", lambda clips: [clips, clips])
+    gpu.log.clear()
+    session.embed_video(clips(1, 2, 16))
+    up = session._upload.name
+    assert gpu.log == [f"enter {up}", f"leave {up}", f"main waits for {up}"]
+
+
+def test_new_weights_drop_the_graphs(gpu, tiny_model):
+    session = TritonSession(tiny_model, cuda=gpu)
+    session.warm_up([(1, 2), (2, 3)])
+    assert session.describe()["cuda_graphs"] == [[1, 2], [2, 3]]
+    other = init_random(Stan(tiny_config()), seed=9).eval().requires_grad_(False)
+    session.load(other)
+    assert session.describe()["cuda_graphs"] == []
+    session._use_graphs = False
+    wanted = other.encode_video(torch.from_numpy(clips(1, 2, 16))).mean(1)
+    assert relative_error(session.embed_video(clips(1, 2, 16)), wanted) < HALF
+
+
+def test_more_clips_than_the_counters_are_for(gpu, tiny_model, monkeypatch):
+    session = open_fake(tiny_model, gpu)
+    seen = []
+    monkeypatch.setattr(
+        session, "_network", lambda c: seen.append(len(c)) or [torch.zeros(len(c), 24)] * 2
+    )
+    assert session.embed_video(clips(70, 1, 16)).shape == (70, 24)
+    assert seen == [64, 6]
+
+
+def test_fp8(gpu, tiny_model):
+    from stan_infer.fold import fold_video
+    from stan_infer.kernel_weights import activation_scales
+
+    video = torch.from_numpy(clips(2, 3, 16))
+    scales = activation_scales(fold_video(tiny_model), video)
+    session = open_fake(tiny_model, gpu, precision="fp8", scales=scales)
+    got, wanted = session.embed_video(video), tiny_model.encode_video(video).mean(1)
+    assert torch.cosine_similarity(got, wanted).min() > 0.99
+    with pytest.raises(InputError, match="go together"):
+        open_fake(tiny_model, gpu, precision="fp8")
+
+
+def test_bad_words(gpu, tiny_model):
+    with pytest.raises(InputError, match="no precision 'fp32'.*--engine eager"):
+        open_fake(tiny_model, gpu, precision="fp32")
+    session = open_fake(tiny_model, gpu)
+    with pytest.raises(InputError, match="takes uint8"):
+        session.embed_video(np.zeros((1, 2, 3, 16, 16), np.float32))
+    with pytest.raises(InputError, match="65 frames"):
+        session.embed_video(np.zeros((1, 65, 16, 16, 3), np.uint8))
+    with pytest.raises(InputError, match="belong to engine triton"):
+        si.open_session(tiny_model, "eager", scales={})
+    with pytest.raises(InputError, match="choice of engines eager and compile"):
+        si.open_session(tiny_model, "triton", graph="fused")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_without_a_gpu_it_is_an_error_that_names_other_engines(tiny_model, device):
+    with pytest.raises(MissingError, match="finds no GPU; use --engine eager or ort"):
+        si.open_session(tiny_model, "triton", device=device)
+
+
+def test_why_the_kernels_cannot_run(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert "give --device cuda" in kernels.unavailable("cpu")
+    assert "Tesla T4 is sm_75; the kernels need sm_80" in kernels.unavailable("cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    assert kernels.unavailable("cuda:1") is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_on_a_gpu(tiny_model, precision):
+    session = si.open_session(tiny_model, "triton", device="cuda", precision=precision)
+    session.warm_up([(1, 1), (2, 3)])
+    for b, t in ((2, 3), (1, 1), (3, 12), (1, 64), (2, 3)):
+        video = clips(b, t, 16)
+        wanted = tiny_model.encode_video(torch.from_numpy(video)).mean(1)
+        limit = HALF if precision == "fp16" else 1e-1
+        assert relative_error(session.embed_video(video).cpu(), wanted) < limit
+
+
+def test_the_rewritten_graph_in_eager_mode(tiny_model):
+    session = si.open_session(tiny_model, "eager", graph="fused")
+    video = clips(2, 3, 16)
+    wanted = si.open_session(tiny_model, "eager").embed_video(video)
+    assert relative_error(session.embed_video(video), wanted) < 1e-5
+    assert session.describe()["graph"] == "fused"
+    with pytest.raises(InputError, match="the fused graph takes uint8"):
+        session.embed_video(np.zeros((1, 2, 3, 16, 16), np.float32))
+    with pytest.raises(InputError, match="graph 'fusd' is unknown; did you mean 'fused'"):
+        torch_session.TorchSession(tiny_model, graph="fusd")

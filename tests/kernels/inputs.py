@@ -1,0 +1,55 @@
+"""Inputs that punish a kernel which reads or leaves what it must not, and how errors are measured.
+
+All of it runs in Triton's interpreter, on the CPU. With TRITON_INTERPRET=0 the same tests bear the
+mark `gpu`, and run there.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from stan_infer.kernels.tiles import INTERPRETED
+
+DEVICE = "cpu" if INTERPRETED else "cuda"
+FRAMES = (1, 2, 3, 5, 8, 12, 13, 16, 17, 33, 64)
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# Largest difference from fp64 on the same inputs, relative to the largest value. The interpreter
+# cuts bf16 off where hardware rounds, so its steps are 2^-7.
+TOLERANCE = {torch.float32: 4e-6, torch.float16: 3e-3, torch.bfloat16: 3e-2}
+
+
+GUARD = 1024.0  # stands behind what a kernel allocated (see conftest)
+guards: list[Tensor] = []
+
+
+class Maker:
+    """Random tensors of one dtype, from a seed."""
+
+    def __init__(self, dtype: torch.dtype, seed: int = 0) -> None:
+        self.dtype, self._rng = dtype, torch.Generator("cpu").manual_seed(seed)
+
+    def __call__(self, *shape: int, scale: float = 1.0) -> Tensor:
+        drawn = torch.randn(shape, generator=self._rng, device="cpu")
+        return (drawn * scale).to(DEVICE, self.dtype)
+
+    def rows(self, r: int, c: int, scale: float = 1.0) -> Tensor:
+        """Rows [r, c] inside a larger buffer of NaN: strides, and poison around them."""
+        buffer = torch.full((r + 3, c + 16), float("nan"), dtype=self.dtype)
+        buffer[1 : r + 1, :c] = self(r, c, scale=scale)
+        return buffer[1 : r + 1, :c]
+
+
+def error(got: Tensor, wanted: Tensor) -> float:
+    """Largest difference relative to the largest wanted value; infinite for a NaN in the result
+    and for anything written behind it."""
+    if not all((guard == GUARD).all() for guard in guards):
+        return float("inf")
+    assert got.shape == wanted.shape, (got.shape, wanted.shape)
+    found = ((got.double() - wanted.double()).abs().max() / wanted.double().abs().max()).item()
+    return found if found == found else float("inf")
+
+
+def double(*values):
+    """The tensors among values in fp64."""
+    return [v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for v in values]

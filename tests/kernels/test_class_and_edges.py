@@ -1,0 +1,133 @@
+"""The kernels at the edges of the network: pixels in, branch start and merge, last layer, head."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from stan_infer.kernels import branch_merge, cls_attention, head_rows, patch_embed
+from stan_infer.kernels.tuned import Tile
+from tests.conftest import clips
+from tests.kernels.inputs import DEVICE, DTYPES, FRAMES, TOLERANCE, Maker, double, error
+
+
+def check_class(dtype, b, t, p, heads, d, tile=None, mean=0.0, size=1.0):
+    new = Maker(dtype)
+    x = new.rows(b * t * p + b, d)
+    x += mean
+    u = new(heads, b, d, scale=size).transpose(0, 1)  # as a product per head leaves it
+    got = cls_attention.launch(u, x, b, t, 0.2, 1e-5, tile)
+    wanted = cls_attention.cls_attention_reference(*double(u, x), b, t, 0.2, 1e-5)
+    assert error(got, wanted) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("t", FRAMES)
+@pytest.mark.parametrize("b", [1, 3])
+def test_class_attention(dtype, t, b):
+    check_class(dtype, b, t, 5, 2, 32)
+
+
+@pytest.mark.parametrize("p", [1, 63, 64, 65, 196])
+def test_class_attention_over_slices(p):
+    check_class(torch.float32, 2, 2, p, 3, 40, mean=1.0)
+
+
+@pytest.mark.parametrize("heads", [1, 12, 16])
+def test_class_attention_heads(heads):
+    check_class(torch.float32, 2, 3, 4, heads, 48, Tile(16, 0, 16, 4, 1))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_class_attention_large_scores(dtype):
+    check_class(dtype, 1, 3, 5, 2, 32, size=20.0)
+
+
+def test_class_attention_refuses():
+    with pytest.raises(ValueError, match="at most 16"):
+        cls_attention.launch(torch.zeros(1, 17, 32), torch.zeros(5, 32), 1, 2, 1.0, 1e-5)
+    with pytest.raises(ValueError, match=r"need \[F P \+ B, D\]"):
+        cls_attention.launch(torch.zeros(1, 2, 32), torch.zeros(6, 32), 1, 2, 1.0, 1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("b", "t", "side", "patch"), [(1, 1, 16, 8), (2, 3, 28, 14), (3, 2, 8, 8)])
+def test_patch_embed(dtype, b, t, side, patch):
+    new, d, k = Maker(dtype), 24, 3 * patch**2
+    patches = (side // patch) ** 2
+    video = torch.as_tensor(clips(b, t, side), device=DEVICE)
+    weight = torch.nn.functional.pad(new(d, k, scale=1 / (10 * k)), (0, -k % 64))
+    args = (video, weight, new(patches, d), new(d), new(d), new(d), patch, 1e-5)
+    wanted = patch_embed.patch_embed_reference(*double(*args))
+    assert error(patch_embed.launch(*args), wanted) < TOLERANCE[dtype]
+
+
+def test_patch_embed_reads_every_pixel_once():
+    """Each patch's product with a row of ones is the sum of its own pixels."""
+    video = torch.as_tensor(clips(1, 2, 16), device=DEVICE)
+    weight = torch.zeros(2, 192)
+    weight[0] = 1
+    table = torch.zeros(4, 2)
+    # With two columns (s, 0) a norm gives (+1, -1) only: read the product before it.
+    grabbed = {}
+    norm = patch_embed._norm_kernel
+
+    class Grab:
+        def __getitem__(self, grid):
+            def call(rows, *args, **options):
+                grabbed["rows"] = rows.clone()
+                norm[grid](rows, *args, **options)
+
+            return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(patch_embed, "_norm_kernel", Grab())
+        patch_embed.launch(video, weight, table, *torch.ones(3, 2), 8, 1e-5)
+    sums = video.double().unflatten(3, (2, 8)).unflatten(2, (2, 8)).sum((3, 5, 6)).flatten()
+    assert torch.equal(grabbed["rows"][:, 0].double(), sums)
+
+
+def test_patch_embed_refuses():
+    video, ones = torch.zeros(1, 1, 16, 16, 3, dtype=torch.uint8), torch.ones(8)
+    weight, table = torch.zeros(8, 192), torch.zeros(4, 8)
+    with pytest.raises(ValueError, match=r"uint8 \[B, T, S, S, 3\]"):
+        patch_embed.launch(video.float(), weight, table, ones, ones, ones, 8, 1e-5)
+    with pytest.raises(ValueError, match="need 192 or more"):
+        patch_embed.launch(video, weight[:, :100], table, ones, ones, ones, 8, 1e-5)
+    with pytest.raises(ValueError, match=r"need \[4, 8\]"):
+        patch_embed.launch(video, weight, table[:3], ones, ones, ones, 8, 1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("b", "t", "p"), [(1, 1, 1), (2, 5, 3), (3, 2, 4)])
+def test_branch_start_and_merge(dtype, b, t, p):
+    new, d = Maker(dtype), 40
+    trunk, rows = new(b * t, p + 1, d), new.rows(b * t * p + b, d)
+    tables = (new(p, d), new(64, d), new(d))
+    for args in ((trunk, None, *tables, b), (trunk, rows, None, None, None, b)):
+        wanted = branch_merge.branch_merge_reference(*double(*args))
+        assert error(branch_merge.launch(*args), wanted) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("b", "t"), [(1, 1), (2, 5), (3, 12)])
+def test_head_rows(dtype, b, t):
+    new = Maker(dtype)
+    args = (new(b * t, 4, 40), new.rows(b, 40), 1e-5)
+    wanted = head_rows.head_rows_reference(*double(*args))
+    assert error(head_rows.launch(*args), wanted) < TOLERANCE[dtype]
+
+
+def test_edges_refuse():
+    with pytest.raises(ValueError, match="need contiguous"):
+        branch_merge.launch(torch.zeros(3, 2, 8), None, None, None, None, 2)
+    with pytest.raises(ValueError, match="needs positions, time and cls"):
+        branch_merge.launch(torch.zeros(4, 2, 8), None, None, None, None, 2)
+    with pytest.raises(ValueError, match="2 class tokens for 3 frames"):
+        head_rows.launch(torch.zeros(3, 2, 8), torch.zeros(2, 8), 1e-5)
+
+
+def test_pixels_are_exact_in_bf16():
+    every = torch.arange(256, dtype=torch.uint8)
+    assert np.array_equal(every.bfloat16().float().numpy(), np.arange(256, dtype=np.float32))

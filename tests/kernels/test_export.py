@@ -1,0 +1,80 @@
+"""The network on our operations as a torch.export package: loads and runs where there is no GPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests.conftest import ROOT, clips, relative_error
+
+EXPORT = """
+import sys
+import torch
+from stan_infer.fold import fold_video
+from stan_infer.fused import video_tower
+from stan_infer.kernel_ops import KernelOps
+from stan_infer.kernel_weights import prepare
+from stan_infer.model import Stan, init_random
+from tests.conftest import tiny_config
+
+model = init_random(Stan(tiny_config()), seed=1).eval().requires_grad_(False)
+weights = prepare(fold_video(model, base2=True), "cpu")
+
+
+class Video(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("counters", torch.zeros(64 * model.config.heads, dtype=torch.int32))
+
+    def forward(self, video):
+        ops = KernelOps(video.shape[0], video.shape[1], self.counters)
+        return video_tower(ops, weights, video)
+
+
+batch = torch.export.Dim("batch", min=2, max=64)
+program = torch.export.export(
+    Video(), (torch.zeros(2, 3, 16, 16, 3, dtype=torch.uint8),), dynamic_shapes=[{0: batch}]
+)
+names = [n.target.name() for n in program.graph.nodes if hasattr(n.target, "name")]
+assert any(n.startswith("stan_infer::temporal_qkv_attention") for n in names), names
+torch.export.save(program, sys.argv[1])
+"""
+LOAD = """
+import sys
+import numpy as np
+import torch
+import stan_infer.kernel_ops  # registers the operations
+program = torch.export.load(sys.argv[1]).module()
+video = torch.from_numpy(np.load(sys.argv[2]))
+np.savez(sys.argv[3], *program(video))
+"""
+
+
+@pytest.fixture(autouse=True)
+def poisoned():
+    """Not here: other processes run."""
+
+
+def python(code, *args):
+    env = {**os.environ, "TRITON_INTERPRET": "0"}
+    command = [sys.executable, "-c", code, *map(str, args)]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_package(tmp_path, tiny_model):
+    video = clips(5, 3, 16)
+    np.save(tmp_path / "video.npy", video)
+    python(EXPORT, tmp_path / "video.pt2")
+    python(LOAD, tmp_path / "video.pt2", tmp_path / "video.npy", tmp_path / "out.npz")
+    import torch
+
+    found = np.load(tmp_path / "out.npz")
+    wanted = tiny_model.encode_video(torch.from_numpy(video))
+    assert relative_error(found["arr_1"], wanted) < 1e-5
+    assert relative_error(found["arr_0"], wanted.mean(1)) < 1e-5

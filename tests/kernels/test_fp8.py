@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+
+from stan_infer.kernels.fp8_linear import (
+    _round_e4m3,
+    fp8_linear,
+    fp8_linear_reference,
+    launch,
+    quantise,
+    quantise_weight,
+)
+from tests.kernels.inputs import DEVICE, DTYPES, TOLERANCE, Maker, double, error
+
+pytestmark = pytest.mark.skipif(
+    DEVICE == "cuda" and torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 9),
+    reason="this GPU has no 8-bit floats",
+)
+
+
+@triton.jit
+def _round_kernel(p_x, p_y, n, BLOCK: tl.constexpr):
+    o = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(p_y + o, _round_e4m3(tl.load(p_x + o, o < n, other=0.0)), o < n)
+
+
+def test_rounding_is_e4m3_to_the_bit():
+    rng = torch.Generator(DEVICE).manual_seed(0)
+    x = torch.cat([
+        torch.randn(50_000, generator=rng) * 50,
+        torch.randn(50_000, generator=rng) * 0.01,
+        torch.arange(-448, 449).float(),
+        torch.arange(-4096, 4097) / 2**16,  # around the smallest values, ties among them
+    ]).clamp(-448, 448)  # fmt: skip
+    y = torch.zeros_like(x)
+    _round_kernel[(triton.cdiv(len(x), 4096),)](x, y, len(x), BLOCK=4096)
+    assert torch.equal(y, x.to(torch.float8_e4m3fn).float())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("activation", ["", "silu", "gelu"])
+@pytest.mark.parametrize("residual", [None, 40])
+def test_against_torch(dtype, activation, residual):
+    new = Maker(dtype)
+    x, b = new.rows(37, 96, scale=3.0), new(70)
+    w, scale = quantise_weight(Maker(torch.float32, 1)(70, 96))
+    r = None if residual is None else new.rows(residual, 70)
+    got = launch(x, w, scale, 0.02, b, r, activation)
+    x64, b64, r64 = double(x, b, r)
+    wanted = fp8_linear_reference(x64, w, scale, 0.02, b64, r64, activation)
+    assert error(got, wanted) < TOLERANCE[dtype]
+
+
+def test_what_does_not_fit_saturates():
+    x = torch.full((1, 16), 1e6)
+    assert quantise(x, torch.tensor(1.0)).float().eq(448).all()
+    w, scale = quantise_weight(torch.ones(4, 16))
+    got = launch(x, w, scale, 1.0, torch.zeros(4), None, "")
+    torch.testing.assert_close(got, torch.full((1, 4), 448.0 * 16))
+
+
+def test_a_dead_channel_stays_zero():
+    weight = torch.randn(4, 16)
+    weight[2] = 0
+    w, scale = quantise_weight(weight)
+    y = fp8_linear(torch.randn(3, 16), w, scale, 0.01, torch.zeros(4), None, "")
+    assert y[:, 2].eq(0).all() and y.isfinite().all()
+
+
+def test_what_it_refuses():
+    w, scale = quantise_weight(torch.ones(4, 16))
+    x, b = torch.ones(2, 16), torch.zeros(4)
+    for bad in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="x_scale"):
+            launch(x, w, scale, bad, b, None, "")
+    with pytest.raises(ValueError, match="float8_e4m3fn"):
+        launch(x, w.float(), scale, 1.0, b, None, "")

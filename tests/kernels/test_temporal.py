@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stan_infer.kernels import temporal_attention as packed
+from stan_infer.kernels import temporal_qkv_attention as fused
+from stan_infer.kernels.tuned import Tile
+from tests.kernels.inputs import DTYPES, FRAMES, TOLERANCE, Maker, double, error
+
+
+def check_packed(dtype, b, t, p, heads, head, tile=None, scale=0.3, size=1.0):
+    qkv = Maker(dtype).rows(b * t * p, 3 * heads * head, scale=size)
+    got = packed.launch(qkv, t, p, heads, scale, tile)
+    wanted = packed.temporal_attention_reference(qkv.double(), t, p, heads, scale)
+    assert error(got, wanted) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("t", FRAMES)
+@pytest.mark.parametrize("b", [1, 3])
+def test_packed(dtype, t, b):
+    check_packed(dtype, b, t, 5, 2, 16)
+
+
+@pytest.mark.parametrize("bm", [16, 32, 64, 128])
+@pytest.mark.parametrize("t", [1, 4, 7, 12, 16])
+def test_packed_tiles(bm, t):
+    check_packed(torch.float32, 2, t, 7, 3, 16, Tile(bm, 64, 0, 4, 1))
+
+
+@pytest.mark.parametrize("head", [16, 32, 64, 128])
+def test_packed_heads(head):
+    check_packed(torch.float32, 1, 5, 3, 2, head)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_packed_large_scores(dtype):
+    """Scores in the hundreds: an exponential without its maximum would overflow."""
+    check_packed(dtype, 2, 6, 3, 2, 16, size=8.0, scale=1.0)
+
+
+@settings(max_examples=15, deadline=None)
+@given(b=st.integers(1, 3), t=st.integers(1, 64), p=st.integers(1, 6), h=st.integers(1, 3))
+def test_packed_any_shape(b, t, p, h):
+    check_packed(torch.float32, b, t, p, h, 16)
+
+
+def check_fused(dtype, b, t, p, heads, head, norm="inside", tile=None, mean=0.0):
+    new, d, rows = Maker(dtype), heads * head, b * t * p
+    x = new.rows(rows + b, d)
+    x += mean
+    w, bias = new.rows(3 * d, d, scale=d**-0.5), new(3 * d)
+    bias[d:] = float("nan")  # k's and v's are never read
+    sums = None if norm == "none" else w.double().sum(1).float()
+    given = (None, None)
+    if norm == "given":
+        wide = x.double()
+        given = (wide.mean(1).float(), (wide.var(1, correction=0) + 1e-5).rsqrt().float())
+    got = fused.launch(x, w, bias, sums, *given, b, t, p, heads, 0.3, 1e-5, tile)
+    args = double(x, w, bias, sums, *given)
+    wanted = fused.temporal_qkv_attention_reference(*args, b, t, p, heads, 0.3, 1e-5)
+    assert error(got, wanted) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("t", FRAMES)
+@pytest.mark.parametrize("b", [1, 3])
+def test_fused(dtype, t, b):
+    check_fused(dtype, b, t, 5, 2, 16)
+
+
+@pytest.mark.parametrize("norm", ["none", "given", "inside"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_fused_norms(dtype, norm):
+    check_fused(dtype, 2, 6, 4, 2, 32, norm, mean=0.0 if norm == "none" else 2.0)
+
+
+@pytest.mark.parametrize("tile", [(64, 64, 16), (64, 64, 64), (128, 64, 32)])
+@pytest.mark.parametrize("t", [3, 12, 16])
+def test_fused_tiles(tile, t):
+    check_fused(torch.float32, 2, t, 9, 2, 16, tile=Tile(*tile, 4, 1))
+
+
+@settings(max_examples=12, deadline=None)
+@given(b=st.integers(1, 3), t=st.integers(1, 64), p=st.integers(1, 5), h=st.integers(1, 3))
+def test_fused_any_shape(b, t, p, h):
+    check_fused(torch.float32, b, t, p, h, 16)
+
+
+def test_fused_equals_product_and_packed():
+    new, b, t, p, heads = Maker(torch.float32), 2, 5, 4, 2
+    x, w, bias = new(b * t * p, 64), new(192, 64, scale=0.1), torch.zeros(192)
+    one = fused.launch(x, w, bias, None, None, None, b, t, p, heads, 0.2, 1e-5)
+    assert error(one, packed.launch(x @ w.T, t, p, heads, 0.2)) < 4e-6
+
+
+def test_fill_of_a_tile():
+    assert fused.fill(128, 12) == pytest.approx(120 / 128)
+    assert all(fused.fill(128, t) >= 0.9 for t in range(1, 17))
+
+
+@pytest.mark.parametrize("t", [0, 65])
+def test_frames_beyond_the_table_are_refused(t):
+    with pytest.raises(ValueError, match="1 to 64"):
+        packed.launch(torch.zeros(65, 96), t, 1, 2, 1.0)
+
+
+def test_what_they_refuse():
+    with pytest.raises(ValueError, match=r"need \[B T P, 3 D\]"):
+        packed.launch(torch.zeros(7, 96), 2, 2, 2, 1.0)
+    with pytest.raises(ValueError, match="heads of 16, 32, 64 or 128"):
+        packed.launch(torch.zeros(4, 90), 2, 2, 2, 1.0)
+    x, w, bias = torch.zeros(7, 32), torch.zeros(96, 32), torch.zeros(96)
+    with pytest.raises(ValueError, match="needs 8"):
+        fused.launch(x, w, bias, None, None, None, 2, 2, 2, 2, 1.0, 1e-5)
+    with pytest.raises(ValueError, match="go together"):
+        fused.launch(x, w, bias, None, torch.zeros(7), None, 1, 2, 2, 2, 1.0, 1e-5)
