@@ -21,7 +21,7 @@ def test_wheel_holds_every_module_and_one_top_level_name(tmp_path):
     subprocess.run([*build, str(source)], check=True, capture_output=True)  # wheel from sdist
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     names = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
-    expected = {"stan_infer/py.typed"}
+    expected = {"stan_infer/py.typed", "stan_infer/kernels/tuned.json"}
     for folder, package in (
         ("stan_infer", "stan_infer"),
         ("stan_infer/cli", "stan_infer/cli"),

@@ -60,6 +60,7 @@ class TritonSession:
                 f"{nearest(precision, list(PRECISIONS))} ({', '.join(PRECISIONS)}); "
                 "fp32: --engine eager"
             )
+        _check_heads(model.config)
         if (precision == "fp8") != (scales is not None):
             raise InputError(
                 "precision fp8 and activation scales go together: give scales="
@@ -70,8 +71,9 @@ class TritonSession:
             _check_fp8(self._device)
         self._precision, self._scales, self._kernels = precision, scales, kernels
         self._cuda, self._use_graphs = cuda, cuda_graphs
-        self._branch = cuda.Stream() if two_streams else None
-        self._upload = cuda.Stream()
+        with cuda.device(self._device):
+            self._branch = cuda.Stream() if two_streams else None
+            self._upload = cuda.Stream()
         self._graphs = CudaGraphs(self._network, self._device, max_graphs, cuda)
         self.load(model)
 
@@ -99,7 +101,7 @@ class TritonSession:
     def warm_up(self, shapes: Iterable[tuple[int, int]]) -> None:
         """Compile the kernels and capture the graphs of these (B, T), so that no call waits."""
         s = self._config.image_size
-        with torch.inference_mode():
+        with torch.inference_mode(), self._cuda.device(self._device):
             for b, t in shapes:
                 check_video(self._config, (b, t, s, s, 3), True)
                 if self._use_graphs:
@@ -115,7 +117,9 @@ class TritonSession:
         if clips.dtype != torch.uint8:
             raise InputError(f"video is {clips.dtype}; engine triton takes uint8 [B, T, S, S, 3]")
         check_video(self._config, tuple(clips.shape), True)
-        parts = [self._embed(part) for part in clips.split(64)]
+        # Kernels are launched on the current device, wherever their tensors are.
+        with self._cuda.device(self._device):
+            parts = [self._embed(part) for part in clips.split(64)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     @torch.inference_mode()
@@ -127,10 +131,11 @@ class TritonSession:
         ids = torch.from_numpy(token_ids(self._config, given)).to(self._device)
         assert self._text is not None  # token_ids has refused a model without
         found = []
-        for part in ids.split(TEXT_CHUNK):
-            ops = KernelOps(len(part), 1, self._counters)
-            end, tokens = text_tower(ops, self._text, part)
-            found.append((tokens if self._config.is_mug else end).float())
+        with self._cuda.device(self._device):
+            for part in ids.split(TEXT_CHUNK):
+                ops = KernelOps(len(part), 1, self._counters)
+                end, tokens = text_tower(ops, self._text, part)
+                found.append((tokens if self._config.is_mug else end).float())
         return torch.cat(found)
 
     def score(
@@ -201,6 +206,21 @@ def check_here(device: str) -> None:
     reason = unavailable(device)
     if reason:
         raise MissingError(f"engine triton: {reason}; use --engine eager or ort")
+
+
+def _check_heads(config: StanConfig) -> None:
+    from stan_infer.kernels.cls_attention import MAX_HEADS
+    from stan_infer.kernels.tiles import check_head
+
+    try:
+        check_head(config.width, config.heads)
+    except ValueError as e:
+        raise InputError(f"engine triton: {e}; use --engine eager") from e
+    if config.heads > MAX_HEADS:
+        raise InputError(
+            f"engine triton takes at most {MAX_HEADS} heads, this model has {config.heads}: "
+            "use --engine eager"
+        )
 
 
 def _check_fp8(device: torch.device) -> None:

@@ -16,9 +16,15 @@ from stan_infer.engines.triton_session import TritonSession
 from stan_infer.errors import InputError, MissingError
 from stan_infer.model import Stan, init_random
 from tests.conftest import clips, relative_error, tiny_config
-from tests.engines.test_sessions import ids
 
 HALF = 1e-2  # fp16, relative to the largest value
+
+
+def ids():
+    """Token ids of three texts, the end token at place 5."""
+    values = np.random.default_rng(0).integers(1, 126, (3, 12))
+    values[:, 5], values[:, 6:] = 127, 0
+    return values
 
 
 class FakeCuda:
@@ -67,6 +73,10 @@ class FakeCuda:
 
     def is_available(self):
         return False
+
+    @contextmanager
+    def device(self, device):
+        yield
 
 
 class FakeStream:
@@ -224,6 +234,19 @@ def test_bad_words(gpu, tiny_model):
         si.open_session(tiny_model, "eager", scales={})
     with pytest.raises(InputError, match="choice of engines eager and compile"):
         si.open_session(tiny_model, "triton", graph="fused")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"width": 48, "heads": 2}, "heads of 16, 32, 64 or 128"),
+        ({"width": 320, "heads": 20}, "16"),
+    ],
+    ids=str,
+)
+def test_a_model_that_the_kernels_cannot_take(gpu, changes, words):
+    with pytest.raises(InputError, match=f"{words}.*use --engine eager"):
+        open_fake(Stan(tiny_config(**changes)).eval(), gpu)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

@@ -120,3 +120,10 @@ except ValueError as e:
     )
     assert done.returncode == 0, done.stderr
     assert "weight has 7 columns, 8 were expected" in done.stdout
+
+
+@pytest.mark.parametrize(("op", "args", "flops"), CALLS[:4], ids=IDS[:4])
+def test_torch_compile_keeps_the_operation(op, args, flops):
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda *values: op(*values), backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(*args), op(*args))
