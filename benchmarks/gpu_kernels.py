@@ -56,6 +56,20 @@ def contests(s: Shape, device: str, dtype: torch.dtype, *, fp8: bool) -> Iterato
         temporal_qkv_attention.bytes_and_flops(s.batch, t, p, h, s.head),
         False,
     )
+    out, out_bias = random(d, d), random(d)
+
+    def block_torch() -> Any:
+        rows = F.linear(F.layer_norm(x[:q], (d,)), w, bias)
+        return F.linear(_temporal_sdpa(rows, s), out, out_bias) + x[:q]
+
+    def block_ours() -> Any:
+        y = temporal_qkv_attention.temporal_qkv_attention(*args)
+        return linear.linear(y, out, out_bias, None, x, "", EPS, False)
+
+    ours = temporal_qkv_attention.bytes_and_flops(s.batch, t, p, h, s.head)
+    last = linear.bytes_and_flops(q, d, d, residual_rows=q + s.batch)
+    counts = (ours[0] + last[0], ours[1] + last[1])
+    yield "temporal block", {"torch": block_torch, "ours": block_ours}, counts, False
     counters = torch.zeros(s.batch * h, dtype=torch.int32, device=device)
     branch, trunk = random(q + s.batch, 3 * d), random(f * (p + 1), 3 * d)
 
@@ -156,15 +170,19 @@ def _sdpa(rows: torch.Tensor, heads: int) -> torch.Tensor:
     return F.scaled_dot_product_attention(q, k, v, scale=0.125).transpose(1, 2).flatten(-2)
 
 
+def _temporal_sdpa(qkv: torch.Tensor, s: Shape) -> torch.Tensor:
+    x = qkv.view(s.batch, s.frames, s.patches, 3, s.heads, s.head)
+    q, k, v = x.permute(3, 0, 2, 4, 1, 5).flatten(1, 2)  # [B P, H, T, dh], copied
+    y = F.scaled_dot_product_attention(q, k, v, scale=0.125)
+    return y.unflatten(0, (s.batch, s.patches)).permute(0, 3, 1, 2, 4).reshape(len(qkv), -1)
+
+
 def _temporal_peers(qkv: torch.Tensor, s: Shape) -> dict[str, Callable[[], Any]]:
     """SDPA on [B P, H, T, dh], copies included, per backend; FlexAttention with a packed mask."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     def plain() -> Any:
-        x = qkv.view(s.batch, s.frames, s.patches, 3, s.heads, s.head)
-        q, k, v = x.permute(3, 0, 2, 4, 1, 5).flatten(1, 2)  # [B P, H, T, dh], copied
-        y = F.scaled_dot_product_attention(q, k, v, scale=0.125)
-        return y.unflatten(0, (s.batch, s.patches)).permute(0, 3, 1, 2, 4).reshape(len(qkv), -1)
+        return _temporal_sdpa(qkv, s)
 
     def with_backend(backend: Any) -> Callable[[], Any]:
         def run() -> Any:

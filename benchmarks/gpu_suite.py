@@ -40,7 +40,7 @@ PARTS = ("tests", "kernels", "model", "ablation")
 KERNEL_SHAPES = [Shape(batch=8, frames=t) for t in (12, 8, 16, 64)] + [Shape(1, 12, 49, 768, 32)]
 MODELS = ("stan-b16", "stan-b32", "stan-l14")
 MODEL_SHAPES = [(1, 12), (8, 12), (1, 8), (8, 8), (32, 12), (1, 16), (8, 16), (32, 8)]
-MODEL_SHAPES += [(1, 64), (8, 64), (32, 16)]
+MODEL_SHAPES += [(1, 64), (8, 64), (32, 16), (32, 64)]
 ABLATION_SHAPES = [(1, 12), (8, 12)]
 
 

@@ -63,6 +63,11 @@ def cases(
     """Every operation with every tile of a family; full: other T, modes and epilogues too."""
     for make in (_linear, _fp8, _temporal, _temporal_qkv, _spatial, _cls, _embed, _rest):
         yield from make(family, dtype, device, shape, full)
+    if full:  # 16 heads, and rows of weights that are no multiple of 16 bytes
+        large = Shape(1, 12, 256, 1024, 14)
+        for make in (_cls, _embed):
+            for case in make(family, dtype, device, large, full):
+                yield dataclasses.replace(case, name="L/14")
 
 
 def _empty(device: str, dtype: torch.dtype) -> Callable[..., torch.Tensor]:

@@ -21,7 +21,13 @@ import torch.nn.functional as F
 
 from benchmarks.gpu_timing import CALLS, Device, interleave
 from benchmarks.kernel_cases import EPS, Shape
-from stan_infer.kernels import linear, temporal_attention, temporal_qkv_attention, tuned
+from stan_infer.kernels import (
+    linear,
+    spatial_attention,
+    temporal_attention,
+    temporal_qkv_attention,
+    tuned,
+)
 from stan_infer.kernels.tuned import Tile
 
 SHAPES = [Shape(b, t, 49, 768, 32) for b, t in itertools.product((1, 8), (8, 12))]
@@ -80,6 +86,17 @@ def choices(shape: Shape, device: str, dtype: torch.dtype, family: str) -> Itera
                 qkv, t, p, h, 0.125, tile
             )
     yield "temporal_attention", {"dtype": name, "rows": places * h, "frames": t}, calls
+    f, trunk = s.batch * t, new(s.batch * t * (p + 1), 3 * d)
+    count = torch.zeros(1, dtype=torch.int32, device=device)
+
+    def torch_attention() -> Any:
+        q, k, v = trunk.view(f, p + 1, 3, h, -1).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v, scale=0.125)
+        return y.transpose(1, 2).flatten(-2)
+
+    calls = {"rule": torch_attention}
+    calls["kernel"] = lambda: spatial_attention.launch(trunk, count, s.batch, t, h, 0.125, False)
+    yield "trunk_attention", {"dtype": name, "rows": f, "patches": p}, calls
     x, w, b = new(places * t + s.batch, d), new(3 * d, d), new(3 * d)
     sums = w.float().sum(1)
     given = (x, w, b, sums, None, None, s.batch, t, p, h, 0.125, EPS)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from benchmarks.gpu_tables import aot_table, gpu_table, packed_table
+from benchmarks.gpu_tables import aot_table, gpu_table, packed_table, targets_table
 from benchmarks.record import ROOT, read_rows
 
 _LANES = {
@@ -179,6 +179,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "packed": packed_table,
     "gpu": gpu_table,
     "aot": aot_table,
+    "targets": targets_table,
 }
 
 

@@ -134,6 +134,12 @@ def temporal_qkv_tile(
     return _first(options, lambda t: -(-places // (t.bm // frames)) * heads >= processors(device))
 
 
+def trunk_in_kernel(family: str, dtype: torch.dtype, frames: int, patches: int) -> bool:
+    """Whether our kernel was measured to beat torch's attention in the trunk; F frames at once."""
+    best = chosen("trunk_attention", family, dtype, rows=frames, patches=patches)
+    return best == "kernel"
+
+
 def spatial_tile(device: torch.device, patches: int) -> Tile:
     """Pick the smallest tile that holds a frame's patches; else the largest."""
     options = tiles("spatial_attention", family(device))

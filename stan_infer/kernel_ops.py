@@ -158,7 +158,7 @@ class KernelOps:
 
     def attention(self, name: str, qkv: Tensor, stream: Stream, *, causal: bool = False) -> Tensor:
         """See Ops.attention."""
-        if "trunk" in self._kernels and not causal:
+        if not causal and self._in_kernel(qkv):
             y = spatial_attention(
                 qkv.flatten(0, 1), self._counters, self._b, self._t, stream.heads,
                 stream.softmax_scale, False,
@@ -272,6 +272,12 @@ class KernelOps:
             sums = w.sums if normed else None
             y = linear(rows, w.weight, w.bias, sums, res, activation, eps, False)
         return y if x.dim() == 2 else y.view(*x.shape[:-1], -1)
+
+    def _in_kernel(self, qkv: Tensor) -> bool:
+        if "trunk" in self._kernels:
+            return True
+        f, tokens = qkv.shape[:2]
+        return tuned.trunk_in_kernel(self._family, qkv.dtype, f, tokens - 1)
 
     def _library(self, x: Tensor, w: Product) -> bool:
         if "library" in self._kernels:

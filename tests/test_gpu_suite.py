@@ -146,5 +146,22 @@ def test_tuning_runs_every_candidate():
     assert set(ops.best(Device("cpu"), few, 1)) == set(few)
 
 
+def test_targets_are_held_against_rows(monkeypatch):
+    from benchmarks import gpu_tables
+
+    monkeypatch.setattr(gpu_tables, "read_rows", lambda kind: [])
+    assert gpu_tables.targets_table().count("not measured") == len(gpu_tables.TARGETS)
+    shape = {"model": "stan-b16", "batch": 8, "frames": 12, "gpu": "NVIDIA H100", "unit": "a"}
+    rows = [
+        {**shape, "lane": "triton", "ms_p50": 9.0},
+        {**shape, "lane": "compile max-autotune", "ms_p50": 9.9},
+        {**shape, "lane": "triton", "ms_p50": 9.1, "unit": "b"},
+        {**shape, "lane": "triton", "ms_p50": 1.0, "gpu": "another"},
+    ]
+    monkeypatch.setattr(gpu_tables, "read_rows", lambda kind: rows)
+    lines = gpu_tables.targets_table().splitlines()
+    assert lines[2].endswith("| 9.1 | met |") and lines[3].endswith("| 1.1 | not met |")
+
+
 def test_the_suite_knows_every_part():
     assert set(gpu_suite.PARTS) == {"tests", "kernels", "model", "ablation"}

@@ -71,6 +71,16 @@ def test_attention_that_was_measured(h100, monkeypatch):
     assert tuned.temporal_qkv_tile(CPU, F16, 45, 400, 12) == Tile(64, 64, 32, 4, 3)
 
 
+def test_the_trunk_takes_our_attention_where_that_was_measured(monkeypatch):
+    assert not tuned.trunk_in_kernel("sm90", F16, 12, 196)
+    row = {"dtype": "float16", "rows": 96, "patches": 196, "best": "kernel"}
+    table = {**tuned.table(), "measured": {"sm90": {"trunk_attention": [row]}}}
+    monkeypatch.setattr(tuned, "table", lambda: table)
+    assert tuned.trunk_in_kernel("sm90", F16, 12, 196)
+    assert not tuned.trunk_in_kernel("sm90", F16, 97, 196)
+    assert not tuned.trunk_in_kernel("sm90", F16, 12, 49)
+
+
 @pytest.mark.parametrize(
     ("capability", "family"),
     [((8, 0), "sm80"), ((8, 6), "sm80"), ((8, 9), "sm89"), ((9, 0), "sm90"), ((10, 3), "sm100"),
