@@ -200,7 +200,10 @@ def _temporal_peers(qkv: torch.Tensor, s: Shape) -> dict[str, Callable[[], Any]]
             except RuntimeError:
                 continue  # this build or GPU has no such backend; the row is then absent
             calls[f"SDPA {name.lower()}"] = run
-        calls["FlexAttention, packed"] = _flex(qkv, s)
+        try:
+            calls["FlexAttention, packed"] = _flex(qkv, s)
+        except RuntimeError:
+            pass  # it found no configuration that fits, or no memory for its mask
     return calls
 
 
@@ -212,7 +215,7 @@ def _flex(qkv: torch.Tensor, s: Shape) -> Callable[[], Any]:
     def same(b: Any, h: Any, q: Any, k: Any) -> Any:
         return q // t == k // t
 
-    mask = create_block_mask(same, None, None, rows, rows, device=str(qkv.device))
+    mask = create_block_mask(same, None, None, rows, rows, device=str(qkv.device), _compile=True)
     compiled = torch.compile(flex_attention, dynamic=False)
 
     def run() -> Any:

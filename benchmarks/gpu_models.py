@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -36,9 +37,35 @@ _TRITON: Mapping[str, dict[str, Any]] = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Networks:
+    """A preset's network in fp32, what was opened of it, and why the rest was not."""
+
+    exact: Stan
+    opened: dict[str, Run]
+    refused: dict[str, str]
+
+
+def open_networks(device: Device, name: str, part: str) -> Networks:
+    """Open every lane of a part once, for all shapes."""
+    exact = init_random(Stan(preset(name))).eval().requires_grad_(False).to(device.name)
+    # Beyond its limit torch.compile would go on in eager mode; every shape is to be compiled.
+    torch._dynamo.config.recompile_limit = 64
+    networks = Networks(exact, {}, {})
+    for lane, open_one in lanes(exact, device.name, part):
+        try:
+            networks.opened[lane] = open_one()
+        except (StanError, RuntimeError, ImportError) as e:
+            networks.refused[lane] = _first_line(e)
+    return networks
+
+
 def lanes(model: Stan, device: str, part: str) -> Iterator[tuple[str, Callable[[], Run]]]:
-    """Names and how to open them, the baseline first; part: "model" or "ablation"."""
+    """Names and how to open them, the baseline first; part: "model", "ablation" or "ort"."""
     yield "eager bf16", lambda: _eager(model, device)
+    if part == "ort":
+        yield "ort fp16", lambda: _ort(model, device)
+        return
     yield "compile", lambda: _compiled(model, device, "default", fused=False)
     if part == "model":
         names = ["triton", "triton fp8"]
@@ -49,58 +76,49 @@ def lanes(model: Stan, device: str, part: str) -> Iterator[tuple[str, Callable[[
         yield SLOW[1], lambda: _compiled(model, device, "max-autotune", fused=True)
     for name in names:
         yield name, lambda name=name: _triton(model, device, _TRITON[name])
-    if part == "model":
-        yield "ort fp16", lambda: _ort(model, device)
 
 
 def measure(
-    device: Device, name: str, shapes: list[tuple[int, int]], part: str, tflops: float, rounds: int
+    device: Device, name: str, networks: Networks, b: int, t: int, tflops: float, rounds: int
 ) -> Iterator[dict[str, Any]]:
-    """Rows of one preset: every lane at every (B, T); a lane that cannot run says why."""
-    model = init_random(Stan(preset(name))).eval().requires_grad_(False)
-    config, opened, refused = model.config, {}, {}
-    exact = model.to(device.name)
-    for lane, open_one in lanes(exact, device.name, part):
+    """Rows of every lane for clips [B, T]; a lane that cannot run says why."""
+    exact, opened, refused = networks.exact, networks.opened, networks.refused
+    config = exact.config
+    side = config.image_size
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (b, t, side, side, 3), dtype=np.uint8)
+    clips = torch.from_numpy(pixels).to(device.name)
+    with torch.inference_mode():
+        wanted = exact.encode_video(clips).mean(1).float()
+    errors: dict[str, float] = {}
+    here = dict(refused)
+    for lane, run in opened.items():
         try:
-            opened[lane] = open_one()
-        except (StanError, RuntimeError, ImportError) as e:
-            refused[lane] = _first_line(e)
-    for b, t in shapes:
-        side = config.image_size
-        rng = np.random.default_rng(0)
-        pixels = rng.integers(0, 256, (b, t, side, side, 3), dtype=np.uint8)
-        clips = torch.from_numpy(pixels).to(device.name)
-        with torch.inference_mode():
-            wanted = exact.encode_video(clips).mean(1).float()
-        errors: dict[str, float] = {}
-        here = dict(refused)
-        for lane, run in opened.items():
-            try:
-                got = torch.as_tensor(run(clips)).to(wanted.device).float()
-            except (StanError, RuntimeError) as e:
-                here[lane] = _first_line(e)
-                continue
-            errors[lane] = float((got - wanted).abs().max() / wanted.abs().max())
-            if not errors[lane] <= TOLERANCE[_precision(lane)]:
-                here[lane] = f"outputs differ by {errors[lane]:.1e}"
-        calls = {
-            lane: (lambda run=run, clips=clips: run(clips))
-            for lane, run in opened.items()
-            if lane not in here
+            got = torch.as_tensor(run(clips)).to(wanted.device).float()
+        except (StanError, RuntimeError) as e:
+            here[lane] = _first_line(e)
+            continue
+        errors[lane] = float((got - wanted).abs().max() / wanted.abs().max())
+        if not errors[lane] <= TOLERANCE[_precision(lane)]:
+            here[lane] = f"outputs differ by {errors[lane]:.1e}"
+    calls = {
+        lane: (lambda run=run, clips=clips: run(clips))
+        for lane, run in opened.items()
+        if lane not in here
+    }
+    timed = interleave(device, calls, rounds=rounds) if calls else {}
+    work = b * video_flops(config, t) / 1e9
+    head = {"model": name, "batch": b, "frames": t}
+    for lane, row in timed.items():
+        yield {
+            **head,
+            "lane": lane,
+            **row,
+            "max_rel_error": errors[lane],
+            "share_of_ceiling": work / row["ms_p50"] / tflops,
         }
-        timed = interleave(device, calls, rounds=rounds) if calls else {}
-        work = b * video_flops(config, t) / 1e9
-        head = {"model": name, "batch": b, "frames": t}
-        for lane, row in timed.items():
-            yield {
-                **head,
-                "lane": lane,
-                **row,
-                "max_rel_error": errors[lane],
-                "share_of_ceiling": work / row["ms_p50"] / tflops,
-            }
-        for lane, why in here.items():
-            yield {**head, "lane": lane, "refused": why, "max_rel_error": errors.get(lane)}
+    for lane, why in here.items():
+        yield {**head, "lane": lane, "refused": why, "max_rel_error": errors.get(lane)}
 
 
 def _precision(lane: str) -> str:
@@ -136,7 +154,7 @@ def _compiled(model: Stan, device: str, mode: str, *, fused: bool) -> Run:
         def network(clips: torch.Tensor) -> Any:
             return own.encode_video(clips).mean(1)
 
-    return _inference(torch.compile(network, mode=mode, dynamic=False))
+    return _inference(torch.compile(network, mode=mode, dynamic=False, fullgraph=True))
 
 
 def _copy(model: Stan, device: str, dtype: torch.dtype = torch.bfloat16) -> Stan:

@@ -78,6 +78,18 @@ def test_one_failure_does_not_stop_the_rest(tmp_path, monkeypatch):
     assert "failed, RuntimeError: out of memory" in table(made.rows)
 
 
+def test_what_cannot_even_be_set_up_is_a_row(tmp_path, monkeypatch):
+    def broken(*args, **kwargs):
+        yield ("fine", {"a": lambda: 0}, (1, 1), False)
+        raise MemoryError("none left")
+
+    monkeypatch.setattr(gpu_kernels, "contests", broken)
+    made, said = suite(tmp_path)
+    run_suite(made, ("kernels",), quick=True)
+    assert said[1].startswith("kernels fine") and said[2].startswith("kernels at Shape(")
+    assert made.rows[-1]["failed"] == "MemoryError: none left"
+
+
 def test_another_gpu_or_version_starts_anew(tmp_path):
     made, _ = suite(tmp_path)
     made.unit("one", lambda: [{"a": 1}])
@@ -164,4 +176,4 @@ def test_targets_are_held_against_rows(monkeypatch):
 
 
 def test_the_suite_knows_every_part():
-    assert set(gpu_suite.PARTS) == {"tests", "kernels", "model", "ablation"}
+    assert set(gpu_suite.PARTS) == {"tests", *gpu_suite.PART_SHAPES, "kernels"}

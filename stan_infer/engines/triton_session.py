@@ -67,6 +67,9 @@ class TritonSession:
                 "kernel_weights.activation_scales(...), measured on clips like yours"
             )
         self._device = torch_device(device)
+        if self._device.type == "cuda" and self._device.index is None:
+            # Tensors name their device by number; "cuda" alone would equal none of them.
+            self._device = torch.device("cuda", cuda.current_device())
         if precision == "fp8":
             _check_fp8(self._device)
         self._precision, self._scales, self._kernels = precision, scales, kernels
@@ -234,4 +237,4 @@ def _check_fp8(device: torch.device) -> None:
 
 
 def _pinned(clips: Tensor, cuda: Any) -> Tensor:
-    return clips.pin_memory() if cuda.is_available() else clips
+    return clips.pin_memory() if cuda.is_available() and not clips.is_cuda else clips
