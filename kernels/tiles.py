@@ -53,7 +53,10 @@ def check_frames(frames: int) -> None:
 
 @triton.jit
 def norm_of_sums(b_sum, b_squares, columns, eps):
-    """Mean and 1/std of rows from their sums and sums of squares."""
+    """Mean and 1/std of rows from their sums and sums of squares.
+
+    The variance loses about 1e-7 (mean / std)^2 of itself: nothing beside 16-bit rows.
+    """
     mean = b_sum / columns
     variance = tl.maximum(b_squares / columns - mean * mean, 0.0)
     return mean, 1.0 / tl.sqrt(variance + eps)
