@@ -13,7 +13,6 @@ import torch
 
 from benchmarks.gpu_timing import Device, interleave
 from stan_infer.config import preset
-from stan_infer.errors import StanError
 from stan_infer.flops import video_flops
 from stan_infer.fold import fold_video
 from stan_infer.kernel_weights import activation_scales
@@ -55,7 +54,8 @@ def open_networks(device: Device, name: str, part: str) -> Networks:
     for lane, open_one in lanes(exact, device.name, part):
         try:
             networks.opened[lane] = open_one()
-        except (StanError, RuntimeError, ImportError) as e:
+        except Exception as e:
+            # Triton, Inductor and ONNX Runtime have classes of their own; one lane is one row.
             networks.refused[lane] = _first_line(e)
     return networks
 
@@ -89,13 +89,14 @@ def measure(
     pixels = rng.integers(0, 256, (b, t, side, side, 3), dtype=np.uint8)
     clips = torch.from_numpy(pixels).to(device.name)
     with torch.inference_mode():
-        wanted = exact.encode_video(clips).mean(1).float()
+        # Few at a time: in fp32, 32 clips of 64 frames would take more than the GPU has.
+        wanted = torch.cat([exact.encode_video(c).mean(1) for c in clips.split(2)]).float()
     errors: dict[str, float] = {}
     here = dict(refused)
     for lane, run in opened.items():
         try:
             got = torch.as_tensor(run(clips)).to(wanted.device).float()
-        except (StanError, RuntimeError) as e:
+        except Exception as e:
             here[lane] = _first_line(e)
             continue
         errors[lane] = float((got - wanted).abs().max() / wanted.abs().max())
@@ -180,7 +181,9 @@ def _ort(model: Stan, device: str) -> Run:
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model"
-        export_model(model.cpu(), path, precision="fp16", tower="video", frames=(1, 16))
-        model.to(device)
+        try:
+            export_model(model.cpu(), path, precision="fp16", tower="video", frames=(1, 16))
+        finally:
+            model.to(device)
         session = open_session(path, "ort", device=device)
     return lambda clips: session.embed_video(clips.cpu().numpy())

@@ -16,6 +16,7 @@ import torch
 CALLS = 20
 FLUSH_BYTES = 256 * 2**20  # more than any L2 cache: what a kernel reads comes from memory
 WARM_SECONDS = 0.5
+MAX_SECONDS = 20.0
 
 
 class Device:
@@ -25,6 +26,15 @@ class Device:
         """name: cuda, cuda:1 or cpu."""
         self.name, self.is_cuda = name, name.startswith("cuda")
         self._flush: torch.Tensor | None = None
+
+    def is_alive(self) -> bool:
+        """Whether the GPU still answers this process."""
+        try:
+            if self.is_cuda:
+                torch.cuda.synchronize()
+        except RuntimeError:
+            return False
+        return True
 
     def describe(self) -> str:
         """The GPU's name, or cpu."""
@@ -80,6 +90,9 @@ def interleave(
         if time.perf_counter() >= until:
             break
     times: dict[str, list[float]] = {name: [] for name in calls}
+    # Long calls need fewer rounds: about MAX_SECONDS in all, and five at least.
+    once = sum(device.ms(run, flush=flush) for run in calls.values()) / 1e3
+    rounds = min(rounds, max(5, int(MAX_SECONDS / max(once, 1e-9))))
     for _ in range(rounds):
         for name, run in calls.items():
             times[name].append(device.ms(run, flush=flush) / per_call)
@@ -108,7 +121,16 @@ def ceilings(device: Device, *, size: int = 8192) -> dict[str, float | None]:
     if device.is_cuda and torch.cuda.get_device_capability(device.name) >= (8, 9):
         a8, b8 = a.to(torch.float8_e4m3fn), b.to(torch.float8_e4m3fn).T
         one = torch.ones((), device=device.name)
-        runs["fp8"] = lambda: torch._scaled_mm(a8, b8, one, one, out_dtype=torch.bfloat16)
+
+        def product() -> Any:
+            return torch._scaled_mm(a8, b8, one, one, out_dtype=torch.bfloat16)
+
+        try:
+            product()
+        except RuntimeError:
+            pass  # this GPU or build has no such product; the row says None
+        else:
+            runs["fp8"] = product
     timed = interleave(device, runs, rounds=20)
     ms = {name: row["ms_p10"] for name, row in timed.items()}
     rate = 2 * size**3 / 1e9

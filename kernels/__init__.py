@@ -22,6 +22,9 @@ def unavailable(device: str = "cuda") -> str | None:
         )
     if not device.startswith("cuda"):
         return f"the kernels run on NVIDIA GPUs, not on device '{device}': give --device cuda"
+    index, here = torch.device(device).index or 0, torch.cuda.device_count()
+    if index >= here:
+        return f"device '{device}' is not here: {here} GPUs found"
     major, minor = torch.cuda.get_device_capability(device)
     if major < 8:
         name = torch.cuda.get_device_name(device)

@@ -178,7 +178,7 @@ def _lane(engine: str, session: Session) -> Lane:
     clock: Clock = WallClock()
     if facts["device"].startswith("cuda") and engine in ("eager", "compile", "triton"):
         cuda = require("torch", "timing a GPU", "stan-infer[gpu]").cuda
-        clock = CudaClock(cuda)
+        clock = CudaClock(cuda, facts["device"])
         facts["gpu"] = cuda.get_device_name(facts["device"])
     return Lane(f"{engine} {facts['precision']}", session.embed_video, facts, clock)
 

@@ -28,12 +28,16 @@ class WallClock:
 class CudaClock:
     """For calls that leave work on torch's current CUDA stream: events around it."""
 
-    def __init__(self, cuda: Any) -> None:
-        """cuda: torch.cuda, which this file does not import."""
-        self._cuda = cuda
+    def __init__(self, cuda: Any, device: str = "cuda") -> None:
+        """cuda: torch.cuda, which this file does not import. device: whose stream is timed."""
+        self._cuda, self._device = cuda, device
 
     def time(self, run: Callable[[], Any]) -> tuple[Any, float, float | None]:
         """See Clock.time; the events are in milliseconds."""
+        with self._cuda.device(self._device):
+            return self._time(run)
+
+    def _time(self, run: Callable[[], Any]) -> tuple[Any, float, float | None]:
         first, last = (self._cuda.Event(enable_timing=True) for _ in range(2))
         self._cuda.synchronize()
         start = time.perf_counter()

@@ -326,8 +326,8 @@ class _Folder:
         weight = self.double(visual.conv1.weight)  # [D, 3, p, p]
         table = self.double(visual.positional_embedding)
         if input == "uint8":
-            std = torch.tensor(config.std, dtype=torch.float64).view(3, 1, 1)
-            mean = torch.tensor(config.mean, dtype=torch.float64).view(3, 1, 1)
+            std = weight.new_tensor(config.std).view(3, 1, 1)
+            mean = weight.new_tensor(config.mean).view(3, 1, 1)
             weight = weight / std
             patches = table[1:] - (weight * mean).sum((1, 2, 3))
             weight = weight.permute(0, 2, 3, 1)  # [D, p, p, 3]

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from stan_infer.errors import InputError
 from stan_infer.fold import Patches, Product, VideoWeights
+from stan_infer.fused import video_tower
 from stan_infer.kernels.fp8_linear import LARGEST, quantise_weight
-from stan_infer.torch_ops import TorchOps, video_tower
+from stan_infer.torch_ops import TorchOps
 
 W = TypeVar("W")
 _ALIGN = 64  # columns; a row of L/14's patch weights has 588, which is not a multiple of 16 bytes

@@ -37,7 +37,8 @@ def test_a_run_and_the_next_one(tmp_path):
         "SDPA with its copies",
         "ours",
     }
-    assert all(r["share_of_floor"] > 0 and r["ratio"] > 0 for r in kernels)
+    assert all(r["floor_ms"] > 0 and r["ratio"] > 0 for r in kernels)
+    assert all(r["share_of_floor"] is None for r in kernels)  # so small that a cache holds them
     lanes = {r["lane"]: r for r in first.rows if "model" in r}
     assert lanes["eager bf16"]["ratio"] == 1.0 and lanes["eager bf16"]["max_rel_error"] < 0.1
     assert "finds no GPU" in lanes["triton"]["refused"]
@@ -102,7 +103,7 @@ def test_another_gpu_or_version_starts_anew(tmp_path):
 
 
 def test_ratios_are_of_the_same_round(monkeypatch):
-    ticks = iter([2.0, 1.0, 4.0, 2.0, 8.0, 4.0])
+    ticks = iter([1.0, 1.0, 2.0, 1.0, 4.0, 2.0, 8.0, 4.0])  # a round before, to count by
     device = Device("cpu")
     monkeypatch.setattr(device, "ms", lambda run, flush: next(ticks))
     found = interleave(device, {"a": lambda: 0, "b": lambda: 0}, rounds=3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from contextlib import contextmanager
 
 import pytest
 from hypothesis import given, settings
@@ -64,6 +65,11 @@ class FakeCuda:
     def synchronize(self):
         self.log.append("synchronize")
 
+    @contextmanager
+    def device(self, name):
+        self.log.append(name)
+        yield
+
     def Event(self, enable_timing):
         assert enable_timing
         return FakeEvent(self.log)
@@ -85,9 +91,9 @@ class FakeEvent:
 
 def test_a_gpu_is_timed_by_events_around_the_call():
     cuda = FakeCuda()
-    out, ms, host = CudaClock(cuda).time(lambda: cuda.log.append("run") or "out")
+    out, ms, host = CudaClock(cuda, "cuda:1").time(lambda: cuda.log.append("run") or "out")
     assert (out, ms) == ("out", 5.0) and host < 5
-    assert cuda.log == ["synchronize", "record", "run", "record", "wait"]
+    assert cuda.log == ["cuda:1", "synchronize", "record", "run", "record", "wait"]
 
 
 def test_a_cpu_is_timed_on_the_wall():

@@ -25,6 +25,8 @@ class CudaGraphs:
         """run: uint8 clips [B, T, S, S, 3] on the device -> tensors. cuda: torch.cuda."""
         self._run, self._device, self._limit, self._cuda = run, device, limit, cuda
         self._pool: Any = None
+        # Torch's own capture stream belongs to whatever GPU captured first in this process.
+        self._stream: Any = None
         self._captured: OrderedDict[tuple[int, ...], tuple[Any, Tensor, Sequence[Tensor]]]
         self._captured = OrderedDict()
         self._reserved: dict[tuple[int, ...], int] = {}
@@ -66,7 +68,9 @@ class CudaGraphs:
     def _capture(self, shape: tuple[int, ...]) -> tuple[Any, Tensor, Sequence[Tensor]]:
         cuda, before = self._cuda, self._cuda.memory_reserved(self._device)
         static = torch.zeros(shape, dtype=torch.uint8, device=self._device)
-        aside = cuda.Stream()
+        if self._stream is None:
+            self._stream = cuda.Stream()
+        aside = self._stream
         aside.wait_stream(cuda.current_stream())
         with cuda.stream(aside):
             for _ in range(WARM_UP):
@@ -75,7 +79,7 @@ class CudaGraphs:
         if self._pool is None:
             self._pool = cuda.graph_pool_handle()
         graph = cuda.CUDAGraph()
-        with cuda.graph(graph, pool=self._pool):
+        with cuda.graph(graph, pool=self._pool, stream=aside):
             outputs = self._run(static)
         self._reserved[shape] = max(0, cuda.memory_reserved(self._device) - before)
         return graph, static, outputs

@@ -31,7 +31,8 @@ MAX_GRAPHS = 8
 
 
 class TritonSession:
-    """A Stan on kernels; see engines.session.Session. Not for several threads at once."""
+    """A Stan on kernels; see engines.session.Session. Not for several threads or streams at
+    once."""
 
     def __init__(
         self,
@@ -237,4 +238,4 @@ def _check_fp8(device: torch.device) -> None:
 
 
 def _pinned(clips: Tensor, cuda: Any) -> Tensor:
-    return clips.pin_memory() if cuda.is_available() and not clips.is_cuda else clips
+    return clips.contiguous().pin_memory() if cuda.is_available() and not clips.is_cuda else clips

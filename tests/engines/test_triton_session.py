@@ -58,7 +58,7 @@ class FakeCuda:
         self._current = before
 
     @contextmanager
-    def graph(self, graph, pool):
+    def graph(self, graph, pool, stream):
         self.pools.append(pool)
         self._reserved += 2**20
         self.log.append("capture")
@@ -260,6 +260,8 @@ def test_why_the_kernels_cannot_run(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert "'cuda:2' is not here: 2 GPUs found" in kernels.unavailable("cuda:2")
     assert "give --device cuda" in kernels.unavailable("cpu")
     assert "Tesla T4 is sm_75; the kernels need sm_80" in kernels.unavailable("cuda")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
@@ -277,6 +279,26 @@ def test_on_a_gpu(tiny_model, precision):
         wanted = tiny_model.encode_video(torch.from_numpy(video)).mean(1)
         limit = HALF if precision == "fp16" else 1e-1
         assert relative_error(session.embed_video(video).cpu(), wanted) < limit
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_on_a_gpu_every_replay_is_the_same(tiny_model):
+    """Two streams, graphs and uploads of other clips in between: a race would show here."""
+    fast = si.open_session(tiny_model, "triton", device="cuda")
+    plain = TritonSession(tiny_model, cuda_graphs=False, two_streams=False)
+    pool = [clips(2, 5, 16, seed=i) for i in range(5)]
+    wanted = [plain.embed_video(video) for video in pool]
+    results = [fast.embed_video(pool[i % 5]) for i in range(100)]
+    assert all(torch.equal(got, wanted[i % 5]) for i, got in enumerate(results))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("graph", ["fused", "reference"])
+def test_folding_a_model_that_lies_on_a_gpu(tiny_model, graph):
+    session = si.open_session(tiny_model, "eager", device="cuda", graph=graph)
+    assert session.embed_video(clips(1, 2, 16)).isfinite().all()
 
 
 def test_the_rewritten_graph_in_eager_mode(tiny_model):

@@ -129,5 +129,5 @@ def test_edges_refuse():
 
 
 def test_pixels_are_exact_in_bf16():
-    every = torch.arange(256, dtype=torch.uint8)
+    every = torch.arange(256, dtype=torch.uint8, device="cpu")
     assert np.array_equal(every.bfloat16().float().numpy(), np.arange(256, dtype=np.float32))

@@ -16,6 +16,7 @@ from stan_infer.kernel_weights import Fp8Product, activation_scales, prepare
 from stan_infer.model import Stan, init_random
 from stan_infer.torch_ops import encode_video
 from tests.conftest import clips, relative_error, tiny_config
+from tests.kernels.inputs import DEVICE
 
 CHOICES = [frozenset(), frozenset({"trunk", "product"}), frozenset({"library"})]
 # Of the largest value: fp16 and bf16 of the reference in torch itself measure 2e-3 and 2e-2.
@@ -37,12 +38,12 @@ def tiny(**changes) -> Stan:
 
 
 def run(model, b, t, kernels=frozenset(), dtype=torch.float32, scales=None):
-    weights = prepare(fold_video(model, dtype=dtype, base2=True), "cpu", scales)
-    counters = torch.zeros(b * model.config.heads, dtype=torch.int32)
+    weights = prepare(fold_video(model, dtype=dtype, base2=True), DEVICE, scales)
+    counters = torch.zeros(b * model.config.heads, dtype=torch.int32, device=DEVICE)
     ops = KernelOps(b, t, counters, kernels=kernels)
-    mean, frames = video_tower(ops, weights, torch.from_numpy(clips(b, t, 16)))
+    mean, frames = video_tower(ops, weights, torch.from_numpy(clips(b, t, 16)).to(DEVICE))
     assert mean.dtype == frames.dtype == torch.float32 and not counters.any()
-    return mean, frames
+    return mean.cpu(), frames.cpu()
 
 
 def check(model, b, t, kernels=frozenset(), dtype=torch.float32):

@@ -22,7 +22,7 @@ from stan_infer.kernels import (
     temporal_qkv_attention,
 )
 from tests.conftest import ROOT, clips
-from tests.kernels.inputs import Maker
+from tests.kernels.inputs import DEVICE, Maker
 
 B, T, P, H, D = 2, 3, 4, 2, 32
 
@@ -33,8 +33,8 @@ def calls():
     rows, x = B * T * P, new(B * T * P + B, D)
     w, b = new(3 * D, D), new(3 * D)
     w8, scale = fp8_linear.quantise_weight(w)
-    counters = torch.zeros(B * H, dtype=torch.int32)
-    video = torch.from_numpy(clips(B, T, 16))
+    counters = torch.zeros(B * H, dtype=torch.int32, device=DEVICE)
+    video = torch.from_numpy(clips(B, T, 16)).to(DEVICE)
     trunk = new(B * T, P + 1, D)
     yield linear.linear, (x, w, b, w.sum(1), None, "silu", 1e-5, True), 2 * len(x) * 3 * D * D
     args = (x, w8, scale, 0.01, b, new(len(x) + 1, 3 * D), "")
