@@ -145,6 +145,8 @@ def main() -> int:
     args = parser.parse_args()
     if INTERPRETED:
         sys.exit("error: TRITON_INTERPRET is set; nothing is compiled then")
+    if args.check and not PATH.exists():
+        sys.exit(f"error: {PATH.name} is not here: python -m benchmarks.aot records it")
     todo = jobs()
     with multiprocessing.get_context("spawn").Pool(args.processes) as pool:
         results = pool.imap(compile_case, todo, chunksize=4)

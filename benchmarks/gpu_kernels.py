@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ import torch.nn.functional as F
 
 from benchmarks.gpu_timing import CALLS, Device, interleave
 from benchmarks.kernel_cases import EPS, Shape
+from stan_infer.fold import Product
+from stan_infer.kernel_ops import library_product
 from stan_infer.kernels import (
     cls_attention,
     fp8_linear,
@@ -248,12 +251,8 @@ def _products(s: Shape, random: _Random, fp8: bool) -> Iterator[Contest]:
         x, w, b, r = random(rows, k), random(n, k), random(n), random(rows, n)
         sums = w.float().sum(1) if norm else None
 
-        def library(x=x, w=w, b=b, r=r, k=k, norm=norm, activation=activation, residual=residual):  # type: ignore[no-untyped-def]
-            y = F.linear(F.layer_norm(x, (k,)) if norm else x, w, b)
-            y = F.silu(y) if activation else y
-            return y + r if residual else y
-
         res = r if residual else None
+        library = partial(library_product, x, Product(w, b), activation, res, EPS if norm else None)
         calls: dict[str, Callable[[], Any]] = {
             "library": library,
             "ours": lambda x=x, w=w, b=b, sums=sums, res=res, activation=activation: linear.linear(

@@ -13,6 +13,7 @@ import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ import torch.nn.functional as F
 
 from benchmarks.gpu_timing import CALLS, Device, interleave
 from benchmarks.kernel_cases import EPS, Shape
+from stan_infer.fold import Product
+from stan_infer.kernel_ops import library_product
 from stan_infer.kernels import (
     linear,
     spatial_attention,
@@ -67,13 +70,9 @@ def choices(shape: Shape, device: str, dtype: torch.dtype, family: str) -> Itera
         r = None if norm else new(rows, n)
         args = (x, w, b, sums, r, activation, EPS, False)
 
-        def library(x=x, w=w, b=b, r=r, k=k, norm=norm, activation=activation):  # type: ignore[no-untyped-def]
-            y = F.linear(F.layer_norm(x, (k,)) if norm else x, w, b)
-            y = F.silu(y) if activation else y
-            return y if r is None else y + r
-
         calls: dict[str, Callable[[], Any]] = {"rule": lambda args=args: linear.launch(*args)}
-        calls["library"] = library
+        eps = EPS if norm else None
+        calls["library"] = partial(library_product, x, Product(w, b), activation, r, eps)
         for tile in candidates("linear", family):
             calls[_key(tile)] = lambda args=args, tile=tile: linear.launch(*args, tile=tile)
         yield "linear", {"dtype": name, "rows": rows, "n": n, "k": k}, calls

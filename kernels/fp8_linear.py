@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from stan_infer.kernels.linear import ACTIVATIONS
+from stan_infer.kernels.linear import check_epilogue
 from stan_infer.kernels.tiles import INTERPRETED, check_rows
 from stan_infer.kernels.tuned import Tile, family, tiles
 
@@ -205,9 +205,4 @@ def _check(
         raise ValueError(f"x_scale is {x_scale}; need a positive number")
     if bias.shape != weight.shape[:1]:
         raise ValueError(f"bias must be [{len(weight)}]")
-    if residual is not None:
-        check_rows("residual", residual, len(weight))
-        if len(residual) < len(x):
-            raise ValueError(f"residual has {len(residual)} rows, x has {len(x)}")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation '{activation}' is unknown ('', silu, gelu)")
+    check_epilogue(x, weight, residual, activation)

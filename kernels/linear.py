@@ -191,6 +191,16 @@ def bytes_and_flops(
     return elements * size, 2 * m * n * k
 
 
+def check_epilogue(x: Tensor, weight: Tensor, residual: Tensor | None, activation: str) -> None:
+    """ValueError for a residual or an activation that a product of x and weight cannot end with."""
+    if residual is not None:
+        check_rows("residual", residual, len(weight))
+        if len(residual) < len(x):
+            raise ValueError(f"residual has {len(residual)} rows, x has {len(x)}")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation '{activation}' is unknown ('', silu, gelu)")
+
+
 def _check(
     x: Tensor,
     weight: Tensor,
@@ -205,11 +215,6 @@ def _check(
     for name, vector in others:
         if vector is not None and (vector.shape != weight.shape[:1] or vector.stride(0) != 1):
             raise ValueError(f"{name} must be [{len(weight)}]; got {list(vector.shape)}")
-    if residual is not None:
-        check_rows("residual", residual, len(weight))
-        if len(residual) < len(x):
-            raise ValueError(f"residual has {len(residual)} rows, x has {len(x)}")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation '{activation}' is unknown ('', silu, gelu)")
+    check_epilogue(x, weight, residual, activation)
     if weight.dtype != x.dtype or (residual is not None and residual.dtype != x.dtype):
         raise ValueError("x, weight and residual must have one dtype")

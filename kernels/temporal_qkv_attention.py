@@ -220,11 +220,6 @@ def _(
     return x.new_empty(batch * frames * patches, x.shape[1])
 
 
-def fill(bm: int, frames: int) -> float:
-    """Share of a tile's rows that hold a patch, of tiles that are not the last."""
-    return bm // frames * frames / bm
-
-
 @register_flop_formula(torch.ops.stan_infer.temporal_qkv_attention)
 def _flops(
     x: Any, w: Any, b: Any, s: Any, mean: Any, rstd: Any, batch: int, frames: int, patches: int,

@@ -109,10 +109,15 @@ def temporal_tile(device: torch.device, dtype: torch.dtype, frames: int, sequenc
     return _first(options, lambda t: -(-sequences // (t.bm // frames)) >= 2 * processors(device))
 
 
+def fill(bm: int, frames: int) -> float:
+    """Share of a tile's BM rows that hold a patch, of tiles that are not the last."""
+    return bm // frames * frames / bm
+
+
 def qkv_tiles(family: str, frames: int) -> list[Tile]:
     """Tiles of temporal_qkv_attention of which at least MIN_FILL of the rows would hold a patch."""
     options = tiles("temporal_qkv_attention", family)
-    return [t for t in options if t.bm // frames * frames >= MIN_FILL * t.bm]
+    return [t for t in options if fill(t.bm, frames) >= MIN_FILL]
 
 
 def fuses_qkv(family: str, dtype: torch.dtype, frames: int, places: int) -> bool:

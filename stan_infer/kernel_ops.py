@@ -267,7 +267,7 @@ class KernelOps:
                 rows = F.layer_norm(rows, rows.shape[-1:], eps=eps)
             y = fp8_linear(rows, w.weight, w.scale, w.x_scale, w.bias, res, activation)
         elif self._library(rows, w):
-            y = _library_product(rows, w, activation, res, eps if normed else None)
+            y = library_product(rows, w, activation, res, eps if normed else None)
         else:
             sums = w.sums if normed else None
             y = linear(rows, w.weight, w.bias, sums, res, activation, eps, False)
@@ -286,7 +286,7 @@ class KernelOps:
         return tuned.library_is_faster(self._family, x.dtype, x.shape[0], n, k)
 
 
-def _library_product(
+def library_product(
     x: Tensor, w: Product, activation: str, residual: Tensor | None, eps: float | None
 ) -> Tensor:
     """The same with torch's product: a kernel each for norm, product, activation and sum."""

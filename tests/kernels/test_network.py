@@ -61,7 +61,9 @@ def test_equals_the_reference(changes, kernels, b, t):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", [{"branch_layers": 3}, {"head": "mug"}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{"branch_layers": 3}, {"head": "mug"}, {"head": "mug_frame_token"}], ids=str
+)
 def test_equals_the_reference_in_more_forms(changes):
     check(tiny(**changes), 2, 12)
 

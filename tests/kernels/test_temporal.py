@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from stan_infer.kernels import temporal_attention as packed
 from stan_infer.kernels import temporal_qkv_attention as fused
-from stan_infer.kernels.tuned import Tile
+from stan_infer.kernels.tuned import Tile, fill
 from tests.kernels.inputs import DTYPES, FRAMES, TOLERANCE, Maker, double, error
 
 
@@ -98,8 +98,8 @@ def test_fused_equals_product_and_packed():
 
 
 def test_fill_of_a_tile():
-    assert fused.fill(128, 12) == pytest.approx(120 / 128)
-    assert all(fused.fill(128, t) >= 0.9 for t in range(1, 17))
+    assert fill(128, 12) == pytest.approx(120 / 128)
+    assert all(fill(128, t) >= 0.9 for t in range(1, 17))
 
 
 @pytest.mark.parametrize("t", [0, 65])

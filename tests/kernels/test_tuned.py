@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from stan_infer.kernels import tuned
-from stan_infer.kernels.temporal_qkv_attention import fill
-from stan_infer.kernels.tuned import Tile
+from stan_infer.kernels.tuned import Tile, fill
 
 CPU, F16 = torch.device("cpu"), torch.float16
 
