@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from stan_infer.export.plan_options import PlanOptions
     from stan_infer.model import Stan
 
-FORMATS = ("onnx",)
+FORMATS = ("onnx", "tensorrt", "tensorrt-rtx")
 
 
 def export_model(
@@ -37,10 +38,14 @@ def export_model(
     clips: Sequence[np.ndarray] | None = None,
     about: Mapping[str, Any] | None = None,
     card: bool = False,
+    plan: PlanOptions | None = None,
     progress: Callable[[str], None] | None = None,
+    on_plan: Callable[[str, float], None] | None = None,
 ) -> Artefact:
     """Write `model` as a folder and prove it against the model itself before the folder appears.
 
+    format: "onnx"; "tensorrt" and "tensorrt-rtx" are that and plans of its graphs in engines/, as
+    `plan` wants them (to_tensorrt.build_plans adds them to a folder that is there).
     model: a Stan, or a function that loads one, which is let go before the graphs are run: that
     halves the memory. out: a new or empty folder, or an earlier export, which is replaced.
     precision: fp32, fp16, bf16: of weights and products; norms and softmaxes stay in fp32.
@@ -52,19 +57,32 @@ def export_model(
     graph: "fused", or "reference", which goes through torch.onnx.export. opset: 18 to 25.
     clips: uint8 [B, T, S, S, 3] on which the ranges of fp16 are measured; synthetic ones if None.
     about: entries of the manifest: source, licence, command. card: write a README.md.
-    progress: called with a sentence before each step.
+    progress: called with a sentence before each step. on_plan: with a plan's name and the part of
+    its build that is done.
 
     Raises InputError for unknown words or a folder that cannot be written, MissingError for absent
     packages, CheckError when a graph's outputs differ from the model's, an axis is not dynamic, or
-    fp16 would overflow.
+    fp16 would overflow; and what build_plans raises. Then there is no folder.
     """
     if format not in FORMATS:
-        raise InputError(f"format '{format}' is unknown{nearest(format, FORMATS)} (onnx)")
+        raise InputError(
+            f"format '{format}' is unknown{nearest(format, FORMATS)} ({', '.join(FORMATS)})"
+        )
     require("torch", "exporting", "stan-infer[cpu]")
     from torch import nn
 
     from stan_infer.export.options import ExportOptions
+    from stan_infer.export.plan_options import PlanOptions
     from stan_infer.export.to_onnx import export_onnx
+    from stan_infer.export.to_tensorrt import build_plans, check_buildable
+
+    engine, wanted = engine_of(format), plan or PlanOptions()
+    if engine:
+        check_buildable(engine, wanted)  # before the minutes that the graphs take
+
+    def add_plans(folder: Path) -> None:
+        if engine:
+            build_plans(folder, engine, wanted, progress=on_plan)
 
     options = ExportOptions(
         tower=tower,
@@ -87,4 +105,12 @@ def export_model(
         about=dict(about or {}),
         card=card,
         say=progress or (lambda text: None),
+        then=add_plans,
     )
+
+
+def engine_of(format: str) -> str | None:
+    """The engine that runs the plans of a format: "tensorrt" -> "trt"; None for "onnx"."""
+    from stan_infer.plan_file import FORMATS as PLANS
+
+    return next((engine for engine, name in PLANS.items() if name == format), None)

@@ -103,7 +103,9 @@ class GraphWriter:
 
     def output(self, value: str, name: str, shape: Sequence[int | str], dtype: int = 1) -> None:
         """Declare a graph output (float32 unless said): `value` under a public name."""
-        self._nodes.append(helper.make_node("Identity", [value], [name], name=f"outputs/{name}"))
+        if value != name:
+            node = helper.make_node("Identity", [value], [name], name=f"outputs/{name}")
+            self._nodes.append(node)
         self._outputs.append(helper.make_tensor_value_info(name, dtype, list(shape)))
 
     def metadata(self, key: str, value: str) -> None:

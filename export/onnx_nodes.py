@@ -97,10 +97,11 @@ class Nodes:
         """Insert an axis of size 1."""
         return self.graph.node("Unsqueeze", [x, self.graph.constant([axis])])
 
-    def per_frame(self, x: str) -> str:
-        """Repeat [B, 1, *, *] for every frame."""
-        one = self.graph.constant([1])
-        target = self.graph.shared("Concat", [one, self._size("T"), one, one], axis=0)
+    def per_frame(self, x: str, axis: int = 1) -> str:
+        """Repeat an axis of size 1, of four, for every frame."""
+        parts = [self.graph.constant([1])] * 4
+        parts[axis] = self._size("T")
+        target = self.graph.shared("Concat", parts, axis=0)
         return self.graph.node("Expand", [x, target])
 
     def frame_count(self) -> str:

@@ -181,17 +181,19 @@ class OnnxOps:
         d, h = self._d, stream.heads
         with self._operation(name) as (g, n):
             u = g.node("MatMul", [n.reshape(q, [0, h, 1, d // h]), n.weight("k", w.k)])
-            u = n.transpose(n.reshape(u, [0, h, d]), 0, 2, 1)  # [B, D, H]
+            u = n.reshape(u, [0, h, d])
             keys, own_key = n.reshape(patches, [0, -1, d]), n.unsqueeze(cls, 1)
-            scores = n.reshape(g.node("MatMul", [keys, u]), ["B", "T", self._n - 1, h])
-            own = n.per_frame(n.unsqueeze(g.node("MatMul", [own_key, u]), 1))
-            both = g.node("Concat", [scores, own], axis=2)
-            a = n.softmax(both, 2, stream.softmax_scale)  # [B, T, N, H]
+            # Heads before rows: TensorRT-RTX 1.7 dies of a softmax over an inner axis at B = 1.
+            scores = g.node("MatMul", [u, n.transpose(keys, 0, 2, 1)])
+            scores = n.reshape(scores, [0, h, -1, self._n - 1])
+            own = g.node("MatMul", [u, n.transpose(own_key, 0, 2, 1)])
+            own = n.per_frame(n.unsqueeze(own, 3), 2)
+            both = g.node("Concat", [scores, own], axis=3)
+            a = n.softmax(both, 3, stream.softmax_scale)  # [B, H, T, N]
             a = g.node("Div", [a, n.frame_count()])
-            mean = n.transpose(n.reshape(n.slice(a, 2, 0, -1), [0, -1, h]), 0, 2, 1)
-            z = g.node("MatMul", [mean, keys])  # [B, H, D]
-            own = n.reshape(n.slice(a, 2, -1, END), [0, -1, h, 1])  # [B, T, H, 1]
-            own = g.node("ReduceSum", [own, g.constant([1])], keepdims=0)
+            z = g.node("MatMul", [n.reshape(n.slice(a, 3, 0, -1), [0, h, -1]), keys])  # [B, H, D]
+            own = n.reshape(n.slice(a, 3, -1, END), [0, h, -1])
+            own = g.node("ReduceSum", [own, g.constant([2])], keepdims=1)
             z = g.node("Add", [z, g.node("Mul", [own, own_key])])
             y = g.node("MatMul", [n.weight("v", w.v), n.unsqueeze(z, 3)])  # [B, H, dh, 1]
             n.reshape(y, [0, d])

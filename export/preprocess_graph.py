@@ -44,8 +44,10 @@ def write_preprocess(path: Path, *, short_side: int, crop: int, opset: int) -> N
                 ("rows", "columns"), sides, doubles, sizes, strict=True
             )
         )
-        values = _resize(graph, frames, rows, columns, crop)
-    graph.output(values, "pixels", ["n", crop, crop, 3], TensorProto.UINT8)
+        _resize(graph, frames, rows, columns, crop)
+    # TensorRT has uint8 at a network's edges only: the last Cast makes the output itself.
+    graph.rename_last("pixels")
+    graph.output("pixels", "pixels", ["n", crop, crop, 3], TensorProto.UINT8)
     graph.save(path)
 
 
@@ -157,7 +159,7 @@ def _resize(
     rows: tuple[str, str, str, str],
     columns: tuple[str, str, str, str],
     crop: int,
-) -> str:
+) -> None:
     terms = []
     for r, name in enumerate(("upper", "lower")):
         with g.scope(name):
@@ -173,7 +175,7 @@ def _resize(
                 _high_product(g, x, g.node("Reshape", [rows[2 + r], g.constant([crop, 1, 1])]))
             )
     total = g.node("Add", [g.node("Add", terms), g.constant(2, np.float32)])
-    return g.node("Cast", [_shifted(g, total, 4)], to=TensorProto.UINT8)
+    g.node("Cast", [_shifted(g, total, 4)], to=TensorProto.UINT8)
 
 
 def _shifted(g: GraphWriter, x: str, divisor: int) -> str:

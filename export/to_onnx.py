@@ -61,8 +61,12 @@ def export_onnx(
     about: dict[str, Any],
     card: bool,
     say: Say,
+    then: Callable[[Path], None] = lambda folder: None,
 ) -> Artefact:
-    """Write the folder; export_model says what comes in and what is raised."""
+    """Write the folder; export_model says what comes in and what is raised.
+
+    then: adds to the finished folder before it appears.
+    """
     for module in ("onnx", "onnxruntime"):
         require(module, "ONNX export", "stan-infer[cpu]")
     with new_folder(out, why_keep) as folder, torch.no_grad():
@@ -72,6 +76,7 @@ def export_onnx(
         # weights need not be in memory together.
         work.prove()
         work.finish(about, card)
+        then(folder)
     return read_artefact(out, check_hashes=False)
 
 

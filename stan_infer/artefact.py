@@ -20,6 +20,7 @@ from stan_infer.errors import CheckError, InputError
 
 MANIFEST = "manifest.json"
 SCHEMA = "1.0"
+ENGINES_FOLDER = "engines"  # plans, which come and go: each has a sidecar with its own hash
 CONFIG_KEY = "stan_infer.config_sha256"  # in every graph's metadata
 _MAX_MANIFEST = 16 * 2**20
 
@@ -67,6 +68,8 @@ def why_keep(folder: Path) -> str | None:
     known = {MANIFEST, *files}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
+        if is_engine_file(name):
+            continue
         if name not in known and not any(k.startswith(f"{name}/") for k in known):
             return f"{name[:80]} is not part of the earlier export in it"
     return None
@@ -154,12 +157,18 @@ def read_artefact(path: str | Path, *, check_hashes: bool = True) -> Artefact:
     listed = {MANIFEST, *files, *(parent for n in files for parent in _parents(n))}
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
-        if name not in listed or path.is_symlink():
+        if (name not in listed and not is_engine_file(name)) or path.is_symlink():
             raise InputError(
                 f"artefact {folder}: {name[:80]!r} is not listed in manifest.json, or is a link; "
                 "take it out of the folder"
             )
     return Artefact(folder, config, graphs, manifest)
+
+
+def is_engine_file(name: str) -> bool:
+    """Whether a file is a plan or its sidecar, or their folder: the manifest lists none of them."""
+    pattern = rf"{ENGINES_FOLDER}(/[A-Za-z0-9_.-]+\.plan(\.json)?)?"
+    return bool(re.fullmatch(pattern, name)) and ".." not in name
 
 
 def _typed(values: Mapping[str, Any], name: str, kind: type) -> Any:

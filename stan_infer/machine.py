@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -58,6 +59,22 @@ def machine_record() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
     }
+
+
+def nvidia_gpus() -> list[dict[str, str]]:
+    """NVIDIA GPUs as nvidia-smi shows them: name, sm ("sm_89"), driver; none without a driver."""
+    query = ["--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", *query], capture_output=True, text=True, timeout=30, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return []
+    found = []
+    for line in done.stdout.splitlines():
+        name, capability, driver = (part.strip() for part in line.rsplit(",", 2))
+        found.append({"name": name, "sm": f"sm_{capability.replace('.', '')}", "driver": driver})
+    return found
 
 
 def installed_versions() -> dict[str, str | None]:

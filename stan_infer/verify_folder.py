@@ -12,6 +12,7 @@ from stan_infer.artefact import (
     CONFIG_KEY,
     MANIFEST,
     config_sha256,
+    is_engine_file,
     read_manifest,
     sha256,
     stays_inside,
@@ -266,7 +267,11 @@ class Folder(Source):
             except (InputError, AttributeError) as e:
                 wrong.append(str(e))
         found = {p.relative_to(self._folder).as_posix() for p in self._folder.rglob("*.*")}
-        wrong += [f"{n[:80]} is not in {MANIFEST}" for n in sorted(found - {MANIFEST, *files})]
+        wrong += [
+            f"{n[:80]} is not in {MANIFEST}"
+            for n in sorted(found - {MANIFEST, *files})
+            if not is_engine_file(n)
+        ]
         for role in ROLES:
             try:
                 path = self.graph_path(role)

@@ -19,6 +19,9 @@ FLOORS = [
         "artefact",
         "retrieval",
         "atomic",
+        "cache_folder",
+        "plan_file",
+        "tensorrt_api",
     }
     | {"torch_zip", "torch_pickle", "torch_file", "trainer_hints", "layouts", "kernels"}
     | {"onnx_file", "resize", "synthetic", "metrics", "annotations", "locate", "feature_cache"}

@@ -5,29 +5,44 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stan_infer.cli.options import Checkpoint, Json, Settings, parse_settings, read_lines
+from stan_infer.artefact import ENGINES_FOLDER
+from stan_infer.cli.options import CheckpointOrFolder, Json, Settings, parse_settings, read_lines
+from stan_infer.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
 
     from stan_infer.config import StanConfig
+    from stan_infer.export.plan_options import PlanOptions
+    from stan_infer.plan_file import Plan
 
 
 def export(
-    checkpoint: Checkpoint,
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Folder to write.")],
-    format: Annotated[str, typer.Option(help="onnx.")] = "onnx",
+    checkpoint: CheckpointOrFolder,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", metavar="DIR", help="Folder to write (of a checkpoint)."),
+    ] = None,
+    format: Annotated[
+        str, typer.Option(help="onnx; tensorrt or tensorrt-rtx: plans beside it, or in a folder.")
+    ] = "onnx",
     tower: Annotated[str, typer.Option(help="both, video or text.")] = "both",
     precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16.")] = "fp32",
     frames: Annotated[
-        str | None, typer.Option(help="T: 12, or 1:64 for a dynamic axis (default: all).")
+        str | None,
+        typer.Option(help="T: 12, or 1:64 for a dynamic axis (default: all); of plans 8:12:16."),
     ] = None,
-    batch: Annotated[str, typer.Option(help="B: 1, or 1:32 for a dynamic axis.")] = "1:32",
+    batch: Annotated[
+        str | None,
+        typer.Option(help="B: 1, or 1:32 for a dynamic axis (default); of plans MIN:OPT:MAX,..."),
+    ] = None,
     input: Annotated[
         str, typer.Option(help="uint8 (normalised inside the graph) or float (normalised).")
     ] = "uint8",
@@ -47,44 +62,171 @@ def export(
     licence: Annotated[
         str | None, typer.Option("--license", help="Licence of the weights, for the manifest.")
     ] = None,
+    plans: Annotated[
+        str, typer.Option(help="Graphs to build plans of: video, text, preprocess, score.")
+    ] = "video,text",
+    target: Annotated[
+        str | None, typer.Option(help="GPUs of tensorrt-rtx: sm_89,sm_120 (default: all).")
+    ] = None,
+    tf32: Annotated[bool, typer.Option("--tf32", help="Plans: fp32 products in TF32.")] = False,
+    workspace: Annotated[
+        int | None, typer.Option(min=1, help="Plans: memory of one layer, MiB (default: all).")
+    ] = None,
+    level: Annotated[
+        int | None, typer.Option(min=0, max=5, help="Plans: the builder's optimization level.")
+    ] = None,
+    timing_cache: Annotated[
+        Path | None, typer.Option(help="Plans of tensorrt: file of timings to use and extend.")
+    ] = None,
+    hardware_compatible: Annotated[
+        bool, typer.Option("--hardware-compatible", help="Plans of tensorrt: for sm_80 and newer.")
+    ] = False,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="Plans: for later versions too.")
+    ] = False,
     settings: Settings = None,
     json: Json = False,
 ) -> None:
-    """Export as a folder that runs without torch, and prove it against eager before it appears."""
-    from stan_infer.checkpoint import inspect_checkpoint, load_model
-    from stan_infer.export import export_model
+    """Export as a folder that runs without torch, and prove it against eager before it appears.
+
+    Given an exported folder and --format tensorrt or tensorrt-rtx, plans are added to it.
+    """
+    from stan_infer.export import engine_of, export_model
     from stan_infer.export.options import parse_range
+    from stan_infer.export.plan_options import PlanOptions, parse_ranges
     from stan_infer.report import print_json, print_table, say
 
-    frame_range = None if frames is None else parse_range(frames, "--frames")
-    batch_range = parse_range(batch, "--batch")
+    engine, wanted = engine_of(format), PlanOptions()
+    if engine:
+        wanted = PlanOptions(
+            batch=parse_ranges(batch, "--batch") if batch else (),
+            frames=parse_ranges(frames, "--frames") if frames else (),
+            roles=tuple(r.strip() for r in plans.split(",") if r.strip()),
+            tf32=tf32,
+            workspace_mib=workspace,
+            level=level,
+            timing_cache=timing_cache,
+            hardware_compatible=hardware_compatible,
+            version_compatible=version_compatible,
+            targets=tuple(t.strip() for t in target.split(",")) if target else (),
+        )
+    if os.path.isdir(checkpoint):
+        _add_plans(checkpoint, engine, out, wanted, json)
+        return
+    if out is None:
+        raise InputError("give the folder to write: stan-infer export CHECKPOINT -o FOLDER")
+    from stan_infer.checkpoint import inspect_checkpoint, load_model
+
+    frame_range = None if engine or frames is None else parse_range(frames, "--frames")
+    # The graphs take any size that a profile names; profiles are of the plans.
+    most = max([32, *(high for _, _, high in wanted.batch)])
+    batch_range = (1, most) if engine or not batch else parse_range(batch, "--batch")
     classes = read_lines(labels, "labels") if labels else []
     given = parse_settings(settings)
     config = inspect_checkpoint(checkpoint, given).layout.config if clips else None
-    artefact = export_model(
-        lambda: load_model(checkpoint, given),
-        out,
-        format=format,
-        tower=tower,
-        precision=precision,
-        input=input,
-        frames=frame_range,
-        batch=batch_range,
-        head=head,
-        labels=classes,
-        template=template,
-        graph=graph,
-        opset=opset,
-        clips=_clips(clips, config) if clips and config else None,
-        about=_about(checkpoint, given, licence),
-        card=card,
-        progress=say,
-    )
+    with _plan_progress() as on_plan:
+        artefact = export_model(
+            lambda: load_model(checkpoint, given),
+            out,
+            format=format,
+            tower=tower,
+            precision=precision,
+            input=input,
+            frames=frame_range,
+            batch=batch_range,
+            head=head,
+            labels=classes,
+            template=template,
+            graph=graph,
+            opset=opset,
+            clips=_clips(clips, config) if clips and config else None,
+            about=_about(checkpoint, given, licence),
+            card=card,
+            plan=wanted,
+            progress=say,
+            on_plan=on_plan,
+        )
+    built = _plans_of(artefact.path) if engine else []
     if json:
-        print_json("export", {"out": str(out), **artefact.manifest})
+        sidecars = [plan.sidecar for plan in built]
+        print_json("export", {"out": str(out), **artefact.manifest, "plans": sidecars})
         return
     parity = {p["file"]: p for p in artefact.manifest["parity"]}
     print_table([_row(g, parity.get(g["file"])) for g in artefact.manifest["graphs"]])
+    if built:
+        print_table([plan_row(plan) for plan in built])
+
+
+def plan_row(plan: Plan) -> dict[str, Any]:
+    """A plan as a row of a table."""
+    sidecar = plan.sidecar
+    ranges = [
+        " ".join(f"{name} {_size(low)}..{_size(high)}" for name, (low, _, high) in p.items())
+        for p in plan.profiles
+    ]
+    return {
+        "file": f"{ENGINES_FOLDER}/{plan.path.name}",
+        "engine": plan.engine,
+        "precision": plan.precision,
+        "mib": sidecar["plan_bytes"] / 2**20,
+        "build_s": sidecar.get("build_seconds"),
+        "for": " ".join(sidecar.get("targets") or []) or (sidecar.get("built_on") or {}).get("sm"),
+        "profiles": "; ".join(ranges),
+    }
+
+
+def _add_plans(
+    folder: str, engine: str | None, out: Path | None, wanted: PlanOptions, json: bool
+) -> None:
+    """Build plans into a folder that was exported before."""
+    from stan_infer.export.to_tensorrt import build_plans
+    from stan_infer.report import print_json, print_table
+
+    if engine is None:
+        raise InputError(
+            f"{folder} is a folder; format onnx takes a checkpoint. Give the checkpoint, or "
+            "--format tensorrt or tensorrt-rtx, which adds plans to the folder"
+        )
+    if out is not None and out.absolute() != Path(folder).absolute():
+        raise InputError("plans are added to the folder itself: leave -o out, or copy the folder")
+    with _plan_progress() as on_plan:
+        built = build_plans(folder, engine, wanted, progress=on_plan)
+    if json:
+        print_json("export", {"out": folder, "plans": [plan.sidecar for plan in built]})
+    else:
+        print_table([plan_row(plan) for plan in built])
+
+
+def _plans_of(folder: Path) -> list[Plan]:
+    from stan_infer.plan_file import read_plan
+
+    return [read_plan(path) for path in sorted((folder / ENGINES_FOLDER).glob("*.plan"))]
+
+
+@contextmanager
+def _plan_progress() -> Iterator[Callable[[str, float], None]]:
+    """Yield what moves one bar for each plan; on no terminal a sentence says that one begins."""
+    from stan_infer.cli.progress import progress_bar
+    from stan_infer.report import say
+
+    bars: dict[str, tuple[Callable[..., None], list[float]]] = {}
+    with ExitStack() as stack:
+
+        def on_plan(name: str, part: float) -> None:
+            if name not in bars:
+                say(f"building {name}")
+                stack.close()  # rich shows one bar at a time
+                bars[name] = stack.enter_context(progress_bar(name, 1.0)), [0.0]
+            step, done = bars[name]
+            if part > done[0]:
+                step(part - done[0])
+                done[0] = part
+
+        yield on_plan
+
+
+def _size(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
 
 
 def _row(graph: dict[str, Any], parity: dict[str, Any] | None) -> dict[str, Any]:
@@ -126,7 +268,6 @@ def _about(checkpoint: str, settings: dict[str, Any], licence: str | None) -> di
 def _clips(folder: Path, config: StanConfig) -> list[np.ndarray]:
     """Every readable video as one clip; unreadable ones are named, none at all is an error."""
     from stan_infer.decode_worker import read_clips
-    from stan_infer.errors import InputError
     from stan_infer.report import say
     from stan_infer.video import Clip, list_videos
 

@@ -19,7 +19,10 @@ def inspect(
     frames: Annotated[int | None, typer.Option(help="T of the GFLOPs (default: config).")] = None,
     json: Json = False,
 ) -> None:
-    """Show what a checkpoint or an exported folder is: architecture, GFLOPs, hashes, notes."""
+    """Show what a checkpoint, an exported folder or a plan is: architecture, GFLOPs, hashes."""
+    if checkpoint.endswith(".plan"):
+        _inspect_plan(checkpoint, settings, json)
+        return
     from stan_infer.checkpoint import inspect_checkpoint
     from stan_infer.report import print_facts, print_json, say
 
@@ -87,6 +90,51 @@ def _inspect_folder(
             }
             for g in record["graphs"]
         ]
+    )
+
+
+def _inspect_plan(path: str, settings: list[str] | None, json: bool) -> None:
+    """Show a TensorRT plan by its sidecar and header, its hash compared; TensorRT is not needed."""
+    from stan_infer.errors import InputError
+    from stan_infer.plan_file import read_header, read_plan
+    from stan_infer.report import print_facts, print_json, print_table
+
+    if settings:
+        raise InputError("--set belongs to a checkpoint; a plan was built with its settings")
+    plan = read_plan(path)
+    record = {"plan": path, "engine": plan.engine, **plan.sidecar, "header": read_header(plan.path)}
+    if json:
+        print_json("inspect", record)
+        return
+    built = plan.sidecar.get("built_on")
+    print_facts(
+        {
+            "plan": path,
+            "engine": plan.engine,
+            "built by": f"{plan.flavor} {'.'.join(map(str, plan.version))}",
+            "built on": f"{built['name']}, {built['sm']}" if built else "any machine",
+            "runs on": " ".join(plan.sidecar.get("targets") or []) or (built or {}).get("sm"),
+            "hardware compatibility": plan.sidecar.get("hardware_compatibility"),
+            "flags": " ".join(plan.sidecar.get("flags") or []) or "none",
+            "tf32": plan.sidecar.get("tf32"),
+            "role": plan.role,
+            "precision": plan.precision,
+            "mib": plan.sidecar["plan_bytes"] / 2**20,
+            "sha256": plan.sidecar["plan_sha256"],
+            "onnx": plan.sidecar.get("onnx"),
+            "parity": plan.sidecar.get("parity") or "not measured: it has not run on a GPU",
+        }
+    )
+    rows = []
+    for i, profile in enumerate(plan.profiles):
+        for name, shapes in profile.items():
+            low, best, high = ("x".join(map(str, shape)) for shape in shapes)
+            sizes = {"smallest": low, "optimal": best, "largest": high}
+            rows.append({"profile": i, "input": name, **sizes})
+    print_table(rows)
+    print_table(
+        [{**io, "shape": "x".join(map(str, io["shape"]))} for io in plan.sidecar["io"]],
+        ["name", "mode", "dtype", "shape"],
     )
 
 

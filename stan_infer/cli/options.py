@@ -18,7 +18,7 @@ Checkpoint = Annotated[
 CheckpointOrFolder = Annotated[
     str,
     typer.Argument(
-        metavar="CKPT_OR_DIR", help="Checkpoint file, open_clip NAME:TAG, or exported folder."
+        metavar="CKPT_OR_DIR", help="Checkpoint file, open_clip NAME:TAG, exported folder or .plan."
     ),
 ]
 Settings = Annotated[

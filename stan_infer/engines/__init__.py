@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from stan_infer.errors import InputError, nearest, require
 
 if TYPE_CHECKING:
+    from stan_infer.artefact import Artefact
     from stan_infer.engines.session import Session
     from stan_infer.model import Stan
 
-ENGINES = ("eager", "compile", "triton", "ort", "openvino")
+ENGINES = ("eager", "compile", "triton", "ort", "openvino", "trt", "trt-rtx")
 
 
 def check_engine(engine: str) -> None:
@@ -34,13 +35,17 @@ def open_session(
     threads: int | None = None,
     graph: str = "reference",
     scales: Mapping[str, float] | None = None,
+    auto_rebuild: bool = False,
 ) -> Session:
     """Open a model for inference.
 
-    engine: None is "ort" for an exported folder, "eager" for anything else; describe() tells.
+    engine: None is "ort" for an exported folder, a plan's own for a .plan in one, "eager" for
+    anything else; describe() tells.
     "compile" is eager under torch.compile: the first run of a shape takes as long as compiling it.
     "triton" runs our kernels on an NVIDIA GPU. source: for these three a checkpoint, an open_clip
-    name and tag, or a loaded Stan; for "ort" and "openvino" an exported folder. precision: of
+    name and tag, or a loaded Stan; for the others an exported folder. "trt" and "trt-rtx" run the
+    plans in it, on an NVIDIA GPU; auto_rebuild: build those of another version or GPU again, which
+    takes minutes. precision: of
     weights and products; None is fp32 for a checkpoint (fp16 for "triton") and what was exported
     for a folder; "openvino" also runs an fp32 folder in bf16, where the CPU has it. graph: of
     "eager" and "compile", the "reference" or the "fused" rewritten one. scales: see TritonSession.
@@ -50,6 +55,8 @@ def open_session(
     What was asked for runs or an error says why not: InputError for a wrong source or word,
     MissingError for a package or device that is not here.
     """
+    if isinstance(source, (str, Path)) and str(source).endswith(".plan"):
+        return _open_plan(Path(source), engine, device, precision, settings, auto_rebuild)
     is_folder = isinstance(source, (str, Path)) and os.path.isdir(source)
     engine = engine or ("ort" if is_folder else "eager")
     check_engine(engine)
@@ -89,6 +96,8 @@ def open_session(
 
     assert isinstance(source, (str, Path))
     artefact = read_artefact(source)
+    if engine in ("trt", "trt-rtx"):
+        return _open_trt(artefact, engine, device, precision, None, auto_rebuild)
     if engine == "openvino":
         from stan_infer.engines.ov_session import OvSession
 
@@ -111,3 +120,43 @@ def _open_triton(
     check_here(device)  # before a large file is read for nothing
     model = load_model(source, settings) if isinstance(source, (str, Path)) else source
     return TritonSession(model, device=device, precision=precision or "fp16", scales=scales)
+
+
+def _open_plan(
+    path: Path,
+    engine: str | None,
+    device: str,
+    precision: str | None,
+    settings: Mapping[str, Any] | None,
+    auto_rebuild: bool,
+) -> Session:
+    from stan_infer.artefact import read_artefact
+    from stan_infer.plan_file import read_plan
+
+    if settings:
+        raise InputError("settings belong to a checkpoint; a plan was built with its own")
+    plan = read_plan(path, check_hash=False)
+    if engine not in (None, plan.engine):
+        raise InputError(f"{path} is a plan of engine {plan.engine}, not {engine}")
+    folder = path.absolute().parent.parent
+    if not os.path.isfile(folder / "manifest.json"):
+        raise InputError(
+            f"{path} does not lie in engines/ of an exported folder, which holds its config and "
+            "vocabulary: copy the whole folder"
+        )
+    return _open_trt(read_artefact(folder), plan.engine, device, precision, path, auto_rebuild)
+
+
+def _open_trt(
+    artefact: Artefact,
+    engine: str,
+    device: str,
+    precision: str | None,
+    plan: Path | None,
+    auto_rebuild: bool,
+) -> Session:
+    require("torch", f"engine {engine}", "stan-infer[gpu]")
+    from stan_infer.engines.trt_session import TrtRtxSession, TrtSession
+
+    kind = TrtSession if engine == "trt" else TrtRtxSession
+    return kind(artefact, device=device, precision=precision, plan=plan, auto_rebuild=auto_rebuild)

@@ -20,10 +20,21 @@ class CudaGraphs:
     """
 
     def __init__(
-        self, run: Callable[[Tensor], Sequence[Tensor]], device: torch.device, limit: int, cuda: Any
+        self,
+        run: Callable[[Tensor], Sequence[Tensor]],
+        device: torch.device,
+        limit: int,
+        cuda: Any,
+        *,
+        dtype: torch.dtype = torch.uint8,
+        on_drop: Callable[[tuple[int, ...]], object] = lambda shape: None,
     ) -> None:
-        """run: uint8 clips [B, T, S, S, 3] on the device -> tensors. cuda: torch.cuda."""
+        """run: a tensor of `dtype` on the device -> tensors. cuda: torch.cuda.
+
+        on_drop: called with a shape whose graph goes.
+        """
         self._run, self._device, self._limit, self._cuda = run, device, limit, cuda
+        self._dtype, self._on_drop = dtype, on_drop
         self._pool: Any = None
         # Torch's own capture stream belongs to whatever GPU captured first in this process.
         self._stream: Any = None
@@ -31,10 +42,10 @@ class CudaGraphs:
         self._captured = OrderedDict()
         self._reserved: dict[tuple[int, ...], int] = {}
 
-    def __call__(self, clips: Tensor) -> list[Tensor]:
-        """Run on clips of the device; the results are the caller's own. Captures a new shape."""
-        graph, static, outputs = self._get(tuple(clips.shape))
-        static.copy_(clips)
+    def __call__(self, x: Tensor) -> list[Tensor]:
+        """Run on a tensor of the device; results are the caller's own. Captures a new shape."""
+        graph, static, outputs = self._get(tuple(x.shape))
+        static.copy_(x)
         graph.replay()
         return [out.clone() for out in outputs]
 
@@ -44,6 +55,8 @@ class CudaGraphs:
 
     def clear(self) -> None:
         """Drop every graph, as new weights demand."""
+        for shape in self._captured:
+            self._on_drop(shape)
         self._captured.clear()
         self._reserved.clear()
         self._pool = None
@@ -62,12 +75,13 @@ class CudaGraphs:
         while len(self._captured) >= self._limit:
             oldest, _ = self._captured.popitem(last=False)
             self._reserved.pop(oldest)
+            self._on_drop(oldest)
         self._captured[shape] = self._capture(shape)
         return self._captured[shape]
 
     def _capture(self, shape: tuple[int, ...]) -> tuple[Any, Tensor, Sequence[Tensor]]:
         cuda, before = self._cuda, self._cuda.memory_reserved(self._device)
-        static = torch.zeros(shape, dtype=torch.uint8, device=self._device)
+        static = torch.zeros(shape, dtype=self._dtype, device=self._device)
         if self._stream is None:
             self._stream = cuda.Stream()
         aside = self._stream

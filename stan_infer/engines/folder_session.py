@@ -14,6 +14,7 @@ from stan_infer.artefact import CONFIG_KEY, Artefact, Graph, config_sha256
 from stan_infer.config import StanConfig
 from stan_infer.engines.session import (
     TEXT_CHUNK,
+    as_numpy,
     check_video,
     read_config_clip,
     score_features,
@@ -71,7 +72,9 @@ class FolderSession(ABC):
         """
         self._artefact, self._device, self._precision = artefact, device, precision
         graphs = {role: artefact.graph(role) for role in ("video", "text")}
-        self._graphs = {role: graph for role, graph in graphs.items() if graph is not None}
+        self._graphs = {
+            role: graph for role, graph in graphs.items() if graph is not None and self.has(graph)
+        }
         if not self._graphs:
             raise InputError(f"artefact {artefact.path} holds neither a video nor a text graph")
         self._opened: dict[str, OpenGraph] = {}
@@ -87,12 +90,16 @@ class FolderSession(ABC):
     def open(self, graph: Graph, precision: str, threads: int | None) -> OpenGraph:
         """Open one graph of the folder on this device; the files that it reads were checked."""
 
+    def has(self, graph: Graph) -> bool:
+        """Whether this engine can open that graph of the folder; what it cannot is absent."""
+        return True
+
     @property
     def config(self) -> StanConfig:
         """The model's config."""
         return self._artefact.config
 
-    def embed_video(self, video: np.ndarray) -> np.ndarray:
+    def embed_video(self, video: Any) -> Any:
         """See Session.embed_video; the input's dtype must be the one exported."""
         graph, opened = self._role("video")
         clips = np.ascontiguousarray(video)
@@ -104,8 +111,8 @@ class FolderSession(ABC):
                 f"convert it, or export with --input {word}"
             )
         check_video(self.config, clips.shape, clips.dtype == np.uint8)
-        _check_size(graph, "batch", clips.shape[0], "video has {} clips")
-        _check_size(graph, "frames", clips.shape[1], "video has {} frames")
+        check_size(graph, "batch", clips.shape[0], "video has {} clips")
+        check_size(graph, "frames", clips.shape[1], "video has {} frames")
         return opened.run(
             "frame_embeds" if self.config.is_mug else "video_embeds", {"video": clips}
         )
@@ -114,7 +121,7 @@ class FolderSession(ABC):
         """See Session.embed_text; uses the vocabulary inside the artefact."""
         ids = token_ids(self.config, texts, self.vocabulary)
         graph, opened = self._role("text")
-        _check_size(graph, "length", ids.shape[1], "token ids are {} long")
+        check_size(graph, "length", ids.shape[1], "token ids are {} long")
         name = "token_embeds" if self.config.is_mug else "text_embeds"
         feeds = ids.astype(np.int32)
         chunk = min(TEXT_CHUNK, graph.dims.get("batch", (1, TEXT_CHUNK))[1])
@@ -127,7 +134,8 @@ class FolderSession(ABC):
     def score(self, texts: Sequence[str] | np.ndarray, video: np.ndarray) -> np.ndarray:
         """See Session.score."""
         ids = token_ids(self.config, texts, self.vocabulary)
-        return score_features(self.config, self.embed_text(ids), ids, self.embed_video(video))
+        text, clips = as_numpy(self.embed_text(ids)), as_numpy(self.embed_video(video))
+        return score_features(self.config, text, ids, clips)
 
     @property
     def vocabulary(self) -> Path | None:
@@ -204,7 +212,8 @@ def _names(values: Any) -> list[str]:
     return [v for v in values if isinstance(v, str)] if isinstance(values, list) else []
 
 
-def _check_size(graph: Graph, name: str, size: int, sentence: str) -> None:
+def check_size(graph: Graph, name: str, size: int, sentence: str) -> None:
+    """Refuse a size that the manifest does not allow; sentence: names it, with {} for the size."""
     low, high = graph.dims.get(name, (size, size))
     if not low <= size <= high:
         allowed = f"{low}" if low == high else f"{low} to {high}"

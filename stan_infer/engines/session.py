@@ -20,8 +20,9 @@ TEXT_CHUNK = 256  # texts per call of a network: 100,000 labels at once would ta
 class Session(Protocol):
     """A model opened on a device.
 
-    Tensors or numpy arrays go in; the torch engines return tensors, the others numpy arrays. All
-    results are float32. B clips, T frames, Q texts, L tokens, E embedding width.
+    Tensors or numpy arrays go in. Engines of torch return tensors, TensorRT's return those of
+    clips as tensors, the others numpy arrays. All results are float32. B clips, T
+    frames, Q texts, L tokens, E embedding width.
     """
 
     @property

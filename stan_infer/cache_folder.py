@@ -1,0 +1,37 @@
+"""Where this user's own derived files lie: engines built for a benchmark, code compiled for a GPU.
+
+What lies there is run, so it is the user's alone and never comes from elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from stan_infer.errors import InputError
+
+
+def cache_folder(name: str) -> Path:
+    """Make and return a folder of ours in $STAN_INFER_CACHE, else in $XDG_CACHE_HOME or ~/.cache.
+
+    Raises InputError where it cannot be written, or where others than its owner can write.
+    """
+    own = os.environ.get("STAN_INFER_CACHE")
+    above = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = (Path(own) if own else Path(above) / "stan-infer") / name
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
+    except OSError as e:
+        raise InputError(
+            f"cannot use the cache {folder}: {e.strerror or e}; set STAN_INFER_CACHE to a folder "
+            "that can be written"
+        ) from e
+    foreign = hasattr(os, "getuid") and status.st_uid != os.getuid()
+    if foreign or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise InputError(
+            f"others can write into the cache {folder}, whose files are run: chmod 700 it, or set "
+            "STAN_INFER_CACHE to a folder of your own"
+        )
+    return folder

@@ -1,0 +1,165 @@
+"""Engines "trt" and "trt-rtx": the plans of an exported folder, on torch CUDA tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stan_infer.artefact import ENGINES_FOLDER, MANIFEST, Artefact, Graph, sha256
+from stan_infer.engines.folder_session import FolderSession, check_size
+from stan_infer.engines.plan_graph import PlanGraph
+from stan_infer.engines.session import check_video
+from stan_infer.engines.torch_session import torch_device
+from stan_infer.errors import InputError, MissingError
+from stan_infer.plan_file import FORMATS, Plan, check_device, check_version, read_plan
+from stan_infer.tensorrt_api import load_tensorrt, version_of
+
+
+class TrtSession(FolderSession):
+    """An artefact's plans in TensorRT; see engines.session.Session. For the thread that opens it.
+
+    Clips may lie on the GPU; their embeddings stay there.
+    """
+
+    engine = "trt"
+
+    def __init__(
+        self,
+        artefact: Artefact,
+        *,
+        device: str = "cuda",
+        precision: str | None = None,
+        plan: Path | None = None,
+        auto_rebuild: bool = False,
+        cuda_graphs: bool = True,
+        cuda: Any = torch.cuda,
+    ) -> None:
+        """Open the plans of the video and text graphs, of which one may be absent.
+
+        plan: take this one for its graph, else whichever in engines/ is for this engine, version
+        and GPU. auto_rebuild: build a plan of another version or GPU again, from the folder's
+        ONNX. cuda_graphs: see PlanGraph. Raises InputError for a folder without plans and for
+        plans that were changed, or built for something else; MissingError where TensorRT or the
+        GPU is not here.
+        """
+        if device.partition(":")[0] != "cuda":
+            raise InputError(f"engine {self.engine} runs on NVIDIA GPUs: give --device cuda")
+        self._given = read_plan(plan, check_hash=False) if plan else None
+        self._auto_rebuild, self._cuda = auto_rebuild, cuda
+        self._use_graphs = cuda_graphs
+        self._plans = _plans_of(artefact, self.engine, self._given)
+        if not self._plans:
+            raise InputError(
+                f"folder {artefact.path} holds no plan of engine {self.engine}: "
+                f"stan-infer export {artefact.path} --format {FORMATS[self.engine]}"
+            )
+        super().__init__(artefact, device=device, precision=precision)
+
+    def has(self, graph: Graph) -> bool:
+        """See FolderSession.has."""
+        return graph.role in self._plans
+
+    def open(self, graph: Graph, precision: str, threads: int | None) -> PlanGraph:
+        """See FolderSession.open."""
+        plan, refusal = self._fitting(self._plans[graph.role])
+        if plan is None and self._auto_rebuild:
+            from stan_infer.export.to_tensorrt import rebuild_plan
+
+            self._plans[graph.role] = [rebuild_plan(self._artefact, self._plans[graph.role][0])]
+            plan, refusal = self._fitting(self._plans[graph.role])
+        if plan is None:
+            assert refusal is not None
+            raise refusal
+        _check_origin(self._artefact, graph, plan)
+        return PlanGraph(
+            plan,
+            load_tensorrt(self.engine),
+            self._where,
+            cuda_graphs=self._use_graphs,
+            cuda=self._cuda,
+        )
+
+    def embed_video(self, video: Tensor | np.ndarray) -> Tensor:
+        """See Session.embed_video; a float32 tensor on the device, perhaps still being computed."""
+        graph, opened = self._role("video")
+        assert isinstance(opened, PlanGraph)
+        clips = torch.as_tensor(video)
+        wanted = graph.inputs[0]["dtype"]
+        if str(clips.dtype) != f"torch.{wanted}":
+            raise InputError(f"video is {clips.dtype}; this artefact takes {wanted}: convert it")
+        check_video(self.config, tuple(clips.shape), clips.dtype == torch.uint8)
+        check_size(graph, "batch", clips.shape[0], "video has {} clips")
+        check_size(graph, "frames", clips.shape[1], "video has {} frames")
+        if clips.device != self._where and self._cuda.is_available() and not clips.is_cuda:
+            clips = clips.contiguous().pin_memory()
+        clips = clips.to(self._where, non_blocking=True)
+        return opened(clips)["frame_embeds" if self.config.is_mug else "video_embeds"]
+
+    def close(self) -> None:
+        """Free the plans."""
+        for opened in self._opened.values():
+            assert isinstance(opened, PlanGraph)
+            opened.close()
+        super().close()
+
+    def _fitting(self, plans: Sequence[Plan]) -> tuple[Plan | None, InputError | None]:
+        """The first plan for what is installed and the GPU asked for, or why the last is not."""
+        refusal = None
+        for plan in plans:
+            read_plan(plan.path)  # its hash: what was changed is told before what is missing
+            module = load_tensorrt(self.engine)
+            try:
+                check_version(plan, version_of(module))
+                self._check_gpu(plan)
+            except InputError as e:
+                refusal = e
+                continue
+            return plan, None
+        return None, refusal
+
+    def _check_gpu(self, plan: Plan) -> None:
+        if not self._cuda.is_available():
+            raise MissingError(
+                f"engine {self.engine} needs an NVIDIA GPU with its driver, and torch finds none "
+                "here: use --engine ort or openvino"
+            )
+        self._where = torch_device(self._device)
+        sm = "sm_" + "".join(map(str, self._cuda.get_device_capability(self._where)))
+        check_device(plan, sm, self._cuda.get_device_name(self._where))
+
+
+class TrtRtxSession(TrtSession):
+    """An artefact's plans in TensorRT for RTX."""
+
+    engine = "trt-rtx"
+
+
+def _plans_of(artefact: Artefact, engine: str, given: Plan | None) -> dict[str, list[Plan]]:
+    """Plans of an engine by role; a given one stands alone for its own."""
+    found: dict[str, list[Plan]] = {}
+    for path in sorted((artefact.path / ENGINES_FOLDER).glob("*.plan")):
+        plan = read_plan(path, check_hash=False)
+        if plan.engine == engine:
+            found.setdefault(plan.role, []).append(plan)
+    if given is not None:
+        found[given.role] = [given]
+    return found
+
+
+def _check_origin(artefact: Artefact, graph: Graph, plan: Plan) -> None:
+    """Refuse a plan that was built from another folder or an earlier export."""
+    hashes: Sequence[tuple[str, str, str]] = (
+        ("onnx_sha256", graph.file, artefact.manifest["files"][graph.file]["sha256"]),
+        ("manifest_sha256", MANIFEST, sha256(artefact.path / MANIFEST)),
+    )
+    for key, name, digest in hashes:
+        if plan.sidecar.get(key) != digest:
+            raise InputError(
+                f"plan {plan.path} was built from another {name} than the one in "
+                f"{artefact.path}: build it again, {plan.rebuild()}"
+            )

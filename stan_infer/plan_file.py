@@ -1,0 +1,271 @@
+"""A TensorRT plan and the X.plan.json beside it: written, read and checked without TensorRT.
+
+A plan is machine code for a GPU, bound to the version that built it. It comes from strangers: only
+one whose size and hash its sidecar confirms is given to TensorRT.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stan_infer.artefact import sha256
+from stan_infer.atomic import new_file
+from stan_infer.errors import InputError
+
+SCHEMA = "1.0"
+ENGINES = {"trt": "tensorrt", "trt-rtx": "tensorrt_rtx"}  # engine -> flavor, as sidecars have it
+FORMATS = {"trt": "tensorrt", "trt-rtx": "tensorrt-rtx"}  # engine -> what export calls it
+_MAX_SIDECAR = 2**20
+# The header of TensorRT-RTX is undocumented; seen with 1.7.1.116, for messages only.
+_RTX_MAGIC, _RTX_HEADER = b"vtrt", 64
+_RTX_TARGETS = {1: "sm_75", 2: "sm_80", 4: "sm_86", 8: "sm_89", 16: "sm_120", 32: "sm_121"}
+
+Sizes = tuple[int, ...]
+Profile = dict[str, tuple[Sizes, Sizes, Sizes]]  # input -> smallest, optimal, largest shape
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A plan whose sidecar was read, and whose size and hash are those of the sidecar."""
+
+    path: Path
+    engine: str  # trt or trt-rtx
+    version: tuple[int, ...]  # of the TensorRT that built it
+    role: str  # video, text, preprocess or score
+    precision: str
+    profiles: tuple[Profile, ...]
+    sidecar: dict[str, Any]
+
+    @property
+    def flavor(self) -> str:
+        """The package: tensorrt or tensorrt_rtx."""
+        return ENGINES[self.engine]
+
+    def profile_of(self, shapes: Mapping[str, Sizes]) -> int:
+        """Number of the profile for these input shapes; the narrowest, if several take them.
+
+        Raises InputError with the ranges of all profiles where none does.
+        """
+        fitting = [i for i, p in enumerate(self.profiles) if _fits(p, shapes)]
+        if not fitting:
+            asked = ", ".join(f"{name} {_size(s)}" for name, s in shapes.items())
+            ranges = "; ".join(_words(p) for p in self.profiles)
+            raise InputError(
+                f"{self.path.name} has no profile for {asked}; it takes {ranges}: build it with a "
+                f"profile for that shape, {self.rebuild('--batch MIN:OPT:MAX --frames ...')}"
+            )
+        return min(fitting, key=lambda i: _volume(self.profiles[i]))
+
+    def load(self) -> bytes:
+        """The plan's bytes, whose hash is the sidecar's; InputError where it is not.
+
+        What is given to TensorRT must be what was hashed, and not what lies there by then.
+        """
+        data = self.path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != self.sidecar.get("plan_sha256"):
+            raise InputError(_changed(self))
+        return data
+
+    def rebuild(self, options: str = "") -> str:
+        """The command that builds this plan again, from the ONNX file in its folder."""
+        folder = os.path.relpath(self.path.absolute().parent.parent)
+        words = ["stan-infer export", folder, "--format", FORMATS[self.engine], options]
+        return " ".join(w for w in words if w)
+
+
+def sidecar_path(plan: Path) -> Path:
+    """Where the sidecar of a plan lies."""
+    return plan.with_name(f"{plan.name}.json")
+
+
+def write_sidecar(plan: Path, values: Mapping[str, Any]) -> None:
+    """Write the sidecar of a finished plan, with its size and hash."""
+    full = {
+        "schema": SCHEMA,
+        **values,
+        "plan_bytes": plan.stat().st_size,
+        "plan_sha256": sha256(plan),
+    }
+    text = json.dumps(full, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    with new_file(sidecar_path(plan)) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def read_plan(path: str | Path, *, check_hash: bool = True) -> Plan:
+    """Read and check a plan and its sidecar; nothing of the plan is executed.
+
+    Raises InputError for a file or sidecar that is missing, malformed, of another schema, or not
+    about this plan: another size (an incomplete copy) or hash, or a header of something else.
+    """
+    path = Path(path)
+    if not os.path.isfile(path):
+        raise InputError(f"plan {path}: no such file; stan-infer export FOLDER --format tensorrt")
+    values = _read_sidecar(path)
+    try:
+        plan = _plan(path, values)
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
+        raise InputError(
+            f"{sidecar_path(path)} is malformed ({e!r:.100}): build the plan again"
+        ) from e
+    size, wanted = path.stat().st_size, values.get("plan_bytes")
+    if size != wanted:
+        raise InputError(
+            f"plan {path} has {size} bytes, its sidecar says {wanted}: an incomplete copy? Copy it "
+            f"again, or build it: {plan.rebuild()}"
+        )
+    if check_hash and sha256(path) != values.get("plan_sha256"):
+        raise InputError(_changed(plan))
+    header = read_header(path)
+    if plan.engine == "trt-rtx" and (header is None or header["bytes"] != size):
+        raise InputError(
+            f"plan {path} is no plan of TensorRT-RTX although its sidecar says so: {plan.rebuild()}"
+        )
+    return plan
+
+
+def read_header(path: Path) -> dict[str, Any] | None:
+    """What a TensorRT-RTX plan says of itself: bytes, version, targets; None for other files."""
+    with path.open("rb") as f:
+        head = f.read(_RTX_HEADER)
+    if len(head) < _RTX_HEADER or head[:4] != _RTX_MAGIC or head[28:32] != _RTX_MAGIC:
+        return None
+    (total,) = struct.unpack_from("<Q", head, 16)
+    (mask,) = struct.unpack_from("<I", head, 32)
+    (weights,) = struct.unpack_from("<Q", head, 56)
+    return {
+        "bytes": total,
+        "version": list(head[24:28]),
+        "targets": [name for bit, name in _RTX_TARGETS.items() if mask & bit],
+        "weight_bytes": weights,
+    }
+
+
+def check_version(plan: Plan, installed: Sequence[int]) -> None:
+    """Refuse a plan of another version than the one installed, unless it was built for any.
+
+    Major, minor and patch must be equal. Raises InputError with both versions and the command.
+    """
+    if tuple(installed[:3]) == plan.version[:3]:
+        return
+    if "VERSION_COMPATIBLE" in plan.sidecar.get("flags", []) and installed[0] == plan.version[0]:
+        return
+    raise InputError(
+        f"plan {plan.path} was built by {plan.flavor} {_dotted(plan.version)}; installed is "
+        f"{_dotted(installed)}: build it again, {plan.rebuild()} (or give --auto-rebuild)"
+    )
+
+
+def check_device(plan: Plan, sm: str, name: str) -> None:
+    """Refuse a plan for another GPU than `sm` ("sm_89"). Raises InputError with the command."""
+    targets = plan.sidecar.get("targets") or []
+    built = (plan.sidecar.get("built_on") or {}).get("sm")
+    level = plan.sidecar.get("hardware_compatibility", "NONE")
+    if targets:
+        fits = sm in targets
+    elif level == "AMPERE_PLUS":
+        fits = _number(sm) >= 80
+    else:
+        fits = sm == built
+    if not fits:
+        known = ", ".join(targets) or (f"{built} and newer" if level != "NONE" else str(built))
+        raise InputError(
+            f"plan {plan.path} was built for {known}; this GPU is {name}, {sm}: build it again "
+            f"here, {plan.rebuild()} (or give --auto-rebuild)"
+        )
+
+
+def _changed(plan: Plan) -> str:
+    return (
+        f"the hash of plan {plan.path} is not the one in its sidecar: it was changed after it was "
+        f"built, and a plan is code, so it is not loaded: {plan.rebuild()}"
+    )
+
+
+def _read_sidecar(path: Path) -> dict[str, Any]:
+    beside = sidecar_path(path)
+    if not os.path.isfile(beside):
+        header = read_header(path)
+        what = f"a plan of TensorRT-RTX {_dotted(header['version'])}" if header else "a plan"
+        raise InputError(
+            f"{path} looks like {what}, but {beside.name} is not beside it: a plan is code, and "
+            "only one whose hash its sidecar confirms is loaded; copy the sidecar too, or build "
+            "the plan again: stan-infer export FOLDER --format tensorrt (or tensorrt-rtx)"
+        )
+    if beside.stat().st_size > _MAX_SIDECAR:
+        raise InputError(f"{beside} has {beside.stat().st_size} bytes; at most {_MAX_SIDECAR}")
+    try:
+        values = json.loads(beside.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as e:
+        raise InputError(f"{beside} is not JSON: {str(e)[:80]}; build the plan again") from e
+    if not isinstance(values, dict):
+        raise InputError(f"{beside} is not a JSON object; build the plan again")
+    schema = values.get("schema")
+    if not isinstance(schema, str) or schema.split(".")[0] != SCHEMA.split(".")[0]:
+        raise InputError(
+            f"{beside} has schema {str(schema)[:20]!r}; this version reads {SCHEMA}: build the "
+            "plan again"
+        )
+    return values
+
+
+def _plan(path: Path, values: dict[str, Any]) -> Plan:
+    engine = {v: k for k, v in ENGINES.items()}[values["flavor"]]
+    profiles = []
+    for profile in values["profiles"]:
+        shapes: Profile = {}
+        for name, three in profile.items():
+            low, best, high = (tuple(int(n) for n in shape) for shape in three)
+            if not len(low) == len(best) == len(high):
+                raise ValueError("a profile is three shapes of one rank for each input")
+            shapes[str(name)] = low, best, high
+        profiles.append(shapes)
+    role, precision = (values[k] for k in ("role", "precision"))
+    if not isinstance(role, str) or not isinstance(precision, str):
+        raise TypeError("role and precision are words")
+    if not all(isinstance(io["name"], str) and list(io["shape"]) for io in values["io"]):
+        raise TypeError("names and shapes of inputs and outputs")
+    version = tuple(int(n) for n in values["trt_version"])
+    return Plan(path, engine, version, role, precision, tuple(profiles), values)
+
+
+def _fits(profile: Profile, shapes: Mapping[str, Sizes]) -> bool:
+    for name, shape in shapes.items():
+        low, _, high = profile.get(name, ((), (), ()))
+        if len(low) != len(shape):
+            return False
+        if not all(a <= n <= b for a, n, b in zip(low, shape, high, strict=True)):
+            return False
+    return True
+
+
+def _volume(profile: Profile) -> float:
+    """How much a profile spans: the one with fewest shapes is tuned best for any of them."""
+    spans = 1.0
+    for low, _, high in profile.values():
+        for a, b in zip(low, high, strict=True):
+            spans *= b - a + 1
+    return spans
+
+
+def _words(profile: Profile) -> str:
+    return ", ".join(f"{name} {_size(p[0])} to {_size(p[2])}" for name, p in profile.items())
+
+
+def _size(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _dotted(version: Sequence[int]) -> str:
+    return ".".join(map(str, version))
+
+
+def _number(sm: str) -> int:
+    digits = sm.removeprefix("sm_")
+    return int(digits) if digits.isdigit() else 0
