@@ -23,6 +23,8 @@ from stan_infer.tensorrt_api import load_tensorrt, message_log, reason, version_
 
 # Warnings behind which the plan is wrong: it builds, and fails or lies when it runs.
 _BROKEN = ("not self-consistent", "out of bounds access")
+# The last is what a thread that finds no room for its stack says.
+_NO_MEMORY = ("OutOfMemory", "ut of memory", "bad_alloc", "Resource temporarily unavailable")
 _DTYPES = {
     "FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT8": "int8", "INT32": "int32",
     "INT64": "int64", "UINT8": "uint8", "BOOL": "bool",
@@ -35,7 +37,7 @@ class Job:
 
     profiles: input -> smallest, optimal, largest shape. targets: "sm_89", ... of trt-rtx; empty is
     the builder's own choice. workspace_mib, level: None leaves them to the builder. timing_cache:
-    of trt, read where it exists and written again.
+    of trt, read where it exists and written again. cast_bytes: see cast_bytes.
     """
 
     engine: str
@@ -49,6 +51,7 @@ class Job:
     hardware_compatible: bool = False
     version_compatible: bool = False
     targets: list[str] = dataclasses.field(default_factory=list)
+    cast_bytes: bool = False
 
 
 def build(job: Job, module: Any, progress: Callable[[float], bool]) -> dict[str, Any]:
@@ -68,8 +71,11 @@ def build(job: Job, module: Any, progress: Callable[[float], bool]) -> dict[str,
     strongly = 1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = builder.create_network(strongly)
     parser = module.OnnxParser(network, log)
-    edited = edge_casts(Path(job.onnx))
-    if not (parser.parse(edited) if edited else parser.parse_from_file(job.onnx)):
+    if job.cast_bytes:
+        parsed = parser.parse(cast_bytes(Path(job.onnx)))
+    else:
+        parsed = parser.parse_from_file(job.onnx)
+    if not parsed:
         raise InputError(_refused(parser, name, log))
     config = builder.create_builder_config()
     _configure(config, job, module)
@@ -108,23 +114,20 @@ def build(job: Job, module: Any, progress: Callable[[float], bool]) -> dict[str,
     }
 
 
-def edge_casts(path: Path) -> bytes | None:
-    """The graph with uint8 inputs cast where they come in, or None where they already are.
+def cast_bytes(path: Path) -> bytes:
+    """A graph without external data, its uint8 inputs cast where they come in.
 
     TensorRT has uint8 at a network's edges only; float16 holds every pixel. Other runtimes are
     quicker with the bytes, so the file stays as it is.
     """
     import onnx
 
-    head = onnx.load(str(path), load_external_data=False)
+    head = onnx.load(str(path))
     bytes_in = {
         i.name for i in head.graph.input if i.type.tensor_type.elem_type == onnx.TensorProto.UINT8
     }
     reads = [n for n in head.graph.node if n.op_type not in ("Cast", "Shape")]
-    wrong = sorted(bytes_in & {x for n in reads for x in n.input})
-    if not wrong:
-        return None
-    for name in wrong:
+    for name in sorted(bytes_in & {x for n in reads for x in n.input}):
         for node in reads:
             node.input[:] = [f"{name}/half" if x == name else x for x in node.input]
         cast = onnx.helper.make_node(
@@ -217,7 +220,7 @@ def _raise_why(name: str, cancelled: bool, errors: list[str], job: Job) -> None:
     if cancelled or "BuildCanceled" in text:
         raise KeyboardInterrupt
     why = reason(errors)
-    if any(w in text for w in ("OutOfMemory", "out of memory", "bad_alloc", "Out of memory")):
+    if any(word in text for word in _NO_MEMORY):
         raise MissingError(
             f"building {name} ran out of memory ({why}): give --workspace MIB, or profiles with a "
             "smaller batch or fewer frames"

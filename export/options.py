@@ -54,6 +54,11 @@ class ExportOptions:
                 f"--graph reference is the fp32 embedding for comparison; got precision "
                 f"{self.precision}, head {self.head}: use --graph fused"
             )
+        if self.precision == "bf16" and config.branch == "conv" and self.opset < 22:
+            raise InputError(
+                f"ONNX has a convolution in bf16 from opset 22 on, and opset is {self.opset}: give "
+                "--opset 22, or another precision"
+            )
         self._check_labels(config)
 
     def frame_range(self, config: StanConfig) -> Range:

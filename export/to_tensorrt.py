@@ -135,6 +135,7 @@ def _job(
         hardware_compatible=options.hardware_compatible,
         version_compatible=options.version_compatible,
         targets=targets,
+        cast_bytes=graph.role == "preprocess",
     )
 
 

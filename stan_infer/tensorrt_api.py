@@ -27,15 +27,12 @@ COMMON: dict[str, tuple[str, ...]] = {
         "create_network",
         "create_optimization_profile",
     ),
-    "BuilderFlag": ("STRICT_NANS", "TF32", "VERSION_COMPATIBLE"),
+    "BuilderFlag": ("TF32", "VERSION_COMPATIBLE"),
     "DataType": ("BF16", "BOOL", "FLOAT", "HALF", "INT32", "INT64", "INT8", "UINT8"),
-    "HardwareCompatibilityLevel": ("AMPERE_PLUS", "NONE"),
     "IBuilderConfig": (
         "add_optimization_profile",
         "builder_optimization_level",
         "clear_flag",
-        "get_flag",
-        "hardware_compatibility_level",
         "progress_monitor",
         "set_flag",
         "set_memory_pool_limit",
@@ -47,7 +44,6 @@ COMMON: dict[str, tuple[str, ...]] = {
         "get_tensor_name",
         "get_tensor_shape",
         "num_io_tensors",
-        "num_optimization_profiles",
     ),
     "IExecutionContext": (
         "execute_async_v3",
@@ -57,7 +53,6 @@ COMMON: dict[str, tuple[str, ...]] = {
         "set_optimization_profile_async",
         "set_tensor_address",
     ),
-    "IHostMemory": ("nbytes",),
     "ILogger": ("ERROR", "INFO", "INTERNAL_ERROR", "VERBOSE", "WARNING"),
     "INetworkDefinition": ("get_input", "get_output", "num_inputs", "num_layers", "num_outputs"),
     "IOptimizationProfile": ("set_shape",),
@@ -68,11 +63,17 @@ COMMON: dict[str, tuple[str, ...]] = {
     "OnnxParser": ("get_error", "num_errors", "parse", "parse_from_file"),
     "ParserError": ("desc", "node_name", "node_operator"),
     "Runtime": ("deserialize_cuda_engine",),
-    "TensorIOMode": ("INPUT", "OUTPUT"),
+    "TensorIOMode": ("INPUT",),
 }
 # Of TensorRT proper: RTX compiles on the user's machine and has nothing to time.
 TRT_ONLY: dict[str, tuple[str, ...]] = {
-    "IBuilderConfig": ("create_timing_cache", "get_timing_cache", "set_timing_cache"),
+    "HardwareCompatibilityLevel": ("AMPERE_PLUS",),
+    "IBuilderConfig": (
+        "create_timing_cache",
+        "get_timing_cache",
+        "hardware_compatibility_level",
+        "set_timing_cache",
+    ),
     "ITimingCache": ("serialize",),
 }
 RTX_ONLY: dict[str, tuple[str, ...]] = {
@@ -138,8 +139,7 @@ def missing_names(module: Any, engine: str) -> list[str]:
     """Names that are called with this engine and that a module does not have."""
     found = []
     for name, members in sorted(used_names(engine).items()):
-        owner = getattr(module, name, None)
-        found += [f"{name}.{m}" for m in sorted(members) if not hasattr(owner, m)]
+        found += [f"{name}.{m}" for m in sorted(members - set(dir(getattr(module, name, None))))]
     return found
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-
 import numpy as np
 import pytest
 import torch
@@ -16,6 +14,7 @@ from stan_infer.engines.triton_session import TritonSession
 from stan_infer.errors import InputError, MissingError
 from stan_infer.model import Stan, init_random
 from tests.conftest import clips, relative_error, tiny_config
+from tests.engines.fake_cuda import FakeCuda
 
 HALF = 1e-2  # fp16, relative to the largest value
 
@@ -25,74 +24,6 @@ def ids():
     values = np.random.default_rng(0).integers(1, 126, (3, 12))
     values[:, 5], values[:, 6:] = 127, 0
     return values
-
-
-class FakeCuda:
-    """torch.cuda's graphs and streams: a graph replays by running what was captured again.
-
-    `log` has the events in order; memory grows by 1 MiB per capture.
-    """
-
-    def __init__(self) -> None:
-        self.log: list[str] = []
-        self.pools: list[object] = []
-        self._current = FakeStream(self, "main")
-        self._reserved = 0
-        self.capturing: FakeGraph | None = None
-
-    def Stream(self):  # noqa: N802
-        return FakeStream(self, f"stream{len(self.log)}")
-
-    def CUDAGraph(self):  # noqa: N802
-        return FakeGraph(self)
-
-    def current_stream(self):
-        return self._current
-
-    @contextmanager
-    def stream(self, stream):
-        before, self._current = self._current, stream
-        self.log.append(f"enter {stream.name}")
-        yield
-        self.log.append(f"leave {stream.name}")
-        self._current = before
-
-    @contextmanager
-    def graph(self, graph, pool, stream):
-        self.pools.append(pool)
-        self._reserved += 2**20
-        self.log.append("capture")
-        yield
-        self.log.append("captured")
-
-    def graph_pool_handle(self):
-        return object()
-
-    def memory_reserved(self, device):
-        return self._reserved
-
-    def is_available(self):
-        return False
-
-    @contextmanager
-    def device(self, device):
-        yield
-
-
-class FakeStream:
-    def __init__(self, cuda, name) -> None:
-        self.cuda, self.name = cuda, name
-
-    def wait_stream(self, other) -> None:
-        self.cuda.log.append(f"{self.name} waits for {other.name}")
-
-
-class FakeGraph:
-    def __init__(self, cuda) -> None:
-        self.cuda = cuda
-
-    def replay(self) -> None:
-        self.cuda.log.append("replay")
 
 
 @pytest.fixture

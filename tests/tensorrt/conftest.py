@@ -1,0 +1,71 @@
+"""A folder with plans that a stand-in built, and a machine on which the stand-in runs."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+
+import pytest
+import torch
+
+from stan_infer.engines import trt_session
+from stan_infer.export import export_model, to_tensorrt
+from stan_infer.export.build_plan import build
+from stan_infer.tensorrt_api import message_log
+from tests.engines.fake_cuda import FakeCuda
+from tests.tensorrt.fake import VERSIONS, World, fake_tensorrt
+
+GPU = {"name": "Stand-in", "sm": "sm_89", "driver": "580.1"}
+
+
+class Gpu(FakeCuda):
+    """torch.cuda on a machine with one GPU, whose memory is the CPU's."""
+
+    def is_available(self):
+        return True
+
+    def get_device_capability(self, device):
+        return (8, 9)
+
+    def get_device_name(self, device):
+        return GPU["name"]
+
+
+class Machine:
+    """A version of TensorRT, stand-in and GPU included; `folder` is an exported one."""
+
+    def __init__(self, version, folder) -> None:
+        self.cuda = Gpu()
+        self.world = World(self.cuda)
+        self.module = fake_tensorrt(version, self.world)
+        self.engine = "trt-rtx" if "rtx" in version else "trt"
+        self.version, self.folder = version, folder
+
+    @property
+    def log(self):
+        return message_log(self.module)
+
+
+@pytest.fixture(scope="session")
+def exported(tiny_model, tmp_path_factory):
+    out = tmp_path_factory.mktemp("tensorrt") / "tiny"
+    export_model(tiny_model, out)
+    return out
+
+
+@pytest.fixture(params=VERSIONS)
+def machine(request, exported, tmp_path, monkeypatch):
+    """The stand-in takes the place of package, builder's process, GPU and torch.cuda."""
+    folder = tmp_path / "tiny"
+    shutil.copytree(exported, folder)
+    made = Machine(request.param, folder)
+    monkeypatch.setitem(sys.modules, made.module.__name__, made.module)
+    monkeypatch.setattr(
+        to_tensorrt,
+        "run_job",
+        lambda job, progress: build(job, made.module, lambda part: progress(part) or True),
+    )
+    monkeypatch.setattr(to_tensorrt, "nvidia_gpus", lambda: [GPU])
+    monkeypatch.setattr(trt_session, "torch_device", lambda device: torch.device("cpu"))
+    monkeypatch.setenv("STAN_INFER_CACHE", str(tmp_path / "cache"))
+    return made
