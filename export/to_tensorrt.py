@@ -221,7 +221,6 @@ def _build_one(artefact: Artefact, graph: Graph, job: Job, progress: Progress) -
             "onnx_sha256": sha256(folder / graph.file),
             "manifest_sha256": sha256(folder / MANIFEST),
             "built_on": gpu,
-            "parity": None,  # until it runs on a GPU
             "options": {
                 "workspace_mib": job.workspace_mib,
                 "level": job.level,

@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any
 from stan_infer.bench import Lane
 from stan_infer.clock import Clock, CudaClock, WallClock
 from stan_infer.config import StanConfig
-from stan_infer.engines import ENGINES, check_engine, open_session
+from stan_infer.engines import check_engine, open_session
 from stan_infer.engines.folder_session import OpenGraph
 from stan_infer.engines.session import Session
 from stan_infer.errors import InputError, MissingError, require
 from stan_infer.onnx_file import check_external
+from stan_infer.plan_file import read_plan
 
 if TYPE_CHECKING:
     from stan_infer.model import Stan
 
-# Names that users know and that this version does not have.
-ABSENT = ("trt", "trt-rtx")
+GPU_ENGINES = ("triton", "trt", "trt-rtx")  # fp16 where no precision is asked for
 # A lane, the session to close after it (none for a bare graph), and how another process opens it.
 _Opened = tuple[Lane, Session | None, dict[str, Any]]
 
@@ -43,10 +43,6 @@ class Contest:
     def add(self, engine: str, precision: str | None, open_one: Callable[[], _Opened]) -> None:
         """Open one more lane; its MissingError becomes a row of `absent`."""
         try:
-            if engine in ABSENT:
-                raise MissingError(
-                    f"engine {engine} is not part of this version; use {', '.join(ENGINES)}"
-                )
             lane, session, origin = open_one()
         except MissingError as e:
             self.absent.append({"engine": engine, "precision": precision, "refused": str(e)})
@@ -71,8 +67,7 @@ class Contest:
 def check_engines(names: Sequence[str]) -> list[str]:
     """Return the names without repeats; InputError for one that nobody knows."""
     for name in names:
-        if name not in ABSENT:
-            check_engine(name)
+        check_engine(name)
     return list(dict.fromkeys(names))
 
 
@@ -86,12 +81,15 @@ def open_model(
     threads: int,
     folder: Path,
     say: Callable[[str], None],
+    batches: Sequence[int] = (1,),
+    frames: Sequence[int] = (8,),
 ) -> Contest:
     """Lanes of a loaded model; eager in fp32 comes first, always: a ratio needs its baseline.
 
     origin: the model for another process, {"source": file} or {"preset": name, ...}. folder: where
-    exports go, one per precision. precisions: none is fp32, and fp16 of "triton". Raises
-    MissingError where the baseline itself cannot run.
+    exports go, one per precision. precisions: none is fp32, and fp16 of GPU_ENGINES. batches,
+    frames: for which plans are built, with the engines of TensorRT. Raises MissingError where the
+    baseline itself cannot run.
     """
     contest = Contest(model.config.image_size, model.config)
 
@@ -108,14 +106,17 @@ def open_model(
             from stan_infer.export import export_model
 
             export_model(model, where, precision=precision, tower="video", progress=say)
-        session = open_session(where, engine, device=device, threads=threads)
+        if engine in ("trt", "trt-rtx"):
+            session = _open_built(where, engine, device, batches, frames, say)
+        else:
+            session = open_session(where, engine, device=device, threads=threads)
         return _lane(engine, session), session, {"source": str(where), "device": device}
 
     contest.add("eager", "fp32", partial(open_one, "eager", "fp32"))
     contest.check()
     for precision in precisions or ["fp32"]:
         for engine in engines:
-            if engine == "triton" and not precisions:
+            if engine in GPU_ENGINES and not precisions:
                 contest.add(engine, "fp16", partial(open_one, engine, "fp16"))
             elif (engine, precision) != ("eager", "fp32"):
                 contest.add(engine, precision, partial(open_one, engine, precision))
@@ -133,22 +134,45 @@ def open_folder(
 ) -> Contest:
     """Lanes of an exported folder; the first is the baseline, as a folder has no eager mode.
 
-    Raises MissingError where none of them can run.
+    source may be a plan in a folder, which is then what its engine runs. Raises MissingError where
+    none of them can run.
     """
     contest = Contest()
+    plan = Path(source) if source.endswith(".plan") else None
+    owner = str(plan.absolute().parent.parent) if plan else source
+    own = read_plan(plan, check_hash=False).engine if plan else None
 
     def open_one(engine: str, precision: str | None) -> _Opened:
+        place = source if engine == own else owner
         session = open_session(
-            source, engine, device=device, precision=precision, settings=settings, threads=threads
+            place, engine, device=device, precision=precision, settings=settings, threads=threads
         )
         contest.config, contest.side = session.config, session.config.image_size
-        return _lane(engine, session), session, {"source": source, "device": device}
+        return _lane(engine, session), session, {"source": place, "device": device}
 
     wanted: list[str | None] = [*precisions] or [None]
     for precision in wanted:
         for engine in engines:
             contest.add(engine, precision, partial(open_one, engine, precision))
     return contest.check()
+
+
+def _open_built(
+    folder: Path,
+    engine: str,
+    device: str,
+    batches: Sequence[int],
+    frames: Sequence[int],
+    say: Callable[[str], None],
+) -> Session:
+    """A session on a plan that is built where none is kept; what cannot run here was built."""
+    from stan_infer.bench_plans import add_plan
+
+    plan = add_plan(folder, engine, batches, frames, say)
+    try:
+        return open_session(folder, engine, device=device)
+    except MissingError as e:
+        raise MissingError(f"{plan.path.name} was built and cannot run here: {e}") from e
 
 
 def open_onnx(path: Path, *, engines: Sequence[str], device: str, threads: int) -> Contest:
@@ -176,7 +200,7 @@ def open_onnx(path: Path, *, engines: Sequence[str], device: str, threads: int) 
 def _lane(engine: str, session: Session) -> Lane:
     facts = session.describe()
     clock: Clock = WallClock()
-    if facts["device"].startswith("cuda") and engine in ("eager", "compile", "triton"):
+    if facts["device"].startswith("cuda") and engine not in ("ort", "openvino"):
         cuda = require("torch", "timing a GPU", "stan-infer[gpu]").cuda
         clock = CudaClock(cuda, facts["device"])
         facts["gpu"] = cuda.get_device_name(facts["device"])

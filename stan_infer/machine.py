@@ -7,8 +7,10 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from stan_infer.errors import InputError
@@ -106,6 +108,9 @@ def try_engines() -> list[dict[str, Any]]:
         _try("triton", "cuda", _run_triton, 'pip install "stan-infer[gpu]", with an NVIDIA driver'),
         _try("ort", "cpu", lambda: _run_ort("cpu"), 'pip install "stan-infer[runtime]"'),
         _try("ort", "cuda", lambda: _run_ort("cuda"), 'pip install "stan-infer[gpu]"'),
+        _try("trt", "cuda", lambda: _run_trt("trt"), 'pip install "stan-infer[trt]"'),
+        _try("trt-rtx", "build", lambda: _build_rtx(), 'pip install "stan-infer[trt-rtx]"'),
+        _try("trt-rtx", "cuda", lambda: _run_trt("trt-rtx"), "install the driver of an NVIDIA GPU"),
         _try("openvino", "cpu", lambda: _run_ov("cpu"), 'pip install "stan-infer[openvino]"'),
         _try("openvino", "gpu", lambda: _run_ov("gpu"), "install the driver of an Intel GPU"),
     ]
@@ -175,6 +180,47 @@ def _run_ov(device: str) -> None:
     x = np.ones(1, dtype=np.float32)
     if open_graph(_IDENTITY, device=device)({"x": x})["y"] != x:
         raise RuntimeError("an identity graph changed its input")
+
+
+def _build_rtx() -> None:
+    """Build a plan of one node, as works without a GPU."""
+    with tempfile.TemporaryDirectory(prefix="stan-infer-") as folder:
+        _build_identity("trt-rtx", Path(folder))
+
+
+def _build_identity(engine: str, folder: Path) -> Any:
+    from stan_infer.export.build_plan import Job
+    from stan_infer.export.to_tensorrt import run_job
+    from stan_infer.plan_file import ENGINES, read_plan, write_sidecar
+    from stan_infer.tensorrt_api import load_tensorrt
+
+    load_tensorrt(engine)
+    onnx, out = folder / "x.onnx", folder / "x.plan"
+    onnx.write_bytes(_IDENTITY)
+    done = run_job(Job(engine=engine, onnx=str(onnx), out=str(out), profiles=[]), lambda part: None)
+    words = {"flavor": ENGINES[engine], "role": "identity", "precision": "fp32"}
+    write_sidecar(out, {**words, **done, "profiles": [{"x": [[1]] * 3}]})
+    return read_plan(out)
+
+
+def _run_trt(engine: str) -> None:
+    import numpy as np
+
+    from stan_infer.errors import MissingError, require
+    from stan_infer.tensorrt_api import load_tensorrt
+
+    module = load_tensorrt(engine)
+    torch = require("torch", f"engine {engine}", "stan-infer[gpu]")
+    if not torch.cuda.is_available():
+        raise MissingError("torch finds no NVIDIA GPU")
+    from stan_infer.engines.plan_graph import PlanGraph
+
+    x = np.ones(1, dtype=np.float32)
+    with tempfile.TemporaryDirectory(prefix="stan-infer-") as folder:
+        plan = _build_identity(engine, Path(folder))
+        graph = PlanGraph(plan, module, torch.device("cuda", 0), cuda_graphs=False)
+        if graph.run("y", {"x": x})[0] != x:
+            raise RuntimeError("an identity graph changed its input")
 
 
 def _run_pyav() -> None:

@@ -46,15 +46,15 @@ def verify(
 ) -> dict[str, Any]:
     """Compare B with the reference A, stage by stage.
 
-    a, b: each a checkpoint (or a loaded Stan), an exported folder or an .onnx file. videos, texts:
-    without them golden ones are made. frames: T of the video tower's cases, as far as both take
-    them. tolerance: largest difference relative to the largest wanted value, of towers and scores
-    (default: that of the coarser precision). bisect: name the block of a tower that departs.
-    engine_a, engine_b: see open_source; settings: of checkpoints.
+    a, b: each a checkpoint, a loaded Stan, an exported folder, .onnx file or plan. videos, texts:
+    golden ones if none. frames: T of the video tower's cases, as far as both take them. tolerance:
+    largest difference relative to the largest wanted value, of towers and scores (default: that of
+    the coarser precision). bisect: name the block of a tower that departs. engine_a, engine_b: see
+    open_source; settings: of checkpoints.
 
     Returns stages (one row each: stage, max_rel, min_cos, agreement, tolerance, pass - None where
-    it was not compared -, worst, note), pass, first_failed, not_compared, bisect, a, b. Raises
-    InputError for a source or video that is none, MissingError for absent packages.
+    it was not compared -, worst, note), pass, first_failed, not_compared, bisect, known_faults, a,
+    b. Raises InputError for a source or video that is none, MissingError for absent packages.
     """
     say = progress or (lambda text: None)
     say("opening both sides")
@@ -78,6 +78,7 @@ def verify(
     record |= {"pass": compared and not failed, "first_failed": first, "stages": rows}
     record["not_compared"] = [r["stage"] for r in rows if r["pass"] is None]
     record["bisect"] = work.blocks() if bisect else {}
+    record["known_faults"] = [fault for source in pair for fault in source.known_faults()]
     return record
 
 

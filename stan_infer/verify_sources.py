@@ -84,6 +84,10 @@ class Source:
         """The graph of a tower, where there is one."""
         return None
 
+    def known_faults(self) -> list[dict[str, str]]:
+        """What was reported of the runtime's version, where it may apply."""
+        return []
+
     def damage(self) -> list[str] | None:
         """Files that are not the ones exported; None where nothing says what they should be."""
         return None
@@ -164,12 +168,23 @@ def open_source(
     """Open one side of a comparison.
 
     source: a checkpoint (or an open_clip name and tag, or a loaded Stan), an exported folder, an
-    .onnx file. engine: of a graph "ort" (default) or "openvino"; of a checkpoint "eager". settings:
-    of a checkpoint. Raises InputError and MissingError.
+    .onnx file, or a .plan in a folder. engine: of a graph "ort" (default) or "openvino"; of a
+    checkpoint "eager"; of a plan its own. settings: of a checkpoint. Raises InputError and
+    MissingError.
     """
     if engine is not None:
         check_engine(engine)
     path = Path(source) if isinstance(source, (str, Path)) else Path()
+    if path.suffix == ".plan":
+        from stan_infer.plan_file import read_plan
+
+        own = read_plan(path, check_hash=False).engine
+        if engine not in (None, own):
+            raise InputError(f"{path} is a plan of engine {own}, not {engine}")
+        require("torch", f"engine {own}", "stan-infer[gpu]")
+        from stan_infer.verify_plan import PlanFile
+
+        return PlanFile(path)
     is_folder = isinstance(source, (str, Path)) and os.path.isdir(path)
     is_graph = is_folder or path.suffix == ".onnx"
     if engine is not None and is_graph != (engine != "eager"):

@@ -20,6 +20,7 @@ FLOORS = [
         "retrieval",
         "atomic",
         "cache_folder",
+        "tensorrt_faults",
         "plan_file",
         "tensorrt_api",
     }
@@ -30,6 +31,7 @@ FLOORS = [
     {"fold", "fused", "torch_ops", "kernel_ops", "kernel_weights"},
     {"engines", "export"},
     {"embed", "bench", "verify", "verify_sources", "verify_folder", "verify_stage"}
+    | {"verify_plan", "bench_plans"}
     | {"verify_inputs", "bisect_graph", "evaluate"}
     | {"ceiling", "bench_lanes", "bench_memory", "bench_stages", "bench_compare", "bench_page"},
     {"report", "cli"},

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stan_infer.cli.options import Device, Json, Settings, parse_numbers, parse_settings
+from stan_infer.cli.options import Json, Settings, parse_numbers, parse_settings
 
 if TYPE_CHECKING:
     from stan_infer.bench import Schedule
@@ -21,14 +21,14 @@ def bench(
         str | None,
         typer.Argument(
             metavar="[CKPT_OR_DIR]",
-            help="Checkpoint, exported folder or bare .onnx graph; without it, --preset.",
+            help="Checkpoint, exported folder, .plan or bare .onnx; without it, --preset.",
         ),
     ] = None,
     engine: Annotated[
         str | None,
         typer.Option(
-            help="eager, compile, triton, ort, openvino, comma separated (default: eager,ort; of a "
-            "folder ort)."
+            help="eager, compile, triton, ort, openvino, trt, trt-rtx, comma separated (default: "
+            "eager,ort; of a folder ort)."
         ),
     ] = None,
     preset: Annotated[
@@ -39,11 +39,14 @@ def bench(
     precision: Annotated[
         str | None,
         typer.Option(
-            help="fp32, fp16, bf16, comma separated (default: fp32, of triton fp16; of a folder "
-            "its own)."
+            help="fp32, fp16, bf16, comma separated (default: fp32, of triton, trt and trt-rtx "
+            "fp16; of a folder its own)."
         ),
     ] = None,
-    device: Device = "cpu",
+    device: Annotated[
+        str | None,
+        typer.Option(help="cpu, cuda, cuda:1 (default: cpu; cuda if triton or trt can run)."),
+    ] = None,
     warmup: Annotated[int, typer.Option(min=1, help="Uncounted rounds.")] = 2,
     repeats: Annotated[int, typer.Option(min=1, help="Counted rounds, at least.")] = 10,
     min_seconds: Annotated[
@@ -89,15 +92,14 @@ def bench(
     from stan_infer.machine import installed_versions, machine_record, pinned, usable_cpus
 
     # Wrong options and files are told before anything is measured.
-    is_checkpoint = checkpoint is None or not (os.path.isdir(checkpoint) or _is_graph(checkpoint))
-    default = "eager,ort" if is_checkpoint else "ort"
-    engines = check_engines([n.strip() for n in (engine or default).split(",")])
+    engines = check_engines([n.strip() for n in (engine or _default(checkpoint)).split(",")])
     precisions = _precisions(precision)
     batches = parse_numbers(batch, "--batch", 1, 64)
     counts = parse_numbers(frames, "--frames", 1, 64)
     earlier = read_json_lines(compare, "bench", "bench --out FILE") if compare else []
     evaluated = [r for path in evals or [] for r in read_json_lines(path, "eval", "eval --json")]
     _check_targets(out, report)
+    device = device or _device(engines)
     count = threads or usable_cpus()
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     title = checkpoint or f"{preset} (random weights)"
@@ -105,8 +107,9 @@ def bench(
 
     with pinned(count) as cpus, tempfile.TemporaryDirectory(prefix="stan-infer-") as folder:
         contest = _open(
-            checkpoint, preset, settings, engines, precisions, device, count, Path(folder)
-        )
+            checkpoint, preset, settings, engines, precisions, device, count, Path(folder),
+            batches, counts,
+        )  # fmt: skip
         try:
             rows, stages = _measure(
                 contest,
@@ -157,13 +160,15 @@ def _open(
     device: str,
     threads: int,
     folder: Path,
+    batches: list[int],
+    frames: list[int],
 ) -> Contest:
     from stan_infer.bench_lanes import open_folder, open_model, open_onnx
-    from stan_infer.errors import InputError, require
+    from stan_infer.errors import require
     from stan_infer.report import say
 
     given = parse_settings(settings)
-    if checkpoint is not None and os.path.isdir(checkpoint):
+    if checkpoint is not None and (os.path.isdir(checkpoint) or checkpoint.endswith(".plan")):
         return open_folder(
             checkpoint,
             engines=engines,
@@ -172,9 +177,7 @@ def _open(
             threads=threads,
             settings=given or None,
         )
-    if checkpoint is not None and _is_graph(checkpoint):
-        if not checkpoint.endswith(".onnx"):
-            raise InputError(f"{checkpoint}: TensorRT plans are not read by this version")
+    if checkpoint is not None and checkpoint.endswith(".onnx"):
         return open_onnx(Path(checkpoint), engines=engines, device=device, threads=threads)
     torch = require("torch", "bench, whose baseline is eager mode,", "stan-infer[cpu]")
     torch.set_num_threads(threads)
@@ -198,6 +201,8 @@ def _open(
         threads=threads,
         folder=folder,
         say=say,
+        batches=batches,
+        frames=frames,
     )
 
 
@@ -329,5 +334,26 @@ def _check_targets(out: Path | None, report: Path | None) -> None:
         raise InputError(f"--out {out}: no such folder, or a folder itself; give a file name")
 
 
-def _is_graph(source: str) -> bool:
-    return source.endswith((".onnx", ".plan"))
+def _default(source: str | None) -> str:
+    """Engines where none is named."""
+    from stan_infer.plan_file import read_plan
+
+    if source is not None and source.endswith(".plan"):
+        return read_plan(source, check_hash=False).engine
+    is_other = source is not None and (os.path.isdir(source) or source.endswith(".onnx"))
+    return "ort" if is_other else "eager,ort"
+
+
+def _device(engines: list[str]) -> str:
+    """The GPU where an engine needs one and it is here, for its baseline too; else the CPU."""
+    from stan_infer.bench_lanes import GPU_ENGINES
+    from stan_infer.errors import require
+    from stan_infer.report import say
+
+    needs = [e for e in engines if e in GPU_ENGINES]
+    if not needs:
+        return "cpu"
+    if require("torch", f"engine {needs[0]}", "stan-infer[gpu]").cuda.is_available():
+        say(f"measuring every engine on cuda, as {needs[0]} runs there; --device says otherwise")
+        return "cuda"
+    return "cpu"

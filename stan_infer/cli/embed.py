@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from stan_infer.cli.options import (
+    AutoRebuild,
     CheckpointOrFolder,
     Decoder,
     Device,
@@ -31,6 +32,7 @@ def embed(
     settings: Settings = None,
     decoder: Decoder = "auto",
     timeout: Timeout = 60.0,
+    auto_rebuild: AutoRebuild = False,
     json: Json = False,
 ) -> None:
     """Embed videos into a .npz file; unreadable ones are named and left out (exit code 2)."""
@@ -47,7 +49,11 @@ def embed(
         raise InputError(f"--out {out}: no such folder, or a folder itself; give a file name")
     paths = list_videos(videos)
     session = open_session(
-        checkpoint, engine, device=device, settings=parse_settings(settings) or None
+        checkpoint,
+        engine,
+        device=device,
+        settings=parse_settings(settings) or None,
+        auto_rebuild=auto_rebuild,
     )
     with progress_bar("embedding", len(paths)) as step:
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stan_infer.cli.options import (
+    AutoRebuild,
     CheckpointOrFolder,
     Decoder,
     Device,
@@ -80,6 +81,7 @@ def eval(
     settings: Settings = None,
     decoder: Decoder = "auto",
     timeout: Timeout = 60.0,
+    auto_rebuild: AutoRebuild = False,
     json: Json = False,
 ) -> None:
     """Evaluate retrieval (R@1/5/10, MdR, MnR) or recognition (top-1/5) and state the protocol.
@@ -121,6 +123,7 @@ def eval(
         device=device,
         precision=precision,
         settings=parse_settings(settings) or None,
+        auto_rebuild=auto_rebuild,
     )
     preset = DATASETS[dataset]
     protocol = Protocol(

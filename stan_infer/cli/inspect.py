@@ -97,12 +97,20 @@ def _inspect_plan(path: str, settings: list[str] | None, json: bool) -> None:
     """Show a TensorRT plan by its sidecar and header, its hash compared; TensorRT is not needed."""
     from stan_infer.errors import InputError
     from stan_infer.plan_file import read_header, read_plan
-    from stan_infer.report import print_facts, print_json, print_table
+    from stan_infer.report import print_facts, print_json, print_table, say
+    from stan_infer.tensorrt_faults import faults_of
 
     if settings:
         raise InputError("--set belongs to a checkpoint; a plan was built with its settings")
     plan = read_plan(path)
-    record = {"plan": path, "engine": plan.engine, **plan.sidecar, "header": read_header(plan.path)}
+    faults = faults_of(plan.sidecar)
+    record = {
+        "plan": path,
+        "engine": plan.engine,
+        **plan.sidecar,
+        "header": read_header(plan.path),
+        "known_faults": faults,
+    }
     if json:
         print_json("inspect", record)
         return
@@ -122,7 +130,6 @@ def _inspect_plan(path: str, settings: list[str] | None, json: bool) -> None:
             "mib": plan.sidecar["plan_bytes"] / 2**20,
             "sha256": plan.sidecar["plan_sha256"],
             "onnx": plan.sidecar.get("onnx"),
-            "parity": plan.sidecar.get("parity") or "not measured: it has not run on a GPU",
         }
     )
     rows = []
@@ -136,6 +143,8 @@ def _inspect_plan(path: str, settings: list[str] | None, json: bool) -> None:
         [{**io, "shape": "x".join(map(str, io["shape"]))} for io in plan.sidecar["io"]],
         ["name", "mode", "dtype", "shape"],
     )
+    for fault in faults:
+        say(f"reported for this version of TensorRT: {fault['what']} ({fault['link']})")
 
 
 def _cost(config: StanConfig, frames: int | None) -> dict[str, Any]:

@@ -28,9 +28,15 @@ Settings = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="One JSON object per result, on stdout.")]
 Engine = Annotated[
     str | None,
-    typer.Option(help="eager, compile, triton (checkpoint); ort, openvino (exported folder)."),
+    typer.Option(
+        help="eager, compile, triton (checkpoint); ort, openvino, trt, trt-rtx (exported folder)."
+    ),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:1; openvino: cpu, gpu.")]
+AutoRebuild = Annotated[
+    bool,
+    typer.Option("--auto-rebuild", help="Build a plan of another version or GPU again (minutes)."),
+]
 Decoder = Annotated[str, typer.Option(help="auto (PyAV), pyav or decord.")]
 Timeout = Annotated[float, typer.Option(help="Seconds that one video may take to decode.")]
 MAX_TEXTS = 100_000

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from stan_infer.cli.options import (
+    AutoRebuild,
     CheckpointOrFolder,
     Decoder,
     Device,
@@ -31,6 +32,7 @@ def run(
     settings: Settings = None,
     decoder: Decoder = "auto",
     timeout: Timeout = 60.0,
+    auto_rebuild: AutoRebuild = False,
     json: Json = False,
 ) -> None:
     """Score videos against texts: which text fits each video best."""
@@ -44,7 +46,11 @@ def run(
     texts = read_texts(text, labels)
     paths = list_videos(videos)
     session = open_session(
-        checkpoint, engine, device=device, settings=parse_settings(settings) or None
+        checkpoint,
+        engine,
+        device=device,
+        settings=parse_settings(settings) or None,
+        auto_rebuild=auto_rebuild,
     )
     ids = token_ids(session.config, texts, session.vocabulary)
     features = session.embed_text(ids)

@@ -13,8 +13,10 @@ _COLUMNS = ("stage", "pass", "max_rel", "tolerance", "min_cos", "agreement", "wo
 
 
 def verify(
-    a: Annotated[str, typer.Argument(metavar="A", help="Reference: checkpoint, folder or .onnx.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="What is compared with it: likewise.")],
+    a: Annotated[str, typer.Argument(metavar="A", help="Reference: checkpoint, folder, .onnx.")],
+    b: Annotated[
+        str, typer.Argument(metavar="B", help="What is compared with it: likewise, or a .plan.")
+    ],
     videos: Annotated[
         Path | None, typer.Option(help="Video or folder of videos (default: made ones).")
     ] = None,
@@ -57,6 +59,8 @@ def verify(
         engine_b=engine_b,
         settings=parse_settings(settings) or None,
     )
+    for fault in record["known_faults"]:
+        say(f"reported for this version of TensorRT: {fault['what']} ({fault['link']})")
     if json:
         print_json("verify", record)
     else:

@@ -48,10 +48,12 @@ class TrtSession(FolderSession):
         GPU is not here.
         """
         if device.partition(":")[0] != "cuda":
-            raise InputError(f"engine {self.engine} runs on NVIDIA GPUs: give --device cuda")
+            hint = "give --device cuda" if cuda.is_available() else "torch finds none here"
+            raise MissingError(f"engine {self.engine} runs on NVIDIA GPUs: {hint}")
         self._given = read_plan(plan, check_hash=False) if plan else None
         self._auto_rebuild, self._cuda = auto_rebuild, cuda
         self._use_graphs = cuda_graphs
+        self._running: dict[str, Plan] = {}
         self._plans = _plans_of(artefact, self.engine, self._given)
         if not self._plans:
             raise InputError(
@@ -76,6 +78,7 @@ class TrtSession(FolderSession):
             assert refusal is not None
             raise refusal
         _check_origin(self._artefact, graph, plan)
+        self._running[graph.role] = plan
         return PlanGraph(
             plan,
             load_tensorrt(self.engine),
@@ -83,6 +86,16 @@ class TrtSession(FolderSession):
             cuda_graphs=self._use_graphs,
             cuda=self._cuda,
         )
+
+    def plan(self, role: str) -> Plan | None:
+        """The plan that runs a graph of the folder."""
+        return self._running.get(role)
+
+    def opened(self, role: str) -> PlanGraph | None:
+        """A graph's plan in TensorRT."""
+        found = self._opened.get(role)
+        assert found is None or isinstance(found, PlanGraph)
+        return found
 
     def embed_video(self, video: Tensor | np.ndarray) -> Tensor:
         """See Session.embed_video; a float32 tensor on the device, perhaps still being computed."""

@@ -56,7 +56,7 @@ from tests.cli.conftest import write_video
         (["export", "{ckpt}", "-o", "x", "--clips", "nowhere"], "nowhere"),
         (["convert", "{ckpt}", "x.pth"], "must end in .safetensors"),
         (["bench", "--preset", "stan-b23"], "mean 'stan-b32'"),
-        (["bench", "--engine", "eager,otr"], "mean 'ort'"),
+        (["bench", "--engine", "eager,orrt"], "mean 'ort'"),
         (["bench", "--preset", "stan-tiny", "--frames", "0"], "out of range"),
         (["bench", "--preset", "stan-tiny", "--batch", "one"], "no list of whole numbers"),
     ],

@@ -6,6 +6,7 @@ import json
 import statistics
 
 import pytest
+import torch
 
 QUICK = ("--repeats", "2", "--warmup", "1", "--min-seconds", "0", "--no-memory")
 
@@ -39,8 +40,8 @@ def test_a_folder_and_a_bare_graph(cli, artefact):
     assert done.records[0]["gflop_per_s"] is None  # nothing tells its architecture
     done = cli("bench", artefact / "text.onnx", *QUICK)
     assert done.code == 2 and "needs one input, uint8 [B, T, S, S, 3]" in done.err
-    done = cli("bench", artefact / "video.plan", *QUICK)
-    assert done.code == 2 and "TensorRT plans are not read" in done.err
+    done = cli("bench", artefact / "engines" / "video.plan", *QUICK)
+    assert done.code == 2 and "video.plan: no such file" in done.err
 
 
 def test_a_graph_without_inputs_is_told(cli, tmp_path):
@@ -73,12 +74,35 @@ def test_engines_that_are_not_here_are_shown_with_the_reason_and_the_rest_runs(c
     args = ("bench", "--preset", "stan-tiny", "--engine", "trt,triton,eager", *QUICK)
     done = cli(*args)
     assert done.code == 3
-    assert "engine trt is not part of this version" in done.err
+    assert "engine trt needs tensorrt" in done.err
     assert "engine triton: torch" in done.err and "finds no GPU; use --engine eager" in done.err
     assert "eager" in done.out
     rows = cli(*args, "--json").records
     assert [r["engine"] for r in rows] == ["eager", "trt", "triton"]
     assert [bool(r.get("refused")) for r in rows] == [False, True, True]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_plan_is_built_kept_and_said_to_be_unable_to_run_here(cli, tmp_path, monkeypatch):
+    pytest.importorskip("tensorrt_rtx")
+    monkeypatch.setenv("STAN_INFER_CACHE", str(tmp_path))
+    args = ("bench", "--preset", "stan-tiny", "--engine", "trt-rtx", "--json", *QUICK)
+    first, again = cli(*args), cli(*args)
+    assert (first.code, again.code) == (3, 3)
+    assert "built video.fp16.trt-rtx.plan in" in first.err
+    assert "taking video.fp16.trt-rtx.plan from" in again.err and "built in" not in again.err
+    for done in (first, again):
+        eager, absent = done.records
+        assert eager["engine"] == "eager" and eager["latency_ms_p50"] > 0
+        assert absent["precision"] == "fp16"
+        assert "was built and cannot run here" in absent["refused"]
+    (kept,) = (tmp_path / "engines").iterdir()
+    (plan,) = kept.glob("*.plan")
+    plan.write_bytes(b"damaged")
+    assert "built video.fp16.trt-rtx.plan in" in cli(*args).err
+    done = cli("bench", *args[3:], "--device", "cpu", *args[1:3])
+    assert "engine trt-rtx runs on NVIDIA GPUs" in done.records[1]["refused"]
 
 
 def test_lower_precisions_have_the_fp32_baseline(cli):

@@ -403,6 +403,6 @@ def fake_tensorrt(version: str, world: World):
         OnnxParser, IOptimizationProfile, ITimingCache, IBuilderConfig, Builder, IRuntimeCache,
         IRuntimeConfig, ICudaEngine, IExecutionContext, Runtime,
     ):  # fmt: skip
-        if kind.__name__ in table:
+        if kind.__name__ in table or kind is IHostMemory:
             setattr(module, kind.__name__, kind)
     return module
