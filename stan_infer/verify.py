@@ -97,8 +97,7 @@ class _Work:
 
         coarse = max(TOLERANCES.get(s.precision, 0.0) for s in pair) or TOLERANCES["fp32"]
         self.pair, self.a, self.b, self.texts, self.say = pair, *pair, list(texts), say
-        self.frames = frames
-        self.tolerance = coarse if tolerance is None else tolerance
+        self.frames, self.tolerance = frames, coarse if tolerance is None else tolerance
         self.config = next((s.config for s in pair if s.config), None)
         names = ("files", "decode", "resize", "input", "ids", "video tower", "text tower")
         self.stages = [Stage(n) for n in (*names, "score", "labels", "rank")]
