@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -79,10 +79,10 @@ def nvidia_gpus() -> list[dict[str, str]]:
     return found
 
 
-def installed_versions() -> dict[str, str | None]:
+def installed_versions(names: Sequence[str] = _PACKAGES) -> dict[str, str | None]:
     """Version of every package that matters, None where it is not installed."""
     found: dict[str, str | None] = {}
-    for name in _PACKAGES:
+    for name in names:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

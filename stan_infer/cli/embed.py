@@ -15,6 +15,7 @@ from stan_infer.cli.options import (
     Device,
     Engine,
     Json,
+    Provider,
     Settings,
     Timeout,
     parse_settings,
@@ -27,6 +28,7 @@ def embed(
     out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE.npz", help="File to write.")],
     engine: Engine = None,
     device: Device = "cpu",
+    provider: Provider = None,
     batch: Annotated[int, typer.Option(min=1, max=64, help="Clips per call.")] = 1,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Decoding processes.")] = 1,
     settings: Settings = None,
@@ -54,6 +56,7 @@ def embed(
         device=device,
         settings=parse_settings(settings) or None,
         auto_rebuild=auto_rebuild,
+        provider=provider,
     )
     with progress_bar("embedding", len(paths)) as step:
 

@@ -15,6 +15,7 @@ from stan_infer.cli.options import (
     Device,
     Engine,
     Json,
+    Provider,
     Settings,
     Timeout,
     parse_settings,
@@ -49,6 +50,7 @@ def eval(
     template: Annotated[str, typer.Option(help="Text of a class, as 'a video of {}'.")] = "{}",
     engine: Engine = None,
     device: Device = "cpu",
+    provider: Provider = None,
     precision: Annotated[
         str | None, typer.Option(help="fp32, fp16, bf16 (default: fp32; of a folder its own).")
     ] = None,
@@ -124,6 +126,7 @@ def eval(
         precision=precision,
         settings=parse_settings(settings) or None,
         auto_rebuild=auto_rebuild,
+        provider=provider,
     )
     preset = DATASETS[dataset]
     protocol = Protocol(

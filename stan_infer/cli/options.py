@@ -37,6 +37,12 @@ AutoRebuild = Annotated[
     bool,
     typer.Option("--auto-rebuild", help="Build a plan of another version or GPU again (minutes)."),
 ]
+Provider = Annotated[
+    str | None,
+    typer.Option(
+        help="Of engine ort: cpu, cuda, cuda-graph, tensorrt, tensorrt-rtx (default: the device's)."
+    ),
+]
 Decoder = Annotated[str, typer.Option(help="auto (PyAV), pyav or decord.")]
 Timeout = Annotated[float, typer.Option(help="Seconds that one video may take to decode.")]
 MAX_TEXTS = 100_000

@@ -14,6 +14,7 @@ from stan_infer.cli.options import (
     Device,
     Engine,
     Json,
+    Provider,
     Settings,
     Timeout,
     parse_settings,
@@ -29,6 +30,7 @@ def run(
     top: Annotated[int, typer.Option(min=1, help="Texts shown per video.")] = 5,
     engine: Engine = None,
     device: Device = "cpu",
+    provider: Provider = None,
     settings: Settings = None,
     decoder: Decoder = "auto",
     timeout: Timeout = 60.0,
@@ -51,6 +53,7 @@ def run(
         device=device,
         settings=parse_settings(settings) or None,
         auto_rebuild=auto_rebuild,
+        provider=provider,
     )
     ids = token_ids(session.config, texts, session.vocabulary)
     features = session.embed_text(ids)

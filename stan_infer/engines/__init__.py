@@ -36,6 +36,7 @@ def open_session(
     graph: str = "reference",
     scales: Mapping[str, float] | None = None,
     auto_rebuild: bool = False,
+    provider: str | None = None,
 ) -> Session:
     """Open a model for inference.
 
@@ -49,6 +50,7 @@ def open_session(
     weights and products; None is fp32 for a checkpoint (fp16 for "triton") and what was exported
     for a folder; "openvino" also runs an fp32 folder in bf16, where the CPU has it. graph: of
     "eager" and "compile", the "reference" or the "fused" rewritten one. scales: see TritonSession.
+    provider: of "ort": cpu, cuda (the device's own), cuda-graph, tensorrt, tensorrt-rtx.
     settings: StanConfig fields that a checkpoint's shapes cannot tell. threads: CPU threads of
     "ort" and "openvino" (torch: torch.set_num_threads, which belongs to the process).
 
@@ -56,8 +58,12 @@ def open_session(
     MissingError for a package or device that is not here.
     """
     if isinstance(source, (str, Path)) and str(source).endswith(".plan"):
+        if provider is not None:
+            raise InputError(f"provider {provider} is a choice of engine ort; {source} is a plan")
         return _open_plan(Path(source), engine, device, precision, settings, auto_rebuild)
     is_folder = isinstance(source, (str, Path)) and os.path.isdir(source)
+    if provider is not None and (engine or ("ort" if is_folder else "eager")) != "ort":
+        raise InputError(f"provider {provider} is a choice of engine ort, not {engine or 'eager'}")
     engine = engine or ("ort" if is_folder else "eager")
     check_engine(engine)
     if graph != "reference" and engine not in ("eager", "compile"):
@@ -104,7 +110,9 @@ def open_session(
         return OvSession(artefact, device=device, precision=precision, threads=threads)
     from stan_infer.engines.ort_session import OrtSession
 
-    return OrtSession(artefact, device=device, precision=precision, threads=threads)
+    return OrtSession(
+        artefact, device=device, precision=precision, threads=threads, provider=provider
+    )
 
 
 def _open_triton(

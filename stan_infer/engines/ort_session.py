@@ -2,41 +2,45 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stan_infer.artefact import Graph
+from stan_infer.artefact import Artefact, Graph
 from stan_infer.engines.folder_session import FolderSession, Signature, Value
-from stan_infer.engines.session import split_device
-from stan_infer.errors import InputError, MissingError, require
+from stan_infer.engines.ort_providers import Provider, choose_provider, open_with
+from stan_infer.errors import InputError, MissingError, StanError, require
 
 if TYPE_CHECKING:
     import onnxruntime
 
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _DTYPES = {"tensor(float)": "float32"}  # the others bear numpy's name
+_CPU = Provider("cpu", "cpu")
+MAX_GRAPHS = 8  # shapes whose CUDA graph is kept
 
 
 def open_graph(
     graph: Path | bytes,
     *,
     device: str = "cpu",
+    provider: str | None = None,
     threads: int | None = None,
     arena: bool = True,
 ) -> onnxruntime.InferenceSession:
     """Open one ONNX file (or its bytes) on the device asked for, and nowhere else.
 
-    arena: keep freed memory for the next run: a little faster, and half as much again.
+    provider: one of ort_providers.PROVIDERS; None is the device's own. arena: keep freed memory for
+    the next run: a little faster, and half as much again.
 
-    Raises InputError for an unknown device or a graph that ONNX Runtime refuses, MissingError when
-    onnxruntime or the device's provider is not here: ONNX Runtime itself would go on on the CPU.
+    Raises InputError for an unknown device or provider, or a graph that ONNX Runtime refuses;
+    MissingError when onnxruntime or the provider is not here: ONNX Runtime itself would go on on
+    the CPU.
     """
     ort = require("onnxruntime", "engine ort", "stan-infer[runtime]")
-    kind, index = split_device(device, list(_PROVIDERS))
-    wanted = _PROVIDERS[kind]
+    chosen = choose_provider(device, provider)
     options = ort.SessionOptions()
     options.log_severity_level = 3
     # Its own format, .ort, is chosen by content for bytes; only ONNX was checked.
@@ -44,16 +48,10 @@ def open_graph(
     options.enable_cpu_mem_arena = arena
     if threads:
         options.intra_op_num_threads = threads
-    provider: Any = (wanted, {"device_id": index}) if index else wanted
-    missing = (
-        f"engine ort cannot use {wanted} on device '{device}' here: "
-        'pip install "stan-infer[gpu]" on a machine with an NVIDIA driver, or --device cpu'
-    )
-    if wanted not in ort.get_available_providers():
-        raise MissingError(missing)
     try:
-        source = graph if isinstance(graph, bytes) else str(graph)
-        session = ort.InferenceSession(source, options, providers=[provider])
+        return open_with(chosen, graph if isinstance(graph, bytes) else str(graph), options)
+    except StanError:
+        raise
     except Exception as e:
         # onnxruntime raises its own classes, which share no base but Exception.
         name = "the graph" if isinstance(graph, bytes) else graph.name
@@ -63,10 +61,9 @@ def open_graph(
                 f"ONNX Runtime {ort.__version__} has no code on device '{device}' for a node of "
                 f"{name} ({reason[:160]}); bf16 on a CPU needs --engine openvino"
             ) from e
+        if "fallback" in reason and chosen.device != "cpu":
+            raise chosen.missing(f"it leaves nodes of {name} to the CPU") from e
         raise InputError(f"ONNX Runtime refuses {name}: {reason[:200]}") from e
-    if session.get_providers()[0] != wanted:
-        raise MissingError(missing)
-    return session
 
 
 def run_graph(
@@ -85,36 +82,112 @@ class OrtSession(FolderSession):
 
     engine = "ort"
 
+    def __init__(
+        self,
+        artefact: Artefact,
+        *,
+        device: str = "cpu",
+        precision: str | None = None,
+        threads: int | None = None,
+        provider: str | None = None,
+    ) -> None:
+        """See FolderSession; provider: see open_graph."""
+        self._provider = choose_provider(device, provider)
+        super().__init__(artefact, device=device, precision=precision, threads=threads)
+
     def open(self, graph: Graph, precision: str, threads: int | None) -> OrtGraph:
         """See FolderSession.open."""
         path = self._artefact.path / graph.file
-        return OrtGraph(open_graph(path, device=self._device, threads=threads))
+        session = open_graph(
+            path, device=self._device, provider=self._provider.word, threads=threads
+        )
+        return OrtGraph(session, self._provider)
 
 
 class OrtGraph:
     """One graph in ONNX Runtime; see folder_session.OpenGraph."""
 
-    def __init__(self, session: onnxruntime.InferenceSession) -> None:
-        """Take what open_graph returned."""
-        self._session = session
+    def __init__(
+        self, session: onnxruntime.InferenceSession, provider: Provider | None = None
+    ) -> None:
+        """Take what open_graph returned, and the provider that it was opened on (None: the CPU)."""
+        self._session, self._provider = session, provider or _CPU
+        self._kept: OrderedDict[Any, tuple[Any, ...]] = OrderedDict()
+        self._graphs = 0  # captured so far: each has a number of its own
 
     def signature(self) -> Signature:
         """See OpenGraph.signature."""
         return Signature(_values(self._session.get_inputs()), _values(self._session.get_outputs()))
 
     def run(self, output: str, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
-        """See OpenGraph.run."""
-        return run_graph(self._session, output, feeds)
+        """See OpenGraph.run; on a GPU, inputs and outputs are bound to its memory."""
+        if not self._provider.is_bound:
+            return run_graph(self._session, output, feeds)
+        try:
+            replay = self._provider.word == "cuda-graph"
+            return self._replay(output, feeds) if replay else self._bound(output, feeds)
+        except Exception as e:
+            # See run_graph.
+            raise InputError(f"ONNX Runtime cannot run the graph: {str(e)[:200]}") from e
 
     def describe(self) -> dict[str, Any]:
         """See OpenGraph.describe."""
         import onnxruntime as ort
 
+        graphs = {"cuda_graphs": len(self._kept)} if self._provider.word == "cuda-graph" else {}
         return {
             "provider": self._session.get_providers()[0],
             "onnxruntime": ort.__version__,
             "threads": self._session.get_session_options().intra_op_num_threads or "all",
+            **graphs,
         }
+
+    def _bound(self, output: str, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
+        import onnxruntime as ort
+
+        place = (self._provider.device, self._provider.index)
+        binding = self._session.io_binding()
+        for name, value in feeds.items():
+            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(value, *place))
+        binding.bind_output(output, *place)
+        self._session.run_with_iobinding(binding)
+        return binding.copy_outputs_to_cpu()[0]
+
+    def _replay(self, output: str, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
+        """One captured graph per output and shapes: what is bound keeps its place."""
+        key = (output, *(v.shape for v in feeds.values()))
+        if key not in self._kept:
+            while len(self._kept) >= MAX_GRAPHS:
+                self._kept.popitem(last=False)
+            self._kept[key] = self._capture(output, feeds)
+        self._kept.move_to_end(key)
+        binding, inputs, result, options = self._kept[key]
+        for name, value in feeds.items():
+            inputs[name].update_inplace(np.ascontiguousarray(value))
+        self._session.run_with_iobinding(binding, options)
+        return result.numpy()
+
+    def _capture(self, output: str, feeds: Mapping[str, np.ndarray]) -> tuple[Any, ...]:
+        """Bind places of their own; the first run with a new number captures."""
+        import onnxruntime as ort
+
+        place = (self._provider.device, self._provider.index)
+        binding = self._session.io_binding()
+        inputs: dict[str, Any] = {}
+        sizes: dict[Any, int] = {}
+        for given in self._session.get_inputs():
+            value = feeds[given.name]
+            sizes |= dict(zip(given.shape, value.shape, strict=True))
+            inputs[given.name] = ort.OrtValue.ortvalue_from_numpy(value, *place)
+            binding.bind_ortvalue_input(given.name, inputs[given.name])
+        wanted = next(o for o in self._session.get_outputs() if o.name == output)
+        shape = [n if isinstance(n, int) else sizes[n] for n in wanted.shape]
+        result = ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float32, *place)
+        binding.bind_ortvalue_output(output, result)
+        self._graphs += 1
+        options = ort.RunOptions()
+        options.add_run_config_entry("gpu_graph_id", str(self._graphs))
+        return binding, inputs, result, options
 
 
 def _values(values: Any) -> dict[str, Value]:

@@ -1,0 +1,136 @@
+"""ONNX Runtime's execution providers: the one asked for runs, or an error says why not.
+
+Asked for CUDA where it cannot load, ONNX Runtime itself opens a session on the CPU and logs a line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from stan_infer.engines.session import split_device
+from stan_infer.errors import InputError, MissingError, nearest, require
+from stan_infer.machine import faults, installed_versions
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+_RTX = "NvTensorRTRTXExecutionProvider"
+# Word -> the device that it runs on, ONNX Runtime's name, what makes it be here.
+_KNOWN = {
+    "cpu": ("cpu", "CPUExecutionProvider", 'pip install "stan-infer[runtime]"'),
+    "cuda": ("cuda", "CUDAExecutionProvider", 'pip install "stan-infer[gpu]"'),
+    "cuda-graph": ("cuda", "CUDAExecutionProvider", 'pip install "stan-infer[gpu]"'),
+    "tensorrt": (
+        "cuda",
+        "TensorrtExecutionProvider",
+        'pip install "stan-infer[gpu]" "stan-infer[trt]"',
+    ),
+    "tensorrt-rtx": ("cuda", _RTX, "pip install onnxruntime-ep-nv-tensorrt-rtx-cu13"),
+}
+PROVIDERS = tuple(_KNOWN)
+
+
+@dataclasses.dataclass(frozen=True)
+class Provider:
+    """What was asked for."""
+
+    word: str  # one of PROVIDERS
+    device: str  # cpu or cuda
+    index: int = 0  # of the GPU
+
+    @property
+    def name(self) -> str:
+        """ONNX Runtime's name."""
+        return _KNOWN[self.word][1]
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether inputs and outputs are bound to the device's memory."""
+        return self.device != "cpu"
+
+    def missing(self, why: str = "") -> MissingError:
+        """The error that says that it cannot be had here."""
+        place = f"{self.device}:{self.index}" if self.index else self.device
+        return MissingError(
+            f"engine ort cannot use {self.name} on device '{place}' here{why and f' ({why})'}: "
+            f"{_KNOWN[self.word][2]} on a machine with an NVIDIA driver, or --device cpu"
+        )
+
+
+def choose_provider(device: str, word: str | None = None) -> Provider:
+    """The provider of a word, or of the device where none is given.
+
+    Raises InputError for an unknown word or device, or a provider of another device.
+    """
+    kind, index = split_device(device, ["cpu", "cuda"])
+    word = word or kind
+    if word not in _KNOWN:
+        raise InputError(
+            f"provider '{word}' is unknown{nearest(word, PROVIDERS)} ({', '.join(PROVIDERS)})"
+        )
+    if _KNOWN[word][0] != kind:
+        raise InputError(
+            f"provider {word} runs on device {_KNOWN[word][0]}, not {device}: "
+            f"give --device {_KNOWN[word][0]}"
+        )
+    return Provider(word, kind, int(index or 0))
+
+
+def open_with(
+    provider: Provider, source: str | bytes, options: onnxruntime.SessionOptions
+) -> onnxruntime.InferenceSession:
+    """Open a session on this provider alone.
+
+    Raises MissingError where the provider is not here or another one was taken; whatever ONNX
+    Runtime raises for the graph goes on.
+    """
+    ort = require("onnxruntime", "engine ort", "stan-infer[runtime]")
+    check_wheels()
+    listed: list[Any] = []
+    if provider.device != "cpu":
+        # No node may go to the CPU in silence; no such provider may be listed beside it then.
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    if provider.name == _RTX:
+        _add_plugin(ort, provider, options)
+    elif provider.name not in ort.get_available_providers():
+        raise provider.missing()
+    else:
+        listed = [(provider.name, _settings(provider))]
+    session = ort.InferenceSession(source, options, providers=listed or None)
+    if session.get_providers()[0] != provider.name:
+        raise provider.missing(f"it opened {session.get_providers()[0]} instead")
+    return session
+
+
+def check_wheels() -> None:
+    """Raise MissingError where both of ONNX Runtime's packages are installed: one is broken."""
+    wrong = faults(installed_versions(("onnxruntime", "onnxruntime-gpu")))
+    if wrong:
+        raise MissingError(wrong[0])
+
+
+def _settings(provider: Provider) -> dict[str, str]:
+    if provider.device == "cpu":
+        return {}
+    graph = {"enable_cuda_graph": "1"} if provider.word == "cuda-graph" else {}
+    return {"device_id": str(provider.index), **graph}
+
+
+def _add_plugin(ort: Any, provider: Provider, options: Any) -> None:
+    """TensorRT for RTX is a library of its own that plain onnxruntime takes in."""
+    try:
+        plugin = importlib.import_module("onnxruntime_ep_nv_tensorrt_rtx")
+    except ImportError as e:
+        raise provider.missing("its plug-in is not installed") from e
+    known = [d for d in ort.get_ep_devices() if d.ep_name == _RTX]
+    if not known:
+        try:
+            ort.register_execution_provider_library(_RTX, plugin.get_library_path())
+        except Exception as e:  # ONNX Runtime's own classes share no base but Exception
+            raise provider.missing(str(e).splitlines()[0][:200]) from e
+        known = [d for d in ort.get_ep_devices() if d.ep_name == _RTX]
+    if provider.index >= len(known):
+        raise provider.missing(f"it finds {len(known)} GPUs")
+    options.add_provider_for_devices([known[provider.index]], {})

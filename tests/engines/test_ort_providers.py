@@ -1,0 +1,162 @@
+"""ONNX Runtime's providers: what was asked for runs or an error says why; binding, on the CPU."""
+
+from __future__ import annotations
+
+import sys
+import types
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+import stan_infer as si
+from stan_infer.engines import ort_providers, ort_session
+from stan_infer.engines.ort_providers import Provider, check_wheels, choose_provider
+from stan_infer.engines.ort_session import MAX_GRAPHS, OrtGraph, open_graph
+from stan_infer.errors import InputError, MissingError
+from stan_infer.export import export_model
+from stan_infer.machine import _IDENTITY
+from tests.conftest import clips
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_model, tmp_path_factory):
+    out = tmp_path_factory.mktemp("providers") / "tiny"
+    export_model(tiny_model, out)
+    return out
+
+
+class Bound(Provider):
+    """Binding works on a CPU too: the same calls, another place."""
+
+    is_bound = True
+
+
+@pytest.mark.parametrize("word", ["cuda", "cuda-graph"])
+def test_bound_inputs_and_outputs_give_the_same(folder, word):
+    plain = si.open_session(folder)
+    graph = OrtGraph(open_graph(folder / "video.onnx"), Bound(word, "cpu"))
+    for b, t in ((1, 6), (2, 3), (1, 6), (3, 64)):
+        video = clips(b, t, 16, seed=b * t)
+        got = graph.run("video_embeds", {"video": video})
+        assert np.array_equal(got, plain.embed_video(video))
+    with pytest.raises(InputError, match="cannot run the graph"):
+        graph.run("video_embeds", {"video": np.zeros((1, 65, 16, 16, 3), np.uint8)})
+
+
+def test_a_captured_graph_keeps_its_places_and_there_is_a_bounded_number(folder):
+    graph = OrtGraph(open_graph(folder / "video.onnx"), Bound("cuda-graph", "cpu"))
+    for t in (*range(1, MAX_GRAPHS + 3), MAX_GRAPHS + 2):
+        graph.run("video_embeds", {"video": clips(1, t, 16)})
+    assert graph.describe()["cuda_graphs"] == MAX_GRAPHS
+    assert graph._graphs == MAX_GRAPHS + 2  # the last shape was not captured again
+
+
+def test_the_provider_is_told_and_compared(folder):
+    assert si.open_session(folder, provider="cpu").describe()["provider"] == "CPUExecutionProvider"
+
+
+@pytest.mark.parametrize(
+    ("device", "word", "error", "words"),
+    [
+        ("cpu", "cuda", InputError, "provider cuda runs on device cuda, not cpu: give --device"),
+        ("cuda", "cpu", InputError, "provider cpu runs on device cpu, not cuda"),
+        ("cpu", "tensort", InputError, "provider 'tensort' is unknown; did you mean 'tensorrt'"),
+        ("cuda", "cuda", MissingError, "cannot use CUDAExecutionProvider.*stan-infer.gpu"),
+        ("cuda:1", "cuda-graph", MissingError, "CUDAExecutionProvider on device 'cuda:1'"),
+        ("cuda", "tensorrt", MissingError, "cannot use TensorrtExecutionProvider"),
+        ("cuda", "tensorrt-rtx", MissingError, "plug-in is not installed.*pip install onnxrunt"),
+    ],
+)
+def test_what_cannot_be_had_is_an_error(folder, device, word, error, words):
+    available = ort.get_available_providers()
+    if error is MissingError and "CUDAExecutionProvider" in available:
+        pytest.skip("this machine has onnxruntime-gpu")
+    with pytest.raises(error, match=words):
+        si.open_session(folder, device=device, provider=word)
+
+
+def test_a_provider_belongs_to_ort(folder, tiny_model):
+    with pytest.raises(InputError, match="provider cpu is a choice of engine ort, not eager"):
+        si.open_session(tiny_model, provider="cpu")
+    with pytest.raises(InputError, match="not openvino"):
+        si.open_session(folder, "openvino", provider="cpu")
+    with pytest.raises(InputError, match="x.plan is a plan"):
+        si.open_session("x.plan", provider="cpu")
+
+
+class FakeRuntime:
+    """ONNX Runtime on a machine with a GPU, as far as opening goes."""
+
+    def __init__(self, opened="CUDAExecutionProvider", error=None) -> None:
+        self.opened, self.error, self.given = opened, error, []
+        self.SessionOptions = ort.SessionOptions
+
+    def get_available_providers(self):
+        return ["CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"]
+
+    def InferenceSession(self, source, options, providers):  # noqa: N802
+        self.given.append((providers, options))
+        if self.error:
+            raise self.error
+        return types.SimpleNamespace(get_providers=lambda: [self.opened, "CPUExecutionProvider"])
+
+
+@pytest.fixture
+def runtime(monkeypatch):
+    def put(**given):
+        fake = FakeRuntime(**given)
+        monkeypatch.setattr(ort_providers, "require", lambda *args: fake)
+        monkeypatch.setattr(ort_session, "require", lambda *args: fake)
+        fake.__version__ = ort.__version__
+        return fake
+
+    return put
+
+
+def test_the_cpu_is_never_listed_beside_a_gpu(runtime):
+    fake = runtime()
+    open_graph(_IDENTITY, device="cuda:1", provider="cuda-graph")
+    ((providers, options),) = fake.given
+    wanted = {"device_id": "1", "enable_cuda_graph": "1"}
+    assert providers == [("CUDAExecutionProvider", wanted)]
+    key = "session.disable_cpu_ep_fallback"
+    assert options.get_session_config_entry(key) == "1"
+
+
+def test_a_session_that_went_to_the_cpu_is_an_error(runtime):
+    runtime(opened="CPUExecutionProvider")
+    with pytest.raises(MissingError, match="it opened CPUExecutionProvider instead"):
+        open_graph(_IDENTITY, device="cuda")
+    runtime(opened="CUDAExecutionProvider")
+    with pytest.raises(MissingError, match="it opened CUDAExecutionProvider instead"):
+        open_graph(_IDENTITY, device="cuda", provider="tensorrt")
+
+
+def test_nodes_that_would_go_to_the_cpu_are_an_error(runtime):
+    runtime(error=RuntimeError("This session contains graph nodes ... fallback to the CPU EP"))
+    with pytest.raises(MissingError, match="it leaves nodes of the graph to the CPU"):
+        open_graph(_IDENTITY, device="cuda")
+
+
+def test_a_plug_in_that_does_not_load(monkeypatch):
+    plugin = types.ModuleType("onnxruntime_ep_nv_tensorrt_rtx")
+    plugin.get_library_path = lambda: "/nowhere/library.so"
+    monkeypatch.setitem(sys.modules, plugin.__name__, plugin)
+    with pytest.raises(MissingError, match="NvTensorRTRTXExecutionProvider .*library.so"):
+        open_graph(_IDENTITY, device="cuda", provider="tensorrt-rtx")
+
+
+def test_both_wheels_are_an_error_with_the_repair(monkeypatch):
+    both = {"onnxruntime": "1.32.0", "onnxruntime-gpu": "1.31.1"}
+    monkeypatch.setattr(ort_providers, "installed_versions", lambda names: both)
+    with pytest.raises(MissingError, match="pip uninstall -y onnxruntime onnxruntime-gpu && pip"):
+        check_wheels()
+    with pytest.raises(MissingError, match="own the same folder"):
+        open_graph(_IDENTITY)
+
+
+def test_the_choice():
+    assert choose_provider("cpu") == Provider("cpu", "cpu")
+    assert choose_provider("cuda:2") == Provider("cuda", "cuda", 2)
+    assert choose_provider("cuda", "tensorrt").name == "TensorrtExecutionProvider"
