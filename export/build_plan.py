@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from stan_infer.errors import CheckError, InputError, MissingError, StanError
+from stan_infer.machine import peak_mib
 from stan_infer.tensorrt_api import load_tensorrt, message_log, reason, version_of
 
 # Warnings behind which the plan is wrong: it builds, and fails or lies when it runs.
@@ -110,7 +111,7 @@ def build(job: Job, module: Any, progress: Callable[[float], bool]) -> dict[str,
         "layers": network.num_layers,
         "warnings": sorted(set(log.warnings)),
         "build_seconds": time.monotonic() - started,
-        "build_peak_mib": _peak_mib(),
+        "build_peak_mib": peak_mib(),
     }
 
 
@@ -257,15 +258,6 @@ def _io(network: Any) -> list[dict[str, Any]]:
                 }
             )
     return found
-
-
-def _peak_mib() -> float | None:
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 class _Lines:

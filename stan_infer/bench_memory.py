@@ -10,11 +10,12 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from stan_infer.machine import peak_mib
 
 _COMMAND = (sys.executable, "-P", "-m", "stan_infer.bench_memory")
 
@@ -58,7 +59,7 @@ def main() -> None:
 
         torch.set_num_threads(request["threads"])
     _run(request, clips)
-    print(json.dumps({"peak_host_mib": _peak_mib(), "peak_device_mib": _device_mib(request)}))
+    print(json.dumps({"peak_host_mib": peak_mib(), "peak_device_mib": _device_mib(request)}))
 
 
 def _run(request: dict[str, Any], clips: np.ndarray) -> None:
@@ -92,20 +93,6 @@ def _run(request: dict[str, Any], clips: np.ndarray) -> None:
     )
     opened = None
     session.embed_video(clips)
-
-
-def _peak_mib() -> float | None:
-    # Linux keeps a parent's peak in ru_maxrss across fork and exec; this figure is the child's own.
-    with suppress(OSError), open("/proc/self/status") as f:
-        for line in f:
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 2**10
-    try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
 def _device_mib(request: dict[str, Any]) -> float | None:

@@ -61,7 +61,15 @@ class Plan:
                 f"{self.path.name} has no profile for {asked}; it takes {ranges}: build it with a "
                 f"profile for that shape, {self.rebuild('--batch MIN:OPT:MAX --frames ...')}"
             )
-        return min(fitting, key=lambda i: _volume(self.profiles[i]))
+        return min(fitting, key=self.span)
+
+    def span(self, i: int) -> float:
+        """How many shapes a profile takes; the one with fewest is tuned best for any of them."""
+        count = 1.0
+        for low, _, high in self.profiles[i].values():
+            for a, b in zip(low, high, strict=True):
+                count *= b - a + 1
+        return count
 
     def load(self) -> bytes:
         """The plan's bytes, whose hash is the sidecar's; InputError where it is not.
@@ -243,15 +251,6 @@ def _fits(profile: Profile, shapes: Mapping[str, Sizes]) -> bool:
         if not all(a <= n <= b for a, n, b in zip(low, shape, high, strict=True)):
             return False
     return True
-
-
-def _volume(profile: Profile) -> float:
-    """How much a profile spans: the one with fewest shapes is tuned best for any of them."""
-    spans = 1.0
-    for low, _, high in profile.values():
-        for a, b in zip(low, high, strict=True):
-            spans *= b - a + 1
-    return spans
 
 
 def _words(profile: Profile) -> str:

@@ -31,7 +31,10 @@ def export(
         typer.Option("-o", "--out", metavar="DIR", help="Folder to write (of a checkpoint)."),
     ] = None,
     format: Annotated[
-        str, typer.Option(help="onnx; tensorrt or tensorrt-rtx: plans beside it, or in a folder.")
+        str,
+        typer.Option(
+            help="onnx, tensorrt or tensorrt-rtx (plans, too), triton-server (repository)."
+        ),
     ] = "onnx",
     tower: Annotated[str, typer.Option(help="both, video or text.")] = "both",
     precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16.")] = "fp32",
@@ -84,18 +87,25 @@ def export(
     version_compatible: Annotated[
         bool, typer.Option("--version-compatible", help="Plans: for later versions too.")
     ] = False,
+    backend: Annotated[
+        str, typer.Option(help="Of triton-server's towers: onnxruntime or tensorrt.")
+    ] = "onnxruntime",
     settings: Settings = None,
     json: Json = False,
 ) -> None:
     """Export as a folder that runs without torch, and prove it against eager before it appears.
 
-    Given an exported folder and --format tensorrt or tensorrt-rtx, plans are added to it.
+    Given an exported folder, --format tensorrt and tensorrt-rtx add plans to it, and triton-server
+    writes it as a model repository of NVIDIA's Triton Inference Server.
     """
     from stan_infer.export import engine_of, export_model
     from stan_infer.export.options import parse_range
     from stan_infer.export.plan_options import PlanOptions, parse_ranges
     from stan_infer.report import print_json, print_table, say
 
+    is_served = format == "triton-server"
+    if is_served:
+        format = "tensorrt" if backend == "tensorrt" else "onnx"
     engine, wanted = engine_of(format), PlanOptions()
     if engine:
         wanted = PlanOptions(
@@ -110,11 +120,14 @@ def export(
             version_compatible=version_compatible,
             targets=tuple(t.strip() for t in target.split(",")) if target else (),
         )
-    if os.path.isdir(checkpoint):
+    if os.path.isdir(checkpoint) and not is_served:
         _add_plans(checkpoint, engine, out, wanted, json)
         return
     if out is None:
         raise InputError("give the folder to write: stan-infer export CHECKPOINT -o FOLDER")
+    if os.path.isdir(checkpoint):
+        _serve(Path(checkpoint), out, backend, json)
+        return
     from stan_infer.checkpoint import inspect_checkpoint, load_model
 
     frame_range = None if engine or frames is None else parse_range(frames, "--frames")
@@ -124,10 +137,10 @@ def export(
     classes = read_lines(labels, "labels") if labels else []
     given = parse_settings(settings)
     config = inspect_checkpoint(checkpoint, given).layout.config if clips else None
-    with _plan_progress() as on_plan:
+    with _plan_progress() as on_plan, _aside(out, is_served) as folder:
         artefact = export_model(
             lambda: load_model(checkpoint, given),
-            out,
+            folder,
             format=format,
             tower=tower,
             precision=precision,
@@ -146,6 +159,9 @@ def export(
             progress=say,
             on_plan=on_plan,
         )
+        if is_served:
+            _serve(folder, out, backend, json)
+            return
     built = _plans_of(artefact.path) if engine else []
     if json:
         sidecars = [plan.sidecar for plan in built]
@@ -195,6 +211,31 @@ def _add_plans(
         print_json("export", {"out": folder, "plans": [plan.sidecar for plan in built]})
     else:
         print_table([plan_row(plan) for plan in built])
+
+
+def _serve(folder: Path, out: Path, backend: str, json: bool) -> None:
+    """Write a folder as a repository of Triton Inference Server."""
+    from stan_infer.artefact import read_artefact
+    from stan_infer.export.to_triton_server import write_repository
+    from stan_infer.report import print_json, print_table
+
+    models = write_repository(read_artefact(folder), out, backend=backend)
+    if json:
+        print_json("export", {"out": str(out), "backend": backend, "models": models})
+    else:
+        print_table([{"model": name, "config": f"{out / name}/config.pbtxt"} for name in models])
+
+
+@contextmanager
+def _aside(out: Path, is_served: bool) -> Iterator[Path]:
+    """Where the folder is written: `out`, or one that goes once it was turned into a repository."""
+    if not is_served:
+        yield out
+        return
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="stan-infer-") as above:
+        yield Path(above) / "folder"
 
 
 def _plans_of(folder: Path) -> list[Plan]:

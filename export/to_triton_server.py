@@ -1,0 +1,225 @@
+"""A model repository for NVIDIA's Triton Inference Server: the graphs of a folder, served.
+
+REPOSITORY/video, text, preprocess, score: one model each, config.pbtxt and 1/model.onnx or
+model.plan. REPOSITORY/video_pipeline: an ensemble from decoded frames of any size to embeddings;
+its clips meet in the dynamic batcher of `video`. Fields are those of Triton's model_config.proto.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import stan_infer
+from stan_infer.artefact import ENGINES_FOLDER, MANIFEST, Artefact, Graph, sha256
+from stan_infer.atomic import new_folder
+from stan_infer.errors import InputError, nearest
+from stan_infer.export.plan_options import TEXTS
+from stan_infer.plan_file import Plan, read_plan
+
+BACKENDS = ("onnxruntime", "tensorrt")
+MARKER = "stan_infer.json"  # says whose the repository is; models are folders, so Triton skips it
+ROLES = ("video", "text", "preprocess", "score")
+_TYPES = {"uint8": "TYPE_UINT8", "int32": "TYPE_INT32", "float32": "TYPE_FP32"}
+_DELAY_US = 2000  # that a request waits for others of its shape
+
+Message = Mapping[str, Any]  # of protobuf's text format; a list is a repeated field
+
+
+@dataclasses.dataclass(frozen=True)
+class Word:
+    """An enumerator, which has no quotes."""
+
+    text: str
+
+
+def write_repository(artefact: Artefact, out: Path, *, backend: str = "onnxruntime") -> list[str]:
+    """Write the repository of an exported folder and return the names of its models.
+
+    backend: of the towers; "tensorrt" takes the folder's plans of TensorRT. Raises InputError for
+    an unknown word, a folder that has no such plan, or a place that must not be replaced.
+    """
+    if backend not in BACKENDS:
+        raise InputError(
+            f"backend '{backend}' is unknown{nearest(backend, BACKENDS)} ({', '.join(BACKENDS)})"
+        )
+    graphs = {g.role: g for g in artefact.graphs if g.role in ROLES}
+    towers = [role for role in ("video", "text") if role in graphs]
+    plans: dict[str, Plan] = {}
+    if backend == "tensorrt":
+        plans = {role: _plan(artefact, role) for role in towers}
+    with new_folder(out, _why_keep) as folder:
+        configs = {}
+        for role, graph in graphs.items():
+            plan = plans.get(role)
+            configs[role] = _model(artefact, graph, plan)
+            _copy(artefact, graph, plan, folder / role / "1")
+        if "preprocess" in configs and "video" in configs and _takes_pixels(graphs["video"]):
+            configs["video_pipeline"] = _pipeline(configs["preprocess"], configs["video"])
+            # A version must be there although it holds nothing; copying tools drop empty folders.
+            (folder / "video_pipeline" / "1").mkdir(parents=True)
+            (folder / "video_pipeline" / "1" / ".keep").touch()
+        for name, config in configs.items():
+            (folder / name / "config.pbtxt").write_text(text_format(config), encoding="utf-8")
+        for name in ("tokenizer.json", "labels.txt"):
+            if (artefact.path / name).is_file():
+                shutil.copyfile(artefact.path / name, folder / name)
+        marker = {
+            "tool": {"name": "stan_infer", "version": stan_infer.__version__},
+            "backend": backend,
+            "manifest_sha256": sha256(artefact.path / MANIFEST),
+            "models": sorted(configs),
+            "preprocess": artefact.manifest.get("preprocess"),
+            "text": artefact.manifest.get("text"),
+        }
+        text = json.dumps(marker, indent=1, sort_keys=True, ensure_ascii=False)
+        (folder / MARKER).write_text(text + "\n", encoding="utf-8")
+    return sorted(configs)
+
+
+def text_format(message: Message, indent: str = "") -> str:
+    """A message in protobuf's text format, fields in the order given."""
+    lines = []
+    for name, value in message.items():
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, Mapping):
+                lines.append(f"{indent}{name} {{\n{text_format(item, indent + '  ')}{indent}}}\n")
+            elif isinstance(item, Word):
+                lines.append(f"{indent}{name}: {item.text}\n")
+            elif isinstance(item, (bool, int)):
+                lines.append(f"{indent}{name}: {str(item).lower()}\n")
+            else:
+                lines.append(f"{indent}{name}: {json.dumps(item)}\n")
+    return "".join(lines)
+
+
+def _model(artefact: Artefact, graph: Graph, plan: Plan | None) -> dict[str, Any]:
+    """config.pbtxt of one graph; the first axis is Triton's batch where it is free from 1 on."""
+    limits = _batch(graph, plan)
+    group: dict[str, Any] = {"count": 1, "kind": Word("KIND_GPU" if plan else "KIND_AUTO")}
+    if plan:
+        widest = max(range(len(plan.profiles)), key=lambda i: plan.span(i))
+        group["profile"] = [str(widest)]
+    outputs = list(graph.outputs)
+    config: dict[str, Any] = {
+        "name": graph.role,
+        **({"platform": "tensorrt_plan"} if plan else {"backend": "onnxruntime"}),
+        "max_batch_size": limits or 0,
+        "input": [_tensor(v, bool(limits)) for v in graph.inputs],
+        "output": [_tensor(v, bool(limits)) for v in outputs],
+        "instance_group": [group],
+    }
+    if limits:
+        config["dynamic_batching"] = {"max_queue_delay_microseconds": _DELAY_US}
+    if graph.role == "preprocess":
+        # One clip's frames are one item of the video model's batch.
+        pixels = config["output"][0]
+        pixels["reshape"] = {"shape": pixels["dims"]}
+        pixels["dims"] = [1, *pixels["dims"]]
+    return config
+
+
+def _batch(graph: Graph, plan: Plan | None) -> int | None:
+    """Largest batch that Triton may make of requests, or None where it must not."""
+    if graph.role not in ("video", "text"):
+        return None
+    low, high = graph.dims["batch"]
+    if plan:
+        ranges = [s for p in plan.profiles for s in p.values()]
+        low, high = min(r[0][0] for r in ranges), max(r[2][0] for r in ranges)
+    if low != 1 or high == 1:
+        return None
+    return min(high, TEXTS) if graph.role == "text" else high
+
+
+def _tensor(value: Mapping[str, Any], is_batched: bool) -> dict[str, Any]:
+    dtype = str(value["dtype"])
+    if dtype not in _TYPES:
+        raise InputError(f"{value['name']} is {dtype}; Triton gets {', '.join(_TYPES)} only")
+    dims = [n if isinstance(n, int) else -1 for n in value["shape"]]
+    return {
+        "name": str(value["name"]),
+        "data_type": Word(_TYPES[dtype]),
+        "dims": dims[1:] if is_batched else dims,
+    }
+
+
+def _pipeline(preprocess: Message, video: Message) -> dict[str, Any]:
+    """Frames of one video -> what the video model gives, through both models."""
+    frames, (taken,) = preprocess["input"][0], video["input"]
+    outputs = []
+    for value in video["output"]:
+        # An ensemble without a batch axis of its own sees that of its models.
+        dims = [1, *value["dims"]] if video["max_batch_size"] else value["dims"]
+        outputs.append({**value, "dims": dims})
+    return {
+        "name": "video_pipeline",
+        "platform": "ensemble",
+        "max_batch_size": 0,
+        "input": [dict(frames)],
+        "output": outputs,
+        "ensemble_scheduling": {
+            "step": [
+                {
+                    "model_name": "preprocess",
+                    "model_version": -1,
+                    "input_map": {"key": frames["name"], "value": frames["name"]},
+                    "output_map": {"key": "pixels", "value": "clip"},
+                },
+                {
+                    "model_name": "video",
+                    "model_version": -1,
+                    "input_map": {"key": taken["name"], "value": "clip"},
+                    "output_map": [{"key": v["name"], "value": v["name"]} for v in outputs],
+                },
+            ]
+        },
+    }
+
+
+def _takes_pixels(graph: Graph) -> bool:
+    """Whether the video graph takes what the preprocessing gives: bytes, and one clip."""
+    return graph.inputs[0]["dtype"] == "uint8" and graph.dims["batch"][0] == 1
+
+
+def _plan(artefact: Artefact, role: str) -> Plan:
+    found = []
+    for path in sorted((artefact.path / ENGINES_FOLDER).glob("*.plan")):
+        plan = read_plan(path)
+        if plan.engine == "trt" and plan.role == role:
+            found.append(plan)
+    if len(found) != 1:
+        what = "no plan" if not found else f"{len(found)} plans"
+        raise InputError(
+            f"folder {artefact.path} holds {what} of TensorRT for {role}; one is served, and "
+            "Triton does not take those of TensorRT-RTX: stan-infer export "
+            f"{artefact.path} --format tensorrt"
+        )
+    return found[0]
+
+
+def _copy(artefact: Artefact, graph: Graph, plan: Plan | None, folder: Path) -> None:
+    folder.mkdir(parents=True)
+    if plan:
+        (folder / "model.plan").write_bytes(plan.load())
+        return
+    shutil.copyfile(artefact.path / graph.file, folder / "model.onnx")
+    entry = next(g for g in artefact.manifest["graphs"] if g["file"] == graph.file)
+    for name in entry.get("external_data") or []:  # the graph names it, so it keeps its name
+        shutil.copyfile(artefact.path / name, folder / Path(name).name)
+
+
+def _why_keep(folder: Path) -> str | None:
+    """Why a folder is no earlier repository of ours and nothing else, or None."""
+    marker = folder / MARKER
+    try:
+        names: Sequence[str] = json.loads(marker.read_text(encoding="utf-8"))["models"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"it has no {MARKER} of an earlier export"
+    known = {MARKER, "tokenizer.json", "labels.txt", *names}
+    strange = sorted(p.name for p in folder.iterdir() if p.name not in known)
+    return f"{strange[0][:80]} is not part of the earlier export in it" if strange else None
