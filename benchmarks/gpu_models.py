@@ -61,10 +61,14 @@ def open_networks(device: Device, name: str, part: str) -> Networks:
 
 
 def lanes(model: Stan, device: str, part: str) -> Iterator[tuple[str, Callable[[], Run]]]:
-    """Names and how to open them, the baseline first; part: "model", "ablation" or "ort"."""
+    """Names and how to open them, the baseline first; part: "model", "ablation", "ort", "trt"."""
     yield "eager bf16", lambda: _eager(model, device)
     if part == "ort":
         yield "ort fp16", lambda: _ort(model, device)
+        return
+    if part == "trt":
+        yield "trt fp16", lambda: _plan(model, device, "trt")
+        yield "trt-rtx fp16", lambda: _plan(model, device, "trt-rtx")
         return
     yield "compile", lambda: _compiled(model, device, "default", fused=False)
     if part == "model":
@@ -177,13 +181,27 @@ def _triton(model: Stan, device: str, options: dict[str, Any]) -> Run:
 
 def _ort(model: Stan, device: str) -> Run:
     from stan_infer.engines import open_session
-    from stan_infer.export import export_model
 
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model"
-        try:
-            export_model(model.cpu(), path, precision="fp16", tower="video", frames=(1, 16))
-        finally:
-            model.to(device)
-        session = open_session(path, "ort", device=device)
+        session = open_session(_exported(model, device, Path(folder)), "ort", device=device)
     return lambda clips: session.embed_video(clips.cpu().numpy())
+
+
+def _plan(model: Stan, device: str, engine: str) -> Run:
+    from stan_infer.bench_plans import add_plan
+    from stan_infer.engines import open_session
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = _exported(model, device, Path(folder))
+        add_plan(path, engine, [1, 8], [12], lambda text: None)
+        return open_session(path, engine, device=device).embed_video
+
+
+def _exported(model: Stan, device: str, above: Path) -> Path:
+    from stan_infer.export import export_model
+
+    try:
+        export_model(model.cpu(), above / "model", precision="fp16", tower="video", frames=(1, 16))
+    finally:
+        model.to(device)
+    return above / "model"

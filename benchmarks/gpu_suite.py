@@ -7,9 +7,9 @@ writes a row per result as soon as it is there, and a Markdown table. Started ag
 where it was stopped; what does not fit into --minutes is left for the next start. Needs PyTorch,
 Triton and this repository; what else is missing (pytest, ONNX Runtime) becomes a row that says so.
 
---part tests | kernels | model | ablation | ort picks parts. "ablation" has torch.compile's
-max-autotune and our network with one choice taken back at a time; "ort" is ONNX Runtime, whose
-export takes minutes on the CPU.
+--part tests | kernels | model | ablation | ort | trt picks parts. "ablation" has torch.compile's
+max-autotune and our network with one choice taken back at a time; "ort" is ONNX Runtime, "trt" both
+TensorRTs: their graphs and plans take minutes to make.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from benchmarks.record import RESULTS, ROOT, commit
 
 # Not the other engines' tests: those need packages that this suite does without.
 _SESSION_TESTS = "tests/engines/test_triton_session.py"
-PARTS = ("tests", "kernels", "model", "ablation", "ort")
+PARTS = ("tests", "kernels", "model", "ablation", "ort", "trt")
 KERNEL_SHAPES = [Shape(batch=8, frames=t) for t in (12, 8, 16, 64)] + [Shape(1, 12, 49, 768, 32)]
 MODELS = ("stan-b16", "stan-b32", "stan-l14")
 MODEL_SHAPES = [(1, 12), (8, 12), (1, 8), (8, 8), (32, 12), (1, 16), (8, 16), (32, 8)]
 MODEL_SHAPES += [(1, 64), (8, 64), (32, 16), (32, 64)]
 SHORT = [(1, 12), (8, 12)]
-PART_SHAPES = {"model": MODEL_SHAPES, "ablation": SHORT, "ort": SHORT}
+PART_SHAPES = {"model": MODEL_SHAPES, "ablation": SHORT, "ort": SHORT, "trt": SHORT}
 
 
 class Suite:

@@ -118,6 +118,28 @@ def targets_table() -> str:
     return "\n".join(lines)
 
 
+def plans_table() -> str:
+    """What building plans took: the newest run of each model, graph and precision."""
+    newest = {(r["model"], r["role"], r["precision"]): r for r in read_rows("plans")}
+    if not newest:
+        return "not measured"
+    last = list(newest.values())[-1]
+    machine = last["machine"]
+    lines = [
+        f"{machine['cpu']}, {machine['cores']} cores, TensorRT-RTX {last['tensorrt_rtx']}, "
+        f"{last['date']}:",
+        "",
+        "| model, graph | precision | profiles | ONNX MiB | plan MiB | build s | peak MiB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for (model, role, precision), r in newest.items():
+        lines.append(
+            f"| {model}, {role} | {precision} | {r['profiles']} | {r['onnx_mib']:.1f} "
+            f"| {r['plan_mib']:.1f} | {r['build_s']:.1f} | {r['build_peak_mib']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
 def aot_table() -> str:
     """What the compiler made of the kernels, per family: the worst of all configurations."""
     rows = read_rows("aot")

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from benchmarks.gpu_tables import aot_table, gpu_table, packed_table, targets_table
+from benchmarks.gpu_tables import aot_table, gpu_table, packed_table, plans_table, targets_table
 from benchmarks.record import ROOT, read_rows
 
 _LANES = {
@@ -177,6 +177,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "motion": motion_table,
     "videos": videos_table,
     "packed": packed_table,
+    "plans": plans_table,
     "gpu": gpu_table,
     "aot": aot_table,
     "targets": targets_table,

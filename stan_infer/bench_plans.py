@@ -30,18 +30,16 @@ def add_plan(
     Its profiles are those of an export, widened to the batch sizes asked for: one clip of the
     first frame count, and everything else. Raises MissingError where it cannot be built here.
     """
+    artefact = read_artefact(folder, check_hashes=False)
+    graph = artefact.graph("video")
+    assert graph is not None
+    most = {name: high for name, (_, high) in graph.dims.items()}
     options = PlanOptions(
         roles=("video",),
-        batch=[(1, 1, 1), (1, 1, max(MAX_BATCH, *batches))],
-        frames=[(frames[0],) * 3, (1, frames[0], 64)],
+        batch=[(1, 1, 1), (1, 1, min(max(MAX_BATCH, *batches), most["batch"]))],
+        frames=[(frames[0],) * 3, (1, frames[0], most["frames"])],
     )
     module = check_buildable(engine, options)
-    limit = read_artefact(folder, check_hashes=False).config.max_frames
-    options = PlanOptions(
-        roles=options.roles,
-        batch=options.batch,
-        frames=[(frames[0],) * 3, (1, frames[0], limit)],
-    )
     gpu = next(iter(nvidia_gpus()), None) if engine == "trt" else None
     what = [
         *(sha256(folder / name) for name in ("video.onnx", MANIFEST)),

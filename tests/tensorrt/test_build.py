@@ -273,6 +273,16 @@ def test_tensorrt_rtx_builds_every_graph(rtx, form, precision, tmp_path):
 
 
 @pytest.mark.slow
+def test_tensorrt_rtx_builds_a_real_size(rtx, tmp_path):
+    from stan_infer.config import preset
+
+    model = init_random(Stan(preset("stan-b32"))).eval()
+    export_model(model, tmp_path / "f", precision="fp16", tower="video")
+    (plan,) = build_plans(tmp_path / "f", "trt-rtx", PlanOptions(roles=("video",)))
+    assert len(plan.profiles) == 2 and plan.sidecar["plan_bytes"] > 200 * 2**20
+
+
+@pytest.mark.slow
 def test_tensorrt_rtx_builds_a_classifier_and_fixed_sizes(rtx, tmp_path):
     sizes = {"vocab_size": 49408, "context_positions": 77, "context_length": 32}
     model = init_random(Stan(tiny_config(**sizes)), seed=1).eval()
