@@ -13,7 +13,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 command -v clang++ >/dev/null || { echo "error: clang++ is not installed: $here/setup-debian.sh" >&2; exit 3; }
 build=${STAN_FUZZ_BUILD:-$here/build-fuzz}
 cmake -S "$here" -B "$build" -DCMAKE_CXX_COMPILER=clang++ -DSTAN_FUZZ=ON -DCMAKE_BUILD_TYPE=None >/dev/null
-targets="manifest npz onnx_file text tokenizer"
+targets="manifest npz onnx_file plan text tokenizer"
 for target in $targets; do
   cmake --build "$build" --target "fuzz_$target" -j2 >/dev/null
 done
@@ -26,6 +26,7 @@ for target in "$@"; do
     case $target in
       manifest) cp "$seeds/manifest.json" "$corpus" ;;
       npz) for f in "$seeds"/labels.npz; do [ -f "$f" ] && cp "$f" "$corpus"; done ;;
+      plan) for f in "$seeds"/engines/*.json; do [ -f "$f" ] && cp "$f" "$corpus"; done ;;
       onnx_file) cp "$seeds/preprocess.onnx" "$corpus" ;;
       tokenizer) head -c 4000 "$seeds/tokenizer.json" >"$corpus/begin" ;;
       text) cp "$seeds/manifest.json" "$corpus" ;;

@@ -51,7 +51,7 @@ def first_graph(manifest, role="video"):
         (["{}", CLIP, "--top", "x"], "--top is 'x'"),
         (["{}", CLIP, "--top", "99999999999999999999"], "allowed are"),
         (["{}", CLIP, "--threads", "-1"], "--threads"),
-        (["{}", CLIP, "--engine", "cuda"], "allowed are ort and openvino"),
+        (["{}", CLIP, "--engine", "cuda"], "allowed are ort, openvino and tensorrt"),
         (["{}", CLIP, "--embed", "--text", "x"], "exclude"),
         (["{}", CLIP, "--self-test"], "--self-test"),
         (["{}", CLIP, CLIP], "too many"),

@@ -26,9 +26,9 @@ void print(const Json& record) {
 }
 
 std::unique_ptr<stan::Backend> open_backend(const Options& options) {
-  return options.engine == "openvino"
-             ? stan::open_openvino(options.threads)
-             : stan::open_onnxruntime(options.ort_library, options.threads);
+  if (options.engine == "openvino") return stan::open_openvino(options.threads);
+  auto ort = stan::open_onnxruntime(options.ort_library, options.threads);
+  return options.engine == "tensorrt" ? stan::open_tensorrt(std::move(ort)) : std::move(ort);
 }
 
 Exit self_test(const Options& options, const stan::Backend& backend) {

@@ -21,7 +21,7 @@ DIR is a folder that `stan-infer export` wrote. Scores VIDEO against the labels 
   --embed             print the embedding of VIDEO
   --self-test         run the golden data of DIR again and print the error of every stage
   --json              print one line of JSON
-  --engine ENGINE     ort (default) or openvino
+  --engine ENGINE     ort (default), openvino or tensorrt (the plans of DIR)
   --ort-library PATH  libonnxruntime.so (default: $STAN_ORT_LIBRARY, then the system's)
   --threads N         threads of the engine (default 0: its choice)
   --help, --version
@@ -46,8 +46,9 @@ int count(const std::string& text, int most, const std::string& option) {
 
 void check(const Options& options, std::size_t positions) {
   if (options.folder.empty()) contradiction("the folder DIR is missing");
-  if (options.engine != "ort" && options.engine != "openvino") {
-    throw bad_input("--engine is '" + shown(options.engine) + "'; allowed are ort and openvino");
+  if (options.engine != "ort" && options.engine != "openvino" && options.engine != "tensorrt") {
+    throw bad_input("--engine is '" + shown(options.engine) +
+                    "'; allowed are ort, openvino and tensorrt");
   }
   if (options.engine == "openvino" && !options.ort_library.empty()) {
     contradiction("--ort-library has no meaning with --engine openvino");
@@ -117,7 +118,7 @@ Options parse_options(const std::vector<std::string>& arguments) {
   if (top_given && (options.embed || options.self_test)) {
     contradiction("--top has no meaning with --embed and --self-test");
   }
-  if (options.engine == "ort" && options.ort_library.empty()) {
+  if (options.engine != "openvino" && options.ort_library.empty()) {
     if (const char* library = std::getenv("STAN_ORT_LIBRARY")) options.ort_library = library;
   }
   return options;

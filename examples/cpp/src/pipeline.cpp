@@ -93,7 +93,7 @@ Pipeline::Opened& Pipeline::open(const std::string& role) {
     throw bad_input("the folder has no " + role +
                     " graph, which this needs; export the checkpoint again, with that part");
   }
-  GraphSource source{graph->file, checked(graph->file), {}, {}};
+  GraphSource source{graph->file, checked(graph->file), {}, {}, role, &folder_};
   for (const Port& port : graph->inputs) source.ports.push_back(port.name);
   for (const Port& port : graph->outputs) source.ports.push_back(port.name);
   const std::set<std::string> named = external_locations(source.content, graph->file);

@@ -35,6 +35,8 @@ struct GraphSource {
   Bytes content;
   std::filesystem::path path;      // set only for a graph with weights in files beside it
   std::vector<std::string> ports;  // names to prefer where an engine knows several for one port
+  std::string role;                // video, text, preprocess or score
+  const Folder* folder = nullptr;  // where an engine finds more than the graph
 };
 
 class Backend {
@@ -48,5 +50,7 @@ class Backend {
 // there. library: path of libonnxruntime.so, or empty for the system's libonnxruntime.so.1.
 std::unique_ptr<Backend> open_onnxruntime(const std::filesystem::path& library, int threads);
 std::unique_ptr<Backend> open_openvino(int threads);
+// The folder's plans on an NVIDIA GPU for the towers; preprocessing and score run in `other`.
+std::unique_ptr<Backend> open_tensorrt(std::unique_ptr<Backend> other);
 
 }  // namespace stan

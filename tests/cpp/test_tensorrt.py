@@ -1,0 +1,170 @@
+"""The C++ program's TensorRT back end, on a stand-in for NVIDIA's libraries that computes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from stan_infer.export import to_tensorrt
+from stan_infer.export.build_plan import build
+from stan_infer.export.to_tensorrt import build_plans
+from stan_infer.plan_file import sidecar_path
+from tests.conftest import ROOT
+from tests.cpp.conftest import SOURCE, Program, need_tools
+from tests.cpp.conftest import build as build_program
+from tests.tensorrt.conftest import GPU
+from tests.tensorrt.fake import World, fake_tensorrt
+
+CPP = ROOT / "examples" / "cpp"
+PARTS = ("backend_ort", "tensor", "folder", "sha256")
+
+
+@pytest.fixture(scope="session")
+def program(tmp_path_factory):
+    """stan_classify with STAN_TENSORRT, against the stand-in's headers and library."""
+    need_tools()
+    root = tmp_path_factory.mktemp("tensorrt-cpp")
+    for folder in ("include", "lib"):
+        (root / folder).mkdir()
+    here = SOURCE / "tensorrt"
+    for name in ("NvInfer.h", "cuda_runtime_api.h"):
+        shutil.copy(here / name, root / "include")
+    flags = ["-std=c++17", "-O0", "-shared", "-fPIC", f"-I{here}", f"-I{CPP}/include"]
+    sources = [here / "stand_in.cpp", *(CPP / "src" / f"{part}.cpp" for part in PARTS)]
+    library = root / "lib" / "libnvinfer.so"
+    command = ["c++", *flags, f"-I{CPP}/src", *sources, "-ldl", "-o", library]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    shutil.copy(library, root / "lib" / "libcudart.so")
+    places = (f"TENSORRT_ROOT={root}", f"CUDA_ROOT={root}")
+    made = build_program(root / "build", "STAN_TENSORRT=ON", *places, openvino=False)
+    return Program(made, False)
+
+
+@pytest.fixture
+def folder(exported, tmp_path, monkeypatch):
+    """The exported demo with plans, as the stand-in of Python builds them for 10.16."""
+    copy = tmp_path / "motion"
+    shutil.copytree(exported, copy)
+    module = fake_tensorrt("tensorrt-10.16", World())
+    monkeypatch.setitem(sys.modules, "tensorrt", module)
+    monkeypatch.setattr(to_tensorrt, "nvidia_gpus", lambda: [GPU])
+    monkeypatch.setattr(
+        to_tensorrt, "run_job", lambda job, progress: build(job, module, lambda part: True)
+    )
+    build_plans(copy, "trt")
+    return copy
+
+
+def with_settings(program, **settings):
+    environment = {f"STAND_IN_{k.upper()}": v for k, v in settings.items()}
+    return Program(program.build, program.openvino, environment)
+
+
+def clip():
+    return next((ROOT / "examples" / "motion" / "clips").glob("*.mp4"))
+
+
+def test_the_plan_gives_what_onnx_runtime_gives(program, folder):
+    wanted = program.json(folder, clip(), "--json")
+    got = program.json(folder, clip(), "--json", "--engine", "tensorrt")
+    assert got == wanted and len(got["scores"]) == 5
+    texts = ("--text", "a shape moves left", "--text", "a shape grows", "--json")
+    assert program.json(folder, clip(), *texts, "--engine", "tensorrt") == program.json(
+        folder, clip(), *texts
+    )
+
+
+def test_the_self_test_runs_through_the_plans(program, folder):
+    done = program.json(folder, "--self-test", "--json", "--engine", "tensorrt")
+    assert all(stage["pass"] for stage in done["stages"])
+    assert "TensorRT 10.16.1 (preprocessing and score: ONNX Runtime" in done["engine"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "code", "words"),
+    [
+        ({"sm": "120"}, 2, "no plan for video is for TensorRT 10.16.1 on sm_120; there are"),
+        ({"version": "101700"}, 2, "is for TensorRT 10.17.0 on sm_89; there are engines/video"),
+        ({"version": "110400"}, 3, "TensorRT 11 is not the one that this program was built for"),
+        ({"fault": "no gpu"}, 3, "no CUDA-capable device is detected; an NVIDIA GPU"),
+        ({"fault": "memory"}, 3, "CUDA: memory: out of memory"),
+        ({"fault": "deserialise"}, 3, "does not take engines/video.*version tag"),
+        ({"fault": "context"}, 3, "TensorRT cannot run engines/video"),
+        ({"fault": "run"}, 3, "cannot run engines/video.*an illegal memory access"),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_is_said(program, folder, settings, code, words):
+    import re
+
+    done = with_settings(program, **settings).run(folder, clip(), "--engine", "tensorrt")
+    assert done.returncode == code, done.stderr
+    assert re.search(words, done.stderr), done.stderr
+
+
+def sidecar(folder, role="video"):
+    (path,) = (folder / "engines").glob(f"{role}.*.plan")
+    return path, sidecar_path(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"schema": "2.0"}, "is malformed (the schema)"),
+        ({"profiles": [{"video": [[1], [1, 2], [1]]}]}, "is malformed (a profile's ranks)"),
+        ({"profiles": 3}, "is malformed"),
+        ({"plan_bytes": -1}, "is malformed (a number)"),
+        ({"plan_bytes": 7}, "7"),
+        ({"trt_version": [1e300, 1, 1]}, "is malformed (a number)"),
+        ({"trt_version": [10]}, "is malformed"),
+        ({"built_on": None}, "is malformed"),
+        ({"onnx_sha256": "0"}, "was built from another export than the folder's"),
+        ({"manifest_sha256": "0"}, "was built from another export than the folder's"),
+        ({"plan_sha256": "0" * 64}, "engines/video"),
+        ({"flavor": "tensorrt_rtx"}, "holds no plan of TensorRT for video"),
+    ],
+    ids=str,
+)
+def test_sidecars_of_strangers(program, folder, changes, words):
+    _, beside = sidecar(folder)
+    beside.write_text(json.dumps(json.loads(beside.read_text()) | changes))
+    done = program.run(folder, clip(), "--engine", "tensorrt")
+    assert done.returncode in (2, 4) and words in done.stderr, done.stderr
+
+
+def test_a_plan_that_was_changed_is_not_run(program, folder):
+    path, _ = sidecar(folder)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    done = program.run(folder, clip(), "--engine", "tensorrt")
+    assert done.returncode in (2, 4) and "engines/video" in done.stderr
+    path.write_bytes(data[:100])
+    done = program.run(folder, clip(), "--engine", "tensorrt")
+    assert done.returncode == 2 and "100 bytes" in done.stderr
+    path.unlink()
+    path.symlink_to("/etc/passwd")
+    done = program.run(folder, clip(), "--engine", "tensorrt")
+    assert done.returncode == 2 and "engines/video" in done.stderr
+
+
+def test_a_shape_outside_the_profiles(program, folder):
+    _, beside = sidecar(folder)
+    values = json.loads(beside.read_text())
+    ((_, shapes),) = values["profiles"][0].items()
+    small = [[1, 1, *s[2:]] for s in shapes]
+    beside.write_text(json.dumps(values | {"profiles": [{"video": small}]}))
+    done = program.run(folder, clip(), "--engine", "tensorrt")
+    assert done.returncode == 2 and "has no profile for video" in done.stderr, done.stderr
+
+
+def test_a_program_without_tensorrt_says_how_to_get_it(plain, folder):
+    done = plain.run(folder, clip(), "--engine", "tensorrt")
+    assert done.returncode == 3 and "-DSTAN_TENSORRT=ON -DTENSORRT_ROOT" in done.stderr
+    done = plain.run(folder, clip(), "--engine", "tensort")
+    assert done.returncode == 2 and "allowed are ort, openvino and tensorrt" in done.stderr
