@@ -129,7 +129,8 @@ def _add_plugin(ort: Any, provider: Provider, options: Any) -> None:
         try:
             ort.register_execution_provider_library(_RTX, plugin.get_library_path())
         except Exception as e:  # ONNX Runtime's own classes share no base but Exception
-            raise provider.missing(str(e).splitlines()[0][:200]) from e
+            reason = str(e).split("with error: ")[-1]  # before it stands the path
+            raise provider.missing(reason.splitlines()[0][:200]) from e
         known = [d for d in ort.get_ep_devices() if d.ep_name == _RTX]
     if provider.index >= len(known):
         raise provider.missing(f"it finds {len(known)} GPUs")
