@@ -141,6 +141,7 @@ def cast_bytes(path: Path) -> bytes:
 def progress_monitor(module: Any, progress: Callable[[float], bool]) -> Any:
     """An IProgressMonitor that adds the nested phases up to one part of the whole."""
 
+    # The base is known only when it runs: one of two packages, of which none may be here.
     class Monitor(module.IProgressMonitor):  # type: ignore[name-defined, misc]
         """See progress_monitor."""
 

@@ -113,17 +113,24 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder} is no exported artefact: it has no {MANIFEST}; make one with "
             "stan-infer export CHECKPOINT -o FOLDER"
         )
-    if path.stat().st_size > _MAX_MANIFEST:
-        raise InputError(
-            f"{path} has {path.stat().st_size} bytes; at most {_MAX_MANIFEST} are read"
-        )
+    return read_object(path, _MAX_MANIFEST)
+
+
+def read_object(path: Path, limit: int, hint: str = "") -> dict[str, Any]:
+    """Return the JSON object in a file of at most `limit` bytes.
+
+    Raises InputError, which ends with `hint`, for a larger file or one that holds something else.
+    """
+    size = path.stat().st_size
+    if size > limit:
+        raise InputError(f"{path} has {size} bytes; at most {limit} are read{hint}")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as e:
-        raise InputError(f"{path} is not JSON: {str(e)[:80]}") from e
-    if not isinstance(manifest, dict):
-        raise InputError(f"{path} is not a JSON object")
-    return manifest
+        raise InputError(f"{path} is not JSON: {str(e)[:80]}{hint}") from e
+    if not isinstance(values, dict):
+        raise InputError(f"{path} is not a JSON object{hint}")
+    return values
 
 
 def read_artefact(path: str | Path, *, check_hashes: bool = True) -> Artefact:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stan_infer.artefact import sha256
+from stan_infer.artefact import read_object, sha256
 from stan_infer.atomic import new_file
 from stan_infer.errors import InputError
 
@@ -206,14 +206,7 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
             "only one whose hash its sidecar confirms is loaded; copy the sidecar too, or build "
             "the plan again: stan-infer export FOLDER --format tensorrt (or tensorrt-rtx)"
         )
-    if beside.stat().st_size > _MAX_SIDECAR:
-        raise InputError(f"{beside} has {beside.stat().st_size} bytes; at most {_MAX_SIDECAR}")
-    try:
-        values = json.loads(beside.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as e:
-        raise InputError(f"{beside} is not JSON: {str(e)[:80]}; build the plan again") from e
-    if not isinstance(values, dict):
-        raise InputError(f"{beside} is not a JSON object; build the plan again")
+    values = read_object(beside, _MAX_SIDECAR, "; build the plan again")
     schema = values.get("schema")
     if not isinstance(schema, str) or schema.split(".")[0] != SCHEMA.split(".")[0]:
         raise InputError(

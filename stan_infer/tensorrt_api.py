@@ -151,6 +151,7 @@ def message_log(module: Any) -> Any:
     came back; all messages go on to this module's logger.
     """
 
+    # The base is known only when it runs: one of two packages, of which none may be here.
     class MessageLog(module.ILogger):  # type: ignore[name-defined, misc]
         """Collects what NVIDIA's library says."""
 

@@ -18,7 +18,6 @@ from stan_infer.export.to_tensorrt import build_plans
 from stan_infer.export.to_triton_server import Word, text_format, write_repository
 from stan_infer.model import Stan, init_random
 from tests.conftest import tiny_config
-from tests.tensorrt.conftest import exported, machine  # noqa: F401 - fixtures
 
 model_config_pb2 = pytest.importorskip(
     "tritonclient.grpc.model_config_pb2", reason='tritonclient is not here: pip install ".[dev]"'
@@ -37,7 +36,7 @@ def sizes(values):
     return {v.name: list(v.dims) for v in values}
 
 
-def test_every_model_parses_and_says_what_the_graph_takes(exported, tmp_path):  # noqa: F811
+def test_every_model_parses_and_says_what_the_graph_takes(exported, tmp_path):
     artefact = read_artefact(exported)
     names = write_repository(artefact, tmp_path / "repository")
     assert names == ["preprocess", "text", "video", "video_pipeline"]
@@ -59,7 +58,7 @@ def test_every_model_parses_and_says_what_the_graph_takes(exported, tmp_path):  
     assert marker["preprocess"]["sampling"] and marker["models"] == names
 
 
-def test_the_ensemble_fits_its_models(exported, tmp_path):  # noqa: F811
+def test_the_ensemble_fits_its_models(exported, tmp_path):
     """Names and shapes join up as Triton checks them: with the batch axis where one has none."""
     write_repository(read_artefact(exported), tmp_path / "r")
     models = {n: read(tmp_path / "r" / n) for n in ("preprocess", "video")}
@@ -87,7 +86,7 @@ def fits(a, b):
     return len(a) == len(b) and all(x == y or -1 in (x, y) for x, y in zip(a, b, strict=True))
 
 
-def test_what_the_ensemble_says_is_what_the_graphs_do(exported, tmp_path):  # noqa: F811
+def test_what_the_ensemble_says_is_what_the_graphs_do(exported, tmp_path):
     write_repository(read_artefact(exported), tmp_path / "r")
     frames = np.random.default_rng(0).integers(0, 256, (6, 30, 40, 3), np.uint8)
     (pixels,) = open_graph(tmp_path / "r/preprocess/1/model.onnx").run(None, {"frames": frames})
@@ -116,7 +115,7 @@ def test_a_float_graph_has_no_ensemble(tiny_model, tmp_path):
     assert "video_pipeline" not in write_repository(read_artefact(tmp_path / "f"), tmp_path / "r")
 
 
-def test_plans_are_served_from_their_widest_profile(machine, tmp_path):  # noqa: F811
+def test_plans_are_served_from_their_widest_profile(machine, tmp_path):
     plans = build_plans(machine.folder, machine.engine)
     artefact = read_artefact(machine.folder)
     if machine.engine == "trt-rtx":
@@ -136,7 +135,7 @@ def test_plans_are_served_from_their_widest_profile(machine, tmp_path):  # noqa:
         write_repository(artefact, tmp_path / "s", backend="tensorrt")
 
 
-def test_two_plans_are_one_too_many(machine, tmp_path):  # noqa: F811
+def test_two_plans_are_one_too_many(machine, tmp_path):
     (plan,) = build_plans(machine.folder, machine.engine, PlanOptions(roles=("video",)))
     for suffix in ("", ".json"):
         source = plan.path.with_name(plan.path.name + suffix)
@@ -146,7 +145,7 @@ def test_two_plans_are_one_too_many(machine, tmp_path):  # noqa: F811
         write_repository(read_artefact(machine.folder), tmp_path / "r", backend="tensorrt")
 
 
-def test_only_an_earlier_repository_is_replaced(exported, tmp_path):  # noqa: F811
+def test_only_an_earlier_repository_is_replaced(exported, tmp_path):
     artefact, out = read_artefact(exported), tmp_path / "r"
     write_repository(artefact, out)
     write_repository(artefact, out)
@@ -169,7 +168,7 @@ def test_text_format():
 
 
 @pytest.mark.parametrize("source", ["folder", "checkpoint"])
-def test_the_command(exported, tiny_model, tmp_path, source):  # noqa: F811
+def test_the_command(exported, tiny_model, tmp_path, source):
     from stan_infer.checkpoint import save_model
 
     given = exported
