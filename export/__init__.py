@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stan_infer.artefact import Artefact
-from stan_infer.errors import InputError, nearest, require
+from stan_infer.errors import check_word, require
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,10 +64,7 @@ def export_model(
     packages, CheckError when a graph's outputs differ from the model's, an axis is not dynamic, or
     fp16 would overflow; and what build_plans raises. Then there is no folder.
     """
-    if format not in FORMATS:
-        raise InputError(
-            f"format '{format}' is unknown{nearest(format, FORMATS)} ({', '.join(FORMATS)})"
-        )
+    check_word("format", format, FORMATS)
     require("torch", "exporting", "stan-infer[cpu]")
     from torch import nn
 

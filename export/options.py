@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from stan_infer.config import StanConfig
-from stan_infer.errors import InputError, nearest
+from stan_infer.errors import InputError, check_word
 
 TOWERS = ("both", "video", "text")
 PRECISIONS = ("fp32", "fp16", "bf16")
@@ -37,11 +37,11 @@ class ExportOptions:
 
     def check(self, config: StanConfig) -> None:
         """Raise InputError for an unknown word, a range or a pair that `config` rules out."""
-        _word("tower", self.tower, TOWERS)
-        _word("precision", self.precision, PRECISIONS)
-        _word("input", self.input, INPUTS)
-        _word("head", self.head, HEADS)
-        _word("graph", self.graph, GRAPHS)
+        check_word("tower", self.tower, TOWERS)
+        check_word("precision", self.precision, PRECISIONS)
+        check_word("input", self.input, INPUTS)
+        check_word("head", self.head, HEADS)
+        check_word("graph", self.graph, GRAPHS)
         low, high = OPSETS
         if not low <= self.opset <= high:
             raise InputError(f"opset is {self.opset}; allowed are {low} to {high} (default 20)")
@@ -101,11 +101,6 @@ def parse_range(text: str, name: str) -> int | Range:
     if len(numbers) not in (1, 2):
         raise InputError(f"{name} {text!r} is neither a number nor a range, as in {name} 1:64")
     return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
-
-
-def _word(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise InputError(f"{name} '{value}' is unknown{nearest(value, known)} ({', '.join(known)})")
 
 
 def _range(name: str, value: Range, largest: int) -> None:

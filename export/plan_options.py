@@ -9,7 +9,7 @@ from typing import Any
 
 from stan_infer.artefact import Artefact, Graph
 from stan_infer.config import StanConfig
-from stan_infer.errors import InputError, MissingError
+from stan_infer.errors import InputError, MissingError, check_word
 
 ROLES = ("video", "text", "preprocess", "score")
 MAX_BATCH = 8  # of the default profile: activations of 32 clips of 64 frames take many GB
@@ -47,8 +47,7 @@ class PlanOptions:
     def check(self, engine: str) -> None:
         """Raise InputError for a word or a pair that no plan can have."""
         for role in self.roles:
-            if role not in ROLES:
-                raise InputError(f"--plans {role} is unknown ({', '.join(ROLES)})")
+            check_word("--plans", role, ROLES)
         if not self.roles:
             raise InputError(f"--plans names no graph ({', '.join(ROLES)})")
         if self.level is not None and not 0 <= self.level <= 5:

@@ -17,10 +17,11 @@ from typing import Any
 import stan_infer
 from stan_infer.artefact import ENGINES_FOLDER, MANIFEST, Artefact, Graph, sha256
 from stan_infer.atomic import new_folder
-from stan_infer.errors import InputError, nearest
+from stan_infer.errors import InputError, check_word
 from stan_infer.export.plan_options import TEXTS
 from stan_infer.plan_file import Plan, read_plan
 
+FORMAT = "triton-server"  # what export calls it
 BACKENDS = ("onnxruntime", "tensorrt")
 MARKER = "stan_infer.json"  # says whose the repository is; models are folders, so Triton skips it
 ROLES = ("video", "text", "preprocess", "score")
@@ -43,10 +44,7 @@ def write_repository(artefact: Artefact, out: Path, *, backend: str = "onnxrunti
     backend: of the towers; "tensorrt" takes the folder's plans of TensorRT. Raises InputError for
     an unknown word, a folder that has no such plan, or a place that must not be replaced.
     """
-    if backend not in BACKENDS:
-        raise InputError(
-            f"backend '{backend}' is unknown{nearest(backend, BACKENDS)} ({', '.join(BACKENDS)})"
-        )
+    check_word("backend", backend, BACKENDS)
     graphs = {g.role: g for g in artefact.graphs if g.role in ROLES}
     towers = [role for role in ("video", "text") if role in graphs]
     plans: dict[str, Plan] = {}

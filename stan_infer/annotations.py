@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stan_infer.errors import InputError, nearest
+from stan_infer.errors import InputError, check_word, nearest
 from stan_infer.locate import video_stem
 
 MAX_BYTES = 512 * 2**20  # the largest, MSR-VTT's and Kinetics' training files, have under 100 MB
@@ -84,11 +84,7 @@ def read_task(
     classes: class names in the order of the file's numbers, where it has numbers only. subset:
     names of the videos to keep (a split). Raises InputError with the line that is wrong.
     """
-    if dataset not in DATASETS:
-        known = ", ".join(DATASETS)
-        raise InputError(
-            f"data set '{dataset}' is unknown{nearest(dataset, list(DATASETS))} ({known})"
-        )
+    check_word("data set", dataset, DATASETS)
     task = DATASETS[dataset].read(_text(path), str(path))
     if classes is not None:
         task = _with_classes(task, classes, str(path))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from stan_infer.bench import Lane
 from stan_infer.clock import Clock, CudaClock, WallClock
 from stan_infer.config import StanConfig
-from stan_infer.engines import check_engine, open_session
+from stan_infer.engines import GPU_ENGINES, check_engine, open_session
 from stan_infer.engines.folder_session import OpenGraph
 from stan_infer.engines.session import Session
 from stan_infer.errors import InputError, MissingError, require
@@ -24,7 +24,6 @@ from stan_infer.plan_file import read_plan
 if TYPE_CHECKING:
     from stan_infer.model import Stan
 
-GPU_ENGINES = ("triton", "trt", "trt-rtx")  # fp16 where no precision is asked for
 # A lane, the session to close after it (none for a bare graph), and how another process opens it.
 _Opened = tuple[Lane, Session | None, dict[str, Any]]
 

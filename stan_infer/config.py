@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from stan_infer.errors import InputError, nearest
+from stan_infer.errors import InputError, check_word, nearest
 
 HEADS = ("mean", "mug", "mug_frame_token")
 BRANCHES = ("selfattn", "conv")
@@ -56,9 +56,9 @@ class StanConfig:
     def __post_init__(self) -> None:
         """Check every value and the relations between them."""
         _check_types(self)
-        _check_choice("branch", self.branch, BRANCHES)
-        _check_choice("activation", self.activation, ACTIVATIONS)
-        _check_choice("head", self.head, HEADS)
+        check_word("branch", self.branch, BRANCHES)
+        check_word("activation", self.activation, ACTIVATIONS)
+        check_word("head", self.head, HEADS)
         _check_range("width", self.width, 1, 16384)
         _check_range("layers", self.layers, 1, 256)
         _check_range("patch", self.patch, 1, MAX_SIDE)
@@ -264,11 +264,6 @@ def _check_types(config: StanConfig) -> None:
             raise InputError(f"{name} has the wrong type: {value!r}")
         if isinstance(value, tuple) and not all(math.isfinite(v) for v in value):
             raise InputError(f"{name} is {value}; all three must be finite")
-
-
-def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise InputError(f"{name} '{value}' is unknown{nearest(value, known)} ({', '.join(known)})")
 
 
 def _check_range(name: str, value: float, low: float, high: float) -> None:

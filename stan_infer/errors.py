@@ -7,6 +7,7 @@ Any other exception that reaches the command line is a bug of ours (exit code 1)
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -52,3 +53,10 @@ def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
 
     match = get_close_matches(word.lower(), known, n=1, cutoff=0.5)
     return f"; did you mean '{match[0]}'?" if match else ""
+
+
+def check_word(name: str, word: str, known: Iterable[str]) -> None:
+    """Raise InputError, with the nearest of the known words and all of them, for another one."""
+    words = list(known)
+    if word not in words:
+        raise InputError(f"{name} '{word}' is unknown{nearest(word, words)} ({', '.join(words)})")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from stan_infer.errors import InputError, nearest
+from stan_infer.errors import InputError, check_word
 from stan_infer.retrieval import cosine_scores, float_array
 
 Floats = NDArray[Any]  # float32 or float64
@@ -79,8 +79,7 @@ def retrieval_ranks(
     ties: "expected", or "authors", which needs one text per video; rows with NaN drop out there,
     and are last in "expected"; either is logged. Raises InputError.
     """
-    if ties not in TIES:
-        raise InputError(f"ties '{ties}' is unknown{nearest(ties, TIES)} ({', '.join(TIES)})")
+    check_word("ties", ties, TIES)
     matrix = float_array("scores", scores, 2)
     back = matrix if to_text is None else float_array("scores to text", to_text, 2)
     owner = _indices("video_of_text", video_of_text, *matrix.shape)
@@ -135,8 +134,7 @@ def class_figures(
     of each. ties: "expected" counts the mean rank; under "authors" the higher class wins, as the
     release's sort would have it without its instability. Raises InputError.
     """
-    if ties not in TIES:
-        raise InputError(f"ties '{ties}' is unknown{nearest(ties, TIES)} ({', '.join(TIES)})")
+    check_word("ties", ties, TIES)
     matrix = float_array("scores", scores, 2)
     right = _indices("labels", labels, *matrix.shape)
     if ties == "authors":

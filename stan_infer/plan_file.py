@@ -114,7 +114,8 @@ def read_plan(path: str | Path, *, check_hash: bool = True) -> Plan:
     """
     path = Path(path)
     if not os.path.isfile(path):
-        raise InputError(f"plan {path}: no such file; stan-infer export FOLDER --format tensorrt")
+        what = "it is a folder" if os.path.isdir(path) else "no such file"
+        raise InputError(f"plan {path}: {what}; stan-infer export FOLDER --format tensorrt")
     values = _read_sidecar(path)
     try:
         plan = _plan(path, values)

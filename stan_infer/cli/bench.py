@@ -308,13 +308,12 @@ def _show(
 
 
 def _precisions(text: str | None) -> list[str]:
-    from stan_infer.errors import InputError, nearest
+    from stan_infer.errors import check_word
 
     known = ["fp32", "fp16", "bf16"]
     found = [p.strip() for p in text.split(",")] if text else []
     for p in found:
-        if p not in known:
-            raise InputError(f"precision '{p}' is unknown{nearest(p, known)} ({', '.join(known)})")
+        check_word("precision", p, known)
     return list(dict.fromkeys(found))
 
 
@@ -346,7 +345,7 @@ def _default(source: str | None) -> str:
 
 def _device(engines: list[str]) -> str:
     """The GPU where an engine needs one and it is here, for its baseline too; else the CPU."""
-    from stan_infer.bench_lanes import GPU_ENGINES
+    from stan_infer.engines import GPU_ENGINES
     from stan_infer.errors import require
     from stan_infer.report import say
 

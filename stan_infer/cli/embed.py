@@ -27,7 +27,7 @@ def embed(
     videos: Annotated[list[Path], typer.Argument(help="Videos, or folders of videos.")],
     out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE.npz", help="File to write.")],
     engine: Engine = None,
-    device: Device = "cpu",
+    device: Device = None,
     provider: Provider = None,
     batch: Annotated[int, typer.Option(min=1, max=64, help="Clips per call.")] = 1,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Decoding processes.")] = 1,

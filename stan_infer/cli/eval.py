@@ -49,7 +49,7 @@ def eval(
     ] = None,
     template: Annotated[str, typer.Option(help="Text of a class, as 'a video of {}'.")] = "{}",
     engine: Engine = None,
-    device: Device = "cpu",
+    device: Device = None,
     provider: Provider = None,
     precision: Annotated[
         str | None, typer.Option(help="fp32, fp16, bf16 (default: fp32; of a folder its own).")

@@ -14,7 +14,7 @@ import typer
 
 from stan_infer.artefact import ENGINES_FOLDER
 from stan_infer.cli.options import CheckpointOrFolder, Json, Settings, parse_settings, read_lines
-from stan_infer.errors import InputError
+from stan_infer.errors import InputError, check_word
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,12 +98,18 @@ def export(
     Given an exported folder, --format tensorrt and tensorrt-rtx add plans to it, and triton-server
     writes it as a model repository of NVIDIA's Triton Inference Server.
     """
-    from stan_infer.export import engine_of, export_model
+    from stan_infer.export import FORMATS, engine_of, export_model
     from stan_infer.export.options import parse_range
     from stan_infer.export.plan_options import PlanOptions, parse_ranges
+    from stan_infer.export.to_triton_server import BACKENDS
+    from stan_infer.export.to_triton_server import FORMAT as SERVED
     from stan_infer.report import print_json, print_table, say
 
-    is_served = format == "triton-server"
+    check_word("format", format, (*FORMATS, SERVED))
+    check_word("backend", backend, BACKENDS)
+    if not os.path.exists(checkpoint) and ":" not in checkpoint:
+        raise InputError(f"{checkpoint}: no such file or folder; check the spelling")
+    is_served = format == SERVED
     if is_served:
         format = "tensorrt" if backend == "tensorrt" else "onnx"
     engine, wanted = engine_of(format), PlanOptions()

@@ -32,7 +32,12 @@ Engine = Annotated[
         help="eager, compile, triton (checkpoint); ort, openvino, trt, trt-rtx (exported folder)."
     ),
 ]
-Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:1; openvino: cpu, gpu.")]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        help="cpu, cuda or cuda:1; openvino: cpu, gpu (default: cpu; triton, trt, trt-rtx: cuda)."
+    ),
+]
 AutoRebuild = Annotated[
     bool,
     typer.Option("--auto-rebuild", help="Build a plan of another version or GPU again (minutes)."),

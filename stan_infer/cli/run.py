@@ -29,7 +29,7 @@ def run(
     labels: Annotated[Path | None, typer.Option(help="File with one label per line.")] = None,
     top: Annotated[int, typer.Option(min=1, help="Texts shown per video.")] = 5,
     engine: Engine = None,
-    device: Device = "cpu",
+    device: Device = None,
     provider: Provider = None,
     settings: Settings = None,
     decoder: Decoder = "auto",

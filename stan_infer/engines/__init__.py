@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stan_infer.errors import InputError, nearest, require
+from stan_infer.errors import InputError, check_word, require
 
 if TYPE_CHECKING:
     from stan_infer.artefact import Artefact
@@ -15,21 +15,19 @@ if TYPE_CHECKING:
     from stan_infer.model import Stan
 
 ENGINES = ("eager", "compile", "triton", "ort", "openvino", "trt", "trt-rtx")
+GPU_ENGINES = ("triton", "trt", "trt-rtx")  # they run on NVIDIA GPUs, and nowhere else
 
 
 def check_engine(engine: str) -> None:
     """Refuse an unknown engine with the nearest name."""
-    if engine not in ENGINES:
-        raise InputError(
-            f"engine '{engine}' is unknown{nearest(engine, ENGINES)} ({', '.join(ENGINES)})"
-        )
+    check_word("engine", engine, ENGINES)
 
 
 def open_session(
     source: str | Path | Stan,
     engine: str | None = None,
     *,
-    device: str = "cpu",
+    device: str | None = None,
     precision: str | None = None,
     settings: Mapping[str, Any] | None = None,
     threads: int | None = None,
@@ -40,19 +38,21 @@ def open_session(
 ) -> Session:
     """Open a model for inference.
 
-    engine: None is "ort" for an exported folder, a plan's own for a .plan in one, "eager" for
-    anything else; describe() tells.
+    source: a checkpoint, an open_clip name and tag or a loaded Stan for "eager", "compile" and
+    "triton"; an exported folder for the others, or a .plan in one.
+    engine: None is "ort" for a folder, a plan's own, "eager" for anything else; describe() tells.
     "compile" is eager under torch.compile: the first run of a shape takes as long as compiling it.
-    "triton" runs our kernels on an NVIDIA GPU. source: for these three a checkpoint, an open_clip
-    name and tag, or a loaded Stan; for the others an exported folder. "trt" and "trt-rtx" run the
-    plans in it, on an NVIDIA GPU; auto_rebuild: build those of another version or GPU again, which
-    takes minutes. precision: of
-    weights and products; None is fp32 for a checkpoint (fp16 for "triton") and what was exported
-    for a folder; "openvino" also runs an fp32 folder in bf16, where the CPU has it. graph: of
-    "eager" and "compile", the "reference" or the "fused" rewritten one. scales: see TritonSession.
+    "triton" runs our kernels, "trt" and "trt-rtx" the plans of a folder, all on an NVIDIA GPU.
+    device: "cpu", "cuda", "cuda:1"; None is what engine and provider run on, or the CPU.
+    precision: of weights and products; None is fp32 for a checkpoint (fp16 for "triton") and what
+    was exported for a folder; "openvino" also runs an fp32 folder in bf16, where the CPU has it.
+    settings: StanConfig fields that a checkpoint's shapes cannot tell.
+    threads: CPU threads of "ort" and "openvino" (torch: torch.set_num_threads, which belongs to
+    the process).
+    graph: of "eager" and "compile", the "reference" or the "fused" rewritten one.
+    scales: of "triton", see TritonSession.
+    auto_rebuild: of plans: build those of another version or GPU again, which takes minutes.
     provider: of "ort": cpu, cuda (the device's own), cuda-graph, tensorrt, tensorrt-rtx.
-    settings: StanConfig fields that a checkpoint's shapes cannot tell. threads: CPU threads of
-    "ort" and "openvino" (torch: torch.set_num_threads, which belongs to the process).
 
     What was asked for runs or an error says why not: InputError for a wrong source or word,
     MissingError for a package or device that is not here.
@@ -60,12 +60,16 @@ def open_session(
     if isinstance(source, (str, Path)) and str(source).endswith(".plan"):
         if provider is not None:
             raise InputError(f"provider {provider} is a choice of engine ort; {source} is a plan")
+        device = "cuda" if device is None else device
         return _open_plan(Path(source), engine, device, precision, settings, auto_rebuild)
     is_folder = isinstance(source, (str, Path)) and os.path.isdir(source)
     if provider is not None and (engine or ("ort" if is_folder else "eager")) != "ort":
         raise InputError(f"provider {provider} is a choice of engine ort, not {engine or 'eager'}")
     engine = engine or ("ort" if is_folder else "eager")
     check_engine(engine)
+    if device is None:
+        on_gpu = engine in GPU_ENGINES or provider not in (None, "cpu")
+        device = "cuda" if on_gpu else "cpu"
     if graph != "reference" and engine not in ("eager", "compile"):
         raise InputError(f"graph '{graph}' is a choice of engines eager and compile, not {engine}")
     if scales is not None and engine != "triton":

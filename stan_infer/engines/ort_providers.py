@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from stan_infer.engines.session import split_device
-from stan_infer.errors import InputError, MissingError, nearest, require
+from stan_infer.errors import InputError, MissingError, check_word, require
 from stan_infer.machine import faults, installed_versions
 
 if TYPE_CHECKING:
@@ -66,10 +66,7 @@ def choose_provider(device: str, word: str | None = None) -> Provider:
     """
     kind, index = split_device(device, ["cpu", "cuda"])
     word = word or kind
-    if word not in _KNOWN:
-        raise InputError(
-            f"provider '{word}' is unknown{nearest(word, PROVIDERS)} ({', '.join(PROVIDERS)})"
-        )
+    check_word("provider", word, PROVIDERS)
     if _KNOWN[word][0] != kind:
         raise InputError(
             f"provider {word} runs on device {_KNOWN[word][0]}, not {device}: "

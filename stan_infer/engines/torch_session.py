@@ -20,7 +20,7 @@ from stan_infer.engines.session import (
     split_device,
     token_ids,
 )
-from stan_infer.errors import InputError, MissingError, nearest
+from stan_infer.errors import InputError, MissingError, check_word, nearest
 from stan_infer.fold import fold_video
 from stan_infer.model import Stan
 from stan_infer.torch_ops import encode_video
@@ -59,9 +59,7 @@ class TorchSession:
         if now.dtype != wanted or now.device != self._device:
             model = copy.deepcopy(model).to(self._device, wanted)
         self._model = model.eval()
-        if graph not in GRAPHS:
-            known = ", ".join(GRAPHS)
-            raise InputError(f"graph '{graph}' is unknown{nearest(graph, GRAPHS)} ({known})")
+        check_word("graph", graph, GRAPHS)
         self._compiled, self._graph = compiled, graph
         encode: Callable[[Tensor], Tensor] = model.encode_video
         if graph == "fused":

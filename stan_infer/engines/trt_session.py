@@ -47,9 +47,6 @@ class TrtSession(FolderSession):
         plans that were changed, or built for something else; MissingError where TensorRT or the
         GPU is not here.
         """
-        if device.partition(":")[0] != "cuda":
-            hint = "give --device cuda" if cuda.is_available() else "torch finds none here"
-            raise MissingError(f"engine {self.engine} runs on NVIDIA GPUs: {hint}")
         self._given = read_plan(plan, check_hash=False) if plan else None
         self._auto_rebuild, self._cuda = auto_rebuild, cuda
         self._use_graphs = cuda_graphs
@@ -140,6 +137,11 @@ class TrtSession(FolderSession):
             raise MissingError(
                 f"engine {self.engine} needs an NVIDIA GPU with its driver, and torch finds none "
                 "here: use --engine ort or openvino"
+            )
+        if self._device.partition(":")[0] != "cuda":
+            raise InputError(
+                f"engine {self.engine} runs on NVIDIA GPUs, not on {self._device}: leave --device "
+                "out, or give cuda"
             )
         self._where = torch_device(self._device)
         sm = "sm_" + "".join(map(str, self._cuda.get_device_capability(self._where)))

@@ -102,7 +102,7 @@ def test_a_plan_is_built_kept_and_said_to_be_unable_to_run_here(cli, tmp_path, m
     plan.write_bytes(b"damaged")
     assert "built video.fp16.trt-rtx.plan in" in cli(*args).err
     done = cli("bench", *args[3:], "--device", "cpu", *args[1:3])
-    assert "engine trt-rtx runs on NVIDIA GPUs" in done.records[1]["refused"]
+    assert "engine trt-rtx needs an NVIDIA GPU" in done.records[1]["refused"]
 
 
 def test_lower_precisions_have_the_fp32_baseline(cli):
