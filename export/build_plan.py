@@ -99,7 +99,7 @@ def build(job: Job, module: Any, progress: Callable[[float], bool]) -> dict[str,
     with open(job.out, "wb") as f:
         f.write(plan)
     if job.timing_cache:
-        _write_cache(config, Path(job.timing_cache))
+        _write_cache(config, Path(job.timing_cache), log)
     return {
         "trt_version": list(version_of(module)),
         "tf32": job.tf32,
@@ -198,7 +198,8 @@ def _configure(config: Any, job: Job, module: Any) -> None:
     if job.timing_cache:
         path = Path(job.timing_cache)
         stored = path.read_bytes() if path.exists() else b""
-        if not config.set_timing_cache(config.create_timing_cache(stored), False):
+        cache = config.create_timing_cache(stored)
+        if cache is None or not config.set_timing_cache(cache, False):
             raise InputError(
                 f"timing cache {path} was made by another TensorRT or GPU: delete it, or give "
                 "another file"
@@ -235,11 +236,15 @@ def _raise_why(name: str, cancelled: bool, errors: list[str], job: Job) -> None:
     raise InputError(f"TensorRT built nothing from {name}: {why}")
 
 
-def _write_cache(config: Any, path: Path) -> None:
+def _write_cache(config: Any, path: Path, log: Any) -> None:
+    """Keep the timings; the plan is made by now, so it only says that it cannot."""
     from stan_infer.atomic import new_file
 
-    with new_file(path) as temporary:
-        temporary.write_bytes(bytes(config.get_timing_cache().serialize()))
+    try:
+        with new_file(path) as temporary:
+            temporary.write_bytes(bytes(config.get_timing_cache().serialize()))
+    except InputError as e:
+        log.warnings.append(str(e))
 
 
 def _io(network: Any) -> list[dict[str, Any]]:

@@ -30,7 +30,8 @@ class PlanOptions:
     other's; empty is the default two: one clip of the configured frames, and anything else. roles:
     of the graphs. tf32: let fp32 products run in TF32. workspace_mib, level: of the builder.
     timing_cache: file, of trt only. hardware_compatible: for GPUs from Ampere on; trt only.
-    version_compatible: for later versions of the same major. targets: "sm_89", ...; trt-rtx only.
+    version_compatible: for later versions, with host code inside; trt only, and not for our own
+    engines. targets: "sm_89", ...; trt-rtx only.
     """
 
     batch: Sequence[Range] = ()
@@ -54,11 +55,15 @@ class PlanOptions:
             raise InputError(f"--level {self.level} is out of range; allowed are 0 to 5")
         if self.workspace_mib is not None and self.workspace_mib < 1:
             raise InputError(f"--workspace {self.workspace_mib} MiB is out of range; give 1 up")
+        cache = self.timing_cache
+        if cache is not None and (cache.is_dir() or not cache.absolute().parent.is_dir()):
+            raise InputError(f"--timing-cache {cache}: no such folder, or a folder; give a file")
         only: dict[str, dict[str, object]] = {
             "trt": {"--target": self.targets},
             "trt-rtx": {
                 "--timing-cache": self.timing_cache,
                 "--hardware-compatible": self.hardware_compatible,
+                "--version-compatible": self.version_compatible,
             },
         }
         for option, value in only[engine].items():
@@ -102,6 +107,21 @@ def profiles_of(artefact: Artefact, graph: Graph, options: PlanOptions) -> list[
         if shapes not in found:
             found.append(shapes)
     return found
+
+
+def profile_fits(graph: Graph, profile: Mapping[str, Sequence[Sequence[int]]]) -> bool:
+    """Whether the shapes of a profile are those of the graph's inputs, within what it takes."""
+    inputs = {str(i["name"]): i["shape"] for i in graph.inputs}
+    if profile.keys() != inputs.keys():
+        return False
+    for name, dims in inputs.items():
+        limits = [(n, n) if isinstance(n, int) else graph.dims[n] for n in dims]
+        for shape in profile[name]:
+            if len(shape) != len(limits):
+                return False
+            if not all(low <= n <= high for n, (low, high) in zip(shape, limits, strict=True)):
+                return False
+    return True
 
 
 def targets_of(module: Any, precision: str, asked: Sequence[str]) -> list[str]:

@@ -11,18 +11,24 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from stan_infer.artefact import ENGINES_FOLDER, MANIFEST, Artefact, Graph, read_artefact, sha256
-from stan_infer.atomic import new_file
+from stan_infer.artefact import (
+    ENGINES_FOLDER,
+    MANIFEST,
+    Artefact,
+    Graph,
+    check_graph_file,
+    read_artefact,
+    sha256,
+)
+from stan_infer.cuda_driver import nvidia_gpus
 from stan_infer.errors import CheckError, InputError, MissingError, StanError
 from stan_infer.export.build_plan import Job
-from stan_infer.export.plan_options import PlanOptions, profiles_of, targets_of
-from stan_infer.machine import nvidia_gpus
-from stan_infer.onnx_file import check_external
-from stan_infer.plan_file import ENGINES, FORMATS, Plan, read_plan, sidecar_path, write_sidecar
+from stan_infer.export.plan_options import PlanOptions, profile_fits, profiles_of, targets_of
+from stan_infer.plan_file import ENGINES, FORMATS, Plan, new_plan, read_plan
 from stan_infer.tensorrt_api import load_tensorrt, reason
 
 _COMMAND = (sys.executable, "-P", "-m", "stan_infer.export.build_plan")
@@ -43,9 +49,9 @@ def check_buildable(engine: str, options: PlanOptions) -> Any:
     module = load_tensorrt(engine)
     if engine == "trt" and not nvidia_gpus():
         raise MissingError(
-            "a plan of TensorRT is built on the GPU that it is for, and nvidia-smi shows none here:"
-            " run this on the machine with the GPU, or give --format tensorrt-rtx, which builds "
-            "without one"
+            "a plan of TensorRT is built on the GPU that it is for, and the driver shows none: run "
+            "this on the machine with the GPU, or give --format tensorrt-rtx, which builds without "
+            "one"
         )
     return module
 
@@ -81,35 +87,41 @@ def build_plans(
     return [_build_one(artefact, graph, job, progress or _quiet) for graph, job in jobs]
 
 
-def rebuild_plan(artefact: Artefact, plan: Plan, progress: Progress | None = None) -> Plan:
+def rebuild_plan(
+    artefact: Artefact,
+    plan: Plan,
+    *,
+    sm: str | None = None,
+    gpu: int = 0,
+    progress: Progress | None = None,
+) -> Plan:
     """Build a plan of a folder again as its sidecar says, for what is installed and here.
 
+    sm: a GPU that it must run on ("sm_89"), whatever it was built for. gpu: build on this one.
     Raises what build_plans does.
     """
     graph = artefact.graph(plan.role)
     if graph is None:
         raise InputError(f"folder {artefact.path} holds no {plan.role} graph to build it from")
-    sidecar = plan.sidecar
-    given = sidecar.get("options") or {}
+    targets = dict.fromkeys([*plan.targets, *([sm] if sm and plan.engine == "trt-rtx" else [])])
     options = PlanOptions(
         roles=(plan.role,),
-        tf32=bool(sidecar.get("tf32")),
-        workspace_mib=given.get("workspace_mib"),
-        level=given.get("level"),
-        hardware_compatible=sidecar.get("hardware_compatibility") == "AMPERE_PLUS",
-        version_compatible="VERSION_COMPATIBLE" in sidecar.get("flags", []),
-        targets=tuple(sidecar.get("targets") or ()),
+        tf32=bool(plan.sidecar.get("tf32")),
+        workspace_mib=plan.options.get("workspace_mib"),
+        level=plan.options.get("level"),
+        hardware_compatible=plan.hardware == "AMPERE_PLUS",
+        version_compatible="VERSION_COMPATIBLE" in plan.flags,
+        targets=tuple(targets),
     )
     module = check_buildable(plan.engine, options)
-    dims = profiles_of(artefact, graph, options)  # a sidecar is a stranger's: names and ranks
     profiles: list[dict[str, Any]] = [
         {name: [list(shape) for shape in shapes] for name, shapes in p.items()}
         for p in plan.profiles
     ]
-    if any(p.keys() != dims[0].keys() for p in profiles):
+    if not all(profile_fits(graph, p) for p in profiles):  # a sidecar is a stranger's
         raise InputError(f"{plan.path}: its profiles are not for {graph.file}; {plan.rebuild()}")
     job = _job(module, artefact, graph, plan.engine, options, profiles)
-    return _build_one(artefact, graph, job, progress or _quiet)
+    return _build_one(artefact, graph, job, progress or _quiet, gpu)
 
 
 def _job(
@@ -125,7 +137,7 @@ def _job(
         targets = targets_of(module, graph.precision, options.targets)
     return Job(
         engine=engine,
-        onnx=_checked_onnx(artefact, graph),
+        onnx=os.path.abspath(check_graph_file(artefact, graph)),
         out="",
         profiles=profiles,
         tf32=options.tf32,
@@ -139,24 +151,17 @@ def _job(
     )
 
 
-def _checked_onnx(artefact: Artefact, graph: Graph) -> str:
-    """The graph's file, which reads no file that has no hash."""
-    path = artefact.path / graph.file
-    entry = next(g for g in artefact.manifest["graphs"] if g["file"] == graph.file)
-    check_external(path, [str(name) for name in entry.get("external_data") or []])
-    return os.path.abspath(path)
-
-
 def plan_path(folder: Path, engine: str, role: str, precision: str, sm: str | None = None) -> Path:
     """Where a plan of a folder lies; sm: of the GPU, for trt, whose plans are for one."""
     where = f"{engine}-{sm}" if engine == "trt" and sm else engine
     return folder / ENGINES_FOLDER / f"{role}.{precision}.{where}.plan"
 
 
-def run_job(job: Job, progress: Callable[[float], None]) -> dict[str, Any]:
+def run_job(job: Job, progress: Callable[[float], None], gpu: int | None = None) -> dict[str, Any]:
     """Build one plan in a process of its own; see build_plan.build for what comes back.
 
-    Raises what the builder raises; MissingError where its process died, as from lack of memory.
+    gpu: number of the only one that the process sees; None: as we do. Raises what the builder
+    raises; MissingError where its process died, as from lack of memory.
     """
     name = os.path.basename(job.onnx)
     with tempfile.TemporaryFile() as errors:
@@ -165,6 +170,7 @@ def run_job(job: Job, progress: Callable[[float], None]) -> dict[str, Any]:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
+            env=_only(gpu),
             text=True,
             encoding="utf-8",
             # A Ctrl-C goes to us, who ask it to stop: in the builder it would be lost or kill.
@@ -174,10 +180,14 @@ def run_job(job: Job, progress: Callable[[float], None]) -> dict[str, Any]:
         said: list[str] = []
         try:
             assert process.stdin is not None and process.stdout is not None
-            process.stdin.write(json.dumps(dataclasses.asdict(job)))
-            process.stdin.close()
+            with suppress(BrokenPipeError):  # it died: said below
+                process.stdin.write(json.dumps(dataclasses.asdict(job)))
+                process.stdin.close()
             for line in process.stdout:
-                message = json.loads(line)
+                try:
+                    message = json.loads(line)
+                except ValueError:
+                    break  # half a line: it died
                 if "part" in message:
                     progress(message["part"])
                 elif "log" in message:
@@ -190,8 +200,8 @@ def run_job(job: Job, progress: Callable[[float], None]) -> dict[str, Any]:
         except BaseException:
             _stop(process)
             raise
-        errors.seek(0)
-        tail = errors.read()[-2000:].decode("utf-8", "replace")
+        errors.seek(max(0, errors.seek(0, os.SEEK_END) - 2000))
+        tail = errors.read().decode("utf-8", "replace")
     if "done" in answer:
         return dict(answer["done"])
     if answer.get("code") == 130:
@@ -201,36 +211,44 @@ def run_job(job: Job, progress: Callable[[float], None]) -> dict[str, Any]:
     raise MissingError(_died(name, process.returncode, said, tail))
 
 
-def _build_one(artefact: Artefact, graph: Graph, job: Job, progress: Progress) -> Plan:
+def _build_one(
+    artefact: Artefact, graph: Graph, job: Job, progress: Progress, gpu: int = 0
+) -> Plan:
     folder = artefact.path
-    gpu = next(iter(nvidia_gpus()), None) if job.engine == "trt" else None
-    path = plan_path(folder, job.engine, graph.role, graph.precision, (gpu or {}).get("sm"))
-    with _engines_folder(path.parent), new_file(path) as temporary:
+    here = nvidia_gpus()[gpu] if job.engine == "trt" else None
+    path = plan_path(folder, job.engine, graph.role, graph.precision, (here or {}).get("sm"))
+    with _engines_folder(path.parent), new_plan(path) as (temporary, sidecar):
         done = run_job(
-            dataclasses.replace(job, out=str(temporary)), lambda part: progress(path.name, part)
+            dataclasses.replace(job, out=str(temporary)),
+            lambda part: progress(path.name, part),
+            None if here is None else gpu,
         )
-        beside = sidecar_path(path)
-        beside.unlink(missing_ok=True)  # that of an earlier plan says nothing of this one
-    write_sidecar(
-        path,
-        {
+        sidecar |= {
             "flavor": ENGINES[job.engine],
             "role": graph.role,
             "precision": graph.precision,
             "onnx": graph.file,
             "onnx_sha256": sha256(folder / graph.file),
             "manifest_sha256": sha256(folder / MANIFEST),
-            "built_on": gpu,
+            "built_on": here,
             "options": {
                 "workspace_mib": job.workspace_mib,
                 "level": job.level,
                 "timing_cache": bool(job.timing_cache),
             },
             **done,
-        },
-    )
+        }
     progress(path.name, 1.0)
     return read_plan(path)
+
+
+def _only(gpu: int | None) -> dict[str, str] | None:
+    """The environment of a process that sees one GPU, by its number among those that we see."""
+    if gpu is None:
+        return None
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    name = visible.split(",")[gpu] if visible else str(gpu)
+    return {**os.environ, "CUDA_VISIBLE_DEVICES": name}
 
 
 @contextmanager
@@ -246,7 +264,7 @@ def _engines_folder(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if not any(folder.iterdir()):
+        with suppress(OSError):  # not empty, or another build's by now
             folder.rmdir()
 
 
@@ -255,8 +273,8 @@ def _stop(process: subprocess.Popen[str]) -> None:
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
         try:
-            process.wait(_CANCEL_S)
-        except subprocess.TimeoutExpired:
+            process.communicate(timeout=_CANCEL_S)  # reads on, so that it is not held up
+        except (subprocess.TimeoutExpired, ValueError):
             process.kill()
             process.wait()
 

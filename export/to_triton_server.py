@@ -10,22 +10,32 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import stan_infer
-from stan_infer.artefact import ENGINES_FOLDER, MANIFEST, Artefact, Graph, sha256
+from stan_infer.artefact import (
+    ENGINES_FOLDER,
+    MANIFEST,
+    Artefact,
+    Graph,
+    check_graph_file,
+    external_files,
+    read_object,
+    sha256,
+)
 from stan_infer.atomic import new_folder
 from stan_infer.errors import InputError, check_word
 from stan_infer.export.plan_options import TEXTS
-from stan_infer.plan_file import Plan, read_plan
+from stan_infer.plan_file import Plan, check_origin, read_plan
 
 FORMAT = "triton-server"  # what export calls it
 BACKENDS = ("onnxruntime", "tensorrt")
 MARKER = "stan_infer.json"  # says whose the repository is; models are folders, so Triton skips it
 ROLES = ("video", "text", "preprocess", "score")
 _TYPES = {"uint8": "TYPE_UINT8", "int32": "TYPE_INT32", "float32": "TYPE_FP32"}
+_MAX_MARKER = 2**22
 _DELAY_US = 2000  # that a request waits for others of its shape
 
 Message = Mapping[str, Any]  # of protobuf's text format; a list is a repeated field
@@ -45,11 +55,11 @@ def write_repository(artefact: Artefact, out: Path, *, backend: str = "onnxrunti
     an unknown word, a folder that has no such plan, or a place that must not be replaced.
     """
     check_word("backend", backend, BACKENDS)
-    graphs = {g.role: g for g in artefact.graphs if g.role in ROLES}
+    graphs = {role: g for role in ROLES if (g := artefact.graph(role)) is not None}
     towers = [role for role in ("video", "text") if role in graphs]
     plans: dict[str, Plan] = {}
     if backend == "tensorrt":
-        plans = {role: _plan(artefact, role) for role in towers}
+        plans = {role: _plan(artefact, graphs[role]) for role in towers}
     with new_folder(out, _why_keep) as folder:
         configs = {}
         for role, graph in graphs.items():
@@ -66,11 +76,18 @@ def write_repository(artefact: Artefact, out: Path, *, backend: str = "onnxrunti
         for name in ("tokenizer.json", "labels.txt"):
             if (artefact.path / name).is_file():
                 shutil.copyfile(artefact.path / name, folder / name)
+        files = sorted(p for p in folder.rglob("*") if p.is_file())
         marker = {
             "tool": {"name": "stan_infer", "version": stan_infer.__version__},
             "backend": backend,
             "manifest_sha256": sha256(artefact.path / MANIFEST),
             "models": sorted(configs),
+            # A plan is for one GPU, and for the version that is in the server's container.
+            "plans": {
+                role: {"tensorrt": plan.version, "sm": plan.built_on, "flags": plan.flags}
+                for role, plan in plans.items()
+            },
+            "files": {p.relative_to(folder).as_posix(): sha256(p) for p in files},
             "preprocess": artefact.manifest.get("preprocess"),
             "text": artefact.manifest.get("text"),
         }
@@ -100,8 +117,7 @@ def _model(artefact: Artefact, graph: Graph, plan: Plan | None) -> dict[str, Any
     limits = _batch(graph, plan)
     group: dict[str, Any] = {"count": 1, "kind": Word("KIND_GPU" if plan else "KIND_AUTO")}
     if plan:
-        widest = max(range(len(plan.profiles)), key=lambda i: plan.span(i))
-        group["profile"] = [str(widest)]
+        group["profile"] = [str(plan.widest())]
     outputs = list(graph.outputs)
     config: dict[str, Any] = {
         "name": graph.role,
@@ -127,8 +143,8 @@ def _batch(graph: Graph, plan: Plan | None) -> int | None:
         return None
     low, high = graph.dims["batch"]
     if plan:
-        ranges = [s for p in plan.profiles for s in p.values()]
-        low, high = min(r[0][0] for r in ranges), max(r[2][0] for r in ranges)
+        ((least, _, most),) = plan.profiles[plan.widest()].values()  # the one that is served
+        low, high = least[0], most[0]
     if low != 1 or high == 1:
         return None
     return min(high, TEXTS) if graph.role == "text" else high
@@ -184,19 +200,24 @@ def _takes_pixels(graph: Graph) -> bool:
     return graph.inputs[0]["dtype"] == "uint8" and graph.dims["batch"][0] == 1
 
 
-def _plan(artefact: Artefact, role: str) -> Plan:
+def _plan(artefact: Artefact, graph: Graph) -> Plan:
     found = []
     for path in sorted((artefact.path / ENGINES_FOLDER).glob("*.plan")):
         plan = read_plan(path)
-        if plan.engine == "trt" and plan.role == role:
+        if plan.engine == "trt" and plan.role == graph.role:
             found.append(plan)
-    if len(found) != 1:
-        what = "no plan" if not found else f"{len(found)} plans"
+    if not found:
         raise InputError(
-            f"folder {artefact.path} holds {what} of TensorRT for {role}; one is served, and "
-            "Triton does not take those of TensorRT-RTX: stan-infer export "
-            f"{artefact.path} --format tensorrt"
+            f"folder {artefact.path} holds no plan of TensorRT for {graph.role}, and Triton does "
+            f"not take those of TensorRT-RTX: stan-infer export {artefact.path} --format tensorrt"
         )
+    if len(found) > 1:
+        names = ", ".join(plan.path.name for plan in found)
+        raise InputError(
+            f"folder {artefact.path} holds {len(found)} plans of TensorRT for {graph.role} "
+            f"({names}): take those that are not for the server out of {ENGINES_FOLDER}/"
+        )
+    check_origin(artefact, graph, found[0])
     return found[0]
 
 
@@ -205,19 +226,22 @@ def _copy(artefact: Artefact, graph: Graph, plan: Plan | None, folder: Path) -> 
     if plan:
         (folder / "model.plan").write_bytes(plan.load())
         return
-    shutil.copyfile(artefact.path / graph.file, folder / "model.onnx")
-    entry = next(g for g in artefact.manifest["graphs"] if g["file"] == graph.file)
-    for name in entry.get("external_data") or []:  # the graph names it, so it keeps its name
+    shutil.copyfile(check_graph_file(artefact, graph), folder / "model.onnx")
+    for name in external_files(artefact, graph):  # the graph names it, so it keeps its name
         shutil.copyfile(artefact.path / name, folder / Path(name).name)
 
 
 def _why_keep(folder: Path) -> str | None:
     """Why a folder is no earlier repository of ours and nothing else, or None."""
-    marker = folder / MARKER
     try:
-        names: Sequence[str] = json.loads(marker.read_text(encoding="utf-8"))["models"]
-    except (OSError, ValueError, KeyError, TypeError):
+        files = read_object(folder / MARKER, _MAX_MARKER)["files"]
+        known = {str(name): str(digest) for name, digest in files.items()}
+    except (OSError, KeyError, AttributeError, InputError):
         return f"it has no {MARKER} of an earlier export"
-    known = {MARKER, "tokenizer.json", "labels.txt", *names}
-    strange = sorted(p.name for p in folder.iterdir() if p.name not in known)
-    return f"{strange[0][:80]} is not part of the earlier export in it" if strange else None
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink() or (path.is_file() and name not in {*known, MARKER}):
+            return f"{name[:80]} is not part of the earlier export in it"
+        if path.is_file() and name != MARKER and sha256(path) != known[name]:
+            return f"{name[:80]} was changed since the earlier export"
+    return None

@@ -12,11 +12,12 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from stan_infer.config import StanConfig
 from stan_infer.errors import CheckError, InputError
+from stan_infer.onnx_file import check_external
 
 MANIFEST = "manifest.json"
 SCHEMA = "1.0"
@@ -172,9 +173,37 @@ def read_artefact(path: str | Path, *, check_hashes: bool = True) -> Artefact:
     return Artefact(folder, config, graphs, manifest)
 
 
+def external_files(artefact: Artefact, graph: Graph) -> list[str]:
+    """Names in the folder of the files that a graph may read weights from; each has a hash."""
+    entries = [g for g in artefact.manifest["graphs"] if g["file"] == graph.file]
+    listed = [g.get("external_data") for g in entries]
+    names = [name for names in listed if isinstance(names, list) for name in names]
+    return [n for n in names if isinstance(n, str) and n in artefact.manifest["files"]]
+
+
+def check_graph_file(artefact: Artefact, graph: Graph) -> Path:
+    """Return the path of a graph's file, which reads no file that has no hash.
+
+    Raises InputError where it does, or has another name than *.onnx.
+    """
+    if not graph.file.endswith(".onnx"):
+        # Runtimes choose a format by the file's name, and some of those hold more than a graph.
+        raise InputError(f"artefact {artefact.path}: {graph.file[:80]!r} is no .onnx file")
+    folder = PurePosixPath(graph.file).parent
+    names = [PurePosixPath(name) for name in external_files(artefact, graph)]
+    allowed = [n.relative_to(folder).as_posix() for n in names if n.is_relative_to(folder)]
+    path = artefact.path / graph.file
+    check_external(path, allowed)
+    return path
+
+
 def is_engine_file(name: str) -> bool:
-    """Whether a file is a plan or its sidecar, or their folder: the manifest lists none of them."""
-    pattern = rf"{ENGINES_FOLDER}(/[A-Za-z0-9_.-]+\.plan(\.json)?)?"
+    """Whether a file is a plan or its sidecar, or their folder: the manifest lists none of them.
+
+    Nor one that is being built, whose temporary name atomic.new_file gives.
+    """
+    plan = r"[A-Za-z0-9_.-]+\.plan(\.json)?(\.[A-Za-z0-9_]+\.tmp)?"
+    pattern = rf"{ENGINES_FOLDER}(/{plan})?"
     return bool(re.fullmatch(pattern, name)) and ".." not in name
 
 

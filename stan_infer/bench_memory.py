@@ -52,6 +52,7 @@ def add_peaks(
 def main() -> None:
     """Answer the one request on standard input (the child's side)."""
     request = json.load(sys.stdin)
+    before = _taken(request)
     s = request["side"]
     clips = np.zeros((request["batch"], request["frames"], s, s, 3), np.uint8)
     if request["engine"] in ("eager", "compile"):
@@ -59,7 +60,8 @@ def main() -> None:
 
         torch.set_num_threads(request["threads"])
     _run(request, clips)
-    print(json.dumps({"peak_host_mib": peak_mib(), "peak_device_mib": _device_mib(request)}))
+    device = None if before is None else _device_mib(request, before)
+    print(json.dumps({"peak_host_mib": peak_mib(), "peak_device_mib": device}))
 
 
 def _run(request: dict[str, Any], clips: np.ndarray) -> None:
@@ -95,14 +97,24 @@ def _run(request: dict[str, Any], clips: np.ndarray) -> None:
     session.embed_video(clips)
 
 
-def _device_mib(request: dict[str, Any]) -> float | None:
-    if not str(request.get("device", "cpu")).startswith("cuda"):
+def _taken(request: dict[str, Any]) -> int | None:
+    """Bytes that the whole GPU lacks: other processes', the CUDA context's; None for a CPU."""
+    if not str(request.get("device") or "cpu").startswith("cuda"):
         return None
     import torch
 
-    free, total = torch.cuda.mem_get_info()
-    # What the whole device lacks now: ONNX Runtime's and the libraries' own memory count too.
-    return float(max(torch.cuda.max_memory_allocated(), total - free)) / 2**20
+    free, total = torch.cuda.mem_get_info(request["device"])
+    return total - free
+
+
+def _device_mib(request: dict[str, Any], before: int) -> float:
+    """What the engine took: ONNX Runtime's and the libraries' own memory count, too."""
+    import torch
+
+    after = _taken(request)
+    assert after is not None
+    own = torch.cuda.max_memory_allocated(request["device"])
+    return max(own, after - before) / 2**20
 
 
 if __name__ == "__main__":

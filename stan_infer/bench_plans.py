@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from stan_infer.artefact import ENGINES_FOLDER, MANIFEST, read_artefact, sha256
+from stan_infer.atomic import new_file
 from stan_infer.cache_folder import cache_folder
+from stan_infer.cuda_driver import nvidia_gpus
 from stan_infer.errors import CheckError, InputError, MissingError
 from stan_infer.export.plan_options import MAX_BATCH, PlanOptions
 from stan_infer.export.to_tensorrt import build_plans, check_buildable
-from stan_infer.machine import nvidia_gpus
 from stan_infer.plan_file import FORMATS, Plan, read_plan, sidecar_path
 
 
@@ -62,11 +62,13 @@ def add_plan(
         # One engine that cannot be made must not end the others.
         raise MissingError(f"no plan of {FORMATS[engine]} could be built: {e}") from e
     say(f"built {plan.path.name} in {plan.sidecar['build_seconds']:.0f} s")
-    kept.mkdir(exist_ok=True)
-    for path in (plan.path, sidecar_path(plan.path)):  # the sidecar last: without it none is read
-        temporary = kept / f".{path.name}.{os.getpid()}.tmp"
-        shutil.copyfile(path, temporary)
-        os.replace(temporary, kept / path.name)
+    try:
+        kept.mkdir(exist_ok=True)
+        for path in (plan.path, sidecar_path(plan.path)):  # the sidecar last: none is read without
+            with new_file(kept / path.name) as temporary:
+                shutil.copyfile(path, temporary)
+    except (InputError, OSError) as e:
+        say(f"the plan is not kept for the next time: {e}")
     return plan
 
 

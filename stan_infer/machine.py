@@ -5,11 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,22 +75,6 @@ def peak_mib() -> float | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
-
-
-def nvidia_gpus() -> list[dict[str, str]]:
-    """NVIDIA GPUs as nvidia-smi shows them: name, sm ("sm_89"), driver; none without a driver."""
-    query = ["--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(
-            ["nvidia-smi", *query], capture_output=True, text=True, timeout=30, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return []
-    found = []
-    for line in done.stdout.splitlines():
-        name, capability, driver = (part.strip() for part in line.rsplit(",", 2))
-        found.append({"name": name, "sm": f"sm_{capability.replace('.', '')}", "driver": driver})
-    return found
 
 
 def installed_versions(names: Sequence[str] = _PACKAGES) -> dict[str, str | None]:
@@ -206,15 +189,16 @@ def _build_rtx() -> None:
 def _build_identity(engine: str, folder: Path) -> Any:
     from stan_infer.export.build_plan import Job
     from stan_infer.export.to_tensorrt import run_job
-    from stan_infer.plan_file import ENGINES, read_plan, write_sidecar
+    from stan_infer.plan_file import ENGINES, new_plan, read_plan
     from stan_infer.tensorrt_api import load_tensorrt
 
     load_tensorrt(engine)
     onnx, out = folder / "x.onnx", folder / "x.plan"
     onnx.write_bytes(_IDENTITY)
-    done = run_job(Job(engine=engine, onnx=str(onnx), out=str(out), profiles=[]), lambda part: None)
     words = {"flavor": ENGINES[engine], "role": "identity", "precision": "fp32"}
-    write_sidecar(out, {**words, **done, "profiles": [{"x": [[1]] * 3}]})
+    with new_plan(out) as (plan, sidecar):
+        job = Job(engine=engine, onnx=str(onnx), out=str(plan), profiles=[])
+        sidecar |= {**words, **run_job(job, lambda part: None), "profiles": [{"x": [[1]] * 3}]}
     return read_plan(out)
 
 
@@ -234,8 +218,9 @@ def _run_trt(engine: str) -> None:
     with tempfile.TemporaryDirectory(prefix="stan-infer-") as folder:
         plan = _build_identity(engine, Path(folder))
         graph = PlanGraph(plan, module, torch.device("cuda", 0), cuda_graphs=False)
-        if graph.run("y", {"x": x})[0] != x:
-            raise RuntimeError("an identity graph changed its input")
+        with closing(graph):
+            if graph.run("y", {"x": x})[0] != x:
+                raise RuntimeError("an identity graph changed its input")
 
 
 def _run_pyav() -> None:

@@ -10,12 +10,15 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
+import shlex
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from stan_infer.artefact import read_object, sha256
+from stan_infer.artefact import MANIFEST, Artefact, Graph, read_object, sha256
 from stan_infer.atomic import new_file
 from stan_infer.errors import InputError
 
@@ -41,7 +44,12 @@ class Plan:
     role: str  # video, text, preprocess or score
     precision: str
     profiles: tuple[Profile, ...]
-    sidecar: dict[str, Any]
+    targets: tuple[str, ...]  # of trt-rtx: "sm_89", ...
+    built_on: str | None  # "sm_89", of trt
+    hardware: str  # NONE, or AMPERE_PLUS: newer GPUs, too
+    flags: tuple[str, ...]
+    options: dict[str, int | None]  # of the builder
+    sidecar: dict[str, Any]  # as it stands in the file
 
     @property
     def flavor(self) -> str:
@@ -71,6 +79,10 @@ class Plan:
                 count *= b - a + 1
         return count
 
+    def widest(self) -> int:
+        """Number of the profile that takes most shapes."""
+        return max(range(len(self.profiles)), key=self.span)
+
     def load(self) -> bytes:
         """The plan's bytes, whose hash is the sidecar's; InputError where it is not.
 
@@ -85,6 +97,7 @@ class Plan:
         """The command that builds this plan again, from the ONNX file in its folder."""
         folder = os.path.relpath(self.path.absolute().parent.parent)
         words = ["stan-infer export", folder, "--format", FORMATS[self.engine], options]
+        words[2] = shlex.quote(folder)
         return " ".join(w for w in words if w)
 
 
@@ -93,17 +106,20 @@ def sidecar_path(plan: Path) -> Path:
     return plan.with_name(f"{plan.name}.json")
 
 
-def write_sidecar(plan: Path, values: Mapping[str, Any]) -> None:
-    """Write the sidecar of a finished plan, with its size and hash."""
-    full = {
-        "schema": SCHEMA,
-        **values,
-        "plan_bytes": plan.stat().st_size,
-        "plan_sha256": sha256(plan),
-    }
-    text = json.dumps(full, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    with new_file(sidecar_path(plan)) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+@contextmanager
+def new_plan(path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield a temporary path for a plan, and what its sidecar is to say; both appear, or none.
+
+    They are renamed one behind the other; a reader in between sees a hash that does not fit, and
+    refuses. So does it after two builds of one plan at once that end in turns.
+    """
+    values: dict[str, Any] = {}
+    with new_file(sidecar_path(path)) as beside, new_file(path) as plan:
+        yield plan, values
+        size, digest = plan.stat().st_size, sha256(plan)
+        full = {"schema": SCHEMA, **values, "plan_bytes": size, "plan_sha256": digest}
+        text = json.dumps(full, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        beside.write_text(text + "\n", encoding="utf-8")
 
 
 def read_plan(path: str | Path, *, check_hash: bool = True) -> Plan:
@@ -119,7 +135,7 @@ def read_plan(path: str | Path, *, check_hash: bool = True) -> Plan:
     values = _read_sidecar(path)
     try:
         plan = _plan(path, values)
-    except (KeyError, TypeError, ValueError, AttributeError) as e:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as e:
         raise InputError(
             f"{sidecar_path(path)} is malformed ({e!r:.100}): build the plan again"
         ) from e
@@ -157,13 +173,18 @@ def read_header(path: Path) -> dict[str, Any] | None:
 
 
 def check_version(plan: Plan, installed: Sequence[int]) -> None:
-    """Refuse a plan of another version than the one installed, unless it was built for any.
+    """Refuse a plan of another version than the one installed, or one with host code inside.
 
     Major, minor and patch must be equal. Raises InputError with both versions and the command.
     """
+    if "VERSION_COMPATIBLE" in plan.flags:
+        raise InputError(
+            f"plan {plan.path} was built with --version-compatible: NVIDIA's lean runtime is in "
+            "it, which is host code, and that is not loaded here. It is for programs that allow "
+            "it, as tritonserver --backend-config=tensorrt,version-compatible=true; for this one: "
+            f"{plan.rebuild()}"
+        )
     if tuple(installed[:3]) == plan.version[:3]:
-        return
-    if "VERSION_COMPATIBLE" in plan.sidecar.get("flags", []) and installed[0] == plan.version[0]:
         return
     raise InputError(
         f"plan {plan.path} was built by {plan.flavor} {_dotted(plan.version)}; installed is "
@@ -173,21 +194,33 @@ def check_version(plan: Plan, installed: Sequence[int]) -> None:
 
 def check_device(plan: Plan, sm: str, name: str) -> None:
     """Refuse a plan for another GPU than `sm` ("sm_89"). Raises InputError with the command."""
-    targets = plan.sidecar.get("targets") or []
-    built = (plan.sidecar.get("built_on") or {}).get("sm")
-    level = plan.sidecar.get("hardware_compatibility", "NONE")
-    if targets:
-        fits = sm in targets
-    elif level == "AMPERE_PLUS":
+    is_wide = plan.hardware == "AMPERE_PLUS"
+    if plan.targets:
+        fits = sm in plan.targets
+    elif is_wide:
         fits = _number(sm) >= 80
     else:
-        fits = sm == built
+        fits = sm == plan.built_on
     if not fits:
-        known = ", ".join(targets) or (f"{built} and newer" if level != "NONE" else str(built))
+        known = ", ".join(plan.targets) or f"{plan.built_on}{' and newer' if is_wide else ''}"
         raise InputError(
             f"plan {plan.path} was built for {known}; this GPU is {name}, {sm}: build it again "
             f"here, {plan.rebuild()} (or give --auto-rebuild)"
         )
+
+
+def check_origin(artefact: Artefact, graph: Graph, plan: Plan) -> None:
+    """Refuse a plan that was built from another folder or an earlier export. Raises InputError."""
+    hashes: Sequence[tuple[str, str, str]] = (
+        ("onnx_sha256", graph.file, artefact.manifest["files"][graph.file]["sha256"]),
+        ("manifest_sha256", MANIFEST, sha256(artefact.path / MANIFEST)),
+    )
+    for key, name, digest in hashes:
+        if plan.sidecar.get(key) != digest:
+            raise InputError(
+                f"plan {plan.path} was built from another {name} than the one in "
+                f"{artefact.path}: build it again, {plan.rebuild()}"
+            )
 
 
 def _changed(plan: Plan) -> str:
@@ -200,6 +233,8 @@ def _changed(plan: Plan) -> str:
 def _read_sidecar(path: Path) -> dict[str, Any]:
     beside = sidecar_path(path)
     if not os.path.isfile(beside):
+        if not path.stat().st_size:
+            raise InputError(f"plan {path} is empty (0 bytes); copy it again")
         header = read_header(path)
         what = f"a plan of TensorRT-RTX {_dotted(header['version'])}" if header else "a plan"
         raise InputError(
@@ -233,8 +268,35 @@ def _plan(path: Path, values: dict[str, Any]) -> Plan:
         raise TypeError("role and precision are words")
     if not all(isinstance(io["name"], str) and list(io["shape"]) for io in values["io"]):
         raise TypeError("names and shapes of inputs and outputs")
-    version = tuple(int(n) for n in values["trt_version"])
-    return Plan(path, engine, version, role, precision, tuple(profiles), values)
+    version = tuple(values["trt_version"])
+    if not 3 <= len(version) <= 4 or not all(type(n) is int and n < 2**31 for n in version):
+        raise TypeError("trt_version is three or four numbers")
+    if not re.fullmatch("[0-9a-f]{64}", values["plan_sha256"]):
+        raise ValueError("plan_sha256")
+    built = values.get("built_on") or {}
+    options = dict(values.get("options") or {})
+    if any(type(options.get(k)) not in (int, type(None)) for k in ("workspace_mib", "level")):
+        raise TypeError("options are numbers")
+    return Plan(
+        path=path,
+        engine=engine,
+        version=version,
+        role=role,
+        precision=precision,
+        profiles=tuple(profiles),
+        targets=_sms(values.get("targets") or []),
+        built_on=_sms([built["sm"]])[0] if built else None,
+        hardware=str(values.get("hardware_compatibility", "NONE")),
+        flags=tuple(str(flag) for flag in list(values.get("flags") or [])),
+        options=options,
+        sidecar=values,
+    )
+
+
+def _sms(values: Any) -> tuple[str, ...]:
+    if not isinstance(values, list) or not all(re.fullmatch(r"sm_\d{1,4}", v) for v in values):
+        raise TypeError('GPUs are a list as ["sm_89"]')
+    return tuple(values)
 
 
 def _fits(profile: Profile, shapes: Mapping[str, Sizes]) -> bool:

@@ -27,8 +27,9 @@ COMMON: dict[str, tuple[str, ...]] = {
         "create_network",
         "create_optimization_profile",
     ),
-    "BuilderFlag": ("TF32", "VERSION_COMPATIBLE"),
+    "BuilderFlag": ("TF32",),
     "DataType": ("BF16", "BOOL", "FLOAT", "HALF", "INT32", "INT64", "INT8", "UINT8"),
+    "ExecutionContextAllocationStrategy": ("USER_MANAGED",),
     "IBuilderConfig": (
         "add_optimization_profile",
         "builder_optimization_level",
@@ -49,9 +50,11 @@ COMMON: dict[str, tuple[str, ...]] = {
         "execute_async_v3",
         "get_tensor_shape",
         "infer_shapes",
+        "set_device_memory",
         "set_input_shape",
         "set_optimization_profile_async",
         "set_tensor_address",
+        "update_device_memory_size_for_shapes",
     ),
     "ILogger": ("ERROR", "INFO", "INTERNAL_ERROR", "VERBOSE", "WARNING"),
     "INetworkDefinition": ("get_input", "get_output", "num_inputs", "num_layers", "num_outputs"),
@@ -67,6 +70,7 @@ COMMON: dict[str, tuple[str, ...]] = {
 }
 # Of TensorRT proper: RTX compiles on the user's machine and has nothing to time.
 TRT_ONLY: dict[str, tuple[str, ...]] = {
+    "BuilderFlag": ("VERSION_COMPATIBLE",),  # NVIDIA: RTX's plans fit their own release only
     "HardwareCompatibilityLevel": ("AMPERE_PLUS",),
     "IBuilderConfig": (
         "create_timing_cache",
@@ -82,7 +86,12 @@ RTX_ONLY: dict[str, tuple[str, ...]] = {
     "IBuilderConfig": ("num_compute_capabilities", "set_compute_capability"),
     "ICudaEngine": ("create_runtime_config",),
     "IRuntimeCache": ("deserialize", "serialize"),
-    "IRuntimeConfig": ("create_runtime_cache", "cuda_graph_strategy", "set_runtime_cache"),
+    "IRuntimeConfig": (
+        "create_runtime_cache",
+        "cuda_graph_strategy",
+        "set_execution_context_allocation_strategy",
+        "set_runtime_cache",
+    ),
 }
 
 _log = logging.getLogger(__name__)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from stan_infer.plan_file import Plan
+
 _ISSUES = "https://github.com/NVIDIA/TensorRT/issues"
 
 # From the first version that is said to have it to the last, both inclusive, as far as is known.
@@ -59,9 +61,7 @@ def known_faults(
     return found
 
 
-def faults_of(sidecar: dict[str, Any]) -> list[dict[str, str]]:
-    """Faults that may apply to a plan, by its sidecar."""
-    built = (sidecar.get("built_on") or {}).get("sm")
-    wide = sidecar.get("hardware_compatibility") not in (None, "NONE")
-    gpus = list(sidecar.get("targets") or []) or ([built] if built and not wide else [])
-    return known_faults(sidecar["flavor"], sidecar["trt_version"], sidecar["precision"], gpus)
+def faults_of(plan: Plan) -> list[dict[str, str]]:
+    """Faults that may apply to a plan."""
+    one = [plan.built_on] if plan.built_on and plan.hardware == "NONE" else []
+    return known_faults(plan.flavor, plan.version, plan.precision, plan.targets or one)

@@ -56,13 +56,13 @@ class PlanFile(Folder):
         if plan is None:
             return low, high
         place = 0 if axis == "batch" else 1
-        ranges = [(s[0][place], s[2][place]) for p in plan.profiles for s in p.values()]
-        least, most = max(ranges, key=lambda r: r[1] - r[0])
-        return max(low, least), min(high, most)
+        # One profile's for all axes: ranges of two of them may have no shape in common.
+        ((least, _, most),) = plan.profiles[plan.widest()].values()
+        return max(low, least[place]), min(high, most[place])
 
     def known_faults(self) -> list[dict[str, str]]:
         """See Source.known_faults."""
-        return faults_of(self.plan.sidecar)
+        return faults_of(self.plan)
 
     def damage(self) -> list[str]:
         """See Source.damage."""

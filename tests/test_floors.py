@@ -17,6 +17,7 @@ FLOORS = [
         "decode_worker",
         "machine",
         "artefact",
+        "cuda_driver",
         "retrieval",
         "atomic",
         "cache_folder",

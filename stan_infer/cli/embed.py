@@ -18,11 +18,12 @@ from stan_infer.cli.options import (
     Provider,
     Settings,
     Timeout,
-    parse_settings,
+    open_for,
 )
 
 
 def embed(
+    context: typer.Context,
     checkpoint: CheckpointOrFolder,
     videos: Annotated[list[Path], typer.Argument(help="Videos, or folders of videos.")],
     out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE.npz", help="File to write.")],
@@ -40,7 +41,6 @@ def embed(
     """Embed videos into a .npz file; unreadable ones are named and left out (exit code 2)."""
     from stan_infer.cli.progress import progress_bar
     from stan_infer.embed import Reading, collect, embed_videos, save_embeddings
-    from stan_infer.engines import open_session
     from stan_infer.errors import InputError
     from stan_infer.report import print_facts, print_json, say
     from stan_infer.video import list_videos
@@ -50,11 +50,12 @@ def embed(
     if os.path.isdir(out) or not os.path.isdir(out.parent):
         raise InputError(f"--out {out}: no such folder, or a folder itself; give a file name")
     paths = list_videos(videos)
-    session = open_session(
+    session = open_for(
+        context,
         checkpoint,
-        engine,
+        settings,
+        engine=engine,
         device=device,
-        settings=parse_settings(settings) or None,
         auto_rebuild=auto_rebuild,
         provider=provider,
     )

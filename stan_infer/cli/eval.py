@@ -18,7 +18,7 @@ from stan_infer.cli.options import (
     Provider,
     Settings,
     Timeout,
-    parse_settings,
+    open_for,
     read_lines,
 )
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 
 def eval(
+    context: typer.Context,
     checkpoint: CheckpointOrFolder,
     dataset: Annotated[
         str,
@@ -92,7 +93,6 @@ def eval(
     """
     from stan_infer.annotations import DATASETS, read_task
     from stan_infer.cli.progress import progress_bar
-    from stan_infer.engines import open_session
     from stan_infer.errors import InputError
     from stan_infer.evaluate import Protocol, evaluate
     from stan_infer.locate import locate_videos
@@ -119,12 +119,13 @@ def eval(
         raise InputError(f"no video of {annotations} is in {videos}; are the names the same?")
     task = task.keep([i for i, path in enumerate(found) if path is not None])
     paths = [path for path in found if path is not None]
-    session = open_session(
+    session = open_for(
+        context,
         checkpoint,
-        engine,
+        settings,
+        engine=engine,
         device=device,
         precision=precision,
-        settings=parse_settings(settings) or None,
         auto_rebuild=auto_rebuild,
         provider=provider,
     )
@@ -162,7 +163,6 @@ def eval(
         finally:
             if kept is not None:
                 kept.flush()
-            session.close()
     facts = {
         "data set": dataset,
         "split": preset.split if subset is None else f"videos of {subset.name}",

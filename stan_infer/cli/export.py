@@ -24,7 +24,18 @@ if TYPE_CHECKING:
     from stan_infer.plan_file import Plan
 
 
+# Options by what they shape; batch and frames shape both.
+_OF_GRAPHS = (
+    "tower precision input head labels template graph opset clips card licence settings".split()
+)
+_OF_PLANS = (
+    "plans target tf32 workspace level timing_cache hardware_compatible version_compatible".split()
+)
+_SPELT = {"settings": "--set", "licence": "--license"}
+
+
 def export(
+    context: typer.Context,
     checkpoint: CheckpointOrFolder,
     out: Annotated[
         Path | None,
@@ -85,7 +96,7 @@ def export(
         bool, typer.Option("--hardware-compatible", help="Plans of tensorrt: for sm_80 and newer.")
     ] = False,
     version_compatible: Annotated[
-        bool, typer.Option("--version-compatible", help="Plans: for later versions too.")
+        bool, typer.Option("--version-compatible", help="Plans of tensorrt with host code.")
     ] = False,
     backend: Annotated[
         str, typer.Option(help="Of triton-server's towers: onnxruntime or tensorrt.")
@@ -113,6 +124,7 @@ def export(
     if is_served:
         format = "tensorrt" if backend == "tensorrt" else "onnx"
     engine, wanted = engine_of(format), PlanOptions()
+    _refuse_idle(context, os.path.isdir(checkpoint), engine is not None, is_served)
     if engine:
         wanted = PlanOptions(
             batch=parse_ranges(batch, "--batch") if batch else (),
@@ -177,6 +189,27 @@ def export(
     print_table([_row(g, parity.get(g["file"])) for g in artefact.manifest["graphs"]])
     if built:
         print_table([plan_row(plan) for plan in built])
+
+
+def _refuse_idle(context: typer.Context, is_folder: bool, has_plans: bool, is_served: bool) -> None:
+    """Refuse options that would change nothing, which is not what was meant by them."""
+    idle: list[str] = []
+    if is_folder:
+        idle += _OF_GRAPHS
+    if is_folder and is_served:
+        idle += ["batch", "frames"]
+    if not has_plans or (is_folder and is_served):
+        idle += _OF_PLANS
+    if not is_served:
+        idle.append("backend")
+    for name in idle:
+        if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE":
+            option = _SPELT.get(name, f"--{name.replace('_', '-')}")
+            what = "a folder" if is_folder else "a checkpoint"
+            raise InputError(
+                f"{option} changes nothing in the export of {what} with this --format: leave it "
+                f"out{', or export the checkpoint anew' if name in _OF_GRAPHS else ''}"
+            )
 
 
 def plan_row(plan: Plan) -> dict[str, Any]:

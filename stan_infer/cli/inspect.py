@@ -103,7 +103,7 @@ def _inspect_plan(path: str, settings: list[str] | None, json: bool) -> None:
     if settings:
         raise InputError("--set belongs to a checkpoint; a plan was built with its settings")
     plan = read_plan(path)
-    faults = faults_of(plan.sidecar)
+    faults = faults_of(plan)
     record = {
         "plan": path,
         "engine": plan.engine,
@@ -120,10 +120,10 @@ def _inspect_plan(path: str, settings: list[str] | None, json: bool) -> None:
             "plan": path,
             "engine": plan.engine,
             "built by": f"{plan.flavor} {'.'.join(map(str, plan.version))}",
-            "built on": f"{built['name']}, {built['sm']}" if built else "any machine",
-            "runs on": " ".join(plan.sidecar.get("targets") or []) or (built or {}).get("sm"),
-            "hardware compatibility": plan.sidecar.get("hardware_compatibility"),
-            "flags": " ".join(plan.sidecar.get("flags") or []) or "none",
+            "built on": f"{built.get('name')}, {plan.built_on}" if built else "any machine",
+            "runs on": " ".join(plan.targets) or plan.built_on,
+            "hardware compatibility": plan.hardware,
+            "flags": " ".join(plan.flags) or "none",
             "tf32": plan.sidecar.get("tf32"),
             "role": plan.role,
             "precision": plan.precision,

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from stan_infer.errors import InputError
+
+if TYPE_CHECKING:
+    from stan_infer.engines.session import Session
 
 Checkpoint = Annotated[
     str,
@@ -51,6 +54,20 @@ Provider = Annotated[
 Decoder = Annotated[str, typer.Option(help="auto (PyAV), pyav or decord.")]
 Timeout = Annotated[float, typer.Option(help="Seconds that one video may take to decode.")]
 MAX_TEXTS = 100_000
+
+
+def open_for(
+    context: typer.Context, checkpoint: str, settings: Sequence[str] | None, **options: Any
+) -> Session:
+    """Open what a command runs; it is closed when the command ends, however it ends.
+
+    options: those of engines.open_session. Raises what that raises.
+    """
+    from stan_infer.engines import open_session
+
+    session = open_session(checkpoint, settings=parse_settings(settings) or None, **options)
+    context.call_on_close(session.close)
+    return session
 
 
 def parse_settings(pairs: Sequence[str] | None) -> dict[str, Any]:

@@ -17,12 +17,13 @@ from stan_infer.cli.options import (
     Provider,
     Settings,
     Timeout,
-    parse_settings,
+    open_for,
     read_texts,
 )
 
 
 def run(
+    context: typer.Context,
     checkpoint: CheckpointOrFolder,
     videos: Annotated[list[Path], typer.Argument(help="Videos, or folders of videos.")],
     text: Annotated[list[str] | None, typer.Option(help="A text; may be repeated.")] = None,
@@ -39,7 +40,6 @@ def run(
 ) -> None:
     """Score videos against texts: which text fits each video best."""
     from stan_infer.embed import embed_videos
-    from stan_infer.engines import open_session
     from stan_infer.engines.session import score_features, token_ids
     from stan_infer.report import print_json, print_table, say
     from stan_infer.tokenizer import cut_texts
@@ -47,11 +47,12 @@ def run(
 
     texts = read_texts(text, labels)
     paths = list_videos(videos)
-    session = open_session(
+    session = open_for(
+        context,
         checkpoint,
-        engine,
+        settings,
+        engine=engine,
         device=device,
-        settings=parse_settings(settings) or None,
         auto_rebuild=auto_rebuild,
         provider=provider,
     )

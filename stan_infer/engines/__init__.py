@@ -150,6 +150,11 @@ def _open_plan(
     plan = read_plan(path, check_hash=False)
     if engine not in (None, plan.engine):
         raise InputError(f"{path} is a plan of engine {plan.engine}, not {engine}")
+    if plan.role not in ("video", "text"):
+        raise InputError(
+            f"{path} is a plan of the {plan.role} graph; engines run those of video and text, and "
+            "this one is for programs of your own"
+        )
     folder = path.absolute().parent.parent
     if not os.path.isfile(folder / "manifest.json"):
         raise InputError(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from stan_infer.artefact import CONFIG_KEY, Artefact, Graph, config_sha256
+from stan_infer.artefact import CONFIG_KEY, Artefact, Graph, check_graph_file, config_sha256
 from stan_infer.config import StanConfig
 from stan_infer.engines.session import (
     TEXT_CHUNK,
@@ -21,7 +21,7 @@ from stan_infer.engines.session import (
     token_ids,
 )
 from stan_infer.errors import CheckError, InputError
-from stan_infer.onnx_file import check_external, metadata_props
+from stan_infer.onnx_file import metadata_props
 
 Value = tuple[str, tuple[int | None, ...]]  # numpy's name of the dtype; sizes, None if free
 
@@ -80,7 +80,7 @@ class FolderSession(ABC):
         self._opened: dict[str, OpenGraph] = {}
         for role, graph in self._graphs.items():
             check_precision(artefact.path, graph, precision, self.reduced)
-            _check_files(artefact, graph)
+            check_graph_file(artefact, graph)
             opened = self.open(graph, precision or graph.precision, threads)
             _check_signature(artefact.config, graph, opened.signature())
             _check_config(artefact, graph)
@@ -181,22 +181,6 @@ def check_precision(
     )
 
 
-def _check_files(artefact: Artefact, graph: Graph) -> None:
-    """Refuse what is not an .onnx file by name, and one that reads files without a hash."""
-    if not graph.file.endswith(".onnx"):
-        # Runtimes choose a format by the file's name, and some of those hold more than a graph.
-        raise InputError(f"artefact {artefact.path}: {graph.file[:80]!r} is no .onnx file")
-    entries = [g for g in artefact.manifest["graphs"] if g["file"] == graph.file]
-    listed = [name for g in entries for name in _names(g.get("external_data"))]
-    folder = PurePosixPath(graph.file).parent
-    allowed = [
-        PurePosixPath(name).relative_to(folder).as_posix()
-        for name in listed
-        if name in artefact.manifest["files"] and PurePosixPath(name).is_relative_to(folder)
-    ]
-    check_external(artefact.path / graph.file, allowed)
-
-
 def _check_config(artefact: Artefact, graph: Graph) -> None:
     """Refuse a manifest whose config is not the one that the graph carries."""
     # A reference graph has no note of it. Head, temperature, sampling: none of them is a shape.
@@ -206,10 +190,6 @@ def _check_config(artefact: Artefact, graph: Graph) -> None:
             f"artefact {artefact.path}: 'model' in manifest.json is not what {graph.file} was "
             "exported with: it was changed since; export the checkpoint again"
         )
-
-
-def _names(values: Any) -> list[str]:
-    return [v for v in values if isinstance(v, str)] if isinstance(values, list) else []
 
 
 def check_size(graph: Graph, name: str, size: int, sentence: str) -> None:

@@ -47,8 +47,16 @@ class Provider:
 
     @property
     def is_bound(self) -> bool:
-        """Whether inputs and outputs are bound to the device's memory."""
-        return self.device != "cpu"
+        """Whether inputs and outputs are bound to the device's memory.
+
+        Not with RTX's plug-in: plain onnxruntime, which takes it in, has no allocator for CUDA.
+        """
+        return self.device != "cpu" and self.name != _RTX
+
+    @property
+    def tf32(self) -> str:
+        """Whether fp32 products may run in TF32: "no", or "library's choice"."""
+        return "no" if self.word in ("cpu", "cuda", "cuda-graph") else "library's choice"
 
     def missing(self, why: str = "") -> MissingError:
         """The error that says that it cannot be had here."""
@@ -111,8 +119,12 @@ def check_wheels() -> None:
 def _settings(provider: Provider) -> dict[str, str]:
     if provider.device == "cpu":
         return {}
-    graph = {"enable_cuda_graph": "1"} if provider.word == "cuda-graph" else {}
-    return {"device_id": str(provider.index), **graph}
+    found = {"device_id": str(provider.index)}
+    if provider.name == "CUDAExecutionProvider":
+        found["use_tf32"] = "0"  # on by default, and costs fp32 ten bits
+    if provider.word == "cuda-graph":
+        found["enable_cuda_graph"] = "1"
+    return found
 
 
 def _add_plugin(ort: Any, provider: Provider, options: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 _DTYPES = {"tensor(float)": "float32"}  # the others bear numpy's name
 _CPU = Provider("cpu", "cpu")
-MAX_GRAPHS = 8  # shapes whose CUDA graph is kept
+MAX_GRAPHS = 8  # shapes that have a CUDA graph; later ones run without
 
 
 def open_graph(
@@ -112,8 +111,7 @@ class OrtGraph:
     ) -> None:
         """Take what open_graph returned, and the provider that it was opened on (None: the CPU)."""
         self._session, self._provider = session, provider or _CPU
-        self._kept: OrderedDict[Any, tuple[Any, ...]] = OrderedDict()
-        self._graphs = 0  # captured so far: each has a number of its own
+        self._kept: dict[Any, tuple[Any, ...]] = {}
 
     def signature(self) -> Signature:
         """See OpenGraph.signature."""
@@ -121,14 +119,20 @@ class OrtGraph:
 
     def run(self, output: str, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
         """See OpenGraph.run; on a GPU, inputs and outputs are bound to its memory."""
-        if not self._provider.is_bound:
+        provider = self._provider
+        if provider.device == "cpu" and not provider.is_bound:
             return run_graph(self._session, output, feeds)
         try:
-            replay = self._provider.word == "cuda-graph"
+            if not provider.is_bound:
+                return self._session.run([output], dict(feeds))[0]
+            replay = provider.word == "cuda-graph"
             return self._replay(output, feeds) if replay else self._bound(output, feeds)
         except Exception as e:
-            # See run_graph.
-            raise InputError(f"ONNX Runtime cannot run the graph: {str(e)[:200]}") from e
+            # See run_graph; the graph was taken by the GPU's provider, so the GPU is at fault.
+            raise MissingError(
+                f"ONNX Runtime failed on {provider.device}:{provider.index}: {str(e)[:200]}; a GPU "
+                "whose memory is full takes fewer clips at once, or frames"
+            ) from e
 
     def describe(self) -> dict[str, Any]:
         """See OpenGraph.describe."""
@@ -139,10 +143,13 @@ class OrtGraph:
             "provider": self._session.get_providers()[0],
             "onnxruntime": ort.__version__,
             "threads": self._session.get_session_options().intra_op_num_threads or "all",
+            **({"tf32": self._provider.tf32} if self._provider.device != "cpu" else {}),
             **graphs,
         }
 
-    def _bound(self, output: str, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
+    def _bound(
+        self, output: str, feeds: Mapping[str, np.ndarray], options: Any = None
+    ) -> np.ndarray:
         import onnxruntime as ort
 
         place = (self._provider.device, self._provider.index)
@@ -150,17 +157,17 @@ class OrtGraph:
         for name, value in feeds.items():
             binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(value, *place))
         binding.bind_output(output, *place)
-        self._session.run_with_iobinding(binding)
+        self._session.run_with_iobinding(binding, options)
         return binding.copy_outputs_to_cpu()[0]
 
     def _replay(self, output: str, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
         """One captured graph per output and shapes: what is bound keeps its place."""
         key = (output, *(v.shape for v in feeds.values()))
+        if key not in self._kept and len(self._kept) >= MAX_GRAPHS:
+            # A graph lives as long as its session, so no earlier one can make room.
+            return self._bound(output, feeds, _graph_number(-1))
         if key not in self._kept:
-            while len(self._kept) >= MAX_GRAPHS:
-                self._kept.popitem(last=False)
             self._kept[key] = self._capture(output, feeds)
-        self._kept.move_to_end(key)
         binding, inputs, result, options = self._kept[key]
         for name, value in feeds.items():
             inputs[name].update_inplace(np.ascontiguousarray(value))
@@ -184,10 +191,16 @@ class OrtGraph:
         shape = [n if isinstance(n, int) else sizes[n] for n in wanted.shape]
         result = ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float32, *place)
         binding.bind_ortvalue_output(output, result)
-        self._graphs += 1
-        options = ort.RunOptions()
-        options.add_run_config_entry("gpu_graph_id", str(self._graphs))
-        return binding, inputs, result, options
+        return binding, inputs, result, _graph_number(len(self._kept) + 1)
+
+
+def _graph_number(number: int) -> Any:
+    """Options of a run whose CUDA graph has this number; -1 runs without one."""
+    import onnxruntime as ort
+
+    options = ort.RunOptions()
+    options.add_run_config_entry("gpu_graph_id", str(number))
+    return options
 
 
 def _values(values: Any) -> dict[str, Value]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from stan_infer.atomic import new_file
 from stan_infer.cache_folder import cache_folder
 from stan_infer.engines.cuda_graphs import CudaGraphs
 from stan_infer.engines.folder_session import Signature, Value
-from stan_infer.errors import InputError, MissingError
+from stan_infer.errors import InputError, MissingError, StanError
 from stan_infer.plan_file import Plan
 from stan_infer.tensorrt_api import message_log, reason
 
@@ -30,6 +33,18 @@ _TORCH = {
     "UINT8": torch.uint8,
     "BOOL": torch.bool,
 }
+_SMALLER = (
+    "a GPU whose memory is full takes fewer clips at once, or frames, and profiles of that size"
+)
+_logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass
+class _Ready:
+    """A context for one shape, and the memory that it works in, which lives as long."""
+
+    context: Any
+    scratch: Tensor | None
 
 
 class PlanGraph:
@@ -54,32 +69,36 @@ class PlanGraph:
         self._plan, self._module, self._device, self._cuda = plan, module, device, cuda
         self._log = message_log(module)
         self._thread = threading.get_ident()
-        self._log.errors.clear()
-        self._runtime = module.Runtime(self._log)
-        # Host code inside a plan stays forbidden: engine_host_code_allowed is never set.
-        self._engine = self._runtime.deserialize_cuda_engine(plan.load())
-        if self._engine is None:
-            raise MissingError(
-                f"{plan.flavor} does not take plan {plan.path}: {reason(list(self._log.errors))}; "
-                f"build it again: {plan.rebuild()}"
-            )
-        self._io = self._tensors()
-        (self._input, *more) = [n for n, (mode, *_) in self._io.items() if mode == "input"]
-        if more:
-            raise InputError(f"plan {plan.path} has several inputs; a session runs towers only")
-        self._outputs = [n for n, (mode, *_) in self._io.items() if mode == "output"]
         self._is_rtx = plan.engine == "trt-rtx"
         self._use_graphs = cuda_graphs
-        self._contexts: OrderedDict[tuple[int, ...], Any] = OrderedDict()
-        self._static: dict[tuple[int, ...], tuple[Tensor, list[Tensor]]] = {}
-        self._graphs = CudaGraphs(
-            self._launch, device, MAX_SHAPES, cuda, dtype=self._io[self._input][1],
-            on_drop=lambda shape: self._contexts.pop(shape, None),
-        )  # fmt: skip
+        self._ready: OrderedDict[tuple[int, ...], _Ready] = OrderedDict()
+        self._static: OrderedDict[tuple[int, ...], tuple[Tensor, list[Tensor]]] = OrderedDict()
+        self._scratch: Tensor | None = None
         self._runtime_config: Any = None
         self._runtime_cache: Any = None
-        if self._is_rtx:
-            self._runtime_config, self._runtime_cache = self._configure()
+        with self._on_gpu():  # an engine belongs to the GPU that is current when it is made
+            self._stream = cuda.Stream()
+            self._log.errors.clear()
+            self._runtime = module.Runtime(self._log)
+            # Host code inside a plan stays forbidden: engine_host_code_allowed is never set.
+            self._engine = self._runtime.deserialize_cuda_engine(plan.load())
+            if self._engine is None:
+                raise MissingError(
+                    f"{plan.flavor} does not take plan {plan.path}: "
+                    f"{reason(list(self._log.errors))}; build it again: {plan.rebuild()}"
+                )
+            if self._is_rtx:
+                self._runtime_config, self._runtime_cache = self._configure()
+        self._io = self._tensors()
+        inputs = [n for n, (mode, *_) in self._io.items() if mode == "input"]
+        if len(inputs) != 1:
+            raise InputError(f"plan {plan.path} has {len(inputs)} inputs; a tower has one")
+        self._input = inputs[0]
+        self._outputs = [n for n, (mode, *_) in self._io.items() if mode == "output"]
+        self._graphs = CudaGraphs(
+            self._launch, device, MAX_SHAPES, cuda, dtype=self._io[self._input][1],
+            on_drop=self._drop,
+        )  # fmt: skip
 
     def signature(self) -> Signature:
         """See OpenGraph.signature."""
@@ -96,57 +115,68 @@ class PlanGraph:
     def run_all(self, names: Sequence[str], feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Several outputs of one run, as arrays."""
         ((_, value),) = feeds.items()
-        found = self(torch.from_numpy(np.ascontiguousarray(value)).to(self._device))
-        return [found[name].cpu().numpy() for name in names]
+        with self._on_gpu():
+            found = self(torch.from_numpy(np.ascontiguousarray(value)).to(self._device))
+            return [found[name].cpu().numpy() for name in names]
 
     def __call__(self, x: Tensor) -> dict[str, Tensor]:
-        """Run on a tensor of this device and the current stream; does not wait for the GPU.
+        """Run on a tensor of this device, behind what its stream has to do; does not wait for it.
 
         Raises InputError for a shape outside every profile, with the ranges, or another thread
-        than the one that opened the session; MissingError where the GPU fails.
+        than the one that opened the session; MissingError where the GPU or its memory fails.
         """
         if threading.get_ident() != self._thread:
             raise InputError(
                 f"a session of engine {self._plan.engine} belongs to the thread that opened it: "
                 "open one in each thread"
             )
-        shape = tuple(x.shape)
-        self._plan.profile_of({self._input: shape})
-        x = x.contiguous()
-        with torch.inference_mode(), self._cuda.device(self._device):
-            if self._use_graphs and not self._is_rtx:
-                values = self._graphs(x)
-            elif self._use_graphs:
-                values = self._replay_rtx(x)
-            else:
-                values = self._launch(x)
+        self._plan.profile_of({self._input: tuple(x.shape)})
+        with torch.inference_mode(), self._on_gpu():
+            # A stream of our own: graphs cannot be captured on torch's default one, and calls from
+            # several streams share buffers, so they must not run at the same time.
+            x, theirs = x.contiguous(), self._cuda.current_stream()
+            self._stream.wait_stream(theirs)
+            with self._cuda.stream(self._stream):
+                if self._use_graphs and not self._is_rtx:
+                    values = self._graphs(x)
+                elif self._use_graphs:
+                    values = self._replay_rtx(x)
+                else:
+                    values = self._launch(x)
+            theirs.wait_stream(self._stream)
         return dict(zip(self._outputs, values, strict=True))
 
     def describe(self) -> dict[str, Any]:
         """See OpenGraph.describe."""
-        kept = self._static if self._is_rtx else self._contexts
-        graphs: dict[str, Any] = {"cuda_graphs": [list(shape[:2]) for shape in kept]}
-        if self._use_graphs and not self._is_rtx:
+        graphs: dict[str, Any] = {}
+        if self._use_graphs:
             graphs = self._graphs.describe()
+        if self._use_graphs and self._is_rtx:  # it captures by itself what keeps its addresses
+            graphs = {"cuda_graphs": [list(shape[:2]) for shape in self._static]}
+        scratch = self._scratch.numel() if self._scratch is not None else 0
         return {
             self._plan.flavor: str(self._module.__version__),
             "plan": self._plan.path.name,
+            "plan_sha256": self._plan.sidecar["plan_sha256"],
             "tf32": self._plan.sidecar.get("tf32"),
             "torch": torch.__version__,
-            **(graphs if self._use_graphs else {}),
+            "scratch_mib": round(scratch / 2**20, 1),
+            **graphs,
         }
 
     def close(self) -> None:
         """Free contexts and engine; RTX's compiled code is kept for the next start."""
-        if self._runtime_cache is not None:
-            data = bytes(self._runtime_cache.serialize())
-            if data:
-                with new_file(self._cache_path()) as temporary:
-                    temporary.write_bytes(data)
-        self._graphs.clear()
-        self._contexts.clear()
-        self._static.clear()
-        self._runtime_cache = self._runtime_config = self._engine = None
+        if self._engine is None:
+            return
+        with self._on_gpu():
+            self._cuda.synchronize()
+            if self._runtime_cache is not None:
+                self._keep_compiled()
+            self._graphs.clear()
+            self._ready.clear()
+            self._static.clear()
+            self._scratch = None
+            self._runtime_cache = self._runtime_config = self._engine = None
 
     def _tensors(self) -> dict[str, tuple[str, torch.dtype, tuple[int, ...]]]:
         """Name -> "input" or "output", dtype, shape (-1 where free)."""
@@ -164,18 +194,22 @@ class PlanGraph:
     def _launch(self, x: Tensor) -> list[Tensor]:
         """Run into new tensors, on the current stream, from and to where they lie."""
         shape = tuple(x.shape)
-        context = self._contexts.get(shape)
-        if context is None:
+        if shape not in self._ready:
             if not self._use_graphs:  # with graphs, a context lives as long as its graph
-                while len(self._contexts) >= MAX_SHAPES:
-                    self._contexts.popitem(last=False)
-            context = self._contexts[shape] = self._context(shape)
-        self._contexts.move_to_end(shape)
-        outputs = []
-        for name in self._outputs:
-            sizes = tuple(int(n) for n in context.get_tensor_shape(name))
-            outputs.append(torch.empty(sizes, dtype=self._io[name][1], device=self._device))
-        self._enqueue(context, x, outputs)
+                while len(self._ready) >= MAX_SHAPES:
+                    self._drop(next(iter(self._ready)))
+            self._ready[shape] = self._context(shape)
+        self._ready.move_to_end(shape)
+        context = self._ready[shape].context
+        try:
+            outputs = []
+            for name in self._outputs:
+                sizes = tuple(int(n) for n in context.get_tensor_shape(name))
+                outputs.append(torch.empty(sizes, dtype=self._io[name][1], device=self._device))
+            self._enqueue(context, x, outputs)
+        except BaseException:
+            self._ready.pop(shape)  # without a graph nothing else would ever drop it
+            raise
         return outputs
 
     def _enqueue(self, context: Any, x: Tensor, outputs: Sequence[Tensor]) -> None:
@@ -189,12 +223,15 @@ class PlanGraph:
                 f"{list(x.shape)}: {reason(list(self._log.errors))}"
             )
 
-    def _context(self, shape: tuple[int, ...]) -> Any:
+    def _context(self, shape: tuple[int, ...]) -> _Ready:
         """A context of its own for each shape: a captured graph forbids to change its context."""
         profile = self._plan.profile_of({self._input: shape})
         self._log.errors.clear()
-        given = [self._runtime_config] if self._is_rtx else []
-        context = self._engine.create_execution_context(*given)
+        # By default each context takes what the largest profile needs; ours share one memory, as
+        # large as the shapes that were seen need, since they never run at the same time.
+        strategy = self._module.ExecutionContextAllocationStrategy.USER_MANAGED
+        given = self._runtime_config if self._is_rtx else strategy
+        context = self._engine.create_execution_context(given)
         stream = self._cuda.current_stream().cuda_stream
         ready = (
             context is not None
@@ -202,39 +239,77 @@ class PlanGraph:
             and context.set_input_shape(self._input, shape)
             and not context.infer_shapes()
         )
-        if not ready:
+        size = context.update_device_memory_size_for_shapes() if ready else 0
+        if not ready or self._log.errors:
             raise MissingError(
                 f"{self._plan.flavor} has no context for {list(shape)} of "
-                f"{self._plan.path.name}: {reason(list(self._log.errors))}; a GPU whose memory is "
-                "full takes profiles with a smaller batch or fewer frames"
+                f"{self._plan.path.name}: {reason(list(self._log.errors))}; {_SMALLER}"
             )
-        return context
+        if size and (self._scratch is None or self._scratch.numel() < size):
+            self._scratch = torch.empty(size, dtype=torch.uint8, device=self._device)
+        if size:
+            assert self._scratch is not None
+            context.set_device_memory(self._scratch.data_ptr(), self._scratch.numel())
+        return _Ready(context, self._scratch)
 
     def _replay_rtx(self, x: Tensor) -> list[Tensor]:
         """RTX captures by itself, and replays what keeps its addresses."""
         shape = tuple(x.shape)
         if shape not in self._static:
             while len(self._static) >= MAX_SHAPES:
-                oldest = next(iter(self._static))
-                del self._static[oldest]
-                self._contexts.pop(oldest, None)
+                oldest, _ = self._static.popitem(last=False)
+                self._drop(oldest)
             self._static[shape] = torch.empty_like(x), self._launch(x)
+        self._static.move_to_end(shape)
         static, outputs = self._static[shape]
         static.copy_(x)
-        self._enqueue(self._contexts[shape], static, outputs)
+        self._enqueue(self._ready[shape].context, static, outputs)
         return [value.clone() for value in outputs]
+
+    def _drop(self, shape: tuple[int, ...]) -> None:
+        """Free the context of a shape, once the GPU has done with it."""
+        if shape in self._ready:
+            self._cuda.synchronize()
+            del self._ready[shape]
+
+    @contextmanager
+    def _on_gpu(self) -> Iterator[None]:
+        """Make the GPU the current one; what fails on it is a MissingError."""
+        try:
+            with self._cuda.device(self._device):
+                yield
+        except RuntimeError as e:  # of torch and of NVIDIA's bindings
+            if isinstance(e.__context__, StanError):  # a capture that ends in an error has another
+                raise e.__context__ from None
+            help = _SMALLER if isinstance(e, torch.OutOfMemoryError) else "see: stan-infer doctor"
+            raise MissingError(
+                f"{self._plan.path.name} failed on {self._device}: "
+                f"{str(e).splitlines()[0][:300]}; {help}"
+            ) from e
 
     def _configure(self) -> tuple[Any, Any]:
         """RTX: CUDA graphs by the runtime, and its compiled kernels from the last time."""
-        config = self._engine.create_runtime_config()
+        config, module = self._engine.create_runtime_config(), self._module
+        strategy = module.ExecutionContextAllocationStrategy.USER_MANAGED
+        config.set_execution_context_allocation_strategy(strategy)
         if self._use_graphs:
-            config.cuda_graph_strategy = self._module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+            config.cuda_graph_strategy = module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         cache = config.create_runtime_cache()
         path = self._cache_path()
         if path.is_file():
             cache.deserialize(path.read_bytes())  # False: of another GPU or driver; made anew
         config.set_runtime_cache(cache)
         return config, cache
+
+    def _keep_compiled(self) -> None:
+        """Write what RTX compiled; without it the next start is slow, and nothing else."""
+        try:
+            data = self._runtime_cache.serialize()
+            if data is not None and bytes(data):
+                with new_file(self._cache_path()) as temporary:
+                    temporary.write_bytes(bytes(data))
+        except StanError as e:
+            _logger.warning("compiled code of %s is not kept: %s", self._plan.path.name, e)
 
     def _cache_path(self) -> Path:
         sm = "".join(map(str, self._cuda.get_device_capability(self._device)))

@@ -10,13 +10,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stan_infer.artefact import ENGINES_FOLDER, MANIFEST, Artefact, Graph, sha256
-from stan_infer.engines.folder_session import FolderSession, check_size
+from stan_infer.artefact import ENGINES_FOLDER, Artefact, Graph
+from stan_infer.engines.folder_session import FolderSession, OpenGraph, check_size
 from stan_infer.engines.plan_graph import PlanGraph
 from stan_infer.engines.session import check_video
 from stan_infer.engines.torch_session import torch_device
 from stan_infer.errors import InputError, MissingError
-from stan_infer.plan_file import FORMATS, Plan, check_device, check_version, read_plan
+from stan_infer.plan_file import (
+    FORMATS,
+    Plan,
+    check_device,
+    check_origin,
+    check_version,
+    read_plan,
+)
 from stan_infer.tensorrt_api import load_tensorrt, version_of
 
 
@@ -69,12 +76,17 @@ class TrtSession(FolderSession):
         if plan is None and self._auto_rebuild:
             from stan_infer.export.to_tensorrt import rebuild_plan
 
-            self._plans[graph.role] = [rebuild_plan(self._artefact, self._plans[graph.role][0])]
+            old = self._plans[graph.role][0]
+            check_version(old, old.version)  # host code
+            self._choose_gpu()
+            gpu = self._where.index or 0
+            rebuilt = rebuild_plan(self._artefact, old, sm=self._sm(), gpu=gpu)
+            self._plans[graph.role] = [rebuilt]
             plan, refusal = self._fitting(self._plans[graph.role])
         if plan is None:
             assert refusal is not None
             raise refusal
-        _check_origin(self._artefact, graph, plan)
+        check_origin(self._artefact, graph, plan)
         self._running[graph.role] = plan
         return PlanGraph(
             plan,
@@ -117,22 +129,37 @@ class TrtSession(FolderSession):
             opened.close()
         super().close()
 
+    def describe(self) -> dict[str, Any]:
+        """See Session.describe."""
+        hashes = {role: plan.sidecar["plan_sha256"] for role, plan in self._running.items()}
+        return super().describe() | {"plan_sha256": hashes}
+
+    def _role(self, role: str) -> tuple[Graph, OpenGraph]:
+        if role not in self._graphs and self._artefact.graph(role) is not None:
+            raise InputError(
+                f"folder {self._artefact.path} has no {role} plan of engine {self.engine}: "
+                f"stan-infer export {self._artefact.path} --format {FORMATS[self.engine]} "
+                f"--plans {role}"
+            )
+        return super()._role(role)
+
     def _fitting(self, plans: Sequence[Plan]) -> tuple[Plan | None, InputError | None]:
-        """The first plan for what is installed and the GPU asked for, or why the last is not."""
+        """The first plan for what is installed and the GPU asked for, or why the first is not."""
         refusal = None
         for plan in plans:
-            read_plan(plan.path)  # its hash: what was changed is told before what is missing
-            module = load_tensorrt(self.engine)
             try:
-                check_version(plan, version_of(module))
-                self._check_gpu(plan)
+                check_version(plan, version_of(load_tensorrt(self.engine)))
+                if self._cuda.is_available():
+                    self._check_gpu(plan)
+                read_plan(plan.path)  # its hash: what was changed is told before what is missing
             except InputError as e:
-                refusal = e
+                refusal = refusal or e
                 continue
+            self._check_gpu(plan)
             return plan, None
         return None, refusal
 
-    def _check_gpu(self, plan: Plan) -> None:
+    def _choose_gpu(self) -> None:
         if not self._cuda.is_available():
             raise MissingError(
                 f"engine {self.engine} needs an NVIDIA GPU with its driver, and torch finds none "
@@ -144,8 +171,13 @@ class TrtSession(FolderSession):
                 "out, or give cuda"
             )
         self._where = torch_device(self._device)
-        sm = "sm_" + "".join(map(str, self._cuda.get_device_capability(self._where)))
-        check_device(plan, sm, self._cuda.get_device_name(self._where))
+
+    def _check_gpu(self, plan: Plan) -> None:
+        self._choose_gpu()
+        check_device(plan, self._sm(), self._cuda.get_device_name(self._where))
+
+    def _sm(self) -> str:
+        return "sm_" + "".join(map(str, self._cuda.get_device_capability(self._where)))
 
 
 class TrtRtxSession(TrtSession):
@@ -155,26 +187,22 @@ class TrtRtxSession(TrtSession):
 
 
 def _plans_of(artefact: Artefact, engine: str, given: Plan | None) -> dict[str, list[Plan]]:
-    """Plans of an engine by role; a given one stands alone for its own."""
+    """Plans of an engine by role; a given one stands alone for its own.
+
+    Raises InputError for a broken one where there is no other.
+    """
     found: dict[str, list[Plan]] = {}
+    broken = None
     for path in sorted((artefact.path / ENGINES_FOLDER).glob("*.plan")):
-        plan = read_plan(path, check_hash=False)
+        try:
+            plan = read_plan(path, check_hash=False)
+        except InputError as e:
+            broken = broken or e
+            continue
         if plan.engine == engine:
             found.setdefault(plan.role, []).append(plan)
     if given is not None:
         found[given.role] = [given]
+    if broken and not found:
+        raise broken
     return found
-
-
-def _check_origin(artefact: Artefact, graph: Graph, plan: Plan) -> None:
-    """Refuse a plan that was built from another folder or an earlier export."""
-    hashes: Sequence[tuple[str, str, str]] = (
-        ("onnx_sha256", graph.file, artefact.manifest["files"][graph.file]["sha256"]),
-        ("manifest_sha256", MANIFEST, sha256(artefact.path / MANIFEST)),
-    )
-    for key, name, digest in hashes:
-        if plan.sidecar.get(key) != digest:
-            raise InputError(
-                f"plan {plan.path} was built from another {name} than the one in "
-                f"{artefact.path}: build it again, {plan.rebuild()}"
-            )

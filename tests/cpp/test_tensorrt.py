@@ -54,7 +54,9 @@ def folder(exported, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", module)
     monkeypatch.setattr(to_tensorrt, "nvidia_gpus", lambda: [GPU])
     monkeypatch.setattr(
-        to_tensorrt, "run_job", lambda job, progress: build(job, module, lambda part: True)
+        to_tensorrt,
+        "run_job",
+        lambda job, progress, gpu=None: build(job, module, lambda part: True),
     )
     build_plans(copy, "trt")
     return copy

@@ -49,6 +49,9 @@ class FakeCuda:
     def graph_pool_handle(self):
         return object()
 
+    def synchronize(self):
+        self.log.append("synchronize")
+
     def memory_reserved(self, device):
         return self._reserved
 

@@ -63,7 +63,9 @@ def machine(request, exported, tmp_path, monkeypatch):
     monkeypatch.setattr(
         to_tensorrt,
         "run_job",
-        lambda job, progress: build(job, made.module, lambda part: progress(part) or True),
+        lambda job, progress, gpu=None: build(
+            job, made.module, lambda part: progress(part) or True
+        ),
     )
     monkeypatch.setattr(to_tensorrt, "nvidia_gpus", lambda: [GPU])
     monkeypatch.setattr(trt_session, "torch_device", lambda device: torch.device("cpu"))

@@ -30,6 +30,7 @@ class World:
         self.fault = ""  # none, warn, oom, hardware, refused, deserialise, run, context
         self.cuda, self.flags, self.calls = cuda, {}, []
         self.touched: set[tuple[str, str]] = set()
+        self.memory: list[tuple[int, int]] = []  # address and size, by context
 
 
 def names(version: str) -> dict:
@@ -97,7 +98,7 @@ def fake_tensorrt(version: str, world: World):
 
     kinds = ("BuilderFlag", "DataType", "HardwareCompatibilityLevel", "MemoryPoolType")
     kinds += ("NetworkDefinitionCreationFlag", "TensorIOMode", "ComputeCapability")
-    kinds += ("CudaGraphStrategy",)
+    kinds += ("CudaGraphStrategy", "ExecutionContextAllocationStrategy")
     for kind in kinds:
         if kind in table:
             setattr(module, kind, enumeration(kind))
@@ -292,6 +293,10 @@ def fake_tensorrt(version: str, world: World):
 
     class IRuntimeConfig(Strict):
         cuda_graph_strategy = None
+        _strategy = "STATIC"
+
+        def set_execution_context_allocation_strategy(self, strategy):
+            self._strategy = strategy._name
 
         def create_runtime_cache(self):
             return IRuntimeCache()
@@ -326,14 +331,26 @@ def fake_tensorrt(version: str, world: World):
         def create_runtime_config(self):
             return IRuntimeConfig()
 
-        def create_execution_context(self, *config):
+        def create_execution_context(self, given):
             world.calls.append("context")
+            strategy = given._strategy if is_rtx else given._name
+            assert strategy == "USER_MANAGED"
             return None if world.fault == "context" else IExecutionContext(self, self._log)
 
     class IExecutionContext(Strict):
         def __init__(self, engine, log) -> None:
             self._engine, self._profile, self._log = engine, 0, log
             self._shapes, self._addresses = {}, {}
+            self._needs, self._memory = 0, 0
+
+        def update_device_memory_size_for_shapes(self):
+            self._needs = 256 * int(np.prod([n for s in self._shapes.values() for n in s]))
+            return self._needs
+
+        def set_device_memory(self, address, size):
+            assert address and size >= self._needs
+            self._memory = address
+            world.memory.append((address, size))
 
         def set_optimization_profile_async(self, i, stream):
             self._profile = i
@@ -363,6 +380,7 @@ def fake_tensorrt(version: str, world: World):
             if world.fault == "run":
                 self._log.log(ILogger.ERROR, "an illegal memory access was encountered")
                 return False
+            assert self._memory, "the context has no memory to work in"
             addresses = dict(self._addresses)
             world.calls.append("run")
             if world.cuda is not None and world.cuda.capturing is not None:

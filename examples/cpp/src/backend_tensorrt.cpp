@@ -3,6 +3,7 @@
 #include <cuda_runtime_api.h>
 
 #include <map>
+#include <mutex>
 #include <utility>
 
 #include "stan/backend.hpp"
@@ -24,9 +25,18 @@ void check(cudaError_t status, const std::string& doing) {
 class Log final : public nvinfer1::ILogger {
  public:
   void log(Severity severity, const char* message) noexcept override {
-    if (severity <= Severity::kERROR) last = message ? message : "";
+    if (severity > Severity::kERROR) return;
+    const std::lock_guard lock(mutex_);  // called from TensorRT's own threads
+    last_ = message ? message : "";
   }
-  std::string last = "no reason was logged";
+  std::string last() const {
+    const std::lock_guard lock(mutex_);
+    return last_;
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  std::string last_ = "no reason was logged";
 };
 
 // TensorRT's log lives as long as the process: it keeps the first that it is given.
@@ -84,7 +94,7 @@ class PlanSession final : public Session {
       : plan_(std::move(plan)),
         engine_(runtime.deserializeCudaEngine(content.data(), content.size())) {
     if (!engine_) {
-      throw missing("TensorRT does not take " + plan_.file + ": " + shown(the_log().last, 300));
+      throw missing("TensorRT does not take " + plan_.file + ": " + shown(the_log().last(), 300));
     }
     for (int i = 0; i < engine_->getNbIOTensors(); ++i) {
       const char* name = engine_->getIOTensorName(i);
@@ -152,7 +162,7 @@ class PlanSession final : public Session {
   }
 
   void told(bool ok) const {
-    if (!ok) throw missing("TensorRT cannot run " + plan_.file + ": " + the_log().last);
+    if (!ok) throw missing("TensorRT cannot run " + plan_.file + ": " + the_log().last());
   }
 
   Plan plan_;
@@ -179,7 +189,7 @@ class TensorRtBackend final : public Backend {
     check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "the GPU");
     sm_ = "sm_" + std::to_string(major) + std::to_string(minor);
     runtime_.reset(nvinfer1::createInferRuntime(the_log()));
-    if (!runtime_) throw missing("TensorRT does not start: " + the_log().last);
+    if (!runtime_) throw missing("TensorRT does not start: " + the_log().last());
   }
 
   std::string name() const override {

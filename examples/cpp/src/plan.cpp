@@ -138,12 +138,13 @@ const Plan& choose_plan(const std::vector<Plan>& plans, const std::string& role,
   std::string there;
   for (const Plan& plan : plans) {
     if (plan.role != role) continue;
-    const bool same =
-        plan.version == version || (plan.version_compatible && plan.version[0] == version[0]);
+    // A version-compatible plan holds NVIDIA's lean runtime, host code, which is not loaded.
+    const bool same = plan.version == version && !plan.version_compatible;
     const bool fits = plan.sm == sm || (plan.ampere_plus && number_of(sm) >= 80);
     if (!same || !fits) {
       there += (there.empty() ? "" : ", ") + shown(plan.file) + " (TensorRT " +
-               dotted(plan.version) + ", " + shown(plan.sm, 12) + ")";
+               dotted(plan.version) + ", " + shown(plan.sm, 12) +
+               (plan.version_compatible ? ", with host code)" : ")");
       continue;
     }
     if (plan.onnx_sha256 != onnx_sha256 || plan.manifest_sha256 != manifest_sha256) {
