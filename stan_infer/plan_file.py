@@ -97,7 +97,7 @@ class Plan:
         """The command that builds this plan again, from the ONNX file in its folder."""
         folder = os.path.relpath(self.path.absolute().parent.parent)
         words = ["stan-infer export", folder, "--format", FORMATS[self.engine], options]
-        words[2] = shlex.quote(folder)
+        words[1] = shlex.quote(folder)
         return " ".join(w for w in words if w)
 
 

@@ -136,7 +136,7 @@ def test_a_timing_cache_of_another_gpu(machine, tmp_path):
 def test_without_a_gpu_tensorrt_cannot_build(machine, monkeypatch):
     monkeypatch.setattr(to_tensorrt, "nvidia_gpus", list)
     if machine.engine == "trt":
-        with pytest.raises(MissingError, match="nvidia-smi shows none here.*tensorrt-rtx"):
+        with pytest.raises(MissingError, match="the driver shows none.*tensorrt-rtx"):
             build_plans(machine.folder, machine.engine)
     else:
         build_plans(machine.folder, machine.engine, PlanOptions(roles=("text",)))
@@ -192,7 +192,7 @@ def test_ranges_that_are_none(text):
 @pytest.mark.parametrize(
     ("options", "engine", "words"),
     [
-        ({"roles": ("vidoe",)}, "trt", "--plans vidoe is unknown"),
+        ({"roles": ("vidoe",)}, "trt", "--plans 'vidoe' is unknown; did you mean 'video'"),
         ({"roles": ()}, "trt", "names no graph"),
         ({"level": 6}, "trt", "--level 6 is out of range"),
         ({"workspace_mib": 0}, "trt", "--workspace 0 MiB"),
@@ -388,3 +388,41 @@ def test_the_command(rtx, exported, tmp_path):
         capture_output=True, text=True,
     )  # fmt: skip
     assert shown.returncode == 0 and "tensorrt_rtx" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("folder", "--format tensorrt-rtx --precision fp16"),
+        ("folder", "--format tensorrt --set heads=2"),
+        ("folder", "--format tensorrt --backend tensorrt"),
+        ("folder", "-o r --format triton-server --batch 1:2:3"),
+        ("folder", "-o r --format triton-server --tf32"),
+        ("checkpoint", "-o r --tf32"),
+        ("checkpoint", "-o r --format triton-server --level 3"),
+        ("checkpoint", "-o r --backend tensorrt"),
+    ],
+)
+def test_options_that_change_nothing(exported, tmp_path, monkeypatch, capsys, source, words):
+    from stan_infer.cli.main import main
+
+    (tmp_path / "x.pth").touch()
+    given = exported if source == "folder" else tmp_path / "x.pth"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["stan-infer", "export", str(given), *words.split()])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and "changes nothing in the export of a" in said
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    ("visible", "gpu", "seen"), [(None, 1, "1"), ("3,5", 1, "5"), ("GPU-a,GPU-b", 0, "GPU-a")]
+)
+def test_a_builder_sees_the_gpu_that_it_is_for(monkeypatch, visible, gpu, seen):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert to_tensorrt._only(gpu)["CUDA_VISIBLE_DEVICES"] == seen
+    assert to_tensorrt._only(None) is None

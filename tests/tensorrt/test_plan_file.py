@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stan_infer.artefact import is_engine_file
 from stan_infer.errors import InputError
 from stan_infer.plan_file import (
     Plan,
@@ -82,6 +83,40 @@ def test_it_needs_no_tensorrt_and_no_torch(tmp_path):
     assert done.returncode == 0, done.stderr
     shown = json.loads(done.stdout)
     assert shown["engine"] == "trt-rtx" and shown["header"]["version"] == [1, 7, 1, 116]
+
+
+def test_a_failed_write_leaves_the_earlier_pair(tmp_path):
+    path = write(tmp_path)
+    before = path.read_bytes(), sidecar_path(path).read_bytes()
+    with pytest.raises(KeyboardInterrupt), new_plan(path) as (temporary, _):
+        temporary.write_bytes(b"half")
+        assert is_engine_file(f"engines/{temporary.name}")  # who reads the folder is not disturbed
+        raise KeyboardInterrupt
+    assert (path.read_bytes(), sidecar_path(path).read_bytes()) == before
+    assert len(list(path.parent.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"trt_version": [float("inf")] * 3},
+        {"trt_version": ["1", "7", "1"]},
+        {"trt_version": []},
+        {"targets": "sm_89"},
+        {"targets": [89]},
+        {"built_on": "sm_89"},
+        {"flags": 5},
+        {"options": [1]},
+        {"options": {"level": "9"}},
+        {"plan_sha256": "../../x"},
+    ],
+    ids=str,
+)
+def test_a_strangers_sidecar_is_malformed(tmp_path, change):
+    path = write(tmp_path)
+    edit(path, **change)
+    with pytest.raises(InputError, match="is malformed"):
+        read_plan(path)
 
 
 def test_one_byte_changed(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import torch
 import stan_infer as si
 from stan_infer.artefact import read_artefact
 from stan_infer.cache_folder import cache_folder
-from stan_infer.engines.plan_graph import MAX_SHAPES
+from stan_infer.engines.plan_graph import MAX_SHAPES, PlanGraph
 from stan_infer.engines.trt_session import TrtRtxSession, TrtSession
 from stan_infer.errors import InputError, MissingError
 from stan_infer.export.plan_options import PlanOptions
@@ -162,6 +163,91 @@ def test_what_the_runtime_cannot_do_is_said(machine, fault, words):
         opened(machine).embed_video(clips(1, 6, 16))
 
 
+def test_everything_is_done_on_the_sessions_gpu_and_stream(machine):
+    plan = built(machine, roles=("video",))
+    inside = []
+    enter = machine.cuda.device
+    deserialise = machine.module.Runtime.deserialize_cuda_engine
+
+    @contextmanager
+    def device(where):
+        inside.append(where)
+        with enter(where):
+            yield
+        inside.pop()
+
+    def watched(self, data):
+        assert inside, "the engine would belong to whatever GPU is current"
+        return deserialise(self, data)
+
+    machine.cuda.device = device
+    type.__setattr__(machine.module.Runtime, "deserialize_cuda_engine", watched)
+    graph = PlanGraph(plan, machine.module, torch.device("cpu"), cuda=machine.cuda)
+    machine.cuda.log.clear()
+    graph(torch.from_numpy(clips(1, 6, 16)))
+    ours = graph._stream.name
+    assert machine.cuda.log[:2] == [f"{ours} waits for main", f"enter {ours}"]
+    assert machine.cuda.log[-2:] == [f"leave {ours}", f"main waits for {ours}"]
+    machine.cuda.log.clear()
+    graph.close()
+    graph.close()
+    assert machine.cuda.log[0] == "synchronize"  # nothing is freed under a run
+
+
+def test_contexts_share_one_memory_as_large_as_what_was_seen(machine):
+    built(machine, roles=("video",))
+    session = opened(machine)
+    for t in (6, 2, 9, 3):
+        session.embed_video(clips(1, t, 16))
+    at, sizes = zip(*machine.world.memory, strict=True)
+    assert at[0] == at[1] != at[2] == at[3]
+    assert sizes[0] == sizes[1] < sizes[2] == sizes[3]
+    assert session.describe()["scratch_mib"] == round(sizes[3] / 2**20, 1)
+
+
+def test_what_torch_raises_on_a_gpu_is_said(machine, monkeypatch):
+    built(machine, roles=("video",))
+    session = opened(machine)
+    for error, words in (
+        (torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB"), "out of memory.*fewer clips"),
+        (
+            RuntimeError("CUDA error: an illegal address\nmore"),
+            "illegal address; see: stan-infer doc",
+        ),
+    ):
+
+        def empty(*args, error=error, **kwargs):
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "empty", empty)
+            with pytest.raises(MissingError, match=f"plan failed on cpu: .*{words}"):
+                session.embed_video(clips(1, 5, 16))
+        assert not session.opened("video")._ready, "a context that nothing would free"
+    session.embed_video(clips(1, 5, 16))
+
+
+def test_a_plan_of_towers_only(machine):
+    build_plans(machine.folder, machine.engine, PlanOptions(roles=("preprocess",)))
+    (path,) = (machine.folder / "engines").glob("*.plan")
+    with pytest.raises(InputError, match="is a plan of the preprocess graph"):
+        si.open_session(path)
+
+
+def test_auto_rebuild_reaches_this_gpu(machine):
+    plan = built(machine, roles=("video",), **({"targets": ["sm_80"]} if is_rtx(machine) else {}))
+    edit(plan, built_on=None if is_rtx(machine) else {"sm": "sm_80"})
+    with pytest.raises(InputError, match="built for sm_80; this GPU is Stand-in, sm_89"):
+        opened(machine)
+    opened(machine, auto_rebuild=True).embed_video(clips(1, 6, 16))
+    found = read_plan(plan.path)
+    assert (found.targets or found.built_on) in (("sm_80", "sm_89"), "sm_89")
+
+
+def is_rtx(machine):
+    return machine.engine == "trt-rtx"
+
+
 def test_a_plan_of_another_version_or_gpu(machine):
     plan = built(machine)
     good = plan.sidecar
@@ -241,7 +327,7 @@ class Spy:
 def test_one_tower_alone(machine):
     built(machine, roles=("video",))
     session = opened(machine)
-    with pytest.raises(InputError, match="holds no text graph"):
+    with pytest.raises(InputError, match="has no text plan of engine .* --plans text"):
         session.embed_text(np.ones((1, 5), int))
 
 

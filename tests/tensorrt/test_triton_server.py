@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -135,6 +136,30 @@ def test_plans_are_served_from_their_widest_profile(machine, tmp_path):
         write_repository(artefact, tmp_path / "s", backend="tensorrt")
 
 
+def test_the_batch_is_that_of_the_profile_served(machine, tmp_path):
+    options = PlanOptions(batch=[(1, 8, 32), (1, 1, 4)], frames=[(6, 6, 6), (1, 6, 64)])
+    build_plans(machine.folder, machine.engine, options)
+    if machine.engine == "trt-rtx":
+        return
+    write_repository(read_artefact(machine.folder), tmp_path / "r", backend="tensorrt")
+    assert read(tmp_path / "r" / "video").max_batch_size == 4
+    manifest = machine.folder / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"schema"', '"other": 1,\n "schema"', 1))
+    with pytest.raises(InputError, match="was built from another manifest.json"):
+        write_repository(read_artefact(machine.folder), tmp_path / "s", backend="tensorrt")
+
+
+def test_no_file_outside_the_folder_is_copied(exported, tmp_path):
+    folder = tmp_path / "f"
+    shutil.copytree(exported, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (tmp_path / "secret").write_text("secret")
+    manifest["graphs"][0]["external_data"] = ["../secret", 5]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    write_repository(read_artefact(folder), tmp_path / "r")
+    assert not [p for p in (tmp_path / "r").rglob("*") if p.name == "secret"]
+
+
 def test_two_plans_are_one_too_many(machine, tmp_path):
     (plan,) = build_plans(machine.folder, machine.engine, PlanOptions(roles=("video",)))
     for suffix in ("", ".json"):
@@ -149,8 +174,18 @@ def test_only_an_earlier_repository_is_replaced(exported, tmp_path):
     artefact, out = read_artefact(exported), tmp_path / "r"
     write_repository(artefact, out)
     write_repository(artefact, out)
-    (out / "mine").mkdir()
-    with pytest.raises(InputError, match="mine is not part of the earlier export"):
+    (out / "video" / "2").mkdir()
+    mine = out / "video" / "2" / "model.onnx"
+    mine.touch()
+    with pytest.raises(InputError, match="video/2/model.onnx is not part of the earlier export"):
+        write_repository(artefact, out)
+    mine.unlink()
+    config = out / "video" / "config.pbtxt"
+    config.write_text(config.read_text() + "# mine")
+    with pytest.raises(InputError, match="config.pbtxt was changed since the earlier export"):
+        write_repository(artefact, out)
+    (out / "stan_infer.json").write_text('{"files": 5}')
+    with pytest.raises(InputError, match="it has no stan_infer.json of an earlier export"):
         write_repository(artefact, out)
     other = tmp_path / "other"
     other.mkdir()
