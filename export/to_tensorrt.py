@@ -272,9 +272,13 @@ def _stop(process: subprocess.Popen[str]) -> None:
     """Ask the builder to end, and end it if it does not."""
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
+        if process.stdin is not None:
+            with suppress(OSError):
+                process.stdin.close()
+            process.stdin = None  # communicate would flush it again
         try:
             process.communicate(timeout=_CANCEL_S)  # reads on, so that it is not held up
-        except (subprocess.TimeoutExpired, ValueError):
+        except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
 

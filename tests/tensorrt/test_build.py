@@ -426,3 +426,22 @@ def test_a_builder_sees_the_gpu_that_it_is_for(monkeypatch, visible, gpu, seen):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert to_tensorrt._only(gpu)["CUDA_VISIBLE_DEVICES"] == seen
     assert to_tensorrt._only(None) is None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
+def test_a_cancelled_builder_ends_by_itself_however_much_it_says(monkeypatch, tmp_path):
+    code = (
+        "import signal, sys, time\n"
+        "def stop(*args):\n"
+        f"    print('x' * 2**18, flush=True); open({str(tmp_path / 'ended')!r}, 'w'); sys.exit()\n"
+        "signal.signal(signal.SIGINT, stop)\n"
+        "sys.stdin.read(); print('{\"part\": 0.5}', flush=True); time.sleep(60)"
+    )
+    monkeypatch.setattr(to_tensorrt, "_COMMAND", (sys.executable, "-c", code))
+
+    def interrupt(part):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_job(Job(engine="trt-rtx", onnx="x", out="y", profiles=[]), interrupt)
+    assert (tmp_path / "ended").exists()
