@@ -10,12 +10,12 @@ import onnxruntime as ort
 import pytest
 
 import stan_infer as si
+from stan_infer.engine_trials import IDENTITY
 from stan_infer.engines import ort_providers, ort_session
 from stan_infer.engines.ort_providers import Provider, check_wheels, choose_provider
 from stan_infer.engines.ort_session import MAX_GRAPHS, OrtGraph, open_graph
 from stan_infer.errors import InputError, MissingError
 from stan_infer.export import export_model
-from stan_infer.machine import _IDENTITY
 from tests.conftest import clips
 
 
@@ -118,7 +118,7 @@ def runtime(monkeypatch):
 
 def test_the_cpu_is_never_listed_beside_a_gpu(runtime):
     fake = runtime()
-    open_graph(_IDENTITY, device="cuda:1", provider="cuda-graph")
+    open_graph(IDENTITY, device="cuda:1", provider="cuda-graph")
     ((providers, options),) = fake.given
     wanted = {"device_id": "1", "use_tf32": "0", "enable_cuda_graph": "1"}
     assert providers == [("CUDAExecutionProvider", wanted)]
@@ -129,16 +129,16 @@ def test_the_cpu_is_never_listed_beside_a_gpu(runtime):
 def test_a_session_that_went_to_the_cpu_is_an_error(runtime):
     runtime(opened="CPUExecutionProvider")
     with pytest.raises(MissingError, match="it opened CPUExecutionProvider instead"):
-        open_graph(_IDENTITY, device="cuda")
+        open_graph(IDENTITY, device="cuda")
     runtime(opened="CUDAExecutionProvider")
     with pytest.raises(MissingError, match="it opened CUDAExecutionProvider instead"):
-        open_graph(_IDENTITY, device="cuda", provider="tensorrt")
+        open_graph(IDENTITY, device="cuda", provider="tensorrt")
 
 
 def test_nodes_that_would_go_to_the_cpu_are_an_error(runtime):
     runtime(error=RuntimeError("This session contains graph nodes ... fallback to the CPU EP"))
     with pytest.raises(MissingError, match="it leaves nodes of the graph to the CPU"):
-        open_graph(_IDENTITY, device="cuda")
+        open_graph(IDENTITY, device="cuda")
 
 
 def test_a_plug_in_that_does_not_load(monkeypatch):
@@ -146,7 +146,7 @@ def test_a_plug_in_that_does_not_load(monkeypatch):
     plugin.get_library_path = lambda: "/nowhere/library.so"
     monkeypatch.setitem(sys.modules, plugin.__name__, plugin)
     with pytest.raises(MissingError, match="NvTensorRTRTXExecutionProvider .*library.so"):
-        open_graph(_IDENTITY, device="cuda", provider="tensorrt-rtx")
+        open_graph(IDENTITY, device="cuda", provider="tensorrt-rtx")
 
 
 def test_both_wheels_are_an_error_with_the_repair(monkeypatch):
@@ -155,7 +155,7 @@ def test_both_wheels_are_an_error_with_the_repair(monkeypatch):
     with pytest.raises(MissingError, match="pip uninstall -y onnxruntime onnxruntime-gpu && pip"):
         check_wheels()
     with pytest.raises(MissingError, match="own the same folder"):
-        open_graph(_IDENTITY)
+        open_graph(IDENTITY)
 
 
 def test_the_choice():
