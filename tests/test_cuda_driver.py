@@ -26,16 +26,16 @@ class Driver:
     def _cuDeviceGetCount(self, count):  # noqa: N802 - the driver's own names
         count.value = 2
 
-    def _cuDeviceGet(self, device, i):  # noqa: N802
+    def _cuDeviceGet(self, device, i):  # noqa: N802 - as above
         device.value = 10 + i
 
-    def _cuDeviceGetName(self, buffer, size, device):  # noqa: N802
+    def _cuDeviceGetName(self, buffer, size, device):  # noqa: N802 - as above
         buffer.value = f"GPU {device.value}".encode()
 
-    def _cuDeviceGetAttribute(self, value, attribute, device):  # noqa: N802
+    def _cuDeviceGetAttribute(self, value, attribute, device):  # noqa: N802 - as above
         value.value = {75: (8, 12), 76: (9, 0)}[attribute][device.value - 10]
 
-    def _nvmlSystemGetDriverVersion(self, buffer, size):  # noqa: N802
+    def _nvmlSystemGetDriverVersion(self, buffer, size):  # noqa: N802 - as above
         buffer.value = b"580.65.06"
 
 

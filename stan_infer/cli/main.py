@@ -58,10 +58,10 @@ def main() -> None:
     """Run the command line and exit with the documented code."""
     debug = "--debug" in sys.argv
     # So that temporary files and decoding processes go when a supervisor ends the program.
-    for ending in {"SIGTERM", "SIGHUP"} & set(dir(signal)):  # Windows has no SIGHUP
-        number = getattr(signal, ending)
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
-            signal.signal(number, lambda number, frame: sys.exit(128 + number))
+    for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):  # Windows has no SIGHUP
+        ending = getattr(signal, name)
+        if signal.getsignal(ending) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(ending, lambda number, frame: sys.exit(128 + number))
     try:
         app()
     except StanError as e:
