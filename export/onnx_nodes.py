@@ -11,8 +11,10 @@ from torch import Tensor
 
 from stan_infer.errors import CheckError
 from stan_infer.export.onnx_graph import GraphWriter
+from stan_infer.quantise import QuantProduct
 
 TYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
+EIGHT_BITS = {"int8": TensorProto.INT8, "fp8": TensorProto.FLOAT8E4M3FN}
 END = 2**63 - 1  # of a Slice: to the end
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -53,6 +55,27 @@ class Nodes:
             bits = stored.contiguous().view(torch.int16).numpy()
             return self.graph.weight(name, bits, TensorProto.BFLOAT16)
         return self.graph.weight(name, stored.numpy())
+
+    def quantised_product(self, x: str, w: QuantProduct) -> str:
+        """MatMul between DequantizeLinear nodes: x in 8 bits by one scale, W by one per output.
+
+        Symmetric, no node behind the product: the form that ONNX Runtime, OpenVINO and TensorRT all
+        take (ONNX Runtime's own `quantize_static` places the same nodes).
+        """
+        graph, kind = self.graph, EIGHT_BITS[w.format]
+        weight = graph.weight("weight", w.weight.T.contiguous().view(torch.int8).numpy(), kind)
+        scales = [
+            self.weight("weight_scale", w.scale),
+            self.weight("x_scale", torch.tensor(w.x_scale)),
+        ]
+        # Zero points say the type. Each weight has its own: ONNX Runtime rewrites them on a CPU
+        # whose products of int8 overflow, and stumbles over one that two weights share.
+        zero = graph.weight("weight_zero", np.zeros(len(w.scale), np.int8), kind)
+        x_zero = graph.weight("x_zero", np.zeros((), np.int8), kind)
+        x = graph.node("QuantizeLinear", [x, scales[1], x_zero])
+        x = graph.node("DequantizeLinear", [x, scales[1], x_zero])
+        y = graph.node("DequantizeLinear", [weight, scales[0], zero], axis=1)
+        return graph.node("MatMul", [x, y])
 
     def number(self, value: float) -> str:
         """A scalar of the graph's precision."""

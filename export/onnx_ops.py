@@ -17,6 +17,7 @@ from torch import Tensor
 from stan_infer.export.onnx_graph import GraphWriter
 from stan_infer.export.onnx_nodes import END, Nodes
 from stan_infer.fold import Conv, LastSpatial, Patches, Product, Stream, VideoWeights
+from stan_infer.quantise import QuantProduct
 
 
 class OnnxOps:
@@ -70,10 +71,14 @@ class OnnxOps:
             g.node("Concat", [x, g.node("Expand", [row, target])], axis=1)
         return self._named(name)
 
-    def norm(self, name: str, x: str, stream: Stream) -> str:
+    def norm(self, name: str, x: str, stream: Stream, gain: Tensor | None = None) -> str:
         """See Ops.norm; the mean of a centred stream is 0, so one node serves both."""
         with self._operation(name) as (g, n):
-            n.layer_norm(x, g.constant(np.ones(self._d), np.float32), None, stream.eps)
+            if gain is None:
+                scale = g.constant(np.ones(self._d), np.float32)
+            else:
+                scale = n.weight("gain", gain, exact=True)
+            n.layer_norm(x, scale, None, stream.eps)
         return self._named(name)
 
     def product(
@@ -87,7 +92,10 @@ class OnnxOps:
     ) -> str:
         """See Ops.product."""
         with self._operation(name) as (g, n):
-            y = g.node("MatMul", [x, n.weight("weight", w.weight.T)])
+            if isinstance(w, QuantProduct):
+                y = n.quantised_product(x, w)
+            else:
+                y = g.node("MatMul", [x, n.weight("weight", w.weight.T)])
             y = g.node("Add", [y, n.weight("bias", w.bias)])
             if activation == "silu":
                 y = g.node("Mul", [y, g.node("Sigmoid", [y])])

@@ -103,6 +103,11 @@ def parse_range(text: str, name: str) -> int | Range:
     return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
 
 
+def fixed_size(limits: Range) -> int | None:
+    """The one size of an axis that is not dynamic, else None."""
+    return limits[0] if limits[0] == limits[1] else None
+
+
 def _range(name: str, value: Range, largest: int) -> None:
     low, high = value
     if not 1 <= low <= high <= largest:

@@ -14,9 +14,7 @@ from onnx import TensorProto
 
 import stan_infer
 from stan_infer.artefact import (
-    CONFIG_KEY,
     Artefact,
-    config_sha256,
     read_artefact,
     sha256,
     why_keep,
@@ -26,23 +24,23 @@ from stan_infer.atomic import new_folder
 from stan_infer.config import StanConfig
 from stan_infer.errors import InputError, require
 from stan_infer.export.card import write_card
-from stan_infer.export.class_head import add_class_head, class_scores, embed_classes
+from stan_infer.export.class_head import class_scores, embed_classes
 from stan_infer.export.golden import (
     random_clips,
     random_ids,
     write_golden,
 )
-from stan_infer.export.onnx_graph import GraphWriter
 from stan_infer.export.onnx_nodes import Nodes
 from stan_infer.export.onnx_ops import OnnxOps
-from stan_infer.export.options import MAX_BATCH, ExportOptions, Range
+from stan_infer.export.options import MAX_BATCH, ExportOptions, Range, fixed_size
 from stan_infer.export.parity import Case, case_sizes, check_graph, prove
 from stan_infer.export.preprocess_graph import preprocess_entry, write_preprocess
 from stan_infer.export.ranges import Ranges
 from stan_infer.export.reference_graph import TextGraph, VideoGraph, write_reference
 from stan_infer.export.score_graph import write_mug_score
+from stan_infer.export.video_graph import new_graph, write_video_graph
 from stan_infer.fold import fold_text, fold_video
-from stan_infer.fused import text_tower, video_tower
+from stan_infer.fused import text_tower
 from stan_infer.model import Stan
 from stan_infer.retrieval import mug_scores
 from stan_infer.synthetic import moving_frames
@@ -196,42 +194,29 @@ class _Export:
         config, options = self.config, self.options
         names = ["video", "video_embeds", "frame_embeds"]
         if options.graph == "reference":
-            b = _fixed(dims["batch"]) or 2
-            t = _fixed(dims["frames"]) or min(5, config.max_frames)
+            b = fixed_size(dims["batch"]) or 2
+            t = fixed_size(dims["frames"]) or min(5, config.max_frames)
             example = random_clips(config, b, t, options.input, seed=0)
             # Dynamic over all that the table has: a narrow range would exclude the example.
             limits = {
-                "batch": (b, b) if _fixed(dims["batch"]) else (1, MAX_BATCH),
-                "frames": (t, t) if _fixed(dims["frames"]) else (1, config.max_frames),
+                "batch": (b, b) if fixed_size(dims["batch"]) else (1, MAX_BATCH),
+                "frames": (t, t) if fixed_size(dims["frames"]) else (1, config.max_frames),
             }
             module = VideoGraph(self.model)
             return write_reference(module, path, example, limits, names, options.opset)
         if options.precision == "fp16":
             self._measure_ranges(clips)
         weights = fold_video(self.model, input=options.input, on_demand=True)
-        graph = self._graph("video")
-        shape = [_fixed(dims[n]) or n for n in ("batch", "frames")]
-        s, e = config.image_size, config.embed_dim
-        if options.input == "uint8":
-            graph.input("video", TensorProto.UINT8, [*shape, s, s, 3])
-        else:
-            graph.input("video", TensorProto.FLOAT, [*shape, 3, s, s])
-        nodes = Nodes(
-            graph,
-            "video",
-            batch=_fixed(dims["batch"]),
-            frames=_fixed(dims["frames"]),
+        return write_video_graph(
+            path,
+            config,
+            weights,
+            dims=dims,
+            input=options.input,
             precision=options.precision,
+            opset=options.opset,
+            classes=self.classes if options.head == "classify" else None,
         )
-        ops = OnnxOps(nodes, width=config.width, tokens=1 + config.patches)
-        mean, frames = (
-            nodes.cast(x, TensorProto.FLOAT) for x in video_tower(ops, weights, "video")
-        )
-        graph.output(mean, "video_embeds", [shape[0], e])
-        graph.output(frames, "frame_embeds", [*shape, e])
-        if options.head == "classify":
-            add_class_head(graph, config, self.classes, mean, frames, shape[0])
-        return graph.save(path)
 
     def _video_case(self, b: int, t: int) -> Case:
         config, options = self.config, self.options
@@ -278,7 +263,7 @@ class _Export:
                 ranges = Ranges()
                 ranges.run_text(weights, ids)
                 self.ranges.append({"tower": "text", **ranges.check_fp16("random token ids")})
-            graph = self._graph("text")
+            graph = new_graph("text", self.folder, self.options.opset, config)
             graph.input("input_ids", TensorProto.INT32, ["batch", "length"])
             nodes = Nodes(graph, "input_ids", batch=None, frames=None, precision=options.precision)
             ops = OnnxOps(nodes, width=config.text_width, tokens=config.context_positions)
@@ -349,15 +334,10 @@ class _Export:
             **record,
         }
 
-    def _graph(self, role: str) -> GraphWriter:
-        graph = GraphWriter(role, self.folder, self.options.opset)
-        graph.metadata(CONFIG_KEY, config_sha256(self.config))
-        return graph
-
 
 def _sampled(config: StanConfig, limits: Range) -> StanConfig:
     """The config with a number of sampled frames that the graph takes: a fixed T sets it."""
-    fixed = _fixed(limits)
+    fixed = fixed_size(limits)
     if fixed is not None:
         return config.replace({"frames": fixed})
     if not limits[0] <= config.frames <= limits[1]:
@@ -366,7 +346,3 @@ def _sampled(config: StanConfig, limits: Range) -> StanConfig:
             "sampled from a video: widen it, or give --set frames=N (settings={'frames': N})"
         )
     return config
-
-
-def _fixed(limits: Range) -> int | None:
-    return limits[0] if limits[0] == limits[1] else None

@@ -40,6 +40,8 @@ class Product:
 
     weight: Tensor
     bias: Tensor
+    # [in]: the norm before the product multiplies its result by it, W's columns are divided by it.
+    gain: Tensor | None = dataclasses.field(default=None, kw_only=True)
 
 
 @dataclasses.dataclass(frozen=True)

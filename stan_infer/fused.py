@@ -48,8 +48,8 @@ class Ops(Protocol):
         """Pixels -> trunk rows [F, N, D], normed, the class token last."""
         ...
 
-    def norm(self, name: str, x: Value, stream: Stream) -> Value:
-        """(x - mean) / sqrt(var + eps) over the last axis; without the mean if centred."""
+    def norm(self, name: str, x: Value, stream: Stream, gain: Tensor | None = None) -> Value:
+        """(x - mean) / sqrt(var + eps) over the last axis, times gain [D]; no mean if centred."""
         ...
 
     def product(
@@ -160,7 +160,7 @@ def text_tower(ops: Ops, w: TextWeights, ids: Value) -> tuple[Value, Value]:
 
 def _layer(ops: Ops, w: Layer, x: Value, stream: Stream, causal: bool = False) -> Value:
     with ops.scope("attention"):
-        qkv = ops.product("qkv", ops.norm("norm", x, stream), w.qkv)
+        qkv = ops.product("qkv", ops.norm("norm", x, stream, w.qkv.gain), w.qkv)
         y = ops.attention("softmax", qkv, stream, causal=causal)
         x = ops.product("out", y, w.out, residual=x)
     return _mlp(ops, w, x, stream)
@@ -168,7 +168,9 @@ def _layer(ops: Ops, w: Layer, x: Value, stream: Stream, causal: bool = False) -
 
 def _mlp(ops: Ops, w: Layer | LastSpatial, x: Value, stream: Stream) -> Value:
     with ops.scope("mlp"):
-        u = ops.product("fc1", ops.norm("norm", x, stream), w.fc1, activation=stream.activation)
+        u = ops.product(
+            "fc1", ops.norm("norm", x, stream, w.fc1.gain), w.fc1, activation=stream.activation
+        )
         return ops.product("fc2", u, w.fc2, residual=x)
 
 
@@ -180,7 +182,8 @@ def _branch_layer(
     with ops.scope("spatial"):
         if isinstance(w.spatial, Layer):
             rows = ops.join("join", patches, cls)
-            qkv = ops.product("qkv", ops.norm("norm", rows, stream), w.spatial.qkv)
+            z = ops.norm("norm", rows, stream, w.spatial.qkv.gain)
+            qkv = ops.product("qkv", z, w.spatial.qkv)
             y = ops.spatial_attention("softmax", qkv, stream)
             rows = ops.product("out", y, w.spatial.out, residual=rows)
         else:
@@ -196,9 +199,10 @@ def _branch_layer(
 def _temporal(ops: Ops, w: BranchLayer, patches: Value, stream: Stream) -> Value:
     if isinstance(w.temporal, Conv):
         return ops.temporal_conv("conv", patches, w.temporal)
-    z = ops.norm("norm", patches, stream)
+    first = w.temporal.single if ops.single_frame else w.temporal.qkv
+    z = ops.norm("norm", patches, stream, first.gain)
     if ops.single_frame:
-        return ops.product("single", z, w.temporal.single, residual=patches)
-    qkv = ops.product("qkv", z, w.temporal.qkv)
+        return ops.product("single", z, first, residual=patches)
+    qkv = ops.product("qkv", z, first)
     y = ops.temporal_attention("softmax", qkv, stream)
     return ops.product("out", y, w.temporal.out, residual=patches)

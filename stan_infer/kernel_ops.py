@@ -128,8 +128,8 @@ class KernelOps:
             video, w.weight, w.table, w.gamma, w.beta, w.cls_row, w.patch, stream.eps
         )
 
-    def norm(self, name: str, x: Any, stream: Stream) -> _Normed:
-        """See Ops.norm."""
+    def norm(self, name: str, x: Any, stream: Stream, gain: Tensor | None = None) -> _Normed:
+        """See Ops.norm; `kernel_weights.prepare` has put gains back into the weights."""
         return _Normed(x, stream.eps)
 
     def product(

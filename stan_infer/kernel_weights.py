@@ -13,6 +13,7 @@ from stan_infer.errors import InputError
 from stan_infer.fold import Patches, Product, VideoWeights
 from stan_infer.fused import video_tower
 from stan_infer.kernels.fp8_linear import LARGEST, quantise_weight
+from stan_infer.quantise import LINEARS, map_products
 from stan_infer.torch_ops import TorchOps
 
 W = TypeVar("W")
@@ -42,10 +43,12 @@ def prepare(weights: W, device: torch.device | str, scales: Mapping[str, float] 
     that no product has.
     """
     left = dict(scales or {})
-    done = _prepare(weights, torch.device(device), _PATH[type(weights).__name__], left)
+    place = torch.device(device)
+    done = map_products(weights, lambda name, p: _product(p, place, left.pop(name, None)))
     if left:
         raise InputError(f"activation scales name no product of this model: {sorted(left)[0]}")
-    return done
+    moved: W = _moved(done, place)
+    return moved
 
 
 def activation_scales(weights: VideoWeights, video: Tensor) -> dict[str, float]:
@@ -67,60 +70,30 @@ class _Largest(TorchOps):
         self._found = found
 
     def product(self, name: str, x: Tensor, w: Product, **options: Any) -> Tensor:
-        if name in _IN_FP8 and x.dim() > 2:
+        if name in LINEARS and x.dim() > 2:
             self._found[self._path + name] = float(x.abs().max())
         return super().product(name, x, w, **options)
 
 
-# Fields of fold's classes as the scopes and names of `fused`.
-_PATH = {"VideoWeights": "video", "TextWeights": "text"}
-_SCOPES = {
-    "trunk": "trunk/layer{}",
-    "branch": "branch/layer{}",
-    "layers": "layer{}",
-    "temporal": "temporal",
-    "spatial": "",
-}
-_IN_FP8 = ("qkv", "out", "fc1", "fc2")
-
-
-def _prepare(value: Any, device: torch.device, path: str, scales: dict[str, float]) -> Any:
+def _moved(value: Any, device: torch.device) -> Any:
+    """All other tensors of folded weights to a device, those of the patches' pixels aligned."""
     if isinstance(value, Tensor):
         return value.to(device)
-    if isinstance(value, Product):
-        return _product(value, device, scales.pop(path, None))
+    if isinstance(value, (list, tuple)):
+        return tuple(_moved(v, device) for v in value)
+    if isinstance(value, Product) or not dataclasses.is_dataclass(value):
+        return value
     if isinstance(value, Patches):
         k = value.weight.shape[1]
         padded = torch.nn.functional.pad(value.weight, (0, -k % _ALIGN))
         value = dataclasses.replace(value, weight=padded)
-    if isinstance(value, (list, tuple)):
-        return tuple(_prepare(v, device, path.format(i), scales) for i, v in enumerate(value))
-    if not dataclasses.is_dataclass(value):
-        return value
-    return dataclasses.replace(
-        value,  # type: ignore[type-var]
-        **{
-            f.name: _prepare(getattr(value, f.name), device, _inner(path, f.name, value), scales)
-            for f in dataclasses.fields(value)
-        },
-    )
-
-
-def _inner(path: str, field: str, owner: Any) -> str:
-    """The name under which `fused` uses a field of `owner`, which itself is at `path`."""
-    if field in _SCOPES:
-        return "/".join(p for p in (path, _SCOPES[field]) if p)
-    kind = type(owner).__name__
-    if kind in ("Layer", "LastSpatial"):
-        block = "mlp" if field in ("fc1", "fc2") else "attention"
-        if "/branch/" in path and block == "attention":
-            block = "spatial"
-        return f"{path}/{block}/{field}"
-    return f"{path}/{field}"
+    fields = {f.name: _moved(getattr(value, f.name), device) for f in dataclasses.fields(value)}
+    return dataclasses.replace(value, **fields)  # type: ignore[type-var]
 
 
 def _product(p: Product, device: torch.device, x_scale: float | None) -> KernelProduct:
-    weight, bias = p.weight.to(device), p.bias.to(device)
+    weight = p.weight if p.gain is None else p.weight * p.gain  # a kernel's norm has no gain
+    weight, bias = weight.to(device), p.bias.to(device)
     if x_scale is None:
         sums = weight.double().sum(1).float()
         return KernelProduct(weight, bias, sums)

@@ -23,6 +23,7 @@ from stan_infer.fold import (
     VideoWeights,
 )
 from stan_infer.fused import text_tower, video_tower
+from stan_infer.quantise import QuantProduct
 
 
 class TorchOps:
@@ -67,13 +68,13 @@ class TorchOps:
             x = x - x.mean(-1, keepdim=True)
         return self._done(name, torch.cat([x, w.cls_row.expand(x.shape[0], 1, -1)], 1))
 
-    def norm(self, name: str, x: Tensor, stream: Stream) -> Tensor:
+    def norm(self, name: str, x: Tensor, stream: Stream, gain: Tensor | None = None) -> Tensor:
         """See Ops.norm."""
         if stream.centred:
             y = x * (x.square().mean(-1, keepdim=True) + stream.eps).rsqrt()
         else:
             y = F.layer_norm(x, x.shape[-1:], eps=stream.eps)
-        return self._done(name, y)
+        return self._done(name, y if gain is None else y * gain)
 
     def product(
         self,
@@ -85,7 +86,7 @@ class TorchOps:
         residual: Tensor | None = None,
     ) -> Tensor:
         """See Ops.product."""
-        y = F.linear(x, w.weight, w.bias)
+        y = w.apply(x) if isinstance(w, QuantProduct) else F.linear(x, w.weight, w.bias)
         if self._record and (activation or residual is not None):
             self._record(f"{self._path}{name}/Add", y)
         if activation:
