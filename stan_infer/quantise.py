@@ -10,8 +10,10 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from stan_infer.errors import InputError, check_word
@@ -53,6 +55,14 @@ def round_to(format: str, x: Tensor) -> Tensor:
     if format == "int8":
         return x.round().clamp(-128, 127).to(torch.int8)
     return x.clamp(-LARGEST["fp8"], LARGEST["fp8"]).to(torch.float8_e4m3fn)
+
+
+def grid(format: str) -> NDArray[np.float64]:
+    """The values from 0 up that a format has, sorted."""
+    if format == "int8":
+        return np.arange(128, dtype=np.float64)
+    bits = torch.arange(127, dtype=torch.uint8)  # 127 is NaN
+    return bits.view(torch.float8_e4m3fn).double().numpy()
 
 
 def quantise_weight(weight: Tensor, format: str) -> tuple[Tensor, Tensor]:
@@ -120,5 +130,7 @@ def _inner(path: str, field: str, owner: Any) -> str:
         block = "mlp" if field in ("fc1", "fc2") else "attention"
         if "/branch/" in path and block == "attention":
             block = "spatial"
+        elif kind == "LastSpatial":
+            block = "spatial/mlp"
         return f"{path}/{block}/{field}"
     return f"{path}/{field}"

@@ -171,7 +171,7 @@ def export(
             graph=graph,
             opset=opset,
             clips=_clips(clips, config) if clips and config else None,
-            about=_about(checkpoint, given, licence),
+            about=about(checkpoint, given, licence),
             card=card,
             plan=wanted,
             progress=say,
@@ -326,7 +326,7 @@ def _row(graph: dict[str, Any], parity: dict[str, Any] | None) -> dict[str, Any]
     return row
 
 
-def _about(checkpoint: str, settings: dict[str, Any], licence: str | None) -> dict[str, Any]:
+def about(checkpoint: str, settings: dict[str, Any], licence: str | None) -> dict[str, Any]:
     """Where the weights come from, without a path of this machine."""
     from stan_infer.artefact import sha256
     from stan_infer.checkpoint import inspect_checkpoint

@@ -11,6 +11,7 @@ import typer
 
 from stan_infer import __version__
 from stan_infer.cli.bench import bench
+from stan_infer.cli.calibrate import calibrate
 from stan_infer.cli.convert import convert
 from stan_infer.cli.doctor import doctor
 from stan_infer.cli.embed import embed
@@ -31,7 +32,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 a bug of ours, 2 bad input, 3 something is not installed or not "
     "here, 4 a check failed.",
 )
-for command in (inspect, run, embed, eval, export, verify, convert, bench, doctor):
+for command in (inspect, run, embed, eval, export, calibrate, verify, convert, bench, doctor):
     app.command()(command)
 
 

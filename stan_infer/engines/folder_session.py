@@ -78,10 +78,13 @@ class FolderSession(ABC):
         if not self._graphs:
             raise InputError(f"artefact {artefact.path} holds neither a video nor a text graph")
         self._opened: dict[str, OpenGraph] = {}
+        own = next(iter(self._graphs.values()))
+        check_precision(artefact.path, own, precision, self.reduced)
         for role, graph in self._graphs.items():
-            check_precision(artefact.path, graph, precision, self.reduced)
             check_graph_file(artefact, graph)
-            opened = self.open(graph, precision or graph.precision, threads)
+            # Of a folder in 8 bits the text tower is fp32.
+            wanted = graph.precision if precision in (None, own.precision) else precision
+            opened = self.open(graph, wanted, threads)
             _check_signature(artefact.config, graph, opened.signature())
             _check_config(artefact, graph)
             self._opened[role] = opened

@@ -1,0 +1,152 @@
+"""An fp32 folder and 8-bit weights -> a folder with a quantised video graph, proved."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+
+from stan_infer.artefact import ENGINES_FOLDER, MANIFEST, Artefact, sha256, write_manifest
+from stan_infer.engines.ort_session import open_graph
+from stan_infer.errors import CheckError
+from stan_infer.export.folder_weights import read_classes
+from stan_infer.export.golden import random_clips
+from stan_infer.export.parity import EIGHT_BIT_NOISE, case_sizes, check_graph
+from stan_infer.export.video_graph import write_video_graph
+from stan_infer.fold import VideoWeights
+from stan_infer.quantise import QuantProduct, products
+from stan_infer.torch_ops import encode_video
+
+CALIBRATION = "calibration.json"
+
+
+def quantised_names(weights: VideoWeights) -> list[str]:
+    """The products that are in 8 bits."""
+    return [n for n, p in products(weights).items() if isinstance(p, QuantProduct)]
+
+
+def write_quantised(
+    artefact: Artefact,
+    folder: Path,
+    weights: VideoWeights,
+    precision: str,
+    calibration: Mapping[str, Any],
+    extra: Mapping[str, bytes] | None = None,
+) -> None:
+    """Write the whole folder but for its manifest's hashes of later files, into an empty `folder`.
+
+    The towers that are not in 8 bits, vocabulary, preprocessing and golden data are copied. The
+    graph is compared with the same 8 bits in torch, and its distance from the golden data, which
+    is the model's own, becomes that data's tolerance. extra: other files by name. Raises
+    CheckError.
+    """
+    graph = artefact.graph("video")
+    assert graph is not None
+    manifest = json.loads(json.dumps(artefact.manifest))
+    entry = next(g for g in manifest["graphs"] if g["file"] == graph.file)
+    skipped = {graph.file, *(entry.get("external_data") or []), MANIFEST, "README.md", CALIBRATION}
+    for name in artefact.manifest["files"]:
+        if name not in skipped and not name.startswith(f"{ENGINES_FOLDER}/"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(artefact.path / name, folder / name)
+    path = folder / graph.file
+    external = write_video_graph(
+        path,
+        artefact.config,
+        weights,
+        dims=graph.dims,
+        input="uint8" if graph.inputs[0]["dtype"] == "uint8" else "float",
+        precision="fp32",
+        opset=graph.opset,
+        classes=read_classes(artefact),
+    )
+    text = json.dumps(calibration, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    (folder / CALIBRATION).write_text(text, encoding="utf-8")
+    for name, content in (extra or {}).items():
+        (folder / name).write_bytes(content)
+    record = check_graph(path, graph.opset, graph.dims)
+    names = quantised_names(weights)
+    entry |= {
+        "sha256": sha256(path),
+        "bytes": path.stat().st_size,
+        "precision": precision,
+        "external_data": external,
+        "quant": {
+            "format": precision,
+            "method": calibration["method"],
+            "linears": len(names),
+            "kept": calibration["kept"],
+            "calibration_sha256": sha256(folder / CALIBRATION),
+        },
+        **record,
+    }
+    session = open_graph(path, arena=False)
+    parity = _prove(session, artefact, weights, graph.dims, path.name)
+    manifest["parity"] = [p for p in manifest["parity"] if p["file"] != graph.file] + [parity]
+    manifest["ranges"] = []
+    if manifest.get("golden"):
+        _measure_golden(session, folder, manifest["golden"], artefact)
+    for key in ("schema", "files"):
+        manifest.pop(key)
+    write_manifest(folder, manifest)
+
+
+def _prove(
+    session: onnxruntime.InferenceSession,
+    artefact: Artefact,
+    weights: VideoWeights,
+    dims: Mapping[str, tuple[int, int]],
+    name: str,
+) -> dict[str, Any]:
+    """Compare the graph with the same 8 bits in torch; return the parity record."""
+    sizes = case_sizes(dims["batch"], dims["frames"])
+    input = "uint8" if weights.patches.layout == "BTHWC" else "float"
+    worst, absolute, cosine = 0.0, 0.0, 1.0
+    for b, t in sizes:
+        clips = random_clips(artefact.config, b, t, input, seed=100 * b + t)
+        with torch.inference_mode():
+            wanted = [x.numpy() for x in encode_video(weights, torch.from_numpy(clips))]
+        got = session.run(["video_embeds", "frame_embeds"], {"video": clips})
+        for w, g in zip(wanted, got, strict=True):
+            norms = np.linalg.norm(w, axis=-1) * np.linalg.norm(g, axis=-1)
+            absolute = float(np.maximum(absolute, np.abs(w - g).max()))
+            worst = float(np.maximum(worst, np.abs(w - g).max() / np.abs(w).max()))
+            cosine = float(np.minimum(cosine, ((w * g).sum(-1) / norms).min()))
+    if not worst <= EIGHT_BIT_NOISE:  # so written that a NaN fails
+        raise CheckError(
+            f"{name} differs from the same 8 bits in torch by {worst:.2e} of the largest value; "
+            f"allowed is {EIGHT_BIT_NOISE}: nothing was written"
+        )
+    return {
+        "file": name,
+        "backend": f"onnxruntime {session.get_providers()[0]}",
+        "backend_version": onnxruntime.__version__,
+        "reference": "the same 8 bits in torch",
+        "cases": [list(s) for s in sizes],
+        "max_rel": worst,
+        "max_abs": absolute,
+        "min_cos": cosine,
+        "tolerance": EIGHT_BIT_NOISE,
+        "pass": True,
+    }
+
+
+def _measure_golden(
+    session: onnxruntime.InferenceSession,
+    folder: Path,
+    golden: dict[str, Any],
+    artefact: Artefact,
+) -> None:
+    """Set the tolerances of the golden data to twice what 8 bits were measured to cost there."""
+    with np.load(folder / golden["file"]) as arrays:
+        video, wanted = arrays["video"], arrays["frame_embeds"]
+    got = session.run(["frame_embeds"], {"video": video})[0]
+    measured = float(np.abs(got - wanted).max() / np.abs(wanted).max())
+    for name in ("video_tolerance", "score_tolerance"):
+        golden[name] = max(2 * measured, float(golden[name]))

@@ -1,0 +1,382 @@
+"""An fp32 folder and videos -> a folder in 8 bits that keeps a bound, or the reason why not.
+
+Ranges of the linears' inputs on real clips, outlier channels smoothed, the layers that cost most
+returned to fp32 until the bound holds, speed measured, a verdict in one sentence.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import stan_infer
+from stan_infer.artefact import Artefact, read_artefact, sha256, why_keep
+from stan_infer.atomic import new_folder
+from stan_infer.collect_ranges import as_input, choose_videos, collect_ranges, video_name
+from stan_infer.decode_worker import read_clips
+from stan_infer.errors import CheckError, InputError, check_word
+from stan_infer.export.folder_weights import read_weights
+from stan_infer.export.to_quantised import write_quantised
+from stan_infer.fold import Product, VideoWeights
+from stan_infer.histogram import METHODS, Histogram, clipping_point
+from stan_infer.observe import Sample, sample
+from stan_infer.quantise import (
+    FORMATS,
+    LARGEST,
+    grid,
+    map_products,
+    quantise_product,
+)
+from stan_infer.sensitivity import CLIPS, layer_errors, return_order, times_saved
+from stan_infer.sensitivity_plot import draw
+from stan_infer.smooth import Smoothing, choose, gains, through_values
+from stan_infer.verdict import Bound, Measured, judge, sentence
+from stan_infer.video import Clip
+
+SCHEMA = "1.0"
+SMOOTHED_ON = 16  # clips that strengths are chosen on
+CHECKED_ON = 64  # clips that a cosine is held to
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CalibrationOptions:
+    """What calibrate does; see its docstring."""
+
+    precision: str = "int8"
+    method: str = "max"
+    percentile: float = 99.99
+    samples: int = 256
+    seed: int = 0
+    smooth: bool = True
+    force: bool = False
+    workers: int = 1
+    timeout_s: float = 60.0
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse unknown words and numbers out of range."""
+        check_word("precision", self.precision, FORMATS)
+        check_word("method", self.method, METHODS)
+        if not 50 <= self.percentile <= 100:
+            raise InputError(f"percentile is {self.percentile:g}; allowed are 50 to 100")
+        if self.samples < 1:
+            raise InputError(f"samples is {self.samples}; at least 1 is needed")
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """What calibrate found: the record that calibration.json holds, and what was left out."""
+
+    record: dict[str, Any]
+    failed: dict[str, str]
+    is_met: bool
+
+
+Say = Callable[[str], None]
+Progress = Callable[[str, int], Callable[[], None]]
+
+
+def calibrate(
+    source: str | Path,
+    videos: Sequence[Path],
+    out: str | Path,
+    options: CalibrationOptions,
+    bound: Bound,
+    *,
+    root: Path | None = None,
+    say: Say = lambda text: None,
+    progress: Progress = lambda title, total: lambda: None,
+) -> Calibration:
+    """Quantise an exported fp32 folder's video tower on `videos` and write it to `out`.
+
+    options: precision int8 or fp8; method: how far each input's 8 bits reach (histogram.METHODS);
+    samples: videos to run, picked by seed; smooth: move outlier channels into weights; force: write
+    the folder even where it is slower or misses the bound. bound: what must hold (verdict.Bound).
+    root: the folder that videos are named in. progress: makes what is called for each step.
+
+    A stopped run goes on from OUT.calibrating.npz. Raises InputError for videos or a folder that
+    cannot be used, CheckError where the bound cannot be met or 8 bits are not faster here.
+    """
+    out = Path(out)
+    artefact = read_artefact(source)
+    weights = read_weights(artefact)
+    _check_replaceable(out)
+    work = _Work(artefact, weights, options, bound, root, say, progress)
+    state = out.with_name(f"{out.name}.calibrating.npz")
+    result = work.run(videos, out, state)
+    state.unlink(missing_ok=True)
+    return result
+
+
+def _check_replaceable(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise InputError(f"cannot write folder {out}: a file of that name exists")
+    if out.is_dir() and any(out.iterdir()) and (reason := why_keep(out)):
+        raise InputError(
+            f"folder {out} is not empty and will not be replaced, because {reason}: give a new one"
+        )
+
+
+class _Work:
+    def __init__(
+        self,
+        artefact: Artefact,
+        weights: VideoWeights,
+        options: CalibrationOptions,
+        bound: Bound,
+        root: Path | None,
+        say: Say,
+        progress: Progress,
+    ) -> None:
+        self.artefact, self.weights, self.options = artefact, weights, options
+        self.bound, self.root, self.say, self.progress = bound, root, say, progress
+
+    def run(self, videos: Sequence[Path], out: Path, state: Path) -> Calibration:
+        o, config = self.options, self.artefact.config
+        chosen = choose_videos(videos, self.root, o.samples, o.seed)
+        if len(chosen) < o.samples:
+            self.say(f"{len(chosen)} videos are there, fewer than the {o.samples} asked for")
+        first = self._pixels(chosen[:SMOOTHED_ON])
+        if not first:
+            raise InputError(f"none of the first {len(chosen[:SMOOTHED_ON])} videos can be used")
+        rows, smoothing = self._smoothing(first)
+        exact = through_values(self.weights, smoothing)
+        factors = gains(smoothing)
+        tick = self.progress("measuring ranges", len(chosen))
+
+        def on_clip(error: str | None) -> None:
+            tick()
+            if error:
+                self.say(f"error: {error}")
+
+        key = self._key(chosen)
+        collected = collect_ranges(
+            map_products(exact, lambda n, p: _with_gain(p, factors.get(n))),
+            config,
+            chosen,
+            root=self.root,
+            state=state,
+            key=key,
+            workers=o.workers,
+            timeout_s=o.timeout_s,
+            on_clip=on_clip,
+            say=self.say,
+        )
+        if collected.flat:
+            self.say(f"{len(collected.flat)} clips are one flat colour and were left out")
+        tensors = self._tensors(collected.ranges, smoothing)
+        dead = [n for n, t in tensors.items() if not t["scale"]]
+        if dead:
+            self.say(f"{len(dead)} linears read nothing but zeros and stay in fp32: {dead[0]}")
+        scales = {n: t["scale"] for n, t in tensors.items() if t["scale"]}
+        if not scales:
+            raise InputError("every linear reads nothing but zeros: there is nothing to quantise")
+
+        def in_8_bits(kept: frozenset[str]) -> VideoWeights:
+            def change(n: str, p: Product) -> Product:
+                if n not in scales or n in kept:
+                    return p
+                return quantise_product(p, scales[n], o.precision, factors.get(n))
+
+            return map_products(exact, change)
+
+        everything = in_8_bits(frozenset())
+        step = self.progress("trying each layer alone", len(scales))
+        clips = [as_input(config, self.weights, p[None]) for p in first[:CLIPS]]
+        errors = layer_errors(exact, everything, clips, step)
+        saved = times_saved(exact, everything, rows, o.threads)
+        order = return_order(errors, saved)
+        record: dict[str, Any] = {
+            "schema": SCHEMA,
+            "tool": {"name": "stan_infer", "version": stan_infer.__version__},
+            "precision": o.precision,
+            "method": o.method,
+            **({"percentile": o.percentile} if o.method == "percentile" else {}),
+            "seed": o.seed,
+            "clips": len(collected.clips),
+            "key": key,
+            "tensors": tensors,
+            "sensitivity": [{"linear": n, "error": errors[n], "saved_ms": saved[n]} for n in order],
+        }
+        with tempfile.TemporaryDirectory(prefix="stan-infer-") as name:
+            search = _Search(self, in_8_bits, order, record, Path(name), videos, set(chosen))
+            measured, kept = search.run()
+            verdict = judge(self.artefact, search.folder(kept), measured, o, self.bound, self.say)
+            record |= {"kept": sorted(kept), "verdict": verdict}
+            verdict["sentence"] = sentence(verdict, self.bound, kept)
+            if not verdict["is_met"] and not o.force:
+                raise CheckError(f"{verdict['sentence']}; nothing was written (--force writes it)")
+            if verdict["is_slower"] and not o.force:
+                raise CheckError(f"{verdict['sentence']}; nothing was written (--force writes it)")
+            title = f"Error of each linear alone in {o.precision} ({o.method})"
+            plots = draw({n: errors[n] for n in tensors if n in errors}, kept, title)
+            files = {f"sensitivity.{kind}": content for kind, content in plots.items()}
+            with new_folder(out, why_keep) as folder:
+                final = in_8_bits(frozenset(kept))
+                write_quantised(self.artefact, folder, final, o.precision, record, files)
+        return Calibration(record, collected.failed, verdict["is_met"])
+
+    def _key(self, chosen: Sequence[Path]) -> dict[str, Any]:
+        """What the ranges depend on: model, videos by name and content's size, preprocessing."""
+        c, o = self.artefact.config, self.options
+        graph = self.artefact.graph("video")
+        assert graph is not None
+        listed = sorted((video_name(p, self.root), _size(p)) for p in chosen)
+        reading: dict[str, Any] = {
+            "frames": c.frames,
+            "short_side": c.short_side,
+            "crop": c.image_size,
+        }
+        reading |= {"mean": list(c.mean), "std": list(c.std)}
+        source = self.artefact.manifest.get("source") or {}
+        return {
+            "model_sha256": sha256(self.artefact.path / graph.file),
+            "checkpoint_sha256": source.get("checkpoint_sha256"),
+            "data_sha256": _digest(listed),
+            "preprocessing_sha256": _digest(reading),
+            "smooth": o.smooth and o.precision == "int8",
+        }
+
+    def _pixels(self, paths: Sequence[Path]) -> list[np.ndarray]:
+        """Clips [T, S, S, 3] of the videos that can be read and show something."""
+        c, o = self.artefact.config, self.options
+        found = read_clips(
+            paths,
+            frames=c.frames,
+            short_side=c.short_side,
+            crop=c.image_size,
+            workers=o.workers,
+            timeout_s=o.timeout_s,
+        )
+        return [r.pixels for _, r in found if isinstance(r, Clip)]
+
+    def _smoothing(self, first: Sequence[np.ndarray]) -> tuple[dict[str, int], Smoothing]:
+        """Rows of each linear for one clip, and the strengths chosen on the first clips."""
+        o, config = self.options, self.artefact.config
+        seen: dict[str, Sample] = {}
+        for pixels in first:
+            clip = as_input(config, self.weights, pixels[None])
+            for name, s in sample(self.weights, clip).items():
+                if not bool(torch.isfinite(s.channels).all()):
+                    continue
+                old = seen.get(name)
+                if old is not None:
+                    s = Sample(
+                        torch.maximum(old.channels, s.channels),
+                        torch.cat([old.rows, s.rows]),
+                        s.count,
+                    )
+                seen[name] = s
+        rows = {name: s.count for name, s in seen.items()}
+        if not o.smooth:
+            return rows, Smoothing(dict.fromkeys(seen, 0.0), {})
+        return rows, choose(self.weights, seen, o.precision)
+
+    def _tensors(
+        self, ranges: dict[str, Histogram], smoothing: Smoothing
+    ) -> dict[str, dict[str, Any]]:
+        o, steps, found = self.options, grid(self.options.precision), {}
+        for name in sorted(ranges):
+            used = clipping_point(ranges[name], o.method, steps, o.percentile)
+            found[name] = {
+                "absmax": ranges[name].largest,
+                "amax_used": used,
+                "scale": used / LARGEST[o.precision],
+                "smoothing": smoothing.strengths.get(name, 0.0),
+            }
+        return found
+
+
+class _Search:
+    """Finds the fewest linears, in the order of return, whose return makes the bound hold."""
+
+    def __init__(
+        self,
+        work: _Work,
+        make: Callable[[frozenset[str]], VideoWeights],
+        order: Sequence[str],
+        record: dict[str, Any],
+        folder: Path,
+        videos: Sequence[Path],
+        used: set[Path],
+    ) -> None:
+        self.work, self.make, self.order, self.record, self.place = (
+            work,
+            make,
+            order,
+            record,
+            folder,
+        )
+        o, bound = work.options, work.bound
+        others = choose_videos([v for v in videos if v not in used], work.root, CHECKED_ON, o.seed)
+        checked = (
+            others
+            if len(others) >= CHECKED_ON
+            else choose_videos(videos, work.root, CHECKED_ON, o.seed)
+        )
+        self.clips = [] if bound.task is not None else work._pixels(checked)
+        self.held_out = bound.task is None and checked is others
+        self.seen: dict[int, Measured] = {}
+        self.base = bound.measure(work.artefact, None, self.clips, o)
+
+    def folder(self, kept: Sequence[str]) -> Artefact:
+        """The folder with these linears in fp32."""
+        path = self.place / str(len(kept))
+        if not path.exists():
+            path.mkdir()
+            record = {**self.record, "kept": sorted(kept)}
+            weights = self.make(frozenset(kept))
+            write_quantised(self.work.artefact, path, weights, self.work.options.precision, record)
+        return read_artefact(path, check_hashes=False)
+
+    def run(self) -> tuple[Measured, list[str]]:
+        """Return what was measured and the linears that went back; all of them if nothing helps."""
+        if self.holds(0):
+            return self.seen[0], []
+        low, high = 0, 1
+        most = len(self.order) - 1  # with all of them back nothing would be in 8 bits
+        while high < most and not self.holds(high):
+            low, high = high, min(2 * high, most)
+        if not self.holds(high):
+            best = max(self.seen, key=lambda k: self.seen[k].score)
+            return self.seen[best], list(self.order[:best])
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self.holds(middle) else (middle, high)
+        return self.seen[high], list(self.order[:high])
+
+    def holds(self, count: int) -> bool:
+        """Whether the bound holds with the first `count` linears back in fp32."""
+        if count not in self.seen:
+            bound, o = self.work.bound, self.work.options
+            artefact = self.folder(self.order[:count])
+            found = bound.measure(artefact, self.base, self.clips, o)
+            self.seen[count] = found
+            self.work.say(f"{count} linears in fp32: {bound.tell(found)}")
+        return self.seen[count].is_met
+
+
+def _with_gain(p: Product, gain: Tensor | None) -> Product:
+    if gain is None:
+        return p
+    return dataclasses.replace(p, weight=p.weight / gain, gain=gain)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1  # it will fail to open, which is told there

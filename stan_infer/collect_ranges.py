@@ -1,0 +1,189 @@
+"""Ranges of every linear over a set of videos: one clip at a time, on disk now and then.
+
+What was counted so far lies in one file; a stopped run goes on from there and ends with the same
+numbers, to the last bit: histograms and maxima do not depend on the order of the clips.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import time
+import zipfile
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stan_infer.atomic import new_file
+from stan_infer.config import StanConfig
+from stan_infer.decode_worker import read_clips
+from stan_infer.errors import InputError, MissingError
+from stan_infer.fold import VideoWeights
+from stan_infer.histogram import BINS, Histogram
+from stan_infer.observe import observe
+from stan_infer.video import Clip
+
+SAVE_S = 20.0  # between two writes of the state: what a kill costs
+FLAT = 2  # grey levels: a clip whose pixels differ by no more shows nothing
+
+
+@dataclasses.dataclass
+class Collected:
+    """Histograms by product; names of the clips that are in them, and of those that show nothing.
+
+    failed: what could not be used, with the reason.
+    """
+
+    ranges: dict[str, Histogram] = dataclasses.field(default_factory=dict)
+    clips: list[str] = dataclasses.field(default_factory=list)
+    flat: list[str] = dataclasses.field(default_factory=list)
+    failed: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def choose_videos(paths: Sequence[Path], root: Path | None, samples: int, seed: int) -> list[Path]:
+    """Pick `samples` of the videos by a hash of seed and name: their order changes nothing."""
+
+    def key(path: Path) -> str:
+        text = f"{seed}:{video_name(path, root)}"
+        return hashlib.sha256(text.encode(errors="replace")).hexdigest()
+
+    return sorted(dict.fromkeys(paths), key=key)[:samples]
+
+
+def video_name(path: Path, root: Path | None) -> str:
+    """A video's name in records: below `root` where it lies there, else that of the file."""
+    if root is not None and path.is_relative_to(root):
+        return path.relative_to(root).as_posix()
+    return path.name
+
+
+def as_input(config: StanConfig, w: VideoWeights, pixels: np.ndarray) -> Tensor:
+    """Pixels uint8 [B, T, S, S, 3] in the layout of the weights: as they are, or normalised."""
+    video = torch.from_numpy(pixels)
+    if w.patches.layout == "BTHWC":
+        return video
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (config.mean, config.std))
+    return (video.permute(0, 1, 4, 2, 3).float() - mean) / std
+
+
+def collect_ranges(
+    weights: VideoWeights,
+    config: StanConfig,
+    paths: Sequence[Path],
+    *,
+    root: Path | None,
+    state: Path,
+    key: dict[str, Any],
+    workers: int = 1,
+    timeout_s: float = 60.0,
+    on_clip: Callable[[str | None], None] = lambda error: None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Collected:
+    """Run every video once; see the module. key: what the numbers depend on besides the videos.
+
+    on_clip: called for each video with its error or None. Raises InputError where no video can be
+    used, or where all of them show one flat colour.
+    """
+    stamp = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    found = _load(state, stamp) or Collected()
+    if found.clips:
+        say(f"going on after {len(found.clips)} clips that a stopped run has counted")
+    done = {*found.clips, *found.flat}
+    todo = [p for p in paths if video_name(p, root) not in done]
+    for _ in range(len(paths) - len(todo)):
+        on_clip(None)
+    saved = time.monotonic()
+    readings = read_clips(
+        todo,
+        frames=config.frames,
+        short_side=config.short_side,
+        crop=config.image_size,
+        workers=workers,
+        timeout_s=timeout_s,
+    )
+    try:
+        with closing(readings):
+            for path, result in readings:
+                if isinstance(result, MissingError):
+                    raise result
+                error = _count(found, weights, config, video_name(path, root), result)
+                on_clip(error)
+                if time.monotonic() - saved > SAVE_S:
+                    _save(state, stamp, found)
+                    saved = time.monotonic()
+    finally:
+        if found.clips and len(found.clips) + len(found.flat) < len(paths):
+            _save(state, stamp, found)
+    if not found.clips:
+        if found.flat:
+            raise InputError(
+                f"all {len(found.flat)} clips are one flat colour (black?): ranges from them would "
+                "cut off real videos; give videos like those that will be embedded"
+            )
+        reason = next(iter(found.failed.values()), "no video was given")
+        raise InputError(f"none of the {len(paths)} videos could be used: {reason}")
+    found.clips.sort()
+    found.flat.sort()
+    return found
+
+
+def _count(
+    found: Collected, weights: VideoWeights, config: StanConfig, name: str, result: Any
+) -> str | None:
+    """Add one clip; return its error."""
+    if not isinstance(result, Clip):
+        found.failed[name] = str(result)
+        return str(result)
+    pixels = result.pixels
+    if int(pixels.max()) - int(pixels.min()) <= FLAT:
+        found.flat.append(name)
+        return None
+    ranges, embedding = observe(weights, as_input(config, weights, pixels[None]))
+    if not bool(torch.isfinite(embedding).all()) or not all(
+        np.isfinite(h.largest) for h in ranges.values()
+    ):
+        found.failed[name] = f"{name}: the model gives NaN or infinity on this clip; it is left out"
+        return found.failed[name]
+    for product, h in ranges.items():
+        found.ranges.setdefault(product, Histogram()).add(h)
+    found.clips.append(name)
+    return None
+
+
+def _save(state: Path, stamp: str, found: Collected) -> None:
+    names = sorted(found.ranges)
+    packed = io.BytesIO()
+    np.savez(
+        packed,
+        stamp=np.array(stamp),
+        names=np.array(names),
+        clips=np.array(found.clips),
+        flat=np.array(found.flat, dtype=str),
+        exponents=np.array([found.ranges[n].exponent for n in names], np.int64),
+        largest=np.array([found.ranges[n].largest for n in names], np.float64),
+        counts=np.stack([found.ranges[n].counts for n in names]),
+    )
+    with new_file(state) as temporary:
+        temporary.write_bytes(packed.getbuffer())
+
+
+def _load(state: Path, stamp: str) -> Collected | None:
+    """What a stopped run with the same key left, or None."""
+    try:
+        with np.load(state, allow_pickle=False) as z:
+            if str(z["stamp"]) != stamp or z["counts"].shape[1:] != (BINS,):
+                return None
+            rows = zip(z["names"], z["exponents"], z["largest"], z["counts"], strict=True)
+            ranges = {
+                str(n): Histogram(int(e), float(m), c.astype(np.int64)) for n, e, m, c in rows
+            }
+            return Collected(ranges, z["clips"].tolist(), z["flat"].tolist())
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+        return None

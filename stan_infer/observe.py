@@ -1,0 +1,90 @@
+"""What the linear layers read on real clips: ranges, channels, a few rows; one clip at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stan_infer.fold import Product, VideoWeights
+from stan_infer.fused import video_tower
+from stan_infer.histogram import BINS, Histogram
+from stan_infer.quantise import LINEARS
+from stan_infer.torch_ops import TorchOps
+
+ROWS = 32  # kept of a clip, evenly spaced
+
+
+@dataclasses.dataclass
+class Sample:
+    """Of one product's input: largest |x| of each channel [in], some rows [n, in].
+
+    count: rows of one clip.
+    """
+
+    channels: Tensor
+    rows: Tensor
+    count: int
+
+
+def is_linear(name: str, x: Tensor) -> bool:
+    """Whether a product is one that goes into 8 bits: of every token, not of one per clip."""
+    return name in LINEARS and x.dim() > 2
+
+
+@torch.inference_mode()
+def observe(w: VideoWeights, video: Tensor) -> tuple[dict[str, Histogram], Tensor]:
+    """Run one clip [1, T, ...]: histograms of every linear's input by name, and video_embeds."""
+    ops = _Histograms(video.shape[0], video.shape[1])
+    mean, _ = video_tower(ops, w, video)
+    return ops.found, mean
+
+
+@torch.inference_mode()
+def sample(w: VideoWeights, video: Tensor) -> dict[str, Sample]:
+    """Run one clip: channel maxima and rows of every linear's input, by name."""
+    ops = _Samples(video.shape[0], video.shape[1])
+    video_tower(ops, w, video)
+    return ops.found
+
+
+class _Histograms(TorchOps):
+    def __init__(self, batch: int, frames: int) -> None:
+        super().__init__(batch, frames)
+        self.found: dict[str, Histogram] = {}
+
+    def product(self, name: str, x: Tensor, w: Product, **options: Any) -> Tensor:
+        if is_linear(name, x):
+            self.found[self._path + name] = count(x)
+        return super().product(name, x, w, **options)
+
+
+class _Samples(TorchOps):
+    def __init__(self, batch: int, frames: int) -> None:
+        super().__init__(batch, frames)
+        self.found: dict[str, Sample] = {}
+
+    def product(self, name: str, x: Tensor, w: Product, **options: Any) -> Tensor:
+        if is_linear(name, x):
+            rows = x.flatten(0, -2)
+            step = max(len(rows) // ROWS, 1)
+            kept = rows[::step][:ROWS].clone()
+            self.found[self._path + name] = Sample(rows.abs().amax(0), kept, len(rows))
+        return super().product(name, x, w, **options)
+
+
+def count(x: Tensor) -> Histogram:
+    """Histogram of |x|; `largest` is NaN or infinite where x is."""
+    size = x.abs()
+    largest = float(size.max())
+    h = Histogram()
+    if not np.isfinite(largest):
+        h.largest = largest
+        return h
+    h.widen(largest)
+    top = h.width * BINS
+    h.counts = torch.histc(size, BINS, 0.0, top).numpy().astype(np.int64)
+    return h

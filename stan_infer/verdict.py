@@ -1,0 +1,263 @@
+"""What 8 bits gain and cost: measured on the same clips, beside fp32, in one sentence."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stan_infer.annotations import Task
+from stan_infer.artefact import Artefact
+from stan_infer.bench import Lane, Schedule, bench_videos
+from stan_infer.engines import open_session
+from stan_infer.engines.session import Session, as_numpy
+from stan_infer.errors import InputError, MissingError, check_word
+from stan_infer.evaluate import Protocol, evaluate
+from stan_infer.metrics import bootstrap_interval
+
+METRICS = ("top1", "r1")
+NOT_FASTER = 1.0  # times fp32 in the same engine: at or below it, 8 bits gain nothing
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """One folder on the clips of a bound. hits: per question, with a task."""
+
+    embeds: np.ndarray | None
+    hits: np.ndarray | None
+    cosine: float | None = None  # the smallest
+    mean_cosine: float | None = None
+    drop: float | None = None  # points
+    interval: tuple[float, float] | None = None
+    agreement: float | None = None  # percent
+    is_met: bool = True
+
+    @property
+    def score(self) -> float:
+        """Larger is better."""
+        return -self.drop if self.drop is not None else float(self.cosine or -1.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bound:
+    """What must hold: a smallest cosine to fp32, or, with a task, at most `max_drop` points lost.
+
+    metric: top1 (recognition) or r1 (text to video). paths: the task's videos, in its order.
+    """
+
+    min_cosine: float | None = None
+    max_drop: float | None = None
+    metric: str = "top1"
+    task: Task | None = None
+    paths: Sequence[Path] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what does not belong together."""
+        check_word("metric", self.metric, METRICS)
+        if (self.min_cosine is None) == (self.max_drop is None):
+            raise InputError("give one bound: a smallest cosine, or a largest drop of a metric")
+        if self.max_drop is not None and (self.task is None or not self.paths):
+            raise InputError(f"a bound on {self.metric} needs labelled videos: --labels FILE")
+        if self.min_cosine is not None and not 0 < self.min_cosine <= 1:
+            raise InputError(f"min_cosine is {self.min_cosine:g}; allowed is 0 to 1")
+        if self.max_drop is not None and not 0 <= self.max_drop <= 100:
+            raise InputError(f"max_drop is {self.max_drop:g} points; allowed are 0 to 100")
+        if self.task is not None and self.task.is_retrieval != (self.metric == "r1"):
+            word = "retrieval (video,text)" if self.metric == "r1" else "recognition (video,label)"
+            raise InputError(f"metric {self.metric} needs labels of {word}")
+
+    def measure(
+        self, artefact: Artefact, base: Measured | None, clips: Sequence[np.ndarray], o: Any
+    ) -> Measured:
+        """Run a folder in ONNX Runtime; with `base`, that of fp32, compare."""
+        session = open_session(artefact.path, "ort", threads=o.threads)
+        try:
+            found = self._run(session, clips, o)
+        finally:
+            session.close()
+        if base is None:
+            return found
+        if found.hits is not None and base.hits is not None:
+            lost = base.hits - found.hits
+            drop = 100 * float(lost.mean())
+            low, high = bootstrap_interval(lost)
+            assert self.max_drop is not None
+            return dataclasses.replace(
+                found,
+                drop=drop,
+                interval=(100 * low, 100 * high),
+                agreement=100 * float((lost == 0).mean()),
+                is_met=drop <= self.max_drop,
+            )
+        a, b = found.embeds, base.embeds
+        assert a is not None and b is not None and self.min_cosine is not None
+        norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+        cosines = (a * b).sum(-1) / norms
+        cosine = float(cosines.min())
+        return dataclasses.replace(
+            found,
+            cosine=cosine,
+            mean_cosine=float(cosines.mean()),
+            is_met=bool(cosine >= self.min_cosine),  # a NaN fails
+        )
+
+    def tell(self, m: Measured) -> str:
+        """One measurement in words."""
+        if m.drop is not None and m.interval is not None:
+            low, high = m.interval
+            return f"{_lost(m.drop)} ({low:.2f} to {high:.2f}) of {self.metric}"
+        return f"smallest cosine {m.cosine:.5f}"
+
+    def _run(self, session: Session, clips: Sequence[np.ndarray], o: Any) -> Measured:
+        if self.task is not None:
+            protocol = Protocol(session.config)
+            result = evaluate(
+                session, self.task, self.paths, protocol, batch=8, workers=o.workers,
+                timeout_s=o.timeout_s,
+            )  # fmt: skip
+            key = "text_to_video" if self.task.is_retrieval else "videos"
+            outcomes = np.array(result.outcomes[key])
+            return Measured(None, (outcomes == 1).astype(float))
+        parts = [_mean(as_numpy(session.embed_video(_input(session, c[None])))) for c in clips]
+        return Measured(np.concatenate(parts), None)
+
+
+def judge(
+    artefact: Artefact,
+    quantised: Artefact,
+    measured: Measured,
+    options: Any,
+    bound: Bound,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Time fp32, bf16 where it is, and 8 bits in every engine here; return rows and findings."""
+    say("timing")
+    sessions: list[tuple[str, str, Session]] = []
+    absent: list[dict[str, Any]] = []
+    wanted: list[tuple[str, Artefact, str | None]]
+    wanted = [("ort", artefact, None), ("ort", quantised, None), ("openvino", artefact, None)]
+    wanted += [("openvino", artefact, "bf16"), ("openvino", quantised, None)]
+    lanes = []
+    for engine, folder, precision in wanted:
+        own = folder.graph("video")
+        assert own is not None
+        word = precision or own.precision
+        try:
+            session = open_session(
+                folder.path, engine, precision=precision, threads=options.threads
+            )
+        except MissingError as e:
+            absent.append({"engine": engine, "precision": word, "refused": str(e)})
+            continue
+        sessions.append((engine, word, session))
+        facts = {**session.describe(), "file_mib": _size(folder) / 2**20}
+        lanes.append(Lane(f"{engine} {word}", _timed(session), facts))
+    try:
+        rows = bench_videos(
+            lanes,
+            side=artefact.config.image_size,
+            flops=None,
+            batches=[1],
+            frames=[artefact.config.frames],
+            schedule=Schedule(warmup=2, repeats=10, min_seconds=1.0),
+        )
+    finally:
+        for _, _, session in sessions:
+            session.close()
+    low = quantised.graph("video")
+    assert low is not None
+    found = _ratios(rows, low.precision)
+    simulated = low.precision == "fp8"
+    is_slower = not simulated and not any(r > NOT_FASTER for r in found.values())
+    return {
+        "rows": rows + absent,
+        "ratios": found,
+        "is_slower": is_slower,
+        "is_simulated": simulated,
+        "is_met": measured.is_met,
+        "precision": low.precision,
+        **{
+            k: getattr(measured, k)
+            for k in ("cosine", "mean_cosine", "drop", "interval", "agreement")
+        },
+        "file_ratio": _size(quantised) / _size(artefact),
+    }
+
+
+def sentence(verdict: dict[str, Any], bound: Bound, kept: Sequence[str]) -> str:
+    """The verdict in one sentence."""
+    word = verdict["precision"]
+    if verdict["drop"] is not None:
+        low, high = verdict["interval"]
+        cost = f"{_lost(verdict['drop'])} ({low:.2f} to {high:.2f}) of {bound.metric}"
+    else:
+        cost = f"keeps a cosine of {verdict['cosine']:.5f}"
+    back = f" with {len(kept)} linears in fp32" if kept else ""
+    if not verdict["is_met"]:
+        asked = (
+            f"at most {bound.max_drop:g} points lost"
+            if bound.max_drop is not None
+            else f"a cosine of {bound.min_cosine:g}"
+        )
+        return f"{word} does not reach {asked}: the best found{back} {cost}"
+    if verdict["is_simulated"]:
+        return f"{word} {cost}{back}; it is for GPUs from sm_89 on: speed not measured here"
+    ratios = verdict["ratios"]
+    best = max(ratios, key=lambda e: ratios[e])
+    others = [f"{ratios[e]:.2f}x in {e}" for e in ratios if e != best]
+    beside = f" ({', '.join(others)})" if others else ""
+    if verdict["is_slower"]:
+        return (
+            f"{word} is no faster here: {ratios[best]:.2f}x of {_next(verdict, best)} in "
+            f"{best}{beside}; it {cost}; use {_next(verdict, best)}"
+        )
+    return (
+        f"{word} is {ratios[best]:.2f}x as fast as {_next(verdict, best)} in {best}{beside} and "
+        f"{cost}{back}"
+    )
+
+
+def _next(verdict: dict[str, Any], engine: str) -> str:
+    """The next higher precision that an engine runs here."""
+    rows = [r for r in verdict["rows"] if r.get("latency_ms_p50") and r["engine"] == engine]
+    words = [r["precision"] for r in rows if r["precision"] != verdict["precision"]]
+    return "bf16" if "bf16" in words else "fp32"
+
+
+def _ratios(rows: Sequence[dict[str, Any]], word: str) -> dict[str, float]:
+    """By engine: how many times faster 8 bits are than the next higher precision there."""
+    found = {}
+    timed = {(r["engine"], r["precision"]): r for r in rows if "latency_ms_p50" in r}
+    for (engine, precision), row in timed.items():
+        if precision == word:
+            higher = timed.get((engine, "bf16")) or timed.get((engine, "fp32"))
+            if higher:
+                found[engine] = higher["latency_ms_p50"] / row["latency_ms_p50"]
+    return found
+
+
+def _lost(points: float) -> str:
+    return f"loses {points:.2f} points" if points >= 0 else f"gains {-points:.2f} points"
+
+
+def _size(artefact: Artefact) -> int:
+    graph = artefact.graph("video")
+    assert graph is not None
+    names = [n for n in artefact.manifest["files"] if n.startswith(graph.file)]
+    return sum(int(artefact.manifest["files"][n]["bytes"]) for n in names)
+
+
+def _timed(session: Session) -> Callable[[np.ndarray], Any]:
+    return lambda clips: session.embed_video(_input(session, clips))
+
+
+def _input(session: Session, clips: np.ndarray) -> np.ndarray:
+    return clips
+
+
+def _mean(embeds: np.ndarray) -> np.ndarray:
+    """[B, E], of a Mug head's [B, T, E] too."""
+    return embeds.mean(1) if embeds.ndim == 3 else embeds
