@@ -218,7 +218,7 @@ class _Work:
             if verdict["is_slower"] and not o.force:
                 raise CheckError(f"{verdict['sentence']}; nothing was written (--force writes it)")
             title = f"Error of each linear alone in {o.precision} ({o.method})"
-            plots = draw({n: errors[n] for n in tensors if n in errors}, kept, title)
+            plots = draw(errors, kept, title)
             files = {f"sensitivity.{kind}": content for kind, content in plots.items()}
             with new_folder(out, why_keep) as folder:
                 final = in_8_bits(frozenset(kept))

@@ -70,7 +70,7 @@ class _Largest(TorchOps):
         self._found = found
 
     def product(self, name: str, x: Tensor, w: Product, **options: Any) -> Tensor:
-        if name in LINEARS and x.dim() > 2:
+        if name in LINEARS and x.dim() > 2:  # of every token, not of one per clip
             self._found[self._path + name] = float(x.abs().max())
         return super().product(name, x, w, **options)
 

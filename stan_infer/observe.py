@@ -30,11 +30,6 @@ class Sample:
     count: int
 
 
-def is_linear(name: str, x: Tensor) -> bool:
-    """Whether a product is one that goes into 8 bits: of every token, not of one per clip."""
-    return name in LINEARS and x.dim() > 2
-
-
 @torch.inference_mode()
 def observe(w: VideoWeights, video: Tensor) -> tuple[dict[str, Histogram], Tensor]:
     """Run one clip [1, T, ...]: histograms of every linear's input by name, and video_embeds."""
@@ -57,7 +52,7 @@ class _Histograms(TorchOps):
         self.found: dict[str, Histogram] = {}
 
     def product(self, name: str, x: Tensor, w: Product, **options: Any) -> Tensor:
-        if is_linear(name, x):
+        if name in LINEARS:
             self.found[self._path + name] = count(x)
         return super().product(name, x, w, **options)
 
@@ -68,7 +63,7 @@ class _Samples(TorchOps):
         self.found: dict[str, Sample] = {}
 
     def product(self, name: str, x: Tensor, w: Product, **options: Any) -> Tensor:
-        if is_linear(name, x):
+        if name in LINEARS:
             rows = x.flatten(0, -2)
             step = max(len(rows) // ROWS, 1)
             kept = rows[::step][:ROWS].clone()

@@ -22,8 +22,8 @@ from stan_infer.fold import Product
 W = TypeVar("W")
 FORMATS = ("int8", "fp8")
 LARGEST = {"int8": 127.0, "fp8": 448.0}  # fp8 is e4m3, which has no infinity
-# The products of a layer; `single` is temporal attention for one frame.
-LINEARS = ("qkv", "out", "single", "fc1", "fc2")
+# The products of a layer; `single` is temporal attention for one frame, `q` the last layer's.
+LINEARS = ("qkv", "q", "out", "single", "fc1", "fc2")
 # Fields of fold's classes as the scopes and names of `fused`.
 _PATH = {"VideoWeights": "video", "TextWeights": "text"}
 _SCOPES = {

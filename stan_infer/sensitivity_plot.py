@@ -44,7 +44,7 @@ def draw(errors: Mapping[str, float], kept: Collection[str], title: str) -> dict
     axes.set_ylabel("relative error of video_embeds")
     axes.set_title(title, loc="left", fontsize=11)
     axes.grid(alpha=0.3, linewidth=0.6)
-    axes.legend(frameon=False, fontsize=9, ncols=6, loc="upper center", bbox_to_anchor=(0.5, -0.35))
+    figure.legend(frameon=False, fontsize=9, ncols=6, loc="outside lower center")
     found = {}
     settings = {"svg.fonttype": "none", "svg.hashsalt": title}
     with matplotlib.rc_context(settings):  # type: ignore[arg-type]

@@ -42,7 +42,7 @@ def choose(weights: object, samples: Mapping[str, Sample], format: str) -> Smoot
     for name, seen in samples.items():
         p = linears[name]
         found.strengths[name] = 0.0
-        if format == "fp8" or name.endswith("/fc2") or not bool(seen.channels.any()):
+        if format == "fp8" or not _can_move(name, linears) or not bool(seen.channels.any()):
             continue
         exact = seen.rows @ p.weight.T
         best = _error(p, seen, exact, format, None)
@@ -77,6 +77,13 @@ def through_values(weights: W, smoothing: Smoothing) -> W:
 def gains(smoothing: Smoothing) -> dict[str, Tensor]:
     """The factors that norms take, by the product behind the norm."""
     return {n: f for n, f in smoothing.factors.items() if not n.endswith("/out")}
+
+
+def _can_move(name: str, linears: Mapping[str, Product]) -> bool:
+    """Whether something before the product takes the factor: a norm of its own, or V's rows."""
+    layer, _, last = name.rpartition("/")
+    # The last layer's norm is read by its class attention too, and its V is never multiplied out.
+    return last in ("qkv", "single", "fc1") or (last == "out" and f"{layer}/qkv" in linears)
 
 
 def _factor(channels: Tensor, weight: Tensor, strength: float) -> Tensor:

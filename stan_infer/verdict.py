@@ -19,7 +19,9 @@ from stan_infer.evaluate import Protocol, evaluate
 from stan_infer.metrics import bootstrap_interval
 
 METRICS = ("top1", "r1")
-NOT_FASTER = 1.0  # times fp32 in the same engine: at or below it, 8 bits gain nothing
+# Times the next higher precision in the same engine: at or below it, nothing was gained. Medians of
+# ten interleaved runs differ by as much on a shared machine when nothing is different.
+NOT_FASTER = 1.05
 
 
 @dataclasses.dataclass(frozen=True)
