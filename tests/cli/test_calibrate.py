@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from stan_infer.calibrate import SCHEMA
+from stan_infer.collect_ranges import collect_ranges
+from stan_infer.export.folder_weights import read_weights
+from stan_infer.fold import fold_video
+from stan_infer.onnx_file import metadata_props
+from tests.cli.conftest import write_video
+
+RUN = ("--samples", "3", "--threads", "1", "--force", "--min-cosine", "0.9")
+
+
+@pytest.fixture(scope="module")
+def quantised(artefact, videos, tmp_path_factory):
+    from stan_infer.calibrate import CalibrationOptions, calibrate
+    from stan_infer.verdict import Bound
+
+    out = tmp_path_factory.mktemp("int8") / "int8"
+    options = CalibrationOptions(samples=3, force=True)
+    found = calibrate(
+        artefact, sorted(videos.iterdir()), out, options, Bound(min_cosine=0.9), root=videos
+    )
+    assert found.is_met and not found.failed
+    return out
+
+
+def test_a_folder_gives_the_weights_that_the_model_folds_to(artefact, checkpoint):
+    import torch
+
+    from stan_infer.artefact import read_artefact
+    from stan_infer.checkpoint import load_model
+    from stan_infer.torch_ops import encode_video
+
+    read, folded = read_weights(read_artefact(artefact)), fold_video(load_model(checkpoint))
+    video = torch.randint(0, 256, (2, 3, 64, 64, 3), dtype=torch.uint8)
+    a, b = encode_video(read, video)[0], encode_video(folded, video)[0]
+    assert (a - b).abs().max() < 1e-5 * b.abs().max()
+
+
+def test_the_folder_runs_and_says_what_it_is(cli, quantised, artefact, checkpoint, videos):
+    manifest = json.loads((quantised / "manifest.json").read_text())
+    video = next(g for g in manifest["graphs"] if g["role"] == "video")
+    assert video["precision"] == "int8" and video["quant"]["linears"] > 20
+    whole = (artefact / "video.onnx").stat().st_size
+    assert (quantised / "video.onnx").stat().st_size < 0.6 * whole
+    assert metadata_props(quantised / "video.onnx")
+    record = json.loads((quantised / "calibration.json").read_text())
+    assert record["schema"] == SCHEMA and record["clips"] == 3
+    assert all(t["scale"] > 0 for t in record["tensors"].values())
+    assert {r["linear"] for r in record["sensitivity"]} == set(record["tensors"])
+    assert (quantised / "sensitivity.png").read_bytes().startswith(b"\x89PNG")
+    clip = next(videos.iterdir())
+    for options in ((), ("--engine", "openvino")):
+        done = cli("run", quantised, clip, "--text", "a", "--text", "b", "--json", *options)
+        assert done.code == 0, done.err
+    # Its clips of noise reach beyond the ranges of three calibration clips.
+    assert cli("verify", checkpoint, quantised, "--tolerance", "0.5").code == 0
+    assert cli("bench", quantised, "--engine", "ort", "--frames", "2", "--repeats", "1").code == 0
+
+
+def test_the_order_of_the_list_changes_nothing(cli, artefact, videos, tmp_path):
+    found = []
+    names = sorted(p.name for p in videos.iterdir())
+    for i, order in enumerate((names, names[::-1])):
+        for name in names:
+            if not (tmp_path / name).exists():
+                shutil.copy(videos / name, tmp_path / name)
+        (tmp_path / "list.txt").write_text("\n".join(order))
+        out = tmp_path / f"out{i}"
+        done = cli("calibrate", artefact, "--videos", tmp_path / "list.txt", "-o", out, *RUN)
+        assert done.code == 0, done.err
+        found.append((out / "video.onnx").read_bytes())
+    assert found[0] == found[1]
+
+
+def test_a_stopped_run_goes_on_with_the_same_numbers(artefact, videos, tmp_path):
+    from stan_infer.artefact import read_artefact
+
+    folder = read_artefact(artefact)
+    weights, paths = read_weights(folder), sorted(videos.iterdir())
+    given = {"root": videos, "key": {"a": 1}}
+    whole = collect_ranges(weights, folder.config, paths, state=tmp_path / "a.npz", **given)
+
+    class Stopped(Exception):
+        pass
+
+    def stop(error: str | None) -> None:
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        collect_ranges(
+            weights, folder.config, paths, state=tmp_path / "b.npz", on_clip=stop, **given
+        )
+    said: list[str] = []
+    again = collect_ranges(
+        weights, folder.config, paths, state=tmp_path / "b.npz", say=said.append, **given
+    )
+    assert "after 1 clips" in said[0]
+    assert again.clips == whole.clips
+    for name, h in whole.ranges.items():
+        other = again.ranges[name]
+        assert (h.largest, h.exponent) == (other.largest, other.exponent)
+        assert np.array_equal(h.counts, other.counts)
+
+
+def black_video(path):
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width = stream.height = 96
+        stream.pix_fmt = "yuv420p"
+        for _ in range(20):
+            image = np.zeros((96, 96, 3), np.uint8)
+            for packet in stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+
+
+def test_black_clips_are_refused(cli, artefact, tmp_path):
+    (tmp_path / "v").mkdir()
+    black_video(tmp_path / "v" / "a.mp4")
+    done = cli("calibrate", artefact, "--videos", tmp_path / "v", "-o", tmp_path / "o", *RUN)
+    assert done.code == 2 and "one flat colour" in done.err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["v"]
+
+
+def test_a_broken_video_is_named_and_left_out(cli, artefact, tmp_path):
+    (tmp_path / "v").mkdir()
+    write_video(tmp_path / "v" / "a.mp4")
+    (tmp_path / "v" / "b.mp4").write_bytes(b"no video")
+    done = cli("calibrate", artefact, "--videos", tmp_path / "v", "-o", tmp_path / "o", *RUN)
+    assert done.code == 2 and "b.mp4" in done.err
+    assert "fewer than the 3" in done.err
+    assert json.loads((tmp_path / "o" / "calibration.json").read_text())["clips"] == 1
+
+
+def test_a_bound_that_cannot_be_met_is_exit_code_4(cli, artefact, videos, tmp_path):
+    done = cli(
+        "calibrate", artefact, "--videos", videos, "-o", tmp_path / "o", "--samples", "3",
+        "--min-cosine", "1",
+    )  # fmt: skip
+    assert done.code == 4 and "does not reach a cosine of 1" in done.err, done.err
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (("--precision", "int4"), "int4"),
+        (("--method", "minmax"), "minmax"),
+        (("--percentile", "99"), "--method percentile"),
+        (("--max-drop", "1"), "--labels"),
+        (("--min-cosine", "2"), "min_cosine"),
+    ],
+)
+def test_wrong_options(cli, artefact, videos, tmp_path, options, word):
+    done = cli("calibrate", artefact, "--videos", videos, "-o", tmp_path / "o", *options)
+    assert done.code == 2 and word in done.err
+
+
+def test_an_empty_folder_and_a_folder_in_8_bits(cli, artefact, quantised, videos, tmp_path):
+    (tmp_path / "v").mkdir()
+    done = cli("calibrate", artefact, "--videos", tmp_path / "v", "-o", tmp_path / "o")
+    assert done.code == 2 and "holds no video" in done.err
+    done = cli("calibrate", quantised, "--videos", videos, "-o", tmp_path / "o")
+    assert done.code == 2 and "starts from fp32" in done.err
