@@ -45,12 +45,15 @@ def read_weights(artefact: Artefact) -> VideoWeights:
     except Exception as e:
         # protobuf raises its own class, which shares no base but Exception.
         raise InputError(f"{path} is no ONNX file: {str(e)[:100]}") from e
-    return _Reader(artefact, {t.name: t for t in proto.graph.initializer}).read()
+    tensors = {t.name: t for t in proto.graph.initializer}
+    return _Reader(artefact, tensors, graph.inputs[0]["dtype"]).read()
 
 
 class _Reader:
-    def __init__(self, artefact: Artefact, tensors: dict[str, onnx.TensorProto]) -> None:
-        self._artefact, self._tensors = artefact, tensors
+    def __init__(
+        self, artefact: Artefact, tensors: dict[str, onnx.TensorProto], dtype: str
+    ) -> None:
+        self._artefact, self._tensors, self._dtype = artefact, tensors, dtype
         self._config = artefact.config
 
     def tensor(self, name: str) -> Tensor:
@@ -75,7 +78,6 @@ class _Reader:
         name = "silu" if c.activation == "quick_gelu" else c.activation
         positions, time = self.tables()
         at = "video/patches"
-        layout = next(iter(self._artefact.graph("video").inputs))["dtype"]  # type: ignore[union-attr]
         return VideoWeights(
             Stream(c.heads, c.norm_eps, name, 1.0, False),
             Patches(
@@ -85,7 +87,7 @@ class _Reader:
                 self.tensor(f"{at}/beta"),
                 self.tensor(f"{at}/class").flatten(),
                 c.patch,
-                "BTHWC" if layout == "uint8" else "BTCHW",
+                "BTHWC" if self._dtype == "uint8" else "BTCHW",
             ),
             tuple(self.layer(f"video/trunk/layer{i}", "attention") for i in range(c.layers)),
             self.tensor("video/branch/layer0/start/class"),

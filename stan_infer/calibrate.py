@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -109,17 +110,26 @@ def calibrate(
     out = Path(out)
     artefact = read_artefact(source)
     weights = read_weights(artefact)
-    _check_replaceable(out)
+    _check_replaceable(out, artefact)
     work = _Work(artefact, weights, options, bound, root, say, progress)
     state = out.with_name(f"{out.name}.calibrating.npz")
-    result = work.run(videos, out, state)
+    try:
+        result = work.run(videos, out, state)
+    except CheckError:
+        state.unlink(missing_ok=True)  # it was not stopped: there is nothing to go on with
+        raise
     state.unlink(missing_ok=True)
     return result
 
 
-def _check_replaceable(out: Path) -> None:
+def _check_replaceable(out: Path, source: Artefact) -> None:
+    if out.exists() and out.samefile(source.path):
+        raise InputError(f"{out} is the fp32 folder itself, which stays: give another folder")
     if out.exists() and not out.is_dir():
         raise InputError(f"cannot write folder {out}: a file of that name exists")
+    parent = next(p for p in out.absolute().parents if p.exists())
+    if not os.access(parent, os.W_OK):
+        raise InputError(f"cannot write in folder {parent}: it is read-only; give another place")
     if out.is_dir() and any(out.iterdir()) and (reason := why_keep(out)):
         raise InputError(
             f"folder {out} is not empty and will not be replaced, because {reason}: give a new one"

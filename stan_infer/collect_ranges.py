@@ -170,6 +170,10 @@ def _save(state: Path, stamp: str, found: Collected) -> None:
         largest=np.array([found.ranges[n].largest for n in names], np.float64),
         counts=np.stack([found.ranges[n].counts for n in names]),
     )
+    try:
+        state.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise InputError(f"cannot write {state}: {e.strerror}; give another place") from e
     with new_file(state) as temporary:
         temporary.write_bytes(packed.getbuffer())
 

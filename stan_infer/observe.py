@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ class Sample:
 @torch.inference_mode()
 def observe(w: VideoWeights, video: Tensor) -> tuple[dict[str, Histogram], Tensor]:
     """Run one clip [1, T, ...]: histograms of every linear's input by name, and video_embeds."""
-    ops = _Histograms(video.shape[0], video.shape[1])
+    ops = _Watching(video.shape[0], video.shape[1], count)
     mean, _ = video_tower(ops, w, video)
     return ops.found, mean
 
@@ -41,34 +42,29 @@ def observe(w: VideoWeights, video: Tensor) -> tuple[dict[str, Histogram], Tenso
 @torch.inference_mode()
 def sample(w: VideoWeights, video: Tensor) -> dict[str, Sample]:
     """Run one clip: channel maxima and rows of every linear's input, by name."""
-    ops = _Samples(video.shape[0], video.shape[1])
+    ops = _Watching(video.shape[0], video.shape[1], _sample)
     video_tower(ops, w, video)
     return ops.found
 
 
-class _Histograms(TorchOps):
-    def __init__(self, batch: int, frames: int) -> None:
+class _Watching(TorchOps):
+    """TorchOps that keep what `look` makes of every linear's input, by name."""
+
+    def __init__(self, batch: int, frames: int, look: Callable[[Tensor], Any]) -> None:
         super().__init__(batch, frames)
-        self.found: dict[str, Histogram] = {}
+        self.found: dict[str, Any] = {}
+        self._look = look
 
     def product(self, name: str, x: Tensor, w: Product, **options: Any) -> Tensor:
         if name in LINEARS:
-            self.found[self._path + name] = count(x)
+            self.found[self._path + name] = self._look(x)
         return super().product(name, x, w, **options)
 
 
-class _Samples(TorchOps):
-    def __init__(self, batch: int, frames: int) -> None:
-        super().__init__(batch, frames)
-        self.found: dict[str, Sample] = {}
-
-    def product(self, name: str, x: Tensor, w: Product, **options: Any) -> Tensor:
-        if name in LINEARS:
-            rows = x.flatten(0, -2)
-            step = max(len(rows) // ROWS, 1)
-            kept = rows[::step][:ROWS].clone()
-            self.found[self._path + name] = Sample(rows.abs().amax(0), kept, len(rows))
-        return super().product(name, x, w, **options)
+def _sample(x: Tensor) -> Sample:
+    rows = x.flatten(0, -2)
+    kept = rows[:: max(len(rows) // ROWS, 1)][:ROWS].clone()
+    return Sample(rows.abs().amax(0), kept, len(rows))
 
 
 def count(x: Tensor) -> Histogram:
