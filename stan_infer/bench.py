@@ -13,7 +13,8 @@ import numpy as np
 from stan_infer.clock import Clock, WallClock
 from stan_infer.engines.session import as_numpy
 from stan_infer.errors import CheckError
-from stan_infer.export.parity import TOLERANCES
+from stan_infer.export.parity import EIGHT_BITS, TOLERANCES
+from stan_infer.synthetic import moving_frames
 from stan_infer.timings import diagnose, summarise
 
 CACHE_BYTES = 96 * 2**20  # inputs are rotated through more than this: beyond any last-level cache
@@ -53,6 +54,7 @@ def bench_videos(
     batches: Sequence[int],
     frames: Sequence[int],
     schedule: Schedule = Schedule(),
+    clips: Sequence[np.ndarray] | None = None,
     on_round: Callable[[float], None] = lambda part: None,
 ) -> list[dict[str, Any]]:
     """Time every lane for every batch size and frame count; one row per lane and shape.
@@ -60,20 +62,30 @@ def bench_videos(
     The first lane is the baseline of `speedup` and `max_rel_error`. All lanes run once before any
     runs again, so that a machine whose speed drifts slows all of them alike. Before timing and
     after it, outputs are compared: a lane beyond its tolerance has a row with `refused` and no
-    speed. side: pixels of a frame. flops: of one clip of T frames. on_round: gets the part of a
+    speed. side: pixels of a frame. flops: of one clip of T frames. clips: uint8 [B, T, S, S, 3] of
+    the one shape, instead of noise (moving shapes, if a lane is in 8 bits).
+    on_round: gets the part of a
     shape that a round was. Raises CheckError if the baseline gives values that are not finite.
     """
     rows = []
     for b in batches:
         for t in frames:
-            rows += _one_shape(lanes, side, flops, b, t, schedule, on_round)
+            calm = any(lane.facts["precision"] in EIGHT_BITS for lane in lanes)
+            pool = clips or clip_pool(b, t, side, calm=calm)
+            rows += _one_shape(lanes, pool, flops, b, t, schedule, on_round)
     return rows
 
 
-def clip_pool(batch: int, frames: int, side: int) -> list[np.ndarray]:
-    """Random uint8 clips [B, T, S, S, 3], two or more, together beyond the cache."""
+def clip_pool(batch: int, frames: int, side: int, *, calm: bool = False) -> list[np.ndarray]:
+    """Uint8 clips [B, T, S, S, 3], two or more, together beyond the cache.
+
+    Noise; calm: moving shapes, as noise lies outside the ranges that 8 bits were calibrated on.
+    """
     size = batch * frames * side * side * 3
     count = min(max(2, math.ceil(CACHE_BYTES / size)), MAX_CLIPS)
+    if calm:
+        made = [moving_frames(frames, side, side, seed) for seed in range(8)]
+        return [np.stack([made[(i + j) % 8] for j in range(batch)]) for i in range(count)]
     rng = np.random.default_rng(0)
     shape = (batch, frames, side, side, 3)
     return [rng.integers(0, 256, shape, dtype=np.uint8) for _ in range(count)]
@@ -81,14 +93,13 @@ def clip_pool(batch: int, frames: int, side: int) -> list[np.ndarray]:
 
 def _one_shape(
     lanes: Sequence[Lane],
-    side: int,
+    pool: Sequence[np.ndarray],
     flops: Callable[[int], int] | None,
     b: int,
     t: int,
     schedule: Schedule,
     on_round: Callable[[float], None],
 ) -> list[dict[str, Any]]:
-    pool = clip_pool(b, t, side)
     errors, refused = _compare(lanes, pool[0], b, t)
     running = [lane for lane in lanes if lane.name not in refused]
     times: dict[str, list[float]] = {lane.name: [] for lane in running}

@@ -22,7 +22,14 @@ from torch import Tensor
 import stan_infer
 from stan_infer.artefact import Artefact, read_artefact, sha256, why_keep
 from stan_infer.atomic import new_folder
-from stan_infer.collect_ranges import as_input, choose_videos, collect_ranges, video_name
+from stan_infer.bound_search import fewest_returned
+from stan_infer.collect_ranges import (
+    Collected,
+    as_input,
+    choose_videos,
+    collect_ranges,
+    video_name,
+)
 from stan_infer.decode_worker import read_clips
 from stan_infer.errors import CheckError, InputError, check_word
 from stan_infer.export.folder_weights import read_weights
@@ -151,7 +158,7 @@ class _Work:
         self.bound, self.root, self.say, self.progress = bound, root, say, progress
 
     def run(self, videos: Sequence[Path], out: Path, state: Path) -> Calibration:
-        o, config = self.options, self.artefact.config
+        o = self.options
         chosen = choose_videos(videos, self.root, o.samples, o.seed)
         if len(chosen) < o.samples:
             self.say(f"{len(chosen)} videos are there, fewer than the {o.samples} asked for")
@@ -159,49 +166,14 @@ class _Work:
         if not first:
             raise InputError(f"none of the first {len(chosen[:SMOOTHED_ON])} videos can be used")
         rows, smoothing = self._smoothing(first)
-        exact = through_values(self.weights, smoothing)
-        factors = gains(smoothing)
-        tick = self.progress("measuring ranges", len(chosen))
-
-        def on_clip(error: str | None) -> None:
-            tick()
-            if error:
-                self.say(f"error: {error}")
-
+        exact, factors = through_values(self.weights, smoothing), gains(smoothing)
         key = self._key(chosen)
-        collected = collect_ranges(
-            map_products(exact, lambda n, p: _with_gain(p, factors.get(n))),
-            config,
-            chosen,
-            root=self.root,
-            state=state,
-            key=key,
-            workers=o.workers,
-            timeout_s=o.timeout_s,
-            on_clip=on_clip,
-            say=self.say,
-        )
-        if collected.flat:
-            self.say(f"{len(collected.flat)} clips are one flat colour and were left out")
+        collected = self._ranges(exact, factors, chosen, state, key)
         tensors = self._tensors(collected.ranges, smoothing)
-        dead = [n for n, t in tensors.items() if not t["scale"]]
-        if dead:
-            self.say(f"{len(dead)} linears read nothing but zeros and stay in fp32: {dead[0]}")
-        scales = {n: t["scale"] for n, t in tensors.items() if t["scale"]}
-        if not scales:
-            raise InputError("every linear reads nothing but zeros: there is nothing to quantise")
-
-        def in_8_bits(kept: frozenset[str]) -> VideoWeights:
-            def change(n: str, p: Product) -> Product:
-                if n not in scales or n in kept:
-                    return p
-                return quantise_product(p, scales[n], o.precision, factors.get(n))
-
-            return map_products(exact, change)
-
-        everything = in_8_bits(frozenset())
-        step = self.progress("trying each layer alone", len(scales))
-        clips = [as_input(config, self.weights, p[None]) for p in first[:CLIPS]]
+        plan = _Plan(exact, factors, self._scales(tensors), o.precision)
+        everything = plan.weights(frozenset())
+        clips = [as_input(self.artefact.config, self.weights, p[None]) for p in first[:CLIPS]]
+        step = self.progress("trying each layer alone", len(plan.scales) * len(clips))
         errors = layer_errors(exact, everything, clips, step)
         saved = times_saved(exact, everything, rows, o.threads)
         order = return_order(errors, saved)
@@ -218,22 +190,91 @@ class _Work:
             "sensitivity": [{"linear": n, "error": errors[n], "saved_ms": saved[n]} for n in order],
         }
         with tempfile.TemporaryDirectory(prefix="stan-infer-") as name:
-            search = _Search(self, in_8_bits, order, record, Path(name), videos, set(chosen))
-            measured, kept = search.run()
-            verdict = judge(self.artefact, search.folder(kept), measured, o, self.bound, self.say)
-            record |= {"kept": sorted(kept), "verdict": verdict}
-            verdict["sentence"] = sentence(verdict, self.bound, kept)
-            if not verdict["is_met"] and not o.force:
-                raise CheckError(f"{verdict['sentence']}; nothing was written (--force writes it)")
-            if verdict["is_slower"] and not o.force:
-                raise CheckError(f"{verdict['sentence']}; nothing was written (--force writes it)")
-            title = f"Error of each linear alone in {o.precision} ({o.method})"
-            plots = draw(errors, kept, title)
-            files = {f"sensitivity.{kind}": content for kind, content in plots.items()}
-            with new_folder(out, why_keep) as folder:
-                final = in_8_bits(frozenset(kept))
-                write_quantised(self.artefact, folder, final, o.precision, record, files)
+
+            def make(kept: Sequence[str]) -> Artefact:
+                path = Path(name) / str(len(kept))
+                if not path.exists():
+                    path.mkdir()
+                    weights = plan.weights(frozenset(kept))
+                    kept_record = {**record, "kept": sorted(kept)}
+                    write_quantised(self.artefact, path, weights, o.precision, kept_record)
+                return read_artefact(path, check_hashes=False)
+
+            clips_checked = self._checked(videos, set(chosen))
+            base = self.bound.measure(self.artefact, None, clips_checked, o)
+
+            def measure(kept: Sequence[str]) -> Measured:
+                found = self.bound.measure(make(kept), base, clips_checked, o)
+                self.say(f"{len(kept)} linears in fp32: {self.bound.tell(found)}")
+                return found
+
+            search = fewest_returned(order, measure)
+            kept = search.kept
+            verdict = judge(self.artefact, make(kept), search.best, o, first, self.say)
+        record |= {"kept": sorted(kept), "search": search.rows(), "verdict": verdict}
+        verdict["sentence"] = sentence(verdict, self.bound, kept)
+        if (not verdict["is_met"] or verdict["is_slower"]) and not o.force:
+            raise CheckError(f"{verdict['sentence']}; nothing was written (--force writes it)")
+        title = f"Error of each linear alone in {o.precision} ({o.method})"
+        plots = draw(errors, kept, title)
+        files = {f"sensitivity.{kind}": content for kind, content in plots.items()}
+        with new_folder(out, why_keep) as folder:
+            final = plan.weights(frozenset(kept))
+            write_quantised(self.artefact, folder, final, o.precision, record, files)
         return Calibration(record, collected.failed, verdict["is_met"])
+
+    def _ranges(
+        self,
+        exact: VideoWeights,
+        factors: dict[str, Tensor],
+        chosen: Sequence[Path],
+        state: Path,
+        key: dict[str, Any],
+    ) -> Collected:
+        """Histograms of every linear's input, smoothed, over the chosen videos."""
+        o = self.options
+        tick = self.progress("measuring ranges", len(chosen))
+
+        def on_clip(error: str | None) -> None:
+            tick()
+            if error:
+                self.say(f"error: {error}")
+
+        collected = collect_ranges(
+            map_products(exact, lambda n, p: _with_gain(p, factors.get(n))),
+            self.artefact.config,
+            chosen,
+            root=self.root,
+            state=state,
+            key=key,
+            workers=o.workers,
+            timeout_s=o.timeout_s,
+            on_clip=on_clip,
+            say=self.say,
+        )
+        if collected.flat:
+            self.say(f"{len(collected.flat)} clips are one flat colour and were left out")
+        return collected
+
+    def _scales(self, tensors: dict[str, dict[str, Any]]) -> dict[str, float]:
+        """Scale of each linear's input; a linear that reads nothing but zeros has none."""
+        dead = [n for n, t in tensors.items() if not t["scale"]]
+        if dead:
+            self.say(f"{len(dead)} linears read nothing but zeros and stay in fp32: {dead[0]}")
+        scales = {n: t["scale"] for n, t in tensors.items() if t["scale"]}
+        if not scales:
+            raise InputError("every linear reads nothing but zeros: there is nothing to quantise")
+        return scales
+
+    def _checked(self, videos: Sequence[Path], used: set[Path]) -> list[np.ndarray]:
+        """Clips that a cosine is held to: others than those of the ranges, if enough are there."""
+        if self.bound.task is not None:
+            return []
+        seed = self.options.seed
+        others = choose_videos([v for v in videos if v not in used], self.root, CHECKED_ON, seed)
+        if len(others) < CHECKED_ON:
+            others = choose_videos(videos, self.root, CHECKED_ON, seed)
+        return self._pixels(others)
 
     def _key(self, chosen: Sequence[Path]) -> dict[str, Any]:
         """What the ranges depend on: model, videos by name and content's size, preprocessing."""
@@ -306,73 +347,24 @@ class _Work:
         return found
 
 
-class _Search:
-    """Finds the fewest linears, in the order of return, whose return makes the bound hold."""
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """Weights exact but for factors through V, factors of norms, scales of the linears' inputs."""
 
-    def __init__(
-        self,
-        work: _Work,
-        make: Callable[[frozenset[str]], VideoWeights],
-        order: Sequence[str],
-        record: dict[str, Any],
-        folder: Path,
-        videos: Sequence[Path],
-        used: set[Path],
-    ) -> None:
-        self.work, self.make, self.order, self.record, self.place = (
-            work,
-            make,
-            order,
-            record,
-            folder,
-        )
-        o, bound = work.options, work.bound
-        others = choose_videos([v for v in videos if v not in used], work.root, CHECKED_ON, o.seed)
-        checked = (
-            others
-            if len(others) >= CHECKED_ON
-            else choose_videos(videos, work.root, CHECKED_ON, o.seed)
-        )
-        self.clips = [] if bound.task is not None else work._pixels(checked)
-        self.held_out = bound.task is None and checked is others
-        self.seen: dict[int, Measured] = {}
-        self.base = bound.measure(work.artefact, None, self.clips, o)
+    exact: VideoWeights
+    factors: dict[str, Tensor]
+    scales: dict[str, float]
+    precision: str
 
-    def folder(self, kept: Sequence[str]) -> Artefact:
-        """The folder with these linears in fp32."""
-        path = self.place / str(len(kept))
-        if not path.exists():
-            path.mkdir()
-            record = {**self.record, "kept": sorted(kept)}
-            weights = self.make(frozenset(kept))
-            write_quantised(self.work.artefact, path, weights, self.work.options.precision, record)
-        return read_artefact(path, check_hashes=False)
+    def weights(self, kept: frozenset[str]) -> VideoWeights:
+        """In 8 bits but for the linears in `kept`."""
 
-    def run(self) -> tuple[Measured, list[str]]:
-        """Return what was measured and the linears that went back; all of them if nothing helps."""
-        if self.holds(0):
-            return self.seen[0], []
-        low, high = 0, 1
-        most = len(self.order) - 1  # with all of them back nothing would be in 8 bits
-        while high < most and not self.holds(high):
-            low, high = high, min(2 * high, most)
-        if not self.holds(high):
-            best = max(self.seen, key=lambda k: self.seen[k].score)
-            return self.seen[best], list(self.order[:best])
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (low, middle) if self.holds(middle) else (middle, high)
-        return self.seen[high], list(self.order[:high])
+        def change(name: str, p: Product) -> Product:
+            if name not in self.scales or name in kept:
+                return p
+            return quantise_product(p, self.scales[name], self.precision, self.factors.get(name))
 
-    def holds(self, count: int) -> bool:
-        """Whether the bound holds with the first `count` linears back in fp32."""
-        if count not in self.seen:
-            bound, o = self.work.bound, self.work.options
-            artefact = self.folder(self.order[:count])
-            found = bound.measure(artefact, self.base, self.clips, o)
-            self.seen[count] = found
-            self.work.say(f"{count} linears in fp32: {bound.tell(found)}")
-        return self.seen[count].is_met
+        return map_products(self.exact, change)
 
 
 def _with_gain(p: Product, gain: Tensor | None) -> Product:

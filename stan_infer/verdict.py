@@ -37,6 +37,11 @@ class Measured:
     agreement: float | None = None  # percent
     is_met: bool = True
 
+    def figures(self) -> dict[str, Any]:
+        """What was measured, for a record."""
+        names = ("cosine", "mean_cosine", "drop", "interval", "agreement")
+        return {n: getattr(self, n) for n in names}
+
     @property
     def score(self) -> float:
         """Larger is better."""
@@ -132,10 +137,13 @@ def judge(
     quantised: Artefact,
     measured: Measured,
     options: Any,
-    bound: Bound,
+    clips: Sequence[np.ndarray],
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Time fp32, bf16 where it is, and 8 bits in every engine here; return rows and findings."""
+    """Time fp32, bf16 where it is, and 8 bits in every engine here; return rows and findings.
+
+    clips: uint8 [T, S, S, 3], real ones: outputs are compared on them too.
+    """
     say("timing")
     sessions: list[tuple[str, str, Session]] = []
     absent: list[dict[str, Any]] = []
@@ -165,6 +173,7 @@ def judge(
             batches=[1],
             frames=[artefact.config.frames],
             schedule=Schedule(warmup=2, repeats=10, min_seconds=1.0),
+            clips=[c[None] for c in clips],
         )
     finally:
         for _, _, session in sessions:
@@ -181,10 +190,7 @@ def judge(
         "is_simulated": simulated,
         "is_met": measured.is_met,
         "precision": low.precision,
-        **{
-            k: getattr(measured, k)
-            for k in ("cosine", "mean_cosine", "drop", "interval", "agreement")
-        },
+        **measured.figures(),
         "file_ratio": _size(quantised) / _size(artefact),
     }
 
@@ -208,6 +214,9 @@ def sentence(verdict: dict[str, Any], bound: Bound, kept: Sequence[str]) -> str:
     if verdict["is_simulated"]:
         return f"{word} {cost}{back}; it is for GPUs from sm_89 on: speed not measured here"
     ratios = verdict["ratios"]
+    if not ratios:
+        reasons = [r["refused"] for r in verdict["rows"] if r["precision"] == word]
+        return f"{word} runs in no engine here: {'; '.join(reasons)}"
     best = max(ratios, key=lambda e: ratios[e])
     others = [f"{ratios[e]:.2f}x in {e}" for e in ratios if e != best]
     beside = f" ({', '.join(others)})" if others else ""

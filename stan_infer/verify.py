@@ -93,8 +93,9 @@ class _Work:
         tolerance: float | None,
         say: Callable[[str], None],
     ) -> None:
-        from stan_infer.export.parity import TOLERANCES
+        from stan_infer.export.parity import EIGHT_BITS, TOLERANCES
 
+        self.is_8_bits = any(s.precision in EIGHT_BITS for s in pair)
         coarse = max(TOLERANCES.get(s.precision, 0.0) for s in pair) or TOLERANCES["fp32"]
         self.pair, self.a, self.b, self.texts, self.say = pair, *pair, list(texts), say
         self.frames, self.tolerance = frames, coarse if tolerance is None else tolerance
@@ -102,8 +103,7 @@ class _Work:
         names = ("files", "decode", "resize", "input", "ids", "video tower", "text tower")
         self.stages = [Stage(n) for n in (*names, "score", "labels", "rank")]
         by = self.by = {s.name: s for s in self.stages}
-        by["resize"].tolerance = LEVELS / 255
-        by["input"].tolerance = ARITHMETIC
+        by["resize"].tolerance, by["input"].tolerance = LEVELS / 255, ARITHMETIC
         for name in ("video tower", "text tower", "labels"):
             by[name].tolerance = self.tolerance
         by["score"].tolerance = ARITHMETIC if tolerance is None else tolerance
@@ -223,8 +223,8 @@ class _Work:
             self.own_ids = made if len(made) == 2 else []
 
     def _case_clips(self) -> list[tuple[str, np.ndarray]]:
-        frames = self._common("frames", self.frames)
-        return inputs.hard_batches(frames, self.a.side, *self._range("batch"))
+        frames, limits = self._common("frames", self.frames), self._range("batch")
+        return inputs.hard_batches(frames, self.a.side, *limits, calm=self.is_8_bits)
 
     def _towers(self) -> None:
         video, text = self.by["video tower"], self.by["text tower"]

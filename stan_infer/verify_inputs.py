@@ -92,12 +92,18 @@ def hard_clips(frames: int, side: int) -> list[tuple[str, np.ndarray]]:
 
 
 def hard_batches(
-    frames: Sequence[int], side: int, low: int, high: int
+    frames: Sequence[int], side: int, low: int, high: int, *, calm: bool = False
 ) -> list[tuple[str, np.ndarray]]:
-    """Hard clips in batches of `low` to `high`, by name: uint8 [B, T, S, S, 3] for each T."""
+    """Hard clips in batches of `low` to `high`, by name: uint8 [B, T, S, S, 3] for each T.
+
+    calm: only those that are like videos, for 8 bits, whose ranges end where those of videos do.
+    """
     out = []
     for t in frames:
         clips = hard_clips(t, side)
+        single = clips[min(4, len(clips) - 1)][1][None]
+        if calm:
+            clips = [c for c in clips if c[0].startswith("moving")]
         size = min(max(3 if t <= 12 else 1, low), high)
         for i in range(0, len(clips), size):
             part = (clips[i:] + clips)[:size]
@@ -105,7 +111,7 @@ def hard_batches(
             names = "+".join(n for n, _ in part)
             out.append((f"{names}, B={size} T={t}", np.stack([c for _, c in part])))
         if low == 1 < size:
-            out.append((f"moving, B=1 T={t}", clips[4][1][None]))
+            out.append((f"moving, B=1 T={t}", single))
     return out
 
 

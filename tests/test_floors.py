@@ -30,12 +30,12 @@ FLOORS = [
     | {"timings", "clock", "plots", "json_lines", "histogram", "sensitivity_plot"},
     {"weights_file", "clip_source", "checkpoint", "layers", "model"},
     {"fold", "fused", "torch_ops", "kernel_ops", "kernel_weights"}
-    | {"quantise", "observe", "smooth", "collect_ranges"},
+    | {"quantise", "observe", "replay", "smooth", "collect_ranges"},
     {"engines", "export"},
     {"embed", "bench", "verify", "verify_sources", "verify_folder", "verify_stage"}
     | {"verify_plan", "bench_plans"}
     | {"verify_inputs", "bisect_graph", "evaluate", "engine_trials"}
-    | {"calibrate", "sensitivity", "verdict"}
+    | {"calibrate", "bound_search", "sensitivity", "verdict"}
     | {"ceiling", "bench_lanes", "bench_memory", "bench_stages", "bench_compare", "bench_page"},
     {"report", "cli"},
 ]

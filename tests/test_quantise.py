@@ -7,13 +7,25 @@ import numpy as np
 import pytest
 import torch
 
+from stan_infer.bound_search import fewest_returned
 from stan_infer.errors import InputError
 from stan_infer.fold import Product, fold_video
 from stan_infer.histogram import METHODS, Histogram, clipping_point
+from stan_infer.model import Stan, init_random
 from stan_infer.observe import count, sample
-from stan_infer.quantise import grid, map_products, products, quantise_product, round_to
+from stan_infer.quantise import (
+    LINEARS,
+    grid,
+    map_products,
+    products,
+    quantise_product,
+    round_to,
+)
+from stan_infer.replay import Replay
 from stan_infer.smooth import choose, gains, through_values
 from stan_infer.torch_ops import encode_video
+from stan_infer.verdict import Measured
+from tests.conftest import tiny_config
 
 
 def test_e4m3_is_that_of_ml_dtypes_to_the_bit():
@@ -100,3 +112,38 @@ def test_smoothing_is_exact_and_helps_outliers(tiny_model):
     assert (encode_video(smoothed, video)[0] - exact).norm() / exact.norm() < 1e-10
     assert choose(weights, sample(weights, video), "fp8").factors == {}
     assert set(found.strengths) <= set(products(weights))
+
+
+@pytest.mark.parametrize("branch", ["selfattn", "conv"])
+def test_a_replay_from_any_block_is_the_whole_run(branch):
+    config = tiny_config(branch=branch)
+    weights = fold_video(init_random(Stan(config)).eval())
+    s = config.image_size
+    video = torch.randint(0, 256, (2, 3, s, s, 3), dtype=torch.uint8)
+    replay = Replay(weights, video)
+    assert torch.equal(replay.embeds, encode_video(weights, video)[0])
+    names = [n for n in products(weights) if n.endswith(LINEARS) and not n.endswith("single")]
+    for name in names:
+
+        def louder(n: str, p: Product, name: str = name) -> Product:
+            return dataclasses.replace(p, weight=p.weight * 1.1) if n == name else p
+
+        changed = map_products(weights, louder)
+        wanted = encode_video(changed, video)[0]
+        assert not torch.equal(wanted, replay.embeds), name
+        assert torch.equal(replay.changed(changed, name), wanted), name
+
+
+@pytest.mark.parametrize("needed", range(12))
+def test_the_search_returns_as_few_linears_as_hold_the_bound(needed):
+    order = [f"linear{i}" for i in range(11)]
+    tried = []
+
+    def measure(kept) -> Measured:
+        tried.append(len(kept))
+        assert list(kept) == order[: len(kept)]
+        return Measured(None, None, cosine=0.9 + 0.001 * len(kept), is_met=len(kept) >= needed)
+
+    search = fewest_returned(order, measure)
+    assert len(search.kept) == min(needed, 10) and search.best.is_met == (needed <= 10)
+    assert len(tried) == len(set(tried)) == len(search.rows()) <= 8

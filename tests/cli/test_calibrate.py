@@ -59,8 +59,7 @@ def test_the_folder_runs_and_says_what_it_is(cli, quantised, artefact, checkpoin
     for options in ((), ("--engine", "openvino")):
         done = cli("run", quantised, clip, "--text", "a", "--text", "b", "--json", *options)
         assert done.code == 0, done.err
-    # Its clips of noise reach beyond the ranges of three calibration clips.
-    assert cli("verify", checkpoint, quantised, "--tolerance", "0.5").code == 0
+    assert cli("verify", checkpoint, quantised).code == 0
     assert cli("bench", quantised, "--engine", "ort", "--frames", "2", "--repeats", "1").code == 0
 
 
