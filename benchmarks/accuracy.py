@@ -1,8 +1,8 @@
 """python -m benchmarks.accuracy: the motion demo through `stan-infer eval`, per engine, precision.
 
 The held-out clips are written as H.264 once; every engine reads and classifies the same files with
-the product's own command. Each is compared with eager fp32 clip by clip. Appends rows to
-benchmarks/results/.
+the product's own command. Each is compared with eager fp32 clip by clip. 8 bits come from
+`stan-infer calibrate` on clips of training's textures. Appends rows to benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from examples.motion.evaluate import MODEL, SEED
 from stan_infer.checkpoint import load_model
 from stan_infer.export import export_model
 from stan_infer.metrics import bootstrap_interval
+from stan_infer.quantise import FORMATS
 
 TASKS = {"motion": clips.prompts, "caption": clips.captions}
 RUNS = (  # engine, precision of the folder or the session, folder?
@@ -33,7 +34,11 @@ RUNS = (  # engine, precision of the folder or the session, folder?
     ("ort", "fp16", True),
     ("openvino", "fp32", True),
     ("openvino", "bf16", True),
+    ("ort", "int8", True),
+    ("openvino", "int8", True),
+    ("ort", "fp8", True),  # the values of 8-bit floats, multiplied in fp32
 )
+CALIBRATION_CLIPS = 256
 
 
 def main() -> None:
@@ -45,13 +50,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _write_clips(folder, args.seed, args.clips)
+        _write_calibration_clips(folder / "calibration")
+        calibrations: list[dict[str, Any]] = []
         rows: list[dict[str, Any]] = []
         first: dict[str, np.ndarray] = {}
         for engine, precision, exported in RUNS:
             model = MODEL
             if exported:
                 model = folder / precision
-                if not model.exists():
+                if not model.exists() and precision in FORMATS:
+                    calibrations.append(_calibrate(folder, model, precision))
+                elif not model.exists():
                     export_model(lambda: load_model(MODEL), model, precision=precision)
             row: dict[str, Any] = {"engine": engine, "precision": precision}
             for task in TASKS:
@@ -67,6 +76,25 @@ def main() -> None:
             rows.append({**row, "clips": args.clips, "seed": args.seed})
             print(json.dumps({k: v for k, v in row.items() if k not in ("session", "protocol")}))
     append_rows("accuracy", rows)
+    append_rows("calibration", calibrations)
+
+
+def _write_calibration_clips(folder: Path) -> None:
+    folder.mkdir()
+    bank = clips.texture_bank("train")
+    for i in range(CALIBRATION_CLIPS):
+        clips.write_mp4(folder / f"{i:03}.mp4", clips.held_out_clip(SEED + 1, i, bank).frames)
+
+
+def _calibrate(folder: Path, out: Path, precision: str) -> dict[str, Any]:
+    """Write the folder though it may be no faster on this machine; return what is said of it."""
+    command = [sys.executable, "-m", "stan_infer", "calibrate", str(folder / "fp32")]
+    command += ["--videos", str(folder / "calibration"), "-o", str(out), "--force", "--json"]
+    command += ["--precision", precision, "--samples", str(CALIBRATION_CLIPS), "--workers", "2"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    record = json.loads(done.stdout)
+    told = ("precision", "method", "clips", "kept", "sensitivity", "verdict")
+    return {k: record[k] for k in told}
 
 
 def _write_clips(folder: Path, seed: int, count: int) -> None:
