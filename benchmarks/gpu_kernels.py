@@ -22,6 +22,7 @@ from stan_infer.kernels import (
     temporal_attention,
     temporal_qkv_attention,
 )
+from stan_infer.quantise import quantise_weight
 
 L2_BYTES = 64 * 2**20  # an H100 has 50 MiB
 # name, calls (the first is the library's), bytes and FLOPs of ours, whether in 8 bits
@@ -262,7 +263,7 @@ def _products(s: Shape, random: _Random, fp8: bool) -> Iterator[Contest]:
         moved = linear.bytes_and_flops(rows, n, k, residual_rows=rows if residual else 0)
         yield name, calls, moved, False
         if fp8 and not norm:
-            w8, scale = fp8_linear.quantise_weight(w)
+            w8, scale = quantise_weight(w, "fp8")
             yield (
                 "fp8_linear: fc2 with residual",
                 {

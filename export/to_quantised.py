@@ -13,6 +13,7 @@ import onnxruntime
 import torch
 
 from stan_infer.artefact import ENGINES_FOLDER, MANIFEST, Artefact, sha256, write_manifest
+from stan_infer.calibration_file import CALIBRATION
 from stan_infer.engines.ort_session import open_graph
 from stan_infer.errors import CheckError
 from stan_infer.export.folder_weights import read_classes
@@ -22,8 +23,6 @@ from stan_infer.export.video_graph import write_video_graph
 from stan_infer.fold import VideoWeights
 from stan_infer.quantise import QuantProduct, products
 from stan_infer.torch_ops import encode_video
-
-CALIBRATION = "calibration.json"
 
 
 def quantised_names(weights: VideoWeights) -> list[str]:

@@ -29,12 +29,6 @@ def quantise(x: Tensor, scale: Tensor) -> Tensor:
     return (x.float() / scale).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
 
 
-def quantise_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """W [N, K] -> e4m3 [N, K] and fp32 scales [N], so that a row's largest value becomes 448."""
-    scale = weight.float().abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / LARGEST
-    return quantise(weight, scale[:, None]), scale
-
-
 def fp8_linear_reference(
     x: Tensor,
     weight: Tensor,

@@ -18,6 +18,7 @@ from stan_infer.engines import GPU_ENGINES, check_engine, open_session
 from stan_infer.engines.folder_session import OpenGraph
 from stan_infer.engines.session import Session
 from stan_infer.errors import InputError, MissingError, require
+from stan_infer.export.parity import EIGHT_BITS
 from stan_infer.onnx_file import check_external
 from stan_infer.plan_file import read_plan
 
@@ -82,17 +83,21 @@ def open_model(
     say: Callable[[str], None],
     batches: Sequence[int] = (1,),
     frames: Sequence[int] = (8,),
+    calibration: Path | None = None,
 ) -> Contest:
     """Lanes of a loaded model; eager in fp32 comes first, always: a ratio needs its baseline.
 
     origin: the model for another process, {"source": file} or {"preset": name, ...}. folder: where
     exports go, one per precision. precisions: none is fp32, and fp16 of GPU_ENGINES. batches,
-    frames: for which plans are built, with the engines of TensorRT. Raises MissingError where the
+    frames: for which plans are built, with the engines of TensorRT. calibration: the folder in 8
+    bits of origin's checkpoint, for int8 and fp8. Raises MissingError where the
     baseline itself cannot run.
     """
     contest = Contest(model.config.image_size, model.config)
 
     def open_one(engine: str, precision: str) -> _Opened:
+        if precision in EIGHT_BITS:
+            return _open_calibrated(model, origin, calibration, engine, precision, device, threads)
         if engine == "triton" and precision == "fp32":
             raise MissingError("engine triton has no fp32: add --precision fp16 or bf16")
         if engine in ("eager", "compile", "triton"):
@@ -120,6 +125,38 @@ def open_model(
             elif (engine, precision) != ("eager", "fp32"):
                 contest.add(engine, precision, partial(open_one, engine, precision))
     return contest
+
+
+def _open_calibrated(
+    model: Stan,
+    origin: Mapping[str, Any],
+    folder: Path | None,
+    engine: str,
+    precision: str,
+    device: str,
+    threads: int,
+) -> _Opened:
+    """One engine on what `calibrate` wrote of this checkpoint."""
+    from stan_infer.calibration_file import calibration_of, fp8_scales
+
+    source = origin.get("source")
+    if folder is None or source is None:
+        raise MissingError(
+            f"{precision} needs a calibration: stan-infer calibrate CKPT --precision {precision} "
+            "--videos DIR -o OUT, then bench CKPT --calibration OUT"
+        )
+    if engine == "triton":
+        scales = fp8_scales(folder, source, model.config)
+        session = open_session(model, engine, device=device, precision=precision, scales=scales)
+        how = {**origin, "device": device, "calibration": str(folder)}
+        return _lane(engine, session), session, how
+    if engine not in ("ort", "openvino"):
+        raise MissingError(
+            f"engine {engine} takes the folder itself: bench {folder}, with --engine"
+        )
+    calibration_of(folder, precision, source, model.config)
+    session = open_session(folder, engine, device=device, precision=precision, threads=threads)
+    return _lane(engine, session), session, {"source": str(folder), "device": device}
 
 
 def open_folder(

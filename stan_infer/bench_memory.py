@@ -92,6 +92,7 @@ def _run(request: dict[str, Any], clips: np.ndarray) -> None:
         precision=request["precision"],
         settings=request["settings"] if source is not None and "settings" in request else None,
         threads=request["threads"],
+        calibration=request.get("calibration"),
     )
     opened = None
     session.embed_video(clips)

@@ -7,11 +7,9 @@ returned to fp32 until the bound holds, speed measured, a verdict in one sentenc
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ import stan_infer
 from stan_infer.artefact import Artefact, read_artefact, sha256, why_keep
 from stan_infer.atomic import new_folder
 from stan_infer.bound_search import fewest_returned
+from stan_infer.calibration_file import SCHEMA, digest, preprocessing
 from stan_infer.collect_ranges import (
     Collected,
     as_input,
@@ -50,7 +49,6 @@ from stan_infer.smooth import Smoothing, choose, gains, through_values
 from stan_infer.verdict import Bound, Measured, judge, sentence
 from stan_infer.video import Clip
 
-SCHEMA = "1.0"
 SMOOTHED_ON = 16  # clips that strengths are chosen on
 CHECKED_ON = 64  # clips that a cosine is held to
 
@@ -186,6 +184,7 @@ class _Work:
             "seed": o.seed,
             "clips": len(collected.clips),
             "key": key,
+            "preprocessing": preprocessing(self.artefact.config),
             "tensors": tensors,
             "sensitivity": [{"linear": n, "error": errors[n], "saved_ms": saved[n]} for n in order],
         }
@@ -196,7 +195,7 @@ class _Work:
                 if not path.exists():
                     path.mkdir()
                     weights = plan.weights(frozenset(kept))
-                    kept_record = {**record, "kept": sorted(kept)}
+                    kept_record = {**record, "kept": sorted({*kept, *plan.dead(tensors)})}
                     write_quantised(self.artefact, path, weights, o.precision, kept_record)
                 return read_artefact(path, check_hashes=False)
 
@@ -211,7 +210,11 @@ class _Work:
             search = fewest_returned(order, measure)
             kept = search.kept
             verdict = judge(self.artefact, make(kept), search.best, o, first, self.say)
-        record |= {"kept": sorted(kept), "search": search.rows(), "verdict": verdict}
+        record |= {
+            "kept": sorted({*kept, *plan.dead(tensors)}),
+            "search": search.rows(),
+            "verdict": verdict,
+        }
         verdict["sentence"] = sentence(verdict, self.bound, kept)
         if (not verdict["is_met"] or verdict["is_slower"]) and not o.force:
             raise CheckError(f"{verdict['sentence']}; nothing was written (--force writes it)")
@@ -282,18 +285,12 @@ class _Work:
         graph = self.artefact.graph("video")
         assert graph is not None
         listed = sorted((video_name(p, self.root), _size(p)) for p in chosen)
-        reading: dict[str, Any] = {
-            "frames": c.frames,
-            "short_side": c.short_side,
-            "crop": c.image_size,
-        }
-        reading |= {"mean": list(c.mean), "std": list(c.std)}
         source = self.artefact.manifest.get("source") or {}
         return {
             "model_sha256": sha256(self.artefact.path / graph.file),
             "checkpoint_sha256": source.get("checkpoint_sha256"),
-            "data_sha256": _digest(listed),
-            "preprocessing_sha256": _digest(reading),
+            "data_sha256": digest(listed),
+            "preprocessing_sha256": digest(preprocessing(c)),
             "smooth": o.smooth and o.precision == "int8",
         }
 
@@ -356,6 +353,10 @@ class _Plan:
     scales: dict[str, float]
     precision: str
 
+    def dead(self, tensors: Iterable[str]) -> list[str]:
+        """Linears that have no scale."""
+        return [n for n in tensors if n not in self.scales]
+
     def weights(self, kept: frozenset[str]) -> VideoWeights:
         """In 8 bits but for the linears in `kept`."""
 
@@ -371,10 +372,6 @@ def _with_gain(p: Product, gain: Tensor | None) -> Product:
     if gain is None:
         return p
     return dataclasses.replace(p, weight=p.weight / gain, gain=gain)
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _size(path: Path) -> int:

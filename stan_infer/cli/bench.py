@@ -39,8 +39,8 @@ def bench(
     precision: Annotated[
         str | None,
         typer.Option(
-            help="fp32, fp16, bf16, comma separated (default: fp32, of triton, trt and trt-rtx "
-            "fp16; of a folder its own)."
+            help="fp32, fp16, bf16; int8, fp8 with --calibration; comma separated (default: fp32, "
+            "of triton, trt and trt-rtx fp16; of a folder its own)."
         ),
     ] = None,
     device: Annotated[
@@ -72,6 +72,10 @@ def bench(
     ] = None,
     compare: Annotated[
         Path | None, typer.Option(metavar="OLD.jsonl", help="Rows to compare with (exit code 4).")
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="What `calibrate` wrote of CKPT, for int8 and fp8."),
     ] = None,
     tolerance: Annotated[
         float, typer.Option(min=0, max=1, help="Loss of speed that --compare lets pass.")
@@ -108,7 +112,7 @@ def bench(
     with pinned(count) as cpus, tempfile.TemporaryDirectory(prefix="stan-infer-") as folder:
         contest = _open(
             checkpoint, preset, settings, engines, precisions, device, count, Path(folder),
-            batches, counts,
+            batches, counts, calibration,
         )  # fmt: skip
         try:
             rows, stages = _measure(
@@ -162,12 +166,18 @@ def _open(
     folder: Path,
     batches: list[int],
     frames: list[int],
+    calibration: Path | None,
 ) -> Contest:
     from stan_infer.bench_lanes import open_folder, open_model, open_onnx
-    from stan_infer.errors import require
+    from stan_infer.errors import InputError, require
     from stan_infer.report import say
 
     given = parse_settings(settings)
+    is_other = checkpoint is not None and checkpoint.endswith((".plan", ".onnx"))
+    if calibration and (is_other or checkpoint is None or not os.path.isfile(checkpoint)):
+        raise InputError(
+            "--calibration belongs to a checkpoint file: a folder in 8 bits has its own"
+        )
     if checkpoint is not None and (os.path.isdir(checkpoint) or checkpoint.endswith(".plan")):
         return open_folder(
             checkpoint,
@@ -203,6 +213,7 @@ def _open(
         say=say,
         batches=batches,
         frames=frames,
+        calibration=calibration,
     )
 
 
@@ -310,7 +321,7 @@ def _show(
 def _precisions(text: str | None) -> list[str]:
     from stan_infer.errors import check_word
 
-    known = ["fp32", "fp16", "bf16"]
+    known = ["fp32", "fp16", "bf16", "int8", "fp8"]
     found = [p.strip() for p in text.split(",")] if text else []
     for p in found:
         check_word("precision", p, known)

@@ -10,6 +10,7 @@ import typer
 
 from stan_infer.cli.options import (
     AutoRebuild,
+    Calibration,
     CheckpointOrFolder,
     Decoder,
     Device,
@@ -35,6 +36,7 @@ def embed(
     settings: Settings = None,
     decoder: Decoder = "auto",
     timeout: Timeout = 60.0,
+    calibration: Calibration = None,
     auto_rebuild: AutoRebuild = False,
     json: Json = False,
 ) -> None:
@@ -56,6 +58,7 @@ def embed(
         settings,
         engine=engine,
         device=device,
+        calibration=calibration,
         auto_rebuild=auto_rebuild,
         provider=provider,
     )

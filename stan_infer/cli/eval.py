@@ -10,6 +10,7 @@ import typer
 
 from stan_infer.cli.options import (
     AutoRebuild,
+    Calibration,
     CheckpointOrFolder,
     Decoder,
     Device,
@@ -84,6 +85,7 @@ def eval(
     settings: Settings = None,
     decoder: Decoder = "auto",
     timeout: Timeout = 60.0,
+    calibration: Calibration = None,
     auto_rebuild: AutoRebuild = False,
     json: Json = False,
 ) -> None:
@@ -126,6 +128,7 @@ def eval(
         engine=engine,
         device=device,
         precision=precision,
+        calibration=calibration,
         auto_rebuild=auto_rebuild,
         provider=provider,
     )

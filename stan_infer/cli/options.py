@@ -51,6 +51,10 @@ Provider = Annotated[
         help="Of engine ort: cpu, cuda, cuda-graph, tensorrt, tensorrt-rtx (default: the device's)."
     ),
 ]
+Calibration = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="What `calibrate` wrote of this checkpoint: triton in fp8."),
+]
 Decoder = Annotated[str, typer.Option(help="auto (PyAV), pyav or decord.")]
 Timeout = Annotated[float, typer.Option(help="Seconds that one video may take to decode.")]
 MAX_TEXTS = 100_000

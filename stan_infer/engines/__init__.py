@@ -33,6 +33,7 @@ def open_session(
     threads: int | None = None,
     graph: str = "reference",
     scales: Mapping[str, float] | None = None,
+    calibration: str | Path | None = None,
     auto_rebuild: bool = False,
     provider: str | None = None,
 ) -> Session:
@@ -50,7 +51,8 @@ def open_session(
     threads: CPU threads of "ort" and "openvino" (torch: torch.set_num_threads, which belongs to
     the process).
     graph: of "eager" and "compile", the "reference" or the "fused" rewritten one.
-    scales: of "triton", see TritonSession.
+    calibration: of "triton" in fp8, the calibration.json of this checkpoint or its folder; scales:
+    the same as numbers by name, see TritonSession.
     auto_rebuild: of plans: build those of another version or GPU again, which takes minutes.
     provider: of "ort": cpu, cuda (the device's own), cuda-graph, tensorrt, tensorrt-rtx.
 
@@ -72,8 +74,10 @@ def open_session(
         device = "cuda" if on_gpu else "cpu"
     if graph != "reference" and engine not in ("eager", "compile"):
         raise InputError(f"graph '{graph}' is a choice of engines eager and compile, not {engine}")
-    if scales is not None and engine != "triton":
-        raise InputError(f"activation scales belong to engine triton, not {engine}")
+    if (scales is not None or calibration is not None) and engine != "triton":
+        raise InputError(
+            f"a calibration is given to engine triton, not {engine}: a folder in 8 bits has its own"
+        )
     if engine in ("eager", "compile", "triton"):
         if is_folder:
             raise InputError(
@@ -82,7 +86,7 @@ def open_session(
             )
         require("torch", f"engine {engine}", "stan-infer[cpu]")
         if engine == "triton":
-            return _open_triton(source, device, precision, scales, settings)
+            return _open_triton(source, device, precision, scales, calibration, settings)
         from stan_infer.checkpoint import load_model
         from stan_infer.engines.torch_session import TorchSession
 
@@ -124,14 +128,29 @@ def _open_triton(
     device: str,
     precision: str | None,
     scales: Mapping[str, float] | None,
+    calibration: str | Path | None,
     settings: Mapping[str, Any] | None,
 ) -> Session:
+    from stan_infer.calibration_file import fp8_scales, read_calibration
     from stan_infer.checkpoint import load_model
     from stan_infer.engines.triton_session import TritonSession, check_here
 
-    check_here(device)  # before a large file is read for nothing
+    if calibration is not None:
+        if scales is not None:
+            raise InputError("give a calibration or its scales, not both")
+        read_calibration(calibration)  # a bad file is told before a large one is read
+    check_here(device)
     model = load_model(source, settings) if isinstance(source, (str, Path)) else source
-    return TritonSession(model, device=device, precision=precision or "fp16", scales=scales)
+    if calibration is not None:
+        if not isinstance(source, (str, Path)):
+            raise InputError("a calibration is compared with a checkpoint's file: give its path")
+        scales = fp8_scales(calibration, source, model.config)
+    return TritonSession(
+        model,
+        device=device,
+        precision=precision or ("fp16" if scales is None else "fp8"),
+        scales=scales,
+    )
 
 
 def _open_plan(

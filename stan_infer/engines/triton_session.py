@@ -50,7 +50,7 @@ class TritonSession:
         """Fold the weights and put them on `device`; the caller's model stays as it is.
 
         precision: fp16, bf16, or fp8 (e4m3 linears, the rest bf16), which needs `scales`: of the
-        products' inputs, by name (kernel_weights.activation_scales). max_graphs: shapes kept.
+        linears' inputs, by name (calibration_file.fp8_scales). max_graphs: shapes kept.
         cuda_graphs, two_streams, kernels (see KernelOps): for ablations. cuda: torch.cuda, or
         what stands in for it in a test. Raises InputError and MissingError; nothing falls back.
         """
@@ -64,8 +64,8 @@ class TritonSession:
         _check_heads(model.config)
         if (precision == "fp8") != (scales is not None):
             raise InputError(
-                "precision fp8 and activation scales go together: give scales="
-                "kernel_weights.activation_scales(...), measured on clips like yours"
+                "precision fp8 and a calibration go together: stan-infer calibrate CKPT "
+                "--precision fp8 --videos DIR -o OUT, then --calibration OUT"
             )
         self._device = torch_device(device)
         if self._device.type == "cuda" and self._device.index is None:
@@ -88,8 +88,10 @@ class TritonSession:
         self._graphs.clear()
         dtype = PRECISIONS[self._precision]
         self._config = model.config
-        folded = fold_video(model, dtype=dtype, base2=True)
-        self._video = prepare(folded, self._device, self._scales)
+        # 8 bits are made of fp32 weights, as in a graph: rounded once, not twice.
+        exact = torch.float32 if self._scales is not None else dtype
+        folded = fold_video(model, dtype=exact, base2=True)
+        self._video = prepare(folded, self._device, self._scales, dtype)
         self._text = None
         if model.config.has_text:
             self._text = prepare(fold_text(model, dtype=dtype, base2=True), self._device)
@@ -171,6 +173,7 @@ class TritonSession:
             "engine": "triton",
             "device": str(self._device),
             "precision": self._precision,
+            **({"linears_in_8_bits": len(self._scales)} if self._scales is not None else {}),
             "torch": torch.__version__,
             "triton": triton.__version__,
             "tiles": f"{name}: {'measured' if table()['measured'].get(name) else 'start values'}",

@@ -11,8 +11,8 @@ from stan_infer.kernels.fp8_linear import (
     fp8_linear_reference,
     launch,
     quantise,
-    quantise_weight,
 )
+from stan_infer.quantise import quantise_weight
 from tests.kernels.inputs import DEVICE, DTYPES, TOLERANCE, Maker, double, error
 
 pytestmark = pytest.mark.skipif(
@@ -46,7 +46,7 @@ def test_rounding_is_e4m3_to_the_bit():
 def test_against_torch(dtype, activation, residual):
     new = Maker(dtype)
     x, b = new.rows(37, 96, scale=3.0), new(70)
-    w, scale = quantise_weight(Maker(torch.float32, 1)(70, 96))
+    w, scale = quantise_weight(Maker(torch.float32, 1)(70, 96), "fp8")
     r = None if residual is None else new.rows(residual, 70)
     got = launch(x, w, scale, 0.02, b, r, activation)
     x64, b64, r64 = double(x, b, r)
@@ -59,7 +59,7 @@ def test_against_torch(dtype, activation, residual):
 def test_what_does_not_fit_saturates():
     x = torch.full((1, 16), 1e6)
     assert quantise(x, torch.tensor(1.0)).float().eq(448).all()
-    w, scale = quantise_weight(torch.ones(4, 16))
+    w, scale = quantise_weight(torch.ones(4, 16), "fp8")
     got = launch(x, w, scale, 1.0, torch.zeros(4), None, "")
     torch.testing.assert_close(got, torch.full((1, 4), 448.0 * 16))
 
@@ -67,13 +67,13 @@ def test_what_does_not_fit_saturates():
 def test_a_dead_channel_stays_zero():
     weight = torch.randn(4, 16)
     weight[2] = 0
-    w, scale = quantise_weight(weight)
+    w, scale = quantise_weight(weight, "fp8")
     y = fp8_linear(torch.randn(3, 16), w, scale, 0.01, torch.zeros(4), None, "")
     assert y[:, 2].eq(0).all() and y.isfinite().all()
 
 
 def test_what_it_refuses():
-    w, scale = quantise_weight(torch.ones(4, 16))
+    w, scale = quantise_weight(torch.ones(4, 16), "fp8")
     x, b = torch.ones(2, 16), torch.zeros(4)
     for bad in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="x_scale"):

@@ -21,6 +21,7 @@ from stan_infer.kernels import (
     temporal_attention,
     temporal_qkv_attention,
 )
+from stan_infer.quantise import quantise_weight
 from tests.conftest import ROOT, clips
 from tests.kernels.inputs import DEVICE, Maker
 
@@ -32,7 +33,7 @@ def calls():
     new = Maker(torch.float32)
     rows, x = B * T * P, new(B * T * P + B, D)
     w, b = new(3 * D, D), new(3 * D)
-    w8, scale = fp8_linear.quantise_weight(w)
+    w8, scale = quantise_weight(w, "fp8")
     counters = torch.zeros(B * H, dtype=torch.int32, device=DEVICE)
     video = torch.from_numpy(clips(B, T, 16)).to(DEVICE)
     trunk = new(B * T, P + 1, D)

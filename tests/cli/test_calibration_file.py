@@ -1,0 +1,108 @@
+"""calibration.json: one for torch, graph and kernels; refused for anything else."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+import stan_infer as si
+from stan_infer.calibrate import CalibrationOptions, calibrate
+from stan_infer.calibration_file import fp8_scales, read_calibration
+from stan_infer.cli.export import about
+from stan_infer.engines import triton_session
+from stan_infer.engines.triton_session import TritonSession
+from stan_infer.errors import InputError
+from stan_infer.fold import fold_video
+from stan_infer.kernel_weights import Fp8Product
+from stan_infer.quantise import products, quantise_product
+from stan_infer.verdict import Bound
+from tests.engines.fake_cuda import FakeCuda
+
+
+@pytest.fixture
+def kernels_here(monkeypatch):
+    """A machine where the kernels are said to run; device "cuda" is the CPU."""
+    monkeypatch.setattr(triton_session, "unavailable", lambda device: None)
+    monkeypatch.setattr(triton_session, "torch_device", lambda device: torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def calibrated(checkpoint, videos, tmp_path_factory):
+    """The tiny checkpoint's folder in fp8, as calibrate writes it."""
+    place = tmp_path_factory.mktemp("fp8")
+    exact, out = place / "fp32", place / "fp8"
+    si.export_model(si.load_model(checkpoint), exact, about=about(str(checkpoint), {}, None))
+    options = CalibrationOptions(precision="fp8", samples=3, force=True)
+    calibrate(exact, sorted(videos.iterdir()), out, options, Bound(min_cosine=0.5), root=videos)
+    return out
+
+
+def test_one_calibration_for_torch_graph_and_kernels(calibrated, checkpoint, kernels_here):
+    """Three engines hold the same 8-bit weights and the same scales."""
+    model = si.load_model(checkpoint)
+    record = read_calibration(calibrated)
+    scales = fp8_scales(calibrated, checkpoint, model.config)
+    assert scales and set(scales) == set(record["tensors"]) - set(record["kept"])
+    graph = onnx.load(str(calibrated / "video.onnx")).graph
+    stored = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
+    exact = products(fold_video(model))
+    session = TritonSession(model, precision="fp8", scales=scales, cuda=FakeCuda())
+    in_kernels = products(session._video)
+    assert session.describe()["linears_in_8_bits"] == len(scales)
+    for name, scale in scales.items():
+        torch_one = quantise_product(exact[name], scale, "fp8")
+        wanted = (torch_one.weight.float() * torch_one.scale[:, None]).numpy()
+        ours = in_kernels[name]
+        assert isinstance(ours, Fp8Product) and ours.x_scale == scale == torch_one.x_scale
+        assert stored[f"{name}/x_scale"] == np.float32(scale), name
+        weight8 = stored[f"{name}/weight"].astype(np.float32).T
+        assert np.array_equal(weight8, torch_one.weight.float().numpy()), name
+        assert np.array_equal(stored[f"{name}/weight_scale"], torch_one.scale.numpy()), name
+        held = (ours.weight.float() * ours.scale[:, None]).numpy()
+        if name.endswith(("qkv", "q")):
+            # The kernels' queries are for a softmax of powers of two: a factor of its rows.
+            factor = np.linalg.norm(held, axis=1) / np.linalg.norm(wanted, axis=1)
+            held = held / factor[:, None]
+        # A factor may move a value that lies between two of e4m3's to the other side.
+        assert np.isclose(held, wanted, rtol=1e-5, atol=1e-7).mean() > 0.999, name
+
+
+def test_a_calibration_for_something_else_is_refused(calibrated, checkpoint, tmp_path):
+    def changed(**values):
+        record = json.loads((calibrated / "calibration.json").read_text())
+        for path, value in values.items():
+            *keys, last = path.split("__")
+            place = record
+            for key in keys:
+                place = place[key] if key != "first" else place[min(place)]
+            place[last] = value
+        (tmp_path / "c.json").write_text(json.dumps(record))
+        return tmp_path / "c.json"
+
+    config = si.load_model(checkpoint).config
+    other = tmp_path / "other.bin"
+    other.write_bytes(b"another")
+    with pytest.raises(InputError, match="of another model"):
+        fp8_scales(calibrated, other, config)
+    shorter = dataclasses.replace(config, frames=config.frames - 1)
+    with pytest.raises(InputError, match=r"another preprocessing \(frames"):
+        fp8_scales(calibrated, checkpoint, shorter)
+    with pytest.raises(InputError, match="is of int8"):
+        fp8_scales(changed(precision="int8"), checkpoint, config)
+    with pytest.raises(InputError, match="does not tell its checkpoint"):
+        fp8_scales(changed(key__checkpoint_sha256=None), checkpoint, config)
+    for scale in (0, -1, None, "1", float("nan")):
+        with pytest.raises(InputError, match="is .*, not a positive number"):
+            read_calibration(changed(tensors__first__scale=scale))
+    with pytest.raises(InputError, match="cannot be read"):
+        si.open_session(checkpoint, "triton", calibration=tmp_path / "none")
+    (tmp_path / "c.json").write_text("{")
+    with pytest.raises(InputError, match="is not JSON"):
+        si.open_session(checkpoint, "triton", calibration=tmp_path / "c.json")
+    with pytest.raises(InputError, match="given to engine triton"):
+        si.open_session(checkpoint, "eager", calibration=calibrated)
