@@ -59,8 +59,8 @@ class Nodes:
     def quantised_product(self, x: str, w: QuantProduct) -> str:
         """MatMul between DequantizeLinear nodes: x in 8 bits by one scale, W by one per output.
 
-        Symmetric, no node behind the product: the form that ONNX Runtime, OpenVINO and TensorRT all
-        take (ONNX Runtime's own `quantize_static` places the same nodes).
+        Symmetric, nothing quantised behind the product: the form that ONNX Runtime, OpenVINO and
+        TensorRT all take (ONNX Runtime's own `quantize_static` places the same nodes).
         """
         graph, kind = self.graph, EIGHT_BITS[w.format]
         weight = graph.weight("weight", w.weight.T.contiguous().view(torch.int8).numpy(), kind)
@@ -75,7 +75,10 @@ class Nodes:
         x = graph.node("QuantizeLinear", [x, scales[1], x_zero])
         x = graph.node("DequantizeLinear", [x, scales[1], x_zero])
         y = graph.node("DequantizeLinear", [weight, scales[0], zero], axis=1)
-        return graph.node("MatMul", [x, y])
+        y = graph.node("MatMul", [x, y])
+        # Not Add of the bias: where all sizes are known ONNX Runtime 1.32 makes that and MatMul a
+        # Gemm first, which it then runs in fp32, weights dequantised on every call.
+        return graph.node("Sub", [y, self.weight("minus_bias", -w.bias)])
 
     def number(self, value: float) -> str:
         """A scalar of the graph's precision."""

@@ -96,7 +96,7 @@ class OnnxOps:
                 y = n.quantised_product(x, w)
             else:
                 y = g.node("MatMul", [x, n.weight("weight", w.weight.T)])
-            y = g.node("Add", [y, n.weight("bias", w.bias)])
+                y = g.node("Add", [y, n.weight("bias", w.bias)])
             if activation == "silu":
                 y = g.node("Mul", [y, g.node("Sigmoid", [y])])
             elif activation == "gelu":

@@ -23,6 +23,7 @@ MANIFEST = "manifest.json"
 SCHEMA = "1.0"
 ENGINES_FOLDER = "engines"  # plans, which come and go: each has a sidecar with its own hash
 CONFIG_KEY = "stan_infer.config_sha256"  # in every graph's metadata
+EIGHT_BITS = ("int8", "fp8")  # precisions that come from a calibration
 _MAX_MANIFEST = 16 * 2**20
 
 

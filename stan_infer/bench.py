@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from stan_infer.artefact import EIGHT_BITS
 from stan_infer.clock import Clock, WallClock
 from stan_infer.engines.session import as_numpy
 from stan_infer.errors import CheckError
-from stan_infer.export.parity import EIGHT_BITS, TOLERANCES
+from stan_infer.export.parity import TOLERANCES
 from stan_infer.synthetic import moving_frames
 from stan_infer.timings import diagnose, summarise
 

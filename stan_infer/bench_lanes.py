@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stan_infer.artefact import EIGHT_BITS
 from stan_infer.bench import Lane
 from stan_infer.clock import Clock, CudaClock, WallClock
 from stan_infer.config import StanConfig
@@ -18,7 +19,6 @@ from stan_infer.engines import GPU_ENGINES, check_engine, open_session
 from stan_infer.engines.folder_session import OpenGraph
 from stan_infer.engines.session import Session
 from stan_infer.errors import InputError, MissingError, require
-from stan_infer.export.parity import EIGHT_BITS
 from stan_infer.onnx_file import check_external
 from stan_infer.plan_file import read_plan
 

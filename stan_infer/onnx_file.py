@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import mmap
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -40,6 +41,7 @@ MESSAGES = {
     "StringStringEntryProto": {},
 }
 _GRAPH, _PROPERTIES = 7, 14  # fields of ModelProto
+_NODE, _OP_TYPE = 1, 4  # of GraphProto, of NodeProto
 _KEY, _VALUE = 1, 2  # fields of StringStringEntryProto
 
 Field = tuple[int, int, int, int]  # number, wire type, first byte, end
@@ -92,6 +94,19 @@ def metadata_props(path: Path) -> dict[str, str]:
             if len(found) == MAX_PROPERTIES:
                 raise InputError(f"{path.name} has more than {MAX_PROPERTIES} metadata entries")
             found["".join(keys)] = "".join(values)
+    return found
+
+
+def count_ops(path: Path) -> Counter[str]:
+    """How many nodes of each operation the main graph has; InputError for a malformed file."""
+    found: Counter[str] = Counter()
+    with _File(path) as file:
+        for number, _, start, end in file.fields(0, file.size):
+            if number != _GRAPH:
+                continue
+            for part, _, first, stop in file.fields(start, end):
+                if part == _NODE:
+                    found.update(file.texts(first, stop, _OP_TYPE))
     return found
 
 
@@ -159,19 +174,21 @@ class _File:
 
     def entry(self, start: int, end: int) -> tuple[list[str], list[str]]:
         """Every key and every value of one StringStringEntryProto: one each, if it is honest."""
-        keys: list[str] = []
-        values: list[str] = []
+        return self.texts(start, end, _KEY), self.texts(start, end, _VALUE)
+
+    def texts(self, start: int, end: int, wanted: int) -> list[str]:
+        """Every value of one field of text."""
+        found: list[str] = []
         for number, wire, first, stop in self.fields(start, end):
-            if number not in (_KEY, _VALUE):
+            if number != wanted:
                 continue
             if wire != 2 or stop - first > MAX_TEXT:
                 raise self._malformed(first)
             try:
-                text = self._data[first:stop].decode()
+                found.append(self._data[first:stop].decode())
             except UnicodeDecodeError as e:
                 raise self._malformed(first) from e
-            (keys if number == _KEY else values).append(text)
-        return keys, values
+        return found
 
     def _varint(self, start: int, end: int, longest: int) -> tuple[int, int]:
         if start < end and self._data[start] < 128:  # nearly every tag and length

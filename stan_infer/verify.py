@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stan_infer import verify_inputs as inputs
+from stan_infer.artefact import EIGHT_BITS
 from stan_infer.bisect_graph import bisect as name_block
 from stan_infer.errors import InputError
 from stan_infer.synthetic import moving_frames
@@ -93,7 +94,7 @@ class _Work:
         tolerance: float | None,
         say: Callable[[str], None],
     ) -> None:
-        from stan_infer.export.parity import EIGHT_BITS, TOLERANCES
+        from stan_infer.export.parity import TOLERANCES
 
         self.is_8_bits = any(s.precision in EIGHT_BITS for s in pair)
         coarse = max(TOLERANCES.get(s.precision, 0.0) for s in pair) or TOLERANCES["fp32"]
@@ -101,8 +102,8 @@ class _Work:
         self.frames, self.tolerance = frames, coarse if tolerance is None else tolerance
         self.config = next((s.config for s in pair if s.config), None)
         names = ("files", "decode", "resize", "input", "ids", "video tower", "text tower")
-        self.stages = [Stage(n) for n in (*names, "score", "labels", "rank")]
-        by = self.by = {s.name: s for s in self.stages}
+        self.stages = stages = [Stage(n) for n in (*names, "score", "labels", "rank")]
+        by = self.by = {s.name: s for s in stages}
         by["resize"].tolerance, by["input"].tolerance = LEVELS / 255, ARITHMETIC
         for name in ("video tower", "text tower", "labels"):
             by[name].tolerance = self.tolerance

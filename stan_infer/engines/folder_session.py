@@ -10,7 +10,14 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from stan_infer.artefact import CONFIG_KEY, Artefact, Graph, check_graph_file, config_sha256
+from stan_infer.artefact import (
+    CONFIG_KEY,
+    EIGHT_BITS,
+    Artefact,
+    Graph,
+    check_graph_file,
+    config_sha256,
+)
 from stan_infer.config import StanConfig
 from stan_infer.engines.session import (
     TEXT_CHUNK,
@@ -49,6 +56,10 @@ class OpenGraph(Protocol):
         """What runs: see Session.describe."""
         ...
 
+    def count_8_bits(self) -> int | None:
+        """How many products this runtime really runs in 8 bits; None where it does not tell."""
+        ...
+
 
 class FolderSession(ABC):
     """An artefact in a runtime; see engines.session.Session. An engine supplies `open`."""
@@ -78,6 +89,7 @@ class FolderSession(ABC):
         if not self._graphs:
             raise InputError(f"artefact {artefact.path} holds neither a video nor a text graph")
         self._opened: dict[str, OpenGraph] = {}
+        self._in_8_bits: tuple[int | None] | None = None  # counted when it is first asked for
         own = next(iter(self._graphs.values()))
         check_precision(artefact.path, own, precision, self.reduced)
         for role, graph in self._graphs.items():
@@ -158,7 +170,18 @@ class FolderSession(ABC):
             "device": self._device,
             "precision": self._precision or self._graphs[role].precision,
         }
-        return record | self._opened[role].describe()
+        return record | self._opened[role].describe() | self._quantised(role)
+
+    def _quantised(self, role: str) -> dict[str, Any]:
+        """Of a graph in 8 bits: linears that are so in the file, and that really run so here."""
+        if self._graphs[role].precision not in EIGHT_BITS:
+            return {}
+        if self._in_8_bits is None:
+            self._in_8_bits = (self._opened[role].count_8_bits(),)
+        entry = next(g for g in self._artefact.manifest["graphs"] if g.get("role") == role)
+        quant = entry.get("quant")
+        in_file = quant.get("linears") if isinstance(quant, dict) else None
+        return {"linears_in_8_bits": self._in_8_bits[0], "linears_in_8_bits_in_file": in_file}
 
     def close(self) -> None:
         """Free the graphs."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,12 +13,15 @@ from stan_infer.artefact import Artefact, Graph
 from stan_infer.engines.folder_session import FolderSession, Signature, Value
 from stan_infer.engines.ort_providers import Provider, choose_provider, open_with
 from stan_infer.errors import InputError, MissingError, StanError, require
+from stan_infer.onnx_file import count_ops
 
 if TYPE_CHECKING:
     import onnxruntime
 
 _DTYPES = {"tensor(float)": "float32"}  # the others bear numpy's name
 _CPU = Provider("cpu", "cpu")
+# What products between Q/DQ nodes become where they really run in 8 bits.
+_IN_8_BITS = ("MatMulIntegerToFloat", "MatMulInteger", "QLinearMatMul", "DynamicQuantizeMatMul")
 MAX_GRAPHS = 8  # shapes that have a CUDA graph; later ones run without
 
 
@@ -28,11 +32,13 @@ def open_graph(
     provider: str | None = None,
     threads: int | None = None,
     arena: bool = True,
+    optimised: Path | None = None,
 ) -> onnxruntime.InferenceSession:
     """Open one ONNX file (or its bytes) on the device asked for, and nowhere else.
 
     provider: one of ort_providers.PROVIDERS; None is the device's own. arena: keep freed memory for
-    the next run: a little faster, and half as much again.
+    the next run: a little faster, and half as much again. optimised: where to write the graph as
+    ONNX Runtime will run it.
 
     Raises InputError for an unknown device or provider, or a graph that ONNX Runtime refuses;
     MissingError when onnxruntime or the provider is not here: ONNX Runtime itself would go on on
@@ -48,6 +54,8 @@ def open_graph(
     # loses as much by that as by rounding to 8 bits. With this it takes a slower, exact way there.
     options.add_session_config_entry("session.x64quantprecision", "1")
     options.enable_cpu_mem_arena = arena
+    if optimised is not None:
+        options.optimized_model_filepath = str(optimised)
     if threads:
         options.intra_op_num_threads = threads
     try:
@@ -103,16 +111,21 @@ class OrtSession(FolderSession):
         session = open_graph(
             path, device=self._device, provider=self._provider.word, threads=threads
         )
-        return OrtGraph(session, self._provider)
+        return OrtGraph(session, self._provider, path)
 
 
 class OrtGraph:
     """One graph in ONNX Runtime; see folder_session.OpenGraph."""
 
     def __init__(
-        self, session: onnxruntime.InferenceSession, provider: Provider | None = None
+        self,
+        session: onnxruntime.InferenceSession,
+        provider: Provider | None = None,
+        path: Path | None = None,
     ) -> None:
-        """Take what open_graph returned, and the provider that it was opened on (None: the CPU)."""
+        """Take what open_graph returned, the provider that it was opened on (None: the CPU) and
+        the file that it was opened from."""
+        self._path = path
         self._session, self._provider = session, provider or _CPU
         self._kept: dict[Any, tuple[Any, ...]] = {}
 
@@ -149,6 +162,22 @@ class OrtGraph:
             **({"tf32": self._provider.tf32} if self._provider.device != "cpu" else {}),
             **graphs,
         }
+
+    def count_8_bits(self) -> int | None:
+        """See OpenGraph.count_8_bits; opens the file once more, to see what it is made into."""
+        if self._path is None:
+            return None
+        with tempfile.TemporaryDirectory(prefix="stan-infer-") as folder:
+            seen = Path(folder) / "optimised.onnx"
+            provider = self._provider
+            open_graph(
+                self._path,
+                device=f"{provider.device}:{provider.index}" if provider.device != "cpu" else "cpu",
+                provider=provider.word,
+                optimised=seen,
+            )
+            ops = count_ops(seen)
+        return sum(ops[name] for name in _IN_8_BITS)
 
     def _bound(
         self, output: str, feeds: Mapping[str, np.ndarray], options: Any = None

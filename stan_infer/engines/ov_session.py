@@ -22,6 +22,7 @@ CompiledModel = Any
 _KINDS = ("cpu", "gpu")
 # Arithmetic -> OpenVINO's word. Not f16: that hint takes the norms along, which may overflow.
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
+_PRODUCTS = ("FullyConnected", "MatMul")
 _DTYPES = {"f32": "float32", "i32": "int32", "i64": "int64", "u8": "uint8"}
 
 
@@ -131,6 +132,14 @@ class OvGraph:
             "openvino": ov.__version__,
             "threads": read("INFERENCE_NUM_THREADS"),
         }
+
+    def count_8_bits(self) -> int | None:
+        """See OpenGraph.count_8_bits; read from the graph as it was compiled."""
+        return sum(
+            op.get_rt_info()["runtimePrecision"] in ("i8", "u8")
+            for op in self._compiled.get_runtime_model().get_ops()
+            if op.get_rt_info()["layerType"] in _PRODUCTS
+        )
 
 
 def _openvino() -> Any:

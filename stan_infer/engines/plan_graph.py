@@ -146,6 +146,10 @@ class PlanGraph:
             theirs.wait_stream(self._stream)
         return dict(zip(self._outputs, values, strict=True))
 
+    def count_8_bits(self) -> None:
+        """See OpenGraph.count_8_bits; TensorRT does not tell without verbose plans."""
+        return None
+
     def describe(self) -> dict[str, Any]:
         """See OpenGraph.describe."""
         graphs: dict[str, Any] = {}

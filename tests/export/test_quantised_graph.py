@@ -1,0 +1,120 @@
+"""The graph in 8 bits: nodes where ONNX Runtime's own tool puts them, and products that run so."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+import stan_infer as si
+from stan_infer.calibrate import CalibrationOptions, calibrate
+from stan_infer.engines import open_session
+from stan_infer.quantise import LINEARS
+from stan_infer.verdict import Bound
+from tests.cli.conftest import write_video
+
+
+@pytest.fixture(scope="module")
+def clips_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clips")
+    for i in range(2):
+        write_video(folder / f"{i}.mp4", seed=i)
+    return folder
+
+
+def quantise(model, videos, place, precision="int8", **options):
+    si.export_model(model, place / "fp32", tower="video", **options)
+    calibrate(
+        place / "fp32",
+        sorted(videos.iterdir()),
+        place / precision,
+        CalibrationOptions(precision=precision, samples=2, force=True, smooth=False),
+        Bound(min_cosine=0.01),
+    )
+    return place / precision
+
+
+@pytest.mark.parametrize("fixed", [{}, {"batch": 1, "frames": 6}], ids=["free axes", "fixed"])
+def test_every_linear_really_runs_in_8_bits(tiny_model, clips_folder, tmp_path, fixed):
+    """ONNX Runtime once ran none of them so where all sizes were known."""
+    folder = quantise(tiny_model, clips_folder, tmp_path, **fixed)
+    entry = json.loads((folder / "manifest.json").read_text())["graphs"][0]
+    linears = entry["quant"]["linears"]
+    assert linears == 3 * 4 + 2 * 2 + 2 * 4
+    for engine in ("ort", "openvino"):
+        told = open_session(folder, engine).describe()
+        assert told["linears_in_8_bits"] == told["linears_in_8_bits_in_file"] == linears, engine
+    assert "linears_in_8_bits" not in open_session(tmp_path / "fp32", "ort").describe()
+
+
+def test_fp8_runs_in_fp32_on_a_cpu_and_says_so(tiny_model, clips_folder, tmp_path):
+    folder = quantise(tiny_model, clips_folder, tmp_path, "fp8")
+    told = open_session(folder, "ort").describe()
+    assert told["linears_in_8_bits"] == 0 and told["linears_in_8_bits_in_file"] > 0
+
+
+def surroundings(path):
+    """Of every linear's MatMul: its DequantizeLinear inputs, and what reads the product."""
+    graph = onnx.load(str(path)).graph
+    made = {name: node for node in graph.node for name in node.output}
+    stored = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
+    found = {}
+    for node in graph.node:
+        block = node.name.rpartition("/")[0]
+        if node.op_type != "MatMul" or not block.endswith(LINEARS):
+            continue
+        x, w = (made[i] for i in node.input)
+        source = made[x.input[0]]
+        readers = [n.op_type for n in graph.node if node.output[0] in n.input]
+        weight, scale, zero = (stored[i] for i in w.input)
+        assert not zero.any() and not stored[source.input[2]].any()  # symmetric
+        axis = next((a.i for a in w.attribute if a.name == "axis"), 1)
+        found[block] = {
+            "x": [x.op_type, source.op_type, stored[source.input[1]].size],
+            "w": [w.op_type, weight.dtype.name, scale.size, axis % 2],
+            "is_quantised_behind": "QuantizeLinear" in readers,
+        }
+    return found
+
+
+def test_nodes_stand_where_onnxruntime_puts_them(tiny_model, clips_folder, tmp_path):
+    """Own code all the same: the tool keeps every activation of every clip for a histogram, knows
+    no smoothing and no e4m3 in this form, and its bias is an Add (see Nodes.quantised_product)."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+
+    model = tiny_model
+    folder = quantise(model, clips_folder, tmp_path)
+    ours = surroundings(folder / "video.onnx")
+    plain = tmp_path / "fp32" / "video.onnx"
+    names = [n.name for n in onnx.load(str(plain)).graph.node]
+    linears = [n for n in names if n.rpartition("/")[0] in ours and n.endswith("MatMul")]
+    assert len(linears) == len(ours)
+
+    class Reader(CalibrationDataReader):
+        def __init__(self):
+            torch.manual_seed(0)
+            s = model.config.image_size
+            self.left = [np.random.default_rng(0).integers(0, 256, (1, 3, s, s, 3), np.uint8)]
+
+        def get_next(self):
+            return {"video": self.left.pop()} if self.left else None
+
+    quantize_static(
+        str(plain),
+        str(tmp_path / "theirs.onnx"),
+        Reader(),
+        op_types_to_quantize=["MatMul"],
+        nodes_to_quantize=linears,
+        per_channel=True,
+        activation_type=QuantType.QInt8,
+        weight_type=QuantType.QInt8,
+        extra_options={
+            "ActivationSymmetric": True,
+            "WeightSymmetric": True,
+            "OpTypesToExcludeOutputQuantization": ["MatMul"],
+        },
+    )
+    assert surroundings(tmp_path / "theirs.onnx") == ours
