@@ -204,7 +204,8 @@ class _Work:
 
             def measure(kept: Sequence[str]) -> Measured:
                 found = self.bound.measure(make(kept), base, clips_checked, o)
-                self.say(f"{len(kept)} linears in fp32: {self.bound.tell(found)}")
+                back = f"{len(kept)} returned to fp32" if kept else "all in 8 bits"
+                self.say(f"{back}: {self.bound.tell(found)}")
                 return found
 
             search = fewest_returned(order, measure)
@@ -215,7 +216,7 @@ class _Work:
             "search": search.rows(),
             "verdict": verdict,
         }
-        verdict["sentence"] = sentence(verdict, self.bound, kept)
+        verdict["sentence"] = sentence(verdict, self.bound, record["kept"])
         if (not verdict["is_met"] or verdict["is_slower"]) and not o.force:
             raise CheckError(f"{verdict['sentence']}; nothing was written (--force writes it)")
         title = f"Error of each linear alone in {o.precision} ({o.method})"
@@ -263,7 +264,7 @@ class _Work:
         """Scale of each linear's input; a linear that reads nothing but zeros has none."""
         dead = [n for n, t in tensors.items() if not t["scale"]]
         if dead:
-            self.say(f"{len(dead)} linears read nothing but zeros and stay in fp32: {dead[0]}")
+            self.say(f"linears that read nothing but zeros stay in fp32: {', '.join(dead)}")
         scales = {n: t["scale"] for n, t in tensors.items() if t["scale"]}
         if not scales:
             raise InputError("every linear reads nothing but zeros: there is nothing to quantise")

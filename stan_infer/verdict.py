@@ -203,7 +203,7 @@ def sentence(verdict: dict[str, Any], bound: Bound, kept: Sequence[str]) -> str:
         cost = f"{_lost(verdict['drop'])} ({low:.2f} to {high:.2f}) of {bound.metric}"
     else:
         cost = f"keeps a cosine of {verdict['cosine']:.5f}"
-    back = f" with {len(kept)} linears in fp32" if kept else ""
+    back = f" with {len(kept)} linear{'s' * (len(kept) > 1)} in fp32" if kept else ""
     if not verdict["is_met"]:
         asked = (
             f"at most {bound.max_drop:g} points lost"
@@ -223,7 +223,7 @@ def sentence(verdict: dict[str, Any], bound: Bound, kept: Sequence[str]) -> str:
     if verdict["is_slower"]:
         return (
             f"{word} is no faster here: {ratios[best]:.2f}x of {_next(verdict, best)} in "
-            f"{best}{beside}; it {cost}; use {_next(verdict, best)}"
+            f"{best}{beside}; it {cost}{back}; use {_next(verdict, best)}"
         )
     return (
         f"{word} is {ratios[best]:.2f}x as fast as {_next(verdict, best)} in {best}{beside} and "

@@ -76,7 +76,7 @@ def calibrate(
     from stan_infer.calibrate import CalibrationOptions
     from stan_infer.calibrate import calibrate as run
     from stan_infer.errors import CheckError
-    from stan_infer.machine import usable_cpus
+    from stan_infer.machine import peak_mib, usable_cpus
     from stan_infer.report import print_facts, print_json, print_table, say
 
     if percentile is not None and method != "percentile":
@@ -101,8 +101,9 @@ def calibrate(
         found = run(folder, paths, out, options, bound, root=root, say=say, progress=progress)
     verdict = found.record["verdict"]
     if json:
+        memory = {"peak_host_mib": peak_mib()}
         failures = [{"video": k, "error": v} for k, v in found.failed.items()]
-        print_json("calibrate", {"out": str(out), **found.record, "failures": failures})
+        print_json("calibrate", {"out": str(out), **found.record, "failures": failures, **memory})
     else:
         worst = sorted(found.record["sensitivity"], key=lambda r: -r["error"])[:10]
         print_table(worst)
@@ -110,7 +111,8 @@ def calibrate(
         facts = {
             k: verdict[k] for k in ("cosine", "mean_cosine", "drop", "agreement") if verdict[k]
         }
-        print_facts({**facts, "verdict": verdict["sentence"]})
+        kept = {"in fp32": ", ".join(found.record["kept"])} if found.record["kept"] else {}
+        print_facts({**facts, **kept, "verdict": verdict["sentence"]})
     if not found.is_met:
         raise CheckError(verdict["sentence"])
     if found.failed:

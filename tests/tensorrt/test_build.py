@@ -273,6 +273,30 @@ def test_tensorrt_rtx_builds_every_graph(rtx, form, precision, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("fixed", [{}, {"batch": 1, "frames": 6}], ids=["free axes", "fixed"])
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_tensorrt_rtx_builds_8_bits(rtx, tiny_model, precision, fixed, tmp_path):
+    from stan_infer.calibrate import CalibrationOptions, calibrate
+    from stan_infer.verdict import Bound
+    from tests.cli.conftest import write_video
+
+    export_model(tiny_model, tmp_path / "fp32", tower="video", **fixed)
+    write_video(tmp_path / "a.mp4")
+    options = CalibrationOptions(precision=precision, samples=1, force=True)
+    calibrate(
+        tmp_path / "fp32", [tmp_path / "a.mp4"], tmp_path / precision, options,
+        Bound(min_cosine=0.01),
+    )  # fmt: skip
+    # 8-bit floats came with sm_89.
+    targets = ["sm_89", "sm_120"] if precision == "fp8" else []
+    (plan,) = build_plans(tmp_path / precision, "trt-rtx", PlanOptions(targets=targets))
+    assert plan.path.name == f"video.{precision}.trt-rtx.plan" and read_header(plan.path)
+    if precision == "fp8":
+        with pytest.raises(MissingError, match="sm_86 has no fp8"):
+            build_plans(tmp_path / precision, "trt-rtx", PlanOptions(targets=["sm_86"]))
+
+
+@pytest.mark.slow
 def test_tensorrt_rtx_builds_a_real_size(rtx, tmp_path):
     from stan_infer.config import preset
 
