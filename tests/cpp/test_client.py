@@ -84,6 +84,21 @@ def test_other_forms_of_the_video_graph(plain, model, tmp_path, options):
     assert cosine(got, wanted) > 0.9999
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_folder_in_8_bits(plain, exported, tmp_path, engine):
+    from stan_infer.calibrate import CalibrationOptions, calibrate
+    from stan_infer.verdict import Bound
+
+    need_engine(plain, engine)
+    options = CalibrationOptions(samples=3, force=True)
+    calibrate(exported, CLIPS, tmp_path / "int8", options, Bound(min_cosine=0.99))
+    assert plain.run(tmp_path / "int8", "--self-test", "--engine", engine).returncode == 0
+    session = si.open_session(tmp_path / "int8", engine)
+    wanted = np.asarray(session.embed_video(session.read_clip(CLIPS[0])[None]))[0]
+    command = (tmp_path / "int8", CLIPS[0], "--embed", "--json", "--engine", engine)
+    assert cosine(np.array(plain.json(*command)["embedding"]), wanted) > 0.9999
+
+
 def test_labels_in_the_graph(plain, model, labels, tmp_path):
     si.export_model(model, tmp_path / "x", head="classify", labels=labels)
     assert plain.run(tmp_path / "x", "--self-test").returncode == 0

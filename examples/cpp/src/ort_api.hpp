@@ -81,6 +81,8 @@ struct Api {
   void (*ReleaseTypeInfo)(TypeInfo*);                  // 98
   void (*ReleaseTensorTypeAndShapeInfo)(TensorInfo*);  // 99
   void (*ReleaseSessionOptions)(SessionOptions*);      // 100
+  void* unused_101_129[29];
+  Status* (*AddSessionConfigEntry)(SessionOptions*, const char* key, const char* value);  // 130
 };
 
 struct ApiBase {
@@ -92,5 +94,6 @@ static_assert(offsetof(Api, Run) == 9 * sizeof(void*));
 static_assert(offsetof(Api, CreateTensorWithDataAsOrtValue) == 49 * sizeof(void*));
 static_assert(offsetof(Api, GetAllocatorWithDefaultOptions) == 78 * sizeof(void*));
 static_assert(offsetof(Api, ReleaseSessionOptions) == 100 * sizeof(void*));
+static_assert(offsetof(Api, AddSessionConfigEntry) == 130 * sizeof(void*));
 
 }  // namespace stan::ort

@@ -38,6 +38,7 @@ SAME_PLACE(ReleaseValue);
 SAME_PLACE(ReleaseTypeInfo);
 SAME_PLACE(ReleaseTensorTypeAndShapeInfo);
 SAME_PLACE(ReleaseSessionOptions);
+SAME_PLACE(AddSessionConfigEntry);
 
 static_assert(offsetof(OrtApiBase, GetVersionString) ==
               offsetof(stan::ort::ApiBase, GetVersionString));
