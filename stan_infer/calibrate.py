@@ -30,6 +30,7 @@ from stan_infer.collect_ranges import (
     video_name,
 )
 from stan_infer.decode_worker import read_clips
+from stan_infer.engines.session import Session
 from stan_infer.errors import CheckError, InputError, check_word
 from stan_infer.export.folder_weights import read_weights
 from stan_infer.export.to_quantised import write_quantised
@@ -210,7 +211,11 @@ class _Work:
 
             search = fewest_returned(order, measure)
             kept = search.kept
-            verdict = judge(self.artefact, make(kept), search.best, o, first, self.say)
+
+            def compare(session: Session) -> Measured:
+                return self.bound.measure_session(session, base, clips_checked, o)
+
+            verdict = judge(self.artefact, make(kept), search.best, compare, o, first, self.say)
         record |= {
             "kept": sorted({*kept, *plan.dead(tensors)}),
             "search": search.rows(),

@@ -24,7 +24,7 @@ from stan_infer.errors import InputError
 if TYPE_CHECKING:
     from stan_infer.verdict import Bound
 
-_COLUMNS = ("engine", "precision", "file_mib", "latency_ms_p50", "speedup", "max_rel_error")
+_COLUMNS = ("engine", "precision", "file_mib", "latency_ms_p50", "speedup")
 
 
 def calibrate(
@@ -107,10 +107,14 @@ def calibrate(
     else:
         worst = sorted(found.record["sensitivity"], key=lambda r: -r["error"])[:10]
         print_table(worst)
-        print_table(verdict["rows"], _COLUMNS)
-        facts = {
-            k: verdict[k] for k in ("cosine", "mean_cosine", "drop", "agreement") if verdict[k]
-        }
+        measured = ("cosine",) if verdict["drop"] is None else ("drop", "interval", "agreement")
+        rows = [
+            {**r, "interval": "{:.2f} to {:.2f}".format(*r["interval"])} if r.get("interval") else r
+            for r in verdict["rows"]
+        ]
+        print_table(rows, (*_COLUMNS, *measured, "refused"))
+        names = ("cosine", "mean_cosine", "drop", "agreement")
+        facts = {k: verdict[k] for k in names if verdict[k] is not None}
         kept = {"in fp32": ", ".join(found.record["kept"])} if found.record["kept"] else {}
         print_facts({**facts, **kept, "verdict": verdict["sentence"]})
     if not found.is_met:
