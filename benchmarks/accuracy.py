@@ -46,6 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clips", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--precisions", help="Beside eager fp32 only these, comma separated.")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -54,7 +55,10 @@ def main() -> None:
         calibrations: list[dict[str, Any]] = []
         rows: list[dict[str, Any]] = []
         first: dict[str, np.ndarray] = {}
+        wanted = args.precisions.split(",") if args.precisions else None
         for engine, precision, exported in RUNS:
+            if wanted and precision not in wanted and (engine, precision) != ("eager", "fp32"):
+                continue
             model = MODEL
             if exported:
                 model = folder / precision
@@ -88,7 +92,7 @@ def _write_calibration_clips(folder: Path) -> None:
 
 def _calibrate(folder: Path, out: Path, precision: str) -> dict[str, Any]:
     """Write the folder though it may be no faster on this machine; return what is said of it."""
-    command = [sys.executable, "-m", "stan_infer", "calibrate", str(folder / "fp32")]
+    command = [sys.executable, "-m", "stan_infer", "calibrate", str(MODEL)]
     command += ["--videos", str(folder / "calibration"), "-o", str(out), "--force", "--json"]
     command += ["--precision", precision, "--samples", str(CALIBRATION_CLIPS), "--workers", "2"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)

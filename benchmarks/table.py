@@ -14,6 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from benchmarks.eight_bit_tables import int8_speed_table, outliers_table, sensitivity_table
 from benchmarks.gpu_tables import aot_table, gpu_table, packed_table, plans_table, targets_table
 from benchmarks.record import ROOT, read_rows
 
@@ -96,9 +97,14 @@ def repeat_table() -> str:
     return "\n".join(lines)
 
 
-def accuracy_table() -> str:
-    """The demo through `stan-infer eval`: newest run of each engine and precision."""
+def accuracy_table(reduced: bool = False) -> str:
+    """The demo through `stan-infer eval`: newest run of each engine and precision.
+
+    reduced: only what is below fp32, and the baseline.
+    """
     newest = {(r["engine"], r["precision"]): r for r in read_rows("accuracy")}
+    if reduced:
+        newest = {k: r for k, r in newest.items() if k[0] == "eager" or k[1] != "fp32"}
     if not newest:
         return "not measured"
     lines = ["| engine, precision | motion, of 10 | lost (95 %) | agrees | caption, of 400 |"]
@@ -170,7 +176,11 @@ FILES = ("README.md", "BENCHMARKS.md")
 TABLES: dict[str, Callable[[], str]] = {
     "graphs": graphs_table,
     "accuracy": accuracy_table,
+    "accuracy_reduced": partial(accuracy_table, reduced=True),
     "repeat": repeat_table,
+    "outliers": outliers_table,
+    "int8_speed": int8_speed_table,
+    "sensitivity": sensitivity_table,
     "engines": engines_table,
     "engines_two": partial(engines_table, threads=2),
     "load": load_table,
