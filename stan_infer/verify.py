@@ -19,6 +19,7 @@ from stan_infer import verify_inputs as inputs
 from stan_infer.artefact import EIGHT_BITS
 from stan_infer.bisect_graph import bisect as name_block
 from stan_infer.errors import InputError
+from stan_infer.export.parity import TOLERANCES
 from stan_infer.synthetic import moving_frames
 from stan_infer.verify_sources import FLOAT, Arrays, Source, decode, open_source, to_input
 from stan_infer.verify_stage import Stage
@@ -94,8 +95,6 @@ class _Work:
         tolerance: float | None,
         say: Callable[[str], None],
     ) -> None:
-        from stan_infer.export.parity import TOLERANCES
-
         self.is_8_bits = any(s.precision in EIGHT_BITS for s in pair)
         coarse = max(TOLERANCES.get(s.precision, 0.0) for s in pair) or TOLERANCES["fp32"]
         self.pair, self.a, self.b, self.texts, self.say = pair, *pair, list(texts), say
