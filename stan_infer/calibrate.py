@@ -9,13 +9,12 @@ from __future__ import annotations
 import dataclasses
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 import stan_infer
 from stan_infer.artefact import Artefact, read_artefact, sha256, why_keep
@@ -34,15 +33,14 @@ from stan_infer.engines.session import Session
 from stan_infer.errors import CheckError, InputError, check_word
 from stan_infer.export.folder_weights import read_weights
 from stan_infer.export.to_quantised import write_quantised
-from stan_infer.fold import Product, VideoWeights
+from stan_infer.fold import VideoWeights
 from stan_infer.histogram import METHODS, Histogram, clipping_point
 from stan_infer.observe import Sample, sample
+from stan_infer.quant_plan import QuantPlan, with_gains
 from stan_infer.quantise import (
     FORMATS,
     LARGEST,
     grid,
-    map_products,
-    quantise_product,
 )
 from stan_infer.sensitivity import CLIPS, layer_errors, return_order, times_saved
 from stan_infer.sensitivity_plot import draw
@@ -115,8 +113,9 @@ def calibrate(
     """
     out = Path(out)
     artefact = read_artefact(source)
-    weights = read_weights(artefact)
     _check_replaceable(out, artefact)
+    _check_runnable(artefact, bound)
+    weights = read_weights(artefact)
     work = _Work(artefact, weights, options, bound, root, say, progress)
     state = out.with_name(f"{out.name}.calibrating.npz")
     try:
@@ -139,6 +138,28 @@ def _check_replaceable(out: Path, source: Artefact) -> None:
     if out.is_dir() and any(out.iterdir()) and (reason := why_keep(out)):
         raise InputError(
             f"folder {out} is not empty and will not be replaced, because {reason}: give a new one"
+        )
+
+
+def _check_runnable(source: Artefact, bound: Bound) -> None:
+    """Refuse before the work a folder whose graph does not take one clip as videos are read."""
+    graph = source.graph("video")
+    if graph is None:
+        raise InputError(f"{source.path} holds no video graph")
+    if graph.inputs[0]["dtype"] != "uint8":
+        raise InputError(
+            f"{source.path} takes normalised floats; calibration runs videos: export with "
+            "--input uint8"
+        )
+    low, high = graph.dims.get("batch", (1, 1))
+    if low > 1:
+        raise InputError(
+            f"{source.path} takes batch {low} to {high}; calibration runs one clip at a time: "
+            f"export with --batch 1:{high}"
+        )
+    if bound.task is not None and source.graph("text") is None:
+        raise InputError(
+            f"{source.path} has no text tower, which labels need: give --min-cosine instead"
         )
 
 
@@ -167,9 +188,9 @@ class _Work:
         rows, smoothing = self._smoothing(first)
         exact, factors = through_values(self.weights, smoothing), gains(smoothing)
         key = self._key(chosen)
-        collected = self._ranges(exact, factors, chosen, state, key)
+        collected = self._ranges(with_gains(exact, factors), chosen, state, key)
         tensors = self._tensors(collected.ranges, smoothing)
-        plan = _Plan(exact, factors, self._scales(tensors), o.precision)
+        plan = QuantPlan(exact, factors, self._scales(tensors), o.precision)
         everything = plan.weights(frozenset())
         clips = [as_input(self.artefact.config, self.weights, p[None]) for p in first[:CLIPS]]
         step = self.progress("trying each layer alone", len(plan.scales) * len(clips))
@@ -234,8 +255,7 @@ class _Work:
 
     def _ranges(
         self,
-        exact: VideoWeights,
-        factors: dict[str, Tensor],
+        smoothed: VideoWeights,
         chosen: Sequence[Path],
         state: Path,
         key: dict[str, Any],
@@ -250,7 +270,7 @@ class _Work:
                 self.say(f"error: {error}")
 
         collected = collect_ranges(
-            map_products(exact, lambda n, p: _with_gain(p, factors.get(n))),
+            smoothed,
             self.artefact.config,
             chosen,
             root=self.root,
@@ -348,36 +368,6 @@ class _Work:
                 "smoothing": smoothing.strengths.get(name, 0.0),
             }
         return found
-
-
-@dataclasses.dataclass(frozen=True)
-class _Plan:
-    """Weights exact but for factors through V, factors of norms, scales of the linears' inputs."""
-
-    exact: VideoWeights
-    factors: dict[str, Tensor]
-    scales: dict[str, float]
-    precision: str
-
-    def dead(self, tensors: Iterable[str]) -> list[str]:
-        """Linears that have no scale."""
-        return [n for n in tensors if n not in self.scales]
-
-    def weights(self, kept: frozenset[str]) -> VideoWeights:
-        """In 8 bits but for the linears in `kept`."""
-
-        def change(name: str, p: Product) -> Product:
-            if name not in self.scales or name in kept:
-                return p
-            return quantise_product(p, self.scales[name], self.precision, self.factors.get(name))
-
-        return map_products(self.exact, change)
-
-
-def _with_gain(p: Product, gain: Tensor | None) -> Product:
-    if gain is None:
-        return p
-    return dataclasses.replace(p, weight=p.weight / gain, gain=gain)
 
 
 def _size(path: Path) -> int:

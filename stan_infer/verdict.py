@@ -128,13 +128,12 @@ class Bound:
         if self.task is not None:
             protocol = Protocol(session.config)
             result = evaluate(
-                session, self.task, self.paths, protocol, batch=8, workers=o.workers,
-                timeout_s=o.timeout_s,
-            )  # fmt: skip
+                session, self.task, self.paths, protocol, workers=o.workers, timeout_s=o.timeout_s
+            )
             key = "text_to_video" if self.task.is_retrieval else "videos"
             outcomes = np.array(result.outcomes[key])
             return Measured(None, (outcomes == 1).astype(float))
-        parts = [_mean(as_numpy(session.embed_video(_input(session, c[None])))) for c in clips]
+        parts = [_mean(as_numpy(session.embed_video(c[None]))) for c in clips]
         return Measured(np.concatenate(parts), None)
 
 
@@ -175,7 +174,7 @@ def judge(
             continue
         sessions.append((engine, word, session))
         facts = {**session.describe(), "file_mib": _size(folder) / 2**20}
-        lanes.append(Lane(f"{engine} {word}", _timed(session), facts))
+        lanes.append(Lane(f"{engine} {word}", session.embed_video, facts))
     try:
         others = {
             (engine, word): compare(session)
@@ -281,14 +280,6 @@ def _size(artefact: Artefact) -> int:
     assert graph is not None
     names = [n for n in artefact.manifest["files"] if n.startswith(graph.file)]
     return sum(int(artefact.manifest["files"][n]["bytes"]) for n in names)
-
-
-def _timed(session: Session) -> Callable[[np.ndarray], Any]:
-    return lambda clips: session.embed_video(_input(session, clips))
-
-
-def _input(session: Session, clips: np.ndarray) -> np.ndarray:
-    return clips
 
 
 def _mean(embeds: np.ndarray) -> np.ndarray:

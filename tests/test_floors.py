@@ -31,7 +31,7 @@ FLOORS = [
     | {"calibration_file"},
     {"weights_file", "clip_source", "checkpoint", "layers", "model"},
     {"fold", "fused", "torch_ops", "kernel_ops", "kernel_weights"}
-    | {"quantise", "observe", "replay", "smooth", "collect_ranges"},
+    | {"quantise", "quant_plan", "observe", "replay", "smooth", "collect_ranges"},
     {"engines", "export"},
     {"embed", "bench", "verify", "verify_sources", "verify_folder", "verify_stage"}
     | {"verify_plan", "bench_plans"}

@@ -13,6 +13,7 @@ from stan_infer.fold import Product, fold_video
 from stan_infer.histogram import METHODS, Histogram, clipping_point
 from stan_infer.model import Stan, init_random
 from stan_infer.observe import count, sample
+from stan_infer.quant_plan import with_gains
 from stan_infer.quantise import (
     LINEARS,
     grid,
@@ -103,12 +104,8 @@ def test_smoothing_is_exact_and_helps_outliers(tiny_model):
     assert any(n.endswith("/out") for n in found.factors)
     factors = gains(found)
 
-    def with_gain(name: str, p: Product) -> Product:
-        gain = factors.get(name)
-        return p if gain is None else dataclasses.replace(p, weight=p.weight / gain, gain=gain)
-
     exact = encode_video(weights, video)[0]
-    smoothed = map_products(through_values(weights, found), with_gain)
+    smoothed = with_gains(through_values(weights, found), factors)
     assert (encode_video(smoothed, video)[0] - exact).norm() / exact.norm() < 1e-10
     assert choose(weights, sample(weights, video), "fp8").factors == {}
     assert set(found.strengths) <= set(products(weights))

@@ -173,3 +173,50 @@ def test_an_empty_folder_and_a_folder_in_8_bits(cli, artefact, quantised, videos
     assert done.code == 2 and "fp32 folder itself" in done.err
     done = cli("calibrate", quantised, "--videos", videos, "-o", tmp_path / "o")
     assert done.code == 2 and "starts from fp32" in done.err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"input": "float"}, "takes normalised floats"),
+        ({"batch": 2}, "takes batch 2 to 2; calibration runs one clip at a time"),
+    ],
+)
+def test_a_folder_that_takes_no_such_clips_is_refused_before_the_work(
+    cli, checkpoint, videos, tmp_path, options, words
+):
+    import stan_infer as si
+
+    si.export_model(si.load_model(checkpoint), tmp_path / "a", tower="video", **options)
+    done = cli("calibrate", tmp_path / "a", "--videos", videos, "-o", tmp_path / "o", *RUN)
+    assert done.code == 2 and words in done.err, done.err
+    assert "measuring" not in done.err and not (tmp_path / "o").exists()
+
+
+def test_labels_need_a_text_tower(cli, checkpoint, videos, tmp_path):
+    import stan_infer as si
+
+    si.export_model(si.load_model(checkpoint), tmp_path / "a", tower="video")
+    (tmp_path / "l.csv").write_text("video,label\nclip0.mp4,a\nclip1.mp4,b\n")
+    done = cli(
+        "calibrate", tmp_path / "a", "--videos", videos, "-o", tmp_path / "o",
+        "--labels", tmp_path / "l.csv",
+    )  # fmt: skip
+    assert done.code == 2 and "has no text tower, which labels need" in done.err
+
+
+def test_a_fixed_folder_with_a_class_head(cli, checkpoint, videos, tmp_path):
+    import stan_infer as si
+
+    model = si.load_model(checkpoint)
+    sizes = {"batch": 1, "frames": model.config.frames}
+    si.export_model(model, tmp_path / "a", head="classify", labels=["a", "b", "c"], **sizes)
+    (tmp_path / "l.csv").write_text("video,label\nclip0.mp4,a\nclip1.mp4,b\n")
+    done = cli(
+        "calibrate", tmp_path / "a", "--videos", videos, "-o", tmp_path / "o", "--force",
+        "--labels", tmp_path / "l.csv", "--max-drop", "100", "--samples", "3",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert "points" in done.out and cli("inspect", tmp_path / "o").code == 0
+    clip = next(videos.iterdir())
+    assert cli("run", tmp_path / "o", clip, "--text", "a", "--text", "b").code == 0
