@@ -60,6 +60,8 @@ def test_the_folder_runs_and_says_what_it_is(cli, quantised, artefact, checkpoin
         done = cli("run", quantised, clip, "--text", "a", "--text", "b", "--json", *options)
         assert done.code == 0, done.err
     assert cli("verify", checkpoint, quantised).code == 0
+    done = cli("embed", quantised, clip, "-o", quantised.parent / "v.npz", "--json")
+    assert done.code == 0, done.err
     assert cli("bench", quantised, "--engine", "ort", "--frames", "2", "--repeats", "1").code == 0
 
 
