@@ -303,7 +303,10 @@ class _Work:
         others = choose_videos([v for v in videos if v not in used], self.root, CHECKED_ON, seed)
         if len(others) < CHECKED_ON:
             others = choose_videos(videos, self.root, CHECKED_ON, seed)
-        return self._pixels(others)
+        clips = self._pixels(others)
+        if not clips:
+            raise InputError(f"none of {len(others)} videos to check on can be used: {others[0]}")
+        return clips
 
     def _key(self, chosen: Sequence[Path]) -> dict[str, Any]:
         """What the ranges depend on: model, videos by name and content's size, preprocessing."""

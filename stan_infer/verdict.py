@@ -267,7 +267,7 @@ def _ratios(rows: Sequence[dict[str, Any]], word: str) -> dict[str, float]:
         if precision == word:
             higher = timed.get((engine, "bf16")) or timed.get((engine, "fp32"))
             if higher:
-                found[engine] = higher["latency_ms_p50"] / row["latency_ms_p50"]
+                found[engine] = row["speedup"] / higher["speedup"]  # both paired with one lane
     return found
 
 
