@@ -167,16 +167,15 @@ class OrtGraph:
         """See OpenGraph.count_8_bits; opens the file once more, to see what it is made into."""
         if self._path is None:
             return None
-        with tempfile.TemporaryDirectory(prefix="stan-infer-") as folder:
-            seen = Path(folder) / "optimised.onnx"
-            provider = self._provider
-            open_graph(
-                self._path,
-                device=f"{provider.device}:{provider.index}" if provider.device != "cpu" else "cpu",
-                provider=provider.word,
-                optimised=seen,
-            )
-            ops = count_ops(seen)
+        provider = self._provider
+        device = "cpu" if provider.device == "cpu" else f"{provider.device}:{provider.index}"
+        try:
+            with tempfile.TemporaryDirectory(prefix="stan-infer-") as folder:
+                seen = Path(folder) / "optimised.onnx"
+                open_graph(self._path, device=device, provider=provider.word, optimised=seen)
+                ops = count_ops(seen)
+        except (OSError, StanError):
+            return None  # no place for a temporary file: not counted, but the session runs
         return sum(ops[name] for name in _IN_8_BITS)
 
     def _bound(

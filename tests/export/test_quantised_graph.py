@@ -50,6 +50,14 @@ def test_every_linear_really_runs_in_8_bits(tiny_model, clips_folder, tmp_path, 
     assert "linears_in_8_bits" not in open_session(tmp_path / "fp32", "ort").describe()
 
 
+def test_without_a_place_for_temporary_files_nothing_is_counted(
+    tiny_model, clips_folder, tmp_path, monkeypatch
+):
+    folder = quantise(tiny_model, clips_folder, tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
+    assert open_session(folder, "ort").describe()["linears_in_8_bits"] is None
+
+
 def test_fp8_runs_in_fp32_on_a_cpu_and_says_so(tiny_model, clips_folder, tmp_path):
     folder = quantise(tiny_model, clips_folder, tmp_path, "fp8")
     told = open_session(folder, "ort").describe()
