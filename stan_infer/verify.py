@@ -96,16 +96,17 @@ class _Work:
         say: Callable[[str], None],
     ) -> None:
         self.is_8_bits = any(s.precision in EIGHT_BITS for s in pair)
-        coarse = max(TOLERANCES.get(s.precision, 0.0) for s in pair) or TOLERANCES["fp32"]
+        coarse = max(TOLERANCES.get(s.precision, TOLERANCES["fp32"]) for s in pair)
         self.pair, self.a, self.b, self.texts, self.say = pair, *pair, list(texts), say
         self.frames, self.tolerance = frames, coarse if tolerance is None else tolerance
         self.config = next((s.config for s in pair if s.config), None)
         names = ("files", "decode", "resize", "input", "ids", "video tower", "text tower")
-        self.stages = stages = [Stage(n) for n in (*names, "score", "labels", "rank")]
-        by = self.by = {s.name: s for s in stages}
+        self.stages = [Stage(n) for n in (*names, "score", "labels", "rank")]
+        by = self.by = {s.name: s for s in self.stages}
         by["resize"].tolerance, by["input"].tolerance = LEVELS / 255, ARITHMETIC
-        for name in ("video tower", "text tower", "labels"):
-            by[name].tolerance = self.tolerance
+        by["video tower"].tolerance = by["labels"].tolerance = self.tolerance
+        text = TOLERANCES["fp32"] if self.is_8_bits else coarse  # no text tower is in 8 bits
+        by["text tower"].tolerance = text if tolerance is None else tolerance
         by["score"].tolerance = ARITHMETIC if tolerance is None else tolerance
         self.pixels: list[list[np.ndarray]] = [[], []]  # of A and B, each by its own whole way
         self.clips: dict[str, np.ndarray] = {}  # what both towers get
@@ -344,8 +345,7 @@ class _Work:
 
     def _rank(self) -> None:
         stage = self.by["rank"]
-        steps = ("decode", "resize", "input", "video", "text", "score")
-        if stage.lacks(self.pair, *steps):
+        if stage.lacks(self.pair, "decode", "resize", "input", "video", "text", "score"):
             return
         self.say("rank")
         made = []
