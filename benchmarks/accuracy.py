@@ -21,10 +21,10 @@ import numpy as np
 from benchmarks.record import append_rows
 from examples.motion import clips
 from examples.motion.evaluate import MODEL, SEED
+from stan_infer.artefact import EIGHT_BITS
 from stan_infer.checkpoint import load_model
 from stan_infer.export import export_model
 from stan_infer.metrics import bootstrap_interval
-from stan_infer.quantise import FORMATS
 
 TASKS = {"motion": clips.prompts, "caption": clips.captions}
 RUNS = (  # engine, precision of the folder or the session, folder?
@@ -62,7 +62,7 @@ def main() -> None:
             model = MODEL
             if exported:
                 model = folder / precision
-                if not model.exists() and precision in FORMATS:
+                if not model.exists() and precision in EIGHT_BITS:
                     calibrations.append(_calibrate(folder, model, precision))
                 elif not model.exists():
                     export_model(lambda: load_model(MODEL), model, precision=precision)

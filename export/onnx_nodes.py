@@ -14,7 +14,7 @@ from stan_infer.export.onnx_graph import GraphWriter
 from stan_infer.quantise import QuantProduct
 
 TYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
-EIGHT_BITS = {"int8": TensorProto.INT8, "fp8": TensorProto.FLOAT8E4M3FN}
+TYPES_IN_8_BITS = {"int8": TensorProto.INT8, "fp8": TensorProto.FLOAT8E4M3FN}
 END = 2**63 - 1  # of a Slice: to the end
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -62,7 +62,7 @@ class Nodes:
         Symmetric, nothing quantised behind the product: the form that ONNX Runtime, OpenVINO and
         TensorRT all take (ONNX Runtime's own `quantize_static` places the same nodes).
         """
-        graph, kind = self.graph, EIGHT_BITS[w.format]
+        graph, kind = self.graph, TYPES_IN_8_BITS[w.format]
         weight = graph.weight("weight", w.weight.T.contiguous().view(torch.int8).numpy(), kind)
         scales = [
             self.weight("weight_scale", w.scale),

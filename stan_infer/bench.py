@@ -64,9 +64,8 @@ def bench_videos(
     runs again, so that a machine whose speed drifts slows all of them alike. Before timing and
     after it, outputs are compared: a lane beyond its tolerance has a row with `refused` and no
     speed. side: pixels of a frame. flops: of one clip of T frames. clips: uint8 [B, T, S, S, 3] of
-    the one shape, instead of noise (moving shapes, if a lane is in 8 bits).
-    on_round: gets the part of a
-    shape that a round was. Raises CheckError if the baseline gives values that are not finite.
+    the one shape, instead of noise (moving shapes, if a lane is in 8 bits). on_round: gets the part
+    of a shape that a round was. Raises CheckError if the baseline gives values that are not finite.
     """
     rows = []
     for b in batches:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 import stan_infer
-from stan_infer.artefact import Artefact, read_artefact, sha256, why_keep
+from stan_infer.artefact import EIGHT_BITS, Artefact, read_artefact, sha256, why_keep
 from stan_infer.atomic import new_folder
 from stan_infer.bound_search import fewest_returned
 from stan_infer.calibration_file import SCHEMA, digest, preprocessing
@@ -38,7 +38,6 @@ from stan_infer.histogram import METHODS, Histogram, clipping_point
 from stan_infer.observe import Sample, sample
 from stan_infer.quant_plan import QuantPlan, with_gains
 from stan_infer.quantise import (
-    FORMATS,
     LARGEST,
     grid,
 )
@@ -69,7 +68,7 @@ class CalibrationOptions:
 
     def __post_init__(self) -> None:
         """Refuse unknown words and numbers out of range."""
-        check_word("precision", self.precision, FORMATS)
+        check_word("precision", self.precision, EIGHT_BITS)
         check_word("method", self.method, METHODS)
         if not 50 <= self.percentile <= 100:
             raise InputError(f"percentile is {self.percentile:g}; allowed are 50 to 100")

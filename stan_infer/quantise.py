@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stan_infer.artefact import EIGHT_BITS
 from stan_infer.errors import InputError, check_word
 from stan_infer.fold import Product
 
 W = TypeVar("W")
-FORMATS = ("int8", "fp8")
 LARGEST = {"int8": 127.0, "fp8": 448.0}  # fp8 is e4m3, which has no infinity
 # The products of a layer; `single` is temporal attention for one frame, `q` the last layer's.
 LINEARS = ("qkv", "q", "out", "single", "fc1", "fc2")
@@ -82,7 +82,7 @@ def quantise_product(
 
     Raises InputError for a scale that is not a positive number.
     """
-    check_word("8-bit format", format, FORMATS)
+    check_word("8-bit format", format, EIGHT_BITS)
     if not 0 < x_scale < float("inf"):
         raise InputError(f"scale {x_scale} of a product's input; it must be a positive number")
     weight = p.weight if gain is None else p.weight / gain

@@ -82,3 +82,30 @@ def relative_error(got, wanted) -> float:
     got, wanted = np.asarray(got), np.asarray(wanted)
     assert got.shape == wanted.shape, (got.shape, wanted.shape)
     return float(np.abs(got - wanted).max() / np.abs(wanted).max())
+
+
+@pytest.fixture(scope="session")
+def videos(tmp_path_factory):
+    """A folder with three short clips."""
+    folder = tmp_path_factory.mktemp("videos")
+    for i in range(3):
+        write_video(folder / f"clip{i}.mp4", seed=i)
+    return folder
+
+
+def write_video(path, seed=0, frames=20, size=96):
+    """A moving bright square on noise, H.264."""
+    import av
+
+    rng = np.random.default_rng(seed)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width = stream.height = size
+        stream.pix_fmt = "yuv420p"
+        for t in range(frames):
+            image = rng.integers(0, 60, (size, size, 3), dtype=np.uint8)
+            image[10:30, 2 * t : 2 * t + 20] = 200
+            for packet in stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)

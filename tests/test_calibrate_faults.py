@@ -16,15 +16,6 @@ from stan_infer.calibrate import CalibrationOptions, calibrate
 from stan_infer.cli.main import main
 from stan_infer.errors import CheckError
 from stan_infer.verdict import Bound
-from tests.cli.conftest import write_video
-
-
-@pytest.fixture(scope="module")
-def clips_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("clips")
-    for i in range(3):
-        write_video(folder / f"{i}.mp4", seed=i)
-    return folder
 
 
 def run(model, videos, place, *, min_cosine=0.99, **options):
@@ -52,16 +43,16 @@ def model(tiny_model):
 
 @torch.no_grad()
 def collapse(model):
-    """One hidden unit a million times the others: in 8 bits nothing else is left of them."""
+    """One hidden unit 1e5 times the others: in 8 bits nothing is left of these."""
     block = model.visual.transformer.resblocks[1].mlp
     block.c_fc.bias[0] += 1e5
     block.c_proj.weight[:, 0] /= 1e5
     return "video/trunk/layer1/mlp/fc2"
 
 
-def test_a_layer_that_collapses_goes_back_to_fp32_by_name(model, clips_folder, tmp_path):
+def test_a_layer_that_collapses_goes_back_to_fp32_by_name(model, videos, tmp_path):
     name = collapse(model)
-    found, said = run(model, clips_folder, tmp_path)
+    found, said = run(model, videos, tmp_path)
     record = found.record
     assert found.is_met and record["kept"] == [name]
     assert record["search"][0]["cosine"] < 0.99 <= record["verdict"]["cosine"]
@@ -72,7 +63,7 @@ def test_a_layer_that_collapses_goes_back_to_fp32_by_name(model, clips_folder, t
 
 
 @torch.no_grad()
-def test_attention_that_collapses_is_smoothed_or_returned(model, clips_folder, tmp_path):
+def test_attention_that_collapses_is_smoothed_or_returned(model, videos, tmp_path):
     """Rows of V far beyond the others: smoothing moves them; without it the layer returns."""
     d = model.config.width
     block = model.visual.transformer.resblocks[1].attn
@@ -80,20 +71,20 @@ def test_attention_that_collapses_is_smoothed_or_returned(model, clips_folder, t
         block.in_proj_weight[2 * d + row] *= 3e3
         block.in_proj_bias[2 * d + row] *= 3e3
         block.out_proj.weight[:, row] /= 3e3
-    smoothed, _ = run(model, clips_folder, tmp_path, min_cosine=0.995)
+    smoothed, _ = run(model, videos, tmp_path, min_cosine=0.995)
     assert smoothed.is_met and smoothed.record["kept"] == []
-    plain, _ = run(model, clips_folder, tmp_path, min_cosine=0.995, smooth=False)
+    plain, _ = run(model, videos, tmp_path, min_cosine=0.995, smooth=False)
     assert plain.is_met and plain.record["kept"] == ["video/trunk/layer1/attention/out"]
 
 
 @torch.no_grad()
-def test_dead_channels_and_a_dead_linear(model, clips_folder, tmp_path):
+def test_dead_channels_and_a_dead_linear(model, videos, tmp_path):
     blocks, d = model.visual.transformer.resblocks, model.config.width
     blocks[0].ln_1.weight[3] = blocks[0].ln_1.bias[3] = 0  # a column of qkv that reads nothing
     blocks[1].mlp.c_fc.weight[5] = blocks[1].mlp.c_fc.bias[5] = 0  # a row that writes nothing
     blocks[2].attn.in_proj_weight[2 * d :] = 0  # values that are all zero
     blocks[2].attn.in_proj_bias[2 * d :] = 0
-    found, said = run(model, clips_folder, tmp_path)
+    found, said = run(model, videos, tmp_path)
     dead = "video/trunk/layer2/attention/out"
     assert found.is_met and found.record["kept"] == [dead]
     assert f"linears that read nothing but zeros stay in fp32: {dead}" in said
@@ -101,7 +92,7 @@ def test_dead_channels_and_a_dead_linear(model, clips_folder, tmp_path):
         assert np.isfinite(found.record["verdict"][name])
 
 
-def test_int8_that_is_slower_is_not_written(model, clips_folder, tmp_path, monkeypatch):
+def test_int8_that_is_slower_is_not_written(model, videos, tmp_path, monkeypatch):
     real = verdict.bench_videos
 
     def slower(lanes, **options):
@@ -115,13 +106,13 @@ def test_int8_that_is_slower_is_not_written(model, clips_folder, tmp_path, monke
     with pytest.raises(
         CheckError, match="int8 is no faster here: .* use fp32; nothing was written"
     ):
-        run(model, clips_folder, tmp_path, force=False)
+        run(model, videos, tmp_path, force=False)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["fp32"]
-    found, _ = run(model, clips_folder, tmp_path)
+    found, _ = run(model, videos, tmp_path)
     assert found.record["verdict"]["is_slower"] and (tmp_path / "out" / "manifest.json").exists()
 
 
-def test_int8_that_is_faster_is_written(model, clips_folder, tmp_path, monkeypatch):
+def test_int8_that_is_faster_is_written(model, videos, tmp_path, monkeypatch):
     real = verdict.bench_videos
 
     def faster(lanes, **options):
@@ -132,11 +123,11 @@ def test_int8_that_is_faster_is_written(model, clips_folder, tmp_path, monkeypat
         return rows
 
     monkeypatch.setattr(verdict, "bench_videos", faster)
-    found, _ = run(model, clips_folder, tmp_path, force=False)
+    found, _ = run(model, videos, tmp_path, force=False)
     assert "x as fast as fp32" in found.record["verdict"]["sentence"]
 
 
-def test_no_engine_that_gives_the_same(model, clips_folder, tmp_path, monkeypatch):
+def test_no_engine_that_gives_the_same(model, videos, tmp_path, monkeypatch):
     real = verdict.bench_videos
 
     def refused(lanes, **options):
@@ -150,12 +141,10 @@ def test_no_engine_that_gives_the_same(model, clips_folder, tmp_path, monkeypatc
 
     monkeypatch.setattr(verdict, "bench_videos", refused)
     with pytest.raises(CheckError, match="int8 runs in no engine here: it is wrong"):
-        run(model, clips_folder, tmp_path, force=False)
+        run(model, videos, tmp_path, force=False)
 
 
-def test_a_clip_that_makes_nan_is_named_and_left_out(
-    model, clips_folder, tmp_path, monkeypatch, capsys
-):
+def test_a_clip_that_makes_nan_is_named_and_left_out(model, videos, tmp_path, monkeypatch, capsys):
     real, calls = collect_ranges.observe, []
 
     def observe(weights, video):
@@ -165,7 +154,7 @@ def test_a_clip_that_makes_nan_is_named_and_left_out(
 
     monkeypatch.setattr(collect_ranges, "observe", observe)
     si.export_model(model, tmp_path / "fp32", tower="video")
-    command = ["stan-infer", "calibrate", tmp_path / "fp32", "--videos", clips_folder, "--force"]
+    command = ["stan-infer", "calibrate", tmp_path / "fp32", "--videos", videos, "--force"]
     command += ["-o", tmp_path / "out", "--min-cosine", "0.9"]
     monkeypatch.setattr(sys, "argv", [str(word) for word in command])
     with pytest.raises(SystemExit) as exit:

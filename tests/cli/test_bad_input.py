@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.cli.conftest import write_video
+from tests.conftest import write_video
 
 
 @pytest.mark.parametrize(

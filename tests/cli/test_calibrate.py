@@ -11,7 +11,7 @@ from stan_infer.collect_ranges import collect_ranges
 from stan_infer.export.folder_weights import read_weights
 from stan_infer.fold import fold_video
 from stan_infer.onnx_file import metadata_props
-from tests.cli.conftest import write_video
+from tests.conftest import write_video
 
 RUN = ("--samples", "3", "--threads", "1", "--force", "--min-cosine", "0.9")
 

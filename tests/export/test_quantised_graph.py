@@ -14,15 +14,6 @@ from stan_infer.calibrate import CalibrationOptions, calibrate
 from stan_infer.engines import open_session
 from stan_infer.quantise import LINEARS
 from stan_infer.verdict import Bound
-from tests.cli.conftest import write_video
-
-
-@pytest.fixture(scope="module")
-def clips_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("clips")
-    for i in range(2):
-        write_video(folder / f"{i}.mp4", seed=i)
-    return folder
 
 
 def quantise(model, videos, place, precision="int8", **options):
@@ -38,9 +29,9 @@ def quantise(model, videos, place, precision="int8", **options):
 
 
 @pytest.mark.parametrize("fixed", [{}, {"batch": 1, "frames": 6}], ids=["free axes", "fixed"])
-def test_every_linear_really_runs_in_8_bits(tiny_model, clips_folder, tmp_path, fixed):
+def test_every_linear_really_runs_in_8_bits(tiny_model, videos, tmp_path, fixed):
     """ONNX Runtime once ran none of them so where all sizes were known."""
-    folder = quantise(tiny_model, clips_folder, tmp_path, **fixed)
+    folder = quantise(tiny_model, videos, tmp_path, **fixed)
     entry = json.loads((folder / "manifest.json").read_text())["graphs"][0]
     linears = entry["quant"]["linears"]
     assert linears == 3 * 4 + 2 * 2 + 2 * 4
@@ -51,15 +42,15 @@ def test_every_linear_really_runs_in_8_bits(tiny_model, clips_folder, tmp_path, 
 
 
 def test_without_a_place_for_temporary_files_nothing_is_counted(
-    tiny_model, clips_folder, tmp_path, monkeypatch
+    tiny_model, videos, tmp_path, monkeypatch
 ):
-    folder = quantise(tiny_model, clips_folder, tmp_path)
+    folder = quantise(tiny_model, videos, tmp_path)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
     assert open_session(folder, "ort").describe()["linears_in_8_bits"] is None
 
 
-def test_fp8_runs_in_fp32_on_a_cpu_and_says_so(tiny_model, clips_folder, tmp_path):
-    folder = quantise(tiny_model, clips_folder, tmp_path, "fp8")
+def test_fp8_runs_in_fp32_on_a_cpu_and_says_so(tiny_model, videos, tmp_path):
+    folder = quantise(tiny_model, videos, tmp_path, "fp8")
     told = open_session(folder, "ort").describe()
     assert told["linears_in_8_bits"] == 0 and told["linears_in_8_bits_in_file"] > 0
 
@@ -88,13 +79,13 @@ def surroundings(path):
     return found
 
 
-def test_nodes_stand_where_onnxruntime_puts_them(tiny_model, clips_folder, tmp_path):
+def test_nodes_stand_where_onnxruntime_puts_them(tiny_model, videos, tmp_path):
     """Own code all the same: the tool keeps every activation of every clip for a histogram, knows
     no smoothing and no e4m3 in this form, and its bias is an Add (see Nodes.quantised_product)."""
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
     model = tiny_model
-    folder = quantise(model, clips_folder, tmp_path)
+    folder = quantise(model, videos, tmp_path)
     ours = surroundings(folder / "video.onnx")
     plain = tmp_path / "fp32" / "video.onnx"
     names = [n.name for n in onnx.load(str(plain)).graph.node]

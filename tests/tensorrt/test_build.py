@@ -278,7 +278,7 @@ def test_tensorrt_rtx_builds_every_graph(rtx, form, precision, tmp_path):
 def test_tensorrt_rtx_builds_8_bits(rtx, tiny_model, precision, fixed, tmp_path):
     from stan_infer.calibrate import CalibrationOptions, calibrate
     from stan_infer.verdict import Bound
-    from tests.cli.conftest import write_video
+    from tests.conftest import write_video
 
     export_model(tiny_model, tmp_path / "fp32", tower="video", **fixed)
     write_video(tmp_path / "a.mp4")
