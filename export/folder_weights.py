@@ -9,7 +9,7 @@ import onnx
 import torch
 from torch import Tensor
 
-from stan_infer.artefact import Artefact, check_graph_file
+from stan_infer.artefact import Artefact
 from stan_infer.errors import InputError
 from stan_infer.fold import (
     BranchLayer,
@@ -22,6 +22,7 @@ from stan_infer.fold import (
     Temporal,
     VideoWeights,
 )
+from stan_infer.graph_source import read_source
 
 
 def read_weights(artefact: Artefact) -> VideoWeights:
@@ -39,12 +40,14 @@ def read_weights(artefact: Artefact) -> VideoWeights:
             "calibration starts from fp32 and the fused graph: give the checkpoint, or "
             "stan-infer export CHECKPOINT -o FOLDER"
         )
-    path = check_graph_file(artefact, graph)
+    source = read_source(artefact, graph)
     try:
-        proto = onnx.load(str(path))
+        data = source.data
+        proto = onnx.load(source.path) if data is None else onnx.load_from_string(data)
     except Exception as e:
         # protobuf raises its own class, which shares no base but Exception.
-        raise InputError(f"{path} is no ONNX file: {str(e)[:100]}") from e
+        raise InputError(f"{source.path} is no ONNX file: {str(e)[:100]}") from e
+    source.check_unchanged()
     tensors = {t.name: t for t in proto.graph.initializer}
     return _Reader(artefact, tensors, graph.inputs[0]["dtype"]).read()
 

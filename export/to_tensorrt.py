@@ -20,7 +20,6 @@ from stan_infer.artefact import (
     MANIFEST,
     Artefact,
     Graph,
-    check_graph_file,
     read_artefact,
     sha256,
 )
@@ -28,6 +27,7 @@ from stan_infer.cuda_driver import nvidia_gpus
 from stan_infer.errors import CheckError, InputError, MissingError, StanError
 from stan_infer.export.build_plan import Job
 from stan_infer.export.plan_options import PlanOptions, profile_fits, profiles_of, targets_of
+from stan_infer.graph_source import read_source
 from stan_infer.plan_file import ENGINES, FORMATS, Plan, new_plan, read_plan
 from stan_infer.tensorrt_api import load_tensorrt, reason
 
@@ -132,12 +132,16 @@ def _job(
     options: PlanOptions,
     profiles: list[dict[str, Any]],
 ) -> Job:
+    source = read_source(artefact, graph)
+    dtypes = {value["name"]: value["dtype"] for value in graph.inputs}
+    for profile in profiles:
+        source.check_sizes({name: (dtypes[name], most) for name, (_, _, most) in profile.items()})
     targets: list[str] = []
     if engine == "trt-rtx":
         targets = targets_of(module, graph.precision, options.targets)
     return Job(
         engine=engine,
-        onnx=os.path.abspath(check_graph_file(artefact, graph)),
+        onnx=os.path.abspath(source.path),
         out="",
         profiles=profiles,
         tf32=options.tf32,
@@ -215,6 +219,7 @@ def _build_one(
     artefact: Artefact, graph: Graph, job: Job, progress: Progress, gpu: int = 0
 ) -> Plan:
     folder = artefact.path
+    source = read_source(artefact, graph)
     here = nvidia_gpus()[gpu] if job.engine == "trt" else None
     path = plan_path(folder, job.engine, graph.role, graph.precision, (here or {}).get("sm"))
     with _engines_folder(path.parent), new_plan(path) as (temporary, sidecar):
@@ -223,6 +228,7 @@ def _build_one(
             lambda part: progress(path.name, part),
             None if here is None else gpu,
         )
+        source.check_unchanged()
         sidecar |= {
             "flavor": ENGINES[job.engine],
             "role": graph.role,

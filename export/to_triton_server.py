@@ -20,7 +20,6 @@ from stan_infer.artefact import (
     MANIFEST,
     Artefact,
     Graph,
-    check_graph_file,
     external_files,
     read_object,
     sha256,
@@ -28,6 +27,7 @@ from stan_infer.artefact import (
 from stan_infer.atomic import new_folder
 from stan_infer.errors import InputError, check_word
 from stan_infer.export.plan_options import TEXTS
+from stan_infer.graph_source import read_source
 from stan_infer.plan_file import Plan, check_origin, read_plan
 
 FORMAT = "triton-server"  # what export calls it
@@ -226,7 +226,8 @@ def _copy(artefact: Artefact, graph: Graph, plan: Plan | None, folder: Path) -> 
     if plan:
         (folder / "model.plan").write_bytes(plan.load())
         return
-    shutil.copyfile(check_graph_file(artefact, graph), folder / "model.onnx")
+    source = read_source(artefact, graph)
+    shutil.copyfile(source.path, folder / "model.onnx")
     for name in external_files(artefact, graph):  # the graph names it, so it keeps its name
         shutil.copyfile(artefact.path / name, folder / Path(name).name)
 

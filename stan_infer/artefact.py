@@ -17,7 +17,6 @@ from typing import Any
 
 from stan_infer.config import StanConfig
 from stan_infer.errors import CheckError, InputError
-from stan_infer.onnx_file import check_external
 
 MANIFEST = "manifest.json"
 SCHEMA = "1.0"
@@ -52,6 +51,17 @@ class Artefact:
     def graph(self, role: str) -> Graph | None:
         """Return the graph of that role, or None."""
         return next((g for g in self.graphs if g.role == role), None)
+
+    def read(self, name: str) -> bytes:
+        """Return a file's bytes, whose hash is the manifest's."""
+        data = (self.path / name).read_bytes()
+        if hashlib.sha256(data).hexdigest() != self.manifest["files"][name]["sha256"]:
+            raise CheckError(f"artefact {self.path}: {name} was changed after the export")
+        return data
+
+    def check(self, name: str) -> None:
+        """Compare a file's hash with the manifest's."""
+        _check_file(self.path, name, self.manifest["files"][name], True)
 
 
 def why_keep(folder: Path) -> str | None:
@@ -182,20 +192,17 @@ def external_files(artefact: Artefact, graph: Graph) -> list[str]:
     return [n for n in names if isinstance(n, str) and n in artefact.manifest["files"]]
 
 
-def check_graph_file(artefact: Artefact, graph: Graph) -> Path:
-    """Return the path of a graph's file, which reads no file that has no hash.
+def external_names(artefact: Artefact, graph: Graph) -> list[str]:
+    """Names, relative to the graph, of the files that it may read weights from.
 
-    Raises InputError where it does, or has another name than *.onnx.
+    Raises InputError for a graph with another name than *.onnx.
     """
     if not graph.file.endswith(".onnx"):
         # Runtimes choose a format by the file's name, and some of those hold more than a graph.
         raise InputError(f"artefact {artefact.path}: {graph.file[:80]!r} is no .onnx file")
     folder = PurePosixPath(graph.file).parent
     names = [PurePosixPath(name) for name in external_files(artefact, graph)]
-    allowed = [n.relative_to(folder).as_posix() for n in names if n.is_relative_to(folder)]
-    path = artefact.path / graph.file
-    check_external(path, allowed)
-    return path
+    return [n.relative_to(folder).as_posix() for n in names if n.is_relative_to(folder)]
 
 
 def is_engine_file(name: str) -> bool:

@@ -19,10 +19,13 @@ from stan_infer.engines import GPU_ENGINES, check_engine, open_session
 from stan_infer.engines.folder_session import OpenGraph
 from stan_infer.engines.session import Session
 from stan_infer.errors import InputError, MissingError, require
-from stan_infer.onnx_file import check_external
+from stan_infer.graph_source import read_bare
+from stan_infer.onnx_sizes import check_need
 from stan_infer.plan_file import read_plan
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from stan_infer.model import Stan
 
 # A lane, the session to close after it (none for a bare graph), and how another process opens it.
@@ -219,7 +222,6 @@ def open_onnx(path: Path, *, engines: Sequence[str], device: str, threads: int) 
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    check_external(path, {f"{path.name}.data"})
     contest = Contest()
 
     def open_one(engine: str) -> _Opened:
@@ -245,16 +247,17 @@ def _lane(engine: str, session: Session) -> Lane:
 
 def _bare(path: Path, engine: str, device: str, threads: int) -> tuple[Lane, int]:
     """A lane of a bare graph, and the side of its frames."""
+    source = read_bare(path, [f"{path.name}.data"])
+    options: dict[str, Any] = {"name": path.name, "device": device, "threads": threads}
     if engine == "ort":
         from stan_infer.engines import ort_session
 
-        graph: OpenGraph = ort_session.OrtGraph(
-            ort_session.open_graph(path, device=device, threads=threads)
-        )
+        graph: OpenGraph = ort_session.OrtGraph(ort_session.open_graph(source.content, **options))
     else:
         from stan_infer.engines import ov_session
 
-        graph = ov_session.OvGraph(ov_session.open_graph(path, device=device, threads=threads))
+        graph = ov_session.OvGraph(ov_session.open_graph(source.content, **options))
+    source.check_unchanged()
     signature = graph.signature()
     (name, (dtype, sizes)) = next(iter(signature.inputs.items()), ("", ("", ())))
     side = sizes[2] if len(sizes) == 5 and sizes[4] == 3 and sizes[2] == sizes[3] else None
@@ -265,4 +268,12 @@ def _bare(path: Path, engine: str, device: str, threads: int) -> tuple[Lane, int
         )
     output = next(iter(signature.outputs))
     facts = {**graph.describe(), "engine": engine, "device": device, "precision": "unknown"}
-    return Lane(engine, lambda clips: graph.run(output, {name: clips}), facts), side
+    form, seen = source.form, set[tuple[int, ...]]()
+
+    def run(clips: np.ndarray) -> np.ndarray:
+        if clips.shape not in seen:
+            check_need(form, None, {name: (dtype, clips.shape)})
+            seen.add(clips.shape)
+        return graph.run(output, {name: clips})
+
+    return Lane(engine, run, facts), side

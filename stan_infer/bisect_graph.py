@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stan_infer.errors import InputError, MissingError, require
-from stan_infer.onnx_file import check_external
+from stan_infer.graph_source import read_bare
 
 if TYPE_CHECKING:
     from stan_infer.model import Stan
@@ -151,12 +151,12 @@ class _Cut:
 
     def __init__(self, path: Path) -> None:
         self._onnx = require("onnx", "bisect", "stan-infer[cpu]")
+        read_bare(path, [f"{path.name}.data"])
         try:
             self._model = self._onnx.load(str(path), load_external_data=False)
         except Exception as e:  # protobuf's own classes
             raise InputError(f"{path} cannot be read as an ONNX model: {str(e)[:200]}") from e
         graph, self._folder = self._model.graph, str(path.parent)
-        check_external(path, [f"{path.name}.data"])
         self._weights = {t.name: t for t in graph.initializer}
         self._made = {name: i for i, n in enumerate(graph.node) for name in n.output}
         self._inputs = {i.name: i for i in graph.input}

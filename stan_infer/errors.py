@@ -16,6 +16,10 @@ class StanError(Exception):
 
     exit_code = 1
 
+    def __str__(self) -> str:
+        """The message in one line that a terminal shows as it is: names in it are strangers'."""
+        return printable(" ".join(super().__str__().split()))
+
 
 class InputError(StanError):
     """Options, checkpoint, video, text or artefact are wrong."""
@@ -33,6 +37,11 @@ class CheckError(StanError):
     """A check failed: outputs out of tolerance, a wrong hash, a fault that doctor found."""
 
     exit_code = 4
+
+
+def printable(text: str) -> str:
+    """Replace what would not show as a character, such as a terminal's commands, by "?"."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
 
 def require(module: str, purpose: str, install: str) -> Any:

@@ -1,9 +1,7 @@
-"""What an .onnx file names, read from its bytes without onnx or protobuf, and without its weights.
+"""What an .onnx file holds, read from its bytes before any runtime sees it.
 
-A runtime opens every file that a graph names as external data, wherever that lies; here those
-names are seen first. The file is walked in place (protobuf wire format, ModelProto of onnx.proto);
-weights are stepped over. It comes from strangers: fields, depth and text sizes are bounded, and
-whatever is not plainly right is an InputError.
+The file is walked in place (messages of onnx.proto); weights are stepped over. It comes from
+strangers: fields and text sizes are bounded, and whatever is not plainly right is an InputError.
 """
 
 from __future__ import annotations
@@ -12,197 +10,307 @@ import mmap
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from stan_infer.errors import InputError
+from stan_infer.protobuf import MAX_NUMBERS, File, Message
 
-MAX_FIELDS = 2_000_000  # read one by one, 4 s at most; a large graph has 60,000
-MAX_DEPTH = 100  # messages inside messages; protobuf's own limit
-MAX_TEXT = 65536  # bytes of one name or value
 MAX_PROPERTIES = 1000
+MAX_NODES = 20_000  # the largest graph of ours (L/14, 24 layers, reference) has 1,800
+MAX_RANK = 8
 
-# Message -> field number -> message there: every way from a model to a tensor's external_data.
-MESSAGES = {
-    "ModelProto": {7: "GraphProto", 20: "TrainingInfoProto", 25: "FunctionProto"},
-    "GraphProto": {1: "NodeProto", 5: "TensorProto", 15: "SparseTensorProto"},
-    "NodeProto": {5: "AttributeProto"},
-    "AttributeProto": {
-        5: "TensorProto",
-        6: "GraphProto",
-        10: "TensorProto",
-        11: "GraphProto",
-        22: "SparseTensorProto",
-        23: "SparseTensorProto",
-    },
-    "SparseTensorProto": {1: "TensorProto", 2: "TensorProto"},
-    "TrainingInfoProto": {1: "GraphProto", 2: "GraphProto"},
-    "FunctionProto": {7: "NodeProto", 11: "AttributeProto"},
-    "TensorProto": {13: "StringStringEntryProto"},
-    "StringStringEntryProto": {},
+# TensorProto.DataType -> (numpy's name or None, bits of an element); no graph of ours has strings.
+DTYPES: dict[int, tuple[str | None, int]] = {
+    1: ("float32", 32),
+    2: ("uint8", 8),
+    3: ("int8", 8),
+    4: ("uint16", 16),
+    5: ("int16", 16),
+    6: ("int32", 32),
+    7: ("int64", 64),
+    9: ("bool", 8),
+    10: ("float16", 16),
+    11: ("float64", 64),
+    12: ("uint32", 32),
+    13: ("uint64", 64),
+    16: (None, 16),  # bfloat16
+    17: (None, 8),  # float8 e4m3fn
+    18: (None, 8),
+    19: (None, 8),
+    20: (None, 8),
 }
-_GRAPH, _PROPERTIES = 7, 14  # fields of ModelProto
-_NODE, _OP_TYPE = 1, 4  # of GraphProto, of NodeProto
-_KEY, _VALUE = 1, 2  # fields of StringStringEntryProto
-
-Field = tuple[int, int, int, int]  # number, wire type, first byte, end
+_NAMES = ("", "ai.onnx")  # of ONNX's own operator set
 
 
-def external_locations(path: Path) -> list[str]:
-    """Names of the files from which the graph's tensors are read, sorted.
+@dataclass(frozen=True)
+class Weight:
+    """A constant of a graph. value: its elements where they are few; external: name of its file."""
 
-    Raises InputError for a file that is not a well-formed ONNX model.
+    dtype: int  # TensorProto.DataType
+    dims: tuple[int, ...]
+    value: np.ndarray | None
+    external: str | None
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of its elements."""
+        return prod(self.dims) * DTYPES[self.dtype][1] // 8
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation; an empty input is one that was left out."""
+
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: dict[str, Any]  # int, float, str, list of int or float, Weight
+
+
+@dataclass(frozen=True)
+class GraphForm:
+    """A graph without its large constants."""
+
+    name: str  # of the file
+    opset: int
+    nodes: tuple[Node, ...]
+    weights: dict[str, Weight]
+    inputs: tuple[str, ...]  # without those that are weights
+    outputs: tuple[str, ...]
+    metadata: dict[str, str]
+
+    @property
+    def external(self) -> list[str]:
+        """Names of the files from which weights are read, sorted."""
+        return sorted({w.external for w in self.weights.values() if w.external is not None})
+
+    def external_bytes(self, name: str) -> int:
+        """Bytes of all weights that are read from one file; more than it has if some overlap."""
+        return sum(w.bytes for w in self.weights.values() if w.external == name)
+
+
+def read_graph(source: Path | bytes, name: str = "") -> GraphForm:
+    """Read a graph; source: the file, or its bytes, which errors then call `name`.
+
+    Raises InputError for a file that is not a well-formed ONNX model, and for one with subgraphs,
+    functions, foreign operators or anything else that no graph of ours has.
     """
-    found: set[str] = set()
-    with _File(path) as file:
-        if not any(number == _GRAPH for number, *_ in file.fields(0, file.size)):
-            raise InputError(f"{path.name} is not an ONNX model: it holds no graph")
-        for start, end in file.entries():
-            keys, values = file.entry(start, end)
-            # Of a field given twice a parser takes the last: so none of them may be a location.
-            if "location" in keys:
-                found.update(values or [""])  # a missing value is an empty one
-    return sorted(found)
+    with _open(source, name) as file:
+        return _Model(file).read()
 
 
-def check_external(path: Path, allowed: Collection[str]) -> None:
+def check_external(form: GraphForm, allowed: Collection[str]) -> None:
     """Refuse a graph that reads a file which is not in `allowed` (names relative to its folder).
 
     Raises InputError, also for an allowed name that is absolute or leaves the folder.
     """
-    for name in external_locations(path):
+    for name in form.external:
         plain = re.fullmatch(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*", name)
         if name not in allowed or not plain or ".." in name.split("/"):
             raise InputError(
-                f"{path.name} reads weights from {name[:80]!r}, which manifest.json does not list "
+                f"{form.name} reads weights from {name[:80]!r}, which manifest.json does not list "
                 "as its external data: nothing was opened; export the checkpoint again"
             )
 
 
-def metadata_props(path: Path) -> dict[str, str]:
-    """The model's own key-value notes (ModelProto.metadata_props).
-
-    Raises InputError for a malformed file, a key that appears twice, or more than MAX_PROPERTIES.
-    """
-    found: dict[str, str] = {}
-    with _File(path) as file:
-        for number, _, start, end in file.fields(0, file.size):
-            if number != _PROPERTIES:
-                continue
-            keys, values = file.entry(start, end)
-            if len(keys) > 1 or len(values) > 1 or (keys or [""])[0] in found:
-                raise InputError(f"{path.name} is malformed: a metadata key appears twice")
-            if len(found) == MAX_PROPERTIES:
-                raise InputError(f"{path.name} has more than {MAX_PROPERTIES} metadata entries")
-            found["".join(keys)] = "".join(values)
-    return found
-
-
 def count_ops(path: Path) -> Counter[str]:
-    """How many nodes of each operation the main graph has; InputError for a malformed file."""
+    """How many nodes of each operation a graph has, whoever wrote it; InputError if malformed."""
     found: Counter[str] = Counter()
-    with _File(path) as file:
+    with _open(path, "") as file:
         for number, _, start, end in file.fields(0, file.size):
-            if number != _GRAPH:
+            if number != 7:  # ModelProto.graph
                 continue
             for part, _, first, stop in file.fields(start, end):
-                if part == _NODE:
-                    found.update(file.texts(first, stop, _OP_TYPE))
+                if part == 1:  # GraphProto.node
+                    found.update(file.message(first, stop).texts(4))
     return found
 
 
-class _File:
-    """One file, mapped into memory; counts the fields that were read from it."""
+@contextmanager
+def _open(source: Path | bytes, name: str) -> Iterator[File]:
+    if isinstance(source, bytes):
+        yield File(source, name)
+        return
+    try:
+        with source.open("rb") as f:
+            data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as e:  # ValueError: an empty file cannot be mapped
+        raise InputError(f"{source} cannot be read as an ONNX model: {e}") from e
+    with data:
+        yield File(data, source.name)
 
-    def __init__(self, path: Path) -> None:
-        self.name, self._left = path.name, MAX_FIELDS
-        try:
-            with path.open("rb") as f:
-                self._data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as e:  # ValueError: an empty file cannot be mapped
-            raise InputError(f"{path} cannot be read as an ONNX model: {e}") from e
-        self.size = len(self._data)
 
-    def __enter__(self) -> _File:
-        return self
+class _Model:
+    """Reads the messages of one file; numbers of fields are those of onnx.proto."""
 
-    def __exit__(self, *args: object) -> None:
-        self._data.close()
+    def __init__(self, file: File) -> None:
+        self.file = file
 
-    def fields(self, start: int, end: int) -> Iterator[Field]:
-        """Read the fields of the message that lies at start..end."""
-        while start < end:
-            self._left -= 1
-            if self._left < 0:
-                raise InputError(f"{self.name} has more than {MAX_FIELDS} protobuf fields")
-            tag, start = self._varint(start, end, longest=5)
-            number, wire = tag >> 3, tag & 7
-            if wire == 2:
-                length, start = self._varint(start, end, longest=5)
-                stop = start + length
-            elif wire == 0:
-                stop = self._varint(start, end, longest=10)[1]
-            elif wire == 1:
-                stop = start + 8
-            elif wire == 5:
-                stop = start + 4
-            else:  # 3 and 4 are groups, which ONNX never had
-                raise self._malformed(start)
-            if stop > end or not 0 < number < 2**29:
-                raise self._malformed(start)
-            yield number, wire, start, stop
-            start = stop
-
-    def entries(self) -> Iterator[tuple[int, int]]:
-        """Find every external_data entry of every tensor; an own stack, so depth costs nothing."""
-        stack = [("ModelProto", self.fields(0, self.size))]
-        while stack:
-            message, fields = stack[-1]
-            field = next(fields, None)
-            if field is None:
-                stack.pop()
-                continue
-            number, wire, start, end = field
-            below = MESSAGES[message].get(number)
-            if below is None:
-                continue
-            if wire != 2 or len(stack) == MAX_DEPTH:
-                raise self._malformed(start)
-            if below == "StringStringEntryProto":
-                yield start, end
-            else:
-                stack.append((below, self.fields(start, end)))
-
-    def entry(self, start: int, end: int) -> tuple[list[str], list[str]]:
-        """Every key and every value of one StringStringEntryProto: one each, if it is honest."""
-        return self.texts(start, end, _KEY), self.texts(start, end, _VALUE)
-
-    def texts(self, start: int, end: int, wanted: int) -> list[str]:
-        """Every value of one field of text."""
-        found: list[str] = []
-        for number, wire, first, stop in self.fields(start, end):
-            if number != wanted:
-                continue
-            if wire != 2 or stop - first > MAX_TEXT:
-                raise self._malformed(first)
-            try:
-                found.append(self._data[first:stop].decode())
-            except UnicodeDecodeError as e:
-                raise self._malformed(first) from e
-        return found
-
-    def _varint(self, start: int, end: int, longest: int) -> tuple[int, int]:
-        if start < end and self._data[start] < 128:  # nearly every tag and length
-            return self._data[start], start + 1
-        value = 0
-        for i in range(min(longest, end - start)):
-            byte = self._data[start + i]
-            value |= (byte & 127) << (7 * i)
-            if byte < 128:
-                return value, start + i + 1
-        raise self._malformed(start)
-
-    def _malformed(self, at: int) -> InputError:
-        return InputError(
-            f"{self.name} is not a well-formed ONNX model (at byte {at} of {self.size}): "
-            "incomplete copy? export the checkpoint again"
+    def read(self) -> GraphForm:
+        top = self.file.message(0, self.file.size)
+        if not top.of(7):
+            raise InputError(f"{self.file.name} is not an ONNX model: it holds no graph")
+        for number, what in ((20, "training information"), (25, "local functions")):
+            if top.of(number):
+                raise self.refuse(f"has {what}")
+        opset = self.opset(top)
+        graph = top.one_message(7)
+        if graph.of(15):
+            raise self.refuse("has sparse weights")
+        weights: dict[str, Weight] = {}
+        for start, end in graph.spans(5):
+            tensor = self.file.message(start, end)
+            name = tensor.text(8)
+            if not name or name in weights:
+                raise self.refuse(f"has two weights called {name[:80]!r}, or one without a name")
+            weights[name] = self.weight(tensor)
+        spans = graph.spans(1)
+        if len(spans) > MAX_NODES:
+            raise self.refuse(f"has {len(spans)} nodes; at most {MAX_NODES} are read")
+        nodes = tuple(self.node(self.file.message(*span)) for span in spans)
+        inputs = [self.file.message(*span).text(1) for span in graph.spans(11)]
+        outputs = [self.file.message(*span).text(1) for span in graph.spans(12)]
+        return GraphForm(
+            name=self.file.name,
+            opset=opset,
+            nodes=nodes,
+            weights=weights,
+            inputs=tuple(n for n in inputs if n not in weights),
+            outputs=tuple(outputs),
+            metadata=self.metadata(top),
         )
+
+    def refuse(self, what: str) -> InputError:
+        return InputError(
+            f"{self.file.name} {what}, which no graph written by stan_infer has: nothing of it was "
+            "opened; export the checkpoint again"
+        )
+
+    def opset(self, top: Message) -> int:
+        found = []
+        for span in top.spans(8):
+            entry = self.file.message(*span)
+            domain, version = entry.text(1), entry.number(2) or 0
+            if domain not in _NAMES:
+                raise self.refuse(f"uses the operator set {domain[:80]!r}")
+            found.append(version)
+        if len(found) != 1 or not 13 <= found[0] < 100:
+            raise self.refuse(f"uses the operator sets {found[:5]} of ONNX")
+        return found[0]
+
+    def node(self, message: Message) -> Node:
+        op, domain = message.text(4), message.text(7)
+        if domain not in _NAMES or message.of(8):
+            raise self.refuse(f"has the operation {op[:80]!r} of {(domain or 'a function')[:80]!r}")
+        attributes: dict[str, Any] = {}
+        for span in message.spans(5):
+            attribute = self.file.message(*span)
+            name = attribute.text(1)
+            if name in attributes:
+                raise self.refuse(f"has the attribute {name[:80]!r} twice")
+            attributes[name] = self.attribute(attribute, op)
+        return Node(op, tuple(message.texts(1)), tuple(message.texts(2)), attributes)
+
+    def attribute(self, message: Message, op: str) -> Any:
+        # f, i, s, t, floats, ints; what refers to a function's attribute, holds a graph, a type or
+        # a sparse tensor is in no graph of ours.
+        allowed = {1, 2, 3, 4, 5, 7, 8, 13, 20}
+        if other := [n for n in message.numbers if n not in allowed]:
+            raise self.refuse(f"has a subgraph or the like (field {other[0]}) in a node {op}")
+        kind = message.number(20)
+        if kind == 1:
+            return message.floats(2)[-1] if message.of(2) else 0.0
+        if kind == 2:
+            return message.number(3) or 0
+        if kind == 3:
+            return message.text(4)
+        if kind == 4:
+            value = self.weight(message.one_message(5))
+            if value.external is not None:
+                raise self.refuse(f"reads a value of a node {op} from a file")
+            return value
+        if kind == 6:
+            return message.floats(7)
+        if kind == 7:
+            return message.integers(8)
+        raise self.refuse(f"has an attribute of type {kind} in a node {op}")
+
+    def weight(self, message: Message) -> Weight:
+        dims = tuple(message.integers(1))
+        dtype = message.number(2) or 0
+        if dtype not in DTYPES or len(dims) > MAX_RANK or any(not 0 <= n < 2**40 for n in dims):
+            raise self.refuse(f"has a weight of type {dtype} and sizes {dims[:MAX_RANK]}")
+        if message.of(3):
+            raise self.refuse("has a weight in segments")
+        found = Weight(dtype, dims, None, None)
+        if message.of(13) or (message.number(14) or 0):
+            if found.bytes >= 2**45:
+                raise self.refuse(f"has a weight of sizes {dims}")
+            return Weight(dtype, dims, None, self.location(message))
+        raw = message.spans(9)
+        if len(raw) > 1 or (raw and any(message.of(n) for n in (4, 5, 6, 7, 10, 11))):
+            raise self.refuse("has a weight that is given twice")
+        if not raw:
+            return Weight(dtype, dims, self.listed(message, found), None)
+        start, end = raw[0]
+        if end - start != found.bytes:
+            raise self.refuse(f"has a weight of sizes {dims} in {end - start} bytes")
+        word = DTYPES[dtype][0]
+        if word is None or prod(dims) > MAX_NUMBERS:
+            return found
+        values = np.frombuffer(self.file.bytes(start, end), np.dtype(word).newbyteorder("<"))
+        return Weight(dtype, dims, values.astype(word).reshape(dims), None)
+
+    def listed(self, message: Message, weight: Weight) -> np.ndarray | None:
+        """A weight whose few elements are numbers of the message instead of raw bytes."""
+        count, word = prod(weight.dims), DTYPES[weight.dtype][0]
+        if not count:
+            return np.zeros(weight.dims, word or "uint8")
+        if count > MAX_NUMBERS or word is None:
+            raise self.refuse(f"has a weight of sizes {weight.dims} that is not in raw bytes")
+        values: list[Any]
+        if word == "float32":
+            values = message.floats(4)
+        elif word == "float64":
+            values = message.doubles(10)
+        else:
+            field = {"int64": 7, "uint32": 11, "uint64": 11}.get(word, 5)
+            values = message.integers(field)
+        if len(values) != count:
+            raise self.refuse(f"has a weight of sizes {weight.dims} with {len(values)} elements")
+        try:
+            if word == "float16":
+                return np.array(values, "uint16").view(word).reshape(weight.dims)
+            return np.array(values, word).reshape(weight.dims)
+        except (OverflowError, ValueError) as e:
+            raise self.refuse("has a weight whose elements do not fit its type") from e
+
+    def location(self, message: Message) -> str:
+        """The file of an external weight; a field given twice may hide nothing."""
+        entries: dict[str, str] = {}
+        for span in message.spans(13):
+            entry = self.file.message(*span)
+            key = entry.text(1)
+            if key in entries:
+                raise self.refuse(f"has a weight whose external data says {key[:80]!r} twice")
+            entries[key] = entry.text(2)
+        return entries.get("location", "")
+
+    def metadata(self, top: Message) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for span in top.spans(14):
+            entry = self.file.message(*span)
+            if entry.text(1) in found:
+                raise InputError(f"{self.file.name} is malformed: a metadata key appears twice")
+            if len(found) == MAX_PROPERTIES:
+                raise InputError(
+                    f"{self.file.name} has more than {MAX_PROPERTIES} metadata entries"
+                )
+            found[entry.text(1)] = entry.text(2)
+        return found

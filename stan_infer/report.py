@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from stan_infer.errors import InputError
+from stan_infer.errors import InputError, printable
 
 
 def print_json(schema: str, record: dict[str, Any]) -> None:
@@ -46,7 +46,7 @@ def print_facts(facts: dict[str, Any]) -> None:
 
 def say(text: str) -> None:
     """Print a message or a warning: never on standard output, which carries results."""
-    print(_printable(text), file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)
 
 
 def _write(text: str) -> None:
@@ -72,12 +72,7 @@ def _cell(value: Any) -> str:
         if value == 0 or 1e-3 <= abs(value) < 1e5:
             return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
         return f"{value:.1e}"
-    return _printable(str(value))
-
-
-def _printable(text: str) -> str:
-    # Names come from strangers' files: control characters must not reach the terminal.
-    return "".join(c if c.isprintable() else "?" for c in text)
+    return printable(str(value))
 
 
 def _plain(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from stan_infer.artefact import (
 from stan_infer.bisect_graph import graph_precision
 from stan_infer.config import StanConfig
 from stan_infer.errors import InputError, StanError, require
-from stan_infer.onnx_file import check_external, metadata_props
+from stan_infer.graph_source import read_bare
+from stan_infer.onnx_file import read_graph
 from stan_infer.tokenizer import END, START, text_rules, tokenize
 from stan_infer.verify_sources import Arrays, Form, Source, score_arrays, to_input
 from stan_infer.video import SAMPLING_RULE, resize_crop, sample_indices
@@ -33,27 +35,36 @@ _MAX_LABELS = 256 * 2**20
 class Opened:
     """One graph in a runtime, as it ships."""
 
-    def __init__(self, graph: Path, engine: str, external: Sequence[str]) -> None:
-        """Open it on the CPU; external: the files beside it that it may read.
+    def __init__(
+        self,
+        graph: Path,
+        engine: str,
+        external: Sequence[str],
+        config: StanConfig | None = None,
+    ) -> None:
+        """Open it on the CPU; external: the files beside it that it may read; config: its model's.
 
-        Raises InputError where the runtime refuses the graph, MissingError without the runtime.
+        Raises InputError where the graph or the runtime refuses, MissingError without the runtime.
         """
-        check_external(graph, external)
+        source = read_bare(graph, external, config)
+        self._source = replace(source, data=None)  # only its form is still needed
         self._name, self._engine, self._compiled, self._session = graph.name, engine, None, None
         if engine == "openvino":
             from stan_infer.engines import ov_session
 
-            self._compiled = ov_session.open_graph(graph)
+            self._compiled = ov_session.open_graph(source.content, name=graph.name)
             signature = ov_session.OvGraph(self._compiled).signature()
         else:
             from stan_infer.engines import ort_session
 
-            self._session = ort_session.open_graph(graph)
+            self._session = ort_session.open_graph(source.content, name=graph.name)
             signature = ort_session.OrtGraph(self._session).signature()
+        source.check_unchanged()
         self.inputs, self.outputs = signature.inputs, signature.outputs
 
     def run(self, names: Sequence[str], feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Compute several outputs at once; whatever the runtime raises becomes an InputError."""
+        self._source.check_sizes({n: (v.dtype.name, v.shape) for n, v in feeds.items()})
         try:
             if self._session is not None:
                 return self._session.run(list(names), dict(feeds))
@@ -275,7 +286,7 @@ class Folder(Source):
         for role in ROLES:
             try:
                 path = self.graph_path(role)
-                hashed = metadata_props(path).get(CONFIG_KEY) if path else None
+                hashed = read_graph(path).metadata.get(CONFIG_KEY) if path else None
             except InputError as e:
                 wrong.append(str(e))
                 continue
@@ -307,7 +318,8 @@ class Folder(Source):
             entry = self._graphs[role]
             data = [n for n in entry.get("external_data") or [] if isinstance(n, str)]
             try:
-                self._opened[role] = Opened(self._file(entry.get("file")), self.engine, data)
+                path = self._file(entry.get("file"))
+                self._opened[role] = Opened(path, self.engine, data, self._c)
             except InputError as e:
                 self._opened[role] = e
         return self._opened[role]

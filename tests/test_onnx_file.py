@@ -11,9 +11,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from stan_infer import onnx_file
+from stan_infer import protobuf
 from stan_infer.errors import InputError
-from stan_infer.onnx_file import MESSAGES, check_external, external_locations, metadata_props
+from stan_infer.onnx_file import check_external, read_graph
 
 
 def tensor(location: str, name: str = "w") -> TensorProto:
@@ -35,42 +35,43 @@ def constant(**attributes) -> onnx.NodeProto:
     return helper.make_node("Constant", [], ["c"], **attributes)
 
 
-def sparse(location: str) -> onnx.SparseTensorProto:
-    return onnx.SparseTensorProto(values=tensor(location), indices=tensor(f"{location}.i"))
-
-
-def everywhere() -> onnx.ModelProto:
-    """A model with an external tensor in every place that the format has."""
-    inner = helper.make_graph([constant(value=tensor("t"))], "inner", [], [], [tensor("sub")])
-    m = model(tensor("init"), nodes=[helper.make_node("If", ["x"], ["z"], then_branch=inner)])
+def places() -> dict[str, onnx.ModelProto]:
+    """A model for every place, apart from weights and a node's value, where a tensor may lie."""
+    inner = helper.make_graph([], "inner", [], [], [tensor("sub")])
+    sparse = onnx.SparseTensorProto(values=tensor("v"), indices=tensor("i"))
+    found = {"a subgraph": model(nodes=[helper.make_node("If", ["x"], ["z"], then_branch=inner)])}
     for name, field, value in (
-        ("ts", "tensors", tensor("ts")),
-        ("gs", "graphs", helper.make_graph([], "n", [], [], [tensor("gs")])),
-        ("sts", "sparse_tensors", sparse("sts")),
+        ("a list of tensors", "tensors", tensor("ts")),
+        ("a list of graphs", "graphs", inner),
+        ("a list of sparse tensors", "sparse_tensors", sparse),
     ):
-        attribute = onnx.AttributeProto(name=name)
+        attribute = onnx.AttributeProto(name="a")
         getattr(attribute, field).append(value)
-        m.graph.node[0].attribute.append(attribute)
-    m.graph.node.append(constant(sparse_value=sparse("st")))
-    m.graph.sparse_initializer.append(sparse("sparse"))
-    m.training_info.add().algorithm.initializer.append(tensor("algorithm"))
-    m.training_info[0].initialization.initializer.append(tensor("initialization"))
-    function = m.functions.add(name="f", domain="d")
-    function.node.append(constant(value=tensor("function")))
-    function.attribute_proto.append(helper.make_attribute("a", tensor("default")))
-    return m
+        found[name] = model()
+        found[name].graph.node[0].attribute.append(attribute)
+    found["a sparse tensor"] = model(nodes=[constant(sparse_value=sparse)])
+    found["a sparse weight"] = model()
+    found["a sparse weight"].graph.sparse_initializer.append(sparse)
+    found["training"] = model()
+    found["training"].training_info.add().algorithm.initializer.append(tensor("algorithm"))
+    found["a function"] = model()
+    found["a function"].functions.add(name="f", domain="d").node.append(constant(value=tensor("f")))
+    return found
 
 
-def oracle(message) -> set[str]:
-    """Locations that protobuf itself finds, in whatever field they lie."""
-    found = set()
+def oracle(message) -> tuple[set[str], set[tuple]]:
+    """Locations and operations that protobuf itself finds, in whatever field they lie."""
+    locations, operations = set(), set()
     if isinstance(message, TensorProto):
-        found = {e.value for e in message.external_data if e.key == "location"}
+        locations = {e.value for e in message.external_data if e.key == "location"}
+    if isinstance(message, onnx.NodeProto):
+        operations = {(message.op_type, tuple(message.input), tuple(message.output))}
     for field, value in message.ListFields():
         if field.message_type is not None:
             for below in value if field.is_repeated else [value]:
-                found |= oracle(below)
-    return found
+                more = oracle(below)
+                locations, operations = locations | more[0], operations | more[1]
+    return locations, operations
 
 
 def written(m: onnx.ModelProto | bytes, folder: Path) -> Path:
@@ -79,41 +80,25 @@ def written(m: onnx.ModelProto | bytes, folder: Path) -> Path:
     return path
 
 
-def test_the_table_is_onnx_proto():
-    """Every field of the installed onnx that leads to a tensor is in MESSAGES."""
-
-    def leads(descriptor, seen=()) -> bool:
-        if descriptor.name == "TensorProto":
-            return True
-        return any(
-            f.message_type and f.message_type.name not in seen
-            and leads(f.message_type, (*seen, descriptor.name))
-            for f in descriptor.fields
-        )  # fmt: skip
-
-    for name, fields in MESSAGES.items():
-        descriptor = getattr(onnx, name).DESCRIPTOR
-        wanted = {
-            f.number: f.message_type.name
-            for f in descriptor.fields
-            if f.message_type is not None and leads(f.message_type)
-        }
-        if name == "TensorProto":
-            wanted = {descriptor.fields_by_name["external_data"].number: "StringStringEntryProto"}
-        assert fields == wanted, name
+@pytest.mark.parametrize("place", places())
+def test_tensors_lie_in_weights_and_values_alone(tmp_path, place):
+    """What is no weight and no constant's value is refused, so that no tensor is overlooked."""
+    with pytest.raises(InputError, match="which no graph written by stan_infer has"):
+        read_graph(written(places()[place], tmp_path))
 
 
-def test_every_place_of_a_tensor_is_seen(tmp_path):
-    m = everywhere()
-    locations = external_locations(written(m, tmp_path))
-    assert locations == sorted(oracle(m))
-    assert len(locations) == 15
+def test_locations_of_weights(tmp_path):
+    form = read_graph(written(model(tensor("b", "w"), tensor("a", "v")), tmp_path))
+    assert form.external == ["a", "b"] and form.external_bytes("a") == 4
+    m = model(nodes=[constant(value=tensor("inside"))])
+    with pytest.raises(InputError, match="reads a value of a node Constant from a file"):
+        read_graph(written(m, tmp_path))
 
 
 def test_a_model_without_external_data(tmp_path):
     path = written(model(helper.make_tensor("w", TensorProto.FLOAT, [2], [1.0, 2.0])), tmp_path)
-    assert external_locations(path) == []
-    check_external(path, [])
+    assert read_graph(path).external == []
+    check_external(read_graph(path), [])
 
 
 @pytest.mark.parametrize(
@@ -138,27 +123,41 @@ def test_names_outside_the_folder_are_refused_even_when_listed(tmp_path, locatio
         if location.startswith("./") and location in allowed:
             continue
         with pytest.raises(InputError, match=r"reads weights from .* nothing was opened"):
-            check_external(path, allowed)
+            check_external(read_graph(path), allowed)
 
 
 def test_only_listed_names_are_allowed(tmp_path):
     path = written(model(tensor("m.onnx.data"), tensor("w/2.data", "v")), tmp_path)
-    check_external(path, ["m.onnx.data", "w/2.data"])
+    check_external(read_graph(path), ["m.onnx.data", "w/2.data"])
     with pytest.raises(InputError, match=r"'w/2.data', which manifest.json does not list"):
-        check_external(path, ["m.onnx.data"])
+        check_external(read_graph(path), ["m.onnx.data"])
+
+
+def field(number: int, content: bytes) -> bytes:
+    return varint(number << 3 | 2) + varint(len(content)) + content
 
 
 def test_a_field_given_twice_hides_nothing(tmp_path):
-    """Parsers take the last of a field's values; all of them must be seen."""
+    """Parsers take the last of a field's values, or merge them, each in its own way: refused."""
     entry = onnx.StringStringEntryProto
     first, second = (entry(key="location", value=v).SerializeToString() for v in ("a", "b"))
-    both = first + entry(value="c").SerializeToString()
-    hidden = entry(key="offset").SerializeToString() + second
-    raw = b"".join(bytes([13 << 3 | 2, len(e)]) + e for e in (both, hidden))
-    graph = bytes([5 << 3 | 2, len(raw)]) + raw
-    data = bytes([7 << 3 | 2, len(graph)]) + graph
-    assert oracle(onnx.ModelProto.FromString(data)) == {"b", "c"}
-    assert external_locations(written(data, tmp_path)) == ["a", "b", "c"]
+    weight = TensorProto(name="w", data_type=1, dims=[1], data_location=1).SerializeToString()
+    whole = model().graph.SerializeToString()
+    opset = field(8, onnx.OperatorSetIdProto(version=20).SerializeToString())
+    for hidden in (
+        field(5, weight + field(13, first + entry(value="c").SerializeToString())),
+        field(5, weight + field(13, first) + field(13, second)),
+        field(1, field(4, b"Identity") + field(4, b"Loop")),
+        field(1, field(4, b"Identity") + field(5, field(1, b"a") + field(1, b"b"))),
+    ):
+        data = opset + field(7, whole + hidden)
+        onnx.ModelProto.FromString(data)
+        with pytest.raises(InputError, match="well-formed|twice"):
+            read_graph(written(data, tmp_path))
+    for twice in (opset + opset + field(7, whole), opset + field(7, whole) + field(7, whole)):
+        onnx.ModelProto.FromString(twice)
+        with pytest.raises(InputError, match="well-formed|operator sets"):
+            read_graph(written(twice, tmp_path))
 
 
 def test_a_location_without_a_value_is_an_empty_one(tmp_path):
@@ -166,9 +165,9 @@ def test_a_location_without_a_value_is_an_empty_one(tmp_path):
     t = tensor("x")
     t.external_data[1].ClearField("value")
     path = written(model(t), tmp_path)
-    assert external_locations(path) == [""]
+    assert read_graph(path).external == [""]
     with pytest.raises(InputError, match="reads weights from ''"):
-        check_external(path, ["x"])
+        check_external(read_graph(path), ["x"])
 
 
 def nested(depth: int) -> bytes:
@@ -206,14 +205,14 @@ def varint(n: int) -> bytes:
 )
 def test_hostile_bytes(tmp_path, data):
     with pytest.raises(InputError, match=r"m\.onnx"):
-        external_locations(written(data, tmp_path))
+        read_graph(written(data, tmp_path))
 
 
 def test_truncated_anywhere(tmp_path):
-    whole = everywhere().SerializeToString()
+    whole = model(tensor("a"), nodes=[constant(value=tensor("b"))]).SerializeToString()
     for n in range(0, len(whole), 7):
         try:
-            external_locations(written(whole[:n], tmp_path))
+            read_graph(written(whole[:n], tmp_path))
         except InputError:
             continue
         # A cut between two fields of the model leaves a model, which must still parse elsewhere.
@@ -221,48 +220,44 @@ def test_truncated_anywhere(tmp_path):
 
 
 def test_too_many_fields(tmp_path, monkeypatch):
-    monkeypatch.setattr(onnx_file, "MAX_FIELDS", 1000)
+    monkeypatch.setattr(protobuf, "MAX_FIELDS", 1000)
     with pytest.raises(InputError, match="more than 1000 protobuf fields"):
-        external_locations(written(b"\x08\x01" * 2000, tmp_path))
+        read_graph(written(b"\x08\x01" * 2000, tmp_path))
 
 
 def test_a_missing_file(tmp_path):
-    for call in (external_locations, metadata_props):
-        with pytest.raises(InputError, match="cannot be read"):
-            call(tmp_path / "none.onnx")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_graph(tmp_path / "none.onnx")
 
 
 def test_metadata(tmp_path):
     m = model()
-    assert metadata_props(written(m, tmp_path)) == {}
+    assert read_graph(written(m, tmp_path)).metadata == {}
     helper.set_model_props(m, {"config_sha256": "ab", "ключ": ""})
-    assert metadata_props(written(m, tmp_path)) == {"config_sha256": "ab", "ключ": ""}
+    assert read_graph(written(m, tmp_path)).metadata == {"config_sha256": "ab", "ключ": ""}
     m.metadata_props.add(key="config_sha256", value="other")
     with pytest.raises(InputError, match="appears twice"):
-        metadata_props(written(m, tmp_path))
+        read_graph(written(m, tmp_path)).metadata
     m = model()
-    m.metadata_props.add(key="k", value="v" * (onnx_file.MAX_TEXT + 1))
+    m.metadata_props.add(key="k", value="v" * (protobuf.MAX_TEXT + 1))
     with pytest.raises(InputError, match="well-formed"):
-        metadata_props(written(m, tmp_path))
+        read_graph(written(m, tmp_path)).metadata
 
 
 def never_another_error(data: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = written(data, Path(folder))
         try:
-            seen = set(external_locations(path))
+            form = read_graph(path)
         except InputError:
             return
-        finally:
-            try:
-                metadata_props(path)
-            except InputError:
-                pass
         try:
             parsed = onnx.ModelProto.FromString(data)
         except Exception:
             return  # protobuf's own class; the runtimes refuse such a file as well
-        assert oracle(parsed) <= seen, "a parser sees a location that the reader does not"
+        locations, operations = oracle(parsed)
+        assert locations <= {*form.external}, "a parser sees a location that the reader does not"
+        assert operations == {(n.op, n.inputs, n.outputs) for n in form.nodes}
 
 
 @settings(max_examples=300, deadline=None)
@@ -276,7 +271,8 @@ def test_random_bytes(data):
 @given(st.data())
 def test_random_changes_hide_nothing(data):
     """What protobuf finds in a damaged file, the reader finds too, or it refuses the file."""
-    whole = bytearray(everywhere().SerializeToString())
+    m = model(tensor("init"), nodes=[helper.make_node("Split", ["x"], ["a", "b"], axis=0)])
+    whole = bytearray(m.SerializeToString())
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(whole) - 1))
         kind = data.draw(st.sampled_from(["set", "insert", "delete"]))

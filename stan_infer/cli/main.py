@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
 import sys
 from typing import Annotated
 
@@ -19,8 +18,9 @@ from stan_infer.cli.eval import eval
 from stan_infer.cli.export import export
 from stan_infer.cli.inspect import inspect
 from stan_infer.cli.run import run
+from stan_infer.cli.signals import end_on_signals
 from stan_infer.cli.verify import verify
-from stan_infer.errors import StanError
+from stan_infer.errors import StanError, printable
 
 app = typer.Typer(
     name="stan-infer",
@@ -58,11 +58,7 @@ def _options(
 def main() -> None:
     """Run the command line and exit with the documented code."""
     debug = "--debug" in sys.argv
-    # So that temporary files and decoding processes go when a supervisor ends the program.
-    for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):  # Windows has no SIGHUP
-        ending = getattr(signal, name)
-        if signal.getsignal(ending) is not signal.SIG_IGN:  # as nohup has it
-            signal.signal(ending, lambda number, frame: sys.exit(128 + number))
+    end_on_signals()
     try:
         app()
     except StanError as e:
@@ -84,7 +80,6 @@ def main() -> None:
 
 
 def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    text = "".join(c if c.isprintable() else "?" for c in text)
+    text = printable(" ".join(str(error).split()))
     # The end says what to do: a monstrous name is cut in its middle.
     return text if len(text) <= 2000 else f"{text[:900]} ... {text[-900:]}"

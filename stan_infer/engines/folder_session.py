@@ -15,7 +15,6 @@ from stan_infer.artefact import (
     EIGHT_BITS,
     Artefact,
     Graph,
-    check_graph_file,
     config_sha256,
 )
 from stan_infer.config import StanConfig
@@ -28,7 +27,9 @@ from stan_infer.engines.session import (
     token_ids,
 )
 from stan_infer.errors import CheckError, InputError
-from stan_infer.onnx_file import metadata_props
+from stan_infer.graph_source import GraphSource, read_source
+from stan_infer.onnx_file import GraphForm
+from stan_infer.onnx_sizes import Inputs, check_need
 
 Value = tuple[str, tuple[int | None, ...]]  # numpy's name of the dtype; sizes, None if free
 
@@ -89,21 +90,28 @@ class FolderSession(ABC):
         if not self._graphs:
             raise InputError(f"artefact {artefact.path} holds neither a video nor a text graph")
         self._opened: dict[str, OpenGraph] = {}
+        self._forms: dict[str, GraphForm] = {}
+        self._fitting_sizes: set[tuple[object, ...]] = set()  # that were found to be bearable
         self._in_8_bits: tuple[int | None] | None = None  # counted when it is first asked for
         own = next(iter(self._graphs.values()))
         check_precision(artefact.path, own, precision, self.reduced)
         for role, graph in self._graphs.items():
-            check_graph_file(artefact, graph)
+            expected = expected_signature(artefact.config, graph)
+            source = read_source(artefact, graph)
+            _check_config(artefact, graph, source.form)
+            source.check_sizes(_smallest(graph, expected))
             # Of a folder in 8 bits the text tower is fp32.
             wanted = graph.precision if precision in (None, own.precision) else precision
-            opened = self.open(graph, wanted, threads)
-            _check_signature(artefact.config, graph, opened.signature())
-            _check_config(artefact, graph)
-            self._opened[role] = opened
+            opened = self.open(graph, source, wanted, threads)
+            source.check_unchanged()
+            _check_signature(expected, graph, opened.signature())
+            self._opened[role], self._forms[role] = opened, source.form
 
     @abstractmethod
-    def open(self, graph: Graph, precision: str, threads: int | None) -> OpenGraph:
-        """Open one graph of the folder on this device; the files that it reads were checked."""
+    def open(
+        self, graph: Graph, source: GraphSource, precision: str, threads: int | None
+    ) -> OpenGraph:
+        """Open one graph of the folder on this device; source: its bytes, which were checked."""
 
     def has(self, graph: Graph) -> bool:
         """Whether this engine can open that graph of the folder; what it cannot is absent."""
@@ -116,7 +124,7 @@ class FolderSession(ABC):
 
     def embed_video(self, video: Any) -> Any:
         """See Session.embed_video; the input's dtype must be the one exported."""
-        graph, opened = self._role("video")
+        graph, _ = self._role("video")
         clips = np.ascontiguousarray(video)
         wanted = graph.inputs[0]["dtype"]
         if clips.dtype != wanted:
@@ -128,22 +136,25 @@ class FolderSession(ABC):
         check_video(self.config, clips.shape, clips.dtype == np.uint8)
         check_size(graph, "batch", clips.shape[0], "video has {} clips")
         check_size(graph, "frames", clips.shape[1], "video has {} frames")
-        return opened.run(
-            "frame_embeds" if self.config.is_mug else "video_embeds", {"video": clips}
-        )
+        b, t, e = *clips.shape[:2], self.config.embed_dim
+        if self.config.is_mug:
+            return self._run("video", "frame_embeds", {"video": clips}, (b, t, e))
+        return self._run("video", "video_embeds", {"video": clips}, (b, e))
 
     def embed_text(self, texts: Sequence[str] | np.ndarray) -> np.ndarray:
         """See Session.embed_text; uses the vocabulary inside the artefact."""
         ids = token_ids(self.config, texts, self.vocabulary)
-        graph, opened = self._role("text")
+        graph, _ = self._role("text")
         check_size(graph, "length", ids.shape[1], "token ids are {} long")
         name = "token_embeds" if self.config.is_mug else "text_embeds"
+        row = (ids.shape[1],) if self.config.is_mug else ()
         feeds = ids.astype(np.int32)
         chunk = min(TEXT_CHUNK, graph.dims.get("batch", (1, TEXT_CHUNK))[1])
-        parts = [
-            opened.run(name, {"input_ids": feeds[i : i + chunk]})
-            for i in range(0, len(feeds), chunk)
-        ]
+        parts = []
+        for i in range(0, len(feeds), chunk):
+            part = feeds[i : i + chunk]
+            wanted = (len(part), *row, self.config.embed_dim)
+            parts.append(self._run("text", name, {"input_ids": part}, wanted))
         return np.concatenate(parts)
 
     def score(self, texts: Sequence[str] | np.ndarray, video: np.ndarray) -> np.ndarray:
@@ -186,6 +197,21 @@ class FolderSession(ABC):
     def close(self) -> None:
         """Free the graphs."""
         self._opened.clear()
+        self._forms.clear()
+
+    def _run(
+        self, role: str, output: str, feeds: Mapping[str, np.ndarray], wanted: tuple[int, ...]
+    ) -> np.ndarray:
+        """Run a graph for sizes that it may take; refuse an output of other sizes than `wanted`."""
+        graph, opened = self._role(role)
+        inputs = {name: (value.dtype.name, value.shape) for name, value in feeds.items()}
+        key = (role, *(sizes for _, sizes in inputs.values()))
+        if key not in self._fitting_sizes:
+            check_need(self._forms[role], self.config, inputs)
+            self._fitting_sizes.add(key)
+        values = opened.run(output, feeds)
+        check_output(graph, output, values, wanted)
+        return values
 
     def _role(self, role: str) -> tuple[Graph, OpenGraph]:
         if role not in self._graphs:
@@ -207,10 +233,29 @@ def check_precision(
     )
 
 
-def _check_config(artefact: Artefact, graph: Graph) -> None:
+def check_output(graph: Graph, output: str, values: Any, wanted: tuple[int, ...]) -> None:
+    """Refuse what a graph returned in other sizes than [B, E], [B, T, E] or [Q, L, E]."""
+    if tuple(values.shape) != wanted:
+        raise InputError(
+            f"{graph.file} returned {output} of sizes {list(values.shape)} for {wanted[0]} rows; "
+            f"the model gives {list(wanted)}: export the checkpoint again"
+        )
+
+
+def _smallest(graph: Graph, expected: Signature) -> Inputs:
+    """The smallest inputs that a graph takes, by name."""
+    axes = {"batch": 0, ("length" if graph.role == "text" else "frames"): 1}
+    low = {i: graph.dims.get(name, (1, 1))[0] for name, i in axes.items()}
+    return {
+        name: (dtype, [low.get(i, 1) if n is None else n for i, n in enumerate(sizes)])
+        for name, (dtype, sizes) in expected.inputs.items()
+    }
+
+
+def _check_config(artefact: Artefact, graph: Graph, form: GraphForm) -> None:
     """Refuse a manifest whose config is not the one that the graph carries."""
     # A reference graph has no note of it. Head, temperature, sampling: none of them is a shape.
-    noted = metadata_props(artefact.path / graph.file).get(CONFIG_KEY)
+    noted = form.metadata.get(CONFIG_KEY)
     if noted is not None and noted != config_sha256(artefact.config):
         raise CheckError(
             f"artefact {artefact.path}: 'model' in manifest.json is not what {graph.file} was "
@@ -226,9 +271,8 @@ def check_size(graph: Graph, name: str, size: int, sentence: str) -> None:
         raise InputError(f"{sentence.format(size)}; this artefact takes {allowed}")
 
 
-def _check_signature(config: StanConfig, graph: Graph, got: Signature) -> None:
+def _check_signature(wanted: Signature, graph: Graph, got: Signature) -> None:
     """Compare a graph with the config: names, types and sizes; further outputs are free."""
-    wanted = expected_signature(config, graph)
     outputs = {name: v for name, v in got.outputs.items() if name in wanted.outputs}
     if (got.inputs, outputs) != (wanted.inputs, wanted.outputs):
         raise InputError(

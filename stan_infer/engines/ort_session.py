@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stan_infer.artefact import Artefact, Graph
+from stan_infer.artefact import EIGHT_BITS, Artefact, Graph
 from stan_infer.engines.folder_session import FolderSession, Signature, Value
 from stan_infer.engines.ort_providers import Provider, choose_provider, open_with
 from stan_infer.errors import InputError, MissingError, StanError, require
+from stan_infer.graph_source import GraphSource
 from stan_infer.onnx_file import count_ops
+from stan_infer.temporary import NoRoomError, temporary_folder
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -28,6 +29,7 @@ MAX_GRAPHS = 8  # shapes that have a CUDA graph; later ones run without
 def open_graph(
     graph: Path | bytes,
     *,
+    name: str = "the graph",
     device: str = "cpu",
     provider: str | None = None,
     threads: int | None = None,
@@ -36,9 +38,9 @@ def open_graph(
 ) -> onnxruntime.InferenceSession:
     """Open one ONNX file (or its bytes) on the device asked for, and nowhere else.
 
-    provider: one of ort_providers.PROVIDERS; None is the device's own. arena: keep freed memory for
-    the next run: a little faster, and half as much again. optimised: where to write the graph as
-    ONNX Runtime will run it.
+    name: what errors call bytes. provider: one of ort_providers.PROVIDERS; None is the device's
+    own. arena: keep freed memory for the next run: a little faster, and half as much again.
+    optimised: where to write the graph as ONNX Runtime will run it.
 
     Raises InputError for an unknown device or provider, or a graph that ONNX Runtime refuses;
     MissingError when onnxruntime or the provider is not here: ONNX Runtime itself would go on on
@@ -47,7 +49,9 @@ def open_graph(
     ort = require("onnxruntime", "engine ort", "stan-infer[runtime]")
     chosen = choose_provider(device, provider)
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    # What is wrong comes as an exception. ONNX Runtime's own lines hold names from the file as they
+    # stand there, with whatever a terminal takes for a command.
+    options.log_severity_level = 4
     # Its own format, .ort, is chosen by content for bytes; only ONNX was checked.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     # On a CPU without VNNI a sum of two products of 8 bits overflows 16 bits and is cut off: B/32
@@ -64,7 +68,7 @@ def open_graph(
         raise
     except Exception as e:
         # onnxruntime raises its own classes, which share no base but Exception.
-        name = "the graph" if isinstance(graph, bytes) else graph.name
+        name = name if isinstance(graph, bytes) else graph.name
         reason = str(e).split(" failed:", 1)[-1]  # before it stands the path
         if type(e).__name__ == "NotImplemented":
             raise MissingError(
@@ -105,13 +109,28 @@ class OrtSession(FolderSession):
         self._provider = choose_provider(device, provider)
         super().__init__(artefact, device=device, precision=precision, threads=threads)
 
-    def open(self, graph: Graph, precision: str, threads: int | None) -> OrtGraph:
-        """See FolderSession.open."""
-        path = self._artefact.path / graph.file
-        session = open_graph(
-            path, device=self._device, provider=self._provider.word, threads=threads
-        )
-        return OrtGraph(session, self._provider, path)
+    def open(
+        self, graph: Graph, source: GraphSource, precision: str, threads: int | None
+    ) -> OrtGraph:
+        """See FolderSession.open; of a graph in 8 bits it is counted what really runs so."""
+        options: dict[str, Any] = {
+            "name": graph.file,
+            "device": self._device,
+            "provider": self._provider.word,
+            "threads": threads,
+        }
+        if graph.precision not in EIGHT_BITS:
+            return OrtGraph(open_graph(source.content, **options), self._provider)
+        try:
+            with temporary_folder("the graph as it will run") as folder:
+                seen = folder / "optimised.onnx"
+                session = open_graph(source.content, **options, optimised=seen)
+                ops = count_ops(seen)
+        except (
+            NoRoomError
+        ):  # no place for a temporary file: nothing is counted, but the session runs
+            return OrtGraph(open_graph(source.content, **options), self._provider)
+        return OrtGraph(session, self._provider, sum(ops[name] for name in _IN_8_BITS))
 
 
 class OrtGraph:
@@ -121,11 +140,11 @@ class OrtGraph:
         self,
         session: onnxruntime.InferenceSession,
         provider: Provider | None = None,
-        path: Path | None = None,
+        in_8_bits: int | None = None,
     ) -> None:
         """Take what open_graph returned, the provider that it was opened on (None: the CPU) and
-        the file that it was opened from."""
-        self._path = path
+        how many products it runs in 8 bits."""
+        self._in_8_bits = in_8_bits
         self._session, self._provider = session, provider or _CPU
         self._kept: dict[Any, tuple[Any, ...]] = {}
 
@@ -164,19 +183,8 @@ class OrtGraph:
         }
 
     def count_8_bits(self) -> int | None:
-        """See OpenGraph.count_8_bits; opens the file once more, to see what it is made into."""
-        if self._path is None:
-            return None
-        provider = self._provider
-        device = "cpu" if provider.device == "cpu" else f"{provider.device}:{provider.index}"
-        try:
-            with tempfile.TemporaryDirectory(prefix="stan-infer-") as folder:
-                seen = Path(folder) / "optimised.onnx"
-                open_graph(self._path, device=device, provider=provider.word, optimised=seen)
-                ops = count_ops(seen)
-        except (OSError, StanError):
-            return None  # no place for a temporary file: not counted, but the session runs
-        return sum(ops[name] for name in _IN_8_BITS)
+        """See OpenGraph.count_8_bits."""
+        return self._in_8_bits
 
     def _bound(
         self, output: str, feeds: Mapping[str, np.ndarray], options: Any = None

@@ -14,6 +14,7 @@ from stan_infer.artefact import Graph
 from stan_infer.engines.folder_session import FolderSession, Signature, Value
 from stan_infer.engines.session import split_device
 from stan_infer.errors import InputError, MissingError, require
+from stan_infer.graph_source import GraphSource
 
 # openvino ships stubs without the marker that lets a type checker read them.
 Core = Any
@@ -29,41 +30,44 @@ _DTYPES = {"f32": "float32", "i32": "int32", "i64": "int64", "u8": "uint8"}
 def open_graph(
     graph: Path | bytes,
     *,
+    name: str = "the graph",
     device: str = "cpu",
     precision: str = "fp32",
     threads: int | None = None,
 ) -> CompiledModel:
     """Open one ONNX file (or its bytes) on the device asked for, and nowhere else.
 
-    precision: fp32 or bf16, of products and sums; never OpenVINO's choice, which is bf16 wherever
-    the CPU has it. Raises InputError for an unknown word or a graph that OpenVINO refuses,
-    MissingError when openvino, the device or its bf16 arithmetic is not here: OpenVINO itself would
-    go on in f32.
+    name: what errors call bytes. precision: fp32 or bf16, of products and sums; never OpenVINO's
+    choice, which is bf16 wherever the CPU has it. Raises InputError for an unknown word or a graph
+    that OpenVINO refuses, MissingError when openvino, the device or its bf16 arithmetic is not
+    here: OpenVINO itself would go on in f32.
     """
     ov = _openvino()
     core = ov.Core()
-    name = _device_name(core, device)
+    place = _device_name(core, device)
     if precision not in _HINTS:
         raise InputError(f"OpenVINO computes in {' or '.join(_HINTS)}, not {precision}")
-    if precision == "bf16" and not _has_bf16(core, name):
+    if precision == "bf16" and not _has_bf16(core, place):
         raise MissingError(
-            f"device '{device}' ({core.get_property(name, 'FULL_DEVICE_NAME')}) has no bf16 "
+            f"device '{device}' ({core.get_property(place, 'FULL_DEVICE_NAME')}) has no bf16 "
             "arithmetic, and OpenVINO would silently compute in fp32: leave precision away"
         )
     settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": _HINTS[precision]}
-    if name == "CPU":
+    if place == "CPU":
         # OpenVINO 2025.0 to 2026.4 may fuse softmax(q k) v into one piece of machine code which,
         # once run for one frame, is wrong by half and more for 8 frames and over. It does so in
         # graphs of torch.onnx.export; no graph may depend on its form. B/32 is 1 % slower without.
         settings["SNIPPETS_MODE"] = "DISABLE"
         if threads:
             settings["INFERENCE_NUM_THREADS"] = threads
-    word = "the graph" if isinstance(graph, bytes) else graph.name
+    # What is wrong comes as an exception; OpenVINO's own lines hold the file's names as they stand.
+    settings["LOG_LEVEL"] = "LOG_NONE"
+    word = name if isinstance(graph, bytes) else graph.name
     try:
         # The frontend by name: read_model would guess the format from the content.
         frontend = ov.frontend.FrontEndManager().load_by_framework("onnx")
         source = io.BytesIO(graph) if isinstance(graph, bytes) else str(graph)
-        compiled = core.compile_model(frontend.convert(frontend.load(source)), name, settings)
+        compiled = core.compile_model(frontend.convert(frontend.load(source)), place, settings)
     except Exception as e:
         # Frontend errors have classes of their own, which share no base but Exception.
         if "SNIPPETS_MODE" in str(e):
@@ -84,7 +88,9 @@ class OvSession(FolderSession):
     engine = "openvino"
     reduced = ("bf16",)
 
-    def open(self, graph: Graph, precision: str, threads: int | None) -> OvGraph:
+    def open(
+        self, graph: Graph, source: GraphSource, precision: str, threads: int | None
+    ) -> OvGraph:
         """See FolderSession.open; describe() says in which arithmetic a reduced graph runs."""
         arithmetic = precision
         if precision == graph.precision and precision != "fp32":
@@ -92,8 +98,14 @@ class OvSession(FolderSession):
             core = _openvino().Core()
             can = precision == "bf16" and _has_bf16(core, _device_name(core, self._device))
             arithmetic = "bf16" if can else "fp32"
-        path = self._artefact.path / graph.file
-        return OvGraph(open_graph(path, device=self._device, precision=arithmetic, threads=threads))
+        compiled = open_graph(
+            source.content,
+            name=graph.file,
+            device=self._device,
+            precision=arithmetic,
+            threads=threads,
+        )
+        return OvGraph(compiled)
 
 
 class OvGraph:

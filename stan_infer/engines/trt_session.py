@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from stan_infer.artefact import ENGINES_FOLDER, Artefact, Graph
-from stan_infer.engines.folder_session import FolderSession, OpenGraph, check_size
+from stan_infer.engines.folder_session import FolderSession, OpenGraph, check_output, check_size
 from stan_infer.engines.plan_graph import PlanGraph
 from stan_infer.engines.session import check_video
 from stan_infer.engines.torch_session import torch_device
 from stan_infer.errors import InputError, MissingError
+from stan_infer.graph_source import GraphSource
 from stan_infer.plan_file import (
     FORMATS,
     Plan,
@@ -70,7 +71,9 @@ class TrtSession(FolderSession):
         """See FolderSession.has."""
         return graph.role in self._plans
 
-    def open(self, graph: Graph, precision: str, threads: int | None) -> PlanGraph:
+    def open(
+        self, graph: Graph, source: GraphSource, precision: str, threads: int | None
+    ) -> PlanGraph:
         """See FolderSession.open."""
         plan, refusal = self._fitting(self._plans[graph.role])
         if plan is None and self._auto_rebuild:
@@ -120,7 +123,10 @@ class TrtSession(FolderSession):
         if clips.device != self._where and self._cuda.is_available() and not clips.is_cuda:
             clips = clips.contiguous().pin_memory()
         clips = clips.to(self._where, non_blocking=True)
-        return opened(clips)["frame_embeds" if self.config.is_mug else "video_embeds"]
+        output, e = "frame_embeds" if self.config.is_mug else "video_embeds", self.config.embed_dim
+        values = opened(clips)[output]
+        check_output(graph, output, values, (*clips.shape[: 1 + self.config.is_mug], e))
+        return values
 
     def close(self) -> None:
         """Free the plans."""
