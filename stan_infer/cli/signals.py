@@ -9,6 +9,7 @@ import threading
 from types import FrameType
 
 GRACE_S = 3.0  # for the main thread to notice; code of a library may keep it for hours
+_installed = threading.Event()
 
 
 def end_on_signals() -> None:
@@ -19,6 +20,9 @@ def end_on_signals() -> None:
     after GRACE_S, that thread ends the process. What such an end leaves behind in temporary folders
     is cleared by the next start.
     """
+    if _installed.is_set():
+        return
+    _installed.set()
     wanted = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
     wanted = [s for s in wanted if signal.getsignal(s) is not signal.SIG_IGN]
     taken_up = threading.Event()

@@ -9,7 +9,7 @@
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   try {
     const auto* bytes = reinterpret_cast<const std::byte*>(data);
-    stan::external_locations({bytes, bytes + size}, "x.onnx");
+    stan::check_graph({bytes, bytes + size}, "x.onnx");
   } catch (const stan::Error&) {
     // The one answer to bad input; anything else ends the run.
   }

@@ -165,7 +165,7 @@ class OrtBackend final : public Backend {
       : api_(api),
         version_(version),
         env_(make<Env>(api, api.ReleaseEnv, "start",
-                       [&](Env** e) { return api.CreateEnv(kLogError, "stan", e); })),
+                       [&](Env** e) { return api.CreateEnv(kLogFatal, "stan", e); })),
         options_(
             make<SessionOptions>(api, api.ReleaseSessionOptions, "options",
                                  [&](SessionOptions** o) { return api.CreateSessionOptions(o); })) {

@@ -1,6 +1,8 @@
 #include "stan/onnx_file.hpp"
 
+#include <algorithm>
 #include <cstdint>
+#include <iterator>
 #include <string_view>
 #include <vector>
 
@@ -9,56 +11,63 @@
 namespace stan {
 namespace {
 
-constexpr int kMaxDepth = 100;         // protobuf's own limit
+constexpr int kMaxDepth = 8;           // a model has six messages in each other
 constexpr int kMaxFields = 2'000'000;  // a large graph has 60,000
 constexpr std::size_t kMaxText = 65536;
 
-enum class Message {
-  model,
-  graph,
-  node,
-  attribute,
-  tensor,
-  sparse,
-  training,
-  function,
-  entry,
-  none
+// The operations that the exporters write; no other may stand in a graph. The same list as in
+// stan_infer/onnx_operations.py, which a test compares.
+constexpr std::string_view kOperations[] = {
+    "Abs", "Add", "And", "ArgMax", "Cast", "CastLike", "Ceil", "Clip", "Concat", "Constant",
+    "ConstantOfShape", "Conv", "DequantizeLinear", "Div", "Equal", "Erf", "Exp", "Expand",
+    "Floor", "Gather", "GatherElements", "Gelu", "Gemm", "Greater", "GreaterOrEqual",
+    "Identity", "LayerNormalization", "Less", "LessOrEqual", "MatMul", "Max", "Min", "Mul",
+    "Neg", "Not", "Or", "Pow", "QuantizeLinear", "Range", "Reciprocal", "ReduceL2", "ReduceMax",
+    "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "Reshape", "Round", "Shape",
+    "Sigmoid", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Tanh", "Transpose",
+    "Trilu", "Unsqueeze", "Where",
 };
 
-// Field numbers of onnx.proto on every way from a model to a tensor's external_data.
+enum class Message { model, opset, graph, node, attribute, tensor, entry, none };
+
+// Field numbers of onnx.proto on the ways from a model to its operations and to a tensor's
+// external_data.
 Message below(Message parent, std::uint64_t field) {
   switch (parent) {
     case Message::model:
-      return field == 7    ? Message::graph
-             : field == 20 ? Message::training
-             : field == 25 ? Message::function
-                           : Message::none;
+      return field == 7 ? Message::graph : field == 8 ? Message::opset : Message::none;
     case Message::graph:
-      return field == 1    ? Message::node
-             : field == 5  ? Message::tensor
-             : field == 15 ? Message::sparse
-                           : Message::none;
+      return field == 1 ? Message::node : field == 5 ? Message::tensor : Message::none;
     case Message::node:
       return field == 5 ? Message::attribute : Message::none;
     case Message::attribute:
-      return field == 5 || field == 10    ? Message::tensor
-             : field == 6 || field == 11  ? Message::graph
-             : field == 22 || field == 23 ? Message::sparse
-                                          : Message::none;
-    case Message::sparse:
-      return field == 1 || field == 2 ? Message::tensor : Message::none;
-    case Message::training:
-      return field == 1 || field == 2 ? Message::graph : Message::none;
-    case Message::function:
-      return field == 7 ? Message::node : field == 11 ? Message::attribute : Message::none;
+      return field == 5 ? Message::tensor : Message::none;
     case Message::tensor:
       return field == 13 ? Message::entry : Message::none;
+    case Message::opset:
     case Message::entry:
     case Message::none:
       break;
   }
   return Message::none;
+}
+
+// What the format has and no graph of ours: tensors and nodes could lie there unseen.
+const char* foreign(Message parent, std::uint64_t field) {
+  switch (parent) {
+    case Message::model:
+      return field == 20 ? "training information" : field == 25 ? "local functions" : nullptr;
+    case Message::graph:
+      return field == 15 ? "sparse weights" : nullptr;
+    case Message::node:
+      return field == 8 ? "a local function" : nullptr;
+    case Message::attribute:
+      return field <= 5 || field == 7 || field == 8 || field == 13 || field == 20
+                 ? nullptr
+                 : "a subgraph or the like";
+    default:
+      return nullptr;
+  }
 }
 
 class Walk {
@@ -85,6 +94,31 @@ class Walk {
       if (byte < 128) return value;
     }
     malformed(at);
+  }
+
+  [[noreturn]] void refuse(const std::string& what) const {
+    throw bad_input(file_ + " has " + what +
+                    ", which no graph written by stan_infer has; export the checkpoint again");
+  }
+
+  // Of a field given twice some parsers take the last and some merge: here all must be right.
+  void word(Message kind, std::uint64_t field, std::string_view text) const {
+    const bool is_domain = (kind == Message::node && field == 7) || kind == Message::opset;
+    if (is_domain && !text.empty() && text != "ai.onnx") {
+      refuse("operations of the domain '" + printable(text) + "'");
+    }
+    const auto* end = std::end(kOperations);
+    if (kind == Message::node && field == 4 && std::find(std::begin(kOperations), end, text) == end) {
+      refuse("the operation '" + printable(text) + "'");
+    }
+  }
+
+  static std::string printable(std::string_view text) {
+    std::string shown(text.substr(0, 80));
+    for (char& c : shown) {
+      if (c < 32 || c > 126) c = '?';
+    }
+    return shown;
   }
 
   void message(Message kind, std::size_t at, std::size_t end, int depth) {
@@ -114,6 +148,13 @@ class Walk {
           malformed(at);
       }
       if (length > end - at) malformed(at);
+      if (const char* what = foreign(kind, tag >> 3)) refuse(what);
+      const bool is_word = (kind == Message::node && (tag >> 3 == 4 || tag >> 3 == 7)) ||
+                           (kind == Message::opset && tag >> 3 == 1);
+      if (is_word) {
+        if ((tag & 7) != 2 || length > kMaxText) malformed(at);
+        word(kind, tag >> 3, bytes_.substr(at, length));
+      }
       const Message child = below(kind, tag >> 3);
       if (child != Message::none) {
         if ((tag & 7) != 2) malformed(at);
@@ -140,7 +181,7 @@ class Walk {
 
 }  // namespace
 
-std::set<std::string> external_locations(const Bytes& onnx, const std::string& file) {
+std::set<std::string> check_graph(const Bytes& onnx, const std::string& file) {
   return Walk({reinterpret_cast<const char*>(onnx.data()), onnx.size()}, file).run();
 }
 

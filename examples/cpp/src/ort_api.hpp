@@ -23,7 +23,7 @@ struct Allocator;
 
 enum ElementType : int { kFloat = 1, kUint8 = 2, kInt32 = 6, kInt64 = 7 };
 
-constexpr int kLogError = 3;            // ORT_LOGGING_LEVEL_ERROR
+constexpr int kLogFatal = 4;            // ORT_LOGGING_LEVEL_FATAL
 constexpr int kCpuArena = 1;            // OrtArenaAllocator
 constexpr int kDefaultMemory = 0;       // OrtMemTypeDefault
 constexpr std::uint32_t kVersion = 18;  // of ONNX Runtime 1.18, the oldest that reads IR 10

@@ -46,6 +46,6 @@ static_assert(int{stan::ort::kFloat} == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT);
 static_assert(int{stan::ort::kUint8} == ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8);
 static_assert(int{stan::ort::kInt32} == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32);
 static_assert(int{stan::ort::kInt64} == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64);
-static_assert(stan::ort::kLogError == ORT_LOGGING_LEVEL_ERROR);
+static_assert(stan::ort::kLogFatal == ORT_LOGGING_LEVEL_FATAL);
 static_assert(stan::ort::kCpuArena == OrtArenaAllocator);
 static_assert(stan::ort::kDefaultMemory == OrtMemTypeDefault);

@@ -96,7 +96,7 @@ Pipeline::Opened& Pipeline::open(const std::string& role) {
   GraphSource source{graph->file, checked(graph->file), {}, {}, role, &folder_};
   for (const Port& port : graph->inputs) source.ports.push_back(port.name);
   for (const Port& port : graph->outputs) source.ports.push_back(port.name);
-  const std::set<std::string> named = external_locations(source.content, graph->file);
+  const std::set<std::string> named = check_graph(source.content, graph->file);
   const std::set<std::string> listed(graph->external_data.begin(), graph->external_data.end());
   const bool on_top = named.empty() || graph->file.find('/') == std::string::npos;
   if (!on_top || !std::includes(listed.begin(), listed.end(), named.begin(), named.end())) {

@@ -1,4 +1,4 @@
-// Which other files an ONNX file names. A runtime would open them, wherever they lie.
+// What an ONNX file holds, from its bytes, before a runtime sees it.
 #pragma once
 
 #include <set>
@@ -8,7 +8,9 @@
 
 namespace stan {
 
-// Walks the protobuf message without decoding weights; throws Error for a malformed file.
-std::set<std::string> external_locations(const Bytes& onnx, const std::string& file);
+// Refuses operations that no exporter of ours writes, subgraphs and functions, and returns the names
+// of the other files that the graph reads: a runtime would open them, wherever they lie. Walks the
+// protobuf message without decoding weights; throws Error for a malformed file.
+std::set<std::string> check_graph(const Bytes& onnx, const std::string& file);
 
 }  // namespace stan

@@ -1,0 +1,129 @@
+"""A stranger's folder ends in one line and exit code 2 or 4, before a runtime sees it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+
+import pytest
+
+from stan_infer.checkpoint import save_model
+from stan_infer.config import preset
+from stan_infer.export import export_model
+from stan_infer.model import Stan, init_random
+from tests import hostile
+from tests.conftest import write_video
+
+pytestmark = pytest.mark.slow
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Ended:
+    code: int
+    err: str
+    peak: int  # bytes
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hostile")
+    model = init_random(Stan(preset("stan-tiny")), seed=3)
+    save_model(model, folder / "tiny.safetensors")
+    export_model(model, folder / "clean")
+    (folder / "clips").mkdir()
+    for i in range(2):
+        write_video(folder / "clips" / f"{i}.mp4", seed=i)
+    return folder
+
+
+def measured(*words) -> Ended:
+    """Run a command to its end in a process that then knows its peak memory."""
+    code = (
+        "import resource, subprocess, sys\n"
+        "done = subprocess.run(sys.argv[1:], capture_output=True)\n"
+        "sys.stderr.buffer.write(done.stderr)\n"
+        "print(done.returncode, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)\n"
+    )
+    command = [sys.executable, "-c", code, sys.executable, "-m", "stan_infer", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, timeout=300)
+    numbers = done.stdout.split()
+    return Ended(int(numbers[0]), done.stderr.decode(), int(numbers[1]))
+
+
+@pytest.fixture(scope="module")
+def clean(place):
+    found = measured("embed", place / "clean", place / "clips", "-o", place / "clean.npz")
+    assert found.code == 0, found.err
+    return found
+
+
+def check(ended, clean, codes=(2, 4)):
+    assert ended.code in codes, ended.err
+    assert ended.err.startswith("error: ") and ended.err.count("\n") == 1, ended.err
+    assert ended.err[:-1].isprintable()
+    assert ended.peak <= clean.peak + GIB
+
+
+@pytest.mark.parametrize("case", hostile.GRAPHS)
+@pytest.mark.parametrize("engine", ["ort", "openvino"])
+def test_graphs(place, clean, case, engine, tmp_path):
+    folder = hostile.write(place / "clean", tmp_path / case, case)
+    words = ["--engine", engine, "--batch", "2", "-o", tmp_path / "o.npz"]
+    check(measured("embed", folder, place / "clips", *words), clean)
+    assert not (tmp_path / "o.npz").exists()
+
+
+@pytest.mark.parametrize("case", hostile.FOLDERS)
+@pytest.mark.parametrize("command", ["inspect", "run", "calibrate", "triton-server"])
+def test_folders(place, clean, case, command, tmp_path):
+    folder = hostile.write(place / "clean", tmp_path / case, case)
+    words = {
+        "inspect": ["inspect", folder],
+        "run": ["run", folder, place / "clips" / "0.mp4", "--text", "a"],
+        "calibrate": ["calibrate", folder, "--videos", place / "clips", "-o", tmp_path / "o"],
+        "triton-server": ["export", folder, "--format", "triton-server", "-o", tmp_path / "o"],
+    }[command]
+    ended = measured(*words)
+    if case == "golden_bomb" and command != "calibrate":
+        assert ended.code == 0 and ended.peak <= clean.peak + GIB  # nothing else reads it
+        return
+    check(ended, clean)
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("case", ["endless_loop", "outer", "long_work", "reads_outside"])
+def test_verify_says_which_step(place, clean, case, tmp_path):
+    folder = hostile.write(place / "clean", tmp_path / case, case)
+    ended = measured("verify", place / "tiny.safetensors", folder)
+    assert ended.code == 4 and "Traceback" not in ended.err and ended.peak <= 2 * GIB
+    assert "\x1b" not in ended.err
+
+
+@pytest.mark.parametrize("number", [2, 15])
+def test_a_runtime_that_keeps_the_main_thread_is_ended(number, place, tmp_path):
+    """Ctrl-C and SIGTERM, while ONNX Runtime is in a loop of 2^62 rounds."""
+    folder = hostile.write(place / "clean", tmp_path / "loop", "endless_loop")
+    code = (
+        "import sys, numpy, onnxruntime\n"
+        "from stan_infer.cli.signals import end_on_signals\n"
+        "end_on_signals()\n"
+        "session = onnxruntime.InferenceSession(sys.argv[1])\n"
+        "print('running', flush=True)\n"
+        "session.run(None, {'video': numpy.zeros((1, 2, 64, 64, 3), 'uint8')})\n"
+    )
+    command = [sys.executable, "-c", code, folder / "video.onnx"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        assert process.stdout.readline() == b"running\n"
+        time.sleep(3)  # until the runtime has the main thread
+        os.kill(process.pid, number)
+        _, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + number
+    assert err.decode() == f"ended by signal {number}\n"
