@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from stan_infer import __version__
+from stan_infer.cache_folder import keep_library_caches
 from stan_infer.cli.bench import bench
 from stan_infer.cli.calibrate import calibrate
 from stan_infer.cli.convert import convert
@@ -58,6 +59,7 @@ def _options(
 def main() -> None:
     """Run the command line and exit with the documented code."""
     debug = "--debug" in sys.argv
+    keep_library_caches()
     # So that temporary files and decoding processes go when a supervisor ends the program.
     for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):  # Windows has no SIGHUP
         ending = getattr(signal, name)
