@@ -11,7 +11,6 @@ from pathlib import Path
 
 from stan_infer.errors import InputError
 
-
 # What the command line's libraries would else keep in ~/.triton, below the temporary folder under
 # a name that anybody can guess, and in ~/.config/matplotlib.
 _LIBRARIES = {
