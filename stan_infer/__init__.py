@@ -9,7 +9,11 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from stan_infer import privacy
+
 __version__ = "0.1.0"
+
+privacy.switch_off_telemetry()
 
 if TYPE_CHECKING:
     from stan_infer.checkpoint import convert, load_model, save_model

@@ -11,15 +11,30 @@ from pathlib import Path
 
 from stan_infer.errors import InputError
 
+# What the command line's libraries would else keep in ~/.triton, below the temporary folder under
+# a name that anybody can guess, and in ~/.config/matplotlib.
+_LIBRARIES = {
+    "TRITON_CACHE_DIR": "triton",
+    "TORCHINDUCTOR_CACHE_DIR": "inductor",
+    "MPLCONFIGDIR": "matplotlib",
+}
+
+
+def keep_library_caches() -> None:
+    """Let Triton, torch.compile and matplotlib keep their caches beside ours; none is made yet.
+
+    For a process of our own, before their import. A variable that the user set keeps its value.
+    """
+    for variable, name in _LIBRARIES.items():
+        os.environ.setdefault(variable, str(_place(name)))
+
 
 def cache_folder(name: str) -> Path:
     """Make and return a folder of ours in $STAN_INFER_CACHE, else in $XDG_CACHE_HOME or ~/.cache.
 
     Raises InputError where it cannot be written, or where others than its owner can write.
     """
-    own = os.environ.get("STAN_INFER_CACHE")
-    above = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    folder = (Path(own) if own else Path(above) / "stan-infer") / name
+    folder = _place(name)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.stat()
@@ -35,3 +50,9 @@ def cache_folder(name: str) -> Path:
             "STAN_INFER_CACHE to a folder of your own"
         )
     return folder
+
+
+def _place(name: str) -> Path:
+    own = os.environ.get("STAN_INFER_CACHE")
+    above = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return (Path(own) if own else Path(above) / "stan-infer") / name

@@ -14,6 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import stan_infer  # noqa: F401  # keeps the engines silent that tests import themselves
+from stan_infer.cache_folder import keep_library_caches
+
+keep_library_caches()  # here, where no test has put a folder of its own into the environment yet
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN_CASES = (
     "a_hd32.pth",

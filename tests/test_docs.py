@@ -44,6 +44,12 @@ def test_links_of_the_readme_lead_somewhere():
         assert target.startswith("http") or (ROOT / target).exists(), target
 
 
+def test_tests_that_the_security_page_names_are_there():
+    names = re.findall(r"`((?:tests|examples|stan_infer)/[^`]+)`", (ROOT / "SECURITY.md").read_text())
+    assert len(names) > 10
+    assert not [name for name in names if not (ROOT / name).exists()]
+
+
 def test_the_readme_is_short():
     assert len(README.splitlines()) < 200
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from stan_infer import __version__
+from stan_infer.cache_folder import keep_library_caches
 from stan_infer.cli.bench import bench
 from stan_infer.cli.calibrate import calibrate
 from stan_infer.cli.convert import convert
@@ -59,6 +60,7 @@ def main() -> None:
     """Run the command line and exit with the documented code."""
     debug = "--debug" in sys.argv
     end_on_signals()
+    keep_library_caches()
     try:
         app()
     except StanError as e:

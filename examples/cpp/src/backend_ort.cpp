@@ -1,6 +1,7 @@
 // ONNX Runtime, loaded at run time through its C ABI.
 #include <dlfcn.h>
 
+#include <cstdlib>
 #include <functional>
 
 #include "ort_api.hpp"
@@ -11,6 +12,10 @@ namespace stan {
 namespace {
 
 using namespace ort;
+
+// Read by ONNX Runtime, from 1.32 on, when it is loaded. Without it the library keeps a number of
+// this machine and a queue of events in the user's cache, and looks for its collector.
+constexpr const char* kSilence = "ORT_DISABLE_TELEMETRY";
 
 template <class T>
 using Owned = std::unique_ptr<T, void (*)(T*)>;
@@ -169,6 +174,10 @@ class OrtBackend final : public Backend {
         options_(
             make<SessionOptions>(api, api.ReleaseSessionOptions, "options",
                                  [&](SessionOptions** o) { return api.CreateSessionOptions(o); })) {
+    // Once more: a program may have loaded the library before us, when kSilence was not set.
+    const char* silence = std::getenv(kSilence);
+    if (silence && silence == std::string("1"))
+      check(api, api.DisableTelemetryEvents(env_.get()), "telemetry");
     check(api, api.SetIntraOpNumThreads(options_.get(), threads), "threads");
     // Exact products of 8 bits on CPUs without VNNI, where the fast way cuts off large sums.
     check(api, api.AddSessionConfigEntry(options_.get(), "session.x64quantprecision", "1"),
@@ -202,6 +211,7 @@ std::unique_ptr<Backend> open_onnxruntime(const std::filesystem::path& library, 
   const std::string help =
       "; install it (pip install onnxruntime, or a release archive) and give its "
       "libonnxruntime.so with --ort-library PATH";
+  setenv(kSilence, "1", /*overwrite=*/0);  // a user who set it keeps his choice
   // Never closed: the library's threads may outlive any point where that would be safe.
   void* handle = dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (!handle) throw missing("cannot load ONNX Runtime: " + std::string(dlerror()) + help);

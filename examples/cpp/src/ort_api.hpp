@@ -32,7 +32,8 @@ struct Api {
   void* unused_0_1[2];
   const char* (*GetErrorMessage)(const Status*);           // 2
   Status* (*CreateEnv)(int level, const char* id, Env**);  // 3
-  void* unused_4_6[3];
+  void* unused_4_5[2];
+  Status* (*DisableTelemetryEvents)(const Env*);  // 6
   Status* (*CreateSession)(const Env*, const char* path, const SessionOptions*, RawSession**);  // 7
   Status* (*CreateSessionFromArray)(const Env*, const void* data, std::size_t size,
                                     const SessionOptions*, RawSession**);  // 8
@@ -90,6 +91,7 @@ struct ApiBase {
   const char* (*GetVersionString)();
 };
 
+static_assert(offsetof(Api, DisableTelemetryEvents) == 6 * sizeof(void*));
 static_assert(offsetof(Api, Run) == 9 * sizeof(void*));
 static_assert(offsetof(Api, CreateTensorWithDataAsOrtValue) == 49 * sizeof(void*));
 static_assert(offsetof(Api, GetAllocatorWithDefaultOptions) == 78 * sizeof(void*));

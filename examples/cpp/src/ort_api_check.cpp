@@ -9,6 +9,7 @@
 
 SAME_PLACE(GetErrorMessage);
 SAME_PLACE(CreateEnv);
+SAME_PLACE(DisableTelemetryEvents);
 SAME_PLACE(CreateSession);
 SAME_PLACE(CreateSessionFromArray);
 SAME_PLACE(Run);

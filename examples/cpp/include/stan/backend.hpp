@@ -47,7 +47,8 @@ class Backend {
 };
 
 // threads: 0 leaves the number to the engine. Both throw Error (missing) where the engine is not
-// there. library: path of libonnxruntime.so, or empty for the system's libonnxruntime.so.1.
+// there. library: path of libonnxruntime.so, or empty for the system's libonnxruntime.so.1. Its
+// telemetry is off: ORT_DISABLE_TELEMETRY=1 goes into the environment unless it has a value there.
 std::unique_ptr<Backend> open_onnxruntime(const std::filesystem::path& library, int threads);
 std::unique_ptr<Backend> open_openvino(int threads);
 // The folder's plans on an NVIDIA GPU for the towers; preprocessing and score run in `other`.
