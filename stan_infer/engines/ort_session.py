@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from stan_infer.engines.folder_session import FolderSession, Signature, Value
 from stan_infer.engines.ort_providers import Provider, choose_provider, open_with
 from stan_infer.errors import InputError, MissingError, StanError, require
 from stan_infer.onnx_file import count_ops
+from stan_infer.temporary import temporary_folder
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -170,8 +170,8 @@ class OrtGraph:
         provider = self._provider
         device = "cpu" if provider.device == "cpu" else f"{provider.device}:{provider.index}"
         try:
-            with tempfile.TemporaryDirectory(prefix="stan-infer-") as folder:
-                seen = Path(folder) / "optimised.onnx"
+            with temporary_folder("the graph as it will run") as folder:
+                seen = folder / "optimised.onnx"
                 open_graph(self._path, device=device, provider=provider.word, optimised=seen)
                 ops = count_ops(seen)
         except (OSError, StanError):
