@@ -7,7 +7,6 @@ permissions kept; devices and pipes are written through.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import re
@@ -238,12 +237,12 @@ def _exchange(new: Path, place: Path, aside: Path) -> None:
 
 def _rename_exchange(a: Path, b: Path) -> bool:
     """Exchange two names in one step; False where the system or the file system cannot."""
-    call = (
-        getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-        if os.name == "posix"
-        else None
-    )
-    if call is None:
+    if sys.platform != "linux":
+        return False
+    import ctypes
+
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if call is None:  # a C library from before 2018
         return False
     at_cwd, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
     if call(at_cwd, os.fsencode(a), at_cwd, os.fsencode(b), exchange) == 0:

@@ -51,10 +51,10 @@ def safetensors(metadata_key: str, what: str) -> WhyKeep:
         try:
             with path.open("rb") as f:
                 size = int.from_bytes(f.read(8), "little")
-                header = json.loads(f.read(size)) if size <= _MAX_HEADER else None
-            found = header["__metadata__"]
-        except (OSError, ValueError, RecursionError, KeyError, TypeError):
-            found = {}
+                header = json.loads(f.read(size)) if size <= _MAX_HEADER else {}
+            found = header.get("__metadata__")
+        except (OSError, ValueError, RecursionError, AttributeError):
+            found = None
         is_ours = isinstance(found, dict) and metadata_key in found
         return None if is_ours else f"it was not written by {what}"
 

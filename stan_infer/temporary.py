@@ -212,7 +212,8 @@ def _clear_one(work: Path) -> None:
             flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK
             lock = os.open(LOCK, flags, dir_fd=folder)
         except FileNotFoundError:
-            work.rmdir()  # only if it is empty: its owner was about to make the lock, and tries again
+            # Only if it is empty: an owner that was about to make the lock makes another folder.
+            work.rmdir()
             return
         try:
             if stat.S_ISREG(os.fstat(lock).st_mode):

@@ -105,7 +105,8 @@ def bench(
     evaluated = [r for path in evals or [] for r in read_json_lines(path, "eval", "eval --json")]
     given = (include_decode, compare, calibration, *(evals or []))
     sources: list[str | Path] = [p for p in given if p is not None and not p.is_dir()]
-    sources += [*files_of(checkpoint or ""), *([calibration] if calibration else [])]
+    sources += [*files_of(checkpoint)] if checkpoint else []
+    sources += [calibration] if calibration else []
     _check_targets(out, report, sources)
     device = device or _device(engines)
     count = threads or usable_cpus()
