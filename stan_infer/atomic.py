@@ -46,7 +46,7 @@ def new_file(
                 _pour(made, path)
             return
         place = Path(os.path.realpath(path))
-        with workplace(place.parent) as work:
+        with workplace(place.parent) as work, _told(path):
             made = work / f"new{place.suffix}"  # some libraries go by the suffix
             made.touch()
             mode = made.stat().st_mode
@@ -72,7 +72,7 @@ def new_folder(path: Path, why_keep: WhyKeep, *, sources: Sources = ()) -> Itera
         made = _make_parents(place)
         done = False
         try:
-            with workplace(place.parent, target=place.name) as work:
+            with workplace(place.parent, target=place.name) as work, _told(path):
                 new = work / "new"
                 new.mkdir()
                 yield new
@@ -255,7 +255,10 @@ def _rename_exchange(a: Path, b: Path) -> bool:
 
 @contextmanager
 def _told(path: Path) -> Iterator[None]:
-    """Make an error of the system, or of a library on a full disk, an InputError."""
+    """Make an error of the system, or of a library on a full disk, an InputError.
+
+    Inside a workplace, too: once that is emptied, the disk is no longer full.
+    """
     try:
         yield
     except StanError:

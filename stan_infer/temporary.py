@@ -16,7 +16,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -52,22 +52,25 @@ def temporary_folder(purpose: str) -> Iterator[Path]:
     because it is full or read-only, whichever library says so.
     """
     above = _above()
-    try:
-        with workplace(above, beside=False) as work:
-            folder = work / "files"
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(workplace(above, beside=False)) / "files"
             folder.mkdir()
+        except OSError as e:
+            raise _no_room(above, purpose, e.strerror or str(e)) from e
+        try:  # before the folder is emptied: that may make room
             yield folder
-    except NoRoomError as e:
-        if not e.place.is_relative_to(above):
+        except NoRoomError as e:
+            if not e.place.is_relative_to(above):
+                raise
+            raise _no_room(above, purpose, str(e)) from e
+        except StanError:
             raise
-        raise _no_room(above, purpose, str(e)) from e
-    except StanError:
-        raise
-    except Exception as e:
-        reason = why_no_room(e, above)
-        if reason is None:
-            raise
-        raise _no_room(above, purpose, reason) from e
+        except Exception as e:
+            reason = why_no_room(e, above)
+            if reason is None:
+                raise
+            raise _no_room(above, purpose, reason) from e
 
 
 def temporary_file(folder: Path | None = None) -> IO[bytes]:
