@@ -165,7 +165,7 @@ def _stat(path: Path) -> os.stat_result | None:
 
 def _check_above(path: Path, above: Path) -> None:
     if not above.is_dir():
-        raise InputError(f"cannot write {path}: {above} is no folder that exists")
+        raise InputError(f"cannot write {path}: no such folder: {above}; make it first")
     if not os.access(above, os.W_OK):
         raise InputError(f"cannot write {path}: folder {above} is read-only; give another place")
 
