@@ -15,17 +15,7 @@ from stan_infer.artefact import read_artefact
 from tests.conftest import ROOT
 from tests.test_temporary import small_disk  # noqa: F401
 
-BENCH = (
-    "--engine",
-    "eager",
-    "--repeats",
-    "1",
-    "--warmup",
-    "0",
-    "--min-seconds",
-    "0",
-    "--no-memory",
-)
+BENCH = ("--engine=eager", "--repeats=1", "--warmup=1", "--min-seconds=0", "--no-memory")
 
 
 def contents(folder):
