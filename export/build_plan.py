@@ -197,7 +197,7 @@ def _configure(config: Any, job: Job, module: Any) -> None:
             config.set_compute_capability(kind, i)
     if job.timing_cache:
         path = Path(job.timing_cache)
-        stored = path.read_bytes() if path.exists() else b""
+        stored = path.read_bytes() if path.is_file() else b""
         cache = config.create_timing_cache(stored)
         if cache is None or not config.set_timing_cache(cache, False):
             raise InputError(

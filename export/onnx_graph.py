@@ -8,7 +8,6 @@ protocol buffers gets them spliced in, a larger one keeps them in one file besid
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,8 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
+
+from stan_infer.temporary import temporary_file
 
 MAX_INLINE = 1_900_000_000  # bytes of weights; a protocol buffer ends at 2 GiB
 MIN_OPSET, MAX_OPSET = 18, 25  # ReduceMean takes its axes as an input from 18 on
@@ -40,8 +41,7 @@ class GraphWriter:
         self._weights: dict[str, tuple[int, tuple[int, ...], int, int]] = {}  # dtype, dims, at, len
         self._shared: dict[str, str] = {}
         self._metadata: dict[str, str] = {}
-        # Unnamed on Linux: nothing is left behind whatever happens.
-        self._spool = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+        self._spool = temporary_file(folder)
 
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:

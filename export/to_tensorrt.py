@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,12 +22,14 @@ from stan_infer.artefact import (
     read_artefact,
     sha256,
 )
+from stan_infer.atomic import check_file
 from stan_infer.cuda_driver import nvidia_gpus
 from stan_infer.errors import CheckError, InputError, MissingError, StanError
 from stan_infer.export.build_plan import Job
 from stan_infer.export.plan_options import PlanOptions, profile_fits, profiles_of, targets_of
 from stan_infer.graph_source import read_source
 from stan_infer.plan_file import ENGINES, FORMATS, Plan, new_plan, read_plan
+from stan_infer.temporary import temporary_file
 from stan_infer.tensorrt_api import load_tensorrt, reason
 
 _COMMAND = (sys.executable, "-P", "-m", "stan_infer.export.build_plan")
@@ -136,6 +137,8 @@ def _job(
     dtypes = {value["name"]: value["dtype"] for value in graph.inputs}
     for profile in profiles:
         source.check_sizes({name: (dtypes[name], most) for name, (_, _, most) in profile.items()})
+    if options.timing_cache:  # a folder keeps to what its manifest lists
+        check_file(options.timing_cache, sources=[artefact.path])
     targets: list[str] = []
     if engine == "trt-rtx":
         targets = targets_of(module, graph.precision, options.targets)
@@ -168,7 +171,7 @@ def run_job(job: Job, progress: Callable[[float], None], gpu: int | None = None)
     raises; MissingError where its process died, as from lack of memory.
     """
     name = os.path.basename(job.onnx)
-    with tempfile.TemporaryFile() as errors:
+    with temporary_file() as errors:
         process = subprocess.Popen(
             _COMMAND,
             stdin=subprocess.PIPE,

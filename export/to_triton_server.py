@@ -60,7 +60,7 @@ def write_repository(artefact: Artefact, out: Path, *, backend: str = "onnxrunti
     plans: dict[str, Plan] = {}
     if backend == "tensorrt":
         plans = {role: _plan(artefact, graphs[role]) for role in towers}
-    with new_folder(out, _why_keep) as folder:
+    with new_folder(out, why_keep_repository, sources=[artefact.path]) as folder:
         configs = {}
         for role, graph in graphs.items():
             plan = plans.get(role)
@@ -232,7 +232,7 @@ def _copy(artefact: Artefact, graph: Graph, plan: Plan | None, folder: Path) -> 
         shutil.copyfile(artefact.path / name, folder / Path(name).name)
 
 
-def _why_keep(folder: Path) -> str | None:
+def why_keep_repository(folder: Path) -> str | None:
     """Why a folder is no earlier repository of ours and nothing else, or None."""
     try:
         files = read_object(folder / MARKER, _MAX_MARKER)["files"]

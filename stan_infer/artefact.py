@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from stan_infer import temporary
 from stan_infer.config import StanConfig
 from stan_infer.errors import CheckError, InputError
 
@@ -120,6 +121,8 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Return manifest.json as it stands; InputError where there is none, or no JSON object."""
     path = folder / MANIFEST
+    if not os.path.lexists(folder):
+        temporary.clear(folder.absolute().parent)  # a crash may have left it aside
     if not os.path.isfile(path):
         raise InputError(
             f"{folder} is no exported artefact: it has no {MANIFEST}; make one with "
@@ -208,10 +211,10 @@ def external_names(artefact: Artefact, graph: Graph) -> list[str]:
 def is_engine_file(name: str) -> bool:
     """Whether a file is a plan or its sidecar, or their folder: the manifest lists none of them.
 
-    Nor one that is being built, whose temporary name atomic.new_file gives.
+    Nor one that is being built, in a folder of `temporary`.
     """
-    plan = r"[A-Za-z0-9_.-]+\.plan(\.json)?(\.[A-Za-z0-9_]+\.tmp)?"
-    pattern = rf"{ENGINES_FOLDER}(/{plan})?"
+    plan = r"[A-Za-z0-9_.-]+\.plan(\.json)?"
+    pattern = rf"{ENGINES_FOLDER}(/{plan}|/{temporary.NAME}(/{temporary.LOCK}|/new\.(plan|json))?)?"
     return bool(re.fullmatch(pattern, name)) and ".." not in name
 
 

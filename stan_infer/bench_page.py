@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stan_infer.atomic import new_folder
+from stan_infer.atomic import Sources, new_folder
 from stan_infer.errors import InputError
 from stan_infer.json_lines import write_json_lines
 from stan_infer.plots import Points, bar_chart, line_chart
@@ -59,14 +59,16 @@ _STAGES = {
 }
 
 
-def write_page(folder: Path, title: str, rows: Rows, stages: Rows, evals: Rows) -> None:
+def write_page(
+    folder: Path, title: str, rows: Rows, stages: Rows, evals: Rows, *, sources: Sources = ()
+) -> None:
     """Write folder/index.html and folder/rows.jsonl; a folder with anything else in it stays.
 
-    rows: of bench; stages: of bench_stages; evals: records of `stan-infer eval`. Raises InputError
-    (cannot write) and MissingError without matplotlib.
+    rows: of bench; stages: of bench_stages; evals: records of `stan-infer eval`; sources: see
+    atomic.check_folder. Raises InputError (cannot write) and MissingError without matplotlib.
     """
     page = render_page(title, rows, stages, evals)
-    with new_folder(folder, why_keep) as temporary:
+    with new_folder(folder, why_keep, sources=sources) as temporary:
         (temporary / "index.html").write_text(page, encoding="utf-8")
         write_json_lines(temporary / "rows.jsonl", [*rows, *stages])
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import torch
 
 import stan_infer
 from stan_infer.artefact import EIGHT_BITS, Artefact, read_artefact, sha256, why_keep
-from stan_infer.atomic import new_folder
+from stan_infer.atomic import Sources, check_file, check_folder, new_folder
 from stan_infer.bound_search import fewest_returned
 from stan_infer.calibration_file import SCHEMA, digest, preprocessing
 from stan_infer.collect_ranges import (
@@ -27,6 +26,7 @@ from stan_infer.collect_ranges import (
     choose_videos,
     collect_ranges,
     video_name,
+    why_keep_state,
 )
 from stan_infer.decode_worker import read_clips
 from stan_infer.engines.session import Session
@@ -44,6 +44,7 @@ from stan_infer.quantise import (
 from stan_infer.sensitivity import CLIPS, layer_errors, return_order, times_saved
 from stan_infer.sensitivity_plot import draw
 from stan_infer.smooth import Smoothing, choose, gains, through_values
+from stan_infer.temporary import temporary_folder
 from stan_infer.verdict import Bound, Measured, judge, sentence
 from stan_infer.video import Clip
 
@@ -111,12 +112,12 @@ def calibrate(
     cannot be used, CheckError where the bound cannot be met or 8 bits are not faster here.
     """
     out = Path(out)
+    check_out(out, [source])
     artefact = read_artefact(source)
-    _check_replaceable(out, artefact)
     _check_runnable(artefact, bound)
     weights = read_weights(artefact)
     work = _Work(artefact, weights, options, bound, root, say, progress)
-    state = out.with_name(f"{out.name}.calibrating.npz")
+    state = _state(out)
     try:
         result = work.run(videos, out, state)
     except CheckError:
@@ -126,18 +127,20 @@ def calibrate(
     return result
 
 
-def _check_replaceable(out: Path, source: Artefact) -> None:
-    if out.exists() and out.samefile(source.path):
-        raise InputError(f"{out} is the fp32 folder itself, which stays: give another folder")
-    if out.exists() and not out.is_dir():
-        raise InputError(f"cannot write folder {out}: a file of that name exists")
-    parent = next(p for p in out.absolute().parents if p.exists())
-    if not os.access(parent, os.W_OK):
-        raise InputError(f"cannot write in folder {parent}: it is read-only; give another place")
-    if out.is_dir() and any(out.iterdir()) and (reason := why_keep(out)):
-        raise InputError(
-            f"folder {out} is not empty and will not be replaced, because {reason}: give a new one"
-        )
+def check_out(out: Path, sources: Sources) -> None:
+    """Raise InputError where calibrate would not write `out`, or not what is known meanwhile.
+
+    sources: what is calibrated, which stays.
+    """
+    check_folder(out, why_keep, sources=sources)
+    if out.absolute().parent.is_dir():  # else it is made, and nothing lies in it
+        check_file(_state(out), why_keep_state, sources=sources)
+
+
+def _state(out: Path) -> Path:
+    """The file from which a stopped run goes on."""
+    out = Path(os.path.abspath(out))
+    return out.with_name(f"{out.name}.calibrating.npz")
 
 
 def _check_runnable(source: Artefact, bound: Bound) -> None:
@@ -209,10 +212,10 @@ class _Work:
             "tensors": tensors,
             "sensitivity": [{"linear": n, "error": errors[n], "saved_ms": saved[n]} for n in order],
         }
-        with tempfile.TemporaryDirectory(prefix="stan-infer-") as name:
+        with temporary_folder("the graphs that are tried") as above:
 
             def make(kept: Sequence[str]) -> Artefact:
-                path = Path(name) / str(len(kept))
+                path = above / str(len(kept))
                 if not path.exists():
                     path.mkdir()
                     weights = plan.weights(frozenset(kept))

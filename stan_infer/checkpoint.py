@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stan_infer.atomic import new_file
+from stan_infer import earlier_result
+from stan_infer.atomic import Sources, check_file, new_file
 from stan_infer.clip_source import clip_layout, is_clip_name, load_clip
 from stan_infer.config import StanConfig
 from stan_infer.errors import InputError, nearest, require
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from torch import Tensor, dtype
 
     from stan_infer.model import Stan
+
+
+why_keep = earlier_result.safetensors(METADATA_KEY, "stan-infer convert")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,15 +79,18 @@ def inspect_checkpoint(source: str | Path, settings: Mapping[str, Any] | None = 
         return Inspection(layout, Path(source).stat().st_size, dtypes, hints)
 
 
-def save_model(model: Stan, path: str | Path, *, dtype: dtype | None = None) -> None:
+def save_model(
+    model: Stan, path: str | Path, *, dtype: dtype | None = None, sources: Sources = ()
+) -> None:
     """Write a model in our own format: safetensors with the config as metadata.
 
-    dtype: of the stored floats (default: as the model is). The file appears whole or not at all.
+    dtype: of the stored floats (default: as the model is). sources: see atomic.check_file. The file
+    appears whole or not at all; of earlier files only one of ours is replaced.
     """
     state = {
         k: v.detach().to(dtype) if dtype else v.detach() for k, v in model.state_dict().items()
     }
-    _write(state, model.config, Path(path))
+    _write(state, model.config, Path(path), sources)
 
 
 def convert(
@@ -91,20 +98,24 @@ def convert(
 ) -> StanConfig:
     """Rewrite a checkpoint in our own format, every value bit for bit in its stored dtype.
 
-    Raises InputError as load_model does, or when the target is not a .safetensors file.
+    Raises InputError as load_model does, or when the target is not a .safetensors file, is the
+    source itself, or is a file that this did not write.
     """
     target = Path(target)
     if target.suffix != ".safetensors":
         raise InputError(f"target {target} must end in .safetensors, the one format written")
+    tag = str(source).partition(":")[2]  # may be the path of CLIP's weights
+    sources = [source, tag] if tag else [source]
+    check_file(target, why_keep, sources=sources)
     require("torch", "converting a checkpoint", "stan-infer[cpu]")
     if not _is_file(source):
         model = load_model(source, settings)
-        save_model(model, target)
+        save_model(model, target, sources=sources)
         return model.config
     with _opened(Path(source)) as reader:
         layout = _recognise_file(reader, settings)
         state = {name: read_weight(reader, origin) for name, origin in layout.origins.items()}
-    _write(state, layout.config, target)
+    _write(state, layout.config, target, sources)
     return layout.config
 
 
@@ -159,11 +170,11 @@ def _build(reader: Reader, layout: Layout) -> Stan:
     return model.eval().requires_grad_(False)
 
 
-def _write(state: dict[str, Tensor], config: StanConfig, path: Path) -> None:
+def _write(state: dict[str, Tensor], config: StanConfig, path: Path, sources: Sources) -> None:
     from safetensors.torch import save_file
 
     metadata = {METADATA_KEY: json.dumps(config.to_dict(), sort_keys=True)}
-    with new_file(path) as temporary:
+    with new_file(path, why_keep, sources=sources) as temporary:
         try:
             save_file({k: v.contiguous() for k, v in state.items()}, temporary, metadata=metadata)
         except Exception as e:

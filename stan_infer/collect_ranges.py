@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stan_infer import earlier_result
 from stan_infer.atomic import new_file
 from stan_infer.config import StanConfig
 from stan_infer.decode_worker import read_clips
@@ -32,6 +33,10 @@ from stan_infer.video import Clip
 
 SAVE_S = 20.0  # between two writes of the state: what a kill costs
 FLAT = 2  # grey levels: a clip whose pixels differ by no more shows nothing
+
+
+_ARRAYS = ("stamp", "names", "clips", "flat", "exponents", "largest", "counts")
+why_keep_state = earlier_result.arrays(_ARRAYS, "a calibration that was stopped")
 
 
 @dataclasses.dataclass
@@ -174,7 +179,7 @@ def _save(state: Path, stamp: str, found: Collected) -> None:
         state.parent.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise InputError(f"cannot write {state}: {e.strerror}; give another place") from e
-    with new_file(state) as temporary:
+    with new_file(state, why_keep_state) as temporary:
         temporary.write_bytes(packed.getbuffer())
 
 

@@ -12,11 +12,15 @@ from typing import Any
 
 import numpy as np
 
+from stan_infer import earlier_result
 from stan_infer.atomic import new_file
 from stan_infer.decode_worker import read_clips
 from stan_infer.engines.session import Session, as_numpy
 from stan_infer.errors import MissingError, StanError
 from stan_infer.video import Clip
+
+_ARRAYS = ("paths", "embeddings", "indices", "total_frames", "decoders", "info")
+why_keep = earlier_result.arrays(_ARRAYS, "stan-infer embed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,9 +72,16 @@ def embed_videos(
 
 
 def save_embeddings(
-    path: Path, readings: Sequence[Reading], session: Session, source: dict[str, Any]
+    path: Path,
+    readings: Sequence[Reading],
+    session: Session,
+    source: dict[str, Any],
+    *,
+    sources: Sequence[str | Path] = (),
 ) -> None:
     """Write the good readings as .npz, whole or not at all; readable with allow_pickle=False.
+
+    Of what lies at `path`, only an earlier file of this kind is replaced, and nothing of `sources`.
 
     Arrays: paths [n] (text), embeddings float32 [n, E] or [n, T, E], indices int64 [n, T] (the
     frames used), total_frames int64 [n], decoders [n]; info: JSON text with config, engine, source.
@@ -88,7 +99,7 @@ def save_embeddings(
         decoders=np.array([c.decoder for _, c, _ in good]),
         info=np.array(json.dumps(info, sort_keys=True)),
     )
-    with new_file(path) as temporary:
+    with new_file(path, why_keep, sources=sources) as temporary:
         temporary.write_bytes(packed.getbuffer())
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -92,8 +91,10 @@ def _run_ov(device: str) -> None:
 
 def _build_rtx() -> None:
     """Build a plan of one node, as works without a GPU."""
-    with tempfile.TemporaryDirectory(prefix="stan-infer-") as folder:
-        _build_identity("trt-rtx", Path(folder))
+    from stan_infer.temporary import temporary_folder
+
+    with temporary_folder("a plan built as a trial") as folder:
+        _build_identity("trt-rtx", folder)
 
 
 def _build_identity(engine: str, folder: Path) -> Any:
@@ -123,10 +124,11 @@ def _run_trt(engine: str) -> None:
     if not torch.cuda.is_available():
         raise MissingError("torch finds no NVIDIA GPU")
     from stan_infer.engines.plan_graph import PlanGraph
+    from stan_infer.temporary import temporary_folder
 
     x = np.ones(1, dtype=np.float32)
-    with tempfile.TemporaryDirectory(prefix="stan-infer-") as folder:
-        plan = _build_identity(engine, Path(folder))
+    with temporary_folder("a plan built as a trial") as folder:
+        plan = _build_identity(engine, folder)
         graph = PlanGraph(plan, module, torch.device("cuda", 0), cuda_graphs=False)
         with closing(graph):
             if graph.run("y", {"x": x})[0] != x:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from stan_infer.atomic import new_file
 from stan_infer.errors import InputError
+from stan_infer.temporary import clear
 
 # A part is written after so many features, or seconds: what a kill costs.
 PART_ITEMS = 64
@@ -42,6 +43,7 @@ class FeatureCache:
             if not (self._folder / "key.json").exists():
                 with new_file(self._folder / "key.json") as temporary:
                     temporary.write_text(text)
+            clear(self._folder)
             parts = sorted(self._folder.glob("*.npz"))
         except OSError as e:
             raise InputError(f"cache {folder} cannot be used: {e.strerror}; give another") from e

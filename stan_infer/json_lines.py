@@ -8,15 +8,22 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from stan_infer.atomic import new_file
+from stan_infer import earlier_result
+from stan_infer.atomic import Sources, new_file
 from stan_infer.errors import InputError
 
 _MAX_BYTES = 256 * 2**20
+why_keep_rows = earlier_result.json_lines(("bench", "bench-stages"), "stan-infer bench")
 
 
-def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write one JSON object per line; InputError where `path` cannot be written."""
-    with new_file(path) as temporary:
+def write_json_lines(
+    path: Path, rows: Iterable[Mapping[str, Any]], *, sources: Sources = ()
+) -> None:
+    """Write one JSON object per line, over nothing but earlier rows of bench.
+
+    sources: see atomic.check_file. InputError where `path` cannot be written.
+    """
+    with new_file(path, why_keep_rows, sources=sources) as temporary:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from stan_infer.export.onnx_ops import OnnxOps
 from stan_infer.fold import Product, VideoWeights
 from stan_infer.quantise import QuantProduct, map_products, products
 from stan_infer.replay import Replay
+from stan_infer.temporary import temporary_folder
 
 CLIPS = 2  # that every layer is tried on: its error hardly depends on the clip
 ROUNDS = 7
@@ -64,12 +64,12 @@ def times_saved(
     shapes: dict[tuple[int, int, int], float] = {}
     found = {}
     plain = products(exact)
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder("the graphs that are timed") as folder:
         for name, p in products(quantised).items():
             if isinstance(p, QuantProduct):
                 shape = (rows[name], *p.weight.shape)
                 if shape not in shapes:
-                    shapes[shape] = _saved(Path(folder), plain[name], p, rows[name], threads)
+                    shapes[shape] = _saved(folder, plain[name], p, rows[name], threads)
                 found[name] = shapes[shape]
     return found
 

@@ -8,7 +8,6 @@ nothing: it is a row of the result.
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from stan_infer.bisect_graph import bisect as name_block
 from stan_infer.errors import InputError
 from stan_infer.export.parity import TOLERANCES
 from stan_infer.synthetic import moving_frames
+from stan_infer.temporary import temporary_folder
 from stan_infer.verify_sources import FLOAT, Arrays, Source, decode, open_source, to_input
 from stan_infer.verify_stage import Stage
 
@@ -66,8 +66,8 @@ def verify(
     if not frames or min(frames) < 1:
         raise InputError(f"frames are {list(frames)}; give whole numbers from 1 on")
     work = _Work(pair, texts or inputs.TEXTS, sorted(set(frames)), tolerance, say)
-    with tempfile.TemporaryDirectory(prefix="stan-infer-") as folder:
-        work.run(videos, Path(folder))
+    with temporary_folder("the videos that are made to compare") as folder:
+        work.run(videos, folder)
     rows = [s.row() for s in work.stages]
     failed = [r["stage"] for r in rows if r["pass"] is False]
     record: dict[str, Any] = {

@@ -45,7 +45,9 @@ def test_links_of_the_readme_lead_somewhere():
 
 
 def test_tests_that_the_security_page_names_are_there():
-    names = re.findall(r"`((?:tests|examples|stan_infer)/[^`]+)`", (ROOT / "SECURITY.md").read_text())
+    names = re.findall(
+        r"`((?:tests|examples|stan_infer)/[^`]+)`", (ROOT / "SECURITY.md").read_text()
+    )
     assert len(names) > 10
     assert not [name for name in names if not (ROOT / name).exists()]
 

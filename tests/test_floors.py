@@ -20,6 +20,8 @@ FLOORS = [
         "cuda_driver",
         "retrieval",
         "atomic",
+        "temporary",
+        "earlier_result",
         "cache_folder",
         "tensorrt_faults",
         "plan_file",

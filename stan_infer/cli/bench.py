@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stan_infer.cli.options import Json, Settings, parse_numbers, parse_settings
+from stan_infer.cli.options import Json, Settings, files_of, parse_numbers, parse_settings
 
 if TYPE_CHECKING:
     from stan_infer.bench import Schedule
@@ -94,6 +94,7 @@ def bench(
     from stan_infer.bench_lanes import check_engines
     from stan_infer.json_lines import read_json_lines, write_json_lines
     from stan_infer.machine import installed_versions, machine_record, pinned, usable_cpus
+    from stan_infer.temporary import temporary_folder
 
     # Wrong options and files are told before anything is measured.
     engines = check_engines([n.strip() for n in (engine or _default(checkpoint)).split(",")])
@@ -102,16 +103,18 @@ def bench(
     counts = parse_numbers(frames, "--frames", 1, 64)
     earlier = read_json_lines(compare, "bench", "bench --out FILE") if compare else []
     evaluated = [r for path in evals or [] for r in read_json_lines(path, "eval", "eval --json")]
-    _check_targets(out, report)
+    given = (include_decode, compare, calibration, *(evals or []))
+    sources: list[str | Path] = [p for p in given if p is not None and not p.is_dir()]
+    sources += [*files_of(checkpoint)] if checkpoint else []
+    sources += [calibration] if calibration else []
+    _check_targets(out, report, sources)
     device = device or _device(engines)
     count = threads or usable_cpus()
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     title = checkpoint or f"{preset} (random weights)"
-    import tempfile
-
-    with pinned(count) as cpus, tempfile.TemporaryDirectory(prefix="stan-infer-") as folder:
+    with pinned(count) as cpus, temporary_folder("the graphs that are timed") as folder:
         contest = _open(
-            checkpoint, preset, settings, engines, precisions, device, count, Path(folder),
+            checkpoint, preset, settings, engines, precisions, device, count, folder,
             batches, counts, calibration,
         )  # fmt: skip
         try:
@@ -140,11 +143,12 @@ def bench(
     rows = [{**schema, **row, **common} for row in rows]
     stages = [{"schema": "stan-infer/bench-stages/1", **row, **common} for row in stages]
     if out:
-        write_json_lines(out, [*rows, *stages])
+        write_json_lines(out, [*rows, *stages], sources=sources)
     if report:
         from stan_infer.bench_page import write_page
 
-        write_page(report, f"stan-infer bench: {common['model']}", rows, stages, evaluated)
+        name = f"stan-infer bench: {common['model']}"
+        write_page(report, name, rows, stages, evaluated, sources=sources)
     changes = compare_rows(earlier, rows, tolerance) if compare else []
     _show(title, rows, stages, changes, json)
     slower = [c for c in changes if c["regression"]]
@@ -328,20 +332,20 @@ def _precisions(text: str | None) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _check_targets(out: Path | None, report: Path | None) -> None:
-    from stan_infer.errors import InputError, require
+def _check_targets(out: Path | None, report: Path | None, sources: list[str | Path]) -> None:
+    from stan_infer.atomic import check_apart, check_file, check_folder
+    from stan_infer.errors import require
+    from stan_infer.json_lines import why_keep_rows
 
     if report:
         from stan_infer.bench_page import why_keep
 
         require("matplotlib", "--report", "stan-infer[report]")
-        reason = None
-        if report.exists():
-            reason = why_keep(report) if report.is_dir() else "it is a file"
-        if reason:
-            raise InputError(f"--report {report}: {reason}; give a new folder")
-    if out and (out.is_dir() or not out.absolute().parent.is_dir()):
-        raise InputError(f"--out {out}: no such folder, or a folder itself; give a file name")
+        check_folder(report, why_keep, sources=sources)
+    if out:
+        check_file(out, why_keep_rows, sources=sources)
+    if out and report:
+        check_apart(out, [report])
 
 
 def _default(source: str | None) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from stan_infer.cli.options import (
     Json,
     Settings,
     Timeout,
+    files_of,
     parse_settings,
     read_lines,
 )
@@ -73,7 +73,7 @@ def calibrate(
     Exit code 4 where the bound cannot be met, or 8 bits are not faster here: then nothing is
     written without --force. A stopped run goes on where it was.
     """
-    from stan_infer.calibrate import CalibrationOptions
+    from stan_infer.calibrate import CalibrationOptions, check_out
     from stan_infer.calibrate import calibrate as run
     from stan_infer.errors import CheckError
     from stan_infer.machine import peak_mib, usable_cpus
@@ -95,6 +95,7 @@ def calibrate(
         timeout_s=timeout,
         threads=threads or usable_cpus(),
     )
+    check_out(out, files_of(checkpoint))
     paths, root = _videos(videos)
     bound = _bound(min_cosine, max_drop, metric, labels, root)
     with _progress() as progress, _folder(checkpoint, settings) as folder:
@@ -183,9 +184,10 @@ def _folder(checkpoint: str, settings: list[str] | None) -> Iterator[Path]:
     from stan_infer.cli.export import about
     from stan_infer.export import export_model
     from stan_infer.report import say
+    from stan_infer.temporary import temporary_folder
 
-    with tempfile.TemporaryDirectory(prefix="stan-infer-") as name:
-        folder = Path(name) / "fp32"
+    with temporary_folder("the fp32 export that is calibrated") as above:
+        folder = above / "fp32"
         export_model(
             lambda: load_model(checkpoint, given),
             folder,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +18,7 @@ from stan_infer.cli.options import (
     Provider,
     Settings,
     Timeout,
+    files_of,
     open_for,
 )
 
@@ -41,17 +41,18 @@ def embed(
     json: Json = False,
 ) -> None:
     """Embed videos into a .npz file; unreadable ones are named and left out (exit code 2)."""
+    from stan_infer.atomic import check_file
     from stan_infer.cli.progress import progress_bar
-    from stan_infer.embed import Reading, collect, embed_videos, save_embeddings
+    from stan_infer.embed import Reading, collect, embed_videos, save_embeddings, why_keep
     from stan_infer.errors import InputError
     from stan_infer.report import print_facts, print_json, say
     from stan_infer.video import list_videos
 
     if out.suffix != ".npz":
         raise InputError(f"--out {out} must end in .npz")
-    if os.path.isdir(out) or not os.path.isdir(out.parent):
-        raise InputError(f"--out {out}: no such folder, or a folder itself; give a file name")
     paths = list_videos(videos)
+    sources = [*files_of(checkpoint), *([calibration] if calibration else []), *paths]
+    check_file(out, why_keep, sources=sources)
     session = open_for(
         context,
         checkpoint,
@@ -75,7 +76,8 @@ def embed(
         good, bad = collect(readings, on_reading)
     if not good:
         raise InputError(f"none of the {len(paths)} videos could be read; {out} was not written")
-    save_embeddings(out, good, session, {"checkpoint": Path(checkpoint).name})
+    source = {"checkpoint": Path(checkpoint).name}
+    save_embeddings(out, good, session, source, sources=sources)
     record = {
         "out": str(out),
         "videos": len(good),

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stan_infer.artefact import ENGINES_FOLDER
-from stan_infer.cli.options import CheckpointOrFolder, Json, Settings, parse_settings, read_lines
+from stan_infer.cli.options import (
+    CheckpointOrFolder,
+    Json,
+    Settings,
+    files_of,
+    parse_settings,
+    read_lines,
+)
 from stan_infer.errors import InputError, check_word
 
 if TYPE_CHECKING:
@@ -109,10 +116,12 @@ def export(
     Given an exported folder, --format tensorrt and tensorrt-rtx add plans to it, and triton-server
     writes it as a model repository of NVIDIA's Triton Inference Server.
     """
+    from stan_infer.artefact import why_keep
+    from stan_infer.atomic import check_apart, check_folder
     from stan_infer.export import FORMATS, engine_of, export_model
     from stan_infer.export.options import parse_range
     from stan_infer.export.plan_options import PlanOptions, parse_ranges
-    from stan_infer.export.to_triton_server import BACKENDS
+    from stan_infer.export.to_triton_server import BACKENDS, why_keep_repository
     from stan_infer.export.to_triton_server import FORMAT as SERVED
     from stan_infer.report import print_json, print_table, say
 
@@ -143,6 +152,10 @@ def export(
         return
     if out is None:
         raise InputError("give the folder to write: stan-infer export CHECKPOINT -o FOLDER")
+    of_kind = why_keep_repository if is_served else why_keep
+    check_folder(out, of_kind, sources=files_of(checkpoint))
+    if timing_cache:
+        check_apart(timing_cache, [out])
     if os.path.isdir(checkpoint):
         _serve(Path(checkpoint), out, backend, json)
         return
@@ -271,10 +284,10 @@ def _aside(out: Path, is_served: bool) -> Iterator[Path]:
     if not is_served:
         yield out
         return
-    import tempfile
+    from stan_infer.temporary import temporary_folder
 
-    with tempfile.TemporaryDirectory(prefix="stan-infer-") as above:
-        yield Path(above) / "folder"
+    with temporary_folder("the export that is served") as above:
+        yield above / "folder"
 
 
 def _plans_of(folder: Path) -> list[Plan]:

@@ -376,7 +376,7 @@ def test_ctrl_c_ends_the_builder_and_leaves_nothing(rtx, exported, tmp_path):
     command += ["--batch", "1,2,3,4,5,6,7,8"]  # a build that lasts longer than the wait below
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
-    while not list(folder.glob("engines/.*.tmp")) and time.monotonic() < deadline:
+    while not list(folder.glob("engines/.stan-infer-work-*")) and time.monotonic() < deadline:
         time.sleep(0.02)
     time.sleep(0.5)  # the file is there before the builder is at work
     process.send_signal(signal.SIGINT)

@@ -1,0 +1,164 @@
+"""What commands write: never over what they read, or over anything but an earlier result."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from stan_infer.artefact import read_artefact
+from tests.conftest import ROOT
+from tests.test_temporary import small_disk  # noqa: F401
+
+BENCH = ("--engine=eager", "--repeats=1", "--warmup=1", "--min-seconds=0", "--no-memory")
+
+
+def contents(folder):
+    """Names, kinds and bytes of everything in a folder."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        seen = path.lstat()
+        found[str(path)] = seen.st_mode, path.read_bytes() if path.is_file() else None
+    return found
+
+
+@pytest.fixture
+def place(tmp_path, checkpoint, artefact, videos):
+    """A folder with everything that commands read, in copies, and links to the checkpoint."""
+    model = tmp_path / "model.safetensors"
+    shutil.copyfile(checkpoint, model)
+    os.link(model, tmp_path / "hard.safetensors")
+    (tmp_path / "soft.safetensors").symlink_to(model)
+    shutil.copytree(artefact, tmp_path / "folder")
+    (tmp_path / "to_folder").symlink_to("folder")
+    shutil.copyfile(videos / "clip0.mp4", tmp_path / "clip.npz")  # decoders go by content
+    np.savez(tmp_path / "mine.npz", thesis=np.ones(3))
+    (tmp_path / "old.jsonl").write_text('{"schema": "stan-infer/bench/1"}\n')
+    (tmp_path / "mine.jsonl").write_text('{"schema": "mine"}\n')
+    (tmp_path / "clip.csv").write_text("video,label\nclip0,a\nclip1,b\n")
+    shutil.copyfile(checkpoint, tmp_path / "page.safetensors")
+    return tmp_path
+
+
+READ = "which stays|which is read"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ("convert model.safetensors model.safetensors", READ),
+        ("convert model.safetensors model.safetensors --set frames=4", READ),
+        ("convert model.safetensors soft.safetensors", READ),
+        ("convert soft.safetensors model.safetensors", READ),
+        ("convert model.safetensors hard.safetensors", READ),
+        ("convert ViT-B-32-quickgelu:model.safetensors model.safetensors", READ),
+        ("convert model.safetensors folder/new.safetensors", "no error: a folder is not read"),
+        ("embed model.safetensors clip.npz -o clip.npz", READ),
+        ("embed folder VIDEOS -o folder/x.npz", READ),
+        ("embed to_folder VIDEOS -o folder/x.npz", READ),
+        ("embed model.safetensors VIDEOS -o mine.npz", "not written by stan-infer embed"),
+        ("embed model.safetensors VIDEOS -o clip.npz", "not written by stan-infer embed"),
+        ("bench model.safetensors --compare old.jsonl --out old.jsonl", READ),
+        ("bench model.safetensors --out model.safetensors", READ),
+        ("bench model.safetensors --out mine.jsonl", "not written by stan-infer bench"),
+        ("bench folder --engine ort --out folder/rows.jsonl", READ),
+        ("bench model.safetensors --out page/r.jsonl --report page", "no such folder"),
+        ("bench model.safetensors --report folder", "not empty"),
+        ("bench folder --engine ort --report folder/page", READ),
+        ("export folder --format triton-server -o folder", READ),
+        ("export folder --format triton-server -o folder/served", READ),
+        ("export model.safetensors --format triton-server -o folder", "no stan_infer.json"),
+        ("calibrate folder --videos VIDEOS -o folder", READ),
+        ("calibrate folder --videos VIDEOS -o to_folder", READ),
+        ("calibrate folder --videos VIDEOS -o folder/int8", READ),
+        (
+            "eval folder --dataset recognition --annotations clip.csv --videos VIDEOS "
+            "--cache folder/cache",
+            READ,
+        ),
+    ],
+)
+def test_sources_and_strangers_stay(cli, place, videos, monkeypatch, args, message):
+    if message.startswith("no error"):
+        pytest.skip("convert reads the file alone")
+    monkeypatch.chdir(place)
+    before = contents(place)
+    words = [str(videos) if w == "VIDEOS" else w for w in args.split()]
+    done = cli(*words)
+    import re
+
+    assert done.code == 2 and re.search(message, done.err), done.err
+    assert len(done.err.splitlines()) == 1, "told before the work"
+    assert contents(place) == before
+
+
+def test_results_replace_results_and_keep_links_and_modes(cli, place, videos, monkeypatch):
+    monkeypatch.chdir(place)
+    clips = sorted(videos.iterdir())
+    for name in ("there.npz", "rows.jsonl", "there.safetensors"):
+        (place / f"link_{name}").symlink_to(name)
+    for i in (1, 2):
+        assert cli("embed", "folder", *clips[:i], "-o", "link_there.npz").code == 0
+        with np.load("there.npz") as z:
+            assert len(z["paths"]) == i
+        assert cli("bench", "model.safetensors", *BENCH, "--out", "link_rows.jsonl").code == 0
+        assert cli("convert", "model.safetensors", "link_there.safetensors").code == 0
+        for name in ("there.npz", "rows.jsonl", "there.safetensors"):
+            assert (place / f"link_{name}").is_symlink()
+            if i == 1:
+                (place / name).chmod(0o600)
+            else:
+                assert (place / name).stat().st_mode & 0o777 == 0o600
+    assert json.loads((place / "rows.jsonl").read_text())["engine"] == "eager"
+    for licence in "AB":
+        assert cli("export", "model.safetensors", "-o", "to_folder", "--license", licence).code == 0
+        assert read_artefact(place / "folder").manifest["licence"] == licence
+        assert (place / "to_folder").is_symlink()
+    assert not [p for p in place.iterdir() if "stan-infer-work" in p.name]
+
+
+def test_rows_go_to_standard_output(place):
+    command = [sys.executable, "-m", "stan_infer", "bench", "model.safetensors", *BENCH]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*command, "--out", "/dev/stdout"], capture_output=True, cwd=place, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith(b"{")]
+    assert [r["engine"] for r in rows] == ["eager"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["4k", "300k", "3m"])
+def test_calibrate_with_a_full_tmpdir(cli, place, videos, monkeypatch, small_disk, size):  # noqa: F811
+    disk = small_disk(size)
+    monkeypatch.setenv("TMPDIR", str(disk))
+    monkeypatch.chdir(place)
+    for source in ("folder", "model.safetensors"):
+        done = cli("calibrate", source, "--videos", videos, "-o", "out", "--samples", 2, "--force")
+        *said, last = done.err.splitlines()
+        assert done.code == 2 and last.startswith("error: temporary folder"), done.err
+        assert str(disk) in last and "TMPDIR=" in last and "No space left on device" in last
+        assert not [line for line in said if "error" in line.lower()]
+        assert not (place / "out").exists() and not list(disk.glob("stan-infer*"))
+
+
+@pytest.mark.parametrize("where", ["none", "/proc"])
+def test_commands_name_a_tmpdir_that_cannot_be_used(cli, place, videos, monkeypatch, where):
+    monkeypatch.setenv("TMPDIR", str(place / where))
+    for args in (
+        ["calibrate", place / "model.safetensors", "--videos", videos, "-o", place / "out"],
+        ["bench", place / "model.safetensors", *BENCH],
+        ["verify", place / "folder", place / "folder"],
+        ["export", place / "model.safetensors", "--format", "triton-server", "-o", place / "out"],
+    ):
+        done = cli(*args)
+        message = done.err.splitlines()[-1]
+        assert done.code == 2 and message.startswith("error: temporary folder"), done.err
+        assert where in message and "TMPDIR=" in message
+        assert not (place / "out").exists()
