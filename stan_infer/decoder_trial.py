@@ -83,7 +83,7 @@ def decode_own_clip(decoder: str) -> None:
 
 def _largest_difference(found: np.ndarray, wanted: np.ndarray) -> int:
     half = SIDE // 2
-    inside = np.arange(SIDE) % half
-    inside = (inside >= _MARGIN) & (inside < half - _MARGIN)
+    place = np.arange(SIDE) % half
+    inside = (place >= _MARGIN) & (place < half - _MARGIN)
     difference = np.abs(found.astype(int) - wanted.astype(int))
     return int(difference[np.ix_(inside, inside)].max())

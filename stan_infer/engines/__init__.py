@@ -84,7 +84,7 @@ def open_session(
                 f"{source} is a folder; engine {engine} takes a checkpoint: "
                 "give the checkpoint file, or --engine ort or openvino"
             )
-        require("torch", f"engine {engine}", "cpu")
+        require("torch", f"engine {engine}", "gpu" if engine == "triton" else "cpu")
         if engine == "triton":
             return _open_triton(source, device, precision, scales, calibration, settings)
         from stan_infer.checkpoint import load_model
