@@ -65,7 +65,7 @@ def export_model(
     fp16 would overflow; and what build_plans raises. Then there is no folder.
     """
     check_word("format", format, FORMATS)
-    require("torch", "exporting", "stan-infer[cpu]")
+    require("torch", "exporting", "cpu")
     from torch import nn
 
     from stan_infer.export.options import ExportOptions

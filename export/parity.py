@@ -128,7 +128,7 @@ def _runner(path: Path, precision: str) -> tuple[Any, str, str]:
         session = open_graph(path, arena=False)
         backend = f"onnxruntime {session.get_providers()[0]}"
         return session.run, backend, onnxruntime.__version__
-    openvino = require("openvino", "proving a bf16 graph on a CPU", "stan-infer[openvino]")
+    openvino = require("openvino", "proving a bf16 graph on a CPU", "openvino")
     from stan_infer.engines.ov_session import open_graph as open_in_openvino
 
     model = open_in_openvino(path)

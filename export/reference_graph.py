@@ -61,7 +61,7 @@ def write_reference(
     example: its input, no two sizes alike and none 1. dims: names and ranges of its first two
     axes; a range of one value is fixed. names: of the input and the outputs.
     """
-    require("onnxscript", "the reference export", "stan-infer[cpu]")
+    require("onnxscript", "the reference export", "cpu")
     axes: dict[int, Any] = {
         i: torch.export.Dim(name, min=low, max=high)
         for i, (name, (low, high)) in enumerate(dims.items())

@@ -66,7 +66,7 @@ def export_onnx(
     then: adds to the finished folder before it appears.
     """
     for module in ("onnx", "onnxruntime"):
-        require(module, "ONNX export", "stan-infer[cpu]")
+        require(module, "ONNX export", "cpu")
     with new_folder(out, why_keep) as folder, torch.no_grad():
         work = _Export(folder, options, say)
         work.write(load, clips)

@@ -13,7 +13,9 @@ def unavailable(device: str = "cuda") -> str | None:
         import torch
         import triton
     except ImportError as e:
-        return f"{e.name} is not installed: pip install 'stan-infer[gpu]'"
+        from stan_infer.installing import install_command
+
+        return f"{e.name} is not installed: {install_command('gpu')}"
     if not torch.cuda.is_available():
         built = torch.version.cuda or "none"
         return (

@@ -239,7 +239,7 @@ def _lane(engine: str, session: Session) -> Lane:
     facts = session.describe()
     clock: Clock = WallClock()
     if facts["device"].startswith("cuda") and engine not in ("ort", "openvino"):
-        cuda = require("torch", "timing a GPU", "stan-infer[gpu]").cuda
+        cuda = require("torch", "timing a GPU", "gpu").cuda
         clock = CudaClock(cuda, facts["device"])
         facts["gpu"] = cuda.get_device_name(facts["device"])
     return Lane(f"{engine} {facts['precision']}", session.embed_video, facts, clock)

@@ -35,7 +35,7 @@ _FLOATS = {1: "fp32", 10: "fp16", 16: "bf16"}  # TensorProto's numbers
 def graph_precision(path: Path) -> str:
     """The type of most weights of a graph; fp32, the strictest, where that cannot be told."""
     try:
-        onnx = require("onnx", "reading a graph", "stan-infer[cpu]")
+        onnx = require("onnx", "reading a graph", "cpu")
         return _precision(onnx.load(str(path), load_external_data=False).graph.initializer)
     except Exception:  # protobuf's own classes; a damaged graph fails in its own stage
         return "fp32"
@@ -150,7 +150,7 @@ class _Cut:
     """A graph that can be run in pieces."""
 
     def __init__(self, path: Path) -> None:
-        self._onnx = require("onnx", "bisect", "stan-infer[cpu]")
+        self._onnx = require("onnx", "bisect", "cpu")
         read_bare(path, [f"{path.name}.data"])
         try:
             self._model = self._onnx.load(str(path), load_external_data=False)

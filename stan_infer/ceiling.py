@@ -38,7 +38,7 @@ class Ceiling:
             for precision, name, run in made:
                 self._products.append((precision, f"{name} {m}x{k}x{n}", 2 * m * k * n, run))
         if device != "cpu":
-            self._clock = CudaClock(require("torch", "timing a GPU", "stan-infer[gpu]").cuda)
+            self._clock = CudaClock(require("torch", "timing a GPU", "gpu").cuda)
         self._start = self._spent = 0.0
 
     def add_share(self, rows: Iterable[dict[str, Any]]) -> None:
@@ -72,7 +72,7 @@ class Ceiling:
 def _gpu_products(
     a: np.ndarray, b: np.ndarray, device: str
 ) -> list[tuple[str, str, Callable[[], Any]]]:
-    torch = require("torch", "timing a GPU", "stan-infer[gpu]")
+    torch = require("torch", "timing a GPU", "gpu")
     found: list[tuple[str, str, Callable[[], Any]]] = []
     for name, dtype in (("fp32", torch.float32), ("fp16", torch.float16), ("bf16", torch.bfloat16)):
         x, y = (torch.from_numpy(v).to(device, dtype) for v in (a, b))

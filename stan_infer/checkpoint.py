@@ -54,7 +54,7 @@ def load_model(source: str | Path, settings: Mapping[str, Any] | None = None) ->
     weight, a shape that contradicts the rest, a value that is not finite. No weight is ever left
     random.
     """
-    require("torch", "loading a checkpoint", "stan-infer[cpu]")
+    require("torch", "loading a checkpoint", "cpu")
     if _is_file(source):
         with _opened(Path(source)) as reader:
             return _build(reader, _recognise_file(reader, settings))
@@ -107,7 +107,7 @@ def convert(
     tag = str(source).partition(":")[2]  # may be the path of CLIP's weights
     sources = [source, tag] if tag else [source]
     check_file(target, why_keep, sources=sources)
-    require("torch", "converting a checkpoint", "stan-infer[cpu]")
+    require("torch", "converting a checkpoint", "cpu")
     if not _is_file(source):
         model = load_model(source, settings)
         save_model(model, target, sources=sources)

@@ -181,4 +181,4 @@ def _check_tag(name: str, tag: str) -> None:
 
 
 def _open_clip() -> Any:
-    return require("open_clip", "an open_clip model name", "stan-infer[cpu]")
+    return require("open_clip", "an open_clip model name", "cpu")

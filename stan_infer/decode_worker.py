@@ -29,6 +29,7 @@ from typing import Any, BinaryIO, TypeAlias
 import numpy as np
 
 from stan_infer.errors import InputError, MissingError, StanError
+from stan_infer.installing import install_command
 from stan_infer.video import Clip, check_options, read_clip_info
 
 MEMORY_LIMIT = 8 * 2**30  # bytes of address space of one worker
@@ -143,7 +144,7 @@ class DecodeWorker:
         raise MissingError(
             "the decode process did not start; to see why, run: "
             f"{' '.join(_COMMAND)} < {os.devnull}; to repair it: "
-            'pip install --force-reinstall "stan-infer[runtime]"'
+            f"{install_command('runtime', options='--force-reinstall')}"
         )
 
 
@@ -273,7 +274,10 @@ def _error(header: dict[str, Any]) -> Exception:
     kinds = {"input": InputError, "missing": MissingError}
     if header["status"] in kinds:
         return kinds[header["status"]](message)
-    return RuntimeError(f"the decode process failed:\n{message}")
+    last = message.strip().splitlines()[-1]
+    error = RuntimeError(f"the decode process failed: {last}")
+    error.add_note(message)  # the child's traceback, shown where ours is
+    return error
 
 
 def _check_timeout(timeout_s: float) -> None:

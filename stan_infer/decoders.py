@@ -57,8 +57,7 @@ class Found:
 
 def package(module: Literal["av", "decord"]) -> Any:
     """Import an optional package, or raise MissingError with the command that installs it."""
-    install = "decord" if module == "decord" else "stan-infer[runtime]"
-    return require(module, "reading videos", install)
+    return require(module, "reading videos", "decord" if module == "decord" else "runtime")
 
 
 @contextmanager
@@ -111,7 +110,7 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     options = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
     try:
         container = av.open(
-            f"file:{path.absolute()}", container_options=options, metadata_errors="replace"
+            f"file:{path.absolute()}", container_options=options, **_any_metadata(av)
         )
     except av.error.FFmpegError as e:
         if e.errno == errno.EINVAL:  # FFmpeg's answer to a format that is not on the list
@@ -139,6 +138,16 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         context.thread_count, context.thread_type = 1, "NONE"
         context.options = {"err_detect": "explode", "max_pixels": str(MAX_PIXELS)}
         yield container, stream
+
+
+def _any_metadata(av: Any) -> dict[str, str]:
+    """What makes av.open take tags that are not UTF-8, such as a title in Latin-1.
+
+    PyAV before 19 refuses the file unless told otherwise; from 19 on it takes them and has no such
+    option.
+    """
+    has_option = hasattr(av.container.Container, "metadata_errors")
+    return {"metadata_errors": "replace"} if has_option else {}
 
 
 def _video_packets(container: InputContainer, stream: VideoStream) -> Iterator[tuple[int, Packet]]:

@@ -17,31 +17,33 @@ IDENTITY = bytes.fromhex(
 
 def try_engines() -> list[dict[str, Any]]:
     """Try every engine on every device: records with `works` and, if not, `reason` and `help`."""
-    cpu, gpu = "stan-infer[cpu]", "stan-infer[gpu]"
+    from stan_infer.installing import install_command
+
+    cpu, gpu = install_command("cpu"), install_command("gpu")
     return [
-        _try("eager", "cpu", lambda: _run_torch("eager", "cpu", cpu), f'pip install "{cpu}"'),
-        _try("eager", "cuda", lambda: _run_torch("eager", "cuda", gpu), f'pip install "{gpu}"'),
+        _try("eager", "cpu", lambda: _run_torch("eager", "cpu"), cpu),
+        _try("eager", "cuda", lambda: _run_torch("eager", "cuda"), gpu),
         _try(
-            "triton",
-            "cuda",
-            lambda: _run_torch("triton", "cuda", gpu),
-            f'pip install "{gpu}", with an NVIDIA driver',
+            "triton", "cuda", lambda: _run_torch("triton", "cuda"), f"{gpu}, with an NVIDIA driver"
         ),
-        _try("ort", "cpu", lambda: _run_ort("cpu"), 'pip install "stan-infer[runtime]"'),
-        _try("ort", "cuda", lambda: _run_ort("cuda"), 'pip install "stan-infer[gpu]"'),
-        _try("trt", "cuda", lambda: _run_trt("trt"), 'pip install "stan-infer[trt]"'),
-        _try("trt-rtx", "build", lambda: _build_rtx(), 'pip install "stan-infer[trt-rtx]"'),
+        _try("ort", "cpu", lambda: _run_ort("cpu"), install_command("runtime")),
+        _try("ort", "cuda", lambda: _run_ort("cuda"), gpu),
+        _try("trt", "cuda", lambda: _run_trt("trt"), install_command("trt")),
+        _try("trt-rtx", "build", lambda: _build_rtx(), install_command("trt-rtx")),
         _try("trt-rtx", "cuda", lambda: _run_trt("trt-rtx"), "install the driver of an NVIDIA GPU"),
-        _try("openvino", "cpu", lambda: _run_ov("cpu"), 'pip install "stan-infer[openvino]"'),
+        _try("openvino", "cpu", lambda: _run_ov("cpu"), install_command("openvino")),
         _try("openvino", "gpu", lambda: _run_ov("gpu"), "install the driver of an Intel GPU"),
     ]
 
 
 def try_decoders() -> list[dict[str, Any]]:
     """Try every video decoder, as try_engines does."""
+    from stan_infer.decoder_trial import decode_own_clip
+    from stan_infer.installing import install_command
+
     return [
-        _try("pyav", "cpu", _run_pyav, 'pip install "stan-infer[runtime]"'),
-        _try("decord", "cpu", lambda: __import__("decord"), "pip install decord"),
+        _try("pyav", "cpu", lambda: decode_own_clip("pyav"), install_command("runtime")),
+        _try("decord", "cpu", lambda: decode_own_clip("decord"), install_command("decord")),
     ]
 
 
@@ -55,12 +57,12 @@ def _try(name: str, device: str, run: Callable[[], object], remedy: str) -> dict
     return record
 
 
-def _run_torch(engine: str, device: str, extra: str) -> None:
+def _run_torch(engine: str, device: str) -> None:
     from stan_infer.config import preset
     from stan_infer.engines import open_session
     from stan_infer.errors import require
 
-    torch = require("torch", f"engine {engine}", extra)
+    torch = require("torch", f"engine {engine}", "cpu" if device == "cpu" else "gpu")
     from stan_infer.model import Stan, init_random
 
     session = open_session(init_random(Stan(preset("stan-tiny"))), engine, device=device)
@@ -120,7 +122,7 @@ def _run_trt(engine: str) -> None:
     from stan_infer.tensorrt_api import load_tensorrt
 
     module = load_tensorrt(engine)
-    torch = require("torch", f"engine {engine}", "stan-infer[gpu]")
+    torch = require("torch", f"engine {engine}", "gpu")
     if not torch.cuda.is_available():
         raise MissingError("torch finds no NVIDIA GPU")
     from stan_infer.engines.plan_graph import PlanGraph
@@ -133,9 +135,3 @@ def _run_trt(engine: str) -> None:
         with closing(graph):
             if graph.run("y", {"x": x})[0] != x:
                 raise RuntimeError("an identity graph changed its input")
-
-
-def _run_pyav() -> None:
-    import av
-
-    av.CodecContext.create("h264", "r")

@@ -44,16 +44,18 @@ def printable(text: str) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
 
-def require(module: str, purpose: str, install: str) -> Any:
+def require(module: str, purpose: str, extra: str) -> Any:
     """Import an optional package and return it.
 
-    purpose: what needs it, as in "reading videos". install: what to give to pip install. Raises
-    MissingError with that command when the package is absent or does not load.
+    purpose: what needs it, as in "reading videos". extra: of ours, that brings it. Raises
+    MissingError with the command that installs it when the package is absent or does not load.
     """
     try:
         return importlib.import_module(module)
     except (ImportError, OSError) as e:  # OSError: a shared library of it is missing
-        raise MissingError(f'{purpose} needs {module} ({e}): pip install "{install}"') from e
+        from stan_infer.installing import install_command
+
+        raise MissingError(f"{purpose} needs {module} ({e}): {install_command(extra)}") from e
 
 
 def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:

@@ -66,7 +66,7 @@ def bar_chart(values: Mapping[str, float], *, title: str, x: str, line: float | 
 
 
 def _axes(title: str, x: str, y: str) -> tuple[Any, Any]:
-    require("matplotlib", "drawing plots", "stan-infer[report]")
+    require("matplotlib", "drawing plots", "report")
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")

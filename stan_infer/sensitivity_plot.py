@@ -23,7 +23,7 @@ def draw(errors: Mapping[str, float], kept: Collection[str], title: str) -> dict
     errors: of each linear alone in 8 bits, in the order of the network. Raises MissingError without
     matplotlib.
     """
-    require("matplotlib", "drawing plots", "stan-infer[report]")
+    require("matplotlib", "drawing plots", "report")
     import matplotlib
     from matplotlib.figure import Figure
 

@@ -14,11 +14,11 @@ from collections import deque
 from typing import Any
 
 from stan_infer.errors import MissingError
+from stan_infer.installing import install_command
 from stan_infer.plan_file import ENGINES
 
 # Versions whose names were compared with these: smallest, and the first that is too new.
 SUPPORTED = {"tensorrt": ((10, 0), (12, 0)), "tensorrt_rtx": ((1, 0), (2, 0))}
-_INSTALL = {"tensorrt": "stan-infer[trt]", "tensorrt_rtx": "stan-infer[trt-rtx]"}
 
 COMMON: dict[str, tuple[str, ...]] = {
     "Builder": (
@@ -104,12 +104,13 @@ def load_tensorrt(engine: str) -> Any:
     without its libraries, a version that was never compared, or one that lacks a name.
     """
     flavor = ENGINES[engine]
-    install = f'pip install "{_INSTALL[flavor]}"'
     try:
         module = importlib.import_module(flavor)
     except ModuleNotFoundError as e:
         if e.name == flavor:
-            raise MissingError(f"engine {engine} needs {flavor}: {install}{_other(engine)}") from e
+            # Each engine's extra has its name.
+            install = f"{install_command(engine)}{_other(engine)}"
+            raise MissingError(f"engine {engine} needs {flavor}: {install}") from e
         raise MissingError(_stub(engine, flavor, e)) from e
     except (ImportError, OSError, AttributeError) as e:
         raise MissingError(_stub(engine, flavor, e)) from e

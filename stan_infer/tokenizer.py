@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from stan_infer.atomic import new_file
 from stan_infer.errors import InputError, MissingError, nearest, require
+from stan_infer.installing import install_command
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -145,7 +146,7 @@ def _encode_all(texts: list[str], vocabulary: Path | None) -> list[list[int]]:
 
 def _need_packages() -> None:
     for module in ("ftfy", "tokenizers"):
-        require(module, "tokenising texts", "stan-infer[runtime]")
+        require(module, "tokenising texts", "runtime")
 
 
 def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -219,7 +220,7 @@ def _installed_merges() -> list[tuple[str, str]]:
         seen = "has no vocabulary file" if folders else "is not installed"
         raise MissingError(
             f"no vocabulary: open_clip_torch 3 {seen} and no tokenizer.json was given: "
-            'pip install "stan-infer[cpu]"'
+            f"{install_command('cpu')}"
         )
     try:
         lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")

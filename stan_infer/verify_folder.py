@@ -77,7 +77,7 @@ class Opened:
 
 def input_names(path: Path) -> list[str]:
     """Inputs of a graph that a runtime refuses, or none where it cannot be read."""
-    onnx = require("onnx", f"saying what {path.name} is", "stan-infer[cpu]")
+    onnx = require("onnx", f"saying what {path.name} is", "cpu")
     try:
         return [i.name for i in onnx.load(str(path), load_external_data=False).graph.input]
     except Exception:  # protobuf's own classes

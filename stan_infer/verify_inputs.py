@@ -27,7 +27,7 @@ def write_videos(folder: Path, side: int) -> list[Path]:
     Wide, tall and small ones, one longer than T and one shorter, one of a single frame, and one
     that its container turns by a quarter. Raises MissingError without av.
     """
-    av = require("av", "golden videos", "stan-infer[runtime]")
+    av = require("av", "golden videos", "runtime")
     even = [2 * math.ceil(side * share / 2) for share in (0.5, 0.7, 1.3, 1.8)]
     sizes = {
         "wide": (40, even[2], even[3]),

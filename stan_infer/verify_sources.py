@@ -181,7 +181,7 @@ def open_source(
         own = read_plan(path, check_hash=False).engine
         if engine not in (None, own):
             raise InputError(f"{path} is a plan of engine {own}, not {engine}")
-        require("torch", f"engine {own}", "stan-infer[gpu]")
+        require("torch", f"engine {own}", "gpu")
         from stan_infer.verify_plan import PlanFile
 
         return PlanFile(path)
@@ -196,7 +196,7 @@ def open_source(
         from stan_infer.verify_folder import Folder, GraphFile
 
         return (Folder if is_folder else GraphFile)(path, engine or "ort")
-    require("torch", "verifying a checkpoint", "stan-infer[cpu]")
+    require("torch", "verifying a checkpoint", "cpu")
     if not isinstance(source, (str, Path)):
         return _Checkpoint(source, "a loaded model")
     from stan_infer.checkpoint import load_model

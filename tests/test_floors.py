@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import ROOT
 
 FLOORS = [
-    {"errors", "config", "flops", "privacy"},
+    {"errors", "installing", "config", "flops", "privacy"},
     {
         "tokenizer",
         "video",
@@ -37,7 +37,7 @@ FLOORS = [
     {"engines", "export"},
     {"embed", "bench", "verify", "verify_sources", "verify_folder", "verify_stage"}
     | {"verify_plan", "bench_plans"}
-    | {"verify_inputs", "bisect_graph", "evaluate", "engine_trials"}
+    | {"verify_inputs", "bisect_graph", "evaluate", "engine_trials", "decoder_trial"}
     | {"calibrate", "bound_search", "sensitivity", "verdict"}
     | {"ceiling", "bench_lanes", "bench_memory", "bench_stages", "bench_compare", "bench_page"},
     {"report", "cli"},

@@ -444,3 +444,18 @@ def test_list_videos(tmp_path):
     for path, word in [(tmp_path / "none", "no video"), (tmp_path / "nowhere", "no such")]:
         with pytest.raises(InputError, match=word):
             video.list_videos([path])
+
+
+def test_a_title_that_is_not_utf8(tmp_path):
+    """PyAV before 19 refuses it unless told otherwise; 19 has no such option."""
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w") as out:
+        out.metadata["title"] = "a cafe here"
+        stream = out.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        picture = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
+        out.mux([*stream.encode(picture), *stream.encode()])
+    data = path.read_bytes()
+    assert b"a cafe here" in data
+    path.write_bytes(data.replace(b"a cafe here", "a caf\xe9 here".encode("latin-1")))
+    assert video.read_clip(path, 1, short_side=64, crop=64).shape == (1, 64, 64, 3)

@@ -193,7 +193,7 @@ def _open(
         )
     if checkpoint is not None and checkpoint.endswith(".onnx"):
         return open_onnx(Path(checkpoint), engines=engines, device=device, threads=threads)
-    torch = require("torch", "bench, whose baseline is eager mode,", "stan-infer[cpu]")
+    torch = require("torch", "bench, whose baseline is eager mode,", "cpu")
     torch.set_num_threads(threads)
     if checkpoint is not None:
         from stan_infer.checkpoint import load_model
@@ -340,7 +340,7 @@ def _check_targets(out: Path | None, report: Path | None, sources: list[str | Pa
     if report:
         from stan_infer.bench_page import why_keep
 
-        require("matplotlib", "--report", "stan-infer[report]")
+        require("matplotlib", "--report", "report")
         check_folder(report, why_keep, sources=sources)
     if out:
         check_file(out, why_keep_rows, sources=sources)
@@ -367,7 +367,7 @@ def _device(engines: list[str]) -> str:
     needs = [e for e in engines if e in GPU_ENGINES]
     if not needs:
         return "cpu"
-    if require("torch", f"engine {needs[0]}", "stan-infer[gpu]").cuda.is_available():
+    if require("torch", f"engine {needs[0]}", "gpu").cuda.is_available():
         say(f"measuring every engine on cuda, as {needs[0]} runs there; --device says otherwise")
         return "cuda"
     return "cpu"

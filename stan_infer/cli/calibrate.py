@@ -19,7 +19,7 @@ from stan_infer.cli.options import (
     parse_settings,
     read_lines,
 )
-from stan_infer.errors import InputError
+from stan_infer.errors import InputError, require
 
 if TYPE_CHECKING:
     from stan_infer.verdict import Bound
@@ -73,6 +73,7 @@ def calibrate(
     Exit code 4 where the bound cannot be met, or 8 bits are not faster here: then nothing is
     written without --force. A stopped run goes on where it was.
     """
+    require("torch", "calibrating", "cpu")
     from stan_infer.calibrate import CalibrationOptions, check_out
     from stan_infer.calibrate import calibrate as run
     from stan_infer.errors import CheckError

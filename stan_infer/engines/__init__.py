@@ -84,7 +84,7 @@ def open_session(
                 f"{source} is a folder; engine {engine} takes a checkpoint: "
                 "give the checkpoint file, or --engine ort or openvino"
             )
-        require("torch", f"engine {engine}", "stan-infer[cpu]")
+        require("torch", f"engine {engine}", "gpu" if engine == "triton" else "cpu")
         if engine == "triton":
             return _open_triton(source, device, precision, scales, calibration, settings)
         from stan_infer.checkpoint import load_model
@@ -191,7 +191,7 @@ def _open_trt(
     plan: Path | None,
     auto_rebuild: bool,
 ) -> Session:
-    require("torch", f"engine {engine}", "stan-infer[gpu]")
+    require("torch", f"engine {engine}", "gpu")
     from stan_infer.engines.trt_session import TrtRtxSession, TrtSession
 
     kind = TrtSession if engine == "trt" else TrtRtxSession

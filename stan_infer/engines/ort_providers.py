@@ -11,23 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 from stan_infer.engines.session import split_device
 from stan_infer.errors import InputError, MissingError, check_word, require
+from stan_infer.installing import install_command
 from stan_infer.machine import faults, installed_versions
 
 if TYPE_CHECKING:
     import onnxruntime
 
 _RTX = "NvTensorRTRTXExecutionProvider"
-# Word -> the device that it runs on, ONNX Runtime's name, what makes it be here.
+_RTX_PLUGIN = "onnxruntime-ep-nv-tensorrt-rtx-cu13"
+# Word -> the device that it runs on, ONNX Runtime's name, the extras that bring it.
 _KNOWN = {
-    "cpu": ("cpu", "CPUExecutionProvider", 'pip install "stan-infer[runtime]"'),
-    "cuda": ("cuda", "CUDAExecutionProvider", 'pip install "stan-infer[gpu]"'),
-    "cuda-graph": ("cuda", "CUDAExecutionProvider", 'pip install "stan-infer[gpu]"'),
-    "tensorrt": (
-        "cuda",
-        "TensorrtExecutionProvider",
-        'pip install "stan-infer[gpu]" "stan-infer[trt]"',
-    ),
-    "tensorrt-rtx": ("cuda", _RTX, "pip install onnxruntime-ep-nv-tensorrt-rtx-cu13"),
+    "cpu": ("cpu", "CPUExecutionProvider", ("runtime",)),
+    "cuda": ("cuda", "CUDAExecutionProvider", ("gpu",)),
+    "cuda-graph": ("cuda", "CUDAExecutionProvider", ("gpu",)),
+    "tensorrt": ("cuda", "TensorrtExecutionProvider", ("gpu", "trt")),
+    "tensorrt-rtx": ("cuda", _RTX, ()),  # a plug-in, in no extra
 }
 PROVIDERS = tuple(_KNOWN)
 
@@ -60,10 +58,12 @@ class Provider:
 
     def missing(self, why: str = "") -> MissingError:
         """The error that says that it cannot be had here."""
+        extras = _KNOWN[self.word][2]
+        install = install_command(*extras) if extras else f"pip install {_RTX_PLUGIN}"
         place = f"{self.device}:{self.index}" if self.index else self.device
         return MissingError(
             f"engine ort cannot use {self.name} on device '{place}' here{why and f' ({why})'}: "
-            f"{_KNOWN[self.word][2]} on a machine with an NVIDIA driver, or --device cpu"
+            f"{install} on a machine with an NVIDIA driver, or --device cpu"
         )
 
 
@@ -91,7 +91,7 @@ def open_with(
     Raises MissingError where the provider is not here or another one was taken; whatever ONNX
     Runtime raises for the graph goes on.
     """
-    ort = require("onnxruntime", "engine ort", "stan-infer[runtime]")
+    ort = require("onnxruntime", "engine ort", "runtime")
     check_wheels()
     listed: list[Any] = []
     if provider.device != "cpu":

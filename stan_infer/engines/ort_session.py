@@ -46,7 +46,7 @@ def open_graph(
     MissingError when onnxruntime or the provider is not here: ONNX Runtime itself would go on on
     the CPU.
     """
-    ort = require("onnxruntime", "engine ort", "stan-infer[runtime]")
+    ort = require("onnxruntime", "engine ort", "runtime")
     chosen = choose_provider(device, provider)
     options = ort.SessionOptions()
     # What is wrong comes as an exception. ONNX Runtime's own lines hold names from the file as they

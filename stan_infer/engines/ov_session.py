@@ -155,7 +155,7 @@ class OvGraph:
 
 
 def _openvino() -> Any:
-    return require("openvino", "engine openvino", "stan-infer[openvino]")
+    return require("openvino", "engine openvino", "openvino")
 
 
 def _device_name(core: Core, device: str) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stan_infer.installing import install_command
 from tests.conftest import write_video
 
 
@@ -277,7 +278,7 @@ def test_a_file_name_that_is_not_utf8(cli, checkpoint, videos, tmp_path):
     assert done.code == 0 and done.out.isascii() and len(done.records) == 1
 
 
-@pytest.mark.parametrize("command", ["run", "embed", "export", "convert", "bench"])
+@pytest.mark.parametrize("command", ["run", "embed", "export", "convert", "bench", "calibrate"])
 def test_without_torch_the_command_that_helps_is_named(checkpoint, videos, tmp_path, command):
     more = {
         "run": [str(videos), "--text", "a"],
@@ -285,12 +286,13 @@ def test_without_torch_the_command_that_helps_is_named(checkpoint, videos, tmp_p
         "export": ["-o", "out"],
         "convert": ["c.safetensors"],
         "bench": [],
+        "calibrate": ["--videos", str(videos), "-o", "out"],
     }[command]
     code = "import sys; sys.modules['torch'] = None\nfrom stan_infer.cli.main import main; main()"
     run = [sys.executable, "-c", code, command, str(checkpoint), *more]
     done = subprocess.run(run, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 3, done.stderr
-    assert 'pip install "stan-infer[cpu]"' in done.stderr
+    assert install_command("cpu") in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 

@@ -64,7 +64,7 @@ def test_the_provider_is_told_and_compared(folder):
         ("cpu", "cuda", InputError, "provider cuda runs on device cuda, not cpu: give --device"),
         ("cuda", "cpu", InputError, "provider cpu runs on device cpu, not cuda"),
         ("cpu", "tensort", InputError, "provider 'tensort' is unknown; did you mean 'tensorrt'"),
-        ("cuda", "cuda", MissingError, "cannot use CUDAExecutionProvider.*stan-infer.gpu"),
+        ("cuda", "cuda", MissingError, "cannot use CUDAExecutionProvider.*pip install"),
         ("cuda:1", "cuda-graph", MissingError, "CUDAExecutionProvider on device 'cuda:1'"),
         ("cuda", "tensorrt", MissingError, "cannot use TensorrtExecutionProvider"),
         ("cuda", "tensorrt-rtx", MissingError, "plug-in is not installed.*pip install onnxrunt"),

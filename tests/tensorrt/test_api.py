@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 
 import pytest
 
 from stan_infer import tensorrt_api
 from stan_infer.errors import MissingError
+from stan_infer.installing import install_command
 from stan_infer.tensorrt_api import load_tensorrt, message_log, missing_names, used_names
 from tests.tensorrt.fake import VERSIONS, World, fake_tensorrt, names
 from tests.tensorrt.record_api import record
@@ -60,7 +62,7 @@ def test_a_package_is_loaded(version, monkeypatch):
 @pytest.mark.parametrize(
     ("engine", "fault", "words"),
     [
-        ("trt", "absent", r'needs tensorrt: pip install "stan-infer\[trt\]"'),
+        ("trt", "absent", f"needs tensorrt: {re.escape(install_command('trt'))}"),
         ("trt", "stub", "installed but does not load.*libnvinfer.so.11.*pypi.nvidia.com"),
         ("trt-rtx", "stub", "tensorrt_rtx is installed but does not load.*tensorrt-rtx --extra"),
         ("trt", "empty", "it has no Builder"),

@@ -1,0 +1,1 @@
+"""Fresh installs: `python -m tests.installs`."""

@@ -1,0 +1,83 @@
+"""doctor says no where decoding is broken or its pixels are wrong, yes where both are right."""
+
+from __future__ import annotations
+
+import importlib.util
+import textwrap
+
+import pytest
+
+from stan_infer import decoder_trial
+from stan_infer.decoder_trial import decode_own_clip, picture
+from stan_infer.engine_trials import try_decoders
+
+DECODERS = [
+    "pyav",
+    pytest.param(
+        "decord",
+        marks=pytest.mark.skipif(
+            importlib.util.find_spec("decord") is None, reason="decord is not installed"
+        ),
+    ),
+]
+
+
+@pytest.fixture
+def broken(tmp_path, monkeypatch):
+    """Code that runs in every Python process started from here, before anything else."""
+
+    def write(code: str) -> None:
+        (tmp_path / "sitecustomize.py").write_text(textwrap.dedent(code))
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+
+    return write
+
+
+def pyav() -> dict:
+    return next(row for row in try_decoders() if row["name"] == "pyav")
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_the_clip_decodes_to_what_was_drawn(decoder):
+    decode_own_clip(decoder)
+
+
+def test_an_open_that_does_not_take_what_we_give(broken):
+    """As it was with PyAV 19, while its codecs could be created."""
+    broken("""
+        import av
+        def open(file, mode="r", container_options=None):
+            raise TypeError("open() got an unexpected keyword argument 'metadata_errors'")
+        av.open = open
+    """)
+    row = pyav()
+    assert not row["works"] and "unexpected keyword argument" in row["reason"]
+    assert "pip install" in row["help"]
+
+
+def test_pixels_that_are_slightly_wrong(broken):
+    broken("""
+        from stan_infer import decoders
+        right = decoders._rgb
+        decoders._rgb = lambda path, frame: right(path, frame) // 16 * 16 + 15
+    """)
+    row = pyav()
+    assert not row["works"] and "wrong pixels: frame 0" in row["reason"]
+
+
+def test_a_neighbouring_frame(monkeypatch):
+    monkeypatch.setattr(decoder_trial, "picture", lambda i: picture(i + 1))
+    with pytest.raises(RuntimeError, match="frame 0 of a known clip is off by 2[0-9]"):
+        decode_own_clip("pyav")
+
+
+def test_red_and_blue_exchanged(monkeypatch):
+    monkeypatch.setattr(decoder_trial, "picture", lambda i: picture(i)[..., ::-1])
+    with pytest.raises(RuntimeError, match="wrong pixels"):
+        decode_own_clip("pyav")
+
+
+def test_no_decoder_here(broken):
+    broken("import sys; sys.modules['av'] = None")
+    row = pyav()
+    assert not row["works"] and "needs av" in row["reason"]
