@@ -155,8 +155,8 @@ class FolderSession(ABC):
     @property
     def vocabulary(self) -> Path | None:
         """See Session.vocabulary."""
-        path = self._artefact.path / "tokenizer.json"
-        return path if path.is_file() else None
+        name = "tokenizer.json"
+        return self._artefact.file(name) if self._artefact.has(name) else None
 
     def read_clip(self, path: str | Path, decoder: str = "auto") -> np.ndarray:
         """Read one video as this model wants it: uint8 [T, H, W, 3]."""
@@ -178,9 +178,9 @@ class FolderSession(ABC):
             return {}
         if self._in_8_bits is None:
             self._in_8_bits = (self._opened[role].count_8_bits(),)
-        entry = next(g for g in self._artefact.manifest["graphs"] if g.get("role") == role)
+        entry = next(g for g in self._artefact.manifest["graphs"] if g["role"] == role)
         quant = entry.get("quant")
-        in_file = quant.get("linears") if isinstance(quant, dict) else None
+        in_file = quant.get("linears") if quant else None
         return {"linears_in_8_bits": self._in_8_bits[0], "linears_in_8_bits_in_file": in_file}
 
     def close(self) -> None:
