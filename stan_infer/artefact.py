@@ -102,6 +102,7 @@ class Artefact:
                 digest.update(chunk)
                 out.write(chunk)
                 left -= len(chunk)
+            left += len(f.read(1))
         if left or digest.hexdigest() != entry["sha256"]:
             raise _changed(path)
 

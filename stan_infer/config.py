@@ -74,6 +74,7 @@ class StanConfig:
             raise InputError(
                 f"image_size {self.image_size} is not a multiple of patch {self.patch}"
             )
+        _check_range("text_layers", self.text_layers, 0, 256)
         if self.has_text:
             _check_range("text_width", self.text_width, 1, 16384)
             _check_range("text_mlp_width", self.text_mlp_width, 1, 65536)

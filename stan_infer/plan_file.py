@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import shlex
 import struct
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stan_infer.artefact import MANIFEST, Artefact, Graph, sha256
+from stan_infer.artefact import ENGINES_FOLDER, MANIFEST, Artefact, Graph, sha256
 from stan_infer.atomic import new_file
 from stan_infer.errors import InputError
 from stan_infer.json_file import checked, read_object
@@ -220,6 +221,52 @@ def check_origin(artefact: Artefact, graph: Graph, plan: Plan) -> None:
                 f"plan {plan.path} was built from another {name} than the one in "
                 f"{artefact.path}: build it again, {plan.rebuild()}"
             )
+
+
+def plans_of(artefact: Artefact, engine: str, given: Plan | None = None) -> dict[str, list[Plan]]:
+    """Plans of an engine by role, their hashes not yet compared; a given one stands alone.
+
+    Raises InputError for a broken one where there is no other of its role.
+    """
+    found: dict[str, list[Plan]] = {}
+    broken: dict[str, InputError] = {}
+    for path in sorted((artefact.path / ENGINES_FOLDER).glob("*.plan")):
+        try:
+            plan = read_plan(path, check_hash=False)
+        except InputError as e:
+            # Its sidecar may not say what it is; its name does, as an export gives it.
+            named = re.fullmatch(rf"(\w+)\..+\.{engine}(-sm_\d+)?\.plan", path.name)
+            broken.setdefault(named[1] if named else "", e)
+            continue
+        if plan.engine == engine:
+            found.setdefault(plan.role, []).append(plan)
+    if given is not None:
+        found[given.role] = [given]
+    for role, error in broken.items():
+        if not found or (role and role not in found):
+            raise error
+    return found
+
+
+def check_plans(artefact: Artefact, engine: str, given: Plan | None = None) -> None:
+    """Refuse plans of the towers that were changed, where there is no sound one of their role.
+
+    Needs neither TensorRT nor a GPU, so what was changed can be told before what is missing.
+    Raises InputError.
+    """
+    found = plans_of(artefact, engine, given)
+    for graph in artefact.graphs:
+        errors = []
+        for plan in found.get(graph.role, []) if graph.role in ("video", "text") else []:
+            try:
+                check_origin(artefact, graph, plan)
+                read_plan(plan.path)
+                break
+            except InputError as e:
+                errors.append(e)
+        else:
+            if errors:
+                raise errors[0]
 
 
 def _changed(plan: Plan) -> str:

@@ -158,7 +158,7 @@ def test_plain_tables(write):
         (
             "msrvtt",
             '{"sentences": [{"video_id": "v"}]}',
-            "sentences.0.: .*missing .*`caption`; need 'sen",
+            "missing .*`caption`; need 'sen",
         ),
         ("msrvtt", '{"sentences": 3}', "sentences: Expected `array`, got `int`"),
         ("msrvtt", '{"v1": 3}', "need 'sentences' with 'video_id' and 'caption', or"),
