@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+import io
 
 import numpy as np
 import onnx
@@ -22,7 +22,7 @@ from stan_infer.fold import (
     Temporal,
     VideoWeights,
 )
-from stan_infer.graph_source import read_source
+from stan_infer.graph_source import graph_source
 
 
 def read_weights(artefact: Artefact) -> VideoWeights:
@@ -33,21 +33,20 @@ def read_weights(artefact: Artefact) -> VideoWeights:
     graph = artefact.graph("video")
     if graph is None:
         raise InputError(f"{artefact.path} holds no video graph")
-    entry: dict[str, Any] = next(g for g in artefact.manifest["graphs"] if g["file"] == graph.file)
+    entry = next(g for g in artefact.manifest["graphs"] if g["file"] == graph.file)
     if graph.precision != "fp32" or entry.get("graph") != "fused":
         raise InputError(
             f"{artefact.path} is {graph.precision}, graph {str(entry.get('graph'))[:20]}; "
             "calibration starts from fp32 and the fused graph: give the checkpoint, or "
             "stan-infer export CHECKPOINT -o FOLDER"
         )
-    source = read_source(artefact, graph)
-    try:
-        data = source.data
-        proto = onnx.load(source.path) if data is None else onnx.load_from_string(data)
-    except Exception as e:
-        # protobuf raises its own class, which shares no base but Exception.
-        raise InputError(f"{source.path} is no ONNX file: {str(e)[:100]}") from e
-    source.check_unchanged()
+    with graph_source(artefact, graph) as source:
+        data = source.content
+        try:
+            proto = onnx.load_from_string(data) if isinstance(data, bytes) else onnx.load(data)
+        except Exception as e:
+            # protobuf raises its own class, which shares no base but Exception.
+            raise InputError(f"{graph.file} is no ONNX file: {str(e)[:100]}") from e
     tensors = {t.name: t for t in proto.graph.initializer}
     return _Reader(artefact, tensors, graph.inputs[0]["dtype"]).read()
 
@@ -141,5 +140,9 @@ def read_classes(artefact: Artefact) -> dict[str, np.ndarray] | None:
     graph = artefact.graph("video")
     if graph is None or "scores" not in {o["name"] for o in graph.outputs}:
         return None
-    with np.load(artefact.path / artefact.manifest["labels"]["embeddings"]) as arrays:
+    labels = artefact.manifest.get("labels")
+    name = labels.get("embeddings") if labels else None
+    if name is None:
+        raise InputError(f"{artefact.path} has a class head, but no label embeddings: export again")
+    with np.load(io.BytesIO(artefact.read(name))) as arrays:
         return {name: arrays[name] for name in arrays.files}

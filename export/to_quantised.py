@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime
 import torch
 
-from stan_infer.artefact import ENGINES_FOLDER, MANIFEST, Artefact, sha256, write_manifest
+from stan_infer.artefact import Artefact, sha256, write_manifest
 from stan_infer.calibration_file import CALIBRATION
 from stan_infer.engines.ort_session import open_graph
 from stan_infer.errors import CheckError
@@ -47,13 +47,13 @@ def write_quantised(
     """
     graph = artefact.graph("video")
     assert graph is not None
-    manifest = json.loads(json.dumps(artefact.manifest))
+    manifest: dict[str, Any] = json.loads(json.dumps(artefact.manifest))
     entry = next(g for g in manifest["graphs"] if g["file"] == graph.file)
-    skipped = {graph.file, *(entry.get("external_data") or []), MANIFEST, "README.md", CALIBRATION}
+    skipped = {graph.file, *graph.external_data, "README.md", CALIBRATION}
     for name in artefact.manifest["files"]:
-        if name not in skipped and not name.startswith(f"{ENGINES_FOLDER}/"):
+        if name not in skipped:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(artefact.path / name, folder / name)
+            artefact.copy(name, folder / name)
     path = folder / graph.file
     external = write_video_graph(
         path,
@@ -90,7 +90,7 @@ def write_quantised(
     manifest["parity"] = [p for p in manifest["parity"] if p["file"] != graph.file] + [parity]
     manifest["ranges"] = []
     if manifest.get("golden"):
-        _measure_golden(session, folder, manifest["golden"], artefact)
+        _measure_golden(session, manifest["golden"], artefact)
     for key in ("schema", "files"):
         manifest.pop(key)
     write_manifest(folder, manifest)
@@ -138,14 +138,13 @@ def _prove(
 
 def _measure_golden(
     session: onnxruntime.InferenceSession,
-    folder: Path,
     golden: dict[str, Any],
     artefact: Artefact,
 ) -> None:
     """Set the tolerances of the golden data to twice what 8 bits were measured to cost there."""
-    with np.load(folder / golden["file"]) as arrays:
+    with np.load(io.BytesIO(artefact.read(golden["file"]))) as arrays:
         video, wanted = arrays["video"], arrays["frame_embeds"]
     got = session.run(["frame_embeds"], {"video": video})[0]
     measured = float(np.abs(got - wanted).max() / np.abs(wanted).max())
     for name in ("video_tolerance", "score_tolerance"):
-        golden[name] = max(2 * measured, float(golden[name]))
+        golden[name] = max(2 * measured, float(golden.get(name, 0.0)))

@@ -27,7 +27,7 @@ from stan_infer.cuda_driver import nvidia_gpus
 from stan_infer.errors import CheckError, InputError, MissingError, StanError
 from stan_infer.export.build_plan import Job
 from stan_infer.export.plan_options import PlanOptions, profile_fits, profiles_of, targets_of
-from stan_infer.graph_source import read_source
+from stan_infer.graph_source import graph_source
 from stan_infer.plan_file import ENGINES, FORMATS, Plan, new_plan, read_plan
 from stan_infer.temporary import temporary_file
 from stan_infer.tensorrt_api import load_tensorrt, reason
@@ -133,10 +133,11 @@ def _job(
     options: PlanOptions,
     profiles: list[dict[str, Any]],
 ) -> Job:
-    source = read_source(artefact, graph)
     dtypes = {value["name"]: value["dtype"] for value in graph.inputs}
-    for profile in profiles:
-        source.check_sizes({name: (dtypes[name], most) for name, (_, _, most) in profile.items()})
+    with graph_source(artefact, graph) as source:
+        for profile in profiles:
+            most = {name: (dtypes[name], high) for name, (_, _, high) in profile.items()}
+            source.check_sizes(most)
     if options.timing_cache:  # a folder keeps to what its manifest lists
         check_file(options.timing_cache, sources=[artefact.path])
     targets: list[str] = []
@@ -144,7 +145,7 @@ def _job(
         targets = targets_of(module, graph.precision, options.targets)
     return Job(
         engine=engine,
-        onnx=os.path.abspath(source.path),
+        onnx=os.path.abspath(artefact.file(graph.file)),
         out="",
         profiles=profiles,
         tf32=options.tf32,
@@ -222,16 +223,15 @@ def _build_one(
     artefact: Artefact, graph: Graph, job: Job, progress: Progress, gpu: int = 0
 ) -> Plan:
     folder = artefact.path
-    source = read_source(artefact, graph)
     here = nvidia_gpus()[gpu] if job.engine == "trt" else None
     path = plan_path(folder, job.engine, graph.role, graph.precision, (here or {}).get("sm"))
-    with _engines_folder(path.parent), new_plan(path) as (temporary, sidecar):
+    held = artefact.held(graph.file, *graph.external_data)  # the builder reads them by path
+    with _engines_folder(path.parent), new_plan(path) as (temporary, sidecar), held:
         done = run_job(
             dataclasses.replace(job, out=str(temporary)),
             lambda part: progress(path.name, part),
             None if here is None else gpu,
         )
-        source.check_unchanged()
         sidecar |= {
             "flavor": ENGINES[job.engine],
             "role": graph.role,

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import stan_infer
 from stan_infer.artefact import (
@@ -21,13 +20,13 @@ from stan_infer.artefact import (
     Artefact,
     Graph,
     external_files,
-    read_object,
     sha256,
 )
 from stan_infer.atomic import new_folder
 from stan_infer.errors import InputError, check_word
 from stan_infer.export.plan_options import TEXTS
-from stan_infer.graph_source import read_source
+from stan_infer.graph_source import graph_source
+from stan_infer.json_file import checked, read_object
 from stan_infer.plan_file import Plan, check_origin, read_plan
 
 FORMAT = "triton-server"  # what export calls it
@@ -39,6 +38,12 @@ _MAX_MARKER = 2**22
 _DELAY_US = 2000  # that a request waits for others of its shape
 
 Message = Mapping[str, Any]  # of protobuf's text format; a list is a repeated field
+
+
+class _Marker(TypedDict):
+    """Of MARKER: its files and their hashes."""
+
+    files: dict[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,8 +79,8 @@ def write_repository(artefact: Artefact, out: Path, *, backend: str = "onnxrunti
         for name, config in configs.items():
             (folder / name / "config.pbtxt").write_text(text_format(config), encoding="utf-8")
         for name in ("tokenizer.json", "labels.txt"):
-            if (artefact.path / name).is_file():
-                shutil.copyfile(artefact.path / name, folder / name)
+            if artefact.has(name):
+                artefact.copy(name, folder / name)
         files = sorted(p for p in folder.rglob("*") if p.is_file())
         marker = {
             "tool": {"name": "stan_infer", "version": stan_infer.__version__},
@@ -226,18 +231,18 @@ def _copy(artefact: Artefact, graph: Graph, plan: Plan | None, folder: Path) -> 
     if plan:
         (folder / "model.plan").write_bytes(plan.load())
         return
-    source = read_source(artefact, graph)
-    shutil.copyfile(source.path, folder / "model.onnx")
+    with graph_source(artefact, graph):
+        pass
+    artefact.copy(graph.file, folder / "model.onnx")
     for name in external_files(artefact, graph):  # the graph names it, so it keeps its name
-        shutil.copyfile(artefact.path / name, folder / Path(name).name)
+        artefact.copy(name, folder / Path(name).name)
 
 
 def why_keep_repository(folder: Path) -> str | None:
     """Why a folder is no earlier repository of ours and nothing else, or None."""
     try:
-        files = read_object(folder / MARKER, _MAX_MARKER)["files"]
-        known = {str(name): str(digest) for name, digest in files.items()}
-    except (OSError, KeyError, AttributeError, InputError):
+        known = checked(read_object(folder / MARKER, _MAX_MARKER), _Marker, MARKER)["files"]
+    except InputError:
         return f"it has no {MARKER} of an earlier export"
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()

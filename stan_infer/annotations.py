@@ -9,14 +9,14 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from stan_infer.errors import InputError, check_word, nearest
+from stan_infer.json_file import checked, parse_json
 from stan_infer.locate import video_stem
 
 MAX_BYTES = 512 * 2**20  # the largest, MSR-VTT's and Kinetics' training files, have under 100 MB
@@ -119,13 +119,6 @@ def _text(path: Path) -> str:
         raise InputError(f"annotations {path} cannot be read as UTF-8 text: {e}") from e
 
 
-def _json(text: str, name: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as e:
-        raise InputError(f"{name} is no JSON: {e}") from e
-
-
 def _pairs(pairs: Iterable[tuple[str, str]], name: str, gallery: Iterable[str] = ()) -> Task:
     """Make a retrieval task of (video, text) in file order."""
     place = {video: i for i, video in enumerate(dict.fromkeys(gallery))}
@@ -224,20 +217,44 @@ def _table(text: str, name: str, needed: Sequence[str]) -> list[dict[str, str]]:
     return [dict(zip(header, row, strict=False)) for row in rows[1:]]
 
 
-def _mapping(data: Any, name: str) -> Iterable[tuple[str, str]]:
-    """(video, text) of {"video": ["text", ...]} or {"video": "text"}."""
-    for video, texts in data.items():
-        for text in [texts] if isinstance(texts, str) else texts:
-            if not isinstance(text, str):
-                raise InputError(f"{name}: {video} has {str(text)[:60]!r}, which is no text")
+_LISTS = '{"video": ["text", ...]}'
+_FORMS = {
+    "msrvtt": f"; need 'sentences' with 'video_id' and 'caption', or {_LISTS}",
+    "didemo": f"; need a list of entries with 'video' and 'description', or {_LISTS}",
+    "ssv2": "; need a list of entries with 'id' and 'template'",
+}
+Texts = dict[str, list[str] | str]  # {"video": ["text", ...]} or {"video": "text"}
+
+
+class _Sentence(TypedDict):
+    """Of MSR-VTT."""
+
+    video_id: str | int
+    caption: str | int
+
+
+class _Sentences(TypedDict):
+    sentences: list[_Sentence]
+
+
+class _Moment(TypedDict):
+    """Of DiDeMo."""
+
+    video: str | int
+    description: str | int
+
+
+class _Clip(TypedDict):
+    """Of Something-Something v2."""
+
+    id: str | int
+    template: str | int
+
+
+def _mapping(texts: Texts) -> Iterable[tuple[str, str]]:
+    for video, given in texts.items():
+        for text in [given] if isinstance(given, str) else given:
             yield video, text
-
-
-def _field(record: Any, key: str, name: str) -> str:
-    value = record.get(key) if isinstance(record, Mapping) else None
-    if not isinstance(value, (str, int)) or isinstance(value, bool):
-        raise InputError(f"{name}: an entry has no '{key}': {str(record)[:100]}")
-    return str(value)
 
 
 def _read_msrvtt(text: str, name: str) -> Task:
@@ -245,35 +262,21 @@ def _read_msrvtt(text: str, name: str) -> Task:
     if not text.lstrip().startswith(("{", "[")):
         rows = _table(text, name, ("video_id", "sentence"))
         return _pairs([(r["video_id"], r["sentence"]) for r in rows], name)
-    data = _json(text, name)
-    if not isinstance(data, dict):
-        raise InputError(f"{name} is a list; MSR-VTT's JSON is an object with 'sentences'")
-    if "sentences" not in data:
-        return _pairs(_mapping(_lists(data, name), name), name)
-    if not isinstance(data["sentences"], list):
-        raise InputError(f"{name}: 'sentences' is no list")
-    sentences = [
-        (_field(s, "video_id", name), _field(s, "caption", name)) for s in data["sentences"]
-    ]
-    return _pairs(sentences, name)
-
-
-def _lists(data: dict[str, Any], name: str) -> dict[str, Any]:
-    for video, texts in data.items():
-        if not isinstance(texts, (list, str)):
-            raise InputError(f"{name}: {video} has {str(texts)[:60]!r}; need a list of texts")
-    return data
+    data = parse_json(text, name)
+    if isinstance(data, dict) and "sentences" in data:
+        found = checked(data, _Sentences, name, _FORMS["msrvtt"])["sentences"]
+        return _pairs([(str(s["video_id"]), str(s["caption"])) for s in found], name)
+    return _pairs(_mapping(checked(data, Texts, name, _FORMS["msrvtt"])), name)
 
 
 def _read_didemo(text: str, name: str) -> Task:
     """Lists of {"video", "description"}: all of a video's joined with a space into one query."""
-    data = _json(text, name)
+    data = parse_json(text, name)
     if isinstance(data, dict):
-        entries = list(_mapping(_lists(data, name), name))
-    elif isinstance(data, list):
-        entries = [(_field(e, "video", name), _field(e, "description", name)) for e in data]
+        entries = list(_mapping(checked(data, Texts, name, _FORMS["didemo"])))
     else:
-        raise InputError(f"{name}: need a list of entries with 'video' and 'description'")
+        moments = checked(data, list[_Moment], name, _FORMS["didemo"])
+        entries = [(str(m["video"]), str(m["description"])) for m in moments]
     joined: dict[str, list[str]] = {}
     for video, description in entries:
         joined.setdefault(video, []).append(description.strip())
@@ -317,10 +320,9 @@ def _read_ssv2(text: str, name: str) -> Task:
     """The official JSON ("id", "template" with its brackets taken out), or "path label" lines."""
     if not text.lstrip().startswith("["):
         return _read_list(text, name)
-    data = _json(text, name)
+    clips = checked(parse_json(text, name), list[_Clip], name, _FORMS["ssv2"])
     return _labelled(
-        [(_field(e, "id", name), re.sub(r"[\[\]]", "", _field(e, "template", name))) for e in data],
-        name,
+        [(str(c["id"]), re.sub(r"[\[\]]", "", str(c["template"]))) for c in clips], name
     )
 
 
@@ -341,7 +343,9 @@ def _read_list(text: str, name: str) -> Task:
 def _read_texts(text: str, name: str) -> Task:
     """CSV with the columns video and text, or {"video": ["text", ...]}."""
     if text.lstrip().startswith("{"):
-        return _pairs(_mapping(_lists(_json(text, name), name), name), name)
+        return _pairs(
+            _mapping(checked(parse_json(text, name), Texts, name, f"; need {_LISTS}")), name
+        )
     rows = _table(text, name, ("video", "text"))
     return _pairs([(r["video"], r["text"]) for r in rows], name)
 

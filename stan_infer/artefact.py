@@ -11,20 +11,29 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from io import BufferedReader
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stan_infer import temporary
 from stan_infer.config import StanConfig
 from stan_infer.errors import CheckError, InputError
+from stan_infer.json_file import checked, read_object
+
+if TYPE_CHECKING:
+    from stan_infer.manifest import FileEntry, Manifest, Port
 
 MANIFEST = "manifest.json"
 SCHEMA = "1.0"
 ENGINES_FOLDER = "engines"  # plans, which come and go: each has a sidecar with its own hash
 CONFIG_KEY = "stan_infer.config_sha256"  # in every graph's metadata
 EIGHT_BITS = ("int8", "fp8")  # precisions that come from a calibration
-_MAX_MANIFEST = 16 * 2**20
+_MAX_MANIFEST = 4 * 2**20
+_MAX_ENGINE_FILES = 1000
+_AGAIN = "export the checkpoint again"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,50 +44,126 @@ class Graph:
     role: str  # "video" or "text"
     precision: str
     opset: int
-    inputs: tuple[dict[str, Any], ...]  # name, dtype, shape (ints or dimension names)
-    outputs: tuple[dict[str, Any], ...]
+    inputs: tuple[Port, ...]  # name, dtype, shape (ints or dimension names)
+    outputs: tuple[Port, ...]
     dims: dict[str, tuple[int, int]]  # dimension name -> smallest, largest
+    external_data: tuple[str, ...] = ()  # names in the folder, of which each has a hash
 
 
 @dataclasses.dataclass(frozen=True)
 class Artefact:
-    """A folder whose manifest was read and whose files are there."""
+    """A folder whose manifest was checked (manifest.Manifest) and whose files are there.
+
+    Its files are opened through `file`, `read`, `copy` and `held`, and in no other way.
+    """
 
     path: Path
     config: StanConfig
     graphs: tuple[Graph, ...]
-    manifest: dict[str, Any]
+    manifest: Manifest
 
     def graph(self, role: str) -> Graph | None:
         """Return the graph of that role, or None."""
         return next((g for g in self.graphs if g.role == role), None)
 
+    def has(self, name: str) -> bool:
+        """Whether the manifest lists a file of that name."""
+        return name in self.manifest["files"]
+
+    def file(self, name: str) -> Path:
+        """Return the path of a listed file that lies in the folder and is no link.
+
+        Raises InputError for another name. What is read there later may be something else: use
+        `read` or `held` where that matters.
+        """
+        path, _ = self._entry(name)
+        return path
+
     def read(self, name: str) -> bytes:
-        """Return a file's bytes, whose hash is the manifest's."""
-        data = (self.path / name).read_bytes()
-        if hashlib.sha256(data).hexdigest() != self.manifest["files"][name]["sha256"]:
-            raise CheckError(f"artefact {self.path}: {name} was changed after the export")
+        """Return the bytes of a listed file, read once, whose size and hash are the manifest's.
+
+        Raises InputError for another name or size, CheckError for other content.
+        """
+        path, entry = self._entry(name)
+        with _open(path) as f:
+            data = f.read(entry["bytes"] + 1)
+        if len(data) != entry["bytes"]:
+            raise _other_size(path, len(data), entry["bytes"])
+        if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+            raise _changed(path)
         return data
 
-    def check(self, name: str) -> None:
-        """Compare a file's hash with the manifest's."""
-        _check_file(self.path, name, self.manifest["files"][name], True)
+    def copy(self, name: str, target: Path) -> None:
+        """Write a listed file's content to `target`; raises what `read` does, at the end."""
+        path, entry = self._entry(name)
+        digest, left = hashlib.sha256(), entry["bytes"]
+        with _open(path) as f, target.open("wb") as out:
+            while left and (chunk := f.read(min(left, 2**20))):
+                digest.update(chunk)
+                out.write(chunk)
+                left -= len(chunk)
+            left += len(f.read(1))
+        if left or digest.hexdigest() != entry["sha256"]:
+            raise _changed(path)
+
+    @contextmanager
+    def held(self, *names: str) -> Iterator[list[Path]]:
+        """Paths of listed files, for what takes no bytes; nothing may change until the end.
+
+        Their sizes and hashes are compared first. Raises what `read` does, and CheckError at the
+        end where a file is no longer the one that was compared.
+        """
+        with ExitStack() as stack:
+            paths, before = [], []
+            for name in names:
+                path, entry = self._entry(name)
+                f = stack.enter_context(_open(path))
+                before.append(_identity(os.fstat(f.fileno())))
+                _compare(path, f, entry)
+                paths.append(path)
+            yield paths
+            for path, was in zip(paths, before, strict=True):
+                try:
+                    now = _identity(os.stat(path, follow_symlinks=False))
+                except OSError:
+                    now = ()
+                if now != was:
+                    raise CheckError(f"{path} was changed while it was read: try once more")
+
+    def _entry(self, name: str) -> tuple[Path, FileEntry]:
+        entry = self.manifest["files"].get(name)
+        if entry is None:
+            raise InputError(f"artefact {self.path}: {name[:80]!r} has no hash in {MANIFEST}")
+        return inside(self.path, name), entry
+
+
+def inside(folder: Path, name: str) -> Path:
+    """Return the path of a regular file in a folder; InputError for a name that leaves it."""
+    _check_name(folder, name)
+    path = folder / name
+    if any(p.is_symlink() for p in (path, *list(path.parents)[: name.count("/")])) or (
+        not path.is_file()
+    ):
+        raise InputError(f"artefact {folder}: {name} is missing; {_AGAIN}")
+    return path
+
+
+def _check_name(folder: Path, name: str) -> None:
+    if not stays_inside(name):
+        raise InputError(f"artefact {folder}: {MANIFEST} names the file {name[:80]!r}")
 
 
 def why_keep(folder: Path) -> str | None:
     """Say why `folder` is not an earlier export and nothing else, or None where it is just that."""
+    from stan_infer.manifest import Earlier
+
     try:
-        manifest = read_manifest(folder)
+        manifest = checked(read_manifest(folder), Earlier, MANIFEST)
     except InputError as e:
         return str(e)
-    tool, files = manifest.get("tool"), manifest.get("files")
-    if (
-        not isinstance(tool, dict)
-        or tool.get("name") != "stan_infer"
-        or not isinstance(files, dict)
-    ):
+    if manifest["tool"]["name"] != "stan_infer":
         return f"its {MANIFEST} was not written by stan_infer"
-    known = {MANIFEST, *files}
+    known = {MANIFEST, *manifest["files"]}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if is_engine_file(name):
@@ -131,68 +216,49 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return read_object(path, _MAX_MANIFEST)
 
 
-def read_object(path: Path, limit: int, hint: str = "") -> dict[str, Any]:
-    """Return the JSON object in a file of at most `limit` bytes.
-
-    Raises InputError, which ends with `hint`, for a larger file or one that holds something else.
-    """
-    size = path.stat().st_size
-    if size > limit:
-        raise InputError(f"{path} has {size} bytes; at most {limit} are read{hint}")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as e:
-        raise InputError(f"{path} is not JSON: {str(e)[:80]}{hint}") from e
-    if not isinstance(values, dict):
-        raise InputError(f"{path} is not a JSON object{hint}")
-    return values
-
-
 def read_artefact(path: str | Path, *, check_hashes: bool = True) -> Artefact:
-    """Read and check an exported folder.
+    """Read and check an exported folder; with check_hashes, the hash of every file, too.
 
-    Raises InputError for a folder without a manifest, an unknown schema, names that leave the
-    folder, missing files or wrong sizes; CheckError for a file that is not the one exported.
+    Raises InputError for a folder without a manifest, an unknown schema, values of other types or
+    out of range, names that leave the folder, missing files, wrong sizes, or files that nothing
+    uses; CheckError for a file that is not the one exported.
     """
+    from stan_infer.manifest import Manifest, check_manifest
+
     folder = Path(path)
-    manifest = read_manifest(folder)
-    schema = manifest.get("schema")
+    raw = read_manifest(folder)
+    schema = raw.get("schema")
     if not isinstance(schema, str) or schema.split(".")[0] != SCHEMA.split(".")[0]:
         raise InputError(
             f"artefact {folder} has schema {str(schema)[:20]!r}; this version reads {SCHEMA}: "
-            "export the checkpoint again"
+            f"{_AGAIN}"
         )
     try:
-        config = StanConfig.from_dict(_typed(manifest, "model", dict))
-        graphs = tuple(_graph(g) for g in _typed(manifest, "graphs", list))
-        files = _typed(manifest, "files", dict)
-    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as e:
-        raise InputError(f"artefact {folder}: manifest.json is malformed ({e!r:.100})") from e
+        manifest = checked(raw, Manifest, MANIFEST)
+        for name in manifest["files"]:
+            _check_name(folder, name)
+        config = StanConfig.from_dict(manifest["model"])
+        check_manifest(manifest, config)
+        for name in manifest["files"]:
+            inside(folder, name)
     except InputError as e:
-        raise InputError(f"artefact {folder}: {e}") from e
-    for graph in graphs:
-        if graph.file not in files:
-            raise InputError(f"artefact {folder}: {graph.file} has no hash in manifest.json")
-    for name, entry in files.items():
-        _check_file(folder, name, entry, check_hashes)
-    # A graph may read weights from any file beside it, so nothing may lie there without a hash.
-    listed = {MANIFEST, *files, *(parent for n in files for parent in _parents(n))}
-    for path in folder.rglob("*"):
-        name = path.relative_to(folder).as_posix()
-        if (name not in listed and not is_engine_file(name)) or path.is_symlink():
-            raise InputError(
-                f"artefact {folder}: {name[:80]!r} is not listed in manifest.json, or is a link; "
-                "take it out of the folder"
-            )
+        raise e if str(folder) in str(e) else InputError(f"artefact {folder}: {e}") from e
+    graphs = tuple(_graph(g) for g in manifest["graphs"])
+    for name, entry in manifest["files"].items():
+        size = (folder / name).stat().st_size
+        if size != entry["bytes"]:
+            raise _other_size(folder / name, size, entry["bytes"])
+    _refuse_unlisted(folder, manifest)
+    if check_hashes:
+        for name, entry in manifest["files"].items():
+            with _open(folder / name) as f:
+                _compare(folder / name, f, entry)
     return Artefact(folder, config, graphs, manifest)
 
 
 def external_files(artefact: Artefact, graph: Graph) -> list[str]:
     """Names in the folder of the files that a graph may read weights from; each has a hash."""
-    entries = [g for g in artefact.manifest["graphs"] if g["file"] == graph.file]
-    listed = [g.get("external_data") for g in entries]
-    names = [name for names in listed if isinstance(names, list) for name in names]
-    return [n for n in names if isinstance(n, str) and n in artefact.manifest["files"]]
+    return list(graph.external_data)
 
 
 def external_names(artefact: Artefact, graph: Graph) -> list[str]:
@@ -218,32 +284,34 @@ def is_engine_file(name: str) -> bool:
     return bool(re.fullmatch(pattern, name)) and ".." not in name
 
 
-def _typed(values: Mapping[str, Any], name: str, kind: type) -> Any:
-    if not isinstance(values.get(name), kind):
-        raise InputError(f"manifest.json: '{name}' is missing or no {kind.__name__}")
-    return values[name]
-
-
-def _graph(g: dict[str, Any]) -> Graph:
-    if not all(isinstance(g[k], str) for k in ("file", "role", "precision")):
-        raise TypeError("graph names")
-    for value in (*g["inputs"], *g["outputs"]):
-        if not (isinstance(value["name"], str) and isinstance(value["dtype"], str)):
-            raise TypeError("names and dtypes of inputs and outputs")
-        if not all(isinstance(n, (int, str)) for n in list(value["shape"])):
-            raise TypeError("shapes of inputs and outputs")
-    if not g["inputs"]:
-        raise ValueError("a graph without inputs")
-    dims = {str(k): (int(low), int(high)) for k, (low, high) in g["dims"].items()}
+def _graph(g: Any) -> Graph:
     return Graph(
         g["file"],
         g["role"],
         g["precision"],
-        int(g["opset"]),
-        tuple(dict(i) for i in g["inputs"]),
-        tuple(dict(o) for o in g["outputs"]),
-        dims,
+        g["opset"],
+        tuple(g["inputs"]),
+        tuple(g["outputs"]),
+        {name: (low, high) for name, (low, high) in g["dims"].items()},
+        tuple(g.get("external_data") or ()),
     )
+
+
+def _refuse_unlisted(folder: Path, manifest: Manifest) -> None:
+    """A graph may read weights from any file beside it, so nothing may lie there without a hash."""
+    files = manifest["files"]
+    listed = {MANIFEST, *files, *(parent for n in files for parent in _parents(n))}
+    engine_files = 0
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        engine_files += is_engine_file(name)
+        if engine_files > _MAX_ENGINE_FILES:
+            raise InputError(f"artefact {folder}: {ENGINES_FOLDER}/ holds too many files")
+        if (name not in listed and not is_engine_file(name)) or path.is_symlink():
+            raise InputError(
+                f"artefact {folder}: {name[:80]!r} is not listed in {MANIFEST}, or is a link; "
+                "take it out of the folder"
+            )
 
 
 def _parents(name: str) -> list[str]:
@@ -251,19 +319,40 @@ def _parents(name: str) -> list[str]:
     return ["/".join(parts[:i]) for i in range(1, len(parts))]
 
 
-def _check_file(folder: Path, name: str, entry: Any, check_hashes: bool) -> None:
-    if not stays_inside(name):
-        raise InputError(f"artefact {folder}: manifest.json names the file {name[:80]!r}")
-    path = folder / name
-    if path.is_symlink() or not path.is_file():
-        raise InputError(f"artefact {folder}: {name} is missing; export the checkpoint again")
-    if not isinstance(entry, dict) or path.stat().st_size != entry.get("bytes"):
-        raise InputError(
-            f"artefact {folder}: {name} has {path.stat().st_size} bytes, manifest.json says "
-            f"{entry.get('bytes') if isinstance(entry, dict) else entry}: incomplete copy?"
-        )
-    if check_hashes and sha256(path) != entry.get("sha256"):
-        raise CheckError(
-            f"artefact {folder}: the hash of {name} is not the one in manifest.json: the file was "
-            "changed after the export; export the checkpoint again"
-        )
+def _open(path: Path) -> BufferedReader:
+    """Open a regular file and no link: not even one that took its place a moment ago."""
+    flags = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        f = open(os.open(path, os.O_RDONLY | flags), "rb")
+    except OSError as e:
+        raise InputError(f"{path} cannot be read ({e.strerror or e}); {_AGAIN}") from e
+    if not stat.S_ISREG(os.fstat(f.fileno()).st_mode):
+        f.close()
+        raise InputError(f"{path} is not a regular file; {_AGAIN}")
+    return f
+
+
+def _identity(s: os.stat_result) -> tuple[int, ...]:
+    return s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns
+
+
+def _compare(path: Path, file: BufferedReader, entry: FileEntry) -> None:
+    size = os.fstat(file.fileno()).st_size
+    if size != entry["bytes"]:
+        raise _other_size(path, size, entry["bytes"])
+    if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
+        raise _changed(path)
+
+
+def _other_size(path: Path, size: int, wanted: int) -> InputError:
+    return InputError(
+        f"artefact {path.parent}: {path.name} has {size} bytes, {MANIFEST} says {wanted}: "
+        "incomplete copy?"
+    )
+
+
+def _changed(path: Path) -> CheckError:
+    return CheckError(
+        f"artefact {path.parent}: the hash of {path.name} is not the one in {MANIFEST}: the file "
+        f"was changed after the export; {_AGAIN}"
+    )

@@ -19,7 +19,7 @@ from stan_infer.engines import GPU_ENGINES, check_engine, open_session
 from stan_infer.engines.folder_session import OpenGraph
 from stan_infer.engines.session import Session
 from stan_infer.errors import InputError, MissingError, require
-from stan_infer.graph_source import read_bare
+from stan_infer.graph_source import bare_source
 from stan_infer.onnx_sizes import check_need
 from stan_infer.plan_file import read_plan
 
@@ -247,7 +247,7 @@ def _lane(engine: str, session: Session) -> Lane:
 
 def _bare(path: Path, engine: str, device: str, threads: int) -> tuple[Lane, int]:
     """A lane of a bare graph, and the side of its frames."""
-    source = read_bare(path, [f"{path.name}.data"])
+    source = bare_source(path, [f"{path.name}.data"])
     options: dict[str, Any] = {"name": path.name, "device": device, "threads": threads}
     if engine == "ort":
         from stan_infer.engines import ort_session
@@ -257,7 +257,6 @@ def _bare(path: Path, engine: str, device: str, threads: int) -> tuple[Lane, int
         from stan_infer.engines import ov_session
 
         graph = ov_session.OvGraph(ov_session.open_graph(source.content, **options))
-    source.check_unchanged()
     signature = graph.signature()
     (name, (dtype, sizes)) = next(iter(signature.inputs.items()), ("", ("", ())))
     side = sizes[2] if len(sizes) == 5 and sizes[4] == 3 and sizes[2] == sizes[3] else None

@@ -5,10 +5,11 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from stan_infer.atomic import Sources, new_folder
 from stan_infer.errors import InputError
+from stan_infer.json_file import checked
 from stan_infer.json_lines import write_json_lines
 from stan_infer.plots import Points, bar_chart, line_chart
 
@@ -57,6 +58,18 @@ _STAGES = {
     "score_ms_p50": "score ms",
     "total_ms_p50": "total ms",
 }
+
+
+class _Session(TypedDict):
+    engine: str
+    precision: str
+
+
+class _Eval(TypedDict):
+    """Of a record of `eval`; figures: by direction, by name."""
+
+    session: _Session
+    figures: dict[str, dict[str, Any]]
 
 
 def write_page(
@@ -172,14 +185,13 @@ def _accuracy(rows: Rows, evals: Rows) -> list[str]:
     points: dict[str, Points] = {}
     label = ""
     for record in evals:
-        try:
-            session, (figures, *_) = record["session"], record["figures"].values()
-            key = (session["engine"], session["precision"])
-        except (KeyError, TypeError, AttributeError, ValueError) as e:
-            raise InputError(f"a record of eval lacks its session or figures: {e}") from e
+        given = checked(dict(record), _Eval, "a record of eval")
+        session, figures = given["session"], next(iter(given["figures"].values()), {})
+        key = (session["engine"], session["precision"])
         label = next((n for n in ("R@1", "top-1") if n in figures), label)
         if key in latency and label in figures:
-            points[" ".join(map(str, key))] = [(latency[key], figures[label])]
+            value = checked(figures[label], float, f"{label} of a record of eval")
+            points[" ".join(key)] = [(latency[key], value)]
     if not points:
         return []
     return [

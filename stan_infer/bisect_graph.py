@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stan_infer.errors import InputError, MissingError, require
-from stan_infer.graph_source import read_bare
+from stan_infer.graph_source import bare_source
 
 if TYPE_CHECKING:
     from stan_infer.model import Stan
@@ -151,7 +151,7 @@ class _Cut:
 
     def __init__(self, path: Path) -> None:
         self._onnx = require("onnx", "bisect", "cpu")
-        read_bare(path, [f"{path.name}.data"])
+        bare_source(path, [f"{path.name}.data"])
         try:
             self._model = self._onnx.load(str(path), load_external_data=False)
         except Exception as e:  # protobuf's own classes

@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
+import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stan_infer.artefact import sha256
 from stan_infer.config import StanConfig
 from stan_infer.errors import InputError
+from stan_infer.json_file import checked, read_object
+
+if TYPE_CHECKING:
+    from stan_infer.calibration_record import Record
 
 CALIBRATION = "calibration.json"
 SCHEMA = "1.0"
-_MAX_BYTES = 16 * 2**20
+_MAX_BYTES = 4 * 2**20
+_AGAIN = ": calibrate again"
 
 
 def digest(value: Any) -> str:
@@ -36,56 +41,46 @@ def preprocessing(config: StanConfig) -> dict[str, Any]:
     }
 
 
-def read_calibration(path: str | Path) -> dict[str, Any]:
+def read_calibration(path: str | Path) -> Record:
     """Read calibration.json, or that of a folder which `stan-infer calibrate` wrote.
 
-    Raises InputError for what is none: missing, too large, another schema, a scale that is not a
-    positive number.
+    Raises InputError for what is none: missing, too large, another schema, a value of another type
+    or out of range, a scale that is not a positive number.
     """
+    from stan_infer.calibration_record import SCALE, Record
+
     file = Path(path)
     file = file / CALIBRATION if file.is_dir() else file
-    try:
-        if file.stat().st_size > _MAX_BYTES:
-            raise InputError(f"{file} is larger than {_MAX_BYTES >> 20} MiB: no calibration")
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as e:
+    if not os.path.isfile(file):
         raise InputError(
-            f"calibration {file} cannot be read ({e.strerror}); stan-infer calibrate writes one"
-        ) from e
-    except (ValueError, RecursionError) as e:
-        raise InputError(f"calibration {file} is not JSON: {str(e)[:100]}") from e
-    if not isinstance(record, dict) or not isinstance(record.get("tensors"), dict):
-        raise InputError(f"{file} is no calibration.json: it has no tensors")
-    schema = str(record.get("schema"))[:20]
-    if schema.split(".")[0] != SCHEMA.split(".")[0]:
-        raise InputError(
-            f"{file} has schema {schema}, this version reads {SCHEMA}: calibrate again"
+            f"calibration {file} cannot be read (no such file); stan-infer calibrate writes one"
         )
-    kept, key = record.get("kept"), record.get("key")
-    if not isinstance(kept, list) or not isinstance(key, dict):
-        raise InputError(f"{file} is no calibration.json: it has no kept linears or no key")
-    for name, tensor in record["tensors"].items():
-        scale = tensor.get("scale") if isinstance(tensor, dict) else None
-        number = scale if isinstance(scale, (int, float)) else math.nan
-        if name not in kept and not 0 < number < math.inf:
+    values = read_object(file, _MAX_BYTES, _AGAIN)
+    schema = str(values.get("schema"))[:20]
+    if schema.split(".")[0] != SCHEMA.split(".")[0]:
+        raise InputError(f"{file} has schema {schema}, this version reads {SCHEMA}{_AGAIN}")
+    record = checked(values, Record, str(file), _AGAIN)
+    low, high = SCALE
+    for name in record["tensors"].keys() - set(record["kept"]):
+        scale = record["tensors"][name]["scale"]
+        if not low <= scale <= high:
             raise InputError(
-                f"{file}: the scale of {name[:80]} is {str(scale)[:40]}, not a positive number: "
-                "calibrate again"
+                f"{file}: the scale of {name[:80]} is {scale}, not a positive number{_AGAIN}"
             )
     return record
 
 
 def calibration_of(
     path: str | Path, precision: str, checkpoint: str | Path, config: StanConfig
-) -> dict[str, Any]:
+) -> Record:
     """Read the calibration of this checkpoint file in this precision, int8 or fp8.
 
     Raises InputError for one of another precision, model or preprocessing.
     """
     record = read_calibration(path)
-    if record.get("precision") != precision:
+    if record["precision"] != precision:
         raise InputError(
-            f"calibration {path} is of {str(record.get('precision'))[:20]}, not {precision}: "
+            f"calibration {path} is of {record['precision'][:20]}, not {precision}: "
             f"stan-infer calibrate --precision {precision}"
         )
     if not Path(checkpoint).is_file():
@@ -105,7 +100,7 @@ def calibration_of(
         )
     wanted, given = preprocessing(config), record.get("preprocessing")
     if record["key"].get("preprocessing_sha256") != digest(wanted):
-        old = given if isinstance(given, dict) else {}
+        old = given or {}
         other = [
             f"{k} {str(old.get(k))[:40]}, not {v}" for k, v in wanted.items() if old.get(k) != v
         ]

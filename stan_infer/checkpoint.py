@@ -20,6 +20,7 @@ from stan_infer.atomic import Sources, check_file, new_file
 from stan_infer.clip_source import clip_layout, is_clip_name, load_clip
 from stan_infer.config import StanConfig
 from stan_infer.errors import InputError, nearest, require
+from stan_infer.json_file import parse_json
 from stan_infer.layouts import Layout, Origin, check_names, parameter_shapes, recognise
 from stan_infer.trainer_hints import trainer_hints
 from stan_infer.weights_file import METADATA_KEY, Reader, open_weights, read_weight
@@ -146,10 +147,7 @@ def _recognise_file(reader: Reader, settings: Mapping[str, Any] | None) -> Layou
 
 
 def _own_config(text: str) -> StanConfig:
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as e:
-        raise InputError(f"the config in the file's metadata is not JSON: {str(e)[:80]}") from e
+    values = parse_json(text, "the config in the file's metadata")
     if not isinstance(values, dict):
         raise InputError("the config in the file's metadata is not a JSON object")
     return StanConfig.from_dict(values)

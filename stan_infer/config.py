@@ -74,6 +74,7 @@ class StanConfig:
             raise InputError(
                 f"image_size {self.image_size} is not a multiple of patch {self.patch}"
             )
+        _check_range("text_layers", self.text_layers, 0, 256)
         if self.has_text:
             _check_range("text_width", self.text_width, 1, 16384)
             _check_range("text_mlp_width", self.text_mlp_width, 1, 65536)
@@ -127,7 +128,7 @@ class StanConfig:
         ]
         if needed:
             raise InputError(f"config lacks: {', '.join(needed)}")
-        return cls(**{k: coerce(k, v) for k, v in values.items()})
+        return cls(**{k: coerce(k, _json_value(k, v)) for k, v in values.items()})
 
 
 FIELDS = {f.name: f for f in dataclasses.fields(StanConfig)}
@@ -251,8 +252,25 @@ def coerce(name: str, value: Any) -> Any:
                 return tuple(float(p) for p in parts)
     except (TypeError, ValueError, OverflowError):
         pass
+    raise _wrong(name, value)
+
+
+def _json_value(name: str, value: Any) -> Any:
+    """Return a value of JSON; InputError where words stand for numbers, as on a command line."""
+    kind = str(FIELDS[name].type)
+    parts = value if kind.startswith("tuple") and isinstance(value, (list, tuple)) else [value]
+    wanted = str if kind == "str" else (int, float)
+    if isinstance(value, dict) or not all(
+        isinstance(p, wanted) and not isinstance(p, bool) for p in parts
+    ):
+        raise _wrong(name, value)
+    return value
+
+
+def _wrong(name: str, value: Any) -> InputError:
+    kind = str(FIELDS[name].type)
     wanted = {"int": "a whole number", "float": "a number", "str": "a word"}
-    raise InputError(
+    return InputError(
         f"{name} is {str(value)[:60]!r}; it must be {wanted.get(kind, 'three numbers, as 1,2,3')}"
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any
 from stan_infer import earlier_result
 from stan_infer.atomic import Sources, new_file
 from stan_infer.errors import InputError
+from stan_infer.json_file import parse_json
 
-_MAX_BYTES = 256 * 2**20
+_MAX_BYTES = 64 * 2**20
 why_keep_rows = earlier_result.json_lines(("bench", "bench-stages"), "stan-infer bench")
 
 
@@ -21,10 +23,12 @@ def write_json_lines(
 ) -> None:
     """Write one JSON object per line, over nothing but earlier rows of bench.
 
-    sources: see atomic.check_file. InputError where `path` cannot be written.
+    NaN and infinity are written as null. sources: see atomic.check_file. InputError where `path`
+    cannot be written.
     """
     with new_file(path, why_keep_rows, sources=sources) as temporary:
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        lines = (json.dumps(_finite(row), allow_nan=False) + "\n" for row in rows)
+        temporary.write_text("".join(lines), encoding="utf-8")
 
 
 def read_json_lines(path: Path, schema: str, command: str) -> list[dict[str, Any]]:
@@ -33,18 +37,31 @@ def read_json_lines(path: Path, schema: str, command: str) -> list[dict[str, Any
     command: what writes such a file, for the error. Raises InputError for a file that is missing,
     too large, no JSON lines, or without any row of that schema.
     """
-    what = f"give what `stan-infer {command}` wrote"
+    what = f"; give what `stan-infer {command}` wrote"
+    if not os.path.isfile(path):
+        raise InputError(f"{path}: no such file{what}")
     try:
-        if not os.path.isfile(path):
-            raise InputError(f"{path}: no such file; {what}")
-        if (size := os.path.getsize(path)) > _MAX_BYTES:
-            raise InputError(f"{path} has {size} bytes, more than {_MAX_BYTES}; {what}")
-        text = path.read_text(encoding="utf-8")
-        rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-    except (OSError, ValueError, RecursionError) as e:
-        raise InputError(f"{path} cannot be read as JSON lines: {e}; {what}") from e
-    start = f"stan-infer/{schema}/"
-    found = [r for r in rows if isinstance(r, dict) and str(r.get("schema")).startswith(start)]
+        with path.open("rb") as f:
+            data = f.read(_MAX_BYTES + 1)
+    except OSError as e:
+        raise InputError(f"{path} cannot be read ({e.strerror or e}){what}") from e
+    if len(data) > _MAX_BYTES:
+        raise InputError(f"{path} has more than {_MAX_BYTES} bytes{what}")
+    start, found = f"stan-infer/{schema}/", []
+    for number, line in enumerate(data.split(b"\n"), 1):
+        if not line.strip():
+            continue
+        row = parse_json(line, f"{path}, line {number}", what)
+        if isinstance(row, dict) and str(row.get("schema")).startswith(start):
+            found.append(row)
     if not found:
-        raise InputError(f"{path} holds no row of stan-infer {schema}; {what}")
+        raise InputError(f"{path} holds no row of stan-infer {schema}{what}")
     return found
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -16,10 +16,10 @@ def video_stem(name: str) -> str:
 
     Only known suffixes go: clips of LSMDC have times with dots in their names.
     """
-    stem = PurePath(name.strip()).name
-    while (path := PurePath(stem)).suffix.lower() in SUFFIXES and path.stem:
-        stem = path.stem
-    return stem
+    parts = PurePath(name.strip()).name.split(".")
+    while any(parts[:1]) and f".{parts[-1].lower()}" in SUFFIXES and len(parts) > 1:
+        parts.pop()
+    return ".".join(parts)
 
 
 def locate_videos(folder: Path, names: Sequence[str]) -> list[Path | None]:

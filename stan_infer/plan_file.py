@@ -16,16 +16,21 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from stan_infer.artefact import MANIFEST, Artefact, Graph, read_object, sha256
+from stan_infer.artefact import ENGINES_FOLDER, MANIFEST, Artefact, Graph, sha256
 from stan_infer.atomic import new_file
 from stan_infer.errors import InputError
+from stan_infer.json_file import checked, read_object
+
+if TYPE_CHECKING:
+    from stan_infer.plan_sidecar import Sidecar
 
 SCHEMA = "1.0"
 ENGINES = {"trt": "tensorrt", "trt-rtx": "tensorrt_rtx"}  # engine -> flavor, as sidecars have it
 FORMATS = {"trt": "tensorrt", "trt-rtx": "tensorrt-rtx"}  # engine -> what export calls it
 _MAX_SIDECAR = 2**20
+_AGAIN = "; build the plan again"
 # The header of TensorRT-RTX is undocumented; seen with 1.7.1.116, for messages only.
 _RTX_MAGIC, _RTX_HEADER = b"vtrt", 64
 _RTX_TARGETS = {1: "sm_75", 2: "sm_80", 4: "sm_86", 8: "sm_89", 16: "sm_120", 32: "sm_121"}
@@ -48,8 +53,8 @@ class Plan:
     built_on: str | None  # "sm_89", of trt
     hardware: str  # NONE, or AMPERE_PLUS: newer GPUs, too
     flags: tuple[str, ...]
-    options: dict[str, int | None]  # of the builder
-    sidecar: dict[str, Any]  # as it stands in the file
+    options: dict[str, Any]  # of the builder
+    sidecar: Sidecar  # as it stands in the file
 
     @property
     def flavor(self) -> str:
@@ -89,7 +94,7 @@ class Plan:
         What is given to TensorRT must be what was hashed, and not what lies there by then.
         """
         data = self.path.read_bytes()
-        if hashlib.sha256(data).hexdigest() != self.sidecar.get("plan_sha256"):
+        if hashlib.sha256(data).hexdigest() != self.sidecar["plan_sha256"]:
             raise InputError(_changed(self))
         return data
 
@@ -133,19 +138,14 @@ def read_plan(path: str | Path, *, check_hash: bool = True) -> Plan:
         what = "it is a folder" if os.path.isdir(path) else "no such file"
         raise InputError(f"plan {path}: {what}; stan-infer export FOLDER --format tensorrt")
     values = _read_sidecar(path)
-    try:
-        plan = _plan(path, values)
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as e:
-        raise InputError(
-            f"{sidecar_path(path)} is malformed ({e!r:.100}): build the plan again"
-        ) from e
-    size, wanted = path.stat().st_size, values.get("plan_bytes")
+    plan = _plan(path, values)
+    size, wanted = path.stat().st_size, values["plan_bytes"]
     if size != wanted:
         raise InputError(
             f"plan {path} has {size} bytes, its sidecar says {wanted}: an incomplete copy? Copy it "
             f"again, or build it: {plan.rebuild()}"
         )
-    if check_hash and sha256(path) != values.get("plan_sha256"):
+    if check_hash and sha256(path) != values["plan_sha256"]:
         raise InputError(_changed(plan))
     header = read_header(path)
     if plan.engine == "trt-rtx" and (header is None or header["bytes"] != size):
@@ -223,6 +223,52 @@ def check_origin(artefact: Artefact, graph: Graph, plan: Plan) -> None:
             )
 
 
+def plans_of(artefact: Artefact, engine: str, given: Plan | None = None) -> dict[str, list[Plan]]:
+    """Plans of an engine by role, their hashes not yet compared; a given one stands alone.
+
+    Raises InputError for a broken one where there is no other of its role.
+    """
+    found: dict[str, list[Plan]] = {}
+    broken: dict[str, InputError] = {}
+    for path in sorted((artefact.path / ENGINES_FOLDER).glob("*.plan")):
+        try:
+            plan = read_plan(path, check_hash=False)
+        except InputError as e:
+            # Its sidecar may not say what it is; its name does, as an export gives it.
+            named = re.fullmatch(rf"(\w+)\..+\.{engine}(-sm_\d+)?\.plan", path.name)
+            broken.setdefault(named[1] if named else "", e)
+            continue
+        if plan.engine == engine:
+            found.setdefault(plan.role, []).append(plan)
+    if given is not None:
+        found[given.role] = [given]
+    for role, error in broken.items():
+        if not found or (role and role not in found):
+            raise error
+    return found
+
+
+def check_plans(artefact: Artefact, engine: str, given: Plan | None = None) -> None:
+    """Refuse plans of the towers that were changed, where there is no sound one of their role.
+
+    Needs neither TensorRT nor a GPU, so what was changed can be told before what is missing.
+    Raises InputError.
+    """
+    found = plans_of(artefact, engine, given)
+    for graph in artefact.graphs:
+        errors = []
+        for plan in found.get(graph.role, []) if graph.role in ("video", "text") else []:
+            try:
+                check_origin(artefact, graph, plan)
+                read_plan(plan.path)
+                break
+            except InputError as e:
+                errors.append(e)
+        else:
+            if errors:
+                raise errors[0]
+
+
 def _changed(plan: Plan) -> str:
     return (
         f"the hash of plan {plan.path} is not the one in its sidecar: it was changed after it was "
@@ -230,7 +276,9 @@ def _changed(plan: Plan) -> str:
     )
 
 
-def _read_sidecar(path: Path) -> dict[str, Any]:
+def _read_sidecar(path: Path) -> Sidecar:
+    from stan_infer.plan_sidecar import Sidecar
+
     beside = sidecar_path(path)
     if not os.path.isfile(beside):
         if not path.stat().st_size:
@@ -242,61 +290,44 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
             "only one whose hash its sidecar confirms is loaded; copy the sidecar too, or build "
             "the plan again: stan-infer export FOLDER --format tensorrt (or tensorrt-rtx)"
         )
-    values = read_object(beside, _MAX_SIDECAR, "; build the plan again")
+    values = read_object(beside, _MAX_SIDECAR, _AGAIN)
     schema = values.get("schema")
     if not isinstance(schema, str) or schema.split(".")[0] != SCHEMA.split(".")[0]:
         raise InputError(
             f"{beside} has schema {str(schema)[:20]!r}; this version reads {SCHEMA}: build the "
             "plan again"
         )
-    return values
+    return checked(values, Sidecar, str(beside), _AGAIN)
 
 
-def _plan(path: Path, values: dict[str, Any]) -> Plan:
-    engine = {v: k for k, v in ENGINES.items()}[values["flavor"]]
+def _plan(path: Path, values: Sidecar) -> Plan:
     profiles = []
     for profile in values["profiles"]:
         shapes: Profile = {}
-        for name, three in profile.items():
-            low, best, high = (tuple(int(n) for n in shape) for shape in three)
-            if not len(low) == len(best) == len(high):
-                raise ValueError("a profile is three shapes of one rank for each input")
-            shapes[str(name)] = low, best, high
+        for name, (low, best, high) in profile.items():
+            ordered = all(a <= b <= c for a, b, c in zip(low, best, high, strict=False))
+            if not len(low) == len(best) == len(high) or not ordered:
+                raise InputError(
+                    f"{sidecar_path(path)} is malformed: {name[:40]!r} of a profile is not three "
+                    f"shapes of one rank, from smallest to largest{_AGAIN}"
+                )
+            shapes[name] = tuple(low), tuple(best), tuple(high)
         profiles.append(shapes)
-    role, precision = (values[k] for k in ("role", "precision"))
-    if not isinstance(role, str) or not isinstance(precision, str):
-        raise TypeError("role and precision are words")
-    if not all(isinstance(io["name"], str) and list(io["shape"]) for io in values["io"]):
-        raise TypeError("names and shapes of inputs and outputs")
-    version = tuple(values["trt_version"])
-    if not 3 <= len(version) <= 4 or not all(type(n) is int and n < 2**31 for n in version):
-        raise TypeError("trt_version is three or four numbers")
-    if not re.fullmatch("[0-9a-f]{64}", values["plan_sha256"]):
-        raise ValueError("plan_sha256")
-    built = values.get("built_on") or {}
-    options = dict(values.get("options") or {})
-    if any(type(options.get(k)) not in (int, type(None)) for k in ("workspace_mib", "level")):
-        raise TypeError("options are numbers")
+    built = values.get("built_on")
     return Plan(
         path=path,
-        engine=engine,
-        version=version,
-        role=role,
-        precision=precision,
+        engine={v: k for k, v in ENGINES.items()}[values["flavor"]],
+        version=tuple(values["trt_version"]),
+        role=values["role"],
+        precision=values["precision"],
         profiles=tuple(profiles),
-        targets=_sms(values.get("targets") or []),
-        built_on=_sms([built["sm"]])[0] if built else None,
-        hardware=str(values.get("hardware_compatibility", "NONE")),
-        flags=tuple(str(flag) for flag in list(values.get("flags") or [])),
-        options=options,
+        targets=tuple(values.get("targets") or ()),
+        built_on=built["sm"] if built else None,
+        hardware=values.get("hardware_compatibility", "NONE"),
+        flags=tuple(values.get("flags") or ()),
+        options=dict(values.get("options") or {}),
         sidecar=values,
     )
-
-
-def _sms(values: Any) -> tuple[str, ...]:
-    if not isinstance(values, list) or not all(re.fullmatch(r"sm_\d{1,4}", v) for v in values):
-        raise TypeError('GPUs are a list as ["sm_89"]')
-    return tuple(values)
 
 
 def _fits(profile: Profile, shapes: Mapping[str, Sizes]) -> bool:

@@ -278,8 +278,8 @@ def _lost(points: float) -> str:
 def _size(artefact: Artefact) -> int:
     graph = artefact.graph("video")
     assert graph is not None
-    names = [n for n in artefact.manifest["files"] if n.startswith(graph.file)]
-    return sum(int(artefact.manifest["files"][n]["bytes"]) for n in names)
+    files = artefact.manifest["files"]
+    return sum(files[n]["bytes"] for n in (graph.file, *graph.external_data))
 
 
 def _mean(embeds: np.ndarray) -> np.ndarray:

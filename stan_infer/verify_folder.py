@@ -13,15 +13,17 @@ from stan_infer.artefact import (
     CONFIG_KEY,
     MANIFEST,
     config_sha256,
+    inside,
     is_engine_file,
     read_manifest,
     sha256,
-    stays_inside,
 )
 from stan_infer.bisect_graph import graph_precision
 from stan_infer.config import StanConfig
 from stan_infer.errors import InputError, StanError, require
-from stan_infer.graph_source import read_bare
+from stan_infer.graph_source import bare_source
+from stan_infer.json_file import checked
+from stan_infer.manifest import Manifest, Pair, Triple, check_manifest
 from stan_infer.onnx_file import read_graph
 from stan_infer.tokenizer import END, START, text_rules, tokenize
 from stan_infer.verify_sources import Arrays, Form, Source, score_arrays, to_input
@@ -46,8 +48,8 @@ class Opened:
 
         Raises InputError where the graph or the runtime refuses, MissingError without the runtime.
         """
-        source = read_bare(graph, external, config)
-        self._source = replace(source, data=None)  # only its form is still needed
+        source = bare_source(graph, external, config)
+        self._source = replace(source, content=b"")  # only its form is still needed
         self._name, self._engine, self._compiled, self._session = graph.name, engine, None, None
         if engine == "openvino":
             from stan_infer.engines import ov_session
@@ -59,7 +61,6 @@ class Opened:
 
             self._session = ort_session.open_graph(source.content, name=graph.name)
             signature = ort_session.OrtGraph(self._session).signature()
-        source.check_unchanged()
         self.inputs, self.outputs = signature.inputs, signature.outputs
 
     def run(self, names: Sequence[str], feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -152,6 +153,12 @@ class Folder(Source):
         self._manifest = read_manifest(folder)
         self._c = self.config = StanConfig.from_dict(self._at("model", kind=dict))
         self.side = self._c.image_size
+        self._limits: dict[str, int] = {}  # of each file's size: what is not in it is not opened
+        self._wrong: InputError | None = None
+        try:
+            self._limits = check_manifest(checked(self._manifest, Manifest, MANIFEST), self._c)
+        except InputError as e:
+            self._wrong = e
         entries = [g for g in self._at("graphs", kind=list) if isinstance(g, dict)]
         self._graphs = {str(g.get("role")): g for g in reversed(entries)}
         self._opened: dict[str, Opened | InputError] = {}
@@ -167,7 +174,7 @@ class Folder(Source):
             return "no video graph"
         if step in ("ids", "text") and "text" not in self._graphs:
             return "no text graph"
-        if step == "ids" and not (self._folder / "tokenizer.json").is_file():
+        if step == "ids" and "tokenizer.json" not in self._limits:
             return "no tokenizer.json"
         if step == "score" and not {"video", "text"} <= set(self._graphs):
             return "only one tower"
@@ -176,7 +183,7 @@ class Folder(Source):
     def limits(self, axis: str) -> tuple[int, int]:
         """See Source.limits."""
         entry = self._graphs.get("text" if axis == "length" else "video", {})
-        low, high = map(int, self._at("dims", axis, kind=list, of=entry))
+        low, high = self._at("dims", axis, kind=Pair, of=entry)
         if not 1 <= low <= high <= (64 if axis == "frames" else 4096):
             raise InputError(f"{MANIFEST}: {axis} {low} to {high} is out of range")
         return low, high
@@ -206,7 +213,7 @@ class Folder(Source):
 
     def prepare(self, pixels: np.ndarray, form: Form | None = None) -> np.ndarray:
         """See Source.prepare."""
-        mean, std = (self._at("preprocess", k, kind=list) for k in ("mean", "std"))
+        mean, std = (self._at("preprocess", k, kind=Triple) for k in ("mean", "std"))
         color = self._at("preprocess", "color", kind=str)
         if color not in ("RGB", "BGR"):
             raise InputError(f"{MANIFEST}: preprocess.color is {color[:20]!r}, not RGB or BGR")
@@ -216,10 +223,10 @@ class Folder(Source):
         """See Source.ids."""
         known = text_rules(3)
         for key in ("clean", "truncation"):
-            if self._at("text", key, kind=(list, str)) != known[key]:
+            if self._at("text", key, kind=list[str] | str) != known[key]:
                 raise InputError(f"{MANIFEST}: text.{key} is no rule that this version knows")
         length = self._at("text", "context_length", kind=int)
-        rows = tokenize(texts, length, vocabulary=self._folder / "tokenizer.json")
+        rows = tokenize(texts, length, vocabulary=self._file("tokenizer.json"))
         # The rules say where the special tokens stand, the manifest which numbers they have.
         places = [rows == n for n in (START, END, 0)]
         for where, key in zip(places, ("start", "end", "padding"), strict=True):
@@ -270,23 +277,25 @@ class Folder(Source):
 
     def damage(self) -> list[str] | None:
         """See Source.damage."""
-        wrong, files = [], self._at("files", kind=dict)
-        for name, entry in files.items():
+        wrong = [str(self._wrong)] if self._wrong else []
+        for name in self._limits:
+            entry = self._manifest["files"][name]
             try:
-                if sha256(self._file(name)) != (entry or {}).get("sha256"):
+                path = self._file(name)
+                if path.stat().st_size != entry["bytes"] or sha256(path) != entry["sha256"]:
                     wrong.append(f"{name} changed after the export")
-            except (InputError, AttributeError) as e:
+            except InputError as e:
                 wrong.append(str(e))
         found = {p.relative_to(self._folder).as_posix() for p in self._folder.rglob("*.*")}
         wrong += [
             f"{n[:80]} is not in {MANIFEST}"
-            for n in sorted(found - {MANIFEST, *files})
-            if not is_engine_file(n)
+            for n in sorted(found - {MANIFEST, *self._limits})
+            if not self._wrong and not is_engine_file(n)
         ]
         for role in ROLES:
             try:
-                path = self.graph_path(role)
-                hashed = read_graph(path).metadata.get(CONFIG_KEY) if path else None
+                graph = self.graph_path(role)
+                hashed = read_graph(graph).metadata.get(CONFIG_KEY) if graph else None
             except InputError as e:
                 wrong.append(str(e))
                 continue
@@ -298,27 +307,30 @@ class Folder(Source):
         return Form(*(self._at("preprocess", k, kind=str) for k in ("input_dtype", "layout")))
 
     def _file(self, name: Any) -> Path:
-        if not stays_inside(str(name)):
-            raise InputError(f"{MANIFEST} names the file {str(name)[:80]!r}")
-        path = self._folder / name
-        if path.is_symlink() or not path.is_file():
-            raise InputError(f"{name} is missing")
+        """A listed file of the folder that is no larger than a model of this config needs."""
+        if self._wrong is not None:
+            raise self._wrong
+        if name not in self._limits:
+            raise InputError(f"{str(name)[:80]!r} has no hash in {MANIFEST}")
+        path = inside(self._folder, name)
+        if (size := path.stat().st_size) > self._limits[name]:
+            raise InputError(f"{name} has {size} bytes; allowed are {self._limits[name]}")
         return path
 
     def _at(self, *keys: str, kind: Any, of: Any = None) -> Any:
         value = self._manifest if of is None else of
         for key in keys:
             value = value.get(key) if isinstance(value, dict) else None
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise InputError(f"{MANIFEST}: {'.'.join(keys)} is missing or of the wrong type")
-        return value
+        if value is None:
+            raise InputError(f"{MANIFEST}: {'.'.join(keys)} is missing")
+        return checked(value, kind, f"{MANIFEST}: {'.'.join(keys)}")
 
     def _open(self, role: str) -> Opened | InputError:
         if role not in self._opened:
             entry = self._graphs[role]
-            data = [n for n in entry.get("external_data") or [] if isinstance(n, str)]
             try:
                 path = self._file(entry.get("file"))
+                data = [self._file(name).name for name in entry.get("external_data") or []]
                 self._opened[role] = Opened(path, self.engine, data, self._c)
             except InputError as e:
                 self._opened[role] = e

@@ -17,8 +17,8 @@ import numpy as np
 
 from stan_infer.config import StanConfig
 from stan_infer.decoders import read_pyav, told
-from stan_infer.engines import check_engine
-from stan_infer.errors import InputError, require
+from stan_infer.engines import check_engine, open_session
+from stan_infer.errors import InputError, MissingError, require
 from stan_infer.retrieval import cosine_scores, mug_scores
 from stan_infer.tokenizer import tokenize
 from stan_infer.video import resize_crop, sample_indices
@@ -181,7 +181,11 @@ def open_source(
         own = read_plan(path, check_hash=False).engine
         if engine not in (None, own):
             raise InputError(f"{path} is a plan of engine {own}, not {engine}")
-        require("torch", f"engine {own}", "gpu")
+        try:
+            require("torch", f"engine {own}", "gpu")
+        except MissingError:
+            open_session(path)  # says what was changed before what is missing
+            raise
         from stan_infer.verify_plan import PlanFile
 
         return PlanFile(path)

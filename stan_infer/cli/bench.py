@@ -361,13 +361,17 @@ def _default(source: str | None) -> str:
 def _device(engines: list[str]) -> str:
     """The GPU where an engine needs one and it is here, for its baseline too; else the CPU."""
     from stan_infer.engines import GPU_ENGINES
-    from stan_infer.errors import require
+    from stan_infer.errors import MissingError, require
     from stan_infer.report import say
 
     needs = [e for e in engines if e in GPU_ENGINES]
     if not needs:
         return "cpu"
-    if require("torch", f"engine {needs[0]}", "gpu").cuda.is_available():
+    try:
+        torch = require("torch", f"engine {needs[0]}", "gpu")
+    except MissingError:
+        return "cpu"  # told when the engine is opened, after what is wrong with its files
+    if torch.cuda.is_available():
         say(f"measuring every engine on cuda, as {needs[0]} runs there; --device says otherwise")
         return "cuda"
     return "cpu"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -198,7 +198,7 @@ def export(
         sidecars = [plan.sidecar for plan in built]
         print_json("export", {"out": str(out), **artefact.manifest, "plans": sidecars})
         return
-    parity = {p["file"]: p for p in artefact.manifest["parity"]}
+    parity = {p["file"]: p for p in artefact.manifest.get("parity") or []}
     print_table([_row(g, parity.get(g["file"])) for g in artefact.manifest["graphs"]])
     if built:
         print_table([plan_row(plan) for plan in built])
@@ -238,7 +238,7 @@ def plan_row(plan: Plan) -> dict[str, Any]:
         "precision": plan.precision,
         "mib": sidecar["plan_bytes"] / 2**20,
         "build_s": sidecar.get("build_seconds"),
-        "for": " ".join(sidecar.get("targets") or []) or (sidecar.get("built_on") or {}).get("sm"),
+        "for": " ".join(plan.targets) or plan.built_on,
         "profiles": "; ".join(ranges),
     }
 
@@ -322,7 +322,7 @@ def _size(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
 
 
-def _row(graph: dict[str, Any], parity: dict[str, Any] | None) -> dict[str, Any]:
+def _row(graph: Mapping[str, Any], parity: Mapping[str, Any] | None) -> dict[str, Any]:
     row = {
         "file": graph["file"],
         "precision": graph["precision"],

@@ -75,20 +75,20 @@ def _inspect_folder(
         return
     shown = {k: v for k, v in record.items() if k not in ("config", "graphs", "parity")}
     print_facts(shown | {f"  {k}": v for k, v in record["config"].items()})
-    parity = {p["file"]: p for p in record["parity"] or []}
+    parity = {p["file"]: p.get("max_rel") for p in manifest.get("parity") or []}
     print_table(
         [
             {
                 "file": g["file"],
                 "role": g["role"],
                 "precision": g["precision"],
-                "mib": g["bytes"] / 2**20,
+                "mib": manifest["files"][g["file"]]["bytes"] / 2**20,
                 "opset": g["opset"],
-                "ir": g["ir"],
+                "ir": g.get("ir"),
                 "dims": " ".join(f"{k} {a}:{b}" for k, (a, b) in g["dims"].items()),
-                "max_rel_error": parity.get(g["file"], {}).get("max_rel"),
+                "max_rel_error": parity.get(g["file"]),
             }
-            for g in record["graphs"]
+            for g in manifest["graphs"]
         ]
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stan_infer.errors import InputError, check_word, require
+from stan_infer.errors import InputError, MissingError, check_word, require
 
 if TYPE_CHECKING:
     from stan_infer.artefact import Artefact
@@ -191,8 +191,17 @@ def _open_trt(
     plan: Path | None,
     auto_rebuild: bool,
 ) -> Session:
-    require("torch", f"engine {engine}", "gpu")
-    from stan_infer.engines.trt_session import TrtRtxSession, TrtSession
+    try:
+        require("torch", f"engine {engine}", "gpu")
+        from stan_infer.engines.trt_session import TrtRtxSession, TrtSession
 
-    kind = TrtSession if engine == "trt" else TrtRtxSession
-    return kind(artefact, device=device, precision=precision, plan=plan, auto_rebuild=auto_rebuild)
+        kind = TrtSession if engine == "trt" else TrtRtxSession
+        return kind(
+            artefact, device=device, precision=precision, plan=plan, auto_rebuild=auto_rebuild
+        )
+    except MissingError:
+        from stan_infer.plan_file import check_plans, read_plan
+
+        # A plan that was changed is told before what is missing to run it.
+        check_plans(artefact, engine, read_plan(plan, check_hash=False) if plan else None)
+        raise

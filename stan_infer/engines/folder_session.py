@@ -27,7 +27,7 @@ from stan_infer.engines.session import (
     token_ids,
 )
 from stan_infer.errors import CheckError, InputError
-from stan_infer.graph_source import GraphSource, read_source
+from stan_infer.graph_source import GraphSource, graph_source
 from stan_infer.onnx_file import GraphForm
 from stan_infer.onnx_sizes import Inputs, check_need
 
@@ -97,13 +97,12 @@ class FolderSession(ABC):
         check_precision(artefact.path, own, precision, self.reduced)
         for role, graph in self._graphs.items():
             expected = expected_signature(artefact.config, graph)
-            source = read_source(artefact, graph)
-            _check_config(artefact, graph, source.form)
-            source.check_sizes(_smallest(graph, expected))
             # Of a folder in 8 bits the text tower is fp32.
             wanted = graph.precision if precision in (None, own.precision) else precision
-            opened = self.open(graph, source, wanted, threads)
-            source.check_unchanged()
+            with graph_source(artefact, graph) as source:
+                _check_config(artefact, graph, source.form)
+                source.check_sizes(_smallest(graph, expected))
+                opened = self.open(graph, source, wanted, threads)
             _check_signature(expected, graph, opened.signature())
             self._opened[role], self._forms[role] = opened, source.form
 
@@ -166,8 +165,8 @@ class FolderSession(ABC):
     @property
     def vocabulary(self) -> Path | None:
         """See Session.vocabulary."""
-        path = self._artefact.path / "tokenizer.json"
-        return path if path.is_file() else None
+        name = "tokenizer.json"
+        return self._artefact.file(name) if self._artefact.has(name) else None
 
     def read_clip(self, path: str | Path, decoder: str = "auto") -> np.ndarray:
         """Read one video as this model wants it: uint8 [T, H, W, 3]."""
@@ -189,9 +188,9 @@ class FolderSession(ABC):
             return {}
         if self._in_8_bits is None:
             self._in_8_bits = (self._opened[role].count_8_bits(),)
-        entry = next(g for g in self._artefact.manifest["graphs"] if g.get("role") == role)
+        entry = next(g for g in self._artefact.manifest["graphs"] if g["role"] == role)
         quant = entry.get("quant")
-        in_file = quant.get("linears") if isinstance(quant, dict) else None
+        in_file = quant.get("linears") if quant else None
         return {"linears_in_8_bits": self._in_8_bits[0], "linears_in_8_bits_in_file": in_file}
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stan_infer.artefact import ENGINES_FOLDER, Artefact, Graph
+from stan_infer.artefact import Artefact, Graph
 from stan_infer.engines.folder_session import FolderSession, OpenGraph, check_output, check_size
 from stan_infer.engines.plan_graph import PlanGraph
 from stan_infer.engines.session import check_video
@@ -23,6 +23,7 @@ from stan_infer.plan_file import (
     check_device,
     check_origin,
     check_version,
+    plans_of,
     read_plan,
 )
 from stan_infer.tensorrt_api import load_tensorrt, version_of
@@ -59,7 +60,7 @@ class TrtSession(FolderSession):
         self._auto_rebuild, self._cuda = auto_rebuild, cuda
         self._use_graphs = cuda_graphs
         self._running: dict[str, Plan] = {}
-        self._plans = _plans_of(artefact, self.engine, self._given)
+        self._plans = plans_of(artefact, self.engine, self._given)
         if not self._plans:
             raise InputError(
                 f"folder {artefact.path} holds no plan of engine {self.engine}: "
@@ -155,13 +156,11 @@ class TrtSession(FolderSession):
         for plan in plans:
             try:
                 check_version(plan, version_of(load_tensorrt(self.engine)))
-                if self._cuda.is_available():
-                    self._check_gpu(plan)
-                read_plan(plan.path)  # its hash: what was changed is told before what is missing
+                self._check_gpu(plan)
+                read_plan(plan.path)  # its hash
             except InputError as e:
                 refusal = refusal or e
                 continue
-            self._check_gpu(plan)
             return plan, None
         return None, refusal
 
@@ -190,25 +189,3 @@ class TrtRtxSession(TrtSession):
     """An artefact's plans in TensorRT for RTX."""
 
     engine = "trt-rtx"
-
-
-def _plans_of(artefact: Artefact, engine: str, given: Plan | None) -> dict[str, list[Plan]]:
-    """Plans of an engine by role; a given one stands alone for its own.
-
-    Raises InputError for a broken one where there is no other.
-    """
-    found: dict[str, list[Plan]] = {}
-    broken = None
-    for path in sorted((artefact.path / ENGINES_FOLDER).glob("*.plan")):
-        try:
-            plan = read_plan(path, check_hash=False)
-        except InputError as e:
-            broken = broken or e
-            continue
-        if plan.engine == engine:
-            found.setdefault(plan.role, []).append(plan)
-    if given is not None:
-        found[given.role] = [given]
-    if broken and not found:
-        raise broken
-    return found

@@ -99,7 +99,8 @@ def test_a_failed_write_leaves_the_earlier_pair(tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        {"trt_version": [float("inf")] * 3},
+        {"trt_version": [10**30] * 3},
+        {"trt_version": [True] * 3},
         {"trt_version": ["1", "7", "1"]},
         {"trt_version": []},
         {"targets": "sm_89"},
@@ -160,7 +161,8 @@ def test_truncated_and_foreign(tmp_path):
         ({"io": [{}]}, "is malformed"),
         ({"role": 1}, "is malformed"),
         ({"trt_version": "new"}, "is malformed"),
-        ({"plan_bytes": None}, "bytes, its sidecar says None"),
+        ({"plan_bytes": None}, "is malformed: plan_bytes: Expected `int`, got `null`"),
+        ({"plan_bytes": 2**40}, "is malformed: plan_bytes"),
     ],
     ids=str,
 )
