@@ -15,16 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeGuard
 
 from stan_infer.errors import InputError, nearest
+from stan_infer.stored_zip import Entry, open_regular, read_at, read_into
 from stan_infer.torch_pickle import MAX_PICKLE_BYTES, Call, Global, describe, read_pickle, text_of
-from stan_infer.torch_zip import (
-    RESAVE,
-    Entry,
-    checkpoint_folder,
-    open_regular,
-    read_at,
-    read_directory,
-    read_into,
-)
+from stan_infer.torch_zip import RESAVE, checkpoint_folder, read_records
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -117,7 +110,7 @@ class TorchFile:
     def __init__(self, path: Path, file: BinaryIO, size: int) -> None:
         """Read the structure of an open file of `size` bytes; see open_torch_file."""
         self._path, self._file = path, file
-        entries = read_directory(file, size)
+        entries = read_records(file, size)
         prefix = checkpoint_folder(file, entries)
         record = entries[f"{prefix}/data.pkl"]
         data = read_at(file, record.offset, min(record.size, MAX_PICKLE_BYTES + 1))
