@@ -22,6 +22,7 @@ from stan_infer.fold import (
     Temporal,
     VideoWeights,
 )
+from stan_infer.npz_file import label_fields, read_npz
 
 
 def read_weights(artefact: Artefact) -> VideoWeights:
@@ -134,9 +135,13 @@ class _Reader:
 
 
 def read_classes(artefact: Artefact) -> dict[str, np.ndarray] | None:
-    """What the class head of an exported folder bakes in, or None where it has no such head."""
+    """What the class head of an exported folder bakes in, or None where it has no such head.
+
+    Raises InputError where its labels.npz holds anything else than the head's sizes.
+    """
     graph = artefact.graph("video")
     if graph is None or "scores" not in {o["name"] for o in graph.outputs}:
         return None
-    with np.load(artefact.path / artefact.manifest["labels"]["embeddings"]) as arrays:
-        return {name: arrays[name] for name in arrays.files}
+    labels = next(o["shape"][-1] for o in graph.outputs if o["name"] == "scores")
+    path = artefact.path / artefact.manifest["labels"]["embeddings"]
+    return read_npz(path, label_fields(artefact.config, labels))

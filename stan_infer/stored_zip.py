@@ -1,4 +1,4 @@
-"""A strict reader of zip archives whose entries are stored as they are; it trusts no number in them.
+"""A strict reader of zip archives whose entries are stored as they are; it trusts no number in it.
 
 torch.save and numpy.savez write such archives. A packed entry may unpack to any size, so anything
 else is refused; and the standard `zipfile` reads unbounded directories and tolerates overlapping,

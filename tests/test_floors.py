@@ -28,7 +28,7 @@ FLOORS = [
     | {"torch_zip", "torch_pickle", "torch_file", "trainer_hints", "layouts", "kernels"}
     | {"onnx_file", "resize", "synthetic", "metrics", "annotations", "locate", "feature_cache"}
     | {"timings", "clock", "plots", "json_lines", "histogram", "sensitivity_plot"}
-    | {"calibration_file"},
+    | {"calibration_file", "stored_zip", "npz_file"},
     {"weights_file", "clip_source", "checkpoint", "layers", "model"},
     {"fold", "fused", "torch_ops", "kernel_ops", "kernel_weights"}
     | {"quantise", "quant_plan", "observe", "replay", "smooth", "collect_ranges"},
