@@ -47,11 +47,16 @@ def require(module: str, purpose: str, install: str) -> Any:
         raise MissingError(f'{purpose} needs {module} ({e}): pip install "{install}"') from e
 
 
+_LONGEST, _COMPARED = 100, 1000  # characters of a word, and words, that nearest looks at
+
+
 def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
     """Return `"; did you mean 'x'?"` for the known word closest to `word`, or an empty string."""
     from difflib import get_close_matches
 
-    match = get_close_matches(word.lower(), known, n=1, cutoff=0.5)
+    # Its time grows with the square of the lengths, and words may be a stranger's.
+    short = [k for k in known[:_COMPARED] if len(k) <= _LONGEST]
+    match = get_close_matches(word.lower(), short, n=1, cutoff=0.5) if len(word) <= _LONGEST else []
     return f"; did you mean '{match[0]}'?" if match else ""
 
 

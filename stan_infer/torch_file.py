@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 MAX_TENSORS = 20_000
 MAX_DIMS = 16
-_MAX_NAME = 512
+MAX_NAME = 512
 _MAX_EMPTY = 1 << 40
 _SLACK = 1 << 20  # bytes by which small files may break the rules of proportion
 _MAX_READ = 16  # whole file sizes that reading every tensor once may cost
@@ -230,7 +230,7 @@ def _keys(top: Mapping[Any, object]) -> list[str]:
 
 
 def _checked_name(name: object, value: object, count: int) -> str:
-    if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) <= _MAX_NAME:
+    if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) <= MAX_NAME:
         raise InputError(f"its state dict has key {ascii(name)[:80]}; keys are names of weights")
     if not _is_tensor(value):
         raise InputError(

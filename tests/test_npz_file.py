@@ -126,17 +126,19 @@ def test_single_bit_flips_change_no_value():
 
 
 MEMORY = """
-import resource, sys
+import re, sys
 from pathlib import Path
 from stan_infer.errors import InputError
 from stan_infer.npz_file import Field, read_npz
 import numpy as np
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
 read_npz(Path(sys.argv[1]), {"a": Field("float32")})
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 try:
     read_npz(Path(sys.argv[2]), {"a": Field("float32")})
 except InputError:
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    print(peak() - before)
 """
 
 
