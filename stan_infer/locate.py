@@ -17,9 +17,13 @@ def video_stem(name: str) -> str:
     Only known suffixes go: clips of LSMDC have times with dots in their names.
     """
     stem = PurePath(name.strip()).name
-    while (path := PurePath(stem)).suffix.lower() in SUFFIXES and path.stem:
-        stem = path.stem
-    return stem
+    end = len(stem)
+    # By its end and not by ever shorter copies: a stranger's name may be suffixes only.
+    while suffix := next((s for s in SUFFIXES if stem[end - len(s) : end].lower() == s), None):
+        if end == len(suffix):
+            break
+        end -= len(suffix)
+    return stem[:end]
 
 
 def locate_videos(folder: Path, names: Sequence[str]) -> list[Path | None]:

@@ -13,6 +13,7 @@ import importlib.util
 import json
 import logging
 import operator
+import re
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -122,8 +123,14 @@ def write_vocabulary(path: Path) -> None:
 def _clean(text: str) -> str:
     import ftfy
 
-    text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    text = _unescape(_unescape(ftfy.fix_text(text)))
     return " ".join(text.split()).lower()
+
+
+def _unescape(text: str) -> str:
+    """html.unescape, also of numbers beyond Python's limit of 4300 digits: all are no character."""
+    text = re.sub(r"&#0++(?=[0-9])", "&#", text)
+    return html.unescape(re.sub(r"&#[0-9]{8,}+", "&#99999999", text))
 
 
 def _cut(ids: list[int], length: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""What strangers' checkpoints cost while they are inspected: memory is bounded whatever they say."""
+"""What strangers' checkpoints cost while they are inspected: memory has a bound."""
 
 from __future__ import annotations
 
