@@ -73,8 +73,9 @@ def save_embeddings(
 ) -> None:
     """Write the good readings as .npz, whole or not at all; readable with allow_pickle=False.
 
-    Arrays: paths [n] (text, names.storable), embeddings float32 [n, E] or [n, T, E], indices int64 [n, T] (the
-    frames used), total_frames int64 [n], decoders [n]; info: JSON text with config, engine, source.
+    Arrays: paths [n] (text, as names.storable gives it), embeddings float32 [n, E] or [n, T, E],
+    indices int64 [n, T] (the frames used), total_frames int64 [n], decoders [n]; info: JSON text
+    with config, engine, source.
     """
     good = [(r, r.clip, r.features) for r in readings if r.clip is not None]
     source = {k: storable(v) if isinstance(v, str) else v for k, v in source.items()}

@@ -23,7 +23,7 @@ SETTINGS = ("--set", "heads=2", "--set", "text_heads=1")
 
 @pytest.fixture(scope="module")
 def odd(checkpoint, artefact, tmp_path_factory):
-    """A folder of that name with a checkpoint, an exported folder, videos and texts of that name."""
+    """A folder of that name: a checkpoint, an exported folder, videos and texts, all so named."""
     folder = tmp_path_factory.mktemp("names") / ODD
     folder.mkdir()
     shutil.copyfile(checkpoint, folder / f"{ODD}.safetensors")
@@ -52,8 +52,13 @@ COMMANDS = {
         *("eval", "{dir}", "--dataset", "retrieval", "--annotations", "{csv}"),
         *("--videos", "{videos}", "--cache", "{out}.cache"),
     ),
-    "export": ("export", "{ckpt}", "-o", "{out}", "--card", "--license", "{odd}", "--clips", "{videos}"),
-    "export labels": ("export", "{ckpt}", "-o", "{out}", "--labels", "{txt}", "--template", "{odd} {{}}"),
+    "export": (
+        *("export", "{ckpt}", "-o", "{out}", "--card", "--license", "{odd}"),
+        *("--clips", "{videos}"),
+    ),
+    "export labels": (
+        *("export", "{ckpt}", "-o", "{out}", "--labels", "{txt}", "--template", "{odd} {{}}"),
+    ),
     "export server": ("export", "{dir}", "-o", "{out}", "--format", "triton-server"),
     "convert": ("convert", "{ckpt}", "{out}.safetensors"),
     "verify": ("verify", "{ckpt}", "{dir}"),
@@ -67,7 +72,7 @@ COMMANDS = {
     ),
     "calibrate": (
         *("calibrate", "{dir}", "--videos", "{videos}", "-o", "{out}", "--force"),
-        *("--min-cosine", "0"),
+        *("--min-cosine", "0.01", "--samples", "2"),
     ),
 }  # fmt: skip
 
@@ -135,7 +140,8 @@ def test_a_locale_that_knows_ascii_only(odd, tmp_path, command, coerced):
 
 
 def test_such_a_name_that_is_missing(cli, tmp_path):
-    for command in (("inspect", tmp_path / ODD), ("run", tmp_path / ODD, tmp_path, "--text", "a")):
+    missing = tmp_path / ODD
+    for command in (("inspect", missing), ("run", missing, missing, "--text", "a")):
         done = cli(*command)
         # A line's end in a name is a blank in an error, which is one line.
         assert done.code == 2 and "caf\\xe9 \\x1b[2J" in done.err and done.err.count("\n") == 1
