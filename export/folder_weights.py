@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 import onnx
 import torch
@@ -23,6 +21,7 @@ from stan_infer.fold import (
     VideoWeights,
 )
 from stan_infer.graph_source import graph_source
+from stan_infer.npz_file import label_fields, read_npz
 
 
 def read_weights(artefact: Artefact) -> VideoWeights:
@@ -136,13 +135,16 @@ class _Reader:
 
 
 def read_classes(artefact: Artefact) -> dict[str, np.ndarray] | None:
-    """What the class head of an exported folder bakes in, or None where it has no such head."""
+    """What the class head of an exported folder bakes in, or None where it has no such head.
+
+    Raises InputError where its labels.npz holds anything else than the head's sizes.
+    """
     graph = artefact.graph("video")
     if graph is None or "scores" not in {o["name"] for o in graph.outputs}:
         return None
     labels = artefact.manifest.get("labels")
     name = labels.get("embeddings") if labels else None
-    if name is None:
+    count = next(o["shape"][-1] for o in graph.outputs if o["name"] == "scores")
+    if name is None or not isinstance(count, int):
         raise InputError(f"{artefact.path} has a class head, but no label embeddings: export again")
-    with np.load(io.BytesIO(artefact.read(name))) as arrays:
-        return {name: arrays[name] for name in arrays.files}
+    return read_npz(artefact.read(name), label_fields(artefact.config, count))

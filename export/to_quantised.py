@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,12 +14,13 @@ import torch
 from stan_infer.artefact import Artefact, sha256, write_manifest
 from stan_infer.calibration_file import CALIBRATION
 from stan_infer.engines.ort_session import open_graph
-from stan_infer.errors import CheckError
+from stan_infer.errors import CheckError, InputError
 from stan_infer.export.folder_weights import read_classes
 from stan_infer.export.golden import random_clips
 from stan_infer.export.parity import EIGHT_BIT_NOISE, case_sizes, check_graph
 from stan_infer.export.video_graph import write_video_graph
 from stan_infer.fold import VideoWeights
+from stan_infer.npz_file import Field, read_npz
 from stan_infer.quantise import QuantProduct, products
 from stan_infer.torch_ops import encode_video
 
@@ -142,8 +142,18 @@ def _measure_golden(
     artefact: Artefact,
 ) -> None:
     """Set the tolerances of the golden data to twice what 8 bits were measured to cost there."""
-    with np.load(io.BytesIO(artefact.read(golden["file"]))) as arrays:
-        video, wanted = arrays["video"], arrays["frame_embeds"]
+    c = artefact.config
+    clip = (c.image_size, c.image_size, 3), (3, c.image_size, c.image_size)
+    arrays = read_npz(
+        artefact.read(golden["file"]),
+        {
+            "video": Field("uint8 float32", ("B", "T", "x", "y", "z")),
+            "frame_embeds": Field("float32", ("B", "T", c.embed_dim)),
+        },
+    )
+    video, wanted = arrays["video"], arrays["frame_embeds"]
+    if video.shape[2:] not in clip or not video.size or not np.isfinite(wanted).all():
+        raise InputError(f"{golden['file']}: its clips are no clips of this model")
     got = session.run(["frame_embeds"], {"video": video})[0]
     measured = float(np.abs(got - wanted).max() / np.abs(wanted).max())
     for name in ("video_tolerance", "score_tolerance"):

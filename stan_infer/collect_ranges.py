@@ -10,8 +10,8 @@ import dataclasses
 import hashlib
 import io
 import json
+import os
 import time
-import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -28,6 +28,7 @@ from stan_infer.decode_worker import read_clips
 from stan_infer.errors import InputError, MissingError
 from stan_infer.fold import VideoWeights
 from stan_infer.histogram import BINS, Histogram
+from stan_infer.npz_file import Field, read_npz
 from stan_infer.observe import observe
 from stan_infer.video import Clip
 
@@ -97,7 +98,11 @@ def collect_ranges(
     used, or where all of them show one flat colour.
     """
     stamp = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-    found = _load(state, stamp) or Collected()
+    try:
+        found = _load(state, stamp) or Collected()
+    except InputError as e:
+        say(f"what a stopped run has counted is damaged and is counted again ({e})")
+        found = Collected()
     if found.clips:
         say(f"going on after {len(found.clips)} clips that a stopped run has counted")
     done = {*found.clips, *found.flat}
@@ -183,16 +188,29 @@ def _save(state: Path, stamp: str, found: Collected) -> None:
         temporary.write_bytes(packed.getbuffer())
 
 
+_STATE = {
+    "stamp": Field("str", ()),
+    "names": Field("str", ("n",)),
+    "clips": Field("str", ("c",)),
+    "flat": Field("str", ("f",)),
+    "exponents": Field("int64", ("n",)),
+    "largest": Field("float64", ("n",)),
+    "counts": Field("int64", ("n", BINS)),
+}
+
+
 def _load(state: Path, stamp: str) -> Collected | None:
-    """What a stopped run with the same key left, or None."""
-    try:
-        with np.load(state, allow_pickle=False) as z:
-            if str(z["stamp"]) != stamp or z["counts"].shape[1:] != (BINS,):
-                return None
-            rows = zip(z["names"], z["exponents"], z["largest"], z["counts"], strict=True)
-            ranges = {
-                str(n): Histogram(int(e), float(m), c.astype(np.int64)) for n, e, m, c in rows
-            }
-            return Collected(ranges, z["clips"].tolist(), z["flat"].tolist())
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+    """What a stopped run with the same key left, or None; InputError where it is damaged."""
+    if not os.path.lexists(state):
         return None
+    z = read_npz(state, _STATE)
+    if str(z["stamp"]) != stamp:
+        return None
+    low, high = np.frexp(z["largest"])[1], 128  # powers of two, of float32
+    if (z["counts"] < 0).any() or not np.isfinite(z["largest"]).all() or (z["largest"] < 0).any():
+        raise InputError(f"{state} holds counts or values that are none")
+    if (z["exponents"] < low).any() or (z["exponents"] > high).any():
+        raise InputError(f"{state} holds exponents that do not belong to its values")
+    rows = zip(z["names"].tolist(), z["exponents"], z["largest"], z["counts"], strict=True)
+    ranges = {n: Histogram(int(e), float(m), c) for n, e, m, c in rows}
+    return Collected(ranges, z["clips"].tolist(), z["flat"].tolist())

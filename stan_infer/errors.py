@@ -10,6 +10,8 @@ import importlib
 from collections.abc import Iterable
 from typing import Any
 
+from stan_infer.names import printable
+
 
 class StanError(Exception):
     """Base of every error that a user can mend."""
@@ -39,11 +41,6 @@ class CheckError(StanError):
     exit_code = 4
 
 
-def printable(text: str) -> str:
-    """Replace what would not show as a character, such as a terminal's commands, by "?"."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
-
-
 def require(module: str, purpose: str, extra: str) -> Any:
     """Import an optional package and return it.
 
@@ -58,11 +55,16 @@ def require(module: str, purpose: str, extra: str) -> Any:
         raise MissingError(f"{purpose} needs {module} ({e}): {install_command(extra)}") from e
 
 
+_LONGEST, _COMPARED = 100, 1000  # characters of a word, and words, that nearest looks at
+
+
 def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
     """Return `"; did you mean 'x'?"` for the known word closest to `word`, or an empty string."""
     from difflib import get_close_matches
 
-    match = get_close_matches(word.lower(), known, n=1, cutoff=0.5)
+    # Its time grows with the square of the lengths, and words may be a stranger's.
+    short = [k for k in known[:_COMPARED] if len(k) <= _LONGEST]
+    match = get_close_matches(word.lower(), short, n=1, cutoff=0.5) if len(word) <= _LONGEST else []
     return f"; did you mean '{match[0]}'?" if match else ""
 
 

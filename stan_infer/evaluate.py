@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -192,7 +193,9 @@ def _text_features(
     session: Session, ids: NDArray[np.int64], cache: FeatureCache | None
 ) -> NDArray[np.float32]:
     names = [ids_name(row) for row in ids]
-    known = {name: cache.get(name) if cache is not None else None for name in names}
+    c = session.config
+    shape = (ids.shape[1], c.embed_dim) if c.is_mug else (c.embed_dim,)
+    known = {name: cache.get(name, shape) if cache is not None else None for name in names}
     todo = [i for i, name in enumerate(names) if known[name] is None]
     for start in range(0, len(todo), TEXT_CHUNK):
         part = todo[start : start + TEXT_CHUNK]
@@ -215,9 +218,12 @@ def _video_features(
 ) -> list[NDArray[np.float32] | str]:
     """Features [V, ...] of each video, or its error."""
     names = [file_name(path, protocol.reading()) for path in paths]
+    c = protocol.config
+    frames = (c.frames,) if c.is_mug else ()
+    shape = (math.prod(protocol.views), *frames, c.embed_dim)
     known: dict[int, NDArray[np.float32] | str] = {}
     for i, name in enumerate(names):
-        if cache is not None and (features := cache.get(name)) is not None:
+        if cache is not None and (features := cache.get(name, shape)) is not None:
             known[i] = features
             on_video(None)
     todo = [i for i in range(len(paths)) if i not in known]

@@ -12,7 +12,6 @@ import json
 import logging
 import time
 import uuid
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,15 @@ from numpy.typing import NDArray
 
 from stan_infer.atomic import new_file
 from stan_infer.errors import InputError
+from stan_infer.npz_file import Field, read_npz
 from stan_infer.temporary import clear
 
 # A part is written after so many features, or seconds: what a kill costs.
 PART_ITEMS = 64
 PART_S = 20.0
+
+_MAX_PART = 2**30  # bytes; 64 videos of 64 frames and 10 views, in the widest CLIP, are 170 MB
+Shape = tuple[int, ...]
 
 _log = logging.getLogger(__name__)
 
@@ -47,9 +50,12 @@ class FeatureCache:
             parts = sorted(self._folder.glob("*.npz"))
         except OSError as e:
             raise InputError(f"cache {folder} cannot be used: {e.strerror}; give another") from e
-        self._known: dict[str, NDArray[np.float32]] = {}
+        self._known: dict[tuple[str, Shape], NDArray[np.float32]] = {}
+        self._parts: dict[str, Path] = {}  # the last that holds features of that name
         for part in parts:
-            self._known |= _read(part)
+            for name, features in _read(part).items():
+                self._known[name, features.shape] = features
+                self._parts[name] = part
         self._waiting: dict[str, NDArray[np.float32]] = {}
         self._written = time.monotonic()
 
@@ -57,13 +63,18 @@ class FeatureCache:
         """Features known."""
         return len(self._known)
 
-    def get(self, name: str) -> NDArray[np.float32] | None:
-        """Return the features kept under `name`, or None."""
-        return self._known.get(name)
+    def get(self, name: str, shape: Shape) -> NDArray[np.float32] | None:
+        """Return the features of that shape kept under `name`, or None; another shape is told."""
+        found = self._known.get((name, shape))
+        if found is None and (part := self._parts.pop(name, None)) is not None:
+            _log.warning(
+                "%s holds features that are not %s: they are computed again", part, list(shape)
+            )
+        return found
 
     def put(self, name: str, features: NDArray[np.float32]) -> None:
         """Keep features; they are on disk after the next part or `flush`."""
-        self._known[name] = self._waiting[name] = features
+        self._known[name, features.shape] = self._waiting[name] = features
         if len(self._waiting) >= PART_ITEMS or time.monotonic() - self._written > PART_S:
             self.flush()
 
@@ -96,12 +107,17 @@ def ids_name(ids: NDArray[np.int64]) -> str:
 
 
 def _read(part: Path) -> dict[str, NDArray[np.float32]]:
+    """Features by name, or nothing where any of it is not as `flush` wrote it, which is told."""
     try:
-        with np.load(part, allow_pickle=False) as z:
-            names, features = z["names"], z["features"]
-        if features.dtype == np.float32 and len(names) == len(features):
-            return dict(zip(names.tolist(), features, strict=True))
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
-        pass
-    _log.warning("%s is damaged and is not used: its features are computed again", part)
-    return {}
+        if part.stat().st_size > _MAX_PART:
+            raise InputError(f"it has more than {_MAX_PART} bytes")
+        found = read_npz(part, {"names": Field("str", ("n",)), "features": Field("float32")})
+        names, features = found["names"].tolist(), found["features"]
+        if features.ndim < 2 or len(names) != len(features) or len(set(names)) != len(names):
+            raise InputError("it has not one name for each of its features")
+        if not np.isfinite(features).all():
+            raise InputError("it holds values that are not finite")
+    except (InputError, OSError) as e:
+        _log.warning("%s is damaged and is not used: its features are computed again (%s)", part, e)
+        return {}
+    return dict(zip(names, features, strict=True))

@@ -16,10 +16,14 @@ def video_stem(name: str) -> str:
 
     Only known suffixes go: clips of LSMDC have times with dots in their names.
     """
-    parts = PurePath(name.strip()).name.split(".")
-    while any(parts[:1]) and f".{parts[-1].lower()}" in SUFFIXES and len(parts) > 1:
-        parts.pop()
-    return ".".join(parts)
+    stem = PurePath(name.strip()).name
+    end = len(stem)
+    # By its end and not by ever shorter copies: a stranger's name may be suffixes only.
+    while suffix := next((s for s in SUFFIXES if stem[end - len(s) : end].lower() == s), None):
+        if end == len(suffix):
+            break
+        end -= len(suffix)
+    return stem[:end]
 
 
 def locate_videos(folder: Path, names: Sequence[str]) -> list[Path | None]:

@@ -10,13 +10,14 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from stan_infer.errors import InputError, printable
+from stan_infer.errors import InputError
+from stan_infer.names import printable, storable
 
 
 def print_json(schema: str, record: dict[str, Any]) -> None:
     """Print one result as one line of JSON; numbers unrounded, NaN and infinity as null."""
     full = {"schema": f"stan-infer/{schema}/1", **record}
-    # ASCII: a file name that is not UTF-8 must not stop the run, whatever the locale.
+    # ASCII: whatever the locale, and nothing in it is a control character.
     _write(json.dumps(_plain(full), allow_nan=False))
 
 
@@ -51,6 +52,8 @@ def say(text: str) -> None:
 
 def _write(text: str) -> None:
     """Write to standard output; where nobody reads any more, end quietly as other programs do."""
+    encoding = sys.stdout.encoding or "utf-8"  # in some locales ASCII
+    text = text.encode(encoding, "backslashreplace").decode(encoding)
     try:
         print(text, flush=True)
     except OSError as e:
@@ -77,13 +80,13 @@ def _cell(value: Any) -> str:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {storable(str(k)): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    if isinstance(value, (str, int, float, bool, type(None))):
+    if isinstance(value, (int, float, bool, type(None))):
         return value
     if hasattr(value, "tolist"):
         return _plain(value.tolist())
-    return str(value)
+    return storable(str(value))

@@ -15,23 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeGuard
 
 from stan_infer.errors import InputError, nearest
+from stan_infer.stored_zip import Entry, open_regular, read_at, read_into
 from stan_infer.torch_pickle import MAX_PICKLE_BYTES, Call, Global, describe, read_pickle, text_of
-from stan_infer.torch_zip import (
-    RESAVE,
-    Entry,
-    checkpoint_folder,
-    open_regular,
-    read_at,
-    read_directory,
-    read_into,
-)
+from stan_infer.torch_zip import RESAVE, checkpoint_folder, read_records
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_TENSORS = 20_000
 MAX_DIMS = 16
-_MAX_NAME = 512
+MAX_NAME = 512
 _MAX_EMPTY = 1 << 40
 _SLACK = 1 << 20  # bytes by which small files may break the rules of proportion
 _MAX_READ = 16  # whole file sizes that reading every tensor once may cost
@@ -117,7 +110,7 @@ class TorchFile:
     def __init__(self, path: Path, file: BinaryIO, size: int) -> None:
         """Read the structure of an open file of `size` bytes; see open_torch_file."""
         self._path, self._file = path, file
-        entries = read_directory(file, size)
+        entries = read_records(file, size)
         prefix = checkpoint_folder(file, entries)
         record = entries[f"{prefix}/data.pkl"]
         data = read_at(file, record.offset, min(record.size, MAX_PICKLE_BYTES + 1))
@@ -237,7 +230,7 @@ def _keys(top: Mapping[Any, object]) -> list[str]:
 
 
 def _checked_name(name: object, value: object, count: int) -> str:
-    if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) <= _MAX_NAME:
+    if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) <= MAX_NAME:
         raise InputError(f"its state dict has key {ascii(name)[:80]}; keys are names of weights")
     if not _is_tensor(value):
         raise InputError(

@@ -8,6 +8,17 @@ from typing import Any
 
 from stan_infer.config import StanConfig
 
+_END = 2**17  # characters at both ends of the text that are searched; real configs have 20,000
+# A stranger's text: what repeats is possessive (*+), so a search takes time in proportion to it.
+_NUMBERS = {
+    "depth": re.compile(r"\bdepth\s*+=\s*+(\d{1,3})\b"),
+    "frames": re.compile(r"\bclip_len\s*+=\s*+(\d{1,4})\b"),
+    "context_length": re.compile(r"\b(?:max_)?length\s*+=\s*+(\d{1,4})\b"),
+    "short_side": re.compile(r"\bscale\s*+=\s*+\(\s*+-1\s*+,\s*+(\d{1,5})\s*+,?\s*+\)"),
+}
+_MEAN = re.compile(r"\breturn_mean\s*+=\s*+(True|False)\b")
+_PATCH = re.compile(r"patch(\d{2})\b|ViT-[BL]/(\d{2})")
+
 
 def trainer_hints(cfg: str | None) -> dict[str, Any]:
     """What a trainer's config text says, found by pattern and never executed.
@@ -17,21 +28,16 @@ def trainer_hints(cfg: str | None) -> dict[str, Any]:
     """
     if not cfg:
         return {}
+    if len(cfg) > 2 * _END:
+        # The model's part stands in front, the test pipeline at the end.
+        cfg = f"{cfg[:_END]}\n{cfg[-_END:]}"
     hints: dict[str, Any] = {}
-    numbers = {
-        "depth": r"\bdepth\s*=\s*(\d{1,3})\b",
-        "frames": r"\bclip_len\s*=\s*(\d{1,4})\b",
-        "context_length": r"\b(?:max_)?length\s*=\s*(\d{1,4})\b",
-        "short_side": r"\bscale\s*=\s*\(\s*-1\s*,\s*(\d{1,5})\s*,?\s*\)",
-    }
-    for name, pattern in numbers.items():
-        found = re.findall(pattern, cfg)
-        if found:
+    for name, pattern in _NUMBERS.items():
+        if found := pattern.findall(cfg):
             hints[name] = int(found[-1])  # the test pipeline stands behind the training one
-    mean = re.search(r"\breturn_mean\s*=\s*(True|False)\b", cfg)
-    if mean:
+    if mean := _MEAN.search(cfg):
         hints["head"] = "mean" if mean[1] == "True" else "mug"
-    trunk = sorted(set(re.findall(r"patch(\d{2})\b|ViT-[BL]/(\d{2})", cfg)))
+    trunk = sorted(set(_PATCH.findall(cfg)))
     if trunk:
         hints["patch_sizes"] = sorted({int(a or b) for a, b in trunk})
     return hints

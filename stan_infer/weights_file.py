@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import stat
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from stan_infer.errors import InputError
 from stan_infer.layouts import Origin
-from stan_infer.torch_file import TensorInfo, open_torch_file
+from stan_infer.names import openable
+from stan_infer.torch_file import MAX_DIMS, MAX_NAME, MAX_TENSORS, TensorInfo, open_torch_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
 # The one metadata key of our files: the library writes several in random order, and the same
 # weights must give the same bytes.
 METADATA_KEY = "stan_infer.config"
+# The library takes 16 times the header's size of memory. A STAN's has 150 KB.
+MAX_HEADER = 8 * 2**20
+_MAX_CONFIG = 2**16  # characters of our metadata; it has about 1,000
 _SAFETENSORS_DTYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -62,6 +67,7 @@ def open_weights(path: Path) -> Reader:
         raise InputError(f"cannot read checkpoint {path}: {e.strerror or e}") from e
     # safetensors: 8 bytes of header length, then a JSON object.
     if len(head) == 9 and head[8:] == b"{" and not head.startswith(b"PK"):
+        _check_header(path, int.from_bytes(head[:8], "little"))
         return _SafetensorsFile(path)
     return open_torch_file(path)
 
@@ -73,29 +79,33 @@ class _SafetensorsFile:
         self._path = path
         self._open = safe_open
         try:
-            with safe_open(str(path), framework="np") as f:
+            with openable(path) as name, safe_open(name, framework="np") as f:
                 metadata = f.metadata() or {}
-                slices = {k: f.get_slice(k) for k in f.keys()}  # noqa: SIM118 (not a dict)
-                self.tensors = {
-                    k: TensorInfo(k, _dtype_name(k, s.get_dtype()), tuple(s.get_shape()))
-                    for k, s in slices.items()
-                }
+                names = list(f.keys())
+                if len(names) > MAX_TENSORS:
+                    raise InputError(
+                        f"{path} has {len(names)} tensors; no STAN has more than {MAX_TENSORS}"
+                    )
+                self.tensors = {k: _tensor_info(k, f.get_slice(k)) for k in names}
         except (SafetensorError, OSError, ValueError) as e:
             raise InputError(f"{path} is a damaged safetensors file: {str(e)[:200]}") from e
         self.hints: dict[str, object] = {"layout": "safetensors"}
         if METADATA_KEY in metadata:
+            if len(metadata[METADATA_KEY]) > _MAX_CONFIG:
+                raise InputError(f"{path} has a config of more than {_MAX_CONFIG} characters")
             self.hints["config"] = metadata[METADATA_KEY]
         self._file: Any = None
+        self._held = ExitStack()
 
     def read(self, name: str) -> Tensor:
         if self._file is None:
-            self._file = self._open(str(self._path), framework="pt").__enter__()
+            path = self._held.enter_context(openable(self._path))
+            self._file = self._held.enter_context(self._open(path, framework="pt"))
         return self._file.get_tensor(name)
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.__exit__(None, None, None)
-            self._file = None
+        self._held.close()
+        self._file = None
 
 
 def read_weight(reader: Reader, origin: Origin) -> Tensor:
@@ -122,7 +132,32 @@ def read_weight(reader: Reader, origin: Origin) -> Tensor:
     return parts[0]
 
 
-def _dtype_name(key: str, code: str) -> str:
+def _check_header(path: Path, size: int) -> None:
+    """Bound what the library makes of a safetensors header, before it sees it.
+
+    Every tensor is an object of the header's JSON, so there are no more of them than braces.
+    """
+    if size > MAX_HEADER:
+        raise InputError(
+            f"{path} is a safetensors file whose header has {size} bytes; at most {MAX_HEADER} are "
+            "read: give the weights of a STAN alone"
+        )
+    with path.open("rb") as f:
+        f.seek(8)
+        objects = f.read(size).count(b"{")
+    if objects > 2 * MAX_TENSORS:  # metadata may hold some in texts
+        raise InputError(
+            f"{path} is a safetensors file with {objects} objects in its header; no STAN has more "
+            f"than {MAX_TENSORS} tensors"
+        )
+
+
+def _tensor_info(key: str, part: Any) -> TensorInfo:
+    if not key.isprintable() or not 0 < len(key) <= MAX_NAME:
+        raise InputError(f"a tensor is called {ascii(key)[:80]}, which is no name of a weight")
+    code, shape = part.get_dtype(), part.get_shape()
     if code not in _SAFETENSORS_DTYPES:
-        raise InputError(f"tensor {key} has dtype {code}, which is not supported")
-    return _SAFETENSORS_DTYPES[code]
+        raise InputError(f"tensor {key} has dtype {str(code)[:20]}, which is not supported")
+    if len(shape) > MAX_DIMS:
+        raise InputError(f"tensor {key} has {len(shape)} axes; at most {MAX_DIMS} are read")
+    return TensorInfo(key, _SAFETENSORS_DTYPES[code], tuple(shape))

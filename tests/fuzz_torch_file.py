@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 
 from stan_infer.errors import InputError
+from stan_infer.stored_zip import read_directory
 from stan_infer.torch_file import open_torch_file
-from stan_infer.torch_zip import read_directory
 
 NUMBERS = (0, 1, 2, 3, 127, 128, 255, 256, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1)
 WIDE = (*NUMBERS, 2**32, 2**40, 2**63 - 1, 2**63, 2**64 - 1)

@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import ROOT
 
 FLOORS = [
-    {"errors", "installing", "config", "flops", "privacy"},
+    {"names", "errors", "installing", "config", "flops", "privacy", "clip_licence"},
     {
         "tokenizer",
         "video",
@@ -30,7 +30,8 @@ FLOORS = [
     | {"torch_zip", "torch_pickle", "torch_file", "trainer_hints", "layouts", "kernels"}
     | {"onnx_file", "resize", "synthetic", "metrics", "annotations", "locate", "feature_cache"}
     | {"timings", "clock", "plots", "json_lines", "histogram", "sensitivity_plot"}
-    | {"calibration_file", "calibration_record", "json_file", "manifest", "plan_sidecar"},
+    | {"calibration_file", "calibration_record", "json_file", "manifest", "plan_sidecar"}
+    | {"stored_zip", "npz_file", "protobuf", "onnx_operations", "onnx_sizes", "graph_source"},
     {"weights_file", "clip_source", "checkpoint", "layers", "model"},
     {"fold", "fused", "torch_ops", "kernel_ops", "kernel_weights"}
     | {"quantise", "quant_plan", "observe", "replay", "smooth", "collect_ranges"},

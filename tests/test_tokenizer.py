@@ -199,7 +199,18 @@ def test_wrong_input_is_told(texts, options, message):
 
 
 @pytest.mark.parametrize(
-    "text", ["\ud800", "\udc00" * 40, "a\ud800b", "\0", "a\0b", "&#0;", "&#xd800;", "\ud83d\ude00"]
+    "text",
+    [
+        "&#" + "9" * 5000 + ";",
+        "\ud800",
+        "\udc00" * 40,
+        "a\ud800b",
+        "\0",
+        "a\0b",
+        "&#0;",
+        "&#xd800;",
+        "\ud83d\ude00",
+    ],
 )
 def test_surrogates_and_nuls_have_ids(text):
     ids = tokenize(text)
@@ -345,3 +356,11 @@ def test_older_spelling_of_merges_is_read(written, tmp_path):
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(content))
     np.testing.assert_array_equal(tokenize("a dog runs", vocabulary=path), tokenize("a dog runs"))
+
+
+@pytest.mark.parametrize(
+    ("number", "same"),
+    [("9" * 5000, "&#xfffd;"), ("0" * 5000 + "65", "a"), ("00", "&#0;"), ("1114112", "\ufffd")],
+)
+def test_numbers_of_characters_beyond_pythons_limit_of_digits(number, same):
+    assert tokenize(f"x &#{number}; y").tolist() == tokenize(f"x {same} y").tolist()

@@ -94,6 +94,7 @@ def bench(
     from stan_infer.bench_lanes import check_engines
     from stan_infer.json_lines import read_json_lines, write_json_lines
     from stan_infer.machine import installed_versions, machine_record, pinned, usable_cpus
+    from stan_infer.names import storable
     from stan_infer.temporary import temporary_folder
 
     # Wrong options and files are told before anything is measured.
@@ -131,7 +132,7 @@ def bench(
         finally:
             contest.close()
     common = {
-        "model": Path(title).name if checkpoint else title,
+        "model": storable(Path(title).name if checkpoint else title),
         "machine": machine_record(),
         "versions": {k: v for k, v in installed_versions().items() if v},
         "load_before": load,

@@ -21,7 +21,8 @@ from stan_infer.cli.inspect import inspect
 from stan_infer.cli.run import run
 from stan_infer.cli.signals import end_on_signals
 from stan_infer.cli.verify import verify
-from stan_infer.errors import StanError, printable
+from stan_infer.errors import StanError
+from stan_infer.names import printable
 
 app = typer.Typer(
     name="stan-infer",
