@@ -83,9 +83,9 @@ class Place:
                 arrays = {k: z[k] for k in z.files}
             assert np.isfinite(arrays["embeddings"]).all()
             return len(arrays["paths"])
-        for part in self.cache.rglob("*.npz"):
+        for part in self.cache.glob("*/*.npz"):
             assert _read(part), f"{part} is damaged"
-        for key in self.cache.rglob("key.json"):
+        for key in self.cache.glob("*/key.json"):
             json.loads(key.read_text())
         return None
 
