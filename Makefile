@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench-load clean
+.PHONY: demo test check installs installs-cpu clean
 
 $(VENV)/ready: pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not installed; make PYTHON=python3.12 ..."; exit 3; }
@@ -24,6 +24,14 @@ check: $(VENV)/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m benchmarks.table --check
+
+# Extra runtime on every declared Python, lowest and newest packages; PYTHONS='/path/to/python3.12 ...'
+installs: $(VENV)/ready
+	$(BIN)/python -m tests.installs
+
+# Extra cpu; not in CI, as torch is several GB for each.
+installs-cpu: $(VENV)/ready
+	$(BIN)/python -m tests.installs --extra cpu --versions 3.11,3.13
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info out
