@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 
 import numpy as np
 import onnx
@@ -96,8 +97,16 @@ def test_a_calibration_for_something_else_is_refused(calibrated, checkpoint, tmp
         fp8_scales(changed(precision="int8"), checkpoint, config)
     with pytest.raises(InputError, match="does not tell its checkpoint"):
         fp8_scales(changed(key__checkpoint_sha256=None), checkpoint, config)
-    for scale in (0, -1, None, "1", float("nan")):
-        with pytest.raises(InputError, match="is .*, not a positive number"):
+    for scale, words in {
+        0: "is 0, not a positive number",
+        1e-40: "is 1e-40, not a positive number",  # less than a float32 holds
+        -1: r"scale: Expected `float` >= 0",
+        None: "scale: Expected `float`, got `null`",
+        "1": "scale: Expected `float`, got `str`",
+        10**30 * 10: "scale: Expected `float` <= 1e",
+        math.nan: "NaN is no number",
+    }.items():
+        with pytest.raises(InputError, match=words):
             read_calibration(changed(tensors__first__scale=scale))
     with pytest.raises(InputError, match="cannot be read"):
         si.open_session(checkpoint, "triton", calibration=tmp_path / "none")
