@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from stan_infer.names import printable
+
 
 def write_card(path: Path, manifest: Mapping[str, Any]) -> None:
-    """Write the model card from the manifest alone, so that the two cannot disagree."""
+    """Write the model card from the manifest alone, so that the two cannot disagree.
+
+    Its words (names, licence, command) are shown as they are: none becomes Markdown or HTML.
+    """
     model, source = manifest["model"], manifest.get("source") or {}
     head = "Mug-STAN" if model["head"] != "mean" else "STAN"
     size = f"{model['layers']} layers of width {model['width']}, patch {model['patch']}"
@@ -18,11 +24,10 @@ def write_card(path: Path, manifest: Mapping[str, Any]) -> None:
         f"CLIP ViT ({size}) with a STAN branch of {model['branch_layers']} layers "
         f"({model['branch']}); {model['frames']} frames of {model['image_size']} pixels a clip.",
         "",
-        f"- Weights: {source.get('file') or 'not recorded'}, SHA-256 "
-        f"{source.get('checkpoint_sha256') or 'not recorded'}",
-        f"- Licence of the weights: {manifest.get('licence') or 'not recorded'}",
+        f"- Weights: {_told(source.get('file'))}, SHA-256 {_told(source.get('checkpoint_sha256'))}",
+        f"- Licence of the weights: {_told(manifest.get('licence'))}",
         f"- Made with stan_infer {manifest['tool']['version']}: "
-        f"`{manifest.get('command') or 'from Python'}`",
+        f"{_code(manifest.get('command') or 'from Python')}",
         "",
         "| file | role | precision | MB | input | largest error | cosine |",
         "|---|---|---|---|---|---|---|",
@@ -31,11 +36,12 @@ def write_card(path: Path, manifest: Mapping[str, Any]) -> None:
     for g in manifest["graphs"]:
         p = parity.get(g["file"])
         inputs = ", ".join(f"{v['name']} {v['dtype']} {v['shape']}" for v in g["inputs"])
+        # A bar would end its cell of the table, also within code.
+        words = [
+            _code(w).replace("|", r"\|") for w in (g["file"], g["role"], g["precision"], inputs)
+        ]
         error = f"{p['max_rel']:.1e} | {p['min_cos']:.7f}" if p else "not compared | "
-        lines.append(
-            f"| {g['file']} | {g['role']} | {g['precision']} | {g['bytes'] / 1e6:.1f} "
-            f"| {inputs.replace('|', '')} | {error} |"
-        )
+        lines.append(f"| {' | '.join(words[:3])} | {g['bytes'] / 1e6:.1f} | {words[3]} | {error} |")
     lines += [
         "",
         "Errors are relative to the largest value of the model's own outputs in PyTorch, fp32.",
@@ -50,3 +56,19 @@ def write_card(path: Path, manifest: Mapping[str, Any]) -> None:
         "",
     ]
     path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def _told(value: Any) -> str:
+    return _code(value) if value else "not recorded"
+
+
+def _code(value: Any) -> str:
+    """A value as inline code, in which nothing is markup, a link or a mention.
+
+    The fence is longer than any run of backticks inside.
+    """
+    text = printable(str(value))
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    if text[:1] in "` " or text[-1:] in "` ":
+        text = f" {text} "  # which a renderer takes away
+    return f"{fence}{text}{fence}"
