@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import stan_infer
@@ -26,12 +27,15 @@ from stan_infer.artefact import (
     sha256,
 )
 from stan_infer.atomic import new_folder
-from stan_infer.errors import InputError, check_word
+from stan_infer.clip_licence import CLIP_LICENCE, CLIP_LICENCE_FILE
+from stan_infer.errors import CheckError, InputError, check_word
 from stan_infer.export.plan_options import TEXTS
+from stan_infer.onnx_file import check_external
 from stan_infer.plan_file import Plan, check_origin, read_plan
 
 FORMAT = "triton-server"  # what export calls it
 BACKENDS = ("onnxruntime", "tensorrt")
+GRAPH = "model.onnx"  # what the server opens
 MARKER = "stan_infer.json"  # says whose the repository is; models are folders, so Triton skips it
 ROLES = ("video", "text", "preprocess", "score")
 _TYPES = {"uint8": "TYPE_UINT8", "int32": "TYPE_INT32", "float32": "TYPE_FP32"}
@@ -52,7 +56,8 @@ def write_repository(artefact: Artefact, out: Path, *, backend: str = "onnxrunti
     """Write the repository of an exported folder and return the names of its models.
 
     backend: of the towers; "tensorrt" takes the folder's plans of TensorRT. Raises InputError for
-    an unknown word, a folder that has no such plan, or a place that must not be replaced.
+    an unknown word, a folder that has no such plan or whose files would take each other's place,
+    or a place that must not be replaced; CheckError for a file that is not the one exported.
     """
     check_word("backend", backend, BACKENDS)
     graphs = {role: g for role in ROLES if (g := artefact.graph(role)) is not None}
@@ -74,8 +79,11 @@ def write_repository(artefact: Artefact, out: Path, *, backend: str = "onnxrunti
         for name, config in configs.items():
             (folder / name / "config.pbtxt").write_text(text_format(config), encoding="utf-8")
         for name in ("tokenizer.json", "labels.txt"):
-            if (artefact.path / name).is_file():
-                shutil.copyfile(artefact.path / name, folder / name)
+            if name in artefact.manifest["files"]:
+                _put(artefact, name, folder / name)
+        if (folder / "tokenizer.json").exists():
+            (folder / CLIP_LICENCE_FILE).write_text(CLIP_LICENCE, encoding="utf-8")
+        _check_written(artefact, folder, {r: g for r, g in graphs.items() if r not in plans})
         files = sorted(p for p in folder.rglob("*") if p.is_file())
         marker = {
             "tool": {"name": "stan_infer", "version": stan_infer.__version__},
@@ -226,9 +234,42 @@ def _copy(artefact: Artefact, graph: Graph, plan: Plan | None, folder: Path) -> 
     if plan:
         (folder / "model.plan").write_bytes(plan.load())
         return
-    shutil.copyfile(check_graph_file(artefact, graph), folder / "model.onnx")
-    for name in external_files(artefact, graph):  # the graph names it, so it keeps its name
-        shutil.copyfile(artefact.path / name, folder / Path(name).name)
+    check_graph_file(artefact, graph)
+    _put(artefact, graph.file, folder / GRAPH)
+    for name, beside in _external(artefact, graph).items():
+        _put(artefact, name, folder / beside)
+
+
+def _external(artefact: Artefact, graph: Graph) -> dict[str, str]:
+    """Files that a graph may read weights from: name in the folder -> name as the graph has it."""
+    above = PurePosixPath(graph.file).parent
+    names = [PurePosixPath(name) for name in external_files(artefact, graph)]
+    return {str(n): str(n.relative_to(above)) for n in names if n.is_relative_to(above)}
+
+
+def _put(artefact: Artefact, name: str, target: Path) -> None:
+    """Copy a file of the folder to a place where none is; what was written has the file's hash."""
+    if os.path.lexists(target):
+        raise InputError(
+            f"artefact {artefact.path}: {name[:80]} would take the place of another file in the "
+            f"repository, {target.name[:80]}: export the checkpoint again"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(artefact.path / name, target, follow_symlinks=False)
+    if target.is_symlink() or sha256(target) != artefact.manifest["files"][name]["sha256"]:
+        raise CheckError(
+            f"artefact {artefact.path}: {name[:80]} changed while it was copied, or its hash is "
+            f"not the one in {MANIFEST}: export the checkpoint again"
+        )
+
+
+def _check_written(artefact: Artefact, folder: Path, graphs: Mapping[str, Graph]) -> None:
+    """Check what the server will open: the repository's graphs, as the folder's were checked."""
+    for role, graph in graphs.items():
+        path = folder / role / "1" / GRAPH
+        check_external(path, list(_external(artefact, graph).values()))
+        if sha256(path) != artefact.manifest["files"][graph.file]["sha256"]:
+            raise CheckError(f"{path.name} of {role} is not {graph.file}: nothing was written")
 
 
 def _why_keep(folder: Path) -> str | None:

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stan_infer.atomic import new_file
+from stan_infer.clip_licence import CLIP_LICENCE, CLIP_LICENCE_FILE
 from stan_infer.errors import InputError, MissingError, nearest, require
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ def text_rules(context_length: int) -> dict[str, Any]:
 def write_vocabulary(path: Path) -> None:
     """Write the installed open_clip's vocabulary as a tokenizer.json of the tokenizers library.
 
+    Its licence goes beside it (clip_licence).
     The text rules (ftfy, html, white space, lower case) are not part of the file. The library
     itself adds the start and end token. Raises MissingError, InputError (cannot write).
     """
@@ -118,6 +120,8 @@ def write_vocabulary(path: Path) -> None:
     )
     with new_file(Path(path)) as temporary:
         temporary.write_text(tokenizer.to_str(), encoding="utf-8")
+    with new_file(Path(path).with_name(CLIP_LICENCE_FILE)) as temporary:
+        temporary.write_text(CLIP_LICENCE, encoding="utf-8")
 
 
 def _clean(text: str) -> str:
