@@ -22,6 +22,7 @@ from stan_infer.fold import (
     Temporal,
     VideoWeights,
 )
+from stan_infer.names import openable
 from stan_infer.npz_file import label_fields, read_npz
 
 
@@ -42,7 +43,8 @@ def read_weights(artefact: Artefact) -> VideoWeights:
         )
     path = check_graph_file(artefact, graph)
     try:
-        proto = onnx.load(str(path))
+        with openable(path) as name:
+            proto = onnx.load(name)
     except Exception as e:
         # protobuf raises its own class, which shares no base but Exception.
         raise InputError(f"{path} is no ONNX file: {str(e)[:100]}") from e

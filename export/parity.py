@@ -11,6 +11,7 @@ import numpy as np
 
 from stan_infer.errors import CheckError
 from stan_infer.export.options import Range
+from stan_infer.names import openable
 
 # Largest difference of an output relative to the largest value. fp32 graphs measure 1e-6, fp16
 # 1e-3, bf16 1e-2 on random weights; ten times that still tells a wrong graph from rounding.
@@ -48,7 +49,8 @@ def check_graph(path: Path, opset: int, dims: Mapping[str, Range]) -> dict[str, 
     """
     import onnx
 
-    onnx.checker.check_model(str(path), full_check=True)
+    with openable(path) as name:
+        onnx.checker.check_model(name, full_check=True)
     proto = onnx.load(str(path), load_external_data=False)
     opsets = {o.domain or "ai.onnx": o.version for o in proto.opset_import}
     if opsets != {"ai.onnx": opset}:

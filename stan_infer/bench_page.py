@@ -10,6 +10,7 @@ from typing import Any
 from stan_infer.atomic import new_folder
 from stan_infer.errors import InputError
 from stan_infer.json_lines import write_json_lines
+from stan_infer.names import printable
 from stan_infer.plots import Points, bar_chart, line_chart
 
 Rows = Sequence[Mapping[str, Any]]
@@ -231,7 +232,7 @@ def _name(row: Mapping[str, Any]) -> str:
 
 
 def _text(value: Any) -> str:
-    return html.escape("".join(c if c.isprintable() else "?" for c in str(value)))
+    return html.escape(printable(str(value)))
 
 
 def why_keep(folder: Path) -> str | None:

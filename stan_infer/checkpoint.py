@@ -20,6 +20,7 @@ from stan_infer.clip_source import clip_layout, is_clip_name, load_clip
 from stan_infer.config import StanConfig
 from stan_infer.errors import InputError, nearest, require
 from stan_infer.layouts import Layout, Origin, check_names, parameter_shapes, recognise
+from stan_infer.names import storable
 from stan_infer.trainer_hints import trainer_hints
 from stan_infer.weights_file import METADATA_KEY, Reader, open_weights, read_weight
 
@@ -160,12 +161,16 @@ def _build(reader: Reader, layout: Layout) -> Stan:
 
 
 def _write(state: dict[str, Tensor], config: StanConfig, path: Path) -> None:
-    from safetensors.torch import save_file
+    from safetensors.torch import save, save_file
 
     metadata = {METADATA_KEY: json.dumps(config.to_dict(), sort_keys=True)}
     with new_file(path) as temporary:
         try:
-            save_file({k: v.contiguous() for k, v in state.items()}, temporary, metadata=metadata)
+            tensors = {k: v.contiguous() for k, v in state.items()}
+            if storable(temporary) == str(temporary):
+                save_file(tensors, temporary, metadata=metadata)
+            else:  # the library writes to names of UTF-8 only
+                temporary.write_bytes(save(tensors, metadata))
         except Exception as e:
             # The library reports a full disk as its own SafetensorError, with the cause as text.
             raise OSError(f"{str(e)[:200]}") from e

@@ -16,6 +16,7 @@ from stan_infer.atomic import new_file
 from stan_infer.decode_worker import read_clips
 from stan_infer.engines.session import Session, as_numpy
 from stan_infer.errors import MissingError, StanError
+from stan_infer.names import storable
 from stan_infer.video import Clip
 
 
@@ -72,16 +73,18 @@ def save_embeddings(
 ) -> None:
     """Write the good readings as .npz, whole or not at all; readable with allow_pickle=False.
 
-    Arrays: paths [n] (text), embeddings float32 [n, E] or [n, T, E], indices int64 [n, T] (the
-    frames used), total_frames int64 [n], decoders [n]; info: JSON text with config, engine, source.
+    Arrays: paths [n] (text, as names.storable gives it), embeddings float32 [n, E] or [n, T, E],
+    indices int64 [n, T] (the frames used), total_frames int64 [n], decoders [n]; info: JSON text
+    with config, engine, source.
     """
     good = [(r, r.clip, r.features) for r in readings if r.clip is not None]
+    source = {k: storable(v) if isinstance(v, str) else v for k, v in source.items()}
     info = {"config": session.config.to_dict(), "engine": session.describe(), "source": source}
     # Packed in memory: numpy's own writer prints a traceback when the disk is full.
     packed = io.BytesIO()
     np.savez(
         packed,
-        paths=np.array([str(r.path) for r, _, _ in good]),
+        paths=np.array([storable(r.path) for r, _, _ in good]),
         embeddings=np.stack([x for _, _, x in good if x is not None]),
         indices=np.stack([c.indices for _, c, _ in good]),
         total_frames=np.array([c.total_frames for _, c, _ in good]),

@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from stan_infer.errors import InputError
+from stan_infer.names import printable, storable
 
 
 def print_json(schema: str, record: dict[str, Any]) -> None:
     """Print one result as one line of JSON; numbers unrounded, NaN and infinity as null."""
     full = {"schema": f"stan-infer/{schema}/1", **record}
-    # ASCII: a file name that is not UTF-8 must not stop the run, whatever the locale.
+    # ASCII: whatever the locale, and nothing in it is a control character.
     _write(json.dumps(_plain(full), allow_nan=False))
 
 
@@ -46,11 +47,13 @@ def print_facts(facts: dict[str, Any]) -> None:
 
 def say(text: str) -> None:
     """Print a message or a warning: never on standard output, which carries results."""
-    print(_printable(text), file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)
 
 
 def _write(text: str) -> None:
     """Write to standard output; where nobody reads any more, end quietly as other programs do."""
+    encoding = sys.stdout.encoding or "utf-8"  # in some locales ASCII
+    text = text.encode(encoding, "backslashreplace").decode(encoding)
     try:
         print(text, flush=True)
     except OSError as e:
@@ -72,23 +75,18 @@ def _cell(value: Any) -> str:
         if value == 0 or 1e-3 <= abs(value) < 1e5:
             return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
         return f"{value:.1e}"
-    return _printable(str(value))
-
-
-def _printable(text: str) -> str:
-    # Names come from strangers' files: control characters must not reach the terminal.
-    return "".join(c if c.isprintable() else "?" for c in text)
+    return printable(str(value))
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {storable(str(k)): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    if isinstance(value, (str, int, float, bool, type(None))):
+    if isinstance(value, (int, float, bool, type(None))):
         return value
     if hasattr(value, "tolist"):
         return _plain(value.tolist())
-    return str(value)
+    return storable(str(value))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import stat
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from stan_infer.errors import InputError
 from stan_infer.layouts import Origin
+from stan_infer.names import openable
 from stan_infer.torch_file import MAX_DIMS, MAX_NAME, MAX_TENSORS, TensorInfo, open_torch_file
 
 if TYPE_CHECKING:
@@ -77,7 +79,7 @@ class _SafetensorsFile:
         self._path = path
         self._open = safe_open
         try:
-            with safe_open(str(path), framework="np") as f:
+            with openable(path) as name, safe_open(name, framework="np") as f:
                 metadata = f.metadata() or {}
                 names = list(f.keys())
                 if len(names) > MAX_TENSORS:
@@ -93,16 +95,17 @@ class _SafetensorsFile:
                 raise InputError(f"{path} has a config of more than {_MAX_CONFIG} characters")
             self.hints["config"] = metadata[METADATA_KEY]
         self._file: Any = None
+        self._held = ExitStack()
 
     def read(self, name: str) -> Tensor:
         if self._file is None:
-            self._file = self._open(str(self._path), framework="pt").__enter__()
+            path = self._held.enter_context(openable(self._path))
+            self._file = self._held.enter_context(self._open(path, framework="pt"))
         return self._file.get_tensor(name)
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.__exit__(None, None, None)
-            self._file = None
+        self._held.close()
+        self._file = None
 
 
 def read_weight(reader: Reader, origin: Origin) -> Tensor:

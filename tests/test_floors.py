@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import ROOT
 
 FLOORS = [
-    {"errors", "config", "flops"},
+    {"errors", "config", "flops", "names", "clip_licence"},
     {
         "tokenizer",
         "video",

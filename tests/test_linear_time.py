@@ -117,7 +117,7 @@ CASES = {
     "classes, columns": (classes, between("video,label", ",x", "\na,b"), 5_000),
     "ssv2, brackets": (ssv2, between('[{"id":"1","template":"', "[", '"}]'), 20_000),
     "ssv2, deep": (ssv2, between("[", "[", ""), 200),
-    "a name of suffixes": (video_stem, between("a", ".mp4"), 40_000),
+    "a name of suffixes": (video_stem, between("a", ".mp4"), 20_000),
     "a name of folders": (video_stem, between("a", "/a"), 20_000),
     "nearest": (lambda w: nearest(w, [w + "b", "b" + w]), between("", "ab"), 500),
     "keys": (

@@ -94,6 +94,7 @@ def bench(
     from stan_infer.bench_lanes import check_engines
     from stan_infer.json_lines import read_json_lines, write_json_lines
     from stan_infer.machine import installed_versions, machine_record, pinned, usable_cpus
+    from stan_infer.names import storable
 
     # Wrong options and files are told before anything is measured.
     engines = check_engines([n.strip() for n in (engine or _default(checkpoint)).split(",")])
@@ -128,7 +129,7 @@ def bench(
         finally:
             contest.close()
     common = {
-        "model": Path(title).name if checkpoint else title,
+        "model": storable(Path(title).name if checkpoint else title),
         "machine": machine_record(),
         "versions": {k: v for k, v in installed_versions().items() if v},
         "load_before": load,

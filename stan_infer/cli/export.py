@@ -15,6 +15,7 @@ import typer
 from stan_infer.artefact import ENGINES_FOLDER
 from stan_infer.cli.options import CheckpointOrFolder, Json, Settings, parse_settings, read_lines
 from stan_infer.errors import InputError, check_word
+from stan_infer.names import storable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -167,7 +168,7 @@ def export(
             batch=batch_range,
             head=head,
             labels=classes,
-            template=template,
+            template=storable(template),
             graph=graph,
             opset=opset,
             clips=_clips(clips, config) if clips and config else None,
@@ -331,7 +332,7 @@ def about(checkpoint: str, settings: dict[str, Any], licence: str | None) -> dic
     from stan_infer.artefact import sha256
     from stan_infer.checkpoint import inspect_checkpoint
 
-    source: dict[str, Any] = {"file": os.path.basename(checkpoint)}
+    source: dict[str, Any] = {"file": storable(os.path.basename(checkpoint))}
     if os.path.isfile(checkpoint):
         layout = inspect_checkpoint(checkpoint, settings).layout
         source |= {
@@ -342,7 +343,11 @@ def about(checkpoint: str, settings: dict[str, Any], licence: str | None) -> dic
     elif checkpoint.endswith(":openai"):
         licence = licence or "MIT (OpenAI CLIP)"
     words = [os.path.basename(w) if os.path.isabs(w) else w for w in sys.argv[1:]]
-    return {"source": source, "licence": licence, "command": shlex.join(["stan-infer", *words])}
+    return {
+        "source": source,
+        "licence": None if licence is None else storable(licence),
+        "command": storable(shlex.join(["stan-infer", *words])),
+    }
 
 
 def _clips(folder: Path, config: StanConfig) -> list[np.ndarray]:

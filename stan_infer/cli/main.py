@@ -21,6 +21,7 @@ from stan_infer.cli.inspect import inspect
 from stan_infer.cli.run import run
 from stan_infer.cli.verify import verify
 from stan_infer.errors import StanError
+from stan_infer.names import printable
 
 app = typer.Typer(
     name="stan-infer",
@@ -84,7 +85,6 @@ def main() -> None:
 
 
 def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    text = "".join(c if c.isprintable() else "?" for c in text)
+    text = printable(" ".join(str(error).split()))
     # The end says what to do: a monstrous name is cut in its middle.
     return text if len(text) <= 2000 else f"{text[:900]} ... {text[-900:]}"

@@ -13,6 +13,7 @@ from stan_infer.artefact import Artefact, Graph
 from stan_infer.engines.folder_session import FolderSession, Signature, Value
 from stan_infer.engines.ort_providers import Provider, choose_provider, open_with
 from stan_infer.errors import InputError, MissingError, StanError, require
+from stan_infer.names import openable
 from stan_infer.onnx_file import count_ops
 
 if TYPE_CHECKING:
@@ -59,7 +60,10 @@ def open_graph(
     if threads:
         options.intra_op_num_threads = threads
     try:
-        return open_with(chosen, graph if isinstance(graph, bytes) else str(graph), options)
+        if isinstance(graph, bytes):
+            return open_with(chosen, graph, options)
+        with openable(graph) as path:
+            return open_with(chosen, path, options)
     except StanError:
         raise
     except Exception as e:
