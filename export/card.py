@@ -36,7 +36,10 @@ def write_card(path: Path, manifest: Mapping[str, Any]) -> None:
     for g in manifest["graphs"]:
         p = parity.get(g["file"])
         inputs = ", ".join(f"{v['name']} {v['dtype']} {v['shape']}" for v in g["inputs"])
-        words = [_code(w) for w in (g["file"], g["role"], g["precision"], inputs)]
+        # A bar would end its cell of the table, also within code.
+        words = [
+            _code(w).replace("|", r"\|") for w in (g["file"], g["role"], g["precision"], inputs)
+        ]
         error = f"{p['max_rel']:.1e} | {p['min_cos']:.7f}" if p else "not compared | "
         lines.append(f"| {' | '.join(words[:3])} | {g['bytes'] / 1e6:.1f} | {words[3]} | {error} |")
     lines += [
@@ -62,10 +65,10 @@ def _told(value: Any) -> str:
 def _code(value: Any) -> str:
     """A value as inline code, in which nothing is markup, a link or a mention.
 
-    The fence is longer than any run of backticks inside; a bar would end the cell of a table.
+    The fence is longer than any run of backticks inside.
     """
     text = printable(str(value))
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
     if text[:1] in "` " or text[-1:] in "` ":
         text = f" {text} "  # which a renderer takes away
-    return f"{fence}{text}{fence}".replace("|", r"\|")
+    return f"{fence}{text}{fence}"

@@ -10,7 +10,7 @@ say() { printf '\n\033[1m$ %s\033[0m\n' "$*"; "$@"; }
 
 say stan-infer inspect motion.safetensors
 say stan-infer run motion.safetensors clips --labels labels.txt --top 1
-say stan-infer export motion.safetensors -o "$out"
+say stan-infer export motion.safetensors -o "$out" --license Apache-2.0
 say stan-infer run "$out" clips --labels labels.txt --top 1
 say stan-infer verify motion.safetensors "$out" --frames 1,8
 say stan-infer embed "$out" clips -o ../../out/clips.npz

@@ -69,6 +69,11 @@ The generator and its difficulties are in `clips.py`. Held-out clips leave out t
 motions of the training clips (4 px and more there, {move} px and more here; likewise growth and
 fading).
 
+## Licence
+
+`motion.safetensors` was trained from random weights on generated clips, and is under the
+[licence of this repository](../../LICENSE), Apache-2.0, like `labels.txt` and `clips/`.
+
 ## Again
 
 ```
@@ -144,6 +149,7 @@ def publish(run: Path, trunk: Path, here: Path, seed: int, count: int) -> None:
     )
     results: dict[str, Any] = {
         "schema": "stan-infer/motion/1",
+        "licence": "Apache-2.0",
         "date": datetime.date.today().isoformat(),
         "cpu": cpu_name(),
         "torch": torch.__version__,

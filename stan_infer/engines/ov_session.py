@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import threading
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from stan_infer.engines.folder_session import FolderSession, Signature, Value
 from stan_infer.engines.session import split_device
 from stan_infer.errors import InputError, MissingError, require
 from stan_infer.graph_source import GraphSource
+from stan_infer.names import openable
 
 # openvino ships stubs without the marker that lets a type checker read them.
 Core = Any
@@ -66,8 +68,12 @@ def open_graph(
     try:
         # The frontend by name: read_model would guess the format from the content.
         frontend = ov.frontend.FrontEndManager().load_by_framework("onnx")
-        source = io.BytesIO(graph) if isinstance(graph, bytes) else str(graph)
-        compiled = core.compile_model(frontend.convert(frontend.load(source)), place, settings)
+        with ExitStack() as held:
+            if isinstance(graph, bytes):
+                source: Any = io.BytesIO(graph)
+            else:
+                source = held.enter_context(openable(graph))
+            compiled = core.compile_model(frontend.convert(frontend.load(source)), place, settings)
     except Exception as e:
         # Frontend errors have classes of their own, which share no base but Exception.
         if "SNIPPETS_MODE" in str(e):

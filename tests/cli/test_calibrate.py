@@ -10,7 +10,7 @@ from stan_infer.calibrate import SCHEMA
 from stan_infer.collect_ranges import collect_ranges
 from stan_infer.export.folder_weights import read_weights
 from stan_infer.fold import fold_video
-from stan_infer.onnx_file import metadata_props
+from stan_infer.onnx_file import read_graph
 from tests.conftest import write_video
 
 RUN = ("--samples", "3", "--threads", "1", "--force", "--min-cosine", "0.9")
@@ -49,7 +49,7 @@ def test_the_folder_runs_and_says_what_it_is(cli, quantised, artefact, checkpoin
     assert video["precision"] == "int8" and video["quant"]["linears"] > 20
     whole = (artefact / "video.onnx").stat().st_size
     assert (quantised / "video.onnx").stat().st_size < 0.6 * whole
-    assert metadata_props(quantised / "video.onnx")
+    assert read_graph(quantised / "video.onnx").metadata
     record = json.loads((quantised / "calibration.json").read_text())
     assert record["schema"] == SCHEMA and record["clips"] == 3
     assert all(t["scale"] > 0 for t in record["tensors"].values())

@@ -364,7 +364,7 @@ def test_class_scores_are_baked_in(demo, tmp_path, head):
     assert (tmp_path / "c" / "labels.txt").read_text().splitlines() == labels
     assert np.asarray(session.score(labels, video)).shape == (3, 2)
     card = (tmp_path / "c" / "README.md").read_text()
-    assert "| video.onnx | video | fp32 |" in card and str(tmp_path) not in card
+    assert "| `video.onnx` | `video` | `fp32` |" in card and str(tmp_path) not in card
 
 
 def onnx_run(path, video, outputs):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,8 +13,9 @@ import numpy as np
 import pytest
 
 from stan_infer.artefact import read_artefact
+from stan_infer.clip_licence import CLIP_LICENCE, CLIP_LICENCE_FILE
 from stan_infer.engines.ort_session import open_graph
-from stan_infer.errors import InputError
+from stan_infer.errors import CheckError, InputError
 from stan_infer.export import export_model
 from stan_infer.export.plan_options import PlanOptions
 from stan_infer.export.to_tensorrt import build_plans
@@ -220,3 +223,97 @@ def test_the_command(exported, tiny_model, tmp_path, source):
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
         {"r", *([given.name] if source == "checkpoint" else [])}
     )
+
+
+def external(location):
+    """A model with one more weight, which lies in the file `location`."""
+
+    def edit(model):
+        import onnx
+
+        tensor = onnx.TensorProto(
+            name="outside",
+            dims=[1],
+            data_type=onnx.TensorProto.FLOAT,
+            data_location=onnx.TensorProto.EXTERNAL,
+        )
+        for key, value in (("location", location), ("offset", "0"), ("length", "4")):
+            tensor.external_data.add(key=key, value=value)
+        model.graph.initializer.append(tensor)
+
+    return edit
+
+
+def edited(exported, folder, external_data, **files):
+    """A copy of a folder whose hashes are right; files: name -> what changes the video graph."""
+    import onnx
+
+    shutil.copytree(exported, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for name, change in files.items():
+        model = onnx.load(str(exported / "video.onnx"))
+        change(model)
+        target = folder / name.replace("__", "/").replace("_", ".")
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes(model.SerializeToString())
+    for graph in manifest["graphs"]:
+        if graph["role"] == "video":
+            graph["external_data"] = external_data
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name != "manifest.json":
+            content = path.read_bytes()
+            digest = hashlib.sha256(content).hexdigest()
+            manifest["files"][name] = {"bytes": len(content), "sha256": digest}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return read_artefact(folder)
+
+
+def test_a_file_cannot_take_the_place_of_the_graph(exported, tmp_path):
+    """What ../shared/hostile/make_folders.py calls served_file."""
+    artefact = edited(
+        exported, tmp_path / "f", ["model.onnx"], model_onnx=external("/etc/hostname")
+    )
+    with pytest.raises(InputError, match="model.onnx would take the place of another file"):
+        write_repository(artefact, tmp_path / "repository")
+    assert sorted(os.listdir(tmp_path)) == ["f"]
+
+
+def test_weights_keep_their_place_beside_the_graph(exported, tmp_path):
+    artefact = edited(
+        exported,
+        tmp_path / "f",
+        ["weights/model.onnx"],
+        weights__model_onnx=lambda model: None,
+        video_onnx=external("weights/model.onnx"),
+    )
+    write_repository(artefact, tmp_path / "r")
+    served = tmp_path / "r/video/1"
+    assert (served / "model.onnx").read_bytes() == (tmp_path / "f/video.onnx").read_bytes()
+    weights = tmp_path / "f/weights/model.onnx"
+    assert (served / "weights/model.onnx").read_bytes() == weights.read_bytes()
+
+
+def test_a_file_that_changes_while_it_is_copied(exported, tmp_path, monkeypatch):
+    artefact = edited(exported, tmp_path / "f", [])
+    copy = shutil.copyfile
+
+    def changed(source, target, **options):
+        copy(source, target, **options)
+        if str(source).endswith("text.onnx"):
+            target.write_bytes(target.read_bytes() + b"x")
+
+    monkeypatch.setattr(shutil, "copyfile", changed)
+    with pytest.raises(CheckError, match="text.onnx changed while it was copied"):
+        write_repository(artefact, tmp_path / "repository")
+    assert sorted(os.listdir(tmp_path)) == ["f"]
+
+
+def test_the_vocabularys_licence_travels_with_it(exported, tmp_path):
+    write_repository(read_artefact(exported), tmp_path / "r")
+    has_vocabulary = (exported / "tokenizer.json").exists()
+    for folder in (exported, tmp_path / "r"):
+        assert (folder / "tokenizer.json").exists() == has_vocabulary
+        assert (folder / CLIP_LICENCE_FILE).exists() == has_vocabulary
+        if has_vocabulary:
+            assert (folder / CLIP_LICENCE_FILE).read_text() == CLIP_LICENCE
