@@ -250,7 +250,7 @@ class _Work:
         title = f"Error of each linear alone in {o.precision} ({o.method})"
         plots = draw(errors, kept, title)
         files = {f"sensitivity.{kind}": content for kind, content in plots.items()}
-        with new_folder(out, why_keep) as folder:
+        with new_folder(out, why_keep, sources=[self.artefact.path]) as folder:
             final = plan.weights(frozenset(kept))
             write_quantised(self.artefact, folder, final, o.precision, record, files)
         return Calibration(record, collected.failed, verdict["is_met"])
