@@ -261,7 +261,7 @@ def test_an_artefact_whose_config_is_not_its_graphs(cli, artefact, videos, tmp_p
         manifest["model"][name] = value
         path.write_text(json.dumps(manifest))
         done = cli("run", tmp_path / name, videos, "--text", "a", "--engine", "ort")
-        assert done.code == 2 and "does not fit the config" in done.err
+        assert done.code == 4 and "is not what video.onnx was exported with" in done.err
 
 
 def test_features_that_are_not_finite_are_errors_of_their_video(cli, videos, tmp_path):
