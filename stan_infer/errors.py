@@ -51,6 +51,8 @@ def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
     """Return `"; did you mean 'x'?"` for the known word closest to `word`, or an empty string."""
     from difflib import get_close_matches
 
+    if len(word) > 100:  # the search takes time by the square of it
+        return ""
     match = get_close_matches(word.lower(), known, n=1, cutoff=0.5)
     return f"; did you mean '{match[0]}'?" if match else ""
 
