@@ -141,7 +141,7 @@ def _labelled(pairs: Iterable[tuple[str, str]], name: str) -> Task:
         if not video.strip() or not label.strip():
             raise InputError(f"{name}: video {len(found) + 1} or its class is blank")
         if found.setdefault(video.strip(), label.strip()) != label.strip():
-            raise InputError(f"{name} gives video {video} two classes")
+            raise InputError(f"{name} gives video {video[:60]} two classes")
     if not found:
         raise InputError(f"{name} holds no video with a class")
     if all(label.isascii() and label.isdigit() for label in found.values()):
@@ -167,7 +167,7 @@ def _with_classes(task: Task, classes: Sequence[str], name: str) -> Task:
         unknown = [c for c in task.classes if c.lower() not in place]
         if unknown:
             raise InputError(
-                f"{name} has classes that --labels lacks: {', '.join(unknown[:5])}"
+                f"{name} has classes that --labels lacks: {', '.join(c[:60] for c in unknown[:5])}"
                 f"{nearest(unknown[0], list(classes))}"
             )
         labels = tuple(place[task.classes[i].lower()] for i in task.labels)
@@ -311,7 +311,8 @@ def _read_kinetics(text: str, name: str) -> Task:
         try:
             start, end = int(float(row["time_start"])), int(float(row["time_end"]))
         except (ValueError, OverflowError):
-            raise InputError(f"{name}: {row['youtube_id']} has times that are no numbers") from None
+            video = row["youtube_id"][:60]
+            raise InputError(f"{name}: {video} has times that are no numbers") from None
         pairs.append((f"{row['youtube_id']}_{start:06d}_{end:06d}", row["label"]))
     return _labelled(pairs, name)
 

@@ -31,7 +31,7 @@ SCHEMA = "1.0"
 ENGINES_FOLDER = "engines"  # plans, which come and go: each has a sidecar with its own hash
 CONFIG_KEY = "stan_infer.config_sha256"  # in every graph's metadata
 EIGHT_BITS = ("int8", "fp8")  # precisions that come from a calibration
-_MAX_MANIFEST = 4 * 2**20
+_MAX_MANIFEST = 2**20  # an export writes under 10 KB; a MiB of objects takes half a second
 _MAX_ENGINE_FILES = 1000
 _AGAIN = "export the checkpoint again"
 

@@ -161,7 +161,7 @@ def test_rows_are_kept_and_compared(cli, checkpoint, tmp_path):
         (["--compare", "none.jsonl"], 2, "no such file"),
         (["--out", "none/rows.jsonl"], 2, "no such folder"),
         (["--eval", "none.json"], 2, "no such file"),
-        (["--eval", "mine/clip.mp4"], 2, "cannot be read as JSON lines"),
+        (["--eval", "mine/clip.mp4"], 2, "is not JSON that can be used"),
         (["--report", "mine"], 2, "holds clip.mp4, which is no part of a report"),
         (["--device", "cuda"], 3, "finds no GPU"),
         (["--precision", "fp23"], 2, "did you mean 'fp32'"),
