@@ -80,6 +80,10 @@ def requirements(
 
 def _source(here: Distribution) -> tuple[str | None, bool]:
     """The folder or file that it was installed from, if it is still there, and whether editable."""
+    # Metadata of a build in the clone itself, seen where Python runs in that folder.
+    above = Path(str(here.locate_file("")))
+    if (above / "pyproject.toml").is_file():
+        return str(above), True
     # PEP 610: written by the installer, absent for what came from an index.
     origin = json.loads(here.read_text("direct_url.json") or "{}")
     url = urlsplit(origin.get("url", ""))

@@ -30,6 +30,10 @@ class Installed:
 
     def __init__(self, url: str | None, info: dict | None = None) -> None:
         self.origin = None if url is None else json.dumps({"url": url, **(info or {})})
+        self.above = Path("site-packages that is not there")
+
+    def locate_file(self, name: str) -> Path:
+        return self.above / name
 
     def read_text(self, name: str) -> str | None:
         assert name == "direct_url.json"
@@ -65,6 +69,14 @@ def test_a_wheel_that_is_still_there(installed, tmp_path):
     installed(wheel.as_uri(), {"archive_info": {}})
     assert words(install_command("runtime", "cpu")) == [f"{wheel}[runtime,cpu]"]
     assert words(install_command("cpu", options="--no-deps")) == ["--no-deps", f"{wheel}[cpu]"]
+
+
+def test_metadata_in_the_clone_itself(monkeypatch, tmp_path):
+    (tmp_path / "pyproject.toml").touch()
+    here = Installed(None)
+    here.above = tmp_path
+    monkeypatch.setattr(installing, "distribution", lambda name: here)
+    assert words(install_command("cpu")) == ["-e", f"{tmp_path}[cpu]"]
 
 
 @pytest.mark.parametrize(
