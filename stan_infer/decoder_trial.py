@@ -6,12 +6,11 @@ What only imports, or only opens a codec, may still read no file or give wrong p
 from __future__ import annotations
 
 import base64
-import tempfile
-from pathlib import Path
 
 import numpy as np
 
 from stan_infer.decode_worker import DecodeWorker
+from stan_infer.temporary import temporary_folder
 
 SIDE = 64  # pixels; decord 0.6 cannot read frames whose width is no multiple of 64
 TOTAL = 8
@@ -66,8 +65,8 @@ def decode_own_clip(decoder: str) -> None:
 
     Raises RuntimeError where they differ, and whatever reading a user's video raises.
     """
-    with tempfile.TemporaryDirectory(prefix="stan-infer-") as folder, DecodeWorker() as worker:
-        path = Path(folder) / "clip.mp4"
+    with temporary_folder("a clip that is decoded as a trial") as folder, DecodeWorker() as worker:
+        path = folder / "clip.mp4"
         path.write_bytes(base64.b64decode(CLIP))
         clip = worker.read(path, frames=FRAMES, short_side=SIDE, crop=SIDE, decoder=decoder)
     if clip.total_frames != TOTAL:
