@@ -227,10 +227,6 @@ def _gather(node: Node, taken: Taken) -> tuple[list[Value], int]:
     return [Value(x.dtype, dims, known)], 0
 
 
-def _gather_elements(node: Node, taken: Taken) -> tuple[list[Value], int]:
-    return [Value(_need(taken, 0).dtype, _need(taken, 1).dims)], 0
-
-
 def _transpose(node: Node, taken: Taken) -> tuple[list[Value], int]:
     x = _need(taken, 0)
     order = node.attributes.get("perm") or list(range(len(x.dims)))[::-1]
@@ -259,14 +255,8 @@ def _reduce(compute: Any, dtype: int | None = None) -> Rule:
     return rule
 
 
-def _same(count: int = 1) -> Rule:
-    """Outputs of the first input's size: norms, softmax, activations."""
-
-    def rule(node: Node, taken: Taken) -> tuple[list[Value], int]:
-        x = _need(taken, 0)
-        return [Value(x.dtype, x.dims) for _ in range(count)], 0
-
-    return rule
+def _same(node: Node, taken: Taken) -> tuple[list[Value], int]:
+    return [Value(_need(taken, 0).dtype, _need(taken, 0).dims)], 0
 
 
 def _layer_norm(node: Node, taken: Taken) -> tuple[list[Value], int]:
@@ -384,7 +374,7 @@ OPERATIONS: dict[str, Rule] = {
     "Split": _split,
     "Slice": _slice,
     "Gather": _gather,
-    "GatherElements": _gather_elements,
+    "GatherElements": lambda node, taken: ([Value(_need(taken, 0).dtype, _need(taken, 1).dims)], 0),
     "Transpose": _transpose,
     "ReduceMax": _reduce(np.max),
     "ReduceMin": _reduce(np.min),
@@ -393,8 +383,8 @@ OPERATIONS: dict[str, Rule] = {
     "ReduceMean": _reduce(None),
     "ReduceL2": _reduce(None),
     "ArgMax": _reduce(None, _INT64),
-    "Softmax": _same(),
-    "Trilu": _same(),
+    "Softmax": _same,
+    "Trilu": _same,
     "LayerNormalization": _layer_norm,
     "MatMul": _matmul,
     "Gemm": _gemm,
