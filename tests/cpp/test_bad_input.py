@@ -15,6 +15,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from stan_infer.onnx_operations import OPERATIONS
+from tests import hostile
+from tests.conftest import ROOT
 from tests.cpp.conftest import MOTION, edit_manifest, put
 
 pytestmark = pytest.mark.slow
@@ -314,3 +317,22 @@ def test_videos(program, small, tmp_path):
     os.mkfifo(tmp_path / "pipe.mp4")
     for path in (tmp_path / "pipe.mp4", tmp_path / "none.mp4", tmp_path):
         fails(program, 2, small, path, word=str(path))
+
+
+FOREIGN = ("endless_loop", "branches", "functions", "foreign_domain", "foreign_node", "tiled",
+           "escapes_in_operation")  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_operations_of_no_exporter_are_refused_by_name(plain, small, tmp_path, case):
+    folder = hostile.write(small, tmp_path / "folder", case)
+    done = plain.run(folder, CLIP)
+    assert done.returncode == 2 and done.stderr.startswith("error: video.onnx has "), done.stderr
+    assert "which no graph written by stan_infer has" in done.stderr
+    assert done.stderr[:-1].isprintable() and done.stderr.endswith("\n")
+
+
+def test_the_operations_are_those_of_python():
+    source = (ROOT / "examples/cpp/src/onnx_file.cpp").read_text()
+    listed = source.partition("kOperations[] = {")[2].partition("};")[0]
+    assert {name.strip(' "\n') for name in listed.split(",")} - {""} == {*OPERATIONS}
