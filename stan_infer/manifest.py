@@ -138,7 +138,16 @@ class Earlier(TypedDict):
     files: dict[str, Any]
 
 
-_TOWERS = {"video": "frames", "text": "length"}  # role -> the axis beside batch
+# Role -> its inputs with their ranks, and the dimensions that it has ranges of.
+_ROLES: dict[str, tuple[dict[str, int], set[str]]] = {
+    "video": ({"video": 5}, {"batch", "frames"}),
+    "text": ({"input_ids": 2}, {"batch", "length"}),
+    "preprocess": ({"frames": 4}, {"n", "height", "width"}),
+    "score": (
+        {"token_embeds": 3, "input_ids": 2, "frame_embeds": 3},
+        {"texts", "videos", "frames", "length"},
+    ),
+}
 # Files that no entry names, and their largest sizes.
 _OWN = {
     r"tokenizer\.json": 16 * _MIB,
@@ -166,10 +175,15 @@ def check_manifest(manifest: Manifest, config: StanConfig) -> dict[str, int]:
             if low > high:
                 raise InputError(f"{g['file']}: {name} is {low} to {high}")
         needed = {n for port in g["inputs"] for n in port["shape"] if isinstance(n, str)}
-        if g["role"] in _TOWERS:
-            needed |= {"batch", _TOWERS[g["role"]]}
-            if len(g["inputs"]) != 1:
-                raise InputError(f"{g['file']}: a {g['role']} graph has one input")
+        if g["role"] in _ROLES:
+            inputs, ranges = _ROLES[g["role"]]
+            needed |= ranges
+            if {port["name"]: len(port["shape"]) for port in g["inputs"]} != inputs:
+                raise InputError(
+                    f"{g['file']}: the inputs of a {g['role']} graph and their ranks are {inputs}"
+                )
+            if not g["outputs"] or not all(port["shape"] for port in g["outputs"]):
+                raise InputError(f"{g['file']}: it has no output, or one without axes")
         if missing := sorted(needed - g["dims"].keys()):
             raise InputError(f"{g['file']}: 'dims' lacks {missing[0]!r}")
         for data in g.get("external_data") or []:

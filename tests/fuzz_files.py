@@ -361,10 +361,10 @@ class World:
         ]
 
     def _use_marker(self, data: bytes) -> Sequence[Callable[[], Any]]:
-        from stan_infer.export.to_triton_server import MARKER, _why_keep
+        from stan_infer.export.to_triton_server import MARKER, why_keep_repository
 
         (self.place / "repository" / MARKER).write_bytes(data)
-        return [lambda: _why_keep(self.place / "repository")]
+        return [lambda: why_keep_repository(self.place / "repository")]
 
     def _use_config(self, data: bytes) -> Sequence[Callable[[], Any]]:
         from stan_infer.checkpoint import _own_config
@@ -425,7 +425,7 @@ class World:
 
         def read() -> None:
             cache = FeatureCache(folder, {"a": 1})
-            found = [x for i in range(3) if (x := cache.get(f"video:{i}")) is not None]
+            found = [x for i in range(3) if (x := cache.get(f"video:{i}", (2, 4))) is not None]
             if found:
                 assert np.isfinite(np.stack(found)).all()
 

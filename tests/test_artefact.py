@@ -21,7 +21,7 @@ def folder(tmp_path):
         "precision": "fp32",
         "opset": 20,
         "inputs": [{"name": "video", "dtype": "uint8", "shape": ["batch", "frames", 16, 16, 3]}],
-        "outputs": [],
+        "outputs": [{"name": "video_embeds", "dtype": "float32", "shape": ["batch", 24]}],
         "dims": {"batch": [1, 64], "frames": [1, 64]},
     }
     write_manifest(tmp_path, {"model": tiny_config().to_dict(), "graphs": [graph]})
