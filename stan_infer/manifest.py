@@ -178,7 +178,8 @@ def check_manifest(manifest: Manifest, config: StanConfig) -> dict[str, int]:
         if g["role"] in _ROLES:
             inputs, ranges = _ROLES[g["role"]]
             needed |= ranges
-            if {port["name"]: len(port["shape"]) for port in g["inputs"]} != inputs:
+            given = sorted((port["name"], len(port["shape"])) for port in g["inputs"])
+            if given != sorted(inputs.items()):
                 raise InputError(
                     f"{g['file']}: the inputs of a {g['role']} graph and their ranks are {inputs}"
                 )

@@ -100,7 +100,8 @@ def test_export_and_run_again_over_the_same_folder(cli, checkpoint, tmp_path):
     assert all(p["pass"] and p["max_rel"] < 1e-4 for p in record["parity"])
     names = sorted(p.name for p in (tmp_path / "out").iterdir())
     graphs = ["preprocess.onnx", "text.onnx", "video.onnx"]
-    assert names == sorted(["golden.npz", "manifest.json", "tokenizer.json", *graphs])
+    others = ["LICENSE-CLIP.txt", "golden.npz", "manifest.json", "tokenizer.json"]
+    assert names == sorted([*others, *graphs])
     assert record["source"]["file"] == checkpoint.name and "/" not in record["source"]["file"]
     assert record["command"] == f"stan-infer export {checkpoint.name} -o out --json"
     assert str(tmp_path) not in (tmp_path / "out" / "manifest.json").read_text()
