@@ -133,7 +133,10 @@ def test_nothing_lies_in_the_folder_without_a_hash(folder, name):
         (lambda m: m["graphs"][0]["dims"].pop("batch"), "'dims' lacks 'batch'"),
         (lambda m: m["graphs"][0]["dims"].update(batch=[2, 1]), "batch is 2 to 1"),
         (lambda m: m["graphs"][0]["dims"].update(batch=[1, 10**30]), "malformed"),
-        (lambda m: m["graphs"][0]["inputs"].append(m["graphs"][0]["inputs"][0]), "the inputs of a video graph and their ranks"),
+        (
+            lambda m: m["graphs"][0]["inputs"].append(m["graphs"][0]["inputs"][0]),
+            "the inputs of a video graph and their ranks",
+        ),
         (lambda m: m["model"].update(text_layers=10**9), "text_layers is"),
         (lambda m: m["model"].update(width="32"), "width is '32'; it must be a whole number"),
         (lambda m: m["model"].update(mean=["1", "2", "3"]), "mean is"),

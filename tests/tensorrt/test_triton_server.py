@@ -157,10 +157,10 @@ def test_no_file_outside_the_folder_is_copied(exported, tmp_path):
     shutil.copytree(exported, folder)
     manifest = json.loads((folder / "manifest.json").read_text())
     (tmp_path / "secret").write_text("secret")
-    manifest["graphs"][0]["external_data"] = ["../secret", 5]
+    manifest["graphs"][0]["external_data"] = ["../secret"]
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    write_repository(read_artefact(folder), tmp_path / "r")
-    assert not [p for p in (tmp_path / "r").rglob("*") if p.name == "secret"]
+    with pytest.raises(InputError, match=r"has its weights in '\.\./secret'"):
+        read_artefact(folder)
 
 
 def test_two_plans_are_one_too_many(machine, tmp_path):
@@ -270,41 +270,30 @@ def edited(exported, folder, external_data, **files):
 
 
 def test_a_file_cannot_take_the_place_of_the_graph(exported, tmp_path):
-    """What ../shared/hostile/make_folders.py calls served_file."""
-    artefact = edited(
-        exported, tmp_path / "f", ["model.onnx"], model_onnx=external("/etc/hostname")
-    )
-    with pytest.raises(InputError, match="model.onnx would take the place of another file"):
-        write_repository(artefact, tmp_path / "repository")
-    assert sorted(os.listdir(tmp_path)) == ["f"]
+    with pytest.raises(InputError, match="weights in 'model.onnx'; an export writes"):
+        edited(exported, tmp_path / "f", ["model.onnx"], model_onnx=external("/etc/hostname"))
 
 
 def test_weights_keep_their_place_beside_the_graph(exported, tmp_path):
     artefact = edited(
         exported,
         tmp_path / "f",
-        ["weights/model.onnx"],
-        weights__model_onnx=lambda model: None,
-        video_onnx=external("weights/model.onnx"),
+        ["video.onnx.data"],
+        video_onnx_data=lambda model: None,
+        video_onnx=external("video.onnx.data"),
     )
     write_repository(artefact, tmp_path / "r")
     served = tmp_path / "r/video/1"
     assert (served / "model.onnx").read_bytes() == (tmp_path / "f/video.onnx").read_bytes()
-    weights = tmp_path / "f/weights/model.onnx"
-    assert (served / "weights/model.onnx").read_bytes() == weights.read_bytes()
+    weights = tmp_path / "f/video.onnx.data"
+    assert (served / "video.onnx.data").read_bytes() == weights.read_bytes()
 
 
-def test_a_file_that_changes_while_it_is_copied(exported, tmp_path, monkeypatch):
+def test_a_file_that_changed_since_it_was_read(exported, tmp_path):
     artefact = edited(exported, tmp_path / "f", [])
-    copy = shutil.copyfile
-
-    def changed(source, target, **options):
-        copy(source, target, **options)
-        if str(source).endswith("text.onnx"):
-            target.write_bytes(target.read_bytes() + b"x")
-
-    monkeypatch.setattr(shutil, "copyfile", changed)
-    with pytest.raises(CheckError, match="text.onnx changed while it was copied"):
+    text = tmp_path / "f" / "text.onnx"
+    text.write_bytes(text.read_bytes()[:-1] + b"x")
+    with pytest.raises(CheckError, match="the hash of text.onnx is not the one in manifest.json"):
         write_repository(artefact, tmp_path / "repository")
     assert sorted(os.listdir(tmp_path)) == ["f"]
 
