@@ -11,7 +11,10 @@ from stan_infer.artefact import Artefact, Graph, external_names
 from stan_infer.config import StanConfig
 from stan_infer.errors import InputError
 from stan_infer.onnx_file import GraphForm, check_external, read_graph
-from stan_infer.onnx_sizes import Inputs, check_need, check_operations
+from stan_infer.onnx_sizes import Inputs, check_need, check_operations, check_weights
+from stan_infer.stored_zip import open_regular
+
+_LARGE = 2**26  # bytes of a file that is looked through on the disk first
 
 
 @dataclass(frozen=True)
@@ -41,34 +44,55 @@ def graph_source(artefact: Artefact, graph: Graph) -> Iterator[GraphSource]:
     """
     external = external_names(artefact, graph)
     if not external:
-        data = artefact.read(graph.file)
         path = artefact.file(graph.file)
-        yield GraphSource(data, _checked(data, path, external), artefact.config)
+        if path.stat().st_size > _LARGE:
+            _checked(path, path, external, artefact.config, graph.role)  # before it takes memory
+        data = artefact.read(graph.file)
+        form = _checked(data, path, external, artefact.config, graph.role)
+        yield GraphSource(data, form, artefact.config)
         return
     with artefact.held(graph.file, *graph.external_data) as (path, *_):
-        form = _checked(path.read_bytes(), path, external)
+        form = _checked(path, path, external, artefact.config, graph.role)
         yield GraphSource(path, form, artefact.config)
 
 
 def bare_source(
-    path: Path, external: Sequence[str] = (), config: StanConfig | None = None
+    path: Path,
+    external: Sequence[str] = (),
+    config: StanConfig | None = None,
+    role: str = "",
 ) -> GraphSource:
-    """Read a graph that no manifest vouches for; external: files beside it that it may read.
+    """Read a graph whose hash is not compared; external: files beside it that it may read.
 
-    Raises InputError as graph_source does.
+    config, role: what it is said to be, where something says so. Raises InputError as graph_source
+    does, and for what is no regular file.
     """
     try:
-        data = path.read_bytes()
+        file, size = open_regular(path)
+        with file:
+            if size > _LARGE:
+                _checked(path, path, external, config, role)
+            data = file.read(size)
+    except InputError as e:
+        raise e if path.name in str(e) else InputError(f"{path} cannot be read: {e}") from e
     except OSError as e:
         raise InputError(f"{path} cannot be read as an ONNX model: {e.strerror or e}") from e
-    form = _checked(data, path, external)
+    form = _checked(data, path, external, config, role)
     return GraphSource(path if form.external else data, form, config)
 
 
-def _checked(data: bytes, path: Path, external: Collection[str]) -> GraphForm:
-    form = read_graph(data, path.name)
+def _checked(
+    source: bytes | Path,
+    path: Path,
+    external: Collection[str],
+    config: StanConfig | None,
+    role: str,
+) -> GraphForm:
+    form = read_graph(source, path.name)
     check_external(form, external)
     check_operations(form)
+    if config is not None:
+        check_weights(form, config, role)
     for name in form.external:
         beside, asked = path.with_name(name), form.external_bytes(name)
         size = beside.stat().st_size if beside.is_file() else None

@@ -22,7 +22,9 @@ from stan_infer.errors import InputError
 from stan_infer.protobuf import MAX_NUMBERS, File, Message
 
 MAX_PROPERTIES = 1000
-MAX_NODES = 20_000  # the largest graph of ours (L/14, 24 layers, reference) has 1,800
+MAX_NODES = 10_000  # the largest graph of ours (L/14, 24 layers, reference) has 1,800
+MAX_WEIGHTS = 20_000
+MAX_PORTS = 64  # inputs or outputs of one node; ours have 5
 MAX_RANK = 8
 
 # TensorProto.DataType -> (numpy's name or None, bits of an element); no graph of ours has strings.
@@ -164,6 +166,8 @@ class _Model:
         if graph.of(15):
             raise self.refuse("has sparse weights")
         weights: dict[str, Weight] = {}
+        if len(graph.spans(5)) > MAX_WEIGHTS:
+            raise self.refuse(f"has {len(graph.spans(5))} weights; at most {MAX_WEIGHTS} are read")
         for start, end in graph.spans(5):
             tensor = self.file.message(start, end)
             name = tensor.text(8)
@@ -200,7 +204,7 @@ class _Model:
             if domain not in _NAMES:
                 raise self.refuse(f"uses the operator set {domain[:80]!r}")
             found.append(version)
-        if len(found) != 1 or not 13 <= found[0] < 100:
+        if len(found) != 1 or not 18 <= found[0] < 100:
             raise self.refuse(f"uses the operator sets {found[:5]} of ONNX")
         return found[0]
 
@@ -208,6 +212,9 @@ class _Model:
         op, domain = message.text(4), message.text(7)
         if domain not in _NAMES or message.of(8):
             raise self.refuse(f"has the operation {op[:80]!r} of {(domain or 'a function')[:80]!r}")
+        for field in (1, 2):
+            if len(message.spans(field)) > MAX_PORTS:
+                raise self.refuse(f"has a node {op[:80]} of {len(message.spans(field))} inputs")
         attributes: dict[str, Any] = {}
         for span in message.spans(5):
             attribute = self.file.message(*span)

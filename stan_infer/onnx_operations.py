@@ -1,8 +1,8 @@
 """Sizes of what each ONNX operation makes, for those that a graph of ours may hold.
 
-Sizes follow as in ONNX's shape inference, and so do the few numbers that decide later sizes (a
-Shape, an axis, a length). The keys of OPERATIONS are what the exporters write, and what torch.onnx
-writes for the reference graph. Semantics: ONNX operators, sets 13 to 24.
+Sizes follow as in ONNX's shape inference, and so do the few whole numbers that decide later sizes.
+The keys of OPERATIONS are what the exporters write, and torch.onnx for the reference graph.
+Semantics: ONNX operators, sets 18 to 25.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from stan_infer.onnx_file import DTYPES, MAX_RANK, Node, Weight
 KNOWN = 64  # elements of a value that is followed, not its sizes alone
 LARGEST = 2**40  # elements of one value; no use is near, and sums of it stay exact
 _BOOL, _INT64, _FLOAT = 9, 7, 1
+# Runtimes differ in fp16, in sums and powers of floats, and in integers beyond 32 bits (OpenVINO).
+_WHOLE, _LIMIT = ("int32", "int64", "uint8", "bool"), 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,13 @@ def _numbers(taken: Taken, i: int) -> list[int] | None:
     return [int(n) for n in known.ravel()]
 
 
-def _kept(array: Any, dtype: int) -> np.ndarray | None:
-    word = DTYPES[dtype][0]
-    if word is None or np.size(array) > KNOWN:
+def whole(array: np.ndarray | None, dtype: int, *, computed: bool = True) -> np.ndarray | None:
+    """Elements that all runtimes know alike: few, whole and, where computed, within 32 bits."""
+    if array is None or array.size > KNOWN or DTYPES[dtype][0] not in _WHOLE:
         return None
-    with np.errstate(all="ignore"):
-        return np.asarray(array).astype(word)
+    if computed and array.size and not -_LIMIT <= int(array.min()) <= int(array.max()) <= _LIMIT:
+        return None
+    return array.astype(DTYPES[dtype][0])
 
 
 def _broadcast(*shapes: tuple[int, ...]) -> tuple[int, ...]:
@@ -92,26 +95,24 @@ def _elementwise(compute: Any, dtype: int | None = None, first: int = 0) -> Rule
         given = [v for v in taken if v is not None]
         dims = _broadcast(*(v.dims for v in given))
         kind = dtype or _need(taken, first).dtype
-        known = None
-        if compute and prod(dims) <= KNOWN and all(v.known is not None for v in given):
-            with np.errstate(all="ignore"):
-                known = _kept(np.broadcast_to(compute(*(v.known for v in given)), dims), kind)
-        return [Value(kind, dims, known)], 0
+        found = None
+        values = [k for v in given if (k := whole(v.known, v.dtype)) is not None]
+        if compute and prod(dims) <= KNOWN and len(values) == len(given):
+            found = whole(np.broadcast_to(compute(*values), dims), kind)
+        return [Value(kind, dims, found)], 0
 
     return rule
 
 
-def _divide(a: Any, b: Any) -> Any:
-    if np.asarray(a).dtype.kind in "iu":  # towards zero, unlike numpy's
-        if not np.all(b):
-            raise CannotTell("a division by 0")
-        return np.trunc(np.divide(a, b)).astype(a.dtype)
-    return np.divide(a, b)
+def _divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    if not np.all(b > 0) or not np.all(a >= 0):
+        raise CannotTell("a division with a number below 0, or by 0")
+    return a // b
 
 
 def _cast(node: Node, taken: Taken) -> tuple[list[Value], int]:
     x, to = _need(taken, 0), int(node.attributes["to"])
-    return [Value(to, x.dims, None if x.known is None else _kept(x.known, to))], 0
+    return [Value(to, x.dims, whole(x.known, to))], 0
 
 
 def _axis(axis: int, rank: int) -> int:
@@ -140,14 +141,15 @@ def _reshape(node: Node, taken: Taken) -> tuple[list[Value], int]:
     return [Value(x.dtype, tuple(wanted), known)], 0
 
 
-def _axes(node: Node, taken: Taken, i: int) -> list[int] | None:
-    """Axes, which are an attribute in older operator sets and an input in newer ones."""
-    found = node.attributes.get("axes")
-    return list(found) if found is not None else _numbers(taken, i)
+def _axes(node: Node, taken: Taken) -> list[int] | None:
+    """Axes, an input from operator set 18 on; an attribute of that name would mean nothing."""
+    if "axes" in node.attributes:
+        raise CannotTell("an attribute that its operator set does not have")
+    return _numbers(taken, 1)
 
 
 def _squeeze(node: Node, taken: Taken) -> tuple[list[Value], int]:
-    x, axes = _need(taken, 0), _axes(node, taken, 1)
+    x, axes = _need(taken, 0), _axes(node, taken)
     rank = len(x.dims)
     gone = {_axis(a, rank) for a in axes} if axes is not None else None
     dims = [n for i, n in enumerate(x.dims) if (n != 1 if gone is None else i not in gone)]
@@ -157,7 +159,7 @@ def _squeeze(node: Node, taken: Taken) -> tuple[list[Value], int]:
 
 
 def _unsqueeze(node: Node, taken: Taken) -> tuple[list[Value], int]:
-    x, axes = _need(taken, 0), _axes(node, taken, 1)
+    x, axes = _need(taken, 0), _axes(node, taken)
     if axes is None or len(axes) + len(x.dims) > MAX_RANK:
         raise CannotTell("its axes")
     rank = len(x.dims) + len(axes)
@@ -169,10 +171,9 @@ def _unsqueeze(node: Node, taken: Taken) -> tuple[list[Value], int]:
 def _expand(node: Node, taken: Taken) -> tuple[list[Value], int]:
     x, wanted = _need(taken, 0), _numbers(taken, 1)
     dims = _broadcast(x.dims, tuple(wanted or ()))
-    known = None
-    if x.known is not None and prod(dims) <= KNOWN:
-        known = np.broadcast_to(x.known, dims)
-    return [Value(x.dtype, dims, known)], 0
+    if x.known is None or prod(dims) > KNOWN:
+        return [Value(x.dtype, dims)], 0
+    return [Value(x.dtype, dims, np.broadcast_to(x.known, dims))], 0
 
 
 def _concat(node: Node, taken: Taken) -> tuple[list[Value], int]:
@@ -190,7 +191,9 @@ def _concat(node: Node, taken: Taken) -> tuple[list[Value], int]:
 
 
 def _split(node: Node, taken: Taken) -> tuple[list[Value], int]:
-    x, sizes = _need(taken, 0), node.attributes.get("split") or _numbers(taken, 1)
+    x, sizes = _need(taken, 0), _numbers(taken, 1)
+    if "split" in node.attributes or not node.outputs:
+        raise CannotTell("its parts")
     axis, count = _axis(node.attributes.get("axis", 0), len(x.dims)), len(node.outputs)
     whole = x.dims[axis]
     if sizes is None:
@@ -210,9 +213,9 @@ def _slice(node: Node, taken: Taken) -> tuple[list[Value], int]:
     steps = [1] * len(starts) if steps is None else steps
     cuts = [slice(None)] * len(x.dims)
     for a, start, end, step in zip(axes, starts, ends, steps, strict=True):
-        axis = _axis(a, len(x.dims))
-        # A negative step ends before the first element, which no number of Python's says.
-        cuts[axis] = slice(start, None if step < 0 and end < -x.dims[axis] else end, step)
+        if step != 1:
+            raise CannotTell("a step that is not 1")
+        cuts[_axis(a, len(x.dims))] = slice(start, end)
     dims = tuple(len(range(*cut.indices(n))) for cut, n in zip(cuts, x.dims, strict=True))
     return [Value(x.dtype, dims, None if x.known is None else x.known[tuple(cuts)])], 0
 
@@ -238,7 +241,7 @@ def _transpose(node: Node, taken: Taken) -> tuple[list[Value], int]:
 
 def _reduce(compute: Any, dtype: int | None = None) -> Rule:
     def rule(node: Node, taken: Taken) -> tuple[list[Value], int]:
-        x, axes = _need(taken, 0), _axes(node, taken, 1)
+        x, axes = _need(taken, 0), _axes(node, taken)
         if "axis" in node.attributes or dtype == _INT64:  # ArgMax
             axes = [int(node.attributes.get("axis", 0))]
         rank = len(x.dims)
@@ -248,8 +251,8 @@ def _reduce(compute: Any, dtype: int | None = None) -> Rule:
         keep = node.attributes.get("keepdims", 1)
         dims = tuple(1 if i in gone else n for i, n in enumerate(x.dims) if keep or i not in gone)
         known = None
-        if compute and x.known is not None and x.elements:
-            known = _kept(compute(x.known, tuple(gone), keepdims=bool(keep)), x.dtype)
+        if compute and x.elements and whole(x.known, x.dtype) is not None:
+            known = whole(compute(x.known, tuple(gone), keepdims=bool(keep)), x.dtype)
         return [Value(dtype or x.dtype, dims, known)], x.elements
 
     return rule
@@ -307,10 +310,11 @@ def _conv(node: Node, taken: Taken) -> tuple[list[Value], int]:
 def _constant(node: Node, taken: Taken) -> tuple[list[Value], int]:
     ((name, value),) = node.attributes.items()
     if isinstance(value, Weight):
-        return [Value(value.dtype, value.dims, value.value)], 0
+        known = whole(value.value, value.dtype, computed=False)
+        return [Value(value.dtype, value.dims, known)], 0
     kind = _FLOAT if name in ("value_float", "value_floats") else _INT64
     array = np.array(value, DTYPES[kind][0])
-    return [Value(kind, array.shape, array)], 0
+    return [Value(kind, array.shape, whole(array, kind))], 0
 
 
 def _filled(node: Node, taken: Taken) -> tuple[list[Value], int]:
@@ -320,7 +324,7 @@ def _filled(node: Node, taken: Taken) -> tuple[list[Value], int]:
     dtype = value.dtype if isinstance(value, Weight) else _FLOAT
     known = None
     if prod(dims) <= KNOWN and isinstance(value, Weight) and value.value is not None:
-        known = np.full(dims, value.value.ravel()[0])
+        known = whole(np.full(dims, value.value.ravel()[0]), dtype)
     return [Value(dtype, tuple(dims), known)], 0
 
 
@@ -332,9 +336,9 @@ def _range(node: Node, taken: Taken) -> tuple[list[Value], int]:
     numbers = range(start, end, step)
     if len(numbers) >= LARGEST:
         raise CannotTell("its length")
-    known = np.array(numbers, np.int64) if len(numbers) <= KNOWN else None
     dtype = _need(taken, 0).dtype
-    return [Value(dtype, (len(numbers),), None if known is None else _kept(known, dtype))], 0
+    known = whole(np.array(numbers, np.int64), dtype) if len(numbers) <= KNOWN else None
+    return [Value(dtype, (len(numbers),), known)], 0
 
 
 def _quantised(node: Node, taken: Taken) -> tuple[list[Value], int]:
@@ -347,12 +351,11 @@ def _quantised(node: Node, taken: Taken) -> tuple[list[Value], int]:
 
 _ELEMENTWISE: dict[str, Any] = {
     "Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": _divide, "Neg": np.negative,
-    "Abs": np.abs, "Floor": np.floor, "Ceil": np.ceil, "Round": np.rint, "Sqrt": np.sqrt,
-    "Pow": np.power, "Identity": np.positive, "Not": np.logical_not, "And": np.logical_and,
-    "Or": np.logical_or, "Max": lambda *v: np.maximum.reduce(np.broadcast_arrays(*v)),
+    "Not": np.logical_not, "And": np.logical_and, "Or": np.logical_or,
+    "Max": lambda *v: np.maximum.reduce(np.broadcast_arrays(*v)),
     "Min": lambda *v: np.minimum.reduce(np.broadcast_arrays(*v)),
-    "Reciprocal": None, "Exp": None, "Erf": None, "Sigmoid": None, "Tanh": None, "Gelu": None,
-    "Clip": None,
+    **dict.fromkeys(("Abs", "Floor", "Ceil", "Round", "Sqrt", "Pow", "Reciprocal", "Exp", "Erf",
+                     "Sigmoid", "Tanh", "Gelu", "Clip")),
 }  # fmt: skip
 OPERATIONS: dict[str, Rule] = {
     **{name: _elementwise(compute) for name, compute in _ELEMENTWISE.items()},
@@ -364,7 +367,7 @@ OPERATIONS: dict[str, Rule] = {
     "GreaterOrEqual": _elementwise(np.greater_equal, _BOOL),
     "Where": _elementwise(np.where, first=1),
     "Cast": _cast,
-    "CastLike": lambda node, taken: ([Value(_need(taken, 1).dtype, _need(taken, 0).dims)], 0),
+    "CastLike": lambda n, taken: ([Value(_need(taken, 1).dtype, _need(taken, 0).dims)], 0),
     "Shape": _shape,
     "Reshape": _reshape,
     "Squeeze": _squeeze,
@@ -374,7 +377,7 @@ OPERATIONS: dict[str, Rule] = {
     "Split": _split,
     "Slice": _slice,
     "Gather": _gather,
-    "GatherElements": lambda node, taken: ([Value(_need(taken, 0).dtype, _need(taken, 1).dims)], 0),
+    "GatherElements": lambda n, taken: ([Value(_need(taken, 0).dtype, _need(taken, 1).dims)], 0),
     "Transpose": _transpose,
     "ReduceMax": _reduce(np.max),
     "ReduceMin": _reduce(np.min),

@@ -13,8 +13,9 @@ from math import prod
 from stan_infer.config import StanConfig
 from stan_infer.errors import InputError
 from stan_infer.flops import text_flops, video_flops
+from stan_infer.layouts import parameter_shapes
 from stan_infer.onnx_file import DTYPES, MAX_RANK, GraphForm, Node
-from stan_infer.onnx_operations import LARGEST, OPERATIONS, CannotTell, Taken, Value
+from stan_infer.onnx_operations import LARGEST, OPERATIONS, CannotTell, Taken, Value, whole
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Need:
     work: int
 
 
+_VIDEO = ("visual.", "branch.")  # first parts of the names of the video tower's parameters
+_LEAST, _NODES = 0.6, 300
 BARE = Need(4 * 2**30, 10**13)  # of a graph whose config nobody knows
 _SPARE_BYTES, _SPARE_WORK = 64 * 2**20, 10**9
 
@@ -41,6 +44,29 @@ def check_operations(form: GraphForm) -> None:
                 f"{form.name} has the operation {node.op[:80]!r}, which no graph written by "
                 "stan_infer has: nothing of it was opened; export the checkpoint again"
             )
+
+
+def check_weights(form: GraphForm, config: StanConfig, role: str) -> None:
+    """Refuse a graph with far fewer weights, or far more nodes, than a model of this config has.
+
+    What it may take when it runs follows from the config, which is the stranger's too: a small file
+    may not claim a large model. Raises InputError. Graphs of every form hold 0.86 to 1.09 of their
+    tower's parameters, in 28 to 70 nodes a layer.
+    """
+    video = {n: s for n, s in parameter_shapes(config).items() if n.startswith(_VIDEO)}
+    text = {n: s for n, s in parameter_shapes(config).items() if not n.startswith(_VIDEO)}
+    tower = {"video": video, "text": text}.get(role)
+    if tower is None:
+        return
+    wanted = sum(prod(shape) for shape in tower.values())
+    found = sum(prod(w.dims) for w in form.weights.values())
+    layers = config.text_layers if role == "text" else config.layers + config.branch_layers
+    if found < _LEAST * wanted or len(form.nodes) > _NODES * (layers + 4):
+        raise InputError(
+            f"{form.name} has {found} weights in {len(form.nodes)} nodes; a {role} tower of the "
+            f"config in manifest.json has {wanted}, in at most {_NODES * (layers + 4)}: export the "
+            "checkpoint again"
+        )
 
 
 def check_need(form: GraphForm, config: StanConfig | None, inputs: Inputs) -> None:
@@ -103,7 +129,8 @@ def measure(form: GraphForm, inputs: Inputs) -> Need:
     whose sizes do not follow from those of its inputs, or contradict each other.
     """
     values: dict[str, Value] = {
-        name: Value(w.dtype, w.dims, w.value, folds=True) for name, w in form.weights.items()
+        name: Value(w.dtype, w.dims, whole(w.value, w.dtype, computed=False), folds=True)
+        for name, w in form.weights.items()
     }
     for name, (dtype, dims) in inputs.items():
         values[name] = Value(_TYPES[dtype], tuple(dims))
@@ -117,7 +144,7 @@ def measure(form: GraphForm, inputs: Inputs) -> Need:
             made, effort = _run(node, taken)
             if len(made) < len(node.outputs) or len(set(node.outputs)) < len(node.outputs):
                 raise CannotTell(f"it has {len(node.outputs)} outputs")
-        except (CannotTell, KeyError, IndexError, ValueError, TypeError, OverflowError) as e:
+        except (CannotTell, KeyError, IndexError, ValueError, TypeError, ArithmeticError) as e:
             given = [values[n].dims if n in values else n[:40] or None for n in node.inputs[:4]]
             raise InputError(
                 f"{form.name}: the sizes of a node {node.op} do not follow from its inputs {given} "

@@ -20,7 +20,7 @@ from stan_infer.artefact import (
 )
 from stan_infer.bisect_graph import graph_precision
 from stan_infer.config import StanConfig
-from stan_infer.errors import InputError, StanError, require
+from stan_infer.errors import InputError, StanError
 from stan_infer.graph_source import bare_source
 from stan_infer.json_file import checked
 from stan_infer.manifest import Manifest, Pair, Triple, check_manifest
@@ -44,12 +44,13 @@ class Opened:
         engine: str,
         external: Sequence[str],
         config: StanConfig | None = None,
+        role: str = "",
     ) -> None:
         """Open it on the CPU; external: the files beside it that it may read; config: its model's.
 
         Raises InputError where the graph or the runtime refuses, MissingError without the runtime.
         """
-        source = bare_source(graph, external, config)
+        source = bare_source(graph, external, config, role)
         self._source = replace(source, content=b"")  # only its form is still needed
         self._name, self._engine, self._compiled, self._session = graph.name, engine, None, None
         if engine == "openvino":
@@ -79,10 +80,9 @@ class Opened:
 
 def input_names(path: Path) -> list[str]:
     """Inputs of a graph that a runtime refuses, or none where it cannot be read."""
-    onnx = require("onnx", f"saying what {path.name} is", "cpu")
     try:
-        return [i.name for i in onnx.load(str(path), load_external_data=False).graph.input]
-    except Exception:  # protobuf's own classes
+        return list(read_graph(path).inputs)
+    except InputError:
         return []
 
 
@@ -334,7 +334,7 @@ class Folder(Source):
             try:
                 path = self._file(entry.get("file"))
                 data = [self._file(name).name for name in entry.get("external_data") or []]
-                self._opened[role] = Opened(path, self.engine, data, self._c)
+                self._opened[role] = Opened(path, self.engine, data, self._c, role)
             except InputError as e:
                 self._opened[role] = e
         return self._opened[role]

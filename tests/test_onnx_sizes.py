@@ -156,9 +156,9 @@ GREEDY = {
     "padded": ([("Reshape", ["x", "image"], ["i"]), ("Conv", ["i", "w"], ["v"],
                 {"pads": [2**15] * 4}), ("ReduceMax", ["v"], ["y"])],
                {"image": long(-1, 1, 1, 4), "w": np.ones((1, 1, 1, 1), np.float32)}),
-    "kept alive": ([("Expand", ["x", "n"], [f"v{i}"]) for i in range(300)]
-                   + [("Concat", [f"v{i}" for i in range(300)], ["c"], {"axis": 0}),
-                      ("ReduceMax", ["c"], ["y"])], {"n": long(2**15, 1, 1)}),
+    "kept alive": ([("Expand", ["x", "n"], [f"v{i}"]) for i in range(60)]
+                   + [("Concat", [f"v{i}" for i in range(60)], ["c"], {"axis": 0}),
+                      ("ReduceMax", ["c"], ["y"])], {"n": long(2**17, 1, 1)}),
     "long": ([("MatMul", ["w", "w"], ["v0"])]
              + [("MatMul", [f"v{i}", "w"], [f"v{i + 1}"]) for i in range(2000)]
              + [("ReduceMax", ["v2000"], ["y"])], {"w": np.ones((512, 512), np.float32)}),
