@@ -19,8 +19,8 @@ from stan_infer.errors import InputError, check_word, nearest
 from stan_infer.json_file import checked, parse_json
 from stan_infer.locate import video_stem
 
-MAX_BYTES = 512 * 2**20  # the largest, MSR-VTT's and Kinetics' training files, have under 100 MB
-MAX_ROWS = 5_000_000
+MAX_BYTES = 128 * 2**20  # the largest, MSR-VTT's and Kinetics' training files, have under 100 MB
+MAX_ROWS = 1_500_000  # a row takes 0.4 KiB; the longest list, Kinetics 700, has 650,000
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,7 @@ from stan_infer.errors import InputError
 
 MAX_DEPTH = 32  # lists and objects inside each other; our own files have 6
 MAX_DIGITS = 40  # of a whole number
+MAX_CONTAINERS = 2_000_000  # lists and objects; MSR-VTT's annotations have 210,000
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 T = TypeVar("T")
@@ -48,6 +49,8 @@ def parse_json(data: bytes | str, name: str, hint: str = "") -> Any:
     twice, deep nesting, half a surrogate pair.
     """
     data = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
+    if data.count(b"[") + data.count(b"{") > MAX_CONTAINERS:
+        raise InputError(f"{name} has more than {MAX_CONTAINERS} lists and objects{hint}")
     try:
         text = data.decode("utf-8")
         value = json.loads(

@@ -229,7 +229,7 @@ def _named_limits(manifest: Manifest, config: StanConfig) -> Iterator[tuple[str,
     """Every file that an entry names, and the bytes that a model of this config can need there."""
     golden, labels = manifest.get("golden"), manifest.get("labels")
     length, e, t = config.context_length, config.embed_dim, config.max_frames
-    classes = (labels.get("count") or MAX_LABELS) * (1 + length) * e * 4 if labels else 0
+    classes = (labels.get("count") or 1000) * (1 + length) * e * 4 if labels else 0
     weights = 4 * sum(prod(shape) for shape in parameter_shapes(config).values())
     tables = 4 * t * config.patches * config.width
     # A quarter more for what folding adds; the constant is for nodes and the preprocessing.

@@ -215,6 +215,8 @@ class Folder(Source):
     def prepare(self, pixels: np.ndarray, form: Form | None = None) -> np.ndarray:
         """See Source.prepare."""
         mean, std = (self._at("preprocess", k, kind=Triple) for k in ("mean", "std"))
+        if not all(1e-3 <= s <= 1e4 for s in std):
+            raise InputError(f"{MANIFEST}: preprocess.std is {std}; allowed are 0.001 to 10000")
         color = self._at("preprocess", "color", kind=str)
         if color not in ("RGB", "BGR"):
             raise InputError(f"{MANIFEST}: preprocess.color is {color[:20]!r}, not RGB or BGR")
@@ -231,7 +233,10 @@ class Folder(Source):
         # The rules say where the special tokens stand, the manifest which numbers they have.
         places = [rows == n for n in (START, END, 0)]
         for where, key in zip(places, ("start", "end", "padding"), strict=True):
-            rows[where] = self._at("text", key, kind=int)
+            number = self._at("text", key, kind=int)
+            if not 0 <= number < max(1, self._c.vocab_size):
+                raise InputError(f"{MANIFEST}: text.{key} is {number}, no id of the vocabulary")
+            rows[where] = number
         return rows
 
     def video(self, tensor: np.ndarray) -> Arrays:

@@ -21,7 +21,7 @@ from stan_infer.engines import check_engine, open_session
 from stan_infer.errors import InputError, MissingError, require
 from stan_infer.retrieval import cosine_scores, mug_scores
 from stan_infer.tokenizer import tokenize
-from stan_infer.video import resize_crop, sample_indices
+from stan_infer.video import regular_file, resize_crop, sample_indices
 
 if TYPE_CHECKING:
     from stan_infer.model import Stan
@@ -96,8 +96,9 @@ class Source:
 def decode(source: Source, path: Path) -> tuple[np.ndarray, list[np.ndarray]]:
     """Frame numbers [T] as the source samples them, and the frames, uint8 [H, W, 3] each."""
     frames = source.sampled()
+    file = regular_file(path)
     with told(path):
-        found = read_pyav(path, lambda total: source.indices(total, frames), lambda image: image)
+        found = read_pyav(file, lambda total: source.indices(total, frames), lambda image: image)
     return found.indices, [found.images[i] for i in found.indices.tolist()]
 
 

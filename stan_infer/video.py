@@ -101,7 +101,7 @@ def read_clip_info(
     check_options(frames=frames, short_side=short_side, crop=crop, decoder=decoder, views=views)
     clips, crops = views or (1, 1)
     name = "pyav" if decoder == "auto" else decoder
-    file = _regular_file(Path(path))
+    file = regular_file(Path(path))
 
     def shrink(image: Image) -> Image:
         return resize_and_crop(image, short_side, crop, crops)
@@ -214,7 +214,8 @@ def _check_frames(frames: int) -> None:
         )
 
 
-def _regular_file(path: Path) -> Path:
+def regular_file(path: Path) -> Path:
+    """Return the path of a file that can be opened without waiting; InputError for another."""
     # Opening a FIFO would wait for ever, and a device may do anything: look before opening.
     try:
         status = path.stat()

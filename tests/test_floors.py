@@ -31,7 +31,15 @@ FLOORS = [
     | {"onnx_file", "resize", "synthetic", "metrics", "annotations", "locate", "feature_cache"}
     | {"timings", "clock", "plots", "json_lines", "histogram", "sensitivity_plot"}
     | {"calibration_file", "calibration_record", "json_file", "manifest", "plan_sidecar"}
-    | {"stored_zip", "npz_file", "protobuf", "onnx_operations", "onnx_sizes", "graph_source"},
+    | {
+        "stored_zip",
+        "npz_file",
+        "protobuf",
+        "signals",
+        "onnx_operations",
+        "onnx_sizes",
+        "graph_source",
+    },
     {"weights_file", "clip_source", "checkpoint", "layers", "model"},
     {"fold", "fused", "torch_ops", "kernel_ops", "kernel_weights"}
     | {"quantise", "quant_plan", "observe", "replay", "smooth", "collect_ranges"},

@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import dataclass
 
+import onnx
 import pytest
 
 from stan_infer.checkpoint import save_model
@@ -110,7 +111,7 @@ def test_a_runtime_that_keeps_the_main_thread_is_ended(number, place, tmp_path):
     folder = hostile.write(place / "clean", tmp_path / "loop", "endless_loop")
     code = (
         "import sys, numpy, onnxruntime\n"
-        "from stan_infer.cli.signals import end_on_signals\n"
+        "from stan_infer.signals import end_on_signals\n"
         "end_on_signals()\n"
         "session = onnxruntime.InferenceSession(sys.argv[1])\n"
         "print('running', flush=True)\n"
@@ -127,3 +128,29 @@ def test_a_runtime_that_keeps_the_main_thread_is_ended(number, place, tmp_path):
         process.kill()
     assert process.returncode == 128 + number
     assert err.decode() == f"ended by signal {number}\n"
+
+
+def test_openvino_that_keeps_pythons_lock_is_ended(tmp_path):
+    """A chain that its front end takes a minute for, opened without the check that refuses it."""
+    nodes = [onnx.helper.make_node("Sqrt", [f"v{i}"], [f"v{i + 1}"]) for i in range(30_000)]
+    ends = [onnx.helper.make_tensor_value_info(n, 1, [1]) for n in ("v0", "v30000")]
+    graph = onnx.helper.make_graph(nodes, "g", ends[:1], ends[1:])
+    onnx.save(onnx.helper.make_model(graph, ir_version=10), tmp_path / "m.onnx")
+    code = (
+        "import sys, openvino\n"
+        "from pathlib import Path\n"
+        "from stan_infer.engines.ov_session import open_graph\n"
+        "from stan_infer.signals import end_on_signals\n"
+        "end_on_signals()\n"
+        "print('opening', flush=True)\n"
+        "open_graph(Path(sys.argv[1]))\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, tmp_path / "m.onnx"], stdout=-1)
+    try:
+        assert process.stdout.readline() == b"opening\n"
+        time.sleep(3)
+        process.terminate()
+        assert process.wait(timeout=120) in (-15, 128 + 15)
+    finally:
+        process.kill()
+        process.wait()

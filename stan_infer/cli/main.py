@@ -19,10 +19,10 @@ from stan_infer.cli.eval import eval
 from stan_infer.cli.export import export
 from stan_infer.cli.inspect import inspect
 from stan_infer.cli.run import run
-from stan_infer.cli.signals import end_on_signals
 from stan_infer.cli.verify import verify
 from stan_infer.errors import StanError
 from stan_infer.names import printable
+from stan_infer.signals import end_on_signals
 
 app = typer.Typer(
     name="stan-infer",

@@ -17,6 +17,7 @@ from stan_infer.engines.session import split_device
 from stan_infer.errors import InputError, MissingError, require
 from stan_infer.graph_source import GraphSource
 from stan_infer.names import openable
+from stan_infer.signals import ended_at_once
 
 # openvino ships stubs without the marker that lets a type checker read them.
 Core = Any
@@ -68,7 +69,7 @@ def open_graph(
     try:
         # The frontend by name: read_model would guess the format from the content.
         frontend = ov.frontend.FrontEndManager().load_by_framework("onnx")
-        with ExitStack() as held:
+        with ExitStack() as held, ended_at_once():  # its front end keeps Python's lock
             if isinstance(graph, bytes):
                 source: Any = io.BytesIO(graph)
             else:

@@ -6,10 +6,29 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 GRACE_S = 3.0  # for the main thread to notice; code of a library may keep it for hours
-_installed = threading.Event()
+_handled: list[signal.Signals] = []  # by our handlers
+
+
+@contextmanager
+def ended_at_once() -> Iterator[None]:
+    """Let signals end the process while a call keeps Python's lock, so that no thread can watch.
+
+    Only where end_on_signals was called; a program that imports the package keeps its handlers.
+    """
+    if not _handled or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = [(number, signal.signal(number, signal.SIG_DFL)) for number in _handled]
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
 
 
 def end_on_signals() -> None:
@@ -20,9 +39,8 @@ def end_on_signals() -> None:
     after GRACE_S, that thread ends the process. What such an end leaves behind in temporary folders
     is cleared by the next start.
     """
-    if _installed.is_set():
+    if _handled:
         return
-    _installed.set()
     wanted = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
     wanted = [s for s in wanted if signal.getsignal(s) is not signal.SIG_IGN]
     taken_up = threading.Event()
@@ -35,6 +53,7 @@ def end_on_signals() -> None:
 
     for number in wanted:
         signal.signal(number, handle)
+    _handled.extend(wanted)
     if os.name != "posix" or not wanted:
         return  # elsewhere a pipe takes no bytes of signals
     reader, writer = os.pipe()
