@@ -59,7 +59,7 @@ def damage_json(data: bytes, rng: random.Random) -> bytes:
         text = json.dumps(value)
         if len(text) > 10 * LONGEST:
             break
-    text = re.sub(rf'"{RAW_MARK}(\d+)"', lambda m: RAW[int(m[1])], text)
+    text = re.sub(rf'"{RAW_MARK}(\d+)"', lambda m: RAW[int(m[1]) % len(RAW)], text)
     if rng.random() < 0.05:  # a key twice
         keys = re.findall(r'"\w+": ', text)
         if keys:
