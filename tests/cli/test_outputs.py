@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from stan_infer.artefact import read_artefact
+from stan_infer.collect_ranges import remove_state
 from tests.conftest import ROOT
 from tests.test_temporary import small_disk  # noqa: F401
 
@@ -120,6 +121,32 @@ def test_results_replace_results_and_keep_links_and_modes(cli, place, videos, mo
         assert read_artefact(place / "folder").manifest["licence"] == licence
         assert (place / "to_folder").is_symlink()
     assert not [p for p in place.iterdir() if "stan-infer-work" in p.name]
+
+
+def foreign(kind, path):
+    """Make what is no state of a stopped calibration."""
+    if kind == "link":
+        path.symlink_to("nowhere")
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.write_bytes(b"mine" if kind == "file" else b"")
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder", "file", "empty"])
+def test_calibrate_takes_no_file_of_the_user_for_its_own(cli, place, videos, monkeypatch, kind):
+    monkeypatch.chdir(place)
+    state = place / "out.calibrating.npz"
+    foreign(kind, state)
+    before = contents(place)
+    done = cli("calibrate", "folder", "--videos", videos, "-o", "out")
+    assert done.code == 2 and "out.calibrating.npz is needed" in done.err, done.err
+    assert "move it away" in done.err and len(done.err.splitlines()) == 1
+    assert contents(place) == before
+    remove_state(state)  # one that came while the work was done
+    assert contents(place) == before
 
 
 def test_rows_go_to_standard_output(place):
