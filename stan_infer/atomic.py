@@ -168,6 +168,19 @@ def check_apart(path: str | Path, sources: Sources) -> None:
             raise InputError(f"{path} holds {source}, which is read and stays: give another name")
 
 
+def check_outside(path: Path, folder: Path, option: str) -> None:
+    """Raise InputError where the file `path` is, lies in or is above `folder`, a result of its own.
+
+    option: what names the folder, as in "--report".
+    """
+    place, own = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
+    if place.is_relative_to(own) or own.is_relative_to(place):
+        relation = "is" if place == own else "lies in" if place.is_relative_to(own) else "is above"
+        raise InputError(
+            f"{path} {relation} the folder of {option}, which is written anew: give another place"
+        )
+
+
 def _stat(path: Path) -> os.stat_result | None:
     """What a path leads to, or None where there is nothing yet; other errors come out."""
     try:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -41,11 +42,13 @@ def place(tmp_path, checkpoint, artefact, videos):
     np.savez(tmp_path / "mine.npz", thesis=np.ones(3))
     (tmp_path / "old.jsonl").write_text('{"schema": "stan-infer/bench/1"}\n')
     (tmp_path / "mine.jsonl").write_text('{"schema": "mine"}\n')
+    (tmp_path / "clips").mkdir()
     (tmp_path / "clip.csv").write_text("video,label\nclip0,a\nclip1,b\n")
     shutil.copyfile(checkpoint, tmp_path / "page.safetensors")
     return tmp_path
 
 
+ANEW = "lies in the folder of {}, which is written anew: give another place"
 READ = "which stays|which is read"
 
 
@@ -68,7 +71,13 @@ READ = "which stays|which is read"
         ("bench model.safetensors --out model.safetensors", READ),
         ("bench model.safetensors --out mine.jsonl", "not written by stan-infer bench"),
         ("bench folder --engine ort --out folder/rows.jsonl", READ),
-        ("bench model.safetensors --out page/r.jsonl --report page", "no such folder"),
+        ("bench model.safetensors --out page/r.jsonl --report page", ANEW.format("--report")),
+        ("bench model.safetensors --out page --report page", "page is the folder of --report"),
+        ("bench model.safetensors --out clips/r.jsonl --report clips", ANEW.format("--report")),
+        (
+            "export model.safetensors --format tensorrt --timing-cache out/t -o out",
+            ANEW.format("-o"),
+        ),
         ("bench model.safetensors --report folder", "not empty"),
         ("bench folder --engine ort --report folder/page", READ),
         ("export folder --format triton-server -o folder", READ),
@@ -147,6 +156,18 @@ def test_calibrate_takes_no_file_of_the_user_for_its_own(cli, place, videos, mon
     assert contents(place) == before
     remove_state(state)  # one that came while the work was done
     assert contents(place) == before
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with a name")
+def test_convert_counts_what_goes_into_a_pipe(cli, place):
+    pipe, got = place / "pipe.safetensors", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: got.append(pipe.read_bytes()))
+    reader.start()
+    done = cli("convert", place / "model.safetensors", pipe, "--json")
+    reader.join()
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["bytes"] == len(got[0]) > 1000
 
 
 def test_rows_go_to_standard_output(place):
