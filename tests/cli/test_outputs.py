@@ -42,7 +42,11 @@ def place(tmp_path, checkpoint, artefact, videos):
     np.savez(tmp_path / "mine.npz", thesis=np.ones(3))
     (tmp_path / "old.jsonl").write_text('{"schema": "stan-infer/bench/1"}\n')
     (tmp_path / "mine.jsonl").write_text('{"schema": "mine"}\n')
-    (tmp_path / "clips").mkdir()
+    (tmp_path / "around" / "clips").mkdir(parents=True)
+    (tmp_path / "clips").symlink_to("around/clips")
+    (tmp_path / "to_clips").symlink_to("clips")
+    (tmp_path / "nowhere").symlink_to("no/folder")
+    (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "clip.csv").write_text("video,label\nclip0,a\nclip1,b\n")
     shutil.copyfile(checkpoint, tmp_path / "page.safetensors")
     return tmp_path
@@ -90,6 +94,22 @@ READ = "which stays|which is read"
             "eval folder --dataset recognition --annotations clip.csv --videos VIDEOS "
             "--cache folder/cache",
             READ,
+        ),
+        *(
+            (
+                "eval folder --dataset recognition --annotations clip.csv --videos clips "
+                f"--cache {cache}",
+                message,
+            )
+            for cache, message in (
+                ("clips", READ),
+                ("to_clips", READ),
+                ("clips/cache", READ),
+                ("around", "around holds clips, which is read and stays"),
+                ("nowhere", r"cache nowhere is a link that leads nowhere \(no/folder\)"),
+                ("loop", "cache loop is a link that leads nowhere"),
+                ("clip.csv", "cache clip.csv is no folder"),
+            )
         ),
     ],
 )
