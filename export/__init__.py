@@ -65,7 +65,8 @@ def export_model(
     fp16 would overflow; and what build_plans raises. Then there is no folder.
     """
     check_word("format", format, FORMATS)
-    require("torch", "exporting", "cpu")
+    for module in ("torch", "onnx", "onnxruntime"):
+        require(module, "exporting", "cpu")
     from torch import nn
 
     from stan_infer.export.options import ExportOptions

@@ -22,7 +22,7 @@ from stan_infer.artefact import (
 )
 from stan_infer.atomic import new_folder
 from stan_infer.config import StanConfig
-from stan_infer.errors import InputError, require
+from stan_infer.errors import InputError
 from stan_infer.export.card import write_card
 from stan_infer.export.class_head import class_scores, embed_classes
 from stan_infer.export.golden import (
@@ -65,8 +65,6 @@ def export_onnx(
 
     then: adds to the finished folder before it appears.
     """
-    for module in ("onnx", "onnxruntime"):
-        require(module, "ONNX export", "cpu")
     with new_folder(out, why_keep) as folder, torch.no_grad():
         work = _Export(folder, options, say)
         work.write(load, clips)

@@ -18,7 +18,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from stan_infer.errors import InputError, StanError
-from stan_infer.temporary import ASIDE, NoRoomError, temporary_folder, why_no_room, workplace
+from stan_infer.temporary import (
+    ASIDE,
+    NoRoomError,
+    tells_no_space,
+    temporary_folder,
+    why_no_room,
+    workplace,
+)
 
 WhyKeep = Callable[[Path], str | None]
 Sources = Iterable[str | Path]
@@ -105,6 +112,8 @@ def check_file(path: Path, why_keep: WhyKeep | None = None, *, sources: Sources 
         check_apart(path, sources)
         if seen is not None and not stat.S_ISREG(seen.st_mode):
             return
+        if seen is not None and _is_mount_point(Path(os.path.realpath(path))):
+            raise InputError(f"cannot write {path}: it is a mount point; give another file name")
         _check_above(path, Path(os.path.realpath(path)).parent)
         reason = why_keep(path) if why_keep and seen is not None and seen.st_size else None
         if reason:
@@ -127,6 +136,10 @@ def check_folder(path: Path, why_keep: WhyKeep, *, sources: Sources = ()) -> Non
         seen = _stat(path)
         if seen is not None and not stat.S_ISDIR(seen.st_mode):
             raise InputError(f"cannot write folder {path}: a file of that name exists")
+        if _is_mount_point(place):
+            raise InputError(
+                f"folder {path} is a mount point: give a folder in it, as in {path / 'model'}"
+            )
         check_apart(path, sources)
         _check_above(path, next(p for p in place.parents if os.path.lexists(p)))
         reason = why_keep(place) if seen is not None and any(place.iterdir()) else None
@@ -155,12 +168,37 @@ def check_apart(path: str | Path, sources: Sources) -> None:
             raise InputError(f"{path} holds {source}, which is read and stays: give another name")
 
 
+def check_outside(path: Path, folder: Path, option: str) -> None:
+    """Raise InputError where the file `path` is, lies in or is above `folder`, a result of its own.
+
+    option: what names the folder, as in "--report".
+    """
+    place, own = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
+    if place.is_relative_to(own) or own.is_relative_to(place):
+        relation = "is" if place == own else "lies in" if place.is_relative_to(own) else "is above"
+        raise InputError(
+            f"{path} {relation} the folder of {option}, which is written anew: give another place"
+        )
+
+
 def _stat(path: Path) -> os.stat_result | None:
     """What a path leads to, or None where there is nothing yet; other errors come out."""
     try:
         return os.stat(path)
     except FileNotFoundError:
         return None
+
+
+def _is_mount_point(place: Path) -> bool:
+    """Whether something is mounted just there, which cannot be renamed; `place` has no links."""
+    if os.path.ismount(place):
+        return True
+    try:  # what is bound to another name of the same file system
+        mounts = Path("/proc/self/mountinfo").read_bytes().splitlines()
+    except OSError:
+        return False
+    name = re.sub(rb"[\\ \t\n]", lambda m: b"\\%03o" % ord(m[0]), os.fsencode(place))
+    return any(line.split(b" ", 5)[4] == name for line in mounts)
 
 
 def _check_above(path: Path, above: Path) -> None:
@@ -189,10 +227,13 @@ def _pour(made: Path, path: Path) -> None:
     own = _own_stream(path)
     for stream in (sys.stdout, sys.stderr) if own is not None else ():
         stream.flush()
-    # Neither made nor cut off: what has gone meanwhile does not come back as a file.
-    target = os.open(path, os.O_WRONLY) if own is None else os.dup(own)
-    with os.fdopen(target, "wb") as out, made.open("rb") as content:
-        shutil.copyfileobj(content, out, 2**20)
+    try:
+        # Neither made nor cut off: what has gone meanwhile does not come back as a file.
+        target = os.open(path, os.O_WRONLY) if own is None else os.dup(own)
+        with os.fdopen(target, "wb") as out, made.open("rb") as content:
+            shutil.copyfileobj(content, out, 2**20)
+    except OSError as e:  # told here: the temporary folder is not to blame
+        raise InputError(f"cannot write {path}: {e.strerror or e}") from e
 
 
 def _take_over(made: Path, place: Path) -> None:
@@ -269,7 +310,8 @@ def _told(path: Path) -> Iterator[None]:
             reason = e.strerror or str(e)
         if reason is None:
             raise
+        remedy = "free some space or give" if tells_no_space(reason) else "give"
         raise NoRoomError(
-            f"cannot write {path}: {reason}; free some space or give another place",
+            f"cannot write {path}: {reason}; {remedy} another place",
             Path(os.path.realpath(path)),
         ) from e

@@ -17,16 +17,17 @@ import torch
 
 import stan_infer
 from stan_infer.artefact import EIGHT_BITS, Artefact, read_artefact, sha256, why_keep
-from stan_infer.atomic import Sources, check_file, check_folder, new_folder
+from stan_infer.atomic import Sources, check_folder, new_folder
 from stan_infer.bound_search import fewest_returned
 from stan_infer.calibration_file import SCHEMA, digest, preprocessing
 from stan_infer.collect_ranges import (
     Collected,
     as_input,
+    check_state,
     choose_videos,
     collect_ranges,
+    remove_state,
     video_name,
-    why_keep_state,
 )
 from stan_infer.decode_worker import read_clips
 from stan_infer.engines.session import Session
@@ -121,9 +122,9 @@ def calibrate(
     try:
         result = work.run(videos, out, state)
     except CheckError:
-        state.unlink(missing_ok=True)  # it was not stopped: there is nothing to go on with
+        remove_state(state)  # it was not stopped: there is nothing to go on with
         raise
-    state.unlink(missing_ok=True)
+    remove_state(state)
     return result
 
 
@@ -134,7 +135,7 @@ def check_out(out: Path, sources: Sources) -> None:
     """
     check_folder(out, why_keep, sources=sources)
     if out.absolute().parent.is_dir():  # else it is made, and nothing lies in it
-        check_file(_state(out), why_keep_state, sources=sources)
+        check_state(_state(out))
 
 
 def _state(out: Path) -> Path:

@@ -100,6 +100,16 @@ def convert(
 ) -> StanConfig:
     """Rewrite a checkpoint in our own format, every value bit for bit in its stored dtype.
 
+    Raises what convert_counted does.
+    """
+    return convert_counted(source, target, settings)[0]
+
+
+def convert_counted(
+    source: str | Path, target: str | Path, settings: Mapping[str, Any] | None = None
+) -> tuple[StanConfig, int]:
+    """As convert; return the config and how many bytes were written: a pipe has no size.
+
     Raises InputError as load_model does, or when the target is not a .safetensors file, is the
     source itself, or is a file that this did not write.
     """
@@ -112,13 +122,12 @@ def convert(
     require("torch", "converting a checkpoint", "cpu")
     if not _is_file(source):
         model = load_model(source, settings)
-        save_model(model, target, sources=sources)
-        return model.config
+        state = {k: v.detach() for k, v in model.state_dict().items()}
+        return model.config, _write(state, model.config, target, sources)
     with _opened(Path(source)) as reader:
         layout = _recognise_file(reader, settings)
         state = {name: read_weight(reader, origin) for name, origin in layout.origins.items()}
-    _write(state, layout.config, target, sources)
-    return layout.config
+    return layout.config, _write(state, layout.config, target, sources)
 
 
 @contextmanager
@@ -183,6 +192,7 @@ def _write(state: dict[str, Tensor], config: StanConfig, path: Path, sources: So
         except Exception as e:
             # The library reports a full disk as its own SafetensorError, with the cause as text.
             raise OSError(f"{str(e)[:200]}") from e
+        return temporary.stat().st_size
 
 
 def _is_file(source: str | Path) -> bool:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from stan_infer import earlier_result
-from stan_infer.atomic import new_file
+from stan_infer.atomic import check_file, new_file
 from stan_infer.config import StanConfig
 from stan_infer.decode_worker import read_clips
 from stan_infer.errors import InputError, MissingError
@@ -38,6 +38,31 @@ FLAT = 2  # grey levels: a clip whose pixels differ by no more shows nothing
 
 _ARRAYS = ("stamp", "names", "clips", "flat", "exponents", "largest", "counts")
 why_keep_state = earlier_result.arrays(_ARRAYS, "a calibration that was stopped")
+
+
+def check_state(state: Path) -> None:
+    """Raise InputError where `state` cannot be written, or is anything but an earlier state."""
+    if (reason := _why_foreign(state)) is not None:
+        raise InputError(
+            f"{state} is needed for what a stopped run goes on from, but {reason}: move it away, "
+            "or give the result another name"
+        )
+    check_file(state, why_keep_state)
+
+
+def remove_state(state: Path) -> None:
+    """Remove the state of this run or an earlier one; anything else of that name stays."""
+    if _why_foreign(state) is None:
+        state.unlink(missing_ok=True)
+
+
+def _why_foreign(state: Path) -> str | None:
+    """Say why what lies there is no state; None where it is one, or where there is nothing."""
+    if not os.path.lexists(state):
+        return None
+    if state.is_symlink():
+        return "it is a link"
+    return why_keep_state(state) if state.is_file() else "it is no regular file"
 
 
 @dataclasses.dataclass

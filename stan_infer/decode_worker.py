@@ -313,7 +313,7 @@ def main() -> None:
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a C library prints must not land between replies
     _limit_memory()
-    with suppress(ImportError):  # a missing package is told with the first clip
+    with suppress(Exception, SystemExit):  # a missing package is told with the first clip
         import av  # noqa: F401
     _send(replies, {"status": "ready"})
     # decord's FFmpeg prints every flaw of a file; the reply says what matters.

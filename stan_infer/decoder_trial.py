@@ -6,12 +6,15 @@ What only imports, or only opens a codec, may still read no file or give wrong p
 from __future__ import annotations
 
 import base64
+import re
 
 import numpy as np
 
 from stan_infer.decode_worker import DecodeWorker
+from stan_infer.errors import InputError
 from stan_infer.temporary import temporary_folder
 
+_NAME = "clip.mp4"
 SIDE = 64  # pixels; decord 0.6 cannot read frames whose width is no multiple of 64
 TOTAL = 8
 FRAMES = 4  # read: numbers 0, 2, 4 and 5, from both groups of pictures
@@ -63,12 +66,16 @@ def picture(i: int) -> np.ndarray:
 def decode_own_clip(decoder: str) -> None:
     """Read the clip with "pyav" or "decord" and compare frames and pixels with what was drawn.
 
-    Raises RuntimeError where they differ, and whatever reading a user's video raises.
+    Raises RuntimeError where it cannot be read or they differ, and what else reading raises.
     """
     with temporary_folder("a clip that is decoded as a trial") as folder, DecodeWorker() as worker:
-        path = folder / "clip.mp4"
+        path = folder / _NAME
         path.write_bytes(base64.b64decode(CLIP))
-        clip = worker.read(path, frames=FRAMES, short_side=SIDE, crop=SIDE, decoder=decoder)
+        try:
+            clip = worker.read(path, frames=FRAMES, short_side=SIDE, crop=SIDE, decoder=decoder)
+        except InputError as e:  # that blames the file, which is right here
+            reason = _reason(str(e))
+            raise RuntimeError(f"{decoder} does not decode doctor's own clip: {reason}") from e
     if clip.total_frames != TOTAL:
         raise RuntimeError(f"{decoder} finds {clip.total_frames} frames in a clip of {TOTAL}")
     for i, found in zip(clip.indices.tolist(), clip.pixels, strict=True):
@@ -78,6 +85,12 @@ def decode_own_clip(decoder: str) -> None:
                 f"{decoder} decodes wrong pixels: frame {i} of a known clip is off by {off} of 255 "
                 f"(allowed: {TOLERANCE})"
             )
+
+
+def _reason(message: str) -> str:
+    """What a message on a user's video says without the file's name and what to do with it."""
+    told = message.rpartition("; ")[0] or message
+    return re.sub(rf"^.*?{re.escape(_NAME)}(?: is no video[^:]*)?:? *", "", told)
 
 
 def _largest_difference(found: np.ndarray, wanted: np.ndarray) -> int:

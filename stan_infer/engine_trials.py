@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +40,20 @@ def try_engines() -> list[dict[str, Any]]:
 def try_decoders() -> list[dict[str, Any]]:
     """Try every video decoder, as try_engines does."""
     from stan_infer.decoder_trial import decode_own_clip
+
+    pyav = _try("pyav", "cpu", lambda: decode_own_clip("pyav"), _repair("av", "runtime"))
+    decord = _try("decord", "cpu", lambda: decode_own_clip("decord"), _repair("decord", "decord"))
+    if not pyav["works"] and not decord["works"] and find_spec("decord") is not None:
+        decord["help"] = pyav["help"]  # PyAV looks at every file before decord
+    return [pyav, decord]
+
+
+def _repair(module: str, extra: str) -> str:
+    """The command that installs a package, or installs it anew where it is here but broken."""
     from stan_infer.installing import install_command
 
-    return [
-        _try("pyav", "cpu", lambda: decode_own_clip("pyav"), install_command("runtime")),
-        _try("decord", "cpu", lambda: decode_own_clip("decord"), install_command("decord")),
-    ]
+    is_here = find_spec(module) is not None
+    return install_command(extra, options="--force-reinstall" if is_here else "")
 
 
 def _try(name: str, device: str, run: Callable[[], object], remedy: str) -> dict[str, Any]:

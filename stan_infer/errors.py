@@ -45,14 +45,20 @@ def require(module: str, purpose: str, extra: str) -> Any:
     """Import an optional package and return it.
 
     purpose: what needs it, as in "reading videos". extra: of ours, that brings it. Raises
-    MissingError with the command that installs it when the package is absent or does not load.
+    MissingError with the command that installs it when the package is absent, or installs it anew
+    when it does not load, whatever it raises then.
     """
     try:
         return importlib.import_module(module)
-    except (ImportError, OSError) as e:  # OSError: a shared library of it is missing
+    except (Exception, SystemExit) as e:  # a broken package may raise anything while it loads
         from stan_infer.installing import install_command
 
-        raise MissingError(f"{purpose} needs {module} ({e}): {install_command(extra)}") from e
+        if isinstance(e, ModuleNotFoundError) and e.name == module:
+            raise MissingError(f"{purpose} needs {module} ({e}): {install_command(extra)}") from e
+        raise MissingError(
+            f"{purpose} needs {module}, which does not load ({type(e).__name__}: {str(e)[:200]}): "
+            f"{install_command(extra, options='--force-reinstall')}"
+        ) from e
 
 
 _LONGEST, _COMPARED = 100, 1000  # characters of a word, and words, that nearest looks at

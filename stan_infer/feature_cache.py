@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import logging
+import os
 import time
 import uuid
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stan_infer.atomic import new_file
+from stan_infer.atomic import Sources, check_apart, new_file
 from stan_infer.errors import InputError
 from stan_infer.npz_file import Field, read_npz
 from stan_infer.temporary import clear
@@ -32,6 +33,27 @@ _MAX_PART = 2**30  # bytes; 64 videos of 64 frames and 10 views, in the widest C
 Shape = tuple[int, ...]
 
 _log = logging.getLogger(__name__)
+
+
+def check_cache(folder: Path, sources: Sources) -> None:
+    """Raise InputError where `folder` cannot be a cache; call it before long work.
+
+    sources: what is read, see atomic.check_apart.
+    """
+    check_apart(folder, sources)
+    try:
+        if not os.path.exists(folder) and os.path.islink(folder):
+            raise InputError(
+                f"cache {folder} is a link that leads nowhere ({os.readlink(folder)}): make the "
+                "folder that it names, or give another"
+            )
+        os.stat(folder)
+    except FileNotFoundError:
+        return
+    except OSError as e:
+        raise InputError(f"cache {folder} cannot be used: {e.strerror}; give another") from e
+    if not os.path.isdir(folder):
+        raise InputError(f"cache {folder} is no folder; give one, or a name that is not taken")
 
 
 class FeatureCache:

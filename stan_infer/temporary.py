@@ -132,6 +132,11 @@ def why_no_room(error: BaseException, place: Path) -> str | None:
     return full if _is_full(place) else None
 
 
+def tells_no_space(reason: str) -> bool:
+    """Whether a reason of the system is one that free space mends: a full disk, a quota."""
+    return any(os.strerror(number) in reason for number in (errno.ENOSPC, errno.EDQUOT))
+
+
 def _above() -> Path:
     """$TMPDIR if it is set, and no other in its stead."""
     given = next((v for v in map(os.environ.get, ("TMPDIR", "TEMP", "TMP")) if v), None)
@@ -142,9 +147,13 @@ def _above() -> Path:
 
 
 def _no_room(above: Path, purpose: str, reason: str) -> InputError:
+    if tells_no_space(reason):
+        remedy = "free some space there, or name a folder with more"
+    else:
+        remedy = "set TMPDIR to a folder that exists and can be written"
     return InputError(
-        f"temporary folder {above} cannot take {purpose}: {reason}; free some space there, or name "
-        "a folder with more: TMPDIR=/folder stan-infer ..."
+        f"temporary folder {above} cannot take {purpose}: {reason}; {remedy}: "
+        "TMPDIR=/folder stan-infer ..."
     )
 
 

@@ -112,7 +112,7 @@ def load_tensorrt(engine: str) -> Any:
             install = f"{install_command(engine)}{_other(engine)}"
             raise MissingError(f"engine {engine} needs {flavor}: {install}") from e
         raise MissingError(_stub(engine, flavor, e)) from e
-    except (ImportError, OSError, AttributeError) as e:
+    except (Exception, SystemExit) as e:  # a broken package may raise anything
         raise MissingError(_stub(engine, flavor, e)) from e
     if not hasattr(module, "Builder"):
         raise MissingError(_stub(engine, flavor, "it has no Builder"))

@@ -227,7 +227,7 @@ def node(path, kind, major, minor):
     return path
 
 
-def test_a_device_is_written_through(tmp_path):
+def test_a_device_is_written_through(tmp_path, monkeypatch):
     null = node(tmp_path / "null", stat.S_IFCHR, 1, 3)
     try:
         null.open("wb").close()
@@ -240,10 +240,62 @@ def test_a_device_is_written_through(tmp_path):
         assert stat.S_ISCHR(null.stat().st_mode) and null.stat().st_rdev == os.makedev(1, 3)
     assert listing(tmp_path) == ["link", "null"] and link.is_symlink()
     full = node(tmp_path / "full", stat.S_IFCHR, 1, 7)
-    with pytest.raises(InputError, match="No space left on device"):
-        write(full)
+    for folder in (tempfile.gettempdir(), str(tmp_path)):
+        monkeypatch.setenv("TMPDIR", folder)  # which is not to blame
+        with pytest.raises(InputError) as caught:
+            write(full)
+        assert str(caught.value) == f"cannot write {full}: No space left on device"
     with pytest.raises(InputError, match="a file of that name"), new_folder(null, str):
         pytest.fail("entered")
+
+
+@pytest.mark.parametrize("kind", ["tmpfs", "bound"])
+def test_a_mount_point_is_refused(tmp_path, kind):
+    """It cannot be renamed; one that is bound here lies in the same file system as its parent."""
+    place, file, link = tmp_path / "a place", tmp_path / "file", tmp_path / "link"
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source_file").touch()
+    place.mkdir()
+    file.touch()
+    link.symlink_to(place)
+    mounts = [
+        ["-t", "tmpfs", "tmpfs", place]
+        if kind == "tmpfs"
+        else ["--bind", tmp_path / "source", place],
+        ["--bind", tmp_path / "source_file", file],
+    ]
+    done = []
+    try:
+        for words in mounts:
+            if subprocess.run(["mount", *words], capture_output=True).returncode:
+                pytest.skip("cannot mount here")
+            done.append(words[-1])
+        for name in (place, link):
+            message = f"{name} is a mount point: give a folder in it, as in {name}/model"
+            with pytest.raises(InputError, match=message):
+                check_folder(name, str)
+        check_folder(place / "model", str)
+        with pytest.raises(InputError, match="file: it is a mount point; give another"):
+            check_file(file)
+        check_file(place / "file")
+    finally:
+        for name in done:
+            subprocess.run(["umount", name], check=True)
+
+
+def test_the_remedy_is_that_of_the_reason(tmp_path):
+    for number, remedy in (
+        (errno.ENOSPC, "free some space or give another place"),
+        (errno.EDQUOT, "free some space or give another place"),
+        (errno.EROFS, "give another place"),
+        (errno.EACCES, "give another place"),
+    ):
+        with pytest.raises(InputError) as caught, new_file(tmp_path / "a"):
+            raise OSError(number, os.strerror(number))
+        assert str(caught.value).endswith(f"a: {os.strerror(number)}; {remedy}")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(InputError, match="; give another place$"):
+        check_file(tmp_path / "loop")
 
 
 def test_a_disk_is_refused(tmp_path):

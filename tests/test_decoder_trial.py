@@ -10,6 +10,7 @@ import pytest
 from stan_infer import decoder_trial
 from stan_infer.decoder_trial import decode_own_clip, picture
 from stan_infer.engine_trials import try_decoders
+from stan_infer.installing import install_command
 
 DECODERS = [
     "pyav",
@@ -53,6 +54,38 @@ def test_an_open_that_does_not_take_what_we_give(broken):
     row = pyav()
     assert not row["works"] and "unexpected keyword argument" in row["reason"]
     assert "pip install" in row["help"]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        ("InvalidDataError(1094995529, 'Invalid data found')", "Invalid data found"),
+        ("ArgumentError(22, 'Invalid argument')", "its contents look like a picture"),
+    ],
+)
+def test_a_clip_of_our_own_is_not_blamed(broken, error, reason):
+    broken(f"""
+        import av
+        def open(*given, **named):
+            raise av.error.{error}
+        av.open = open
+    """)
+    for row in try_decoders():
+        if row["name"] == "decord" and importlib.util.find_spec("decord") is None:
+            continue
+        told = f"{row['name']} does not decode doctor's own clip: {reason}"
+        assert not row["works"] and row["reason"].startswith(told), row
+        assert "/" not in row["reason"] and "fetch" not in row["reason"]
+        assert row["help"] == install_command("runtime", options="--force-reinstall")
+
+
+def test_a_decoder_that_does_not_load(broken, tmp_path):
+    (tmp_path / "av.py").write_text("raise RuntimeError('another FFmpeg')")
+    broken("")
+    row = pyav()
+    assert not row["works"], row
+    assert "needs av, which does not load (RuntimeError: another FFmpeg)" in row["reason"]
+    assert "--force-reinstall" in row["help"]
 
 
 def test_pixels_that_are_slightly_wrong(broken):

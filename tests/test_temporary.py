@@ -169,7 +169,7 @@ def test_a_tmpdir_that_cannot_be_used_is_named_and_no_other_is_taken(tmp_path, m
         ("/proc", "No such file|not permitted|denied"),  # read-only, for root too
     ):
         monkeypatch.setenv("TMPDIR", str(place))
-        message = rf"temporary folder {place} cannot take .*({why}).* TMPDIR="
+        message = rf"temporary folder {place} cannot take .*({why}).*; set TMPDIR to .* TMPDIR="
         with pytest.raises(InputError, match=message), make():
             pytest.fail("entered")
 

@@ -334,7 +334,7 @@ def _precisions(text: str | None) -> list[str]:
 
 
 def _check_targets(out: Path | None, report: Path | None, sources: list[str | Path]) -> None:
-    from stan_infer.atomic import check_apart, check_file, check_folder
+    from stan_infer.atomic import check_file, check_folder, check_outside
     from stan_infer.errors import require
     from stan_infer.json_lines import why_keep_rows
 
@@ -343,10 +343,10 @@ def _check_targets(out: Path | None, report: Path | None, sources: list[str | Pa
 
         require("matplotlib", "--report", "report")
         check_folder(report, why_keep, sources=sources)
+    if out and report:
+        check_outside(out, report, "--report")
     if out:
         check_file(out, why_keep_rows, sources=sources)
-    if out and report:
-        check_apart(out, [report])
 
 
 def _default(source: str | None) -> str:

@@ -73,7 +73,8 @@ def calibrate(
     Exit code 4 where the bound cannot be met, or 8 bits are not faster here: then nothing is
     written without --force. A stopped run goes on where it was.
     """
-    require("torch", "calibrating", "cpu")
+    for module in ("torch", "onnx", "onnxruntime"):
+        require(module, "calibrating", "cpu")
     from stan_infer.calibrate import CalibrationOptions, check_out
     from stan_infer.calibrate import calibrate as run
     from stan_infer.errors import CheckError

@@ -17,11 +17,11 @@ def convert(
     json: Json = False,
 ) -> None:
     """Rewrite a checkpoint as safetensors: weights bit for bit, the config as metadata."""
-    from stan_infer.checkpoint import convert as convert_checkpoint
+    from stan_infer.checkpoint import convert_counted
     from stan_infer.report import print_facts, print_json
 
-    convert_checkpoint(checkpoint, target, parse_settings(settings))
-    record = {"source": checkpoint, "target": str(target), "bytes": target.stat().st_size}
+    _, size = convert_counted(checkpoint, target, parse_settings(settings))
+    record = {"source": checkpoint, "target": str(target), "bytes": size}
     if json:
         print_json("convert", record)
     else:

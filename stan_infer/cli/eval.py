@@ -95,15 +95,15 @@ def eval(
     Videos that cannot be read are named and left out (exit code 2).
     """
     from stan_infer.annotations import DATASETS, read_task
-    from stan_infer.atomic import check_apart
     from stan_infer.cli.progress import progress_bar
     from stan_infer.errors import InputError
     from stan_infer.evaluate import Protocol, evaluate
+    from stan_infer.feature_cache import check_cache
     from stan_infer.locate import locate_videos
     from stan_infer.report import say
 
     if cache is not None:
-        check_apart(cache, files_of(checkpoint))
+        check_cache(cache, [*files_of(checkpoint), videos])
     task = read_task(
         dataset,
         annotations,

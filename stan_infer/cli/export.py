@@ -118,7 +118,7 @@ def export(
     writes it as a model repository of NVIDIA's Triton Inference Server.
     """
     from stan_infer.artefact import why_keep
-    from stan_infer.atomic import check_apart, check_folder
+    from stan_infer.atomic import check_folder, check_outside
     from stan_infer.export import FORMATS, engine_of, export_model
     from stan_infer.export.options import parse_range
     from stan_infer.export.plan_options import PlanOptions, parse_ranges
@@ -156,7 +156,7 @@ def export(
     of_kind = why_keep_repository if is_served else why_keep
     check_folder(out, of_kind, sources=files_of(checkpoint))
     if timing_cache:
-        check_apart(timing_cache, [out])
+        check_outside(timing_cache, out, "-o")
     if os.path.isdir(checkpoint):
         _serve(Path(checkpoint), out, backend, json)
         return

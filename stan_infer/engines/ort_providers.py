@@ -131,8 +131,11 @@ def _add_plugin(ort: Any, provider: Provider, options: Any) -> None:
     """TensorRT for RTX is a library of its own that plain onnxruntime takes in."""
     try:
         plugin = importlib.import_module("onnxruntime_ep_nv_tensorrt_rtx")
-    except ImportError as e:
+    except ModuleNotFoundError as e:
         raise provider.missing("its plug-in is not installed") from e
+    except (Exception, SystemExit) as e:  # a broken package may raise anything
+        reason = f"{type(e).__name__}: {str(e)[:200]}"
+        raise provider.missing(f"its plug-in does not load ({reason})") from e
     known = [d for d in ort.get_ep_devices() if d.ep_name == _RTX]
     if not known:
         try:

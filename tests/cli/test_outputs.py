@@ -7,11 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
 
 from stan_infer.artefact import read_artefact
+from stan_infer.collect_ranges import remove_state
 from tests.conftest import ROOT
 from tests.test_temporary import small_disk  # noqa: F401
 
@@ -40,11 +42,17 @@ def place(tmp_path, checkpoint, artefact, videos):
     np.savez(tmp_path / "mine.npz", thesis=np.ones(3))
     (tmp_path / "old.jsonl").write_text('{"schema": "stan-infer/bench/1"}\n')
     (tmp_path / "mine.jsonl").write_text('{"schema": "mine"}\n')
+    (tmp_path / "around" / "clips").mkdir(parents=True)
+    (tmp_path / "clips").symlink_to("around/clips")
+    (tmp_path / "to_clips").symlink_to("clips")
+    (tmp_path / "nowhere").symlink_to("no/folder")
+    (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "clip.csv").write_text("video,label\nclip0,a\nclip1,b\n")
     shutil.copyfile(checkpoint, tmp_path / "page.safetensors")
     return tmp_path
 
 
+ANEW = "lies in the folder of {}, which is written anew: give another place"
 READ = "which stays|which is read"
 
 
@@ -67,7 +75,13 @@ READ = "which stays|which is read"
         ("bench model.safetensors --out model.safetensors", READ),
         ("bench model.safetensors --out mine.jsonl", "not written by stan-infer bench"),
         ("bench folder --engine ort --out folder/rows.jsonl", READ),
-        ("bench model.safetensors --out page/r.jsonl --report page", "no such folder"),
+        ("bench model.safetensors --out page/r.jsonl --report page", ANEW.format("--report")),
+        ("bench model.safetensors --out page --report page", "page is the folder of --report"),
+        ("bench model.safetensors --out clips/r.jsonl --report clips", ANEW.format("--report")),
+        (
+            "export model.safetensors --format tensorrt --timing-cache out/t -o out",
+            ANEW.format("-o"),
+        ),
         ("bench model.safetensors --report folder", "not empty"),
         ("bench folder --engine ort --report folder/page", READ),
         ("export folder --format triton-server -o folder", READ),
@@ -80,6 +94,22 @@ READ = "which stays|which is read"
             "eval folder --dataset recognition --annotations clip.csv --videos VIDEOS "
             "--cache folder/cache",
             READ,
+        ),
+        *(
+            (
+                "eval folder --dataset recognition --annotations clip.csv --videos clips "
+                f"--cache {cache}",
+                message,
+            )
+            for cache, message in (
+                ("clips", READ),
+                ("to_clips", READ),
+                ("clips/cache", READ),
+                ("around", "around holds clips, which is read and stays"),
+                ("nowhere", r"cache nowhere is a link that leads nowhere \(no/folder\)"),
+                ("loop", "cache loop is a link that leads nowhere"),
+                ("clip.csv", "cache clip.csv is no folder"),
+            )
         ),
     ],
 )
@@ -120,6 +150,44 @@ def test_results_replace_results_and_keep_links_and_modes(cli, place, videos, mo
         assert read_artefact(place / "folder").manifest["licence"] == licence
         assert (place / "to_folder").is_symlink()
     assert not [p for p in place.iterdir() if "stan-infer-work" in p.name]
+
+
+def foreign(kind, path):
+    """Make what is no state of a stopped calibration."""
+    if kind == "link":
+        path.symlink_to("nowhere")
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.write_bytes(b"mine" if kind == "file" else b"")
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder", "file", "empty"])
+def test_calibrate_takes_no_file_of_the_user_for_its_own(cli, place, videos, monkeypatch, kind):
+    monkeypatch.chdir(place)
+    state = place / "out.calibrating.npz"
+    foreign(kind, state)
+    before = contents(place)
+    done = cli("calibrate", "folder", "--videos", videos, "-o", "out")
+    assert done.code == 2 and "out.calibrating.npz is needed" in done.err, done.err
+    assert "move it away" in done.err and len(done.err.splitlines()) == 1
+    assert contents(place) == before
+    remove_state(state)  # one that came while the work was done
+    assert contents(place) == before
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with a name")
+def test_convert_counts_what_goes_into_a_pipe(cli, place):
+    pipe, got = place / "pipe.safetensors", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: got.append(pipe.read_bytes()))
+    reader.start()
+    done = cli("convert", place / "model.safetensors", pipe, "--json")
+    reader.join()
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["bytes"] == len(got[0]) > 1000
 
 
 def test_rows_go_to_standard_output(place):

@@ -1,0 +1,65 @@
+"""An optional package that is absent or broken is a MissingError with the command that helps."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from stan_infer.errors import MissingError, require
+from tests.conftest import ROOT
+
+MOTION = ROOT / "examples" / "motion"
+MODEL, CLIPS = MOTION / "motion.safetensors", MOTION / "clips"
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("raise RuntimeError('built for numpy 1')", "RuntimeError: built for numpy 1"),
+        ("raise AttributeError('no such name')", "AttributeError: no such name"),
+        ("raise SystemExit('no licence')", "SystemExit: no licence"),
+        ("raise OSError('libx.so: cannot open')", "OSError: libx.so: cannot open"),
+        ("import a_module_that_is_absent", "ModuleNotFoundError: No module named"),
+        ("def f(:", "SyntaxError: "),
+    ],
+)
+def test_a_package_that_does_not_load(tmp_path, monkeypatch, code, told):
+    (tmp_path / "a_broken_package.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(MissingError) as caught:
+        require("a_broken_package", "a test", "cpu")
+    message = str(caught.value)
+    assert f"a test needs a_broken_package, which does not load ({told}" in message
+    assert "): pip install --force-reinstall " in message
+
+
+def test_a_package_that_is_absent():
+    with pytest.raises(MissingError) as caught:
+        require("a_module_that_is_absent", "a test", "cpu")
+    assert "a test needs a_module_that_is_absent (No module named" in str(caught.value)
+    assert "pip install" in str(caught.value) and "--force-reinstall" not in str(caught.value)
+
+
+@pytest.mark.parametrize("command", ["export", "calibrate"])
+def test_commands_whose_onnx_does_not_load(tmp_path, command):
+    (tmp_path / "onnx.py").write_text("raise RuntimeError('built for protobuf 3')")
+    videos = ["--videos", str(CLIPS)] if command == "calibrate" else []
+    done = subprocess.run(
+        [sys.executable, "-m", "stan_infer", command, MODEL, *videos, "-o", tmp_path / "out"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+    )
+    assert done.returncode == 3, done.stderr
+    assert "needs onnx, which does not load (RuntimeError: built for protobuf 3)" in done.stderr
+    assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "out").exists()
+
+
+def test_an_interrupt_while_a_package_loads_stays_one(tmp_path, monkeypatch):
+    (tmp_path / "a_slow_package.py").write_text("raise KeyboardInterrupt")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        require("a_slow_package", "a test", "cpu")
