@@ -178,7 +178,8 @@ def _build(reader: Reader, layout: Layout) -> Stan:
     return model.eval().requires_grad_(False)
 
 
-def _write(state: dict[str, Tensor], config: StanConfig, path: Path, sources: Sources) -> None:
+def _write(state: dict[str, Tensor], config: StanConfig, path: Path, sources: Sources) -> int:
+    """Write weights as a file of ours and return its bytes."""
     from safetensors.torch import save, save_file
 
     metadata = {METADATA_KEY: json.dumps(config.to_dict(), sort_keys=True)}

@@ -8,6 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from stan_infer.errors import InputError
+
 # An ONNX model of one Identity node, float[1] x -> y, opset 20, IR 10: enough to see which provider
 # really opens a session, on a machine that has neither onnx nor torch.
 IDENTITY = bytes.fromhex(
@@ -62,6 +64,8 @@ def _try(name: str, device: str, run: Callable[[], object], remedy: str) -> dict
         run()
     except Exception as e:
         # Whatever a broken installation raises is the finding.
+        # A place or file that cannot be used is mended as its message says, by no package.
+        remedy = "see the reason" if isinstance(e, InputError) else remedy
         record |= {"works": False, "reason": str(e).split("\n")[0][:200], "help": remedy}
     return record
 

@@ -79,6 +79,12 @@ def test_a_clip_of_our_own_is_not_blamed(broken, error, reason):
         assert row["help"] == install_command("runtime", options="--force-reinstall")
 
 
+def test_a_tmpdir_that_is_missing_is_not_mended_by_a_package(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "none"))
+    row = pyav()
+    assert "cannot take a clip" in row["reason"] and row["help"] == "see the reason"
+
+
 def test_a_decoder_that_does_not_load(broken, tmp_path):
     (tmp_path / "av.py").write_text("raise RuntimeError('another FFmpeg')")
     broken("")

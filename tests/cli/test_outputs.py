@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from stan_infer.artefact import read_artefact
-from stan_infer.collect_ranges import remove_state
+from stan_infer.collect_ranges import check_state, remove_state
 from tests.conftest import ROOT
 from tests.test_temporary import small_disk  # noqa: F401
 
@@ -176,6 +176,17 @@ def test_calibrate_takes_no_file_of_the_user_for_its_own(cli, place, videos, mon
     assert contents(place) == before
     remove_state(state)  # one that came while the work was done
     assert contents(place) == before
+
+
+def test_the_state_of_a_calibration_is_taken_and_removed(tmp_path):
+    state = tmp_path / "out.calibrating.npz"
+    names = "stamp names clips flat exponents largest counts".split()
+    np.savez(state, **{name: np.zeros(1) for name in names})
+    check_state(state)
+    remove_state(state)
+    assert not list(tmp_path.iterdir())
+    check_state(state)
+    remove_state(state)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with a name")
