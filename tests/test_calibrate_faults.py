@@ -200,7 +200,7 @@ print(peak_mib())
 
 def test_memory_is_flat_from_10_to_1000_clips(tmp_path):
     def peak(count: int) -> float:
-        command = [sys.executable, "-c", MEMORY, str(count), str(tmp_path / "state")]
+        command = [sys.executable, "-c", MEMORY, str(count), str(tmp_path / f"state{count}")]
         return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
     # The activations of these 1,000 clips, which ONNX Runtime's tool keeps, are more than 1 GB.
