@@ -174,6 +174,7 @@ def _open(
     calibration: Path | None,
 ) -> Contest:
     from stan_infer.bench_lanes import open_folder, open_model, open_onnx
+    from stan_infer.engines import GPU_ENGINES
     from stan_infer.errors import InputError, require
     from stan_infer.report import say
 
@@ -194,7 +195,8 @@ def _open(
         )
     if checkpoint is not None and checkpoint.endswith(".onnx"):
         return open_onnx(Path(checkpoint), engines=engines, device=device, threads=threads)
-    torch = require("torch", "bench, whose baseline is eager mode,", "cpu")
+    extra = "gpu" if {*engines} & {*GPU_ENGINES} else "cpu"
+    torch = require("torch", "bench, whose baseline is eager mode,", extra)
     torch.set_num_threads(threads)
     if checkpoint is not None:
         from stan_infer.checkpoint import load_model
