@@ -233,7 +233,10 @@ def golden_elsewhere(folder: Path, manifest: dict) -> None:
 def golden_bomb(folder: Path, manifest: dict) -> None:
     """Two megabytes that unpack to two gigabytes."""
     path = folder / manifest["golden"]["file"]
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as z, z.open("video.npy", "w") as f:
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as z,
+        z.open("video.npy", "w", force_zip64=True) as f,
+    ):
         np.lib.format.write_array_header_1_0(
             f, {"descr": "<f4", "fortran_order": False, "shape": (2**29,)}
         )
