@@ -12,7 +12,7 @@ import torch
 
 import stan_infer as si
 from stan_infer.artefact import write_manifest
-from stan_infer.errors import InputError, MissingError
+from stan_infer.errors import CheckError, InputError, MissingError
 from stan_infer.export import export_model
 from stan_infer.model import Stan
 from tests.conftest import GOLDEN_CASES, clips, relative_error, tiny_config
@@ -274,11 +274,8 @@ def external(location):
 @pytest.mark.parametrize("engine", FOLDER_ENGINES)
 @pytest.mark.parametrize("location", ["../x", "/etc/passwd", "video.onnx.data", "tokenizer.json"])
 def test_weights_come_from_listed_files_only(tampered, engine, location):
-    def listed(manifest, copy):
-        manifest["graphs"][0]["external_data"] = ["../x", "/etc/passwd", "video.onnx.data"]
-
     with pytest.raises(InputError, match=rf"reads weights from '{location}'.* nothing was opened"):
-        si.open_session(tampered(external(location), listed), engine=engine)
+        si.open_session(tampered(external(location)), engine=engine)
 
 
 @pytest.mark.parametrize("engine", FOLDER_ENGINES)
@@ -316,7 +313,7 @@ def test_a_graph_that_no_runtime_can_open(tampered, engine):
     def unknown(proto):
         proto.graph.node[0].op_type = "NoSuchOperator"
 
-    with pytest.raises(InputError, match=r"refuses video\.onnx: .*NoSuchOperator"):
+    with pytest.raises(InputError, match=r"video\.onnx has the operation 'NoSuchOperator', which"):
         si.open_session(tampered(unknown), engine=engine)
 
 
@@ -335,9 +332,10 @@ def test_a_graph_that_does_not_fit_the_config(tampered, engine):
     def longer(manifest, copy):
         manifest["graphs"][0]["dims"]["frames"] = [1, 65]
 
-    for edits in ((renamed, None), (None, smaller)):
-        with pytest.raises(InputError, match="does not fit the config in manifest.json"):
-            si.open_session(tampered(*edits), engine=engine)
+    with pytest.raises(InputError, match="does not fit the config in manifest.json"):
+        si.open_session(tampered(renamed), engine=engine)
+    with pytest.raises(CheckError, match="is not what video.onnx was exported with"):
+        si.open_session(tampered(None, smaller), engine=engine)
     with pytest.raises(InputError, match="frames 1 to 65; the model has 1 to 64"):
         si.open_session(tampered(None, longer), engine=engine)
 
