@@ -11,7 +11,13 @@ from stan_infer.artefact import Artefact, Graph, external_names
 from stan_infer.config import StanConfig
 from stan_infer.errors import InputError
 from stan_infer.onnx_file import GraphForm, check_external, read_graph
-from stan_infer.onnx_sizes import Inputs, check_need, check_operations, check_weights
+from stan_infer.onnx_sizes import (
+    Inputs,
+    check_constants,
+    check_need,
+    check_operations,
+    check_weights,
+)
 from stan_infer.stored_zip import open_regular
 
 _LARGE = 2**26  # bytes of a file that is looked through on the disk first
@@ -91,6 +97,7 @@ def _checked(
     form = read_graph(source, path.name)
     check_external(form, external)
     check_operations(form)
+    check_constants(form)
     if config is not None:
         check_weights(form, config, role)
     for name in form.external:

@@ -7,7 +7,7 @@ what it needs is compared with what a model of its config needs, and more is ref
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from stan_infer.config import StanConfig
@@ -59,7 +59,7 @@ def check_weights(form: GraphForm, config: StanConfig, role: str) -> None:
     if tower is None:
         return
     wanted = sum(prod(shape) for shape in tower.values())
-    found = sum(prod(w.dims) for w in form.weights.values())
+    found = _elements(form)
     layers = config.text_layers if role == "text" else config.layers + config.branch_layers
     if found < _LEAST * wanted or len(form.nodes) > _NODES * (layers + 4):
         raise InputError(
@@ -67,6 +67,31 @@ def check_weights(form: GraphForm, config: StanConfig, role: str) -> None:
             f"config in manifest.json has {wanted}, in at most {_NODES * (layers + 4)}: export the "
             "checkpoint again"
         )
+
+
+def check_constants(form: GraphForm) -> None:
+    """Refuse a graph whose constants alone, which a runtime works out when it opens it, are large.
+
+    Raises InputError. Honest graphs turn weights of 8 and 16 bits into fp32, and little else.
+    """
+    known, nodes = {*form.weights, ""}, []
+    for node in form.nodes:
+        if known.issuperset(node.inputs):
+            nodes.append(node)
+            known.update(node.outputs)
+    weights = sum(w.bytes for w in form.weights.values())
+    most = Need(2 * weights + 4 * _elements(form) + _SPARE_BYTES, _elements(form) + _SPARE_WORK)
+    need = measure(replace(form, nodes=tuple(nodes), outputs=()), {})
+    if need.bytes > most.bytes or need.work > most.work:
+        raise InputError(
+            f"{form.name} has constants that come to {need.bytes / 2**20:.0f} MiB and "
+            f"{need.work / 1e9:.1f} GFLOP; its weights come to {weights / 2**20:.0f} MiB: nothing "
+            "of it was opened; export the checkpoint again"
+        )
+
+
+def _elements(form: GraphForm) -> int:
+    return sum(prod(w.dims) for w in form.weights.values())
 
 
 def check_need(form: GraphForm, config: StanConfig | None, inputs: Inputs) -> None:

@@ -34,6 +34,10 @@ _MAGIC = b"stan-infer-work "  # begins what the lock's file says; then comes the
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 
 
+class NoTemporaryFolderError(InputError):
+    """$TMPDIR cannot be used, or takes no more."""
+
+
 class NoRoomError(InputError):
     """A place could not be written; `place` is the one."""
 
@@ -146,12 +150,12 @@ def _above() -> Path:
         raise _no_room(Path("/tmp"), "this command", str(e)) from e
 
 
-def _no_room(above: Path, purpose: str, reason: str) -> InputError:
+def _no_room(above: Path, purpose: str, reason: str) -> NoTemporaryFolderError:
     if tells_no_space(reason):
         remedy = "free some space there, or name a folder with more"
     else:
         remedy = "set TMPDIR to a folder that exists and can be written"
-    return InputError(
+    return NoTemporaryFolderError(
         f"temporary folder {above} cannot take {purpose}: {reason}; {remedy}: "
         "TMPDIR=/folder stan-infer ..."
     )

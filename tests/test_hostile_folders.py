@@ -65,7 +65,7 @@ def clean(place):
 
 def check(ended, clean, codes=(2, 4)):
     assert ended.code in codes, ended.err
-    *said, last = ended.err.splitlines()  # what was done before, as `calibrate` tells, and the error
+    *said, last = ended.err.splitlines()  # what was done before, and the error
     assert last.startswith("error: ") and not any("error" in line for line in said), ended.err
     assert all(line.isprintable() for line in (*said, last)), ended.err
     assert ended.peak <= clean.peak + GIB

@@ -15,7 +15,7 @@ from stan_infer.errors import InputError, MissingError, StanError, require
 from stan_infer.graph_source import GraphSource
 from stan_infer.names import openable
 from stan_infer.onnx_file import count_ops
-from stan_infer.temporary import NoRoomError, temporary_folder
+from stan_infer.temporary import NoTemporaryFolderError, temporary_folder
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -130,9 +130,7 @@ class OrtSession(FolderSession):
                 seen = folder / "optimised.onnx"
                 session = open_graph(source.content, **options, optimised=seen)
                 ops = count_ops(seen)
-        except (
-            NoRoomError
-        ):  # no place for a temporary file: nothing is counted, but the session runs
+        except NoTemporaryFolderError:  # nothing is counted then, but the session runs
             return OrtGraph(open_graph(source.content, **options), self._provider)
         return OrtGraph(session, self._provider, sum(ops[name] for name in _IN_8_BITS))
 
