@@ -506,7 +506,6 @@ class Found:
 def fuzz(world: World, inputs: range, seed: int, kind: str | None = None) -> Found:
     """Run inputs, failures counted with where they came from."""
     found = Found()
-    logging.getLogger("stan_infer").setLevel(logging.ERROR)
     for i in inputs:
         name, data = world.choose(random.Random(f"{seed}:{i}"), kind)
         begin = time.perf_counter()
@@ -543,6 +542,7 @@ def main() -> int:
     memory = Path("/dev/shm")  # a folder in memory, where there is such a place
     base = memory if os.access(memory, os.W_OK) else None
     begin = time.perf_counter()
+    logging.getLogger("stan_infer").setLevel(logging.ERROR)  # what is damaged is told otherwise
     with tempfile.TemporaryDirectory(dir=base) as folder:
         found = fuzz(World(Path(folder)), inputs, options.seed, options.kind)
     seconds = time.perf_counter() - begin
