@@ -40,9 +40,8 @@ def read_weights(artefact: Artefact) -> VideoWeights:
             "stan-infer export CHECKPOINT -o FOLDER"
         )
     with graph_source(artefact, graph) as source:
-        data = source.content
         try:
-            proto = onnx.load_from_string(data) if isinstance(data, bytes) else onnx.load(data)
+            proto = onnx.load(source.path)
         except Exception as e:
             # protobuf raises its own class, which shares no base but Exception.
             raise InputError(f"{graph.file} is no ONNX file: {str(e)[:100]}") from e

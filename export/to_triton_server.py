@@ -11,7 +11,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, TypedDict
 
 import stan_infer
@@ -20,7 +20,6 @@ from stan_infer.artefact import (
     MANIFEST,
     Artefact,
     Graph,
-    external_files,
     sha256,
 )
 from stan_infer.atomic import new_folder
@@ -241,15 +240,8 @@ def _copy(artefact: Artefact, graph: Graph, plan: Plan | None, folder: Path) -> 
     with graph_source(artefact, graph):  # told before anything is copied
         pass
     _put(artefact, graph.file, folder / GRAPH)
-    for name, beside in _external(artefact, graph).items():
-        _put(artefact, name, folder / beside)
-
-
-def _external(artefact: Artefact, graph: Graph) -> dict[str, str]:
-    """Files that a graph may read weights from: name in the folder -> name as the graph has it."""
-    above = PurePosixPath(graph.file).parent
-    names = [PurePosixPath(name) for name in external_files(artefact, graph)]
-    return {str(n): str(n.relative_to(above)) for n in names if n.is_relative_to(above)}
+    for name in graph.external_data:  # the graph names it, so it keeps its name
+        _put(artefact, name, folder / Path(name).name)
 
 
 def _put(artefact: Artefact, name: str, target: Path) -> None:
@@ -267,7 +259,7 @@ def _check_written(artefact: Artefact, folder: Path, graphs: Mapping[str, Graph]
     """Check what the server will open: the repository's graphs, as the folder's were checked."""
     for role, graph in graphs.items():
         path = folder / role / "1" / GRAPH
-        bare_source(path, list(_external(artefact, graph).values()))
+        bare_source(path, [Path(name).name for name in graph.external_data])
         if sha256(path) != artefact.manifest["files"][graph.file]["sha256"]:
             raise CheckError(f"{path.name} of {role} is not {graph.file}: nothing was written")
 

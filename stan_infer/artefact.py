@@ -12,10 +12,10 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from io import BufferedReader
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stan_infer import temporary
@@ -108,21 +108,23 @@ class Artefact:
 
     @contextmanager
     def held(self, *names: str) -> Iterator[list[Path]]:
-        """Paths of listed files, for what takes no bytes; nothing may change until the end.
+        """Paths of listed files, for what opens them itself; nothing may change until the end.
 
-        Their sizes and hashes are compared first. Raises what `read` does, and CheckError at the
-        end where a file is no longer the one that was compared.
+        Their sizes and hashes are compared first. The path of a single file is that of the file
+        which was hashed and stays open, on Linux, whatever takes its name meanwhile. Raises what
+        `read` does, and CheckError at the end where a file is no longer the one that was compared.
         """
         with ExitStack() as stack:
-            paths, before = [], []
+            paths, before = [], {}
             for name in names:
                 path, entry = self._entry(name)
                 f = stack.enter_context(_open(path))
-                before.append(_identity(os.fstat(f.fileno())))
+                before[path] = _identity(os.fstat(f.fileno()))
                 _compare(path, f, entry)
-                paths.append(path)
+                opened = Path(f"/proc/self/fd/{f.fileno()}")
+                paths.append(opened if len(names) == 1 and opened.exists() else path)
             yield paths
-            for path, was in zip(paths, before, strict=True):
+            for path, was in before.items():
                 try:
                     now = _identity(os.stat(path, follow_symlinks=False))
                 except OSError:
@@ -216,9 +218,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return read_object(path, _MAX_MANIFEST)
 
 
-def read_artefact(path: str | Path, *, check_hashes: bool = True) -> Artefact:
+def read_artefact(
+    path: str | Path, *, check_hashes: bool = True, held: Collection[str] = ()
+) -> Artefact:
     """Read and check an exported folder; with check_hashes, the hash of every file, too.
 
+    held: roles of graphs whose files the caller holds, and which are hashed then (Artefact.held).
     Raises InputError for a folder without a manifest, an unknown schema, values of other types or
     out of range, names that leave the folder, missing files, wrong sizes, or files that nothing
     uses; CheckError for a file that is not the one exported.
@@ -250,28 +255,13 @@ def read_artefact(path: str | Path, *, check_hashes: bool = True) -> Artefact:
             raise _other_size(folder / name, size, entry["bytes"])
     _refuse_unlisted(folder, manifest)
     if check_hashes:
+        later = {n for g in graphs if g.role in held for n in (g.file, *g.external_data)}
         for name, entry in manifest["files"].items():
+            if name in later:
+                continue
             with _open(folder / name) as f:
                 _compare(folder / name, f, entry)
     return Artefact(folder, config, graphs, manifest)
-
-
-def external_files(artefact: Artefact, graph: Graph) -> list[str]:
-    """Names in the folder of the files that a graph may read weights from; each has a hash."""
-    return list(graph.external_data)
-
-
-def external_names(artefact: Artefact, graph: Graph) -> list[str]:
-    """Names, relative to the graph, of the files that it may read weights from.
-
-    Raises InputError for a graph with another name than *.onnx.
-    """
-    if not graph.file.endswith(".onnx"):
-        # Runtimes choose a format by the file's name, and some of those hold more than a graph.
-        raise InputError(f"artefact {artefact.path}: {graph.file[:80]!r} is no .onnx file")
-    folder = PurePosixPath(graph.file).parent
-    names = [PurePosixPath(name) for name in external_files(artefact, graph)]
-    return [n.relative_to(folder).as_posix() for n in names if n.is_relative_to(folder)]
 
 
 def is_engine_file(name: str) -> bool:

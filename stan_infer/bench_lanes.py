@@ -252,11 +252,11 @@ def _bare(path: Path, engine: str, device: str, threads: int) -> tuple[Lane, int
     if engine == "ort":
         from stan_infer.engines import ort_session
 
-        graph: OpenGraph = ort_session.OrtGraph(ort_session.open_graph(source.content, **options))
+        graph: OpenGraph = ort_session.OrtGraph(ort_session.open_graph(source.path, **options))
     else:
         from stan_infer.engines import ov_session
 
-        graph = ov_session.OvGraph(ov_session.open_graph(source.content, **options))
+        graph = ov_session.OvGraph(ov_session.open_graph(source.path, **options))
     signature = graph.signature()
     (name, (dtype, sizes)) = next(iter(signature.inputs.items()), ("", ("", ())))
     side = sizes[2] if len(sizes) == 5 and sizes[4] == 3 and sizes[2] == sizes[3] else None

@@ -1,4 +1,8 @@
-"""A graph as a runtime gets it: read once, its bytes checked, its operations and sizes too."""
+"""A graph as a runtime gets it: its hash, its operations and its sizes checked before.
+
+The file is held open from its hash until the runtime has read it, and its large weights are never
+in memory here: a graph comes to hundreds of megabytes.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from stan_infer.artefact import Artefact, Graph, external_names
+from stan_infer.artefact import Artefact, Graph
 from stan_infer.config import StanConfig
 from stan_infer.errors import InputError
 from stan_infer.onnx_file import GraphForm, check_external, read_graph
@@ -20,18 +24,15 @@ from stan_infer.onnx_sizes import (
 )
 from stan_infer.stored_zip import open_regular
 
-_LARGE = 2**26  # bytes of a file that is looked through on the disk first
-
 
 @dataclass(frozen=True)
 class GraphSource:
-    """What is given to a runtime.
+    """What is given to a runtime: the path by which it opens the file, and what stands in it.
 
-    content: the file's bytes, those that were checked; the path of a graph with external data,
-    which a runtime reads itself. config: None for a bare graph.
+    config: None for a bare graph.
     """
 
-    content: bytes | Path
+    path: Path
     form: GraphForm
     config: StanConfig | None = None
 
@@ -42,23 +43,16 @@ class GraphSource:
 
 @contextmanager
 def graph_source(artefact: Artefact, graph: Graph) -> Iterator[GraphSource]:
-    """Read a graph of a folder, whose hash is the manifest's; what has external data is held.
+    """Hold a graph of a folder, whose hash is the manifest's, until a runtime has read it.
 
     Raises InputError for a graph that is malformed, has operations that the exporters do not write
-    or reads files that the manifest does not list; CheckError for another hash, or for external
-    data that was changed before the end.
+    or reads files that the manifest does not list; CheckError for another hash, and at the end for
+    a file that was changed meanwhile.
     """
-    external = external_names(artefact, graph)
-    if not external:
-        path = artefact.file(graph.file)
-        if path.stat().st_size > _LARGE:
-            _checked(path, path, external, artefact.config, graph.role)  # before it takes memory
-        data = artefact.read(graph.file)
-        form = _checked(data, path, external, artefact.config, graph.role)
-        yield GraphSource(data, form, artefact.config)
-        return
     with artefact.held(graph.file, *graph.external_data) as (path, *_):
-        form = _checked(path, path, external, artefact.config, graph.role)
+        beside = artefact.file(graph.file).parent
+        names = [Path(name).name for name in graph.external_data]
+        form = _checked(path, Path(graph.file).name, beside, names, artefact.config, graph.role)
         yield GraphSource(path, form, artefact.config)
 
 
@@ -74,38 +68,34 @@ def bare_source(
     does, and for what is no regular file.
     """
     try:
-        file, size = open_regular(path)
-        with file:
-            if size > _LARGE:
-                _checked(path, path, external, config, role)
-            data = file.read(size)
+        open_regular(path)[0].close()
     except InputError as e:
-        raise e if path.name in str(e) else InputError(f"{path} cannot be read: {e}") from e
+        raise InputError(f"{path} cannot be read: {e}") from e
     except OSError as e:
         raise InputError(f"{path} cannot be read as an ONNX model: {e.strerror or e}") from e
-    form = _checked(data, path, external, config, role)
-    return GraphSource(path if form.external else data, form, config)
+    return GraphSource(path, _checked(path, path.name, path.parent, external, config, role), config)
 
 
 def _checked(
-    source: bytes | Path,
     path: Path,
+    name: str,
+    folder: Path,
     external: Collection[str],
     config: StanConfig | None,
     role: str,
 ) -> GraphForm:
-    form = read_graph(source, path.name)
+    form = read_graph(path, name)
     check_external(form, external)
     check_operations(form)
     check_constants(form)
     if config is not None:
         check_weights(form, config, role)
-    for name in form.external:
-        beside, asked = path.with_name(name), form.external_bytes(name)
+    for other in form.external:
+        beside, asked = folder / other, form.external_bytes(other)
         size = beside.stat().st_size if beside.is_file() else None
         if size is None or asked > size:
             raise InputError(
-                f"{form.name} reads {asked} bytes of weights from {name}, which "
+                f"{name} reads {asked} bytes of weights from {other}, which "
                 f"{'is missing' if size is None else f'has {size}'}: incomplete copy? export the "
                 "checkpoint again"
             )

@@ -171,6 +171,9 @@ def check_manifest(manifest: Manifest, config: StanConfig) -> dict[str, int]:
         if twice is not None:
             raise InputError(f"two entries have the {name} {twice!r}")
     for g in graphs:
+        if not g["file"].endswith(".onnx"):
+            # Runtimes choose a format by the file's name, and some of those hold more than a graph.
+            raise InputError(f"{g['file']!r} is no .onnx file")
         for name, (low, high) in g["dims"].items():
             if low > high:
                 raise InputError(f"{g['file']}: {name} is {low} to {high}")

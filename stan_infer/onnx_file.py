@@ -98,7 +98,7 @@ class GraphForm:
 
 
 def read_graph(source: Path | bytes, name: str = "") -> GraphForm:
-    """Read a graph; source: the file, or its bytes, which errors then call `name`.
+    """Read a graph; source: the file, or its bytes; name: what errors call it, if not the file's.
 
     Raises InputError for a file that is not a well-formed ONNX model, and for one with subgraphs,
     functions, foreign operators or anything else that no graph of ours has.
@@ -145,7 +145,7 @@ def _open(source: Path | bytes, name: str) -> Iterator[File]:
     except (OSError, ValueError) as e:  # ValueError: an empty file cannot be mapped
         raise InputError(f"{source} cannot be read as an ONNX model: {e}") from e
     with data:
-        yield File(data, source.name)
+        yield File(data, name or source.name)
 
 
 class _Model:

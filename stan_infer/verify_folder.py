@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,17 +50,17 @@ class Opened:
         Raises InputError where the graph or the runtime refuses, MissingError without the runtime.
         """
         source = bare_source(graph, external, config, role)
-        self._source = replace(source, content=b"")  # only its form is still needed
+        self._source = source
         self._name, self._engine, self._compiled, self._session = graph.name, engine, None, None
         if engine == "openvino":
             from stan_infer.engines import ov_session
 
-            self._compiled = ov_session.open_graph(source.content, name=graph.name)
+            self._compiled = ov_session.open_graph(source.path, name=graph.name)
             signature = ov_session.OvGraph(self._compiled).signature()
         else:
             from stan_infer.engines import ort_session
 
-            self._session = ort_session.open_graph(source.content, name=graph.name)
+            self._session = ort_session.open_graph(source.path, name=graph.name)
             signature = ort_session.OrtGraph(self._session).signature()
         self.inputs, self.outputs = signature.inputs, signature.outputs
 

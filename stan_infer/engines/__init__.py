@@ -109,7 +109,7 @@ def open_session(
     from stan_infer.artefact import read_artefact
 
     assert isinstance(source, (str, Path))
-    artefact = read_artefact(source)
+    artefact = read_artefact(source, held=() if engine in GPU_ENGINES else ("video", "text"))
     if engine in ("trt", "trt-rtx"):
         return _open_trt(artefact, engine, device, precision, None, auto_rebuild)
     if engine == "openvino":

@@ -30,7 +30,7 @@ MAX_GRAPHS = 8  # shapes that have a CUDA graph; later ones run without
 def open_graph(
     graph: Path | bytes,
     *,
-    name: str = "the graph",
+    name: str = "",
     device: str = "cpu",
     provider: str | None = None,
     threads: int | None = None,
@@ -39,9 +39,9 @@ def open_graph(
 ) -> onnxruntime.InferenceSession:
     """Open one ONNX file (or its bytes) on the device asked for, and nowhere else.
 
-    name: what errors call bytes. provider: one of ort_providers.PROVIDERS; None is the device's
-    own. arena: keep freed memory for the next run: a little faster, and half as much again.
-    optimised: where to write the graph as ONNX Runtime will run it.
+    name: what errors call it, if not its file's. provider: one of ort_providers.PROVIDERS; None is
+    the device's own. arena: keep freed memory for the next run: a little faster, and half as much
+    again. optimised: where to write the graph as ONNX Runtime will run it.
 
     Raises InputError for an unknown device or provider, or a graph that ONNX Runtime refuses;
     MissingError when onnxruntime or the provider is not here: ONNX Runtime itself would go on on
@@ -72,7 +72,7 @@ def open_graph(
         raise
     except Exception as e:
         # onnxruntime raises its own classes, which share no base but Exception.
-        name = name if isinstance(graph, bytes) else graph.name
+        name = name or ("the graph" if isinstance(graph, bytes) else graph.name)
         reason = str(e).split(" failed:", 1)[-1]  # before it stands the path
         if type(e).__name__ == "NotImplemented":
             raise MissingError(
@@ -124,14 +124,14 @@ class OrtSession(FolderSession):
             "threads": threads,
         }
         if graph.precision not in EIGHT_BITS:
-            return OrtGraph(open_graph(source.content, **options), self._provider)
+            return OrtGraph(open_graph(source.path, **options), self._provider)
         try:
             with temporary_folder("the graph as it will run") as folder:
                 seen = folder / "optimised.onnx"
-                session = open_graph(source.content, **options, optimised=seen)
+                session = open_graph(source.path, **options, optimised=seen)
                 ops = count_ops(seen)
         except NoTemporaryFolderError:  # nothing is counted then, but the session runs
-            return OrtGraph(open_graph(source.content, **options), self._provider)
+            return OrtGraph(open_graph(source.path, **options), self._provider)
         return OrtGraph(session, self._provider, sum(ops[name] for name in _IN_8_BITS))
 
 

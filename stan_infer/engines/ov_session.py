@@ -33,17 +33,17 @@ _DTYPES = {"f32": "float32", "i32": "int32", "i64": "int64", "u8": "uint8"}
 def open_graph(
     graph: Path | bytes,
     *,
-    name: str = "the graph",
+    name: str = "",
     device: str = "cpu",
     precision: str = "fp32",
     threads: int | None = None,
 ) -> CompiledModel:
     """Open one ONNX file (or its bytes) on the device asked for, and nowhere else.
 
-    name: what errors call bytes. precision: fp32 or bf16, of products and sums; never OpenVINO's
-    choice, which is bf16 wherever the CPU has it. Raises InputError for an unknown word or a graph
-    that OpenVINO refuses, MissingError when openvino, the device or its bf16 arithmetic is not
-    here: OpenVINO itself would go on in f32.
+    name: what errors call it, if not its file's. precision: fp32 or bf16, of products and sums;
+    never OpenVINO's choice, which is bf16 wherever the CPU has it. Raises InputError for an unknown
+    word or a graph that OpenVINO refuses, MissingError when openvino, the device or its bf16
+    arithmetic is not here: OpenVINO itself would go on in f32.
     """
     ov = _openvino()
     core = ov.Core()
@@ -65,7 +65,7 @@ def open_graph(
             settings["INFERENCE_NUM_THREADS"] = threads
     # What is wrong comes as an exception; OpenVINO's own lines hold the file's names as they stand.
     settings["LOG_LEVEL"] = "LOG_NONE"
-    word = name if isinstance(graph, bytes) else graph.name
+    word = name or ("the graph" if isinstance(graph, bytes) else graph.name)
     try:
         # The frontend by name: read_model would guess the format from the content.
         frontend = ov.frontend.FrontEndManager().load_by_framework("onnx")
@@ -106,7 +106,7 @@ class OvSession(FolderSession):
             can = precision == "bf16" and _has_bf16(core, _device_name(core, self._device))
             arithmetic = "bf16" if can else "fp32"
         compiled = open_graph(
-            source.content,
+            source.path,
             name=graph.file,
             device=self._device,
             precision=arithmetic,
