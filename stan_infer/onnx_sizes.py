@@ -158,6 +158,8 @@ def measure(form: GraphForm, inputs: Inputs) -> Need:
         for name, w in form.weights.items()
     }
     for name, (dtype, dims) in inputs.items():
+        if dtype not in _TYPES:
+            raise InputError(f"{form.name}: its input {name[:80]!r} cannot be {dtype[:40]!r}")
         values[name] = Value(_TYPES[dtype], tuple(dims))
     last = {name: i for i, node in enumerate(form.nodes) for name in node.inputs}
     last |= dict.fromkeys(form.outputs, len(form.nodes))

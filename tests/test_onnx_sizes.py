@@ -17,7 +17,7 @@ from stan_infer.engines.ort_session import open_graph
 from stan_infer.errors import InputError
 from stan_infer.export import export_model
 from stan_infer.onnx_file import DTYPES, read_graph
-from stan_infer.onnx_operations import OPERATIONS
+from stan_infer.onnx_operations import OPERATIONS, Value
 from stan_infer.onnx_sizes import allowed, check_need, check_operations, measure
 from tests.golden.make import SETTINGS
 
@@ -75,33 +75,38 @@ def every_value(path):
     return model.SerializeToString()
 
 
-def test_sizes_are_those_of_the_runtime(folder, monkeypatch):
-    """Every value of every graph, at the smallest and at larger sizes."""
+def sizes_of(graph, inputs):
+    """Every value that measure follows, by name."""
     import stan_infer.onnx_sizes as module
 
-    entries = json.loads((folder / "manifest.json").read_text())["graphs"]
-    seen: dict[str, tuple[int, tuple[int, ...]]] = {}
+    seen: dict[str, Value] = {}
     real = module._run
 
     def watch(node, taken):
         made, effort = real(node, taken)
-        seen.update({n: (v.dtype, v.dims) for n, v in zip(node.outputs, made, strict=False)})
+        seen.update(zip(node.outputs, made, strict=False))
         return made, effort
 
-    monkeypatch.setattr(module, "_run", watch)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_run", watch)
+        measure(graph, inputs)
+    return seen
+
+
+def test_sizes_are_those_of_the_runtime(folder):
+    """Every value of every graph, at the smallest and at larger sizes."""
+    entries = json.loads((folder / "manifest.json").read_text())["graphs"]
     for entry in entries:
         path = folder / entry["file"]
         graph, session = read_graph(path), open_graph(every_value(path))
         names = [o.name for o in session.get_outputs()]
         for pick in (0, 1):
             inputs = inputs_of(entry, pick)
-            seen.clear()
-            measure(graph, inputs)
+            seen = sizes_of(graph, inputs)
             feeds = {n: np.ones(dims, dtype) for n, (dtype, dims) in inputs.items()}
             for name, value in zip(names, session.run(names, feeds), strict=True):
-                dtype, dims = seen[name]
-                assert dims == value.shape, (entry["file"], inputs, name)
-                assert DTYPES[dtype][0] in (None, value.dtype.name), (entry["file"], name)
+                assert seen[name].dims == value.shape, (entry["file"], inputs, name)
+                assert DTYPES[seen[name].dtype][0] in (None, value.dtype.name), (name, inputs)
 
 
 def test_honest_graphs_need_far_less_than_is_allowed(folder):
@@ -219,6 +224,55 @@ def test_sizes_that_do_not_follow_are_an_error(nodes, weights):
     graph = read_graph(graph_of(nodes, weights), "m.onnx")
     with pytest.raises(InputError, match=r"m\.onnx"):
         measure(graph, {"x": ("float32", (2, 4))})
+
+
+def test_an_input_of_a_type_that_no_graph_takes():
+    """A manifest may say so, and building plans believes it."""
+    graph = read_graph(graph_of([("Identity", ["x"], ["y"])]), "m.onnx")
+    with pytest.raises(InputError, match="its input 'x' cannot be 'complex64'"):
+        measure(graph, {"x": ("complex64", (2, 4))})
+
+
+def onnx_cases():
+    """The test cases of the ONNX project itself, for the operations that we allow."""
+    from onnx.backend.test.case.node import collect_testcases
+
+    for case in collect_testcases(None):
+        graph, sets = case.model.graph, case.model.opset_import
+        if {n.op_type for n in graph.node} <= {*OPERATIONS} and all(
+            o.domain == "" and o.version >= 18 for o in sets
+        ):
+            yield case
+
+
+def test_sizes_of_the_onnx_projects_own_cases():
+    """Inputs that decide a size become constants: in a graph of ours they follow from others."""
+    right, wrong = 0, []
+    for case in onnx_cases():
+        model, (given, wanted) = case.model, case.data_sets[0]
+        arrays = {
+            value.name: numpy_helper.to_array(a) if isinstance(a, TensorProto) else np.asarray(a)
+            for values, data in ((model.graph.input, given), (model.graph.output, wanted))
+            for value, a in zip(values, data, strict=False)
+        }
+        inputs = {}
+        for i, value in enumerate(model.graph.input):
+            array = arrays[value.name]
+            is_size = i or model.graph.node[0].op_type in ("ConstantOfShape", "Range")
+            if is_size and array.dtype.kind in "iu" and array.size <= 64:
+                model.graph.initializer.append(numpy_helper.from_array(array, value.name))
+            else:
+                inputs[value.name] = (array.dtype.name, array.shape)
+        try:
+            graph = read_graph(model.SerializeToString(), case.name)
+            values = sizes_of(graph, inputs)
+        except InputError:  # types and attributes that no graph of ours has
+            continue
+        for value in model.graph.output:
+            found, real = values[value.name].dims, arrays[value.name].shape
+            wrong += [] if found == real else [(case.name, found, real)]
+            right += 1
+    assert not wrong and right > 250
 
 
 @pytest.mark.parametrize("op", ["Loop", "If", "Scan", "Tile", "Resize", "NonZero", "RandomNormal"])
