@@ -53,10 +53,13 @@ def damage_bytes(data: bytes, rng: random.Random) -> bytes:
 
 def damage_json(data: bytes, rng: random.Random) -> bytes:
     """Change values of a JSON document: types, sizes, missing and doubled keys, nesting."""
-    value, text = json.loads(data), ""
+    value, text = json.loads(data), data.decode()
     for _ in range(rng.choice((1, 1, 1, 1, 2, 3, 6))):
         value = _damage_value(value, rng)
-        text = json.dumps(value)
+        try:
+            text = json.dumps(value)
+        except RecursionError:  # nested deeper than it can be written: what was before will do
+            break
         if len(text) > 10 * LONGEST:
             break
     text = re.sub(rf'"{RAW_MARK}(\d+)"', lambda m: RAW[int(m[1]) % len(RAW)], text)
