@@ -85,7 +85,16 @@ def new_folder(path: Path, why_keep: WhyKeep, *, sources: Sources = ()) -> Itera
                 yield new
                 check_folder(path, why_keep, sources=sources)  # the work took a while
                 _take_over(new, place)
-                _exchange(new, place, work / ASIDE)
+                try:
+                    _exchange(new, place, work / ASIDE)
+                except OSError as e:
+                    if e.errno != errno.EXDEV:
+                        raise
+                    # overlayfs: a folder of a lower layer has no other name.
+                    raise InputError(
+                        f"cannot replace {path}: it belongs to the image of this container; "
+                        "delete it first, or give another place"
+                    ) from e
                 done = True
         finally:
             for parent in [] if done else reversed(made):

@@ -219,7 +219,7 @@ def main() -> None:
 def make_inputs(folder: Path) -> tuple[Path, Path]:
     """A tiny checkpoint and three clips, made in a fork: threads would not survive one."""
     checkpoint, videos = folder / "tiny.safetensors", folder / "videos"
-    _forked(lambda: _make(checkpoint, videos))
+    forked(lambda: _make(checkpoint, videos))
     return checkpoint, videos
 
 
@@ -237,7 +237,7 @@ def _make(checkpoint: Path, videos: Path) -> None:
         write_video(videos / f"clip{i}.mp4", seed=i)
 
 
-def _forked(work: Callable[[], None]) -> None:
+def forked(work: Callable[[], None]) -> None:
     pid = os.fork()
     if pid == 0:
         code = 1

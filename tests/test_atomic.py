@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import traceback
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from stan_infer import atomic
 from stan_infer.artefact import read_manifest
 from stan_infer.atomic import check_file, check_folder, new_file, new_folder
 from stan_infer.errors import InputError
+from tests.kill import forked
 
 
 def listing(folder):
@@ -106,21 +106,14 @@ def test_the_earlier_folder_comes_back_when_the_exchange_fails(tmp_path, monkeyp
 
 def killed_between_the_renames(out):
     """In a child process: replace `out`, and die when it lies aside."""
-    pid = os.fork()
-    if pid == 0:
-        original, calls = os.rename, []
 
-        def die_at_second(a, b, **given):
-            calls.append(b)
-            if len(calls) == 2:
-                os.kill(os.getpid(), signal.SIGKILL)
-            original(a, b, **given)
+    def as_nobody():
+        if os.geteuid() == 0:
+            os.setgid(65534)
+            os.setuid(65534)
+        work()
 
-        os.rename = die_at_second
-        with new_folder(out, lambda p: None) as folder:
-            (folder / "result").write_text("second")
-        os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    forked(as_nobody)
 
 
 def test_a_folder_left_aside_by_a_kill_is_put_back(tmp_path, monkeypatch):
@@ -432,6 +425,27 @@ def run_as_nobody(tmp_path, work):
         finally:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_a_folder_of_a_containers_image_is_told_as_one(tmp_path):
+    """overlayfs gives a folder of a lower layer no other name."""
+    parts = [tmp_path / name for name in ("lower", "upper", "work", "merged")]
+    for part in parts:
+        part.mkdir()
+    (parts[0] / "out").mkdir()
+    (parts[0] / "out" / "old").touch()
+    options = "lowerdir={},upperdir={},workdir={}".format(*parts[:3])
+    words = ["mount", "-t", "overlay", "overlay", "-o", f"{options},redirect_dir=off", parts[3]]
+    if subprocess.run(words, capture_output=True).returncode:
+        pytest.skip("cannot mount an overlay here")
+    try:
+        out = parts[3] / "out"
+        with pytest.raises(InputError, match="belongs to the image of this container; delete it"):
+            with new_folder(out, lambda path: None) as folder:
+                (folder / "new").touch()
+        assert listing(parts[3]) == ["out"] and listing(out) == ["old"]
+    finally:
+        subprocess.run(["umount", parts[3]], check=True)
 
 
 def test_the_current_folder_is_refused_before_any_work(tmp_path, monkeypatch):
