@@ -106,14 +106,21 @@ def test_the_earlier_folder_comes_back_when_the_exchange_fails(tmp_path, monkeyp
 
 def killed_between_the_renames(out):
     """In a child process: replace `out`, and die when it lies aside."""
+    pid = os.fork()
+    if pid == 0:
+        original, calls = os.rename, []
 
-    def as_nobody():
-        if os.geteuid() == 0:
-            os.setgid(65534)
-            os.setuid(65534)
-        work()
+        def die_at_second(a, b, **given):
+            calls.append(b)
+            if len(calls) == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            original(a, b, **given)
 
-    forked(as_nobody)
+        os.rename = die_at_second
+        with new_folder(out, lambda p: None) as folder:
+            (folder / "result").write_text("second")
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
 
 
 def test_a_folder_left_aside_by_a_kill_is_put_back(tmp_path, monkeypatch):
@@ -411,20 +418,14 @@ def run_as_nobody(tmp_path, work):
         folder = folder.parent
         if folder == Path(tempfile.gettempdir()):
             break
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            if os.geteuid() == 0:
-                os.setgid(65534)
-                os.setuid(65534)
-            work()
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+    def as_nobody():
+        if os.geteuid() == 0:
+            os.setgid(65534)
+            os.setuid(65534)
+        work()
+
+    forked(as_nobody)
 
 
 def test_a_folder_of_a_containers_image_is_told_as_one(tmp_path):
