@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from stan_infer.errors import InputError
+from stan_infer.names import printable
 
 MAX_DEPTH = 32  # lists and objects inside each other; our own files have 6
 MAX_DIGITS = 40  # of a whole number
@@ -64,7 +65,7 @@ def parse_json(data: bytes | str, name: str, hint: str = "") -> Any:
         if _SURROGATE.search(data):
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as e:
-        reason = "nested too deeply" if isinstance(e, RecursionError) else _shown(str(e))
+        reason = "nested too deeply" if isinstance(e, RecursionError) else printable(str(e))[:160]
         raise InputError(f"{name} is not JSON that can be used: {reason}{hint}") from e
     return value
 
@@ -79,7 +80,7 @@ def checked(value: Any, kind: type[T], name: str, hint: str = "") -> T:
     try:
         msgspec.convert(value, kind)
     except (msgspec.ValidationError, RecursionError) as e:
-        what, _, where = _shown(str(e)).partition(" - at ")
+        what, _, where = printable(str(e))[:160].partition(" - at ")
         at = where.strip("`").removeprefix("$").removeprefix(".")
         raise InputError(f"{name} is malformed: {at + ': ' if at else ''}{what}{hint}") from e
     return value
@@ -124,7 +125,3 @@ def _check_depth(value: Any) -> None:
             if isinstance(child, (dict, list))
         ]
         depth += 1
-
-
-def _shown(text: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in text)[:160]
