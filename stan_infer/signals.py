@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from stan_infer.errors import MissingError
+
 GRACE_S = 3.0  # for the main thread to notice; code of a library may keep it for hours
 _handled: list[signal.Signals] = []  # by our handlers
 
@@ -37,7 +39,7 @@ def end_on_signals() -> None:
     Python runs a handler when its main thread next runs Python, which is not before a call into a
     runtime returns. So a thread waits for signals too: where the main thread has not taken one up
     after GRACE_S, that thread ends the process. What such an end leaves behind in temporary folders
-    is cleared by the next start.
+    is cleared by the next start. Raises MissingError where the system grants no thread.
     """
     if _handled:
         return
@@ -72,4 +74,7 @@ def end_on_signals() -> None:
                     os._exit(128 + number)
             taken_up.clear()
 
-    threading.Thread(target=watch, name="signals", daemon=True).start()
+    try:
+        threading.Thread(target=watch, name="signals", daemon=True).start()
+    except RuntimeError as e:
+        raise MissingError(f"{e}: give the process more memory, or more threads") from e

@@ -7,10 +7,13 @@ is asked for RTX. Tests hold both against the bindings.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib
 import logging
 from collections import deque
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from stan_infer.errors import MissingError
@@ -195,6 +198,14 @@ def reason(errors: list[str]) -> str:
 
 
 def _stub(engine: str, flavor: str, error: object) -> str:
+    unloadable = _unloadable_library(flavor)
+    if unloadable:
+        return (
+            f"engine {engine}: {flavor} is installed but its library does not load "
+            f"({unloadable[:300]}): give the process more memory, or where there is enough of it "
+            f"the file is damaged: pip install --force-reinstall {flavor.replace('_', '-')} "
+            "--extra-index-url https://pypi.nvidia.com"
+        )
     return (
         f"engine {engine}: {flavor} is installed but does not load ({str(error)[:160]}): NVIDIA's "
         "libraries are not here, which the package on the public index fetches from NVIDIA's own "
@@ -203,10 +214,23 @@ def _stub(engine: str, flavor: str, error: object) -> str:
     )
 
 
+def _unloadable_library(flavor: str) -> str:
+    """What the loader says of the first of NVIDIA's libraries that is here and does not load.
+
+    Their package passes over it in silence, and its bindings then report a file that is not there.
+    """
+    spec = find_spec(f"{flavor}_libs")
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        for library in sorted(Path(folder).glob("lib*.so*")):
+            try:
+                ctypes.CDLL(str(library))
+            except OSError as e:
+                return str(e)
+    return ""
+
+
 def _other(engine: str) -> str:
     """Names the sister package where that one is here."""
-    from importlib.util import find_spec
-
     sister = "trt" if engine == "trt-rtx" else "trt-rtx"
     here = find_spec(ENGINES[sister]) is not None
     return f" ({ENGINES[sister]} is installed: --engine {sister})" if here else ""

@@ -63,3 +63,18 @@ def test_an_interrupt_while_a_package_loads_stays_one(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         require("a_slow_package", "a test", "cpu")
+
+
+def test_a_system_that_grants_no_thread():
+    code = (
+        "import sys, threading\n"
+        "def start(self):\n"
+        '    raise RuntimeError("can\'t start new thread")\n'
+        "threading.Thread.start = start\n"
+        "from stan_infer.cli.main import main\n"
+        "sys.argv = ['stan-infer', 'doctor']\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 3, done.stderr
+    assert done.stderr.startswith("error: can't start new thread: give the process more memory")

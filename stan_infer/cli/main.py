@@ -60,9 +60,9 @@ def _options(
 def main() -> None:
     """Run the command line and exit with the documented code."""
     debug = "--debug" in sys.argv
-    end_on_signals()
-    keep_library_caches()
     try:
+        end_on_signals()
+        keep_library_caches()
         app()
     except StanError as e:
         if debug:

@@ -104,6 +104,23 @@ def test_the_bindings_without_their_package(monkeypatch):
         load_tensorrt("trt")
 
 
+def test_a_library_that_is_here_and_does_not_load(monkeypatch, tmp_path):
+    """NVIDIA's own package passes over it and its bindings say that there is no such file."""
+    libraries = tmp_path / "tensorrt_libs"
+    libraries.mkdir()
+    (libraries / "__init__.py").write_text("")
+    (libraries / "libnvinfer.so.11").write_bytes(b"cut")
+
+    def load(name):
+        raise ImportError("libnvinfer.so.11: cannot open shared object file")
+
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(tensorrt_api.importlib, "import_module", load)
+    told = r"does not load \(.*tensorrt_libs/libnvinfer.so.11: .*more memory.*damaged.*reinstall"
+    with pytest.raises(MissingError, match=told):
+        load_tensorrt("trt")
+
+
 def test_one_log_of_a_module_which_goes_on_to_ours(caplog):
     module = fake_tensorrt("tensorrt-11.4", World())
     log = message_log(module)
