@@ -19,7 +19,7 @@ from stan_infer import earlier_result
 from stan_infer.atomic import Sources, check_file, new_file
 from stan_infer.clip_source import clip_layout, is_clip_name, load_clip
 from stan_infer.config import StanConfig
-from stan_infer.errors import InputError, nearest, require
+from stan_infer.errors import InputError, MissingError, nearest, require
 from stan_infer.json_file import parse_json
 from stan_infer.layouts import Layout, Origin, check_names, parameter_shapes, recognise
 from stan_infer.names import storable
@@ -56,11 +56,26 @@ def load_model(source: str | Path, settings: Mapping[str, Any] | None = None) ->
     weight, a shape that contradicts the rest, a value that is not finite. No weight is ever left
     random.
     """
-    require("torch", "loading a checkpoint", "cpu")
+    require_torch("loading a checkpoint", "cpu", source, settings)
     if _is_file(source):
         with _opened(Path(source)) as reader:
             return _build(reader, _recognise_file(reader, settings))
     return load_clip(str(source), settings)
+
+
+def require_torch(
+    purpose: str, extra: str, source: object, settings: Mapping[str, Any] | None = None
+) -> Any:
+    """Import torch; where it is absent, tell first what is wrong with the source, if it is a file.
+
+    Raises InputError as inspect_checkpoint does, MissingError as errors.require does.
+    """
+    try:
+        return require("torch", purpose, extra)
+    except MissingError:
+        if isinstance(source, (str, Path)) and _is_file(source):
+            inspect_checkpoint(source, settings)
+        raise
 
 
 def inspect_checkpoint(source: str | Path, settings: Mapping[str, Any] | None = None) -> Inspection:
@@ -119,7 +134,7 @@ def convert_counted(
     tag = str(source).partition(":")[2]  # may be the path of CLIP's weights
     sources = [source, tag] if tag else [source]
     check_file(target, why_keep, sources=sources)
-    require("torch", "converting a checkpoint", "cpu")
+    require_torch("converting a checkpoint", "cpu", source, settings)
     if not _is_file(source):
         model = load_model(source, settings)
         state = {k: v.detach() for k, v in model.state_dict().items()}

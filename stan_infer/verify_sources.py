@@ -201,11 +201,11 @@ def open_source(
         from stan_infer.verify_folder import Folder, GraphFile
 
         return (Folder if is_folder else GraphFile)(path, engine or "ort")
-    require("torch", "verifying a checkpoint", "cpu")
     if not isinstance(source, (str, Path)):
         return _Checkpoint(source, "a loaded model")
-    from stan_infer.checkpoint import load_model
+    from stan_infer.checkpoint import load_model, require_torch
 
+    require_torch("verifying a checkpoint", "cpu", source, settings)
     return _Checkpoint(load_model(source, settings), str(source))
 
 

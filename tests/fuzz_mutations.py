@@ -148,7 +148,7 @@ def _odd(value: Any, rng: random.Random) -> Any:
     if kind == 2:
         return json.loads(json.dumps(rng.choice(OTHERS)))
     if kind == 3 and isinstance(value, (int, float)):
-        return value * rng.choice((-1, 0, 2, 1000, 0.5))
+        return value * rng.choice((-1, 0, 2, 1000))
     if kind == 4 and isinstance(value, str):
         return value + rng.choice(STRINGS)
     if kind == 5:

@@ -104,3 +104,23 @@ def test_what_needs_torch_says_so_where_it_is_absent(blocked, tmp_path):
         done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path)
         assert done.returncode == 3, done.stdout + done.stderr
         assert install_command(package) in done.stderr
+
+
+def test_a_file_that_is_no_checkpoint_is_told_before_torch(blocked, tmp_path):
+    path, env = blocked
+    wrong = tmp_path / "wrong.txt"
+    wrong.write_text("not weights")
+    for args in (
+        ["run", wrong, MOTION / "clips", "--text", "a shape blinks"],
+        ["run", wrong, MOTION / "clips", "--text", "a", "--engine", "triton"],
+        ["convert", wrong, tmp_path / "x.safetensors"],
+        ["export", wrong, "-o", tmp_path / "x"],
+        ["calibrate", wrong, "--videos", MOTION / "clips", "-o", tmp_path / "x"],
+        ["embed", wrong, MOTION / "clips", "-o", tmp_path / "x.npz"],
+        ["verify", wrong, MOTION / "motion.safetensors"],
+        ["bench", wrong],
+    ):
+        command = [path, "-m", "stan_infer", *map(str, args)]
+        done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path)
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert "wrong.txt" in done.stderr and "pip install" not in done.stderr

@@ -175,7 +175,7 @@ def _open(
 ) -> Contest:
     from stan_infer.bench_lanes import open_folder, open_model, open_onnx
     from stan_infer.engines import GPU_ENGINES
-    from stan_infer.errors import InputError, require
+    from stan_infer.errors import InputError
     from stan_infer.report import say
 
     given = parse_settings(settings)
@@ -195,12 +195,12 @@ def _open(
         )
     if checkpoint is not None and checkpoint.endswith(".onnx"):
         return open_onnx(Path(checkpoint), engines=engines, device=device, threads=threads)
+    from stan_infer.checkpoint import load_model, require_torch
+
     extra = "gpu" if {*engines} & {*GPU_ENGINES} else "cpu"
-    torch = require("torch", "bench, whose baseline is eager mode,", extra)
+    torch = require_torch("bench, whose baseline is eager mode,", extra, checkpoint, given)
     torch.set_num_threads(threads)
     if checkpoint is not None:
-        from stan_infer.checkpoint import load_model
-
         model = load_model(checkpoint, given)
         origin: dict[str, Any] = {"source": checkpoint, "settings": given}
     else:

@@ -73,7 +73,10 @@ def calibrate(
     Exit code 4 where the bound cannot be met, or 8 bits are not faster here: then nothing is
     written without --force. A stopped run goes on where it was.
     """
-    for module in ("torch", "onnx", "onnxruntime"):
+    from stan_infer.checkpoint import require_torch
+
+    require_torch("calibrating", "cpu", checkpoint, parse_settings(settings))
+    for module in ("onnx", "onnxruntime"):
         require(module, "calibrating", "cpu")
     from stan_infer.calibrate import CalibrationOptions, check_out
     from stan_infer.calibrate import calibrate as run

@@ -84,10 +84,12 @@ def open_session(
                 f"{source} is a folder; engine {engine} takes a checkpoint: "
                 "give the checkpoint file, or --engine ort or openvino"
             )
-        require("torch", f"engine {engine}", "gpu" if engine == "triton" else "cpu")
+        from stan_infer.checkpoint import load_model, require_torch
+
+        extra = "gpu" if engine == "triton" else "cpu"
+        require_torch(f"engine {engine}", extra, source, settings)
         if engine == "triton":
             return _open_triton(source, device, precision, scales, calibration, settings)
-        from stan_infer.checkpoint import load_model
         from stan_infer.engines.torch_session import TorchSession
 
         model = load_model(source, settings) if isinstance(source, (str, Path)) else source
