@@ -29,6 +29,17 @@ GOLDEN_CASES = (
 )
 
 
+def pytest_collection_modifyitems(items) -> None:
+    """Groups of tests that one process runs: a file, or a folder that shares what is dear to make.
+
+    The C++ program is built once, not once a process.
+    """
+    for item in items:
+        file = item.path.relative_to(ROOT)
+        group = file.parent if file.parent.name == "cpp" else file
+        item.add_marker(pytest.mark.xdist_group(str(group)))
+
+
 def golden_folder() -> Path:
     """Where the outputs of the authors' code lie: STAN_INFER_GOLDEN, or ../shared/golden."""
     return Path(os.environ.get("STAN_INFER_GOLDEN", ROOT.parent / "shared" / "golden"))
