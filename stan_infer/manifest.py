@@ -14,7 +14,7 @@ from typing import Annotated, Any, NotRequired, TypedDict
 from msgspec import Meta
 
 from stan_infer.config import StanConfig
-from stan_infer.errors import InputError
+from stan_infer.errors import InputError, check_word
 from stan_infer.layouts import parameter_shapes
 
 MAX_FILE = 2**34  # bytes; the C++ client reads no larger one either
@@ -178,16 +178,16 @@ def check_manifest(manifest: Manifest, config: StanConfig) -> dict[str, int]:
             if low > high:
                 raise InputError(f"{g['file']}: {name} is {low} to {high}")
         needed = {n for port in g["inputs"] for n in port["shape"] if isinstance(n, str)}
-        if g["role"] in _ROLES:
-            inputs, ranges = _ROLES[g["role"]]
-            needed |= ranges
-            given = sorted((port["name"], len(port["shape"])) for port in g["inputs"])
-            if given != sorted(inputs.items()):
-                raise InputError(
-                    f"{g['file']}: the inputs of a {g['role']} graph and their ranks are {inputs}"
-                )
-            if not g["outputs"] or not all(port["shape"] for port in g["outputs"]):
-                raise InputError(f"{g['file']}: it has no output, or one without axes")
+        check_word(f"{g['file']}: role", g["role"], _ROLES)
+        inputs, ranges = _ROLES[g["role"]]
+        needed |= ranges
+        given = sorted((port["name"], len(port["shape"])) for port in g["inputs"])
+        if given != sorted(inputs.items()):
+            raise InputError(
+                f"{g['file']}: the inputs of a {g['role']} graph and their ranks are {inputs}"
+            )
+        if not g["outputs"] or not all(port["shape"] for port in g["outputs"]):
+            raise InputError(f"{g['file']}: it has no output, or one without axes")
         if missing := sorted(needed - g["dims"].keys()):
             raise InputError(f"{g['file']}: 'dims' lacks {missing[0]!r}")
         for data in g.get("external_data") or []:

@@ -126,6 +126,7 @@ def test_nothing_lies_in_the_folder_without_a_hash(folder, name):
     ("change", "message"),
     [
         (lambda m: m["graphs"].append(dict(m["graphs"][0])), "two entries have the role 'video'"),
+        (lambda m: m["graphs"][0].update(role="videos"), "role 'videos' is unknown; did you mean"),
         (lambda m: m["graphs"][0].update(external_data=["model.onnx"]), "has its weights in 'mo"),
         (lambda m: m["graphs"][0].update(external_data=["/etc/hostname"]), "has its weights in"),
         (lambda m: m["graphs"][0].update(external_data=["video.onnx"]), "two entries have the fi"),
