@@ -10,7 +10,7 @@ import importlib
 from collections.abc import Iterable
 from typing import Any
 
-from stan_infer.names import printable
+from stan_infer.names import one_line
 
 
 class StanError(Exception):
@@ -20,7 +20,7 @@ class StanError(Exception):
 
     def __str__(self) -> str:
         """The message in one line that a terminal shows as it is: names in it are strangers'."""
-        return printable(" ".join(super().__str__().split()))
+        return one_line(super().__str__())
 
 
 class InputError(StanError):

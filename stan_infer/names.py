@@ -28,6 +28,13 @@ def printable(text: str | os.PathLike[str]) -> str:
     return "".join(c if c.isprintable() else _escape(c) for c in name)
 
 
+def one_line(text: str) -> str:
+    """The same in one line of at most 2,000 characters, for messages: names may be monstrous."""
+    line = printable(" ".join(text.split()))
+    # The end says what to do, so the middle goes.
+    return line if len(line) <= 2000 else f"{line[:900]} ... {line[-900:]}"
+
+
 @contextmanager
 def openable(path: Path) -> Iterator[str]:
     """A path of UTF-8 to the same file while the block runs, for libraries that take no other.

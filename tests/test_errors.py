@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from stan_infer.errors import MissingError, require
+from stan_infer.errors import InputError, MissingError, check_word, require
 from tests.conftest import ROOT
 
 MOTION = ROOT / "examples" / "motion"
@@ -63,6 +63,14 @@ def test_an_interrupt_while_a_package_loads_stays_one(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         require("a_slow_package", "a test", "cpu")
+
+
+def test_a_monstrous_name_is_cut_in_the_middle_of_the_message():
+    with pytest.raises(InputError) as caught:
+        check_word("head", "mean\n" * 20_000, ["mean", "mug"])
+    message = str(caught.value)
+    assert len(message) < 2000 and message.isprintable()
+    assert message.startswith("head 'mean") and message.endswith("is unknown (mean, mug)")
 
 
 def test_a_system_that_grants_no_thread():

@@ -21,7 +21,7 @@ from stan_infer.cli.inspect import inspect
 from stan_infer.cli.run import run
 from stan_infer.cli.verify import verify
 from stan_infer.errors import StanError
-from stan_infer.names import printable
+from stan_infer.names import one_line
 from stan_infer.signals import end_on_signals
 
 app = typer.Typer(
@@ -67,7 +67,7 @@ def main() -> None:
     except StanError as e:
         if debug:
             raise
-        print(f"error: {_one_line(e)}", file=sys.stderr)
+        print(f"error: {e}", file=sys.stderr)
         sys.exit(e.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -75,14 +75,8 @@ def main() -> None:
         if debug:
             raise
         print(
-            f"internal error: {type(e).__name__}: {_one_line(e)}\n"
+            f"internal error: {type(e).__name__}: {one_line(str(e))}\n"
             "This is a bug of stan_infer; `stan-infer --debug ...` shows where.",
             file=sys.stderr,
         )
         sys.exit(1)
-
-
-def _one_line(error: Exception) -> str:
-    text = printable(" ".join(str(error).split()))
-    # The end says what to do: a monstrous name is cut in its middle.
-    return text if len(text) <= 2000 else f"{text[:900]} ... {text[-900:]}"
