@@ -8,7 +8,14 @@ import os
 # on a GPU: TRITON_INTERPRET=0 pytest -m gpu. Compiled ones: tests/kernels/test_aot.py, a process
 # of its own.
 os.environ.setdefault("TRITON_INTERPRET", "1")
+# Processes of pytest-xdist share the cores: with as many threads each as there are cores, OpenMP's
+# threads wait for each other most of the time.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    _share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _share)))
 
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +24,9 @@ import pytest
 import stan_infer  # noqa: F401  # keeps the engines silent that tests import themselves
 from stan_infer.cache_folder import keep_library_caches
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Started in the background; children must not inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 keep_library_caches()  # here, where no test has put a folder of its own into the environment yet
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN_CASES = (
@@ -106,6 +116,16 @@ def videos(tmp_path_factory):
     for i in range(3):
         write_video(folder / f"clip{i}.mp4", seed=i)
     return folder
+
+
+def wait_until(condition, process, seconds=120):
+    """Wait for what a child does and return it; fail where the child ends before, or is late."""
+    last = time.monotonic() + seconds
+    while not (found := condition()):
+        assert process.poll() is None, f"it ended before, with {process.returncode}"
+        assert time.monotonic() < last, f"nothing happened in {seconds} s"
+        time.sleep(0.05)
+    return found
 
 
 def write_video(path, seed=0, frames=20, size=96):

@@ -256,8 +256,6 @@ def test_no_orphans_after_the_parent_is_stopped(clip, number):
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        # A shell starts what runs behind it with Ctrl-C ignored, and that is inherited.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as parent:
         child = int(parent.stdout.readline())
         assert parent.stdout.readline() == "read\n"

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from stan_infer.installing import install_command
-from tests.conftest import write_video
+from tests.conftest import wait_until, write_video
 
 
 @pytest.mark.parametrize(
@@ -192,16 +192,14 @@ def test_ctrl_c_leaves_nothing_behind(checkpoint, tmp_path):
         [*command, *names, "-o", str(out / "v.npz")],
         stderr=subprocess.PIPE,
         start_new_session=True,
-        # A shell starts what runs behind it with Ctrl-C ignored, and that is inherited.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    deadline = time.monotonic() + 120
-    workers: list[int] = []
-    while not workers and time.monotonic() < deadline:
-        time.sleep(0.05)
-        workers = [p for p in children(process.pid) if b"decode_worker" in command_line(p)]
+
+    def decoding():
+        return [p for p in children(process.pid) if b"decode_worker" in command_line(p)]
+
+    workers = wait_until(decoding, process)
     time.sleep(0.5)
-    assert workers and process.poll() is None
+    assert process.poll() is None
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
@@ -312,10 +310,8 @@ def test_sigterm_takes_temporary_files_and_workers_along(checkpoint, videos, tmp
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     command = [sys.executable, "-m", "stan_infer", "bench", str(checkpoint), "--repeats", "100000"]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 120
     # The exported folder of engine ort appears when measuring begins.
-    while not list(tmp_path.glob("stan-infer-*/fp32")) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(lambda: list(tmp_path.glob("stan-infer-*/*/fp32")), process)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 143 and b"Traceback" not in err

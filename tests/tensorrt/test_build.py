@@ -22,7 +22,7 @@ from stan_infer.export.plan_options import PlanOptions, parse_ranges, profiles_o
 from stan_infer.export.to_tensorrt import build_plans, rebuild_plan, run_job
 from stan_infer.model import Stan, init_random
 from stan_infer.plan_file import read_header, read_plan
-from tests.conftest import tiny_config
+from tests.conftest import tiny_config, wait_until
 from tests.tensorrt.fake import World, fake_tensorrt
 
 
@@ -375,9 +375,7 @@ def test_ctrl_c_ends_the_builder_and_leaves_nothing(rtx, exported, tmp_path):
     command = [sys.executable, "-m", "stan_infer", "export", folder, "--format", "tensorrt-rtx"]
     command += ["--batch", "1,2,3,4,5,6,7,8"]  # a build that lasts longer than the wait below
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not list(folder.glob("engines/.stan-infer-work-*")) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_until(lambda: list(folder.glob("engines/.stan-infer-work-*")), process)
     time.sleep(0.5)  # the file is there before the builder is at work
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate()
