@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -14,6 +15,16 @@ from stan_infer.errors import MissingError
 
 GRACE_S = 3.0  # for the main thread to notice; code of a library may keep it for hours
 _handled: list[signal.Signals] = []  # by our handlers
+_over = threading.Event()  # the program ends anyway
+
+
+class Ended(BaseException):
+    """SIGTERM or SIGHUP came. SystemExit is caught where a broken package may raise it."""
+
+    def __init__(self, number: int) -> None:
+        """number: of the signal."""
+        super().__init__(f"ended by signal {number}")
+        self.exit_code = 128 + number
 
 
 @contextmanager
@@ -36,22 +47,24 @@ def ended_at_once() -> Iterator[None]:
 def end_on_signals() -> None:
     """Install the handlers; a signal that is ignored, as nohup has it, stays ignored.
 
-    Python runs a handler when its main thread next runs Python, which is not before a call into a
-    runtime returns. So a thread waits for signals too: where the main thread has not taken one up
-    after GRACE_S, that thread ends the process. What such an end leaves behind in temporary folders
-    is cleared by the next start. Raises MissingError where the system grants no thread.
+    Ctrl-C raises KeyboardInterrupt in the main thread, the others Ended. Python runs a handler when
+    its main thread next runs Python, which is not before a call into a runtime returns. So a thread
+    waits for signals too: where the main thread has not taken one up after GRACE_S, that thread
+    ends the process. What such an end leaves behind in temporary folders is cleared by the next
+    start. Raises MissingError where the system grants no thread.
     """
+    _over.clear()
     if _handled:
         return
     wanted = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
     wanted = [s for s in wanted if signal.getsignal(s) is not signal.SIG_IGN]
     taken_up = threading.Event()
+    last: list[BaseException] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
+        last[:] = [KeyboardInterrupt() if number == signal.SIGINT else Ended(number)]
         taken_up.set()
-        if number == signal.SIGINT:
-            raise KeyboardInterrupt
-        sys.exit(128 + number)
+        raise last[0]
 
     for number in wanted:
         signal.signal(number, handle)
@@ -72,9 +85,37 @@ def end_on_signals() -> None:
                     show = "\x1b[?25h" if sys.stderr.isatty() else ""
                     os.write(2, f"{show}ended by signal {number}\n".encode())
                     os._exit(128 + number)
-            taken_up.clear()
+                taken_up.clear()
+                if _is_lost(last[0]):
+                    os.kill(os.getpid(), number)
 
     try:
         threading.Thread(target=watch, name="signals", daemon=True).start()
     except RuntimeError as e:
         raise MissingError(f"{e}: give the process more memory, or more threads") from e
+
+
+def ending() -> None:
+    """Say that the program ends, so that no signal is sent again."""
+    _over.set()
+
+
+def _is_lost(raised: BaseException) -> bool:
+    """Whether the main thread goes on as if it had never been raised.
+
+    Python drops what a handler raises inside of a destructor or a weak reference's callback, and
+    imports are full of those.
+    """
+    for wait in (0.5, 0.1):  # twice, as a moment between two handlers of it says nothing
+        time.sleep(wait)
+        if _over.is_set() or _is_handling(raised):
+            return False
+    return True
+
+
+def _is_handling(raised: BaseException) -> bool:
+    found = sys._current_exceptions().get(threading.main_thread().ident or 0)
+    error = found[1] if isinstance(found, tuple) else found  # a tuple before Python 3.12
+    while error is not None and error is not raised:
+        error = error.__context__
+    return error is raised

@@ -71,18 +71,3 @@ def test_a_monstrous_name_is_cut_in_the_middle_of_the_message():
     message = str(caught.value)
     assert len(message) < 2000 and message.isprintable()
     assert message.startswith("head 'mean") and message.endswith("is unknown (mean, mug)")
-
-
-def test_a_system_that_grants_no_thread():
-    code = (
-        "import sys, threading\n"
-        "def start(self):\n"
-        '    raise RuntimeError("can\'t start new thread")\n'
-        "threading.Thread.start = start\n"
-        "from stan_infer.cli.main import main\n"
-        "sys.argv = ['stan-infer', 'doctor']\n"
-        "main()\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 3, done.stderr
-    assert done.stderr.startswith("error: can't start new thread: give the process more memory")

@@ -22,7 +22,7 @@ from stan_infer.cli.run import run
 from stan_infer.cli.verify import verify
 from stan_infer.errors import StanError
 from stan_infer.names import one_line
-from stan_infer.signals import end_on_signals
+from stan_infer.signals import Ended, end_on_signals, ending
 
 app = typer.Typer(
     name="stan-infer",
@@ -71,6 +71,8 @@ def main() -> None:
         sys.exit(e.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Ended as e:
+        sys.exit(e.exit_code)
     except Exception as e:
         if debug:
             raise
@@ -80,3 +82,5 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(1)
+    finally:
+        ending()
