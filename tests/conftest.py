@@ -39,6 +39,7 @@ GOLDEN_CASES = (
 )
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items) -> None:
     """Groups of tests that one process runs: a file, or a folder that shares what is dear to make.
 
