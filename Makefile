@@ -17,7 +17,7 @@ demo: $(VENV)/ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/motion/demo.sh
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --no-loadscope-reorder
 
 check: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -39,16 +39,17 @@ GOLDEN_CASES = (
 )
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
-def pytest_collection_modifyitems(items) -> None:
-    """Groups of tests that one process runs: a file, or a folder that shares what is dear to make.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Share the tests among processes by file; those of tests/cpp together, for one build."""
+    from xdist.scheduler import LoadScopeScheduling
 
-    The C++ program is built once, not once a process.
-    """
-    for item in items:
-        file = item.path.relative_to(ROOT)
-        group = file.parent if file.parent.name == "cpp" else file
-        item.add_marker(pytest.mark.xdist_group(str(group)))
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "tests/cpp" if file.startswith("tests/cpp/") else file
+
+    return ByFile(config, log)
 
 
 def golden_folder() -> Path:
