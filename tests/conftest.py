@@ -24,9 +24,11 @@ import pytest
 import stan_infer  # noqa: F401  # keeps the engines silent that tests import themselves
 from stan_infer.cache_folder import keep_library_caches
 
+# Started in the background or by nohup; children must not inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # Started in the background; children must not inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 keep_library_caches()  # here, where no test has put a folder of its own into the environment yet
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN_CASES = (
