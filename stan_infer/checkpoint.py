@@ -73,7 +73,7 @@ def require_torch(
     try:
         return require("torch", purpose, extra)
     except MissingError:
-        if isinstance(source, (str, Path)) and _is_file(source):
+        if isinstance(source, (str, Path)) and Path(source).is_file():
             inspect_checkpoint(source, settings)
         raise
 

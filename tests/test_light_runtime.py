@@ -93,12 +93,13 @@ def test_a_folder_runs_where_torch_cannot_be_imported(blocked, folder, tmp_path)
     check_commands(blocked, folder, tmp_path)
 
 
-def test_what_needs_torch_says_so_where_it_is_absent(blocked, tmp_path):
+def test_what_needs_torch_says_so_where_it_is_absent(blocked, folder, tmp_path):
     path, env = blocked
     checkpoint = [MOTION / "motion.safetensors", MOTION / "clips", "--text", "a shape blinks"]
     for args, package in (
         (["run", *checkpoint], "cpu"),
         (["export", MOTION / "motion.safetensors", "-o", tmp_path / "x"], "cpu"),
+        (["calibrate", folder, "--videos", MOTION / "clips", "-o", tmp_path / "x"], "cpu"),
     ):
         command = [path, "-m", "stan_infer", *map(str, args)]
         done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path)
