@@ -73,7 +73,7 @@ def require_torch(
     try:
         return require("torch", purpose, extra)
     except MissingError:
-        if isinstance(source, (str, Path)) and Path(source).is_file():
+        if isinstance(source, (str, Path)) and os.path.isfile(source):
             inspect_checkpoint(source, settings)
         raise
 
