@@ -21,10 +21,10 @@ import numpy as np
 from benchmarks.record import append_rows
 from examples.motion import clips
 from examples.motion.evaluate import MODEL, SEED
-from stan_infer.artefact import EIGHT_BITS
-from stan_infer.checkpoint import load_model
-from stan_infer.export import export_model
-from stan_infer.metrics import bootstrap_interval
+from stan_infer.artefacts.precision import EIGHT_BITS
+from stan_infer.checkpoints.load import load_model
+from stan_infer.evaluation.metrics import bootstrap_interval
+from stan_infer.export.export_model import export_model
 
 TASKS = {"motion": clips.prompts, "caption": clips.captions}
 RUNS = (  # engine, precision of the folder or the session, folder?

@@ -24,13 +24,13 @@ import torch
 from benchmarks.record import append_rows
 from examples.motion import clips
 from examples.motion.evaluate import SEED
-from stan_infer.bench import Lane, Schedule, bench_videos
-from stan_infer.config import preset
-from stan_infer.decode_worker import read_clips
-from stan_infer.engines import open_session
-from stan_infer.export import export_model
-from stan_infer.model import Stan, init_random
-from stan_infer.video import Clip
+from stan_infer.benchmarking.interleave import Lane, Schedule, bench_videos
+from stan_infer.checkpoints.presets import preset
+from stan_infer.engines.open import open_session
+from stan_infer.export.export_model import export_model
+from stan_infer.network.model import Stan, init_random
+from stan_infer.video.clip import Clip
+from stan_infer.video.decode_worker import read_clips
 
 STREAM, VALUES = (30.0, 35.0, 40.0, 45.0, 50.0, 40.0), (30.0, 40.0, 50.0, 35.0)
 

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.record import ROOT, append_rows
-from stan_infer.checkpoint import load_model
-from stan_infer.export import export_model
+from stan_infer.checkpoints.load import load_model
+from stan_infer.export.export_model import export_model
 
 _TORCH = "import importlib.util as u; print(u.find_spec('torch') is not None)"
 _SIZE = (

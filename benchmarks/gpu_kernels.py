@@ -11,8 +11,6 @@ import torch.nn.functional as F
 
 from benchmarks.gpu_timing import CALLS, Device, interleave
 from benchmarks.kernel_cases import EPS, Shape
-from stan_infer.fold import Product
-from stan_infer.kernel_ops import library_product
 from stan_infer.kernels import (
     cls_attention,
     fp8_linear,
@@ -22,7 +20,9 @@ from stan_infer.kernels import (
     temporal_attention,
     temporal_qkv_attention,
 )
-from stan_infer.quantise import quantise_weight
+from stan_infer.network.eight_bits import quantise_weight
+from stan_infer.network.fold import Product
+from stan_infer.network.kernel_ops import library_product
 
 L2_BYTES = 64 * 2**20  # an H100 has 50 MiB
 # name, calls (the first is the library's), bytes and FLOPs of ours, whether in 8 bits

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 
 from benchmarks.gpu_timing import Device, interleave
-from stan_infer.config import preset
-from stan_infer.flops import video_flops
-from stan_infer.fold import fold_video
-from stan_infer.kernel_weights import activation_scales
-from stan_infer.model import Stan, init_random
-from stan_infer.torch_ops import encode_video
+from stan_infer.checkpoints.presets import preset
+from stan_infer.config import video_flops
+from stan_infer.network.fold import fold_video
+from stan_infer.network.model import Stan, init_random
+from stan_infer.network.torch_ops import encode_video
+from stan_infer.quantisation.observe import activation_scales
 
 Run = Callable[[torch.Tensor], Any]
 
@@ -180,7 +180,7 @@ def _triton(model: Stan, device: str, options: dict[str, Any]) -> Run:
 
 
 def _ort(model: Stan, device: str) -> Run:
-    from stan_infer.engines import open_session
+    from stan_infer.engines.open import open_session
 
     with tempfile.TemporaryDirectory() as folder:
         session = open_session(_exported(model, device, Path(folder)), "ort", device=device)
@@ -188,8 +188,8 @@ def _ort(model: Stan, device: str) -> Run:
 
 
 def _plan(model: Stan, device: str, engine: str) -> Run:
-    from stan_infer.bench_plans import add_plan
-    from stan_infer.engines import open_session
+    from stan_infer.benchmarking.cached_plans import add_plan
+    from stan_infer.engines.open import open_session
 
     with tempfile.TemporaryDirectory() as folder:
         path = _exported(model, device, Path(folder))
@@ -198,7 +198,7 @@ def _plan(model: Stan, device: str, engine: str) -> Run:
 
 
 def _exported(model: Stan, device: str, above: Path) -> Path:
-    from stan_infer.export import export_model
+    from stan_infer.export.export_model import export_model
 
     try:
         export_model(model.cpu(), above / "model", precision="fp16", tower="video", frames=(1, 16))

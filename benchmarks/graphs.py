@@ -18,12 +18,12 @@ import numpy as np
 import torch
 
 from benchmarks.record import append_rows
-from stan_infer.bench import Lane, Schedule, bench_videos
-from stan_infer.config import preset
-from stan_infer.engines import open_session
-from stan_infer.export import export_model
-from stan_infer.flops import video_flops
-from stan_infer.model import Stan, init_random
+from stan_infer.benchmarking.interleave import Lane, Schedule, bench_videos
+from stan_infer.checkpoints.presets import preset
+from stan_infer.config import video_flops
+from stan_infer.engines.open import open_session
+from stan_infer.export.export_model import export_model
+from stan_infer.network.model import Stan, init_random
 
 
 def main() -> None:

@@ -21,12 +21,12 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from benchmarks.record import RESULTS
-from stan_infer.config import preset
-from stan_infer.fold import fold_video
-from stan_infer.fused import video_tower
-from stan_infer.kernel_ops import KernelOps
-from stan_infer.kernel_weights import prepare
-from stan_infer.model import Stan
+from stan_infer.checkpoints.presets import preset
+from stan_infer.network.fold import fold_video
+from stan_infer.network.fused import video_tower
+from stan_infer.network.kernel_ops import KernelOps
+from stan_infer.network.kernel_weights import prepare
+from stan_infer.network.model import Stan
 
 PATH = RESULTS / "launches.jsonl"
 SHAPES = [("stan-b32", 1, 12), ("stan-b16", 1, 12), ("stan-b16", 8, 12), ("stan-l14", 8, 12)]

@@ -20,20 +20,21 @@ from typing import Any
 import torch
 
 from benchmarks.record import append_rows
-from stan_infer.config import StanConfig, preset
-from stan_infer.layouts import author_names
-from stan_infer.model import Stan, init_random
+from stan_infer.checkpoints.layouts import author_names
+from stan_infer.checkpoints.presets import preset
+from stan_infer.config import StanConfig
+from stan_infer.network.model import Stan, init_random
 
 _CHILD = """
 import json, re, sys, time
 import torch
-import stan_infer.checkpoint, stan_infer.model
+import stan_infer.checkpoints.load, stan_infer.network.model
 # Not getrusage: its peak is handed down from the parent process.
 peak = lambda: 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
 before = peak()
 start = time.perf_counter()
 if len(sys.argv) > 1:
-    model = stan_infer.checkpoint.load_model(sys.argv[1])
+    model = stan_infer.checkpoints.load.load_model(sys.argv[1])
 print(json.dumps({"seconds": time.perf_counter() - start, "before": before, "peak": peak()}))
 """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from benchmarks.record import ROOT, append_rows
-from stan_infer.engines import open_session
+from stan_infer.engines.open import open_session
 
 MOTION = ROOT / "examples" / "motion"
 TEXTS = ["a shape moves left", "a shape moves right", "a shape fades in"]

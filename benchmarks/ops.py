@@ -22,8 +22,6 @@ import torch.nn.functional as F
 
 from benchmarks.gpu_timing import CALLS, Device, interleave
 from benchmarks.kernel_cases import EPS, Shape
-from stan_infer.fold import Product
-from stan_infer.kernel_ops import library_product
 from stan_infer.kernels import (
     linear,
     spatial_attention,
@@ -32,6 +30,8 @@ from stan_infer.kernels import (
     tuned,
 )
 from stan_infer.kernels.tuned import Tile
+from stan_infer.network.fold import Product
+from stan_infer.network.kernel_ops import library_product
 
 SHAPES = [Shape(b, t, 49, 768, 32) for b, t in itertools.product((1, 8), (8, 12))]
 SHAPES += [Shape(b, t, 196, 768, 16) for b, t in itertools.product((1, 8), (8, 12))]

@@ -13,11 +13,11 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.record import append_rows
-from stan_infer.config import preset
-from stan_infer.export import export_model
-from stan_infer.export.plan_options import PlanOptions
-from stan_infer.export.to_tensorrt import build_plans
-from stan_infer.model import Stan, init_random
+from stan_infer.checkpoints.presets import preset
+from stan_infer.export.export_model import export_model
+from stan_infer.network.model import Stan, init_random
+from stan_infer.tensorrt_plans.build import build_plans
+from stan_infer.tensorrt_plans.options import PlanOptions
 
 
 def main() -> None:

@@ -14,11 +14,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.record import append_rows
-from stan_infer.config import preset
-from stan_infer.fold import LastSpatial, Layer, Temporal, fold_video
-from stan_infer.layers import Block
-from stan_infer.model import Stan, TemporalAttention
-from stan_infer.torch_ops import TorchOps, encode_video
+from stan_infer.checkpoints.presets import preset
+from stan_infer.network.fold import LastSpatial, Layer, Temporal, fold_video
+from stan_infer.network.layers import Block
+from stan_infer.network.model import Stan, TemporalAttention
+from stan_infer.network.torch_ops import TorchOps, encode_video
 
 
 def count(run: Callable[[], Any]) -> int:

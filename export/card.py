@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stan_infer.names import printable
+from stan_infer.errors import printable
 
 
 def write_card(path: Path, manifest: Mapping[str, Any]) -> None:

@@ -10,9 +10,9 @@ import torch
 from stan_infer.config import StanConfig
 from stan_infer.export.onnx_graph import GraphWriter
 from stan_infer.export.score_graph import add_mug_score
-from stan_infer.model import Stan
-from stan_infer.retrieval import cosine_scores, mug_scores
-from stan_infer.tokenizer import tokenize
+from stan_infer.network.model import Stan
+from stan_infer.scores import cosine_scores, mug_scores
+from stan_infer.text.tokenizer import tokenize
 
 Classes = dict[str, np.ndarray]
 

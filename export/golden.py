@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from stan_infer.artefacts.precision import TOLERANCES
 from stan_infer.config import StanConfig
 from stan_infer.errors import CheckError
 from stan_infer.export.options import ExportOptions
-from stan_infer.export.parity import TOLERANCES
-from stan_infer.model import Stan
-from stan_infer.retrieval import cosine_scores, mug_scores
-from stan_infer.synthetic import moving_frames
-from stan_infer.tokenizer import tokenize
+from stan_infer.network.model import Stan
+from stan_infer.scores import cosine_scores, mug_scores
+from stan_infer.text.tokenizer import tokenize
+from stan_infer.video.synthetic import moving_frames
 
 TEXTS = (
     "a dog runs across a field",
@@ -103,7 +103,7 @@ def write_golden(
 
 def _raw_frames(config: StanConfig) -> tuple[np.ndarray, np.ndarray]:
     """Frames of a size that needs the resize, and what the product's own resize makes of them."""
-    from stan_infer.video import resize_crop
+    from stan_infer.video.clip import resize_crop
 
     r = config.short_side
     raw = moving_frames(_RAW_FRAMES, r + r // 3 + 1, 2 * r - 3)

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from stan_infer.temporary import temporary_file
+from stan_infer.system.temporary import temporary_file
 
 MAX_INLINE = 1_900_000_000  # bytes of weights; a protocol buffer ends at 2 GiB
 MIN_OPSET, MAX_OPSET = 18, 25  # ReduceMean takes its axes as an input from 18 on

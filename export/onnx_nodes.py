@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stan_infer.errors import CheckError
 from stan_infer.export.onnx_graph import GraphWriter
-from stan_infer.quantise import QuantProduct
+from stan_infer.network.eight_bits import QuantProduct
 
 TYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 TYPES_IN_8_BITS = {"int8": TensorProto.INT8, "fp8": TensorProto.FLOAT8E4M3FN}

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from stan_infer.export.onnx_graph import GraphWriter
 from stan_infer.export.onnx_nodes import END, Nodes
-from stan_infer.fold import Conv, LastSpatial, Patches, Product, Stream, VideoWeights
-from stan_infer.quantise import QuantProduct
+from stan_infer.network.eight_bits import QuantProduct
+from stan_infer.network.fold import Conv, LastSpatial, Patches, Product, Stream, VideoWeights
 
 
 class OnnxOps:
@@ -31,7 +31,6 @@ class OnnxOps:
 
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
-        """See Ops.scope."""
         with self._nodes.graph.scope(name):
             yield
 
@@ -47,7 +46,6 @@ class OnnxOps:
         return self._nodes.graph.full_name(name)
 
     def embed(self, name: str, video: str, w: Patches, stream: Stream) -> str:
-        """See Ops.embed."""
         p, side = w.patch, math.isqrt(len(w.table))
         with self._operation(name) as (g, n):
             # TensorRT takes no Reshape of uint8: the cast comes first.
@@ -90,7 +88,6 @@ class OnnxOps:
         activation: str | None = None,
         residual: str | None = None,
     ) -> str:
-        """See Ops.product."""
         with self._operation(name) as (g, n):
             if isinstance(w, QuantProduct):
                 y = n.quantised_product(x, w)
@@ -106,7 +103,6 @@ class OnnxOps:
         return self._named(name)
 
     def attention(self, name: str, qkv: str, stream: Stream, *, causal: bool = False) -> str:
-        """See Ops.attention."""
         with self._operation(name):
             self._attend(qkv, stream, causal)
         return self._named(name)
@@ -127,7 +123,6 @@ class OnnxOps:
         return self._named(name), cls
 
     def merge(self, name: str, patches: str, cls: str, trunk: str) -> tuple[str, str]:
-        """See Ops.merge."""
         with self._operation(name) as (g, n):
             more, own = self._frames(trunk)
             cls = g.node("Add", [cls, n.mean(own, 1, keep=0)])
@@ -135,7 +130,6 @@ class OnnxOps:
         return self._named(name), cls
 
     def temporal_attention(self, name: str, qkv: str, stream: Stream) -> str:
-        """See Ops.temporal_attention."""
         with self._operation(name) as (_, n):
             q, k, v = self._heads(qkv, [0, 0, 0, stream.heads, self._d // stream.heads])
             q, k = n.transpose(q, 0, 2, 3, 1, 4), n.transpose(k, 0, 2, 3, 4, 1)
@@ -144,7 +138,6 @@ class OnnxOps:
         return self._named(name)
 
     def temporal_conv(self, name: str, patches: str, w: Conv) -> str:
-        """See Ops.temporal_conv."""
         side, d = math.isqrt(self._n - 1), self._d
         with self._operation(name) as (g, n):
             grid = n.transpose(n.reshape(patches, [0, 0, side, side, d]), 0, 4, 1, 2, 3)
@@ -155,21 +148,18 @@ class OnnxOps:
         return self._named(name)
 
     def join(self, name: str, patches: str, cls: str) -> str:
-        """See Ops.join."""
         with self._operation(name) as (g, n):
             rows = n.reshape(patches, [0, -1, self._d])
             g.node("Concat", [rows, n.unsqueeze(cls, 1)], axis=1)
         return self._named(name)
 
     def split(self, name: str, rows: str) -> tuple[str, str]:
-        """See Ops.split."""
         with self._operation(name) as (_, n):
             cls = n.reshape(n.slice(rows, 1, -1, END), [-1, self._d])
             n.reshape(n.slice(rows, 1, 0, -1), ["B", "T", self._n - 1, self._d])
         return self._named(name), cls
 
     def spatial_attention(self, name: str, qkv: str, stream: Stream) -> str:
-        """See Ops.spatial_attention."""
         tokens, d = self._n, self._d
         with self._operation(name) as (g, n):
             patches = n.reshape(n.slice(qkv, 1, 0, -1), ["B", "T", tokens - 1, 3 * d])
@@ -185,7 +175,6 @@ class OnnxOps:
     def class_attention(
         self, name: str, q: str, patches: str, cls: str, w: LastSpatial, stream: Stream
     ) -> str:
-        """See Ops.class_attention."""
         d, h = self._d, stream.heads
         with self._operation(name) as (g, n):
             u = g.node("MatMul", [n.reshape(q, [0, h, 1, d // h]), n.weight("k", w.k)])
@@ -208,27 +197,23 @@ class OnnxOps:
         return self._named(name)
 
     def class_rows(self, name: str, trunk: str, cls: str) -> str:
-        """See Ops.class_rows."""
         with self._operation(name) as (g, n):
             own = n.reshape(n.slice(trunk, 1, -1, END), ["B", "T", self._d])
             g.node("Add", [own, n.unsqueeze(cls, 1)])
         return self._named(name)
 
     def frame_mean(self, name: str, x: str) -> str:
-        """See Ops.frame_mean."""
         with self._operation(name) as (_, n):
             n.mean(x, 1, keep=0)
         return self._named(name)
 
     def embed_text(self, name: str, ids: str, tokens: Tensor, positions: Tensor) -> str:
-        """See Ops.embed_text."""
         with self._operation(name) as (g, n):
             x = g.node("Gather", [n.weight("tokens", tokens), ids])
             g.node("Add", [x, n.first(n.weight("positions", positions), 0)])
         return self._named(name)
 
     def end_rows(self, name: str, x: str, ids: str) -> str:
-        """See Ops.end_rows."""
         with self._operation(name) as (g, n):
             end = n.unsqueeze(g.node("ArgMax", [ids], axis=-1, keepdims=1), 2)  # [Q, 1, 1]
             end = g.node("Expand", [end, g.constant([1, 1, self._d])])

@@ -9,17 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from stan_infer.artefacts.precision import TOLERANCES
 from stan_infer.errors import CheckError
 from stan_infer.export.options import Range
-from stan_infer.names import openable
-
-# Largest difference of an output relative to the largest value. fp32 graphs measure 1e-6, fp16
-# 1e-3, bf16 1e-2 on random weights; ten times that still tells a wrong graph from rounding.
-# 8 bits measure 3e-2 without outlier channels; what they cost is judged by `calibrate`, on a task.
-TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 1e-1, "int8": 0.25, "fp8": 0.25}
-# Between two engines on the same 8 bits: a sum that differs in its last bit may be rounded to the
-# next of 255 levels. B/32 measures 1e-2, and 0.1 with outlier channels that were not smoothed.
-EIGHT_BIT_NOISE = 0.25
+from stan_infer.system.outside_file import openable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +113,7 @@ def prove(path: Path, cases: Sequence[Case], precision: str) -> dict[str, Any]:
 
 def _runner(path: Path, precision: str) -> tuple[Any, str, str]:
     """A function (outputs, feeds) -> arrays, the backend's name, its version."""
-    from stan_infer.errors import require
+    from stan_infer.system.packages import require
 
     if precision != "bf16":
         import onnxruntime

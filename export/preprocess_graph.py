@@ -19,7 +19,7 @@ from onnx import TensorProto
 
 from stan_infer.config import StanConfig
 from stan_infer.export.onnx_graph import GraphWriter
-from stan_infer.video import SAMPLING_RULE
+from stan_infer.video.clip import SAMPLING_RULE
 
 _ONE = 2048.0  # weight 1 in OpenCV's 11 bits
 _LONGEST = 16384  # shorter side up to which ties round as doubles do

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stan_infer.errors import require
 from stan_infer.export.onnx_graph import MAX_INLINE
 from stan_infer.export.options import Range
-from stan_infer.model import Stan
+from stan_infer.network.model import Stan
+from stan_infer.system.packages import require
 
 
 class VideoGraph(nn.Module):

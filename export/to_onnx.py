@@ -13,38 +13,28 @@ import torch
 from onnx import TensorProto
 
 import stan_infer
-from stan_infer.artefact import (
-    Artefact,
-    read_artefact,
-    sha256,
-    why_keep,
-    write_manifest,
-)
-from stan_infer.atomic import new_folder
+from stan_infer.artefacts.folder import Artefact, read_artefact, sha256, why_keep, write_manifest
 from stan_infer.config import StanConfig
 from stan_infer.errors import InputError
 from stan_infer.export.card import write_card
 from stan_infer.export.class_head import class_scores, embed_classes
-from stan_infer.export.golden import (
-    random_clips,
-    random_ids,
-    write_golden,
-)
+from stan_infer.export.fp16_ranges import Ranges
+from stan_infer.export.golden import random_clips, random_ids, write_golden
 from stan_infer.export.onnx_nodes import Nodes
 from stan_infer.export.onnx_ops import OnnxOps
 from stan_infer.export.options import MAX_BATCH, ExportOptions, Range, fixed_size
 from stan_infer.export.parity import Case, case_sizes, check_graph, prove
 from stan_infer.export.preprocess_graph import preprocess_entry, write_preprocess
-from stan_infer.export.ranges import Ranges
 from stan_infer.export.reference_graph import TextGraph, VideoGraph, write_reference
 from stan_infer.export.score_graph import write_mug_score
 from stan_infer.export.video_graph import new_graph, write_video_graph
-from stan_infer.fold import fold_text, fold_video
-from stan_infer.fused import text_tower
-from stan_infer.model import Stan
-from stan_infer.retrieval import mug_scores
-from stan_infer.synthetic import moving_frames
-from stan_infer.tokenizer import text_rules, write_vocabulary
+from stan_infer.network.fold import fold_text, fold_video
+from stan_infer.network.fused import text_tower
+from stan_infer.network.model import Stan
+from stan_infer.scores import mug_scores
+from stan_infer.system.atomic import new_folder
+from stan_infer.text.tokenizer import text_rules, write_vocabulary
+from stan_infer.video.synthetic import moving_frames
 
 MAX_TEXTS = 4096  # per call of the text tower
 Say = Callable[[str], None]

@@ -11,18 +11,19 @@ import numpy as np
 import onnxruntime
 import torch
 
-from stan_infer.artefact import Artefact, sha256, write_manifest
-from stan_infer.calibration_file import CALIBRATION
+from stan_infer.artefacts.calibration_file import CALIBRATION
+from stan_infer.artefacts.folder import Artefact, sha256, write_manifest
+from stan_infer.artefacts.npz_file import Field, read_npz
+from stan_infer.artefacts.precision import EIGHT_BIT_NOISE
 from stan_infer.engines.ort_session import open_graph
 from stan_infer.errors import CheckError, InputError
-from stan_infer.export.folder_weights import read_classes
 from stan_infer.export.golden import random_clips
-from stan_infer.export.parity import EIGHT_BIT_NOISE, case_sizes, check_graph
+from stan_infer.export.parity import case_sizes, check_graph
+from stan_infer.export.read_weights import read_classes
 from stan_infer.export.video_graph import write_video_graph
-from stan_infer.fold import VideoWeights
-from stan_infer.npz_file import Field, read_npz
-from stan_infer.quantise import QuantProduct, products
-from stan_infer.torch_ops import encode_video
+from stan_infer.network.eight_bits import QuantProduct, products
+from stan_infer.network.fold import VideoWeights
+from stan_infer.network.torch_ops import encode_video
 
 
 def quantised_names(weights: VideoWeights) -> list[str]:

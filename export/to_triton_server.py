@@ -15,20 +15,14 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import stan_infer
-from stan_infer.artefact import (
-    ENGINES_FOLDER,
-    MANIFEST,
-    Artefact,
-    Graph,
-    sha256,
-)
-from stan_infer.atomic import new_folder
-from stan_infer.clip_licence import CLIP_LICENCE, CLIP_LICENCE_FILE
+from stan_infer.artefacts.folder import ENGINES_FOLDER, MANIFEST, Artefact, Graph, sha256
+from stan_infer.artefacts.graph_source import bare_source, graph_source
 from stan_infer.errors import CheckError, InputError, check_word
-from stan_infer.export.plan_options import TEXTS
-from stan_infer.graph_source import bare_source, graph_source
-from stan_infer.json_file import checked, read_object
-from stan_infer.plan_file import Plan, check_origin, read_plan
+from stan_infer.system.atomic import new_folder
+from stan_infer.system.json_file import checked, read_object
+from stan_infer.tensorrt_plans.options import TEXTS
+from stan_infer.tensorrt_plans.plan_file import Plan, check_origin, read_plan
+from stan_infer.text.clip_licence import CLIP_LICENCE, CLIP_LICENCE_FILE
 
 FORMAT = "triton-server"  # what export calls it
 BACKENDS = ("onnxruntime", "tensorrt")

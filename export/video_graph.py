@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 from onnx import TensorProto
 
-from stan_infer.artefact import CONFIG_KEY, config_sha256
+from stan_infer.artefacts.folder import CONFIG_KEY, config_sha256
 from stan_infer.config import StanConfig
 from stan_infer.export.class_head import add_class_head
 from stan_infer.export.onnx_graph import GraphWriter
 from stan_infer.export.onnx_nodes import Nodes
 from stan_infer.export.onnx_ops import OnnxOps
 from stan_infer.export.options import Range, fixed_size
-from stan_infer.fold import VideoWeights
-from stan_infer.fused import video_tower
+from stan_infer.network.fold import VideoWeights
+from stan_infer.network.fused import video_tower
 
 
 def new_graph(role: str, folder: Path, opset: int, config: StanConfig) -> GraphWriter:

@@ -9,35 +9,35 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from stan_infer import privacy
+from stan_infer.system import privacy
 
 __version__ = "0.1.0"
 
 privacy.switch_off_telemetry()
 
 if TYPE_CHECKING:
-    from stan_infer.checkpoint import convert, load_model, save_model
+    from stan_infer.checkpoints.load import convert, load_model, save_model
     from stan_infer.config import StanConfig
-    from stan_infer.engines import open_session
+    from stan_infer.engines.open import open_session
     from stan_infer.errors import CheckError, InputError, MissingError, StanError
-    from stan_infer.export import export_model
-    from stan_infer.tokenizer import tokenize
-    from stan_infer.video import read_clip, sample_indices
+    from stan_infer.export.export_model import export_model
+    from stan_infer.text.tokenizer import tokenize
+    from stan_infer.video.clip import read_clip, sample_indices
 
 _HOME = {
-    "convert": "checkpoint",
-    "load_model": "checkpoint",
-    "save_model": "checkpoint",
+    "convert": "checkpoints.load",
+    "load_model": "checkpoints.load",
+    "save_model": "checkpoints.load",
     "StanConfig": "config",
-    "open_session": "engines",
+    "open_session": "engines.open",
     "CheckError": "errors",
     "InputError": "errors",
     "MissingError": "errors",
     "StanError": "errors",
-    "export_model": "export",
-    "tokenize": "tokenizer",
-    "read_clip": "video",
-    "sample_indices": "video",
+    "export_model": "export.export_model",
+    "tokenize": "text.tokenizer",
+    "read_clip": "video.clip",
+    "sample_indices": "video.clip",
 }
 
 __all__ = [

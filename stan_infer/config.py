@@ -1,4 +1,9 @@
-"""StanConfig: everything about a model that is not a weight, as one frozen dataclass."""
+"""StanConfig: everything about a model that is not a weight.
+
+And what follows from it by arithmetic: the shapes of all parameters, and floating-point operations.
+Those are of matrix products, convolutions and the two products of attention, a multiply and an add
+as two; norms, activations and sums do not count. A test compares with torch.utils.flop_counter.
+"""
 
 from __future__ import annotations
 
@@ -147,69 +152,6 @@ SETTINGS = (
     "temperature",
 )
 
-_CLIP_TEXT: dict[str, Any] = {"vocab_size": 49408, "context_positions": 77}
-_B_TEXT = _CLIP_TEXT | {
-    "text_width": 512,
-    "text_layers": 12,
-    "text_heads": 8,
-    "text_mlp_width": 2048,
-}
-_B = _B_TEXT | {
-    "width": 768,
-    "layers": 12,
-    "heads": 12,
-    "mlp_width": 3072,
-    "embed_dim": 512,
-    "image_size": 224,
-    "branch_layers": 4,
-}
-PRESETS: dict[str, dict[str, Any]] = {
-    "stan-b32": _B | {"patch": 32},
-    "stan-b16": _B | {"patch": 16},
-    "stan-l14": _CLIP_TEXT
-    | {
-        "width": 1024,
-        "layers": 24,
-        "heads": 16,
-        "mlp_width": 4096,
-        "embed_dim": 768,
-        "image_size": 224,
-        "patch": 14,
-        "branch_layers": 4,
-        "text_width": 768,
-        "text_layers": 12,
-        "text_heads": 12,
-        "text_mlp_width": 3072,
-    },
-    "stan-tiny": _CLIP_TEXT
-    | {
-        "width": 128,
-        "layers": 4,
-        "heads": 2,
-        "mlp_width": 512,
-        "embed_dim": 64,
-        "image_size": 64,
-        "patch": 16,
-        "branch_layers": 3,
-        "text_width": 64,
-        "text_layers": 2,
-        "text_heads": 1,
-        "text_mlp_width": 256,
-        "frames": 8,
-        "short_side": 64,
-    },
-}
-
-
-def preset(name: str) -> StanConfig:
-    """Return a named architecture; InputError with the nearest name for an unknown one."""
-    if name not in PRESETS:
-        known = ", ".join(PRESETS)
-        raise InputError(
-            f"unknown preset '{name}'{nearest(name, list(PRESETS))} (presets: {known})"
-        )
-    return StanConfig.from_dict(PRESETS[name])
-
 
 def check_setting_names(settings: Iterable[str]) -> None:
     """Refuse a name that is no setting, with the nearest one."""
@@ -292,3 +234,106 @@ def _check_range(name: str, value: float, low: float, high: float) -> None:
 def _check_heads(name: str, heads: int, width: int) -> None:
     if heads < 1 or width % heads:
         raise InputError(f"{name} is {heads}; it must divide the width {width}")
+
+
+Shape = tuple[int, ...]
+
+
+def block_shapes(prefix: str, width: int, mlp: int) -> dict[str, Shape]:
+    """Parameter shapes of one transformer layer under `prefix`."""
+    d = width
+    return {
+        f"{prefix}.{name}": shape
+        for name, shape in {
+            "ln_1.weight": (d,),
+            "ln_1.bias": (d,),
+            "attn.in_proj_weight": (3 * d, d),
+            "attn.in_proj_bias": (3 * d,),
+            "attn.out_proj.weight": (d, d),
+            "attn.out_proj.bias": (d,),
+            "ln_2.weight": (d,),
+            "ln_2.bias": (d,),
+            "mlp.c_fc.weight": (mlp, d),
+            "mlp.c_fc.bias": (mlp,),
+            "mlp.c_proj.weight": (d, mlp),
+            "mlp.c_proj.bias": (d,),
+        }.items()
+    }
+
+
+def parameter_shapes(config: StanConfig) -> dict[str, Shape]:
+    """Every parameter of a Stan with its shape, as in its state dict, found without torch."""
+    c, d = config, config.width
+    shapes: dict[str, Shape] = {
+        "visual.class_embedding": (d,),
+        "visual.positional_embedding": (1 + c.patches, d),
+        "visual.proj": (d, c.embed_dim),
+        "visual.conv1.weight": (d, 3, c.patch, c.patch),
+        "branch.time_embedding": (c.max_frames, d),
+    }
+    for norm in ("visual.ln_pre", "visual.ln_post"):
+        shapes |= {f"{norm}.weight": (d,), f"{norm}.bias": (d,)}
+    for i in range(c.layers):
+        shapes |= block_shapes(f"visual.transformer.resblocks.{i}", d, c.mlp_width)
+    for k in range(c.branch_layers):
+        shapes |= block_shapes(f"branch.spatial.{k}", d, c.mlp_width)
+        temporal = f"branch.temporal.{k}"
+        shapes |= {f"{temporal}.fc.weight": (d, d), f"{temporal}.fc.bias": (d,)}
+        if c.branch == "conv":
+            shapes |= {f"{temporal}.conv.weight": (d, d, 3, 3, 3), f"{temporal}.conv.bias": (d,)}
+        else:
+            block = block_shapes(temporal, d, c.mlp_width)
+            for name, shape in block.items():
+                if ".attn." in name:
+                    shapes[name] = shape
+                elif ".ln_1." in name:
+                    shapes[name.replace(".ln_1.", ".ln.")] = shape
+    if c.has_text:
+        w = c.text_width
+        shapes |= {
+            "token_embedding.weight": (c.vocab_size, w),
+            "positional_embedding": (c.context_positions, w),
+            "ln_final.weight": (w,),
+            "ln_final.bias": (w,),
+            "text_projection": (w, c.embed_dim),
+        }
+        for i in range(c.text_layers):
+            shapes |= block_shapes(f"transformer.resblocks.{i}", w, c.text_mlp_width)
+    return shapes
+
+
+def video_flops(config: StanConfig, frames: int) -> int:
+    """FLOPs of one clip of `frames` frames through trunk, branch and projection."""
+    c, d, m, p, t = config, config.width, config.mlp_width, config.patches, frames
+    n = 1 + p
+    layer = t * (_projections(n, d) + 4 * n * n * d + _mlp(n, d, m))
+    if c.branch == "conv":
+        temporal = 2 * p * t * 27 * d * d
+    else:
+        temporal = _projections(p * t, d) + 4 * p * t * t * d
+    temporal += 2 * p * t * d * d
+    spatial = t * (_projections(n, d) + 4 * n * n * d) + _mlp(1 + p * t, d, m)
+    patches = 2 * t * p * d * 3 * c.patch**2
+    return (
+        patches
+        + c.layers * layer
+        + c.branch_layers * (temporal + spatial)
+        + 2 * t * d * c.embed_dim
+    )
+
+
+def text_flops(config: StanConfig, length: int) -> int:
+    """FLOPs of one text of `length` tokens, pooled at its end token; 0 without a text tower."""
+    if not config.has_text:
+        return 0
+    d, m = config.text_width, config.text_mlp_width
+    layer = _projections(length, d) + 4 * length * length * d + _mlp(length, d, m)
+    return config.text_layers * layer + 2 * d * config.embed_dim
+
+
+def _projections(tokens: int, width: int) -> int:
+    return 2 * tokens * 4 * width * width  # q, k, v and the output
+
+
+def _mlp(tokens: int, width: int, hidden: int) -> int:
+    return 2 * tokens * 2 * width * hidden

@@ -1,16 +1,17 @@
-"""The errors that users see, and the exit code that each stands for.
+"""The errors that users see, the exit code that each stands for, and names from outside in them.
 
 A message has four parts: what failed, the value seen, what is allowed, what to do.
 Any other exception that reaches the command line is a bug of ours (exit code 1).
+
+A file's name on Linux is any bytes. Python keeps those that are not UTF-8 as lone surrogates, which
+no encoder of text accepts: so names pass through `storable` or `printable` before they are written
+or printed.
 """
 
 from __future__ import annotations
 
-import importlib
+import os
 from collections.abc import Iterable
-from typing import Any
-
-from stan_infer.names import one_line
 
 
 class StanError(Exception):
@@ -41,26 +42,6 @@ class CheckError(StanError):
     exit_code = 4
 
 
-def require(module: str, purpose: str, extra: str) -> Any:
-    """Import an optional package and return it.
-
-    purpose: what needs it, as in "reading videos". extra: of ours, that brings it. Raises
-    MissingError with the command that installs it when the package is absent, or installs it anew
-    when it does not load, whatever it raises then.
-    """
-    try:
-        return importlib.import_module(module)
-    except (Exception, SystemExit) as e:  # a broken package may raise anything while it loads
-        from stan_infer.installing import install_command
-
-        if isinstance(e, ModuleNotFoundError) and e.name == module:
-            raise MissingError(f"{purpose} needs {module} ({e}): {install_command(extra)}") from e
-        raise MissingError(
-            f"{purpose} needs {module}, which does not load ({type(e).__name__}: {str(e)[:200]}): "
-            f"{install_command(extra, options='--force-reinstall')}"
-        ) from e
-
-
 _LONGEST, _COMPARED = 100, 1000  # characters of a word, and words, that nearest looks at
 
 
@@ -79,3 +60,32 @@ def check_word(name: str, word: str, known: Iterable[str]) -> None:
     words = list(known)
     if word not in words:
         raise InputError(f"{name} '{word}' is unknown{nearest(word, words)} ({', '.join(words)})")
+
+
+def storable(text: str | os.PathLike[str]) -> str:
+    r"""The text with every byte that was not UTF-8 as \xNN: what JSON, ONNX and files take."""
+    name = os.fspath(text)
+    if name.isascii():
+        return name
+    return "".join(_escape(c) if "\ud800" <= c <= "\udfff" else c for c in name)
+
+
+def printable(text: str | os.PathLike[str]) -> str:
+    r"""The same, and controls as \n or \x1b: nothing of a stranger's reaches the terminal raw."""
+    name = os.fspath(text)
+    if name.isprintable():
+        return name
+    return "".join(c if c.isprintable() else _escape(c) for c in name)
+
+
+def one_line(text: str) -> str:
+    """The same in one line of at most 2,000 characters, for messages: names may be monstrous."""
+    line = printable(" ".join(text.split()))
+    # The end says what to do, so the middle goes.
+    return line if len(line) <= 2000 else f"{line[:900]} ... {line[-900:]}"
+
+
+def _escape(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":  # a byte, as os.fsdecode keeps it
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()

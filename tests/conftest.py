@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 import stan_infer  # noqa: F401  # keeps the engines silent that tests import themselves
-from stan_infer.cache_folder import keep_library_caches
+from stan_infer.system.cache_folder import keep_library_caches
 
 # Started in the background or by nohup; children must not inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -70,7 +70,7 @@ def golden() -> Path:
 @pytest.fixture(scope="session")
 def tiny_model():
     """A small STAN with a text tower, seeded random weights, nothing zero."""
-    from stan_infer.model import Stan, init_random
+    from stan_infer.network.model import Stan, init_random
 
     return init_random(Stan(tiny_config()), seed=1).eval().requires_grad_(False)
 

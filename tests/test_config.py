@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from stan_infer.config import PRESETS, SETTINGS, StanConfig, default_heads, preset
+from stan_infer.checkpoints.presets import PRESETS, preset
+from stan_infer.config import SETTINGS, StanConfig, default_heads
 from stan_infer.errors import InputError
 from tests.conftest import tiny_config
 

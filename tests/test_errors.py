@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from stan_infer.errors import InputError, MissingError, check_word, require
+from stan_infer.errors import InputError, MissingError, check_word
+from stan_infer.system.packages import require
 from tests.conftest import ROOT
 
 MOTION = ROOT / "examples" / "motion"

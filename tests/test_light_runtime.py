@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import stan_infer as si
-from stan_infer.installing import install_command
+from stan_infer.system.packages import install_command
 from tests.conftest import ROOT
 
 MOTION = ROOT / "examples" / "motion"

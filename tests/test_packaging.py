@@ -22,14 +22,9 @@ def test_wheel_holds_every_module_and_one_top_level_name(tmp_path):
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     names = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
     expected = {"stan_infer/py.typed", "stan_infer/kernels/tuned.json"}
-    for folder, package in (
-        ("stan_infer", "stan_infer"),
-        ("stan_infer/cli", "stan_infer/cli"),
-        ("stan_infer/engines", "stan_infer/engines"),
-        ("kernels", "stan_infer/kernels"),
-        ("export", "stan_infer/export"),
-    ):
-        expected |= {f"{package}/{p.name}" for p in (ROOT / folder).glob("*.py")}
+    top = ROOT / "stan_infer"
+    for path in (*top.glob("*.py"), *top.glob("*/*.py")):
+        expected.add(f"stan_infer/{path.relative_to(top)}")
     assert names == expected
 
     target = tmp_path / "elsewhere"

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from stan_infer.video import sample_indices
+from stan_infer.video.clip import sample_indices
 
 FRAMES, SIDE, FPS, CRF = 16, 64, 8, 26
 MOTIONS = (

@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from examples.motion import clips
-from stan_infer.checkpoint import load_model
+from stan_infer.checkpoints.load import load_model
 from stan_infer.config import StanConfig
-from stan_infer.model import Stan
-from stan_infer.retrieval import cosine_scores
-from stan_infer.tokenizer import tokenize
-from stan_infer.video import read_clip
+from stan_infer.network.model import Stan
+from stan_infer.scores import cosine_scores
+from stan_infer.text.tokenizer import tokenize
+from stan_infer.video.clip import read_clip
 
 HERE = Path(__file__).resolve().parent
 MODEL = HERE / "motion.safetensors"

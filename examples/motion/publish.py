@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from examples.motion import clips, evaluate
-from stan_infer.checkpoint import load_model
+from stan_infer.checkpoints.load import load_model
 
 README = """# Motion demo
 
@@ -33,7 +33,7 @@ yardstick of every lower precision.
 ## Figures
 
 {clips} held-out clips (seed {seed}), written as H.264 (crf {crf}) and read back by
-`stan_infer.video`; their background textures are not among the training ones.
+`stan_infer.video.clip`; their background textures are not among the training ones.
 
 {table}
 

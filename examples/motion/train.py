@@ -26,10 +26,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from examples.motion import clips
-from stan_infer.checkpoint import save_model
-from stan_infer.config import StanConfig, preset
-from stan_infer.model import Stan
-from stan_infer.tokenizer import tokenize
+from stan_infer.checkpoints.load import save_model
+from stan_infer.checkpoints.presets import preset
+from stan_infer.config import StanConfig
+from stan_infer.network.model import Stan
+from stan_infer.text.tokenizer import tokenize
 
 SCALE = 20.0  # of cosines in the loss; 1 / the config's temperature
 # The baseline never keeps up; its clips get harder from the step at which the full model's did, so

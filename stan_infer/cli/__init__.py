@@ -1,1 +1,5 @@
-"""The command line: one file per command."""
+"""The command line: one file per command; it parses, calls one function and reports.
+
+Imports every wing.
+Start at `main`.
+"""

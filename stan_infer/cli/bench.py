@@ -12,8 +12,8 @@ import typer
 from stan_infer.cli.options import Json, Settings, files_of, parse_numbers, parse_settings
 
 if TYPE_CHECKING:
-    from stan_infer.bench import Schedule
-    from stan_infer.bench_lanes import Contest
+    from stan_infer.benchmarking.interleave import Schedule
+    from stan_infer.benchmarking.lanes import Contest
 
 
 def bench(
@@ -89,13 +89,13 @@ def bench(
     run here is shown with the reason, after which the exit code is 3; one whose outputs are wrong
     has no speed, and the exit code is 4.
     """
-    from stan_infer.bench import Schedule
-    from stan_infer.bench_compare import compare_rows
-    from stan_infer.bench_lanes import check_engines
-    from stan_infer.json_lines import read_json_lines, write_json_lines
-    from stan_infer.machine import installed_versions, machine_record, pinned, usable_cpus
-    from stan_infer.names import storable
-    from stan_infer.temporary import temporary_folder
+    from stan_infer.benchmarking.compare import compare_rows
+    from stan_infer.benchmarking.interleave import Schedule
+    from stan_infer.benchmarking.lanes import check_engines
+    from stan_infer.benchmarking.rows import read_json_lines, write_json_lines
+    from stan_infer.errors import storable
+    from stan_infer.system.machine import installed_versions, machine_record, pinned, usable_cpus
+    from stan_infer.system.temporary import temporary_folder
 
     # Wrong options and files are told before anything is measured.
     engines = check_engines([n.strip() for n in (engine or _default(checkpoint)).split(",")])
@@ -146,7 +146,7 @@ def bench(
     if out:
         write_json_lines(out, [*rows, *stages], sources=sources)
     if report:
-        from stan_infer.bench_page import write_page
+        from stan_infer.benchmarking.page import write_page
 
         name = f"stan-infer bench: {common['model']}"
         write_page(report, name, rows, stages, evaluated, sources=sources)
@@ -173,10 +173,10 @@ def _open(
     frames: list[int],
     calibration: Path | None,
 ) -> Contest:
-    from stan_infer.bench_lanes import open_folder, open_model, open_onnx
-    from stan_infer.engines import GPU_ENGINES
+    from stan_infer.benchmarking.lanes import open_folder, open_model, open_onnx
+    from stan_infer.cli.report import say
+    from stan_infer.engines.open import GPU_ENGINES
     from stan_infer.errors import InputError
-    from stan_infer.report import say
 
     given = parse_settings(settings)
     is_other = checkpoint is not None and checkpoint.endswith((".plan", ".onnx"))
@@ -195,7 +195,7 @@ def _open(
         )
     if checkpoint is not None and checkpoint.endswith(".onnx"):
         return open_onnx(Path(checkpoint), engines=engines, device=device, threads=threads)
-    from stan_infer.checkpoint import load_model, require_torch
+    from stan_infer.checkpoints.load import load_model, require_torch
 
     extra = "gpu" if {*engines} & {*GPU_ENGINES} else "cpu"
     torch = require_torch("bench, whose baseline is eager mode,", extra, checkpoint, given)
@@ -204,8 +204,8 @@ def _open(
         model = load_model(checkpoint, given)
         origin: dict[str, Any] = {"source": checkpoint, "settings": given}
     else:
-        from stan_infer.clip_source import named_config
-        from stan_infer.model import Stan, init_random
+        from stan_infer.checkpoints.openclip import named_config
+        from stan_infer.network.model import Stan, init_random
 
         model = init_random(Stan(named_config(preset, given))).eval()
         origin = {"preset": preset, "settings": given}
@@ -234,14 +234,14 @@ def _measure(
     include_decode: Path | None,
     memory: bool,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    from stan_infer.bench import bench_videos
-    from stan_infer.bench_memory import add_peaks, peak_memory
-    from stan_infer.bench_stages import bench_stages
-    from stan_infer.ceiling import Ceiling
+    from stan_infer.benchmarking.ceiling import Ceiling
+    from stan_infer.benchmarking.interleave import bench_videos
+    from stan_infer.benchmarking.memory import add_peaks, peak_memory
+    from stan_infer.benchmarking.stages import bench_stages
     from stan_infer.cli.progress import progress_bar
+    from stan_infer.config import video_flops
     from stan_infer.errors import InputError
-    from stan_infer.flops import video_flops
-    from stan_infer.video import list_videos
+    from stan_infer.video.clip import list_videos
 
     config, lanes = contest.config, contest.lanes
     if config is not None:
@@ -296,7 +296,7 @@ def _show(
     changes: list[dict[str, Any]],
     json: bool,
 ) -> None:
-    from stan_infer.report import print_json, print_table, say
+    from stan_infer.cli.report import print_json, print_table, say
 
     for row in [*rows, *stages]:
         name = f"{row['engine']} {row.get('precision') or ''}".strip()
@@ -336,12 +336,12 @@ def _precisions(text: str | None) -> list[str]:
 
 
 def _check_targets(out: Path | None, report: Path | None, sources: list[str | Path]) -> None:
-    from stan_infer.atomic import check_file, check_folder, check_outside
-    from stan_infer.errors import require
-    from stan_infer.json_lines import why_keep_rows
+    from stan_infer.benchmarking.rows import why_keep_rows
+    from stan_infer.system.atomic import check_file, check_folder, check_outside
+    from stan_infer.system.packages import require
 
     if report:
-        from stan_infer.bench_page import why_keep
+        from stan_infer.benchmarking.page import why_keep
 
         require("matplotlib", "--report", "report")
         check_folder(report, why_keep, sources=sources)
@@ -353,7 +353,7 @@ def _check_targets(out: Path | None, report: Path | None, sources: list[str | Pa
 
 def _default(source: str | None) -> str:
     """Engines where none is named."""
-    from stan_infer.plan_file import read_plan
+    from stan_infer.tensorrt_plans.plan_file import read_plan
 
     if source is not None and source.endswith(".plan"):
         return read_plan(source, check_hash=False).engine
@@ -363,9 +363,10 @@ def _default(source: str | None) -> str:
 
 def _device(engines: list[str]) -> str:
     """The GPU where an engine needs one and it is here, for its baseline too; else the CPU."""
-    from stan_infer.engines import GPU_ENGINES
-    from stan_infer.errors import MissingError, require
-    from stan_infer.report import say
+    from stan_infer.cli.report import say
+    from stan_infer.engines.open import GPU_ENGINES
+    from stan_infer.errors import MissingError
+    from stan_infer.system.packages import require
 
     needs = [e for e in engines if e in GPU_ENGINES]
     if not needs:

@@ -19,10 +19,11 @@ from stan_infer.cli.options import (
     parse_settings,
     read_lines,
 )
-from stan_infer.errors import InputError, require
+from stan_infer.errors import InputError
+from stan_infer.system.packages import require
 
 if TYPE_CHECKING:
-    from stan_infer.verdict import Bound
+    from stan_infer.quantisation.verdict import Bound
 
 _COLUMNS = ("engine", "precision", "file_mib", "latency_ms_p50", "speedup")
 
@@ -73,16 +74,16 @@ def calibrate(
     Exit code 4 where the bound cannot be met, or 8 bits are not faster here: then nothing is
     written without --force. A stopped run goes on where it was.
     """
-    from stan_infer.checkpoint import require_torch
+    from stan_infer.checkpoints.load import require_torch
 
     require_torch("calibrating", "cpu", checkpoint, parse_settings(settings))
     for module in ("onnx", "onnxruntime"):
         require(module, "calibrating", "cpu")
-    from stan_infer.calibrate import CalibrationOptions, check_out
-    from stan_infer.calibrate import calibrate as run
+    from stan_infer.cli.report import print_facts, print_json, print_table, say
     from stan_infer.errors import CheckError
-    from stan_infer.machine import peak_mib, usable_cpus
-    from stan_infer.report import print_facts, print_json, print_table, say
+    from stan_infer.quantisation.calibrate import CalibrationOptions, check_out
+    from stan_infer.quantisation.calibrate import calibrate as run
+    from stan_infer.system.machine import peak_mib, usable_cpus
 
     if percentile is not None and method != "percentile":
         raise InputError("--percentile belongs to --method percentile")
@@ -132,7 +133,7 @@ def calibrate(
 
 def _videos(given: Path) -> tuple[list[Path], Path]:
     """Paths of a folder or a list, and the folder that they are named in."""
-    from stan_infer.video import list_videos
+    from stan_infer.video.clip import list_videos
 
     if os.path.isfile(given):
         lines = read_lines(given, "videos")
@@ -148,10 +149,10 @@ def _bound(
     labels: Path | None,
     root: Path,
 ) -> Bound:
-    from stan_infer.annotations import read_task
     from stan_infer.errors import check_word
-    from stan_infer.locate import locate_videos
-    from stan_infer.verdict import METRICS, Bound
+    from stan_infer.evaluation.datasets import read_task
+    from stan_infer.quantisation.verdict import METRICS, Bound
+    from stan_infer.video.find import locate_videos
 
     if labels is None and (max_drop is not None or metric is not None):
         raise InputError("--max-drop and --metric need labelled videos: --labels FILE")
@@ -185,11 +186,11 @@ def _folder(checkpoint: str, settings: list[str] | None) -> Iterator[Path]:
             raise InputError("settings belong to a checkpoint; a folder was exported with its own")
         yield Path(checkpoint)
         return
-    from stan_infer.checkpoint import load_model
+    from stan_infer.checkpoints.load import load_model
     from stan_infer.cli.export import about
-    from stan_infer.export import export_model
-    from stan_infer.report import say
-    from stan_infer.temporary import temporary_folder
+    from stan_infer.cli.report import say
+    from stan_infer.export.export_model import export_model
+    from stan_infer.system.temporary import temporary_folder
 
     with temporary_folder("the fp32 export that is calibrated") as above:
         folder = above / "fp32"
@@ -206,7 +207,7 @@ def _folder(checkpoint: str, settings: list[str] | None) -> Iterator[Path]:
 def _progress() -> Iterator[Callable[[str, int], Callable[[], Any]]]:
     """Yield what starts a bar and returns its step; one bar at a time."""
     from stan_infer.cli.progress import progress_bar
-    from stan_infer.report import say
+    from stan_infer.cli.report import say
 
     with ExitStack() as stack:
 

@@ -17,8 +17,8 @@ def convert(
     json: Json = False,
 ) -> None:
     """Rewrite a checkpoint as safetensors: weights bit for bit, the config as metadata."""
-    from stan_infer.checkpoint import convert_counted
-    from stan_infer.report import print_facts, print_json
+    from stan_infer.checkpoints.load import convert_counted
+    from stan_infer.cli.report import print_facts, print_json
 
     _, size = convert_counted(checkpoint, target, parse_settings(settings))
     record = {"source": checkpoint, "target": str(target), "bytes": size}

@@ -7,10 +7,10 @@ from stan_infer.cli.options import Json
 
 def doctor(json: Json = False) -> None:
     """Show what is installed and which engines really run here, by trying each."""
-    from stan_infer.engine_trials import try_decoders, try_engines
+    from stan_infer.cli.report import print_facts, print_json, print_table, say
+    from stan_infer.engines.trials import try_decoders, try_engines
     from stan_infer.errors import CheckError
-    from stan_infer.machine import faults, installed_versions, machine_record
-    from stan_infer.report import print_facts, print_json, print_table, say
+    from stan_infer.system.machine import faults, installed_versions, machine_record
 
     versions = installed_versions()
     engines, decoders, found = try_engines(), try_decoders(), faults(versions)

@@ -41,12 +41,12 @@ def embed(
     json: Json = False,
 ) -> None:
     """Embed videos into a .npz file; unreadable ones are named and left out (exit code 2)."""
-    from stan_infer.atomic import check_file
     from stan_infer.cli.progress import progress_bar
-    from stan_infer.embed import Reading, collect, embed_videos, save_embeddings, why_keep
+    from stan_infer.cli.report import print_facts, print_json, say
     from stan_infer.errors import InputError
-    from stan_infer.report import print_facts, print_json, say
-    from stan_infer.video import list_videos
+    from stan_infer.library.embed import Reading, collect, embed_videos, save_embeddings, why_keep
+    from stan_infer.system.atomic import check_file
+    from stan_infer.video.clip import list_videos
 
     if out.suffix != ".npz":
         raise InputError(f"--out {out} must end in .npz")

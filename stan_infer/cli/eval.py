@@ -25,11 +25,11 @@ from stan_infer.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from stan_infer.annotations import DataSet
     from stan_infer.config import StanConfig
     from stan_infer.engines.session import Session
-    from stan_infer.evaluate import Evaluation
-    from stan_infer.feature_cache import FeatureCache
+    from stan_infer.evaluation.datasets import DataSet
+    from stan_infer.evaluation.evaluate import Evaluation
+    from stan_infer.evaluation.feature_cache import FeatureCache
 
 
 def eval(
@@ -94,13 +94,13 @@ def eval(
 
     Videos that cannot be read are named and left out (exit code 2).
     """
-    from stan_infer.annotations import DATASETS, read_task
     from stan_infer.cli.progress import progress_bar
+    from stan_infer.cli.report import say
     from stan_infer.errors import InputError
-    from stan_infer.evaluate import Protocol, evaluate
-    from stan_infer.feature_cache import check_cache
-    from stan_infer.locate import locate_videos
-    from stan_infer.report import say
+    from stan_infer.evaluation.datasets import DATASETS, read_task
+    from stan_infer.evaluation.evaluate import Protocol, evaluate
+    from stan_infer.evaluation.feature_cache import check_cache
+    from stan_infer.video.find import locate_videos
 
     if cache is not None:
         check_cache(cache, [*files_of(checkpoint), videos])
@@ -192,7 +192,7 @@ def _show(
     missing: list[str],
     json: bool,
 ) -> None:
-    from stan_infer.report import print_facts, print_json, print_table
+    from stan_infer.cli.report import print_facts, print_json, print_table
 
     if json:
         record = {
@@ -247,8 +247,8 @@ def _views(text: str) -> tuple[int, int]:
 def _open_cache(folder: Path, checkpoint: str, session: Session) -> FeatureCache:
     import os
 
-    from stan_infer.artefact import MANIFEST, sha256
-    from stan_infer.feature_cache import FeatureCache
+    from stan_infer.artefacts.folder import MANIFEST, sha256
+    from stan_infer.evaluation.feature_cache import FeatureCache
 
     if os.path.isdir(checkpoint):
         model = sha256(Path(checkpoint) / MANIFEST)  # which holds the hash of every other file

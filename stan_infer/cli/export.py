@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stan_infer.artefact import ENGINES_FOLDER
+from stan_infer.artefacts.folder import ENGINES_FOLDER
 from stan_infer.cli.options import (
     CheckpointOrFolder,
     Json,
@@ -21,15 +21,14 @@ from stan_infer.cli.options import (
     parse_settings,
     read_lines,
 )
-from stan_infer.errors import InputError, check_word
-from stan_infer.names import storable
+from stan_infer.errors import InputError, check_word, storable
 
 if TYPE_CHECKING:
     import numpy as np
 
     from stan_infer.config import StanConfig
-    from stan_infer.export.plan_options import PlanOptions
-    from stan_infer.plan_file import Plan
+    from stan_infer.tensorrt_plans.options import PlanOptions
+    from stan_infer.tensorrt_plans.plan_file import Plan
 
 
 # Options by what they shape; batch and frames shape both.
@@ -117,14 +116,14 @@ def export(
     Given an exported folder, --format tensorrt and tensorrt-rtx add plans to it, and triton-server
     writes it as a model repository of NVIDIA's Triton Inference Server.
     """
-    from stan_infer.artefact import why_keep
-    from stan_infer.atomic import check_folder, check_outside
-    from stan_infer.export import FORMATS, engine_of, export_model
+    from stan_infer.artefacts.folder import why_keep
+    from stan_infer.cli.report import print_json, print_table, say
+    from stan_infer.export.export_model import FORMATS, engine_of, export_model
     from stan_infer.export.options import parse_range
-    from stan_infer.export.plan_options import PlanOptions, parse_ranges
     from stan_infer.export.to_triton_server import BACKENDS, why_keep_repository
     from stan_infer.export.to_triton_server import FORMAT as SERVED
-    from stan_infer.report import print_json, print_table, say
+    from stan_infer.system.atomic import check_folder, check_outside
+    from stan_infer.tensorrt_plans.options import PlanOptions, parse_ranges
 
     check_word("format", format, (*FORMATS, SERVED))
     check_word("backend", backend, BACKENDS)
@@ -160,7 +159,7 @@ def export(
     if os.path.isdir(checkpoint):
         _serve(Path(checkpoint), out, backend, json)
         return
-    from stan_infer.checkpoint import inspect_checkpoint, load_model
+    from stan_infer.checkpoints.load import inspect_checkpoint, load_model
 
     frame_range = None if engine or frames is None else parse_range(frames, "--frames")
     # The graphs take any size that a profile names; profiles are of the plans.
@@ -248,8 +247,8 @@ def _add_plans(
     folder: str, engine: str | None, out: Path | None, wanted: PlanOptions, json: bool
 ) -> None:
     """Build plans into a folder that was exported before."""
-    from stan_infer.export.to_tensorrt import build_plans
-    from stan_infer.report import print_json, print_table
+    from stan_infer.cli.report import print_json, print_table
+    from stan_infer.tensorrt_plans.build import build_plans
 
     if engine is None:
         raise InputError(
@@ -268,9 +267,9 @@ def _add_plans(
 
 def _serve(folder: Path, out: Path, backend: str, json: bool) -> None:
     """Write a folder as a repository of Triton Inference Server."""
-    from stan_infer.artefact import read_artefact
+    from stan_infer.artefacts.folder import read_artefact
+    from stan_infer.cli.report import print_json, print_table
     from stan_infer.export.to_triton_server import write_repository
-    from stan_infer.report import print_json, print_table
 
     models = write_repository(read_artefact(folder), out, backend=backend)
     if json:
@@ -285,14 +284,14 @@ def _aside(out: Path, is_served: bool) -> Iterator[Path]:
     if not is_served:
         yield out
         return
-    from stan_infer.temporary import temporary_folder
+    from stan_infer.system.temporary import temporary_folder
 
     with temporary_folder("the export that is served") as above:
         yield above / "folder"
 
 
 def _plans_of(folder: Path) -> list[Plan]:
-    from stan_infer.plan_file import read_plan
+    from stan_infer.tensorrt_plans.plan_file import read_plan
 
     return [read_plan(path) for path in sorted((folder / ENGINES_FOLDER).glob("*.plan"))]
 
@@ -301,7 +300,7 @@ def _plans_of(folder: Path) -> list[Plan]:
 def _plan_progress() -> Iterator[Callable[[str, float], None]]:
     """Yield what moves one bar for each plan; on no terminal a sentence says that one begins."""
     from stan_infer.cli.progress import progress_bar
-    from stan_infer.report import say
+    from stan_infer.cli.report import say
 
     bars: dict[str, tuple[Callable[..., None], list[float]]] = {}
     with ExitStack() as stack:
@@ -342,8 +341,8 @@ def _row(graph: Mapping[str, Any], parity: Mapping[str, Any] | None) -> dict[str
 
 def about(checkpoint: str, settings: dict[str, Any], licence: str | None) -> dict[str, Any]:
     """Where the weights come from, without a path of this machine."""
-    from stan_infer.artefact import sha256
-    from stan_infer.checkpoint import inspect_checkpoint
+    from stan_infer.artefacts.folder import sha256
+    from stan_infer.checkpoints.load import inspect_checkpoint
 
     source: dict[str, Any] = {"file": storable(os.path.basename(checkpoint))}
     if os.path.isfile(checkpoint):
@@ -365,9 +364,9 @@ def about(checkpoint: str, settings: dict[str, Any], licence: str | None) -> dic
 
 def _clips(folder: Path, config: StanConfig) -> list[np.ndarray]:
     """Every readable video as one clip; unreadable ones are named, none at all is an error."""
-    from stan_infer.decode_worker import read_clips
-    from stan_infer.report import say
-    from stan_infer.video import Clip, list_videos
+    from stan_infer.cli.report import say
+    from stan_infer.video.clip import Clip, list_videos
+    from stan_infer.video.decode_worker import read_clips
 
     found = []
     for path, result in read_clips(

@@ -23,8 +23,8 @@ def inspect(
     if checkpoint.endswith(".plan"):
         _inspect_plan(checkpoint, settings, json)
         return
-    from stan_infer.checkpoint import inspect_checkpoint
-    from stan_infer.report import print_facts, print_json, say
+    from stan_infer.checkpoints.load import inspect_checkpoint
+    from stan_infer.cli.report import print_facts, print_json, say
 
     if os.path.isdir(checkpoint):
         _inspect_folder(checkpoint, settings, frames, json)
@@ -49,9 +49,9 @@ def _inspect_folder(
     folder: str, settings: list[str] | None, frames: int | None, json: bool
 ) -> None:
     """Show an exported folder, every hash compared."""
-    from stan_infer.artefact import read_artefact
+    from stan_infer.artefacts.folder import read_artefact
+    from stan_infer.cli.report import print_facts, print_json, print_table
     from stan_infer.errors import InputError
-    from stan_infer.report import print_facts, print_json, print_table
 
     if settings:
         raise InputError("--set belongs to a checkpoint; a folder was exported with its settings")
@@ -95,10 +95,10 @@ def _inspect_folder(
 
 def _inspect_plan(path: str, settings: list[str] | None, json: bool) -> None:
     """Show a TensorRT plan by its sidecar and header, its hash compared; TensorRT is not needed."""
+    from stan_infer.cli.report import print_facts, print_json, print_table, say
     from stan_infer.errors import InputError
-    from stan_infer.plan_file import read_header, read_plan
-    from stan_infer.report import print_facts, print_json, print_table, say
-    from stan_infer.tensorrt_faults import faults_of
+    from stan_infer.tensorrt_plans.known_faults import faults_of
+    from stan_infer.tensorrt_plans.plan_file import read_header, read_plan
 
     if settings:
         raise InputError("--set belongs to a checkpoint; a plan was built with its settings")
@@ -148,8 +148,8 @@ def _inspect_plan(path: str, settings: list[str] | None, json: bool) -> None:
 
 
 def _cost(config: StanConfig, frames: int | None) -> dict[str, Any]:
+    from stan_infer.config import text_flops, video_flops
     from stan_infer.errors import InputError
-    from stan_infer.flops import text_flops, video_flops
 
     t = config.frames if frames is None else frames
     if not 1 <= t <= config.max_frames:
@@ -164,7 +164,7 @@ def _cost(config: StanConfig, frames: int | None) -> dict[str, Any]:
 def _record(checkpoint: str, found: Any, frames: int | None) -> dict[str, Any]:
     from math import prod
 
-    from stan_infer.layouts import parameter_shapes
+    from stan_infer.config import parameter_shapes
 
     config = found.layout.config
     parts = {"trunk": 0, "branch": 0, "text": 0}

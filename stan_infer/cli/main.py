@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from stan_infer import __version__
-from stan_infer.cache_folder import keep_library_caches
 from stan_infer.cli.bench import bench
 from stan_infer.cli.calibrate import calibrate
 from stan_infer.cli.convert import convert
@@ -20,9 +19,9 @@ from stan_infer.cli.export import export
 from stan_infer.cli.inspect import inspect
 from stan_infer.cli.run import run
 from stan_infer.cli.verify import verify
-from stan_infer.errors import StanError
-from stan_infer.names import one_line
-from stan_infer.signals import Ended, end_on_signals, ending
+from stan_infer.errors import StanError, one_line
+from stan_infer.system.cache_folder import keep_library_caches
+from stan_infer.system.signals import Ended, end_on_signals, ending
 
 app = typer.Typer(
     name="stan-infer",

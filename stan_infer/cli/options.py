@@ -67,7 +67,7 @@ def open_for(
 
     options: those of engines.open_session. Raises what that raises.
     """
-    from stan_infer.engines import open_session
+    from stan_infer.engines.open import open_session
 
     session = open_session(checkpoint, settings=parse_settings(settings) or None, **options)
     context.call_on_close(session.close)

@@ -41,11 +41,11 @@ def run(
     json: Json = False,
 ) -> None:
     """Score videos against texts: which text fits each video best."""
-    from stan_infer.embed import embed_videos
+    from stan_infer.cli.report import print_json, print_table, say
     from stan_infer.engines.session import score_features, token_ids
-    from stan_infer.report import print_json, print_table, say
-    from stan_infer.tokenizer import cut_texts
-    from stan_infer.video import list_videos
+    from stan_infer.library.embed import embed_videos
+    from stan_infer.text.tokenizer import cut_texts
+    from stan_infer.video.clip import list_videos
 
     texts = read_texts(text, labels)
     paths = list_videos(videos)

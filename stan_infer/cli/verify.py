@@ -41,10 +41,10 @@ def verify(
     """Compare two models from video bytes to rank, stage by stage; exit code 4 if they differ."""
     import sys
 
+    from stan_infer.cli.report import print_json, print_table, say
     from stan_infer.errors import CheckError
-    from stan_infer.report import print_json, print_table, say
-    from stan_infer.verify import verify as run
-    from stan_infer.video import list_videos
+    from stan_infer.verification.verify import verify as run
+    from stan_infer.video.clip import list_videos
 
     record = run(
         a,

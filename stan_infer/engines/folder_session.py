@@ -10,13 +10,11 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from stan_infer.artefact import (
-    CONFIG_KEY,
-    EIGHT_BITS,
-    Artefact,
-    Graph,
-    config_sha256,
-)
+from stan_infer.artefacts.folder import CONFIG_KEY, Artefact, Graph, config_sha256
+from stan_infer.artefacts.graph_source import GraphSource, graph_source
+from stan_infer.artefacts.onnx_file import GraphForm
+from stan_infer.artefacts.onnx_sizes import Inputs, check_need
+from stan_infer.artefacts.precision import EIGHT_BITS
 from stan_infer.config import StanConfig
 from stan_infer.engines.session import (
     TEXT_CHUNK,
@@ -27,9 +25,6 @@ from stan_infer.engines.session import (
     token_ids,
 )
 from stan_infer.errors import CheckError, InputError
-from stan_infer.graph_source import GraphSource, graph_source
-from stan_infer.onnx_file import GraphForm
-from stan_infer.onnx_sizes import Inputs, check_need
 
 Value = tuple[str, tuple[int | None, ...]]  # numpy's name of the dtype; sizes, None if free
 
@@ -157,14 +152,12 @@ class FolderSession(ABC):
         return np.concatenate(parts)
 
     def score(self, texts: Sequence[str] | np.ndarray, video: np.ndarray) -> np.ndarray:
-        """See Session.score."""
         ids = token_ids(self.config, texts, self.vocabulary)
         text, clips = as_numpy(self.embed_text(ids)), as_numpy(self.embed_video(video))
         return score_features(self.config, text, ids, clips)
 
     @property
     def vocabulary(self) -> Path | None:
-        """See Session.vocabulary."""
         name = "tokenizer.json"
         return self._artefact.file(name) if self._artefact.has(name) else None
 
@@ -173,7 +166,6 @@ class FolderSession(ABC):
         return read_config_clip(self.config, path, decoder)
 
     def describe(self) -> dict[str, Any]:
-        """See Session.describe."""
         role = next(iter(self._graphs))
         record = {
             "engine": self.engine,

@@ -10,9 +10,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from stan_infer.engines.session import split_device
-from stan_infer.errors import InputError, MissingError, check_word, require
-from stan_infer.installing import install_command
-from stan_infer.machine import faults, installed_versions
+from stan_infer.errors import InputError, MissingError, check_word
+from stan_infer.system.machine import faults, installed_versions
+from stan_infer.system.packages import install_command, require
 
 if TYPE_CHECKING:
     import onnxruntime

@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stan_infer.artefact import EIGHT_BITS, Artefact, Graph
+from stan_infer.artefacts.folder import Artefact, Graph
+from stan_infer.artefacts.graph_source import GraphSource
+from stan_infer.artefacts.onnx_file import count_ops
+from stan_infer.artefacts.precision import EIGHT_BITS
 from stan_infer.engines.folder_session import FolderSession, Signature, Value
 from stan_infer.engines.ort_providers import Provider, choose_provider, open_with
-from stan_infer.errors import InputError, MissingError, StanError, require
-from stan_infer.graph_source import GraphSource
-from stan_infer.names import openable
-from stan_infer.onnx_file import count_ops
-from stan_infer.temporary import NoTemporaryFolderError, temporary_folder
+from stan_infer.errors import InputError, MissingError, StanError
+from stan_infer.system.outside_file import openable
+from stan_infer.system.packages import require
+from stan_infer.system.temporary import NoTemporaryFolderError, temporary_folder
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -151,7 +153,6 @@ class OrtGraph:
         self._kept: dict[Any, tuple[Any, ...]] = {}
 
     def signature(self) -> Signature:
-        """See OpenGraph.signature."""
         return Signature(_values(self._session.get_inputs()), _values(self._session.get_outputs()))
 
     def run(self, output: str, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -172,7 +173,6 @@ class OrtGraph:
             ) from e
 
     def describe(self) -> dict[str, Any]:
-        """See OpenGraph.describe."""
         import onnxruntime as ort
 
         graphs = {"cuda_graphs": len(self._kept)} if self._provider.word == "cuda-graph" else {}

@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from stan_infer.artefact import Graph
+from stan_infer.artefacts.folder import Graph
+from stan_infer.artefacts.graph_source import GraphSource
 from stan_infer.engines.folder_session import FolderSession, Signature, Value
 from stan_infer.engines.session import split_device
-from stan_infer.errors import InputError, MissingError, require
-from stan_infer.graph_source import GraphSource
-from stan_infer.names import openable
-from stan_infer.signals import ended_at_once
+from stan_infer.errors import InputError, MissingError
+from stan_infer.system.outside_file import openable
+from stan_infer.system.packages import require
+from stan_infer.system.signals import ended_at_once
 
 # openvino ships stubs without the marker that lets a type checker read them.
 Core = Any
@@ -124,7 +125,6 @@ class OvGraph:
         self._lock = threading.Lock()  # a request serves one caller at a time
 
     def signature(self) -> Signature:
-        """See OpenGraph.signature."""
         inputs, outputs = self._compiled.inputs, self._compiled.outputs
         # A value also bears the names of what OpenVINO found to be the same: a Cast that changes
         # nothing. An input's own is its node's; an output may be asked for by any of them.
@@ -134,7 +134,6 @@ class OvGraph:
         )
 
     def run(self, output: str, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
-        """See OpenGraph.run."""
         try:
             with self._lock:
                 return self._request.infer(dict(feeds))[output]

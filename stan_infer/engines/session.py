@@ -10,9 +10,9 @@ import numpy as np
 
 from stan_infer.config import StanConfig
 from stan_infer.errors import InputError, nearest
-from stan_infer.retrieval import cosine_scores, mug_scores
-from stan_infer.tokenizer import tokenize
-from stan_infer.video import read_clip
+from stan_infer.scores import cosine_scores, mug_scores
+from stan_infer.text.tokenizer import tokenize
+from stan_infer.video.clip import read_clip
 
 TEXT_CHUNK = 256  # texts per call of a network: 100,000 labels at once would take 130 GB
 

@@ -21,9 +21,9 @@ from stan_infer.engines.session import (
     token_ids,
 )
 from stan_infer.errors import InputError, MissingError, check_word, nearest
-from stan_infer.fold import fold_video
-from stan_infer.model import Stan
-from stan_infer.torch_ops import encode_video
+from stan_infer.network.fold import fold_video
+from stan_infer.network.model import Stan
+from stan_infer.network.torch_ops import encode_video
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 GRAPHS = ("reference", "fused")
@@ -116,7 +116,6 @@ class TorchSession:
 
     @property
     def vocabulary(self) -> None:
-        """See Session.vocabulary."""
         return None
 
     def read_clip(self, path: str | Path, decoder: str = "auto") -> np.ndarray:
@@ -124,7 +123,6 @@ class TorchSession:
         return read_config_clip(self.config, path, decoder)
 
     def describe(self) -> dict[str, Any]:
-        """See Session.describe."""
         return {
             "engine": "compile" if self._compiled else "eager",
             "device": str(self._device),

@@ -21,10 +21,9 @@ from stan_infer.engines.session import (
 )
 from stan_infer.engines.torch_session import torch_device
 from stan_infer.errors import InputError, MissingError, nearest
-from stan_infer.fold import fold_text, fold_video
-from stan_infer.fused import text_tower, video_tower
-from stan_infer.kernels import unavailable
-from stan_infer.model import Stan
+from stan_infer.network.fold import fold_text, fold_video
+from stan_infer.network.fused import text_tower, video_tower
+from stan_infer.network.model import Stan
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.bfloat16}
 MAX_GRAPHS = 8
@@ -83,7 +82,7 @@ class TritonSession:
 
     def load(self, model: Stan) -> None:
         """Take the weights of `model`; graphs of earlier weights are dropped."""
-        from stan_infer.kernel_weights import prepare
+        from stan_infer.network.kernel_weights import prepare
 
         self._graphs.clear()
         dtype = PRECISIONS[self._precision]
@@ -131,7 +130,7 @@ class TritonSession:
     @torch.inference_mode()
     def embed_text(self, texts: Sequence[str] | Tensor | np.ndarray) -> Tensor:
         """See Session.embed_text; returns a float32 tensor on the device."""
-        from stan_infer.kernel_ops import KernelOps
+        from stan_infer.network.kernel_ops import KernelOps
 
         given = texts.cpu().numpy() if isinstance(texts, Tensor) else texts
         ids = torch.from_numpy(token_ids(self._config, given)).to(self._device)
@@ -155,7 +154,6 @@ class TritonSession:
 
     @property
     def vocabulary(self) -> None:
-        """See Session.vocabulary."""
         return None
 
     def read_clip(self, path: str | Path, decoder: str = "auto") -> np.ndarray:
@@ -199,7 +197,7 @@ class TritonSession:
         return frames if self._config.is_mug else mean
 
     def _network(self, clips: Tensor) -> Sequence[Tensor]:
-        from stan_infer.kernel_ops import KernelOps
+        from stan_infer.network.kernel_ops import KernelOps
 
         ops = KernelOps(
             clips.shape[0], clips.shape[1], self._counters,
@@ -242,3 +240,30 @@ def _check_fp8(device: torch.device) -> None:
 
 def _pinned(clips: Tensor, cuda: Any) -> Tensor:
     return clips.contiguous().pin_memory() if cuda.is_available() and not clips.is_cuda else clips
+
+
+def unavailable(device: str = "cuda") -> str | None:
+    """Why the kernels cannot run on `device`, or None if they can: one sentence for an error."""
+    try:
+        import torch
+        import triton
+    except ImportError as e:
+        from stan_infer.system.packages import install_command
+
+        return f"{e.name} is not installed: {install_command('gpu')}"
+    if not torch.cuda.is_available():
+        built = torch.version.cuda or "none"
+        return (
+            f"torch {torch.__version__} (built for CUDA {built}) with triton {triton.__version__} "
+            "finds no GPU"
+        )
+    if not device.startswith("cuda"):
+        return f"the kernels run on NVIDIA GPUs, not on device '{device}': give --device cuda"
+    index, here = torch.device(device).index or 0, torch.cuda.device_count()
+    if index >= here:
+        return f"device '{device}' is not here: {here} GPUs found"
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:
+        name = torch.cuda.get_device_name(device)
+        return f"{name} is sm_{major}{minor}; the kernels need sm_80 (Ampere) or newer"
+    return None

@@ -10,14 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stan_infer.artefact import Artefact, Graph
+from stan_infer.artefacts.folder import Artefact, Graph
+from stan_infer.artefacts.graph_source import GraphSource
 from stan_infer.engines.folder_session import FolderSession, OpenGraph, check_output, check_size
-from stan_infer.engines.plan_graph import PlanGraph
 from stan_infer.engines.session import check_video
 from stan_infer.engines.torch_session import torch_device
+from stan_infer.engines.trt_graph import PlanGraph
 from stan_infer.errors import InputError, MissingError
-from stan_infer.graph_source import GraphSource
-from stan_infer.plan_file import (
+from stan_infer.tensorrt_plans.api import load_tensorrt, version_of
+from stan_infer.tensorrt_plans.plan_file import (
     FORMATS,
     Plan,
     check_device,
@@ -26,7 +27,6 @@ from stan_infer.plan_file import (
     plans_of,
     read_plan,
 )
-from stan_infer.tensorrt_api import load_tensorrt, version_of
 
 
 class TrtSession(FolderSession):
@@ -69,16 +69,14 @@ class TrtSession(FolderSession):
         super().__init__(artefact, device=device, precision=precision)
 
     def has(self, graph: Graph) -> bool:
-        """See FolderSession.has."""
         return graph.role in self._plans
 
     def open(
         self, graph: Graph, source: GraphSource, precision: str, threads: int | None
     ) -> PlanGraph:
-        """See FolderSession.open."""
         plan, refusal = self._fitting(self._plans[graph.role])
         if plan is None and self._auto_rebuild:
-            from stan_infer.export.to_tensorrt import rebuild_plan
+            from stan_infer.tensorrt_plans.build import rebuild_plan
 
             old = self._plans[graph.role][0]
             check_version(old, old.version)  # host code
@@ -137,7 +135,6 @@ class TrtSession(FolderSession):
         super().close()
 
     def describe(self) -> dict[str, Any]:
-        """See Session.describe."""
         hashes = {role: plan.sidecar["plan_sha256"] for role, plan in self._running.items()}
         return super().describe() | {"plan_sha256": hashes}
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import pytest
 
-from stan_infer.checkpoint import save_model
+from stan_infer.checkpoints.load import save_model
+from stan_infer.checkpoints.presets import preset
 from stan_infer.cli.main import main
-from stan_infer.config import preset
-from stan_infer.model import Stan, init_random
+from stan_infer.network.model import Stan, init_random
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def artefact(checkpoint, tmp_path_factory):
-    from stan_infer.checkpoint import load_model
-    from stan_infer.export import export_model
+    from stan_infer.checkpoints.load import load_model
+    from stan_infer.export.export_model import export_model
 
     out = tmp_path_factory.mktemp("artefact") / "tiny"
     export_model(load_model(checkpoint), out)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stan_infer.installing import install_command
+from stan_infer.system.packages import install_command
 from tests.conftest import wait_until, write_video
 
 
@@ -111,7 +111,7 @@ def test_a_bug_of_ours_is_exit_code_1(cli, checkpoint, monkeypatch):
     def fail(*args, **kwargs):
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr("stan_infer.checkpoint.inspect_checkpoint", fail)
+    monkeypatch.setattr("stan_infer.checkpoints.load.inspect_checkpoint", fail)
     done = cli("inspect", checkpoint)
     assert done.code == 1 and "internal error: ZeroDivisionError: oh" in done.err
 
@@ -213,9 +213,9 @@ def write_huge_model(path: Path) -> None:
     """A checkpoint of finite weights whose features overflow."""
     import torch
 
-    from stan_infer.checkpoint import save_model
-    from stan_infer.config import preset
-    from stan_infer.model import Stan, init_random
+    from stan_infer.checkpoints.load import save_model
+    from stan_infer.checkpoints.presets import preset
+    from stan_infer.network.model import Stan, init_random
 
     model = init_random(Stan(preset("stan-tiny")))
     with torch.no_grad():

@@ -6,11 +6,11 @@ import shutil
 import numpy as np
 import pytest
 
-from stan_infer.calibrate import SCHEMA
-from stan_infer.collect_ranges import collect_ranges
-from stan_infer.export.folder_weights import read_weights
-from stan_infer.fold import fold_video
-from stan_infer.onnx_file import read_graph
+from stan_infer.artefacts.onnx_file import read_graph
+from stan_infer.export.read_weights import read_weights
+from stan_infer.network.fold import fold_video
+from stan_infer.quantisation.calibrate import SCHEMA
+from stan_infer.quantisation.ranges import collect_ranges
 from tests.conftest import write_video
 
 RUN = ("--samples", "3", "--threads", "1", "--force", "--min-cosine", "0.9")
@@ -18,8 +18,8 @@ RUN = ("--samples", "3", "--threads", "1", "--force", "--min-cosine", "0.9")
 
 @pytest.fixture(scope="module")
 def quantised(artefact, videos, tmp_path_factory):
-    from stan_infer.calibrate import CalibrationOptions, calibrate
-    from stan_infer.verdict import Bound
+    from stan_infer.quantisation.calibrate import CalibrationOptions, calibrate
+    from stan_infer.quantisation.verdict import Bound
 
     out = tmp_path_factory.mktemp("int8") / "int8"
     options = CalibrationOptions(samples=3, force=True)
@@ -33,9 +33,9 @@ def quantised(artefact, videos, tmp_path_factory):
 def test_a_folder_gives_the_weights_that_the_model_folds_to(artefact, checkpoint):
     import torch
 
-    from stan_infer.artefact import read_artefact
-    from stan_infer.checkpoint import load_model
-    from stan_infer.torch_ops import encode_video
+    from stan_infer.artefacts.folder import read_artefact
+    from stan_infer.checkpoints.load import load_model
+    from stan_infer.network.torch_ops import encode_video
 
     read, folded = read_weights(read_artefact(artefact)), fold_video(load_model(checkpoint))
     video = torch.randint(0, 256, (2, 3, 64, 64, 3), dtype=torch.uint8)
@@ -81,7 +81,7 @@ def test_the_order_of_the_list_changes_nothing(cli, artefact, videos, tmp_path):
 
 
 def test_a_stopped_run_goes_on_with_the_same_numbers(artefact, videos, tmp_path):
-    from stan_infer.artefact import read_artefact
+    from stan_infer.artefacts.folder import read_artefact
 
     folder = read_artefact(artefact)
     weights, paths = read_weights(folder), sorted(videos.iterdir())

@@ -12,16 +12,16 @@ import pytest
 import torch
 
 import stan_infer as si
-from stan_infer.calibrate import CalibrationOptions, calibrate
-from stan_infer.calibration_file import fp8_scales, read_calibration
+from stan_infer.artefacts.calibration_file import fp8_scales, read_calibration
 from stan_infer.cli.export import about
 from stan_infer.engines import triton_session
 from stan_infer.engines.triton_session import TritonSession
 from stan_infer.errors import InputError
-from stan_infer.fold import fold_video
-from stan_infer.kernel_weights import Fp8Product
-from stan_infer.quantise import products, quantise_product
-from stan_infer.verdict import Bound
+from stan_infer.network.eight_bits import products, quantise_product
+from stan_infer.network.fold import fold_video
+from stan_infer.network.kernel_weights import Fp8Product
+from stan_infer.quantisation.calibrate import CalibrationOptions, calibrate
+from stan_infer.quantisation.verdict import Bound
 from tests.engines.fake_cuda import FakeCuda
 
 

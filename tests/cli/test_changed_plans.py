@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from stan_infer.artefact import MANIFEST, sha256
-from stan_infer.plan_file import new_plan, sidecar_path
+from stan_infer.artefacts.folder import MANIFEST, sha256
+from stan_infer.tensorrt_plans.plan_file import new_plan, sidecar_path
 
 SIDECAR = {
     "flavor": "tensorrt",

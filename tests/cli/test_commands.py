@@ -135,7 +135,7 @@ def test_doctor_tries_every_engine(cli):
 
 
 def test_doctor_finds_two_onnxruntimes(cli, monkeypatch):
-    from stan_infer import machine
+    from stan_infer.system import machine
 
     versions = machine.installed_versions() | {"onnxruntime": "1.2", "onnxruntime-gpu": "1.2"}
     monkeypatch.setattr(machine, "installed_versions", lambda: versions)

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from tests import broken_videos as make
+from tests.video import broken_videos as make
 
 # Of the command and of its decoding worker, in MiB: what may differ between 20 and 200 clips.
 # Allocators and page caches of libraries settle within it; one clip kept per video would not.

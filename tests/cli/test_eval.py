@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 import stan_infer as si
-from stan_infer.metrics import class_figures, rank_figures, retrieval_ranks
-from stan_infer.retrieval import cosine_scores
-from stan_infer.tokenizer import tokenize
-from stan_infer.video import read_clip_info
-from tests import broken_videos as make
+from stan_infer.evaluation.metrics import class_figures, rank_figures, retrieval_ranks
+from stan_infer.scores import cosine_scores
+from stan_infer.text.tokenizer import tokenize
+from stan_infer.video.clip import read_clip_info
+from tests.video import broken_videos as make
 
 TEXTS = ["a red square", "a blue ring, moving left", "noise"]
 
@@ -179,7 +179,7 @@ def test_the_cache_spares_videos_and_gives_the_same_figures(
         assert not paths
         yield from ()
 
-    monkeypatch.setattr("stan_infer.evaluate.embed_videos", no_reading)
+    monkeypatch.setattr("stan_infer.evaluation.evaluate.embed_videos", no_reading)
     assert cli("eval", checkpoint, *more).records[0] == first
 
 

@@ -178,7 +178,7 @@ def test_onnxruntime_imported_before_us_is_told_to_stop(chosen, said, tmp_path):
 
 
 def test_caches_of_libraries_lie_in_our_folder(monkeypatch, tmp_path):
-    from stan_infer.cache_folder import keep_library_caches
+    from stan_infer.system.cache_folder import keep_library_caches
 
     monkeypatch.setenv("STAN_INFER_CACHE", str(tmp_path))
     monkeypatch.setenv("TRITON_CACHE_DIR", "chosen")

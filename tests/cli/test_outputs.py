@@ -12,10 +12,10 @@ import threading
 import numpy as np
 import pytest
 
-from stan_infer.artefact import read_artefact
-from stan_infer.collect_ranges import check_state, remove_state
+from stan_infer.artefacts.folder import read_artefact
+from stan_infer.quantisation.ranges import check_state, remove_state
 from tests.conftest import ROOT
-from tests.test_temporary import small_disk  # noqa: F401
+from tests.system.test_temporary import small_disk  # noqa: F401
 
 BENCH = ("--engine=eager", "--repeats=1", "--warmup=1", "--min-seconds=0", "--no-memory")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import stan_infer as si
-from stan_infer.export import export_model
+from stan_infer.export.export_model import export_model
 from tests.conftest import ROOT, tiny_config
 
 SOURCE = Path(__file__).parent
@@ -132,7 +132,7 @@ def exported(model, labels, tmp_path_factory):
 @pytest.fixture(scope="session")
 def small(labels, tmp_path_factory):
     """A folder with all parts whose files are small: the sanitized build hashes slowly."""
-    from stan_infer.model import Stan, init_random
+    from stan_infer.network.model import Stan, init_random
 
     sizes = {"vocab_size": 49408, "context_positions": 77, "context_length": 32, "embed_dim": 64}
     out = tmp_path_factory.mktemp("small") / "small"

@@ -15,10 +15,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from stan_infer.onnx_operations import OPERATIONS
-from tests import hostile
+from stan_infer.artefacts.onnx_operations import OPERATIONS
 from tests.conftest import ROOT
 from tests.cpp.conftest import MOTION, edit_manifest, put
+from tests.hostile import folders as hostile
 
 pytestmark = pytest.mark.slow
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import stan_infer as si
-from stan_infer.video import read_clip_info
+from stan_infer.video.clip import read_clip_info
 from tests.conftest import golden_folder
 from tests.cpp.conftest import MOTION, unavailable
 
@@ -86,8 +86,8 @@ def test_other_forms_of_the_video_graph(plain, model, tmp_path, options):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_folder_in_8_bits(plain, exported, tmp_path, engine):
-    from stan_infer.calibrate import CalibrationOptions, calibrate
-    from stan_infer.verdict import Bound
+    from stan_infer.quantisation.calibrate import CalibrationOptions, calibrate
+    from stan_infer.quantisation.verdict import Bound
 
     need_engine(plain, engine)
     options = CalibrationOptions(samples=3, force=True)

@@ -9,15 +9,15 @@ import sys
 
 import pytest
 
-from stan_infer.export import to_tensorrt
-from stan_infer.export.build_plan import build
-from stan_infer.export.to_tensorrt import build_plans
-from stan_infer.plan_file import sidecar_path
+from stan_infer.tensorrt_plans import build as build_module
+from stan_infer.tensorrt_plans.build import build_plans
+from stan_infer.tensorrt_plans.build_process import build
+from stan_infer.tensorrt_plans.plan_file import sidecar_path
 from tests.conftest import ROOT
 from tests.cpp.conftest import SOURCE, Program, need_tools
 from tests.cpp.conftest import build as build_program
-from tests.tensorrt.conftest import GPU
-from tests.tensorrt.fake import World, fake_tensorrt
+from tests.tensorrt_plans.conftest import GPU
+from tests.tensorrt_plans.fake import World, fake_tensorrt
 
 CPP = ROOT / "examples" / "cpp"
 PARTS = ("backend_ort", "tensor", "folder", "sha256")
@@ -52,9 +52,9 @@ def folder(exported, tmp_path, monkeypatch):
     shutil.copytree(exported, copy)
     module = fake_tensorrt("tensorrt-10.16", World())
     monkeypatch.setitem(sys.modules, "tensorrt", module)
-    monkeypatch.setattr(to_tensorrt, "nvidia_gpus", lambda: [GPU])
+    monkeypatch.setattr(build_module, "nvidia_gpus", lambda: [GPU])
     monkeypatch.setattr(
-        to_tensorrt,
+        build_module,
         "run_job",
         lambda job, progress, gpu=None: build(job, module, lambda part: True),
     )

@@ -10,12 +10,12 @@ import onnxruntime as ort
 import pytest
 
 import stan_infer as si
-from stan_infer.engine_trials import IDENTITY
 from stan_infer.engines import ort_providers, ort_session
 from stan_infer.engines.ort_providers import Provider, check_wheels, choose_provider
 from stan_infer.engines.ort_session import MAX_GRAPHS, OrtGraph, open_graph
+from stan_infer.engines.trials import IDENTITY
 from stan_infer.errors import InputError, MissingError
-from stan_infer.export import export_model
+from stan_infer.export.export_model import export_model
 from tests.conftest import clips
 
 

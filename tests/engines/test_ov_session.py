@@ -14,8 +14,8 @@ from onnx import TensorProto, helper
 import stan_infer as si
 from stan_infer.engines import ov_session
 from stan_infer.errors import InputError, MissingError
-from stan_infer.export import export_model
-from stan_infer.installing import install_command
+from stan_infer.export.export_model import export_model
+from stan_infer.system.packages import install_command
 from tests.conftest import clips, relative_error
 
 FP32 = 1e-5

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 import stan_infer as si
-from stan_infer.artefact import write_manifest
+from stan_infer.artefacts.folder import write_manifest
 from stan_infer.errors import CheckError, InputError, MissingError
-from stan_infer.export import export_model
-from stan_infer.model import Stan
+from stan_infer.export.export_model import export_model
+from stan_infer.network.model import Stan
 from tests.conftest import GOLDEN_CASES, clips, relative_error, tiny_config
-from tests.test_model import load_golden
+from tests.network.test_model import load_golden
 
 FP32 = 1e-5
 RUNTIME = 1e-4  # another order of sums than the authors', through a deep or outlier-ridden network

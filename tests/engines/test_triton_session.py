@@ -7,12 +7,11 @@ import pytest
 import torch
 
 import stan_infer as si
-from stan_infer import kernels
 from stan_infer.engines import torch_session, triton_session
 from stan_infer.engines.cuda_graphs import WARM_UP, CudaGraphs
-from stan_infer.engines.triton_session import TritonSession
+from stan_infer.engines.triton_session import TritonSession, unavailable
 from stan_infer.errors import InputError, MissingError
-from stan_infer.model import Stan, init_random
+from stan_infer.network.model import Stan, init_random
 from tests.conftest import clips, relative_error, tiny_config
 from tests.engines.fake_cuda import FakeCuda
 
@@ -141,8 +140,8 @@ def test_more_clips_than_the_counters_are_for(gpu, tiny_model, monkeypatch):
 
 
 def test_fp8(gpu, tiny_model):
-    from stan_infer.fold import fold_video
-    from stan_infer.kernel_weights import activation_scales
+    from stan_infer.network.fold import fold_video
+    from stan_infer.quantisation.observe import activation_scales
 
     video = torch.from_numpy(clips(2, 3, 16))
     scales = activation_scales(fold_video(tiny_model), video)
@@ -192,11 +191,11 @@ def test_why_the_kernels_cannot_run(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert "'cuda:2' is not here: 2 GPUs found" in kernels.unavailable("cuda:2")
-    assert "give --device cuda" in kernels.unavailable("cpu")
-    assert "Tesla T4 is sm_75; the kernels need sm_80" in kernels.unavailable("cuda")
+    assert "'cuda:2' is not here: 2 GPUs found" in unavailable("cuda:2")
+    assert "give --device cuda" in unavailable("cpu")
+    assert "Tesla T4 is sm_75; the kernels need sm_80" in unavailable("cuda")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-    assert kernels.unavailable("cuda:1") is None
+    assert unavailable("cuda:1") is None
 
 
 @pytest.mark.gpu

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 from markdown_it import MarkdownIt
 
-from stan_infer.config import preset
+from stan_infer.checkpoints.presets import preset
 from stan_infer.export.card import write_card
 
 HOSTILE = (

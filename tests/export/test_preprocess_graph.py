@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from stan_infer.engines.ort_session import open_graph
 from stan_infer.export.preprocess_graph import write_preprocess
-from stan_infer.synthetic import moving_frames
-from stan_infer.video import resize_crop
+from stan_infer.video.clip import resize_crop
+from stan_infer.video.synthetic import moving_frames
 
 cv2 = pytest.importorskip("cv2")
 SIZES = ((224, 224), (256, 224), (64, 64), (16, 16), (336, 224))

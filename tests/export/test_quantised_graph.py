@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import stan_infer as si
-from stan_infer.calibrate import CalibrationOptions, calibrate
-from stan_infer.engines import open_session
-from stan_infer.quantise import LINEARS
-from stan_infer.verdict import Bound
+from stan_infer.engines.open import open_session
+from stan_infer.network.eight_bits import LINEARS
+from stan_infer.quantisation.calibrate import CalibrationOptions, calibrate
+from stan_infer.quantisation.verdict import Bound
 
 
 def quantise(model, videos, place, precision="int8", **options):

@@ -8,7 +8,7 @@ import pytest
 
 from stan_infer.engines.ort_session import open_graph
 from stan_infer.export.score_graph import write_mug_score
-from stan_infer.retrieval import mug_scores
+from stan_infer.scores import mug_scores
 
 CLOSE = 1e-5  # of scores up to 1; fp32 with tau 100
 MODES = ("mug", "mug_frame_token")

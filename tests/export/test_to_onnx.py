@@ -11,14 +11,15 @@ import pytest
 import torch
 
 import stan_infer as si
-from stan_infer.artefact import CONFIG_KEY, config_sha256
+from stan_infer.artefacts.folder import CONFIG_KEY, config_sha256
 from stan_infer.errors import CheckError, InputError, MissingError
-from stan_infer.export import export_model, onnx_graph
+from stan_infer.export import onnx_graph
+from stan_infer.export.export_model import export_model
 from stan_infer.export.onnx_graph import GraphWriter
 from stan_infer.export.onnx_ops import OnnxOps
 from stan_infer.export.options import parse_range
 from stan_infer.export.parity import Case, case_sizes, prove
-from stan_infer.model import Stan, init_random
+from stan_infer.network.model import Stan, init_random
 from tests.conftest import ROOT, clips, relative_error, tiny_config
 
 FP16, BF16 = 1e-2, 1e-1

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from benchmarks.load import write_authors_checkpoint
-from stan_infer.checkpoint import load_model
-from stan_infer.retrieval import cosine_scores, mug_scores
-from stan_infer.tokenizer import tokenize
-from stan_infer.video import sample_indices
+from stan_infer.checkpoints.load import load_model
+from stan_infer.scores import cosine_scores, mug_scores
+from stan_infer.text.tokenizer import tokenize
+from stan_infer.video.clip import sample_indices
 from tests.conftest import clips, tiny_config
 
 HERE = Path(__file__).parent

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from stan_infer.installing import requirements
+from stan_infer.system.packages import requirements
 from tests.installs.pythons import ROOT, declared, find
 
 MOTION = ROOT / "examples" / "motion"

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from stan_infer.cli.main import app, main
-from stan_infer.installing import install_command
+from stan_infer.system.packages import install_command
 
 CHECKPOINT_ENGINES = {"eager": "cpu", "compile": "cpu", "triton": "gpu"}
 # Engine of a folder -> the extra that is missing for it.

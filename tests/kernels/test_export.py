@@ -14,11 +14,11 @@ from tests.conftest import ROOT, clips, relative_error
 EXPORT = """
 import sys
 import torch
-from stan_infer.fold import fold_video
-from stan_infer.fused import video_tower
-from stan_infer.kernel_ops import KernelOps
-from stan_infer.kernel_weights import prepare
-from stan_infer.model import Stan, init_random
+from stan_infer.network.fold import fold_video
+from stan_infer.network.fused import video_tower
+from stan_infer.network.kernel_ops import KernelOps
+from stan_infer.network.kernel_weights import prepare
+from stan_infer.network.model import Stan, init_random
 from tests.conftest import tiny_config
 
 model = init_random(Stan(tiny_config()), seed=1).eval().requires_grad_(False)
@@ -47,7 +47,7 @@ LOAD = """
 import sys
 import numpy as np
 import torch
-import stan_infer.kernel_ops  # registers the operations
+import stan_infer.network.kernel_ops  # registers the operations
 program = torch.export.load(sys.argv[1]).module()
 video = torch.from_numpy(np.load(sys.argv[2]))
 np.savez(sys.argv[3], *program(video))

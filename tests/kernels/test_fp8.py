@@ -12,7 +12,7 @@ from stan_infer.kernels.fp8_linear import (
     launch,
     quantise,
 )
-from stan_infer.quantise import quantise_weight
+from stan_infer.network.eight_bits import quantise_weight
 from tests.kernels.inputs import DEVICE, DTYPES, TOLERANCE, Maker, double, error
 
 pytestmark = pytest.mark.skipif(

@@ -7,14 +7,15 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.launches import count_launches
-from stan_infer.config import preset
+from stan_infer.checkpoints.presets import preset
 from stan_infer.errors import InputError
-from stan_infer.fold import fold_text, fold_video
-from stan_infer.fused import text_tower, video_tower
-from stan_infer.kernel_ops import KernelOps
-from stan_infer.kernel_weights import Fp8Product, activation_scales, prepare
-from stan_infer.model import Stan, init_random
-from stan_infer.torch_ops import encode_video
+from stan_infer.network.fold import fold_text, fold_video
+from stan_infer.network.fused import text_tower, video_tower
+from stan_infer.network.kernel_ops import KernelOps
+from stan_infer.network.kernel_weights import Fp8Product, prepare
+from stan_infer.network.model import Stan, init_random
+from stan_infer.network.torch_ops import encode_video
+from stan_infer.quantisation.observe import activation_scales
 from tests.conftest import clips, relative_error, tiny_config
 from tests.kernels.inputs import DEVICE
 

@@ -21,7 +21,7 @@ from stan_infer.kernels import (
     temporal_attention,
     temporal_qkv_attention,
 )
-from stan_infer.quantise import quantise_weight
+from stan_infer.network.eight_bits import quantise_weight
 from tests.conftest import ROOT, clips
 from tests.kernels.inputs import DEVICE, Maker
 

@@ -16,7 +16,7 @@ constexpr int kMaxFields = 2'000'000;  // a large graph has 60,000
 constexpr std::size_t kMaxText = 65536;
 
 // The operations that the exporters write; no other may stand in a graph. The same list as in
-// stan_infer/onnx_operations.py, which a test compares.
+// stan_infer/artefacts/onnx_operations.py, which a test compares.
 constexpr std::string_view kOperations[] = {
     "Abs", "Add", "And", "ArgMax", "Cast", "CastLike", "Ceil", "Clip", "Concat", "Constant",
     "ConstantOfShape", "Conv", "DequantizeLinear", "Div", "Equal", "Erf", "Exp", "Expand",

@@ -1,4 +1,4 @@
-// TensorRT and CUDA without a GPU: runs the ONNX graph inside the plans that tests/tensorrt/fake.py
+// TensorRT and CUDA without a GPU: runs the ONNX graph inside the plans that tests/tensorrt_plans/fake.py
 // makes, in ONNX Runtime. STAND_IN_SM, STAND_IN_VERSION and STAND_IN_FAULT set up the machine.
 #include <cstdlib>
 #include <cstring>

@@ -1,0 +1,250 @@
+"""manifest.json as types, and which files of a folder it may name, of what size.
+
+Checked once, when a folder is read (artefact.read_artefact); whoever reads a manifest later relies
+on these types. Further keys are allowed: a later version may write them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from math import prod
+from typing import Annotated, Any, NotRequired, TypedDict
+
+from msgspec import Meta
+
+from stan_infer.config import StanConfig, parameter_shapes
+from stan_infer.errors import InputError, check_word
+
+MAX_FILE = 2**34  # bytes; the C++ client reads no larger one either
+MAX_TOTAL = 2 * MAX_FILE
+MAX_LABELS = 100_000
+_MIB = 2**20
+
+Word = Annotated[str, Meta(max_length=200)]
+Text = Annotated[str, Meta(max_length=65536)]
+Digest = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+Count = Annotated[int, Meta(ge=0, le=2**53)]
+Size = Annotated[int, Meta(ge=1, le=2**24)]  # of one axis
+Number = Annotated[float, Meta(ge=-1e300, le=1e300)]
+Triple = Annotated[list[Number], Meta(min_length=3, max_length=3)]  # of red, green, blue
+Pair = Annotated[list[Size], Meta(min_length=2, max_length=2)]  # smallest, largest
+
+
+class Port(TypedDict):
+    """An input or output of a graph."""
+
+    name: Word
+    dtype: Word
+    shape: Annotated[list[Size | Word], Meta(max_length=8)]  # sizes, or names of dimensions
+
+
+class Quant(TypedDict):
+    """What of a graph is in 8 bits."""
+
+    linears: NotRequired[Count]
+
+
+class GraphEntry(TypedDict):
+    """One model file."""
+
+    file: Word
+    role: Word
+    precision: Word
+    opset: Annotated[int, Meta(ge=1, le=1000)]
+    inputs: Annotated[list[Port], Meta(min_length=1, max_length=16)]
+    outputs: Annotated[list[Port], Meta(max_length=16)]
+    dims: Annotated[dict[Word, Pair], Meta(max_length=16)]
+    ir: NotRequired[Count]
+    bytes: NotRequired[Count]
+    nodes: NotRequired[Count]
+    graph: NotRequired[Word]  # fused or reference
+    external_data: NotRequired[Annotated[list[Word], Meta(max_length=1)] | None]
+    quant: NotRequired[Quant | None]
+
+
+class Parity(TypedDict):
+    """How far a graph was from the model when it was exported."""
+
+    file: Word
+    max_rel: NotRequired[Number]
+    min_cos: NotRequired[Number]
+
+
+class Labels(TypedDict):
+    """Classes, and their embeddings."""
+
+    file: Word
+    embeddings: NotRequired[Word | None]
+    template: Text
+    count: NotRequired[Annotated[int, Meta(ge=1, le=MAX_LABELS)]]
+
+
+class Golden(TypedDict):
+    """Inputs and outputs to test a port against; tolerances relative to the largest value."""
+
+    file: Word
+    texts: NotRequired[Annotated[list[Text], Meta(max_length=1000)]]
+    video_tolerance: NotRequired[Annotated[float, Meta(ge=0, le=1e6)]]
+    text_tolerance: NotRequired[Annotated[float, Meta(ge=0, le=1e6)]]
+    score_tolerance: NotRequired[Annotated[float, Meta(ge=0, le=1e6)]]
+
+
+class Origin(TypedDict):
+    """Where the weights come from."""
+
+    file: NotRequired[Text | None]
+    checkpoint_sha256: NotRequired[Digest | None]
+
+
+class Tool(TypedDict):
+    """What wrote the folder."""
+
+    name: Word
+    version: NotRequired[Word]
+
+
+class FileEntry(TypedDict):
+    """Size and hash of one file."""
+
+    bytes: Annotated[int, Meta(ge=0, le=MAX_FILE)]
+    sha256: Digest
+
+
+class Manifest(TypedDict):
+    """manifest.json."""
+
+    schema: Word
+    model: Annotated[dict[str, Any], Meta(max_length=100)]  # see StanConfig.from_dict
+    graphs: Annotated[list[GraphEntry], Meta(max_length=16)]
+    files: Annotated[dict[str, FileEntry], Meta(max_length=100)]
+    tool: NotRequired[Tool]
+    source: NotRequired[Origin | None]
+    licence: NotRequired[Text | None]
+    command: NotRequired[Text | None]
+    labels: NotRequired[Labels | None]
+    golden: NotRequired[Golden | None]
+    parity: NotRequired[Annotated[list[Parity], Meta(max_length=100)] | None]
+    ranges: NotRequired[list[Any] | None]
+    preprocess: NotRequired[dict[str, Any] | None]
+    text: NotRequired[dict[str, Any] | None]
+
+
+class Earlier(TypedDict):
+    """Of a folder that is to be replaced: who wrote it, and which files are its own."""
+
+    tool: Tool
+    files: dict[str, Any]
+
+
+# Role -> its inputs with their ranks, and the dimensions that it has ranges of.
+_ROLES: dict[str, tuple[dict[str, int], set[str]]] = {
+    "video": ({"video": 5}, {"batch", "frames"}),
+    "text": ({"input_ids": 2}, {"batch", "length"}),
+    "preprocess": ({"frames": 4}, {"n", "height", "width"}),
+    "score": (
+        {"token_embeds": 3, "input_ids": 2, "frame_embeds": 3},
+        {"texts", "videos", "frames", "length"},
+    ),
+}
+# Files that no entry names, and their largest sizes.
+_OWN = {
+    r"tokenizer\.json": 16 * _MIB,
+    r"calibration\.json": 16 * _MIB,
+    r"sensitivity\.(svg|png)": 16 * _MIB,
+    r"README\.md": 4 * _MIB,
+    r"(NOTICE|LICENSE|LICENCE)[A-Za-z0-9_.-]*": 4 * _MIB,
+}
+
+
+def check_manifest(manifest: Manifest, config: StanConfig) -> dict[str, int]:
+    """Refuse names and sizes that no export writes, in a manifest whose types were checked.
+
+    Returns the bytes that each of its files may have, as a model of this config can need. Raises
+    InputError: a role or a file twice, a range that is none, weights under another name than their
+    graph's, a file that nothing uses, or one that is too large.
+    """
+    graphs = manifest["graphs"]
+    for name, values in (("role", [g["role"] for g in graphs]), ("file", [*_named(manifest)])):
+        twice = next((v for i, v in enumerate(values) if v in values[:i]), None)
+        if twice is not None:
+            raise InputError(f"two entries have the {name} {twice!r}")
+    for g in graphs:
+        if not g["file"].endswith(".onnx"):
+            # Runtimes choose a format by the file's name, and some of those hold more than a graph.
+            raise InputError(f"{g['file']!r} is no .onnx file")
+        for name, (low, high) in g["dims"].items():
+            if low > high:
+                raise InputError(f"{g['file']}: {name} is {low} to {high}")
+        needed = {n for port in g["inputs"] for n in port["shape"] if isinstance(n, str)}
+        check_word(f"{g['file']}: role", g["role"], _ROLES)
+        inputs, ranges = _ROLES[g["role"]]
+        needed |= ranges
+        given = sorted((port["name"], len(port["shape"])) for port in g["inputs"])
+        if given != sorted(inputs.items()):
+            raise InputError(
+                f"{g['file']}: the inputs of a {g['role']} graph and their ranks are {inputs}"
+            )
+        if not g["outputs"] or not all(port["shape"] for port in g["outputs"]):
+            raise InputError(f"{g['file']}: it has no output, or one without axes")
+        if missing := sorted(needed - g["dims"].keys()):
+            raise InputError(f"{g['file']}: 'dims' lacks {missing[0]!r}")
+        for data in g.get("external_data") or []:
+            if data != f"{g['file']}.data":
+                raise InputError(
+                    f"{g['file']} has its weights in {data!r}; an export writes {g['file']}.data"
+                )
+    limits = dict(_named_limits(manifest, config))
+    for name in limits:
+        if name not in manifest["files"]:
+            raise InputError(f"{name!r} has no hash: it is not in 'files'")
+    for name, entry in manifest["files"].items():
+        for pattern, size in _OWN.items():
+            if re.fullmatch(pattern, name):
+                limits.setdefault(name, size)
+        if name not in limits:
+            raise InputError(f"{name[:80]!r} is a file that nothing in this folder uses")
+        if entry["bytes"] > limits[name]:
+            raise InputError(
+                f"{name!r} has {entry['bytes']} bytes, which this model cannot need; allowed are "
+                f"{limits[name]}"
+            )
+    total = sum(entry["bytes"] for entry in manifest["files"].values())
+    if total > MAX_TOTAL:
+        raise InputError(f"its files have {total} bytes; allowed are {MAX_TOTAL}")
+    return limits
+
+
+def _named(manifest: Manifest) -> Iterator[str]:
+    for g in manifest["graphs"]:
+        yield g["file"]
+        yield from g.get("external_data") or []
+    if golden := manifest.get("golden"):
+        yield golden["file"]
+    if labels := manifest.get("labels"):
+        yield labels["file"]
+        if embeddings := labels.get("embeddings"):
+            yield embeddings
+
+
+def _named_limits(manifest: Manifest, config: StanConfig) -> Iterator[tuple[str, int]]:
+    """Every file that an entry names, and the bytes that a model of this config can need there."""
+    golden, labels = manifest.get("golden"), manifest.get("labels")
+    length, e, t = config.context_length, config.embed_dim, config.max_frames
+    classes = (labels.get("count") or 1000) * (1 + length) * e * 4 if labels else 0
+    weights = 4 * sum(prod(shape) for shape in parameter_shapes(config).values())
+    tables = 4 * t * config.patches * config.width
+    # A quarter more for what folding adds; the constant is for nodes and the preprocessing.
+    graph = min(MAX_FILE, (weights + tables + classes) * 5 // 4 + 64 * _MIB)
+    for g in manifest["graphs"]:
+        yield g["file"], graph
+        for data in g.get("external_data") or []:
+            yield data, graph
+    if golden:
+        least = (g["dims"].get("batch", [1, 1])[0] for g in manifest["graphs"])
+        clips = max([2, *least]) * t * (3 * config.image_size**2 + e) * 4
+        yield golden["file"], min(MAX_FILE, clips + 32 * config.short_side**2 + 16 * _MIB)
+    if labels:
+        yield labels["file"], 16 * _MIB
+        if embeddings := labels.get("embeddings"):
+            yield embeddings, min(MAX_FILE, 2 * classes + _MIB)

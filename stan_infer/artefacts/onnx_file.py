@@ -1,0 +1,323 @@
+"""What an .onnx file holds, read from its bytes before any runtime sees it.
+
+The file is walked in place (messages of onnx.proto); weights are stepped over. It comes from
+strangers: fields and text sizes are bounded, and whatever is not plainly right is an InputError.
+"""
+
+from __future__ import annotations
+
+import mmap
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stan_infer.artefacts.protobuf import MAX_NUMBERS, File, Message
+from stan_infer.errors import InputError
+
+MAX_PROPERTIES = 1000
+MAX_NODES = 10_000  # the largest graph of ours (L/14, 24 layers, reference) has 1,800
+MAX_WEIGHTS = 20_000
+MAX_PORTS = 64  # inputs or outputs of one node; ours have 5
+MAX_RANK = 8
+
+# TensorProto.DataType -> (numpy's name or None, bits of an element); no graph of ours has strings.
+DTYPES: dict[int, tuple[str | None, int]] = {
+    1: ("float32", 32),
+    2: ("uint8", 8),
+    3: ("int8", 8),
+    4: ("uint16", 16),
+    5: ("int16", 16),
+    6: ("int32", 32),
+    7: ("int64", 64),
+    9: ("bool", 8),
+    10: ("float16", 16),
+    11: ("float64", 64),
+    12: ("uint32", 32),
+    13: ("uint64", 64),
+    16: (None, 16),  # bfloat16
+    17: (None, 8),  # float8 e4m3fn
+    18: (None, 8),
+    19: (None, 8),
+    20: (None, 8),
+}
+_NAMES = ("", "ai.onnx")  # of ONNX's own operator set
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A constant of a graph. value: its elements where they are few; external: name of its file."""
+
+    dtype: int  # TensorProto.DataType
+    dims: tuple[int, ...]
+    value: np.ndarray | None
+    external: str | None
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of its elements."""
+        return prod(self.dims) * DTYPES[self.dtype][1] // 8
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation; an empty input is one that was left out."""
+
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: dict[str, Any]  # int, float, str, list of int or float, Weight
+
+
+@dataclass(frozen=True)
+class GraphForm:
+    """A graph without its large constants."""
+
+    name: str  # of the file
+    opset: int
+    nodes: tuple[Node, ...]
+    weights: dict[str, Weight]
+    inputs: tuple[str, ...]  # without those that are weights
+    outputs: tuple[str, ...]
+    metadata: dict[str, str]
+
+    @property
+    def external(self) -> list[str]:
+        """Names of the files from which weights are read, sorted."""
+        return sorted({w.external for w in self.weights.values() if w.external is not None})
+
+    def external_bytes(self, name: str) -> int:
+        """Bytes of all weights that are read from one file; more than it has if some overlap."""
+        return sum(w.bytes for w in self.weights.values() if w.external == name)
+
+
+def read_graph(source: Path | bytes, name: str = "") -> GraphForm:
+    """Read a graph; source: the file, or its bytes; name: what errors call it, if not the file's.
+
+    Raises InputError for a file that is not a well-formed ONNX model, and for one with subgraphs,
+    functions, foreign operators or anything else that no graph of ours has.
+    """
+    with _open(source, name) as file:
+        return _Model(file).read()
+
+
+def check_external(form: GraphForm, allowed: Collection[str]) -> None:
+    """Refuse a graph that reads a file which is not in `allowed` (names relative to its folder).
+
+    Raises InputError, also for an allowed name that is absolute or leaves the folder.
+    """
+    for name in form.external:
+        plain = re.fullmatch(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*", name)
+        if name not in allowed or not plain or ".." in name.split("/"):
+            raise InputError(
+                f"{form.name} reads weights from {name[:80]!r}, which manifest.json does not list "
+                "as its external data: nothing was opened; export the checkpoint again"
+            )
+
+
+def count_ops(path: Path) -> Counter[str]:
+    """How many nodes of each operation a graph has, whoever wrote it; InputError if malformed."""
+    found: Counter[str] = Counter()
+    with _open(path, "") as file:
+        for number, _, start, end in file.fields(0, file.size):
+            if number != 7:  # ModelProto.graph
+                continue
+            for part, _, first, stop in file.fields(start, end):
+                if part == 1:  # GraphProto.node
+                    found.update(file.message(first, stop).texts(4))
+    return found
+
+
+@contextmanager
+def _open(source: Path | bytes, name: str) -> Iterator[File]:
+    if isinstance(source, bytes):
+        yield File(source, name)
+        return
+    try:
+        with source.open("rb") as f:
+            data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as e:  # ValueError: an empty file cannot be mapped
+        raise InputError(f"{source} cannot be read as an ONNX model: {e}") from e
+    with data:
+        yield File(data, name or source.name)
+
+
+class _Model:
+    """Reads the messages of one file; numbers of fields are those of onnx.proto."""
+
+    def __init__(self, file: File) -> None:
+        self.file = file
+
+    def read(self) -> GraphForm:
+        top = self.file.message(0, self.file.size)
+        if not top.of(7):
+            raise InputError(f"{self.file.name} is not an ONNX model: it holds no graph")
+        for number, what in ((20, "training information"), (25, "local functions")):
+            if top.of(number):
+                raise self.refuse(f"has {what}")
+        opset = self.opset(top)
+        graph = top.one_message(7)
+        if graph.of(15):
+            raise self.refuse("has sparse weights")
+        weights: dict[str, Weight] = {}
+        if len(graph.spans(5)) > MAX_WEIGHTS:
+            raise self.refuse(f"has {len(graph.spans(5))} weights; at most {MAX_WEIGHTS} are read")
+        for start, end in graph.spans(5):
+            tensor = self.file.message(start, end)
+            name = tensor.text(8)
+            if not name or name in weights:
+                raise self.refuse(f"has two weights called {name[:80]!r}, or one without a name")
+            weights[name] = self.weight(tensor)
+        spans = graph.spans(1)
+        if len(spans) > MAX_NODES:
+            raise self.refuse(f"has {len(spans)} nodes; at most {MAX_NODES} are read")
+        nodes = tuple(self.node(self.file.message(*span)) for span in spans)
+        inputs = [self.file.message(*span).text(1) for span in graph.spans(11)]
+        outputs = [self.file.message(*span).text(1) for span in graph.spans(12)]
+        return GraphForm(
+            name=self.file.name,
+            opset=opset,
+            nodes=nodes,
+            weights=weights,
+            inputs=tuple(n for n in inputs if n not in weights),
+            outputs=tuple(outputs),
+            metadata=self.metadata(top),
+        )
+
+    def refuse(self, what: str) -> InputError:
+        return InputError(
+            f"{self.file.name} {what}, which no graph written by stan_infer has: nothing of it was "
+            "opened; export the checkpoint again"
+        )
+
+    def opset(self, top: Message) -> int:
+        found = []
+        for span in top.spans(8):
+            entry = self.file.message(*span)
+            domain, version = entry.text(1), entry.number(2) or 0
+            if domain not in _NAMES:
+                raise self.refuse(f"uses the operator set {domain[:80]!r}")
+            found.append(version)
+        if len(found) != 1 or not 18 <= found[0] < 100:
+            raise self.refuse(f"uses the operator sets {found[:5]} of ONNX")
+        return found[0]
+
+    def node(self, message: Message) -> Node:
+        op, domain = message.text(4), message.text(7)
+        if domain not in _NAMES or message.of(8):
+            raise self.refuse(f"has the operation {op[:80]!r} of {(domain or 'a function')[:80]!r}")
+        for field in (1, 2):
+            if len(message.spans(field)) > MAX_PORTS:
+                raise self.refuse(f"has a node {op[:80]} of {len(message.spans(field))} inputs")
+        attributes: dict[str, Any] = {}
+        for span in message.spans(5):
+            attribute = self.file.message(*span)
+            name = attribute.text(1)
+            if name in attributes:
+                raise self.refuse(f"has the attribute {name[:80]!r} twice")
+            attributes[name] = self.attribute(attribute, op)
+        return Node(op, tuple(message.texts(1)), tuple(message.texts(2)), attributes)
+
+    def attribute(self, message: Message, op: str) -> Any:
+        # f, i, s, t, floats, ints; what refers to a function's attribute, holds a graph, a type or
+        # a sparse tensor is in no graph of ours.
+        allowed = {1, 2, 3, 4, 5, 7, 8, 13, 20}
+        if other := [n for n in message.numbers if n not in allowed]:
+            raise self.refuse(f"has a subgraph or the like (field {other[0]}) in a node {op}")
+        kind = message.number(20)
+        if kind == 1:
+            return message.floats(2)[-1] if message.of(2) else 0.0
+        if kind == 2:
+            return message.number(3) or 0
+        if kind == 3:
+            return message.text(4)
+        if kind == 4:
+            value = self.weight(message.one_message(5))
+            if value.external is not None:
+                raise self.refuse(f"reads a value of a node {op} from a file")
+            return value
+        if kind == 6:
+            return message.floats(7)
+        if kind == 7:
+            return message.integers(8)
+        raise self.refuse(f"has an attribute of type {kind} in a node {op}")
+
+    def weight(self, message: Message) -> Weight:
+        dims = tuple(message.integers(1))
+        dtype = message.number(2) or 0
+        if dtype not in DTYPES or len(dims) > MAX_RANK or any(not 0 <= n < 2**40 for n in dims):
+            raise self.refuse(f"has a weight of type {dtype} and sizes {dims[:MAX_RANK]}")
+        if message.of(3):
+            raise self.refuse("has a weight in segments")
+        found = Weight(dtype, dims, None, None)
+        if message.of(13) or (message.number(14) or 0):
+            if found.bytes >= 2**45:
+                raise self.refuse(f"has a weight of sizes {dims}")
+            return Weight(dtype, dims, None, self.location(message))
+        raw = message.spans(9)
+        if len(raw) > 1 or (raw and any(message.of(n) for n in (4, 5, 6, 7, 10, 11))):
+            raise self.refuse("has a weight that is given twice")
+        if not raw:
+            return Weight(dtype, dims, self.listed(message, found), None)
+        start, end = raw[0]
+        if end - start != found.bytes:
+            raise self.refuse(f"has a weight of sizes {dims} in {end - start} bytes")
+        word = DTYPES[dtype][0]
+        if word is None or prod(dims) > MAX_NUMBERS:
+            return found
+        values = np.frombuffer(self.file.bytes(start, end), np.dtype(word).newbyteorder("<"))
+        return Weight(dtype, dims, values.astype(word).reshape(dims), None)
+
+    def listed(self, message: Message, weight: Weight) -> np.ndarray | None:
+        """A weight whose few elements are numbers of the message instead of raw bytes."""
+        count, word = prod(weight.dims), DTYPES[weight.dtype][0]
+        if not count:
+            return np.zeros(weight.dims, word or "uint8")
+        if count > MAX_NUMBERS or word is None:
+            raise self.refuse(f"has a weight of sizes {weight.dims} that is not in raw bytes")
+        values: list[Any]
+        if word == "float32":
+            values = message.floats(4)
+        elif word == "float64":
+            values = message.doubles(10)
+        else:
+            field = {"int64": 7, "uint32": 11, "uint64": 11}.get(word, 5)
+            values = message.integers(field)
+        if len(values) != count:
+            raise self.refuse(f"has a weight of sizes {weight.dims} with {len(values)} elements")
+        try:
+            if word == "float16":
+                return np.array(values, "uint16").view(word).reshape(weight.dims)
+            return np.array(values, word).reshape(weight.dims)
+        except (OverflowError, ValueError) as e:
+            raise self.refuse("has a weight whose elements do not fit its type") from e
+
+    def location(self, message: Message) -> str:
+        """The file of an external weight; a field given twice may hide nothing."""
+        entries: dict[str, str] = {}
+        for span in message.spans(13):
+            entry = self.file.message(*span)
+            key = entry.text(1)
+            if key in entries:
+                raise self.refuse(f"has a weight whose external data says {key[:80]!r} twice")
+            entries[key] = entry.text(2)
+        return entries.get("location", "")
+
+    def metadata(self, top: Message) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for span in top.spans(14):
+            entry = self.file.message(*span)
+            if entry.text(1) in found:
+                raise InputError(f"{self.file.name} is malformed: a metadata key appears twice")
+            if len(found) == MAX_PROPERTIES:
+                raise InputError(
+                    f"{self.file.name} has more than {MAX_PROPERTIES} metadata entries"
+                )
+            found[entry.text(1)] = entry.text(2)
+        return found

@@ -1,0 +1,216 @@
+"""How much memory and work a graph takes for given input sizes, worked out before it runs.
+
+A graph comes from strangers: one small constant can ask a runtime for gigabytes, or for hours. So
+what it needs is compared with what a model of its config needs, and more is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+
+from stan_infer.artefacts.onnx_file import DTYPES, MAX_RANK, GraphForm, Node
+from stan_infer.artefacts.onnx_operations import (
+    LARGEST,
+    OPERATIONS,
+    CannotTell,
+    Taken,
+    Value,
+    whole,
+)
+from stan_infer.config import StanConfig, parameter_shapes, text_flops, video_flops
+from stan_infer.errors import InputError
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a run takes. bytes: the largest sum of values alive at one time, constants included.
+    work: multiply-adds count as two, any other written element as one."""
+
+    bytes: int
+    work: int
+
+
+_VIDEO = ("visual.", "branch.")  # first parts of the names of the video tower's parameters
+_LEAST, _NODES = 0.6, 300
+BARE = Need(4 * 2**30, 10**13)  # of a graph whose config nobody knows
+_SPARE_BYTES, _SPARE_WORK = 64 * 2**20, 10**9
+
+Inputs = Mapping[str, tuple[str, Sequence[int]]]
+_TYPES = {name: number for number, (name, _) in DTYPES.items() if name}
+
+
+def check_operations(form: GraphForm) -> None:
+    """Refuse a graph with an operation that the exporters do not write. Raises InputError."""
+    for node in form.nodes:
+        if node.op not in OPERATIONS:
+            raise InputError(
+                f"{form.name} has the operation {node.op[:80]!r}, which no graph written by "
+                "stan_infer has: nothing of it was opened; export the checkpoint again"
+            )
+
+
+def check_weights(form: GraphForm, config: StanConfig, role: str) -> None:
+    """Refuse a graph with far fewer weights, or far more nodes, than a model of this config has.
+
+    What it may take when it runs follows from the config, which is the stranger's too: a small file
+    may not claim a large model. Raises InputError. Graphs of every form hold 0.86 to 1.09 of their
+    tower's parameters, in 28 to 70 nodes a layer.
+    """
+    video = {n: s for n, s in parameter_shapes(config).items() if n.startswith(_VIDEO)}
+    text = {n: s for n, s in parameter_shapes(config).items() if not n.startswith(_VIDEO)}
+    tower = {"video": video, "text": text}.get(role)
+    if tower is None:
+        return
+    wanted = sum(prod(shape) for shape in tower.values())
+    found = _elements(form)
+    layers = config.text_layers if role == "text" else config.layers + config.branch_layers
+    if found < _LEAST * wanted or len(form.nodes) > _NODES * (layers + 4):
+        raise InputError(
+            f"{form.name} has {found} weights in {len(form.nodes)} nodes; a {role} tower of the "
+            f"config in manifest.json has {wanted}, in at most {_NODES * (layers + 4)}: export the "
+            "checkpoint again"
+        )
+
+
+def check_constants(form: GraphForm) -> None:
+    """Refuse a graph whose constants alone, which a runtime works out when it opens it, are large.
+
+    Raises InputError. Honest graphs turn weights of 8 and 16 bits into fp32, and little else.
+    """
+    known, nodes = {*form.weights, ""}, []
+    for node in form.nodes:
+        if known.issuperset(node.inputs):
+            nodes.append(node)
+            known.update(node.outputs)
+    weights = sum(w.bytes for w in form.weights.values())
+    most = Need(2 * weights + 4 * _elements(form) + _SPARE_BYTES, _elements(form) + _SPARE_WORK)
+    need = measure(replace(form, nodes=tuple(nodes), outputs=()), {})
+    if need.bytes > most.bytes or need.work > most.work:
+        raise InputError(
+            f"{form.name} has constants that come to {need.bytes / 2**20:.0f} MiB and "
+            f"{need.work / 1e9:.1f} GFLOP; its weights come to {weights / 2**20:.0f} MiB: nothing "
+            "of it was opened; export the checkpoint again"
+        )
+
+
+def _elements(form: GraphForm) -> int:
+    return sum(prod(w.dims) for w in form.weights.values())
+
+
+def check_need(form: GraphForm, config: StanConfig | None, inputs: Inputs) -> None:
+    """Refuse a graph that takes much more for these input sizes than a model of this config.
+
+    config: None for a bare graph, which may take BARE. Raises InputError.
+    """
+    need = measure(form, inputs)
+    most = BARE if config is None else allowed(form, config, inputs)
+    if need.bytes > most.bytes or need.work > most.work:
+        sizes = ", ".join(f"{name} {list(dims)}" for name, (_, dims) in inputs.items())
+        raise InputError(
+            f"{form.name} takes {need.bytes / 2**20:.0f} MiB and {need.work / 1e9:.1f} GFLOP for "
+            f"{sizes}; such a model needs less than {most.bytes / 2**20:.0f} MiB and "
+            f"{most.work / 1e9:.1f} GFLOP: nothing of it was run; export the checkpoint again"
+        )
+
+
+def allowed(form: GraphForm, config: StanConfig, inputs: Inputs) -> Need:
+    """What a graph of this config may take: three times what the model needs, and a constant.
+
+    Graphs of every form measure 0.8 to 1.3 times `video_flops` and `text_flops`, and at most 0.9
+    times the bytes below without the factor.
+    """
+    c, floats, work = config, 0, 0
+    for name, (_, dims) in inputs.items():
+        if name == "video":
+            b, t = dims[0], dims[1]
+            n = 1 + c.patches
+            token = c.mlp_width + (8 + c.branch_layers) * c.width + 2 * c.heads * max(n, t)
+            floats += b * t * (n * token + 2 * 3 * c.image_size**2)
+            work += b * video_flops(c, t)
+        elif name == "input_ids" and len(inputs) == 1:
+            q, length = dims
+            token = c.text_mlp_width + 8 * c.text_width + 2 * c.text_heads * length
+            floats += q * length * token
+            work += q * text_flops(c, length)
+        elif name == "frames":
+            # Two products per frame, each with a matrix that holds the weights of the resize.
+            t, h, w = dims[0], dims[1], dims[2]
+            r = c.short_side
+            scale = r / max(1, min(h, w))
+            wide, high = int(w * scale) + 1, int(h * scale) + 1
+            floats += 4 * (t * 3 * (h * w + high * w + high * wide) + 4 * (high * h + wide * w))
+            work += 2 * t * 3 * (high * h * w + high * wide * w) + 40 * (high * h + wide * w)
+        elif name == "frame_embeds":
+            (q, length), (b, t) = inputs["input_ids"][1], dims[:2]
+            floats += 6 * q * b * length * t + 4 * (q * length + b * t) * c.embed_dim
+            work += 2 * q * b * length * t * (c.embed_dim + 10)
+    weights = sum(w.bytes for w in form.weights.values())
+    # What a graph holds in 16 or 8 bits is in fp32 once more when it runs.
+    weights += sum(4 * prod(w.dims) for w in form.weights.values() if DTYPES[w.dtype][1] < 32)
+    return Need(3 * 4 * floats + weights + _SPARE_BYTES, 3 * work + _SPARE_WORK)
+
+
+def measure(form: GraphForm, inputs: Inputs) -> Need:
+    """Work out what one run takes.
+
+    inputs: name -> (numpy's name of the dtype, sizes) of every input. Raises InputError for a graph
+    whose sizes do not follow from those of its inputs, or contradict each other.
+    """
+    values: dict[str, Value] = {
+        name: Value(w.dtype, w.dims, whole(w.value, w.dtype, computed=False), folds=True)
+        for name, w in form.weights.items()
+    }
+    for name, (dtype, dims) in inputs.items():
+        if dtype not in _TYPES:
+            raise InputError(f"{form.name}: its input {name[:80]!r} cannot be {dtype[:40]!r}")
+        values[name] = Value(_TYPES[dtype], tuple(dims))
+    last = {name: i for i, node in enumerate(form.nodes) for name in node.inputs}
+    last |= dict.fromkeys(form.outputs, len(form.nodes))
+    alive = sum(v.bytes for v in values.values())
+    peak, work = alive, 0
+    for i, node in enumerate(form.nodes):
+        try:
+            taken = [values[name] if name else None for name in node.inputs]
+            made, effort = _run(node, taken)
+            if len(made) < len(node.outputs) or len(set(node.outputs)) < len(node.outputs):
+                raise CannotTell(f"it has {len(node.outputs)} outputs")
+        except (CannotTell, KeyError, IndexError, ValueError, TypeError, ArithmeticError) as e:
+            given = [values[n].dims if n in values else n[:40] or None for n in node.inputs[:4]]
+            raise InputError(
+                f"{form.name}: the sizes of a node {node.op} do not follow from its inputs {given} "
+                f"({type(e).__name__}: {str(e)[:80]}): export the checkpoint again"
+            ) from e
+        work += effort
+        for name, value in zip(node.outputs, made, strict=False):
+            if not name:
+                continue
+            if name in values:
+                raise InputError(f"{form.name} computes the value {name[:80]!r} twice")
+            if value.elements >= LARGEST or len(value.dims) > MAX_RANK:
+                raise InputError(
+                    f"{form.name}: a node {node.op} makes a value of sizes {value.dims}, beyond "
+                    "anything that a model needs: nothing of it was run"
+                )
+            values[name] = value
+            alive += value.bytes
+            work += value.elements
+        peak = max(peak, alive)
+        for name in {*node.inputs, *node.outputs}:
+            # A runtime computes what hangs on constants alone once, and keeps it.
+            if name in values and last.get(name, i) == i and not values[name].folds:
+                if name not in inputs:
+                    alive -= values[name].bytes
+                last[name] = -1
+    return Need(peak, work)
+
+
+def _run(node: Node, taken: Taken) -> tuple[list[Value], int]:
+    made, effort = OPERATIONS[node.op](node, taken)
+    folds = all(v is None or v.folds for v in taken)
+    if any(n < 0 for v in made for n in v.dims):
+        raise CannotTell("a size below 0")
+    if any(v.dtype not in DTYPES for v in made):
+        raise CannotTell("an unknown type")
+    return [Value(v.dtype, v.dims, v.known, folds) for v in made], effort

@@ -1,0 +1,180 @@
+"""Time engines against a baseline: same clips, one process, interleaved, outputs compared first."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from stan_infer.artefacts.precision import EIGHT_BITS, TOLERANCES
+from stan_infer.benchmarking.clock import Clock, WallClock
+from stan_infer.benchmarking.timing import diagnose, summarise
+from stan_infer.engines.session import as_numpy
+from stan_infer.errors import CheckError
+from stan_infer.video.synthetic import moving_frames
+
+CACHE_BYTES = 96 * 2**20  # inputs are rotated through more than this: beyond any last-level cache
+MAX_CLIPS = 256  # of the pool, so that tiny inputs do not take long to make
+MAX_ROUNDS = 100_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Lane:
+    """One engine in a comparison.
+
+    name: unique; the `engine` of its rows unless facts have one. embed: uint8 clips
+    [B, T, S, S, 3] -> [B, E] or [B, T, E]. facts: what is said of it in rows; its `precision`
+    decides the tolerance, which is that of an export's proof.
+    """
+
+    name: str
+    embed: Callable[[np.ndarray], Any]
+    facts: Mapping[str, Any]
+    clock: Clock = dataclasses.field(default_factory=WallClock)
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """How long to measure: at least `repeats` rounds and `min_seconds` of every lane's time."""
+
+    warmup: int = 2
+    repeats: int = 10
+    min_seconds: float = 0.0
+
+
+def bench_videos(
+    lanes: Sequence[Lane],
+    *,
+    side: int,
+    flops: Callable[[int], int] | None,
+    batches: Sequence[int],
+    frames: Sequence[int],
+    schedule: Schedule = Schedule(),
+    clips: Sequence[np.ndarray] | None = None,
+    on_round: Callable[[float], None] = lambda part: None,
+) -> list[dict[str, Any]]:
+    """Time every lane for every batch size and frame count; one row per lane and shape.
+
+    The first lane is the baseline of `speedup` and `max_rel_error`. All lanes run once before any
+    runs again, so that a machine whose speed drifts slows all of them alike. Before timing and
+    after it, outputs are compared: a lane beyond its tolerance has a row with `refused` and no
+    speed. side: pixels of a frame. flops: of one clip of T frames. clips: uint8 [B, T, S, S, 3] of
+    the one shape, instead of noise (moving shapes, if a lane is in 8 bits). on_round: gets the part
+    of a shape that a round was. Raises CheckError if the baseline gives values that are not finite.
+    """
+    rows = []
+    for b in batches:
+        for t in frames:
+            calm = any(lane.facts["precision"] in EIGHT_BITS for lane in lanes)
+            pool = clips or clip_pool(b, t, side, calm=calm)
+            rows += _one_shape(lanes, pool, flops, b, t, schedule, on_round)
+    return rows
+
+
+def clip_pool(batch: int, frames: int, side: int, *, calm: bool = False) -> list[np.ndarray]:
+    """Uint8 clips [B, T, S, S, 3], two or more, together beyond the cache.
+
+    Noise; calm: moving shapes, as noise lies outside the ranges that 8 bits were calibrated on.
+    """
+    size = batch * frames * side * side * 3
+    count = min(max(2, math.ceil(CACHE_BYTES / size)), MAX_CLIPS)
+    if calm:
+        made = [moving_frames(frames, side, side, seed) for seed in range(8)]
+        return [np.stack([made[(i + j) % 8] for j in range(batch)]) for i in range(count)]
+    rng = np.random.default_rng(0)
+    shape = (batch, frames, side, side, 3)
+    return [rng.integers(0, 256, shape, dtype=np.uint8) for _ in range(count)]
+
+
+def _one_shape(
+    lanes: Sequence[Lane],
+    pool: Sequence[np.ndarray],
+    flops: Callable[[int], int] | None,
+    b: int,
+    t: int,
+    schedule: Schedule,
+    on_round: Callable[[float], None],
+) -> list[dict[str, Any]]:
+    errors, refused = _compare(lanes, pool[0], b, t)
+    running = [lane for lane in lanes if lane.name not in refused]
+    times: dict[str, list[float]] = {lane.name: [] for lane in running}
+    host: dict[str, list[float]] = {lane.name: [] for lane in running}
+    done = 0.0
+    for i in range(schedule.warmup + MAX_ROUNDS):
+        for lane in running:
+            clips = pool[(i + 1) % len(pool)]
+            _, ms, issued = lane.clock.time(partial(lane.embed, clips))
+            if i >= schedule.warmup:
+                times[lane.name].append(ms)
+                if issued is not None:
+                    host[lane.name].append(issued)
+        counted = i + 1 - schedule.warmup
+        seconds = min(sum(ms) for ms in times.values()) / 1e3
+        part = min(
+            max(counted, 0) / schedule.repeats,
+            seconds / schedule.min_seconds if schedule.min_seconds else 1.0,
+            1.0,
+        )
+        on_round(part - done)
+        done = part
+        if part >= 1:
+            break
+    # Again, after all shapes and rounds so far: a runtime may keep a wrong plan from another shape.
+    later, refused_later = _compare(running, pool[-1], b, t)
+    refused |= refused_later
+    rows = []
+    for lane in lanes:
+        row = {
+            "engine": lane.name,
+            **lane.facts,
+            "batch": b,
+            "frames": t,
+            "max_rel_error": _finite(max(errors[lane.name], later.get(lane.name, 0.0))),
+        }
+        if lane.name in refused:
+            rows.append({**row, "refused": refused[lane.name]})
+            continue
+        samples = times[lane.name]
+        row |= summarise(samples, times[lanes[0].name], clips=b, flops=flops and flops(t))
+        row |= {"warmup": schedule.warmup, "diagnosis": diagnose(samples, host[lane.name] or None)}
+        rows.append(row)
+    return rows
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _compare(
+    lanes: Sequence[Lane], clips: np.ndarray, b: int, t: int
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Error of each lane against the first, and why a lane is refused."""
+    outputs = {lane.name: as_numpy(lane.embed(clips)) for lane in lanes}
+    reference = outputs[lanes[0].name]
+    if not np.isfinite(reference).all():
+        raise CheckError(
+            f"engine {lanes[0].name} at B={b}, T={t} gives values that are not finite: "
+            "a wrong engine has no speed"
+        )
+    errors, refused = {}, {}
+    for lane in lanes:
+        out = outputs[lane.name]
+        # A bare graph's precision is not known: the widest.
+        tolerance = TOLERANCES.get(lane.facts["precision"], max(TOLERANCES.values()))
+        if out.shape != reference.shape:
+            errors[lane.name] = math.inf
+            refused[lane.name] = f"gives {list(out.shape)}, not {list(reference.shape)}"
+            continue
+        with np.errstate(invalid="ignore", over="ignore"):
+            error = float(np.abs(out - reference).max() / np.abs(reference).max())
+        errors[lane.name] = error
+        if not error <= tolerance:
+            refused[lane.name] = (
+                f"differs from {lanes[0].name} by {error:.1e}, more than {tolerance:g}: "
+                "a wrong engine has no speed"
+            )
+    return errors, refused

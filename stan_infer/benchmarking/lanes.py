@@ -1,0 +1,279 @@
+"""Open what `bench` compares: engines x precisions of a model, a folder or a bare graph.
+
+What cannot run here becomes a row that says why, and the others still run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stan_infer.artefacts.graph_source import bare_source
+from stan_infer.artefacts.onnx_sizes import check_need
+from stan_infer.artefacts.precision import EIGHT_BITS
+from stan_infer.benchmarking.clock import Clock, CudaClock, WallClock
+from stan_infer.benchmarking.interleave import Lane
+from stan_infer.config import StanConfig
+from stan_infer.engines.folder_session import OpenGraph
+from stan_infer.engines.open import GPU_ENGINES, check_engine, open_session
+from stan_infer.engines.session import Session
+from stan_infer.errors import InputError, MissingError
+from stan_infer.system.packages import require
+from stan_infer.tensorrt_plans.plan_file import read_plan
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from stan_infer.network.model import Stan
+
+# A lane, the session to close after it (none for a bare graph), and how another process opens it.
+_Opened = tuple[Lane, Session | None, dict[str, Any]]
+
+
+@dataclasses.dataclass
+class Contest:
+    """What was opened; lanes, sessions and origins align. `absent` are rows with `refused`."""
+
+    side: int = 0  # pixels of a frame
+    config: StanConfig | None = None  # None: a bare graph
+    lanes: list[Lane] = dataclasses.field(default_factory=list)
+    sessions: list[Session | None] = dataclasses.field(default_factory=list)
+    origins: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # see bench_memory
+    absent: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    def add(self, engine: str, precision: str | None, open_one: Callable[[], _Opened]) -> None:
+        """Open one more lane; its MissingError becomes a row of `absent`."""
+        try:
+            lane, session, origin = open_one()
+        except MissingError as e:
+            self.absent.append({"engine": engine, "precision": precision, "refused": str(e)})
+            return
+        self.lanes.append(lane)
+        self.sessions.append(session)
+        self.origins.append({"engine": engine, "precision": precision, **origin})
+
+    def check(self) -> Contest:
+        """Return itself; MissingError with the first reason if there is nothing to measure."""
+        if not self.lanes:
+            raise MissingError(self.absent[0]["refused"])
+        return self
+
+    def close(self) -> None:
+        """Close every session."""
+        for session in self.sessions:
+            if session is not None:
+                session.close()
+
+
+def check_engines(names: Sequence[str]) -> list[str]:
+    """Return the names without repeats; InputError for one that nobody knows."""
+    for name in names:
+        check_engine(name)
+    return list(dict.fromkeys(names))
+
+
+def open_model(
+    model: Stan,
+    origin: Mapping[str, Any],
+    *,
+    engines: Sequence[str],
+    precisions: Sequence[str],
+    device: str,
+    threads: int,
+    folder: Path,
+    say: Callable[[str], None],
+    batches: Sequence[int] = (1,),
+    frames: Sequence[int] = (8,),
+    calibration: Path | None = None,
+) -> Contest:
+    """Lanes of a loaded model; eager in fp32 comes first, always: a ratio needs its baseline.
+
+    origin: the model for another process, {"source": file} or {"preset": name, ...}. folder: where
+    exports go, one per precision. precisions: none is fp32, and fp16 of GPU_ENGINES. batches,
+    frames: for which plans are built, with the engines of TensorRT. calibration: the folder in 8
+    bits of origin's checkpoint, for int8 and fp8. Raises MissingError where the
+    baseline itself cannot run.
+    """
+    contest = Contest(model.config.image_size, model.config)
+
+    def open_one(engine: str, precision: str) -> _Opened:
+        if precision in EIGHT_BITS:
+            return _open_calibrated(model, origin, calibration, engine, precision, device, threads)
+        if engine == "triton" and precision == "fp32":
+            raise MissingError("engine triton has no fp32: add --precision fp16 or bf16")
+        if engine in ("eager", "compile", "triton"):
+            session = open_session(model, engine, device=device, precision=precision)
+            return _lane(engine, session), session, {**origin, "device": device}
+        if engine == "ort" and precision == "bf16" and device == "cpu":
+            raise MissingError("ONNX Runtime has no bf16 on a CPU; use --engine openvino")
+        where = folder / precision
+        if not where.exists():
+            from stan_infer.export.export_model import export_model
+
+            export_model(model, where, precision=precision, tower="video", progress=say)
+        if engine in ("trt", "trt-rtx"):
+            session = _open_built(where, engine, device, batches, frames, say)
+        else:
+            session = open_session(where, engine, device=device, threads=threads)
+        return _lane(engine, session), session, {"source": str(where), "device": device}
+
+    contest.add("eager", "fp32", partial(open_one, "eager", "fp32"))
+    contest.check()
+    for precision in precisions or ["fp32"]:
+        for engine in engines:
+            if engine in GPU_ENGINES and not precisions:
+                contest.add(engine, "fp16", partial(open_one, engine, "fp16"))
+            elif (engine, precision) != ("eager", "fp32"):
+                contest.add(engine, precision, partial(open_one, engine, precision))
+    return contest
+
+
+def _open_calibrated(
+    model: Stan,
+    origin: Mapping[str, Any],
+    folder: Path | None,
+    engine: str,
+    precision: str,
+    device: str,
+    threads: int,
+) -> _Opened:
+    """One engine on what `calibrate` wrote of this checkpoint."""
+    from stan_infer.artefacts.calibration_file import calibration_of, fp8_scales
+
+    source = origin.get("source")
+    if folder is None or source is None:
+        raise MissingError(
+            f"{precision} needs a calibration: stan-infer calibrate CKPT --precision {precision} "
+            "--videos DIR -o OUT, then bench CKPT --calibration OUT"
+        )
+    if engine == "triton":
+        scales = fp8_scales(folder, source, model.config)
+        session = open_session(model, engine, device=device, precision=precision, scales=scales)
+        how = {**origin, "device": device, "calibration": str(folder)}
+        return _lane(engine, session), session, how
+    if engine not in ("ort", "openvino"):
+        raise MissingError(
+            f"engine {engine} takes the folder itself: bench {folder}, with --engine"
+        )
+    calibration_of(folder, precision, source, model.config)
+    session = open_session(folder, engine, device=device, precision=precision, threads=threads)
+    return _lane(engine, session), session, {"source": str(folder), "device": device}
+
+
+def open_folder(
+    source: str,
+    *,
+    engines: Sequence[str],
+    precisions: Sequence[str],
+    device: str,
+    threads: int,
+    settings: Mapping[str, Any] | None,
+) -> Contest:
+    """Lanes of an exported folder; the first is the baseline, as a folder has no eager mode.
+
+    source may be a plan in a folder, which is then what its engine runs. Raises MissingError where
+    none of them can run.
+    """
+    contest = Contest()
+    plan = Path(source) if source.endswith(".plan") else None
+    owner = str(plan.absolute().parent.parent) if plan else source
+    own = read_plan(plan, check_hash=False).engine if plan else None
+
+    def open_one(engine: str, precision: str | None) -> _Opened:
+        place = source if engine == own else owner
+        session = open_session(
+            place, engine, device=device, precision=precision, settings=settings, threads=threads
+        )
+        contest.config, contest.side = session.config, session.config.image_size
+        return _lane(engine, session), session, {"source": place, "device": device}
+
+    wanted: list[str | None] = [*precisions] or [None]
+    for precision in wanted:
+        for engine in engines:
+            contest.add(engine, precision, partial(open_one, engine, precision))
+    return contest.check()
+
+
+def _open_built(
+    folder: Path,
+    engine: str,
+    device: str,
+    batches: Sequence[int],
+    frames: Sequence[int],
+    say: Callable[[str], None],
+) -> Session:
+    """A session on a plan that is built where none is kept; what cannot run here was built."""
+    from stan_infer.benchmarking.cached_plans import add_plan
+
+    plan = add_plan(folder, engine, batches, frames, say)
+    try:
+        return open_session(folder, engine, device=device)
+    except MissingError as e:
+        raise MissingError(f"{plan.path.name} was built and cannot run here: {e}") from e
+
+
+def open_onnx(path: Path, *, engines: Sequence[str], device: str, threads: int) -> Contest:
+    """Lanes of a bare video graph: uint8 [B, T, S, S, 3] in, its first output compared.
+
+    Only its signature is known, so there are no GFLOP/s. Raises InputError for another input,
+    MissingError where no engine can run it.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    contest = Contest()
+
+    def open_one(engine: str) -> _Opened:
+        if engine not in ("ort", "openvino"):
+            raise MissingError(f"engine {engine} takes a checkpoint, not {path.name}")
+        lane, contest.side = _bare(path, engine, device, threads)
+        return lane, None, {"source": str(path), "device": device}
+
+    for engine in engines:
+        contest.add(engine, None, partial(open_one, engine))
+    return contest.check()
+
+
+def _lane(engine: str, session: Session) -> Lane:
+    facts = session.describe()
+    clock: Clock = WallClock()
+    if facts["device"].startswith("cuda") and engine not in ("ort", "openvino"):
+        cuda = require("torch", "timing a GPU", "gpu").cuda
+        clock = CudaClock(cuda, facts["device"])
+        facts["gpu"] = cuda.get_device_name(facts["device"])
+    return Lane(f"{engine} {facts['precision']}", session.embed_video, facts, clock)
+
+
+def _bare(path: Path, engine: str, device: str, threads: int) -> tuple[Lane, int]:
+    """A lane of a bare graph, and the side of its frames."""
+    source = bare_source(path, [f"{path.name}.data"])
+    options: dict[str, Any] = {"name": path.name, "device": device, "threads": threads}
+    if engine == "ort":
+        from stan_infer.engines import ort_session
+
+        graph: OpenGraph = ort_session.OrtGraph(ort_session.open_graph(source.path, **options))
+    else:
+        from stan_infer.engines import ov_session
+
+        graph = ov_session.OvGraph(ov_session.open_graph(source.path, **options))
+    signature = graph.signature()
+    (name, (dtype, sizes)) = next(iter(signature.inputs.items()), ("", ("", ())))
+    side = sizes[2] if len(sizes) == 5 and sizes[4] == 3 and sizes[2] == sizes[3] else None
+    if len(signature.inputs) != 1 or dtype != "uint8" or side is None:
+        raise InputError(
+            f"{path.name} takes {signature.inputs}; bench of a bare graph needs one input, uint8 "
+            "[B, T, S, S, 3]: give the exported folder"
+        )
+    output = next(iter(signature.outputs))
+    facts = {**graph.describe(), "engine": engine, "device": device, "precision": "unknown"}
+    form, seen = source.form, set[tuple[int, ...]]()
+
+    def run(clips: np.ndarray) -> np.ndarray:
+        if clips.shape not in seen:
+            check_need(form, None, {name: (dtype, clips.shape)})
+            seen.add(clips.shape)
+        return graph.run(output, {name: clips})
+
+    return Lane(engine, run, facts), side

@@ -1,0 +1,122 @@
+"""Peak memory of one engine alone, in its own process: python -m stan_infer.benchmarking.memory.
+
+Engines that share a process share its peak, so each is opened once more by itself. The request is
+one JSON object on standard input, the answer one on standard output.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stan_infer.system.machine import peak_mib
+
+_COMMAND = (sys.executable, "-P", "-m", "stan_infer.benchmarking.memory")
+
+
+def peak_memory(
+    origin: Mapping[str, Any], *, threads: int, batch: int, frames: int, side: int
+) -> dict[str, Any]:
+    """Open the engine of `origin` in a child, embed one batch, return what it took at most.
+
+    origin: engine, precision, device, and source (checkpoint, folder or graph) or preset with
+    settings. Returns peak_host_mib (resident, with interpreter and libraries), peak_device_mib
+    (None on a CPU) and memory_shape [B, T]; or memory_error and no peaks, as a child may be killed
+    for want of memory.
+    """
+    request = {**origin, "threads": threads, "batch": batch, "frames": frames, "side": side}
+    done = subprocess.run(_COMMAND, input=json.dumps(request).encode(), capture_output=True)
+    lines = done.stdout.splitlines()
+    if done.returncode == 0 and lines:
+        return {**json.loads(lines[-1]), "memory_shape": [batch, frames]}
+    last = (done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"])[-1]
+    reason = f"killed by signal {-done.returncode}" if done.returncode < 0 else last[:200]
+    return {"peak_host_mib": None, "peak_device_mib": None, "memory_error": reason}
+
+
+def add_peaks(
+    rows: Iterable[dict[str, Any]], facts: Mapping[str, Any], took: Mapping[str, Any]
+) -> None:
+    """Add what peak_memory returned to the rows of the lane with these facts."""
+    for row in rows:
+        if all(row[k] == facts[k] for k in ("engine", "precision")):
+            row |= took
+
+
+def main() -> None:
+    """Answer the one request on standard input (the child's side)."""
+    request = json.load(sys.stdin)
+    before = _taken(request)
+    s = request["side"]
+    clips = np.zeros((request["batch"], request["frames"], s, s, 3), np.uint8)
+    if request["engine"] in ("eager", "compile"):
+        import torch
+
+        torch.set_num_threads(request["threads"])
+    _run(request, clips)
+    device = None if before is None else _device_mib(request, before)
+    print(json.dumps({"peak_host_mib": peak_mib(), "peak_device_mib": device}))
+
+
+def _run(request: dict[str, Any], clips: np.ndarray) -> None:
+    from stan_infer.engines.open import open_session
+
+    source = request.get("source")
+    if source is not None and source.endswith(".onnx"):
+        from stan_infer.benchmarking.lanes import open_onnx
+
+        contest = open_onnx(
+            Path(source),
+            engines=[request["engine"]],
+            device=request["device"],
+            threads=request["threads"],
+        )
+        contest.lanes[0].embed(clips)
+        return
+    opened: Any = source
+    if source is None:
+        from stan_infer.checkpoints.openclip import named_config
+        from stan_infer.network.model import Stan, init_random
+
+        opened = init_random(Stan(named_config(request["preset"], request["settings"]))).eval()
+    session = open_session(
+        opened,
+        request["engine"],
+        device=request["device"],
+        precision=request["precision"],
+        settings=request["settings"] if source is not None and "settings" in request else None,
+        threads=request["threads"],
+        calibration=request.get("calibration"),
+    )
+    opened = None
+    session.embed_video(clips)
+
+
+def _taken(request: dict[str, Any]) -> int | None:
+    """Bytes that the whole GPU lacks: other processes', the CUDA context's; None for a CPU."""
+    if not str(request.get("device") or "cpu").startswith("cuda"):
+        return None
+    import torch
+
+    free, total = torch.cuda.mem_get_info(request["device"])
+    return total - free
+
+
+def _device_mib(request: dict[str, Any], before: int) -> float:
+    """What the engine took: ONNX Runtime's and the libraries' own memory count, too."""
+    import torch
+
+    after = _taken(request)
+    assert after is not None
+    own = torch.cuda.max_memory_allocated(request["device"])
+    return max(own, after - before) / 2**20
+
+
+if __name__ == "__main__":
+    main()

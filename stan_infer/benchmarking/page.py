@@ -1,0 +1,254 @@
+"""One self-contained HTML page of a bench: table, plots, machine. No script, nothing to fetch."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+from stan_infer.benchmarking.plots import Points, bar_chart, line_chart
+from stan_infer.benchmarking.rows import write_json_lines
+from stan_infer.errors import InputError, printable
+from stan_infer.system.atomic import Sources, new_folder
+from stan_infer.system.json_file import checked
+
+Rows = Sequence[Mapping[str, Any]]
+_FILES = {"index.html", "rows.jsonl"}
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1b1b1b; --paper: #fff; --line: #d0d0d0; --soft: #666; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e8e8e8; --paper: #141414; --line: #3a3a3a; --soft: #a0a0a0; }
+}
+body { margin: 0 auto; max-width: 72rem; padding: 1rem; background: var(--paper); color: var(--ink);
+  font: 16px/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
+th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right;
+  white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr));
+  gap: 1rem; }
+figure { margin: 0; } svg { width: 100%; height: auto; }
+p, li { max-width: 46rem; } .soft { color: var(--soft); }
+"""
+_COLUMNS = {
+    "engine": "engine",
+    "precision": "precision",
+    "batch": "B",
+    "frames": "T",
+    "latency_ms_p50": "p50 ms",
+    "speedup": "x baseline",
+    "latency_ms_p20": "p20 ms",
+    "latency_ms_p95": "p95 ms",
+    "latency_ms_p99": "p99 ms",
+    "clips_per_s": "clips/s",
+    "gflop_per_s": "GFLOP/s",
+    "share_of_ceiling": "of ceiling",
+    "max_rel_error": "error",
+    "peak_host_mib": "peak MiB",
+}
+_STAGES = {
+    "engine": "engine",
+    "precision": "precision",
+    "frames": "T",
+    "decode_ms_p50": "decode ms",
+    "embed_ms_p50": "embed ms",
+    "score_ms_p50": "score ms",
+    "total_ms_p50": "total ms",
+}
+
+
+class _Session(TypedDict):
+    engine: str
+    precision: str
+
+
+class _Eval(TypedDict):
+    """Of a record of `eval`; figures: by direction, by name."""
+
+    session: _Session
+    figures: dict[str, dict[str, Any]]
+
+
+def write_page(
+    folder: Path, title: str, rows: Rows, stages: Rows, evals: Rows, *, sources: Sources = ()
+) -> None:
+    """Write folder/index.html and folder/rows.jsonl; a folder with anything else in it stays.
+
+    rows: of bench; stages: of bench_stages; evals: records of `stan-infer eval`; sources: see
+    atomic.check_folder. Raises InputError (cannot write) and MissingError without matplotlib.
+    """
+    page = render_page(title, rows, stages, evals)
+    with new_folder(folder, why_keep, sources=sources) as temporary:
+        (temporary / "index.html").write_text(page, encoding="utf-8")
+        write_json_lines(temporary / "rows.jsonl", [*rows, *stages])
+
+
+def render_page(title: str, rows: Rows, stages: Rows, evals: Rows) -> str:
+    """Return the page as HTML text."""
+    ran = [r for r in rows if not r.get("refused")]
+    if not ran:
+        raise InputError("nothing was measured: there is no page to write")
+    first = ran[0]
+    machine = first["machine"]
+    charts = _charts(ran) + _accuracy(ran, evals)
+    parts = [
+        f"<h1>{_text(title)}</h1>",
+        f"<p>{_text(machine['cpu'])}, {machine['cores']} cores, {_text(machine['system'])}, "
+        f"{first['threads']} threads, {_text(first['date'])}. All engines in turn in one process; "
+        f"{first['warmup']} uncounted and at least {first['rounds']} counted rounds. Ratio: median "
+        f"over the rounds of {_text(_name(first))} / engine. Error: largest difference from it, "
+        "relative to its largest value.</p>",
+        _table(rows, _COLUMNS),
+    ]
+    if first.get("ceiling_gflop_per_s"):
+        parts.append(
+            f"<p class=soft>Ceiling: {first['ceiling_gflop_per_s']:.0f} GFLOP/s, the best fp32 "
+            f"matrix product in the same run ({_text(first['ceiling_by'])}). Other precisions and "
+            "graphs that do less may exceed it.</p>"
+        )
+    parts.append("<div class=plots>" + "".join(f"<figure>{c}</figure>" for c in charts) + "</div>")
+    if stages:
+        parts += [
+            "<h2>From file to scores</h2>",
+            f"<p>{stages[0]['videos']} videos, one after the other; medians; "
+            f"{stages[0]['scored_texts']} texts scored per video.</p>",
+            _table(stages, _STAGES),
+        ]
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{_text(title)}</title><style>{_STYLE}</style></head>\n"
+        f"<body>{''.join(parts)}</body></html>\n"
+    )
+
+
+def _charts(rows: Rows) -> list[str]:
+    batches = sorted({r["batch"] for r in rows})
+    frames = sorted({r["frames"] for r in rows})
+    latency = _series(rows, "batch", "latency_ms_p50", "frames", frames[0])
+    speed = _series(rows, "frames", "clips_per_s", "batch", batches[0])
+    shape = {"batch": batches[0], "frames": frames[0]}
+    at = [r for r in rows if all(r[k] == v for k, v in shape.items())]
+    where = f"B = {batches[0]}, T = {frames[0]}"
+    names = [_name(r) for r in at]  # each keeps its colour in every chart
+    charts = [
+        line_chart(
+            latency,
+            title=f"Latency against batch, T = {frames[0]}",
+            x="clips a call",
+            y="p50, ms",
+            names=names,
+        ),
+        line_chart(
+            speed,
+            title=f"Throughput against frames, B = {batches[0]}",
+            x="frames",
+            y="clips/s",
+            names=names,
+        ),
+        bar_chart(
+            {_name(r): r["speedup"] for r in at}, title=f"Times the baseline, {where}", x="", line=1
+        ),
+    ]
+    shares = {_name(r): 100 * r["share_of_ceiling"] for r in at if r.get("share_of_ceiling")}
+    if shares:
+        charts.append(
+            bar_chart(shares, title=f"Share of the ceiling, {where}", x="percent", line=100)
+        )
+    errors = {
+        _name(r): [(r["latency_ms_p50"], r["max_rel_error"])] for r in at if r["max_rel_error"] > 0
+    }
+    if errors:
+        charts.append(
+            line_chart(
+                errors,
+                title=f"Error against latency, {where}",
+                x="p50, ms",
+                y="relative error",
+                log_y=True,
+                lines=False,
+                names=names,
+            )
+        )
+    return charts
+
+
+def _accuracy(rows: Rows, evals: Rows) -> list[str]:
+    """Points of engines that have both a latency at B = 1 (or the smallest) and an evaluation."""
+    batch = min(r["batch"] for r in rows)
+    latency = {
+        (r["engine"], r["precision"]): r["latency_ms_p50"] for r in rows if r["batch"] == batch
+    }
+    points: dict[str, Points] = {}
+    label = ""
+    for record in evals:
+        given = checked(dict(record), _Eval, "a record of eval")
+        session, figures = given["session"], next(iter(given["figures"].values()), {})
+        key = (session["engine"], session["precision"])
+        label = next((n for n in ("R@1", "top-1") if n in figures), label)
+        if key in latency and label in figures:
+            value = checked(figures[label], float, f"{label} of a record of eval")
+            points[" ".join(key)] = [(latency[key], value)]
+    if not points:
+        return []
+    return [
+        line_chart(
+            points,
+            title=f"{label} against latency, B = {batch}",
+            x="p50, ms",
+            y=f"{label}, percent",
+            lines=False,
+            names=list(dict.fromkeys(_name(r) for r in rows)),
+        )
+    ]
+
+
+def _series(rows: Rows, x: str, y: str, fixed: str, value: Any) -> dict[str, Points]:
+    found: dict[str, list[tuple[float, float]]] = {}
+    for r in rows:
+        if r[fixed] == value:
+            found.setdefault(_name(r), []).append((r[x], r[y]))
+    return {name: sorted(points) for name, points in found.items()}
+
+
+def _table(rows: Rows, columns: Mapping[str, str]) -> str:
+    shown = {k: v for k, v in columns.items() if any(r.get(k) is not None for r in rows)}
+    head = "".join(f"<th>{_text(v)}</th>" for v in shown.values())
+    lines, notes = [], []
+    for r in rows:
+        cells = "".join(f"<td>{_cell(k, r.get(k))}</td>" for k in shown)
+        lines.append(f"<tr>{cells}</tr>")
+        where = f" at B = {r['batch']}, T = {r['frames']}" if r.get("batch") else ""
+        for note in [*([r["refused"]] if r.get("refused") else []), *r.get("diagnosis", [])]:
+            notes.append(f"<li>{_text(_name(r) + where)}: {_text(note)}</li>")
+    below = f"<ul class=soft>{''.join(notes)}</ul>" if notes else ""
+    return f"<div class=wide><table><tr>{head}</tr>{''.join(lines)}</table></div>{below}"
+
+
+def _cell(name: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    if not isinstance(value, float):
+        return _text(value)
+    if name == "share_of_ceiling":
+        return f"{100 * value:.0f} %"
+    if name == "speedup":
+        return f"{value:.2f}"
+    return f"{value:.1e}" if 0 < abs(value) < 1e-2 else f"{value:.4g}"
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    return f"{row['engine']} {row['precision']}"
+
+
+def _text(value: Any) -> str:
+    return html.escape(printable(str(value)))
+
+
+def why_keep(folder: Path) -> str | None:
+    """Say why an existing folder must stay, or None where it is an earlier report."""
+    other = sorted(p.name for p in folder.iterdir() if p.name not in _FILES)
+    return f"it holds {other[0]}, which is no part of a report" if other else None

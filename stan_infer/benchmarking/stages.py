@@ -1,0 +1,95 @@
+"""The whole way from a video file to scores, each stage apart, for every engine in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stan_infer.benchmarking.clock import WallClock
+from stan_infer.benchmarking.interleave import Lane
+from stan_infer.config import StanConfig
+from stan_infer.engines.session import as_numpy, read_config_clip
+from stan_infer.scores import cosine_scores, mug_scores
+
+TEXTS = (
+    100  # scored against each clip; their features are made up, as speed does not depend on them
+)
+
+
+def bench_stages(
+    lanes: Sequence[Lane],
+    config: StanConfig,
+    videos: Sequence[Path],
+    *,
+    repeats: int = 10,
+    decoder: str = "auto",
+    on_round: Callable[[float], None] = lambda part: None,
+) -> list[dict[str, Any]]:
+    """Time decode (with sampling, resize and crop), embed (B = 1) and score; one row per lane.
+
+    Every video is read once a round and given to every lane. Medians in milliseconds; total is
+    their sum, as one video after the other takes. Raises InputError for a video that cannot be
+    read.
+    """
+    decode: list[float] = []
+    embed: dict[str, list[float]] = {lane.name: [] for lane in lanes}
+    score: dict[str, list[float]] = {lane.name: [] for lane in lanes}
+    texts = _texts(config)
+    wall = WallClock()
+    for video in videos:  # libraries load and caches fill before anything counts
+        clip = read_config_clip(config, video, decoder)
+        for lane in lanes:
+            texts(as_numpy(lane.embed(clip[None])))
+    for _ in range(repeats):
+        for video in videos:
+            clip, ms, _ = wall.time(partial(read_config_clip, config, video, decoder))
+            decode.append(ms)
+            for lane in lanes:
+                out, ms, _ = lane.clock.time(partial(lane.embed, clip[None]))
+                embed[lane.name].append(ms)
+                _, ms, _ = wall.time(partial(texts, as_numpy(out)))
+                score[lane.name].append(ms)
+        on_round(1 / repeats)
+    rows = []
+    for lane in lanes:
+        parts = {
+            "decode_ms_p50": float(np.median(decode)),
+            "embed_ms_p50": float(np.median(embed[lane.name])),
+            "score_ms_p50": float(np.median(score[lane.name])),
+        }
+        bound = parts["decode_ms_p50"] > parts["embed_ms_p50"]
+        note = "decode-bound: more --workers help, a faster engine does not"
+        rows.append(
+            {
+                "engine": lane.name,
+                **lane.facts,
+                "frames": config.frames,
+                **parts,
+                "total_ms_p50": sum(parts.values()),
+                "videos": len(videos),
+                "repeats": repeats,
+                "scored_texts": TEXTS,
+                "diagnosis": [note] if bound else [],
+                "samples_ms": {
+                    "decode": decode,
+                    "embed": embed[lane.name],
+                    "score": score[lane.name],
+                },
+            }
+        )
+    return rows
+
+
+def _texts(config: StanConfig) -> Callable[[np.ndarray], Any]:
+    """Return a function that scores one clip's features against TEXTS texts."""
+    rng = np.random.default_rng(0)
+    if not config.is_mug:
+        text = rng.standard_normal((TEXTS, config.embed_dim), np.float32)
+        return lambda video: cosine_scores(text, video)
+    tokens = rng.standard_normal((TEXTS, config.context_length, config.embed_dim), np.float32)
+    mask = np.ones(tokens.shape[:2], np.int64)
+    return lambda video: mug_scores(tokens, mask, video, mode=config.head, tau=config.mug_tau)

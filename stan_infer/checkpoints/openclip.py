@@ -1,0 +1,186 @@
+"""A STAN branch on a CLIP that open_clip knows by name: config, weights, an untrained branch.
+
+The branch is set as training starts it (paper section 3.2): spatial and temporal layers are copies
+of the last K trunk layers and the temporal output layer is zero; the time table is zero. So the
+result is CLIP with a branch that does not yet see time: a start for training, a baseline, and a
+check of the towers. Nothing in it is random.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stan_infer.checkpoints.layouts import Layout, Origin, check_names, with_settings
+from stan_infer.checkpoints.presets import PRESETS, preset
+from stan_infer.checkpoints.weights_file import Reader, open_weights, read_weight
+from stan_infer.config import StanConfig, coerce, parameter_shapes
+from stan_infer.errors import InputError, MissingError, nearest
+from stan_infer.system.packages import require
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from stan_infer.network.model import Stan
+
+_VISION_KEYS = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"}
+_TEXT_KEYS = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"}
+
+
+def is_clip_name(source: str) -> bool:
+    """Whether `source` is spelt like an open_clip model name (with an optional ":tag")."""
+    name = source.split(":")[0]
+    suffixes = (".pth", ".pt", ".bin", ".safetensors", ".ckpt", ".onnx")
+    return bool(re.fullmatch(r"[A-Z][A-Za-z0-9.-]+", name)) and not name.endswith(suffixes)
+
+
+def clip_config(name: str, settings: Mapping[str, Any] | None = None) -> StanConfig:
+    """Return the config of a branch on open_clip's model `name`.
+
+    settings: as in load_model, and `branch_layers` (default 4, or all layers of a shallower trunk).
+    Raises InputError for an unknown name or a tower that is not a plain CLIP ViT, MissingError
+    without open_clip.
+    """
+    open_clip = _open_clip()
+    known = open_clip.get_model_config(name)
+    if known is None:
+        hint = nearest(name, [m for m in open_clip.list_models() if m.startswith("ViT")])
+        raise InputError(f"no such file, and no open_clip model is called '{name}'{hint}")
+    vision, text = known["vision_cfg"], known["text_cfg"]
+    odd = sorted(set(vision) - _VISION_KEYS) + sorted(set(text) - _TEXT_KEYS)
+    odd += sorted(set(known) - {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg", "custom_text"})
+    odd += [k for k in ("layers", "width", "patch_size") if not isinstance(vision.get(k), int)]
+    if odd:
+        raise InputError(
+            f"open_clip model '{name}' is no plain CLIP ViT (it sets {', '.join(odd)[:150]}); "
+            "STAN is defined on OpenAI's CLIP form, such as ViT-B-32-quickgelu"
+        )
+    settings = dict(settings or {})
+    width = vision["width"]
+    depth = settings.pop("branch_layers", min(4, vision["layers"]))
+    values = {
+        "width": width,
+        "layers": vision["layers"],
+        "patch": vision["patch_size"],
+        "image_size": vision["image_size"],
+        "embed_dim": known["embed_dim"],
+        "mlp_width": int(width * vision.get("mlp_ratio", 4.0)),
+        "branch_layers": coerce("branch_layers", depth),
+        "max_frames": 64,
+        "text_width": text["width"],
+        "text_layers": text["layers"],
+        "text_mlp_width": int(text["width"] * text.get("mlp_ratio", 4.0)),
+        "vocab_size": text["vocab_size"],
+        "context_positions": text["context_length"],
+    }
+    told = {
+        "heads": width // vision.get("head_width", 64),
+        "text_heads": text["heads"],
+        "activation": "quick_gelu" if known.get("quick_gelu") else "gelu",
+    }
+    return with_settings(values, told | settings)
+
+
+def named_config(name: str, settings: Mapping[str, Any] | None = None) -> StanConfig:
+    """Return the config of a preset or of a branch on an open_clip model, by name alone.
+
+    Raises InputError with the nearest preset for an unknown name.
+    """
+    if name not in PRESETS and is_clip_name(name):
+        return clip_config(name, settings)
+    return preset(name).replace(settings or {})
+
+
+def clip_layout(source: str, settings: Mapping[str, Any] | None = None) -> Layout:
+    """Return the layout of "NAME" or "NAME:TAG" for `inspect`, without any weight."""
+    name, _, tag = source.partition(":")
+    config = clip_config(name, settings)
+    if tag and not os.path.exists(tag):
+        _check_tag(name, tag)
+    origins = {n: Origin((n,)) for n in parameter_shapes(config) if not n.startswith("branch.")}
+    note = "the branch is untrained: copies of the last trunk layers, zero temporal output"
+    return Layout(f"open_clip {name}", config, origins, {}, (note,))
+
+
+def load_clip(source: str, settings: Mapping[str, Any] | None = None) -> Stan:
+    """Load "NAME:TAG" as a Stan in eval mode, float32, on the CPU.
+
+    TAG is one of open_clip's for that model (downloaded through open_clip, read by our own reader)
+    or the path of a file with that CLIP's weights. Raises InputError without a tag: a model with
+    random weights is never loaded.
+    """
+    name, _, tag = source.partition(":")
+    layout = clip_layout(source, settings)
+    if not tag:
+        tags = ", ".join(_open_clip().list_pretrained_tags_by_model(name)) or "a file with weights"
+        raise InputError(f"'{name}' alone has random weights; add a tag, as {name}:TAG ({tags})")
+    path = Path(tag) if os.path.exists(tag) else _download(name, tag)
+    reader = open_weights(path)
+    try:
+        wanted = {
+            n: s for n, s in parameter_shapes(layout.config).items() if not n.startswith("branch.")
+        }
+        text = "text." if "text.ln_final.weight" in reader.tensors else ""
+        origins = {n: Origin((n if n.startswith("visual.") else text + n,)) for n in layout.origins}
+        shapes = {k: t.shape for k, t in reader.tensors.items()}
+        buffers = ("logit_scale", "attn_mask", "text.attn_mask", "logit_bias")
+        check_names(shapes, origins, [b for b in buffers if b in shapes], wanted)
+        return _with_branch(reader, origins, layout.config)
+    finally:
+        reader.close()
+
+
+def _with_branch(reader: Reader, origins: Mapping[str, Origin], config: StanConfig) -> Stan:
+    import torch
+
+    from stan_infer.network.model import Stan
+
+    with torch.device("meta"):
+        model = Stan(config)
+    state: dict[str, Tensor] = {
+        n: read_weight(reader, o).to(torch.float32) for n, o in origins.items()
+    }
+    first = config.layers - config.branch_layers
+    for name, shape in parameter_shapes(config).items():
+        if not name.startswith("branch."):
+            continue
+        _, kind, *rest = name.split(".")
+        if kind == "time_embedding" or rest[1] in ("fc", "conv"):
+            state[name] = torch.zeros(shape)
+            continue
+        layer = f"visual.transformer.resblocks.{first + int(rest[0])}"
+        part = ".".join(rest[1:])
+        part = part.replace("ln.", "ln_1.") if kind == "temporal" else part
+        state[name] = state[f"{layer}.{part}"].clone()
+    model.load_state_dict(state, strict=True, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def _download(name: str, tag: str) -> Path:
+    _check_tag(name, tag)
+    from open_clip.pretrained import download_pretrained
+
+    try:
+        return Path(download_pretrained(_open_clip().get_pretrained_cfg(name, tag)))
+    except Exception as e:
+        # open_clip raises whatever its HTTP client raises.
+        raise MissingError(
+            f"the weights {name}:{tag} could not be downloaded ({str(e)[:120]}); "
+            f"fetch them elsewhere and give the file: {name}:PATH"
+        ) from e
+
+
+def _check_tag(name: str, tag: str) -> None:
+    tags = _open_clip().list_pretrained_tags_by_model(name)
+    if tag not in tags:
+        raise InputError(
+            f"open_clip has no weights '{tag}' for {name}{nearest(tag, tags)}, and no such file; "
+            f"tags: {', '.join(tags)}"
+        )
+
+
+def _open_clip() -> Any:
+    return require("open_clip", "an open_clip model name", "cpu")

@@ -1,0 +1,400 @@
+"""An inert reader of the pickle in a PyTorch checkpoint: nothing is imported, called or built.
+
+A pickle is a program for a stack machine. This machine keeps plain values; the name of a class or
+function is only a label, and what the program wants called becomes a record or a Placeholder.
+Opcodes as in CPython's `pickletools`, protocols 2 to 5.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from stan_infer.checkpoints.torch_zip import RESAVE
+from stan_infer.errors import InputError
+
+MAX_PICKLE_BYTES = 128 << 20
+MAX_STEPS = 1_000_000  # opcodes, and values copied by one of them; real files need some 100,000
+MAX_MARKS = 1_000
+MAX_TEXT_BYTES = 1 << 20  # longer text is skipped: curves of a training log
+MAX_NAME_BYTES = 256
+_LAZY_BYTES = 4096  # longer text is not decoded before somebody asks for it
+_TEXT_BUDGET = 24 << 20  # memory for all decoded text and names
+_MAX_INT_BYTES = 64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Global:
+    """The name of a class or function: a label, never looked up."""
+
+    module: str
+    name: str
+
+    def __str__(self) -> str:
+        """Return the dotted name."""
+        return f"{self.module}.{self.name}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Placeholder:
+    """Stands for a value that is not kept: what would have made it."""
+
+    maker: Global | str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LongText:
+    """Text that lies in the pickle at `start`, `size` bytes long, not yet decoded."""
+
+    start: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Call:
+    """A function of torch._utils, or "storage", and what the pickle wants it called with."""
+
+    function: str
+    args: tuple[object, ...]
+
+
+def read_pickle(data: bytes, is_known: Callable[[str, str], bool]) -> object:
+    """Return what the pickle describes, as dicts, lists, tuples, plain values and records.
+
+    Text beyond 4 KiB is LongText (see `text_of`), bytes and text beyond 1 MiB a Placeholder.
+    is_known(module, name) says which classes and functions may be named at all. Raises InputError,
+    with the position, for any pickle that is malformed, names others, or exceeds the limits above.
+    """
+    if len(data) > MAX_PICKLE_BYTES:
+        raise InputError(f"its pickle has more than {MAX_PICKLE_BYTES} bytes: {RESAVE}")
+    return _Machine(data, is_known).run()
+
+
+def text_of(data: bytes, value: object) -> str | None:
+    """Return a value of `read_pickle(data)` as text, or None if it is no text."""
+    if isinstance(value, LongText):
+        return data[value.start : value.start + value.size].decode("utf-8", errors="replace")
+    return value if isinstance(value, str) else None
+
+
+def describe(value: object) -> str:
+    """Say in a word or two what a value of `read_pickle` is, for messages."""
+    if isinstance(value, Global | Placeholder):
+        return str(value if isinstance(value, Global) else value.maker)
+    if isinstance(value, Call):
+        return "a storage" if value.function == "storage" else "a tensor"
+    if isinstance(value, str | LongText):
+        return "text"
+    return "None" if value is None else f"a value of type {type(value).__name__}"
+
+
+class _Machine:
+    def __init__(self, data: bytes, is_known: Callable[[str, str], bool]) -> None:
+        self.data = data
+        self.is_known = is_known
+        self.at = 0  # of the next byte
+        self.op = 0  # where the running opcode stands
+        self.steps = 0
+        self.text_bytes = 0
+        self.stack: list[object] = []
+        self.marks: list[int] = []  # heights of the stack
+        self.memo: dict[int, object] = {}
+        self.push = self.stack.append
+
+    def run(self) -> object:
+        if self.data[:1] != b"\x80":
+            raise self.error("does not begin with opcode PROTO; protocols 2 to 5 are read")
+        while True:
+            self.op = self.at
+            self.charge(1)
+            code = self.take(1)[0]
+            if code == ord("."):
+                break
+            action = _ACTIONS.get(code)
+            if action is None:
+                name = _REFUSED.get(code, "unknown")
+                raise self.error(f"has opcode {name} (0x{code:02x}), which no checkpoint needs")
+            action(self)
+        value = self.pop()
+        if self.stack or self.marks or self.at != len(self.data):
+            raise self.error("ends with values or bytes left over")
+        return value
+
+    def error(self, what: str) -> InputError:
+        return InputError(
+            f"its pickle {what} (byte {self.op} of {len(self.data)}): refused, because the file is "
+            f"damaged or holds more than plain data; {RESAVE}"
+        )
+
+    def charge(self, steps: int) -> None:
+        self.steps += steps
+        if self.steps > MAX_STEPS:
+            raise self.error(f"needs more than {MAX_STEPS} steps")
+
+    def charge_text(self, size: int) -> None:
+        self.text_bytes += size + 64  # of an object's header
+        if self.text_bytes > _TEXT_BUDGET:
+            raise self.error(f"holds more than {_TEXT_BUDGET} bytes of names and short texts")
+
+    def skip(self, size: int) -> int:
+        """Pass over `size` bytes and return where they began."""
+        start = self.at
+        if size > len(self.data) - start:
+            raise self.error(f"asks for {size} bytes where {len(self.data) - start} are left")
+        self.at = start + size
+        return start
+
+    def take(self, size: int) -> bytes:
+        start = self.skip(size)
+        return self.data[start : self.at]
+
+    def number(self, size: int) -> int:
+        return int.from_bytes(self.take(size), "little")
+
+    def pop(self) -> object:
+        if len(self.stack) <= (self.marks[-1] if self.marks else 0):
+            raise self.error("takes a value from an empty stack")
+        return self.stack.pop()
+
+    def top(self) -> object:
+        value = self.pop()
+        self.stack.append(value)
+        return value
+
+    def pop_mark(self) -> list[object]:
+        if not self.marks:
+            raise self.error("closes a group that was not opened")
+        height = self.marks.pop()
+        items = self.stack[height:]
+        del self.stack[height:]
+        return items
+
+
+_Action = Callable[[_Machine], object]
+_SET = Placeholder("a set")
+
+
+def _proto(m: _Machine) -> None:
+    version = m.number(1)
+    if m.op or not 2 <= version <= 5:
+        raise m.error(f"declares protocol {version}; read are 2 to 5, declared once")
+
+
+def _mark(m: _Machine) -> None:
+    if len(m.marks) >= MAX_MARKS:
+        raise m.error(f"opens more than {MAX_MARKS} groups within each other")
+    m.marks.append(len(m.stack))
+
+
+def _pop(m: _Machine) -> None:
+    if m.marks and m.marks[-1] == len(m.stack):
+        m.marks.pop()
+    else:
+        m.pop()
+
+
+def _long(width: int) -> _Action:
+    def action(m: _Machine) -> None:
+        size = m.number(width)
+        if size > _MAX_INT_BYTES:
+            raise m.error(f"has an integer of {size} bytes; at most {_MAX_INT_BYTES} are read")
+        m.push(int.from_bytes(m.take(size), "little", signed=True))
+
+    return action
+
+
+def _text(width: int) -> _Action:
+    def action(m: _Machine) -> None:
+        size = m.number(width)
+        start = m.skip(size)
+        if size > MAX_TEXT_BYTES:
+            m.push(Placeholder("long text"))
+        elif size > _LAZY_BYTES:
+            m.push(LongText(start, size))
+        else:
+            m.push(_decode(m, m.data[start : m.at]))
+
+    return action
+
+
+def _decode(m: _Machine, raw: bytes) -> str:
+    m.charge_text(len(raw) if raw.isascii() else 4 * len(raw))
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as e:
+        raise m.error("has text that is not UTF-8") from e
+
+
+def _bytes(width: int) -> _Action:
+    def action(m: _Machine) -> None:
+        m.skip(m.number(width))
+        m.push(Placeholder("bytes"))
+
+    return action
+
+
+def _put(width: int) -> _Action:
+    def action(m: _Machine) -> None:
+        index = m.number(width) if width else len(m.memo)
+        if index > MAX_STEPS:
+            raise m.error(f"stores value number {index}; at most {MAX_STEPS} are kept")
+        m.memo[index] = m.top()
+
+    return action
+
+
+def _get(width: int) -> _Action:
+    def action(m: _Machine) -> None:
+        index = m.number(width)
+        if index not in m.memo:
+            raise m.error(f"recalls value number {index}, which was not stored")
+        m.push(m.memo[index])
+
+    return action
+
+
+def _tuple(size: int) -> _Action:
+    def action(m: _Machine) -> None:
+        height = len(m.stack) - size
+        if height < (m.marks[-1] if m.marks else 0):
+            raise m.error(f"makes a tuple of {size} values and has fewer")
+        m.stack[height:] = [tuple(m.stack[height:])]
+
+    return action
+
+
+def _extend(m: _Machine, values: Sequence[object]) -> None:
+    target = m.top()
+    if isinstance(target, list):
+        target.extend(values)
+    elif not isinstance(target, Placeholder):
+        raise m.error(f"appends to {describe(target)}")
+
+
+def _update(m: _Machine, flat: Sequence[object]) -> None:
+    target = m.top()
+    if len(flat) % 2:
+        raise m.error("has a key without a value")
+    if isinstance(target, Placeholder):
+        return
+    if not isinstance(target, dict):
+        raise m.error(f"sets an item of {describe(target)}")
+    target.update((k, v) for k, v in zip(flat[::2], flat[1::2], strict=True) if _is_key(k))
+
+
+def _is_key(key: object) -> bool:
+    """Whether to keep a dict's key: no tuples, whose hash may cost, no ints made to collide."""
+    short = isinstance(key, int) and abs(key) < 1 << 63
+    return short or key is None or isinstance(key, str | float)
+
+
+def _line(m: _Machine) -> str:
+    end = m.data.find(b"\n", m.at, m.at + MAX_NAME_BYTES + 1)
+    if end < 0:
+        raise m.error(f"has a name that does not end within {MAX_NAME_BYTES} bytes")
+    return _decode(m, m.take(end + 1 - m.at)[:-1])
+
+
+def _global(m: _Machine, module: object, name: object) -> None:
+    if not isinstance(name, str) or not isinstance(module, str):
+        raise m.error(f"names {describe(module)} and {describe(name)} instead of a class")
+    m.charge_text(0)
+    if max(len(module), len(name)) > MAX_NAME_BYTES or not m.is_known(module, name):
+        raise m.error(f"names {ascii(f'{module[:80]}.{name[:80]}')}, which no state dict needs")
+    m.push(Global(module, name))
+
+
+def _reduce(m: _Machine, *, is_new: bool = False) -> None:
+    args, function = m.pop(), m.pop()
+    if not isinstance(function, Global) or not isinstance(args, tuple):
+        raise m.error(f"calls {describe(function)} with {describe(args)}")
+    if is_new:
+        m.push(Placeholder(function))
+    elif function.module == "torch._utils":
+        m.push(Call(function.name, args))
+    elif str(function) == "collections.OrderedDict":
+        m.push(_ordered_dict(m, args))
+    elif str(function) == "collections.defaultdict":
+        m.push({})
+    else:
+        if function.name == "getattr":
+            _check_getattr(m, args)
+        m.push(Placeholder(function))
+
+
+def _ordered_dict(m: _Machine, args: tuple[object, ...]) -> dict[object, object]:
+    items = args[0] if len(args) == 1 else args
+    items = items if isinstance(items, list | tuple) else [None]
+    m.charge(len(items))  # the same list can be recalled again and again
+    pairs = [item for item in items if isinstance(item, list | tuple) and len(item) == 2]
+    if len(pairs) != len(items):
+        raise m.error("makes an OrderedDict of something else than pairs")
+    return {key: value for key, value in pairs if _is_key(key)}
+
+
+def _check_getattr(m: _Machine, args: tuple[object, ...]) -> None:
+    """Let pass what a trainer's log writes, such as getattr(HistoryBuffer, "mean")."""
+    owner, name = args if len(args) == 2 else (None, None)
+    roots = ("mmengine", "mmcv", "numpy", "builtins", "__builtin__")
+    known = isinstance(owner, Global) and owner.module.split(".")[0] in roots
+    if not (known or isinstance(owner, Placeholder)) or not isinstance(name, str):
+        raise m.error(f"calls getattr on {describe(owner)}")
+    if name.startswith("_"):
+        raise m.error(f"calls getattr for {ascii(name[:80])}")
+
+
+def _persistent(m: _Machine) -> None:
+    value = m.pop()
+    if not isinstance(value, tuple) or len(value) != 5 or value[0] != "storage":
+        raise m.error(f"refers to {describe(value)} outside of it instead of a storage")
+    m.push(Call("storage", value[1:]))
+
+
+def _of_width(make: Callable[[int], _Action], widths: dict[str, int]) -> dict[int, _Action]:
+    return {ord(opcode): make(width) for opcode, width in widths.items()}
+
+
+_ACTIONS: dict[int, _Action] = {
+    **_of_width(_text, {"U": 1, "T": 4, "X": 4, "\x8c": 1, "\x8d": 8}),
+    **_of_width(_bytes, {"C": 1, "B": 4, "\x8e": 8, "\x96": 8}),
+    **_of_width(_long, {"\x8a": 1, "\x8b": 4}),
+    **_of_width(_put, {"q": 1, "r": 4, "\x94": 0}),
+    **_of_width(_get, {"h": 1, "j": 4}),
+    **_of_width(_tuple, {")": 0, "\x85": 1, "\x86": 2, "\x87": 3}),
+    0x80: _proto,
+    0x95: lambda m: m.number(8),  # a frame of that size: only readers from pipes need it
+    ord("("): _mark,
+    ord("0"): _pop,
+    ord("1"): lambda m: m.pop_mark(),
+    ord("2"): lambda m: m.push(m.top()),
+    ord("N"): lambda m: m.push(None),
+    0x88: lambda m: m.push(True),
+    0x89: lambda m: m.push(False),
+    ord("K"): lambda m: m.push(m.number(1)),
+    ord("M"): lambda m: m.push(m.number(2)),
+    ord("J"): lambda m: m.push(int.from_bytes(m.take(4), "little", signed=True)),
+    ord("G"): lambda m: m.push(struct.unpack(">d", m.take(8))[0]),
+    ord("]"): lambda m: m.push([]),
+    ord("}"): lambda m: m.push({}),
+    0x8F: lambda m: m.push(_SET),
+    0x91: lambda m: (m.pop_mark(), m.push(_SET)),
+    ord("t"): lambda m: m.push(tuple(m.pop_mark())),
+    ord("a"): lambda m: _extend(m, [m.pop()]),
+    ord("e"): lambda m: _extend(m, m.pop_mark()),
+    0x90: lambda m: _extend(m, m.pop_mark()),
+    ord("s"): lambda m: _update(m, [m.pop(), m.pop()][::-1]),
+    ord("u"): lambda m: _update(m, m.pop_mark()),
+    ord("c"): lambda m: _global(m, _line(m), _line(m)),
+    0x93: lambda m: _global(m, *[m.pop(), m.pop()][::-1]),
+    ord("R"): _reduce,
+    0x81: lambda m: _reduce(m, is_new=True),
+    # An object's state, such as the version numbers beside a state dict, is dropped.
+    ord("b"): lambda m: (m.pop(), m.top()),
+    ord("Q"): _persistent,
+}
+_REFUSED_NAMES = (
+    "FLOAT INT LONG STRING UNICODE PERSID DICT GET INST LIST OBJ PUT "
+    "EXT1 EXT2 EXT4 NEWOBJ_EX NEXT_BUFFER READONLY_BUFFER"
+)
+_REFUSED = dict(zip(b"FILSVPdgilop\x82\x83\x84\x92\x97\x98", _REFUSED_NAMES.split(), strict=True))

@@ -1,0 +1,78 @@
+"""What is a PyTorch checkpoint among zip archives: its one folder, and what else it may be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import BinaryIO
+
+from stan_infer.errors import InputError
+from stan_infer.system.outside_file import read_at
+from stan_infer.system.stored_zip import LOCAL, Entry, read_directory
+
+_TORCHSCRIPT = (
+    "it is a TorchScript archive, which holds a program: where it is trusted, run "
+    "torch.save(torch.jit.load(path).state_dict(), new_path) and give that"
+)
+RESAVE = (
+    'on a machine where the file is trusted, run torch.save(torch.load(path)["state_dict"], '
+    "new_path) with PyTorch 1.6 or newer, or convert the weights to safetensors"
+)
+
+
+def read_records(file: BinaryIO, size: int) -> dict[str, Entry]:
+    """Return name -> place of every record of a checkpoint of `size` bytes; see read_directory.
+
+    Raises InputError, which says what the file is where it is known.
+    """
+    _refuse_other_formats(read_at(file, 0, min(size, 512)))
+    return read_directory(file, size, refuse_packed=_refuse_program)
+
+
+def checkpoint_folder(file: BinaryIO, entries: Mapping[str, Entry]) -> str:
+    """Return the one folder of the archive that holds data.pkl and all else.
+
+    Raises InputError if there is none, for TorchScript, and for big-endian files.
+    """
+    found = [n for n in entries if n.endswith("/data.pkl") and n.count("/") == 1]
+    if len(found) != 1:
+        raise InputError(
+            f"it is a zip archive with {len(found)} records <name>/data.pkl, a checkpoint has one; "
+            "give a file written by torch.save"
+        )
+    prefix = found[0].removesuffix("/data.pkl")
+    if f"{prefix}/constants.pkl" in entries or any(
+        n.startswith(f"{prefix}/code/") for n in entries
+    ):
+        raise InputError(_TORCHSCRIPT)
+    entry = entries.get(f"{prefix}/byteorder")
+    if entry is not None:
+        order = read_at(file, entry.offset, min(entry.size, 16))
+        if order != b"little":
+            raise InputError(f"its byte order is {order!r}; only b'little' is read: {RESAVE}")
+    return prefix
+
+
+def _refuse_program(name: bytes) -> None:
+    if b"/code/" in name:
+        raise InputError(_TORCHSCRIPT)
+
+
+def _refuse_other_formats(head: bytes) -> None:
+    if head.startswith(LOCAL):
+        return
+    if not head:
+        raise InputError("the file is empty (0 bytes); give a checkpoint")
+    if head[:1] == b"\x80":
+        raise InputError(
+            "this is a bare pickle, as PyTorch before 1.6 saved checkpoints; only the zip format "
+            f"is read, because pickles of strangers can run code: {RESAVE}"
+        )
+    if head[257:262] == b"ustar":
+        raise InputError(
+            "this is a tar archive, as PyTorch before 0.1.10 saved checkpoints; only the zip "
+            f"format is read: {RESAVE}"
+        )
+    raise InputError(
+        f"this is not a PyTorch checkpoint: it begins with {head[:8]!r} instead of {LOCAL!r}; "
+        "give a .pth, .pt or .bin file written by torch.save, or a .safetensors file"
+    )

@@ -1,0 +1,91 @@
+"""Rows -> table or JSON. The only file that formats results."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from stan_infer.errors import InputError, printable, storable
+
+
+def print_json(schema: str, record: dict[str, Any]) -> None:
+    """Print one result as one line of JSON; numbers unrounded, NaN and infinity as null."""
+    full = {"schema": f"stan-infer/{schema}/1", **record}
+    # ASCII: whatever the locale, and nothing in it is a control character.
+    _write(json.dumps(_plain(full), allow_nan=False))
+
+
+def print_table(rows: Sequence[dict[str, Any]], columns: Sequence[str] | None = None) -> None:
+    """Print rows as an aligned table with one header line; numbers to the right."""
+    if not rows:
+        return
+    columns = list(columns or rows[0])
+    cells = [[_cell(row.get(c)) for c in columns] for row in rows]
+    widths = [max(len(c), *(len(line[i]) for line in cells)) for i, c in enumerate(columns)]
+    right = [all(isinstance(r.get(c), (int, float, type(None))) for r in rows) for c in columns]
+    lines = []
+    for line in [columns, *cells]:
+        padded = [
+            text.rjust(w) if r else text.ljust(w)
+            for text, w, r in zip(line, widths, right, strict=True)
+        ]
+        lines.append("  ".join(padded).rstrip())
+    _write("\n".join(lines))
+
+
+def print_facts(facts: dict[str, Any]) -> None:
+    """Print names and values, one per line."""
+    width = max(len(k) for k in facts)
+    _write("\n".join(f"{name.ljust(width)}  {_cell(value)}" for name, value in facts.items()))
+
+
+def say(text: str) -> None:
+    """Print a message or a warning: never on standard output, which carries results."""
+    print(printable(text), file=sys.stderr, flush=True)
+
+
+def _write(text: str) -> None:
+    """Write to standard output; where nobody reads any more, end quietly as other programs do."""
+    encoding = sys.stdout.encoding or "utf-8"  # in some locales ASCII
+    text = text.encode(encoding, "backslashreplace").decode(encoding)
+    try:
+        print(text, flush=True)
+    except OSError as e:
+        # Python would try to write the rest once more at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if e.errno == errno.EPIPE:
+            sys.exit(128 + 13)  # as if ended by SIGPIPE
+        raise InputError(f"cannot write the results to standard output: {e.strerror}") from e
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return "nan"
+        if value == 0 or 1e-3 <= abs(value) < 1e5:
+            return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
+        return f"{value:.1e}"
+    return printable(str(value))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {storable(str(k)): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, (int, float, bool, type(None))):
+        return value
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    return storable(str(value))

@@ -1,0 +1,247 @@
+"""Retrieval and recognition figures of a session on a task, with the protocol that made them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stan_infer.config import StanConfig
+from stan_infer.engines.session import TEXT_CHUNK, Session, as_numpy, score_features
+from stan_infer.errors import InputError
+from stan_infer.evaluation.datasets import Task
+from stan_infer.evaluation.feature_cache import FeatureCache, file_name, ids_name
+from stan_infer.evaluation.metrics import (
+    bootstrap_interval,
+    class_figures,
+    dual_softmax,
+    rank_figures,
+    retrieval_ranks,
+)
+from stan_infer.library.embed import embed_videos
+from stan_infer.text.tokenizer import cut_texts, tokenize
+
+VIEW_SCALE = 100.0  # of the softmax that views are averaged under: the release's recognition test
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """How a task is evaluated. `config` is the model's with the task's own frames and lengths.
+
+    views: (clips, crops) per video, averaged (recognition). truncation: see tokenizer.tokenize.
+    template: with one {} for the class name. ties, dual_softmax: see metrics.
+    """
+
+    config: StanConfig
+    views: tuple[int, int] = (1, 1)
+    decoder: str = "auto"
+    truncation: str = "keep-eot"
+    template: str = "{}"
+    ties: str = "expected"
+    dual_softmax: bool = False
+
+    def __post_init__(self) -> None:
+        """Check what belongs together."""
+        if self.template.count("{}") != 1:
+            raise InputError(f"template {self.template!r} needs one {{}} for the class name")
+
+    def reading(self) -> dict[str, Any]:
+        """What decides a video's features besides the model."""
+        c = self.config
+        sizes = {"frames": c.frames, "short_side": c.short_side, "crop": c.image_size}
+        return {**sizes, "views": self.views, "decoder": self.decoder}
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Figures in percent by direction ("text_to_video", "video_to_text", or "videos").
+
+    intervals: 95 % bootstrap intervals of the recalls and accuracies, over texts or videos.
+    outcomes: what each question gave, to compare two engines on the same questions: ranks from 1,
+    or hits. failed: videos that could not be read, with the reason; they are in no figure.
+    """
+
+    figures: dict[str, dict[str, float]]
+    intervals: dict[str, dict[str, tuple[float, float]]]
+    outcomes: dict[str, list[float]]
+    facts: dict[str, Any]
+    failed: dict[str, str]
+
+
+def evaluate(
+    session: Session,
+    task: Task,
+    paths: Sequence[Path],
+    protocol: Protocol,
+    *,
+    cache: FeatureCache | None = None,
+    batch: int = 1,
+    workers: int = 1,
+    timeout_s: float = 60.0,
+    on_video: Callable[[str | None], None] = lambda error: None,
+) -> Evaluation:
+    """Evaluate `task`, whose videos are the files `paths`, in the same order.
+
+    on_video is called for each video with its error or None. A video that cannot be read is left
+    out with its texts, and told. Raises InputError where nothing is left.
+    """
+    if task.is_retrieval and protocol.views != (1, 1):
+        raise InputError("several views are averaged over class probabilities: recognition only")
+    config = protocol.config
+    texts = list(task.texts) or [protocol.template.replace("{}", c) for c in task.classes]
+    # Texts first: a model without a text tower is told before hours of video.
+    ids = tokenize(
+        texts, config.context_length, truncation=protocol.truncation, vocabulary=session.vocabulary
+    )
+    text = _text_features(session, ids, cache)
+    found = _video_features(session, paths, protocol, cache, batch, workers, timeout_s, on_video)
+    kept = [i for i, x in enumerate(found) if not isinstance(x, str)]
+    failed = {task.videos[i]: x for i, x in enumerate(found) if isinstance(x, str)}
+    if not kept:
+        raise InputError(f"none of the {len(paths)} videos could be read: nothing to evaluate")
+    video = np.stack([x for x in found if not isinstance(x, str)])  # [N, V, E] or [N, V, T, E]
+    if task.is_retrieval:
+        whole, task = task, task.keep(kept)
+        rows = [q for q, o in enumerate(whole.owners) if not isinstance(found[o], str)]
+        scores = score_features(config, text[rows], ids[rows], video[:, 0])
+        figures, intervals, outcomes = _retrieval(scores, task, protocol)
+        ids, texts = ids[rows], [texts[q] for q in rows]
+    else:
+        task = task.keep(kept)
+        figures, intervals, outcomes = _recognition(text, ids, video, task, protocol)
+    cut = cut_texts(texts, config.context_length, vocabulary=session.vocabulary)
+    return Evaluation(
+        figures, intervals, outcomes, _facts(task, protocol, len(texts), len(cut)), failed
+    )
+
+
+def _facts(task: Task, protocol: Protocol, texts: int, cut: int) -> dict[str, Any]:
+    c, p = protocol.config, protocol
+    facts: dict[str, Any] = {
+        "videos": len(task.videos),
+        ("texts" if task.is_retrieval else "classes"): texts,
+        "frames": c.frames,
+        "views": "{}x{}".format(*p.views),
+        "resize, crop": f"{c.short_side}, {c.image_size}",
+        "text tokens": c.context_length,
+        "texts cut": cut,
+        "cut by": p.truncation,
+        "head": c.head,
+        "ties": p.ties,
+        "decoder": p.decoder,
+    }
+    if task.is_retrieval:
+        facts["dual softmax"] = f"yes, temperature {c.temperature:g}" if p.dual_softmax else "no"
+    else:
+        facts["template"] = p.template
+    return facts
+
+
+def _retrieval(
+    scores: NDArray[Any], task: Task, protocol: Protocol
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, list[float]]]:
+    to_video, to_text = scores, scores
+    if protocol.dual_softmax:
+        to_video, to_text = dual_softmax(scores, protocol.config.temperature)
+    found = retrieval_ranks(to_video, np.array(task.owners), ties=protocol.ties, to_text=to_text)
+    figures, intervals, outcomes = {}, {}, {}
+    for name, ranks in found.items():
+        figures[name] = rank_figures(ranks)
+        intervals[name] = {f"R@{k}": _interval(ranks <= k) for k in (1, 5, 10)}
+        outcomes[name] = ranks.astype(float).tolist()
+    return figures, intervals, outcomes
+
+
+def _recognition(
+    text: NDArray[Any],
+    ids: NDArray[np.int64],
+    video: NDArray[Any],
+    task: Task,
+    protocol: Protocol,
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, list[float]]]:
+    config = protocol.config
+    views = [score_features(config, text, ids, video[:, v]).T for v in range(video.shape[1])]
+    # One view is ranked as it is: a softmax in float could make ties of close scores.
+    scores = views[0] if len(views) == 1 else np.mean([_probabilities(s) for s in views], axis=0)
+    figures, hits = class_figures(scores, np.array(task.labels), ties=protocol.ties)
+    intervals = {name: _interval(hit) for name, hit in hits.items()}
+    return (
+        {"videos": figures},
+        {"videos": intervals},
+        {"videos": hits["top-1"].astype(float).tolist()},
+    )
+
+
+def _probabilities(scores: NDArray[Any]) -> NDArray[np.float64]:
+    logits = VIEW_SCALE * scores.astype(np.float64)
+    e = np.exp(logits - logits.max(1, keepdims=True))
+    return e / e.sum(1, keepdims=True)
+
+
+def _interval(hit: NDArray[np.bool_]) -> tuple[float, float]:
+    low, high = bootstrap_interval(hit)
+    return 100 * low, 100 * high
+
+
+def _text_features(
+    session: Session, ids: NDArray[np.int64], cache: FeatureCache | None
+) -> NDArray[np.float32]:
+    names = [ids_name(row) for row in ids]
+    c = session.config
+    shape = (ids.shape[1], c.embed_dim) if c.is_mug else (c.embed_dim,)
+    known = {name: cache.get(name, shape) if cache is not None else None for name in names}
+    todo = [i for i, name in enumerate(names) if known[name] is None]
+    for start in range(0, len(todo), TEXT_CHUNK):
+        part = todo[start : start + TEXT_CHUNK]
+        for i, features in zip(part, as_numpy(session.embed_text(ids[part])), strict=True):
+            known[names[i]] = features
+            if cache is not None:
+                cache.put(names[i], features)
+    return np.stack([x for name in names if (x := known[name]) is not None])
+
+
+def _video_features(
+    session: Session,
+    paths: Sequence[Path],
+    protocol: Protocol,
+    cache: FeatureCache | None,
+    batch: int,
+    workers: int,
+    timeout_s: float,
+    on_video: Callable[[str | None], None],
+) -> list[NDArray[np.float32] | str]:
+    """Features [V, ...] of each video, or its error."""
+    names = [file_name(path, protocol.reading()) for path in paths]
+    c = protocol.config
+    frames = (c.frames,) if c.is_mug else ()
+    shape = (math.prod(protocol.views), *frames, c.embed_dim)
+    known: dict[int, NDArray[np.float32] | str] = {}
+    for i, name in enumerate(names):
+        if cache is not None and (features := cache.get(name, shape)) is not None:
+            known[i] = features
+            on_video(None)
+    todo = [i for i in range(len(paths)) if i not in known]
+    readings = embed_videos(
+        session,
+        [paths[i] for i in todo],
+        reading=protocol.reading(),
+        batch=batch,
+        workers=workers,
+        timeout_s=timeout_s,
+    )
+    with closing(readings):
+        for i, reading in zip(todo, readings, strict=True):
+            if reading.features is None:
+                known[i] = reading.error or "no features"
+            else:
+                known[i] = reading.features
+                if cache is not None:
+                    cache.put(names[i], reading.features)
+            on_video(reading.error)
+    return [known[i] for i in range(len(paths))]

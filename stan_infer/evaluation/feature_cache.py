@@ -1,0 +1,145 @@
+"""Features on disk, so that a long evaluation goes on where it was stopped.
+
+One folder per model, engine and settings; in it small .npz parts, each written whole or not at all,
+so any number of runs may be killed at any moment, or work side by side. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stan_infer.artefacts.npz_file import Field, read_npz
+from stan_infer.errors import InputError
+from stan_infer.system.atomic import Sources, check_apart, new_file
+from stan_infer.system.temporary import clear
+
+# A part is written after so many features, or seconds: what a kill costs.
+PART_ITEMS = 64
+PART_S = 20.0
+
+_MAX_PART = 2**30  # bytes; 64 videos of 64 frames and 10 views, in the widest CLIP, are 170 MB
+Shape = tuple[int, ...]
+
+_log = logging.getLogger(__name__)
+
+
+def check_cache(folder: Path, sources: Sources) -> None:
+    """Raise InputError where `folder` cannot be a cache; call it before long work.
+
+    sources: what is read, see atomic.check_apart.
+    """
+    check_apart(folder, sources)
+    try:
+        if not os.path.exists(folder) and os.path.islink(folder):
+            raise InputError(
+                f"cache {folder} is a link that leads nowhere ({os.readlink(folder)}): make the "
+                "folder that it names, or give another"
+            )
+        os.stat(folder)
+    except FileNotFoundError:
+        return
+    except OSError as e:
+        raise InputError(f"cache {folder} cannot be used: {e.strerror}; give another") from e
+    if not os.path.isdir(folder):
+        raise InputError(f"cache {folder} is no folder; give one, or a name that is not taken")
+
+
+class FeatureCache:
+    """Feature arrays by name. `key` says in plain JSON what decides them besides the name."""
+
+    def __init__(self, folder: Path, key: Mapping[str, Any]) -> None:
+        """Read what earlier runs with the same key left; InputError if that cannot be read."""
+        text = json.dumps(key, sort_keys=True)
+        self._folder = Path(folder) / hashlib.sha256(text.encode()).hexdigest()[:16]
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            if not (self._folder / "key.json").exists():
+                with new_file(self._folder / "key.json") as temporary:
+                    temporary.write_text(text)
+            clear(self._folder)
+            parts = sorted(self._folder.glob("*.npz"))
+        except OSError as e:
+            raise InputError(f"cache {folder} cannot be used: {e.strerror}; give another") from e
+        self._known: dict[tuple[str, Shape], NDArray[np.float32]] = {}
+        self._parts: dict[str, Path] = {}  # the last that holds features of that name
+        for part in parts:
+            for name, features in _read(part).items():
+                self._known[name, features.shape] = features
+                self._parts[name] = part
+        self._waiting: dict[str, NDArray[np.float32]] = {}
+        self._written = time.monotonic()
+
+    def __len__(self) -> int:
+        """Features known."""
+        return len(self._known)
+
+    def get(self, name: str, shape: Shape) -> NDArray[np.float32] | None:
+        """Return the features of that shape kept under `name`, or None; another shape is told."""
+        found = self._known.get((name, shape))
+        if found is None and (part := self._parts.pop(name, None)) is not None:
+            _log.warning(
+                "%s holds features that are not %s: they are computed again", part, list(shape)
+            )
+        return found
+
+    def put(self, name: str, features: NDArray[np.float32]) -> None:
+        """Keep features; they are on disk after the next part or `flush`."""
+        self._known[name, features.shape] = self._waiting[name] = features
+        if len(self._waiting) >= PART_ITEMS or time.monotonic() - self._written > PART_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is not on disk yet."""
+        self._written = time.monotonic()
+        # Texts and videos have arrays of different shapes: a part for each.
+        for shape in {features.shape for features in self._waiting.values()}:
+            part = {name: x for name, x in self._waiting.items() if x.shape == shape}
+            packed = io.BytesIO()
+            np.savez(packed, names=np.array(list(part)), features=np.stack(list(part.values())))
+            with new_file(self._folder / f"{uuid.uuid4().hex}.npz") as temporary:
+                temporary.write_bytes(packed.getbuffer())
+        self._waiting = {}
+
+
+def file_name(path: Path, options: Mapping[str, Any]) -> str:
+    """Name a video by its path, size, time of change and reading options: an edited one is new."""
+    try:
+        s = path.stat()
+        text = json.dumps([str(path.resolve()), s.st_size, s.st_mtime_ns, dict(options)])
+    except OSError:
+        text = str(path)  # it will fail to open, which is told there
+    return "video:" + hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def ids_name(ids: NDArray[np.int64]) -> str:
+    """Name a text by its token ids [L]."""
+    return "text:" + hashlib.sha256(np.ascontiguousarray(ids).tobytes()).hexdigest()
+
+
+def _read(part: Path) -> dict[str, NDArray[np.float32]]:
+    """Features by name, or nothing where any of it is not as `flush` wrote it, which is told."""
+    try:
+        if part.stat().st_size > _MAX_PART:
+            raise InputError(f"it has more than {_MAX_PART} bytes")
+        found = read_npz(part, {"names": Field("str", ("n",)), "features": Field("float32")})
+        names, features = found["names"].tolist(), found["features"]
+        if features.ndim < 2 or len(names) != len(features) or len(set(names)) != len(names):
+            raise InputError("it has not one name for each of its features")
+        if not np.isfinite(features).all():
+            raise InputError("it holds values that are not finite")
+    except (InputError, OSError) as e:
+        _log.warning("%s is damaged and is not used: its features are computed again (%s)", part, e)
+        return {}
+    return dict(zip(names, features, strict=True))

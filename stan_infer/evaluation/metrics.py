@@ -1,0 +1,193 @@
+"""Figures of retrieval and recognition from scores: recalls, ranks, accuracies, their intervals.
+
+Two ways to count ties. "expected": the mean rank of all orders of equal scores, which favours
+nobody. "authors": as the release counts, for its own figures.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from stan_infer.errors import InputError, check_word
+from stan_infer.scores import cosine_scores, float_array
+
+Floats = NDArray[Any]  # float32 or float64
+TIES = ("expected", "authors")
+RESAMPLES = 2000  # of a bootstrap: its 95 % ends then move by a few hundredths of their width
+
+_log = logging.getLogger(__name__)
+
+
+def expected_ranks(scores: ArrayLike, right: ArrayLike) -> NDArray[np.float64]:
+    """Rank of the right column of each row of scores [N, M] -> float64 [N], 1 is best.
+
+    right: int [N]. Equal scores share the mean of their ranks, so a tie of two at the top is 1.5;
+    NaN is below every number. Raises InputError.
+    """
+    matrix = float_array("scores", scores, 2)
+    columns = _indices("right columns", right, *matrix.shape)
+    own = np.take_along_axis(matrix, columns[:, None], axis=1)
+    lost = np.isnan(matrix)
+    own_lost = np.isnan(own)
+    with np.errstate(invalid="ignore"):
+        better = np.where(own_lost, ~lost, matrix > own).sum(1)
+        equal = np.where(own_lost, lost, matrix == own).sum(1) - 1
+    return 1.0 + better + equal / 2
+
+
+def released_ranks(scores: ArrayLike) -> NDArray[np.int64]:
+    """Zero-based ranks of the right videos as the release finds them, for scores [N, N].
+
+    Row i is right at column i. Every position of the sorted row that equals the right score is a
+    rank: a tie gives several, so there may be more than N; a row with NaN there gives none.
+    """
+    matrix = float_array("scores", scores, 2)
+    if matrix.shape[0] != matrix.shape[1]:
+        raise InputError(
+            f"scores have shape {list(matrix.shape)}; the release's count needs [N, N] with text i "
+            "belonging to video i: give one caption per video"
+        )
+    wanted = -np.diag(matrix)
+    return np.nonzero(np.sort(-matrix, axis=1) == wanted[:, None])[1]
+
+
+def rank_figures(ranks: ArrayLike) -> dict[str, float]:
+    """R@1, R@5, R@10 in percent, MdR and MnR of ranks that start at 1."""
+    found = np.asarray(ranks)
+    recalls = {f"R@{k}": 100.0 * float(np.mean(found <= k)) for k in (1, 5, 10)}
+    return {**recalls, "MdR": float(np.median(found)), "MnR": float(np.mean(found))}
+
+
+def retrieval_ranks(
+    scores: ArrayLike,
+    video_of_text: ArrayLike,
+    *,
+    ties: str = "expected",
+    to_text: ArrayLike | None = None,
+) -> dict[str, NDArray[Any]]:
+    """Ranks (1 is best) of both directions of scores [Q, B], by "text_to_video", "video_to_text".
+
+    to_text: scores [Q, B] of the second direction where they are others (dual softmax).
+    video_of_text: int [Q], the video that each text describes. A video with several texts asks for
+    the best of them, and competes with the best of each other video's (as is usual on MSVD); a
+    video without a text is found by texts or not, but asks nothing.
+    ties: "expected", or "authors", which needs one text per video; rows with NaN drop out there,
+    and are last in "expected"; either is logged. Raises InputError.
+    """
+    check_word("ties", ties, TIES)
+    matrix = float_array("scores", scores, 2)
+    back = matrix if to_text is None else float_array("scores to text", to_text, 2)
+    owner = _indices("video_of_text", video_of_text, *matrix.shape)
+    lost = int(np.isnan(np.take_along_axis(matrix, owner[:, None], axis=1)).sum())
+    if lost == len(owner):
+        raise InputError("no text has a score for its own video (all NaN): nothing to rank")
+    if lost:
+        fate = "are not counted" if ties == "authors" else "count as ranked last"
+        _log.warning("%d texts have NaN for their own video and %s", lost, fate)
+    asking, group = np.unique(owner, return_inverse=True)
+    best = np.full((len(asking), back.shape[1]), -np.inf, back.dtype)
+    np.maximum.at(best, group, np.where(np.isnan(back), -np.inf, back))
+    videos = np.where(np.isneginf(best), np.nan, best)[:, asking].T  # [videos that ask, groups]
+    if ties == "expected":
+        return {
+            "text_to_video": expected_ranks(matrix, owner),
+            "video_to_text": expected_ranks(videos, np.arange(len(asking))),
+        }
+    if len(owner) != len(asking) or matrix.shape[1] != len(asking):
+        raise InputError(
+            f"{len(owner)} texts describe {len(asking)} of {matrix.shape[1]} videos; the release's "
+            'count of ties needs one text for each video: use --ties expected (ties="expected")'
+        )
+    order = np.argsort(owner)  # text i is then right at video i
+    return {
+        "text_to_video": released_ranks(matrix[order]) + 1,
+        "video_to_text": released_ranks(back[order].T) + 1,
+    }
+
+
+def dual_softmax(
+    scores: ArrayLike, temperature: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Scores [Q, B] of both directions, each times its softmax over all questions of the test.
+
+    Returns (text to video, video to text), both [Q, B]. It looks at all questions together, which
+    a deployed search cannot do: say so beside the figure. Source: dual softmax loss of CAMoE
+    (arXiv 2109.04290), at test time. NaN counts as -inf in the sums.
+    """
+    s = float_array("scores", scores, 2).astype(np.float64)
+    if not temperature > 0:
+        raise InputError(f"temperature is {temperature}; it must be above 0")
+    return s * _softmax(s / temperature, 0), s * _softmax(s / temperature, 1)
+
+
+def class_figures(
+    scores: ArrayLike, labels: ArrayLike, *, ties: str = "expected"
+) -> tuple[dict[str, float], dict[str, NDArray[np.bool_]]]:
+    """Top-1, top-5 and mean class accuracy in percent of scores [N, C]; and each video's hits.
+
+    labels: int [N]. Mean class accuracy is the mean over the classes that occur of the top-1 share
+    of each. ties: "expected" counts the mean rank; under "authors" the higher class wins, as the
+    release's sort would have it without its instability. Raises InputError.
+    """
+    check_word("ties", ties, TIES)
+    matrix = float_array("scores", scores, 2)
+    right = _indices("labels", labels, *matrix.shape)
+    if ties == "authors":
+        best = np.argsort(matrix, axis=1, kind="stable")[:, ::-1]
+        ranks = 1.0 + np.argmax(best == right[:, None], axis=1)
+    else:
+        ranks = expected_ranks(matrix, right)
+    hits = {"top-1": ranks <= 1, "top-5": ranks <= 5}
+    figures = {name: 100.0 * float(hit.mean()) for name, hit in hits.items()}
+    classes, group = np.unique(right, return_inverse=True)
+    per_class = np.bincount(group, hits["top-1"]) / np.bincount(group)
+    return {**figures, "mean class": 100.0 * float(per_class.mean())}, hits
+
+
+def recognition_accuracy(
+    video: ArrayLike, text: ArrayLike, labels: Sequence[int] | NDArray[Any]
+) -> tuple[float, float]:
+    """Top-1 and top-5 accuracy (0 to 1) of videos [N, E] among classes [C, E] by cosine.
+
+    labels: N class indices. Of equal scores the higher class index wins, and NaN wins over
+    numbers (logged). The release leaves ties to numpy's unstable sort, which orders them
+    differently on different CPUs; without ties the figures are the release's. Raises InputError.
+    """
+    scores = cosine_scores(video, text)
+    if np.isnan(scores).any():
+        _log.warning("some scores are NaN (a zero or broken feature vector); NaN sorts as the best")
+    figures, _ = class_figures(scores, labels, ties="authors")
+    return figures["top-1"] / 100, figures["top-5"] / 100
+
+
+def bootstrap_interval(values: ArrayLike, *, seed: int = 0) -> tuple[float, float]:
+    """95 % percentile interval of the mean of values [N], over RESAMPLES resamples of the N."""
+    v = np.asarray(values, np.float64)
+    rng = np.random.default_rng(seed)
+    means = [v[rng.integers(0, len(v), len(v))].mean() for _ in range(RESAMPLES)]
+    low, high = np.percentile(means, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def _softmax(x: Floats, axis: int) -> Floats:
+    finite = np.where(np.isnan(x), -np.inf, x)
+    e = np.exp(finite - finite.max(axis, keepdims=True))
+    return e / e.sum(axis, keepdims=True)
+
+
+def _indices(name: str, values: ArrayLike, rows: int, columns: int) -> NDArray[np.int64]:
+    found = np.asarray(values)
+    if found.shape != (rows,) or not np.issubdtype(found.dtype, np.integer):
+        raise InputError(
+            f"{name} have shape {list(found.shape)}, {found.dtype}; need {rows} ints, one per row"
+        )
+    if found.min() < 0 or found.max() >= columns:
+        raise InputError(
+            f"{name} span {found.min()} to {found.max()}; allowed are 0 to {columns - 1}"
+        )
+    return found.astype(np.int64)

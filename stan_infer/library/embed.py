@@ -1,0 +1,158 @@
+"""Videos -> vectors: decode in worker processes, embed in batches, keep going past bad files."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stan_infer.engines.session import Session, as_numpy
+from stan_infer.errors import MissingError, StanError, storable
+from stan_infer.system import earlier_result
+from stan_infer.system.atomic import new_file
+from stan_infer.video.clip import Clip
+from stan_infer.video.decode_worker import read_clips
+
+_ARRAYS = ("paths", "embeddings", "indices", "total_frames", "decoders", "info")
+why_keep = earlier_result.arrays(_ARRAYS, "stan-infer embed")
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """One video after decoding and embedding: features, or the reason why there are none."""
+
+    path: Path
+    clip: Clip | None
+    features: np.ndarray | None  # [E], or [T, E] with a Mug head; [V, ...] if views were asked for
+    error: str | None
+
+
+def embed_videos(
+    session: Session,
+    paths: Sequence[Path],
+    *,
+    reading: Mapping[str, Any] | None = None,
+    batch: int = 1,
+    workers: int = 1,
+    decoder: str = "auto",
+    timeout_s: float = 60.0,
+) -> Generator[Reading, None, None]:
+    """Embed each video, in the given order; a bad one yields its error and does not stop the rest.
+
+    reading: other options of video.read_clip_info than the model's own; with `views` in it,
+    features are [V, ...], one row per view. batch: videos per call of the network. workers:
+    decoding processes. timeout_s: how long one video may take to decode. Raises MissingError when
+    the decoder itself is not installed.
+    """
+    c = session.config
+    own = {"frames": c.frames, "short_side": c.short_side, "crop": c.image_size, "decoder": decoder}
+    options = {**own, **(reading or {})}
+    views = options.get("views") is not None
+    readings = read_clips(paths, **options, workers=workers, timeout_s=timeout_s)
+    waiting: list[tuple[Path, Clip | StanError]] = []
+    running: _Batch | None = None
+    with closing(readings):
+        for path, result in readings:
+            if isinstance(result, MissingError):
+                raise result
+            waiting.append((path, result))
+            if sum(isinstance(r, Clip) for _, r in waiting) == batch:
+                started = _start(session, waiting, views)
+                # A GPU's features are fetched only when the next batch is on its way there.
+                yield from _finish(running)
+                running, waiting = started, []
+        yield from _finish(running)
+        yield from _finish(_start(session, waiting, views))
+
+
+def save_embeddings(
+    path: Path,
+    readings: Sequence[Reading],
+    session: Session,
+    source: dict[str, Any],
+    *,
+    sources: Sequence[str | Path] = (),
+) -> None:
+    """Write the good readings as .npz, whole or not at all; readable with allow_pickle=False.
+
+    Of what lies at `path`, only an earlier file of this kind is replaced, and nothing of `sources`.
+
+    Arrays: paths [n] (text, as names.storable gives it), embeddings float32 [n, E] or [n, T, E],
+    indices int64 [n, T] (the frames used), total_frames int64 [n], decoders [n]; info: JSON text
+    with config, engine, source.
+    """
+    good = [(r, r.clip, r.features) for r in readings if r.clip is not None]
+    source = {k: storable(v) if isinstance(v, str) else v for k, v in source.items()}
+    info = {"config": session.config.to_dict(), "engine": session.describe(), "source": source}
+    # Packed in memory: numpy's own writer prints a traceback when the disk is full.
+    packed = io.BytesIO()
+    np.savez(
+        packed,
+        paths=np.array([storable(r.path) for r, _, _ in good]),
+        embeddings=np.stack([x for _, _, x in good if x is not None]),
+        indices=np.stack([c.indices for _, c, _ in good]),
+        total_frames=np.array([c.total_frames for _, c, _ in good]),
+        decoders=np.array([c.decoder for _, c, _ in good]),
+        info=np.array(json.dumps(info, sort_keys=True)),
+    )
+    with new_file(path, why_keep, sources=sources) as temporary:
+        temporary.write_bytes(packed.getbuffer())
+
+
+def collect(
+    readings: Iterator[Reading], on_reading: Callable[[Reading], None]
+) -> tuple[list[Reading], list[Reading]]:
+    """Drain `readings` into the good (without their pixels, so memory stays flat) and the bad."""
+    good: list[Reading] = []
+    bad: list[Reading] = []
+    for reading in readings:
+        on_reading(reading)
+        if reading.clip is None:
+            bad.append(reading)
+            continue
+        bare = dataclasses.replace(reading.clip, pixels=np.empty(0, np.uint8))
+        good.append(dataclasses.replace(reading, clip=bare))
+    return good, bad
+
+
+@dataclasses.dataclass(frozen=True)
+class _Batch:
+    """Readings whose features the session may still be computing."""
+
+    results: Sequence[tuple[Path, Clip | StanError]]
+    features: Sequence[Any]  # one per view: what embed_video returned for all clips
+    views: bool
+
+
+def _start(session: Session, waiting: list[tuple[Path, Clip | StanError]], views: bool) -> _Batch:
+    clips = [r.pixels for _, r in waiting if isinstance(r, Clip)]
+    if not clips:
+        return _Batch(waiting, [], views)
+    pixels = np.stack(clips)
+    if not views:
+        return _Batch(waiting, [session.embed_video(pixels)], views)
+    # One view after the other: a call never holds more clips than the batch asked for.
+    parts = [session.embed_video(pixels[:, i]) for i in range(pixels.shape[1])]
+    return _Batch(waiting, parts, views)
+
+
+def _finish(batch: _Batch | None) -> Iterator[Reading]:
+    if batch is None:
+        return
+    parts = [as_numpy(part) for part in batch.features]
+    features = iter(np.stack(parts, axis=1) if batch.views and parts else parts[0] if parts else ())
+    for path, result in batch.results:
+        if not isinstance(result, Clip):
+            yield Reading(path, None, None, str(result))
+            continue
+        vector = next(features)
+        if np.isfinite(vector).all():
+            yield Reading(path, result, vector, None)
+        else:
+            yield Reading(path, None, None, f"{path}: the model gives values that are not finite")

@@ -1,0 +1,87 @@
+"""What the linear layers read on real clips: ranges, channels, a few rows; one clip at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stan_infer.network.eight_bits import LARGEST, LINEARS
+from stan_infer.network.fold import Product, VideoWeights
+from stan_infer.network.fused import video_tower
+from stan_infer.network.torch_ops import TorchOps
+from stan_infer.quantisation.histogram import BINS, Histogram
+
+ROWS = 32  # kept of a clip, evenly spaced
+
+
+@dataclasses.dataclass
+class Sample:
+    """Of one product's input: largest |x| of each channel [in], some rows [n, in].
+
+    count: rows of one clip.
+    """
+
+    channels: Tensor
+    rows: Tensor
+    count: int
+
+
+@torch.inference_mode()
+def observe(w: VideoWeights, video: Tensor) -> tuple[dict[str, Histogram], Tensor]:
+    """Run one clip [1, T, ...]: histograms of every linear's input by name, and video_embeds."""
+    ops = _Watching(video.shape[0], video.shape[1], count)
+    mean, _ = video_tower(ops, w, video)
+    return ops.found, mean
+
+
+@torch.inference_mode()
+def sample(w: VideoWeights, video: Tensor) -> dict[str, Sample]:
+    """Run one clip: channel maxima and rows of every linear's input, by name."""
+    ops = _Watching(video.shape[0], video.shape[1], _sample)
+    video_tower(ops, w, video)
+    return ops.found
+
+
+class _Watching(TorchOps):
+    """TorchOps that keep what `look` makes of every linear's input, by name."""
+
+    def __init__(self, batch: int, frames: int, look: Callable[[Tensor], Any]) -> None:
+        super().__init__(batch, frames)
+        self.found: dict[str, Any] = {}
+        self._look = look
+
+    def product(self, name: str, x: Tensor, w: Product, **options: Any) -> Tensor:
+        if name in LINEARS:
+            self.found[self._path + name] = self._look(x)
+        return super().product(name, x, w, **options)
+
+
+def _sample(x: Tensor) -> Sample:
+    rows = x.flatten(0, -2)
+    kept = rows[:: max(len(rows) // ROWS, 1)][:ROWS].clone()
+    return Sample(rows.abs().amax(0), kept, len(rows))
+
+
+def count(x: Tensor) -> Histogram:
+    """Histogram of |x|; `largest` is NaN or infinite where x is."""
+    size = x.abs()
+    largest = float(size.max())
+    h = Histogram()
+    if not np.isfinite(largest):
+        h.largest = largest
+        return h
+    h.widen(largest)
+    top = h.width * BINS
+    h.counts = torch.histc(size, BINS, 0.0, top).numpy().astype(np.int64)
+    return h
+
+
+def activation_scales(weights: VideoWeights, video: Tensor) -> dict[str, float]:
+    """Largest input of each linear over `video`, as a scale for e4m3: a calibration on one clip."""
+    seen = sample(weights, video)
+    return {n: max(float(s.channels.max()), 1e-6) / LARGEST["fp8"] for n, s in seen.items()}

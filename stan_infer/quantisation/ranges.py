@@ -1,0 +1,241 @@
+"""Ranges of every linear over a set of videos: one clip at a time, on disk now and then.
+
+What was counted so far lies in one file; a stopped run goes on from there and ends with the same
+numbers, to the last bit: histograms and maxima do not depend on the order of the clips.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stan_infer.artefacts.npz_file import Field, read_npz
+from stan_infer.config import StanConfig
+from stan_infer.errors import InputError, MissingError
+from stan_infer.network.fold import VideoWeights
+from stan_infer.quantisation.histogram import BINS, Histogram
+from stan_infer.quantisation.observe import observe
+from stan_infer.system import earlier_result
+from stan_infer.system.atomic import check_file, new_file
+from stan_infer.video.clip import Clip
+from stan_infer.video.decode_worker import read_clips
+
+SAVE_S = 20.0  # between two writes of the state: what a kill costs
+FLAT = 2  # grey levels: a clip whose pixels differ by no more shows nothing
+
+
+_ARRAYS = ("stamp", "names", "clips", "flat", "exponents", "largest", "counts")
+why_keep_state = earlier_result.arrays(_ARRAYS, "a calibration that was stopped")
+
+
+def check_state(state: Path) -> None:
+    """Raise InputError where `state` cannot be written, or is anything but an earlier state."""
+    if (reason := _why_foreign(state)) is not None:
+        raise InputError(
+            f"{state} is needed for what a stopped run goes on from, but {reason}: move it away, "
+            "or give the result another name"
+        )
+    check_file(state, why_keep_state)
+
+
+def remove_state(state: Path) -> None:
+    """Remove the state of this run or an earlier one; anything else of that name stays."""
+    if _why_foreign(state) is None:
+        state.unlink(missing_ok=True)
+
+
+def _why_foreign(state: Path) -> str | None:
+    """Say why what lies there is no state; None where it is one, or where there is nothing."""
+    if not os.path.lexists(state):
+        return None
+    if state.is_symlink():
+        return "it is a link"
+    return why_keep_state(state) if state.is_file() else "it is no regular file"
+
+
+@dataclasses.dataclass
+class Collected:
+    """Histograms by product; names of the clips that are in them, and of those that show nothing.
+
+    failed: what could not be used, with the reason.
+    """
+
+    ranges: dict[str, Histogram] = dataclasses.field(default_factory=dict)
+    clips: list[str] = dataclasses.field(default_factory=list)
+    flat: list[str] = dataclasses.field(default_factory=list)
+    failed: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def choose_videos(paths: Sequence[Path], root: Path | None, samples: int, seed: int) -> list[Path]:
+    """Pick `samples` of the videos by a hash of seed and name: their order changes nothing."""
+
+    def key(path: Path) -> str:
+        text = f"{seed}:{video_name(path, root)}"
+        return hashlib.sha256(text.encode(errors="replace")).hexdigest()
+
+    return sorted(dict.fromkeys(paths), key=key)[:samples]
+
+
+def video_name(path: Path, root: Path | None) -> str:
+    """A video's name in records: below `root` where it lies there, else that of the file."""
+    if root is not None and path.is_relative_to(root):
+        return path.relative_to(root).as_posix()
+    return path.name
+
+
+def as_input(config: StanConfig, w: VideoWeights, pixels: np.ndarray) -> Tensor:
+    """Pixels uint8 [B, T, S, S, 3] in the layout of the weights: as they are, or normalised."""
+    video = torch.from_numpy(pixels)
+    if w.patches.layout == "BTHWC":
+        return video
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (config.mean, config.std))
+    return (video.permute(0, 1, 4, 2, 3).float() - mean) / std
+
+
+def collect_ranges(
+    weights: VideoWeights,
+    config: StanConfig,
+    paths: Sequence[Path],
+    *,
+    root: Path | None,
+    state: Path,
+    key: dict[str, Any],
+    workers: int = 1,
+    timeout_s: float = 60.0,
+    on_clip: Callable[[str | None], None] = lambda error: None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Collected:
+    """Run every video once; see the module. key: what the numbers depend on besides the videos.
+
+    on_clip: called for each video with its error or None. Raises InputError where no video can be
+    used, or where all of them show one flat colour.
+    """
+    stamp = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    try:
+        found = _load(state, stamp) or Collected()
+    except InputError as e:
+        say(f"what a stopped run has counted is damaged and is counted again ({e})")
+        found = Collected()
+    if found.clips:
+        say(f"going on after {len(found.clips)} clips that a stopped run has counted")
+    done = {*found.clips, *found.flat}
+    todo = [p for p in paths if video_name(p, root) not in done]
+    for _ in range(len(paths) - len(todo)):
+        on_clip(None)
+    saved = time.monotonic()
+    readings = read_clips(
+        todo,
+        frames=config.frames,
+        short_side=config.short_side,
+        crop=config.image_size,
+        workers=workers,
+        timeout_s=timeout_s,
+    )
+    try:
+        with closing(readings):
+            for path, result in readings:
+                if isinstance(result, MissingError):
+                    raise result
+                error = _count(found, weights, config, video_name(path, root), result)
+                on_clip(error)
+                if time.monotonic() - saved > SAVE_S:
+                    _save(state, stamp, found)
+                    saved = time.monotonic()
+    finally:
+        if found.clips and len(found.clips) + len(found.flat) < len(paths):
+            _save(state, stamp, found)
+    if not found.clips:
+        if found.flat:
+            raise InputError(
+                f"all {len(found.flat)} clips are one flat colour (black?): ranges from them would "
+                "cut off real videos; give videos like those that will be embedded"
+            )
+        reason = next(iter(found.failed.values()), "no video was given")
+        raise InputError(f"none of the {len(paths)} videos could be used: {reason}")
+    found.clips.sort()
+    found.flat.sort()
+    return found
+
+
+def _count(
+    found: Collected, weights: VideoWeights, config: StanConfig, name: str, result: Any
+) -> str | None:
+    """Add one clip; return its error."""
+    if not isinstance(result, Clip):
+        found.failed[name] = str(result)
+        return str(result)
+    pixels = result.pixels
+    if int(pixels.max()) - int(pixels.min()) <= FLAT:
+        found.flat.append(name)
+        return None
+    ranges, embedding = observe(weights, as_input(config, weights, pixels[None]))
+    if not bool(torch.isfinite(embedding).all()) or not all(
+        np.isfinite(h.largest) for h in ranges.values()
+    ):
+        found.failed[name] = f"{name}: the model gives NaN or infinity on this clip; it is left out"
+        return found.failed[name]
+    for product, h in ranges.items():
+        found.ranges.setdefault(product, Histogram()).add(h)
+    found.clips.append(name)
+    return None
+
+
+def _save(state: Path, stamp: str, found: Collected) -> None:
+    names = sorted(found.ranges)
+    packed = io.BytesIO()
+    np.savez(
+        packed,
+        stamp=np.array(stamp),
+        names=np.array(names),
+        clips=np.array(found.clips),
+        flat=np.array(found.flat, dtype=str),
+        exponents=np.array([found.ranges[n].exponent for n in names], np.int64),
+        largest=np.array([found.ranges[n].largest for n in names], np.float64),
+        counts=np.stack([found.ranges[n].counts for n in names]),
+    )
+    try:
+        state.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise InputError(f"cannot write {state}: {e.strerror}; give another place") from e
+    with new_file(state, why_keep_state) as temporary:
+        temporary.write_bytes(packed.getbuffer())
+
+
+_STATE = {
+    "stamp": Field("str", ()),
+    "names": Field("str", ("n",)),
+    "clips": Field("str", ("c",)),
+    "flat": Field("str", ("f",)),
+    "exponents": Field("int64", ("n",)),
+    "largest": Field("float64", ("n",)),
+    "counts": Field("int64", ("n", BINS)),
+}
+
+
+def _load(state: Path, stamp: str) -> Collected | None:
+    """What a stopped run with the same key left, or None; InputError where it is damaged."""
+    if not os.path.lexists(state):
+        return None
+    z = read_npz(state, _STATE)
+    if str(z["stamp"]) != stamp:
+        return None
+    low, high = np.frexp(z["largest"])[1], 128  # powers of two, of float32
+    if (z["counts"] < 0).any() or not np.isfinite(z["largest"]).all() or (z["largest"] < 0).any():
+        raise InputError(f"{state} holds counts or values that are none")
+    if (z["exponents"] < low).any() or (z["exponents"] > high).any():
+        raise InputError(f"{state} holds exponents that do not belong to its values")
+    rows = zip(z["names"].tolist(), z["exponents"], z["largest"], z["counts"], strict=True)
+    ranges = {n: Histogram(int(e), float(m), c) for n, e, m, c in rows}
+    return Collected(ranges, z["clips"].tolist(), z["flat"].tolist())

@@ -1,0 +1,62 @@
+"""The sensitivity of every linear as one chart: blocks along x, error up, a colour per linear."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Collection, Mapping
+
+from stan_infer.system.packages import require
+
+# Okabe and Ito's colours and shapes that can be told apart without them.
+_STYLES = {
+    "qkv": ("#0072B2", "o"),
+    "out": ("#D55E00", "s"),
+    "fc1": ("#009E73", "D"),
+    "fc2": ("#CC79A7", "^"),
+    "single": ("#E69F00", "v"),
+}
+
+
+def draw(errors: Mapping[str, float], kept: Collection[str], title: str) -> dict[str, bytes]:
+    """Return {"svg": ..., "png": ...}; linears in `kept` stay in fp32 and have a ring.
+
+    errors: of each linear alone in 8 bits, in the order of the network. Raises MissingError without
+    matplotlib.
+    """
+    require("matplotlib", "drawing plots", "report")
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    blocks = list(dict.fromkeys(_block(n) for n in errors))
+    figure = Figure(figsize=(max(6.4, 0.32 * len(blocks)), 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    for word, (colour, marker) in _STYLES.items():
+        names = [n for n in errors if n.rpartition("/")[2] == word]
+        if names:
+            x = [blocks.index(_block(n)) for n in names]
+            axes.plot(x, [errors[n] for n in names], marker, color=colour, label=word)
+    if rings := [n for n in errors if n in kept]:
+        x = [blocks.index(_block(n)) for n in rings]
+        y = [errors[n] for n in rings]
+        axes.plot(x, y, "o", mfc="none", mec="black", ms=12, label="stays in fp32")
+    axes.set_yscale("log")
+    axes.set_xticks(range(len(blocks)), blocks, rotation=90, fontsize=8)
+    axes.set_ylabel("relative error of video_embeds")
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.grid(alpha=0.3, linewidth=0.6)
+    figure.legend(frameon=False, fontsize=9, ncols=6, loc="outside lower center")
+    found = {}
+    settings = {"svg.fonttype": "none", "svg.hashsalt": title}
+    with matplotlib.rc_context(settings):  # type: ignore[arg-type]
+        for format, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
+            packed = io.BytesIO()
+            figure.savefig(packed, format=format, dpi=110, facecolor="white", metadata=metadata)
+            found[format] = packed.getvalue()
+    return found
+
+
+def _block(name: str) -> str:
+    """video/branch/layer2/temporal/qkv -> branch 2 temporal; of the trunk one per layer."""
+    parts = name.split("/")
+    inner = parts[3] if parts[1] == "branch" else ""
+    return f"{parts[1]} {parts[2].removeprefix('layer')} {inner}".strip()

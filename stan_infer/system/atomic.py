@@ -1,0 +1,326 @@
+"""Every result is written here: a file or folder that appears whole or not at all.
+
+It is made in a temporary folder beside its place and then renamed; a folder that replaces another
+changes places with it in one step. Only regular files and folders are replaced, links are followed,
+permissions kept; devices and pipes are written through.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import stat
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from stan_infer.errors import InputError, StanError
+from stan_infer.system.temporary import (
+    ASIDE,
+    NoRoomError,
+    tells_no_space,
+    temporary_folder,
+    why_no_room,
+    workplace,
+)
+
+WhyKeep = Callable[[Path], str | None]
+Sources = Iterable[str | Path]
+_OWN_STREAM = r"/dev/(?:stdin|stdout|stderr|fd/(\d+))|/proc/self/fd/(\d+)"
+
+
+@contextmanager
+def new_file(
+    path: Path, why_keep: WhyKeep | None = None, *, sources: Sources = ()
+) -> Iterator[Path]:
+    """Yield an empty temporary file; on success its content is that of `path`, else it is gone.
+
+    A link stays and its target is replaced. An earlier file gives its mode and owner, as far as
+    that is allowed; a new one has what the umask gives. A device or a pipe takes the content and
+    stays what it is. Raises what check_file does, and InputError where `path` cannot be written.
+    """
+    path = Path(path)
+    with _told(path):
+        check_file(path, why_keep, sources=sources)
+        if _is_stream(path):
+            with temporary_folder(f"what goes to {path}") as folder:
+                made = folder / f"new{path.suffix}"
+                made.touch()
+                yield made
+                _pour(made, path)
+            return
+        place = Path(os.path.realpath(path))
+        with workplace(place.parent) as work, _told(path):
+            made = work / f"new{place.suffix}"  # some libraries go by the suffix
+            made.touch()
+            mode = made.stat().st_mode
+            yield made
+            check_file(path, why_keep, sources=sources)  # the work took a while
+            made.chmod(stat.S_IMODE(mode))  # a library may have made it anew
+            _take_over(made, place)
+            os.replace(made, place)
+
+
+@contextmanager
+def new_folder(path: Path, why_keep: WhyKeep, *, sources: Sources = ()) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; on success it becomes `path`, else it is gone.
+
+    A link stays and its target is replaced. Whoever looks sees the earlier folder or the new one,
+    never none. Missing folders above it are made. Raises what check_folder does, and InputError
+    where it cannot be written.
+    """
+    path = Path(path)
+    with _told(path):
+        check_folder(path, why_keep, sources=sources)
+        place = Path(os.path.realpath(path))
+        made = _make_parents(place)
+        done = False
+        try:
+            with workplace(place.parent, target=place.name) as work, _told(path):
+                new = work / "new"
+                new.mkdir()
+                yield new
+                check_folder(path, why_keep, sources=sources)  # the work took a while
+                _take_over(new, place)
+                try:
+                    _exchange(new, place, work / ASIDE)
+                except OSError as e:
+                    if e.errno != errno.EXDEV:
+                        raise
+                    # overlayfs: a folder of a lower layer has no other name.
+                    raise InputError(
+                        f"cannot replace {path}: it belongs to the image of this container; "
+                        "delete it first, or give another place"
+                    ) from e
+                done = True
+        finally:
+            for parent in [] if done else reversed(made):
+                with suppress(OSError):
+                    parent.rmdir()
+
+
+def check_file(path: Path, why_keep: WhyKeep | None = None, *, sources: Sources = ()) -> None:
+    """Raise InputError where new_file would refuse `path`; call it before long work.
+
+    why_keep(path) says why an existing file that is not empty must stay, or None where it is an
+    earlier result of the same kind: only such a file is replaced. sources: what is read, and so
+    is never written (check_apart).
+    """
+    with _told(path):
+        if _own_stream(path) is not None:
+            return
+        seen = _stat(path)
+        if seen is not None and stat.S_ISDIR(seen.st_mode):
+            raise InputError(f"cannot write {path}: it is a folder; give a file name")
+        if seen is not None and (stat.S_ISBLK(seen.st_mode) or stat.S_ISSOCK(seen.st_mode)):
+            what = "a disk" if stat.S_ISBLK(seen.st_mode) else "a socket"
+            raise InputError(f"cannot write {path}: it is {what}; give a file name")
+        check_apart(path, sources)
+        if seen is not None and not stat.S_ISREG(seen.st_mode):
+            return
+        if seen is not None and _is_mount_point(Path(os.path.realpath(path))):
+            raise InputError(f"cannot write {path}: it is a mount point; give another file name")
+        _check_above(path, Path(os.path.realpath(path)).parent)
+        reason = why_keep(path) if why_keep and seen is not None and seen.st_size else None
+        if reason:
+            raise InputError(
+                f"{path} will not be replaced, because {reason}: give another name, or move it away"
+            )
+
+
+def check_folder(path: Path, why_keep: WhyKeep, *, sources: Sources = ()) -> None:
+    """Raise InputError where new_folder would refuse `path`; call it before long work.
+
+    why_keep(path) says why an existing folder that is not empty must stay, or None where it is an
+    earlier result and nothing else: only such a folder is replaced, so that no folder of the user's
+    is ever deleted. sources: see check_file.
+    """
+    with _told(path):
+        place = Path(os.path.realpath(path))
+        if place == Path(os.path.realpath(".")) or place == place.parent:
+            raise InputError(f"folder {path} is the current one or the root; give a folder in it")
+        seen = _stat(path)
+        if seen is not None and not stat.S_ISDIR(seen.st_mode):
+            raise InputError(f"cannot write folder {path}: a file of that name exists")
+        if _is_mount_point(place):
+            raise InputError(
+                f"folder {path} is a mount point: give a folder in it, as in {path / 'model'}"
+            )
+        check_apart(path, sources)
+        _check_above(path, next(p for p in place.parents if os.path.lexists(p)))
+        reason = why_keep(place) if seen is not None and any(place.iterdir()) else None
+        if reason:
+            raise InputError(
+                f"folder {path} is not empty and will not be replaced, because {reason}: "
+                "give a new or an empty folder"
+            )
+
+
+def check_apart(path: str | Path, sources: Sources) -> None:
+    """Raise InputError where `path` is one of `sources`, lies in one, or is a folder around one.
+
+    Sources that are no paths of something here are passed over, such as a model's name.
+    """
+    place = Path(os.path.realpath(path))
+    for source in sources:
+        if not os.path.exists(source):
+            continue
+        own = Path(os.path.realpath(source))
+        if os.path.exists(place) and os.path.samefile(place, own):
+            raise InputError(f"{path} is what is read ({source}), which stays: give another name")
+        if place.is_relative_to(own):
+            raise InputError(f"{path} lies in {source}, which is read and stays as it is")
+        if own.is_relative_to(place):
+            raise InputError(f"{path} holds {source}, which is read and stays: give another name")
+
+
+def check_outside(path: Path, folder: Path, option: str) -> None:
+    """Raise InputError where the file `path` is, lies in or is above `folder`, a result of its own.
+
+    option: what names the folder, as in "--report".
+    """
+    place, own = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
+    if place.is_relative_to(own) or own.is_relative_to(place):
+        relation = "is" if place == own else "lies in" if place.is_relative_to(own) else "is above"
+        raise InputError(
+            f"{path} {relation} the folder of {option}, which is written anew: give another place"
+        )
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    """What a path leads to, or None where there is nothing yet; other errors come out."""
+    try:
+        return os.stat(path)
+    except FileNotFoundError:
+        return None
+
+
+def _is_mount_point(place: Path) -> bool:
+    """Whether something is mounted just there, which cannot be renamed; `place` has no links."""
+    if os.path.ismount(place):
+        return True
+    try:  # what is bound to another name of the same file system
+        mounts = Path("/proc/self/mountinfo").read_bytes().splitlines()
+    except OSError:
+        return False
+    name = re.sub(rb"[\\ \t\n]", lambda m: b"\\%03o" % ord(m[0]), os.fsencode(place))
+    return any(line.split(b" ", 5)[4] == name for line in mounts)
+
+
+def _check_above(path: Path, above: Path) -> None:
+    if not above.is_dir():
+        raise InputError(f"cannot write {path}: no such folder: {above}; make it first")
+    if not os.access(above, os.W_OK):
+        raise InputError(f"cannot write {path}: folder {above} is read-only; give another place")
+
+
+def _own_stream(path: Path) -> int | None:
+    """The number of our own open file that a path such as /dev/stdout stands for."""
+    match = re.fullmatch(_OWN_STREAM, os.path.abspath(path))
+    if match is None:
+        return None
+    names = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
+    return names.get(match[0], int(match[1] or match[2] or 0))
+
+
+def _is_stream(path: Path) -> bool:
+    seen = _stat(path)
+    return _own_stream(path) is not None or (seen is not None and not stat.S_ISREG(seen.st_mode))
+
+
+def _pour(made: Path, path: Path) -> None:
+    """Copy a file into a device, a pipe, or an open file of ours at its own position."""
+    own = _own_stream(path)
+    for stream in (sys.stdout, sys.stderr) if own is not None else ():
+        stream.flush()
+    try:
+        # Neither made nor cut off: what has gone meanwhile does not come back as a file.
+        target = os.open(path, os.O_WRONLY) if own is None else os.dup(own)
+        with os.fdopen(target, "wb") as out, made.open("rb") as content:
+            shutil.copyfileobj(content, out, 2**20)
+    except OSError as e:  # told here: the temporary folder is not to blame
+        raise InputError(f"cannot write {path}: {e.strerror or e}") from e
+
+
+def _take_over(made: Path, place: Path) -> None:
+    """Give what replaces `place` its owner, as far as that is allowed, and its mode."""
+    seen = _stat(place)
+    if seen is None or not hasattr(os, "chown"):
+        return
+    for owner, group in ((seen.st_uid, -1), (-1, seen.st_gid)):
+        with suppress(PermissionError):
+            os.chown(made, owner, group)
+    made.chmod(stat.S_IMODE(seen.st_mode))
+
+
+def _make_parents(path: Path) -> list[Path]:
+    """Make the missing parents of `path` and return them, outermost first."""
+    missing = [p for p in path.parents if not p.exists()][::-1]
+    for parent in missing:
+        parent.mkdir(exist_ok=True)
+    return missing
+
+
+def _exchange(new: Path, place: Path, aside: Path) -> None:
+    """Put `new` in the place of `place`; an earlier folder is then `new` or gone from its place.
+
+    Where the system cannot exchange, it lies aside for a moment; whoever finds it there after a
+    crash, in a workplace of nobody, puts it back.
+    """
+    if not place.exists():
+        os.rename(new, place)
+        return
+    if _rename_exchange(new, place):
+        return
+    try:
+        os.rename(place, aside)
+        os.rename(new, place)
+    except BaseException:
+        if aside.exists() and not place.exists():
+            os.rename(aside, place)
+        raise
+    os.rename(aside, new)  # no longer to be put back, even if it is half removed
+
+
+def _rename_exchange(a: Path, b: Path) -> bool:
+    """Exchange two names in one step; False where the system or the file system cannot."""
+    if sys.platform != "linux":
+        return False
+    import ctypes
+
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if call is None:  # a C library from before 2018
+        return False
+    at_cwd, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    if call(at_cwd, os.fsencode(a), at_cwd, os.fsencode(b), exchange) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+        return False
+    raise OSError(number, os.strerror(number), str(b))
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Make an error of the system, or of a library on a full disk, an InputError.
+
+    Inside a workplace, too: once that is emptied, the disk is no longer full.
+    """
+    try:
+        yield
+    except StanError:
+        raise
+    except Exception as e:
+        reason = why_no_room(e, Path(os.path.realpath(path)).parent)
+        if reason is None and isinstance(e, OSError):
+            reason = e.strerror or str(e)
+        if reason is None:
+            raise
+        remedy = "free some space or give" if tells_no_space(reason) else "give"
+        raise NoRoomError(
+            f"cannot write {path}: {reason}; {remedy} another place",
+            Path(os.path.realpath(path)),
+        ) from e

@@ -1,0 +1,5 @@
+"""CLIP's tokenizer and its vocabulary.
+
+Imports system.
+Start at `tokenizer.tokenize`.
+"""

@@ -1,0 +1,78 @@
+"""A checkpoint as a source of a verification: the product's own code from its config."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stan_infer.text.tokenizer import tokenize
+from stan_infer.video.clip import resize_crop, sample_indices
+
+if TYPE_CHECKING:
+    from stan_infer.network.model import Stan
+
+from stan_infer.verification.source import UINT8, Arrays, Form, Source, score_arrays, to_input
+
+
+class Checkpoint(Source):
+    """A Stan in engine eager: the product's own code from its config."""
+
+    kind, engine, precision = "checkpoint", "eager", "fp32"
+
+    def __init__(self, model: Stan, name: str) -> None:
+        """Take a model, which is brought to fp32."""
+        self.model, self.name, self.config = model.float().eval(), name, model.config
+        self._c, self.side = model.config, model.config.image_size
+
+    def lacks(self, step: str) -> str | None:
+        if step in ("ids", "text", "score") and not self._c.has_text:
+            return "no text tower"
+        if step == "ids" and self._c.vocab_size != 49408:
+            return f"a vocabulary of {self._c.vocab_size} entries, not CLIP's"
+        return None
+
+    def limits(self, axis: str) -> tuple[int, int]:
+        high = {"frames": self._c.max_frames, "batch": 4096, "length": self._c.context_positions}
+        return 1, high[axis]
+
+    def sampled(self) -> int:
+        return self._c.frames
+
+    def indices(self, total: int, frames: int) -> np.ndarray:
+        return sample_indices(total, frames)
+
+    def pixels(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        return resize_crop(images, self._c.short_side, self._c.image_size)
+
+    def prepare(self, pixels: np.ndarray, form: Form | None = None) -> np.ndarray:
+        import torch
+
+        form = form or UINT8
+        if form.dtype == "uint8":
+            return to_input(pixels, form, (), ())
+        x = self.model.normalize(torch.from_numpy(pixels)).numpy()
+        return np.ascontiguousarray(x if form.layout == "BTCHW" else np.moveaxis(x, 2, -1))
+
+    def ids(self, texts: Sequence[str]) -> np.ndarray:
+        return tokenize(texts, self._c.context_length)
+
+    def video(self, tensor: np.ndarray) -> Arrays:
+        import torch
+
+        with torch.inference_mode():
+            frames = self.model.encode_video(torch.from_numpy(tensor)).float()
+            return {"video_embeds": frames.mean(1).numpy(), "frame_embeds": frames.numpy()}
+
+    def text(self, ids: np.ndarray) -> Arrays:
+        import torch
+
+        with torch.inference_mode():
+            given = torch.from_numpy(np.asarray(ids, np.int64))
+            end = self.model.encode_text(given).float().numpy()
+            tokens = self.model.encode_text_tokens(given).float().numpy()
+        return {"text_embeds": end, "token_embeds": tokens}
+
+    def score(self, text: Arrays, ids: np.ndarray, video: Arrays) -> np.ndarray:
+        return score_arrays(self._c, text, ids != 0, video)

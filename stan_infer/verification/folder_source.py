@@ -1,0 +1,222 @@
+"""An exported folder as a source of a verification."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stan_infer.artefacts.folder import (
+    CONFIG_KEY,
+    MANIFEST,
+    config_sha256,
+    inside,
+    is_engine_file,
+    read_manifest,
+    sha256,
+)
+from stan_infer.artefacts.manifest import Manifest, Pair, Triple, check_manifest
+from stan_infer.artefacts.npz_file import label_fields, read_npz
+from stan_infer.artefacts.onnx_file import read_graph
+from stan_infer.config import StanConfig
+from stan_infer.errors import InputError
+from stan_infer.system.json_file import checked
+from stan_infer.text.tokenizer import END, START, text_rules, tokenize
+from stan_infer.verification.graph_source import ROLES, Opened, form, sound, tower
+from stan_infer.verification.source import Arrays, Form, Source, score_arrays, to_input
+from stan_infer.video.clip import SAMPLING_RULE, resize_crop, sample_indices
+
+_MAX_LABELS = 256 * 2**20  # bytes, or characters
+
+
+class Folder(Source):
+    """An exported folder as its manifest describes it to a client; hashes are a row of their own.
+
+    Unlike read_artefact this also opens what was edited or damaged: to say which step is wrong.
+    """
+
+    kind = "folder"
+
+    def __init__(self, folder: Path, engine: str) -> None:
+        """Read the manifest; graphs are opened in `engine` when they are needed."""
+        self._folder, self.name, self.engine = folder, str(folder), engine
+        self._manifest = read_manifest(folder)
+        self._c = self.config = StanConfig.from_dict(self._at("model", kind=dict))
+        self.side = self._c.image_size
+        self._limits: dict[str, int] = {}  # of each file's size: what is not in it is not opened
+        self._wrong: InputError | None = None
+        try:
+            self._limits = check_manifest(checked(self._manifest, Manifest, MANIFEST), self._c)
+        except InputError as e:
+            self._wrong = e
+        entries = [g for g in self._at("graphs", kind=list) if isinstance(g, dict)]
+        self._graphs = {str(g.get("role")): g for g in reversed(entries)}
+        self._opened: dict[str, Opened | InputError] = {}
+        tower = self._graphs.get("video") or self._graphs.get("text") or {}
+        self.precision = str(tower.get("precision"))
+        if "video" in self._graphs:
+            opened = self._open("video")
+            self.form = form(opened) if isinstance(opened, Opened) else self._told_form()
+
+    def lacks(self, step: str) -> str | None:
+        if step in ("decode", "resize", "input", "video") and "video" not in self._graphs:
+            return "no video graph"
+        if step in ("ids", "text") and "text" not in self._graphs:
+            return "no text graph"
+        if step == "ids" and "tokenizer.json" not in self._limits:
+            return "no tokenizer.json"
+        if step == "score" and not {"video", "text"} <= set(self._graphs):
+            return "only one tower"
+        return None
+
+    def limits(self, axis: str) -> tuple[int, int]:
+        entry = self._graphs.get("text" if axis == "length" else "video", {})
+        low, high = self._at("dims", axis, kind=Pair, of=entry)
+        if not 1 <= low <= high <= (64 if axis == "frames" else 4096):
+            raise InputError(f"{MANIFEST}: {axis} {low} to {high} is out of range")
+        return low, high
+
+    def sampled(self) -> int:
+        return self._at("preprocess", "sampling", "frames", kind=int)
+
+    def indices(self, total: int, frames: int) -> np.ndarray:
+        # A client knows the rule by name, or refuses.
+        rule = self._at("preprocess", "sampling", "rule", kind=str)
+        if rule != SAMPLING_RULE:
+            raise InputError(
+                f"{MANIFEST}: the sampling rule is {rule[:80]!r}, not {SAMPLING_RULE!r}"
+            )
+        return sample_indices(total, frames)
+
+    def pixels(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        # A folder of an older export has no preprocess.onnx: then by the manifest's words.
+        if "preprocess" not in self._graphs:
+            side = self._at("preprocess", "resize", "short_side", kind=int)
+            return resize_crop(images, side, self._c.image_size)
+        opened = sound(self._open("preprocess"))
+        return opened.run([*opened.outputs][:1], {next(iter(opened.inputs)): np.stack(images)})[0]
+
+    def prepare(self, pixels: np.ndarray, form: Form | None = None) -> np.ndarray:
+        mean, std = (self._at("preprocess", k, kind=Triple) for k in ("mean", "std"))
+        if not all(1e-3 <= s <= 1e4 for s in std):
+            raise InputError(f"{MANIFEST}: preprocess.std is {std}; allowed are 0.001 to 10000")
+        color = self._at("preprocess", "color", kind=str)
+        if color not in ("RGB", "BGR"):
+            raise InputError(f"{MANIFEST}: preprocess.color is {color[:20]!r}, not RGB or BGR")
+        return to_input(pixels, form or self._told_form(), mean, std, color)
+
+    def ids(self, texts: Sequence[str]) -> np.ndarray:
+        known = text_rules(3)
+        for key in ("clean", "truncation"):
+            if self._at("text", key, kind=list[str] | str) != known[key]:
+                raise InputError(f"{MANIFEST}: text.{key} is no rule that this version knows")
+        length = self._at("text", "context_length", kind=int)
+        rows = tokenize(texts, length, vocabulary=self._file("tokenizer.json"))
+        # The rules say where the special tokens stand, the manifest which numbers they have.
+        places = [rows == n for n in (START, END, 0)]
+        for where, key in zip(places, ("start", "end", "padding"), strict=True):
+            number = self._at("text", key, kind=int)
+            if not 0 <= number < max(1, self._c.vocab_size):
+                raise InputError(f"{MANIFEST}: text.{key} is {number}, no id of the vocabulary")
+            rows[where] = number
+        return rows
+
+    def video(self, tensor: np.ndarray) -> Arrays:
+        return tower(self._open("video"), "video", tensor)
+
+    def text(self, ids: np.ndarray) -> Arrays:
+        return tower(self._open("text"), "text", np.asarray(ids, np.int32))
+
+    def score(self, text: Arrays, ids: np.ndarray, video: Arrays) -> np.ndarray:
+        mask = ids != self._at("text", "padding", kind=int)
+        if "score" not in self._graphs:
+            return score_arrays(self._c, text, mask, video)
+        tokens, frames = text["token_embeds"], video["frame_embeds"]
+        feeds = {"token_embeds": tokens, "input_ids": ids.astype(np.int32), "frame_embeds": frames}
+        return sound(self._open("score")).run(["scores"], feeds)[0] / self._c.temperature
+
+    def labels(self) -> tuple[list[str], Arrays] | None:
+        if not isinstance(self._manifest.get("labels"), dict):
+            return None
+        files = [self._file(self._at("labels", k, kind=str)) for k in ("file", "embeddings")]
+        if any(f.stat().st_size > _MAX_LABELS for f in files):
+            raise InputError(f"the labels' files have more than {_MAX_LABELS} bytes")
+        template = self._at("labels", "template", kind=str)
+        try:
+            lines = files[0].read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as e:
+            raise InputError(f"the labels cannot be read: {str(e)[:200]}") from e
+        if sum(len(template) + template.count("{}") * len(line) for line in lines) > _MAX_LABELS:
+            raise InputError(f"the labels' texts have more than {_MAX_LABELS} characters")
+        arrays = read_npz(files[1], label_fields(self._c, len(lines)))
+        return [template.replace("{}", line) for line in lines], arrays
+
+    def class_outputs(self, tensor: np.ndarray) -> Arrays:
+        opened = sound(self._open("video"))
+        names = [n for n in ("scores", "probabilities") if n in opened.outputs]
+        return dict(zip(names, opened.run(names, {"video": tensor}), strict=True)) if names else {}
+
+    def graph_path(self, role: str) -> Path | None:
+        return self._file(self._graphs[role].get("file")) if role in self._graphs else None
+
+    def damage(self) -> list[str] | None:
+        wrong = [str(self._wrong)] if self._wrong else []
+        for name in self._limits:
+            entry = self._manifest["files"][name]
+            try:
+                path = self._file(name)
+                if path.stat().st_size != entry["bytes"] or sha256(path) != entry["sha256"]:
+                    wrong.append(f"{name} changed after the export")
+            except InputError as e:
+                wrong.append(str(e))
+        found = {p.relative_to(self._folder).as_posix() for p in self._folder.rglob("*.*")}
+        wrong += [
+            f"{n[:80]} is not in {MANIFEST}"
+            for n in sorted(found - {MANIFEST, *self._limits})
+            if not self._wrong and not is_engine_file(n)
+        ]
+        for role in ROLES:
+            try:
+                graph = self.graph_path(role)
+                hashed = read_graph(graph).metadata.get(CONFIG_KEY) if graph else None
+            except InputError as e:
+                wrong.append(str(e))
+                continue
+            if hashed not in (None, config_sha256(self._c)):
+                wrong.append(f"the {role} graph was written for another config than {MANIFEST}'s")
+        return wrong
+
+    def _told_form(self) -> Form:
+        return Form(*(self._at("preprocess", k, kind=str) for k in ("input_dtype", "layout")))
+
+    def _file(self, name: Any) -> Path:
+        """A listed file of the folder that is no larger than a model of this config needs."""
+        if self._wrong is not None:
+            raise self._wrong
+        if name not in self._limits:
+            raise InputError(f"{str(name)[:80]!r} has no hash in {MANIFEST}")
+        path = inside(self._folder, name)
+        if (size := path.stat().st_size) > self._limits[name]:
+            raise InputError(f"{name} has {size} bytes; allowed are {self._limits[name]}")
+        return path
+
+    def _at(self, *keys: str, kind: Any, of: Any = None) -> Any:
+        value = self._manifest if of is None else of
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        if value is None:
+            raise InputError(f"{MANIFEST}: {'.'.join(keys)} is missing")
+        return checked(value, kind, f"{MANIFEST}: {'.'.join(keys)}")
+
+    def _open(self, role: str) -> Opened | InputError:
+        if role not in self._opened:
+            entry = self._graphs[role]
+            try:
+                path = self._file(entry.get("file"))
+                data = [self._file(name).name for name in entry.get("external_data") or []]
+                self._opened[role] = Opened(path, self.engine, data, self._c, role)
+            except InputError as e:
+                self._opened[role] = e
+        return self._opened[role]

@@ -1,0 +1,65 @@
+"""Which kind of source something is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stan_infer.engines.open import check_engine, open_session
+from stan_infer.errors import InputError, MissingError
+from stan_infer.system.packages import require
+
+if TYPE_CHECKING:
+    from stan_infer.network.model import Stan
+
+from stan_infer.verification.checkpoint_source import Checkpoint
+from stan_infer.verification.source import Source
+
+
+def open_source(
+    source: str | Path | Stan, engine: str | None = None, settings: Mapping[str, Any] | None = None
+) -> Source:
+    """Open one side of a comparison.
+
+    source: a checkpoint (or an open_clip name and tag, or a loaded Stan), an exported folder, an
+    .onnx file, or a .plan in a folder. engine: of a graph "ort" (default) or "openvino"; of a
+    checkpoint "eager"; of a plan its own. settings: of a checkpoint. Raises InputError and
+    MissingError.
+    """
+    if engine is not None:
+        check_engine(engine)
+    path = Path(source) if isinstance(source, (str, Path)) else Path()
+    if path.suffix == ".plan":
+        from stan_infer.tensorrt_plans.plan_file import read_plan
+
+        own = read_plan(path, check_hash=False).engine
+        if engine not in (None, own):
+            raise InputError(f"{path} is a plan of engine {own}, not {engine}")
+        try:
+            require("torch", f"engine {own}", "gpu")
+        except MissingError:
+            open_session(path)  # says what was changed before what is missing
+            raise
+        from stan_infer.verification.plan_source import PlanFile
+
+        return PlanFile(path)
+    is_folder = isinstance(source, (str, Path)) and os.path.isdir(path)
+    is_graph = is_folder or path.suffix == ".onnx"
+    if engine is not None and is_graph != (engine != "eager"):
+        word = "an exported folder or an .onnx file" if engine != "eager" else "a checkpoint"
+        raise InputError(f"engine {engine} takes {word}, not {source}")
+    if is_graph and not os.path.exists(path):
+        raise InputError(f"no such file: {path}; check the spelling")
+    if is_graph:
+        from stan_infer.verification.folder_source import Folder
+        from stan_infer.verification.graph_source import GraphFile
+
+        return (Folder if is_folder else GraphFile)(path, engine or "ort")
+    if not isinstance(source, (str, Path)):
+        return Checkpoint(source, "a loaded model")
+    from stan_infer.checkpoints.load import load_model, require_torch
+
+    require_torch("verifying a checkpoint", "cpu", source, settings)
+    return Checkpoint(load_model(source, settings), str(source))

@@ -1,0 +1,84 @@
+"""A plan as a source of a verification: the engine as it ships, the rest from its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from stan_infer.engines.open import open_session
+from stan_infer.engines.trt_graph import PlanGraph
+from stan_infer.engines.trt_session import TrtSession
+from stan_infer.errors import InputError
+from stan_infer.tensorrt_plans.known_faults import faults_of
+from stan_infer.tensorrt_plans.plan_file import Plan, read_plan
+from stan_infer.verification.folder_source import Folder
+from stan_infer.verification.graph_source import Opened
+
+
+class OpenedPlan(Opened):
+    """A plan in TensorRT, as verify_folder.Opened."""
+
+    def __init__(self, graph: PlanGraph) -> None:
+        """Take an opened plan."""
+        signature = graph.signature()
+        self.inputs, self.outputs, self._graph = signature.inputs, signature.outputs, graph
+
+    def run(self, names: Sequence[str], feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        return self._graph.run_all(names, feeds)
+
+
+class PlanFile(Folder):
+    """An exported folder whose towers are plans, of which one was named; see Folder."""
+
+    kind = "plan"
+
+    def __init__(self, path: Path, device: str = "cuda") -> None:
+        """Open the plan on a GPU; a sibling of its engine is the other tower, if there is one.
+
+        Raises what open_session raises for a plan.
+        """
+        self.plan: Plan = read_plan(path)
+        session = open_session(path, device=device)
+        assert isinstance(session, TrtSession)
+        self._session = session
+        super().__init__(path.absolute().parent.parent, self.plan.engine)
+        self.name, self.precision = str(path), self.plan.precision
+        for role in ("video", "text"):
+            if session.plan(role) is None:
+                self._graphs.pop(role, None)
+
+    def limits(self, axis: str) -> tuple[int, int]:
+        """See Source.limits; what the manifest and the widest profile have in common."""
+        low, high = super().limits(axis)
+        plan = self._session.plan("text" if axis == "length" else "video")
+        if plan is None:
+            return low, high
+        place = 0 if axis == "batch" else 1
+        # One profile's for all axes: ranges of two of them may have no shape in common.
+        ((least, _, most),) = plan.profiles[plan.widest()].values()
+        return max(low, least[place]), min(high, most[place])
+
+    def known_faults(self) -> list[dict[str, str]]:
+        return faults_of(self.plan)
+
+    def damage(self) -> list[str]:
+        wrong = super().damage() or []
+        try:
+            self.plan.load()
+        except InputError as e:
+            wrong.append(str(e))
+        return wrong
+
+    def _open(self, role: str) -> Opened | InputError:
+        graph = self._session.opened(role)
+        if graph is None:
+            self.engine, before = "ort", self.engine  # preprocessing and score are no plans
+            try:
+                return super()._open(role)
+            finally:
+                self.engine = before
+        if role not in self._opened:
+            self._opened[role] = OpenedPlan(graph)
+        return self._opened[role]

@@ -1,0 +1,58 @@
+"""Find the files of named videos in a folder; a name never leads out of it."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+
+from stan_infer.errors import InputError
+from stan_infer.video.clip import SUFFIXES, list_videos
+
+
+def video_stem(name: str) -> str:
+    """Return the last part of a path without its video suffixes: "a/b.avi.mp4" -> "b".
+
+    Only known suffixes go: clips of LSMDC have times with dots in their names.
+    """
+    stem = PurePath(name.strip()).name
+    end = len(stem)
+    # By its end and not by ever shorter copies: a stranger's name may be suffixes only.
+    while suffix := next((s for s in SUFFIXES if stem[end - len(s) : end].lower() == s), None):
+        if end == len(suffix):
+            break
+        end -= len(suffix)
+    return stem[:end]
+
+
+def locate_videos(folder: Path, names: Sequence[str]) -> list[Path | None]:
+    """Return each named video's file anywhere below `folder`, None where there is none.
+
+    A name is a path below the folder, a file name, or one without its suffix (which must be one of
+    video.SUFFIXES then); the first of these that fits counts. Raises InputError where a name fits
+    several files, or the folder has no video.
+    """
+    by_name: dict[str, list[Path]] = defaultdict(list)
+    by_stem: dict[str, list[Path]] = defaultdict(list)
+    for path in list_videos([folder]):
+        by_name[path.name].append(path)
+        by_stem[video_stem(path.name)].append(path)
+    found: list[Path | None] = []
+    for name in names:
+        near = [folder / name] if _is_below(folder, name) else by_name.get(PurePath(name).name, [])
+        near = near or by_stem.get(video_stem(name), [])
+        if len(near) > 1:
+            raise InputError(
+                f"video {name} could be any of {len(near)} files in {folder}: "
+                f"{', '.join(str(p.relative_to(folder)) for p in near[:3])}; keep one of them"
+            )
+        found.append(near[0] if near else None)
+    return found
+
+
+def _is_below(folder: Path, name: str) -> bool:
+    path = PurePath(name)
+    if path.is_absolute() or ".." in path.parts or "\0" in name:
+        return False
+    return os.path.lexists(folder / path) and not os.path.isdir(folder / path)

@@ -1,0 +1,149 @@
+"""The protocol: gate first, interleaved, inputs rotated, both minima kept, nothing thrown away."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from stan_infer.benchmarking.compare import compare_rows
+from stan_infer.benchmarking.interleave import CACHE_BYTES, Lane, Schedule, bench_videos, clip_pool
+from stan_infer.benchmarking.rows import read_json_lines, write_json_lines
+from stan_infer.errors import CheckError, InputError
+
+
+class FakeEngine:
+    """Says how long it took, so that no test depends on the machine."""
+
+    def __init__(self, log, name, ms=1.0, change=lambda out: out):
+        self.log, self.name, self.ms, self.change = log, name, ms, change
+        self.seen = []
+
+    def embed(self, clips):
+        self.log.append(self.name)
+        self.seen.append(clips)
+        return self.change(clips.reshape(len(clips), -1)[:, :8].astype(np.float32) + 1)
+
+    def time(self, run):
+        return run(), self.ms, None
+
+
+def lanes(*engines):
+    return [Lane(e.name, e.embed, {"precision": "fp32"}, e) for e in engines]
+
+
+THREE = Schedule(1, 3)
+
+
+def measure(engines, schedule=THREE, **more):
+    given = {"batches": [1], "frames": [2], "flops": lambda t: t * 10**6, **more}
+    return bench_videos(lanes(*engines), side=8, schedule=schedule, **given)
+
+
+def test_all_run_once_before_any_runs_again():
+    log = []
+    rows = measure([FakeEngine(log, "a", 4.0), FakeEngine(log, "b", 2.0)])
+    # compare, one warm-up round, three counted ones, compare again
+    assert log == ["a", "b"] * 6
+    assert [(r["engine"], r["speedup"], r["rounds"]) for r in rows] == [("a", 1, 3), ("b", 2, 3)]
+    assert rows[1]["gflop_per_s"] == pytest.approx(2e6 / 2e-3 / 1e9)
+
+
+def test_minimum_duration_and_minimum_repeats_both_hold():
+    (row,) = measure([FakeEngine([], "a", 10.0)], Schedule(0, 3, min_seconds=0.2))
+    assert row["rounds"] == 20
+    (row,) = measure([FakeEngine([], "a", 10.0)], Schedule(0, 30, min_seconds=0.2))
+    assert row["rounds"] == 30
+    fast, slow = measure(
+        [FakeEngine([], "a", 100.0), FakeEngine([], "b", 10.0)], Schedule(0, 3, min_seconds=0.2)
+    )
+    assert fast["rounds"] == slow["rounds"] == 20  # the faster one needs its time, too
+
+
+def test_progress_comes_to_one_per_shape():
+    parts = []
+    schedule = Schedule(2, 7, min_seconds=0.05)
+    measure([FakeEngine([], "a", 3.0)], schedule, batches=[1, 2], on_round=parts.append)
+    assert sum(parts) == pytest.approx(2)
+
+
+def test_inputs_are_rotated_beyond_the_cache_and_the_same_for_all():
+    a, b = FakeEngine([], "a"), FakeEngine([], "b")
+    measure([a, b], Schedule(0, 5))
+    assert len({id(clips) for clips in a.seen[1:-1]}) == 5
+    assert [id(c) for c in a.seen] == [id(c) for c in b.seen]
+    pool = clip_pool(1, 8, 64)
+    assert len({c.tobytes() for c in pool}) == len(pool)
+    assert sum(c.nbytes for c in clip_pool(1, 8, 224)) >= CACHE_BYTES
+    assert len(clip_pool(64, 64, 64)) == 2
+
+
+@pytest.mark.parametrize("change", [lambda out: out * 1.01, lambda out: out[:, :3]])
+def test_a_wrong_engine_has_no_speed_and_the_others_still_run(change):
+    engines = [FakeEngine([], "a"), FakeEngine([], "b", change=change), FakeEngine([], "c")]
+    a, b, c = measure(engines)
+    assert "latency_ms_p50" in a and "latency_ms_p50" in c
+    assert "latency_ms_p50" not in b and b["refused"]
+
+
+def test_one_that_turns_wrong_while_it_runs_is_found():
+    """As a runtime did that kept a plan from another shape."""
+    wrong = FakeEngine([], "b")
+    wrong.change = lambda out: out if len(wrong.seen) < 3 else out + 1e9
+    _, row = measure([FakeEngine([], "a"), wrong])
+    assert "differs from a" in row["refused"]
+
+
+def test_a_baseline_that_is_not_finite_is_an_error():
+    with pytest.raises(CheckError, match="not finite"):
+        measure([FakeEngine([], "a", change=lambda out: out * np.nan)])
+
+
+def row(engine="ort", speedup=2.0, ms=10.0, **more):
+    return {
+        "schema": "stan-infer/bench/1",
+        **{"model": "m", "engine": engine, "precision": "fp32", "device": "cpu"},
+        **{"batch": 1, "frames": 8, "threads": 1, "speedup": speedup, "latency_ms_p50": ms},
+        **more,
+    }
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "change", "regression"),
+    [
+        (row(), row(speedup=1.85, ms=20.0), 0.925, False),  # a slower machine, the same ratio
+        (row(), row(speedup=1.7, ms=5.0), 0.85, True),
+        (row(), row(speedup=3.0), 1.5, False),
+        (row(speedup=1.0), row(speedup=1.0, ms=12.0), 10 / 12, True),  # the baseline: by latency
+    ],
+)
+def test_a_regression_is_told_by_the_ratio_to_the_baseline(old, new, change, regression):
+    (record,) = compare_rows([old], [new], 0.1)
+    assert record["change"] == pytest.approx(change)
+    assert record["regression"] is regression
+
+
+def test_an_engine_that_no_longer_runs_is_a_regression():
+    gone = row(refused="differs")
+    del gone["latency_ms_p50"], gone["speedup"]
+    (record,) = compare_rows([row()], [gone], 0.1)
+    assert record["regression"]
+
+
+def test_rows_of_other_shapes_are_not_compared():
+    with pytest.raises(InputError, match="nothing to compare"):
+        compare_rows([row()], [row(batch=2)], 0.1)
+    with pytest.raises(InputError, match="no usable speedup"):
+        compare_rows([row(speedup=None)], [row()], 0.1)
+
+
+@pytest.mark.parametrize("text", ["", "no json", '{"schema": "other/1"}', "[" * 200_000])
+def test_a_file_that_is_no_bench_is_told(tmp_path, text):
+    path = tmp_path / "old.jsonl"
+    path.write_text(text)
+    with pytest.raises(InputError, match="stan-infer bench"):
+        read_json_lines(path, "bench", "bench --out FILE")
+
+
+def test_rows_come_back_and_other_schemas_are_passed_over(tmp_path):
+    write_json_lines(tmp_path / "r.jsonl", [row(), {"schema": "stan-infer/bench-stages/1"}])
+    assert read_json_lines(tmp_path / "r.jsonl", "bench", "bench --out FILE") == [row()]

@@ -1,0 +1,167 @@
+"""The HTML page: everything inside it, strangers' names escaped, and it fits a phone's screen."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from stan_infer.benchmarking.page import render_page, write_page
+from stan_infer.benchmarking.timing import summarise
+from stan_infer.errors import InputError
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+def rows():
+    rng = np.random.default_rng(0)
+    found = []
+    for b in (1, 4, 16):
+        for t in (8, 16):
+            base = 100 * b * t * rng.uniform(0.9, 1.1, 20)
+            for engine, precision, gain in (
+                ("eager", "fp32", 1.0),
+                ("ort", "fp32", 1.25),
+                ("openvino", "bf16", 2.3),
+            ):
+                ms = base / gain * (1 if gain == 1 else rng.uniform(0.97, 1.03, 20))
+                found.append(
+                    {
+                        "schema": "stan-infer/bench/1",
+                        "engine": engine,
+                        "precision": precision,
+                        "batch": b,
+                        "frames": t,
+                        "max_rel_error": {1.0: 0.0, 1.25: 1e-6, 2.3: 1e-2}[gain],
+                        **summarise(ms, base, clips=b, flops=t * 10**10),
+                        "share_of_ceiling": 0.7 * gain,
+                        "ceiling_gflop_per_s": 90.0,
+                        "ceiling_by": "onnxruntime 1536x1536x1536",
+                        "peak_host_mib": 900.0 / gain,
+                        "warmup": 2,
+                        "threads": 2,
+                        "date": "2026-01-01",
+                        "diagnosis": ["unstable: p95 is 1.4 times the median"] if b == 16 else [],
+                        "machine": {"cpu": "A <b>CPU</b>", "cores": 2, "system": "Linux x86_64"},
+                    }
+                )
+    found.append({**found[0], "engine": "trt", "refused": "engine trt is not here"})
+    return found
+
+
+STAGES = [
+    {
+        "engine": "ort",
+        "precision": "fp32",
+        "frames": 8,
+        "decode_ms_p50": 40.0,
+        "embed_ms_p50": 900.0,
+        "score_ms_p50": 0.1,
+        "total_ms_p50": 940.1,
+        "videos": 3,
+        "scored_texts": 100,
+        "diagnosis": [],
+    }
+]
+EVALS = [
+    {
+        "session": {"engine": engine, "precision": precision},
+        "figures": {"text_to_video": {"R@1": value}},
+    }
+    for engine, precision, value in (("ort", "fp32", 46.9), ("openvino", "bf16", 46.7))
+]
+
+
+class Tags(HTMLParser):
+    """Attributes that could fetch something, and whether every tag is closed."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.fetching, self.names = [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.names.append(tag)
+        if tag not in ("meta", "br", "path", "use"):
+            self.open.append(tag)
+        for name, value in attributes:
+            # SVG's own references stay inside the page; namespaces are names, not addresses.
+            if name in ("src", "href", "xlink:href") and not value.startswith("#"):
+                self.fetching.append((tag, name, value))
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if self.open and self.open[-1] == tag:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        if tag not in ("path", "use"):
+            assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_and_fetches_nothing():
+    page = render_page("bench of <script>alert(1)</script>", rows(), STAGES, EVALS)
+    tags = Tags()
+    tags.feed(page)
+    assert tags.open == [] and tags.fetching == []
+    assert "script" not in tags.names and "b" not in tags.names
+    assert tags.names.count("svg") == 6
+    for title in ("Latency against batch", "Throughput against frames", "Share of the ceiling"):
+        assert title in page
+    assert "R@1 against latency" in page and "Error against latency" in page
+    assert "From file to scores" in page and "engine trt is not here" in page
+    ids = re.findall(r' id="([^"]+)"', page)
+    assert not [i for i in re.findall(r"url\(#([^)]+)\)", page) if i not in ids]
+
+
+def test_figures_in_the_page_are_those_of_the_rows():
+    page = render_page("t", rows(), [], [])
+    for row in rows()[:-1]:
+        assert f"<td>{row['latency_ms_p50']:.4g}</td>" in page
+
+
+def test_it_is_written_whole_and_spares_other_folders(tmp_path):
+    write_page(tmp_path / "report", "t", rows(), [], [])
+    assert sorted(p.name for p in (tmp_path / "report").iterdir()) == ["index.html", "rows.jsonl"]
+    lines = (tmp_path / "report" / "rows.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == json.loads(json.dumps(rows()))
+    write_page(tmp_path / "report", "t", rows(), [], [])
+    (tmp_path / "report" / "mine.txt").write_text("x")
+    with pytest.raises(InputError, match="holds mine.txt"):
+        write_page(tmp_path / "report", "t", rows(), [], [])
+    with pytest.raises(InputError, match="nothing was measured"):
+        render_page("t", [{**rows()[0], "refused": "x"}], [], [])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not BROWSER and not os.environ.get("STAN_INFER_REQUIRE_BROWSER"),
+    reason="needs a headless browser: apt install chromium",
+)
+@pytest.mark.parametrize("width", [390, 1280])
+def test_it_fits_the_screen_of_a_phone_and_of_a_desk(tmp_path, width):
+    assert BROWSER
+    page = render_page("bench", rows(), STAGES, EVALS)
+    probe = (
+        "<script>const r = e => e.getBoundingClientRect(), d = document.body.dataset;"
+        "d.page = document.documentElement.scrollWidth; d.inner = innerWidth;"
+        "const all = [...document.querySelectorAll('svg')].map(r);"
+        "d.svg = Math.max(...all.map(e => e.right)); d.least = Math.min(...all.map(e => e.width));"
+        "</script></body>"
+    )
+    (tmp_path / "page.html").write_text(page.replace("</body>", probe))
+    run = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"]
+    run += ["--no-first-run", "--disable-background-networking", "--disable-component-update"]
+    run += ["--disable-sync", f"--user-data-dir={tmp_path / 'profile'}"]
+    run += [f"--window-size={width},900", "--dump-dom", f"file://{tmp_path / 'page.html'}"]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=120)
+    body = re.search(r"<body[^>]*>", done.stdout)
+    assert body, done.stderr[-2000:]
+    seen = {k: float(v) for k, v in re.findall(r'data-(\w+)="([\d.]+)"', body[0])}
+    assert seen["page"] <= seen["inner"]
+    assert seen["svg"] <= seen["inner"] and seen["least"] > 250

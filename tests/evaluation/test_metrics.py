@@ -1,0 +1,208 @@
+"""Figures against the authors' code (golden data) and against torchmetrics, SciPy, scikit-learn."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import scipy.stats
+import sklearn.metrics
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stan_infer.errors import InputError
+from stan_infer.evaluation.metrics import (
+    bootstrap_interval,
+    class_figures,
+    dual_softmax,
+    expected_ranks,
+    rank_figures,
+    recognition_accuracy,
+    released_ranks,
+    retrieval_ranks,
+)
+from stan_infer.scores import cosine_scores
+
+METRICS = ["R@1", "R@5", "R@10", "MdR", "MnR"]
+SAME = 1e-12  # both sides count; only the mean of the counts is rounded
+
+
+@pytest.fixture(scope="module")
+def metrics(golden):
+    return np.load(golden / "metrics.npz")
+
+
+def random_scores(seed: int, rows: int, columns: int, levels: int) -> np.ndarray:
+    """Scores with many ties: `levels` different values."""
+    return np.random.default_rng(seed).integers(0, levels, (rows, columns)) / np.float64(levels)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 30), st.integers(1, 30), st.integers(1, 40))
+def test_expected_ranks_are_those_of_scipy(seed, rows, columns, levels):
+    scores = random_scores(seed, rows, columns, levels)
+    right = np.random.default_rng(seed).integers(0, columns, rows)
+    theirs = scipy.stats.rankdata(-scores, method="average", axis=1)
+    assert (expected_ranks(scores, right) == theirs[np.arange(rows), right]).all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_recalls_are_those_of_torchmetrics(seed):
+    """Without ties: torchmetrics breaks them by place."""
+    import torch
+    from torchmetrics.retrieval import RetrievalMRR, RetrievalRecall
+
+    scores = np.random.default_rng(seed).permuted(np.arange(40.0 * 50).reshape(40, 50), axis=1)
+    right = np.random.default_rng(seed + 9).integers(0, 50, 40)
+    target = torch.from_numpy(np.arange(50) == right[:, None])
+    query = torch.arange(40)[:, None].expand(40, 50)
+    found = rank_figures(expected_ranks(scores, right))
+    for k in (1, 5, 10):
+        theirs = RetrievalRecall(top_k=k)(torch.from_numpy(scores), target, indexes=query)
+        assert found[f"R@{k}"] == pytest.approx(100 * float(theirs), rel=1e-6)  # theirs is fp32
+    mrr = RetrievalMRR()(torch.from_numpy(scores), target, indexes=query)
+    assert np.mean(1 / expected_ranks(scores, right)) == pytest.approx(float(mrr), rel=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_accuracies_are_those_of_scikit_learn(seed):
+    rng = np.random.default_rng(seed)
+    scores, labels = rng.standard_normal((300, 12)), rng.integers(0, 12, 300)
+    found, hits = class_figures(scores, labels)
+    classes = np.arange(12)
+    for k in (1, 5):
+        theirs = sklearn.metrics.top_k_accuracy_score(labels, scores, k=k, labels=classes)
+        assert found[f"top-{k}"] == pytest.approx(100 * theirs, rel=SAME)
+        assert hits[f"top-{k}"].mean() == pytest.approx(theirs, rel=SAME)
+    theirs = sklearn.metrics.balanced_accuracy_score(labels, scores.argmax(1))
+    assert found["mean class"] == pytest.approx(100 * theirs, rel=SAME)
+
+
+def test_mean_class_accuracy_weighs_rare_classes_alike():
+    scores = np.eye(3)[[0, 0, 0, 0]]
+    found, _ = class_figures(scores, [0, 0, 0, 2])
+    assert (found["top-1"], found["mean class"]) == (75, 50)
+
+
+def test_ties_by_expected_rank_favour_nobody():
+    scores = np.array([[1.0, 1, 0, 0], [0, 0, 0, 0], [9, 8, 7, 7], [1, 2, 3, 4]])
+    assert expected_ranks(scores, [0, 1, 2, 3]).tolist() == [1.5, 2.5, 3.5, 1]
+
+
+def test_a_video_with_several_texts_asks_for_the_best_of_them():
+    # Videos 0 and 1 have two texts each; video 2 has none.
+    scores = np.array([[0.9, 0.1, 0.0], [0.2, 0.8, 0.0], [0.3, 0.7, 0.0], [0.1, 0.2, 0.9]])
+    ranks = retrieval_ranks(scores, [0, 0, 1, 1])
+    assert ranks["text_to_video"].tolist() == [1, 2, 1, 2]
+    # Video 0: its best 0.9 against 0.3. Video 1: its best 0.7 against 0.8.
+    assert ranks["video_to_text"].tolist() == [1, 2]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 12))
+def test_without_ties_both_counts_agree_whatever_the_order_of_the_texts(seed, n):
+    rng = np.random.default_rng(seed)
+    scores, owner = rng.standard_normal((n, n)), rng.permutation(n)
+    ours, theirs = (retrieval_ranks(scores, owner, ties=t) for t in ("expected", "authors"))
+    for name in ours:
+        assert sorted(ours[name]) == sorted(theirs[name])
+
+
+def test_nan_is_last_or_drops_out_and_is_told(caplog):
+    scores = np.eye(4)
+    scores[2] = np.nan
+    with caplog.at_level(logging.WARNING):
+        assert retrieval_ranks(scores, np.arange(4))["text_to_video"].tolist() == [1, 1, 2.5, 1]
+    assert "1 texts have NaN for their own video and count as ranked last" in caplog.text
+    scores = np.eye(4)
+    scores[2, 2] = np.nan
+    assert expected_ranks(scores, np.arange(4)).tolist() == [1, 1, 4, 1]
+    assert len(retrieval_ranks(scores, np.arange(4), ties="authors")["text_to_video"]) == 3
+    with pytest.raises(InputError, match="all NaN"):
+        retrieval_ranks(np.full((2, 2), np.nan), [0, 1])
+
+
+def test_dual_softmax_is_the_product_with_the_softmax_over_questions():
+    s = np.random.default_rng(0).uniform(-1, 1, (4, 5))
+    to_video, to_text = dual_softmax(s, 0.1)
+    np.testing.assert_allclose(to_video, s * scipy.special.softmax(s / 0.1, axis=0), rtol=SAME)
+    np.testing.assert_allclose(to_text, s * scipy.special.softmax(s / 0.1, axis=1), rtol=SAME)
+
+
+def test_dual_softmax_helps_where_one_video_attracts_every_text():
+    """A hub: video 0 is near all texts; its softmax over texts spreads and takes it back."""
+    s = np.full((4, 4), 0.1) + 0.4 * np.eye(4)
+    s[:, 0] = 0.55
+    s[0, 0] = 0.6
+    plain = rank_figures(expected_ranks(s, np.arange(4)))["R@1"]
+    dual = rank_figures(expected_ranks(dual_softmax(s, 0.01)[0], np.arange(4)))["R@1"]
+    assert (plain, dual) == (25, 100)
+
+
+def test_the_bootstrap_interval_is_that_of_scipy():
+    hits = np.random.default_rng(3).random(400) < 0.7
+    low, high = bootstrap_interval(hits)
+    theirs = scipy.stats.bootstrap(
+        (hits.astype(float),), np.mean, method="percentile", n_resamples=2000, rng=1
+    ).confidence_interval
+    assert (low, high) == pytest.approx(
+        (theirs.low, theirs.high), abs=0.0076
+    )  # two draws; steps of 1/400
+    assert bootstrap_interval(hits) == (low, high)
+
+
+@pytest.mark.parametrize("case", ["plain", "ties", "blocks"])
+def test_metrics_equal_the_release(metrics, case):
+    sim = metrics[f"{case}_sim"]
+    got = cosine_scores(metrics[f"{case}_text"], metrics[f"{case}_video"])
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, sim, rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(released_ranks(sim), metrics[f"{case}_ranks0"])
+    found = rank_figures(released_ranks(sim) + 1)
+    assert list(found) == METRICS
+    assert list(found.values()) == pytest.approx(list(metrics[f"{case}_metrics"]), rel=1e-12)
+
+
+def test_recognition_equals_the_release_but_for_ties(metrics):
+    """Classes 3 and 7 are equal; where that decides, the release's figure depends on the CPU."""
+    video, text, label = (metrics[f"recog_{name}"] for name in ("video", "text", "label"))
+    scores = cosine_scores(video, text)
+    right = np.take_along_axis(scores, label[:, None].astype(np.int64), axis=1)
+    better, equal = (scores > right).sum(1), (scores == right).sum(1) - 1
+    for k, released, ours in zip(
+        (1, 5), metrics["recog_acc"], recognition_accuracy(video, text, label), strict=True
+    ):
+        worst, best = np.mean(better + equal < k), np.mean(better < k)
+        assert worst < best, "the golden case has ties that matter"
+        assert worst <= released <= best
+        assert worst <= ours <= best
+    untied = equal == 0
+    order = np.argsort(scores[untied], axis=1)[:, ::-1]  # the release's line
+    wanted = [(order[:, :k] == label[untied, None]).any(1).mean() for k in (1, 5)]
+    assert recognition_accuracy(video[untied], text, label[untied]) == pytest.approx(wanted)
+
+
+def test_recognition_ties_go_to_the_higher_class():
+    video, text = np.ones((1, 3)), np.ones((7, 3))
+    assert recognition_accuracy(video, text, [6]) == (1.0, 1.0)
+    assert recognition_accuracy(video, text, [5]) == (0.0, 1.0)
+    assert recognition_accuracy(video, text, [1]) == (0.0, 0.0)
+
+
+def test_wrong_input_is_told():
+    with pytest.raises(InputError, match=r"\[2, 3\]; the release's count needs \[N, N\]"):
+        released_ranks(np.ones((2, 3)))
+    with pytest.raises(InputError, match="did you mean 'authors'"):
+        retrieval_ranks(np.eye(2), [0, 1], ties="author")
+    with pytest.raises(InputError, match="2 texts describe 1 of 2 videos"):
+        retrieval_ranks(np.eye(2), [0, 0], ties="authors")
+    with pytest.raises(InputError, match="temperature is 0"):
+        dual_softmax(np.eye(2), 0)
+    for labels, message in (
+        ([0, 5], "allowed are 0 to 1"),
+        ([0], "need 2 ints"),
+        ([0.0, 1], "2 ints"),
+    ):
+        with pytest.raises(InputError, match=message):
+            recognition_accuracy(np.eye(2), np.eye(2), labels)

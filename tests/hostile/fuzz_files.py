@@ -1,0 +1,571 @@
+"""Fuzz all that reads files: `python -m tests.hostile.fuzz_files --inputs 100000 --seed 0`.
+
+Every input is a damaged copy of a small valid file, read by the product's own reader and used by
+what consumes it; only StanError may come out. Input i of a seed is always the same: `--only i`
+runs it alone, and shows what it raised. `--kind` keeps to one kind of file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import logging
+import os
+import random
+import resource
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stan_infer.errors import StanError
+from tests.conftest import tiny_config
+from tests.hostile.mutations import damage_bytes, damage_json, damage_lines
+
+GRAPHS_OPENED = 20  # one of so many folders is opened in a runtime, too
+SIDECAR: dict[str, Any] = {
+    "flavor": "tensorrt",
+    "role": "text",
+    "precision": "fp32",
+    "onnx": "text.onnx",
+    "trt_version": [10, 9, 0, 34],
+    "built_on": {"name": "A GPU", "sm": "sm_89", "driver": "580.1"},
+    "options": {"workspace_mib": None, "level": 3, "timing_cache": False},
+    "hardware_compatibility": "NONE",
+    "profiles": [{"input_ids": [[1, 2], [1, 12], [8, 20]]}, {"input_ids": [[1, 12]] * 3}],
+    "io": [{"name": "input_ids", "mode": "input", "dtype": "int32", "shape": [-1, -1]}],
+    "targets": [],
+    "flags": [],
+    "tf32": False,
+    "layers": 100,
+    "warnings": ["a warning"],
+    "build_seconds": 1.5,
+    "build_peak_mib": 100.0,
+}
+CALIBRATION: dict[str, Any] = {
+    "schema": "1.0",
+    "tool": {"name": "stan_infer", "version": "0.1.0"},
+    "precision": "fp8",
+    "method": "max",
+    "seed": 0,
+    "clips": 3,
+    "tensors": {
+        f"video/trunk/layer{i}/mlp/fc1": {
+            "absmax": 3.0,
+            "amax_used": 2.5,
+            "scale": 0.01,
+            "smoothing": 0.0,
+        }
+        for i in range(3)
+    },
+    "kept": ["video/trunk/layer2/mlp/fc1"],
+    "sensitivity": [{"linear": "video/trunk/layer0/mlp/fc1", "error": 0.1, "saved_ms": 0.2}],
+    "search": [{"kept": 1, "cosine": 0.99}],
+    "verdict": {"is_met": True, "rows": []},
+}
+ANNOTATIONS: dict[str, tuple[str, ...]] = {
+    "msrvtt": (
+        'key,vid_key,video_id,sentence\nr0,m1,v1,a man talks\nr1,m2,v2,"a girl, slowly"\n',
+        '{"videos": [{"video_id": "v1"}], "sentences": [{"caption": "a", "video_id": "v1"}]}',
+        '{"v1": ["a man", "a woman"], "v2.mp4": "one"}',
+    ),
+    "didemo": ('[{"video": "a.mov", "description": "a dog", "times": [[0, 0]]}]', '{"a": ["b"]}'),
+    "lsmdc": ("1004_Juno_00.00\t1\t2\t3\t4\tShe drinks.\n2\t1\t2\t3\t4\tHe sits.\n",),
+    "msvd": ("# comment\n\nmv8_9psg_33_46 a bird is bathing\n-4w_5_15 a squirrel eats\n",),
+    "kinetics400": (
+        'label,youtube_id,time_start,time_end,split\nyoga,abc,84,94,val\n"a, b",x,20,30,val\n',
+        "val/a.mp4 1\nval/b.mp4 0\n",
+    ),
+    "ssv2": ('[{"id": "74225", "template": "Spinning [something]"}]', "74225.webm,0\n2.webm,1\n"),
+    "retrieval": ("video,text\na.mp4,one\na.mp4,two\n", '{"a.mp4": ["one", "two"]}'),
+    "recognition": ("label,video\nwalk,a.mp4\nrun,b.mp4\n", "a b.mp4;1\nc.mp4;0\n"),
+}
+ROW: dict[str, Any] = {
+    "schema": "stan-infer/bench/1",
+    **{"model": "m", "engine": "ort", "precision": "fp32", "device": "cpu", "batch": 1},
+    **{"frames": 8, "threads": 1, "speedup": 2.0, "latency_ms_p50": 10.0, "max_rel_error": 1e-6},
+}
+EVAL: dict[str, Any] = {
+    "schema": "stan-infer/eval/1",
+    "session": {"engine": "ort", "precision": "fp32"},
+    "figures": {"text_to_video": {"R@1": 46.9}},
+}
+
+Use = Callable[[bytes], Sequence[Callable[[], Any]]]  # a damaged file -> what to do with it
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """Seeds of one kind of file, how they are damaged, and what reads and uses them."""
+
+    seeds: Sequence[bytes]
+    damages: Sequence[Callable[[bytes, random.Random], bytes]]
+    use: Use
+
+
+class World:
+    """An exported folder with everything that can be in one, and the kinds of files in it."""
+
+    def __init__(self, place: Path) -> None:
+        self.place, self.folder = place, place / "folder"
+        self._write_folder()
+        self._count = -1
+        manifest = (self.folder / "manifest.json").read_bytes()
+        self._plan = self.folder / "engines" / "text.fp32.trt.plan"
+        self._beside = self._plan.with_name(f"{self._plan.name}.json")
+        changed = (self.folder / "manifest.json", self._beside, self.folder / "labels.npz")
+        self._sound = {path: path.read_bytes() for path in changed}
+        both = (damage_json, damage_json, damage_bytes)
+        lines = (damage_lines, damage_lines, damage_bytes)
+        calibration = (self.folder / "calibration.json").read_bytes()
+        rows = "\n".join(map(json.dumps, (ROW, EVAL))).encode()
+        self.kinds = {
+            "manifest": Kind([manifest], both, self._use_manifest),
+            "sidecar": Kind([self._beside.read_bytes()], both, self._use_sidecar),
+            "calibration": Kind([calibration], both, self._use_calibration),
+            "rows": Kind([rows], (_damage_row, _damage_row, *lines), self._use_rows),
+            "marker": Kind([self._marker()], both, self._use_marker),
+            "config": Kind([json.dumps(tiny_config().to_dict()).encode()], both, self._use_config),
+            "lines": Kind([b"a dog\na cat\n\nred cross\n"], lines, self._use_lines),
+            "cache": Kind([self._part()], (damage_bytes,), self._use_cache),
+            "npz": Kind(
+                [(self.folder / "labels.npz").read_bytes()], (damage_bytes,), self._use_npz
+            ),
+        }
+        for name, texts in ANNOTATIONS.items():
+            seeds = [text.encode() for text in texts]
+            damages = (_damage_text, _damage_text, damage_lines, damage_bytes)
+            self.kinds[f"annotation {name}"] = Kind(seeds, damages, self._use_annotation(name))
+        for name, kind in self.kinds.items():  # what is sound is taken, and everything imported
+            for data in kind.seeds:
+                assert "accepted" in run_one(kind.use(data)), (name, data[:80])
+        # As often as there is much in them.
+        self._shares = {"manifest": 12, "sidecar": 6, "calibration": 4}
+
+    def choose(self, rng: random.Random, only: str | None) -> tuple[str, bytes]:
+        """One damaged file, and its kind."""
+        names = [n for n in self.kinds if only in (None, n, n.partition(" ")[0])]
+        name = rng.choices(names, [self._shares.get(n, 1) for n in names])[0]
+        kind = self.kinds[name]
+        return name, rng.choice(kind.damages)(rng.choice(kind.seeds), rng)
+
+    def _write_folder(self) -> None:
+        from stan_infer.artefacts.calibration_file import digest, preprocessing
+        from stan_infer.artefacts.folder import write_manifest
+        from stan_infer.export.export_model import export_model
+        from stan_infer.network.model import Stan, init_random
+        from stan_infer.tensorrt_plans.plan_file import new_plan
+
+        config, folder = tiny_config(), self.folder
+        self.checkpoint = self.place / "checkpoint.bin"
+        self.checkpoint.write_bytes(b"weights")
+        model = init_random(Stan(config), seed=1).eval().requires_grad_(False)
+        source = {"file": "x.pth", "checkpoint_sha256": _hash(b"weights")}
+        about = {"source": source, "licence": "MIT", "command": "stan-infer export x.pth"}
+        export_model(model, folder, card=True, about=about)
+        names = ["a dog", "a cat", "red cross"]
+        (folder / "labels.txt").write_text("\n".join(names) + "\n")
+        rows = np.random.default_rng(0).standard_normal((3, config.embed_dim)).astype(np.float32)
+        np.savez(folder / "labels.npz", embeddings=rows)
+        given = preprocessing(config)
+        key = {"checkpoint_sha256": _hash(b"weights"), "preprocessing_sha256": digest(given)}
+        record = CALIBRATION | {"key": key, "preprocessing": given}
+        (folder / "calibration.json").write_text(json.dumps(record))
+        manifest = json.loads((folder / "manifest.json").read_text())
+        labels = {"file": "labels.txt", "embeddings": "labels.npz", "template": "{}", "count": 3}
+        # Labels are of the folder; its graph has no class head.
+        kept = {k: v for k, v in manifest.items() if k not in ("schema", "files")}
+        write_manifest(folder, kept | {"labels": labels})
+        (folder / "engines").mkdir()
+        with new_plan(folder / "engines" / "text.fp32.trt.plan") as (temporary, sidecar):
+            temporary.write_bytes(b"code" * 20)
+            text = (folder / "manifest.json").read_bytes()
+            sidecar |= SIDECAR | {
+                "onnx_sha256": json.loads(text)["files"]["text.onnx"]["sha256"],
+                "manifest_sha256": _hash(text),
+            }
+
+    def _marker(self) -> bytes:
+        from stan_infer.artefacts.folder import read_artefact
+        from stan_infer.export.to_triton_server import MARKER, write_repository
+
+        write_repository(read_artefact(self.folder), self.place / "repository")
+        return (self.place / "repository" / MARKER).read_bytes()
+
+    def _part(self) -> bytes:
+        from stan_infer.evaluation.feature_cache import FeatureCache
+
+        cache = FeatureCache(self.place / "seed", {"a": 1})
+        for i in range(3):
+            cache.put(f"video:{i}", np.ones((2, 4), np.float32))
+        cache.flush()
+        (part,) = (self.place / "seed").rglob("*.npz")
+        return part.read_bytes()
+
+    def _use_manifest(self, data: bytes) -> Sequence[Callable[[], Any]]:
+        from stan_infer.artefacts.folder import why_keep
+
+        self._restore()
+        (self.folder / "manifest.json").write_bytes(data)
+        self._count += 1
+        wanted = [*self._inspections(str(self.folder)), lambda: why_keep(self.folder)]
+        return [*wanted, *self._artefact_uses(), *self._verify_uses()]
+
+    def _inspections(self, source: str) -> list[Callable[[], Any]]:
+        from stan_infer.cli.inspect import inspect
+
+        return [
+            lambda: _shown(lambda: inspect(source, None, None, False)),
+            lambda: _shown(lambda: inspect(source, None, None, True)),
+        ]
+
+    def _artefact_uses(self) -> list[Callable[[], Any]]:
+        """What is done with a folder that was read; nothing where it is refused."""
+        from stan_infer.artefacts.folder import read_artefact
+        from stan_infer.engines.open import open_session
+        from stan_infer.export.read_weights import read_classes, read_weights
+        from stan_infer.export.to_triton_server import write_repository
+        from stan_infer.quantisation.calibrate import _check_runnable
+        from stan_infer.quantisation.verdict import Bound, _size
+        from stan_infer.tensorrt_plans.options import PlanOptions, profiles_of
+        from stan_infer.tensorrt_plans.plan_file import check_origin, read_plan
+
+        try:
+            artefact = read_artefact(self.folder)
+        except StanError:
+            return [lambda: read_artefact(self.folder)]
+        out = self.place / "triton"
+        shutil.rmtree(out, ignore_errors=True)
+        plan = read_plan(self._plan)
+        found: list[Callable[[], Any]] = [
+            lambda: write_repository(artefact, out),
+            lambda: [profiles_of(artefact, g, PlanOptions()) for g in artefact.graphs],
+            lambda: [check_origin(artefact, g, plan) for g in artefact.graphs],
+            lambda: read_classes(artefact),
+            lambda: _check_runnable(artefact, Bound(min_cosine=0.5)),
+            lambda: artefact.graph("video") and _size(artefact),
+        ]
+        if self._count % GRAPHS_OPENED == 0:
+
+            def run() -> None:
+                session = open_session(self.folder, "ort", threads=1)
+                side = session.config.image_size
+                session.describe()
+                session.embed_video(np.zeros((1, 2, side, side, 3), np.uint8))
+
+            found += [run, lambda: read_weights(artefact)]
+        return found
+
+    def _verify_uses(self) -> list[Callable[[], Any]]:
+        from stan_infer.verification.folder_source import Folder
+
+        class Unopened(Folder):  # graphs are opened above
+            def _open(self, role: str) -> Any:
+                return StanError("not opened")
+
+        try:
+            folder = Unopened(self.folder, "ort")
+        except StanError:
+            return []
+        pixels = np.zeros((1, 1, 2, 2, 3), np.uint8)
+        return [
+            *(lambda axis=axis: folder.limits(axis) for axis in ("frames", "batch", "length")),
+            *(lambda s=s: folder.lacks(s) for s in ("decode", "text", "ids", "score")),
+            folder.damage,
+            folder.labels,
+            folder.sampled,
+            lambda: folder.indices(9, folder.sampled()),
+            lambda: folder.prepare(pixels),
+            lambda: [folder.graph_path(role) for role in ("video", "text", "preprocess")],
+        ]
+
+    def _use_sidecar(self, data: bytes) -> Sequence[Callable[[], Any]]:
+        from stan_infer.artefacts.folder import read_artefact
+        from stan_infer.cli.export import plan_row
+        from stan_infer.export.to_triton_server import write_repository
+        from stan_infer.tensorrt_plans.build import profile_fits
+        from stan_infer.tensorrt_plans.known_faults import faults_of
+        from stan_infer.tensorrt_plans.plan_file import (
+            check_device,
+            check_origin,
+            check_version,
+            read_plan,
+        )
+
+        self._restore()
+        self._beside.write_bytes(data)
+        wanted = self._inspections(str(self._plan))
+        try:
+            plan = read_plan(self._plan)
+        except StanError:
+            return [*wanted, lambda: read_plan(self._plan)]
+        artefact = read_artefact(self.folder, check_hashes=False)
+        graph = artefact.graph("text")
+        assert graph is not None
+        out = self.place / "triton"
+        shutil.rmtree(out, ignore_errors=True)
+        return [
+            *wanted,
+            lambda: _shown(lambda: print(json.dumps(plan_row(plan)))),
+            lambda: check_version(plan, (10, 9, 0, 34)),
+            lambda: check_device(plan, "sm_89", "A GPU"),
+            lambda: check_origin(artefact, graph, plan),
+            lambda: plan.profile_of({"input_ids": (1, 12)}),
+            lambda: [profile_fits(graph, p) for p in plan.profiles],
+            plan.widest,
+            plan.load,
+            lambda: faults_of(plan),
+            lambda: write_repository(artefact, out, backend="tensorrt"),
+        ]
+
+    def _restore(self) -> None:
+        for path, data in self._sound.items():
+            path.write_bytes(data)
+
+    def _use_calibration(self, data: bytes) -> Sequence[Callable[[], Any]]:
+        from stan_infer.artefacts.calibration_file import (
+            calibration_of,
+            fp8_scales,
+            read_calibration,
+        )
+
+        path = self.place / "calibration.json"
+        path.write_bytes(data)
+        given = (path, self.checkpoint, tiny_config())
+
+        def scales() -> None:
+            found = fp8_scales(*given)
+            assert all(np.isfinite(s) and 0 < np.float32(s) < np.inf for s in found.values()), found
+
+        return [
+            lambda: read_calibration(path),
+            scales,
+            lambda: calibration_of(path, "int8", *given[1:]),
+        ]
+
+    def _use_rows(self, data: bytes) -> Sequence[Callable[[], Any]]:
+        from stan_infer.benchmarking.compare import compare_rows
+        from stan_infer.benchmarking.page import _accuracy
+        from stan_infer.benchmarking.rows import read_json_lines
+
+        path = self.place / "rows.jsonl"
+        path.write_bytes(data)
+        return [
+            lambda: _shown(
+                lambda: print(compare_rows(read_json_lines(path, "bench", "bench"), [ROW], 0.1))
+            ),
+            # One row in five: each is drawn.
+            lambda: _accuracy([ROW], read_json_lines(path, "eval", "eval")[: len(data) % 5 == 0]),
+        ]
+
+    def _use_marker(self, data: bytes) -> Sequence[Callable[[], Any]]:
+        from stan_infer.export.to_triton_server import MARKER, why_keep_repository
+
+        (self.place / "repository" / MARKER).write_bytes(data)
+        return [lambda: why_keep_repository(self.place / "repository")]
+
+    def _use_config(self, data: bytes) -> Sequence[Callable[[], Any]]:
+        from stan_infer.checkpoints.load import _own_config
+        from stan_infer.config import parameter_shapes
+
+        # A safetensors header holds text: what is no UTF-8 does not come that far.
+        text = data.decode("utf-8", "replace")
+        return [lambda: parameter_shapes(_own_config(text))]
+
+    def _use_lines(self, data: bytes) -> Sequence[Callable[[], Any]]:
+        from stan_infer.cli.options import read_lines
+        from stan_infer.evaluation.datasets import read_task
+
+        path, one = self.place / "lines.txt", self.place / "one.csv"
+        path.write_bytes(data)
+        one.write_text("video,label\na dog,a dog\nb,a cat\n")
+        return [
+            lambda: read_task("recognition", one, classes=read_lines(path, "labels")),
+            lambda: read_task("recognition", one, subset=read_lines(path, "subset")),
+        ]
+
+    def _use_annotation(self, dataset: str) -> Use:
+        def use(data: bytes) -> Sequence[Callable[[], Any]]:
+            from stan_infer.evaluation.datasets import read_task
+            from stan_infer.video.find import locate_videos
+
+            path, videos = self.place / "annotations", self.place / "videos"
+            path.write_bytes(data)
+            videos.mkdir(exist_ok=True)
+            (videos / "a.mp4").touch()
+
+            def read(**options: Any) -> None:
+                task = read_task(dataset, path, **options)
+                locate_videos(videos, task.videos)
+                assert len(task.owners) == len(task.texts) and task.videos
+                assert len(task.labels) == (len(task.videos) if task.classes else 0)
+                assert all(0 <= label < len(task.classes) for label in task.labels)
+                for text in (*task.videos, *task.texts, *task.classes):
+                    text.encode()
+                task.keep(range(1))
+
+            return [
+                read,
+                lambda: read(classes=["yoga", "a, b", "walk", "run"]),
+                lambda: read(subset=["a.mp4", "v1"]),
+            ]
+
+        return use
+
+    def _use_cache(self, data: bytes) -> Sequence[Callable[[], Any]]:
+        from stan_infer.evaluation.feature_cache import FeatureCache
+
+        folder = self.place / "cache"
+        shutil.rmtree(folder, ignore_errors=True)
+        FeatureCache(folder, {"a": 1})
+        (inside,) = folder.iterdir()
+        (inside / "part.npz").write_bytes(data)
+
+        def read() -> None:
+            cache = FeatureCache(folder, {"a": 1})
+            found = [x for i in range(3) if (x := cache.get(f"video:{i}", (2, 4))) is not None]
+            if found:
+                assert np.isfinite(np.stack(found)).all()
+
+        return [read]
+
+    def _use_npz(self, data: bytes) -> Sequence[Callable[[], Any]]:
+        from stan_infer.artefacts.folder import read_artefact
+        from stan_infer.export.read_weights import read_classes
+        from stan_infer.verification.folder_source import Folder
+
+        self._restore()
+        (self.folder / "labels.npz").write_bytes(data)
+        manifest = json.loads(self._sound[self.folder / "manifest.json"])
+        manifest["files"]["labels.npz"] = {"bytes": len(data), "sha256": _hash(data)}
+        for graph in manifest["graphs"]:  # else the classes are not read
+            graph["outputs"].append({"name": "scores", "dtype": "float32", "shape": ["batch", 3]})
+        (self.folder / "manifest.json").write_text(json.dumps(manifest))
+
+        class Unopened(Folder):
+            def _open(self, role: str) -> Any:
+                return StanError("not opened")
+
+        return [
+            lambda: read_classes(read_artefact(self.folder)),
+            lambda: Unopened(self.folder, "ort").labels(),
+        ]
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _damage_row(data: bytes, rng: random.Random) -> bytes:
+    lines = data.split(b"\n")
+    i = rng.randrange(len(lines))
+    lines[i] = damage_json(lines[i], rng)
+    return b"\n".join(lines)
+
+
+def _damage_text(data: bytes, rng: random.Random) -> bytes:
+    """JSON by its values, other text by its lines."""
+    return (damage_json if data[:1] in b"{[" else damage_lines)(data, rng)
+
+
+def _shown(work: Callable[[], Any]) -> None:
+    """Run what prints, into a terminal that takes no more than UTF-8."""
+    out = io.TextIOWrapper(io.BytesIO(), "utf-8")
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        work()
+    out.flush()
+
+
+def run_one(uses: Sequence[Callable[[], Any]]) -> list[str]:
+    """Do everything with one file; return the name of each one's StanError, or "accepted"."""
+    outcomes = []
+    for use in uses:
+        outcomes.append("accepted")
+        try:
+            use()
+        except StanError as e:
+            text = str(e)
+            if len(text) > 2000 or not text.isprintable():
+                raise AssertionError(f"a message of {len(text)} characters: {text[:300]!r}") from e
+            outcomes[-1] = type(e).__name__
+    return outcomes
+
+
+@dataclasses.dataclass
+class Found:
+    """What came of the inputs: how many ended how, the slowest, and those that failed."""
+
+    split: Counter[str] = dataclasses.field(default_factory=Counter)
+    slowest: tuple[float, int] = (0.0, -1)
+    failed: list[int] = dataclasses.field(default_factory=list)
+    reasons: Counter[str] = dataclasses.field(default_factory=Counter)
+
+
+def fuzz(world: World, inputs: range, seed: int, kind: str | None = None) -> Found:
+    """Run inputs, failures counted with where they came from."""
+    found = Found()
+    for i in inputs:
+        name, data = world.choose(random.Random(f"{seed}:{i}"), kind)
+        begin = time.perf_counter()
+        try:
+            outcome = run_one(world.kinds[name].use(data))[0]
+        except Exception as e:
+            if len(inputs) == 1:
+                raise
+            at = next(
+                (f for f in traceback.extract_tb(e.__traceback__)[::-1] if "/tests/" not in f[0]),
+                None,
+            )
+            where = f"{os.path.basename(at.filename)}:{at.lineno}" if at else ""
+            found.reasons[f"{name}: {type(e).__name__} at {where}: {str(e)[:70]}"] += 1
+            found.failed.append(i)
+            outcome = "INTERNAL ERROR"
+        found.slowest = max(found.slowest, (time.perf_counter() - begin, i))
+        found.split[f"{name.partition(' ')[0]:12} {outcome}"] += 1
+    return found
+
+
+def main() -> int:
+    """Run the fuzzer from the command line; 1 where something failed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--inputs", type=int, default=100_000)
+    parser.add_argument("--first", type=int, default=0, help="number of the first input")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", type=int, help="run this one input alone")
+    parser.add_argument("--kind", help="keep to one kind of file, as manifest")
+    options = parser.parse_args()
+    one = options.only
+    first = options.first if one is None else one
+    inputs = range(first, first + (options.inputs if one is None else 1))
+    memory = Path("/dev/shm")  # a folder in memory, where there is such a place
+    base = memory if os.access(memory, os.W_OK) else None
+    begin = time.perf_counter()
+    logging.getLogger("stan_infer").setLevel(logging.ERROR)  # what is damaged is told otherwise
+    with tempfile.TemporaryDirectory(dir=base) as folder:
+        found = fuzz(World(Path(folder)), inputs, options.seed, options.kind)
+    seconds = time.perf_counter() - begin
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"{len(inputs)} inputs, {seconds:.0f} s, peak {peak:.0f} MiB")
+    print(f"slowest {found.slowest[0]:.2f} s (input {found.slowest[1]})")
+    for name, count in sorted(found.split.items()):
+        print(f"{count:8d}  {name}")
+    for reason, count in found.reasons.most_common():
+        print(f"{count:8d}  {reason}")
+    if found.failed:
+        print(f"failed: {' '.join(map(str, found.failed[:50]))}")
+    return bool(found.failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,183 @@
+"""Strangers' texts cost time in proportion to their length, whatever they hold.
+
+By ratio, so that no machine is too slow: four times the text may take four times the time, not
+sixteen times.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import time
+
+import pytest
+
+from stan_infer.artefacts.folder import is_engine_file, stays_inside
+from stan_infer.artefacts.onnx_file import check_external, read_graph
+from stan_infer.checkpoints import layouts
+from stan_infer.checkpoints.openclip import is_clip_name
+from stan_infer.checkpoints.torch_pickle import read_pickle
+from stan_infer.checkpoints.trainer_hints import trainer_hints
+from stan_infer.cli.eval import _views
+from stan_infer.errors import InputError, nearest
+from stan_infer.evaluation.datasets import _read_classes, _read_msvd, _read_ssv2
+from stan_infer.system.stored_zip import read_directory
+from stan_infer.text.tokenizer import tokenize
+from stan_infer.verification.bisect import _BLOCK
+from stan_infer.video.find import video_stem
+from tests.hostile.fuzz_torch_file import write_zip
+
+QUADRATIC = 9  # between 4 and 16
+AT_LEAST_S = 0.01  # a measurement; calls are repeated until they take so long
+
+
+def growth(function, make, n) -> float:
+    """How many times longer 4 n takes than n: the smallest of several tries."""
+    small, large = make(n), make(4 * n)
+    calls = 1
+    while (took := _seconds(function, small, calls)) < AT_LEAST_S:
+        calls = max(2 * calls, int(calls * AT_LEAST_S / max(took, 1e-9)))
+    ratios = []
+    for _ in range(4):
+        pair = [min(_seconds(function, x, calls) for _ in range(3)) for x in (small, large)]
+        ratios.append(pair[1] / pair[0])
+        if ratios[-1] < QUADRATIC:
+            break
+    return min(ratios)
+
+
+def _seconds(function, value, calls) -> float:
+    start = time.thread_time()  # other processes take none of it
+    for _ in range(calls):
+        try:
+            function(value)
+        except InputError:
+            pass
+    return time.thread_time() - start
+
+
+def between(start: str, repeated: str, end: str = ""):
+    return lambda n: start + repeated * n + end
+
+
+def pickle_of(repeated: bytes):
+    return lambda n: b"\x80\x04](" + repeated * n + b"e."
+
+
+def external(path):
+    """What names one tensor's file, in a graph of nothing else."""
+    import onnx
+
+    def make(n):
+        tensor = onnx.TensorProto(name="w", data_location=onnx.TensorProto.EXTERNAL)
+        tensor.external_data.add(key="location", value="a/" * n + "\n")
+        file = path / f"{n}.onnx"
+        file.write_bytes(
+            onnx.ModelProto(graph=onnx.GraphProto(initializer=[tensor])).SerializeToString()
+        )
+        return file
+
+    return make
+
+
+def known(module, name):
+    return True
+
+
+def classes(text):
+    return _read_classes(text, "x")
+
+
+def msvd(text):
+    return _read_msvd(text, "x")
+
+
+def ssv2(text):
+    return _read_ssv2(text, "x")
+
+
+CASES = {
+    "hint scale": (trainer_hints, between("scale", " "), 20_000),
+    "hint scale (": (trainer_hints, between("scale = (", " "), 20_000),
+    "hint scale, 1": (trainer_hints, between("scale = (-1", " "), 20_000),
+    "hint scale, 2": (trainer_hints, between("scale = (-1, 1", " "), 20_000),
+    "hint scales": (trainer_hints, between("", "scale = ( "), 5_000),
+    "hint lines": (trainer_hints, between("depth", "\n"), 20_000),
+    "hint depths": (trainer_hints, between("", "depth = 12345 "), 5_000),
+    "hint mean": (trainer_hints, between("return_mean", " = "), 10_000),
+    "hint means": (trainer_hints, between("", "return_mean = "), 5_000),
+    "hint patches": (trainer_hints, between("", "patch1"), 10_000),
+    "hint long": (trainer_hints, between("", "scale =      "), 200_000),
+    "msvd, one word": (msvd, between("", "_1", "x y"), 20_000),
+    "msvd, digits": (msvd, between("_1_", "1", "x y"), 20_000),
+    "msvd, lines": (msvd, between("", "a_1_2 text\n"), 2_000),
+    "classes, blanks": (classes, between("", " ", "x"), 20_000),
+    "classes, header": (classes, between("video", " ", "x"), 20_000),
+    "classes, lines": (classes, between("", "a b\n"), 2_000),
+    "classes, columns": (classes, between("video,label", ",x", "\na,b"), 5_000),
+    "ssv2, brackets": (ssv2, between('[{"id":"1","template":"', "[", '"}]'), 20_000),
+    "ssv2, deep": (ssv2, between("[", "[", ""), 200),
+    "a name of suffixes": (video_stem, between("a", ".mp4"), 20_000),
+    "a name of folders": (video_stem, between("a", "/a"), 20_000),
+    "nearest": (lambda w: nearest(w, [w + "b", "b" + w]), between("", "ab"), 500),
+    "keys": (
+        layouts.recognise,
+        lambda n: {f"a.balance{'1' * 100}x{i}": (1,) for i in range(n)},
+        1_000,
+    ),
+    "layers": (
+        layouts.recognise,
+        lambda n: {"pre_layrnorm.weight": (64,), **{f"layers.{i}.x": (1,) for i in range(n)}},
+        1_000,
+    ),
+    "a block": (_BLOCK.fullmatch, between("", "a/attention/"), 5_000),
+    "clip name": (is_clip_name, between("A", "a.", "!"), 20_000),
+    "file name": (stays_inside, between("a", "/a", "!"), 40),
+    "plan name": (is_engine_file, between("engines/", ".plan.a"), 500),
+    "views": (_views, between("1", "1", "x1"), 20_000),
+    "pickle, lists": (lambda p: read_pickle(p, known), pickle_of(b"]\x94"), 5_000),
+    "pickle, nested": (lambda p: read_pickle(p, known), pickle_of(b"N\x85"), 5_000),
+    "pickle, texts": (lambda p: read_pickle(p, known), pickle_of(b"\x8c\x03abc"), 5_000),
+    "pickle, recalled": (
+        lambda p: read_pickle(p, known),
+        lambda n: b"\x80\x04]\x94(" + b"h\x00" * n + b"e.",
+        5_000,
+    ),
+    "zip entries": (
+        lambda z: read_directory(io.BytesIO(z), len(z)),
+        lambda n: write_zip({f"a/{i}": b"" for i in range(n)}),
+        500,
+    ),
+    "zip ends": (
+        lambda z: read_directory(io.BytesIO(z), len(z)),
+        lambda n: b"PK\x03\x04" + b"PK\x05\x06" * n,
+        4_000,
+    ),
+    # No caption is longer than 10,000 characters.
+    **{
+        f"caption of {part!r}": (tokenize_one, between("", part), 2_400 // len(part))
+        for tokenize_one in [lambda text: tokenize([text])]
+        for part in (
+            *("a", "ab ", "1", "'", "!", " ", "&", "&#", "&#0", "&#9", "&amp;", "&lt", "\n"),
+            *("â€", "Ã", "\u00e9", "\u0301", "<", "<|startoftext|>", "\u65e5", "\x1b[", "ﬁ"),
+        )
+    },
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_time_grows_with_the_length(name):
+    function, make, n = CASES[name]
+    assert growth(function, make, n) < QUADRATIC
+
+
+def test_names_of_external_files(tmp_path):
+    def check(path):
+        check_external(read_graph(path), ())
+
+    assert growth(check, external(tmp_path), 4_000) < QUADRATIC
+
+
+def test_the_measure_finds_what_is_quadratic():
+    pattern = re.compile(r"\bscale\s*=\s*\(\s*-1\s*,\s*(\d{1,5})\s*,?\s*\)")
+    assert growth(pattern.search, between("scale = (-1, 1", " "), 2_000) > QUADRATIC

@@ -1,0 +1,74 @@
+"""A folder with plans that a stand-in built, and a machine on which the stand-in runs."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+
+import pytest
+import torch
+
+from stan_infer.engines import trt_session
+from stan_infer.export.export_model import export_model
+from stan_infer.tensorrt_plans import build as build_module
+from stan_infer.tensorrt_plans.api import message_log
+from stan_infer.tensorrt_plans.build_process import build
+from tests.engines.fake_cuda import FakeCuda
+from tests.tensorrt_plans.fake import VERSIONS, World, fake_tensorrt
+
+GPU = {"name": "Stand-in", "sm": "sm_89", "driver": "580.1"}
+
+
+class Gpu(FakeCuda):
+    """torch.cuda on a machine with one GPU, whose memory is the CPU's."""
+
+    def is_available(self):
+        return True
+
+    def get_device_capability(self, device):
+        return (8, 9)
+
+    def get_device_name(self, device):
+        return GPU["name"]
+
+
+class Machine:
+    """A version of TensorRT, stand-in and GPU included; `folder` is an exported one."""
+
+    def __init__(self, version, folder) -> None:
+        self.cuda = Gpu()
+        self.world = World(self.cuda)
+        self.module = fake_tensorrt(version, self.world)
+        self.engine = "trt-rtx" if "rtx" in version else "trt"
+        self.version, self.folder = version, folder
+
+    @property
+    def log(self):
+        return message_log(self.module)
+
+
+@pytest.fixture(scope="session")
+def exported(tiny_model, tmp_path_factory):
+    out = tmp_path_factory.mktemp("tensorrt") / "tiny"
+    export_model(tiny_model, out)
+    return out
+
+
+@pytest.fixture(params=VERSIONS)
+def machine(request, exported, tmp_path, monkeypatch):
+    """The stand-in takes the place of package, builder's process, GPU and torch.cuda."""
+    folder = tmp_path / "tiny"
+    shutil.copytree(exported, folder)
+    made = Machine(request.param, folder)
+    monkeypatch.setitem(sys.modules, made.module.__name__, made.module)
+    monkeypatch.setattr(
+        build_module,
+        "run_job",
+        lambda job, progress, gpu=None: build(
+            job, made.module, lambda part: progress(part) or True
+        ),
+    )
+    monkeypatch.setattr(build_module, "nvidia_gpus", lambda: [GPU])
+    monkeypatch.setattr(trt_session, "torch_device", lambda device: torch.device("cpu"))
+    monkeypatch.setenv("STAN_INFER_CACHE", str(tmp_path / "cache"))
+    return made

@@ -1,0 +1,308 @@
+"""Model repositories for Triton Inference Server, against its published schema."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from stan_infer.artefacts.folder import read_artefact
+from stan_infer.engines.ort_session import open_graph
+from stan_infer.errors import CheckError, InputError
+from stan_infer.export.export_model import export_model
+from stan_infer.export.to_triton_server import Word, text_format, write_repository
+from stan_infer.network.model import Stan, init_random
+from stan_infer.tensorrt_plans.build import build_plans
+from stan_infer.tensorrt_plans.options import PlanOptions
+from stan_infer.text.clip_licence import CLIP_LICENCE, CLIP_LICENCE_FILE
+from tests.conftest import tiny_config
+
+model_config_pb2 = pytest.importorskip(
+    "tritonclient.grpc.model_config_pb2", reason='tritonclient is not here: pip install ".[dev]"'
+)
+
+
+def read(folder):
+    """config.pbtxt by Triton's own schema; unknown fields and wrong types do not parse."""
+    from google.protobuf import text_format as reader
+
+    text = (folder / "config.pbtxt").read_text()
+    return reader.Parse(text, model_config_pb2.ModelConfig())
+
+
+def sizes(values):
+    return {v.name: list(v.dims) for v in values}
+
+
+def test_every_model_parses_and_says_what_the_graph_takes(exported, tmp_path):
+    artefact = read_artefact(exported)
+    names = write_repository(artefact, tmp_path / "repository")
+    assert names == ["preprocess", "text", "video", "video_pipeline"]
+    configs = {name: read(tmp_path / "repository" / name) for name in names}
+    video, text, pixels = (configs[n] for n in ("video", "text", "preprocess"))
+    for name, config in configs.items():
+        assert config.name == name
+    assert video.backend == "onnxruntime" and video.max_batch_size == 32
+    assert sizes(video.input) == {"video": [-1, 16, 16, 3]}
+    assert sizes(video.output) == {"video_embeds": [24], "frame_embeds": [-1, 24]}
+    assert video.input[0].data_type == model_config_pb2.TYPE_UINT8
+    assert video.HasField("dynamic_batching") and video.instance_group[0].count == 1
+    assert text.max_batch_size == 256 and sizes(text.input) == {"input_ids": [-1]}
+    assert pixels.max_batch_size == 0 and sizes(pixels.input) == {"frames": [-1, -1, -1, 3]}
+    for role in ("video", "text", "preprocess"):
+        served = tmp_path / "repository" / role / "1" / "model.onnx"
+        assert served.read_bytes() == (exported / f"{role}.onnx").read_bytes()
+    marker = json.loads((tmp_path / "repository" / "stan_infer.json").read_text())
+    assert marker["preprocess"]["sampling"] and marker["models"] == names
+
+
+def test_the_ensemble_fits_its_models(exported, tmp_path):
+    """Names and shapes join up as Triton checks them: with the batch axis where one has none."""
+    write_repository(read_artefact(exported), tmp_path / "r")
+    models = {n: read(tmp_path / "r" / n) for n in ("preprocess", "video")}
+    pipeline = read(tmp_path / "r" / "video_pipeline")
+    assert (tmp_path / "r/video_pipeline/1/.keep").is_file()
+    tensors = {v.name: list(v.dims) for v in pipeline.input}
+    for step in pipeline.ensemble_scheduling.step:
+        model = models[step.model_name]
+        lead = [-1] if model.max_batch_size else []
+        for value in model.input:
+            given = tensors[step.input_map[value.name]]
+            assert fits(given, lead + list(value.dims)), (step.model_name, value.name)
+        assert set(step.output_map) <= {v.name for v in model.output}
+        for value in model.output:
+            if value.name in step.output_map:
+                tensors[step.output_map[value.name]] = lead + list(value.dims)
+    for value in pipeline.output:
+        assert fits(list(value.dims), tensors[value.name])
+    # One clip's frames as the graph gives them are the item that the API shows.
+    (pixels,) = models["preprocess"].output
+    assert list(pixels.dims) == [1, *pixels.reshape.shape] == [1, -1, 16, 16, 3]
+
+
+def fits(a, b):
+    return len(a) == len(b) and all(x == y or -1 in (x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_what_the_ensemble_says_is_what_the_graphs_do(exported, tmp_path):
+    write_repository(read_artefact(exported), tmp_path / "r")
+    frames = np.random.default_rng(0).integers(0, 256, (6, 30, 40, 3), np.uint8)
+    (pixels,) = open_graph(tmp_path / "r/preprocess/1/model.onnx").run(None, {"frames": frames})
+    outputs = open_graph(tmp_path / "r/video/1/model.onnx").run(None, {"video": pixels[None]})
+    config = read(tmp_path / "r/video_pipeline")
+    assert [list(o.shape) for o in outputs] == [[1, 24], [1, 6, 24]]
+    assert sizes(config.output) == {"video_embeds": [1, 24], "frame_embeds": [1, -1, 24]}
+
+
+def test_fixed_sizes_classes_and_mug(tmp_path):
+    labelled = {"vocab_size": 49408, "context_positions": 77, "context_length": 32}
+    model = init_random(Stan(tiny_config(head="mug", **labelled)), seed=1).eval()
+    export_model(model, tmp_path / "f", batch=1, frames=5, head="classify", labels=["a", "b"])
+    names = write_repository(read_artefact(tmp_path / "f"), tmp_path / "r")
+    assert names == ["preprocess", "score", "text", "video", "video_pipeline"]
+    configs = {name: read(tmp_path / "r" / name) for name in names}
+    assert configs["video"].max_batch_size == 0  # its one clip is in its shape
+    assert sizes(configs["video"].input) == {"video": [1, 5, 16, 16, 3]}
+    assert sizes(configs["video_pipeline"].output)["probabilities"] == [1, 2]
+    assert not configs["score"].HasField("dynamic_batching")
+    assert (tmp_path / "r" / "labels.txt").is_file()
+
+
+def test_a_float_graph_has_no_ensemble(tiny_model, tmp_path):
+    export_model(tiny_model, tmp_path / "f", input="float", tower="video")
+    assert "video_pipeline" not in write_repository(read_artefact(tmp_path / "f"), tmp_path / "r")
+
+
+def test_plans_are_served_from_their_widest_profile(machine, tmp_path):
+    plans = build_plans(machine.folder, machine.engine)
+    artefact = read_artefact(machine.folder)
+    if machine.engine == "trt-rtx":
+        with pytest.raises(InputError, match="holds no plan of TensorRT for video.*not take those"):
+            write_repository(artefact, tmp_path / "r", backend="tensorrt")
+        assert not (tmp_path / "r").exists()
+        return
+    write_repository(artefact, tmp_path / "r", backend="tensorrt")
+    video = read(tmp_path / "r" / "video")
+    assert video.platform == "tensorrt_plan" and video.max_batch_size == 8
+    assert list(video.instance_group[0].profile) == ["1"]
+    assert video.instance_group[0].kind == model_config_pb2.ModelInstanceGroup.KIND_GPU
+    assert (tmp_path / "r/video/1/model.plan").read_bytes() == plans[0].path.read_bytes()
+    assert read(tmp_path / "r" / "preprocess").backend == "onnxruntime"
+    plans[0].path.write_bytes(b"x" * plans[0].sidecar["plan_bytes"])
+    with pytest.raises(InputError, match="a plan is code"):
+        write_repository(artefact, tmp_path / "s", backend="tensorrt")
+
+
+def test_the_batch_is_that_of_the_profile_served(machine, tmp_path):
+    options = PlanOptions(batch=[(1, 8, 32), (1, 1, 4)], frames=[(6, 6, 6), (1, 6, 64)])
+    build_plans(machine.folder, machine.engine, options)
+    if machine.engine == "trt-rtx":
+        return
+    write_repository(read_artefact(machine.folder), tmp_path / "r", backend="tensorrt")
+    assert read(tmp_path / "r" / "video").max_batch_size == 4
+    manifest = machine.folder / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"schema"', '"other": 1,\n "schema"', 1))
+    with pytest.raises(InputError, match="was built from another manifest.json"):
+        write_repository(read_artefact(machine.folder), tmp_path / "s", backend="tensorrt")
+
+
+def test_no_file_outside_the_folder_is_copied(exported, tmp_path):
+    folder = tmp_path / "f"
+    shutil.copytree(exported, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (tmp_path / "secret").write_text("secret")
+    manifest["graphs"][0]["external_data"] = ["../secret"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=r"has its weights in '\.\./secret'"):
+        read_artefact(folder)
+
+
+def test_two_plans_are_one_too_many(machine, tmp_path):
+    (plan,) = build_plans(machine.folder, machine.engine, PlanOptions(roles=("video",)))
+    for suffix in ("", ".json"):
+        source = plan.path.with_name(plan.path.name + suffix)
+        other = source.with_name(source.name.replace("fp32", "fp32.b"))
+        other.write_bytes(source.read_bytes())
+    with pytest.raises(InputError, match="holds (2 plans|no plan) of TensorRT for video"):
+        write_repository(read_artefact(machine.folder), tmp_path / "r", backend="tensorrt")
+
+
+def test_only_an_earlier_repository_is_replaced(exported, tmp_path):
+    artefact, out = read_artefact(exported), tmp_path / "r"
+    write_repository(artefact, out)
+    write_repository(artefact, out)
+    (out / "video" / "2").mkdir()
+    mine = out / "video" / "2" / "model.onnx"
+    mine.touch()
+    with pytest.raises(InputError, match="video/2/model.onnx is not part of the earlier export"):
+        write_repository(artefact, out)
+    mine.unlink()
+    config = out / "video" / "config.pbtxt"
+    config.write_text(config.read_text() + "# mine")
+    with pytest.raises(InputError, match="config.pbtxt was changed since the earlier export"):
+        write_repository(artefact, out)
+    (out / "stan_infer.json").write_text('{"files": 5}')
+    with pytest.raises(InputError, match="it has no stan_infer.json of an earlier export"):
+        write_repository(artefact, out)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "file").touch()
+    with pytest.raises(InputError, match="it has no stan_infer.json of an earlier export"):
+        write_repository(artefact, other)
+    with pytest.raises(InputError, match="backend 'onnx' is unknown; did you mean 'onnxruntime'"):
+        write_repository(artefact, tmp_path / "s", backend="onnx")
+
+
+def test_text_format():
+    message = {"a": 'x"y\n', "b": [1, -1], "c": {"d": Word("KIND_GPU")}, "e": True}
+    expected = 'a: "x\\"y\\n"\nb: 1\nb: -1\nc {\n  d: KIND_GPU\n}\ne: true\n'
+    assert text_format(message) == expected
+
+
+@pytest.mark.parametrize("source", ["folder", "checkpoint"])
+def test_the_command(exported, tiny_model, tmp_path, source):
+    from stan_infer.checkpoints.load import save_model
+
+    given = exported
+    if source == "checkpoint":
+        given = tmp_path / "tiny.safetensors"
+        save_model(tiny_model, given)
+    command = [sys.executable, "-m", "stan_infer", "export", given, "-o", tmp_path / "r"]
+    done = subprocess.run(
+        [*command, "--format", "triton-server", "--json"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["models"] == ["preprocess", "text", "video", "video_pipeline"]
+    assert read(tmp_path / "r" / "video").name == "video"
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
+        {"r", *([given.name] if source == "checkpoint" else [])}
+    )
+
+
+def external(location):
+    """A model with one more weight, which lies in the file `location`."""
+
+    def edit(model):
+        import onnx
+
+        tensor = onnx.TensorProto(
+            name="outside",
+            dims=[1],
+            data_type=onnx.TensorProto.FLOAT,
+            data_location=onnx.TensorProto.EXTERNAL,
+        )
+        for key, value in (("location", location), ("offset", "0"), ("length", "4")):
+            tensor.external_data.add(key=key, value=value)
+        model.graph.initializer.append(tensor)
+
+    return edit
+
+
+def edited(exported, folder, external_data, **files):
+    """A copy of a folder whose hashes are right; files: name -> what changes the video graph."""
+    import onnx
+
+    shutil.copytree(exported, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for name, change in files.items():
+        model = onnx.load(str(exported / "video.onnx"))
+        change(model)
+        target = folder / name.replace("__", "/").replace("_", ".")
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes(model.SerializeToString())
+    for graph in manifest["graphs"]:
+        if graph["role"] == "video":
+            graph["external_data"] = external_data
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name != "manifest.json":
+            content = path.read_bytes()
+            digest = hashlib.sha256(content).hexdigest()
+            manifest["files"][name] = {"bytes": len(content), "sha256": digest}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return read_artefact(folder)
+
+
+def test_a_file_cannot_take_the_place_of_the_graph(exported, tmp_path):
+    with pytest.raises(InputError, match="weights in 'model.onnx'; an export writes"):
+        edited(exported, tmp_path / "f", ["model.onnx"], model_onnx=external("/etc/hostname"))
+
+
+def test_weights_keep_their_place_beside_the_graph(exported, tmp_path):
+    artefact = edited(
+        exported,
+        tmp_path / "f",
+        ["video.onnx.data"],
+        video_onnx_data=lambda model: None,
+        video_onnx=external("video.onnx.data"),
+    )
+    write_repository(artefact, tmp_path / "r")
+    served = tmp_path / "r/video/1"
+    assert (served / "model.onnx").read_bytes() == (tmp_path / "f/video.onnx").read_bytes()
+    weights = tmp_path / "f/video.onnx.data"
+    assert (served / "video.onnx.data").read_bytes() == weights.read_bytes()
+
+
+def test_a_file_that_changed_since_it_was_read(exported, tmp_path):
+    artefact = edited(exported, tmp_path / "f", [])
+    text = tmp_path / "f" / "text.onnx"
+    text.write_bytes(text.read_bytes()[:-1] + b"x")
+    with pytest.raises(CheckError, match="the hash of text.onnx is not the one in manifest.json"):
+        write_repository(artefact, tmp_path / "repository")
+    assert sorted(os.listdir(tmp_path)) == ["f"]
+
+
+def test_the_vocabularys_licence_travels_with_it(exported, tmp_path):
+    write_repository(read_artefact(exported), tmp_path / "r")
+    has_vocabulary = (exported / "tokenizer.json").exists()
+    for folder in (exported, tmp_path / "r"):
+        assert (folder / "tokenizer.json").exists() == has_vocabulary
+        assert (folder / CLIP_LICENCE_FILE).exists() == has_vocabulary
+        if has_vocabulary:
+            assert (folder / CLIP_LICENCE_FILE).read_text() == CLIP_LICENCE

@@ -1,0 +1,246 @@
+"""verify: what a row says, what is never green, and what is an error of the user's."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+
+from stan_infer.artefacts.folder import write_manifest
+from stan_infer.errors import InputError
+from stan_infer.export.export_model import export_model
+from stan_infer.verification.inputs import hard_clips, hard_ids, write_videos
+from stan_infer.verification.open import open_source
+from stan_infer.verification.source import FLOAT, UINT8
+from stan_infer.verification.stage import Stage
+from stan_infer.verification.verify import verify
+from stan_infer.video.clip import read_clip_info
+from stan_infer.video.synthetic import moving_frames
+
+FAST = {"frames": (2,)}
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_model, tmp_path_factory):
+    out = tmp_path_factory.mktemp("verify") / "tiny"
+    export_model(tiny_model, out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    return write_videos(tmp_path_factory.mktemp("videos"), 16)
+
+
+@pytest.fixture
+def copy(folder, tmp_path):
+    return shutil.copytree(folder, tmp_path / "copy")
+
+
+def row(record, stage):
+    return next(r for r in record["stages"] if r["stage"] == stage)
+
+
+def hash_anew(folder, change):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    change(manifest)
+    manifest.pop("files")
+    write_manifest(folder, manifest)
+
+
+@pytest.mark.parametrize(
+    ("want", "got"),
+    [
+        ([1.0, 2.0], [1.0, math.nan]),
+        ([1.0, math.nan], [1.0, math.nan]),
+        ([1.0, math.nan], [1.0, 2.0]),
+        ([1.0, math.inf], [1.0, math.inf]),
+        ([1.0, 2.0], [[1.0, 2.0]]),
+        ([0.0, 0.0], [0.0, 1e-3]),
+    ],
+)
+def test_nan_infinity_and_shapes_never_pass(want, got):
+    stage = Stage("x", 0.5)
+    stage.compare("fine", ([1.0], [1.0]))
+    stage.compare("bad", (np.array(want), np.array(got)))
+    stage.compare("fine again", ([1.0], [1.0]))
+    assert stage.row()["pass"] is False and stage.row()["worst"] == "bad"
+
+
+def test_a_row_is_relative_to_the_largest_wanted_value():
+    stage = Stage("x", 0.1)
+    stage.compare("here", (np.float32([[3, 4]]), np.float32([[3, 4.2]])))
+    result = stage.row()
+    assert result["pass"] is True and result["max_rel"] == pytest.approx(0.05)
+    assert 0.999 < result["min_cos"] < 1 and result["worst"] == "here"
+    json.dumps(result)
+
+
+def test_nothing_compared_is_not_green():
+    assert Stage("x").row()["pass"] is None
+
+
+def test_a_folder_equals_its_checkpoint(tiny_model, folder, videos):
+    record = verify(tiny_model, folder, videos=videos, frames=(1, 2, 64))
+    assert record["pass"] and record["first_failed"] is None
+    assert record["not_compared"] == ["ids", "labels"]
+    assert row(record, "video tower")["max_rel"] < 1e-5
+    assert row(record, "rank")["agreement"] == 1
+    assert row(record, "decode")["agreement"] == 1
+    assert "T=64" in str(row(record, "video tower")) or row(record, "video tower")["cases"] > 10
+    json.dumps(record)
+
+
+def test_two_folders_and_the_other_way_round(tiny_model, folder, copy, videos):
+    for pair in ((folder, copy), (copy, tiny_model)):
+        assert verify(*pair, videos=videos[2:3], **FAST)["pass"]
+
+
+def test_a_single_graph_is_one_stage_and_the_rest_is_not_green(tiny_model, folder):
+    record = verify(tiny_model, folder / "text.onnx")
+    assert record["pass"] and row(record, "text tower")["pass"]
+    others = [r for r in record["stages"] if r["stage"] != "text tower"]
+    assert all(r["pass"] is None and "not compared" in r["note"] for r in others)
+    record = verify(folder / "video.onnx", folder / "video.onnx", **FAST)
+    assert record["pass"] and record["b"]["kind"] == "graph"
+    record = verify(folder / "video.onnx", folder / "text.onnx", **FAST)
+    assert not record["pass"] and record["first_failed"] is None
+
+
+def test_sound_files_alone_prove_nothing(tiny_model, tmp_path):
+    for tower in ("video", "text"):
+        export_model(tiny_model, tmp_path / tower, tower=tower)
+    record = verify(tmp_path / "video", tmp_path / "text", **FAST)
+    assert not record["pass"] and record["first_failed"] is None and row(record, "files")["pass"]
+
+
+def test_an_edited_file_has_a_row_of_its_own(tiny_model, copy, videos):
+    with (copy / "golden.npz").open("ab") as f:
+        f.write(b"\0")
+    record = verify(tiny_model, copy, videos=videos[2:3], **FAST)
+    assert record["first_failed"] == "files"
+    assert "golden.npz changed" in row(record, "files")["note"]
+    assert row(record, "video tower")["pass"] and row(record, "rank")["pass"]
+
+
+def test_what_the_runtime_refuses_is_a_failed_stage(tiny_model, copy, videos):
+    (copy / "video.onnx").write_bytes((copy / "video.onnx").read_bytes()[:-500])
+    record = verify(tiny_model, copy, videos=videos[2:3], bisect=True, **FAST)
+    assert record["first_failed"] == "video tower" and row(record, "text tower")["pass"]
+    assert row(record, "video tower")["note"]
+    assert record["bisect"]["video tower"]["block"] is None
+
+
+@pytest.mark.parametrize(
+    ("change", "stage"),
+    [
+        (lambda m: m["preprocess"].pop("sampling"), "decode"),
+        (lambda m: m["preprocess"].update(mean="x"), "input"),
+        (lambda m: m["preprocess"].update(mean=[1, 2]), "input"),
+        (lambda m: m["preprocess"].update(layout="BTCHW"), "input"),
+        (lambda m: m["text"].update(padding=None), "score"),
+        (lambda m: m["graphs"][0].update(file="../video.onnx"), None),
+    ],
+)
+def test_a_malformed_manifest_fails_its_stage(tiny_model, copy, videos, change, stage):
+    hash_anew(copy, change)
+    record = verify(tiny_model, copy, videos=videos[2:3], **FAST)
+    assert not record["pass"]
+    if stage in ("decode", "input"):
+        assert record["first_failed"] == stage
+
+
+def test_openvino_against_ort(folder, videos):
+    pytest.importorskip("openvino")
+    record = verify(folder, folder, engine_b="openvino", videos=videos[2:3], **FAST)
+    assert record["pass"] and record["b"]["engine"] == "openvino"
+
+
+@pytest.mark.slow
+def test_bisect_between_two_folders_names_the_block(folder, copy, videos):
+    model = onnx.load(copy / "video.onnx")
+    (tensor,) = (
+        t for t in model.graph.initializer if t.name == "video/branch/layer1/spatial/mlp/fc1/bias"
+    )
+    zeros = np.zeros_like(onnx.numpy_helper.to_array(tensor))
+    tensor.CopyFrom(onnx.numpy_helper.from_array(zeros, tensor.name))
+    onnx.save(model, copy / "video.onnx")
+    for pair in ((folder, copy), (copy, folder)):
+        record = verify(*pair, videos=videos[2:3], bisect=True, **FAST)
+        found = record["bisect"]["video tower"]
+        assert found["block"] == "video/branch/layer1/spatial/mlp/fc2"
+        assert found["operation"] == "video/branch/layer1/spatial/mlp/fc1"
+
+
+def test_bisect_needs_our_names(tiny_model, copy, videos):
+    model = onnx.load(copy / "video.onnx")
+    for node in model.graph.node:  # as a graph that came through torch.onnx.export
+        node.input[:] = [n.replace("video/", "v/") for n in node.input]
+        node.output[:] = [n.replace("video/", "v/") for n in node.output]
+    for tensor in model.graph.initializer:
+        tensor.name = tensor.name.replace("video/", "v/")
+    onnx.save(model, copy / "video.onnx")
+    record = verify(tiny_model, copy, videos=videos[2:3], bisect=True, tolerance=0, **FAST)
+    found = record["bisect"]["video tower"]
+    assert found["block"] is None and "fused graph" in found["reason"]
+
+
+def test_bad_input_is_an_error(tiny_model, folder, videos, tmp_path):
+    (tmp_path / "x.onnx").write_bytes(b"nothing")
+    (tmp_path / "x.mp4").write_bytes(b"nothing")
+    for pair in (
+        (tiny_model, tmp_path),
+        (tiny_model, tmp_path / "absent.onnx"),
+        (tiny_model, tmp_path / "x.onnx"),
+        (tiny_model, folder / "preprocess.onnx"),
+        (tmp_path / "absent.pth", folder),
+    ):
+        with pytest.raises(InputError):
+            verify(*pair, **FAST)
+    for options in (
+        {"engine_b": "eager"},
+        {"engine_a": "ort"},
+        {"engine_b": "otr"},
+        {"tolerance": -1.0},
+        {"frames": ()},
+        {"videos": [tmp_path / "x.mp4"]},
+    ):
+        with pytest.raises(InputError):
+            verify(tiny_model, folder, **{**FAST, **options})
+
+
+def test_golden_videos_tell_frames_apart_and_one_is_turned(videos):
+    counts = {}
+    for path in videos:
+        clip = read_clip_info(path, frames=6, short_side=16, crop=16)
+        counts[path.stem] = clip.total_frames
+        if clip.total_frames > 6:
+            apart = np.abs(np.diff(clip.pixels.astype(int), axis=0)).max((1, 2, 3))
+            assert (apart > 8).all()
+    assert counts == {"wide": 40, "tall": 75, "short": 5, "one": 1, "turned": 31}
+    height, width = read_clip_info(videos[-1], frames=1, short_side=16, crop=16).source_size
+    assert height > width
+
+
+def test_hard_inputs():
+    assert {len(hard_clips(t, 16)) for t in (1, 2, 12)} == {6}
+    assert {len(hard_clips(t, 16)) for t in (13, 64)} == {2}
+    for t in (1, 33):
+        assert all(c.shape == (t, 16, 16, 3) and c.dtype == np.uint8 for _, c in hard_clips(t, 16))
+    for length in (2, 5, 77):
+        ids = hard_ids(length, 100)
+        assert ids.shape == (6, length) and ids.min() >= 0 and ids.max() == 99
+    assert (moving_frames(3, 8, 9)[0] != moving_frames(3, 8, 9)[1]).any()
+
+
+def test_preparation_is_the_same_by_config_and_by_manifest(tiny_model, folder):
+    pixels = hard_clips(2, 16)[2][1][None]
+    a, b = open_source(tiny_model), open_source(folder)
+    for form in (UINT8, FLOAT):
+        x, y = a.prepare(pixels, form), b.prepare(pixels, form)
+        assert x.dtype == y.dtype == form.dtype
+        np.testing.assert_allclose(x, y, atol=1e-6)

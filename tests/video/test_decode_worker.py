@@ -1,0 +1,288 @@
+"""The decoding child: answers, hangs, crashes, is replaced, and never outlives its parent."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stan_infer.errors import InputError, MissingError
+from stan_infer.video import clip as clip_module
+from stan_infer.video import decode_worker
+from stan_infer.video.decode_worker import DecodeWorker, read_clips
+
+pytest.importorskip("av")
+from tests.video import broken_videos as make  # noqa: E402 (after importorskip)
+
+SMALL = {"frames": 4, "short_side": 32, "crop": 32}
+posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
+
+# The real child, whose decoder misbehaves by the name of the file.
+FAKE = """
+import os, signal, sys, time
+import stan_infer.video.decode_worker as worker
+from stan_infer.errors import MissingError
+real = worker.read_clip_info
+def fake(path, **options):
+    name = os.path.basename(path)
+    if name == "hang": time.sleep(1000)
+    if name == "stop": os.kill(os.getpid(), signal.SIGSTOP)
+    if name == "crash": os.kill(os.getpid(), signal.SIGSEGV)
+    if name == "exit": os._exit(7)
+    if name == "missing": raise MissingError("pip install it")
+    if name == "bug": raise ZeroDivisionError("ours")
+    os.write(1, b"noise"); os.write(2, b"noise"); print("noise", flush=True)
+    return real(path, **options)
+worker.read_clip_info = fake
+worker.main()
+"""
+
+
+@pytest.fixture
+def children(monkeypatch):
+    """Every child that is started, by a record of Popen's results."""
+    started, real = [], subprocess.Popen
+
+    def record(*args, **kwargs):
+        started.append(real(*args, **kwargs))
+        return started[-1]
+
+    monkeypatch.setattr(decode_worker.subprocess, "Popen", record)
+    return started
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    monkeypatch.setattr(decode_worker, "_COMMAND", (sys.executable, "-P", "-c", FAKE))
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return make.make_clip(tmp_path_factory.mktemp("clips") / "a.mp4", frames=12)
+
+
+def gone(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("decoder", ["auto", "decord"])
+def test_same_as_in_this_process(clip, decoder):
+    if decoder == "decord":
+        pytest.importorskip("decord")
+    expected = clip_module.read_clip_info(clip, decoder=decoder, **SMALL)
+    with DecodeWorker() as worker:
+        for _ in range(2):
+            got = worker.read(clip, decoder=decoder, timeout_s=30, **SMALL)
+            np.testing.assert_array_equal(got.pixels, expected.pixels)
+            np.testing.assert_array_equal(got.indices, expected.indices)
+            assert got.pixels.dtype == np.uint8 and got.indices.dtype == np.int64
+            assert (got.total_frames, got.decoder, got.source_size) == (
+                expected.total_frames,
+                expected.decoder,
+                expected.source_size,
+            )
+            assert got.pixels.flags.writeable
+
+
+def test_errors_pass_through(clip, fake, tmp_path, children):
+    (tmp_path / "text.mp4").write_text("hello")
+    with DecodeWorker() as worker:
+        with pytest.raises(InputError, match=r"text\.mp4 is no video"):
+            worker.read(tmp_path / "text.mp4", **SMALL)
+        with pytest.raises(MissingError, match="pip install it"):
+            worker.read("missing", **SMALL)
+        with pytest.raises(RuntimeError, match="ZeroDivisionError: ours"):
+            worker.read("bug", **SMALL)
+        with pytest.raises(InputError, match="did you mean 'decord'"):
+            worker.read(clip, decoder="decrod", **SMALL)
+        assert worker.read(clip, **SMALL).total_frames == 12
+    assert len(children) == 1
+    with pytest.raises(ValueError, match="closed"):
+        worker.read(clip, **SMALL)
+
+
+@posix
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("hang", r"hang: the decoder did not answer within 0\.3 s"),
+        ("stop", r"stop: the decoder did not answer within 0\.3 s"),
+        ("crash", r"crash: the decoder crashed \(signal 11\)"),
+        ("exit", r"exit: the decoder crashed \(exit code 7\)"),
+    ],
+)
+def test_the_clip_after_a_hang_or_crash_works(clip, fake, children, name, words):
+    with DecodeWorker() as worker:
+        with pytest.raises(InputError, match=words):
+            worker.read(name, timeout_s=0.3, **SMALL)
+        assert worker.read(clip, timeout_s=30, **SMALL).total_frames == 12
+    assert len(children) == 2 and all(gone(child.pid) for child in children)
+
+
+@posix
+def test_a_child_that_died_between_clips_is_replaced(clip, children):
+    with DecodeWorker() as worker:
+        worker.read(clip, **SMALL)
+        children[0].kill()
+        children[0].wait()
+        worker.read(clip, **SMALL)
+    assert len(children) == 2
+
+
+def test_recycling(clip, children):
+    with DecodeWorker(recycle=2) as worker:
+        for _ in range(5):
+            worker.read(clip, **SMALL)
+    assert len(children) == 3
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+def test_memory_stays_flat(clip, children):
+    def resident():
+        pages = Path(f"/proc/{children[0].pid}/statm").read_text().split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+    with DecodeWorker() as worker:
+        for _ in range(10):
+            worker.read(clip, **SMALL)
+        before = resident()
+        for _ in range(60):
+            worker.read(clip, **SMALL)
+        assert resident() - before < 8 * 2**20
+    assert len(children) == 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/limits").exists(), reason="needs /proc")
+def test_memory_is_limited(clip, children):
+    with DecodeWorker() as worker:
+        worker.read(clip, **SMALL)
+        limits = Path(f"/proc/{children[0].pid}/limits").read_text()
+    line = next(line for line in limits.splitlines() if line.startswith("Max address space"))
+    assert int(line.split()[3]) <= decode_worker.MEMORY_LIMIT
+
+
+def test_a_child_that_cannot_start_names_the_command(clip, monkeypatch):
+    monkeypatch.setattr(decode_worker, "_COMMAND", (sys.executable, "-c", "raise SystemExit(3)"))
+    with DecodeWorker() as worker, pytest.raises(MissingError, match="pip install"):
+        worker.read(clip, **SMALL)
+
+
+@posix
+def test_read_clips_keeps_the_order_and_yields_errors(clip, fake, children):
+    paths = [clip, Path("crash"), clip, Path("nowhere.mp4"), clip, Path("hang"), clip, clip]
+    results = list(read_clips(paths, workers=2, timeout_s=1, **SMALL))
+    assert [path for path, _ in results] == paths
+    for path, result in results:
+        assert isinstance(result, clip.Clip if path == clip else InputError), result
+    assert all(gone(child.pid) for child in children)
+    assert list(read_clips([], **SMALL)) == []
+
+
+def test_read_clips_refuses_options_at_once(clip):
+    for wrong in ({"workers": 0}, {"timeout_s": 0}, {"crop": 33}, {"decoder": "x"}):
+        with pytest.raises(InputError):
+            read_clips([clip], **{**SMALL, **wrong})
+
+
+@posix
+@pytest.mark.parametrize("end", ["close", "throw"])
+def test_an_abandoned_iterator_kills_its_children(clip, fake, children, end):
+    clips = read_clips([clip, *[Path("hang")] * 9], workers=2, timeout_s=100, **SMALL)
+    next(clips)
+    start = time.monotonic()
+    if end == "close":
+        clips.close()
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            clips.throw(KeyboardInterrupt())
+    assert time.monotonic() - start < 5
+    assert children and all(gone(child.pid) for child in children)
+
+
+def test_prefetch_is_bounded(clip):
+    taken = []
+
+    class Paths(list):
+        def __iter__(self):
+            for path in super().__iter__():
+                taken.append(path)
+                yield path
+
+    clips = read_clips(Paths([clip] * 20), workers=2, timeout_s=60, **SMALL)
+    next(clips)
+    assert len(taken) == 4
+    clips.close()
+
+
+def run_parent(clip):
+    """A process that reads one clip and then waits for one that hangs; prints its child's id."""
+    code = f"""
+    import subprocess, sys
+    from pathlib import Path
+    import stan_infer.video.decode_worker as worker
+    worker._COMMAND = (sys.executable, "-P", "-c", {FAKE!r})
+    real = subprocess.Popen
+    def popen(*args, **kwargs):
+        child = real(*args, **kwargs)
+        print(child.pid, flush=True)
+        return child
+    worker.subprocess.Popen = popen
+    paths = [Path({str(clip)!r}), Path("hang")]
+    for path, result in worker.read_clips(
+        paths, frames=4, short_side=32, crop=32, timeout_s=TIMEOUT
+    ):
+        print("read", flush=True)
+    """
+    return textwrap.dedent(code)
+
+
+@posix
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
+)
+def test_no_orphans_after_the_parent_is_stopped(clip, number):
+    # After SIGKILL nobody can kill the child but its own alarm, at twice the limit and 5 s.
+    code = run_parent(clip).replace("TIMEOUT", "100" if number == signal.SIGINT else "0.5")
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as parent:
+        child = int(parent.stdout.readline())
+        assert parent.stdout.readline() == "read\n"
+        time.sleep(0.2)  # for the second clip to reach the child
+        parent.send_signal(number)
+        assert parent.wait(timeout=10) != 0
+    limit = time.monotonic() + 15
+    while not gone(child) and time.monotonic() < limit:
+        time.sleep(0.05)
+    assert gone(child)
+
+
+def test_the_child_imports_no_torch():
+    code = "import stan_infer.video.decode_worker, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_lying_container_ends_in_time_with_decord(tmp_path):
+    pytest.importorskip("decord")
+    source = make.make_clip(tmp_path / "a.mp4", x264="keyint=6:scenecut=0:bframes=0")
+    liars = [
+        make.lie_duration(source, tmp_path / "long.mp4"),
+        make.lie_times(source, tmp_path / "times.mp4"),
+        make.lie_count(source, tmp_path / "count.mp4", 1000),
+        make.lie_keys(source, tmp_path / "keys.mp4", 9),
+    ]
+    start = time.monotonic()
+    results = list(read_clips(liars, decoder="decord", timeout_s=5, **SMALL))
+    assert len(results) == 4 and time.monotonic() - start < 40
