@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from stan_infer.artefacts.precision import TOLERANCES
-from stan_infer.errors import CheckError
+from stan_infer.engines.graph import OpenGraph
+from stan_infer.engines.open import ENGINES, graph_engines, open_graph
+from stan_infer.errors import CheckError, InputError
 from stan_infer.export.options import Range
 from stan_infer.system.outside_file import openable
 
@@ -64,45 +67,48 @@ def check_graph(path: Path, opset: int, dims: Mapping[str, Range]) -> dict[str, 
     }
 
 
-def prove(path: Path, cases: Sequence[Case], precision: str) -> dict[str, Any]:
+def prove(
+    path: Path, cases: Iterable[Case], precision: str, reference: str = "the model"
+) -> dict[str, Any]:
     """Run every case in one session and compare; return the parity record or raise CheckError.
 
-    ONNX Runtime on the CPU; it has no bf16, for which OpenVINO is asked.
+    On the CPU, in the first engine that has the precision there. reference: what made the cases.
     """
-    run, backend, version = _runner(path, precision)
-    worst, absolute, cosine = 0.0, 0.0, 1.0
-    for case in cases:
-        outputs = list(case.wanted)
-        try:
-            got = run(outputs, case.feeds)
-        except Exception as e:
-            # Each runtime raises classes of its own, which share no base but Exception.
-            raise CheckError(
-                f"{path.name} does not run at {case.sizes}: {str(e)[:200]}; nothing was written"
-            ) from e
-        for name, g in zip(outputs, got, strict=True):
-            w = case.wanted[name]
-            if w.shape != g.shape:
+    with closing(_opened(path, precision)) as graph:
+        facts, sizes = graph.describe(), []
+        worst, absolute, cosine = 0.0, 0.0, 1.0
+        for case in cases:
+            sizes.append(list(case.sizes))
+            try:
+                got = graph.run(case.feeds, list(case.wanted))
+            except InputError as e:
                 raise CheckError(
-                    f"{path.name} at {case.sizes}: {name} is {g.shape} instead of {w.shape}"
-                )
-            norms = np.linalg.norm(w, axis=-1) * np.linalg.norm(g, axis=-1)
-            # numpy's maximum and minimum keep a NaN; Python's max and min would drop it.
-            difference = np.abs(w - g).max()
-            absolute = float(np.maximum(absolute, difference))
-            worst = float(np.maximum(worst, difference / np.abs(w).max()))
-            cosine = float(np.minimum(cosine, ((w * g).sum(-1) / norms).min()))
+                    f"{path.name} does not run at {case.sizes}: {e}; nothing was written"
+                ) from e
+            for name, w in case.wanted.items():
+                g = got[name]
+                if w.shape != g.shape:
+                    raise CheckError(
+                        f"{path.name} at {case.sizes}: {name} is {g.shape} instead of {w.shape}"
+                    )
+                norms = np.linalg.norm(w, axis=-1) * np.linalg.norm(g, axis=-1)
+                # numpy's maximum and minimum keep a NaN; Python's max and min would drop it.
+                difference = np.abs(w - g).max()
+                absolute = float(np.maximum(absolute, difference))
+                worst = float(np.maximum(worst, difference / np.abs(w).max()))
+                cosine = float(np.minimum(cosine, ((w * g).sum(-1) / norms).min()))
     tolerance = TOLERANCES[precision]
     if not worst <= tolerance:  # so written that a NaN fails
         raise CheckError(
-            f"{path.name}: outputs differ from the model by {worst:.2e} of the largest value; "
+            f"{path.name}: outputs differ from {reference} by {worst:.2e} of the largest value; "
             f"allowed is {tolerance:.0e}: nothing was written"
         )
     return {
         "file": path.name,
-        "backend": backend,
-        "backend_version": version,
-        "cases": [list(c.sizes) for c in cases],
+        "backend": f"{graph.package} {facts['provider']}",
+        "backend_version": facts[graph.package],
+        **({} if reference == "the model" else {"reference": reference}),
+        "cases": sizes,
         "max_rel": worst,
         "max_abs": absolute,
         "min_cos": cosine,
@@ -111,28 +117,10 @@ def prove(path: Path, cases: Sequence[Case], precision: str) -> dict[str, Any]:
     }
 
 
-def _runner(path: Path, precision: str) -> tuple[Any, str, str]:
-    """A function (outputs, feeds) -> arrays, the backend's name, its version."""
-    from stan_infer.system.packages import require
-
-    if precision != "bf16":
-        import onnxruntime
-
-        from stan_infer.engines.ort_session import open_graph
-
-        session = open_graph(path, arena=False)
-        backend = f"onnxruntime {session.get_providers()[0]}"
-        return session.run, backend, onnxruntime.__version__
-    openvino = require("openvino", "proving a bf16 graph on a CPU", "openvino")
-    from stan_infer.engines.ov_session import open_graph as open_in_openvino
-
-    model = open_in_openvino(path)
-
-    def run(outputs: list[str], feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
-        results = model(feeds)
-        return [results[name] for name in outputs]
-
-    return run, "openvino CPU", openvino.__version__
+def _opened(path: Path, precision: str) -> OpenGraph:
+    engine = next(e for e in graph_engines() if precision in ENGINES[e].devices["cpu"])
+    # A proof runs once, so freed memory is given back; only ONNX Runtime keeps it.
+    return open_graph(path, engine, **({"arena": False} if engine == "ort" else {}))
 
 
 def _value(value: Any) -> dict[str, Any]:

@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 
 from stan_infer.artefacts.calibration_file import CALIBRATION
 from stan_infer.artefacts.folder import Artefact, sha256, write_manifest
 from stan_infer.artefacts.npz_file import Field, read_npz
-from stan_infer.artefacts.precision import EIGHT_BIT_NOISE
-from stan_infer.engines.ort_session import open_graph
-from stan_infer.errors import CheckError, InputError
+from stan_infer.config import StanConfig
+from stan_infer.engines.open import open_graph
+from stan_infer.errors import InputError
 from stan_infer.export.golden import random_clips
-from stan_infer.export.parity import case_sizes, check_graph
+from stan_infer.export.parity import Case, case_sizes, check_graph, prove
 from stan_infer.export.read_weights import read_classes
 from stan_infer.export.video_graph import write_video_graph
 from stan_infer.network.eight_bits import QuantProduct, products
@@ -86,62 +85,28 @@ def write_quantised(
         },
         **record,
     }
-    session = open_graph(path, arena=False)
-    parity = _prove(session, artefact, weights, graph.dims, path.name)
+    sizes = case_sizes(graph.dims["batch"], graph.dims["frames"])
+    cases = (_case(artefact.config, weights, b, t) for b, t in sizes)
+    parity = prove(path, cases, precision, "the same 8 bits in torch")
     manifest["parity"] = [p for p in manifest["parity"] if p["file"] != graph.file] + [parity]
     manifest["ranges"] = []
     if manifest.get("golden"):
-        _measure_golden(session, manifest["golden"], artefact)
+        _measure_golden(path, manifest["golden"], artefact)
     for key in ("schema", "files"):
         manifest.pop(key)
     write_manifest(folder, manifest)
 
 
-def _prove(
-    session: onnxruntime.InferenceSession,
-    artefact: Artefact,
-    weights: VideoWeights,
-    dims: Mapping[str, tuple[int, int]],
-    name: str,
-) -> dict[str, Any]:
-    """Compare the graph with the same 8 bits in torch; return the parity record."""
-    sizes = case_sizes(dims["batch"], dims["frames"])
+def _case(config: StanConfig, weights: VideoWeights, b: int, t: int) -> Case:
+    """Random clips and what the same 8 bits in torch make of them."""
     input = "uint8" if weights.patches.layout == "BTHWC" else "float"
-    worst, absolute, cosine = 0.0, 0.0, 1.0
-    for b, t in sizes:
-        clips = random_clips(artefact.config, b, t, input, seed=100 * b + t)
-        with torch.inference_mode():
-            wanted = [x.numpy() for x in encode_video(weights, torch.from_numpy(clips))]
-        got = session.run(["video_embeds", "frame_embeds"], {"video": clips})
-        for w, g in zip(wanted, got, strict=True):
-            norms = np.linalg.norm(w, axis=-1) * np.linalg.norm(g, axis=-1)
-            absolute = float(np.maximum(absolute, np.abs(w - g).max()))
-            worst = float(np.maximum(worst, np.abs(w - g).max() / np.abs(w).max()))
-            cosine = float(np.minimum(cosine, ((w * g).sum(-1) / norms).min()))
-    if not worst <= EIGHT_BIT_NOISE:  # so written that a NaN fails
-        raise CheckError(
-            f"{name} differs from the same 8 bits in torch by {worst:.2e} of the largest value; "
-            f"allowed is {EIGHT_BIT_NOISE}: nothing was written"
-        )
-    return {
-        "file": name,
-        "backend": f"onnxruntime {session.get_providers()[0]}",
-        "backend_version": onnxruntime.__version__,
-        "reference": "the same 8 bits in torch",
-        "cases": [list(s) for s in sizes],
-        "max_rel": worst,
-        "max_abs": absolute,
-        "min_cos": cosine,
-        "tolerance": EIGHT_BIT_NOISE,
-        "pass": True,
-    }
+    clips = random_clips(config, b, t, input, seed=100 * b + t)
+    with torch.inference_mode():
+        mean, frames = (x.numpy() for x in encode_video(weights, torch.from_numpy(clips)))
+    return Case((b, t), {"video": clips}, {"video_embeds": mean, "frame_embeds": frames})
 
 
-def _measure_golden(
-    session: onnxruntime.InferenceSession,
-    golden: dict[str, Any],
-    artefact: Artefact,
-) -> None:
+def _measure_golden(path: Path, golden: dict[str, Any], artefact: Artefact) -> None:
     """Set the tolerances of the golden data to twice what 8 bits were measured to cost there."""
     c = artefact.config
     clip = (c.image_size, c.image_size, 3), (3, c.image_size, c.image_size)
@@ -155,7 +120,7 @@ def _measure_golden(
     video, wanted = arrays["video"], arrays["frame_embeds"]
     if video.shape[2:] not in clip or not video.size or not np.isfinite(wanted).all():
         raise InputError(f"{golden['file']}: its clips are no clips of this model")
-    got = session.run(["frame_embeds"], {"video": video})[0]
+    got = open_graph(path, arena=False).run({"video": video})["frame_embeds"]
     measured = float(np.abs(got - wanted).max() / np.abs(wanted).max())
     for name in ("video_tolerance", "score_tolerance"):
         golden[name] = max(2 * measured, float(golden.get(name, 0.0)))

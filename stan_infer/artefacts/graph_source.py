@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from stan_infer.artefacts.folder import Artefact, Graph
@@ -35,10 +35,14 @@ class GraphSource:
     path: Path
     form: GraphForm
     config: StanConfig | None = None
+    _bearable: set[tuple[object, ...]] = field(default_factory=set)  # sizes that were found so
 
     def check_sizes(self, inputs: Inputs) -> None:
         """Refuse a graph that takes far more for these inputs than the model needs: InputError."""
-        check_need(self.form, self.config, inputs)
+        key = tuple(tuple(sizes) for _, sizes in inputs.values())
+        if key not in self._bearable:
+            check_need(self.form, self.config, inputs)
+            self._bearable.add(key)
 
 
 @contextmanager

@@ -12,6 +12,8 @@ import numpy as np
 
 from stan_infer.benchmarking.clock import Clock, CudaClock, WallClock
 from stan_infer.config import StanConfig
+from stan_infer.engines.open import graph_engines, open_graph
+from stan_infer.errors import MissingError
 from stan_infer.system.packages import require
 
 SHARE = 0.2  # of a run's time that sampling may take, beyond the first sample
@@ -91,16 +93,13 @@ def _cpu_products(
         weight = y.T.contiguous()
         found.append(("torch", lambda: x @ y))
         found.append(("torch linear", lambda: torch.nn.functional.linear(x, weight)))
-    if _installed("onnx") and _installed("onnxruntime"):
-        from stan_infer.engines.ort_session import open_graph as open_ort
-
-        session = open_ort(_product_graph(b), threads=threads)
-        found.append(("onnxruntime", lambda: session.run(None, {"a": a})))
-    if _installed("onnx") and _installed("openvino"):
-        from stan_infer.engines.ov_session import open_graph as open_ov
-
-        compiled = open_ov(_product_graph(b), threads=threads)
-        found.append(("openvino", lambda: compiled({"a": a})))
+    if _installed("onnx"):
+        for engine in graph_engines():
+            try:
+                graph = open_graph(_product_graph(b), engine, threads=threads)
+            except MissingError:
+                continue
+            found.append((graph.package, partial(graph.run, {"a": a})))
     return [("fp32", name, run) for name, run in found]
 
 

@@ -11,22 +11,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stan_infer.artefacts.graph_source import bare_source
-from stan_infer.artefacts.onnx_sizes import check_need
 from stan_infer.artefacts.precision import EIGHT_BITS
 from stan_infer.benchmarking.clock import Clock, CudaClock, WallClock
 from stan_infer.benchmarking.interleave import Lane
 from stan_infer.config import StanConfig
-from stan_infer.engines.folder_session import OpenGraph
-from stan_infer.engines.open import GPU_ENGINES, check_engine, open_session
+from stan_infer.engines.bare_graph import open_bare
+from stan_infer.engines.open import CHECKPOINT, PLANS, engine_named, graph_engines, open_session
 from stan_infer.engines.session import Session
 from stan_infer.errors import InputError, MissingError
 from stan_infer.system.packages import require
 from stan_infer.tensorrt_plans.plan_file import read_plan
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from stan_infer.network.model import Stan
 
 # A lane, the session to close after it (none for a bare graph), and how another process opens it.
@@ -71,7 +67,7 @@ class Contest:
 def check_engines(names: Sequence[str]) -> list[str]:
     """Return the names without repeats; InputError for one that nobody knows."""
     for name in names:
-        check_engine(name)
+        engine_named(name)
     return list(dict.fromkeys(names))
 
 
@@ -92,9 +88,9 @@ def open_model(
     """Lanes of a loaded model; eager in fp32 comes first, always: a ratio needs its baseline.
 
     origin: the model for another process, {"source": file} or {"preset": name, ...}. folder: where
-    exports go, one per precision. precisions: none is fp32, and fp16 of GPU_ENGINES. batches,
-    frames: for which plans are built, with the engines of TensorRT. calibration: the folder in 8
-    bits of origin's checkpoint, for int8 and fp8. Raises MissingError where the
+    exports go, one per precision. precisions: none is fp32, and fp16 of engines that need a GPU.
+    batches, frames: for which plans are built, with the engines of TensorRT. calibration: the
+    folder in 8 bits of origin's checkpoint, for int8 and fp8. Raises MissingError where the
     baseline itself cannot run.
     """
     contest = Contest(model.config.image_size, model.config)
@@ -102,19 +98,17 @@ def open_model(
     def open_one(engine: str, precision: str) -> _Opened:
         if precision in EIGHT_BITS:
             return _open_calibrated(model, origin, calibration, engine, precision, device, threads)
-        if engine == "triton" and precision == "fp32":
-            raise MissingError("engine triton has no fp32: add --precision fp16 or bf16")
-        if engine in ("eager", "compile", "triton"):
+        entry = engine_named(engine)
+        entry.check_precision(precision, device)
+        if entry.takes == CHECKPOINT:
             session = open_session(model, engine, device=device, precision=precision)
             return _lane(engine, session), session, {**origin, "device": device}
-        if engine == "ort" and precision == "bf16" and device == "cpu":
-            raise MissingError("ONNX Runtime has no bf16 on a CPU; use --engine openvino")
         where = folder / precision
         if not where.exists():
             from stan_infer.export.export_model import export_model
 
             export_model(model, where, precision=precision, tower="video", progress=say)
-        if engine in ("trt", "trt-rtx"):
+        if entry.takes == PLANS:
             session = _open_built(where, engine, device, batches, frames, say)
         else:
             session = open_session(where, engine, device=device, threads=threads)
@@ -124,7 +118,7 @@ def open_model(
     contest.check()
     for precision in precisions or ["fp32"]:
         for engine in engines:
-            if engine in GPU_ENGINES and not precisions:
+            if engine_named(engine).needs_gpu and not precisions:
                 contest.add(engine, "fp16", partial(open_one, engine, "fp16"))
             elif (engine, precision) != ("eager", "fp32"):
                 contest.add(engine, precision, partial(open_one, engine, precision))
@@ -154,7 +148,7 @@ def _open_calibrated(
         session = open_session(model, engine, device=device, precision=precision, scales=scales)
         how = {**origin, "device": device, "calibration": str(folder)}
         return _lane(engine, session), session, how
-    if engine not in ("ort", "openvino"):
+    if engine not in graph_engines():
         raise MissingError(
             f"engine {engine} takes the folder itself: bench {folder}, with --engine"
         )
@@ -226,7 +220,7 @@ def open_onnx(path: Path, *, engines: Sequence[str], device: str, threads: int) 
     contest = Contest()
 
     def open_one(engine: str) -> _Opened:
-        if engine not in ("ort", "openvino"):
+        if engine not in graph_engines():
             raise MissingError(f"engine {engine} takes a checkpoint, not {path.name}")
         lane, contest.side = _bare(path, engine, device, threads)
         return lane, None, {"source": str(path), "device": device}
@@ -239,7 +233,7 @@ def open_onnx(path: Path, *, engines: Sequence[str], device: str, threads: int) 
 def _lane(engine: str, session: Session) -> Lane:
     facts = session.describe()
     clock: Clock = WallClock()
-    if facts["device"].startswith("cuda") and engine not in ("ort", "openvino"):
+    if facts["device"].startswith("cuda") and engine not in graph_engines():
         cuda = require("torch", "timing a GPU", "gpu").cuda
         clock = CudaClock(cuda, facts["device"])
         facts["gpu"] = cuda.get_device_name(facts["device"])
@@ -248,16 +242,7 @@ def _lane(engine: str, session: Session) -> Lane:
 
 def _bare(path: Path, engine: str, device: str, threads: int) -> tuple[Lane, int]:
     """A lane of a bare graph, and the side of its frames."""
-    source = bare_source(path, [f"{path.name}.data"])
-    options: dict[str, Any] = {"name": path.name, "device": device, "threads": threads}
-    if engine == "ort":
-        from stan_infer.engines import ort_session
-
-        graph: OpenGraph = ort_session.OrtGraph(ort_session.open_graph(source.path, **options))
-    else:
-        from stan_infer.engines import ov_session
-
-        graph = ov_session.OvGraph(ov_session.open_graph(source.path, **options))
+    graph = open_bare(path, engine, [f"{path.name}.data"], device=device, threads=threads)
     signature = graph.signature()
     (name, (dtype, sizes)) = next(iter(signature.inputs.items()), ("", ("", ())))
     side = sizes[2] if len(sizes) == 5 and sizes[4] == 3 and sizes[2] == sizes[3] else None
@@ -268,12 +253,4 @@ def _bare(path: Path, engine: str, device: str, threads: int) -> tuple[Lane, int
         )
     output = next(iter(signature.outputs))
     facts = {**graph.describe(), "engine": engine, "device": device, "precision": "unknown"}
-    form, seen = source.form, set[tuple[int, ...]]()
-
-    def run(clips: np.ndarray) -> np.ndarray:
-        if clips.shape not in seen:
-            check_need(form, None, {name: (dtype, clips.shape)})
-            seen.add(clips.shape)
-        return graph.run(output, {name: clips})
-
-    return Lane(engine, run, facts), side
+    return Lane(engine, lambda clips: graph.run({name: clips}, [output])[output], facts), side

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stan_infer.cli.options import Json, Settings, files_of, parse_numbers, parse_settings
+from stan_infer.engines.open import ENGINES
 
 if TYPE_CHECKING:
     from stan_infer.benchmarking.interleave import Schedule
@@ -27,8 +28,7 @@ def bench(
     engine: Annotated[
         str | None,
         typer.Option(
-            help="eager, compile, triton, ort, openvino, trt, trt-rtx, comma separated (default: "
-            "eager,ort; of a folder ort)."
+            help=f"{', '.join(ENGINES)}, comma separated (default: eager,ort; of a folder ort)."
         ),
     ] = None,
     preset: Annotated[
@@ -175,7 +175,6 @@ def _open(
 ) -> Contest:
     from stan_infer.benchmarking.lanes import open_folder, open_model, open_onnx
     from stan_infer.cli.report import say
-    from stan_infer.engines.open import GPU_ENGINES
     from stan_infer.errors import InputError
 
     given = parse_settings(settings)
@@ -196,8 +195,9 @@ def _open(
     if checkpoint is not None and checkpoint.endswith(".onnx"):
         return open_onnx(Path(checkpoint), engines=engines, device=device, threads=threads)
     from stan_infer.checkpoints.load import load_model, require_torch
+    from stan_infer.engines.open import engine_named
 
-    extra = "gpu" if {*engines} & {*GPU_ENGINES} else "cpu"
+    extra = "gpu" if any(engine_named(e).needs_gpu for e in engines) else "cpu"
     torch = require_torch("bench, whose baseline is eager mode,", extra, checkpoint, given)
     torch.set_num_threads(threads)
     if checkpoint is not None:
@@ -364,11 +364,11 @@ def _default(source: str | None) -> str:
 def _device(engines: list[str]) -> str:
     """The GPU where an engine needs one and it is here, for its baseline too; else the CPU."""
     from stan_infer.cli.report import say
-    from stan_infer.engines.open import GPU_ENGINES
+    from stan_infer.engines.open import engine_named
     from stan_infer.errors import MissingError
     from stan_infer.system.packages import require
 
-    needs = [e for e in engines if e in GPU_ENGINES]
+    needs = [e for e in engines if engine_named(e).needs_gpu]
     if not needs:
         return "cpu"
     try:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stan_infer.engines.open import listed
 from stan_infer.errors import InputError
 
 if TYPE_CHECKING:
@@ -31,9 +32,7 @@ Settings = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="One JSON object per result, on stdout.")]
 Engine = Annotated[
     str | None,
-    typer.Option(
-        help="eager, compile, triton (checkpoint); ort, openvino, trt, trt-rtx (exported folder)."
-    ),
+    typer.Option(help=f"{listed()}."),
 ]
 Device = Annotated[
     str | None,

@@ -8,7 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from stan_infer.cli.options import Json, Settings, parse_numbers, parse_settings, read_lines
+from stan_infer.engines.open import graph_engines
 
+_ENGINES = ", ".join(("eager", *graph_engines()))
 _COLUMNS = ("stage", "pass", "max_rel", "tolerance", "min_cos", "agreement", "worst", "note")
 
 
@@ -24,8 +26,8 @@ def verify(
     frames: Annotated[
         str, typer.Option(help="Frame counts of the video tower's cases, comma separated.")
     ] = "1,2,12,33,64",
-    engine_a: Annotated[str | None, typer.Option(help="eager, ort or openvino, of A.")] = None,
-    engine_b: Annotated[str | None, typer.Option(help="eager, ort or openvino, of B.")] = None,
+    engine_a: Annotated[str | None, typer.Option(help=f"{_ENGINES} of A.")] = None,
+    engine_b: Annotated[str | None, typer.Option(help=f"{_ENGINES} of B.")] = None,
     tolerance: Annotated[
         float | None,
         typer.Option(

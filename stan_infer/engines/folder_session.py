@@ -2,62 +2,30 @@
 
 from __future__ import annotations
 
-import dataclasses
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 
 from stan_infer.artefacts.folder import CONFIG_KEY, Artefact, Graph, config_sha256
 from stan_infer.artefacts.graph_source import GraphSource, graph_source
 from stan_infer.artefacts.onnx_file import GraphForm
-from stan_infer.artefacts.onnx_sizes import Inputs, check_need
+from stan_infer.artefacts.onnx_sizes import Inputs
 from stan_infer.artefacts.precision import EIGHT_BITS
 from stan_infer.config import StanConfig
+from stan_infer.engines.graph import OpenGraph, Signature
 from stan_infer.engines.session import (
     TEXT_CHUNK,
-    as_numpy,
+    Session,
     check_video,
-    read_config_clip,
-    score_features,
     token_ids,
 )
 from stan_infer.errors import CheckError, InputError
 
-Value = tuple[str, tuple[int | None, ...]]  # numpy's name of the dtype; sizes, None if free
 
-
-@dataclasses.dataclass(frozen=True)
-class Signature:
-    """Inputs and outputs of a graph by name."""
-
-    inputs: dict[str, Value]
-    outputs: dict[str, Value]
-
-
-class OpenGraph(Protocol):
-    """One graph in a runtime."""
-
-    def signature(self) -> Signature:
-        """What the runtime says of the graph's inputs and outputs."""
-        ...
-
-    def run(self, output: str, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Compute one output; InputError for whatever the runtime raises."""
-        ...
-
-    def describe(self) -> dict[str, Any]:
-        """What runs: see Session.describe."""
-        ...
-
-    def count_8_bits(self) -> int | None:
-        """How many products this runtime really runs in 8 bits; None where it does not tell."""
-        ...
-
-
-class FolderSession(ABC):
+class FolderSession(Session):
     """An artefact in a runtime; see engines.session.Session. An engine supplies `open`."""
 
     engine: ClassVar[str]
@@ -85,8 +53,7 @@ class FolderSession(ABC):
         if not self._graphs:
             raise InputError(f"artefact {artefact.path} holds neither a video nor a text graph")
         self._opened: dict[str, OpenGraph] = {}
-        self._forms: dict[str, GraphForm] = {}
-        self._fitting_sizes: set[tuple[object, ...]] = set()  # that were found to be bearable
+        self._sources: dict[str, GraphSource] = {}
         self._in_8_bits: tuple[int | None] | None = None  # counted when it is first asked for
         own = next(iter(self._graphs.values()))
         check_precision(artefact.path, own, precision, self.reduced)
@@ -99,7 +66,7 @@ class FolderSession(ABC):
                 source.check_sizes(_smallest(graph, expected))
                 opened = self.open(graph, source, wanted, threads)
             _check_signature(expected, graph, opened.signature())
-            self._opened[role], self._forms[role] = opened, source.form
+            self._opened[role], self._sources[role] = opened, source
 
     @abstractmethod
     def open(
@@ -151,19 +118,10 @@ class FolderSession(ABC):
             parts.append(self._run("text", name, {"input_ids": part}, wanted))
         return np.concatenate(parts)
 
-    def score(self, texts: Sequence[str] | np.ndarray, video: np.ndarray) -> np.ndarray:
-        ids = token_ids(self.config, texts, self.vocabulary)
-        text, clips = as_numpy(self.embed_text(ids)), as_numpy(self.embed_video(video))
-        return score_features(self.config, text, ids, clips)
-
     @property
     def vocabulary(self) -> Path | None:
         name = "tokenizer.json"
         return self._artefact.file(name) if self._artefact.has(name) else None
-
-    def read_clip(self, path: str | Path, decoder: str = "auto") -> np.ndarray:
-        """Read one video as this model wants it: uint8 [T, H, W, 3]."""
-        return read_config_clip(self.config, path, decoder)
 
     def describe(self) -> dict[str, Any]:
         role = next(iter(self._graphs))
@@ -187,8 +145,10 @@ class FolderSession(ABC):
 
     def close(self) -> None:
         """Free the graphs."""
+        for opened in self._opened.values():
+            opened.close()
         self._opened.clear()
-        self._forms.clear()
+        self._sources.clear()
 
     def _run(
         self, role: str, output: str, feeds: Mapping[str, np.ndarray], wanted: tuple[int, ...]
@@ -196,11 +156,8 @@ class FolderSession(ABC):
         """Run a graph for sizes that it may take; refuse an output of other sizes than `wanted`."""
         graph, opened = self._role(role)
         inputs = {name: (value.dtype.name, value.shape) for name, value in feeds.items()}
-        key = (role, *(sizes for _, sizes in inputs.values()))
-        if key not in self._fitting_sizes:
-            check_need(self._forms[role], self.config, inputs)
-            self._fitting_sizes.add(key)
-        values = opened.run(output, feeds)
+        self._sources[role].check_sizes(inputs)
+        values = opened.run(feeds, [output])[output]
         check_output(graph, output, values, wanted)
         return values
 

@@ -1,27 +1,195 @@
-"""Ways to run a model: open_session picks one by name."""
+"""The engines, and how a model is opened in one of them by name.
+
+ENGINES is all that the rest of the product knows of an engine: commands, `doctor`, `bench`,
+`verify`, error texts and help read it. A new engine is a session in a file of its own and an entry.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, Unpack
 
 from stan_infer.errors import InputError, MissingError, check_word
 from stan_infer.system.packages import require
 
 if TYPE_CHECKING:
-    from stan_infer.artefacts.folder import Artefact
+    from stan_infer.engines.graph import OpenGraph
     from stan_infer.engines.session import Session
     from stan_infer.network.model import Stan
 
-ENGINES = ("eager", "compile", "triton", "ort", "openvino", "trt", "trt-rtx")
-GPU_ENGINES = ("triton", "trt", "trt-rtx")  # they run on NVIDIA GPUs, and nowhere else
+CHECKPOINT, FOLDER, PLANS = "a checkpoint", "an exported folder", "the plans of an exported folder"
 
 
-def check_engine(engine: str) -> None:
-    """Refuse an unknown engine with the nearest name."""
-    check_word("engine", engine, ENGINES)
+class Trial(NamedTuple):
+    """A device on which `doctor` tries an engine, and what helps where it does not run."""
+
+    device: str  # "build" builds a plan, without a GPU
+    extra: str = ""  # of ours, to install
+    driver: str = ""  # whose driver it needs
+
+
+@dataclasses.dataclass(frozen=True)
+class Engine:
+    """One engine.
+
+    load: imports its session's file and returns what opens a session. Called with the source (a
+    checkpoint or a Stan, or an Artefact), `settings` for a checkpoint, and of device, precision
+    and `options` those that the user gave.
+    """
+
+    name: str
+    takes: str  # CHECKPOINT, FOLDER or PLANS
+    load: Callable[[], Callable[..., Session]]
+    extra: str  # of ours, that brings its packages
+    devices: Mapping[str, tuple[str, ...]]  # kind of device -> precisions; the first are defaults
+    options: tuple[str, ...] = ()  # of EngineOptions
+    # Imports and returns what opens a bare ONNX file: (path or bytes, name=, device=, threads=).
+    load_graph: Callable[[], Callable[..., OpenGraph]] | None = None
+    trials: tuple[Trial, ...] = ()
+
+    @property
+    def needs_gpu(self) -> bool:
+        """Whether it runs on NVIDIA GPUs and nowhere else."""
+        return list(self.devices) == ["cuda"]
+
+    def check_precision(self, precision: str, device: str) -> None:
+        """Raise MissingError, with the engines that have it, for a precision it lacks there."""
+        kind = device.partition(":")[0]
+        known = self.devices.get(kind)
+        if known is None or precision in known:
+            return  # an unknown device is told when it is opened
+        others = [e.name for e in ENGINES.values() if precision in e.devices.get(kind, ())]
+        words = f"add --precision {' or '.join(known[:2])}"
+        if others:
+            words += f", or use --engine {' or '.join(others)}"
+        raise MissingError(f"engine {self.name} has no {precision} on {kind}: {words}")
+
+
+class EngineOptions(TypedDict, total=False):
+    """Options of open_session that only some engines have."""
+
+    threads: int | None  # CPU threads; torch's belong to the process: torch.set_num_threads
+    graph: str  # "reference", or "fused": the rewritten network
+    scales: Mapping[str, float] | None  # of the linears' inputs in fp8, by name
+    calibration: str | Path | None  # the calibration.json of this checkpoint, or its folder
+    auto_rebuild: bool  # build plans of another version or GPU again, which takes minutes
+    provider: str | None  # cpu, cuda (the device's own), cuda-graph, tensorrt, tensorrt-rtx
+    plan: Path  # this one of the folder's plans
+
+
+def _torch() -> Callable[..., Session]:
+    from stan_infer.engines.torch_session import open_torch
+
+    return open_torch
+
+
+def _compile() -> Callable[..., Session]:
+    return partial(_torch(), compiled=True)
+
+
+def _triton() -> Callable[..., Session]:
+    from stan_infer.engines.triton_session import open_triton
+
+    return open_triton
+
+
+def _ort() -> Callable[..., Session]:
+    from stan_infer.engines.ort_session import OrtSession
+
+    return OrtSession
+
+
+def _ort_graph() -> Callable[..., OpenGraph]:
+    from stan_infer.engines.ort_session import OrtGraph
+
+    return OrtGraph.open
+
+
+def _openvino() -> Callable[..., Session]:
+    from stan_infer.engines.ov_session import OvSession
+
+    return OvSession
+
+
+def _openvino_graph() -> Callable[..., OpenGraph]:
+    from stan_infer.engines.ov_session import OvGraph
+
+    return OvGraph.open
+
+
+def _trt() -> Callable[..., Session]:
+    from stan_infer.engines.trt_session import TrtSession
+
+    return TrtSession
+
+
+def _trt_rtx() -> Callable[..., Session]:
+    from stan_infer.engines.trt_session import TrtRtxSession
+
+    return TrtRtxSession
+
+
+_TORCH = {"cpu": ("fp32", "bf16", "fp16"), "cuda": ("fp32", "bf16", "fp16")}
+_ALL = ("fp32", "fp16", "bf16", "int8", "fp8")
+_NVIDIA, _INTEL = "an NVIDIA GPU", "an Intel GPU"
+# fmt: off
+ENGINES = {
+    e.name: e
+    for e in (
+        Engine(
+            "eager", CHECKPOINT, _torch, "cpu", _TORCH, ("graph",),
+            trials=(Trial("cpu", "cpu"), Trial("cuda", "gpu")),
+        ),
+        Engine("compile", CHECKPOINT, _compile, "cpu", _TORCH, ("graph",)),
+        Engine(
+            "triton", CHECKPOINT, _triton, "gpu", {"cuda": ("fp16", "bf16", "fp8")},
+            ("scales", "calibration"), trials=(Trial("cuda", "gpu", _NVIDIA),),
+        ),
+        Engine(
+            "ort", FOLDER, _ort, "runtime",
+            {"cpu": ("fp32", "fp16", "int8", "fp8"), "cuda": _ALL}, ("threads", "provider"),
+            load_graph=_ort_graph, trials=(Trial("cpu", "runtime"), Trial("cuda", "gpu")),
+        ),
+        Engine(
+            "openvino", FOLDER, _openvino, "openvino", {"cpu": _ALL, "gpu": _ALL}, ("threads",),
+            load_graph=_openvino_graph,
+            trials=(Trial("cpu", "openvino"), Trial("gpu", driver=_INTEL)),
+        ),
+        Engine(
+            "trt", PLANS, _trt, "trt", {"cuda": _ALL}, ("auto_rebuild", "plan"),
+            trials=(Trial("cuda", "trt"),),
+        ),
+        Engine(
+            "trt-rtx", PLANS, _trt_rtx, "trt-rtx", {"cuda": _ALL}, ("auto_rebuild", "plan"),
+            trials=(Trial("build", "trt-rtx"), Trial("cuda", driver=_NVIDIA)),
+        ),
+    )
+}
+# fmt: on
+# Says nothing to an engine that has no use of it, where another of the same command may.
+_LENIENT = ("threads", "auto_rebuild")
+
+
+def engine_named(name: str) -> Engine:
+    """The entry of an engine; InputError with the nearest name for an unknown one."""
+    check_word("engine", name, ENGINES)
+    return ENGINES[name]
+
+
+def graph_engines() -> list[str]:
+    """The engines that open a bare ONNX file."""
+    return [e.name for e in ENGINES.values() if e.load_graph]
+
+
+def listed() -> str:
+    """The names of engines by what they take, as help shows them."""
+    ours = [e.name for e in ENGINES.values() if e.takes == CHECKPOINT]
+    others = [name for name in ENGINES if name not in ours]
+    return f"{', '.join(ours)} (checkpoint); {', '.join(others)} (exported folder)"
 
 
 def open_session(
@@ -31,12 +199,7 @@ def open_session(
     device: str | None = None,
     precision: str | None = None,
     settings: Mapping[str, Any] | None = None,
-    threads: int | None = None,
-    graph: str = "reference",
-    scales: Mapping[str, float] | None = None,
-    calibration: str | Path | None = None,
-    auto_rebuild: bool = False,
-    provider: str | None = None,
+    **options: Unpack[EngineOptions],
 ) -> Session:
     """Open a model for inference.
 
@@ -46,125 +209,98 @@ def open_session(
     "compile" is eager under torch.compile: the first run of a shape takes as long as compiling it.
     "triton" runs our kernels, "trt" and "trt-rtx" the plans of a folder, all on an NVIDIA GPU.
     device: "cpu", "cuda", "cuda:1"; None is what engine and provider run on, or the CPU.
-    precision: of weights and products; None is fp32 for a checkpoint (fp16 for "triton") and what
+    precision: of weights and linears; None is fp32 for a checkpoint (fp16 for "triton") and what
     was exported for a folder; "openvino" also runs an fp32 folder in bf16, where the CPU has it.
     settings: StanConfig fields that a checkpoint's shapes cannot tell.
-    threads: CPU threads of "ort" and "openvino" (torch: torch.set_num_threads, which belongs to
-    the process).
-    graph: of "eager" and "compile", the "reference" or the "fused" rewritten one.
-    calibration: of "triton" in fp8, the calibration.json of this checkpoint or its folder; scales:
-    the same as numbers by name, see TritonSession.
-    auto_rebuild: of plans: build those of another version or GPU again, which takes minutes.
-    provider: of "ort": cpu, cuda (the device's own), cuda-graph, tensorrt, tensorrt-rtx.
+    options: see EngineOptions; ENGINES says which engine has which. threads and auto_rebuild are
+    ignored by the others.
 
     What was asked for runs or an error says why not: InputError for a wrong source or word,
     MissingError for a package or device that is not here.
     """
+    given: dict[str, Any] = dict(options)
     if isinstance(source, (str, Path)) and str(source).endswith(".plan"):
-        if provider is not None:
-            raise InputError(f"provider {provider} is a choice of engine ort; {source} is a plan")
-        device = "cuda" if device is None else device
-        return _open_plan(Path(source), engine, device, precision, settings, auto_rebuild)
+        if given.get("provider") is not None:
+            raise InputError(
+                f"provider {given['provider']} is a choice of engine ort; {source} is a plan"
+            )
+        given["plan"] = Path(source)
+        engine, source = _owner(given["plan"], engine, settings)
     is_folder = isinstance(source, (str, Path)) and os.path.isdir(source)
-    if provider is not None and (engine or ("ort" if is_folder else "eager")) != "ort":
-        raise InputError(f"provider {provider} is a choice of engine ort, not {engine or 'eager'}")
-    engine = engine or ("ort" if is_folder else "eager")
-    check_engine(engine)
-    if device is None:
-        on_gpu = engine in GPU_ENGINES or provider not in (None, "cpu")
-        device = "cuda" if on_gpu else "cpu"
-    if graph != "reference" and engine not in ("eager", "compile"):
-        raise InputError(f"graph '{graph}' is a choice of engines eager and compile, not {engine}")
-    if (scales is not None or calibration is not None) and engine != "triton":
-        raise InputError(
-            f"a calibration is given to engine triton, not {engine}: a folder in 8 bits has its own"
-        )
-    if engine in ("eager", "compile", "triton"):
+    entry = engine_named(engine or ("ort" if is_folder else "eager"))
+    given = _options(entry, given)
+    given |= {k: v for k, v in (("device", device), ("precision", precision)) if v is not None}
+    if entry.takes == CHECKPOINT:
         if is_folder:
             raise InputError(
-                f"{source} is a folder; engine {engine} takes a checkpoint: "
-                "give the checkpoint file, or --engine ort or openvino"
+                f"{source} is a folder; engine {entry.name} takes a checkpoint: "
+                f"give the checkpoint file, or --engine {' or '.join(graph_engines())}"
             )
-        from stan_infer.checkpoints.load import load_model, require_torch
+        from stan_infer.checkpoints.load import require_torch
 
-        extra = "gpu" if engine == "triton" else "cpu"
-        require_torch(f"engine {engine}", extra, source, settings)
-        if engine == "triton":
-            return _open_triton(source, device, precision, scales, calibration, settings)
-        from stan_infer.engines.torch_session import TorchSession
-
-        model = load_model(source, settings) if isinstance(source, (str, Path)) else source
-        return TorchSession(
-            model,
-            device=device,
-            precision=precision or "fp32",
-            compiled=engine == "compile",
-            graph=graph,
-        )
+        require_torch(f"engine {entry.name}", entry.extra, source, settings)
+        return entry.load()(source, settings=settings, **given)
     if not is_folder:
         name = source if isinstance(source, (str, Path)) else "CHECKPOINT"
         raise InputError(
-            f"engine {engine} takes an exported folder, not {name}: "
+            f"engine {entry.name} takes an exported folder, not {name}: "
             f"stan-infer export {name} -o FOLDER, then give FOLDER"
         )
     if settings:
         raise InputError("settings belong to a checkpoint; a folder was exported with its own")
-    from stan_infer.artefacts.folder import read_artefact
-
     assert isinstance(source, (str, Path))
-    artefact = read_artefact(source, held=() if engine in GPU_ENGINES else ("video", "text"))
-    if engine in ("trt", "trt-rtx"):
-        return _open_trt(artefact, engine, device, precision, None, auto_rebuild)
-    if engine == "openvino":
-        from stan_infer.engines.ov_session import OvSession
-
-        return OvSession(artefact, device=device, precision=precision, threads=threads)
-    from stan_infer.engines.ort_session import OrtSession
-
-    return OrtSession(
-        artefact, device=device, precision=precision, threads=threads, provider=provider
-    )
+    return _open_folder(entry, source, given)
 
 
-def _open_triton(
-    source: str | Path | Stan,
-    device: str,
-    precision: str | None,
-    scales: Mapping[str, float] | None,
-    calibration: str | Path | None,
-    settings: Mapping[str, Any] | None,
-) -> Session:
-    from stan_infer.artefacts.calibration_file import fp8_scales, read_calibration
-    from stan_infer.checkpoints.load import load_model
-    from stan_infer.engines.triton_session import TritonSession, check_here
+def open_graph(graph: Path | bytes, engine: str = "ort", **options: Any) -> OpenGraph:
+    """Open one ONNX file, or its bytes, in an engine of graph_engines(); nothing is checked before.
 
-    if calibration is not None:
-        if scales is not None:
-            raise InputError("give a calibration or its scales, not both")
-        read_calibration(calibration)  # a bad file is told before a large one is read
-    check_here(device)
-    model = load_model(source, settings) if isinstance(source, (str, Path)) else source
-    if calibration is not None:
-        if not isinstance(source, (str, Path)):
-            raise InputError("a calibration is compared with a checkpoint's file: give its path")
-        scales = fp8_scales(calibration, source, model.config)
-    return TritonSession(
-        model,
-        device=device,
-        precision=precision or ("fp16" if scales is None else "fp8"),
-        scales=scales,
-    )
+    options: name (what errors call it), device, threads, and the engine's own. Raises InputError
+    for a graph that the runtime refuses, MissingError where runtime or device is not here.
+    """
+    load = engine_named(engine).load_graph
+    if load is None:
+        raise InputError(f"engine {engine} opens no graphs: use {' or '.join(graph_engines())}")
+    return load()(graph, **options)
 
 
-def _open_plan(
-    path: Path,
-    engine: str | None,
-    device: str,
-    precision: str | None,
-    settings: Mapping[str, Any] | None,
-    auto_rebuild: bool,
-) -> Session:
+def _options(entry: Engine, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that were really given; InputError for one that only other engines have."""
+    found = {}
+    for name, value in given.items():
+        if name not in EngineOptions.__annotations__:
+            raise TypeError(f"open_session() has no option {name}")
+        if value in (None, False) or (name, value) == ("graph", "reference"):
+            continue
+        if name in entry.options:
+            found[name] = value
+        elif name not in _LENIENT:
+            owners = " and ".join(e.name for e in ENGINES.values() if name in e.options)
+            shown = f"{name} {value}" if isinstance(value, str) else name
+            raise InputError(f"{shown} is a choice of engine {owners}, not {entry.name}")
+    return found
+
+
+def _open_folder(entry: Engine, folder: str | Path, given: Mapping[str, Any]) -> Session:
     from stan_infer.artefacts.folder import read_artefact
+
+    artefact = read_artefact(folder, held=() if entry.takes == PLANS else ("video", "text"))
+    try:
+        if entry.takes == PLANS:
+            require("torch", f"engine {entry.name}", "gpu")
+        return entry.load()(artefact, **given)
+    except MissingError:
+        if entry.takes == PLANS:
+            from stan_infer.tensorrt_plans.plan_file import check_plans, read_plan
+
+            # A plan that was changed is told before what is missing to run it.
+            plan = given.get("plan")
+            check_plans(artefact, entry.name, read_plan(plan, check_hash=False) if plan else None)
+        raise
+
+
+def _owner(path: Path, engine: str | None, settings: Mapping[str, Any] | None) -> tuple[str, Path]:
+    """The engine of a plan and the folder that it lies in."""
     from stan_infer.tensorrt_plans.plan_file import read_plan
 
     if settings:
@@ -183,28 +319,4 @@ def _open_plan(
             f"{path} does not lie in engines/ of an exported folder, which holds its config and "
             "vocabulary: copy the whole folder"
         )
-    return _open_trt(read_artefact(folder), plan.engine, device, precision, path, auto_rebuild)
-
-
-def _open_trt(
-    artefact: Artefact,
-    engine: str,
-    device: str,
-    precision: str | None,
-    plan: Path | None,
-    auto_rebuild: bool,
-) -> Session:
-    try:
-        require("torch", f"engine {engine}", "gpu")
-        from stan_infer.engines.trt_session import TrtRtxSession, TrtSession
-
-        kind = TrtSession if engine == "trt" else TrtRtxSession
-        return kind(
-            artefact, device=device, precision=precision, plan=plan, auto_rebuild=auto_rebuild
-        )
-    except MissingError:
-        from stan_infer.tensorrt_plans.plan_file import check_plans, read_plan
-
-        # A plan that was changed is told before what is missing to run it.
-        check_plans(artefact, engine, read_plan(plan, check_hash=False) if plan else None)
-        raise
+    return plan.engine, folder

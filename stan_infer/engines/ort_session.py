@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,8 @@ from stan_infer.artefacts.folder import Artefact, Graph
 from stan_infer.artefacts.graph_source import GraphSource
 from stan_infer.artefacts.onnx_file import count_ops
 from stan_infer.artefacts.precision import EIGHT_BITS
-from stan_infer.engines.folder_session import FolderSession, Signature, Value
+from stan_infer.engines.folder_session import FolderSession
+from stan_infer.engines.graph import OpenGraph, Signature, TensorType
 from stan_infer.engines.ort_providers import Provider, choose_provider, open_with
 from stan_infer.errors import InputError, MissingError, StanError
 from stan_infer.system.outside_file import openable
@@ -29,7 +30,7 @@ _IN_8_BITS = ("MatMulIntegerToFloat", "MatMulInteger", "QLinearMatMul", "Dynamic
 MAX_GRAPHS = 8  # shapes that have a CUDA graph; later ones run without
 
 
-def open_graph(
+def inference_session(
     graph: Path | bytes,
     *,
     name: str = "",
@@ -86,17 +87,6 @@ def open_graph(
         raise InputError(f"ONNX Runtime refuses {name}: {reason[:200]}") from e
 
 
-def run_graph(
-    session: onnxruntime.InferenceSession, output: str, feeds: Mapping[str, np.ndarray]
-) -> np.ndarray:
-    """Run one graph for one output; whatever ONNX Runtime raises becomes an InputError."""
-    try:
-        return session.run([output], dict(feeds))[0]
-    except Exception as e:
-        # Its own classes share no base but Exception; the inputs were checked, so the graph is bad.
-        raise InputError(f"ONNX Runtime cannot run the graph: {str(e)[:200]}") from e
-
-
 class OrtSession(FolderSession):
     """An artefact in ONNX Runtime; see engines.session.Session."""
 
@@ -106,12 +96,14 @@ class OrtSession(FolderSession):
         self,
         artefact: Artefact,
         *,
-        device: str = "cpu",
+        device: str | None = None,
         precision: str | None = None,
         threads: int | None = None,
         provider: str | None = None,
     ) -> None:
-        """See FolderSession; provider: see open_graph."""
+        """See FolderSession; provider: see inference_session; device: None is the provider's."""
+        if device is None:
+            device = "cpu" if provider in (None, "cpu") else "cuda"
         self._provider = choose_provider(device, provider)
         super().__init__(artefact, device=device, precision=precision, threads=threads)
 
@@ -126,51 +118,74 @@ class OrtSession(FolderSession):
             "threads": threads,
         }
         if graph.precision not in EIGHT_BITS:
-            return OrtGraph(open_graph(source.path, **options), self._provider)
+            return OrtGraph.open(source.path, **options)
         try:
             with temporary_folder("the graph as it will run") as folder:
                 seen = folder / "optimised.onnx"
-                session = open_graph(source.path, **options, optimised=seen)
-                ops = count_ops(seen)
+                opened = OrtGraph.open(source.path, **options, optimised=seen)
+                opened.in_8_bits = sum(count_ops(seen)[name] for name in _IN_8_BITS)
         except NoTemporaryFolderError:  # nothing is counted then, but the session runs
-            return OrtGraph(open_graph(source.path, **options), self._provider)
-        return OrtGraph(session, self._provider, sum(ops[name] for name in _IN_8_BITS))
+            opened = OrtGraph.open(source.path, **options)
+        return opened
 
 
-class OrtGraph:
-    """One graph in ONNX Runtime; see folder_session.OpenGraph."""
+class OrtGraph(OpenGraph):
+    """One graph in ONNX Runtime; on a GPU, inputs and outputs are bound to its memory."""
+
+    package = "onnxruntime"
 
     def __init__(
         self,
         session: onnxruntime.InferenceSession,
-        provider: Provider | None = None,
-        in_8_bits: int | None = None,
+        provider: Provider = _CPU,
+        name: str = "the graph",
     ) -> None:
-        """Take what open_graph returned, the provider that it was opened on (None: the CPU) and
-        how many products it runs in 8 bits."""
-        self._in_8_bits = in_8_bits
-        self._session, self._provider = session, provider or _CPU
+        """Take an opened session and the provider that it was opened on."""
+        self._session, self._provider, self._name = session, provider, name
+        self._all = [o.name for o in session.get_outputs()]
         self._kept: dict[Any, tuple[Any, ...]] = {}
+        self.in_8_bits: int | None = None  # linears, where they were counted
+
+    @classmethod
+    def open(
+        cls,
+        graph: Path | bytes,
+        *,
+        name: str = "",
+        device: str = "cpu",
+        provider: str | None = None,
+        **options: Any,
+    ) -> OrtGraph:
+        """Open a graph; see inference_session."""
+        chosen = choose_provider(device, provider)
+        name = name or ("the graph" if isinstance(graph, bytes) else graph.name)
+        session = inference_session(graph, name=name, device=device, provider=provider, **options)
+        return cls(session, chosen, name)
 
     def signature(self) -> Signature:
-        return Signature(_values(self._session.get_inputs()), _values(self._session.get_outputs()))
+        return Signature(_types(self._session.get_inputs()), _types(self._session.get_outputs()))
 
-    def run(self, output: str, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
-        """See OpenGraph.run; on a GPU, inputs and outputs are bound to its memory."""
-        provider = self._provider
-        if provider.device == "cpu" and not provider.is_bound:
-            return run_graph(self._session, output, feeds)
+    def run(
+        self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
+    ) -> dict[str, np.ndarray]:
+        names, on_cpu = list(outputs or self._all), self._provider.device == "cpu"
         try:
-            if not provider.is_bound:
-                return self._session.run([output], dict(feeds))[0]
-            replay = provider.word == "cuda-graph"
-            return self._replay(output, feeds) if replay else self._bound(output, feeds)
-        except Exception as e:
-            # See run_graph; the graph was taken by the GPU's provider, so the GPU is at fault.
+            if not self._provider.is_bound:
+                values = self._session.run(names, dict(feeds))
+            elif self._provider.word == "cuda-graph":
+                values = self._replay(names, feeds)
+            else:
+                values = self._bound(names, feeds)
+        except Exception as e:  # onnxruntime's own classes share no base but Exception
+            reason = str(e)[:200]
+            # The inputs were checked: on a CPU the graph is bad, on a GPU its provider took it.
+            if on_cpu and not self._provider.is_bound:
+                raise InputError(f"ONNX Runtime cannot run {self._name}: {reason}") from e
             raise MissingError(
-                f"ONNX Runtime failed on {provider.device}:{provider.index}: {str(e)[:200]}; a GPU "
-                "whose memory is full takes fewer clips at once, or frames"
+                f"ONNX Runtime failed on {self._provider.device}:{self._provider.index}: {reason}; "
+                "a GPU whose memory is full takes fewer clips at once, or frames"
             ) from e
+        return dict(zip(names, values, strict=True))
 
     def describe(self) -> dict[str, Any]:
         import onnxruntime as ort
@@ -185,37 +200,37 @@ class OrtGraph:
         }
 
     def count_8_bits(self) -> int | None:
-        """See OpenGraph.count_8_bits."""
-        return self._in_8_bits
+        return self.in_8_bits
 
     def _bound(
-        self, output: str, feeds: Mapping[str, np.ndarray], options: Any = None
-    ) -> np.ndarray:
+        self, outputs: list[str], feeds: Mapping[str, np.ndarray], options: Any = None
+    ) -> list[np.ndarray]:
         import onnxruntime as ort
 
         place = (self._provider.device, self._provider.index)
         binding = self._session.io_binding()
         for name, value in feeds.items():
             binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(value, *place))
-        binding.bind_output(output, *place)
+        for name in outputs:
+            binding.bind_output(name, *place)
         self._session.run_with_iobinding(binding, options)
-        return binding.copy_outputs_to_cpu()[0]
+        return binding.copy_outputs_to_cpu()
 
-    def _replay(self, output: str, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
-        """One captured graph per output and shapes: what is bound keeps its place."""
-        key = (output, *(v.shape for v in feeds.values()))
+    def _replay(self, outputs: list[str], feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """One captured graph for outputs and shapes: what is bound keeps its place."""
+        key = (*outputs, *(v.shape for v in feeds.values()))
         if key not in self._kept and len(self._kept) >= MAX_GRAPHS:
             # A graph lives as long as its session, so no earlier one can make room.
-            return self._bound(output, feeds, _graph_number(-1))
+            return self._bound(outputs, feeds, _graph_number(-1))
         if key not in self._kept:
-            self._kept[key] = self._capture(output, feeds)
-        binding, inputs, result, options = self._kept[key]
+            self._kept[key] = self._capture(outputs, feeds)
+        binding, inputs, results, options = self._kept[key]
         for name, value in feeds.items():
             inputs[name].update_inplace(np.ascontiguousarray(value))
         self._session.run_with_iobinding(binding, options)
-        return result.numpy()
+        return [result.numpy() for result in results]
 
-    def _capture(self, output: str, feeds: Mapping[str, np.ndarray]) -> tuple[Any, ...]:
+    def _capture(self, outputs: list[str], feeds: Mapping[str, np.ndarray]) -> tuple[Any, ...]:
         """Bind places of their own; the first run with a new number captures."""
         import onnxruntime as ort
 
@@ -228,11 +243,13 @@ class OrtGraph:
             sizes |= dict(zip(given.shape, value.shape, strict=True))
             inputs[given.name] = ort.OrtValue.ortvalue_from_numpy(value, *place)
             binding.bind_ortvalue_input(given.name, inputs[given.name])
-        wanted = next(o for o in self._session.get_outputs() if o.name == output)
-        shape = [n if isinstance(n, int) else sizes[n] for n in wanted.shape]
-        result = ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float32, *place)
-        binding.bind_ortvalue_output(output, result)
-        return binding, inputs, result, _graph_number(len(self._kept) + 1)
+        known, results = {o.name: o for o in self._session.get_outputs()}, []
+        for name in outputs:
+            shape = [n if isinstance(n, int) else sizes[n] for n in known[name].shape]
+            result = ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float32, *place)
+            binding.bind_ortvalue_output(name, result)
+            results.append(result)
+        return binding, inputs, results, _graph_number(len(self._kept) + 1)
 
 
 def _graph_number(number: int) -> Any:
@@ -244,8 +261,8 @@ def _graph_number(number: int) -> Any:
     return options
 
 
-def _values(values: Any) -> dict[str, Value]:
-    found: dict[str, Value] = {}
+def _types(values: Any) -> dict[str, TensorType]:
+    found: dict[str, TensorType] = {}
     for v in values:
         dtype = _DTYPES.get(v.type, v.type.removeprefix("tensor(").removesuffix(")"))
         # Names of free dimensions differ between exporters and mean nothing here.

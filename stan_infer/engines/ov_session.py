@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ import numpy as np
 
 from stan_infer.artefacts.folder import Graph
 from stan_infer.artefacts.graph_source import GraphSource
-from stan_infer.engines.folder_session import FolderSession, Signature, Value
+from stan_infer.engines.folder_session import FolderSession
+from stan_infer.engines.graph import OpenGraph, Signature, TensorType
 from stan_infer.engines.session import split_device
 from stan_infer.errors import InputError, MissingError
 from stan_infer.system.outside_file import openable
@@ -27,11 +28,11 @@ CompiledModel = Any
 _KINDS = ("cpu", "gpu")
 # Arithmetic -> OpenVINO's word. Not f16: that hint takes the norms along, which may overflow.
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
-_PRODUCTS = ("FullyConnected", "MatMul")
+_LINEARS = ("FullyConnected", "MatMul")
 _DTYPES = {"f32": "float32", "i32": "int32", "i64": "int64", "u8": "uint8"}
 
 
-def open_graph(
+def compiled_model(
     graph: Path | bytes,
     *,
     name: str = "",
@@ -106,23 +107,31 @@ class OvSession(FolderSession):
             core = _openvino().Core()
             can = precision == "bf16" and _has_bf16(core, _device_name(core, self._device))
             arithmetic = "bf16" if can else "fp32"
-        compiled = open_graph(
+        return OvGraph.open(
             source.path,
             name=graph.file,
             device=self._device,
             precision=arithmetic,
             threads=threads,
         )
-        return OvGraph(compiled)
 
 
-class OvGraph:
-    """One graph in OpenVINO; see folder_session.OpenGraph."""
+class OvGraph(OpenGraph):
+    """One graph in OpenVINO."""
 
-    def __init__(self, compiled: CompiledModel) -> None:
-        """Take what open_graph returned."""
+    package = "openvino"
+
+    def __init__(self, compiled: CompiledModel, name: str = "the graph") -> None:
+        """Take what compiled_model returned."""
         self._compiled, self._request = compiled, compiled.create_infer_request()
         self._lock = threading.Lock()  # a request serves one caller at a time
+        self._name = name
+
+    @classmethod
+    def open(cls, graph: Path | bytes, *, name: str = "", **options: Any) -> OvGraph:
+        """Open a graph; see compiled_model."""
+        name = name or ("the graph" if isinstance(graph, bytes) else graph.name)
+        return cls(compiled_model(graph, name=name, **options), name)
 
     def signature(self) -> Signature:
         inputs, outputs = self._compiled.inputs, self._compiled.outputs
@@ -133,15 +142,19 @@ class OvGraph:
             {name: _value(v) for v in outputs for name in v.names},
         )
 
-    def run(self, output: str, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
+    def run(
+        self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
+    ) -> dict[str, np.ndarray]:
+        names = outputs or [next(iter(v.names)) for v in self._compiled.outputs]
         try:
             with self._lock:
-                return self._request.infer(dict(feeds))[output]
-        except RuntimeError as e:
-            raise InputError(f"OpenVINO cannot run the graph: {_reason(e)}") from e
+                results = self._request.infer(dict(feeds))
+                return {name: results[name] for name in names}
+        except Exception as e:  # OpenVINO's own classes share no base but Exception
+            raise InputError(f"OpenVINO cannot run {self._name}: {_reason(e)}") from e
 
     def describe(self) -> dict[str, Any]:
-        """See OpenGraph.describe; read back from the compiled graph."""
+        # Read back from the compiled graph.
         ov = _openvino()
         read = self._compiled.get_property
         return {
@@ -152,11 +165,11 @@ class OvGraph:
         }
 
     def count_8_bits(self) -> int | None:
-        """See OpenGraph.count_8_bits; read from the graph as it was compiled."""
+        # Read from the graph as it was compiled.
         return sum(
             op.get_rt_info()["runtimePrecision"] in ("i8", "u8")
             for op in self._compiled.get_runtime_model().get_ops()
-            if op.get_rt_info()["layerType"] in _PRODUCTS
+            if op.get_rt_info()["layerType"] in _LINEARS
         )
 
 
@@ -180,7 +193,7 @@ def _has_bf16(core: Core, name: str) -> bool:
     return "BF16" in core.get_property(name, "OPTIMIZATION_CAPABILITIES")
 
 
-def _value(value: Any) -> Value:
+def _value(value: Any) -> TensorType:
     dtype = value.element_type.to_string()
     sizes = tuple(n.get_length() if n.is_static else None for n in value.partial_shape)
     return _DTYPES.get(dtype, dtype), sizes

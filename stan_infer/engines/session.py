@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from stan_infer.video.clip import read_clip
 TEXT_CHUNK = 256  # texts per call of a network: 100,000 labels at once would take 130 GB
 
 
-class Session(Protocol):
+class Session(ABC):
     """A model opened on a device.
 
     Tensors or numpy arrays go in. Engines of torch return tensors, TensorRT's return those of
@@ -26,42 +27,44 @@ class Session(Protocol):
     """
 
     @property
+    @abstractmethod
     def config(self) -> StanConfig:
         """The model's config."""
-        ...
 
+    @abstractmethod
     def embed_video(self, video: Any) -> Any:
         """Clips -> [B, E], or [B, T, E] with a Mug head; features are not normalised.
 
         video: uint8 [B, T, H, W, 3] RGB, or float32 [B, T, 3, H, W] normalised by the config's mean
         and std. The layout follows the dtype and is never guessed. Raises InputError.
         """
-        ...
 
+    @abstractmethod
     def embed_text(self, texts: Sequence[str] | Any) -> Any:
         """Texts or int ids [Q, L] -> [Q, E], or [Q, L, E] with a Mug head; not normalised."""
-        ...
 
-    def score(self, texts: Sequence[str] | Any, video: Any) -> Any:
-        """Texts x clips -> [Q, B]: cosine, or the Mug score."""
-        ...
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """What runs: engine, device, precision, versions, and what was chosen for the user."""
 
-    def read_clip(self, path: str | Path, decoder: str = "auto") -> np.ndarray:
-        """Read one video as this model wants it: uint8 [T, H, W, 3]."""
-        ...
+    @abstractmethod
+    def close(self) -> None:
+        """Give the memory back; the session cannot be used afterwards."""
 
     @property
     def vocabulary(self) -> Path | None:
         """The tokenizer.json that strings are tokenised with; None is the installed open_clip's."""
-        ...
+        return None
 
-    def describe(self) -> dict[str, Any]:
-        """What runs: engine, device, precision, versions, and what was chosen for the user."""
-        ...
+    def score(self, texts: Sequence[str] | Any, video: Any) -> Any:
+        """Texts x clips -> [Q, B]: cosine, or the Mug score."""
+        ids = token_ids(self.config, as_numpy(texts), self.vocabulary)
+        text, clips = as_numpy(self.embed_text(ids)), as_numpy(self.embed_video(video))
+        return score_features(self.config, text, ids, clips)
 
-    def close(self) -> None:
-        """Give the memory back; the session cannot be used afterwards."""
-        ...
+    def read_clip(self, path: str | Path, decoder: str = "auto") -> np.ndarray:
+        """Read one video as this model wants it: uint8 [T, H, W, 3]."""
+        return read_config_clip(self.config, path, decoder)
 
 
 def check_video(config: StanConfig, shape: tuple[int, ...], is_uint8: bool) -> None:
@@ -123,9 +126,9 @@ def score_features(
     return mug_scores(text, ids != 0, video, mode=config.head, tau=config.mug_tau)
 
 
-def as_numpy(features: Any) -> np.ndarray:
-    """Bring what a session returned, a tensor on any device or an array, to numpy."""
-    return np.asarray(features.cpu() if hasattr(features, "cpu") else features)
+def as_numpy(values: Any) -> Any:
+    """Bring a tensor on any device to numpy; anything else is returned as it is."""
+    return values.cpu().numpy() if hasattr(values, "cpu") else values
 
 
 def read_config_clip(config: StanConfig, path: str | Path, decoder: str = "auto") -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stan_infer.checkpoints.load import load_model
 from stan_infer.config import StanConfig
 from stan_infer.engines.session import (
     TEXT_CHUNK,
+    Session,
+    as_numpy,
     check_video,
-    read_config_clip,
-    score_features,
     split_device,
     token_ids,
 )
@@ -29,7 +30,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 GRAPHS = ("reference", "fused")
 
 
-class TorchSession:
+class TorchSession(Session):
     """A Stan on a device; see engines.session.Session."""
 
     def __init__(
@@ -102,7 +103,7 @@ class TorchSession:
     @torch.inference_mode()
     def embed_text(self, texts: Sequence[str] | Tensor | np.ndarray) -> Tensor:
         """See Session.embed_text; returns a float32 tensor on the session's device."""
-        ids = torch.from_numpy(token_ids(self.config, _numpy(texts))).to(self._device)
+        ids = torch.from_numpy(token_ids(self.config, as_numpy(texts))).to(self._device)
         encode = self._model.encode_text_tokens if self.config.is_mug else self._model.encode_text
         return torch.cat([encode(part).float() for part in ids.split(TEXT_CHUNK)])
 
@@ -110,17 +111,7 @@ class TorchSession:
         self, texts: Sequence[str] | Tensor | np.ndarray, video: Tensor | np.ndarray
     ) -> Tensor:
         """See Session.score; returns a float32 tensor [Q, B] on the CPU."""
-        ids = token_ids(self.config, _numpy(texts))
-        text, clips = self.embed_text(ids).cpu().numpy(), self.embed_video(video).cpu().numpy()
-        return torch.from_numpy(score_features(self.config, text, ids, clips))
-
-    @property
-    def vocabulary(self) -> None:
-        return None
-
-    def read_clip(self, path: str | Path, decoder: str = "auto") -> np.ndarray:
-        """Read one video as this model wants it: uint8 [T, H, W, 3]."""
-        return read_config_clip(self.config, path, decoder)
+        return torch.from_numpy(super().score(texts, video))
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -151,5 +142,12 @@ def torch_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def _numpy(texts: Any) -> Any:
-    return texts.cpu().numpy() if isinstance(texts, Tensor) else texts
+def open_torch(
+    source: str | Path | Stan,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> TorchSession:
+    """Load a checkpoint, unless it is a Stan already; options: see TorchSession."""
+    model = load_model(source, settings) if isinstance(source, (str, Path)) else source
+    return TorchSession(model, **options)

@@ -4,11 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from stan_infer.errors import InputError
+import numpy as np
+
+from stan_infer.checkpoints.presets import preset
+from stan_infer.engines.graph import OpenGraph
+from stan_infer.engines.open import (
+    CHECKPOINT,
+    ENGINES,
+    Engine,
+    Trial,
+    open_graph,
+    open_session,
+)
+from stan_infer.errors import InputError, MissingError
+from stan_infer.system.packages import install_command, require
+from stan_infer.system.temporary import temporary_folder
+from stan_infer.tensorrt_plans.api import load_tensorrt
+from stan_infer.tensorrt_plans.build import run_job
+from stan_infer.tensorrt_plans.build_process import Job
+from stan_infer.tensorrt_plans.plan_file import ENGINES as FLAVORS
+from stan_infer.tensorrt_plans.plan_file import new_plan, read_plan
+from stan_infer.video.decoder_trial import decode_own_clip
 
 # An ONNX model of one Identity node, float[1] x -> y, opset 20, IR 10: enough to see which provider
 # really opens a session, on a machine that has neither onnx nor torch.
@@ -20,28 +41,15 @@ IDENTITY = bytes.fromhex(
 
 def try_engines() -> list[dict[str, Any]]:
     """Try every engine on every device: records with `works` and, if not, `reason` and `help`."""
-    from stan_infer.system.packages import install_command
-
-    cpu, gpu = install_command("cpu"), install_command("gpu")
     return [
-        _try("eager", "cpu", lambda: _run_torch("eager", "cpu"), cpu),
-        _try("eager", "cuda", lambda: _run_torch("eager", "cuda"), gpu),
-        _try(
-            "triton", "cuda", lambda: _run_torch("triton", "cuda"), f"{gpu}, with an NVIDIA driver"
-        ),
-        _try("ort", "cpu", lambda: _run_ort("cpu"), install_command("runtime")),
-        _try("ort", "cuda", lambda: _run_ort("cuda"), gpu),
-        _try("trt", "cuda", lambda: _run_trt("trt"), install_command("trt")),
-        _try("trt-rtx", "build", lambda: _build_rtx(), install_command("trt-rtx")),
-        _try("trt-rtx", "cuda", lambda: _run_trt("trt-rtx"), "install the driver of an NVIDIA GPU"),
-        _try("openvino", "cpu", lambda: _run_ov("cpu"), install_command("openvino")),
-        _try("openvino", "gpu", lambda: _run_ov("gpu"), "install the driver of an Intel GPU"),
+        _try(entry.name, trial.device, partial(_run, entry, trial.device), _remedy(trial))
+        for entry in ENGINES.values()
+        for trial in entry.trials
     ]
 
 
 def try_decoders() -> list[dict[str, Any]]:
     """Try every video decoder, as try_engines does."""
-    from stan_infer.video.decoder_trial import decode_own_clip
 
     pyav = _try("pyav", "cpu", lambda: decode_own_clip("pyav"), _repair("av", "runtime"))
     decord = _try("decord", "cpu", lambda: decode_own_clip("decord"), _repair("decord", "decord"))
@@ -52,7 +60,6 @@ def try_decoders() -> list[dict[str, Any]]:
 
 def _repair(module: str, extra: str) -> str:
     """The command that installs a package, or installs it anew where it is here but broken."""
-    from stan_infer.system.packages import install_command
 
     is_here = find_spec(module) is not None
     return install_command(extra, options="--force-reinstall" if is_here else "")
@@ -70,11 +77,33 @@ def _try(name: str, device: str, run: Callable[[], object], remedy: str) -> dict
     return record
 
 
-def _run_torch(engine: str, device: str) -> None:
-    from stan_infer.checkpoints.presets import preset
-    from stan_infer.engines.open import open_session
-    from stan_infer.system.packages import require
+def _remedy(trial: Trial) -> str:
+    if not trial.extra:
+        return f"install the driver of {trial.driver}"
+    also = f", with the driver of {trial.driver}" if trial.driver else ""
+    return install_command(trial.extra) + also
 
+
+def _run(entry: Engine, device: str) -> None:
+    if entry.load_graph is not None:
+        _run_graph(open_graph(IDENTITY, entry.name, device=device))
+    elif entry.takes == CHECKPOINT:
+        _run_model(entry.name, device)
+    elif device == "build":
+        with temporary_folder("a plan built as a trial") as folder:
+            _build_identity(entry.name, folder)
+    else:
+        _run_plan(entry.name)
+
+
+def _run_graph(graph: OpenGraph) -> None:
+    x = np.ones(1, dtype=np.float32)
+    with closing(graph):
+        if graph.run({"x": x})["y"] != x:
+            raise RuntimeError("an identity graph changed its input")
+
+
+def _run_model(engine: str, device: str) -> None:
     torch = require("torch", f"engine {engine}", "cpu" if device == "cpu" else "gpu")
     from stan_infer.network.model import Stan, init_random
 
@@ -84,68 +113,25 @@ def _run_torch(engine: str, device: str) -> None:
         raise RuntimeError("a tiny model returned values that are not finite")
 
 
-def _run_ort(device: str) -> None:
-    import numpy as np
-
-    from stan_infer.engines.ort_session import open_graph
-
-    x = np.ones(1, dtype=np.float32)
-    if open_graph(IDENTITY, device=device).run(None, {"x": x})[0] != x:
-        raise RuntimeError("an identity graph changed its input")
-
-
-def _run_ov(device: str) -> None:
-    import numpy as np
-
-    from stan_infer.engines.ov_session import open_graph
-
-    x = np.ones(1, dtype=np.float32)
-    if open_graph(IDENTITY, device=device)({"x": x})["y"] != x:
-        raise RuntimeError("an identity graph changed its input")
-
-
-def _build_rtx() -> None:
-    """Build a plan of one node, as works without a GPU."""
-    from stan_infer.system.temporary import temporary_folder
-
-    with temporary_folder("a plan built as a trial") as folder:
-        _build_identity("trt-rtx", folder)
-
-
 def _build_identity(engine: str, folder: Path) -> Any:
-    from stan_infer.tensorrt_plans.api import load_tensorrt
-    from stan_infer.tensorrt_plans.build import run_job
-    from stan_infer.tensorrt_plans.build_process import Job
-    from stan_infer.tensorrt_plans.plan_file import ENGINES, new_plan, read_plan
 
     load_tensorrt(engine)
     onnx, out = folder / "x.onnx", folder / "x.plan"
     onnx.write_bytes(IDENTITY)
-    words = {"flavor": ENGINES[engine], "role": "identity", "precision": "fp32"}
+    words = {"flavor": FLAVORS[engine], "role": "identity", "precision": "fp32"}
     with new_plan(out) as (plan, sidecar):
         job = Job(engine=engine, onnx=str(onnx), out=str(plan), profiles=[])
         sidecar |= {**words, **run_job(job, lambda part: None), "profiles": [{"x": [[1]] * 3}]}
     return read_plan(out)
 
 
-def _run_trt(engine: str) -> None:
-    import numpy as np
-
-    from stan_infer.errors import MissingError
-    from stan_infer.system.packages import require
-    from stan_infer.tensorrt_plans.api import load_tensorrt
-
+def _run_plan(engine: str) -> None:
     module = load_tensorrt(engine)
     torch = require("torch", f"engine {engine}", "gpu")
     if not torch.cuda.is_available():
         raise MissingError("torch finds no NVIDIA GPU")
     from stan_infer.engines.trt_graph import PlanGraph
-    from stan_infer.system.temporary import temporary_folder
 
-    x = np.ones(1, dtype=np.float32)
     with temporary_folder("a plan built as a trial") as folder:
         plan = _build_identity(engine, folder)
-        graph = PlanGraph(plan, module, torch.device("cuda", 0), cuda_graphs=False)
-        with closing(graph):
-            if graph.run("y", {"x": x})[0] != x:
-                raise RuntimeError("an identity graph changed its input")
+        _run_graph(PlanGraph(plan, module, torch.device("cuda", 0), cuda_graphs=False))

@@ -10,13 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stan_infer.artefacts.calibration_file import fp8_scales, read_calibration
+from stan_infer.checkpoints.load import load_model
 from stan_infer.config import StanConfig
 from stan_infer.engines.cuda_graphs import CudaGraphs
 from stan_infer.engines.session import (
     TEXT_CHUNK,
+    Session,
+    as_numpy,
     check_video,
-    read_config_clip,
-    score_features,
     token_ids,
 )
 from stan_infer.engines.torch_session import torch_device
@@ -29,7 +31,7 @@ PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.bfloat
 MAX_GRAPHS = 8
 
 
-class TritonSession:
+class TritonSession(Session):
     """A Stan on kernels; see engines.session.Session. Not for several threads or streams at
     once."""
 
@@ -38,7 +40,7 @@ class TritonSession:
         model: Stan,
         *,
         device: str = "cuda",
-        precision: str = "fp16",
+        precision: str | None = None,
         scales: Mapping[str, float] | None = None,
         max_graphs: int = MAX_GRAPHS,
         cuda_graphs: bool = True,
@@ -49,11 +51,13 @@ class TritonSession:
         """Fold the weights and put them on `device`; the caller's model stays as it is.
 
         precision: fp16, bf16, or fp8 (e4m3 linears, the rest bf16), which needs `scales`: of the
-        linears' inputs, by name (calibration_file.fp8_scales). max_graphs: shapes kept.
-        cuda_graphs, two_streams, kernels (see KernelOps): for ablations. cuda: torch.cuda, or
-        what stands in for it in a test. Raises InputError and MissingError; nothing falls back.
+        linears' inputs, by name (calibration_file.fp8_scales); None is fp8 with scales, else fp16.
+        max_graphs: shapes kept. cuda_graphs, two_streams, kernels (see KernelOps): for ablations.
+        cuda: torch.cuda, or what stands in for it in a test. Raises InputError and MissingError;
+        nothing falls back.
         """
         check_here(device)
+        precision = precision or ("fp16" if scales is None else "fp8")
         if precision not in PRECISIONS:
             raise InputError(
                 f"engine triton has no precision '{precision}'"
@@ -132,8 +136,7 @@ class TritonSession:
         """See Session.embed_text; returns a float32 tensor on the device."""
         from stan_infer.network.kernel_ops import KernelOps
 
-        given = texts.cpu().numpy() if isinstance(texts, Tensor) else texts
-        ids = torch.from_numpy(token_ids(self._config, given)).to(self._device)
+        ids = torch.from_numpy(token_ids(self._config, as_numpy(texts))).to(self._device)
         assert self._text is not None  # token_ids has refused a model without
         found = []
         with self._cuda.device(self._device):
@@ -147,18 +150,7 @@ class TritonSession:
         self, texts: Sequence[str] | Tensor | np.ndarray, video: Tensor | np.ndarray
     ) -> Tensor:
         """See Session.score; returns a float32 tensor [Q, B] on the CPU."""
-        given = texts.cpu().numpy() if isinstance(texts, Tensor) else texts
-        ids = token_ids(self._config, given)
-        text, clips = self.embed_text(ids).cpu().numpy(), self.embed_video(video).cpu().numpy()
-        return torch.from_numpy(score_features(self._config, text, ids, clips))
-
-    @property
-    def vocabulary(self) -> None:
-        return None
-
-    def read_clip(self, path: str | Path, decoder: str = "auto") -> np.ndarray:
-        """Read one video as this model wants it: uint8 [T, H, W, 3]."""
-        return read_config_clip(self._config, path, decoder)
+        return torch.from_numpy(super().score(texts, video))
 
     def describe(self) -> dict[str, Any]:
         """See Session.describe; tiles tells whether shapes were measured on this GPU family."""
@@ -204,6 +196,30 @@ class TritonSession:
             branch=self._branch, kernels=self._kernels, cuda=self._cuda,
         )  # fmt: skip
         return video_tower(ops, self._video, clips)
+
+
+def open_triton(
+    source: str | Path | Stan,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    calibration: str | Path | None = None,
+    **options: Any,
+) -> TritonSession:
+    """Load a checkpoint, unless it is a Stan already; options: see TritonSession.
+
+    calibration: the calibration.json of this checkpoint, or its folder, in place of `scales`.
+    """
+    if calibration is not None:
+        if options.get("scales") is not None:
+            raise InputError("give a calibration or its scales, not both")
+        read_calibration(calibration)  # a bad file is told before a large one is read
+    check_here(options.get("device", "cuda"))
+    model = load_model(source, settings) if isinstance(source, (str, Path)) else source
+    if calibration is not None:
+        if not isinstance(source, (str, Path)):
+            raise InputError("a calibration is compared with a checkpoint's file: give its path")
+        options["scales"] = fp8_scales(calibration, source, model.config)
+    return TritonSession(model, **options)
 
 
 def check_here(device: str) -> None:

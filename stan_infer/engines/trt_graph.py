@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from stan_infer.engines.cuda_graphs import CudaGraphs
-from stan_infer.engines.folder_session import Signature, Value
+from stan_infer.engines.graph import OpenGraph, Signature, TensorType
 from stan_infer.errors import InputError, MissingError, StanError
 from stan_infer.system.atomic import new_file
 from stan_infer.system.cache_folder import cache_folder
@@ -47,8 +47,8 @@ class _Ready:
     scratch: Tensor | None
 
 
-class PlanGraph:
-    """A plan with one input, ready to run; see folder_session.OpenGraph. For one thread."""
+class PlanGraph(OpenGraph):
+    """A plan with one input, ready to run. For one thread."""
 
     def __init__(
         self,
@@ -101,21 +101,19 @@ class PlanGraph:
         )  # fmt: skip
 
     def signature(self) -> Signature:
-        found: dict[str, dict[str, Value]] = {"input": {}, "output": {}}
+        found: dict[str, dict[str, TensorType]] = {"input": {}, "output": {}}
         for name, (mode, dtype, shape) in self._io.items():
             sizes = tuple(None if n < 0 else n for n in shape)
             found[mode][name] = (str(dtype).removeprefix("torch."), sizes)
         return Signature(found["input"], found["output"])
 
-    def run(self, output: str, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
-        return self.run_all([output], feeds)[0]
-
-    def run_all(self, names: Sequence[str], feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """Several outputs of one run, as arrays."""
+    def run(
+        self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
+    ) -> dict[str, np.ndarray]:
         ((_, value),) = feeds.items()
         with self._on_gpu():
             found = self(torch.from_numpy(np.ascontiguousarray(value)).to(self._device))
-            return [found[name].cpu().numpy() for name in names]
+            return {name: found[name].cpu().numpy() for name in outputs or found}
 
     def __call__(self, x: Tensor) -> dict[str, Tensor]:
         """Run on a tensor of this device, behind what its stream has to do; does not wait for it.
@@ -143,10 +141,6 @@ class PlanGraph:
                     values = self._launch(x)
             theirs.wait_stream(self._stream)
         return dict(zip(self._outputs, values, strict=True))
-
-    def count_8_bits(self) -> None:
-        """See OpenGraph.count_8_bits; TensorRT does not tell without verbose plans."""
-        return None
 
     def describe(self) -> dict[str, Any]:
         graphs: dict[str, Any] = {}

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from stan_infer.artefacts.folder import Artefact, Graph
 from stan_infer.artefacts.graph_source import GraphSource
-from stan_infer.engines.folder_session import FolderSession, OpenGraph, check_output, check_size
+from stan_infer.engines.folder_session import FolderSession, check_output, check_size
+from stan_infer.engines.graph import OpenGraph
 from stan_infer.engines.session import check_video
 from stan_infer.engines.torch_session import torch_device
 from stan_infer.engines.trt_graph import PlanGraph
@@ -126,13 +127,6 @@ class TrtSession(FolderSession):
         values = opened(clips)[output]
         check_output(graph, output, values, (*clips.shape[: 1 + self.config.is_mug], e))
         return values
-
-    def close(self) -> None:
-        """Free the plans."""
-        for opened in self._opened.values():
-            assert isinstance(opened, PlanGraph)
-            opened.close()
-        super().close()
 
     def describe(self) -> dict[str, Any]:
         hashes = {role: plan.sidecar["plan_sha256"] for role, plan in self._running.items()}

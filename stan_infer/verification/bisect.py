@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stan_infer.artefacts.graph_source import bare_source
+from stan_infer.engines.open import open_graph
 from stan_infer.errors import InputError, MissingError
 from stan_infer.system.packages import require
 
@@ -181,22 +182,18 @@ class _Cut:
 
     def run(self, names: Sequence[str], known: Values, given: np.ndarray) -> list[np.ndarray]:
         """Compute values from the known ones before them and the graph's input."""
-        from stan_infer.engines.ort_session import open_graph
-
         key = (tuple(names), frozenset(known) - {*names})
         if key not in self._sessions:
             data, needed = self._part(names, set(key[1]))
-            self._sessions[key] = (open_graph(data), needed)
+            self._sessions[key] = (open_graph(data, name="this part"), needed)
         session, needed = self._sessions[key]
         dtype = np.float16 if self._type == 10 else np.float32
         feeds = {}
         with np.errstate(over="ignore"):
             for n in needed:
                 feeds[n] = given if n in self._inputs else known[n].astype(dtype)
-        try:
-            return session.run(list(names), feeds)
-        except Exception as e:  # onnxruntime's own classes
-            raise InputError(f"ONNX Runtime cannot run this part: {str(e)[:200]}") from e
+        found = session.run(feeds, names)
+        return [found[name] for name in names]
 
     def _walk(self, names: Sequence[str], known: Iterable[str]) -> tuple[list[int], list[str]]:
         """Nodes of the part in order, and the values that it starts from."""

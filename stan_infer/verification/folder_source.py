@@ -21,10 +21,12 @@ from stan_infer.artefacts.manifest import Manifest, Pair, Triple, check_manifest
 from stan_infer.artefacts.npz_file import label_fields, read_npz
 from stan_infer.artefacts.onnx_file import read_graph
 from stan_infer.config import StanConfig
+from stan_infer.engines.bare_graph import open_bare
+from stan_infer.engines.graph import OpenGraph
 from stan_infer.errors import InputError
 from stan_infer.system.json_file import checked
 from stan_infer.text.tokenizer import END, START, text_rules, tokenize
-from stan_infer.verification.graph_source import ROLES, Opened, form, sound, tower
+from stan_infer.verification.graph_source import ROLES, form, sound, tower
 from stan_infer.verification.source import Arrays, Form, Source, score_arrays, to_input
 from stan_infer.video.clip import SAMPLING_RULE, resize_crop, sample_indices
 
@@ -53,12 +55,12 @@ class Folder(Source):
             self._wrong = e
         entries = [g for g in self._at("graphs", kind=list) if isinstance(g, dict)]
         self._graphs = {str(g.get("role")): g for g in reversed(entries)}
-        self._opened: dict[str, Opened | InputError] = {}
+        self._opened: dict[str, OpenGraph | InputError] = {}
         tower = self._graphs.get("video") or self._graphs.get("text") or {}
         self.precision = str(tower.get("precision"))
         if "video" in self._graphs:
             opened = self._open("video")
-            self.form = form(opened) if isinstance(opened, Opened) else self._told_form()
+            self.form = form(opened) if isinstance(opened, OpenGraph) else self._told_form()
 
     def lacks(self, step: str) -> str | None:
         if step in ("decode", "resize", "input", "video") and "video" not in self._graphs:
@@ -96,7 +98,9 @@ class Folder(Source):
             side = self._at("preprocess", "resize", "short_side", kind=int)
             return resize_crop(images, side, self._c.image_size)
         opened = sound(self._open("preprocess"))
-        return opened.run([*opened.outputs][:1], {next(iter(opened.inputs)): np.stack(images)})[0]
+        signature = opened.signature()
+        output = next(iter(signature.outputs))
+        return opened.run({next(iter(signature.inputs)): np.stack(images)}, [output])[output]
 
     def prepare(self, pixels: np.ndarray, form: Form | None = None) -> np.ndarray:
         mean, std = (self._at("preprocess", k, kind=Triple) for k in ("mean", "std"))
@@ -135,7 +139,7 @@ class Folder(Source):
             return score_arrays(self._c, text, mask, video)
         tokens, frames = text["token_embeds"], video["frame_embeds"]
         feeds = {"token_embeds": tokens, "input_ids": ids.astype(np.int32), "frame_embeds": frames}
-        return sound(self._open("score")).run(["scores"], feeds)[0] / self._c.temperature
+        return sound(self._open("score")).run(feeds)["scores"] / self._c.temperature
 
     def labels(self) -> tuple[list[str], Arrays] | None:
         if not isinstance(self._manifest.get("labels"), dict):
@@ -155,8 +159,8 @@ class Folder(Source):
 
     def class_outputs(self, tensor: np.ndarray) -> Arrays:
         opened = sound(self._open("video"))
-        names = [n for n in ("scores", "probabilities") if n in opened.outputs]
-        return dict(zip(names, opened.run(names, {"video": tensor}), strict=True)) if names else {}
+        names = [n for n in ("scores", "probabilities") if n in opened.signature().outputs]
+        return opened.run({"video": tensor}, names) if names else {}
 
     def graph_path(self, role: str) -> Path | None:
         return self._file(self._graphs[role].get("file")) if role in self._graphs else None
@@ -210,13 +214,13 @@ class Folder(Source):
             raise InputError(f"{MANIFEST}: {'.'.join(keys)} is missing")
         return checked(value, kind, f"{MANIFEST}: {'.'.join(keys)}")
 
-    def _open(self, role: str) -> Opened | InputError:
+    def _open(self, role: str) -> OpenGraph | InputError:
         if role not in self._opened:
             entry = self._graphs[role]
             try:
                 path = self._file(entry.get("file"))
                 data = [self._file(name).name for name in entry.get("external_data") or []]
-                self._opened[role] = Opened(path, self.engine, data, self._c, role)
+                self._opened[role] = open_bare(path, self.engine, data, self._c, role)
             except InputError as e:
                 self._opened[role] = e
         return self._opened[role]

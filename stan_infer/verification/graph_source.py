@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from stan_infer.artefacts.graph_source import bare_source
 from stan_infer.artefacts.onnx_file import read_graph
-from stan_infer.config import StanConfig
+from stan_infer.engines.bare_graph import open_bare
+from stan_infer.engines.graph import OpenGraph
 from stan_infer.errors import InputError, StanError
 from stan_infer.verification.bisect import graph_precision
 from stan_infer.verification.source import Arrays, Form, Source
@@ -17,49 +17,6 @@ from stan_infer.verification.source import Arrays, Form, Source
 ROLES = {"video": "video", "text": "input_ids"}  # role -> the graph's one input
 OUTPUTS = {"video": ("video_embeds", "frame_embeds"), "text": ("text_embeds", "token_embeds")}
 _MAX_LABELS = 256 * 2**20  # bytes, or characters
-
-
-class Opened:
-    """One graph in a runtime, as it ships."""
-
-    def __init__(
-        self,
-        graph: Path,
-        engine: str,
-        external: Sequence[str],
-        config: StanConfig | None = None,
-        role: str = "",
-    ) -> None:
-        """Open it on the CPU; external: the files beside it that it may read; config: its model's.
-
-        Raises InputError where the graph or the runtime refuses, MissingError without the runtime.
-        """
-        source = bare_source(graph, external, config, role)
-        self._source = source
-        self._name, self._engine, self._compiled, self._session = graph.name, engine, None, None
-        if engine == "openvino":
-            from stan_infer.engines import ov_session
-
-            self._compiled = ov_session.open_graph(source.path, name=graph.name)
-            signature = ov_session.OvGraph(self._compiled).signature()
-        else:
-            from stan_infer.engines import ort_session
-
-            self._session = ort_session.open_graph(source.path, name=graph.name)
-            signature = ort_session.OrtGraph(self._session).signature()
-        self.inputs, self.outputs = signature.inputs, signature.outputs
-
-    def run(self, names: Sequence[str], feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """Compute several outputs at once; whatever the runtime raises becomes an InputError."""
-        self._source.check_sizes({n: (v.dtype.name, v.shape) for n, v in feeds.items()})
-        try:
-            if self._session is not None:
-                return self._session.run(list(names), dict(feeds))
-            results = self._compiled(dict(feeds))  # type: ignore[misc]
-            return [results[name] for name in names]
-        except Exception as e:
-            # The runtimes' own classes share no base but Exception.
-            raise InputError(f"{self._engine} cannot run {self._name}: {str(e)[:200]}") from e
 
 
 def input_names(path: Path) -> list[str]:
@@ -78,10 +35,10 @@ class GraphFile(Source):
     def __init__(self, path: Path, engine: str) -> None:
         """Open the file in `engine`; InputError for one that is no tower."""
         self.name, self.engine, self._path = str(path), engine, path
-        self._opened: Opened | InputError
+        self._opened: OpenGraph | InputError
         try:
-            self._opened = Opened(path, engine, [f"{path.name}.data"])
-            inputs = list(self._opened.inputs)
+            self._opened = open_bare(path, engine, [f"{path.name}.data"])
+            inputs = list(self._opened.signature().inputs)
         except InputError as e:
             # A failed stage, if the file says which stage.
             self._opened, inputs = e, input_names(path)
@@ -92,9 +49,9 @@ class GraphFile(Source):
                 f"{path} {word[:300]}; a video tower has the input video, a text tower input_ids: "
                 "give a tower, a folder or a checkpoint"
             )
-        if role == "video" and isinstance(self._opened, Opened):
+        if role == "video" and isinstance(self._opened, OpenGraph):
             self.form = form(self._opened)
-            self.side = self._opened.inputs["video"][1][3] or self.side
+            self.side = self._opened.signature().inputs["video"][1][3] or self.side
         self.role, self.precision = role, graph_precision(path)
 
     def lacks(self, step: str) -> str | None:
@@ -106,9 +63,9 @@ class GraphFile(Source):
     def limits(self, axis: str) -> tuple[int, int]:
         # A free axis does not say where it ends, so what a STAN can have is tried.
         high = {"frames": 64, "batch": 32, "length": 77}[axis]
-        if not isinstance(self._opened, Opened):
+        if not isinstance(self._opened, OpenGraph):
             return 1, high
-        ((_, sizes),) = self._opened.inputs.values()
+        ((_, sizes),) = self._opened.signature().inputs.values()
         size = sizes[0 if axis == "batch" else 1]
         return (size, size) if size else (1, high)
 
@@ -140,21 +97,21 @@ class GraphFile(Source):
         return self._path if role == self.role else None
 
 
-def sound(opened: Opened | InputError) -> Opened:
+def sound(opened: OpenGraph | InputError) -> OpenGraph:
     """The graph, or what was wrong when it was opened, raised."""
     if isinstance(opened, StanError):
         raise opened
     return opened
 
 
-def tower(opened: Opened | InputError, role: str, value: np.ndarray) -> Arrays:
+def tower(opened: OpenGraph | InputError, role: str, value: np.ndarray) -> Arrays:
     """Outputs of a tower, those of them that the graph has."""
     graph = sound(opened)
-    names = [n for n in OUTPUTS[role] if n in graph.outputs] or list(OUTPUTS[role])
-    return dict(zip(names, graph.run(names, {ROLES[role]: value}), strict=True))
+    made = graph.signature().outputs
+    return graph.run({ROLES[role]: value}, [n for n in OUTPUTS[role] if n in made] or OUTPUTS[role])
 
 
-def form(opened: Opened) -> Form:
+def form(opened: OpenGraph) -> Form:
     """How a video graph wants its pixels, by its input."""
-    dtype, sizes = opened.inputs.get("video", ("uint8", ()))
+    dtype, sizes = opened.signature().inputs.get("video", ("uint8", ()))
     return Form(dtype, "BTCHW" if len(sizes) == 5 and sizes[2] == 3 != sizes[4] else "BTHWC")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stan_infer.engines.open import check_engine, open_session
+from stan_infer.engines.open import engine_named, graph_engines, open_session
 from stan_infer.errors import InputError, MissingError
 from stan_infer.system.packages import require
 
@@ -29,7 +29,7 @@ def open_source(
     MissingError.
     """
     if engine is not None:
-        check_engine(engine)
+        engine_named(engine)
     path = Path(source) if isinstance(source, (str, Path)) else Path()
     if path.suffix == ".plan":
         from stan_infer.tensorrt_plans.plan_file import read_plan
@@ -47,9 +47,13 @@ def open_source(
         return PlanFile(path)
     is_folder = isinstance(source, (str, Path)) and os.path.isdir(path)
     is_graph = is_folder or path.suffix == ".onnx"
+    takes = "a checkpoint" if engine == "eager" else "an exported folder or an .onnx file"
     if engine is not None and is_graph != (engine != "eager"):
-        word = "an exported folder or an .onnx file" if engine != "eager" else "a checkpoint"
-        raise InputError(f"engine {engine} takes {word}, not {source}")
+        raise InputError(f"engine {engine} takes {takes}, not {source}")
+    if is_graph and engine is not None and engine not in graph_engines():
+        raise InputError(
+            f"engine {engine} opens no ONNX graphs: give {' or '.join(graph_engines())}, or a .plan"
+        )
     if is_graph and not os.path.exists(path):
         raise InputError(f"no such file: {path}; check the spelling")
     if is_graph:

@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
+from stan_infer.engines.graph import OpenGraph
 from stan_infer.engines.open import open_session
-from stan_infer.engines.trt_graph import PlanGraph
 from stan_infer.engines.trt_session import TrtSession
 from stan_infer.errors import InputError
 from stan_infer.tensorrt_plans.known_faults import faults_of
 from stan_infer.tensorrt_plans.plan_file import Plan, read_plan
 from stan_infer.verification.folder_source import Folder
-from stan_infer.verification.graph_source import Opened
-
-
-class OpenedPlan(Opened):
-    """A plan in TensorRT, as verify_folder.Opened."""
-
-    def __init__(self, graph: PlanGraph) -> None:
-        """Take an opened plan."""
-        signature = graph.signature()
-        self.inputs, self.outputs, self._graph = signature.inputs, signature.outputs, graph
-
-    def run(self, names: Sequence[str], feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        return self._graph.run_all(names, feeds)
 
 
 class PlanFile(Folder):
@@ -71,7 +55,7 @@ class PlanFile(Folder):
             wrong.append(str(e))
         return wrong
 
-    def _open(self, role: str) -> Opened | InputError:
+    def _open(self, role: str) -> OpenGraph | InputError:
         graph = self._session.opened(role)
         if graph is None:
             self.engine, before = "ort", self.engine  # preprocessing and score are no plans
@@ -80,5 +64,5 @@ class PlanFile(Folder):
             finally:
                 self.engine = before
         if role not in self._opened:
-            self._opened[role] = OpenedPlan(graph)
+            self._opened[role] = graph
         return self._opened[role]

@@ -15,7 +15,7 @@ from stan_infer.artefacts.onnx_operations import OPERATIONS, Value
 from stan_infer.artefacts.onnx_sizes import allowed, check_need, check_operations, measure
 from stan_infer.checkpoints.load import load_model
 from stan_infer.config import StanConfig
-from stan_infer.engines.ort_session import open_graph
+from stan_infer.engines.ort_session import inference_session
 from stan_infer.errors import InputError
 from stan_infer.export.export_model import export_model
 from tests.conftest import ROOT
@@ -98,7 +98,7 @@ def test_sizes_are_those_of_the_runtime(folder):
     entries = json.loads((folder / "manifest.json").read_text())["graphs"]
     for entry in entries:
         path = folder / entry["file"]
-        graph, session = read_graph(path), open_graph(every_value(path))
+        graph, session = read_graph(path), inference_session(every_value(path))
         names = [o.name for o in session.get_outputs()]
         for pick in (0, 1):
             inputs = inputs_of(entry, pick)

@@ -12,7 +12,7 @@ import pytest
 import stan_infer as si
 from stan_infer.engines import ort_providers, ort_session
 from stan_infer.engines.ort_providers import Provider, check_wheels, choose_provider
-from stan_infer.engines.ort_session import MAX_GRAPHS, OrtGraph, open_graph
+from stan_infer.engines.ort_session import MAX_GRAPHS, OrtGraph, inference_session
 from stan_infer.engines.trials import IDENTITY
 from stan_infer.errors import InputError, MissingError
 from stan_infer.export.export_model import export_model
@@ -35,21 +35,22 @@ class Bound(Provider):
 @pytest.mark.parametrize("word", ["cuda", "cuda-graph"])
 def test_bound_inputs_and_outputs_give_the_same(folder, word):
     plain = si.open_session(folder)
-    graph = OrtGraph(open_graph(folder / "video.onnx"), Bound(word, "cpu"))
+    graph = OrtGraph(inference_session(folder / "video.onnx"), Bound(word, "cpu"))
     for b, t in ((1, 6), (2, 3), (1, 6), (3, 64)):
         video = clips(b, t, 16, seed=b * t)
-        got = graph.run("video_embeds", {"video": video})
+        got = graph.run({"video": video})["video_embeds"]
         assert np.array_equal(got, plain.embed_video(video))
     with pytest.raises(MissingError, match="ONNX Runtime failed on cpu:0: "):
-        graph.run("video_embeds", {"video": np.zeros((1, 65, 16, 16, 3), np.uint8)})
+        graph.run({"video": np.zeros((1, 65, 16, 16, 3), np.uint8)})
 
 
 def test_a_captured_graph_keeps_its_places_and_there_is_a_bounded_number(folder):
-    graph = OrtGraph(open_graph(folder / "video.onnx"), Bound("cuda-graph", "cpu"))
-    plain = OrtGraph(open_graph(folder / "video.onnx"))
+    graph = OrtGraph(inference_session(folder / "video.onnx"), Bound("cuda-graph", "cpu"))
+    plain = OrtGraph.open(folder / "video.onnx")
     for t in (*range(1, MAX_GRAPHS + 3), 1, MAX_GRAPHS + 2):
         feeds = {"video": clips(1, t, 16)}
-        assert (graph.run("video_embeds", feeds) == plain.run("video_embeds", feeds)).all()
+        got, wanted = (g.run(feeds)["video_embeds"] for g in (graph, plain))
+        assert (got == wanted).all()
         assert graph.describe()["cuda_graphs"] == min(t, MAX_GRAPHS) or t == 1
     assert graph.describe()["cuda_graphs"] == MAX_GRAPHS  # a graph lives as long as its session
 
@@ -118,7 +119,7 @@ def runtime(monkeypatch):
 
 def test_the_cpu_is_never_listed_beside_a_gpu(runtime):
     fake = runtime()
-    open_graph(IDENTITY, device="cuda:1", provider="cuda-graph")
+    inference_session(IDENTITY, device="cuda:1", provider="cuda-graph")
     ((providers, options),) = fake.given
     wanted = {"device_id": "1", "use_tf32": "0", "enable_cuda_graph": "1"}
     assert providers == [("CUDAExecutionProvider", wanted)]
@@ -129,16 +130,16 @@ def test_the_cpu_is_never_listed_beside_a_gpu(runtime):
 def test_a_session_that_went_to_the_cpu_is_an_error(runtime):
     runtime(opened="CPUExecutionProvider")
     with pytest.raises(MissingError, match="it opened CPUExecutionProvider instead"):
-        open_graph(IDENTITY, device="cuda")
+        inference_session(IDENTITY, device="cuda")
     runtime(opened="CUDAExecutionProvider")
     with pytest.raises(MissingError, match="it opened CUDAExecutionProvider instead"):
-        open_graph(IDENTITY, device="cuda", provider="tensorrt")
+        inference_session(IDENTITY, device="cuda", provider="tensorrt")
 
 
 def test_nodes_that_would_go_to_the_cpu_are_an_error(runtime):
     runtime(error=RuntimeError("This session contains graph nodes ... fallback to the CPU EP"))
     with pytest.raises(MissingError, match="it leaves nodes of the graph to the CPU"):
-        open_graph(IDENTITY, device="cuda")
+        inference_session(IDENTITY, device="cuda")
 
 
 def test_a_plug_in_that_does_not_load(monkeypatch):
@@ -146,7 +147,7 @@ def test_a_plug_in_that_does_not_load(monkeypatch):
     plugin.get_library_path = lambda: "/nowhere/library.so"
     monkeypatch.setitem(sys.modules, plugin.__name__, plugin)
     with pytest.raises(MissingError, match="NvTensorRTRTXExecutionProvider .*library.so"):
-        open_graph(IDENTITY, device="cuda", provider="tensorrt-rtx")
+        inference_session(IDENTITY, device="cuda", provider="tensorrt-rtx")
 
 
 def test_both_wheels_are_an_error_with_the_repair(monkeypatch):
@@ -155,7 +156,7 @@ def test_both_wheels_are_an_error_with_the_repair(monkeypatch):
     with pytest.raises(MissingError, match="pip uninstall -y onnxruntime onnxruntime-gpu && pip"):
         check_wheels()
     with pytest.raises(MissingError, match="own the same folder"):
-        open_graph(IDENTITY)
+        inference_session(IDENTITY)
 
 
 def test_the_choice():

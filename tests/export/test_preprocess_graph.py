@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stan_infer.engines.ort_session import open_graph
+from stan_infer.engines.ort_session import inference_session
 from stan_infer.export.preprocess_graph import write_preprocess
 from stan_infer.video.clip import resize_crop
 from stan_infer.video.synthetic import moving_frames
@@ -34,7 +34,7 @@ def graphs(tmp_path_factory):
     for short, crop in SIZES:
         path = tmp_path_factory.mktemp("pre") / "preprocess.onnx"
         write_preprocess(path, short_side=short, crop=crop, opset=20)
-        found[short, crop] = open_graph(path)
+        found[short, crop] = inference_session(path)
     return found
 
 
@@ -86,7 +86,7 @@ def test_standard_operators_of_every_version(tmp_path, opset):
     write_preprocess(path, short_side=64, crop=64, opset=opset)
     onnx.checker.check_model(str(path), full_check=True)
     frames = moving_frames(2, 90, 160)
-    (got,) = open_graph(path).run(None, {"frames": frames})
+    (got,) = inference_session(path).run(None, {"frames": frames})
     assert np.array_equal(got, opencv(frames, 64, 64))
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from stan_infer.engines.ort_session import open_graph
+from stan_infer.engines.ort_session import inference_session
 from stan_infer.export.score_graph import write_mug_score
 from stan_infer.scores import mug_scores
 
@@ -25,7 +25,7 @@ def test_any_sizes_in_one_session(tmp_path, mode, opset):
     path = tmp_path / "score.onnx"
     write_mug_score(path, embed_dim=24, mode=mode, tau=100.0, opset=opset)
     onnx.checker.check_model(str(path), full_check=True)
-    session = open_graph(path)
+    session = inference_session(path)
     rng = np.random.default_rng(0)
     for q, length, b, t in ((1, 3, 1, 1), (4, 7, 3, 5), (2, 32, 6, 12), (5, 2, 1, 64)):
         tokens = rng.standard_normal((q, length, 24), np.float32)
@@ -46,7 +46,7 @@ def test_a_zero_vector_is_not_a_number_as_released(tmp_path, mode):
     ids = np.ones((2, 4), np.int32)
     args = (tokens.astype(np.float32), ids, frames.astype(np.float32))
     wanted = mug_scores(args[0], ids != 0, args[2], mode=mode)
-    got = run(open_graph(path), *args)
+    got = run(inference_session(path), *args)
     assert np.isnan(wanted[:, 1]).all() and np.isfinite(wanted[:, [0, 2]]).all()
     assert np.array_equal(np.isnan(got), np.isnan(wanted))
 
@@ -69,7 +69,7 @@ def test_not_a_number_stays_where_the_product_has_it(tmp_path, mode, value, wher
     wanted = mug_scores(tokens, ids != 0, frames, mode=mode)
     if (mode, where) == ("mug", "padding"):
         assert np.isfinite(wanted).all()
-    got = run(open_graph(path), tokens, ids, frames)
+    got = run(inference_session(path), tokens, ids, frames)
     np.testing.assert_allclose(got, wanted, rtol=0, atol=CLOSE, equal_nan=True)
 
 
@@ -83,7 +83,7 @@ def test_equals_the_authors(golden, tmp_path, mode):
         tokens, frames, mask = (arrays[f"{case}_{k}"] for k in ("text", "video", "mask"))
         path = tmp_path / f"{case}.onnx"
         write_mug_score(path, embed_dim=tokens.shape[2], mode=mode, tau=100.0, opset=20)
-        got = run(open_graph(path), tokens, mask.astype(np.int32), frames)
+        got = run(inference_session(path), tokens, mask.astype(np.int32), frames)
         wanted = arrays[f"{case}__{name}"]
         assert np.array_equal(np.isnan(got), np.isnan(wanted)), case
         assert np.nanmax(np.abs(got - wanted), initial=0) < CLOSE, case

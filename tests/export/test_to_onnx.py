@@ -369,9 +369,9 @@ def test_class_scores_are_baked_in(demo, tmp_path, head):
 
 
 def onnx_run(path, video, outputs):
-    from stan_infer.engines.ort_session import open_graph
+    from stan_infer.engines.ort_session import inference_session
 
-    return open_graph(path).run(outputs, {"video": video})
+    return inference_session(path).run(outputs, {"video": video})
 
 
 def test_labels_of_an_embedding_lie_beside_it(demo, tmp_path):

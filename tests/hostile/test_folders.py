@@ -155,11 +155,11 @@ def test_openvino_that_keeps_pythons_lock_is_ended(tmp_path):
     code = (
         "import sys, openvino\n"
         "from pathlib import Path\n"
-        "from stan_infer.engines.ov_session import open_graph\n"
+        "from stan_infer.engines.ov_session import compiled_model\n"
         "from stan_infer.system.signals import end_on_signals\n"
         "end_on_signals()\n"
         "print('opening', flush=True)\n"
-        "open_graph(Path(sys.argv[1]))\n"
+        "compiled_model(Path(sys.argv[1]))\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code, tmp_path / "m.onnx"], stdout=-1)
     try:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from stan_infer.artefacts.folder import read_artefact
-from stan_infer.engines.ort_session import open_graph
+from stan_infer.engines.ort_session import inference_session
 from stan_infer.errors import CheckError, InputError
 from stan_infer.export.export_model import export_model
 from stan_infer.export.to_triton_server import Word, text_format, write_repository
@@ -93,8 +93,12 @@ def fits(a, b):
 def test_what_the_ensemble_says_is_what_the_graphs_do(exported, tmp_path):
     write_repository(read_artefact(exported), tmp_path / "r")
     frames = np.random.default_rng(0).integers(0, 256, (6, 30, 40, 3), np.uint8)
-    (pixels,) = open_graph(tmp_path / "r/preprocess/1/model.onnx").run(None, {"frames": frames})
-    outputs = open_graph(tmp_path / "r/video/1/model.onnx").run(None, {"video": pixels[None]})
+    (pixels,) = inference_session(tmp_path / "r/preprocess/1/model.onnx").run(
+        None, {"frames": frames}
+    )
+    outputs = inference_session(tmp_path / "r/video/1/model.onnx").run(
+        None, {"video": pixels[None]}
+    )
     config = read(tmp_path / "r/video_pipeline")
     assert [list(o.shape) for o in outputs] == [[1, 24], [1, 6, 24]]
     assert sizes(config.output) == {"video_embeds": [1, 24], "frame_embeds": [1, -1, 24]}

@@ -1,0 +1,47 @@
+"""One graph in a runtime: what every runtime's graph can do."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+TensorType = tuple[str, tuple[int | None, ...]]  # numpy's name of the dtype; sizes, None if free
+
+
+@dataclasses.dataclass(frozen=True)
+class Signature:
+    """Inputs and outputs of a graph by name."""
+
+    inputs: dict[str, TensorType]
+    outputs: dict[str, TensorType]
+
+
+class OpenGraph(ABC):
+    """One graph that a runtime has opened."""
+
+    package: ClassVar[str]  # the runtime's, whose version describe() gives under this name
+
+    @abstractmethod
+    def signature(self) -> Signature:
+        """What the runtime says of the graph's inputs and outputs."""
+
+    @abstractmethod
+    def run(
+        self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
+    ) -> dict[str, np.ndarray]:
+        """Compute some outputs, or all, by name; InputError for whatever the runtime raises."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """What runs: see Session.describe."""
+
+    def count_8_bits(self) -> int | None:
+        """How many linears this runtime really runs in 8 bits; None where it does not tell."""
+        return None
+
+    def close(self) -> None:  # noqa: B027 (most runtimes free a graph by themselves)
+        """Give the memory back."""
