@@ -301,7 +301,7 @@ def test_open_session_by_folder_and_by_plan(machine, monkeypatch):
     monkeypatch.setattr(TrtSession, "__init__", spy := Spy())
     session = si.open_session(machine.folder, machine.engine, device="cuda", auto_rebuild=True)
     assert type(session) is (TrtRtxSession if machine.engine == "trt-rtx" else TrtSession)
-    assert spy.given["plan"] is None and spy.given["auto_rebuild"] is True
+    assert "plan" not in spy.given and spy.given["auto_rebuild"] is True
     si.open_session(plan.path, device="cuda")
     assert spy.given["plan"] == plan.path
     with pytest.raises(InputError, match=f"is a plan of engine {machine.engine}, not ort"):
