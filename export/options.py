@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
 
 from stan_infer.config import StanConfig
 from stan_infer.errors import InputError, check_word
@@ -22,18 +25,29 @@ Range = tuple[int, int]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """Options of one export; export_model says what each means."""
+    """Options of one exported folder's graphs.
 
-    tower: str = "both"
-    precision: str = "fp32"
+    precision: of weights and linears; norms and softmaxes stay in fp32. input: "uint8"
+    [B, T, H, W, 3] RGB with the normalisation inside the graph, or "float" [B, T, 3, H, W]
+    normalised. frames, batch: one fixed size, or smallest and largest of a dynamic axis. head:
+    "classify" adds class scores [B, n] and probabilities over `labels`, each put into `template`;
+    "embed" writes the labels' embeddings beside the graph. graph: "fused", or "reference", which
+    goes through torch.onnx.export.
+    """
+
+    tower: str = "both"  # or video, text
+    precision: str = "fp32"  # or fp16, bf16
     input: str = "uint8"
-    frames: int | Range | None = None
+    frames: int | Range | None = None  # None: 1 to the time table's end
     batch: int | Range = (1, 32)
     head: str = "embed"
     labels: Sequence[str] = ()
     template: str = "{}"
     graph: str = "fused"
-    opset: int = 20
+    opset: int = 20  # 18 to 25
+    clips: Sequence[np.ndarray] | None = None  # uint8 [B, T, S, S, 3], for fp16's ranges; or made
+    about: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # manifest: source, licence
+    card: bool = False  # write a README.md
 
     def check(self, config: StanConfig) -> None:
         """Raise InputError for an unknown word, a range or a pair that `config` rules out."""

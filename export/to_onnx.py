@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +45,6 @@ def export_onnx(
     out: Path,
     options: ExportOptions,
     *,
-    clips: Sequence[np.ndarray] | None,
-    about: dict[str, Any],
-    card: bool,
     say: Say,
     then: Callable[[Path], None] = lambda folder: None,
 ) -> Artefact:
@@ -57,11 +54,11 @@ def export_onnx(
     """
     with new_folder(out, why_keep) as folder, torch.no_grad():
         work = _Export(folder, options, say)
-        work.write(load, clips)
+        work.write(load)
         # The model is gone now, unless the caller holds it: it and a runtime's copies of the
         # weights need not be in memory together.
         work.prove()
-        work.finish(about, card)
+        work.finish()
         then(folder)
     return read_artefact(out, check_hashes=False)
 
@@ -94,7 +91,7 @@ class _Export:
         self.labels: dict[str, Any] | None = None
         self.golden: dict[str, Any] | None = None
 
-    def write(self, load: Callable[[], Stan], clips: Sequence[np.ndarray] | None) -> None:
+    def write(self, load: Callable[[], Stan]) -> None:
         """Write every file that needs the model, and run the model on every case."""
         options = self.options
         self.model = copy.copy(load().float().eval())
@@ -104,7 +101,7 @@ class _Export:
         if options.labels:
             self.labels = self._labels()
         if options.tower != "text":
-            self._video(clips)
+            self._video()
             self._preprocess()
         if self.has_text:
             self._text()
@@ -132,7 +129,7 @@ class _Export:
             if w.cases:
                 self.parity.append(prove(w.path, w.cases, w.precision))
 
-    def finish(self, about: dict[str, Any], card: bool) -> None:
+    def finish(self) -> None:
         """Write the card and the manifest, the last file."""
         manifest = {
             "tool": {"name": "stan_infer", "version": stan_infer.__version__},
@@ -144,9 +141,9 @@ class _Export:
             "golden": self.golden,
             "parity": self.parity,
             "ranges": self.ranges,
-            **about,
+            **self.options.about,
         }
-        if card:
+        if self.options.card:
             write_card(self.folder / "README.md", manifest)
         write_manifest(self.folder, manifest)
 
@@ -165,7 +162,7 @@ class _Export:
             "count": len(options.labels),
         }
 
-    def _video(self, clips: Sequence[np.ndarray] | None) -> None:
+    def _video(self) -> None:
         config, options = self.config, self.options
         path = self.folder / "video.onnx"
         dims = {"batch": options.batch_range(), "frames": options.frame_range(config)}
@@ -173,12 +170,10 @@ class _Export:
         self.say("running the model on the video tower's cases")
         cases = [self._video_case(b, t) for b, t in case_sizes(dims["batch"], dims["frames"])]
         self.say(f"writing the video tower ({options.graph} graph, {options.precision})")
-        external = self._write_video(path, dims, clips)
+        external = self._write_video(path, dims)
         self.written.append(_Written(path, "video", options.precision, dims, external, cases))
 
-    def _write_video(
-        self, path: Path, dims: dict[str, Range], clips: Sequence[np.ndarray] | None
-    ) -> list[str]:
+    def _write_video(self, path: Path, dims: dict[str, Range]) -> list[str]:
         config, options = self.config, self.options
         names = ["video", "video_embeds", "frame_embeds"]
         if options.graph == "reference":
@@ -193,7 +188,7 @@ class _Export:
             module = VideoGraph(self.model)
             return write_reference(module, path, example, limits, names, options.opset)
         if options.precision == "fp16":
-            self._measure_ranges(clips)
+            self._measure_ranges()
         weights = fold_video(self.model, input=options.input, on_demand=True)
         return write_video_graph(
             path,
@@ -215,8 +210,9 @@ class _Export:
             wanted["scores"] = class_scores(config, self.classes, mean, frames)
         return Case((b, t), {"video": clips}, wanted)
 
-    def _measure_ranges(self, clips: Sequence[np.ndarray] | None) -> None:
-        config, source = self.config, f"{len(clips or [])} calibration clips"
+    def _measure_ranges(self) -> None:
+        config, clips = self.config, self.options.clips
+        source = f"{len(clips or [])} calibration clips"
         if not clips:
             source, t, side = "two synthetic clips", config.frames, config.image_size
             noise = random_clips(config, 1, t, "uint8", seed=0)

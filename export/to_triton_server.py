@@ -25,7 +25,7 @@ from stan_infer.tensorrt_plans.plan_file import Plan, check_origin, read_plan
 from stan_infer.text.clip_licence import CLIP_LICENCE, CLIP_LICENCE_FILE
 
 FORMAT = "triton-server"  # what export calls it
-BACKENDS = ("onnxruntime", "tensorrt")
+BACKENDS = {"onnxruntime": "onnx", "tensorrt": "tensorrt"}  # of towers -> the export that has them
 GRAPH = "model.onnx"  # what the server opens
 MARKER = "stan_infer.json"  # says whose the repository is; models are folders, so Triton skips it
 ROLES = ("video", "text", "preprocess", "score")

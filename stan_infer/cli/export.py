@@ -21,13 +21,13 @@ from stan_infer.cli.options import (
     parse_settings,
     read_lines,
 )
-from stan_infer.errors import InputError, check_word, storable
+from stan_infer.errors import InputError, storable
 
 if TYPE_CHECKING:
     import numpy as np
 
     from stan_infer.config import StanConfig
-    from stan_infer.tensorrt_plans.options import PlanOptions
+    from stan_infer.export.formats import Written
     from stan_infer.tensorrt_plans.plan_file import Plan
 
 
@@ -116,109 +116,102 @@ def export(
     Given an exported folder, --format tensorrt and tensorrt-rtx add plans to it, and triton-server
     writes it as a model repository of NVIDIA's Triton Inference Server.
     """
-    from stan_infer.artefacts.folder import why_keep
-    from stan_infer.cli.report import print_json, print_table, say
-    from stan_infer.export.export_model import FORMATS, engine_of, export_model
+    from stan_infer.checkpoints.load import inspect_checkpoint, load_model
+    from stan_infer.cli.report import say
+    from stan_infer.export.formats import BACKEND, GRAPHS, PLANS, SIZES, Request, format_named
     from stan_infer.export.options import parse_range
-    from stan_infer.export.to_triton_server import BACKENDS, why_keep_repository
-    from stan_infer.export.to_triton_server import FORMAT as SERVED
-    from stan_infer.system.atomic import check_folder, check_outside
+    from stan_infer.system.atomic import check_outside
     from stan_infer.tensorrt_plans.options import PlanOptions, parse_ranges
 
-    check_word("format", format, (*FORMATS, SERVED))
-    check_word("backend", backend, BACKENDS)
+    wanted = format_named(format, backend)
     if not os.path.exists(checkpoint) and ":" not in checkpoint:
         raise InputError(f"{checkpoint}: no such file or folder; check the spelling")
-    is_served = format == SERVED
-    if is_served:
-        format = "tensorrt" if backend == "tensorrt" else "onnx"
-    engine, wanted = engine_of(format), PlanOptions()
-    _refuse_idle(context, os.path.isdir(checkpoint), engine is not None, is_served)
-    if engine:
-        wanted = PlanOptions(
-            batch=parse_ranges(batch, "--batch") if batch else (),
-            frames=parse_ranges(frames, "--frames") if frames else (),
-            roles=tuple(r.strip() for r in plans.split(",") if r.strip()),
-            tf32=tf32,
-            workspace_mib=workspace,
-            level=level,
-            timing_cache=timing_cache,
-            hardware_compatible=hardware_compatible,
-            version_compatible=version_compatible,
-            targets=tuple(t.strip() for t in target.split(",")) if target else (),
-        )
-    if os.path.isdir(checkpoint) and not is_served:
-        _add_plans(checkpoint, engine, out, wanted, json)
-        return
-    if out is None:
-        raise InputError("give the folder to write: stan-infer export CHECKPOINT -o FOLDER")
-    of_kind = why_keep_repository if is_served else why_keep
-    check_folder(out, of_kind, sources=files_of(checkpoint))
-    if timing_cache:
+    groups = {GRAPHS: _OF_GRAPHS, PLANS: _OF_PLANS, SIZES: ["batch", "frames"], BACKEND: [BACKEND]}
+    used = wanted.options(checkpoint)
+    _refuse_idle(
+        context, checkpoint, [n for g, names in groups.items() if g not in used for n in names]
+    )
+    has_plans = PLANS in used
+    plan_options = PlanOptions(
+        batch=parse_ranges(batch, "--batch") if batch and has_plans else (),
+        frames=parse_ranges(frames, "--frames") if frames and has_plans else (),
+        roles=tuple(r.strip() for r in plans.split(",") if r.strip()),
+        tf32=tf32,
+        workspace_mib=workspace,
+        level=level,
+        timing_cache=timing_cache,
+        hardware_compatible=hardware_compatible,
+        version_compatible=version_compatible,
+        targets=tuple(t.strip() for t in target.split(",")) if target else (),
+    )
+    if timing_cache and out:
         check_outside(timing_cache, out, "-o")
-    if os.path.isdir(checkpoint):
-        _serve(Path(checkpoint), out, backend, json)
-        return
-    from stan_infer.checkpoints.load import inspect_checkpoint, load_model
-
-    frame_range = None if engine or frames is None else parse_range(frames, "--frames")
     # The graphs take any size that a profile names; profiles are of the plans.
-    most = max([32, *(high for _, _, high in wanted.batch)])
-    batch_range = (1, most) if engine or not batch else parse_range(batch, "--batch")
-    classes = read_lines(labels, "labels") if labels else []
+    most = max([32, *(high for _, _, high in plan_options.batch)])
     given = parse_settings(settings)
-    config = inspect_checkpoint(checkpoint, given).layout.config if clips else None
-    with _plan_progress() as on_plan, _aside(out, is_served) as folder:
-        artefact = export_model(
-            lambda: load_model(checkpoint, given),
-            folder,
-            format=format,
-            tower=tower,
-            precision=precision,
-            input=input,
-            frames=frame_range,
-            batch=batch_range,
-            head=head,
-            labels=classes,
-            template=storable(template),
-            graph=graph,
-            opset=opset,
-            clips=_clips(clips, config) if clips and config else None,
-            about=about(checkpoint, given, licence),
-            card=card,
-            plan=wanted,
-            progress=say,
-            on_plan=on_plan,
+
+    def graph_options() -> dict[str, Any]:
+        config = inspect_checkpoint(checkpoint, given).layout.config if clips else None
+        is_all = has_plans or frames is None
+        return {
+            "tower": tower,
+            "precision": precision,
+            "input": input,
+            "frames": None if is_all else parse_range(frames or "", "--frames"),
+            "batch": (1, most) if has_plans or not batch else parse_range(batch, "--batch"),
+            "head": head,
+            "labels": read_lines(labels, "labels") if labels else [],
+            "template": storable(template),
+            "graph": graph,
+            "opset": opset,
+            "clips": _clips(clips, config) if clips and config else None,
+            "about": about(checkpoint, given, licence),
+            "card": card,
+        }
+
+    with _plan_progress() as on_plan:
+        written = wanted.write(
+            Request(
+                source=checkpoint,
+                sources=files_of(checkpoint),
+                out=out,
+                load=lambda: load_model(checkpoint, given),
+                graphs=graph_options,
+                plans=plan_options,
+                progress=say,
+                on_plan=on_plan,
+            )
         )
-        if is_served:
-            _serve(folder, out, backend, json)
+    _report(written, str(out or checkpoint), backend, json)
+
+
+def _report(written: Written, out: str, backend: str, json: bool) -> None:
+    from stan_infer.cli.report import print_json, print_table
+
+    plans = [plan.sidecar for plan in written.plans]
+    if written.models is not None:
+        if json:
+            print_json("export", {"out": out, "backend": backend, "models": written.models})
             return
-    built = _plans_of(artefact.path) if engine else []
-    if json:
-        sidecars = [plan.sidecar for plan in built]
-        print_json("export", {"out": str(out), **artefact.manifest, "plans": sidecars})
+        rows = [{"model": n, "config": f"{Path(out) / n}/config.pbtxt"} for n in written.models]
+        print_table(rows)
         return
-    parity = {p["file"]: p for p in artefact.manifest.get("parity") or []}
-    print_table([_row(g, parity.get(g["file"])) for g in artefact.manifest["graphs"]])
-    if built:
-        print_table([plan_row(plan) for plan in built])
+    if json:
+        print_json("export", {"out": out, **(written.manifest or {}), "plans": plans})
+        return
+    if written.manifest is not None:
+        parity = {p["file"]: p for p in written.manifest.get("parity") or []}
+        print_table([_row(g, parity.get(g["file"])) for g in written.manifest["graphs"]])
+    if plans:
+        print_table([plan_row(plan) for plan in written.plans])
 
 
-def _refuse_idle(context: typer.Context, is_folder: bool, has_plans: bool, is_served: bool) -> None:
+def _refuse_idle(context: typer.Context, source: str, idle: Sequence[str]) -> None:
     """Refuse options that would change nothing, which is not what was meant by them."""
-    idle: list[str] = []
-    if is_folder:
-        idle += _OF_GRAPHS
-    if is_folder and is_served:
-        idle += ["batch", "frames"]
-    if not has_plans or (is_folder and is_served):
-        idle += _OF_PLANS
-    if not is_served:
-        idle.append("backend")
     for name in idle:
-        if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE":
+        if (given := context.get_parameter_source(name)) and given.name == "COMMANDLINE":
             option = _SPELT.get(name, f"--{name.replace('_', '-')}")
-            what = "a folder" if is_folder else "a checkpoint"
+            what = "a folder" if os.path.isdir(source) else "a checkpoint"
             raise InputError(
                 f"{option} changes nothing in the export of {what} with this --format: leave it "
                 f"out{', or export the checkpoint anew' if name in _OF_GRAPHS else ''}"
@@ -241,59 +234,6 @@ def plan_row(plan: Plan) -> dict[str, Any]:
         "for": " ".join(plan.targets) or plan.built_on,
         "profiles": "; ".join(ranges),
     }
-
-
-def _add_plans(
-    folder: str, engine: str | None, out: Path | None, wanted: PlanOptions, json: bool
-) -> None:
-    """Build plans into a folder that was exported before."""
-    from stan_infer.cli.report import print_json, print_table
-    from stan_infer.tensorrt_plans.build import build_plans
-
-    if engine is None:
-        raise InputError(
-            f"{folder} is a folder; format onnx takes a checkpoint. Give the checkpoint, or "
-            "--format tensorrt or tensorrt-rtx, which adds plans to the folder"
-        )
-    if out is not None and out.absolute() != Path(folder).absolute():
-        raise InputError("plans are added to the folder itself: leave -o out, or copy the folder")
-    with _plan_progress() as on_plan:
-        built = build_plans(folder, engine, wanted, progress=on_plan)
-    if json:
-        print_json("export", {"out": folder, "plans": [plan.sidecar for plan in built]})
-    else:
-        print_table([plan_row(plan) for plan in built])
-
-
-def _serve(folder: Path, out: Path, backend: str, json: bool) -> None:
-    """Write a folder as a repository of Triton Inference Server."""
-    from stan_infer.artefacts.folder import read_artefact
-    from stan_infer.cli.report import print_json, print_table
-    from stan_infer.export.to_triton_server import write_repository
-
-    models = write_repository(read_artefact(folder), out, backend=backend)
-    if json:
-        print_json("export", {"out": str(out), "backend": backend, "models": models})
-    else:
-        print_table([{"model": name, "config": f"{out / name}/config.pbtxt"} for name in models])
-
-
-@contextmanager
-def _aside(out: Path, is_served: bool) -> Iterator[Path]:
-    """Where the folder is written: `out`, or one that goes once it was turned into a repository."""
-    if not is_served:
-        yield out
-        return
-    from stan_infer.system.temporary import temporary_folder
-
-    with temporary_folder("the export that is served") as above:
-        yield above / "folder"
-
-
-def _plans_of(folder: Path) -> list[Plan]:
-    from stan_infer.tensorrt_plans.plan_file import read_plan
-
-    return [read_plan(path) for path in sorted((folder / ENGINES_FOLDER).glob("*.plan"))]
 
 
 @contextmanager
