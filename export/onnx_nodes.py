@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stan_infer.errors import CheckError
 from stan_infer.export.onnx_graph import GraphWriter
-from stan_infer.network.eight_bits import QuantProduct
+from stan_infer.network.eight_bits import QuantisedLinear
 
 TYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 TYPES_IN_8_BITS = {"int8": TensorProto.INT8, "fp8": TensorProto.FLOAT8E4M3FN}
@@ -34,7 +34,7 @@ class Nodes:
         frames: int | None,
         precision: str,
     ) -> None:
-        """Write into `graph`; weights and products are of `precision`."""
+        """Write into `graph`; weights and linears are of `precision`."""
         self.graph, self.type = graph, TYPES[precision]
         self._source, self._precision = source, precision
         self.sizes = {"B": batch, "T": frames}
@@ -56,10 +56,10 @@ class Nodes:
             return self.graph.weight(name, bits, TensorProto.BFLOAT16)
         return self.graph.weight(name, stored.numpy())
 
-    def quantised_product(self, x: str, w: QuantProduct) -> str:
+    def quantised_linear(self, x: str, w: QuantisedLinear) -> str:
         """MatMul between DequantizeLinear nodes: x in 8 bits by one scale, W by one per output.
 
-        Symmetric, nothing quantised behind the product: the form that ONNX Runtime, OpenVINO and
+        Symmetric, nothing quantised behind the linear: the form that ONNX Runtime, OpenVINO and
         TensorRT all take (ONNX Runtime's own `quantize_static` places the same nodes).
         """
         graph, kind = self.graph, TYPES_IN_8_BITS[w.format]

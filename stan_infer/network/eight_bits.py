@@ -7,8 +7,6 @@ Q/DQ graph says, computed here so that other engines have something to be compar
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,26 +15,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stan_infer.errors import InputError, check_word
-from stan_infer.network.fold import Product
+from stan_infer.network.folded import FoldedLinear
 
-W = TypeVar("W")
 LARGEST = {"int8": 127.0, "fp8": 448.0}  # fp8 is e4m3, which has no infinity
-# The products of a layer; `single` is temporal attention for one frame, `q` the last layer's.
+# Names of the linears that may run in 8 bits: those of layers. `single` is temporal attention for
+# one frame, `q` the last layer's.
 LINEARS = ("qkv", "q", "out", "single", "fc1", "fc2")
-# Fields of fold's classes as the scopes and names of `fused`.
-_PATH = {"VideoWeights": "video", "TextWeights": "text"}
-_SCOPES = {
-    "trunk": "trunk/layer{}",
-    "branch": "branch/layer{}",
-    "layers": "layer{}",
-    "temporal": "temporal",
-    "spatial": "",
-}
 
 
 @dataclasses.dataclass(frozen=True)
-class QuantProduct(Product):
-    """A product in 8 bits; weight is int8 or e4m3 [out, in], bias in fp32."""
+class QuantisedLinear(FoldedLinear):
+    """A linear in 8 bits; weight is int8 or e4m3 [out, in], bias in fp32."""
 
     scale: Tensor  # fp32 [out]
     x_scale: float  # of its input (times gain, where there is one)
@@ -74,62 +63,16 @@ def quantise_weight(weight: Tensor, format: str) -> tuple[Tensor, Tensor]:
     return round_to(format, weight.float() / scale[:, None]), scale
 
 
-def quantise_product(
-    p: Product, x_scale: float, format: str, gain: Tensor | None = None
-) -> QuantProduct:
-    """Put a product into 8 bits. gain [in]: see Product; the weight is divided by it first.
+def quantise_linear(
+    w: FoldedLinear, x_scale: float, format: str, gain: Tensor | None = None
+) -> QuantisedLinear:
+    """Put a linear into 8 bits. gain [in]: see FoldedLinear; the weight is divided by it first.
 
     Raises InputError for a scale that is not a positive number.
     """
     check_word("8-bit format", format, LARGEST)
     if not 0 < x_scale < float("inf"):
-        raise InputError(f"scale {x_scale} of a product's input; it must be a positive number")
-    weight = p.weight if gain is None else p.weight / gain
+        raise InputError(f"scale {x_scale} of a linear's input; it must be a positive number")
+    weight = w.weight if gain is None else w.weight / gain
     weight8, scale = quantise_weight(weight, format)
-    return QuantProduct(weight8, p.bias, scale, x_scale, format, gain=gain)
-
-
-def map_products(weights: W, change: Callable[[str, Product], Product]) -> W:
-    """Return folded weights of either tower with `change` of each product and its name."""
-    return _map(weights, _PATH[type(weights).__name__], change)
-
-
-def products(weights: Any) -> dict[str, Product]:
-    """Return the products of folded weights of either tower, by the names of `fused`."""
-    found: dict[str, Product] = {}
-
-    def note(name: str, p: Product) -> Product:
-        found[name] = p
-        return p
-
-    map_products(weights, note)
-    return found
-
-
-def _map(value: Any, path: str, change: Callable[[str, Product], Product]) -> Any:
-    if isinstance(value, Product):
-        return change(path, value)
-    if isinstance(value, (list, tuple)):
-        return tuple(_map(v, path.format(i), change) for i, v in enumerate(value))
-    if not dataclasses.is_dataclass(value):
-        return value
-    fields = {
-        f.name: _map(getattr(value, f.name), _inner(path, f.name, value), change)
-        for f in dataclasses.fields(value)
-    }
-    return dataclasses.replace(value, **fields)  # type: ignore[type-var]
-
-
-def _inner(path: str, field: str, owner: Any) -> str:
-    """The name under which `fused` uses a field of `owner`, which itself is at `path`."""
-    if field in _SCOPES:
-        return "/".join(p for p in (path, _SCOPES[field]) if p)
-    kind = type(owner).__name__
-    if kind in ("Layer", "LastSpatial"):
-        block = "mlp" if field in ("fc1", "fc2") else "attention"
-        if "/branch/" in path and block == "attention":
-            block = "spatial"
-        elif kind == "LastSpatial":
-            block = "spatial/mlp"
-        return f"{path}/{block}/{field}"
-    return f"{path}/{field}"
+    return QuantisedLinear(w.block, w.name, weight8, w.bias, scale, x_scale, format, gain=gain)

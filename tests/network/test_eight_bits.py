@@ -8,23 +8,16 @@ import pytest
 import torch
 
 from stan_infer.errors import InputError
-from stan_infer.network.eight_bits import (
-    LINEARS,
-    grid,
-    map_products,
-    products,
-    quantise_product,
-    round_to,
-)
-from stan_infer.network.fold import Product, fold_video
+from stan_infer.network.eight_bits import LINEARS, grid, quantise_linear, round_to
+from stan_infer.network.fold import fold_video
+from stan_infer.network.folded import FoldedLinear, linears, map_linears
 from stan_infer.network.model import Stan, init_random
 from stan_infer.network.torch_ops import encode_video
 from stan_infer.quantisation.bound_search import fewest_returned
 from stan_infer.quantisation.histogram import METHODS, Histogram, clipping_point
 from stan_infer.quantisation.observe import count, sample
-from stan_infer.quantisation.quant_plan import with_gains
-from stan_infer.quantisation.replay import Replay
-from stan_infer.quantisation.smooth import choose, gains, through_values
+from stan_infer.quantisation.sensitivity import Replay
+from stan_infer.quantisation.smooth import choose, through_values, with_gains
 from stan_infer.quantisation.verdict import Measured
 from tests.conftest import tiny_config
 
@@ -78,20 +71,20 @@ def test_mse_cuts_off_a_lonely_value_and_max_does_not():
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_scale_that_is_no_positive_number_is_refused(scale):
     with pytest.raises(InputError, match="positive"):
-        quantise_product(Product(torch.ones(2, 2), torch.ones(2)), scale, "int8")
+        quantise_linear(FoldedLinear("a", "b", torch.ones(2, 2), torch.ones(2)), scale, "int8")
 
 
 @pytest.mark.parametrize("format", ["int8", "fp8"])
 def test_a_dead_row_stays_zero(format):
     weight = torch.randn(4, 16)
     weight[2] = 0
-    q = quantise_product(Product(weight, torch.zeros(4)), 0.02, format)
+    q = quantise_linear(FoldedLinear("a", "b", weight, torch.zeros(4)), 0.02, format)
     y = q.apply(torch.randn(3, 16))
     assert y[:, 2].eq(0).all() and y.isfinite().all()
 
 
 def test_smoothing_is_exact_and_helps_outliers(tiny_model):
-    weights = map_products(fold_video(tiny_model.double()), lambda n, p: p)
+    weights = fold_video(tiny_model.double())
     tiny_model.float()
     s = tiny_model.config.image_size
     video = torch.randint(0, 256, (1, 3, s, s, 3), dtype=torch.uint8)
@@ -101,14 +94,14 @@ def test_smoothing_is_exact_and_helps_outliers(tiny_model):
     weights = dataclasses.replace(weights, patches=dataclasses.replace(patches, gamma=gamma))
     found = choose(weights, sample(weights, video), "int8")
     assert max(found.strengths.values()) > 0
-    assert any(n.endswith("/out") for n in found.factors)
-    factors = gains(found)
+    assert found.values
 
     exact = encode_video(weights, video)[0]
-    smoothed = with_gains(through_values(weights, found), factors)
+    smoothed = with_gains(through_values(weights, found), found.gains)
     assert (encode_video(smoothed, video)[0] - exact).norm() / exact.norm() < 1e-10
-    assert choose(weights, sample(weights, video), "fp8").factors == {}
-    assert set(found.strengths) <= set(products(weights))
+    in_fp8 = choose(weights, sample(weights, video), "fp8")
+    assert in_fp8.gains == in_fp8.values == {}
+    assert set(found.strengths) <= set(linears(weights))
 
 
 @pytest.mark.parametrize("branch", ["selfattn", "conv"])
@@ -119,16 +112,13 @@ def test_a_replay_from_any_block_is_the_whole_run(branch):
     video = torch.randint(0, 256, (2, 3, s, s, 3), dtype=torch.uint8)
     replay = Replay(weights, video)
     assert torch.equal(replay.embeds, encode_video(weights, video)[0])
-    names = [n for n in products(weights) if n.endswith(LINEARS) and not n.endswith("single")]
-    for name in names:
-
-        def louder(n: str, p: Product, name: str = name) -> Product:
-            return dataclasses.replace(p, weight=p.weight * 1.1) if n == name else p
-
-        changed = map_products(weights, louder)
+    tried = [w for w in linears(weights).values() if w.name in LINEARS and w.name != "single"]
+    for linear in tried:
+        louder = dataclasses.replace(linear, weight=linear.weight * 1.1)
+        changed = map_linears(weights, lambda w, new=louder: new if w.path == new.path else w)
         wanted = encode_video(changed, video)[0]
-        assert not torch.equal(wanted, replay.embeds), name
-        assert torch.equal(replay.changed(changed, name), wanted), name
+        assert not torch.equal(wanted, replay.embeds), linear.path
+        assert torch.equal(replay.changed(changed, linear), wanted), linear.path
 
 
 @pytest.mark.parametrize("needed", range(12))
