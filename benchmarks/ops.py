@@ -1,7 +1,7 @@
 """python -m benchmarks.ops [--tune]: tiles of the kernels, timed on this GPU.
 
 Prints, per operation and shape of the presets, every tile that fits against the one the rule picks,
-and for products the library's; --tune writes the winners into kernels/tuned.json, from which
+and for linears the library's; --tune writes the winners into kernels/tuned.json, from which
 kernels read them. Nothing is tuned at run time.
 """
 

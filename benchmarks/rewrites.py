@@ -1,4 +1,4 @@
-"""python -m benchmarks.rewrites: products that each rewrite of the fused network saves.
+"""python -m benchmarks.rewrites: FLOPs that each rewrite of the fused network saves.
 
 Counted by torch.utils.flop_counter on tensors without memory: the piece of the reference against
 the piece that took its place. Appends rows to benchmarks/results/.

@@ -49,7 +49,7 @@ def export_model(
     `plan` wants them (to_tensorrt.build_plans adds them to a folder that is there).
     model: a Stan, or a function that loads one, which is let go before the graphs are run: that
     halves the memory. out: a new or empty folder, or an earlier export, which is replaced.
-    precision: fp32, fp16, bf16: of weights and products; norms and softmaxes stay in fp32.
+    precision: fp32, fp16, bf16: of weights and linears; norms and softmaxes stay in fp32.
     tower: both, video or text. input: "uint8" [B, T, H, W, 3] RGB with the normalisation inside
     the graph, or "float" [B, T, 3, H, W] normalised. frames, batch: one fixed size, or smallest
     and largest of a dynamic axis (frames by default 1 to the time table's end).

@@ -17,40 +17,57 @@ from torch import Tensor
 from stan_infer.errors import InputError, check_word
 from stan_infer.network.folded import FoldedLinear
 
-LARGEST = {"int8": 127.0, "fp8": 448.0}  # fp8 is e4m3, which has no infinity
 # Names of the linears that may run in 8 bits: those of layers. `single` is temporal attention for
 # one frame, `q` the last layer's.
 LINEARS = ("qkv", "q", "out", "single", "fc1", "fc2")
 
 
 @dataclasses.dataclass(frozen=True)
+class NumberFormat:
+    """How 8 bits hold a number."""
+
+    dtype: torch.dtype
+    largest: float
+
+    @property
+    def is_float(self) -> bool:
+        """Whether its relative precision is the same at any scale."""
+        return self.dtype.is_floating_point
+
+    def round(self, x: Tensor) -> Tensor:
+        """Round float x to the values of the format: nearest even, saturating."""
+        if self.is_float:
+            return x.clamp(-self.largest, self.largest).to(self.dtype)
+        return x.round().clamp(-self.largest - 1, self.largest).to(self.dtype)
+
+    def values(self) -> NDArray[np.float64]:
+        """The values from 0 up that the format has, sorted."""
+        if not self.is_float:
+            return np.arange(self.largest + 1)
+        held = torch.arange(128, dtype=torch.uint8).view(self.dtype).double()
+        return held[held <= self.largest].numpy()
+
+
+# By precision; fp8 is e4m3, which has no infinity.
+NUMBER_FORMATS = {
+    "int8": NumberFormat(torch.int8, 127.0),
+    "fp8": NumberFormat(torch.float8_e4m3fn, 448.0),
+}
+
+
+@dataclasses.dataclass(frozen=True)
 class QuantisedLinear(FoldedLinear):
-    """A linear in 8 bits; weight is int8 or e4m3 [out, in], bias in fp32."""
+    """A linear in 8 bits; weight is of the format [out, in], bias in fp32."""
 
     scale: Tensor  # fp32 [out]
     x_scale: float  # of its input (times gain, where there is one)
-    format: str
+    format: NumberFormat
 
     def apply(self, x: Tensor) -> Tensor:
         """y of the class's formula; x float [..., in]."""
-        z = round_to(self.format, x / self.x_scale).to(x.dtype)
+        z = self.format.round(x / self.x_scale).to(x.dtype)
         y = F.linear(z, self.weight.to(x.dtype)) * (self.scale * self.x_scale).to(x.dtype)
         return y + self.bias.to(x.dtype)
-
-
-def round_to(format: str, x: Tensor) -> Tensor:
-    """Round to the values of int8 (-128 to 127) or e4m3: nearest even, saturating."""
-    if format == "int8":
-        return x.round().clamp(-128, 127).to(torch.int8)
-    return x.clamp(-LARGEST["fp8"], LARGEST["fp8"]).to(torch.float8_e4m3fn)
-
-
-def grid(format: str) -> NDArray[np.float64]:
-    """The values from 0 up that a format has, sorted."""
-    if format == "int8":
-        return np.arange(128, dtype=np.float64)
-    bits = torch.arange(127, dtype=torch.uint8)  # 127 is NaN
-    return bits.view(torch.float8_e4m3fn).double().numpy()
 
 
 def quantise_weight(weight: Tensor, format: str) -> tuple[Tensor, Tensor]:
@@ -58,9 +75,9 @@ def quantise_weight(weight: Tensor, format: str) -> tuple[Tensor, Tensor]:
 
     A row of zeros has a scale that is not zero, so that it stays a row of zeros.
     """
-    largest = weight.float().abs().amax(1)
-    scale = largest.clamp(min=torch.finfo(torch.float32).tiny * 1e6) / LARGEST[format]
-    return round_to(format, weight.float() / scale[:, None]), scale
+    kind, largest = NUMBER_FORMATS[format], weight.float().abs().amax(1)
+    scale = largest.clamp(min=torch.finfo(torch.float32).tiny * 1e6) / kind.largest
+    return kind.round(weight.float() / scale[:, None]), scale
 
 
 def quantise_linear(
@@ -70,9 +87,11 @@ def quantise_linear(
 
     Raises InputError for a scale that is not a positive number.
     """
-    check_word("8-bit format", format, LARGEST)
+    check_word("8-bit format", format, NUMBER_FORMATS)
     if not 0 < x_scale < float("inf"):
         raise InputError(f"scale {x_scale} of a linear's input; it must be a positive number")
     weight = w.weight if gain is None else w.weight / gain
     weight8, scale = quantise_weight(weight, format)
-    return QuantisedLinear(w.block, w.name, weight8, w.bias, scale, x_scale, format, gain=gain)
+    return QuantisedLinear(
+        w.block, w.name, weight8, w.bias, scale, x_scale, NUMBER_FORMATS[format], gain=gain
+    )

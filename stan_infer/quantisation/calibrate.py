@@ -23,7 +23,7 @@ from stan_infer.engines.session import Session
 from stan_infer.errors import CheckError, InputError, check_word
 from stan_infer.export.read_weights import read_weights
 from stan_infer.export.to_quantised import write_quantised
-from stan_infer.network.eight_bits import LARGEST, grid
+from stan_infer.network.eight_bits import NUMBER_FORMATS
 from stan_infer.network.folded import VideoWeights
 from stan_infer.quantisation.bound_search import fewest_returned
 from stan_infer.quantisation.histogram import METHODS, Histogram, clipping_point
@@ -326,7 +326,7 @@ class _Work:
             "checkpoint_sha256": source.get("checkpoint_sha256"),
             "data_sha256": digest(listed),
             "preprocessing_sha256": digest(preprocessing(c)),
-            "smooth": o.smooth and o.precision == "int8",
+            "smooth": o.smooth and not NUMBER_FORMATS[o.precision].is_float,
         }
 
     def _pixels(self, paths: Sequence[Path]) -> list[np.ndarray]:
@@ -367,13 +367,15 @@ class _Work:
     def _tensors(
         self, ranges: dict[str, Histogram], smoothing: Smoothing
     ) -> dict[str, dict[str, Any]]:
-        o, steps, found = self.options, grid(self.options.precision), {}
+        o, found = self.options, {}
+        kind = NUMBER_FORMATS[o.precision]
+        steps = kind.values()
         for name in sorted(ranges):
             used = clipping_point(ranges[name], o.method, steps, o.percentile)
             found[name] = {
                 "absmax": ranges[name].largest,
                 "amax_used": used,
-                "scale": used / LARGEST[o.precision],
+                "scale": used / kind.largest,
                 "smoothing": smoothing.strengths.get(name, 0.0),
             }
         return found

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stan_infer.network.eight_bits import LARGEST, LINEARS
+from stan_infer.network.eight_bits import LINEARS, NUMBER_FORMATS
 from stan_infer.network.folded import FoldedLinear, VideoWeights
 from stan_infer.network.fused import video_tower
 from stan_infer.network.torch_ops import TorchOps
@@ -84,4 +84,5 @@ def count(x: Tensor) -> Histogram:
 def activation_scales(weights: VideoWeights, video: Tensor) -> dict[str, float]:
     """Largest input of each linear over `video`, as a scale for e4m3: a calibration on one clip."""
     seen = sample(weights, video)
-    return {n: max(float(s.channels.max()), 1e-6) / LARGEST["fp8"] for n, s in seen.items()}
+    top = NUMBER_FORMATS["fp8"].largest
+    return {path: max(float(s.channels.max()), 1e-6) / top for path, s in seen.items()}

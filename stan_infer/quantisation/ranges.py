@@ -186,8 +186,8 @@ def _count(
     ):
         found.failed[name] = f"{name}: the model gives NaN or infinity on this clip; it is left out"
         return found.failed[name]
-    for product, h in ranges.items():
-        found.ranges.setdefault(product, Histogram()).add(h)
+    for path, h in ranges.items():
+        found.ranges.setdefault(path, Histogram()).add(h)
     found.clips.append(name)
     return None
 

@@ -1,7 +1,7 @@
 """Scale moved from activations with outlier channels into weights, exact in fp32; then 8 bits.
 
 SmoothQuant (Xiao et al., ICML 2023, eq. 4): s_j = max|X_j|^a / max|W_j|^(1-a) for channel j; X / s
-and s W have the same product, and X / s loses less in 8 bits. Before qkv and fc1 the norm
+and s W give the same result, and X / s loses less in 8 bits. Before qkv and fc1 the norm
 takes 1 / s as its gain; before the out-projection 1 / s goes into the rows that make V, since
 attention mixes tokens and never channels. fc2 stands behind an activation: nothing is exact there.
 """
@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from stan_infer.network.eight_bits import LARGEST, quantise_linear
+from stan_infer.network.eight_bits import NUMBER_FORMATS, quantise_linear
 from stan_infer.network.folded import FoldedLinear, VideoWeights, linears, map_linears
 from stan_infer.quantisation.observe import Sample
 
@@ -39,9 +39,11 @@ class Smoothing:
 def choose(weights: VideoWeights, samples: Mapping[str, Sample], format: str) -> Smoothing:
     """For each linear the strength whose 8-bit result is nearest to the exact one on its rows.
 
-    fp8 stays as it is: a float's relative precision is the same at any scale.
+    Floats stay as they are: their relative precision is the same at any scale.
     """
     found = Smoothing(dict.fromkeys(samples, 0.0))
+    if NUMBER_FORMATS[format].is_float:
+        return found
     by_path = linears(weights)
     # The last layer's V is never multiplied out, so that it takes no factor.
     with_values = {w.block for w in by_path.values() if w.name == "qkv"}
@@ -49,7 +51,7 @@ def choose(weights: VideoWeights, samples: Mapping[str, Sample], format: str) ->
         w = by_path[path]
         # The norm before the last layer's q is read by its class attention too.
         can_move = w.block in with_values if w.name == "out" else w.name in _AFTER_NORM
-        if format == "fp8" or not can_move or not bool(seen.channels.any()):
+        if not can_move or not bool(seen.channels.any()):
             continue
         exact = seen.rows @ w.weight.T
         best = _error(w, seen, exact, format, None)
@@ -136,6 +138,6 @@ def _error(
     if factor is not None:
         channels, rows = channels * factor, rows * factor
     bare = dataclasses.replace(w, bias=torch.zeros_like(w.bias), gain=None)
-    scale = float(channels.max()) / LARGEST[format]
+    scale = float(channels.max()) / NUMBER_FORMATS[format].largest
     q = quantise_linear(bare, scale, format, factor)
     return float((q.apply(rows) - exact).square().sum())

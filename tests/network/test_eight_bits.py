@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from stan_infer.artefacts.precision import EIGHT_BITS
 from stan_infer.errors import InputError
-from stan_infer.network.eight_bits import LINEARS, grid, quantise_linear, round_to
+from stan_infer.network.eight_bits import LINEARS, NUMBER_FORMATS, NumberFormat, quantise_linear
 from stan_infer.network.fold import fold_video
 from stan_infer.network.folded import FoldedLinear, linears, map_linears
 from stan_infer.network.model import Stan, init_random
@@ -22,18 +23,30 @@ from stan_infer.quantisation.verdict import Measured
 from tests.conftest import tiny_config
 
 
-def test_e4m3_is_that_of_ml_dtypes_to_the_bit():
+def test_formats_are_those_that_graphs_are_written_in():
+    assert tuple(NUMBER_FORMATS) == EIGHT_BITS
+
+
+@pytest.mark.parametrize(
+    ("format", "theirs"),
+    [
+        (NUMBER_FORMATS["fp8"], ml_dtypes.float8_e4m3fn),
+        (NumberFormat(torch.float8_e5m2, 57344.0), ml_dtypes.float8_e5m2),
+    ],
+    ids=["e4m3", "e5m2"],
+)
+def test_floats_of_8_bits_are_those_of_ml_dtypes_to_the_bit(format, theirs):
     rng = np.random.default_rng(0)
     x = np.concatenate([
         rng.standard_normal(50_000).astype("f4") * 50,
         rng.standard_normal(50_000).astype("f4") * 0.01,
         np.arange(-4096, 4097, dtype="f4") / 2**16,
     ])  # fmt: skip
-    got = round_to("fp8", torch.from_numpy(x)).view(torch.uint8).numpy()
-    wanted = np.clip(x, -448, 448).astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
+    got = format.round(torch.from_numpy(x)).view(torch.uint8).numpy()
+    wanted = np.clip(x, -format.largest, format.largest).astype(theirs).view(np.uint8)
     assert np.array_equal(got, wanted)
-    values = np.arange(127, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float64)
-    assert np.array_equal(grid("fp8"), values)
+    values = np.arange(128, dtype=np.uint8).view(theirs).astype(np.float64)
+    assert np.array_equal(format.values(), values[np.isfinite(values)])
 
 
 def test_histograms_do_not_depend_on_the_order():
@@ -58,14 +71,14 @@ def test_histograms_do_not_depend_on_the_order():
 @pytest.mark.parametrize("format", ["int8", "fp8"])
 def test_clipping_points_lie_within_what_was_seen(method, format):
     h = count(torch.randn(100_000))
-    assert 0 < clipping_point(h, method, grid(format)) <= h.largest
-    assert clipping_point(Histogram(), method, grid(format)) == 0.0
+    assert 0 < clipping_point(h, method, NUMBER_FORMATS[format].values()) <= h.largest
+    assert clipping_point(Histogram(), method, NUMBER_FORMATS[format].values()) == 0.0
 
 
 def test_mse_cuts_off_a_lonely_value_and_max_does_not():
     h = count(torch.cat([torch.rand(10_000_000), torch.tensor([1.9])]))
-    assert clipping_point(h, "max", grid("int8")) == pytest.approx(1.9)
-    assert clipping_point(h, "mse", grid("int8")) < 1.5
+    assert clipping_point(h, "max", NUMBER_FORMATS["int8"].values()) == pytest.approx(1.9)
+    assert clipping_point(h, "mse", NUMBER_FORMATS["int8"].values()) < 1.5
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
