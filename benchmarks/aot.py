@@ -39,8 +39,8 @@ SHARED_KIB = {"sm80": 163, "sm89": 99, "sm90": 227, "sm100": 227, "sm120": 99}
 TENSOR = re.compile(r"\b(HMMA|HGMMA|UTCHMMA|QMMA|QGMMA|UTCQMMA|OMMA|UTCOMMA)\b")
 LOCAL = re.compile(r"\b(STL|LDL)\b")
 # Kernels that multiply matrices, and so must use tensor cores.
-PRODUCTS = {"_linear_kernel", "_fp8_linear_kernel", "_temporal_kernel", "_temporal_qkv_kernel"}
-PRODUCTS |= {"_spatial_kernel", "_partial_kernel", "_product_kernel"}
+MATMULS = {"_linear_kernel", "_fp8_linear_kernel", "_temporal_kernel", "_temporal_qkv_kernel"}
+MATMULS |= {"_spatial_kernel", "_partial_kernel", "_patches_kernel"}
 WORSE = 1.10  # registers or shared memory beyond this ratio of the recorded value are a regression
 
 
@@ -119,9 +119,9 @@ def problems(row: dict[str, Any], before: dict[str, Any] | None) -> Iterator[str
     if row["shared_bytes"] > SHARED_KIB[row["family"]] * 1024:
         allowed = SHARED_KIB[row["family"]]
         yield f"{row['shared_bytes']} bytes of shared memory, {allowed} KiB allowed"
-    if row["kernel"] in PRODUCTS and not row["tensor"]:
+    if row["kernel"] in MATMULS and not row["tensor"]:
         yield "no tensor-core instruction"
-    warp_group = row["kernel"] in PRODUCTS and tile[0] >= 64 and tile[3] >= 4
+    warp_group = row["kernel"] in MATMULS and tile[0] >= 64 and tile[3] >= 4
     wanted = {"sm90": ("HGMMA", "QGMMA"), "sm100": ("UTCHMMA", "UTCQMMA")}.get(row["family"])
     # The class query's tile has 16 columns of queries in the place of 64 rows.
     if wanted and warp_group and row["kernel"] != "_partial_kernel":

@@ -21,8 +21,7 @@ from stan_infer.kernels import (
     temporal_qkv_attention,
 )
 from stan_infer.network.eight_bits import quantise_weight
-from stan_infer.network.fold import Product
-from stan_infer.network.kernel_ops import library_product
+from stan_infer.network.kernel_ops import library_linear
 
 L2_BYTES = 64 * 2**20  # an H100 has 50 MiB
 # name, calls (the first is the library's), bytes and FLOPs of ours, whether in 8 bits
@@ -46,16 +45,16 @@ def contests(s: Shape, device: str, dtype: torch.dtype, *, fp8: bool) -> Iterato
     )
     x, w, bias = random(q + s.batch, d), random(3 * d, d), random(3 * d)
     sums = w.float().sum(1)
-    args = (x, w, bias, sums, None, None, s.batch, t, p, h, 0.125, EPS)
+    args = (x, w, bias, sums, s.batch, t, p, h, 0.125, EPS)
 
-    def product_then_attention() -> Any:
+    def linear_then_attention() -> Any:
         rows = F.linear(F.layer_norm(x[:q], (d,)), w, bias)
         return temporal_attention.temporal_attention(rows, t, p, h, 0.125)
 
     yield (
         "temporal_qkv_attention",
         {
-            "library product, our attention": product_then_attention,
+            "library linear, our attention": linear_then_attention,
             "ours": lambda: temporal_qkv_attention.temporal_qkv_attention(*args),
         },
         temporal_qkv_attention.bytes_and_flops(s.batch, t, p, h, s.head),
@@ -114,7 +113,7 @@ def contests(s: Shape, device: str, dtype: torch.dtype, *, fp8: bool) -> Iterato
         cls_attention.bytes_and_flops(s.batch, t, p, h, s.head),
         False,
     )
-    yield from _products(s, random, fp8)
+    yield from _linears(s, random, fp8)
     k = 3 * s.patch**2
     side = round(p**0.5) * s.patch
     video = torch.zeros(s.batch, t, side, side, 3, dtype=torch.uint8, device=device)
@@ -242,7 +241,7 @@ def _flex(qkv: torch.Tensor, s: Shape) -> Callable[[], Any]:
     return run
 
 
-def _products(s: Shape, random: _Random, fp8: bool) -> Iterator[Contest]:
+def _linears(s: Shape, random: _Random, fp8: bool) -> Iterator[Contest]:
     d, rows = s.width, s.batch * s.frames * (s.patches + 1)
     for name, n, k, norm, activation, residual in (
         ("linear: qkv with norm", 3 * d, d, True, "", False),
@@ -253,7 +252,7 @@ def _products(s: Shape, random: _Random, fp8: bool) -> Iterator[Contest]:
         sums = w.float().sum(1) if norm else None
 
         res = r if residual else None
-        library = partial(library_product, x, Product(w, b), activation, res, EPS if norm else None)
+        library = partial(library_linear, x, w, b, activation, res, EPS if norm else None)
         calls: dict[str, Callable[[], Any]] = {
             "library": library,
             "ours": lambda x=x, w=w, b=b, sums=sums, res=res, activation=activation: linear.linear(

@@ -31,8 +31,8 @@ _TRITON: Mapping[str, dict[str, Any]] = {
     "triton, no CUDA graph": {"cuda_graphs": False, "two_streams": False},
     "triton, one stream": {"two_streams": False},
     "triton, trunk attention ours": {"kernels": frozenset({"trunk"})},
-    "triton, product then attention": {"kernels": frozenset({"product"})},
-    "triton, library products": {"kernels": frozenset({"library"})},
+    "triton, linear then attention": {"kernels": frozenset({"linear"})},
+    "triton, library linears": {"kernels": frozenset({"library"})},
 }
 
 

@@ -138,21 +138,18 @@ def _temporal_qkv(
     new, f32, d = _empty(device, dtype), _empty(device, torch.float32), s.width
     weights = (new(3 * d, d), new(3 * d))
     for i, tile in enumerate(tiles("temporal_qkv_attention", family)):
-        wanted = [(t, "inside") for t in _times(tile, i == 0, full, s.frames)]
-        wanted += [(12, "given"), (12, "none")] if full and i == 0 else []
-        for t, norm in wanted:
+        for t in _times(tile, i == 0, full, s.frames):
             rows = s.batch * t * s.patches
-            means = (f32(rows), f32(rows)) if norm == "given" else (None, None)
-            sums = None if norm == "none" else f32(3 * d)
             args = (
-                new(rows + s.batch, d), *weights, sums, *means,
+                new(rows + s.batch, d), *weights, f32(3 * d),
                 s.batch, t, s.patches, s.heads, 1.0, EPS, tile,
             )  # fmt: skip
             counts = temporal_qkv_attention.bytes_and_flops(
                 s.batch, t, s.patches, s.heads, s.head, dtype.itemsize
             )
-            name = f"T={t}, norm {norm}"
-            yield _case("temporal_qkv_attention", name, tile, temporal_qkv_attention, args, counts)
+            yield _case(
+                "temporal_qkv_attention", f"T={t}", tile, temporal_qkv_attention, args, counts
+            )
 
 
 def _spatial(family: str, dtype: torch.dtype, device: str, s: Shape, full: bool) -> Iterator[Case]:

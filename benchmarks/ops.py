@@ -1,7 +1,7 @@
 """python -m benchmarks.ops [--tune]: tiles of the kernels, timed on this GPU.
 
 Prints, per operation and shape of the presets, every tile that fits against the one the rule picks,
-and for products the library's; --tune writes the winners into kernels/tuned.json, from which
+and for linears the library's; --tune writes the winners into kernels/tuned.json, from which
 kernels read them. Nothing is tuned at run time.
 """
 
@@ -30,8 +30,7 @@ from stan_infer.kernels import (
     tuned,
 )
 from stan_infer.kernels.tuned import Tile
-from stan_infer.network.fold import Product
-from stan_infer.network.kernel_ops import library_product
+from stan_infer.network.kernel_ops import library_linear
 
 SHAPES = [Shape(b, t, 49, 768, 32) for b, t in itertools.product((1, 8), (8, 12))]
 SHAPES += [Shape(b, t, 196, 768, 16) for b, t in itertools.product((1, 8), (8, 12))]
@@ -72,7 +71,7 @@ def choices(shape: Shape, device: str, dtype: torch.dtype, family: str) -> Itera
 
         calls: dict[str, Callable[[], Any]] = {"rule": lambda args=args: linear.launch(*args)}
         eps = EPS if norm else None
-        calls["library"] = partial(library_product, x, Product(w, b), activation, r, eps)
+        calls["library"] = partial(library_linear, x, w, b, activation, r, eps)
         for tile in candidates("linear", family):
             calls[_key(tile)] = lambda args=args, tile=tile: linear.launch(*args, tile=tile)
         yield "linear", {"dtype": name, "rows": rows, "n": n, "k": k}, calls
@@ -98,13 +97,13 @@ def choices(shape: Shape, device: str, dtype: torch.dtype, family: str) -> Itera
     yield "trunk_attention", {"dtype": name, "rows": f, "patches": p}, calls
     x, w, b = new(places * t + s.batch, d), new(3 * d, d), new(3 * d)
     sums = w.float().sum(1)
-    given = (x, w, b, sums, None, None, s.batch, t, p, h, 0.125, EPS)
+    given = (x, w, b, sums, s.batch, t, p, h, 0.125, EPS)
 
-    def product() -> Any:
+    def separate() -> Any:
         made = linear.launch(x[: places * t], w, b, sums, None, "", EPS, False)
         return temporal_attention.launch(made, t, p, h, 0.125)
 
-    calls = {"rule": lambda: temporal_qkv_attention.launch(*given), "product": product}
+    calls = {"rule": lambda: temporal_qkv_attention.launch(*given), "linear": separate}
     for tile in candidates("temporal_qkv_attention", family):
         if tile.bm >= t:
             calls[_key(tile)] = lambda tile=tile: temporal_qkv_attention.launch(*given, tile=tile)

@@ -1,4 +1,4 @@
-"""python -m benchmarks.rewrites: products that each rewrite of the fused network saves.
+"""python -m benchmarks.rewrites: FLOPs that each rewrite of the fused network saves.
 
 Counted by torch.utils.flop_counter on tensors without memory: the piece of the reference against
 the piece that took its place. Appends rows to benchmarks/results/.
@@ -15,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.record import append_rows
 from stan_infer.checkpoints.presets import preset
-from stan_infer.network.fold import LastSpatial, Layer, Temporal, fold_video
+from stan_infer.network.fold import fold_video
+from stan_infer.network.folded import LastSpatial, Layer, Temporal
 from stan_infer.network.layers import Block
 from stan_infer.network.model import Stan, TemporalAttention
 from stan_infer.network.torch_ops import TorchOps, encode_video
@@ -75,7 +76,7 @@ def _one_frame(model: Stan, weights: Any, patches: torch.Tensor) -> int:
         assert isinstance(module, TemporalAttention) and isinstance(layer.temporal, Temporal)
         ops, single = TorchOps(1, 1), layer.temporal.single
         total += count(lambda module=module: module.attn(patches.transpose(1, 2)))
-        total -= count(lambda ops=ops, single=single: ops.product("single", patches, single))
+        total -= count(lambda ops=ops, single=single: ops.linear(patches, single))
     return total
 
 
@@ -95,8 +96,8 @@ def _class_once(model: Stan, weights: Any, patches: torch.Tensor, cls: torch.Ten
 
         def fused(w: Layer = w, ops: TorchOps = ops) -> None:
             rows = ops.join("join", patches, cls)
-            y = ops.spatial_attention("a", ops.product("qkv", rows, w.qkv), weights.stream)
-            ops.product("fc2", ops.product("fc1", ops.product("out", y, w.out), w.fc1), w.fc2)
+            y = ops.spatial_attention("a", ops.linear(rows, w.qkv), weights.tower)
+            ops.linear(ops.linear(ops.linear(y, w.out), w.fc1), w.fc2)
 
         total += _reference_spatial(block, patches) - count(fused)
     return total
@@ -108,9 +109,8 @@ def _last_layer(model: Stan, weights: Any, patches: torch.Tensor, cls: torch.Ten
     ops = TorchOps(1, patches.shape[1])
 
     def fused() -> None:
-        q = ops.product("q", cls, w.q)
-        y = ops.class_attention("a", q, patches, cls, w, weights.stream)
-        ops.product("fc2", ops.product("fc1", ops.product("out", y, w.out), w.fc1), w.fc2)
+        y = ops.class_attention(patches, cls, w, weights.tower)
+        ops.linear(ops.linear(ops.linear(y, w.out), w.fc1), w.fc2)
 
     return _reference_spatial(block, patches) - count(fused)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from stan_infer.errors import CheckError
-from stan_infer.network.fold import TextWeights, VideoWeights
+from stan_infer.network.folded import TextWeights, VideoWeights
 from stan_infer.network.torch_ops import encode_text, encode_video
 
 FP16_MAX = 65504.0

@@ -11,10 +11,14 @@ from torch import Tensor
 
 from stan_infer.errors import CheckError
 from stan_infer.export.onnx_graph import GraphWriter
-from stan_infer.network.eight_bits import QuantProduct
+from stan_infer.network.eight_bits import QuantisedLinear
 
 TYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
-TYPES_IN_8_BITS = {"int8": TensorProto.INT8, "fp8": TensorProto.FLOAT8E4M3FN}
+_TYPES_IN_8_BITS = {
+    torch.int8: TensorProto.INT8,
+    torch.float8_e4m3fn: TensorProto.FLOAT8E4M3FN,
+    torch.float8_e5m2: TensorProto.FLOAT8E5M2,
+}
 END = 2**63 - 1  # of a Slice: to the end
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -34,7 +38,7 @@ class Nodes:
         frames: int | None,
         precision: str,
     ) -> None:
-        """Write into `graph`; weights and products are of `precision`."""
+        """Write into `graph`; weights and linears are of `precision`."""
         self.graph, self.type = graph, TYPES[precision]
         self._source, self._precision = source, precision
         self.sizes = {"B": batch, "T": frames}
@@ -56,20 +60,20 @@ class Nodes:
             return self.graph.weight(name, bits, TensorProto.BFLOAT16)
         return self.graph.weight(name, stored.numpy())
 
-    def quantised_product(self, x: str, w: QuantProduct) -> str:
+    def quantised_linear(self, x: str, w: QuantisedLinear) -> str:
         """MatMul between DequantizeLinear nodes: x in 8 bits by one scale, W by one per output.
 
-        Symmetric, nothing quantised behind the product: the form that ONNX Runtime, OpenVINO and
+        Symmetric, nothing quantised behind the linear: the form that ONNX Runtime, OpenVINO and
         TensorRT all take (ONNX Runtime's own `quantize_static` places the same nodes).
         """
-        graph, kind = self.graph, TYPES_IN_8_BITS[w.format]
+        graph, kind = self.graph, _TYPES_IN_8_BITS[w.format.dtype]
         weight = graph.weight("weight", w.weight.T.contiguous().view(torch.int8).numpy(), kind)
         scales = [
             self.weight("weight_scale", w.scale),
             self.weight("x_scale", torch.tensor(w.x_scale)),
         ]
         # Zero points say the type. Each weight has its own: ONNX Runtime rewrites them on a CPU
-        # whose products of int8 overflow, and stumbles over one that two weights share.
+        # whose sums of int8 overflow, and stumbles over one that two weights share.
         zero = graph.weight("weight_zero", np.zeros(len(w.scale), np.int8), kind)
         x_zero = graph.weight("x_zero", np.zeros((), np.int8), kind)
         x = graph.node("QuantizeLinear", [x, scales[1], x_zero])

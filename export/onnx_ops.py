@@ -16,11 +16,20 @@ from torch import Tensor
 
 from stan_infer.export.onnx_graph import GraphWriter
 from stan_infer.export.onnx_nodes import END, Nodes
-from stan_infer.network.eight_bits import QuantProduct
-from stan_infer.network.fold import Conv, LastSpatial, Patches, Product, Stream, VideoWeights
+from stan_infer.network.eight_bits import QuantisedLinear
+from stan_infer.network.folded import (
+    Conv,
+    FoldedLinear,
+    LastSpatial,
+    Patches,
+    Start,
+    Tokens,
+    TowerConfig,
+)
+from stan_infer.network.plain_ops import PlainOps
 
 
-class OnnxOps:
+class OnnxOps(PlainOps[str]):
     """See fused.Ops. Values are names in the graph; weights are written when they are met."""
 
     def __init__(self, nodes: Nodes, *, width: int, tokens: int) -> None:
@@ -30,24 +39,16 @@ class OnnxOps:
         self._mask = ""
 
     @contextmanager
-    def scope(self, name: str) -> Iterator[None]:
-        with self._nodes.graph.scope(name):
-            yield
-
-    @contextmanager
     def _operation(self, name: str) -> Iterator[tuple[GraphWriter, Nodes]]:
         """Scope of one operation, whose last node's output is called like the operation."""
         graph = self._nodes.graph
         with graph.scope(name):
             yield graph, self._nodes
-        graph.rename_last(graph.full_name(name))
+        graph.rename_last(name)
 
-    def _named(self, name: str) -> str:
-        return self._nodes.graph.full_name(name)
-
-    def embed(self, name: str, video: str, w: Patches, stream: Stream) -> str:
+    def embed(self, video: str, w: Patches, tower: TowerConfig) -> str:
         p, side = w.patch, math.isqrt(len(w.table))
-        with self._operation(name) as (g, n):
+        with self._operation(w.path) as (g, n):
             # TensorRT takes no Reshape of uint8: the cast comes first.
             x = g.node("Cast", [video], to=n.type)
             if w.layout == "BTHWC":
@@ -60,37 +61,33 @@ class OnnxOps:
             gamma, beta = (
                 n.weight(k, v, exact=True) for k, v in (("gamma", w.gamma), ("beta", w.beta))
             )
-            x = n.layer_norm(x, gamma, beta, stream.eps)
-            if stream.centred:
-                x = g.node("Sub", [x, n.mean(x, -1)])
+            x = n.layer_norm(x, gamma, beta, tower.eps)
             frames = g.node("Shape", [x], start=0, end=1)
             target = g.node("Concat", [frames, g.constant([1, 1])], axis=0)
             row = n.weight("class", w.cls_row.view(1, 1, -1))
             g.node("Concat", [x, g.node("Expand", [row, target])], axis=1)
-        return self._named(name)
+        return w.path
 
-    def norm(self, name: str, x: str, stream: Stream, gain: Tensor | None = None) -> str:
-        """See Ops.norm; the mean of a centred stream is 0, so one node serves both."""
+    def norm(self, name: str, x: str, tower: TowerConfig, gain: Tensor | None = None) -> str:
         with self._operation(name) as (g, n):
             if gain is None:
                 scale = g.constant(np.ones(self._d), np.float32)
             else:
                 scale = n.weight("gain", gain, exact=True)
-            n.layer_norm(x, scale, None, stream.eps)
-        return self._named(name)
+            n.layer_norm(x, scale, None, tower.eps)
+        return name
 
-    def product(
+    def linear(
         self,
-        name: str,
         x: str,
-        w: Product,
+        w: FoldedLinear,
         *,
         activation: str | None = None,
         residual: str | None = None,
     ) -> str:
-        with self._operation(name) as (g, n):
-            if isinstance(w, QuantProduct):
-                y = n.quantised_product(x, w)
+        with self._operation(w.path) as (g, n):
+            if isinstance(w, QuantisedLinear):
+                y = n.quantised_linear(x, w)
             else:
                 y = g.node("MatMul", [x, n.weight("weight", w.weight.T)])
                 y = g.node("Add", [y, n.weight("bias", w.bias)])
@@ -100,82 +97,82 @@ class OnnxOps:
                 y = n.gelu(y)
             if residual is not None:
                 g.node("Add", [y, residual])
-        return self._named(name)
+        return w.path
 
-    def attention(self, name: str, qkv: str, stream: Stream, *, causal: bool = False) -> str:
+    def attention(self, name: str, qkv: str, tower: TowerConfig, *, causal: bool = False) -> str:
         with self._operation(name):
-            self._attend(qkv, stream, causal)
-        return self._named(name)
+            self._attend(qkv, tower, causal)
+        return name
 
-    def start(self, name: str, trunk: str, w: VideoWeights) -> tuple[str, str]:
+    def start(self, trunk: str, w: Start) -> tuple[str, str]:
         """See Ops.start; for a fixed T the two tables are one."""
-        with self._operation(name) as (g, n):
+        with self._operation(w.path) as (g, n):
             frames = n.sizes["T"]
             if frames is None:
                 time = n.unsqueeze(n.first(n.weight("time", w.time), 0), 1)
-                table = g.node("Add", [time, n.weight("positions", w.branch_positions)])
+                table = g.node("Add", [time, n.weight("positions", w.positions)])
             else:
-                table = n.weight("table", w.branch_positions + w.time[:frames, None])
+                table = n.weight("table", w.positions + w.time[:frames, None])
             patches, own = self._frames(trunk)
-            own = g.node("Add", [n.mean(own, 1, keep=0), n.weight("class", w.branch_cls)])
+            own = g.node("Add", [n.mean(own, 1, keep=0), n.weight("class", w.cls)])
             cls = g.node("Mul", [own, n.number(0.5)])
             g.node("Add", [patches, table])
-        return self._named(name), cls
+        return w.path, cls
 
     def merge(self, name: str, patches: str, cls: str, trunk: str) -> tuple[str, str]:
         with self._operation(name) as (g, n):
             more, own = self._frames(trunk)
             cls = g.node("Add", [cls, n.mean(own, 1, keep=0)])
             g.node("Add", [patches, more])
-        return self._named(name), cls
+        return name, cls
 
-    def temporal_attention(self, name: str, qkv: str, stream: Stream) -> str:
+    def temporal_attention(self, name: str, qkv: str, tower: TowerConfig) -> str:
         with self._operation(name) as (_, n):
-            q, k, v = self._heads(qkv, [0, 0, 0, stream.heads, self._d // stream.heads])
+            q, k, v = self._heads(qkv, [0, 0, 0, tower.heads, self._d // tower.heads])
             q, k = n.transpose(q, 0, 2, 3, 1, 4), n.transpose(k, 0, 2, 3, 4, 1)
-            y = self._weigh(q, k, n.transpose(v, 0, 2, 3, 1, 4), stream)
+            y = self._weigh(q, k, n.transpose(v, 0, 2, 3, 1, 4), tower)
             n.reshape(n.transpose(y, 0, 3, 1, 2, 4), [0, 0, 0, self._d])
-        return self._named(name)
+        return name
 
-    def temporal_conv(self, name: str, patches: str, w: Conv) -> str:
+    def temporal_conv(self, patches: str, w: Conv) -> str:
         side, d = math.isqrt(self._n - 1), self._d
-        with self._operation(name) as (g, n):
+        with self._operation(w.path) as (g, n):
             grid = n.transpose(n.reshape(patches, [0, 0, side, side, d]), 0, 4, 1, 2, 3)
             weights = [n.weight("weight", w.weight), n.weight("bias", w.bias)]
             y = g.node("Conv", [grid, *weights], pads=[1] * 6, kernel_shape=[3] * 3)
             y = n.reshape(n.transpose(y, 0, 2, 3, 4, 1), [0, 0, side * side, d])
             g.node("Add", [y, patches])
-        return self._named(name)
+        return w.path
 
     def join(self, name: str, patches: str, cls: str) -> str:
         with self._operation(name) as (g, n):
             rows = n.reshape(patches, [0, -1, self._d])
             g.node("Concat", [rows, n.unsqueeze(cls, 1)], axis=1)
-        return self._named(name)
+        return name
 
     def split(self, name: str, rows: str) -> tuple[str, str]:
         with self._operation(name) as (_, n):
             cls = n.reshape(n.slice(rows, 1, -1, END), [-1, self._d])
             n.reshape(n.slice(rows, 1, 0, -1), ["B", "T", self._n - 1, self._d])
-        return self._named(name), cls
+        return name, cls
 
-    def spatial_attention(self, name: str, qkv: str, stream: Stream) -> str:
+    def spatial_attention(self, name: str, qkv: str, tower: TowerConfig) -> str:
         tokens, d = self._n, self._d
         with self._operation(name) as (g, n):
             patches = n.reshape(n.slice(qkv, 1, 0, -1), ["B", "T", tokens - 1, 3 * d])
             shared = n.per_frame(n.unsqueeze(n.slice(qkv, 1, -1, END), 1))
             frames = g.node("Concat", [patches, shared], axis=2)
-            y = self._attend(n.reshape(frames, [-1, tokens, 3 * d]), stream, causal=False)
+            y = self._attend(n.reshape(frames, [-1, tokens, 3 * d]), tower, causal=False)
             y = n.reshape(y, ["B", "T", tokens, d])
             patches = n.reshape(n.slice(y, 2, 0, -1), [0, -1, d])
             own = n.reshape(n.slice(y, 2, -1, END), [0, -1, d])  # [B, T, D]
             g.node("Concat", [patches, n.mean(own, 1)], axis=1)
-        return self._named(name)
+        return name
 
-    def class_attention(
-        self, name: str, q: str, patches: str, cls: str, w: LastSpatial, stream: Stream
+    def absorbed_attention(
+        self, name: str, q: str, patches: str, cls: str, w: LastSpatial, tower: TowerConfig
     ) -> str:
-        d, h = self._d, stream.heads
+        d, h = self._d, tower.heads
         with self._operation(name) as (g, n):
             u = g.node("MatMul", [n.reshape(q, [0, h, 1, d // h]), n.weight("k", w.k)])
             u = n.reshape(u, [0, h, d])
@@ -186,7 +183,7 @@ class OnnxOps:
             own = g.node("MatMul", [u, n.transpose(own_key, 0, 2, 1)])
             own = n.per_frame(n.unsqueeze(own, 3), 2)
             both = g.node("Concat", [scores, own], axis=3)
-            a = n.softmax(both, 3, stream.softmax_scale)  # [B, H, T, N]
+            a = n.softmax(both, 3, tower.softmax_scale)  # [B, H, T, N]
             a = g.node("Div", [a, n.frame_count()])
             z = g.node("MatMul", [n.reshape(n.slice(a, 3, 0, -1), [0, h, -1]), keys])  # [B, H, D]
             own = n.reshape(n.slice(a, 3, -1, END), [0, h, -1])
@@ -194,24 +191,24 @@ class OnnxOps:
             z = g.node("Add", [z, g.node("Mul", [own, own_key])])
             y = g.node("MatMul", [n.weight("v", w.v), n.unsqueeze(z, 3)])  # [B, H, dh, 1]
             n.reshape(y, [0, d])
-        return self._named(name)
+        return name
 
     def class_rows(self, name: str, trunk: str, cls: str) -> str:
         with self._operation(name) as (g, n):
             own = n.reshape(n.slice(trunk, 1, -1, END), ["B", "T", self._d])
             g.node("Add", [own, n.unsqueeze(cls, 1)])
-        return self._named(name)
+        return name
 
     def frame_mean(self, name: str, x: str) -> str:
         with self._operation(name) as (_, n):
             n.mean(x, 1, keep=0)
-        return self._named(name)
+        return name
 
-    def embed_text(self, name: str, ids: str, tokens: Tensor, positions: Tensor) -> str:
-        with self._operation(name) as (g, n):
-            x = g.node("Gather", [n.weight("tokens", tokens), ids])
-            g.node("Add", [x, n.first(n.weight("positions", positions), 0)])
-        return self._named(name)
+    def embed_text(self, ids: str, w: Tokens) -> str:
+        with self._operation(w.path) as (g, n):
+            x = g.node("Gather", [n.weight("tokens", w.table), ids])
+            g.node("Add", [x, n.first(n.weight("positions", w.positions), 0)])
+        return w.path
 
     def end_rows(self, name: str, x: str, ids: str) -> str:
         with self._operation(name) as (g, n):
@@ -219,7 +216,7 @@ class OnnxOps:
             end = g.node("Expand", [end, g.constant([1, 1, self._d])])
             rows = g.node("GatherElements", [x, end], axis=1)
             n.reshape(rows, [-1, self._d])
-        return self._named(name)
+        return name
 
     def _frames(self, trunk: str) -> tuple[str, str]:
         """Trunk rows -> patches [B, T, P, D] and class tokens [B, T, D]."""
@@ -235,20 +232,20 @@ class OnnxOps:
         g.node("Split", [qkv, g.constant([d, d, d])], out=names, axis=-1)
         return [self._nodes.reshape(k, shape) for k in names]
 
-    def _attend(self, qkv: str, stream: Stream, causal: bool) -> str:
+    def _attend(self, qkv: str, tower: TowerConfig, causal: bool) -> str:
         """[M, N, 3D] -> [M, N, D]."""
         n = self._nodes
-        q, k, v = self._heads(qkv, [0, 0, stream.heads, self._d // stream.heads])
+        q, k, v = self._heads(qkv, [0, 0, tower.heads, self._d // tower.heads])
         q, k = n.transpose(q, 0, 2, 1, 3), n.transpose(k, 0, 2, 3, 1)
-        y = self._weigh(q, k, n.transpose(v, 0, 2, 1, 3), stream, causal)
+        y = self._weigh(q, k, n.transpose(v, 0, 2, 1, 3), tower, causal)
         return n.reshape(n.transpose(y, 0, 2, 1, 3), [0, 0, self._d])
 
-    def _weigh(self, q: str, k: str, v: str, stream: Stream, causal: bool = False) -> str:
+    def _weigh(self, q: str, k: str, v: str, tower: TowerConfig, causal: bool = False) -> str:
         g, n = self._nodes.graph, self._nodes
         scores = g.node("MatMul", [q, k])
         if causal:
             scores = g.node("Add", [scores, self._causal()])
-        return g.node("MatMul", [n.softmax(scores, -1, stream.softmax_scale), v])
+        return g.node("MatMul", [n.softmax(scores, -1, tower.softmax_scale), v])
 
     def _causal(self) -> str:
         """The causal mask [L, L] of this call, cut from one table."""

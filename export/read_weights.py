@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import numpy as np
 import onnx
 import torch
@@ -11,17 +14,18 @@ from stan_infer.artefacts.folder import Artefact
 from stan_infer.artefacts.graph_source import graph_source
 from stan_infer.artefacts.npz_file import label_fields, read_npz
 from stan_infer.errors import InputError
-from stan_infer.network.fold import (
-    BranchLayer,
+from stan_infer.network.fold import fold_video
+from stan_infer.network.folded import (
     Conv,
+    FoldedLinear,
     LastSpatial,
-    Layer,
     Patches,
-    Product,
-    Stream,
+    Start,
     Temporal,
     VideoWeights,
+    map_weights,
 )
+from stan_infer.network.model import Stan
 
 
 def read_weights(artefact: Artefact) -> VideoWeights:
@@ -66,71 +70,60 @@ class _Reader:
             )
         return torch.from_numpy(values.copy())
 
-    def product(self, name: str) -> Product:
-        return Product(self.tensor(f"{name}/weight").T.contiguous(), self.tensor(f"{name}/bias"))
-
-    def layer(self, path: str, block: str) -> Layer:
-        of = {"qkv": block, "out": block, "fc1": "mlp", "fc2": "mlp"}
-        return Layer(**{n: self.product(f"{path}/{b}/{n}") for n, b in of.items()})
+    def linear(self, like: FoldedLinear) -> FoldedLinear:
+        weight = self.tensor(f"{like.path}/weight").T.contiguous()
+        return dataclasses.replace(like, weight=weight, bias=self.tensor(f"{like.path}/bias"))
 
     def read(self) -> VideoWeights:
-        c = self._config
-        name = "silu" if c.activation == "quick_gelu" else c.activation
-        positions, time = self.tables()
-        at = "video/patches"
-        return VideoWeights(
-            Stream(c.heads, c.norm_eps, name, 1.0, False),
-            Patches(
-                self.tensor(f"{at}/weight").T.contiguous(),
-                self.tensor(f"{at}/positions"),
-                self.tensor(f"{at}/gamma"),
-                self.tensor(f"{at}/beta"),
-                self.tensor(f"{at}/class").flatten(),
-                c.patch,
-                "BTHWC" if self._dtype == "uint8" else "BTCHW",
-            ),
-            tuple(self.layer(f"video/trunk/layer{i}", "attention") for i in range(c.layers)),
-            self.tensor("video/branch/layer0/start/class"),
-            positions,
-            time,
-            tuple(self.branch(k) for k in range(c.branch_layers)),
-            self.product("video/head/video"),
-        )
+        with torch.device("meta"):
+            model = Stan(self._config).eval().requires_grad_(False)
+            like = fold_video(model, input="uint8" if self._dtype == "uint8" else "float")
+        return map_weights(like, self.part)
 
-    def tables(self) -> tuple[Tensor, Tensor]:
+    def part(self, like: Any) -> Any:
+        """What the graph holds for a part of the folded weights; None: look into that part."""
+        if isinstance(like, FoldedLinear):
+            return self.linear(like)
+        if isinstance(like, Temporal):
+            return self.temporal(like)
+        if isinstance(like, Start):
+            return Start(like.path, self.tensor(f"{like.path}/class"), *self.tables(like.path))
+        if isinstance(like, Conv):
+            weight, bias = (self.tensor(f"{like.path}/{n}") for n in ("weight", "bias"))
+            return Conv(like.path, weight, bias)
+        if isinstance(like, LastSpatial):
+            k, v = (self.tensor(f"{like.q.block}/softmax/{n}") for n in "kv")
+            linears = {n: self.linear(getattr(like, n)) for n in ("q", "out", "fc1", "fc2")}
+            return LastSpatial(k=k, v=v, **linears)
+        if isinstance(like, Patches):
+            return dataclasses.replace(
+                like,
+                weight=self.tensor(f"{like.path}/weight").T.contiguous(),
+                table=self.tensor(f"{like.path}/positions"),
+                gamma=self.tensor(f"{like.path}/gamma"),
+                beta=self.tensor(f"{like.path}/beta"),
+                cls_row=self.tensor(f"{like.path}/class").flatten(),
+            )
+        return None
+
+    def tables(self, at: str) -> tuple[Tensor, Tensor]:
         """Positions [P, D] and times [T, D]; of a fixed T the graph has their sum alone."""
-        at = "video/branch/layer0/start"
         if f"{at}/table" not in self._tensors:
             return self.tensor(f"{at}/positions"), self.tensor(f"{at}/time")
         table = self.tensor(f"{at}/table")  # [T, P, D]
         return table[0], table[:, 0] - table[0, 0]
 
-    def branch(self, k: int) -> BranchLayer:
-        path = f"video/branch/layer{k}"
-        if k < self._config.branch_layers - 1:
-            return BranchLayer(self.temporal(path), self.layer(path, "spatial"))
-        spatial = f"{path}/spatial"
-        last = LastSpatial(
-            self.product(f"{spatial}/q"),
-            self.tensor(f"{spatial}/softmax/k"),
-            self.tensor(f"{spatial}/softmax/v"),
-            self.product(f"{spatial}/out"),
-            self.product(f"{spatial}/mlp/fc1"),
-            self.product(f"{spatial}/mlp/fc2"),
-        )
-        return BranchLayer(self.temporal(path), last)
-
-    def temporal(self, path: str) -> Temporal | Conv:
-        at = f"{path}/temporal"
-        if f"{at}/conv/weight" in self._tensors:
-            return Conv(self.tensor(f"{at}/conv/weight"), self.tensor(f"{at}/conv/bias"))
-        if f"{at}/single/weight" in self._tensors:  # exported for one frame
-            single = self.product(f"{at}/single")
-            return Temporal(single, single, single)
-        qkv, out = self.product(f"{at}/qkv"), self.product(f"{at}/out")
-        d = self._config.width
-        single = Product(out.weight @ qkv.weight[2 * d :], out.bias)
-        return Temporal(qkv, out, single)
+    def temporal(self, like: Temporal) -> Temporal:
+        if f"{like.single.path}/weight" in self._tensors:  # exported for one frame
+            single = self.linear(like.single)
+            qkv, out = (
+                dataclasses.replace(w, weight=single.weight, bias=single.bias)
+                for w in (like.qkv, like.out)
+            )
+            return Temporal(qkv, out, single)
+        qkv, out = self.linear(like.qkv), self.linear(like.out)
+        weight = out.weight @ qkv.weight[2 * self._config.width :]
+        return Temporal(qkv, out, dataclasses.replace(like.single, weight=weight, bias=out.bias))
 
 
 def read_classes(artefact: Artefact) -> dict[str, np.ndarray] | None:

@@ -219,7 +219,7 @@ class _Export:
             clips = [noise, moving_frames(t, side, side)[None]]
         self.say(f"measuring ranges on {source}")
         ranges = Ranges()
-        # Pixels as uint8 whatever the graph's input is: only the first product differs.
+        # Pixels as uint8 whatever the graph's input is: only the first linear differs.
         ranges.run_video(fold_video(self.model), clips)
         self.ranges.append({"tower": "video", **ranges.check_fp16(source)})
 

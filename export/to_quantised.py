@@ -20,14 +20,14 @@ from stan_infer.export.golden import random_clips
 from stan_infer.export.parity import Case, case_sizes, check_graph, prove
 from stan_infer.export.read_weights import read_classes
 from stan_infer.export.video_graph import write_video_graph
-from stan_infer.network.eight_bits import QuantProduct, products
-from stan_infer.network.fold import VideoWeights
+from stan_infer.network.eight_bits import QuantisedLinear
+from stan_infer.network.folded import VideoWeights, linears
 from stan_infer.network.torch_ops import encode_video
 
 
 def quantised_names(weights: VideoWeights) -> list[str]:
-    """The products that are in 8 bits."""
-    return [n for n, p in products(weights).items() if isinstance(p, QuantProduct)]
+    """Paths of the linears that are in 8 bits."""
+    return [p for p, w in linears(weights).items() if isinstance(w, QuantisedLinear)]
 
 
 def write_quantised(

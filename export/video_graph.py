@@ -15,7 +15,7 @@ from stan_infer.export.onnx_graph import GraphWriter
 from stan_infer.export.onnx_nodes import Nodes
 from stan_infer.export.onnx_ops import OnnxOps
 from stan_infer.export.options import Range, fixed_size
-from stan_infer.network.fold import VideoWeights
+from stan_infer.network.folded import VideoWeights
 from stan_infer.network.fused import video_tower
 
 
@@ -39,7 +39,7 @@ def write_video_graph(
 ) -> list[str]:
     """Write the graph; return the names of external data files beside it.
 
-    weights: folded for `input`; products among them may be QuantProducts. dims: of "batch" and
+    weights: folded for `input`; linears among them may be QuantisedLinears. dims: of "batch" and
     "frames". precision: of all that is not in 8 bits. classes: of a class head (embed_classes).
     """
     graph = new_graph("video", path.parent, opset, config)

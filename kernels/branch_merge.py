@@ -129,7 +129,7 @@ def _(
 def bytes_and_flops(
     batch: int, frames: int, patches: int, width: int, *, start: bool, size: int = 2
 ) -> tuple[int, int]:
-    """Bytes moved if each operand moves once, and FLOPs (none: no products), of one call."""
+    """Bytes moved if each operand moves once, and FLOPs (no matrices: none), of one call."""
     f = batch * frames
     out = f * patches + batch
     tables = patches + frames + 1 if start else out

@@ -5,7 +5,7 @@ mean_t sum_p a_tp z_p (mean and W_v commute): q, k and v of the patches are neve
 rows [F P + B, D] with the clips' class tokens last, z = (x - mean) / std of a row; out [B, H, D].
 Each frame attends to its P patches and the class token. One launch takes partial sums per frame and
 64 patches, a second adds them in a fixed order. PERFORMANCE: one pass over F P D values instead of
-a product with 3 D^2 weights.
+a linear with 3 D^2 weights.
 """
 
 from __future__ import annotations

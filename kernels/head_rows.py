@@ -1,8 +1,8 @@
-"""The rows that the head's product reads: norm(trunk class + branch class) and their means.
+"""The rows that the head's linear reads: norm(trunk class + branch class) and their means.
 
 trunk [F, P + 1, D], class token last; cls [B, D]; out [F + B, D]: one normed row per frame, then
 per clip the mean of its T rows. The norm's gain and shift are in the head's weights. PERFORMANCE:
-one product then makes the embeddings of frames and clips.
+one linear then makes the embeddings of frames and clips.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _(trunk: Tensor, cls: Tensor, eps: float) -> Tensor:
 
 
 def bytes_and_flops(batch: int, frames: int, width: int, size: int = 2) -> tuple[int, int]:
-    """Bytes moved if each operand moves once, and FLOPs (none: no products), of one call."""
+    """Bytes moved if each operand moves once, and FLOPs (no matrices: none), of one call."""
     return (2 * batch * frames + 2 * batch) * width * size, 0
 
 

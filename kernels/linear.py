@@ -1,10 +1,10 @@
-"""y = act(norm(x) W^T + b) + residual: one product with the neighbours that only move bytes.
+"""y = act(norm(x) W^T + b) + residual: a linear with the neighbours that only move bytes.
 
 x [M, K], W [N, K], b [N]; norm(x) = (x - mean) / std over each row, whose gain and shift are folded
-into W and b. The sums of a row are taken while the product reads it:
+into W and b. The sums of a row are taken while the linear reads it:
 norm(x) W^T = rstd (x W^T - mean s), s_n = sum_k W_nk. The residual may have more rows than x: those
-are copied, which is how the class tokens at the tail of a branch's buffer pass a product of
-patches. Used for every product of both towers. PERFORMANCE: the norm costs no pass over memory, and
+are copied, which is how the class tokens at the tail of a branch's buffer pass a linear of
+patches. Used for every linear of both towers. PERFORMANCE: the norm costs no pass over memory, and
 QuickGELU (as SiLU), bias and residual no kernel of their own.
 """
 
@@ -192,7 +192,7 @@ def bytes_and_flops(
 
 
 def check_epilogue(x: Tensor, weight: Tensor, residual: Tensor | None, activation: str) -> None:
-    """ValueError for a residual or an activation that a product of x and weight cannot end with."""
+    """ValueError for a residual or an activation that a linear of x and weight cannot end with."""
     if residual is not None:
         check_rows("residual", residual, len(weight))
         if len(residual) < len(x):

@@ -1,9 +1,9 @@
-"""uint8 pixels -> the trunk's rows: patch product, position table, norm, class token.
+"""uint8 pixels -> the trunk's rows: a linear of patches, position table, norm, class token.
 
 video uint8 [B, T, S, S, 3]; W [D, K >= 3 p p] with mean and std folded in and columns in the order
 of a patch in memory (row, column, channel; columns beyond are zeros, so that rows of W are
 aligned); table [P, D]; out [F, P + 1, D], the class token last. The pixels become floats in
-registers (0..255 are exact in bf16): no image of floats is ever written. Two launches: the product
+registers (0..255 are exact in bf16): no image of floats is ever written. Two launches: the linear
 with the table, and the norm before the trunk, which also writes the class token's constant row.
 """
 
@@ -43,7 +43,7 @@ def patch_embed_reference(
 
 
 @triton.jit
-def _product_kernel(
+def _patches_kernel(
     p_v, p_w, p_t, p_y, rows, patches, side, n, k, line, w_row,
     PATCH: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -110,7 +110,7 @@ def launch(
     tile = tile or only_tile("patch_embed", video.device)
     rows = torch.empty(f * patches, d, dtype=weight.dtype, device=video.device)
     grid = (triton.cdiv(f * patches, tile.bm) * triton.cdiv(d, tile.bn),)
-    _product_kernel[grid](
+    _patches_kernel[grid](
         video, weight, table, rows, f * patches, patches, side, d, 3 * patch * patch,
         3 * video.shape[3], weight.stride(0),
         PATCH=patch, BM=tile.bm, BN=tile.bn, BK=tile.bk, UPCAST=upcast(weight.dtype),

@@ -1,13 +1,12 @@
-"""Temporal attention as the epilogue of its own q, k, v product: q, k and v never reach memory.
+"""Temporal attention at the end of the linear of its q, k, v: these never reach memory.
 
 x [>= B T P, D] (rows after the patches are not read), W [3 D, D], q's bias [D]; out [B T P, D]. A
 program makes q, k and v of one head for G = BM // T patches in all frames, each a tile BM x dh,
 then attends inside the tile (`temporal_attention`). Rows of a tile are frame-major, so that a frame
 gives G neighbouring rows; groups are numbered over all clips, so that only the last one has a tail.
-k's bias cancels in the softmax and v's is in the output product (`fold`).
-norm: "none", x is normed already; "given", mean and 1/std of each row are arguments; "inside",
-their sums are taken while the product reads x. PERFORMANCE: 4 D of traffic per row and two kernels
-less.
+k's bias cancels in the softmax and v's is in the output linear (`fold`).
+The sums of the norm before it are taken while the linear reads x, as in `linear`. PERFORMANCE: 4 D
+of traffic per row and two kernels less.
 """
 
 from __future__ import annotations
@@ -39,9 +38,7 @@ def temporal_qkv_attention_reference(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
-    sums: Tensor | None,
-    mean: Tensor | None,
-    rstd: Tensor | None,
+    sums: Tensor,
     batch: int,
     frames: int,
     patches: int,
@@ -52,29 +49,23 @@ def temporal_qkv_attention_reference(
     """Compute the same in plain torch, in fp32 inside (fp64 stays fp64)."""
     wide = torch.promote_types(x.dtype, torch.float32)
     rows = batch * frames * patches
-    z = x[:rows].to(wide)
-    if mean is not None and rstd is not None:
-        z = (z - mean[:rows, None]) * rstd[:rows, None]
-    elif sums is not None:
-        z = F.layer_norm(z, z.shape[-1:], eps=eps)
     d = x.shape[1]
+    z = F.layer_norm(x[:rows].to(wide), (d,), eps=eps)
     qkv = z @ weight.to(wide).T
     qkv = qkv + F.pad(bias[:d].to(wide), (0, 2 * d))
     return temporal_attention_reference(qkv, frames, patches, heads, scale).to(x.dtype)
 
 
 @triton.jit
-def _finish_norm(acc, p_sums, o_n, mean, rstd, NORM: tl.constexpr):
-    if NORM != "none":
-        s = tl.load(p_sums + o_n).to(tl.float32)
-        acc = rstd[:, None] * (acc - mean[:, None] * s[None, :])
-    return acc
+def _finish_norm(acc, p_sums, o_n, mean, rstd):
+    s = tl.load(p_sums + o_n).to(tl.float32)
+    return rstd[:, None] * (acc - mean[:, None] * s[None, :])
 
 
 @triton.jit
 def _temporal_qkv_kernel(
-    p_x, p_w, p_b, p_s, p_mean, p_rstd, p_y, sequences, patches, d, x_row, w_row, y_row, scale, eps,
-    NORM: tl.constexpr, T: tl.constexpr, H: tl.constexpr, DH: tl.constexpr, BM: tl.constexpr,
+    p_x, p_w, p_b, p_s, p_y, sequences, patches, d, x_row, w_row, y_row, scale, eps,
+    T: tl.constexpr, H: tl.constexpr, DH: tl.constexpr, BM: tl.constexpr,
     BK: tl.constexpr, EVEN_K: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     G: tl.constexpr = BM // T
@@ -113,23 +104,16 @@ def _temporal_qkv_kernel(
         q = tl.dot(x, wq, q, input_precision="ieee")
         k = tl.dot(x, wk, k, input_precision="ieee")
         v = tl.dot(x, wv, v, input_precision="ieee")
-        if NORM == "inside":
-            wide = x.to(tl.float32)
-            total += tl.sum(wide, 1)
-            squares += tl.sum(wide * wide, 1)
+        wide = x.to(tl.float32)
+        total += tl.sum(wide, 1)
+        squares += tl.sum(wide * wide, 1)
         p_xt += BK
         p_qt += BK
-    mean = total
-    rstd = squares
-    if NORM == "inside":
-        mean, rstd = norm_of_sums(total, squares, d, eps)
-    if NORM == "given":
-        mean = tl.load(p_mean + i_row, ok, other=0.0)
-        rstd = tl.load(p_rstd + i_row, ok, other=0.0)
+    mean, rstd = norm_of_sums(total, squares, d, eps)
     o_n = i_h * DH + o_d
-    q = _finish_norm(q, p_s, o_n, mean, rstd, NORM)
-    k = _finish_norm(k, p_s, o_n + H * DH, mean, rstd, NORM)
-    v = _finish_norm(v, p_s, o_n + 2 * H * DH, mean, rstd, NORM)
+    q = _finish_norm(q, p_s, o_n, mean, rstd)
+    k = _finish_norm(k, p_s, o_n + H * DH, mean, rstd)
+    v = _finish_norm(v, p_s, o_n + 2 * H * DH, mean, rstd)
     q += tl.load(p_b + o_n).to(tl.float32)[None, :]
     if not UPCAST:
         q, k = q.to(p_x.dtype.element_ty), k.to(p_x.dtype.element_ty)
@@ -144,9 +128,7 @@ def launch(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
-    sums: Tensor | None,
-    mean: Tensor | None,
-    rstd: Tensor | None,
+    sums: Tensor,
     batch: int,
     frames: int,
     patches: int,
@@ -156,15 +138,14 @@ def launch(
     tile: Tile | None = None,
 ) -> Tensor:
     """Run the kernel; `tile` overrides the table. See the operation `temporal_qkv_attention`."""
-    head = _check(x, weight, bias, sums, mean, rstd, batch, frames, patches, heads)
+    head = _check(x, weight, bias, sums, batch, frames, patches, heads)
     d, sequences = x.shape[1], batch * patches
     tile = tile or temporal_qkv_tile(x.device, x.dtype, frames, sequences, heads)
     y = torch.empty(sequences * frames, d, dtype=x.dtype, device=x.device)
     grid = (triton.cdiv(sequences, tile.bm // frames) * heads,)
     _temporal_qkv_kernel[grid](
-        x, weight, bias, sums, mean, rstd, y,
-        sequences, patches, d, x.stride(0), weight.stride(0), y.stride(0), scale * LOG2_E, eps,
-        NORM="none" if sums is None else "inside" if mean is None else "given",
+        x, weight, bias, sums, y, sequences, patches, d, x.stride(0), weight.stride(0), y.stride(0),
+        scale * LOG2_E, eps,
         T=frames, H=heads, DH=head, BM=tile.bm, BK=tile.bk, EVEN_K=d % tile.bk == 0,
         UPCAST=upcast(x.dtype),
         num_warps=tile.warps, num_stages=tile.stages,
@@ -177,9 +158,7 @@ def temporal_qkv_attention(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
-    sums: Tensor | None,
-    mean: Tensor | None,
-    rstd: Tensor | None,
+    sums: Tensor,
     batch: int,
     frames: int,
     patches: int,
@@ -189,10 +168,10 @@ def temporal_qkv_attention(
 ) -> Tensor:
     """Rows [>= B T P, D] -> [B T P, D]: q, k, v of norm(x), then temporal attention.
 
-    sums: row sums of weight, fp32 [3 D]; None: x is normed already. mean, rstd: of each row, fp32;
-    None: taken inside. Raises ValueError for shapes and types that the kernel cannot take.
+    sums: row sums of weight, fp32 [3 D]. Raises ValueError for shapes and types that the kernel
+    cannot take.
     """
-    args = (x, weight, bias, sums, mean, rstd, batch, frames, patches, heads)
+    args = (x, weight, bias, sums, batch, frames, patches, heads)
     if INTERPRETED:
         return launch(*args, scale, eps)
     _check(*args)
@@ -207,9 +186,7 @@ def _(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
-    sums: Tensor | None,
-    mean: Tensor | None,
-    rstd: Tensor | None,
+    sums: Tensor,
     batch: int,
     frames: int,
     patches: int,
@@ -222,7 +199,7 @@ def _(
 
 @register_flop_formula(torch.ops.stan_infer.temporal_qkv_attention)
 def _flops(
-    x: Any, w: Any, b: Any, s: Any, mean: Any, rstd: Any, batch: int, frames: int, patches: int,
+    x: Any, w: Any, b: Any, s: Any, batch: int, frames: int, patches: int,
     *args: Any, out_shape: Any = None, **kw: Any,
 ) -> int:  # fmt: skip
     rows, d = batch * frames * patches, x[1]
@@ -241,9 +218,7 @@ def _check(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
-    sums: Tensor | None,
-    mean: Tensor | None,
-    rstd: Tensor | None,
+    sums: Tensor,
     batch: int,
     frames: int,
     patches: int,
@@ -255,10 +230,8 @@ def _check(
     rows, d = batch * frames * patches, x.shape[1]
     if len(x) < rows or rows < 1:
         raise ValueError(f"x has {len(x)} rows; B T P = {batch} {frames} {patches} needs {rows}")
-    if len(weight) != 3 * d or len(bias) < d or (sums is not None and len(sums) != 3 * d):
+    if len(weight) != 3 * d or len(bias) < d or len(sums) != 3 * d:
         raise ValueError(f"weight, bias and sums must have {3 * d}, {d} and {3 * d} rows")
-    if (mean is None) != (rstd is None) or (mean is not None and sums is None):
-        raise ValueError("mean and rstd go together, and need sums")
     if weight.dtype != x.dtype:
         raise ValueError("x and weight must have one dtype")
     return check_head(d, heads)

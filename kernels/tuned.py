@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 FAMILIES = ("sm80", "sm89", "sm90", "sm100", "sm120")
-MIN_FILL = 0.8  # of a tile's rows, below which q, k, v are made by the product alone
+MIN_FILL = 0.8  # of a tile's rows, below which q, k, v are made by a linear of their own
 _TABLE = Path(__file__).with_name("tuned.json")
 
 
@@ -96,7 +96,7 @@ def linear_tile(device: torch.device, dtype: torch.dtype, rows: int, n: int, k: 
 
 
 def library_is_faster(family: str, dtype: torch.dtype, rows: int, n: int, k: int) -> bool:
-    """Whether the library's product was measured to be faster for this shape."""
+    """Whether the library's linear was measured to be faster for this shape."""
     return chosen("linear", family, dtype, rows=rows, n=n, k=k) == "library"
 
 
@@ -123,7 +123,7 @@ def qkv_tiles(family: str, frames: int) -> list[Tile]:
 def fuses_qkv(family: str, dtype: torch.dtype, frames: int, places: int) -> bool:
     """Whether temporal q, k, v are made by the attention's own kernel: measured, or by its fill."""
     best = chosen("temporal_qkv_attention", family, dtype, rows=places, frames=frames)
-    return best != "product" and (best is not None or bool(qkv_tiles(family, frames)))
+    return best != "linear" and (best is not None or bool(qkv_tiles(family, frames)))
 
 
 def temporal_qkv_tile(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from stan_infer.engines.session import (
 from stan_infer.engines.torch_session import torch_device
 from stan_infer.errors import InputError, MissingError, nearest
 from stan_infer.network.fold import fold_text, fold_video
-from stan_infer.network.fused import text_tower, video_tower
+from stan_infer.network.fused import Schedule, text_tower, video_tower
 from stan_infer.network.model import Stan
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.bfloat16}
@@ -191,11 +192,33 @@ class TritonSession(Session):
     def _network(self, clips: Tensor) -> Sequence[Tensor]:
         from stan_infer.network.kernel_ops import KernelOps
 
-        ops = KernelOps(
-            clips.shape[0], clips.shape[1], self._counters,
-            branch=self._branch, kernels=self._kernels, cuda=self._cuda,
-        )  # fmt: skip
-        return video_tower(ops, self._video, clips)
+        ops = KernelOps(clips.shape[0], clips.shape[1], self._counters, kernels=self._kernels)
+        schedule = TwoStreams(self._branch, self._cuda) if self._branch is not None else None
+        return video_tower(ops, self._video, clips, schedule)
+
+
+class TwoStreams(Schedule):
+    """Branch layers on a stream of their own, beside the trunk's next layer; the head waits for it.
+
+    One object per call. It keeps what one stream made and the other reads until both have met, so
+    that the memory is not given away before.
+    """
+
+    def __init__(self, branch: Any, cuda: Any) -> None:
+        """branch: a stream of `cuda`, which is torch.cuda or what stands in for it."""
+        self._branch, self._cuda = branch, cuda
+        self._held: list[object] = []
+
+    @contextmanager
+    def branch_layer(self, trunk: object) -> Iterator[None]:
+        self._held.append(trunk)
+        self._branch.wait_stream(self._cuda.current_stream())
+        with self._cuda.stream(self._branch):
+            yield
+
+    def meet(self, cls: object) -> None:
+        self._held.append(cls)
+        self._cuda.current_stream().wait_stream(self._branch)
 
 
 def open_triton(

@@ -1,18 +1,14 @@
 """The operations of `fused` on the kernels.
 
 Trunk rows are [F, P + 1, D]. The branch is one buffer [F P + B, D]: patches frame after frame, then
-one class token per clip; products of patches copy the tail, so that joining costs nothing. A norm
-is not computed until a product wants it: the product takes it inside. Temporal q, k, v wait
-likewise, since their attention can be the product's epilogue.
+one class token per clip. `patches` is that whole buffer: a linear that changes patches copies the
+class tokens behind them, so that joining both costs nothing. `cls` is its last B rows. A norm is
+part of the linear that reads it; temporal attention, where that is faster, of its q, k, v.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,62 +24,28 @@ from stan_infer.kernels.patch_embed import patch_embed
 from stan_infer.kernels.spatial_attention import spatial_attention
 from stan_infer.kernels.temporal_attention import temporal_attention
 from stan_infer.kernels.temporal_qkv_attention import temporal_qkv_attention
-from stan_infer.network.fold import Conv, LastSpatial, Patches, Product, Stream, VideoWeights
-from stan_infer.network.kernel_weights import Fp8Product, KernelProduct
+from stan_infer.network.folded import (
+    Conv,
+    FoldedLinear,
+    LastSpatial,
+    Patches,
+    Start,
+    Temporal,
+    Tokens,
+    TowerConfig,
+)
+from stan_infer.network.fused import Ops
+from stan_infer.network.kernel_weights import Fp8Linear, KernelLinear
 
 
-@dataclasses.dataclass(frozen=True)
-class _Part:
-    """Patches or class tokens of a branch buffer."""
+class KernelOps(Ops[Tensor]):
+    """See fused.Ops. One object per call: it knows B and T. Weights are those of `prepare`, which
+    has put the gains of norms back into them.
 
-    rows: Tensor  # [F P + B, D]
-    batch: int
-    is_cls: bool
-
-    @property
-    def own(self) -> Tensor:
-        return self.rows[-self.batch :] if self.is_cls else self.rows[: -self.batch]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Head:
-    """The class tokens that the head reads, not added yet."""
-
-    trunk: Tensor  # [F, P + 1, D]
-    cls: Tensor  # [B, D]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Normed:
-    """A norm that its reader will take."""
-
-    x: Any  # Tensor, _Part or _Head
-    eps: float
-
-
-@dataclasses.dataclass(frozen=True)
-class _Mean:
-    """The mean over frames of a normed head."""
-
-    of: _Normed
-
-
-@dataclasses.dataclass(frozen=True)
-class _Waiting:
-    """A product that its reader will make."""
-
-    x: _Normed
-    w: Product
-
-
-class KernelOps:
-    """See fused.Ops. One object per call: it knows B and T.
-
-    counters: int32 zeros [>= B H] that spatial attention counts with and leaves at zero. branch:
-    a stream of `cuda` (torch.cuda) on which branch layers run beside the trunk's next layer, or
-    None. kernels: choices to override: "trunk" runs the trunk's attention in our kernel and not in
-    torch's, "product" makes temporal q, k, v with a product of their own, "library" every product
-    with torch's.
+    counters: int32 zeros [>= B H] that spatial attention counts with and leaves at zero. kernels:
+    choices to override: "trunk" runs the trunk's attention in our kernel and not in torch's,
+    "linear" makes temporal q, k, v with a linear of their own, "library" runs every linear as
+    torch's.
     """
 
     def __init__(
@@ -92,174 +54,142 @@ class KernelOps:
         frames: int,
         counters: Tensor,
         *,
-        branch: Any = None,
         kernels: frozenset[str] = frozenset(),
-        cuda: Any = torch.cuda,
         family: str | None = None,
     ) -> None:
         """Take clips [B, T, ...]; for texts B is Q and T is 1."""
-        self.single_frame = frames == 1
         self._b, self._t, self._counters, self._kernels = batch, frames, counters, kernels
         self._family = family or tuned.family(counters.device)
-        self._branch, self._cuda, self._path = branch, cuda, ""
-        # What one stream made and the other reads must live until both have met.
-        self._held: list[Any] = []
-        self._heads: dict[int, tuple[Tensor, Tensor]] = {}
 
-    @contextmanager
-    def scope(self, name: str) -> Iterator[None]:
-        """See Ops.scope; branch layers go to their own stream, the head waits for it."""
-        outer, self._path = self._path, f"{self._path}{name}/"
-        try:
-            if self._branch is not None and name.startswith("branch/"):
-                self._branch.wait_stream(self._cuda.current_stream())
-                with self._cuda.stream(self._branch):
-                    yield
-            else:
-                if self._branch is not None and name == "head":
-                    self._cuda.current_stream().wait_stream(self._branch)
-                yield
-        finally:
-            self._path = outer
+    def embed(self, video: Tensor, w: Patches, tower: TowerConfig) -> Tensor:
+        return patch_embed(video, w.weight, w.table, w.gamma, w.beta, w.cls_row, w.patch, tower.eps)
 
-    def embed(self, name: str, video: Tensor, w: Patches, stream: Stream) -> Tensor:
-        return patch_embed(
-            video, w.weight, w.table, w.gamma, w.beta, w.cls_row, w.patch, stream.eps
-        )
-
-    def norm(self, name: str, x: Any, stream: Stream, gain: Tensor | None = None) -> _Normed:
-        """See Ops.norm; `kernel_weights.prepare` has put gains back into the weights."""
-        return _Normed(x, stream.eps)
-
-    def product(
+    def linear(
         self,
-        name: str,
-        x: Any,
-        w: Product,
+        x: Tensor,
+        w: FoldedLinear,
         *,
         activation: str | None = None,
-        residual: Any = None,
-    ) -> Any:
-        if name == "qkv" and self._path.endswith("/temporal/"):
-            return _Waiting(x, w)
-        if isinstance(x, _Mean):
-            return self._head_product(x.of, w)[0]
-        if isinstance(x, _Normed) and isinstance(x.x, _Head):
-            return self._head_product(x, w)[1]
-        part = residual if isinstance(residual, _Part) else None
-        if part is None:
-            return self._linear(x, w, activation or "", residual)
-        # Patches: the class tokens behind them are copied. Class tokens: only they are read.
-        rows = part.own if part.is_cls else part.rows
-        y = self._linear(x, w, activation or "", rows)
-        return y if part.is_cls else dataclasses.replace(part, rows=y)
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        """See Ops.linear; a residual may have more rows than x: those are copied."""
+        return self._linear(x, w, None, activation, residual)
 
-    def attention(self, name: str, qkv: Tensor, stream: Stream, *, causal: bool = False) -> Tensor:
+    def norm_linear(
+        self, x: Tensor, w: FoldedLinear, tower: TowerConfig, *, activation: str | None = None
+    ) -> Tensor:
+        return self._linear(x, w, tower.eps, activation)
+
+    def attention(
+        self, name: str, qkv: Tensor, tower: TowerConfig, *, causal: bool = False
+    ) -> Tensor:
         if not causal and self._in_kernel(qkv):
             y = spatial_attention(
-                qkv.flatten(0, 1), self._counters, self._b, self._t, stream.heads,
-                stream.softmax_scale, False,
+                qkv.flatten(0, 1), self._counters, self._b, self._t, tower.heads,
+                tower.softmax_scale, False,
             )  # fmt: skip
             return y.view(*qkv.shape[:2], -1)
-        q, k, v = qkv.unflatten(-1, (3, stream.heads, -1)).permute(2, 0, 3, 1, 4)  # [M, H, N, dh]
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=stream.softmax_scale)
+        q, k, v = qkv.unflatten(-1, (3, tower.heads, -1)).permute(2, 0, 3, 1, 4)  # [M, H, N, dh]
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=tower.softmax_scale)
         return y.transpose(1, 2).flatten(-2)
 
-    def start(self, name: str, trunk: Tensor, w: VideoWeights) -> tuple[_Part, _Part]:
-        self._held.append(trunk)
-        rows = branch_merge(trunk, None, w.branch_positions, w.time, w.branch_cls, self._b)
-        return self.split(name, rows)
+    def start(self, trunk: Tensor, w: Start) -> tuple[Tensor, Tensor]:
+        return self.split("", branch_merge(trunk, None, w.positions, w.time, w.cls, self._b))
 
-    def merge(self, name: str, patches: _Part, cls: _Part, trunk: Tensor) -> tuple[_Part, _Part]:
-        self._held.append(trunk)
-        return self.split(name, branch_merge(trunk, patches.rows, None, None, None, self._b))
+    def merge(
+        self, name: str, patches: Tensor, cls: Tensor, trunk: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return self.split("", branch_merge(trunk, patches, None, None, None, self._b))
 
-    def temporal_attention(self, name: str, qkv: _Waiting, stream: Stream) -> Tensor:
-        part, w = qkv.x.x, qkv.w
-        places = part.own.shape[0] // (self._b * self._t)
-        assert isinstance(w, KernelProduct)
-        fused = not isinstance(w, Fp8Product) and "product" not in self._kernels
-        places_all = self._b * places
-        if fused and tuned.fuses_qkv(self._family, part.rows.dtype, self._t, places_all):
-            return temporal_qkv_attention(
-                part.rows, w.weight, w.bias, w.sums, None, None, self._b, self._t, places,
-                stream.heads, stream.softmax_scale, stream.eps,
-            )  # fmt: skip
-        rows = self._linear(qkv.x, w, "", None)
-        return temporal_attention(rows, self._t, places, stream.heads, stream.softmax_scale)
+    def temporal(self, patches: Tensor, w: Temporal, tower: TowerConfig) -> Tensor:
+        if self._t == 1:
+            return self._linear(patches[: -self._b], w.single, tower.eps, residual=patches)
+        return self.linear(self._temporal_qkv(patches, w.qkv, tower), w.out, residual=patches)
 
-    def temporal_conv(self, name: str, patches: _Part, w: Conv) -> _Part:
+    def temporal_conv(self, patches: Tensor, w: Conv) -> Tensor:
         """See Ops.temporal_conv; the convolution is the library's."""
-        x = patches.own.unflatten(0, (self._b, self._t, -1))  # [B, T, P, D]
+        own = patches[: -self._b]
+        x = own.unflatten(0, (self._b, self._t, -1))  # [B, T, P, D]
         side = math.isqrt(x.shape[2])
         grid = x.unflatten(2, (side, side)).permute(0, 4, 1, 2, 3)
         y = F.conv3d(grid, w.weight, w.bias, padding=1)
-        y = patches.own + y.permute(0, 2, 3, 4, 1).reshape(patches.own.shape)
-        return dataclasses.replace(patches, rows=torch.cat([y, patches.rows[-self._b :]]))
+        y = own + y.permute(0, 2, 3, 4, 1).reshape(own.shape)
+        return torch.cat([y, patches[-self._b :]])
 
-    def join(self, name: str, patches: _Part, cls: _Part) -> Tensor:
+    def join(self, name: str, patches: Tensor, cls: Tensor) -> Tensor:
         """See Ops.join: the class tokens lie behind the patches already."""
-        return patches.rows
+        return patches
 
-    def split(self, name: str, rows: Tensor) -> tuple[_Part, _Part]:
-        return _Part(rows, self._b, False), _Part(rows, self._b, True)
+    def split(self, name: str, rows: Tensor) -> tuple[Tensor, Tensor]:
+        return rows, rows[-self._b :]
 
-    def spatial_attention(self, name: str, qkv: Tensor, stream: Stream) -> Tensor:
+    def spatial_attention(self, name: str, qkv: Tensor, tower: TowerConfig) -> Tensor:
         return spatial_attention(
-            qkv, self._counters, self._b, self._t, stream.heads, stream.softmax_scale, True
+            qkv, self._counters, self._b, self._t, tower.heads, tower.softmax_scale, True
         )
 
     def class_attention(
-        self, name: str, q: Tensor, patches: _Normed, cls: _Normed, w: LastSpatial, stream: Stream
+        self, patches: Tensor, cls: Tensor, w: LastSpatial, tower: TowerConfig
     ) -> Tensor:
-        """See Ops.class_attention; the two small products are the library's, per head."""
-        heads = q.unflatten(1, (stream.heads, -1)).transpose(0, 1)  # [H, B, dh]
+        """See Ops.class_attention; what K and V multiply is the library's, per head."""
+        q = self.norm_linear(cls, w.q, tower)
+        heads = q.unflatten(1, (tower.heads, -1)).transpose(0, 1)  # [H, B, dh]
         u = torch.bmm(heads, w.k).transpose(0, 1)  # [B, H, D]
-        z = cls_attention(u, patches.x.rows, self._b, self._t, stream.softmax_scale, stream.eps)
+        z = cls_attention(u, patches, self._b, self._t, tower.softmax_scale, tower.eps)
         return torch.bmm(z.transpose(0, 1), w.v.mT).transpose(0, 1).flatten(1)
 
-    def class_rows(self, name: str, trunk: Tensor, cls: Tensor) -> _Head:
-        self._held.append(cls)
-        return _Head(trunk, cls)
+    def head(
+        self, trunk: Tensor, cls: Tensor, w: FoldedLinear, tower: TowerConfig
+    ) -> tuple[Tensor, Tensor]:
+        """See Ops.head: one linear makes both, in fp32."""
+        rows = head_rows(trunk, cls, tower.eps)
+        y = linear(rows, w.weight, w.bias, None, None, "", tower.eps, True)
+        return y[-self._b :], y[: -self._b].unflatten(0, (self._b, self._t))
 
-    def frame_mean(self, name: str, x: _Normed) -> _Mean:
-        return _Mean(x)
+    def embed_text(self, ids: Tensor, w: Tokens) -> Tensor:
+        return w.table[ids] + w.positions[: ids.shape[1]]
 
-    def embed_text(self, name: str, ids: Tensor, tokens: Tensor, positions: Tensor) -> Tensor:
-        return tokens[ids] + positions[: ids.shape[1]]
+    def text_head(
+        self, x: Tensor, ids: Tensor, w: FoldedLinear, tower: TowerConfig
+    ) -> tuple[Tensor, Tensor]:
+        end = x[torch.arange(len(ids), device=ids.device), ids.argmax(-1)]
+        return self.norm_linear(end, w, tower), self.norm_linear(x, w, tower)
 
-    def end_rows(self, name: str, x: _Normed, ids: Tensor) -> _Normed:
-        """See Ops.end_rows: picks rows before they are normed."""
-        rows = x.x[torch.arange(len(ids), device=ids.device), ids.argmax(-1)]
-        return _Normed(rows, x.eps)
+    def _temporal_qkv(self, patches: Tensor, w: FoldedLinear, tower: TowerConfig) -> Tensor:
+        """Norm, q, k, v and attention of the patches [F P, D]: one kernel where that is faster."""
+        assert isinstance(w, KernelLinear)
+        places_all = (len(patches) - self._b) // self._t
+        places = places_all // self._b
+        fused = not isinstance(w, Fp8Linear) and "linear" not in self._kernels
+        if fused and tuned.fuses_qkv(self._family, patches.dtype, self._t, places_all):
+            return temporal_qkv_attention(
+                patches, w.weight, w.bias, w.sums, self._b, self._t, places,
+                tower.heads, tower.softmax_scale, tower.eps,
+            )  # fmt: skip
+        rows = self._linear(patches[: -self._b], w, tower.eps)
+        return temporal_attention(rows, self._t, places, tower.heads, tower.softmax_scale)
 
-    def _head_product(self, head: _Normed, w: Product) -> tuple[Tensor, Tensor]:
-        """Clip and frame embeddings [B, E], [B, T, E], fp32: one product, asked for twice."""
-        key = id(head.x)
-        if key not in self._heads:
-            rows = head_rows(head.x.trunk, head.x.cls, head.eps)
-            y = linear(rows, w.weight, w.bias, None, None, "", head.eps, True)
-            frames = y[: -self._b].unflatten(0, (self._b, self._t))
-            self._heads[key] = y[-self._b :], frames
-        return self._heads[key]
-
-    def _linear(self, x: Any, w: Product, activation: str, residual: Tensor | None) -> Tensor:
-        eps, normed = 0.0, isinstance(x, _Normed)
-        if isinstance(x, _Normed):
-            x, eps = x.x, x.eps
-        x = x.own if isinstance(x, _Part) else x
-        rows = x.flatten(0, -2)
+    def _linear(
+        self,
+        x: Tensor,
+        w: FoldedLinear,
+        eps: float | None,
+        activation: str | None = None,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        """A linear of x, normed first if eps is given."""
+        assert isinstance(w, KernelLinear)
+        rows, act = x.flatten(0, -2), activation or ""
         res = None if residual is None else residual.flatten(0, -2)
-        assert isinstance(w, KernelProduct)
-        if isinstance(w, Fp8Product):
-            if normed:
+        if isinstance(w, Fp8Linear):
+            if eps is not None:
                 rows = F.layer_norm(rows, rows.shape[-1:], eps=eps)
-            y = fp8_linear(rows, w.weight, w.scale, w.x_scale, w.bias, res, activation)
+            y = fp8_linear(rows, w.weight, w.scale, w.x_scale, w.bias, res, act)
         elif self._library(rows, w):
-            y = library_product(rows, w, activation, res, eps if normed else None)
+            y = library_linear(rows, w.weight, w.bias, act, res, eps)
         else:
-            sums = w.sums if normed else None
-            y = linear(rows, w.weight, w.bias, sums, res, activation, eps, False)
+            sums = None if eps is None else w.sums
+            y = linear(rows, w.weight, w.bias, sums, res, act, eps or 0.0, False)
         return y if x.dim() == 2 else y.view(*x.shape[:-1], -1)
 
     def _in_kernel(self, qkv: Tensor) -> bool:
@@ -268,19 +198,24 @@ class KernelOps:
         f, tokens = qkv.shape[:2]
         return tuned.trunk_in_kernel(self._family, qkv.dtype, f, tokens - 1)
 
-    def _library(self, x: Tensor, w: Product) -> bool:
+    def _library(self, x: Tensor, w: FoldedLinear) -> bool:
         if "library" in self._kernels:
             return True
         n, k = w.weight.shape
         return tuned.library_is_faster(self._family, x.dtype, x.shape[0], n, k)
 
 
-def library_product(
-    x: Tensor, w: Product, activation: str, residual: Tensor | None, eps: float | None
+def library_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    activation: str,
+    residual: Tensor | None,
+    eps: float | None,
 ) -> Tensor:
-    """The same with torch's product: a kernel each for norm, product, activation and sum."""
+    """The same with torch's linear: a kernel each for norm, linear, activation and sum."""
     z = x if eps is None else F.layer_norm(x, x.shape[-1:], eps=eps)
-    y = F.linear(z, w.weight, w.bias)
+    y = F.linear(z, weight, bias)
     if activation:
         y = F.silu(y) if activation == "silu" else F.gelu(y)
     if residual is None:

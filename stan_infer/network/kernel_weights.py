@@ -10,23 +10,23 @@ import torch
 from torch import Tensor
 
 from stan_infer.errors import InputError
-from stan_infer.network.eight_bits import map_products, quantise_weight
-from stan_infer.network.fold import Patches, Product
+from stan_infer.network.eight_bits import quantise_weight
+from stan_infer.network.folded import FoldedLinear, Patches, map_weights
 
 W = TypeVar("W")
 _ALIGN = 64  # columns; a row of L/14's patch weights has 588, which is not a multiple of 16 bytes
 
 
 @dataclasses.dataclass(frozen=True)
-class KernelProduct(Product):
-    """A product with sums, fp32 [out], the row sums of its weight: what a fused norm needs."""
+class KernelLinear(FoldedLinear):
+    """A linear with sums, fp32 [out], the row sums of its weight: what a fused norm needs."""
 
     sums: Tensor
 
 
 @dataclasses.dataclass(frozen=True)
-class Fp8Product(KernelProduct):
-    """A product of which the weight is e4m3 [out, in] with one scale per row."""
+class Fp8Linear(KernelLinear):
+    """A linear of which the weight is e4m3 [out, in] with one scale per row."""
 
     scale: Tensor  # fp32 [out]
     x_scale: float  # of its input
@@ -38,46 +38,38 @@ def prepare(
     scales: Mapping[str, float] | None = None,
     dtype: torch.dtype | None = None,
 ) -> W:
-    """Return folded weights of either tower with every product made ready for the kernels.
+    """Return folded weights of either tower with every linear made ready for the kernels.
 
     The sums are those of the weight as rounded: a norm's mean then cancels exactly. scales: of the
-    inputs of the products that run in 8 bits, by name; InputError for a name that no product has.
+    inputs of the linears that run in 8 bits, by path; InputError for one that no linear has.
     dtype: of all else (default: as it is); 8 bits are made of the weights as they are given.
     """
     left = dict(scales or {})
     place = torch.device(device)
-    done = map_products(weights, lambda name, p: _product(p, place, left.pop(name, None), dtype))
+
+    def change(part: Any) -> Any:
+        if isinstance(part, FoldedLinear):
+            return _linear(part, place, left.pop(part.path, None), dtype)
+        if isinstance(part, Patches):
+            padded = torch.nn.functional.pad(part.weight, (0, -part.weight.shape[1] % _ALIGN))
+            if padded.shape != part.weight.shape:
+                return map_weights(dataclasses.replace(part, weight=padded), change)
+        return part.to(place, dtype) if isinstance(part, Tensor) else None
+
+    ready = map_weights(weights, change)
     if left:
-        raise InputError(f"activation scales name no product of this model: {sorted(left)[0]}")
-    moved: W = _moved(done, place, dtype)
-    return moved
+        raise InputError(f"activation scales name no linear of this model: {sorted(left)[0]}")
+    return ready
 
 
-def _moved(value: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
-    """All other tensors of folded weights to a device, those of the patches' pixels aligned."""
-    if isinstance(value, Tensor):
-        return value.to(device, dtype)
-    if isinstance(value, (list, tuple)):
-        return tuple(_moved(v, device, dtype) for v in value)
-    if isinstance(value, Product) or not dataclasses.is_dataclass(value):
-        return value
-    if isinstance(value, Patches):
-        k = value.weight.shape[1]
-        padded = torch.nn.functional.pad(value.weight, (0, -k % _ALIGN))
-        value = dataclasses.replace(value, weight=padded)
-    fields = {
-        f.name: _moved(getattr(value, f.name), device, dtype) for f in dataclasses.fields(value)
-    }
-    return dataclasses.replace(value, **fields)  # type: ignore[type-var]
-
-
-def _product(
-    p: Product, device: torch.device, x_scale: float | None, dtype: torch.dtype | None
-) -> KernelProduct:
-    weight = p.weight if p.gain is None else p.weight * p.gain  # a kernel's norm has no gain
-    bias = p.bias.to(device, dtype)
+def _linear(
+    w: FoldedLinear, device: torch.device, x_scale: float | None, dtype: torch.dtype | None
+) -> KernelLinear:
+    weight = w.weight if w.gain is None else w.weight * w.gain  # a kernel's norm has no gain
+    bias = w.bias.to(device, dtype)
     if x_scale is None:
         weight = weight.to(device, dtype)
-        return KernelProduct(weight, bias, weight.double().sum(1).float())
+        return KernelLinear(w.block, w.name, weight, bias, weight.double().sum(1).float())
     weight8, scale = quantise_weight(weight.to(device), "fp8")
-    return Fp8Product(weight8, bias, torch.empty(0, device=device), scale, x_scale)
+    none = torch.empty(0, device=device)
+    return Fp8Linear(w.block, w.name, weight8, bias, none, scale, x_scale)

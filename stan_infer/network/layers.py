@@ -36,7 +36,7 @@ class Conv3d(_Unfilled, nn.Conv3d):
 class Attention(nn.Module):
     """Multi-head self-attention, [*, N, D] -> [*, N, D]; parameters as in nn.MultiheadAttention.
 
-    softmax(q k^T / sqrt(dh)) v; one fused input product (rows q, k, v); all products have a bias.
+    softmax(q k^T / sqrt(dh)) v; one linear makes q, k and v (its rows); all linears have a bias.
     """
 
     def __init__(self, width: int, heads: int) -> None:

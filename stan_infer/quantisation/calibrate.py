@@ -23,12 +23,11 @@ from stan_infer.engines.session import Session
 from stan_infer.errors import CheckError, InputError, check_word
 from stan_infer.export.read_weights import read_weights
 from stan_infer.export.to_quantised import write_quantised
-from stan_infer.network.eight_bits import LARGEST, grid
-from stan_infer.network.fold import VideoWeights
+from stan_infer.network.eight_bits import NUMBER_FORMATS
+from stan_infer.network.folded import VideoWeights
 from stan_infer.quantisation.bound_search import fewest_returned
 from stan_infer.quantisation.histogram import METHODS, Histogram, clipping_point
 from stan_infer.quantisation.observe import Sample, sample
-from stan_infer.quantisation.quant_plan import QuantPlan, with_gains
 from stan_infer.quantisation.ranges import (
     Collected,
     as_input,
@@ -40,7 +39,13 @@ from stan_infer.quantisation.ranges import (
 )
 from stan_infer.quantisation.sensitivity import CLIPS, layer_errors, return_order, times_saved
 from stan_infer.quantisation.sensitivity_plot import draw
-from stan_infer.quantisation.smooth import Smoothing, choose, gains, through_values
+from stan_infer.quantisation.smooth import (
+    QuantPlan,
+    Smoothing,
+    choose,
+    through_values,
+    with_gains,
+)
 from stan_infer.quantisation.verdict import Bound, Measured, judge, sentence
 from stan_infer.system.atomic import Sources, check_folder, new_folder
 from stan_infer.system.temporary import temporary_folder
@@ -187,11 +192,11 @@ class _Work:
         if not first:
             raise InputError(f"none of the first {len(chosen[:SMOOTHED_ON])} videos can be used")
         rows, smoothing = self._smoothing(first)
-        exact, factors = through_values(self.weights, smoothing), gains(smoothing)
+        exact = through_values(self.weights, smoothing)
         key = self._key(chosen)
-        collected = self._ranges(with_gains(exact, factors), chosen, state, key)
+        collected = self._ranges(with_gains(exact, smoothing.gains), chosen, state, key)
         tensors = self._tensors(collected.ranges, smoothing)
-        plan = QuantPlan(exact, factors, self._scales(tensors), o.precision)
+        plan = QuantPlan(exact, smoothing.gains, self._scales(tensors), o.precision)
         everything = plan.weights(frozenset())
         clips = [as_input(self.artefact.config, self.weights, p[None]) for p in first[:CLIPS]]
         step = self.progress("trying each layer alone", len(plan.scales) * len(clips))
@@ -321,7 +326,7 @@ class _Work:
             "checkpoint_sha256": source.get("checkpoint_sha256"),
             "data_sha256": digest(listed),
             "preprocessing_sha256": digest(preprocessing(c)),
-            "smooth": o.smooth and o.precision == "int8",
+            "smooth": o.smooth and not NUMBER_FORMATS[o.precision].is_float,
         }
 
     def _pixels(self, paths: Sequence[Path]) -> list[np.ndarray]:
@@ -356,19 +361,21 @@ class _Work:
                 seen[name] = s
         rows = {name: s.count for name, s in seen.items()}
         if not o.smooth:
-            return rows, Smoothing(dict.fromkeys(seen, 0.0), {})
+            return rows, Smoothing(dict.fromkeys(seen, 0.0))
         return rows, choose(self.weights, seen, o.precision)
 
     def _tensors(
         self, ranges: dict[str, Histogram], smoothing: Smoothing
     ) -> dict[str, dict[str, Any]]:
-        o, steps, found = self.options, grid(self.options.precision), {}
+        o, found = self.options, {}
+        kind = NUMBER_FORMATS[o.precision]
+        steps = kind.values()
         for name in sorted(ranges):
             used = clipping_point(ranges[name], o.method, steps, o.percentile)
             found[name] = {
                 "absmax": ranges[name].largest,
                 "amax_used": used,
-                "scale": used / LARGEST[o.precision],
+                "scale": used / kind.largest,
                 "smoothing": smoothing.strengths.get(name, 0.0),
             }
         return found

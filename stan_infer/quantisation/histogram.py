@@ -63,7 +63,7 @@ def clipping_point(
 
     max: all of them fit. percentile: that share of them. mse: smallest mean squared error.
     entropy: smallest Kullback-Leibler divergence of the rounded distribution (TensorRT's method).
-    grid: the format's values from 0 up (quantise.grid). 0.0 where nothing but zeros was seen.
+    grid: the format's values from 0 up (NumberFormat.values). 0.0 where nothing but zeros was seen.
     """
     if h.largest == 0.0 or method == "max":
         return h.largest

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stan_infer.network.eight_bits import LARGEST, LINEARS
-from stan_infer.network.fold import Product, VideoWeights
+from stan_infer.network.eight_bits import LINEARS, NUMBER_FORMATS
+from stan_infer.network.folded import FoldedLinear, VideoWeights
 from stan_infer.network.fused import video_tower
 from stan_infer.network.torch_ops import TorchOps
 from stan_infer.quantisation.histogram import BINS, Histogram
@@ -21,7 +21,7 @@ ROWS = 32  # kept of a clip, evenly spaced
 
 @dataclasses.dataclass
 class Sample:
-    """Of one product's input: largest |x| of each channel [in], some rows [n, in].
+    """Of one linear's input: largest |x| of each channel [in], some rows [n, in].
 
     count: rows of one clip.
     """
@@ -33,7 +33,7 @@ class Sample:
 
 @torch.inference_mode()
 def observe(w: VideoWeights, video: Tensor) -> tuple[dict[str, Histogram], Tensor]:
-    """Run one clip [1, T, ...]: histograms of every linear's input by name, and video_embeds."""
+    """Run one clip [1, T, ...]: histograms of every linear's input by path, and video_embeds."""
     ops = _Watching(video.shape[0], video.shape[1], count)
     mean, _ = video_tower(ops, w, video)
     return ops.found, mean
@@ -41,24 +41,24 @@ def observe(w: VideoWeights, video: Tensor) -> tuple[dict[str, Histogram], Tenso
 
 @torch.inference_mode()
 def sample(w: VideoWeights, video: Tensor) -> dict[str, Sample]:
-    """Run one clip: channel maxima and rows of every linear's input, by name."""
+    """Run one clip: channel maxima and rows of every linear's input, by path."""
     ops = _Watching(video.shape[0], video.shape[1], _sample)
     video_tower(ops, w, video)
     return ops.found
 
 
 class _Watching(TorchOps):
-    """TorchOps that keep what `look` makes of every linear's input, by name."""
+    """TorchOps that keep what `look` makes of every linear's input, by path."""
 
     def __init__(self, batch: int, frames: int, look: Callable[[Tensor], Any]) -> None:
         super().__init__(batch, frames)
         self.found: dict[str, Any] = {}
         self._look = look
 
-    def product(self, name: str, x: Tensor, w: Product, **options: Any) -> Tensor:
-        if name in LINEARS:
-            self.found[self._path + name] = self._look(x)
-        return super().product(name, x, w, **options)
+    def linear(self, x: Tensor, w: FoldedLinear, **options: Any) -> Tensor:
+        if w.name in LINEARS:
+            self.found[w.path] = self._look(x)
+        return super().linear(x, w, **options)
 
 
 def _sample(x: Tensor) -> Sample:
@@ -84,4 +84,5 @@ def count(x: Tensor) -> Histogram:
 def activation_scales(weights: VideoWeights, video: Tensor) -> dict[str, float]:
     """Largest input of each linear over `video`, as a scale for e4m3: a calibration on one clip."""
     seen = sample(weights, video)
-    return {n: max(float(s.channels.max()), 1e-6) / LARGEST["fp8"] for n, s in seen.items()}
+    top = NUMBER_FORMATS["fp8"].largest
+    return {path: max(float(s.channels.max()), 1e-6) / top for path, s in seen.items()}

@@ -24,7 +24,7 @@ from torch import Tensor
 from stan_infer.artefacts.npz_file import Field, read_npz
 from stan_infer.config import StanConfig
 from stan_infer.errors import InputError, MissingError
-from stan_infer.network.fold import VideoWeights
+from stan_infer.network.folded import VideoWeights
 from stan_infer.quantisation.histogram import BINS, Histogram
 from stan_infer.quantisation.observe import observe
 from stan_infer.system import earlier_result
@@ -67,7 +67,7 @@ def _why_foreign(state: Path) -> str | None:
 
 @dataclasses.dataclass
 class Collected:
-    """Histograms by product; names of the clips that are in them, and of those that show nothing.
+    """Histograms by the linear's path; names of the clips in them, and of those that show nothing.
 
     failed: what could not be used, with the reason.
     """
@@ -186,8 +186,8 @@ def _count(
     ):
         found.failed[name] = f"{name}: the model gives NaN or infinity on this clip; it is left out"
         return found.failed[name]
-    for product, h in ranges.items():
-        found.ranges.setdefault(product, Histogram()).add(h)
+    for path, h in ranges.items():
+        found.ranges.setdefault(path, Histogram()).add(h)
     found.clips.append(name)
     return None
 

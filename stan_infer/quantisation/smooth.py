@@ -1,7 +1,7 @@
-"""Scale moved from activations with outlier channels into weights, exact in fp32.
+"""Scale moved from activations with outlier channels into weights, exact in fp32; then 8 bits.
 
 SmoothQuant (Xiao et al., ICML 2023, eq. 4): s_j = max|X_j|^a / max|W_j|^(1-a) for channel j; X / s
-and s W have the same product, and X / s is easier to put into 8 bits. Before qkv and fc1 the norm
+and s W give the same result, and X / s loses less in 8 bits. Before qkv and fc1 the norm
 takes 1 / s as its gain; before the out-projection 1 / s goes into the rows that make V, since
 attention mixes tokens and never channels. fc2 stands behind an activation: nothing is exact there.
 """
@@ -9,81 +9,116 @@ attention mixes tokens and never channels. fc2 stands behind an activation: noth
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import TypeVar
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
-from stan_infer.network.eight_bits import LARGEST, map_products, products, quantise_product
-from stan_infer.network.fold import Product
+from stan_infer.network.eight_bits import NUMBER_FORMATS, quantise_linear
+from stan_infer.network.folded import FoldedLinear, VideoWeights, linears, map_linears
 from stan_infer.quantisation.observe import Sample
 
-W = TypeVar("W")
 STRENGTHS = (0.25, 0.4, 0.5, 0.6, 0.75, 0.9)  # a of the formula, besides none at all
+_AFTER_NORM = ("qkv", "single", "fc1")  # linears that are alone in reading their norm
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Smoothing:
-    """By product: strength (0: none) and the factor 1 / s [in] of its input."""
+    """Strengths by the linear's path (0: none), and the factors 1 / s [in] of its input.
+
+    gains: those that a norm takes, by the path of the linear behind it. values: those that go into
+    the rows that make V, by the block of the out-projection.
+    """
 
     strengths: dict[str, float]
-    factors: dict[str, Tensor]
+    gains: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    values: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
 
 @torch.inference_mode()
-def choose(weights: object, samples: Mapping[str, Sample], format: str) -> Smoothing:
-    """For each layer the strength whose 8-bit product is nearest to the exact one on its rows.
+def choose(weights: VideoWeights, samples: Mapping[str, Sample], format: str) -> Smoothing:
+    """For each linear the strength whose 8-bit result is nearest to the exact one on its rows.
 
-    fp8 stays as it is: a float's relative precision is the same at any scale.
+    Floats stay as they are: their relative precision is the same at any scale.
     """
-    found = Smoothing({}, {})
-    linears = products(weights)
-    for name, seen in samples.items():
-        p = linears[name]
-        found.strengths[name] = 0.0
-        if format == "fp8" or not _can_move(name, linears) or not bool(seen.channels.any()):
+    found = Smoothing(dict.fromkeys(samples, 0.0))
+    if NUMBER_FORMATS[format].is_float:
+        return found
+    by_path = linears(weights)
+    # The last layer's V is never multiplied out, so that it takes no factor.
+    with_values = {w.block for w in by_path.values() if w.name == "qkv"}
+    for path, seen in samples.items():
+        w = by_path[path]
+        # The norm before the last layer's q is read by its class attention too.
+        can_move = w.block in with_values if w.name == "out" else w.name in _AFTER_NORM
+        if not can_move or not bool(seen.channels.any()):
             continue
-        exact = seen.rows @ p.weight.T
-        best = _error(p, seen, exact, format, None)
+        exact = seen.rows @ w.weight.T
+        best = _error(w, seen, exact, format, None)
         for strength in STRENGTHS:
-            factor = _factor(seen.channels, p.weight, strength)
-            error = _error(p, seen, exact, format, factor)
+            factor = _factor(seen.channels, w.weight, strength)
+            error = _error(w, seen, exact, format, factor)
             if error < best:
-                best = error
-                found.strengths[name], found.factors[name] = strength, factor
+                best, found.strengths[path] = error, strength
+                if w.name == "out":
+                    found.values[w.block] = factor
+                else:
+                    found.gains[path] = factor
     return found
 
 
-def through_values(weights: W, smoothing: Smoothing) -> W:
+def through_values(weights: VideoWeights, smoothing: Smoothing) -> VideoWeights:
     """Weights with the factors of out-projections moved into the rows that make V."""
 
-    def move(name: str, p: Product) -> Product:
-        layer, _, last = name.rpartition("/")
-        if last == "out" and name in smoothing.factors:
-            return dataclasses.replace(p, weight=p.weight / smoothing.factors[name])
-        factor = smoothing.factors.get(f"{layer}/out")
-        if last == "qkv" and factor is not None:
-            weight = p.weight.clone()
-            weight[-len(factor) :] *= factor[:, None]
-            bias = p.bias.clone()
-            bias[-len(factor) :] *= factor
-            return dataclasses.replace(p, weight=weight, bias=bias)
-        return p
+    def move(w: FoldedLinear) -> FoldedLinear:
+        factor = smoothing.values.get(w.block)
+        if factor is None or w.name not in ("qkv", "out"):
+            return w
+        if w.name == "out":
+            return dataclasses.replace(w, weight=w.weight / factor)
+        weight, bias = w.weight.clone(), w.bias.clone()
+        weight[-len(factor) :] *= factor[:, None]
+        bias[-len(factor) :] *= factor
+        return dataclasses.replace(w, weight=weight, bias=bias)
 
-    return map_products(weights, move)
+    return map_linears(weights, move)
 
 
-def gains(smoothing: Smoothing) -> dict[str, Tensor]:
-    """The factors that norms take, by the product behind the norm."""
-    return {n: f for n, f in smoothing.factors.items() if not n.endswith("/out")}
+def with_gains(weights: VideoWeights, gains: Mapping[str, Tensor]) -> VideoWeights:
+    """Weights, still exact, whose norms take these factors and whose linears give them back."""
+
+    def change(w: FoldedLinear) -> FoldedLinear:
+        gain = gains.get(w.path)
+        return w if gain is None else dataclasses.replace(w, weight=w.weight / gain, gain=gain)
+
+    return map_linears(weights, change)
 
 
-def _can_move(name: str, linears: Mapping[str, Product]) -> bool:
-    """Whether something before the product takes the factor: a norm of its own, or V's rows."""
-    layer, _, last = name.rpartition("/")
-    # The last layer's norm is read by its class attention too, and its V is never multiplied out.
-    return last in ("qkv", "single", "fc1") or (last == "out" and f"{layer}/qkv" in linears)
+@dataclasses.dataclass(frozen=True)
+class QuantPlan:
+    """Which linears are in 8 bits, by which scales of their inputs and factors of norms, by path.
+
+    exact: weights with the factors through V.
+    """
+
+    exact: VideoWeights
+    gains: Mapping[str, Tensor]
+    scales: Mapping[str, float]
+    precision: str
+
+    def dead(self, paths: Iterable[str]) -> list[str]:
+        """Linears that have no scale, as they read nothing but zeros."""
+        return [p for p in paths if p not in self.scales]
+
+    def weights(self, kept: frozenset[str]) -> VideoWeights:
+        """In 8 bits but for the linears in `kept`."""
+
+        def change(w: FoldedLinear) -> FoldedLinear:
+            if w.path not in self.scales or w.path in kept:
+                return w
+            return quantise_linear(w, self.scales[w.path], self.precision, self.gains.get(w.path))
+
+        return map_linears(self.exact, change)
 
 
 def _factor(channels: Tensor, weight: Tensor, strength: float) -> Tensor:
@@ -96,11 +131,13 @@ def _factor(channels: Tensor, weight: Tensor, strength: float) -> Tensor:
     return torch.where(alive, (s / middle).clamp(1e-4, 1e4).reciprocal(), torch.ones_like(s))
 
 
-def _error(p: Product, seen: Sample, exact: Tensor, format: str, factor: Tensor | None) -> float:
+def _error(
+    w: FoldedLinear, seen: Sample, exact: Tensor, format: str, factor: Tensor | None
+) -> float:
     channels, rows = seen.channels, seen.rows
     if factor is not None:
         channels, rows = channels * factor, rows * factor
-    bare = dataclasses.replace(p, bias=torch.zeros_like(p.bias), gain=None)
-    scale = float(channels.max()) / LARGEST[format]
-    q = quantise_product(bare, scale, format, factor)
+    bare = dataclasses.replace(w, bias=torch.zeros_like(w.bias), gain=None)
+    scale = float(channels.max()) / NUMBER_FORMATS[format].largest
+    q = quantise_linear(bare, scale, format, factor)
     return float((q.apply(rows) - exact).square().sum())

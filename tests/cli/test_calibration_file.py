@@ -17,9 +17,10 @@ from stan_infer.cli.export import about
 from stan_infer.engines import triton_session
 from stan_infer.engines.triton_session import TritonSession
 from stan_infer.errors import InputError
-from stan_infer.network.eight_bits import products, quantise_product
+from stan_infer.network.eight_bits import quantise_linear
 from stan_infer.network.fold import fold_video
-from stan_infer.network.kernel_weights import Fp8Product
+from stan_infer.network.folded import linears
+from stan_infer.network.kernel_weights import Fp8Linear
 from stan_infer.quantisation.calibrate import CalibrationOptions, calibrate
 from stan_infer.quantisation.verdict import Bound
 from tests.engines.fake_cuda import FakeCuda
@@ -51,15 +52,15 @@ def test_one_calibration_for_torch_graph_and_kernels(calibrated, checkpoint, ker
     assert scales and set(scales) == set(record["tensors"]) - set(record["kept"])
     graph = onnx.load(str(calibrated / "video.onnx")).graph
     stored = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
-    exact = products(fold_video(model))
+    exact = linears(fold_video(model))
     session = TritonSession(model, precision="fp8", scales=scales, cuda=FakeCuda())
-    in_kernels = products(session._video)
+    in_kernels = linears(session._video)
     assert session.describe()["linears_in_8_bits"] == len(scales)
     for name, scale in scales.items():
-        torch_one = quantise_product(exact[name], scale, "fp8")
+        torch_one = quantise_linear(exact[name], scale, "fp8")
         wanted = (torch_one.weight.float() * torch_one.scale[:, None]).numpy()
         ours = in_kernels[name]
-        assert isinstance(ours, Fp8Product) and ours.x_scale == scale == torch_one.x_scale
+        assert isinstance(ours, Fp8Linear) and ours.x_scale == scale == torch_one.x_scale
         assert stored[f"{name}/x_scale"] == np.float32(scale), name
         weight8 = stored[f"{name}/weight"].astype(np.float32).T
         assert np.array_equal(weight8, torch_one.weight.float().numpy()), name

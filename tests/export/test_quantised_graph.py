@@ -1,4 +1,4 @@
-"""The graph in 8 bits: nodes where ONNX Runtime's own tool puts them, and products that run so."""
+"""The graph in 8 bits: nodes where ONNX Runtime's own tool puts them, and linears that run so."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_fp8_runs_in_fp32_on_a_cpu_and_says_so(tiny_model, videos, tmp_path):
 
 
 def surroundings(path):
-    """Of every linear's MatMul: its DequantizeLinear inputs, and what reads the product."""
+    """Of every linear's MatMul: its DequantizeLinear inputs, and what reads the MatMul."""
     graph = onnx.load(str(path)).graph
     made = {name: node for node in graph.node for name in node.output}
     stored = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
@@ -81,7 +81,7 @@ def surroundings(path):
 
 def test_nodes_stand_where_onnxruntime_puts_them(tiny_model, videos, tmp_path):
     """Own code all the same: the tool keeps every activation of every clip for a histogram, knows
-    no smoothing and no e4m3 in this form, and its bias is an Add (see Nodes.quantised_product)."""
+    no smoothing and no e4m3 in this form, and its bias is an Add (see Nodes.quantised_linear)."""
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
     model = tiny_model

@@ -69,7 +69,7 @@ def test_patch_embed_reads_every_pixel_once():
     weight = torch.zeros(2, 192)
     weight[0] = 1
     table = torch.zeros(4, 2)
-    # With two columns (s, 0) a norm gives (+1, -1) only: read the product before it.
+    # With two columns (s, 0) a norm gives (+1, -1) only: read the linear before it.
     grabbed = {}
     norm = patch_embed._norm_kernel
 

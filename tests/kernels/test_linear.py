@@ -37,7 +37,7 @@ def test_tiles_and_tails(tile, m):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_rows_far_from_zero_are_normed(dtype):
-    """The mean is taken off after the product: 8 standard deviations of it must cancel."""
+    """The mean is taken off after the linear: 8 standard deviations of it must cancel."""
     new = Maker(dtype)
     x, w, b = new(20, 64) + 8, new(30, 64, scale=0.1), new(30)
     sums = w.double().sum(1).float()
@@ -57,7 +57,7 @@ def test_an_outlier_channel_is_normed():
 
 
 def test_the_error_is_that_of_torch_in_the_same_dtype():
-    """At most twice: the norm inside is not rounded before the product, as torch's is."""
+    """At most twice: the norm inside is not rounded before the linear, as torch's is."""
     new = Maker(torch.float16)
     x, w, b = new(64, 256), new(64, 256, scale=1 / 16), new(64)
     sums = w.double().sum(1).float()

@@ -12,14 +12,14 @@ from stan_infer.errors import InputError
 from stan_infer.network.fold import fold_text, fold_video
 from stan_infer.network.fused import text_tower, video_tower
 from stan_infer.network.kernel_ops import KernelOps
-from stan_infer.network.kernel_weights import Fp8Product, prepare
+from stan_infer.network.kernel_weights import Fp8Linear, prepare
 from stan_infer.network.model import Stan, init_random
 from stan_infer.network.torch_ops import encode_video
 from stan_infer.quantisation.observe import activation_scales
 from tests.conftest import clips, relative_error, tiny_config
 from tests.kernels.inputs import DEVICE
 
-CHOICES = [frozenset(), frozenset({"trunk", "product"}), frozenset({"library"})]
+CHOICES = [frozenset(), frozenset({"trunk", "linear"}), frozenset({"library"})]
 # Of the largest value: fp16 and bf16 of the reference in torch itself measure 2e-3 and 2e-2.
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-1}
 
@@ -92,12 +92,12 @@ def test_fp8():
     scales = activation_scales(folded, video)
     assert len(scales) == 4 * 3 + 2 * 2 + 2 * 4
     weights = prepare(folded, "cpu", scales)
-    assert isinstance(weights.trunk[0].fc1, Fp8Product)
-    assert isinstance(weights.branch[0].temporal.qkv, Fp8Product)
+    assert isinstance(weights.trunk[0].fc1, Fp8Linear)
+    assert isinstance(weights.branch[0].temporal.qkv, Fp8Linear)
     _, frames = run(model, 2, 5, scales=scales)
     wanted = model.encode_video(video).double()
     cosine = torch.cosine_similarity(frames.double(), wanted, dim=-1)
-    assert cosine.min() > 0.995  # 3 bits of fraction in every product of a tiny network
+    assert cosine.min() > 0.995  # 3 bits of fraction in every linear of a tiny network
     assert relative_error(frames, wanted) > 1e-3  # and they were really used
 
 

@@ -44,7 +44,7 @@ def calls():
     yield temporal_attention.temporal_attention, (new(rows, 3 * D), T, P, H, 0.3), attend
     yield (
         temporal_qkv_attention.temporal_qkv_attention,
-        (x, w, b, w.sum(1), None, None, B, T, P, H, 0.3, 1e-5),
+        (x, w, b, w.sum(1), B, T, P, H, 0.3, 1e-5),
         6 * rows * D * D + attend,
     )
     spatial = 4 * B * T * (P + 1) ** 2 * D

@@ -60,7 +60,7 @@ def test_what_was_measured_goes_first(h100, monkeypatch):
 
 
 def test_attention_that_was_measured(h100, monkeypatch):
-    row = {"dtype": "float16", "rows": 500, "frames": 12, "best": "product"}
+    row = {"dtype": "float16", "rows": 500, "frames": 12, "best": "linear"}
     other = {**row, "frames": 45, "best": [64, 64, 32, 4, 3]}
     table = {**tuned.table(), "measured": {"sm90": {"temporal_qkv_attention": [row, other]}}}
     monkeypatch.setattr(tuned, "table", lambda: table)

@@ -7,40 +7,46 @@ import numpy as np
 import pytest
 import torch
 
+from stan_infer.artefacts.precision import EIGHT_BITS
 from stan_infer.errors import InputError
-from stan_infer.network.eight_bits import (
-    LINEARS,
-    grid,
-    map_products,
-    products,
-    quantise_product,
-    round_to,
-)
-from stan_infer.network.fold import Product, fold_video
+from stan_infer.network.eight_bits import LINEARS, NUMBER_FORMATS, NumberFormat, quantise_linear
+from stan_infer.network.fold import fold_video
+from stan_infer.network.folded import FoldedLinear, linears, map_linears
 from stan_infer.network.model import Stan, init_random
 from stan_infer.network.torch_ops import encode_video
 from stan_infer.quantisation.bound_search import fewest_returned
 from stan_infer.quantisation.histogram import METHODS, Histogram, clipping_point
 from stan_infer.quantisation.observe import count, sample
-from stan_infer.quantisation.quant_plan import with_gains
-from stan_infer.quantisation.replay import Replay
-from stan_infer.quantisation.smooth import choose, gains, through_values
+from stan_infer.quantisation.sensitivity import Replay
+from stan_infer.quantisation.smooth import choose, through_values, with_gains
 from stan_infer.quantisation.verdict import Measured
 from tests.conftest import tiny_config
 
 
-def test_e4m3_is_that_of_ml_dtypes_to_the_bit():
+def test_formats_are_those_that_graphs_are_written_in():
+    assert tuple(NUMBER_FORMATS) == EIGHT_BITS
+
+
+@pytest.mark.parametrize(
+    ("format", "theirs"),
+    [
+        (NUMBER_FORMATS["fp8"], ml_dtypes.float8_e4m3fn),
+        (NumberFormat(torch.float8_e5m2, 57344.0), ml_dtypes.float8_e5m2),
+    ],
+    ids=["e4m3", "e5m2"],
+)
+def test_floats_of_8_bits_are_those_of_ml_dtypes_to_the_bit(format, theirs):
     rng = np.random.default_rng(0)
     x = np.concatenate([
         rng.standard_normal(50_000).astype("f4") * 50,
         rng.standard_normal(50_000).astype("f4") * 0.01,
         np.arange(-4096, 4097, dtype="f4") / 2**16,
     ])  # fmt: skip
-    got = round_to("fp8", torch.from_numpy(x)).view(torch.uint8).numpy()
-    wanted = np.clip(x, -448, 448).astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
+    got = format.round(torch.from_numpy(x)).view(torch.uint8).numpy()
+    wanted = np.clip(x, -format.largest, format.largest).astype(theirs).view(np.uint8)
     assert np.array_equal(got, wanted)
-    values = np.arange(127, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float64)
-    assert np.array_equal(grid("fp8"), values)
+    values = np.arange(128, dtype=np.uint8).view(theirs).astype(np.float64)
+    assert np.array_equal(format.values(), values[np.isfinite(values)])
 
 
 def test_histograms_do_not_depend_on_the_order():
@@ -65,33 +71,33 @@ def test_histograms_do_not_depend_on_the_order():
 @pytest.mark.parametrize("format", ["int8", "fp8"])
 def test_clipping_points_lie_within_what_was_seen(method, format):
     h = count(torch.randn(100_000))
-    assert 0 < clipping_point(h, method, grid(format)) <= h.largest
-    assert clipping_point(Histogram(), method, grid(format)) == 0.0
+    assert 0 < clipping_point(h, method, NUMBER_FORMATS[format].values()) <= h.largest
+    assert clipping_point(Histogram(), method, NUMBER_FORMATS[format].values()) == 0.0
 
 
 def test_mse_cuts_off_a_lonely_value_and_max_does_not():
     h = count(torch.cat([torch.rand(10_000_000), torch.tensor([1.9])]))
-    assert clipping_point(h, "max", grid("int8")) == pytest.approx(1.9)
-    assert clipping_point(h, "mse", grid("int8")) < 1.5
+    assert clipping_point(h, "max", NUMBER_FORMATS["int8"].values()) == pytest.approx(1.9)
+    assert clipping_point(h, "mse", NUMBER_FORMATS["int8"].values()) < 1.5
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_scale_that_is_no_positive_number_is_refused(scale):
     with pytest.raises(InputError, match="positive"):
-        quantise_product(Product(torch.ones(2, 2), torch.ones(2)), scale, "int8")
+        quantise_linear(FoldedLinear("a", "b", torch.ones(2, 2), torch.ones(2)), scale, "int8")
 
 
 @pytest.mark.parametrize("format", ["int8", "fp8"])
 def test_a_dead_row_stays_zero(format):
     weight = torch.randn(4, 16)
     weight[2] = 0
-    q = quantise_product(Product(weight, torch.zeros(4)), 0.02, format)
+    q = quantise_linear(FoldedLinear("a", "b", weight, torch.zeros(4)), 0.02, format)
     y = q.apply(torch.randn(3, 16))
     assert y[:, 2].eq(0).all() and y.isfinite().all()
 
 
 def test_smoothing_is_exact_and_helps_outliers(tiny_model):
-    weights = map_products(fold_video(tiny_model.double()), lambda n, p: p)
+    weights = fold_video(tiny_model.double())
     tiny_model.float()
     s = tiny_model.config.image_size
     video = torch.randint(0, 256, (1, 3, s, s, 3), dtype=torch.uint8)
@@ -101,14 +107,14 @@ def test_smoothing_is_exact_and_helps_outliers(tiny_model):
     weights = dataclasses.replace(weights, patches=dataclasses.replace(patches, gamma=gamma))
     found = choose(weights, sample(weights, video), "int8")
     assert max(found.strengths.values()) > 0
-    assert any(n.endswith("/out") for n in found.factors)
-    factors = gains(found)
+    assert found.values
 
     exact = encode_video(weights, video)[0]
-    smoothed = with_gains(through_values(weights, found), factors)
+    smoothed = with_gains(through_values(weights, found), found.gains)
     assert (encode_video(smoothed, video)[0] - exact).norm() / exact.norm() < 1e-10
-    assert choose(weights, sample(weights, video), "fp8").factors == {}
-    assert set(found.strengths) <= set(products(weights))
+    in_fp8 = choose(weights, sample(weights, video), "fp8")
+    assert in_fp8.gains == in_fp8.values == {}
+    assert set(found.strengths) <= set(linears(weights))
 
 
 @pytest.mark.parametrize("branch", ["selfattn", "conv"])
@@ -119,16 +125,13 @@ def test_a_replay_from_any_block_is_the_whole_run(branch):
     video = torch.randint(0, 256, (2, 3, s, s, 3), dtype=torch.uint8)
     replay = Replay(weights, video)
     assert torch.equal(replay.embeds, encode_video(weights, video)[0])
-    names = [n for n in products(weights) if n.endswith(LINEARS) and not n.endswith("single")]
-    for name in names:
-
-        def louder(n: str, p: Product, name: str = name) -> Product:
-            return dataclasses.replace(p, weight=p.weight * 1.1) if n == name else p
-
-        changed = map_products(weights, louder)
+    tried = [w for w in linears(weights).values() if w.name in LINEARS and w.name != "single"]
+    for linear in tried:
+        louder = dataclasses.replace(linear, weight=linear.weight * 1.1)
+        changed = map_linears(weights, lambda w, new=louder: new if w.path == new.path else w)
         wanted = encode_video(changed, video)[0]
-        assert not torch.equal(wanted, replay.embeds), name
-        assert torch.equal(replay.changed(changed, name), wanted), name
+        assert not torch.equal(wanted, replay.embeds), linear.path
+        assert torch.equal(replay.changed(changed, linear), wanted), linear.path
 
 
 @pytest.mark.parametrize("needed", range(12))

@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from stan_infer.checkpoints.presets import preset
-from stan_infer.errors import InputError
 from stan_infer.network.fold import fold_text, fold_video
 from stan_infer.network.layers import Block
 from stan_infer.network.model import Stan, init_random
@@ -20,7 +19,7 @@ from tests.network.test_model import load_golden
 EXACT = 1e-13  # fp64: rewrites change the order of sums only; 2e-15 is measured
 FP32 = 1e-5
 SHAPES = ((1, 1), (2, 3), (2, 8), (1, 12))
-# Share of the reference's products that is gone at T = 12 and at T = 1, rounded down.
+# Share of the reference's FLOPs that is gone at T = 12 and at T = 1, rounded down.
 SAVED = {"stan-b32": (0.074, 0.1265), "stan-b16": (0.074, 0.128), "stan-l14": (0.044, 0.0765)}
 
 
@@ -92,35 +91,21 @@ def test_text(model):
     assert relative_error(end, model.encode_text(ids)) < EXACT
 
 
-def test_centred_stream(model):
-    w = fold_video(model, centred=True)
-    for b, t in SHAPES:
-        seen = {}
-        _, frames = encode_video(w, pixels(b, t), seen.__setitem__)
-        wanted = model.encode_video(normalised(model, pixels(b, t)))
-        assert relative_error(frames, wanted) < EXACT
-        for name, value in seen.items():
-            if name.endswith(("fc2", "/out", "patches", "start", "merge")):
-                assert value.mean(-1).abs().max() < EXACT * value.abs().max()
-    with pytest.raises(InputError, match="centred stream"):
-        fold_video(fp64_model(branch="conv"), centred=True)
-
-
-def test_pixels_are_normalised_by_the_patch_product(model):
+def test_pixels_are_normalised_by_the_patch_linear(model):
     w = fold_video(model)
     ops, video = TorchOps(2, 3), pixels(2, 3)
-    got = ops.embed("x", video, w.patches, w.stream)  # [F, N, D], class token last
+    got = ops.embed(video, w.patches, w.tower)  # [F, N, D], class token last
     wanted = model.visual.tokens(normalised(model, video).flatten(0, 1))
     assert relative_error(got[:, -1], wanted[:, 0]) < EXACT  # the class token's constant row
     assert relative_error(got[:, :-1], wanted[:, 1:]) < EXACT
 
 
-def test_attention_with_one_product_a_scale_in_q_and_the_biases_moved(model):
+def test_attention_with_one_linear_a_scale_in_q_and_the_biases_moved(model):
     w, x = fold_video(model), rows(3, 5, 32)
     block, layer = model.visual.transformer.resblocks[0], w.trunk[0]
     ops = TorchOps(3, 1)
-    qkv = ops.product("qkv", ops.norm("norm", x, w.stream), layer.qkv)
-    got = ops.product("out", ops.attention("a", qkv, w.stream), layer.out)
+    qkv = ops.norm_linear(x, layer.qkv, w.tower)
+    got = ops.linear(ops.attention("a", qkv, w.tower), layer.out)
     assert relative_error(got, block.attn(block.ln_1(x))) < EXACT
     assert layer.qkv.bias[32:].abs().max() == 0  # K's is gone, V's is in the output's
 
@@ -131,42 +116,38 @@ def test_queries_in_base_two(model):
     assert relative_error(q2, q * np.log2(np.e)) < EXACT
     x = rows(4, 7)
     assert relative_error(torch.exp2(x * np.log2(np.e)), x.exp()) < EXACT
-    assert base2.stream.softmax_scale == pytest.approx(np.log(2), rel=1e-15)
+    assert base2.tower.softmax_scale == pytest.approx(np.log(2), rel=1e-15)
 
 
 def test_quick_gelu_as_silu(model):
     w, x = fold_video(model), rows(2, 5, 32)
     block, layer = model.visual.transformer.resblocks[1], w.trunk[1]
     ops = TorchOps(2, 1)
-    z = ops.norm("norm", x, w.stream)
-    got = ops.product("2", ops.product("1", z, layer.fc1, activation="silu"), layer.fc2)
+    got = ops.linear(ops.norm_linear(x, layer.fc1, w.tower, activation="silu"), layer.fc2)
     assert relative_error(got, block.mlp(block.ln_2(x))) < EXACT
 
 
 @pytest.mark.parametrize("t", [1, 2, 5, 12])
-def test_temporal_fc_is_part_of_the_output_product(model, t):
+def test_temporal_fc_is_part_of_the_output_linear(model, t):
     w, x = fold_video(model), rows(2, t, 4, 32)
     temporal, module = w.branch[0].temporal, model.branch.temporal[0]
     ops = TorchOps(2, t)
-    qkv = ops.product("qkv", ops.norm("norm", x, w.stream), temporal.qkv)
-    y = ops.temporal_attention("a", qkv, w.stream)
-    got = ops.product("out", y, temporal.out, residual=x)
+    y = ops.temporal_attention("a", ops.norm_linear(x, temporal.qkv, w.tower), w.tower)
+    got = ops.linear(y, temporal.out, residual=x)
     assert relative_error(got, module(x.transpose(1, 2)).transpose(1, 2)) < EXACT
 
 
 def test_temporal_fc_is_part_of_the_convolution():
     model = fp64_model(branch="conv")
     w, x = fold_video(model), rows(2, 5, 4, 32)
-    got = TorchOps(2, 5).temporal_conv("x", x, w.branch[0].temporal)
+    got = TorchOps(2, 5).temporal_conv(x, w.branch[0].temporal)
     wanted = model.branch.temporal[0](x.transpose(1, 2)).transpose(1, 2)
     assert relative_error(got, wanted) < EXACT
 
 
 def test_one_frame_needs_no_temporal_attention(model):
     w, x = fold_video(model), rows(2, 1, 4, 32)
-    ops = TorchOps(2, 1)
-    single = w.branch[0].temporal.single
-    got = ops.product("single", ops.norm("norm", x, w.stream), single, residual=x)
+    got = TorchOps(2, 1).temporal(x, w.branch[0].temporal, w.tower)
     wanted = model.branch.temporal[0](x.transpose(1, 2)).transpose(1, 2)
     assert relative_error(got, wanted) < EXACT
 
@@ -182,8 +163,8 @@ def test_the_class_token_is_projected_once_per_clip(model):
     w, patches, cls = fold_video(model), rows(2, 3, 4, 32), rows(2, 32, seed=1)
     layer, ops = w.branch[0].spatial, TorchOps(2, 3)
     joined = ops.join("j", patches, cls)
-    qkv = ops.product("qkv", ops.norm("n", joined, w.stream), layer.qkv)
-    y = ops.product("out", ops.spatial_attention("a", qkv, w.stream), layer.out, residual=joined)
+    qkv = ops.norm_linear(joined, layer.qkv, w.tower)
+    y = ops.linear(ops.spatial_attention("a", qkv, w.tower), layer.out, residual=joined)
     got = ops.split("s", y)
     for g, r in zip(got, spatial_reference(model.branch.spatial[0], patches, cls), strict=True):
         assert relative_error(g, r) < EXACT
@@ -192,22 +173,21 @@ def test_the_class_token_is_projected_once_per_clip(model):
 def test_the_last_layer_computes_the_class_token_alone(model):
     w, patches, cls = fold_video(model), rows(2, 3, 4, 32), rows(2, 32, seed=1)
     last, ops = w.branch[-1].spatial, TorchOps(2, 3)
-    keys, own = ops.norm("n", patches, w.stream), ops.norm("n", cls, w.stream)
-    y = ops.class_attention("a", ops.product("q", own, last.q), keys, own, last, w.stream)
-    got = ops.product("out", y, last.out, residual=cls)
+    y = ops.class_attention(patches, cls, last, w.tower)
+    got = ops.linear(y, last.out, residual=cls)
     assert relative_error(got, spatial_reference(model.branch.spatial[-1], patches, cls)[1]) < EXACT
 
 
 def test_the_mean_over_frames_comes_before_the_projection(model):
     w, x = fold_video(model), rows(2, 5, 32)
     ops = TorchOps(2, 5)
-    got = ops.product("p", ops.frame_mean("m", ops.norm("n", x, w.stream)), w.head)
+    got = ops.linear(ops.frame_mean("m", ops.norm("n", x, w.tower)), w.head)
     assert relative_error(got, (model.visual.ln_post(x) @ model.visual.proj).mean(1)) < EXACT
 
 
 def test_the_two_tables_are_added_once(model):
     w, trunk = fold_video(model), rows(6, 5, 32)
-    patches, cls = TorchOps(2, 3).start("s", trunk, w)
+    patches, cls = TorchOps(2, 3).start(trunk, w.start)
     own = trunk.unflatten(0, (2, 3))
     wanted = model.branch.start(own[:, :, -1].mean(1), own[:, :, :-1].transpose(1, 2), model.visual)
     assert relative_error(cls, wanted[0]) < EXACT
@@ -243,7 +223,7 @@ def test_folding_leaves_the_model_alone():
 
 
 @pytest.mark.parametrize("name", SAVED)
-def test_products_saved(name):
+def test_flops_saved(name):
     """Counted by torch on tensors without memory."""
     with torch.device("meta"):
         model = Stan(preset(name)).eval().requires_grad_(False)

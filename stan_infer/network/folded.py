@@ -1,0 +1,192 @@
+"""The weights of the network of `fused`, as `fold` makes them.
+
+Every linear knows its path, "video/branch/layer2/temporal/qkv": its name in graphs, calibrations
+and errors. `fold` gives it; nothing else puts one together or takes one apart.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+T = TypeVar("T")
+W = TypeVar("W")
+
+
+@dataclasses.dataclass(frozen=True)
+class FoldedLinear:
+    """y = W x + b; weight [out, in], bias [out]."""
+
+    block: str  # "video/trunk/layer3/attention"; the norm before the linear belongs to it too
+    name: str  # "qkv"
+    weight: Tensor
+    bias: Tensor
+    # [in]: the norm before the linear multiplies its result by it, W's columns are divided by it.
+    gain: Tensor | None = dataclasses.field(default=None, kw_only=True)
+
+    @property
+    def path(self) -> str:
+        """Its name in graphs, calibrations and errors."""
+        return f"{self.block}/{self.name}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Patches:
+    """Pixels to trunk rows: a linear with positions as its bias, then the norm before the trunk."""
+
+    path: str
+    weight: Tensor  # [D, 3 p p], columns in the order of one patch in memory
+    table: Tensor  # [P, D]: positions, and the bias that normalised pixels leave
+    gamma: Tensor  # [D]
+    beta: Tensor  # [D]
+    cls_row: Tensor  # [D]: the class token after the norm, the same for every frame
+    patch: int
+    layout: str  # BTHWC (uint8) or BTCHW (float, normalised)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """One transformer layer with its norms folded: qkv [3D, D], out, fc1, fc2."""
+
+    qkv: FoldedLinear
+    out: FoldedLinear
+    fc1: FoldedLinear
+    fc2: FoldedLinear
+
+
+@dataclasses.dataclass(frozen=True)
+class Temporal:
+    """Temporal attention with temporal_fc folded; `single` is the whole of it for one frame."""
+
+    qkv: FoldedLinear
+    out: FoldedLinear
+    single: FoldedLinear
+
+
+@dataclasses.dataclass(frozen=True)
+class Conv:
+    """The 3x3x3 convolution with temporal_fc folded; weight [D, D, 3, 3, 3]."""
+
+    path: str
+    weight: Tensor
+    bias: Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class LastSpatial:
+    """The last spatial layer, of which only the class token is read: K and V stay unapplied."""
+
+    q: FoldedLinear
+    k: Tensor  # [H, dh, D]
+    v: Tensor  # [H, dh, D]
+    out: FoldedLinear
+    fc1: FoldedLinear
+    fc2: FoldedLinear
+
+
+@dataclasses.dataclass(frozen=True)
+class BranchLayer:
+    """One branch layer; `spatial` is a LastSpatial in the last one."""
+
+    path: str
+    temporal: Temporal | Conv
+    spatial: Layer | LastSpatial
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """What is added to the trunk's rows where the branch starts."""
+
+    path: str
+    cls: Tensor  # [D]: to the clip's class token
+    positions: Tensor  # [P, D]
+    time: Tensor  # [Tmax, D]
+
+
+@dataclasses.dataclass(frozen=True)
+class TowerConfig:
+    """What every layer of a tower shares."""
+
+    heads: int
+    eps: float
+    activation: str  # silu or gelu
+    softmax_scale: float  # of the scores as they come: 1, or ln 2 with queries in base 2
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoWeights:
+    """The video tower."""
+
+    tower: TowerConfig
+    patches: Patches
+    trunk: Sequence[Layer]
+    start: Start
+    branch: Sequence[BranchLayer]
+    head: FoldedLinear  # [E, D]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """The text tower's embeddings."""
+
+    path: str
+    table: Tensor  # [V, D]
+    positions: Tensor  # [L, D]
+
+
+@dataclasses.dataclass(frozen=True)
+class TextWeights:
+    """The text tower."""
+
+    tower: TowerConfig
+    tokens: Tokens
+    layers: Sequence[Layer]
+    head: FoldedLinear  # [E, D]
+
+
+class OnDemand(Sequence[T]):
+    """Folds a layer each time it is asked for, so that memory holds one layer more, not all."""
+
+    def __init__(self, count: int, make: Callable[[int], T]) -> None:
+        """make: folds the layer of this index."""
+        self._count, self._make = count, make
+
+    def __len__(self) -> int:
+        """How many layers there are."""
+        return self._count
+
+    def __getitem__(self, i: Any) -> Any:
+        """Fold layer i."""
+        if not 0 <= i < self._count:
+            raise IndexError(i)
+        return self._make(i)
+
+
+def map_weights(weights: W, change: Callable[[Any], Any]) -> W:
+    """Folded weights, or a part of them, with `change` of every part.
+
+    What `change` returns None for is looked into, and stays as it is where nothing lies in it.
+    """
+    new: Any = change(weights)
+    if new is None and isinstance(weights, (tuple, OnDemand)):
+        new = tuple(map_weights(part, change) for part in weights)
+    elif new is None and dataclasses.is_dataclass(weights):
+        fields = {f.name: getattr(weights, f.name) for f in dataclasses.fields(weights)}
+        changed = {name: map_weights(part, change) for name, part in fields.items()}
+        new = dataclasses.replace(weights, **changed)  # type: ignore[type-var]
+    return weights if new is None else new
+
+
+def map_linears(weights: W, change: Callable[[FoldedLinear], FoldedLinear]) -> W:
+    """Folded weights of either tower with `change` of every linear."""
+    return map_weights(weights, lambda w: change(w) if isinstance(w, FoldedLinear) else None)
+
+
+def linears(weights: Any) -> dict[str, FoldedLinear]:
+    """The linears of folded weights of either tower, by path."""
+    found: dict[str, FoldedLinear] = {}
+    map_linears(weights, lambda w: found.setdefault(w.path, w))
+    return found
