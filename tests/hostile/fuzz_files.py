@@ -376,12 +376,12 @@ class World:
         return [lambda: why_keep_repository(self.place / "repository")]
 
     def _use_config(self, data: bytes) -> Sequence[Callable[[], Any]]:
-        from stan_infer.checkpoints.load import _own_config
+        from stan_infer.checkpoints.own import read_config
         from stan_infer.config import parameter_shapes
 
         # A safetensors header holds text: what is no UTF-8 does not come that far.
         text = data.decode("utf-8", "replace")
-        return [lambda: parameter_shapes(_own_config(text))]
+        return [lambda: parameter_shapes(read_config(text))]
 
     def _use_lines(self, data: bytes) -> Sequence[Callable[[], Any]]:
         from stan_infer.cli.options import read_lines
