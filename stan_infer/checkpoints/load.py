@@ -22,7 +22,7 @@ from stan_infer.checkpoints.trainer_hints import trainer_hints
 from stan_infer.checkpoints.weights_file import Reader, open_weights, read_weight
 from stan_infer.config import StanConfig
 from stan_infer.errors import InputError, MissingError, nearest
-from stan_infer.system.atomic import Sources, check_file
+from stan_infer.system.atomic import Sources, check_file, files_of
 from stan_infer.system.packages import require
 
 if TYPE_CHECKING:
@@ -141,8 +141,7 @@ def convert_counted(
     target = Path(target)
     if target.suffix != ".safetensors":
         raise InputError(f"target {target} must end in .safetensors, the one format written")
-    tag = str(source).partition(":")[2]  # may be the path of CLIP's weights
-    sources = [source, tag] if tag else [source]
+    sources = files_of(source)
     check_file(target, own.why_keep, sources=sources)
     require_torch("converting a checkpoint", "cpu", source, settings)
     config, state = _read(source, settings)

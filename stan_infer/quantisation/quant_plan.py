@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor
 
@@ -13,16 +13,20 @@ from stan_infer.network.fold import Product, VideoWeights
 
 @dataclasses.dataclass(frozen=True)
 class QuantPlan:
-    """exact: weights with the factors through V; factors: of norms; scales: of linears' inputs."""
+    """exact: weights with the factors through V; factors: of norms; scales: of linears' inputs.
+
+    dead: linears that read nothing but zeros, so that they have no scale.
+    """
 
     exact: VideoWeights
     factors: Mapping[str, Tensor]
     scales: Mapping[str, float]
+    dead: Sequence[str]
     precision: str
 
-    def dead(self, tensors: Iterable[str]) -> list[str]:
-        """Linears that have no scale, as they read nothing but zeros."""
-        return [n for n in tensors if n not in self.scales]
+    def kept(self, returned: Iterable[str]) -> list[str]:
+        """Linears that are in fp32: those returned, and the dead ones."""
+        return sorted({*returned, *self.dead})
 
     def weights(self, kept: frozenset[str]) -> VideoWeights:
         """In 8 bits but for the linears in `kept`."""
