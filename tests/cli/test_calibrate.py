@@ -22,7 +22,7 @@ def quantised(artefact, videos, tmp_path_factory):
     from stan_infer.quantisation.options import CalibrationOptions
 
     out = tmp_path_factory.mktemp("int8") / "int8"
-    options = CalibrationOptions(samples=3, force=True, min_cosine=0.9)
+    options = CalibrationOptions(samples=3, force=True, min_cosine=0.9, threads=1)
     found = calibrate(artefact, videos, out, options)
     assert found.is_met and not found.failed
     return out

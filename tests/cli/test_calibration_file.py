@@ -39,8 +39,8 @@ def calibrated(checkpoint, videos, tmp_path_factory):
     exact, out = place / "fp32", place / "fp8"
     about = provenance(str(checkpoint), {})
     si.export_model(si.load_model(checkpoint), exact, about=about)
-    options = CalibrationOptions(precision="fp8", samples=3, force=True, min_cosine=0.5)
-    calibrate(exact, videos, out, options)
+    options = {"precision": "fp8", "samples": 3, "force": True, "min_cosine": 0.5, "threads": 1}
+    calibrate(exact, videos, out, CalibrationOptions(**options))
     return out
 
 

@@ -90,7 +90,7 @@ def test_a_folder_in_8_bits(plain, exported, tmp_path, engine):
     from stan_infer.quantisation.options import CalibrationOptions
 
     need_engine(plain, engine)
-    options = CalibrationOptions(samples=3, force=True, min_cosine=0.99)
+    options = CalibrationOptions(samples=3, force=True, min_cosine=0.99, threads=1)
     calibrate(exported, CLIPS, tmp_path / "int8", options)
     assert plain.run(tmp_path / "int8", "--self-test", "--engine", engine).returncode == 0
     session = si.open_session(tmp_path / "int8", engine)

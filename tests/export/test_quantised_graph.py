@@ -23,7 +23,7 @@ def quantise(model, videos, place, precision="int8", **options):
         sorted(videos.iterdir()),
         place / precision,
         CalibrationOptions(
-            precision=precision, samples=2, force=True, smooth=False, min_cosine=0.01
+            precision=precision, samples=2, force=True, smooth=False, min_cosine=0.01, threads=1
         ),
     )
     return place / precision

@@ -18,6 +18,8 @@ from stan_infer.quantisation import verdict
 from stan_infer.quantisation.calibrate import calibrate
 from stan_infer.quantisation.options import CalibrationOptions
 
+DEFAULTS = {"samples": 3, "force": True, "min_cosine": 0.99, "threads": 1}
+
 
 def run(model, videos, place, **options):
     """Export and calibrate; return the record and what was said."""
@@ -28,7 +30,7 @@ def run(model, videos, place, **options):
         place / "fp32",
         sorted(videos.iterdir()),
         place / "out",
-        CalibrationOptions(**{"samples": 3, "force": True, "min_cosine": 0.99, **options}),
+        CalibrationOptions(**{**DEFAULTS, **options}),
         say=said.append,
     )
     return found, said

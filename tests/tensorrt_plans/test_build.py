@@ -283,7 +283,9 @@ def test_tensorrt_rtx_builds_8_bits(rtx, tiny_model, precision, fixed, tmp_path)
 
     export_model(tiny_model, tmp_path / "fp32", tower="video", **fixed)
     write_video(tmp_path / "a.mp4")
-    options = CalibrationOptions(precision=precision, samples=1, force=True, min_cosine=0.01)
+    options = CalibrationOptions(
+        precision=precision, samples=1, force=True, min_cosine=0.01, threads=1
+    )
     calibrate(tmp_path / "fp32", [tmp_path / "a.mp4"], tmp_path / precision, options)
     # 8-bit floats came with sm_89.
     targets = ["sm_89", "sm_120"] if precision == "fp8" else []
