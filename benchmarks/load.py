@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from benchmarks.record import append_rows
-from stan_infer.checkpoints.layouts import author_names
+from stan_infer.checkpoints.authors import author_names
 from stan_infer.checkpoints.presets import preset
 from stan_infer.config import StanConfig
 from stan_infer.network.model import Stan, init_random

@@ -23,10 +23,10 @@ from torch import Tensor
 from examples.motion import clips
 from stan_infer.checkpoints.load import load_model
 from stan_infer.config import StanConfig
+from stan_infer.engines.session import read_config_clip
 from stan_infer.network.model import Stan
 from stan_infer.scores import cosine_scores
 from stan_infer.text.tokenizer import tokenize
-from stan_infer.video.clip import read_clip
 
 HERE = Path(__file__).resolve().parent
 MODEL = HERE / "motion.safetensors"
@@ -43,14 +43,7 @@ def held_out_pixels(seed: int, count: int, config: StanConfig) -> tuple[NDArray[
         for i in range(count):
             clip = clips.held_out_clip(seed, i, bank)
             clips.write_mp4(path, clip.frames)
-            pixels.append(
-                read_clip(
-                    path,
-                    frames=config.frames,
-                    short_side=config.short_side,
-                    crop=config.image_size,
-                )
-            )
+            pixels.append(read_config_clip(config, path))
             answers.append((clip.motion, clip.caption_index, clip.shape, clip.colour))
     names = ("motion", "caption", "shape", "colour")
     columns = np.array(answers, np.int64).T

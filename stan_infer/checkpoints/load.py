@@ -7,7 +7,6 @@ open_clip name with a tag (a branch on CLIP). Files are strangers': nothing in t
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -15,15 +14,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stan_infer.checkpoints.layouts import Layout, Origin, check_names, recognise
-from stan_infer.checkpoints.openclip import clip_layout, is_clip_name, load_clip
+from stan_infer.checkpoints import own
+from stan_infer.checkpoints.layout import Recognised
+from stan_infer.checkpoints.layouts import recognise
+from stan_infer.checkpoints.openclip import clip_layout, is_clip_name, read_clip
 from stan_infer.checkpoints.trainer_hints import trainer_hints
-from stan_infer.checkpoints.weights_file import METADATA_KEY, Reader, open_weights, read_weight
-from stan_infer.config import StanConfig, parameter_shapes
-from stan_infer.errors import InputError, MissingError, nearest, storable
-from stan_infer.system import earlier_result
-from stan_infer.system.atomic import Sources, check_file, new_file
-from stan_infer.system.json_file import parse_json
+from stan_infer.checkpoints.weights_file import Reader, open_weights, read_weight
+from stan_infer.config import StanConfig
+from stan_infer.errors import InputError, MissingError, nearest
+from stan_infer.system.atomic import Sources, check_file, files_of
 from stan_infer.system.packages import require
 
 if TYPE_CHECKING:
@@ -32,14 +31,11 @@ if TYPE_CHECKING:
     from stan_infer.network.model import Stan
 
 
-why_keep = earlier_result.safetensors(METADATA_KEY, "stan-infer convert")
-
-
 @dataclasses.dataclass(frozen=True)
 class Inspection:
     """What a source holds, found without reading a weight."""
 
-    layout: Layout
+    layout: Recognised
     bytes: int | None  # of the file
     dtypes: dict[str, int]  # stored dtype -> number of values
     hints: dict[str, object]  # what the file says of itself
@@ -56,11 +52,26 @@ def load_model(source: str | Path, settings: Mapping[str, Any] | None = None) ->
     weight, a shape that contradicts the rest, a value that is not finite. No weight is ever left
     random.
     """
-    require_torch("loading a checkpoint", "cpu", source, settings)
-    if _is_file(source):
-        with _opened(Path(source)) as reader:
-            return _build(reader, _recognise_file(reader, settings))
-    return load_clip(str(source), settings)
+    torch = require_torch("loading a checkpoint", "cpu", source, settings)
+    config, state = _read(source, settings, torch.float32)
+    from stan_infer.network.model import Stan
+
+    with torch.device("meta"):  # no memory yet: each parameter is its only copy when it arrives
+        model = Stan(config)
+    model.load_state_dict(state, strict=True, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def _read(
+    source: str | Path, settings: Mapping[str, Any] | None, dtype: dtype | None = None
+) -> tuple[StanConfig, dict[str, Tensor]]:
+    """Config and weights by our names; dtype: to turn them into (default: as stored)."""
+    if not _is_file(source):
+        return read_clip(str(source), settings)
+    with _opened(Path(source)) as reader:
+        layout = _recognise_file(reader, settings)
+        weights = ((name, read_weight(reader, o)) for name, o in layout.origins.items())
+        return layout.config, {name: w.to(dtype) if dtype else w for name, w in weights}
 
 
 def require_torch(
@@ -90,9 +101,8 @@ def inspect_checkpoint(source: str | Path, settings: Mapping[str, Any] | None = 
         dtypes: dict[str, int] = {}
         for info in reader.tensors.values():
             dtypes[info.dtype] = dtypes.get(info.dtype, 0) + math.prod(info.shape)
-        cfg = reader.hints.get("cfg")
         hints = {k: v for k, v in reader.hints.items() if k not in ("cfg", "config")}
-        hints["trainer"] = trainer_hints(cfg if isinstance(cfg, str) else None)
+        hints["trainer"] = trainer_hints(reader.hints.get("cfg"))
         return Inspection(layout, Path(source).stat().st_size, dtypes, hints)
 
 
@@ -107,7 +117,7 @@ def save_model(
     state = {
         k: v.detach().to(dtype) if dtype else v.detach() for k, v in model.state_dict().items()
     }
-    _write(state, model.config, Path(path), sources)
+    own.write(state, model.config, Path(path), sources)
 
 
 def convert(
@@ -131,18 +141,11 @@ def convert_counted(
     target = Path(target)
     if target.suffix != ".safetensors":
         raise InputError(f"target {target} must end in .safetensors, the one format written")
-    tag = str(source).partition(":")[2]  # may be the path of CLIP's weights
-    sources = [source, tag] if tag else [source]
-    check_file(target, why_keep, sources=sources)
+    sources = files_of(source)
+    check_file(target, own.why_keep, sources=sources)
     require_torch("converting a checkpoint", "cpu", source, settings)
-    if not _is_file(source):
-        model = load_model(source, settings)
-        state = {k: v.detach() for k, v in model.state_dict().items()}
-        return model.config, _write(state, model.config, target, sources)
-    with _opened(Path(source)) as reader:
-        layout = _recognise_file(reader, settings)
-        state = {name: read_weight(reader, origin) for name, origin in layout.origins.items()}
-    return layout.config, _write(state, layout.config, target, sources)
+    config, state = _read(source, settings)
+    return config, own.write(state, config, target, sources)
 
 
 @contextmanager
@@ -158,57 +161,8 @@ def _opened(path: Path) -> Iterator[Reader]:
         raise e if str(path) in str(e) else InputError(f"checkpoint {path}: {e}") from e
 
 
-def _recognise_file(reader: Reader, settings: Mapping[str, Any] | None) -> Layout:
-    shapes = {k: t.shape for k, t in reader.tensors.items()}
-    own = reader.hints.get("config")
-    if own is None:
-        cfg = reader.hints.get("cfg")
-        return recognise(shapes, settings, cfg if isinstance(cfg, str) else None)
-    config = _own_config(str(own)).replace(settings or {})
-    wanted = parameter_shapes(config)
-    origins = {name: Origin((name,)) for name in wanted}
-    check_names(shapes, origins, (), wanted)
-    return Layout("stan_infer", config, origins, {})
-
-
-def _own_config(text: str) -> StanConfig:
-    values = parse_json(text, "the config in the file's metadata")
-    if not isinstance(values, dict):
-        raise InputError("the config in the file's metadata is not a JSON object")
-    return StanConfig.from_dict(values)
-
-
-def _build(reader: Reader, layout: Layout) -> Stan:
-    import torch
-
-    from stan_infer.network.model import Stan
-
-    with torch.device("meta"):  # no memory yet: each parameter is its only copy when it arrives
-        model = Stan(layout.config)
-    state = {
-        name: read_weight(reader, origin).to(torch.float32)
-        for name, origin in layout.origins.items()
-    }
-    model.load_state_dict(state, strict=True, assign=True)
-    return model.eval().requires_grad_(False)
-
-
-def _write(state: dict[str, Tensor], config: StanConfig, path: Path, sources: Sources) -> int:
-    """Write weights as a file of ours and return its bytes."""
-    from safetensors.torch import save, save_file
-
-    metadata = {METADATA_KEY: json.dumps(config.to_dict(), sort_keys=True)}
-    with new_file(path, why_keep, sources=sources) as temporary:
-        try:
-            tensors = {k: v.contiguous() for k, v in state.items()}
-            if storable(temporary) == str(temporary):
-                save_file(tensors, temporary, metadata=metadata)
-            else:  # the library writes to names of UTF-8 only
-                temporary.write_bytes(save(tensors, metadata))
-        except Exception as e:
-            # The library reports a full disk as its own SafetensorError, with the cause as text.
-            raise OSError(f"{str(e)[:200]}") from e
-        return temporary.stat().st_size
+def _recognise_file(reader: Reader, settings: Mapping[str, Any] | None) -> Recognised:
+    return recognise({k: t.shape for k, t in reader.tensors.items()}, settings, reader.hints)
 
 
 def _is_file(source: str | Path) -> bool:

@@ -11,12 +11,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stan_infer.checkpoints.layouts import Layout, Origin, check_names, with_settings
+from stan_infer.checkpoints.layout import Origin, Recognised, check_names, with_settings
 from stan_infer.checkpoints.presets import PRESETS, preset
-from stan_infer.checkpoints.weights_file import Reader, open_weights, read_weight
+from stan_infer.checkpoints.weights_file import open_weights, read_weight
 from stan_infer.config import StanConfig, coerce, parameter_shapes
 from stan_infer.errors import InputError, MissingError, nearest
 from stan_infer.system.packages import require
@@ -24,7 +25,6 @@ from stan_infer.system.packages import require
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from stan_infer.network.model import Stan
 
 _VISION_KEYS = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"}
 _TEXT_KEYS = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"}
@@ -94,7 +94,7 @@ def named_config(name: str, settings: Mapping[str, Any] | None = None) -> StanCo
     return preset(name).replace(settings or {})
 
 
-def clip_layout(source: str, settings: Mapping[str, Any] | None = None) -> Layout:
+def clip_layout(source: str, settings: Mapping[str, Any] | None = None) -> Recognised:
     """Return the layout of "NAME" or "NAME:TAG" for `inspect`, without any weight."""
     name, _, tag = source.partition(":")
     config = clip_config(name, settings)
@@ -102,47 +102,42 @@ def clip_layout(source: str, settings: Mapping[str, Any] | None = None) -> Layou
         _check_tag(name, tag)
     origins = {n: Origin((n,)) for n in parameter_shapes(config) if not n.startswith("branch.")}
     note = "the branch is untrained: copies of the last trunk layers, zero temporal output"
-    return Layout(f"open_clip {name}", config, origins, {}, (note,))
+    return Recognised(f"open_clip {name}", config, origins, {}, (note,))
 
 
-def load_clip(source: str, settings: Mapping[str, Any] | None = None) -> Stan:
-    """Load "NAME:TAG" as a Stan in eval mode, float32, on the CPU.
+def read_clip(
+    source: str, settings: Mapping[str, Any] | None = None
+) -> tuple[StanConfig, dict[str, Tensor]]:
+    """Read "NAME:TAG": the config, and float32 weights on the CPU with an untrained branch.
 
     TAG is one of open_clip's for that model (downloaded through open_clip, read by our own reader)
     or the path of a file with that CLIP's weights. Raises InputError without a tag: a model with
     random weights is never loaded.
     """
+    import torch
+
     name, _, tag = source.partition(":")
     layout = clip_layout(source, settings)
     if not tag:
         tags = ", ".join(_open_clip().list_pretrained_tags_by_model(name)) or "a file with weights"
         raise InputError(f"'{name}' alone has random weights; add a tag, as {name}:TAG ({tags})")
     path = Path(tag) if os.path.exists(tag) else _download(name, tag)
-    reader = open_weights(path)
-    try:
-        wanted = {
-            n: s for n, s in parameter_shapes(layout.config).items() if not n.startswith("branch.")
-        }
+    with closing(open_weights(path)) as reader:
+        wanted = {n: parameter_shapes(layout.config)[n] for n in layout.origins}
         text = "text." if "text.ln_final.weight" in reader.tensors else ""
-        origins = {n: Origin((n if n.startswith("visual.") else text + n,)) for n in layout.origins}
+        origins = {n: Origin((n if n.startswith("visual.") else text + n,)) for n in wanted}
         shapes = {k: t.shape for k, t in reader.tensors.items()}
         buffers = ("logit_scale", "attn_mask", "text.attn_mask", "logit_bias")
         check_names(shapes, origins, [b for b in buffers if b in shapes], wanted)
-        return _with_branch(reader, origins, layout.config)
-    finally:
-        reader.close()
+        state = {n: read_weight(reader, o).to(torch.float32) for n, o in origins.items()}
+    return layout.config, state | _untrained_branch(layout.config, state)
 
 
-def _with_branch(reader: Reader, origins: Mapping[str, Origin], config: StanConfig) -> Stan:
+def _untrained_branch(config: StanConfig, trunk: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The branch as training starts it; see the module."""
     import torch
 
-    from stan_infer.network.model import Stan
-
-    with torch.device("meta"):
-        model = Stan(config)
-    state: dict[str, Tensor] = {
-        n: read_weight(reader, o).to(torch.float32) for n, o in origins.items()
-    }
+    state: dict[str, Tensor] = {}
     first = config.layers - config.branch_layers
     for name, shape in parameter_shapes(config).items():
         if not name.startswith("branch."):
@@ -154,9 +149,8 @@ def _with_branch(reader: Reader, origins: Mapping[str, Origin], config: StanConf
         layer = f"visual.transformer.resblocks.{first + int(rest[0])}"
         part = ".".join(rest[1:])
         part = part.replace("ln.", "ln_1.") if kind == "temporal" else part
-        state[name] = state[f"{layer}.{part}"].clone()
-    model.load_state_dict(state, strict=True, assign=True)
-    return model.eval().requires_grad_(False)
+        state[name] = trunk[f"{layer}.{part}"].clone()
+    return state
 
 
 def _download(name: str, tag: str) -> Path:

@@ -20,13 +20,13 @@ _MEAN = re.compile(r"\breturn_mean\s*+=\s*+(True|False)\b")
 _PATCH = re.compile(r"patch(\d{2})\b|ViT-[BL]/(\d{2})")
 
 
-def trainer_hints(cfg: str | None) -> dict[str, Any]:
-    """What a trainer's config text says, found by pattern and never executed.
+def trainer_hints(cfg: object) -> dict[str, Any]:
+    """What a trainer's config text says, found by pattern and never executed; {} for no text.
 
     Keys, each only if found: depth, head, frames, context_length, short_side, patch_sizes (those of
     the CLIP sizes that it names).
     """
-    if not cfg:
+    if not isinstance(cfg, str):
         return {}
     if len(cfg) > 2 * _END:
         # The model's part stands in front, the test pipeline at the end.
@@ -43,7 +43,7 @@ def trainer_hints(cfg: str | None) -> dict[str, Any]:
     return hints
 
 
-def layout_notes(config: StanConfig, cfg: str | None, ignored: Mapping[str, str]) -> list[str]:
+def layout_notes(config: StanConfig, cfg: object, ignored: Mapping[str, str]) -> list[str]:
     """Return remarks for `inspect`: contradictions between text and weights, parts not used."""
     hints, notes = trainer_hints(cfg), []
     named = hints.get("patch_sizes", [])

@@ -7,7 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from stan_infer.checkpoints.layouts import Origin
+from stan_infer.checkpoints.layout import Origin
+from stan_infer.checkpoints.own import METADATA_KEY
 from stan_infer.checkpoints.torch_file import (
     MAX_DIMS,
     MAX_NAME,
@@ -21,9 +22,6 @@ from stan_infer.system.outside_file import openable
 if TYPE_CHECKING:
     from torch import Tensor
 
-# The one metadata key of our files: the library writes several in random order, and the same
-# weights must give the same bytes.
-METADATA_KEY = "stan_infer.config"
 # The library takes 16 times the header's size of memory. A STAN's has 150 KB.
 MAX_HEADER = 8 * 2**20
 _MAX_CONFIG = 2**16  # characters of our metadata; it has about 1,000

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -15,15 +14,9 @@ from stan_infer.cli.options import (
     Json,
     Settings,
     Timeout,
-    files_of,
     parse_settings,
-    read_lines,
 )
-from stan_infer.errors import InputError
 from stan_infer.system.packages import require
-
-if TYPE_CHECKING:
-    from stan_infer.quantisation.verdict import Bound
 
 _COLUMNS = ("engine", "precision", "file_mib", "latency_ms_p50", "speedup")
 
@@ -76,36 +69,35 @@ def calibrate(
     """
     from stan_infer.checkpoints.load import require_torch
 
-    require_torch("calibrating", "cpu", checkpoint, parse_settings(settings))
+    given = parse_settings(settings)
+    require_torch("calibrating", "cpu", checkpoint, given)
     for module in ("onnx", "onnxruntime"):
         require(module, "calibrating", "cpu")
     from stan_infer.cli.report import print_facts, print_json, print_table, say
     from stan_infer.errors import CheckError
-    from stan_infer.quantisation.calibrate import CalibrationOptions, check_out
     from stan_infer.quantisation.calibrate import calibrate as run
-    from stan_infer.system.machine import peak_mib, usable_cpus
+    from stan_infer.quantisation.options import CalibrationOptions
+    from stan_infer.system.machine import peak_mib
 
-    if percentile is not None and method != "percentile":
-        raise InputError("--percentile belongs to --method percentile")
-    if not os.path.exists(checkpoint) and ":" not in checkpoint:
-        raise InputError(f"{checkpoint}: no such file or folder; check the spelling")
     options = CalibrationOptions(
         precision=precision,
         method=method,
-        percentile=percentile or 99.99,
+        percentile=percentile,
         samples=samples,
         seed=seed,
         smooth=smooth,
         force=force,
+        min_cosine=min_cosine,
+        max_drop=max_drop,
+        metric=metric,
+        labels=labels,
+        settings=given,
         workers=workers,
         timeout_s=timeout,
-        threads=threads or usable_cpus(),
+        **({} if threads is None else {"threads": threads}),
     )
-    check_out(out, files_of(checkpoint))
-    paths, root = _videos(videos)
-    bound = _bound(min_cosine, max_drop, metric, labels, root)
-    with _progress() as progress, _folder(checkpoint, settings) as folder:
-        found = run(folder, paths, out, options, bound, root=root, say=say, progress=progress)
+    with _progress() as progress:
+        found = run(checkpoint, videos, out, options, say=say, progress=progress)
     verdict = found.record["verdict"]
     if json:
         memory = {"peak_host_mib": peak_mib()}
@@ -129,78 +121,6 @@ def calibrate(
     if found.failed:
         say(f"{len(found.failed)} videos could not be used; no range counts them")
         raise typer.Exit(2)
-
-
-def _videos(given: Path) -> tuple[list[Path], Path]:
-    """Paths of a folder or a list, and the folder that they are named in."""
-    from stan_infer.video.clip import list_videos
-
-    if os.path.isfile(given):
-        lines = read_lines(given, "videos")
-        root = given.absolute().parent
-        return list_videos([root / line for line in lines]), root
-    return list_videos([given]), given
-
-
-def _bound(
-    min_cosine: float | None,
-    max_drop: float | None,
-    metric: str | None,
-    labels: Path | None,
-    root: Path,
-) -> Bound:
-    from stan_infer.errors import check_word
-    from stan_infer.evaluation.datasets import read_task
-    from stan_infer.quantisation.verdict import METRICS, Bound
-    from stan_infer.video.find import locate_videos
-
-    if labels is None and (max_drop is not None or metric is not None):
-        raise InputError("--max-drop and --metric need labelled videos: --labels FILE")
-    if labels is None:
-        return Bound(min_cosine=0.995 if min_cosine is None else min_cosine)
-    if min_cosine is not None:
-        raise InputError("give one bound: --min-cosine, or --max-drop with --labels")
-    metric = metric or "top1"
-    check_word("metric", metric, METRICS)
-    task = read_task("retrieval" if metric == "r1" else "recognition", labels)
-    found = locate_videos(root, task.videos)
-    missing = [name for name, path in zip(task.videos, found, strict=True) if path is None]
-    if missing:
-        raise InputError(
-            f"{len(missing)} of {len(found)} videos of {labels} are not in {root}: {missing[0]}"
-        )
-    return Bound(
-        max_drop=0.5 if max_drop is None else max_drop,
-        metric=metric,
-        task=task,
-        paths=[p for p in found if p is not None],
-    )
-
-
-@contextmanager
-def _folder(checkpoint: str, settings: list[str] | None) -> Iterator[Path]:
-    """The exported fp32 folder: the one given, or one that a checkpoint is exported to."""
-    given = parse_settings(settings)
-    if os.path.isdir(checkpoint):
-        if given:
-            raise InputError("settings belong to a checkpoint; a folder was exported with its own")
-        yield Path(checkpoint)
-        return
-    from stan_infer.checkpoints.load import load_model
-    from stan_infer.cli.export import about
-    from stan_infer.cli.report import say
-    from stan_infer.export.export_model import export_model
-    from stan_infer.system.temporary import temporary_folder
-
-    with temporary_folder("the fp32 export that is calibrated") as above:
-        folder = above / "fp32"
-        export_model(
-            lambda: load_model(checkpoint, given),
-            folder,
-            about=about(checkpoint, given, None),
-            progress=say,
-        )
-        yield folder
 
 
 @contextmanager

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -120,6 +118,7 @@ def export(
     from stan_infer.cli.report import say
     from stan_infer.export.formats import BACKEND, GRAPHS, PLANS, SIZES, Request, format_named
     from stan_infer.export.options import parse_range
+    from stan_infer.export.provenance import provenance
     from stan_infer.system.atomic import check_outside
     from stan_infer.tensorrt_plans.options import PlanOptions, parse_ranges
 
@@ -165,7 +164,7 @@ def export(
             "graph": graph,
             "opset": opset,
             "clips": _clips(clips, config) if clips and config else None,
-            "about": about(checkpoint, given, licence),
+            "about": provenance(checkpoint, given, licence),
             "card": card,
         }
 
@@ -277,29 +276,6 @@ def _row(graph: Mapping[str, Any], parity: Mapping[str, Any] | None) -> dict[str
             "backend": parity["backend"],
         }
     return row
-
-
-def about(checkpoint: str, settings: dict[str, Any], licence: str | None) -> dict[str, Any]:
-    """Where the weights come from, without a path of this machine."""
-    from stan_infer.artefacts.folder import sha256
-    from stan_infer.checkpoints.load import inspect_checkpoint
-
-    source: dict[str, Any] = {"file": storable(os.path.basename(checkpoint))}
-    if os.path.isfile(checkpoint):
-        layout = inspect_checkpoint(checkpoint, settings).layout
-        source |= {
-            "checkpoint_sha256": sha256(Path(checkpoint)),
-            "checkpoint_format": layout.name,
-            "state_dict_tensors": len(layout.origins),
-        }
-    elif checkpoint.endswith(":openai"):
-        licence = licence or "MIT (OpenAI CLIP)"
-    words = [os.path.basename(w) if os.path.isabs(w) else w for w in sys.argv[1:]]
-    return {
-        "source": source,
-        "licence": None if licence is None else storable(licence),
-        "command": storable(shlex.join(["stan-infer", *words])),
-    }
 
 
 def _clips(folder: Path, config: StanConfig) -> list[np.ndarray]:

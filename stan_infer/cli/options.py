@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +10,8 @@ import typer
 
 from stan_infer.engines.open import listed
 from stan_infer.errors import InputError
+from stan_infer.system.atomic import files_of as files_of
+from stan_infer.system.text_lines import read_lines as read_lines
 
 if TYPE_CHECKING:
     from stan_infer.engines.session import Session
@@ -56,7 +57,6 @@ Calibration = Annotated[
 ]
 Decoder = Annotated[str, typer.Option(help="auto (PyAV), pyav or decord.")]
 Timeout = Annotated[float, typer.Option(help="Seconds that one video may take to decode.")]
-MAX_TEXTS = 100_000
 
 
 def open_for(
@@ -71,18 +71,6 @@ def open_for(
     session = open_session(checkpoint, settings=parse_settings(settings) or None, **options)
     context.call_on_close(session.close)
     return session
-
-
-def files_of(checkpoint: str) -> list[Path]:
-    """The file or folder that a model is read from, which no result may replace or lie in.
-
-    Of a plan its exported folder, of an open_clip NAME:TAG the weights if TAG is their path.
-    """
-    path = Path(checkpoint)
-    if path.suffix == ".plan" and path.is_file():
-        return [path, path.absolute().parent.parent]
-    name, separator, tag = checkpoint.partition(":")
-    return [Path(tag)] if separator and not path.exists() else [path]
 
 
 def parse_settings(pairs: Sequence[str] | None) -> dict[str, Any]:
@@ -117,22 +105,3 @@ def read_texts(texts: Sequence[str] | None, labels: Path | None) -> list[str]:
     if not all(t.strip() for t in texts or []):
         raise InputError("--text is blank; give words")
     return list(texts or [])
-
-
-def read_lines(path: Path, name: str) -> list[str]:
-    """The lines of a text file that are not blank; `name` says in errors what they are."""
-    one = f"it holds one of the {name} per line"
-    try:
-        if not os.path.isfile(path):
-            raise InputError(f"{name} {path}: no such file; {one}")
-        if path.stat().st_size > 16 * 2**20:
-            raise InputError(f"{name} {path} is larger than 16 MiB; {one}")
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as e:
-        raise InputError(f"{name} {path} cannot be read as UTF-8 text: {e}") from e
-    found = [line for line in lines if line]
-    if not found:
-        raise InputError(f"{name} {path} is empty; {one}")
-    if len(found) > MAX_TEXTS:
-        raise InputError(f"{name} {path} has {len(found)} lines; at most {MAX_TEXTS} are read")
-    return found

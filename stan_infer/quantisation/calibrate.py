@@ -1,4 +1,4 @@
-"""An fp32 folder and videos -> a folder in 8 bits that keeps a bound, or the reason why not.
+"""A model in fp32 and videos -> a folder in 8 bits that keeps a bound, or the reason why not.
 
 Ranges of the linears' inputs on real clips, outlier channels smoothed, the layers that cost most
 returned to fp32 until the bound holds, speed measured, a verdict in one sentence.
@@ -8,26 +8,24 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 import stan_infer
 from stan_infer.artefacts.calibration_file import SCHEMA, digest, preprocessing
 from stan_infer.artefacts.folder import Artefact, read_artefact, sha256, why_keep
-from stan_infer.artefacts.precision import EIGHT_BITS
-from stan_infer.engines.session import Session
-from stan_infer.errors import CheckError, InputError, check_word
+from stan_infer.errors import CheckError, InputError
 from stan_infer.export.read_weights import read_weights
 from stan_infer.export.to_quantised import write_quantised
 from stan_infer.network.eight_bits import NUMBER_FORMATS
 from stan_infer.network.folded import VideoWeights
-from stan_infer.quantisation.bound_search import fewest_returned
-from stan_infer.quantisation.histogram import METHODS, Histogram, clipping_point
-from stan_infer.quantisation.observe import Sample, sample
+from stan_infer.quantisation.bound import Bound, Comparison, Measured, fewest_returned, read_bound
+from stan_infer.quantisation.histogram import PERCENTILE, Histogram, clipping_point
+from stan_infer.quantisation.observe import samples_of
+from stan_infer.quantisation.options import CalibrationOptions
 from stan_infer.quantisation.ranges import (
     Collected,
     as_input,
@@ -46,39 +44,15 @@ from stan_infer.quantisation.smooth import (
     through_values,
     with_gains,
 )
-from stan_infer.quantisation.verdict import Bound, Measured, judge, sentence
-from stan_infer.system.atomic import Sources, check_folder, new_folder
+from stan_infer.quantisation.source import check_runnable, exported_fp32, named_videos
+from stan_infer.quantisation.verdict import judge, sentence
+from stan_infer.system.atomic import check_folder, files_of, new_folder
 from stan_infer.system.temporary import temporary_folder
 from stan_infer.video.clip import Clip
 from stan_infer.video.decode_worker import read_clips
 
 SMOOTHED_ON = 16  # clips that strengths are chosen on
 CHECKED_ON = 64  # clips that a cosine is held to
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CalibrationOptions:
-    """What calibrate does; see its docstring."""
-
-    precision: str = "int8"
-    method: str = "max"
-    percentile: float = 99.99
-    samples: int = 256
-    seed: int = 0
-    smooth: bool = True
-    force: bool = False
-    workers: int = 1
-    timeout_s: float = 60.0
-    threads: int = 1
-
-    def __post_init__(self) -> None:
-        """Refuse unknown words and numbers out of range."""
-        check_word("precision", self.precision, EIGHT_BITS)
-        check_word("method", self.method, METHODS)
-        if not 50 <= self.percentile <= 100:
-            raise InputError(f"percentile is {self.percentile:g}; allowed are 50 to 100")
-        if self.samples < 1:
-            raise InputError(f"samples is {self.samples}; at least 1 is needed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,92 +70,63 @@ Progress = Callable[[str, int], Callable[[], None]]
 
 def calibrate(
     source: str | Path,
-    videos: Sequence[Path],
+    videos: str | Path | Sequence[Path],
     out: str | Path,
-    options: CalibrationOptions,
-    bound: Bound,
+    options: CalibrationOptions | None = None,
     *,
-    root: Path | None = None,
     say: Say = lambda text: None,
     progress: Progress = lambda title, total: lambda: None,
 ) -> Calibration:
-    """Quantise an exported fp32 folder's video tower on `videos` and write it to `out`.
+    """Quantise the video tower of a model on real videos and write it to `out` as a folder.
 
-    options: precision int8 or fp8; method: how far each input's 8 bits reach (histogram.METHODS);
-    samples: videos to run, picked by seed; smooth: move outlier channels into weights; force: write
-    the folder even where it is slower or misses the bound. bound: what must hold (verdict.Bound).
-    root: the folder that videos are named in. progress: makes what is called for each step.
+    source: a folder exported in fp32, or a checkpoint, which is exported first. videos: a folder, a
+    file with their paths, or the files; like those that will be embedded. options: also the bound.
+    progress: gets a step's title and how often the function that it makes will be called.
 
-    A stopped run goes on from OUT.calibrating.npz. Raises InputError for videos or a folder that
+    A stopped run goes on from OUT.calibrating.npz. Raises InputError for videos or a model that
     cannot be used, CheckError where the bound cannot be met or 8 bits are not faster here.
     """
-    out = Path(out)
-    check_out(out, [source])
-    artefact = read_artefact(source)
-    _check_runnable(artefact, bound)
-    weights = read_weights(artefact)
-    work = _Work(artefact, weights, options, bound, root, say, progress)
-    state = _state(out)
-    try:
-        result = work.run(videos, out, state)
-    except CheckError:
-        remove_state(state)  # it was not stopped: there is nothing to go on with
-        raise
+    source, out, options = str(source), Path(out), options or CalibrationOptions()
+    if not os.path.exists(source) and ":" not in source:
+        raise InputError(f"{source}: no such file or folder; check the spelling")
+    state = _check_out(out, source)
+    paths, root = named_videos(videos)
+    bound = read_bound(options, root)
+    with exported_fp32(source, options.settings, say) as folder:
+        artefact = read_artefact(folder)
+        check_runnable(artefact, bound)
+        work = _Work(artefact, read_weights(artefact), options, bound, root, say, progress)
+        try:
+            result = work.run(paths, out, state)
+        except CheckError:
+            remove_state(state)  # it was not stopped: there is nothing to go on with
+            raise
     remove_state(state)
     return result
 
 
-def check_out(out: Path, sources: Sources) -> None:
-    """Raise InputError where calibrate would not write `out`, or not what is known meanwhile.
+def _check_out(out: Path, source: str) -> Path:
+    """Return the file from which a stopped run goes on.
 
-    sources: what is calibrated, which stays.
+    Raises InputError where the result could not be written, or not what is known meanwhile.
     """
-    check_folder(out, why_keep, sources=sources)
-    if out.absolute().parent.is_dir():  # else it is made, and nothing lies in it
-        check_state(_state(out))
+    check_folder(out, why_keep, sources=files_of(source))
+    absolute = Path(os.path.abspath(out))
+    state = absolute.with_name(f"{absolute.name}.calibrating.npz")
+    if absolute.parent.is_dir():  # else it is made, and nothing lies in it
+        check_state(state)
+    return state
 
 
-def _state(out: Path) -> Path:
-    """The file from which a stopped run goes on."""
-    out = Path(os.path.abspath(out))
-    return out.with_name(f"{out.name}.calibrating.npz")
-
-
-def _check_runnable(source: Artefact, bound: Bound) -> None:
-    """Refuse before the work a folder whose graph does not take one clip as videos are read."""
-    graph = source.graph("video")
-    if graph is None:
-        raise InputError(f"{source.path} holds no video graph")
-    if graph.inputs[0]["dtype"] != "uint8":
-        raise InputError(
-            f"{source.path} takes normalised floats; calibration runs videos: export with "
-            "--input uint8"
-        )
-    low, high = graph.dims.get("batch", (1, 1))
-    if low > 1:
-        raise InputError(
-            f"{source.path} takes batch {low} to {high}; calibration runs one clip at a time: "
-            f"export with --batch 1:{high}"
-        )
-    if bound.task is not None and source.graph("text") is None:
-        raise InputError(
-            f"{source.path} has no text tower, which labels need: give --min-cosine instead"
-        )
-
-
+@dataclasses.dataclass(frozen=True)
 class _Work:
-    def __init__(
-        self,
-        artefact: Artefact,
-        weights: VideoWeights,
-        options: CalibrationOptions,
-        bound: Bound,
-        root: Path | None,
-        say: Say,
-        progress: Progress,
-    ) -> None:
-        self.artefact, self.weights, self.options = artefact, weights, options
-        self.bound, self.root, self.say, self.progress = bound, root, say, progress
+    artefact: Artefact
+    weights: VideoWeights
+    options: CalibrationOptions
+    bound: Bound
+    root: Path | None
+    say: Say
+    progress: Progress
 
     def run(self, videos: Sequence[Path], out: Path, state: Path) -> Calibration:
         o = self.options
@@ -196,19 +141,15 @@ class _Work:
         key = self._key(chosen)
         collected = self._ranges(with_gains(exact, smoothing.gains), chosen, state, key)
         tensors = self._tensors(collected.ranges, smoothing)
-        plan = QuantPlan(exact, smoothing.gains, self._scales(tensors), o.precision)
-        everything = plan.weights(frozenset())
-        clips = [as_input(self.artefact.config, self.weights, p[None]) for p in first[:CLIPS]]
-        step = self.progress("trying each layer alone", len(plan.scales) * len(clips))
-        errors = layer_errors(exact, everything, clips, step)
-        saved = times_saved(exact, everything, rows, o.threads)
+        plan = self._plan(exact, smoothing, tensors)
+        errors, saved = self._sensitivity(plan, first, rows)
         order = return_order(errors, saved)
         record: dict[str, Any] = {
             "schema": SCHEMA,
             "tool": {"name": "stan_infer", "version": stan_infer.__version__},
             "precision": o.precision,
             "method": o.method,
-            **({"percentile": o.percentile} if o.method == "percentile" else {}),
+            **({"percentile": o.percentile or PERCENTILE} if o.method == "percentile" else {}),
             "seed": o.seed,
             "clips": len(collected.clips),
             "key": key,
@@ -216,48 +157,77 @@ class _Work:
             "tensors": tensors,
             "sensitivity": [{"linear": n, "error": errors[n], "saved_ms": saved[n]} for n in order],
         }
-        with temporary_folder("the graphs that are tried") as above:
-
-            def make(kept: Sequence[str]) -> Artefact:
-                path = above / str(len(kept))
-                if not path.exists():
-                    path.mkdir()
-                    weights = plan.weights(frozenset(kept))
-                    kept_record = {**record, "kept": sorted({*kept, *plan.dead(tensors)})}
-                    write_quantised(self.artefact, path, weights, o.precision, kept_record)
-                return read_artefact(path, check_hashes=False)
-
-            clips_checked = self._checked(videos, set(chosen))
-            base = self.bound.measure(self.artefact, None, clips_checked, o)
-
-            def measure(kept: Sequence[str]) -> Measured:
-                found = self.bound.measure(make(kept), base, clips_checked, o)
-                back = f"{len(kept)} returned to fp32" if kept else "all in 8 bits"
-                self.say(f"{back}: {self.bound.tell(found)}")
-                return found
-
-            search = fewest_returned(order, measure)
-            kept = search.kept
-
-            def compare(session: Session) -> Measured:
-                return self.bound.measure_session(session, base, clips_checked, o)
-
-            verdict = judge(self.artefact, make(kept), search.best, compare, o, first, self.say)
-        record |= {
-            "kept": sorted({*kept, *plan.dead(tensors)}),
-            "search": search.rows(),
-            "verdict": verdict,
-        }
-        verdict["sentence"] = sentence(verdict, self.bound, record["kept"])
+        checked = self._checked(videos, set(chosen))
+        record |= self._searched(plan, record, order, checked, first)
+        verdict = record["verdict"]
         if (not verdict["is_met"] or verdict["is_slower"]) and not o.force:
             raise CheckError(f"{verdict['sentence']}; nothing was written (--force writes it)")
         title = f"Error of each linear alone in {o.precision} ({o.method})"
-        plots = draw(errors, kept, title)
+        plots = draw(errors, record["kept"], title)
         files = {f"sensitivity.{kind}": content for kind, content in plots.items()}
         with new_folder(out, why_keep, sources=[self.artefact.path]) as folder:
-            final = plan.weights(frozenset(kept))
-            write_quantised(self.artefact, folder, final, o.precision, record, files)
+            self._write(folder, plan, record, files)
         return Calibration(record, collected.failed, verdict["is_met"])
+
+    def _searched(
+        self,
+        plan: QuantPlan,
+        record: Mapping[str, Any],
+        order: Sequence[str],
+        checked: Sequence[np.ndarray],
+        timed: Sequence[np.ndarray],
+    ) -> dict[str, Any]:
+        """Find the fewest linears to return to fp32, and the verdict on the rest.
+
+        checked: clips that the bound is held to; timed: clips to time with.
+        """
+        o = self.options
+        with temporary_folder("the graphs that are tried") as above:
+
+            def folder_of(kept: Sequence[str]) -> Artefact:
+                path = above / str(len(kept))
+                if not path.exists():
+                    path.mkdir()
+                    self._write(path, plan, {**record, "kept": plan.kept(kept)})
+                return read_artefact(path, check_hashes=False)
+
+            def measure(kept: Sequence[str]) -> Measured:
+                found = comparison.folder(folder_of(kept))
+                back = f"{len(kept)} returned to fp32" if kept else "all in 8 bits"
+                self.say(f"{back}: {self._told(found)}")
+                return found
+
+            comparison = Comparison(self.artefact, self.bound, checked, o)
+            search = fewest_returned(order, measure)
+            self.say("timing")
+            quantised = folder_of(search.kept)
+            verdict = judge(self.artefact, quantised, search, comparison, timed, o.threads)
+        kept = plan.kept(search.kept)
+        verdict["sentence"] = sentence(verdict, self.bound, search.best, kept)
+        return {"kept": kept, "search": search.rows(), "verdict": verdict}
+
+    def _told(self, found: Measured) -> str:
+        return found.loss(self.bound.metric) or f"smallest cosine {found.cosine:.5f}"
+
+    def _write(
+        self,
+        folder: Path,
+        plan: QuantPlan,
+        record: Mapping[str, Any],
+        files: Mapping[str, bytes] | None = None,
+    ) -> None:
+        weights = plan.weights(frozenset(record["kept"]))
+        write_quantised(self.artefact, folder, weights, plan.precision, record, files)
+
+    def _sensitivity(
+        self, plan: QuantPlan, first: Sequence[np.ndarray], rows: Mapping[str, int]
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """Error of each linear alone in 8 bits, and milliseconds that it saves."""
+        everything = plan.weights(frozenset())
+        clips = [as_input(self.artefact.config, self.weights, p[None]) for p in first[:CLIPS]]
+        step = self.progress("trying each layer alone", len(plan.scales) * len(clips))
+        errors = layer_errors(plan.exact, everything, clips, step)
+        return errors, times_saved(plan.exact, everything, rows, self.options.threads)
 
     def _ranges(
         self,
@@ -291,15 +261,19 @@ class _Work:
             self.say(f"{len(collected.flat)} clips are one flat colour and were left out")
         return collected
 
-    def _scales(self, tensors: dict[str, dict[str, Any]]) -> dict[str, float]:
-        """Scale of each linear's input; a linear that reads nothing but zeros has none."""
+    def _plan(
+        self,
+        exact: VideoWeights,
+        smoothing: Smoothing,
+        tensors: Mapping[str, Mapping[str, Any]],
+    ) -> QuantPlan:
         dead = [n for n, t in tensors.items() if not t["scale"]]
         if dead:
             self.say(f"linears that read nothing but zeros stay in fp32: {', '.join(dead)}")
         scales = {n: t["scale"] for n, t in tensors.items() if t["scale"]}
         if not scales:
             raise InputError("every linear reads nothing but zeros: there is nothing to quantise")
-        return scales
+        return QuantPlan(exact, smoothing.gains, scales, dead, self.options.precision)
 
     def _checked(self, videos: Sequence[Path], used: set[Path]) -> list[np.ndarray]:
         """Clips that a cosine is held to: others than those of the ranges, if enough are there."""
@@ -345,20 +319,8 @@ class _Work:
     def _smoothing(self, first: Sequence[np.ndarray]) -> tuple[dict[str, int], Smoothing]:
         """Rows of each linear for one clip, and the strengths chosen on the first clips."""
         o, config = self.options, self.artefact.config
-        seen: dict[str, Sample] = {}
-        for pixels in first:
-            clip = as_input(config, self.weights, pixels[None])
-            for name, s in sample(self.weights, clip).items():
-                if not bool(torch.isfinite(s.channels).all()):
-                    continue
-                old = seen.get(name)
-                if old is not None:
-                    s = Sample(
-                        torch.maximum(old.channels, s.channels),
-                        torch.cat([old.rows, s.rows]),
-                        s.count,
-                    )
-                seen[name] = s
+        clips = (as_input(config, self.weights, pixels[None]) for pixels in first)
+        seen = samples_of(self.weights, clips)
         rows = {name: s.count for name, s in seen.items()}
         if not o.smooth:
             return rows, Smoothing(dict.fromkeys(seen, 0.0))
@@ -371,7 +333,7 @@ class _Work:
         kind = NUMBER_FORMATS[o.precision]
         steps = kind.values()
         for name in sorted(ranges):
-            used = clipping_point(ranges[name], o.method, steps, o.percentile)
+            used = clipping_point(ranges[name], o.method, steps, o.percentile or PERCENTILE)
             found[name] = {
                 "absmax": ranges[name].largest,
                 "amax_used": used,

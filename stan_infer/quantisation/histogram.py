@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 BINS = 2048
 _SMALLEST = -40  # exponent of the first range; 2^-40 is nothing to any activation
 METHODS = ("max", "percentile", "mse", "entropy")
+PERCENTILE = 99.99  # of method percentile
 _CANDIDATES = 128  # clipping points tried by mse and entropy
 
 
@@ -57,7 +58,7 @@ class Histogram:
 
 
 def clipping_point(
-    h: Histogram, method: str, grid: NDArray[np.float64], percentile: float = 99.99
+    h: Histogram, method: str, grid: NDArray[np.float64], percentile: float = PERCENTILE
 ) -> float:
     """Largest value that 8 bits have to reach: values beyond it saturate.
 

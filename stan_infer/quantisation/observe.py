@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,20 @@ def sample(w: VideoWeights, video: Tensor) -> dict[str, Sample]:
     ops = _Watching(video.shape[0], video.shape[1], _sample)
     video_tower(ops, w, video)
     return ops.found
+
+
+def samples_of(w: VideoWeights, clips: Iterable[Tensor]) -> dict[str, Sample]:
+    """Samples of several clips as one; a clip on which an input is not finite is left out of it."""
+    found: dict[str, Sample] = {}
+    for clip in clips:
+        for name, s in sample(w, clip).items():
+            if not bool(torch.isfinite(s.channels).all()):
+                continue
+            if old := found.get(name):
+                channels = torch.maximum(old.channels, s.channels)
+                s = Sample(channels, torch.cat([old.rows, s.rows]), s.count)
+            found[name] = s
+    return found
 
 
 class _Watching(TorchOps):

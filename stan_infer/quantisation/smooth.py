@@ -9,7 +9,7 @@ attention mixes tokens and never channels. fc2 stands behind an activation: noth
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -98,17 +98,19 @@ def with_gains(weights: VideoWeights, gains: Mapping[str, Tensor]) -> VideoWeigh
 class QuantPlan:
     """Which linears are in 8 bits, by which scales of their inputs and factors of norms, by path.
 
-    exact: weights with the factors through V.
+    exact: weights with the factors through V. dead: linears that read nothing but zeros, so that
+    they have no scale.
     """
 
     exact: VideoWeights
     gains: Mapping[str, Tensor]
     scales: Mapping[str, float]
+    dead: Sequence[str]
     precision: str
 
-    def dead(self, paths: Iterable[str]) -> list[str]:
-        """Linears that have no scale, as they read nothing but zeros."""
-        return [p for p in paths if p not in self.scales]
+    def kept(self, returned: Iterable[str]) -> list[str]:
+        """Linears that are in fp32: those returned, and the dead ones."""
+        return sorted({*returned, *self.dead})
 
     def weights(self, kept: frozenset[str]) -> VideoWeights:
         """In 8 bits but for the linears in `kept`."""

@@ -32,6 +32,18 @@ Sources = Iterable[str | Path]
 _OWN_STREAM = r"/dev/(?:stdin|stdout|stderr|fd/(\d+))|/proc/self/fd/(\d+)"
 
 
+def files_of(checkpoint: str | Path) -> list[Path]:
+    """The file or folder that a model is read from, which no result may replace or lie in.
+
+    Of a plan its exported folder, of an open_clip NAME:TAG the weights if TAG is their path.
+    """
+    path = Path(checkpoint)
+    if path.suffix == ".plan" and path.is_file():
+        return [path, path.absolute().parent.parent]
+    _, separator, tag = str(checkpoint).partition(":")
+    return [Path(tag)] if separator and not path.exists() else [path]
+
+
 @contextmanager
 def new_file(
     path: Path, why_keep: WhyKeep | None = None, *, sources: Sources = ()

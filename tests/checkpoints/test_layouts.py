@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from stan_infer.checkpoints.layouts import author_names, recognise
+from stan_infer.checkpoints.authors import author_names
+from stan_infer.checkpoints.layouts import recognise
 from stan_infer.checkpoints.presets import preset
 from stan_infer.checkpoints.trainer_hints import trainer_hints
 from stan_infer.config import parameter_shapes
@@ -18,8 +19,7 @@ def author_shapes(config, prefix="backbone.", text="text_backbone.", family="STA
     """What a file of the authors holds for `config`: key -> shape."""
     shapes = {}
     wanted = parameter_shapes(config)
-    text_prefix = text if config.has_text else None
-    for name, origin in author_names(config, prefix, text_prefix, family).items():
+    for name, origin in author_names(config, prefix, text, family).items():
         shape = wanted[name]
         if origin.how == "rows":
             shape = (shape[0] // 3, *shape[1:])
@@ -130,7 +130,7 @@ __import__('os').system('false')
         "short_side": 256,
         "patch_sizes": [16],
     }
-    notes = " ".join(recognise(author_shapes(preset("stan-b32")), {}, text).notes)
+    notes = " ".join(recognise(author_shapes(preset("stan-b32")), {}, {"cfg": text}).notes)
     assert "names CLIP /16 but the trunk has patch 32" in notes
     assert "hints at head mug" in notes and "hints at frames 32" in notes
 

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.load import write_authors_checkpoint
-from stan_infer.checkpoints.layouts import author_names
+from stan_infer.checkpoints.authors import author_names
 from stan_infer.checkpoints.load import convert, inspect_checkpoint, load_model, save_model
+from stan_infer.checkpoints.own import METADATA_KEY
 from stan_infer.checkpoints.presets import preset
-from stan_infer.checkpoints.weights_file import METADATA_KEY
 from stan_infer.errors import InputError, MissingError
 from stan_infer.network.model import Stan, init_random
 from tests.conftest import GOLDEN_CASES, clips, relative_error, tiny_config

@@ -18,14 +18,12 @@ RUN = ("--samples", "3", "--threads", "1", "--force", "--min-cosine", "0.9")
 
 @pytest.fixture(scope="module")
 def quantised(artefact, videos, tmp_path_factory):
-    from stan_infer.quantisation.calibrate import CalibrationOptions, calibrate
-    from stan_infer.quantisation.verdict import Bound
+    from stan_infer.quantisation.calibrate import calibrate
+    from stan_infer.quantisation.options import CalibrationOptions
 
     out = tmp_path_factory.mktemp("int8") / "int8"
-    options = CalibrationOptions(samples=3, force=True)
-    found = calibrate(
-        artefact, sorted(videos.iterdir()), out, options, Bound(min_cosine=0.9), root=videos
-    )
+    options = CalibrationOptions(samples=3, force=True, min_cosine=0.9, threads=1)
+    found = calibrate(artefact, videos, out, options)
     assert found.is_met and not found.failed
     return out
 

@@ -13,16 +13,16 @@ import torch
 
 import stan_infer as si
 from stan_infer.artefacts.calibration_file import fp8_scales, read_calibration
-from stan_infer.cli.export import about
 from stan_infer.engines import triton_session
 from stan_infer.engines.triton_session import TritonSession
 from stan_infer.errors import InputError
+from stan_infer.export.provenance import provenance
 from stan_infer.network.eight_bits import quantise_linear
 from stan_infer.network.fold import fold_video
 from stan_infer.network.folded import linears
 from stan_infer.network.kernel_weights import Fp8Linear
-from stan_infer.quantisation.calibrate import CalibrationOptions, calibrate
-from stan_infer.quantisation.verdict import Bound
+from stan_infer.quantisation.calibrate import calibrate
+from stan_infer.quantisation.options import CalibrationOptions
 from tests.engines.fake_cuda import FakeCuda
 
 
@@ -38,9 +38,10 @@ def calibrated(checkpoint, videos, tmp_path_factory):
     """The tiny checkpoint's folder in fp8, as calibrate writes it."""
     place = tmp_path_factory.mktemp("fp8")
     exact, out = place / "fp32", place / "fp8"
-    si.export_model(si.load_model(checkpoint), exact, about=about(str(checkpoint), {}, None))
-    options = CalibrationOptions(precision="fp8", samples=3, force=True)
-    calibrate(exact, sorted(videos.iterdir()), out, options, Bound(min_cosine=0.5), root=videos)
+    about = provenance(str(checkpoint), {})
+    si.export_model(si.load_model(checkpoint), exact, about=about)
+    options = {"precision": "fp8", "samples": 3, "force": True, "min_cosine": 0.5, "threads": 1}
+    calibrate(exact, videos, out, CalibrationOptions(**options))
     return out
 
 

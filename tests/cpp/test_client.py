@@ -86,12 +86,12 @@ def test_other_forms_of_the_video_graph(plain, model, tmp_path, options):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_folder_in_8_bits(plain, exported, tmp_path, engine):
-    from stan_infer.quantisation.calibrate import CalibrationOptions, calibrate
-    from stan_infer.quantisation.verdict import Bound
+    from stan_infer.quantisation.calibrate import calibrate
+    from stan_infer.quantisation.options import CalibrationOptions
 
     need_engine(plain, engine)
-    options = CalibrationOptions(samples=3, force=True)
-    calibrate(exported, CLIPS, tmp_path / "int8", options, Bound(min_cosine=0.99))
+    options = CalibrationOptions(samples=3, force=True, min_cosine=0.99, threads=1)
+    calibrate(exported, CLIPS, tmp_path / "int8", options)
     assert plain.run(tmp_path / "int8", "--self-test", "--engine", engine).returncode == 0
     session = si.open_session(tmp_path / "int8", engine)
     wanted = np.asarray(session.embed_video(session.read_clip(CLIPS[0])[None]))[0]

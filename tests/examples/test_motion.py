@@ -131,6 +131,13 @@ def test_recorded_figures() -> None:
         assert share["accuracy"] == share["right"] / share["of"]
 
 
+def test_the_page_has_the_recorded_figures() -> None:
+    pytest.importorskip("torch")
+    from examples.motion.publish import figures
+
+    assert f"<!-- figures -->\n{figures(recorded())}<!-- /" in (MOTION / "README.md").read_text()
+
+
 @pytest.mark.slow
 def test_committed_weights_on_fresh_clips() -> None:
     torch = pytest.importorskip("torch")

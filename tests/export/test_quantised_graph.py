@@ -12,8 +12,8 @@ import torch
 import stan_infer as si
 from stan_infer.engines.open import open_session
 from stan_infer.network.eight_bits import LINEARS
-from stan_infer.quantisation.calibrate import CalibrationOptions, calibrate
-from stan_infer.quantisation.verdict import Bound
+from stan_infer.quantisation.calibrate import calibrate
+from stan_infer.quantisation.options import CalibrationOptions
 
 
 def quantise(model, videos, place, precision="int8", **options):
@@ -22,8 +22,9 @@ def quantise(model, videos, place, precision="int8", **options):
         place / "fp32",
         sorted(videos.iterdir()),
         place / precision,
-        CalibrationOptions(precision=precision, samples=2, force=True, smooth=False),
-        Bound(min_cosine=0.01),
+        CalibrationOptions(
+            precision=precision, samples=2, force=True, smooth=False, min_cosine=0.01, threads=1
+        ),
     )
     return place / precision
 

@@ -236,8 +236,9 @@ class World:
         from stan_infer.engines.open import open_session
         from stan_infer.export.read_weights import read_classes, read_weights
         from stan_infer.export.to_triton_server import write_repository
-        from stan_infer.quantisation.calibrate import _check_runnable
-        from stan_infer.quantisation.verdict import Bound, _size
+        from stan_infer.quantisation.bound import Bound
+        from stan_infer.quantisation.source import check_runnable
+        from stan_infer.quantisation.verdict import _size
         from stan_infer.tensorrt_plans.options import PlanOptions, profiles_of
         from stan_infer.tensorrt_plans.plan_file import check_origin, read_plan
 
@@ -253,7 +254,7 @@ class World:
             lambda: [profiles_of(artefact, g, PlanOptions()) for g in artefact.graphs],
             lambda: [check_origin(artefact, g, plan) for g in artefact.graphs],
             lambda: read_classes(artefact),
-            lambda: _check_runnable(artefact, Bound(min_cosine=0.5)),
+            lambda: check_runnable(artefact, Bound(min_cosine=0.5)),
             lambda: artefact.graph("video") and _size(artefact),
         ]
         if self._count % GRAPHS_OPENED == 0:
@@ -376,12 +377,12 @@ class World:
         return [lambda: why_keep_repository(self.place / "repository")]
 
     def _use_config(self, data: bytes) -> Sequence[Callable[[], Any]]:
-        from stan_infer.checkpoints.load import _own_config
+        from stan_infer.checkpoints.own import read_config
         from stan_infer.config import parameter_shapes
 
         # A safetensors header holds text: what is no UTF-8 does not come that far.
         text = data.decode("utf-8", "replace")
-        return [lambda: parameter_shapes(_own_config(text))]
+        return [lambda: parameter_shapes(read_config(text))]
 
     def _use_lines(self, data: bytes) -> Sequence[Callable[[], Any]]:
         from stan_infer.cli.options import read_lines

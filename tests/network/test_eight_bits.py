@@ -14,12 +14,11 @@ from stan_infer.network.fold import fold_video
 from stan_infer.network.folded import FoldedLinear, linears, map_linears
 from stan_infer.network.model import Stan, init_random
 from stan_infer.network.torch_ops import encode_video
-from stan_infer.quantisation.bound_search import fewest_returned
+from stan_infer.quantisation.bound import Measured, fewest_returned
 from stan_infer.quantisation.histogram import METHODS, Histogram, clipping_point
 from stan_infer.quantisation.observe import count, sample
 from stan_infer.quantisation.sensitivity import Replay
 from stan_infer.quantisation.smooth import choose, through_values, with_gains
-from stan_infer.quantisation.verdict import Measured
 from tests.conftest import tiny_config
 
 
@@ -142,7 +141,7 @@ def test_the_search_returns_as_few_linears_as_hold_the_bound(needed):
     def measure(kept) -> Measured:
         tried.append(len(kept))
         assert list(kept) == order[: len(kept)]
-        return Measured(None, None, cosine=0.9 + 0.001 * len(kept), is_met=len(kept) >= needed)
+        return Measured(cosine=0.9 + 0.001 * len(kept), is_met=len(kept) >= needed)
 
     search = fewest_returned(order, measure)
     assert len(search.kept) == min(needed, 10) and search.best.is_met == (needed <= 10)

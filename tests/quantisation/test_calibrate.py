@@ -15,11 +15,13 @@ from stan_infer.cli.main import main
 from stan_infer.errors import CheckError
 from stan_infer.quantisation import ranges as ranges_module
 from stan_infer.quantisation import verdict
-from stan_infer.quantisation.calibrate import CalibrationOptions, calibrate
-from stan_infer.quantisation.verdict import Bound
+from stan_infer.quantisation.calibrate import calibrate
+from stan_infer.quantisation.options import CalibrationOptions
+
+DEFAULTS = {"samples": 3, "force": True, "min_cosine": 0.99, "threads": 1}
 
 
-def run(model, videos, place, *, min_cosine=0.99, **options):
+def run(model, videos, place, **options):
     """Export and calibrate; return the record and what was said."""
     said: list[str] = []
     if not (place / "fp32").exists():
@@ -28,8 +30,7 @@ def run(model, videos, place, *, min_cosine=0.99, **options):
         place / "fp32",
         sorted(videos.iterdir()),
         place / "out",
-        CalibrationOptions(**{"samples": 3, "force": True, **options}),
-        Bound(min_cosine=min_cosine),
+        CalibrationOptions(**{**DEFAULTS, **options}),
         say=said.append,
     )
     return found, said
@@ -171,7 +172,7 @@ import sys
 from pathlib import Path
 import numpy as np
 import torch
-from stan_infer import collect_ranges
+from stan_infer.quantisation import ranges
 from stan_infer.network.fold import fold_video
 from stan_infer.system.machine import peak_mib
 from stan_infer.network.model import Stan, init_random

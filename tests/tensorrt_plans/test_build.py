@@ -277,17 +277,16 @@ def test_tensorrt_rtx_builds_every_graph(rtx, form, precision, tmp_path):
 @pytest.mark.parametrize("fixed", [{}, {"batch": 1, "frames": 6}], ids=["free axes", "fixed"])
 @pytest.mark.parametrize("precision", ["int8", "fp8"])
 def test_tensorrt_rtx_builds_8_bits(rtx, tiny_model, precision, fixed, tmp_path):
-    from stan_infer.quantisation.calibrate import CalibrationOptions, calibrate
-    from stan_infer.quantisation.verdict import Bound
+    from stan_infer.quantisation.calibrate import calibrate
+    from stan_infer.quantisation.options import CalibrationOptions
     from tests.conftest import write_video
 
     export_model(tiny_model, tmp_path / "fp32", tower="video", **fixed)
     write_video(tmp_path / "a.mp4")
-    options = CalibrationOptions(precision=precision, samples=1, force=True)
-    calibrate(
-        tmp_path / "fp32", [tmp_path / "a.mp4"], tmp_path / precision, options,
-        Bound(min_cosine=0.01),
-    )  # fmt: skip
+    options = CalibrationOptions(
+        precision=precision, samples=1, force=True, min_cosine=0.01, threads=1
+    )
+    calibrate(tmp_path / "fp32", [tmp_path / "a.mp4"], tmp_path / precision, options)
     # 8-bit floats came with sm_89.
     targets = ["sm_89", "sm_120"] if precision == "fp8" else []
     (plan,) = build_plans(tmp_path / precision, "trt-rtx", PlanOptions(targets=targets))

@@ -1,0 +1,36 @@
+"""Where exported weights come from, for the manifest: file, hash, licence, command."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stan_infer.artefacts.folder import sha256
+from stan_infer.checkpoints.load import inspect_checkpoint
+from stan_infer.errors import storable
+
+
+def provenance(
+    checkpoint: str, settings: Mapping[str, Any], licence: str | None = None
+) -> dict[str, Any]:
+    """Where the weights come from, without a path of this machine; export_model's `about`."""
+    source: dict[str, Any] = {"file": storable(os.path.basename(checkpoint))}
+    if os.path.isfile(checkpoint):
+        layout = inspect_checkpoint(checkpoint, settings).layout
+        source |= {
+            "checkpoint_sha256": sha256(Path(checkpoint)),
+            "checkpoint_format": layout.name,
+            "state_dict_tensors": len(layout.origins),
+        }
+    elif checkpoint.endswith(":openai"):
+        licence = licence or "MIT (OpenAI CLIP)"
+    words = [os.path.basename(w) if os.path.isabs(w) else w for w in sys.argv[1:]]
+    return {
+        "source": source,
+        "licence": None if licence is None else storable(licence),
+        "command": storable(shlex.join(["stan-infer", *words])),
+    }

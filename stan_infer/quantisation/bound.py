@@ -1,0 +1,201 @@
+"""The bound that 8 bits must keep, what is measured against it, and the search that keeps it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stan_infer.artefacts.folder import Artefact
+from stan_infer.engines.open import open_session
+from stan_infer.engines.session import Session, as_numpy
+from stan_infer.errors import InputError
+from stan_infer.evaluation.datasets import Task, read_task
+from stan_infer.evaluation.evaluate import Protocol, evaluate
+from stan_infer.evaluation.metrics import bootstrap_interval
+from stan_infer.quantisation.options import CalibrationOptions
+from stan_infer.video.find import locate_videos
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bound:
+    """What must hold: a smallest cosine to fp32, or, with a task, at most `max_drop` points lost.
+
+    metric: top1 (recognition) or r1 (text to video). paths: the task's videos, in its order.
+    """
+
+    min_cosine: float = 0.995
+    max_drop: float = 0.5
+    metric: str = "top1"
+    task: Task | None = None
+    paths: Sequence[Path] = ()
+
+    @property
+    def asked(self) -> str:
+        """The bound in words."""
+        if self.task is not None:
+            return f"at most {self.max_drop:g} points lost"
+        return f"a cosine of {self.min_cosine:g}"
+
+
+def read_bound(options: CalibrationOptions, root: Path | None) -> Bound:
+    """Return the bound that is asked for; its labelled videos lie in `root`.
+
+    Raises InputError for labels that cannot be read, and videos that are not there.
+    """
+    if options.labels is None:
+        return Bound() if options.min_cosine is None else Bound(min_cosine=options.min_cosine)
+    if root is None:
+        raise InputError("labels name videos in a folder: give the folder instead of files")
+    metric = options.metric or "top1"
+    task = read_task("retrieval" if metric == "r1" else "recognition", options.labels)
+    found = locate_videos(root, task.videos)
+    missing = [name for name, path in zip(task.videos, found, strict=True) if path is None]
+    if missing:
+        raise InputError(
+            f"{len(missing)} of {len(found)} videos of {options.labels} are not in {root}: "
+            f"{missing[0]}"
+        )
+    return Bound(
+        max_drop=0.5 if options.max_drop is None else options.max_drop,
+        metric=metric,
+        task=task,
+        paths=[p for p in found if p is not None],
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What one engine's 8 bits lose to fp32: cosines, or with a task a drop of its metric."""
+
+    cosine: float | None = None  # the smallest
+    mean_cosine: float | None = None
+    drop: float | None = None  # points
+    interval: tuple[float, float] | None = None
+    agreement: float | None = None  # percent
+    is_met: bool = True
+
+    def figures(self) -> dict[str, Any]:
+        """What was measured, for a record."""
+        return {k: v for k, v in vars(self).items() if k != "is_met"}
+
+    @property
+    def score(self) -> float:
+        """Larger is better."""
+        return -self.drop if self.drop is not None else float(self.cosine or -1.0)
+
+    def loss(self, metric: str) -> str | None:
+        """The drop in words; None where a cosine was measured."""
+        if self.drop is None or self.interval is None:
+            return None
+        low, high = self.interval
+        change = f"loses {self.drop:.2f}" if self.drop >= 0 else f"gains {-self.drop:.2f}"
+        return f"{change} points ({low:.2f} to {high:.2f}) of {metric}"
+
+
+class Comparison:
+    """Runs the bound's questions and holds the answers against those of fp32 in ONNX Runtime."""
+
+    def __init__(
+        self,
+        exact: Artefact,
+        bound: Bound,
+        clips: Sequence[np.ndarray],
+        options: CalibrationOptions,
+    ) -> None:
+        """Run fp32. clips: uint8 [T, S, S, 3], which cosines are taken on; unused with a task."""
+        self._bound, self._clips, self._options = bound, clips, options
+        with closing(open_session(exact.path, "ort", threads=options.threads)) as session:
+            self._exact = self._answers(session)
+
+    def folder(self, artefact: Artefact) -> Measured:
+        """Measure a folder in ONNX Runtime."""
+        with closing(open_session(artefact.path, "ort", threads=self._options.threads)) as session:
+            return self.session(session)
+
+    def session(self, session: Session) -> Measured:
+        """Measure an open session."""
+        a, b = self._answers(session), self._exact
+        if self._bound.task is None:
+            cosines = (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
+            smallest = float(cosines.min())
+            return Measured(
+                cosine=smallest,
+                mean_cosine=float(cosines.mean()),
+                is_met=smallest >= self._bound.min_cosine,  # a NaN fails
+            )
+        lost = b - a
+        low, high = bootstrap_interval(lost)
+        drop = 100 * float(lost.mean())
+        return Measured(
+            drop=drop,
+            interval=(100 * low, 100 * high),
+            agreement=100 * float((lost == 0).mean()),
+            is_met=drop <= self._bound.max_drop,
+        )
+
+    def _answers(self, session: Session) -> np.ndarray:
+        """Hits [questions] of a task, or embeddings [clips, E]."""
+        o, task = self._options, self._bound.task
+        if task is None:
+            parts = [as_numpy(session.embed_video(c[None])) for c in self._clips]
+            return np.concatenate([p.mean(1) if p.ndim == 3 else p for p in parts])  # a Mug head's
+        result = evaluate(
+            session,
+            task,
+            self._bound.paths,
+            Protocol(session.config),
+            workers=o.workers,
+            timeout_s=o.timeout_s,
+        )
+        outcomes = result.outcomes["text_to_video" if task.is_retrieval else "videos"]
+        return (np.array(outcomes) == 1).astype(float)
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """What was tried: measurements by the number of linears in fp32; `kept` are those chosen."""
+
+    tried: dict[int, Measured]
+    kept: list[str]
+
+    @property
+    def best(self) -> Measured:
+        """The measurement of `kept`."""
+        return self.tried[len(self.kept)]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row of the record per try."""
+        return [
+            {"in_fp32": n, "is_met": m.is_met, **m.figures()} for n, m in sorted(self.tried.items())
+        ]
+
+
+def fewest_returned(order: Sequence[str], measure: Callable[[Sequence[str]], Measured]) -> Search:
+    """Try the first n of `order` in fp32: n is doubled until the bound holds, then bisected.
+
+    Where nothing helps: the best that was tried. At least one linear stays in 8 bits.
+    """
+    tried: dict[int, Measured] = {}
+
+    def holds(n: int) -> bool:
+        if n not in tried:
+            tried[n] = measure(order[:n])
+        return tried[n].is_met
+
+    low, high, most = 0, 1, len(order) - 1
+    if holds(0) or most < 1:
+        return Search(tried, [])
+    while high < most and not holds(high):
+        low, high = high, min(2 * high, most)
+    if not holds(high):
+        best = max(tried, key=lambda n: tried[n].score)
+        return Search(tried, list(order[:best]))
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return Search(tried, list(order[:high]))

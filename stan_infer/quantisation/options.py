@@ -1,0 +1,71 @@
+"""What `calibrate` is asked for: how 8 bits are chosen, and the bound that they must keep."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stan_infer.artefacts.precision import EIGHT_BITS
+from stan_infer.errors import InputError, check_word
+from stan_infer.quantisation.histogram import METHODS
+from stan_infer.system.machine import usable_cpus
+
+METRICS = ("top1", "r1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CalibrationOptions:
+    """Options of calibrate.
+
+    precision: int8 or fp8. method: how far each input's 8 bits reach (histogram.METHODS);
+    percentile: of the method of that name (default: 99.99). samples: videos to run, picked by seed.
+    smooth: move outlier channels into weights. force: write the folder even where it is slower or
+    misses the bound.
+
+    The bound is min_cosine, the smallest cosine to fp32 (default: 0.995), or, with labels, a CSV of
+    video,label (metric top1, the default) or video,text (r1), the largest loss of that metric in
+    points, max_drop (default: 0.5).
+
+    settings: of a checkpoint, see load_model. workers: decoding processes; timeout_s: seconds that
+    one video may take. threads: of the CPU, to time with.
+    """
+
+    precision: str = "int8"
+    method: str = "max"
+    percentile: float | None = None
+    samples: int = 256
+    seed: int = 0
+    smooth: bool = True
+    force: bool = False
+    min_cosine: float | None = None
+    max_drop: float | None = None
+    metric: str | None = None
+    labels: Path | None = None
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    workers: int = 1
+    timeout_s: float = 60.0
+    threads: int = dataclasses.field(default_factory=usable_cpus)
+
+    def __post_init__(self) -> None:
+        """Refuse unknown words, numbers out of range, and what does not belong together."""
+        check_word("precision", self.precision, EIGHT_BITS)
+        check_word("method", self.method, METHODS)
+        if self.percentile is not None:
+            if self.method != "percentile":
+                raise InputError("--percentile belongs to --method percentile")
+            if not 50 <= self.percentile <= 100:
+                raise InputError(f"percentile is {self.percentile:g}; allowed are 50 to 100")
+        if self.samples < 1:
+            raise InputError(f"samples is {self.samples}; at least 1 is needed")
+        if self.metric is not None:
+            check_word("metric", self.metric, METRICS)
+        if self.labels is None and (self.max_drop is not None or self.metric is not None):
+            raise InputError("--max-drop and --metric need labelled videos: --labels FILE")
+        if self.labels is not None and self.min_cosine is not None:
+            raise InputError("give one bound: --min-cosine, or --max-drop with --labels")
+        if self.min_cosine is not None and not 0 < self.min_cosine <= 1:
+            raise InputError(f"min_cosine is {self.min_cosine:g}; allowed is 0 to 1")
+        if self.max_drop is not None and not 0 <= self.max_drop <= 100:
+            raise InputError(f"max_drop is {self.max_drop:g} points; allowed are 0 to 100")

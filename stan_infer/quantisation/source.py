@@ -1,0 +1,69 @@
+"""What a calibration starts from: a folder in fp32 that runs videos, and the videos by name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from stan_infer.artefacts.folder import Artefact
+from stan_infer.checkpoints.load import load_model
+from stan_infer.errors import InputError
+from stan_infer.export.export_model import export_model
+from stan_infer.export.provenance import provenance
+from stan_infer.quantisation.bound import Bound
+from stan_infer.system.temporary import temporary_folder
+from stan_infer.system.text_lines import read_lines
+from stan_infer.video.clip import list_videos
+
+
+def named_videos(videos: str | Path | Sequence[Path]) -> tuple[list[Path], Path | None]:
+    """Paths of the videos, and the folder that they are named in."""
+    if not isinstance(videos, (str, Path)):
+        return list(videos), None
+    given = Path(videos)
+    if os.path.isfile(given):
+        root = given.absolute().parent
+        return list_videos([root / line for line in read_lines(given, "videos")]), root
+    return list_videos([given]), given
+
+
+@contextmanager
+def exported_fp32(
+    source: str, settings: Mapping[str, Any], say: Callable[[str], None]
+) -> Iterator[Path]:
+    """The exported fp32 folder: the one given, or one that a checkpoint is exported to."""
+    if os.path.isdir(source):
+        if settings:
+            raise InputError("settings belong to a checkpoint; a folder was exported with its own")
+        yield Path(source)
+        return
+    with temporary_folder("the fp32 export that is calibrated") as above:
+        folder = above / "fp32"
+        about = provenance(source, settings)
+        export_model(lambda: load_model(source, settings), folder, about=about, progress=say)
+        yield folder
+
+
+def check_runnable(source: Artefact, bound: Bound) -> None:
+    """Refuse before the work a folder whose graph does not take one clip as videos are read."""
+    graph = source.graph("video")
+    if graph is None:
+        raise InputError(f"{source.path} holds no video graph")
+    if graph.inputs[0]["dtype"] != "uint8":
+        raise InputError(
+            f"{source.path} takes normalised floats; calibration runs videos: export with "
+            "--input uint8"
+        )
+    low, high = graph.dims.get("batch", (1, 1))
+    if low > 1:
+        raise InputError(
+            f"{source.path} takes batch {low} to {high}; calibration runs one clip at a time: "
+            f"export with --batch 1:{high}"
+        )
+    if bound.task is not None and source.graph("text") is None:
+        raise InputError(
+            f"{source.path} has no text tower, which labels need: give --min-cosine instead"
+        )
