@@ -133,7 +133,7 @@ def calibrate(
 
 def _videos(given: Path) -> tuple[list[Path], Path]:
     """Paths of a folder or a list, and the folder that they are named in."""
-    from stan_infer.video.clip import list_videos
+    from stan_infer.video.find import list_videos
 
     if os.path.isfile(given):
         lines = read_lines(given, "videos")

@@ -365,16 +365,13 @@ def about(checkpoint: str, settings: dict[str, Any], licence: str | None) -> dic
 def _clips(folder: Path, config: StanConfig) -> list[np.ndarray]:
     """Every readable video as one clip; unreadable ones are named, none at all is an error."""
     from stan_infer.cli.report import say
-    from stan_infer.video.clip import Clip, list_videos
+    from stan_infer.video.clip import Clip
     from stan_infer.video.decode_worker import read_clips
+    from stan_infer.video.find import list_videos
+    from stan_infer.video.spec import ClipSpec
 
     found = []
-    for path, result in read_clips(
-        list_videos([folder]),
-        frames=config.frames,
-        short_side=config.short_side,
-        crop=config.image_size,
-    ):
+    for path, result in read_clips(list_videos([folder]), ClipSpec.of(config)):
         if isinstance(result, Clip):
             found.append(result.pixels[None])
         else:

@@ -12,7 +12,8 @@ from stan_infer.config import StanConfig
 from stan_infer.errors import InputError, nearest
 from stan_infer.scores import cosine_scores, mug_scores
 from stan_infer.text.tokenizer import tokenize
-from stan_infer.video.clip import read_clip
+from stan_infer.video.clip import read_clip_info
+from stan_infer.video.spec import ClipSpec
 
 TEXT_CHUNK = 256  # texts per call of a network: 100,000 labels at once would take 130 GB
 
@@ -130,13 +131,7 @@ def as_numpy(features: Any) -> np.ndarray:
 
 def read_config_clip(config: StanConfig, path: str | Path, decoder: str = "auto") -> np.ndarray:
     """Read one video as `config` wants it: uint8 [T, H, W, 3]."""
-    return read_clip(
-        path,
-        frames=config.frames,
-        short_side=config.short_side,
-        crop=config.image_size,
-        decoder=decoder,
-    )
+    return read_clip_info(path, ClipSpec.of(config, decoder=decoder)).pixels
 
 
 def split_device(device: str, kinds: Sequence[str]) -> tuple[str, str]:

@@ -17,6 +17,7 @@ from stan_infer.errors import InputError, MissingError, check_word
 from stan_infer.evaluation.datasets import Task
 from stan_infer.evaluation.evaluate import Protocol, evaluate
 from stan_infer.evaluation.metrics import bootstrap_interval
+from stan_infer.library.embed import EmbedOptions
 
 METRICS = ("top1", "r1")
 # Times the next higher precision in the same engine: at or below it, nothing was gained. Medians of
@@ -127,9 +128,8 @@ class Bound:
     def _run(self, session: Session, clips: Sequence[np.ndarray], o: Any) -> Measured:
         if self.task is not None:
             protocol = Protocol(session.config)
-            result = evaluate(
-                session, self.task, self.paths, protocol, workers=o.workers, timeout_s=o.timeout_s
-            )
+            options = EmbedOptions(workers=o.workers, timeout_s=o.timeout_s)
+            result = evaluate(session, self.task, self.paths, protocol, options)
             key = "text_to_video" if self.task.is_retrieval else "videos"
             outcomes = np.array(result.outcomes[key])
             return Measured(None, (outcomes == 1).astype(float))

@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
@@ -30,7 +31,8 @@ import numpy as np
 
 from stan_infer.errors import InputError, MissingError, StanError
 from stan_infer.system.packages import install_command
-from stan_infer.video.clip import Clip, check_options, read_clip_info
+from stan_infer.video.clip import Clip, read_clip_info
+from stan_infer.video.spec import ClipSpec
 
 MEMORY_LIMIT = 8 * 2**30  # bytes of address space of one worker
 MAX_HEADER = 2**20  # bytes of JSON in one message
@@ -76,24 +78,15 @@ class DecodeWorker:
     def read(
         self,
         path: str | os.PathLike[str],
+        spec: ClipSpec,
         *,
-        frames: int,
-        short_side: int,
-        crop: int,
-        decoder: str = "auto",
-        views: tuple[int, int] | None = None,
         timeout_s: float = 60.0,
     ) -> Clip:
-        """Return what `video.read_clip_info` returns, from the child.
+        """Return what `clip.read_clip_info` returns, from the child.
 
         Raises its InputError or MissingError, and InputError when the child does not answer within
         timeout_s seconds (it is killed) or dies. The next call starts a new child.
         """
-        check_options(frames=frames, short_side=short_side, crop=crop, decoder=decoder, views=views)
-        asked = {"frames": frames, "short_side": short_side, "crop": crop, "decoder": decoder}
-        shape = (
-            [frames, crop, crop, 3] if views is None else [math.prod(views), frames, crop, crop, 3]
-        )
         _check_timeout(timeout_s)
         process = self._running()
         assert process.stdin is not None and process.stdout is not None
@@ -102,11 +95,11 @@ class DecodeWorker:
         try:
             # A child that dies shows as a broken pipe or as the end of its output.
             with _watched(process, timeout_s) as expired, suppress(OSError, EOFError, ValueError):
-                place = {"path": os.fspath(path), "timeout_s": timeout_s}
-                _send(process.stdin, {**asked, "views": views, **place})
+                asked = {"path": os.fspath(path), "spec": asdict(spec), "timeout_s": timeout_s}
+                _send(process.stdin, asked)
                 header = _receive(process.stdout)
                 if header["status"] == "clip":
-                    pixels = _exactly(process.stdout, math.prod(shape))
+                    pixels = _exactly(process.stdout, math.prod(spec.shape))
         except BaseException:
             _end(process)  # interrupted half-way: the next reply would be the wrong clip's
             raise
@@ -118,7 +111,7 @@ class DecodeWorker:
         if self._clips >= self._recycle:
             _end(process)
         if header["status"] == "clip":
-            return _clip(header, pixels, shape)
+            return _clip(header, pixels, spec)
         raise _error(header)
 
     def _running(self) -> subprocess.Popen[bytes]:
@@ -149,37 +142,26 @@ class DecodeWorker:
 
 
 def read_clips(
-    paths: Sequence[Path],
-    *,
-    frames: int,
-    short_side: int,
-    crop: int,
-    decoder: str = "auto",
-    views: tuple[int, int] | None = None,
-    workers: int = 1,
-    timeout_s: float = 60.0,
+    paths: Sequence[Path], spec: ClipSpec, *, workers: int = 1, timeout_s: float = 60.0
 ) -> Generator[tuple[Path, _Result], None, None]:
     """Yield (path, clip or error) for every path, in order, decoded by `workers` processes.
 
     At most two clips per worker are decoded ahead. An error of one file is yielded, not raised;
     wrong options raise InputError at once. Closing the iterator, or Ctrl-C, kills all children.
     """
-    check_options(frames=frames, short_side=short_side, crop=crop, decoder=decoder, views=views)
     _check_timeout(timeout_s)
     if workers < 1:
         raise InputError(f"workers is {workers}; at least 1 is needed")
-    sizes = {"frames": frames, "short_side": short_side, "crop": crop}
-    options = {**sizes, "decoder": decoder, "views": views}
-    return _in_order(paths, {**options, "timeout_s": timeout_s}, min(workers, max(1, len(paths))))
+    return _in_order(paths, spec, timeout_s, min(workers, max(1, len(paths))))
 
 
 def _in_order(
-    paths: Sequence[Path], options: dict[str, Any], workers: int
+    paths: Sequence[Path], spec: ClipSpec, timeout_s: float, workers: int
 ) -> Generator[tuple[Path, _Result], None, None]:
     tasks: SimpleQueue[_Task | None] = SimpleQueue()
     pool = [DecodeWorker() for _ in range(workers)]
     threads = [
-        threading.Thread(target=_serve, args=(worker, tasks, options), daemon=True)
+        threading.Thread(target=_serve, args=(worker, tasks, spec, timeout_s), daemon=True)
         for worker in pool
     ]
     waiting: deque[_Task] = deque()
@@ -205,11 +187,13 @@ def _in_order(
                 thread.join()
 
 
-def _serve(worker: DecodeWorker, tasks: SimpleQueue[_Task | None], options: dict[str, Any]) -> None:
+def _serve(
+    worker: DecodeWorker, tasks: SimpleQueue[_Task | None], spec: ClipSpec, timeout_s: float
+) -> None:
     while (task := tasks.get()) is not None:
         path, future = task
         try:
-            future.set_result(worker.read(path, **options))
+            future.set_result(worker.read(path, spec, timeout_s=timeout_s))
         except StanError as e:
             future.set_result(e)
         except Exception as e:
@@ -256,10 +240,10 @@ def _epitaph(path: str | os.PathLike[str], timeout_s: float | None, code: int) -
     return f"{os.fspath(path)}: the decoder {end}; the file is likely damaged: re-encode it"
 
 
-def _clip(header: dict[str, Any], pixels: bytes, shape: list[int]) -> Clip:
+def _clip(header: dict[str, Any], pixels: bytes, spec: ClipSpec) -> Clip:
     height, width = header["source_size"]
     # Through a bytearray, so that the pixels are writable as those of read_clip_info are.
-    array = np.frombuffer(bytearray(pixels), np.uint8).reshape(shape)
+    array = np.frombuffer(bytearray(pixels), np.uint8).reshape(spec.shape)
     return Clip(
         pixels=array,
         indices=np.array(header["indices"], np.int64),
@@ -332,15 +316,15 @@ def main() -> None:
 
 
 def _answer(asked: dict[str, Any]) -> tuple[dict[str, Any], bytes | memoryview]:
-    timeout_s = asked.pop("timeout_s")
-    path = asked.pop("path")
-    asked["views"] = asked["views"] and tuple(asked["views"])
+    timeout_s, values = asked["timeout_s"], asked["spec"]
+    views = values["views"] and tuple(values["views"])  # a list in JSON
+    spec = ClipSpec(**{**values, "views": views})
     # Should the parent die during a hang, nobody is left to kill this process: the kernel does it.
     alarm = hasattr(signal, "setitimer")
     if alarm:
         signal.setitimer(signal.ITIMER_REAL, min(2 * timeout_s + 5, 1e6))
     try:
-        clip = read_clip_info(path, **asked)
+        clip = read_clip_info(asked["path"], spec)
     except InputError as e:
         return {"status": "input", "message": str(e)}, b""
     except MissingError as e:
