@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from stan_infer.artefacts.difference import Difference
 from stan_infer.artefacts.precision import TOLERANCES
 from stan_infer.errors import CheckError
 from stan_infer.export.options import Range
@@ -70,7 +71,7 @@ def prove(path: Path, cases: Sequence[Case], precision: str) -> dict[str, Any]:
     ONNX Runtime on the CPU; it has no bf16, for which OpenVINO is asked.
     """
     run, backend, version = _runner(path, precision)
-    worst, absolute, cosine = 0.0, 0.0, 1.0
+    difference = Difference()
     for case in cases:
         outputs = list(case.wanted)
         try:
@@ -86,26 +87,19 @@ def prove(path: Path, cases: Sequence[Case], precision: str) -> dict[str, Any]:
                 raise CheckError(
                     f"{path.name} at {case.sizes}: {name} is {g.shape} instead of {w.shape}"
                 )
-            norms = np.linalg.norm(w, axis=-1) * np.linalg.norm(g, axis=-1)
-            # numpy's maximum and minimum keep a NaN; Python's max and min would drop it.
-            difference = np.abs(w - g).max()
-            absolute = float(np.maximum(absolute, difference))
-            worst = float(np.maximum(worst, difference / np.abs(w).max()))
-            cosine = float(np.minimum(cosine, ((w * g).sum(-1) / norms).min()))
+            difference.add(g, w)
     tolerance = TOLERANCES[precision]
-    if not worst <= tolerance:  # so written that a NaN fails
+    if not difference.relative <= tolerance:  # so written that a NaN fails
         raise CheckError(
-            f"{path.name}: outputs differ from the model by {worst:.2e} of the largest value; "
-            f"allowed is {tolerance:.0e}: nothing was written"
+            f"{path.name}: outputs differ from the model by {difference.relative:.2e} of "
+            f"the largest value; allowed is {tolerance:.0e}: nothing was written"
         )
     return {
         "file": path.name,
         "backend": backend,
         "backend_version": version,
         "cases": [list(c.sizes) for c in cases],
-        "max_rel": worst,
-        "max_abs": absolute,
-        "min_cos": cosine,
+        **difference.record(),
         "tolerance": tolerance,
         "pass": True,
     }

@@ -12,6 +12,7 @@ import onnxruntime
 import torch
 
 from stan_infer.artefacts.calibration_file import CALIBRATION
+from stan_infer.artefacts.difference import Difference, relative_error
 from stan_infer.artefacts.folder import Artefact, sha256, write_manifest
 from stan_infer.artefacts.npz_file import Field, read_npz
 from stan_infer.artefacts.precision import EIGHT_BIT_NOISE
@@ -107,21 +108,18 @@ def _prove(
     """Compare the graph with the same 8 bits in torch; return the parity record."""
     sizes = case_sizes(dims["batch"], dims["frames"])
     input = "uint8" if weights.patches.layout == "BTHWC" else "float"
-    worst, absolute, cosine = 0.0, 0.0, 1.0
+    difference = Difference()
     for b, t in sizes:
         clips = random_clips(artefact.config, b, t, input, seed=100 * b + t)
         with torch.inference_mode():
             wanted = [x.numpy() for x in encode_video(weights, torch.from_numpy(clips))]
         got = session.run(["video_embeds", "frame_embeds"], {"video": clips})
         for w, g in zip(wanted, got, strict=True):
-            norms = np.linalg.norm(w, axis=-1) * np.linalg.norm(g, axis=-1)
-            absolute = float(np.maximum(absolute, np.abs(w - g).max()))
-            worst = float(np.maximum(worst, np.abs(w - g).max() / np.abs(w).max()))
-            cosine = float(np.minimum(cosine, ((w * g).sum(-1) / norms).min()))
-    if not worst <= EIGHT_BIT_NOISE:  # so written that a NaN fails
+            difference.add(g, w)
+    if not difference.relative <= EIGHT_BIT_NOISE:  # so written that a NaN fails
         raise CheckError(
-            f"{name} differs from the same 8 bits in torch by {worst:.2e} of the largest value; "
-            f"allowed is {EIGHT_BIT_NOISE}: nothing was written"
+            f"{name} differs from the same 8 bits in torch by {difference.relative:.2e} of the "
+            f"largest value; allowed is {EIGHT_BIT_NOISE}: nothing was written"
         )
     return {
         "file": name,
@@ -129,9 +127,7 @@ def _prove(
         "backend_version": onnxruntime.__version__,
         "reference": "the same 8 bits in torch",
         "cases": [list(s) for s in sizes],
-        "max_rel": worst,
-        "max_abs": absolute,
-        "min_cos": cosine,
+        **difference.record(),
         "tolerance": EIGHT_BIT_NOISE,
         "pass": True,
     }
@@ -156,6 +152,6 @@ def _measure_golden(
     if video.shape[2:] not in clip or not video.size or not np.isfinite(wanted).all():
         raise InputError(f"{golden['file']}: its clips are no clips of this model")
     got = session.run(["frame_embeds"], {"video": video})[0]
-    measured = float(np.abs(got - wanted).max() / np.abs(wanted).max())
+    measured = relative_error(got, wanted)
     for name in ("video_tolerance", "score_tolerance"):
         golden[name] = max(2 * measured, float(golden.get(name, 0.0)))

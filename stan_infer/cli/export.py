@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -227,9 +227,13 @@ def _refuse_idle(context: typer.Context, is_folder: bool, has_plans: bool, is_se
 
 def plan_row(plan: Plan) -> dict[str, Any]:
     """A plan as a row of a table."""
+    from stan_infer.tensorrt_plans.plan_file import size_text
+
     sidecar = plan.sidecar
     ranges = [
-        " ".join(f"{name} {_size(low)}..{_size(high)}" for name, (low, _, high) in p.items())
+        " ".join(
+            f"{name} {size_text(low)}..{size_text(high)}" for name, (low, _, high) in p.items()
+        )
         for p in plan.profiles
     ]
     return {
@@ -316,10 +320,6 @@ def _plan_progress() -> Iterator[Callable[[str, float], None]]:
                 done[0] = part
 
         yield on_plan
-
-
-def _size(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape))
 
 
 def _row(graph: Mapping[str, Any], parity: Mapping[str, Any] | None) -> dict[str, Any]:

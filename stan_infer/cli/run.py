@@ -101,8 +101,9 @@ def _rows(
 ) -> list[dict[str, Any]]:
     import numpy as np
 
-    logits = scores.astype(np.float64) / temperature
-    weights = np.exp(logits - logits.max())
+    from stan_infer.scores import softmax
+
+    probabilities = softmax(scores.astype(np.float64) / temperature, 0)
     rows = [
         {
             "video": str(reading.path),
@@ -111,6 +112,6 @@ def _rows(
             "probability": float(p),
             "cut": i in cut,
         }
-        for i, (t, s, p) in enumerate(zip(texts, scores, weights / weights.sum(), strict=True))
+        for i, (t, s, p) in enumerate(zip(texts, scores, probabilities, strict=True))
     ]
     return sorted(rows, key=lambda r: -r["score"])

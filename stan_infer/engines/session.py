@@ -10,7 +10,7 @@ import numpy as np
 
 from stan_infer.config import StanConfig
 from stan_infer.errors import InputError, nearest
-from stan_infer.scores import cosine_scores, mug_scores
+from stan_infer.scores import head_scores
 from stan_infer.text.tokenizer import tokenize
 from stan_infer.video.clip import read_clip_info
 from stan_infer.video.spec import ClipSpec
@@ -119,9 +119,7 @@ def score_features(
     config: StanConfig, text: np.ndarray, ids: np.ndarray, video: np.ndarray
 ) -> np.ndarray:
     """Scores [Q, B] of what embed_text and embed_video returned for `ids` [Q, L]."""
-    if not config.is_mug:
-        return cosine_scores(text, video)
-    return mug_scores(text, ids != 0, video, mode=config.head, tau=config.mug_tau)
+    return head_scores(config.head, text, ids != 0, video, tau=config.mug_tau)
 
 
 def as_numpy(features: Any) -> np.ndarray:

@@ -25,6 +25,7 @@ from stan_infer.evaluation.metrics import (
     retrieval_ranks,
 )
 from stan_infer.library.embed import EmbedOptions, embed_videos
+from stan_infer.scores import softmax
 from stan_infer.text.tokenizer import cut_texts, tokenize
 from stan_infer.video.spec import ClipSpec
 
@@ -166,7 +167,7 @@ def _recognition(
     config = protocol.config
     views = [score_features(config, text, ids, video[:, v]).T for v in range(video.shape[1])]
     # One view is ranked as it is: a softmax in float could make ties of close scores.
-    scores = views[0] if len(views) == 1 else np.mean([_probabilities(s) for s in views], axis=0)
+    scores = views[0] if len(views) == 1 else _mean_probabilities(views)
     figures, hits = class_figures(scores, np.array(task.labels), ties=protocol.ties)
     intervals = {name: _interval(hit) for name, hit in hits.items()}
     return (
@@ -176,10 +177,10 @@ def _recognition(
     )
 
 
-def _probabilities(scores: NDArray[Any]) -> NDArray[np.float64]:
-    logits = VIEW_SCALE * scores.astype(np.float64)
-    e = np.exp(logits - logits.max(1, keepdims=True))
-    return e / e.sum(1, keepdims=True)
+def _mean_probabilities(views: list[NDArray[Any]]) -> NDArray[Any]:
+    """Mean over the views of the class probabilities of scores [N, C]."""
+    parts = [softmax(VIEW_SCALE * scores.astype(np.float64), 1) for scores in views]
+    return np.asarray(np.mean(parts, axis=0))
 
 
 def _interval(hit: NDArray[np.bool_]) -> tuple[float, float]:

@@ -23,7 +23,8 @@ from stan_infer.artefacts.onnx_file import read_graph
 from stan_infer.config import StanConfig
 from stan_infer.errors import InputError
 from stan_infer.system.json_file import checked
-from stan_infer.text.tokenizer import END, START, text_rules, tokenize
+from stan_infer.text.tokenizer import text_rules, tokenize
+from stan_infer.text.vocabulary import END, START
 from stan_infer.verification.graph_source import ROLES, Opened, form, sound, tower
 from stan_infer.verification.source import Arrays, Form, Source, score_arrays, to_input
 from stan_infer.video.clip import SAMPLING_RULE, resize_crop, sample_indices

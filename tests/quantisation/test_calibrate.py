@@ -171,7 +171,7 @@ import sys
 from pathlib import Path
 import numpy as np
 import torch
-from stan_infer import collect_ranges
+from stan_infer.quantisation import ranges
 from stan_infer.network.fold import fold_video
 from stan_infer.system.machine import peak_mib
 from stan_infer.network.model import Stan, init_random

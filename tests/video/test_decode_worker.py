@@ -54,7 +54,7 @@ def children(monkeypatch):
         started.append(real(*args, **kwargs))
         return started[-1]
 
-    monkeypatch.setattr(decode_worker.subprocess, "Popen", record)
+    monkeypatch.setattr(subprocess, "Popen", record)
     return started
 
 
@@ -240,7 +240,7 @@ def run_parent(clip):
         child = real(*args, **kwargs)
         print(child.pid, flush=True)
         return child
-    worker.subprocess.Popen = popen
+    subprocess.Popen = popen
     paths = [Path({str(clip)!r}), Path("hang")]
     spec = worker.ClipSpec(frames=4, short_side=32, crop=32)
     for path, result in worker.read_clips(paths, spec, timeout_s=TIMEOUT):
