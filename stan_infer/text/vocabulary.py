@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from stan_infer.errors import InputError, MissingError
 from stan_infer.system.atomic import new_file
+from stan_infer.system.outside_file import read_bounded
 from stan_infer.system.packages import install_command, require
 
 if TYPE_CHECKING:
@@ -160,12 +161,9 @@ def _from_file(path: Path, size: int, mtime_ns: int) -> Tokenizer:
     """
     if size > _MAX_FILE:
         raise InputError(f"vocabulary {path} has {size} bytes; allowed are {_MAX_FILE}")
+    data = read_bounded(path, _MAX_FILE, name=f"vocabulary {path}")
     try:
-        with path.open("rb") as f:
-            merges = _merges_of(json.loads(f.read(_MAX_FILE + 1)))
-        return _build(merges)
-    except OSError as e:
-        raise InputError(f"cannot read vocabulary {path}: {e.strerror or e}") from e
+        return _build(_merges_of(json.loads(data)))
     except Exception as e:  # the tokenizers library raises bare Exception
         reason = str(e) or type(e).__name__
         raise InputError(
