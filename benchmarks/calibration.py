@@ -31,6 +31,7 @@ from stan_infer.export.export_model import export_model
 from stan_infer.network.model import Stan, init_random
 from stan_infer.video.clip import Clip
 from stan_infer.video.decode_worker import read_clips
+from stan_infer.video.spec import ClipSpec
 
 STREAM, VALUES = (30.0, 35.0, 40.0, 45.0, 50.0, 40.0), (30.0, 40.0, 50.0, 35.0)
 
@@ -139,12 +140,7 @@ def _time(
             sessions.append(session)
             lanes.append(Lane(f"{engine} {name}", session.embed_video, session.describe()))
     c = model.config
-    read = read_clips(
-        sorted((folder / "videos").iterdir())[:4],
-        frames=c.frames,
-        short_side=c.short_side,
-        crop=c.image_size,
-    )
+    read = read_clips(sorted((folder / "videos").iterdir())[:4], ClipSpec.of(c))
     rows = bench_videos(
         lanes,
         side=c.image_size,

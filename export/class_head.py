@@ -11,7 +11,7 @@ from stan_infer.config import StanConfig
 from stan_infer.export.onnx_graph import GraphWriter
 from stan_infer.export.score_graph import add_mug_score
 from stan_infer.network.model import Stan
-from stan_infer.scores import cosine_scores, mug_scores
+from stan_infer.scores import head_scores
 from stan_infer.text.tokenizer import tokenize
 
 Classes = dict[str, np.ndarray]
@@ -38,10 +38,10 @@ def class_scores(
     config: StanConfig, classes: Classes, mean: np.ndarray, frames: np.ndarray
 ) -> np.ndarray:
     """Scores [B, n] of video_embeds [B, E], or with a Mug head of frame_embeds [B, T, E]."""
-    if config.is_mug:
-        tokens, ids = classes["token_embeds"], classes["input_ids"]
-        return mug_scores(tokens, ids != 0, frames, mode=config.head, tau=config.mug_tau).T
-    return cosine_scores(classes["embeddings"], mean).T
+    if not config.is_mug:
+        return head_scores(config.head, classes["embeddings"], None, mean).T
+    tokens, mask = classes["token_embeds"], classes["input_ids"] != 0
+    return head_scores(config.head, tokens, mask, frames, tau=config.mug_tau).T
 
 
 def add_class_head(

@@ -13,7 +13,7 @@ from stan_infer.config import StanConfig
 from stan_infer.errors import CheckError
 from stan_infer.export.options import ExportOptions
 from stan_infer.network.model import Stan
-from stan_infer.scores import cosine_scores, mug_scores
+from stan_infer.scores import cosine_scores, head_scores
 from stan_infer.text.tokenizer import tokenize
 from stan_infer.video.synthetic import moving_frames
 
@@ -75,12 +75,9 @@ def write_golden(
             tokens = model.encode_text_tokens(torch.from_numpy(ids)).float().numpy()
             end = tokens[np.arange(len(ids)), ids.argmax(-1)]
             arrays |= {"input_ids": ids, "text_embeds": end, "token_embeds": tokens}
-            arrays["scores"] = (
-                mug_scores(
-                    tokens, ids != 0, arrays["frame_embeds"], mode=config.head, tau=config.mug_tau
-                )
-                if config.is_mug
-                else cosine_scores(end, arrays["video_embeds"])
+            one, other = (tokens, "frame_embeds") if config.is_mug else (end, "video_embeds")
+            arrays["scores"] = head_scores(
+                config.head, one, ids != 0, arrays[other], tau=config.mug_tau
             )
         else:
             texts = []

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from stan_infer.artefacts.difference import Difference
 from stan_infer.artefacts.precision import TOLERANCES
 from stan_infer.engines.graph import OpenGraph
 from stan_infer.engines.open import ENGINES, graph_engines, open_graph
@@ -74,9 +75,9 @@ def prove(
 
     On the CPU, in the first engine that has the precision there. reference: what made the cases.
     """
+    difference, sizes = Difference(), []
     with closing(_opened(path, precision)) as graph:
-        facts, sizes = graph.describe(), []
-        worst, absolute, cosine = 0.0, 0.0, 1.0
+        facts = graph.describe()
         for case in cases:
             sizes.append(list(case.sizes))
             try:
@@ -91,17 +92,12 @@ def prove(
                     raise CheckError(
                         f"{path.name} at {case.sizes}: {name} is {g.shape} instead of {w.shape}"
                     )
-                norms = np.linalg.norm(w, axis=-1) * np.linalg.norm(g, axis=-1)
-                # numpy's maximum and minimum keep a NaN; Python's max and min would drop it.
-                difference = np.abs(w - g).max()
-                absolute = float(np.maximum(absolute, difference))
-                worst = float(np.maximum(worst, difference / np.abs(w).max()))
-                cosine = float(np.minimum(cosine, ((w * g).sum(-1) / norms).min()))
+                difference.add(g, w)
     tolerance = TOLERANCES[precision]
-    if not worst <= tolerance:  # so written that a NaN fails
+    if not difference.relative <= tolerance:  # so written that a NaN fails
         raise CheckError(
-            f"{path.name}: outputs differ from {reference} by {worst:.2e} of the largest value; "
-            f"allowed is {tolerance:.0e}: nothing was written"
+            f"{path.name}: outputs differ from {reference} by {difference.relative:.2e} of the "
+            f"largest value; allowed is {tolerance:.0e}: nothing was written"
         )
     return {
         "file": path.name,
@@ -109,9 +105,7 @@ def prove(
         "backend_version": facts[graph.package],
         **({} if reference == "the model" else {"reference": reference}),
         "cases": sizes,
-        "max_rel": worst,
-        "max_abs": absolute,
-        "min_cos": cosine,
+        **difference.record(),
         "tolerance": tolerance,
         "pass": True,
     }

@@ -33,7 +33,8 @@ from stan_infer.network.fused import text_tower
 from stan_infer.network.model import Stan
 from stan_infer.scores import mug_scores
 from stan_infer.system.atomic import new_folder
-from stan_infer.text.tokenizer import text_rules, write_vocabulary
+from stan_infer.text.tokenizer import text_rules
+from stan_infer.text.vocabulary import write_vocabulary
 from stan_infer.video.synthetic import moving_frames
 
 MAX_TEXTS = 4096  # per call of the text tower

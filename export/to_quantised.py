@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from stan_infer.artefacts.calibration_file import CALIBRATION
+from stan_infer.artefacts.difference import relative_error
 from stan_infer.artefacts.folder import Artefact, sha256, write_manifest
 from stan_infer.artefacts.npz_file import Field, read_npz
 from stan_infer.config import StanConfig
@@ -121,6 +122,6 @@ def _measure_golden(path: Path, golden: dict[str, Any], artefact: Artefact) -> N
     if video.shape[2:] not in clip or not video.size or not np.isfinite(wanted).all():
         raise InputError(f"{golden['file']}: its clips are no clips of this model")
     got = open_graph(path, arena=False).run({"video": video})["frame_embeds"]
-    measured = float(np.abs(got - wanted).max() / np.abs(wanted).max())
+    measured = relative_error(got, wanted)
     for name in ("video_tolerance", "score_tolerance"):
         golden[name] = max(2 * measured, float(golden.get(name, 0.0)))

@@ -22,7 +22,7 @@ from stan_infer.system.atomic import new_folder
 from stan_infer.system.json_file import checked, read_object
 from stan_infer.tensorrt_plans.options import TEXTS
 from stan_infer.tensorrt_plans.plan_file import Plan, check_origin, read_plan
-from stan_infer.text.clip_licence import CLIP_LICENCE, CLIP_LICENCE_FILE
+from stan_infer.text.vocabulary import CLIP_LICENCE, CLIP_LICENCE_FILE
 
 FORMAT = "triton-server"  # what export calls it
 BACKENDS = {"onnxruntime": "onnx", "tensorrt": "tensorrt"}  # of towers -> the export that has them

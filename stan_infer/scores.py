@@ -80,16 +80,18 @@ def mug_scores(
     return scores
 
 
-def top_k(scores: ArrayLike, k: int) -> tuple[NDArray[np.int64], Floats]:
-    """Return indices and values [Q, min(k, B)] of the best scores of each row, best first.
+def head_scores(
+    head: str, text: ArrayLike, mask: ArrayLike | None, video: ArrayLike, *, tau: float = 100.0
+) -> Floats:
+    """Score of every text with every video -> [Q, B], as a model with this head has it.
 
-    Of equal scores the lower index comes first; NaN comes last. Raises InputError for k < 1.
+    "mean": cosine of text [Q, E] with video [B, E]. Else the Mug score of tokens [Q, L, E] inside
+    mask [Q, L] with frames [B, T, E]; see mug_scores. Raises InputError.
     """
-    matrix = float_array("scores", scores, 2)
-    if k < 1:
-        raise InputError(f"top_k got k = {k}; give at least 1")
-    best = np.argsort(-matrix, axis=1, kind="stable")[:, :k]
-    return best, np.take_along_axis(matrix, best, axis=1)
+    if head == "mean":
+        return cosine_scores(text, video)
+    assert mask is not None
+    return mug_scores(text, mask, video, mode=head, tau=tau)
 
 
 def _score_block(
@@ -103,8 +105,8 @@ def _score_block(
     # Rows that no token fills stay exactly 0 and so get no weight.
     padded = np.zeros((len(c), int(place.max()) + 1, a.shape[1]), dtype=d.dtype)
     padded[owner, place] = a
-    p = _softmax(padded, 1, skip_zeros=True)
-    q = _softmax(c, 2)
+    p = softmax(padded, 1, skip_zeros=True)
+    q = softmax(c, 2)
     if mode == "mug":
         return ((p * padded).sum(1) + (q * c).sum(2)) / 2
     per_token = (d * q[owner]).sum(2) * p[owner, place]  # [n, b]
@@ -144,12 +146,13 @@ def _soft_means_exact(d: Floats, s: Floats, starts: NDArray[Any]) -> tuple[Float
     a, c = [], []
     for lo, hi in zip(starts, [*starts[1:], len(d)], strict=True):
         one, own = s[lo:hi], d[lo:hi]
-        a.append((_softmax(one, 2) * own).sum(2))
-        c.append((_softmax(one, 0, skip_zeros=True) * own).sum(0))
+        a.append((softmax(one, 2) * own).sum(2))
+        c.append((softmax(one, 0, skip_zeros=True) * own).sum(0))
     return np.concatenate(a), np.stack(c)
 
 
-def _softmax(x: Floats, axis: int, *, skip_zeros: bool = False) -> Floats:
+def softmax(x: Floats, axis: int, *, skip_zeros: bool = False) -> Floats:
+    """Softmax over one axis; skip_zeros: entries that are exactly 0 get no weight."""
     if skip_zeros:
         x = np.where(x == 0, x.dtype.type(-np.inf), x)
     e = np.exp(x - x.max(axis, keepdims=True))

@@ -10,7 +10,7 @@ import pytest
 from stan_infer import scores
 from stan_infer.errors import InputError
 from stan_infer.evaluation.metrics import rank_figures, released_ranks
-from stan_infer.scores import cosine_scores, mug_scores, normalize, top_k
+from stan_infer.scores import cosine_scores, mug_scores, normalize
 
 FP32 = 1e-5  # relative; the release in float32 against itself in float64 differs by 1e-6
 FP64 = 1e-12  # relative; measured 1e-14
@@ -200,13 +200,6 @@ def test_zero_vector_gives_nan_as_in_the_release(recwarn):
     assert not recwarn.list
 
 
-def test_top_k():
-    index, value = top_k(np.array([[0.1, 0.9, np.nan, 0.9], [4, 3, 2, 1]]), 3)
-    assert index.tolist() == [[1, 3, 0], [0, 1, 2]]
-    assert value.tolist() == [[0.9, 0.9, 0.1], [4, 3, 2]]
-    assert top_k(np.eye(2), 9)[0].shape == (2, 2)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -234,5 +227,3 @@ def test_wrong_input_is_told():
         cosine_scores(np.ones((2, 3)), np.ones((2, 4)))
     with pytest.raises(InputError, match="need floats"):
         normalize(["a"])
-    with pytest.raises(InputError, match="k = 0"):
-        top_k(np.eye(2), 0)

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import re
-import stat
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from io import BufferedReader
@@ -22,6 +21,7 @@ from stan_infer.config import StanConfig
 from stan_infer.errors import CheckError, InputError
 from stan_infer.system import temporary
 from stan_infer.system.json_file import checked, read_object
+from stan_infer.system.outside_file import open_regular
 
 if TYPE_CHECKING:
     from stan_infer.artefacts.manifest import FileEntry, Manifest, Port
@@ -310,15 +310,12 @@ def _parents(name: str) -> list[str]:
 
 def _open(path: Path) -> BufferedReader:
     """Open a regular file and no link: not even one that took its place a moment ago."""
-    flags = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
-        f = open(os.open(path, os.O_RDONLY | flags), "rb")
+        return open_regular(path, follow=False)[0]
+    except InputError as e:
+        raise InputError(f"{path} cannot be read: {e}; {_AGAIN}") from e
     except OSError as e:
         raise InputError(f"{path} cannot be read ({e.strerror or e}); {_AGAIN}") from e
-    if not stat.S_ISREG(os.fstat(f.fileno()).st_mode):
-        f.close()
-        raise InputError(f"{path} is not a regular file; {_AGAIN}")
-    return f
 
 
 def _identity(s: os.stat_result) -> tuple[int, ...]:

@@ -54,8 +54,12 @@ def label_fields(config: StanConfig, labels: int) -> dict[str, Field]:
     }
 
 
-def read_npz(source: Path | bytes, fields: Mapping[str, Field]) -> dict[str, NDArray[Any]]:
+def read_npz(
+    source: Path | bytes, fields: Mapping[str, Field], *, limit: int | None = None
+) -> dict[str, NDArray[Any]]:
     """Return the named arrays of a .npz file, or of its bytes; all of them must be there.
+
+    limit: bytes that the file may have.
 
     Raises InputError, and nothing else, for a file that is missing, no regular one, damaged (each
     array's CRC-32 is compared) or not as numpy.savez writes it, and for arrays that are missing or
@@ -67,6 +71,8 @@ def read_npz(source: Path | bytes, fields: Mapping[str, Field]) -> dict[str, NDA
             return _read(io.BytesIO(source), len(source), fields)
         file, size = open_regular(source)
         with file:
+            if limit is not None and size > limit:
+                raise InputError(f"it has {size} bytes; at most {limit} are read")
             return _read(file, size, fields)
     except InputError as e:
         raise InputError(f"{name} is no .npz file that can be used: {e}") from e

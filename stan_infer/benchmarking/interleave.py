@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from stan_infer.artefacts.difference import relative_error
 from stan_infer.artefacts.precision import EIGHT_BITS, TOLERANCES
 from stan_infer.benchmarking.clock import Clock, WallClock
 from stan_infer.benchmarking.timing import diagnose, summarise
@@ -169,8 +170,7 @@ def _compare(
             errors[lane.name] = math.inf
             refused[lane.name] = f"gives {list(out.shape)}, not {list(reference.shape)}"
             continue
-        with np.errstate(invalid="ignore", over="ignore"):
-            error = float(np.abs(out - reference).max() / np.abs(reference).max())
+        error = relative_error(out, reference)
         errors[lane.name] = error
         if not error <= tolerance:
             refused[lane.name] = (

@@ -7,7 +7,6 @@ one JSON object on standard input, the answer one on standard output.
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from stan_infer.system.child import how_it_ended, python, run_child
 from stan_infer.system.machine import peak_mib
 
-_COMMAND = (sys.executable, "-P", "-m", "stan_infer.benchmarking.memory")
+_COMMAND = python("stan_infer.benchmarking.memory")
 
 
 def peak_memory(
@@ -31,12 +31,12 @@ def peak_memory(
     for want of memory.
     """
     request = {**origin, "threads": threads, "batch": batch, "frames": frames, "side": side}
-    done = subprocess.run(_COMMAND, input=json.dumps(request).encode(), capture_output=True)
-    lines = done.stdout.splitlines()
-    if done.returncode == 0 and lines:
-        return {**json.loads(lines[-1]), "memory_shape": [batch, frames]}
-    last = (done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"])[-1]
-    reason = f"killed by signal {-done.returncode}" if done.returncode < 0 else last[:200]
+    answers: list[dict[str, Any]] = []
+    ended = run_child(_COMMAND, request, answers.append)
+    if ended.code == 0 and answers:
+        return {**answers[-1], "memory_shape": [batch, frames]}
+    last = (ended.errors.strip().splitlines() or ["no reason given"])[-1]
+    reason = f"killed by {how_it_ended(ended.code)}" if ended.code < 0 else last[:200]
     return {"peak_host_mib": None, "peak_device_mib": None, "memory_error": reason}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from stan_infer.errors import InputError
 from stan_infer.system import earlier_result
 from stan_infer.system.atomic import Sources, new_file
 from stan_infer.system.json_file import parse_json
+from stan_infer.system.outside_file import read_bounded
 
 _MAX_BYTES = 64 * 2**20
 why_keep_rows = earlier_result.json_lines(("bench", "bench-stages"), "stan-infer bench")
@@ -38,17 +38,8 @@ def read_json_lines(path: Path, schema: str, command: str) -> list[dict[str, Any
     too large, no JSON lines, or without any row of that schema.
     """
     what = f"; give what `stan-infer {command}` wrote"
-    if not os.path.isfile(path):
-        raise InputError(f"{path}: no such file{what}")
-    try:
-        with path.open("rb") as f:
-            data = f.read(_MAX_BYTES + 1)
-    except OSError as e:
-        raise InputError(f"{path} cannot be read ({e.strerror or e}){what}") from e
-    if len(data) > _MAX_BYTES:
-        raise InputError(f"{path} has more than {_MAX_BYTES} bytes{what}")
     start, found = f"stan-infer/{schema}/", []
-    for number, line in enumerate(data.split(b"\n"), 1):
+    for number, line in enumerate(read_bounded(path, _MAX_BYTES, hint=what).split(b"\n"), 1):
         if not line.strip():
             continue
         row = parse_json(line, f"{path}, line {number}", what)

@@ -13,7 +13,7 @@ from stan_infer.benchmarking.clock import WallClock
 from stan_infer.benchmarking.interleave import Lane
 from stan_infer.config import StanConfig
 from stan_infer.engines.session import as_numpy, read_config_clip
-from stan_infer.scores import cosine_scores, mug_scores
+from stan_infer.scores import head_scores
 
 TEXTS = (
     100  # scored against each clip; their features are made up, as speed does not depend on them
@@ -87,9 +87,7 @@ def bench_stages(
 def _texts(config: StanConfig) -> Callable[[np.ndarray], Any]:
     """Return a function that scores one clip's features against TEXTS texts."""
     rng = np.random.default_rng(0)
-    if not config.is_mug:
-        text = rng.standard_normal((TEXTS, config.embed_dim), np.float32)
-        return lambda video: cosine_scores(text, video)
-    tokens = rng.standard_normal((TEXTS, config.context_length, config.embed_dim), np.float32)
-    mask = np.ones(tokens.shape[:2], np.int64)
-    return lambda video: mug_scores(tokens, mask, video, mode=config.head, tau=config.mug_tau)
+    tokens = (config.context_length,) if config.is_mug else ()
+    text = rng.standard_normal((TEXTS, *tokens, config.embed_dim), np.float32)
+    mask = np.ones((TEXTS, config.context_length), np.int64)
+    return lambda video: head_scores(config.head, text, mask, video, tau=config.mug_tau)

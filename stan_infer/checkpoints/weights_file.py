@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import stat
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from stan_infer.checkpoints.layout import Origin
 from stan_infer.checkpoints.own import METADATA_KEY
@@ -17,7 +16,7 @@ from stan_infer.checkpoints.torch_file import (
     open_torch_file,
 )
 from stan_infer.errors import InputError
-from stan_infer.system.outside_file import openable
+from stan_infer.system.outside_file import open_regular, openable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,20 +59,20 @@ def open_weights(path: Path) -> Reader:
     Raises InputError when it is missing, not a regular file, or neither format.
     """
     try:
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):
-            raise InputError(
-                f"checkpoint {path} is not a regular file; give the weights file itself"
-            )
-        with path.open("rb") as f:
-            head = f.read(9)
+        file, _ = open_regular(path)
+    except InputError as e:
+        raise InputError(
+            f"checkpoint {path} is not a regular file; give the weights file itself"
+        ) from e
     except OSError as e:
         raise InputError(f"cannot read checkpoint {path}: {e.strerror or e}") from e
-    # safetensors: 8 bytes of header length, then a JSON object.
-    if len(head) == 9 and head[8:] == b"{" and not head.startswith(b"PK"):
-        _check_header(path, int.from_bytes(head[:8], "little"))
-        return _SafetensorsFile(path)
-    return open_torch_file(path)
+    with file:
+        head = file.read(9)
+        # safetensors: 8 bytes of header length, then a JSON object.
+        if len(head) < 9 or head[8:] != b"{" or head.startswith(b"PK"):
+            return open_torch_file(path)
+        _check_header(path, file, int.from_bytes(head[:8], "little"))
+    return _SafetensorsFile(path)
 
 
 class _SafetensorsFile:
@@ -136,7 +135,7 @@ def read_weight(reader: Reader, origin: Origin) -> Tensor:
     return parts[0]
 
 
-def _check_header(path: Path, size: int) -> None:
+def _check_header(path: Path, file: BinaryIO, size: int) -> None:
     """Bound what the library makes of a safetensors header, before it sees it.
 
     Every tensor is an object of the header's JSON, so there are no more of them than braces.
@@ -146,9 +145,8 @@ def _check_header(path: Path, size: int) -> None:
             f"{path} is a safetensors file whose header has {size} bytes; at most {MAX_HEADER} are "
             "read: give the weights of a STAN alone"
         )
-    with path.open("rb") as f:
-        f.seek(8)
-        objects = f.read(size).count(b"{")
+    file.seek(8)
+    objects = file.read(size).count(b"{")
     if objects > 2 * MAX_TENSORS:  # metadata may hold some in texts
         raise InputError(
             f"{path} is a safetensors file with {objects} objects in its header; no STAN has more "

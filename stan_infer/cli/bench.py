@@ -241,7 +241,7 @@ def _measure(
     from stan_infer.cli.progress import progress_bar
     from stan_infer.config import video_flops
     from stan_infer.errors import InputError
-    from stan_infer.video.clip import list_videos
+    from stan_infer.video.find import list_videos
 
     config, lanes = contest.config, contest.lanes
     if config is not None:

@@ -44,9 +44,17 @@ def embed(
     from stan_infer.cli.progress import progress_bar
     from stan_infer.cli.report import print_facts, print_json, say
     from stan_infer.errors import InputError
-    from stan_infer.library.embed import Reading, collect, embed_videos, save_embeddings, why_keep
+    from stan_infer.library.embed import (
+        EmbedOptions,
+        Reading,
+        collect,
+        embed_videos,
+        save_embeddings,
+        why_keep,
+    )
     from stan_infer.system.atomic import check_file
-    from stan_infer.video.clip import list_videos
+    from stan_infer.video.find import list_videos
+    from stan_infer.video.spec import ClipSpec
 
     if out.suffix != ".npz":
         raise InputError(f"--out {out} must end in .npz")
@@ -71,7 +79,10 @@ def embed(
                 say(f"error: {reading.error}")
 
         readings = embed_videos(
-            session, paths, batch=batch, workers=workers, decoder=decoder, timeout_s=timeout
+            session,
+            paths,
+            EmbedOptions(batch, workers, timeout),
+            spec=ClipSpec.of(session.config, decoder=decoder),
         )
         good, bad = collect(readings, on_reading)
     if not good:

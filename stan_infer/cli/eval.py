@@ -100,6 +100,7 @@ def eval(
     from stan_infer.evaluation.datasets import DATASETS, read_task
     from stan_infer.evaluation.evaluate import Protocol, evaluate
     from stan_infer.evaluation.feature_cache import check_cache
+    from stan_infer.library.embed import EmbedOptions
     from stan_infer.video.find import locate_videos
 
     if cache is not None:
@@ -161,10 +162,8 @@ def eval(
                 task,
                 paths,
                 protocol,
+                EmbedOptions(batch, workers, timeout),
                 cache=kept,
-                batch=batch,
-                workers=workers,
-                timeout_s=timeout,
                 on_video=on_video,
             )
         finally:

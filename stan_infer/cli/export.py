@@ -219,9 +219,13 @@ def _refuse_idle(context: typer.Context, source: str, idle: Sequence[str]) -> No
 
 def plan_row(plan: Plan) -> dict[str, Any]:
     """A plan as a row of a table."""
+    from stan_infer.tensorrt_plans.plan_file import size_text
+
     sidecar = plan.sidecar
     ranges = [
-        " ".join(f"{name} {_size(low)}..{_size(high)}" for name, (low, _, high) in p.items())
+        " ".join(
+            f"{name} {size_text(low)}..{size_text(high)}" for name, (low, _, high) in p.items()
+        )
         for p in plan.profiles
     ]
     return {
@@ -257,10 +261,6 @@ def _plan_progress() -> Iterator[Callable[[str, float], None]]:
         yield on_plan
 
 
-def _size(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape))
-
-
 def _row(graph: Mapping[str, Any], parity: Mapping[str, Any] | None) -> dict[str, Any]:
     row = {
         "file": graph["file"],
@@ -281,16 +281,13 @@ def _row(graph: Mapping[str, Any], parity: Mapping[str, Any] | None) -> dict[str
 def _clips(folder: Path, config: StanConfig) -> list[np.ndarray]:
     """Every readable video as one clip; unreadable ones are named, none at all is an error."""
     from stan_infer.cli.report import say
-    from stan_infer.video.clip import Clip, list_videos
+    from stan_infer.video.clip import Clip
     from stan_infer.video.decode_worker import read_clips
+    from stan_infer.video.find import list_videos
+    from stan_infer.video.spec import ClipSpec
 
     found = []
-    for path, result in read_clips(
-        list_videos([folder]),
-        frames=config.frames,
-        short_side=config.short_side,
-        crop=config.image_size,
-    ):
+    for path, result in read_clips(list_videos([folder]), ClipSpec.of(config)):
         if isinstance(result, Clip):
             found.append(result.pixels[None])
         else:

@@ -98,7 +98,7 @@ def _inspect_plan(path: str, settings: list[str] | None, json: bool) -> None:
     from stan_infer.cli.report import print_facts, print_json, print_table, say
     from stan_infer.errors import InputError
     from stan_infer.tensorrt_plans.known_faults import faults_of
-    from stan_infer.tensorrt_plans.plan_file import read_header, read_plan
+    from stan_infer.tensorrt_plans.plan_file import read_header, read_plan, size_text
 
     if settings:
         raise InputError("--set belongs to a checkpoint; a plan was built with its settings")
@@ -135,12 +135,12 @@ def _inspect_plan(path: str, settings: list[str] | None, json: bool) -> None:
     rows = []
     for i, profile in enumerate(plan.profiles):
         for name, shapes in profile.items():
-            low, best, high = ("x".join(map(str, shape)) for shape in shapes)
+            low, best, high = (size_text(shape) for shape in shapes)
             sizes = {"smallest": low, "optimal": best, "largest": high}
             rows.append({"profile": i, "input": name, **sizes})
     print_table(rows)
     print_table(
-        [{**io, "shape": "x".join(map(str, io["shape"]))} for io in plan.sidecar["io"]],
+        [{**io, "shape": size_text(io["shape"])} for io in plan.sidecar["io"]],
         ["name", "mode", "dtype", "shape"],
     )
     for fault in faults:

@@ -43,9 +43,10 @@ def run(
     """Score videos against texts: which text fits each video best."""
     from stan_infer.cli.report import print_json, print_table, say
     from stan_infer.engines.session import score_features, token_ids
-    from stan_infer.library.embed import embed_videos
+    from stan_infer.library.embed import EmbedOptions, embed_videos
     from stan_infer.text.tokenizer import cut_texts
-    from stan_infer.video.clip import list_videos
+    from stan_infer.video.find import list_videos
+    from stan_infer.video.spec import ClipSpec
 
     texts = read_texts(text, labels)
     paths = list_videos(videos)
@@ -63,7 +64,12 @@ def run(
     features = session.embed_text(ids)
     cut = cut_texts(texts, session.config.context_length, vocabulary=session.vocabulary)
     failed, shown = 0, []
-    for reading in embed_videos(session, paths, decoder=decoder, timeout_s=timeout):
+    for reading in embed_videos(
+        session,
+        paths,
+        EmbedOptions(timeout_s=timeout),
+        spec=ClipSpec.of(session.config, decoder=decoder),
+    ):
         if reading.clip is None or reading.features is None:
             failed += 1
             say(f"error: {reading.error}")
@@ -95,8 +101,9 @@ def _rows(
 ) -> list[dict[str, Any]]:
     import numpy as np
 
-    logits = scores.astype(np.float64) / temperature
-    weights = np.exp(logits - logits.max())
+    from stan_infer.scores import softmax
+
+    probabilities = softmax(scores.astype(np.float64) / temperature, 0)
     rows = [
         {
             "video": str(reading.path),
@@ -105,6 +112,6 @@ def _rows(
             "probability": float(p),
             "cut": i in cut,
         }
-        for i, (t, s, p) in enumerate(zip(texts, scores, weights / weights.sum(), strict=True))
+        for i, (t, s, p) in enumerate(zip(texts, scores, probabilities, strict=True))
     ]
     return sorted(rows, key=lambda r: -r["score"])

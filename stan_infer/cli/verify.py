@@ -46,7 +46,7 @@ def verify(
     from stan_infer.cli.report import print_json, print_table, say
     from stan_infer.errors import CheckError
     from stan_infer.verification.verify import verify as run
-    from stan_infer.video.clip import list_videos
+    from stan_infer.video.find import list_videos
 
     record = run(
         a,

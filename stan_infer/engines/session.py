@@ -11,9 +11,10 @@ import numpy as np
 
 from stan_infer.config import StanConfig
 from stan_infer.errors import InputError, nearest
-from stan_infer.scores import cosine_scores, mug_scores
+from stan_infer.scores import head_scores
 from stan_infer.text.tokenizer import tokenize
-from stan_infer.video.clip import read_clip
+from stan_infer.video.clip import read_clip_info
+from stan_infer.video.spec import ClipSpec
 
 TEXT_CHUNK = 256  # texts per call of a network: 100,000 labels at once would take 130 GB
 
@@ -121,9 +122,7 @@ def score_features(
     config: StanConfig, text: np.ndarray, ids: np.ndarray, video: np.ndarray
 ) -> np.ndarray:
     """Scores [Q, B] of what embed_text and embed_video returned for `ids` [Q, L]."""
-    if not config.is_mug:
-        return cosine_scores(text, video)
-    return mug_scores(text, ids != 0, video, mode=config.head, tau=config.mug_tau)
+    return head_scores(config.head, text, ids != 0, video, tau=config.mug_tau)
 
 
 def as_numpy(values: Any) -> Any:
@@ -133,13 +132,7 @@ def as_numpy(values: Any) -> Any:
 
 def read_config_clip(config: StanConfig, path: str | Path, decoder: str = "auto") -> np.ndarray:
     """Read one video as `config` wants it: uint8 [T, H, W, 3]."""
-    return read_clip(
-        path,
-        frames=config.frames,
-        short_side=config.short_side,
-        crop=config.image_size,
-        decoder=decoder,
-    )
+    return read_clip_info(path, ClipSpec.of(config, decoder=decoder)).pixels
 
 
 def split_device(device: str, kinds: Sequence[str]) -> tuple[str, str]:

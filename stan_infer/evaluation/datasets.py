@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -17,9 +16,11 @@ from typing import Any, TypedDict
 
 from stan_infer.errors import InputError, check_word, nearest
 from stan_infer.system.json_file import checked, parse_json
+from stan_infer.system.outside_file import read_bounded, read_text
 from stan_infer.video.find import video_stem
 
 MAX_BYTES = 128 * 2**20  # the largest, MSR-VTT's and Kinetics' training files, have under 100 MB
+_PICKLES = (b"\x80\x03", b"\x80\x04", b"\x80\x05")  # how they begin
 MAX_ROWS = 1_500_000  # a row takes 0.4 KiB; the longest list, Kinetics 700, has 650,000
 
 
@@ -102,21 +103,13 @@ def read_task(
 
 
 def _text(path: Path) -> str:
-    one = "give the data set's own annotation file"
-    try:
-        if not os.path.isfile(path):
-            raise InputError(f"annotations {path}: no such file; {one}")
-        if (size := os.path.getsize(path)) > MAX_BYTES:
-            raise InputError(f"annotations {path} have {size} bytes, more than {MAX_BYTES}; {one}")
-        with open(path, "rb") as f:
-            if f.read(2) in (b"\x80\x03", b"\x80\x04", b"\x80\x05"):
-                raise InputError(
-                    f"annotations {path} are a pickle, which can run code and is never loaded; "
-                    "give the text form that the data set's authors publish"
-                )
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as e:
-        raise InputError(f"annotations {path} cannot be read as UTF-8 text: {e}") from e
+    name, hint = f"the file of annotations {path}", "; give the data set's own annotation file"
+    if read_bounded(path, MAX_BYTES, name=name, hint=hint)[:2] in _PICKLES:
+        raise InputError(
+            f"annotations {path} are a pickle, which can run code and is never loaded; give the "
+            "text form that the data set's authors publish"
+        )
+    return read_text(path, MAX_BYTES, name=name, hint=hint)
 
 
 def _pairs(pairs: Iterable[tuple[str, str]], name: str, gallery: Iterable[str] = ()) -> Task:

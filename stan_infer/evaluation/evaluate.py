@@ -24,8 +24,10 @@ from stan_infer.evaluation.metrics import (
     rank_figures,
     retrieval_ranks,
 )
-from stan_infer.library.embed import embed_videos
+from stan_infer.library.embed import EmbedOptions, embed_videos
+from stan_infer.scores import softmax
 from stan_infer.text.tokenizer import cut_texts, tokenize
+from stan_infer.video.spec import ClipSpec
 
 VIEW_SCALE = 100.0  # of the softmax that views are averaged under: the release's recognition test
 
@@ -51,11 +53,10 @@ class Protocol:
         if self.template.count("{}") != 1:
             raise InputError(f"template {self.template!r} needs one {{}} for the class name")
 
-    def reading(self) -> dict[str, Any]:
-        """What decides a video's features besides the model."""
-        c = self.config
-        sizes = {"frames": c.frames, "short_side": c.short_side, "crop": c.image_size}
-        return {**sizes, "views": self.views, "decoder": self.decoder}
+    @property
+    def spec(self) -> ClipSpec:
+        """How videos are read."""
+        return ClipSpec.of(self.config, views=self.views, decoder=self.decoder)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,11 +80,9 @@ def evaluate(
     task: Task,
     paths: Sequence[Path],
     protocol: Protocol,
+    options: EmbedOptions,
     *,
     cache: FeatureCache | None = None,
-    batch: int = 1,
-    workers: int = 1,
-    timeout_s: float = 60.0,
     on_video: Callable[[str | None], None] = lambda error: None,
 ) -> Evaluation:
     """Evaluate `task`, whose videos are the files `paths`, in the same order.
@@ -100,7 +99,7 @@ def evaluate(
         texts, config.context_length, truncation=protocol.truncation, vocabulary=session.vocabulary
     )
     text = _text_features(session, ids, cache)
-    found = _video_features(session, paths, protocol, cache, batch, workers, timeout_s, on_video)
+    found = _video_features(session, paths, protocol, options, cache, on_video)
     kept = [i for i, x in enumerate(found) if not isinstance(x, str)]
     failed = {task.videos[i]: x for i, x in enumerate(found) if isinstance(x, str)}
     if not kept:
@@ -168,7 +167,7 @@ def _recognition(
     config = protocol.config
     views = [score_features(config, text, ids, video[:, v]).T for v in range(video.shape[1])]
     # One view is ranked as it is: a softmax in float could make ties of close scores.
-    scores = views[0] if len(views) == 1 else np.mean([_probabilities(s) for s in views], axis=0)
+    scores = views[0] if len(views) == 1 else _mean_probabilities(views)
     figures, hits = class_figures(scores, np.array(task.labels), ties=protocol.ties)
     intervals = {name: _interval(hit) for name, hit in hits.items()}
     return (
@@ -178,10 +177,10 @@ def _recognition(
     )
 
 
-def _probabilities(scores: NDArray[Any]) -> NDArray[np.float64]:
-    logits = VIEW_SCALE * scores.astype(np.float64)
-    e = np.exp(logits - logits.max(1, keepdims=True))
-    return e / e.sum(1, keepdims=True)
+def _mean_probabilities(views: list[NDArray[Any]]) -> NDArray[Any]:
+    """Mean over the views of the class probabilities of scores [N, C]."""
+    parts = [softmax(VIEW_SCALE * scores.astype(np.float64), 1) for scores in views]
+    return np.asarray(np.mean(parts, axis=0))
 
 
 def _interval(hit: NDArray[np.bool_]) -> tuple[float, float]:
@@ -210,14 +209,12 @@ def _video_features(
     session: Session,
     paths: Sequence[Path],
     protocol: Protocol,
+    options: EmbedOptions,
     cache: FeatureCache | None,
-    batch: int,
-    workers: int,
-    timeout_s: float,
     on_video: Callable[[str | None], None],
 ) -> list[NDArray[np.float32] | str]:
     """Features [V, ...] of each video, or its error."""
-    names = [file_name(path, protocol.reading()) for path in paths]
+    names = [file_name(path, dataclasses.asdict(protocol.spec)) for path in paths]
     c = protocol.config
     frames = (c.frames,) if c.is_mug else ()
     shape = (math.prod(protocol.views), *frames, c.embed_dim)
@@ -227,14 +224,7 @@ def _video_features(
             known[i] = features
             on_video(None)
     todo = [i for i in range(len(paths)) if i not in known]
-    readings = embed_videos(
-        session,
-        [paths[i] for i in todo],
-        reading=protocol.reading(),
-        batch=batch,
-        workers=workers,
-        timeout_s=timeout_s,
-    )
+    readings = embed_videos(session, [paths[i] for i in todo], options, spec=protocol.spec)
     with closing(readings):
         for i, reading in zip(todo, readings, strict=True):
             if reading.features is None:

@@ -131,15 +131,14 @@ def ids_name(ids: NDArray[np.int64]) -> str:
 def _read(part: Path) -> dict[str, NDArray[np.float32]]:
     """Features by name, or nothing where any of it is not as `flush` wrote it, which is told."""
     try:
-        if part.stat().st_size > _MAX_PART:
-            raise InputError(f"it has more than {_MAX_PART} bytes")
-        found = read_npz(part, {"names": Field("str", ("n",)), "features": Field("float32")})
+        fields = {"names": Field("str", ("n",)), "features": Field("float32")}
+        found = read_npz(part, fields, limit=_MAX_PART)
         names, features = found["names"].tolist(), found["features"]
         if features.ndim < 2 or len(names) != len(features) or len(set(names)) != len(names):
             raise InputError("it has not one name for each of its features")
         if not np.isfinite(features).all():
             raise InputError("it holds values that are not finite")
-    except (InputError, OSError) as e:
+    except InputError as e:
         _log.warning("%s is damaged and is not used: its features are computed again (%s)", part, e)
         return {}
     return dict(zip(names, features, strict=True))

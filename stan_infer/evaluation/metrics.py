@@ -7,14 +7,13 @@ nobody. "authors": as the release counts, for its own figures.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stan_infer.errors import InputError, check_word
-from stan_infer.scores import cosine_scores, float_array
+from stan_infer.scores import float_array, softmax
 
 Floats = NDArray[Any]  # float32 or float64
 TIES = ("expected", "authors")
@@ -122,7 +121,8 @@ def dual_softmax(
     s = float_array("scores", scores, 2).astype(np.float64)
     if not temperature > 0:
         raise InputError(f"temperature is {temperature}; it must be above 0")
-    return s * _softmax(s / temperature, 0), s * _softmax(s / temperature, 1)
+    x = np.where(np.isnan(s), -np.inf, s / temperature)
+    return s * softmax(x, 0), s * softmax(x, 1)
 
 
 def class_figures(
@@ -149,22 +149,6 @@ def class_figures(
     return {**figures, "mean class": 100.0 * float(per_class.mean())}, hits
 
 
-def recognition_accuracy(
-    video: ArrayLike, text: ArrayLike, labels: Sequence[int] | NDArray[Any]
-) -> tuple[float, float]:
-    """Top-1 and top-5 accuracy (0 to 1) of videos [N, E] among classes [C, E] by cosine.
-
-    labels: N class indices. Of equal scores the higher class index wins, and NaN wins over
-    numbers (logged). The release leaves ties to numpy's unstable sort, which orders them
-    differently on different CPUs; without ties the figures are the release's. Raises InputError.
-    """
-    scores = cosine_scores(video, text)
-    if np.isnan(scores).any():
-        _log.warning("some scores are NaN (a zero or broken feature vector); NaN sorts as the best")
-    figures, _ = class_figures(scores, labels, ties="authors")
-    return figures["top-1"] / 100, figures["top-5"] / 100
-
-
 def bootstrap_interval(values: ArrayLike, *, seed: int = 0) -> tuple[float, float]:
     """95 % percentile interval of the mean of values [N], over RESAMPLES resamples of the N."""
     v = np.asarray(values, np.float64)
@@ -172,12 +156,6 @@ def bootstrap_interval(values: ArrayLike, *, seed: int = 0) -> tuple[float, floa
     means = [v[rng.integers(0, len(v), len(v))].mean() for _ in range(RESAMPLES)]
     low, high = np.percentile(means, (2.5, 97.5))
     return float(low), float(high)
-
-
-def _softmax(x: Floats, axis: int) -> Floats:
-    finite = np.where(np.isnan(x), -np.inf, x)
-    e = np.exp(finite - finite.max(axis, keepdims=True))
-    return e / e.sum(axis, keepdims=True)
 
 
 def _indices(name: str, values: ArrayLike, rows: int, columns: int) -> NDArray[np.int64]:

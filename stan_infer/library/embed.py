@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,23 @@ from stan_infer.system import earlier_result
 from stan_infer.system.atomic import new_file
 from stan_infer.video.clip import Clip
 from stan_infer.video.decode_worker import read_clips
+from stan_infer.video.spec import ClipSpec
 
 _ARRAYS = ("paths", "embeddings", "indices", "total_frames", "decoders", "info")
 why_keep = earlier_result.arrays(_ARRAYS, "stan-infer embed")
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbedOptions:
+    """How the work of embedding is divided; no option changes a feature.
+
+    batch: videos per call of the network. workers: decoding processes. timeout_s: seconds that one
+    video may take to decode.
+    """
+
+    batch: int = 1
+    workers: int = 1
+    timeout_s: float = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,25 +50,18 @@ class Reading:
 def embed_videos(
     session: Session,
     paths: Sequence[Path],
+    options: EmbedOptions = EmbedOptions(),
     *,
-    reading: Mapping[str, Any] | None = None,
-    batch: int = 1,
-    workers: int = 1,
-    decoder: str = "auto",
-    timeout_s: float = 60.0,
+    spec: ClipSpec | None = None,
 ) -> Generator[Reading, None, None]:
     """Embed each video, in the given order; a bad one yields its error and does not stop the rest.
 
-    reading: other options of video.read_clip_info than the model's own; with `views` in it,
-    features are [V, ...], one row per view. batch: videos per call of the network. workers:
-    decoding processes. timeout_s: how long one video may take to decode. Raises MissingError when
-    the decoder itself is not installed.
+    spec: how clips are read, by default as the model's config says; with views, features are
+    [V, ...], one row per view. Raises MissingError when the decoder itself is not installed.
     """
-    c = session.config
-    own = {"frames": c.frames, "short_side": c.short_side, "crop": c.image_size, "decoder": decoder}
-    options = {**own, **(reading or {})}
-    views = options.get("views") is not None
-    readings = read_clips(paths, **options, workers=workers, timeout_s=timeout_s)
+    spec = spec or ClipSpec.of(session.config)
+    views = spec.views is not None
+    readings = read_clips(paths, spec, workers=options.workers, timeout_s=options.timeout_s)
     waiting: list[tuple[Path, Clip | StanError]] = []
     running: _Batch | None = None
     with closing(readings):
@@ -62,7 +69,7 @@ def embed_videos(
             if isinstance(result, MissingError):
                 raise result
             waiting.append((path, result))
-            if sum(isinstance(r, Clip) for _, r in waiting) == batch:
+            if sum(isinstance(r, Clip) for _, r in waiting) == options.batch:
                 started = _start(session, waiting, views)
                 # A GPU's features are fetched only when the next batch is on its way there.
                 yield from _finish(running)

@@ -17,6 +17,7 @@ from stan_infer.errors import InputError
 from stan_infer.evaluation.datasets import Task, read_task
 from stan_infer.evaluation.evaluate import Protocol, evaluate
 from stan_infer.evaluation.metrics import bootstrap_interval
+from stan_infer.library.embed import EmbedOptions
 from stan_infer.quantisation.options import CalibrationOptions
 from stan_infer.video.find import locate_videos
 
@@ -144,14 +145,8 @@ class Comparison:
         if task is None:
             parts = [as_numpy(session.embed_video(c[None])) for c in self._clips]
             return np.concatenate([p.mean(1) if p.ndim == 3 else p for p in parts])  # a Mug head's
-        result = evaluate(
-            session,
-            task,
-            self._bound.paths,
-            Protocol(session.config),
-            workers=o.workers,
-            timeout_s=o.timeout_s,
-        )
+        how = EmbedOptions(workers=o.workers, timeout_s=o.timeout_s)
+        result = evaluate(session, task, self._bound.paths, Protocol(session.config), how)
         outcomes = result.outcomes["text_to_video" if task.is_retrieval else "videos"]
         return (np.array(outcomes) == 1).astype(float)
 

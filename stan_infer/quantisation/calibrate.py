@@ -50,6 +50,7 @@ from stan_infer.system.atomic import check_folder, files_of, new_folder
 from stan_infer.system.temporary import temporary_folder
 from stan_infer.video.clip import Clip
 from stan_infer.video.decode_worker import read_clips
+from stan_infer.video.spec import ClipSpec
 
 SMOOTHED_ON = 16  # clips that strengths are chosen on
 CHECKED_ON = 64  # clips that a cosine is held to
@@ -305,15 +306,8 @@ class _Work:
 
     def _pixels(self, paths: Sequence[Path]) -> list[np.ndarray]:
         """Clips [T, S, S, 3] of the videos that can be read and show something."""
-        c, o = self.artefact.config, self.options
-        found = read_clips(
-            paths,
-            frames=c.frames,
-            short_side=c.short_side,
-            crop=c.image_size,
-            workers=o.workers,
-            timeout_s=o.timeout_s,
-        )
+        o, spec = self.options, ClipSpec.of(self.artefact.config)
+        found = read_clips(paths, spec, workers=o.workers, timeout_s=o.timeout_s)
         return [r.pixels for _, r in found if isinstance(r, Clip)]
 
     def _smoothing(self, first: Sequence[np.ndarray]) -> tuple[dict[str, int], Smoothing]:

@@ -31,6 +31,7 @@ from stan_infer.system import earlier_result
 from stan_infer.system.atomic import check_file, new_file
 from stan_infer.video.clip import Clip
 from stan_infer.video.decode_worker import read_clips
+from stan_infer.video.spec import ClipSpec
 
 SAVE_S = 20.0  # between two writes of the state: what a kill costs
 FLAT = 2  # grey levels: a clip whose pixels differ by no more shows nothing
@@ -135,14 +136,7 @@ def collect_ranges(
     for _ in range(len(paths) - len(todo)):
         on_clip(None)
     saved = time.monotonic()
-    readings = read_clips(
-        todo,
-        frames=config.frames,
-        short_side=config.short_side,
-        crop=config.image_size,
-        workers=workers,
-        timeout_s=timeout_s,
-    )
+    readings = read_clips(todo, ClipSpec.of(config), workers=workers, timeout_s=timeout_s)
     try:
         with closing(readings):
             for path, result in readings:

@@ -16,7 +16,7 @@ from stan_infer.export.provenance import provenance
 from stan_infer.quantisation.bound import Bound
 from stan_infer.system.temporary import temporary_folder
 from stan_infer.system.text_lines import read_lines
-from stan_infer.video.clip import list_videos
+from stan_infer.video.find import list_videos
 
 
 def named_videos(videos: str | Path | Sequence[Path]) -> tuple[list[Path], Path | None]:

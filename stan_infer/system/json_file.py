@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from stan_infer.errors import InputError, printable
+from stan_infer.system.outside_file import read_bounded
 
 MAX_DEPTH = 32  # lists and objects inside each other; our own files have 6
 MAX_DIGITS = 40  # of a whole number
@@ -28,15 +29,7 @@ def read_object(path: Path, limit: int, hint: str = "") -> dict[str, Any]:
 
     Raises InputError, which ends with `hint`, for a larger file or one that holds something else.
     """
-    try:
-        with path.open("rb") as f:
-            data = f.read(limit + 1)
-            size = f.seek(0, 2)
-    except OSError as e:
-        raise InputError(f"{path} cannot be read ({e.strerror or e}){hint}") from e
-    if len(data) > limit:
-        raise InputError(f"{path} has {size} bytes; at most {limit} are read{hint}")
-    values = parse_json(data, str(path), hint)
+    values = parse_json(read_bounded(path, limit, hint=hint), str(path), hint)
     if not isinstance(values, dict):
         raise InputError(f"{path} is not a JSON object{hint}")
     return values

@@ -5,6 +5,7 @@ A pipe would let us wait for ever, and a device may do anything.
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from collections.abc import Iterator
@@ -17,21 +18,61 @@ from stan_infer.errors import InputError, storable
 DAMAGED = "the file is damaged or was not downloaded whole: fetch it again"
 
 
-def open_regular(path: Path) -> tuple[BinaryIO, int]:
-    """Open a file and return it with its size in bytes; InputError unless it is a regular file."""
-    # Opening a pipe waits for its writer: ask before opening, and again in case it was replaced.
+def open_regular(path: Path, *, follow: bool = True) -> tuple[io.BufferedReader, int]:
+    """Open a file and return it with its size in bytes; InputError unless it is a regular file.
+
+    follow: False: a link is an OSError, even one that took the file's place a moment ago.
+    """
+    # Opening a device may set it to work: ask before opening, and again in case it was replaced.
     try:
-        mode = os.stat(path).st_mode
+        _check_regular(os.stat(path, follow_symlinks=follow))
     except ValueError as e:
         raise InputError(f"it is no path: {e}") from e
-    if not stat.S_ISREG(mode):
-        raise InputError("it is no regular file; give the weights file itself")
-    file = open(path, "rb")  # noqa: SIM115 (the caller closes it)
-    status = os.fstat(file.fileno())
-    if not stat.S_ISREG(status.st_mode):
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    file = open(os.open(path, flags | (0 if follow else getattr(os, "O_NOFOLLOW", 0))), "rb")
+    try:
+        status = os.fstat(file.fileno())
+        _check_regular(status)
+    except BaseException:
         file.close()
-        raise InputError("it is no regular file; give the weights file itself")
+        raise
     return file, status.st_size
+
+
+def _check_regular(status: os.stat_result) -> None:
+    # A link is left to the opening that does not follow it.
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISLNK(status.st_mode):
+        raise InputError("it is no regular file; give the file itself")
+
+
+def read_bounded(path: Path, limit: int, *, name: str = "", hint: str = "") -> bytes:
+    """Return the content of a regular file of at most `limit` bytes; InputError for another.
+
+    name: what errors call the file, by default its path. hint: what they end with.
+    """
+    name = name or str(path)
+    try:
+        file, size = open_regular(path)
+        with file:
+            data = file.read(limit + 1)
+    except FileNotFoundError as e:
+        raise InputError(f"{name}: no such file{hint}") from e
+    except InputError as e:
+        raise InputError(f"{name} cannot be read: {e}{hint}") from e
+    except OSError as e:
+        raise InputError(f"{name} cannot be read ({e.strerror or e}){hint}") from e
+    if len(data) > limit:
+        raise InputError(f"{name} has {size} bytes; at most {limit} are read{hint}")
+    return data
+
+
+def read_text(path: Path, limit: int, *, name: str = "", hint: str = "") -> str:
+    """As read_bounded, of UTF-8 text: without a byte order mark, with one kind of line ends."""
+    data = read_bounded(path, limit, name=name, hint=hint)
+    try:
+        return io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig").read()
+    except UnicodeDecodeError as e:
+        raise InputError(f"{name or path} cannot be read as UTF-8 text: {e}{hint}") from e
 
 
 def read_at(f: BinaryIO, offset: int, size: int) -> bytes:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,14 +22,14 @@ from stan_infer.artefacts.folder import (
 from stan_infer.artefacts.graph_source import graph_source
 from stan_infer.errors import CheckError, InputError, MissingError, StanError
 from stan_infer.system.atomic import check_file
+from stan_infer.system.child import Ended, python, run_child
 from stan_infer.system.gpus import nvidia_gpus
-from stan_infer.system.temporary import temporary_file
 from stan_infer.tensorrt_plans.api import load_tensorrt, reason
 from stan_infer.tensorrt_plans.build_process import Job
 from stan_infer.tensorrt_plans.options import PlanOptions, profile_fits, profiles_of, targets_of
 from stan_infer.tensorrt_plans.plan_file import ENGINES, FORMATS, Plan, new_plan, read_plan
 
-_COMMAND = (sys.executable, "-P", "-m", "stan_infer.tensorrt_plans.build_process")
+_COMMAND = python("stan_infer.tensorrt_plans.build_process")
 _CANCEL_S = 10.0  # that a cancelled builder has to end by itself
 _ERRORS: dict[int, type[StanError]] = {2: InputError, 3: MissingError, 4: CheckError}
 _log = logging.getLogger("stan_infer.tensorrt_plans.api")
@@ -171,52 +168,28 @@ def run_job(job: Job, progress: Callable[[float], None], gpu: int | None = None)
     gpu: number of the only one that the process sees; None: as we do. Raises what the builder
     raises; MissingError where its process died, as from lack of memory.
     """
-    name = os.path.basename(job.onnx)
-    with temporary_file() as errors:
-        process = subprocess.Popen(
-            _COMMAND,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            env=_only(gpu),
-            text=True,
-            encoding="utf-8",
-            # A Ctrl-C goes to us, who ask it to stop: in the builder it would be lost or kill.
-            start_new_session=True,
-        )
-        answer: dict[str, Any] = {}
-        said: list[str] = []
-        try:
-            assert process.stdin is not None and process.stdout is not None
-            with suppress(BrokenPipeError):  # it died: said below
-                process.stdin.write(json.dumps(dataclasses.asdict(job)))
-                process.stdin.close()
-            for line in process.stdout:
-                try:
-                    message = json.loads(line)
-                except ValueError:
-                    break  # half a line: it died
-                if "part" in message:
-                    progress(message["part"])
-                elif "log" in message:
-                    level = logging.getLevelName(message["log"])
-                    _log.log(level if isinstance(level, int) else logging.INFO, message["text"])
-                    said.append(message["text"])
-                else:
-                    answer = message
-            process.wait()
-        except BaseException:
-            _stop(process)
-            raise
-        errors.seek(max(0, errors.seek(0, os.SEEK_END) - 2000))
-        tail = errors.read().decode("utf-8", "replace")
+    answer: dict[str, Any] = {}
+    said: list[str] = []
+
+    def on_message(message: dict[str, Any]) -> None:
+        if "part" in message:
+            progress(message["part"])
+        elif "log" in message:
+            level = logging.getLevelName(message["log"])
+            _log.log(level if isinstance(level, int) else logging.INFO, message["text"])
+            said.append(message["text"])
+        else:
+            answer.update(message)
+
+    request = dataclasses.asdict(job)
+    ended = run_child(_COMMAND, request, on_message, env=_only(gpu), grace_s=_CANCEL_S)
     if "done" in answer:
         return dict(answer["done"])
     if answer.get("code") == 130:
         raise KeyboardInterrupt
     if "error" in answer:
         raise _ERRORS.get(answer["code"], StanError)(answer["error"])
-    raise MissingError(_died(name, process.returncode, said, tail))
+    raise MissingError(_died(os.path.basename(job.onnx), ended, said))
 
 
 def _build_one(
@@ -277,23 +250,9 @@ def _engines_folder(folder: Path) -> Iterator[None]:
             folder.rmdir()
 
 
-def _stop(process: subprocess.Popen[str]) -> None:
-    """Ask the builder to end, and end it if it does not."""
-    if process.poll() is None:
-        process.send_signal(signal.SIGINT)
-        if process.stdin is not None:
-            with suppress(OSError):
-                process.stdin.close()
-            process.stdin = None  # communicate would flush it again
-        try:
-            process.communicate(timeout=_CANCEL_S)  # reads on, so that it is not held up
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _died(name: str, code: int, said: list[str], tail: str) -> str:
+def _died(name: str, ended: Ended, said: list[str]) -> str:
     """Why a builder's process is gone without a word."""
+    code, tail = ended.code, ended.errors
     errors = [line for line in tail.splitlines() if line.strip()]
     last = reason(said[-1:] or errors[-1:])
     if code == -signal.SIGKILL or "bad_alloc" in tail or "MemoryError" in tail:

@@ -68,7 +68,7 @@ class Plan:
         """
         fitting = [i for i, p in enumerate(self.profiles) if _fits(p, shapes)]
         if not fitting:
-            asked = ", ".join(f"{name} {_size(s)}" for name, s in shapes.items())
+            asked = ", ".join(f"{name} {size_text(s)}" for name, s in shapes.items())
             ranges = "; ".join(_words(p) for p in self.profiles)
             raise InputError(
                 f"{self.path.name} has no profile for {asked}; it takes {ranges}: build it with a "
@@ -341,10 +341,13 @@ def _fits(profile: Profile, shapes: Mapping[str, Sizes]) -> bool:
 
 
 def _words(profile: Profile) -> str:
-    return ", ".join(f"{name} {_size(p[0])} to {_size(p[2])}" for name, p in profile.items())
+    return ", ".join(
+        f"{name} {size_text(p[0])} to {size_text(p[2])}" for name, p in profile.items()
+    )
 
 
-def _size(shape: Sequence[int]) -> str:
+def size_text(shape: Sequence[int | str]) -> str:
+    """A shape as users write it: 1x12x224x224x3."""
     return "x".join(map(str, shape))
 
 

@@ -1,20 +1,14 @@
 """Captions -> CLIP token ids: the authors' text rules, then byte-level BPE.
 
-The rules and the vocabulary are OpenAI CLIP's. The vocabulary comes from the installed open_clip
-package or from a tokenizer.json; open_clip itself is never imported, since that imports torch.
+The rules are OpenAI CLIP's, and so is the vocabulary (see `vocabulary`).
 """
 
 from __future__ import annotations
 
-import functools
-import gzip
 import html
-import importlib.util
-import json
 import logging
 import operator
 import re
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,28 +16,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stan_infer.errors import InputError, MissingError, nearest
-from stan_infer.system.atomic import new_file
-from stan_infer.system.packages import install_command, require
-from stan_infer.text.clip_licence import CLIP_LICENCE, CLIP_LICENCE_FILE
+from stan_infer.errors import InputError, nearest
+from stan_infer.text.vocabulary import END, SPECIAL, START, load_vocabulary
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-START, END = 49406, 49407
-_SPECIAL = {"<|startoftext|>": START, "<|endoftext|>": END}
 _POSITIONS = 77  # the authors' code cuts to this first, whatever the length
 _MAX_CHARACTERS = 10_000
-_MAX_FILE = 16 * 2**20
-_MERGES = 48894  # 49408 entries without 256 bytes, 256 bytes that end a word, 2 special tokens
 _RULES = ("keep-eot", "authors")
-# OpenAI's pattern ignores case. On lower-cased text that only adds the long s and drops U+0345,
-# whose upper case is a letter (found by trying every code point).
-_PATTERN = (
-    r"<\|[sſ]tartoftext\|>|<\|endoftext\|>"
-    r"|'[sſ]|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}\x{345}]+"
-)
-
 _log = logging.getLogger(__name__)
 
 
@@ -104,27 +85,6 @@ def text_rules(context_length: int) -> dict[str, Any]:
     }
 
 
-def write_vocabulary(path: Path) -> None:
-    """Write the installed open_clip's vocabulary as a tokenizer.json of the tokenizers library.
-
-    Its licence goes beside it (clip_licence).
-    The text rules (ftfy, html, white space, lower case) are not part of the file. The library
-    itself adds the start and end token. Raises MissingError, InputError (cannot write).
-    """
-    _need_packages()
-    from tokenizers.processors import TemplateProcessing
-
-    tokenizer = _build(_installed_merges())
-    (start, end) = _SPECIAL
-    tokenizer.post_processor = TemplateProcessing(
-        single=f"{start} $A {end}", special_tokens=list(_SPECIAL.items())
-    )
-    with new_file(Path(path)) as temporary:
-        temporary.write_text(tokenizer.to_str(), encoding="utf-8")
-    with new_file(Path(path).with_name(CLIP_LICENCE_FILE)) as temporary:
-        temporary.write_text(CLIP_LICENCE, encoding="utf-8")
-
-
 def _clean(text: str) -> str:
     import ftfy
 
@@ -143,31 +103,18 @@ def _cut(ids: list[int], length: int) -> list[int]:
 
 
 def _encode_all(texts: list[str], vocabulary: Path | None) -> list[list[int]]:
-    _need_packages()
-    if vocabulary is None:
-        tokenizer = _installed()
-    else:
-        path = Path(vocabulary)
-        if not path.is_file():
-            raise InputError(f"vocabulary {path} is not a file; give a tokenizer.json")
-        stat = path.stat()
-        tokenizer = _from_file(path.resolve(), stat.st_size, stat.st_mtime_ns)
+    tokenizer = load_vocabulary(vocabulary)
     return [[START, *_encode(tokenizer, _clean(text)), END] for text in texts]
 
 
-def _need_packages() -> None:
-    for module in ("ftfy", "tokenizers"):
-        require(module, "tokenising texts", "runtime")
-
-
 def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
-    if not any(word in text for word in _SPECIAL):
+    if not any(word in text for word in SPECIAL):
         return list(tokenizer.encode(text, add_special_tokens=False).ids)
     ids: list[int] = []
     # OpenAI's code knows a special token only where its pattern finds it: not in "!!<|endoftext|>".
     for piece, (begin, end) in tokenizer.pre_tokenizer.pre_tokenize_str(text):
-        if piece in _SPECIAL:
-            ids.append(_SPECIAL[piece])
+        if piece in SPECIAL:
+            ids.append(SPECIAL[piece])
         else:
             ids += tokenizer.encode(text[begin:end], add_special_tokens=False).ids
     return ids
@@ -214,96 +161,3 @@ def _check_length(context_length: int) -> int:
     if not 3 <= length <= _POSITIONS:
         raise InputError(f"context_length is {context_length!r}; allowed are 3 to {_POSITIONS}")
     return length
-
-
-@functools.lru_cache(maxsize=1)
-def _installed() -> Tokenizer:
-    return _build(_installed_merges())
-
-
-def _installed_merges() -> list[tuple[str, str]]:
-    # find_spec only locates a top-level package: open_clip and torch stay unimported.
-    spec = importlib.util.find_spec("open_clip")
-    folders = list(spec.submodule_search_locations or []) if spec else []
-    paths = [Path(folder) / "bpe_simple_vocab_16e6.txt.gz" for folder in folders]
-    path = next((p for p in paths if p.is_file()), None)
-    if path is None:
-        seen = "has no vocabulary file" if folders else "is not installed"
-        raise MissingError(
-            f"no vocabulary: open_clip_torch 3 {seen} and no tokenizer.json was given: "
-            f"{install_command('cpu')}"
-        )
-    try:
-        lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")
-        pairs = [(a, b) for a, b in (line.split() for line in lines[1 : _MERGES + 1])]
-    except (OSError, EOFError, ValueError, zlib.error) as e:
-        raise MissingError(
-            f"open_clip's vocabulary file is damaged ({e}): "
-            'pip install --force-reinstall "open_clip_torch>=3,<4"'
-        ) from e
-    return pairs
-
-
-def _vocab(merges: Sequence[tuple[str, str]]) -> dict[str, int]:
-    """The ids that follow from the merges: bytes, bytes that end a word, merges, special tokens."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    symbols = [chr(b) for b in printable] + [chr(256 + i) for i in range(256 - len(printable))]
-    words = [*symbols, *(s + "</w>" for s in symbols), *(a + b for a, b in merges), *_SPECIAL]
-    return {word: i for i, word in enumerate(words)}
-
-
-def _build(merges: list[tuple[str, str]]) -> Tokenizer:
-    from tokenizers import Regex, Tokenizer
-    from tokenizers.models import BPE
-    from tokenizers.pre_tokenizers import ByteLevel, Split
-    from tokenizers.pre_tokenizers import Sequence as Steps
-
-    tokenizer = Tokenizer(BPE(_vocab(merges), merges, end_of_word_suffix="</w>"))
-    split = Split(Regex(_PATTERN), "removed", invert=True)
-    tokenizer.pre_tokenizer = Steps([split, ByteLevel(add_prefix_space=False, use_regex=False)])
-    return tokenizer
-
-
-@functools.lru_cache(maxsize=4)
-def _from_file(path: Path, size: int, mtime_ns: int) -> Tokenizer:
-    """Read a tokenizer.json that anybody may have written.
-
-    Only its merges are used, by the code that builds ours, and everything else in it must be what
-    follows from them: a stranger's pattern or normaliser is never run.
-    """
-    if size > _MAX_FILE:
-        raise InputError(f"vocabulary {path} has {size} bytes; allowed are {_MAX_FILE}")
-    try:
-        with path.open("rb") as f:
-            merges = _merges_of(json.loads(f.read(_MAX_FILE + 1)))
-        return _build(merges)
-    except OSError as e:
-        raise InputError(f"cannot read vocabulary {path}: {e.strerror or e}") from e
-    except Exception as e:  # the tokenizers library raises bare Exception
-        reason = str(e) or type(e).__name__
-        raise InputError(
-            f"vocabulary {path} is not a tokenizer.json as export writes it ({reason[:200]}); "
-            "export the model again"
-        ) from e
-
-
-def _merges_of(content: Any) -> list[tuple[str, str]]:
-    """The merges of a parsed tokenizer.json; raises anything at all for a file unlike ours."""
-    model, steps = content["model"], content["pre_tokenizer"]["pretokenizers"]
-    if model["type"] != "BPE" or model["end_of_word_suffix"] != "</w>":
-        raise ValueError("its model is not a BPE with words ending in </w>")
-    if content["normalizer"] is not None or content["added_tokens"]:
-        raise ValueError("it has a normalizer or added tokens")
-    if [s["type"] for s in steps] != ["Split", "ByteLevel"] or (
-        steps[0]["pattern"] != {"Regex": _PATTERN}
-    ):
-        raise ValueError("it splits words in another way")
-    # Older versions of the library write "a b" in place of ["a", "b"].
-    pairs = (m.split(" ") if isinstance(m, str) else m for m in model["merges"])
-    merges = [(a, b) for a, b in pairs]
-    # Everything else follows from the merges, so they can be checked by building it again.
-    if len(merges) != _MERGES:
-        raise ValueError(f"it has {len(merges)} merges, not {_MERGES}")
-    if model["vocab"] != _vocab(merges):
-        raise ValueError("its token ids are not those that follow from its merges")
-    return merges

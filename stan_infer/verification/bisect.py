@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from stan_infer.artefacts.difference import relative_error
 from stan_infer.artefacts.graph_source import bare_source
 from stan_infer.engines.open import open_graph
 from stan_infer.errors import InputError, MissingError
@@ -245,8 +246,7 @@ def _error(
     want = wanted[name].astype(np.float64)
     if got.shape != want.shape:
         return math.inf, f"its shape is {list(got.shape)} instead of {list(want.shape)}"
-    with np.errstate(all="ignore"):
-        error = float(np.abs(got - want).max() / max(float(np.abs(want).max()), 1e-30))
+    error = relative_error(got, want, max(float(np.abs(want).max()), 1e-30))
     return (error, "") if math.isfinite(error) else (math.inf, "values that are not finite")
 
 

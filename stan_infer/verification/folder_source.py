@@ -25,7 +25,8 @@ from stan_infer.engines.bare_graph import open_bare
 from stan_infer.engines.graph import OpenGraph
 from stan_infer.errors import InputError
 from stan_infer.system.json_file import checked
-from stan_infer.text.tokenizer import END, START, text_rules, tokenize
+from stan_infer.text.tokenizer import text_rules, tokenize
+from stan_infer.text.vocabulary import END, START
 from stan_infer.verification.graph_source import ROLES, form, sound, tower
 from stan_infer.verification.source import Arrays, Form, Source, score_arrays, to_input
 from stan_infer.video.clip import SAMPLING_RULE, resize_crop, sample_indices

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stan_infer.config import StanConfig
-from stan_infer.scores import cosine_scores, mug_scores
+from stan_infer.scores import head_scores
 from stan_infer.video.clip import regular_file
 from stan_infer.video.pyav_reader import read_pyav, told
 
@@ -130,9 +130,6 @@ def decode(source: Source, path: Path) -> tuple[np.ndarray, list[np.ndarray]]:
 
 def score_arrays(config: StanConfig, text: Arrays, mask: np.ndarray, video: Arrays) -> np.ndarray:
     """Scores [Q, B] over the temperature, from what the towers gave."""
-    if config.is_mug:
-        tokens, frames = text["token_embeds"], video["frame_embeds"]
-        scores = mug_scores(tokens, mask, frames, mode=config.head, tau=config.mug_tau)
-    else:
-        scores = cosine_scores(text["text_embeds"], video["video_embeds"])
-    return scores / config.temperature
+    names = ("token_embeds", "frame_embeds") if config.is_mug else ("text_embeds", "video_embeds")
+    features = text[names[0]], mask, video[names[1]]
+    return head_scores(config.head, *features, tau=config.mug_tau) / config.temperature

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from stan_infer.artefacts.difference import relative_error
 from stan_infer.errors import CheckError, InputError
 
 Pair = Sequence[Any]  # of A and of B
@@ -33,8 +34,8 @@ class Stage:
             return self.fail(where, f"shape {list(got.shape)} instead of {list(want.shape)}", case)
         with np.errstate(all="ignore"):
             want, got = want.astype(np.float64), got.astype(np.float64)
-            error = float(np.abs(want - got).max()) if want.size else 0.0
-            error /= float(scale or max(np.abs(want).max(initial=0), 1e-30))
+            largest = max(np.abs(want).max(initial=0), 1e-30)
+            error = relative_error(got, want, float(scale or largest))
             if scale is None and want.ndim > 1:
                 lengths = np.linalg.norm(want, axis=-1) * np.linalg.norm(got, axis=-1)
                 cosine = np.where(lengths == 0, 1.0, (want * got).sum(-1) / lengths).min()

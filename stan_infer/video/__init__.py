@@ -1,5 +1,5 @@
 """From a video file to a clip: T frames, resized and cropped as the authors do.
 
-Imports system.
-Start at `clip.read_clip`.
+Imports config and system.
+Start at `clip.read_clip`; `spec.ClipSpec` is what every reader takes.
 """

@@ -3,40 +3,46 @@
 decord can hang for ever while it holds the interpreter's lock (a container that lies about its
 frame count), any decoder can crash on a stranger's file, and all leak. So the parent keeps a child,
 asks it for one clip at a time over pipes, and kills it when it does not answer.
-Protocol, both ways: 4 bytes big-endian length, that many bytes of JSON, then for a clip its pixels,
-whose size the parent knows from what it asked for. No pickle: the child has read a stranger's file.
+Messages go as `child` has them; a clip's pixels follow its message, and the parent knows their size
+from what it asked for.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import signal
-import struct
-import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from stan_infer.errors import InputError, MissingError, StanError
+from stan_infer.system.child import (
+    Child,
+    how_it_ended,
+    python,
+    receive,
+    receive_bytes,
+    send,
+)
 from stan_infer.system.packages import install_command
-from stan_infer.video.clip import Clip, check_options, read_clip_info
+from stan_infer.video.clip import Clip, read_clip_info
+from stan_infer.video.spec import ClipSpec
 
 MEMORY_LIMIT = 8 * 2**30  # bytes of address space of one worker
-MAX_HEADER = 2**20  # bytes of JSON in one message
 START_S = 60.0  # for the imports of a new worker, on a busy machine
 _PREFETCH = 2  # clips per worker that may wait for the reader
-_COMMAND = (sys.executable, "-P", "-m", "stan_infer.video.decode_worker")
+_COMMAND = python("stan_infer.video.decode_worker")
 
 _Result: TypeAlias = Clip | StanError
 _Task: TypeAlias = tuple[Path, Future[_Result]]
@@ -53,7 +59,7 @@ class DecodeWorker:
         """recycle: clips after which the child is replaced (decoders leak)."""
         self._recycle = recycle
         self._clips = 0
-        self._process: subprocess.Popen[bytes] | None = None
+        self._child: Child | None = None
         self._closed = False
         self._lock = threading.Lock()
 
@@ -71,74 +77,61 @@ class DecodeWorker:
         """Kill the child at once, whatever it does; the worker cannot be used again."""
         with self._lock:
             self._closed = True
-            _end(self._process)
+            if self._child is not None:
+                self._child.end()
 
     def read(
         self,
         path: str | os.PathLike[str],
+        spec: ClipSpec,
         *,
-        frames: int,
-        short_side: int,
-        crop: int,
-        decoder: str = "auto",
-        views: tuple[int, int] | None = None,
         timeout_s: float = 60.0,
     ) -> Clip:
-        """Return what `video.read_clip_info` returns, from the child.
+        """Return what `clip.read_clip_info` returns, from the child.
 
         Raises its InputError or MissingError, and InputError when the child does not answer within
         timeout_s seconds (it is killed) or dies. The next call starts a new child.
         """
-        check_options(frames=frames, short_side=short_side, crop=crop, decoder=decoder, views=views)
-        asked = {"frames": frames, "short_side": short_side, "crop": crop, "decoder": decoder}
-        shape = (
-            [frames, crop, crop, 3] if views is None else [math.prod(views), frames, crop, crop, 3]
-        )
         _check_timeout(timeout_s)
-        process = self._running()
-        assert process.stdin is not None and process.stdout is not None
+        child = self._running()
         header: dict[str, Any] | None = None
         pixels = b""
+        asked = {"path": os.fspath(path), "spec": asdict(spec), "timeout_s": timeout_s}
         try:
             # A child that dies shows as a broken pipe or as the end of its output.
-            with _watched(process, timeout_s) as expired, suppress(OSError, EOFError, ValueError):
-                place = {"path": os.fspath(path), "timeout_s": timeout_s}
-                _send(process.stdin, {**asked, "views": views, **place})
-                header = _receive(process.stdout)
+            with child.deadline(timeout_s) as expired, suppress(OSError, EOFError, ValueError):
+                send(child.input, asked)
+                header = receive(child.output)
                 if header["status"] == "clip":
-                    pixels = _exactly(process.stdout, math.prod(shape))
+                    pixels = receive_bytes(child.output, math.prod(spec.shape))
         except BaseException:
-            _end(process)  # interrupted half-way: the next reply would be the wrong clip's
+            child.end()  # interrupted half-way: the next reply would be the wrong clip's
             raise
         late = expired.is_set()
         if late or header is None or (header["status"] == "clip" and not pixels):
-            code = _end(process)
+            code = child.end()
             raise InputError(_epitaph(path, timeout_s if late else None, code))
         self._clips += 1
         if self._clips >= self._recycle:
-            _end(process)
+            child.end()
         if header["status"] == "clip":
-            return _clip(header, pixels, shape)
+            return _clip(header, pixels, spec)
         raise _error(header)
 
-    def _running(self) -> subprocess.Popen[bytes]:
+    def _running(self) -> Child:
         with self._lock:
             if self._closed:
                 raise ValueError("this DecodeWorker is closed")
-            if self._process is not None and self._process.poll() is None:
-                return self._process
-            _end(self._process)
-            # In a group of its own a Ctrl-C on the terminal does not reach the child half-started.
-            extra: dict[str, Any] = {"process_group": 0} if os.name == "posix" else {}
-            process = subprocess.Popen(
-                _COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, **extra
-            )
-            self._process, self._clips = process, 0
-        assert process.stdout is not None
-        with _watched(process, START_S) as expired, suppress(OSError, EOFError, ValueError):
-            if _receive(process.stdout)["status"] == "ready" and not expired.is_set():
-                return process
-        _end(process)
+            if self._child is not None:
+                if self._child.runs:
+                    return self._child
+                self._child.end()
+            child = self._child = Child(_COMMAND)
+            self._clips = 0
+        with child.deadline(START_S) as expired, suppress(OSError, EOFError, ValueError):
+            if receive(child.output)["status"] == "ready" and not expired.is_set():
+                return child
+        child.end()
         if self._closed:
             raise ValueError("this DecodeWorker is closed")
         raise MissingError(
@@ -149,37 +142,26 @@ class DecodeWorker:
 
 
 def read_clips(
-    paths: Sequence[Path],
-    *,
-    frames: int,
-    short_side: int,
-    crop: int,
-    decoder: str = "auto",
-    views: tuple[int, int] | None = None,
-    workers: int = 1,
-    timeout_s: float = 60.0,
+    paths: Sequence[Path], spec: ClipSpec, *, workers: int = 1, timeout_s: float = 60.0
 ) -> Generator[tuple[Path, _Result], None, None]:
     """Yield (path, clip or error) for every path, in order, decoded by `workers` processes.
 
     At most two clips per worker are decoded ahead. An error of one file is yielded, not raised;
     wrong options raise InputError at once. Closing the iterator, or Ctrl-C, kills all children.
     """
-    check_options(frames=frames, short_side=short_side, crop=crop, decoder=decoder, views=views)
     _check_timeout(timeout_s)
     if workers < 1:
         raise InputError(f"workers is {workers}; at least 1 is needed")
-    sizes = {"frames": frames, "short_side": short_side, "crop": crop}
-    options = {**sizes, "decoder": decoder, "views": views}
-    return _in_order(paths, {**options, "timeout_s": timeout_s}, min(workers, max(1, len(paths))))
+    return _in_order(paths, spec, timeout_s, min(workers, max(1, len(paths))))
 
 
 def _in_order(
-    paths: Sequence[Path], options: dict[str, Any], workers: int
+    paths: Sequence[Path], spec: ClipSpec, timeout_s: float, workers: int
 ) -> Generator[tuple[Path, _Result], None, None]:
     tasks: SimpleQueue[_Task | None] = SimpleQueue()
     pool = [DecodeWorker() for _ in range(workers)]
     threads = [
-        threading.Thread(target=_serve, args=(worker, tasks, options), daemon=True)
+        threading.Thread(target=_serve, args=(worker, tasks, spec, timeout_s), daemon=True)
         for worker in pool
     ]
     waiting: deque[_Task] = deque()
@@ -205,61 +187,31 @@ def _in_order(
                 thread.join()
 
 
-def _serve(worker: DecodeWorker, tasks: SimpleQueue[_Task | None], options: dict[str, Any]) -> None:
+def _serve(
+    worker: DecodeWorker, tasks: SimpleQueue[_Task | None], spec: ClipSpec, timeout_s: float
+) -> None:
     while (task := tasks.get()) is not None:
         path, future = task
         try:
-            future.set_result(worker.read(path, **options))
+            future.set_result(worker.read(path, spec, timeout_s=timeout_s))
         except StanError as e:
             future.set_result(e)
         except Exception as e:
             future.set_exception(e)
 
 
-@contextmanager
-def _watched(process: subprocess.Popen[bytes], seconds: float) -> Iterator[threading.Event]:
-    """Kill the process after `seconds` unless the block ends before; the event tells."""
-    expired = threading.Event()
-
-    def expire() -> None:
-        expired.set()
-        process.kill()
-
-    timer = threading.Timer(seconds, expire)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield expired
-    finally:
-        timer.cancel()
-        timer.join()
-
-
-def _end(process: subprocess.Popen[bytes] | None) -> int:
-    """Kill and reap the process; return how it ended (a negative signal, or an exit code)."""
-    if process is None:
-        return 0
-    process.kill()  # does nothing to one that ended by itself: its own code stays
-    code = process.wait()
-    for pipe in (process.stdin, process.stdout):
-        with suppress(OSError):
-            if pipe is not None:
-                pipe.close()
-    return code
-
-
 def _epitaph(path: str | os.PathLike[str], timeout_s: float | None, code: int) -> str:
     if timeout_s is not None:
         end = f"did not answer within {timeout_s:g} s (killed)"
     else:
-        end = f"crashed (signal {-code})" if code < 0 else f"crashed (exit code {code})"
+        end = f"crashed ({how_it_ended(code)})"
     return f"{os.fspath(path)}: the decoder {end}; the file is likely damaged: re-encode it"
 
 
-def _clip(header: dict[str, Any], pixels: bytes, shape: list[int]) -> Clip:
+def _clip(header: dict[str, Any], pixels: bytes, spec: ClipSpec) -> Clip:
     height, width = header["source_size"]
     # Through a bytearray, so that the pixels are writable as those of read_clip_info are.
-    array = np.frombuffer(bytearray(pixels), np.uint8).reshape(shape)
+    array = np.frombuffer(bytearray(pixels), np.uint8).reshape(spec.shape)
     return Clip(
         pixels=array,
         indices=np.array(header["indices"], np.int64),
@@ -285,28 +237,6 @@ def _check_timeout(timeout_s: float) -> None:
         raise InputError(f"timeout_s is {timeout_s}; it must be a number of seconds above 0")
 
 
-def _send(pipe: BinaryIO | Any, header: dict[str, Any], pixels: bytes | memoryview = b"") -> None:
-    text = json.dumps(header).encode()
-    pipe.write(struct.pack(">I", len(text)) + text)
-    pipe.write(pixels)
-    pipe.flush()
-
-
-def _receive(pipe: BinaryIO | Any) -> dict[str, Any]:
-    (size,) = struct.unpack(">I", _exactly(pipe, 4))
-    if size > MAX_HEADER:
-        raise ValueError(f"a header of {size} bytes")
-    header: dict[str, Any] = json.loads(_exactly(pipe, size))
-    return header
-
-
-def _exactly(pipe: BinaryIO | Any, size: int) -> bytes:
-    data: bytes = pipe.read(size)
-    if len(data) < size:
-        raise EOFError
-    return data
-
-
 def main() -> None:
     """Serve clips on standard input and output until the input ends (the child's side)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
@@ -315,32 +245,32 @@ def main() -> None:
     _limit_memory()
     with suppress(Exception, SystemExit):  # a missing package is told with the first clip
         import av  # noqa: F401
-    _send(replies, {"status": "ready"})
+    send(replies, {"status": "ready"})
     # decord's FFmpeg prints every flaw of a file; the reply says what matters.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     os.dup2(2, 1)
     while True:
         try:
-            asked = _receive(sys.stdin.buffer)
+            asked = receive(sys.stdin.buffer)
         except (EOFError, OSError):
             return
         header, pixels = _answer(asked)
         try:
-            _send(replies, header, pixels)
+            send(replies, header, pixels)
         except OSError:
             return  # the parent is gone
 
 
 def _answer(asked: dict[str, Any]) -> tuple[dict[str, Any], bytes | memoryview]:
-    timeout_s = asked.pop("timeout_s")
-    path = asked.pop("path")
-    asked["views"] = asked["views"] and tuple(asked["views"])
+    timeout_s, values = asked["timeout_s"], asked["spec"]
+    views = values["views"] and tuple(values["views"])  # a list in JSON
+    spec = ClipSpec(**{**values, "views": views})
     # Should the parent die during a hang, nobody is left to kill this process: the kernel does it.
     alarm = hasattr(signal, "setitimer")
     if alarm:
         signal.setitimer(signal.ITIMER_REAL, min(2 * timeout_s + 5, 1e6))
     try:
-        clip = read_clip_info(path, **asked)
+        clip = read_clip_info(asked["path"], spec)
     except InputError as e:
         return {"status": "input", "message": str(e)}, b""
     except MissingError as e:

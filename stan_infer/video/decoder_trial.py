@@ -13,6 +13,7 @@ import numpy as np
 from stan_infer.errors import InputError
 from stan_infer.system.temporary import temporary_folder
 from stan_infer.video.decode_worker import DecodeWorker
+from stan_infer.video.spec import ClipSpec
 
 _NAME = "clip.mp4"
 SIDE = 64  # pixels; decord 0.6 cannot read frames whose width is no multiple of 64
@@ -68,11 +69,12 @@ def decode_own_clip(decoder: str) -> None:
 
     Raises RuntimeError where it cannot be read or they differ, and what else reading raises.
     """
+    spec = ClipSpec(frames=FRAMES, short_side=SIDE, crop=SIDE, decoder=decoder)
     with temporary_folder("a clip that is decoded as a trial") as folder, DecodeWorker() as worker:
         path = folder / _NAME
         path.write_bytes(base64.b64decode(CLIP))
         try:
-            clip = worker.read(path, frames=FRAMES, short_side=SIDE, crop=SIDE, decoder=decoder)
+            clip = worker.read(path, spec)
         except InputError as e:  # that blames the file, which is right here
             reason = _reason(str(e))
             raise RuntimeError(f"{decoder} does not decode doctor's own clip: {reason}") from e

@@ -1,4 +1,4 @@
-"""Find the files of named videos in a folder; a name never leads out of it."""
+"""Find video files: all in a folder, or those of given names, which never lead out of it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,44 @@ from collections.abc import Sequence
 from pathlib import Path, PurePath
 
 from stan_infer.errors import InputError
-from stan_infer.video.clip import SUFFIXES, list_videos
+
+SUFFIXES = tuple(".mp4 .mkv .webm .avi .mov .m4v .mpg .mpeg .ts .flv .wmv .3gp .gif".split())
+
+
+def list_videos(paths: Sequence[Path]) -> list[Path]:
+    """Return the videos that `paths` name: files as given, folders walked in sorted order.
+
+    A folder gives everything below it with a known suffix (SUFFIXES, any case), also what turns out
+    to be no readable file, so that it is reported; hidden names and links to folders are passed
+    over. Raises InputError for a path
+    that does not exist, a folder that cannot be read and a folder without any video.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if os.path.isdir(path):
+            inside = _walk(path)
+            if not inside:
+                raise InputError(f"folder {path} holds no video ({' '.join(SUFFIXES)})")
+            found += inside
+        elif os.path.lexists(path):
+            found.append(path)
+        else:
+            raise InputError(f"no such video file or folder: {path}; check the spelling")
+    return found
+
+
+def _walk(folder: Path) -> list[Path]:
+    def fail(e: OSError) -> None:
+        raise InputError(f"cannot read folder {e.filename}: {e.strerror}; check its permissions")
+
+    found = []
+    for place, folders, files in os.walk(folder, onerror=fail):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in files:
+            file = Path(place, name)
+            if not name.startswith(".") and file.suffix.lower() in SUFFIXES:
+                found.append(file)
+    return sorted(found)
 
 
 def video_stem(name: str) -> str:
@@ -30,7 +67,7 @@ def locate_videos(folder: Path, names: Sequence[str]) -> list[Path | None]:
     """Return each named video's file anywhere below `folder`, None where there is none.
 
     A name is a path below the folder, a file name, or one without its suffix (which must be one of
-    video.SUFFIXES then); the first of these that fits counts. Raises InputError where a name fits
+    SUFFIXES then); the first of these that fits counts. Raises InputError where a name fits
     several files, or the folder has no video.
     """
     by_name: dict[str, list[Path]] = defaultdict(list)

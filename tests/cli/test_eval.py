@@ -16,6 +16,7 @@ from stan_infer.evaluation.metrics import class_figures, rank_figures, retrieval
 from stan_infer.scores import cosine_scores
 from stan_infer.text.tokenizer import tokenize
 from stan_infer.video.clip import read_clip_info
+from stan_infer.video.spec import ClipSpec
 from tests.video import broken_videos as make
 
 TEXTS = ["a red square", "a blue ring, moving left", "noise"]
@@ -77,13 +78,7 @@ def test_recognition_averages_the_probabilities_of_views(cli, checkpoint, videos
     text = session.embed_text(tokenize(["to run", "to walk"], c.context_length)).numpy()
     scores = []
     for i in range(3):
-        clip = read_clip_info(
-            videos / f"clip{i}.mp4",
-            frames=c.frames,
-            short_side=c.short_side,
-            crop=c.image_size,
-            views=(2, 3),
-        )
+        clip = read_clip_info(videos / f"clip{i}.mp4", ClipSpec.of(c, views=(2, 3)))
         assert clip.pixels.shape == (6, 8, 64, 64, 3)
         logits = 100 * cosine_scores(text, session.embed_video(clip.pixels).numpy()).T
         e = np.exp(logits.astype(np.float64))
@@ -175,7 +170,7 @@ def test_the_cache_spares_videos_and_gives_the_same_figures(
     more = arguments("retrieval", retrieval_csv, videos, "--cache", tmp_path / "cache")
     first = cli("eval", checkpoint, *more).records[0]
 
-    def no_reading(session, paths, **options):
+    def no_reading(session, paths, *options, **more):
         assert not paths
         yield from ()
 

@@ -6,6 +6,7 @@ import html.entities
 import itertools
 import json
 import random
+from dataclasses import replace
 
 import ftfy
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 
 import stan_infer as si
 from stan_infer.video.clip import read_clip_info
+from stan_infer.video.spec import ClipSpec
 from tests.conftest import golden_folder
 from tests.cpp.conftest import MOTION, unavailable
 
@@ -72,12 +74,8 @@ def test_other_forms_of_the_video_graph(plain, model, tmp_path, options):
     out = tmp_path / "x"
     si.export_model(model, out, **options)
     assert plain.run(out, "--self-test").returncode == 0
-    clip = read_clip_info(
-        CLIPS[0],
-        frames=options.get("frames", model.config.frames),
-        short_side=model.config.short_side,
-        crop=model.config.image_size,
-    ).pixels
+    frames = options.get("frames", model.config.frames)
+    clip = read_clip_info(CLIPS[0], replace(ClipSpec.of(model.config), frames=frames)).pixels
     session = si.open_session(str(MOTION / "motion.safetensors"))
     wanted = np.asarray(session.embed_video(clip[None]))[0]
     got = np.array(plain.json(out, CLIPS[0], "--embed", "--json")["embedding"])
@@ -173,7 +171,8 @@ def test_frames_are_those_of_python(plain, golden, tmp_path, t):
         assert all(s == shape for s in answer["shapes"])
         raw = np.fromfile(tmp_path / "raw", np.uint8).reshape(t, *shape[1:])
         side = min(shape[1:3])
-        clip = read_clip_info(video, frames=t, short_side=side, crop=side, decoder="pyav")
+        spec = ClipSpec(frames=t, short_side=side, crop=side, decoder="pyav")
+        clip = read_clip_info(video, spec)
         assert (answer["indices"], answer["total"]) == (clip.indices.tolist(), clip.total_frames)
         assert tuple(shape[1:3]) == clip.source_size
         top, left = (shape[1] - side) // 2, (shape[2] - side) // 2

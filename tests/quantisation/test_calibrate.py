@@ -184,7 +184,7 @@ count, state = int(sys.argv[1]), Path(sys.argv[2])
 model = init_random(Stan(tiny_config(image_size=64, short_side=64))).eval()
 rng = np.random.default_rng(0)
 
-def readings(paths, **options):
+def readings(paths, spec, **options):
     for path in paths:
         pixels = rng.integers(0, 256, (6, 64, 64, 3), np.uint8)
         yield path, Clip(pixels, np.arange(6), 6, "pyav", (64, 64))

@@ -446,8 +446,8 @@ def test_a_builder_sees_the_gpu_that_it_is_for(monkeypatch, visible, gpu, seen):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert build._only(gpu)["CUDA_VISIBLE_DEVICES"] == seen
-    assert build._only(None) is None
+    assert build_module._only(gpu)["CUDA_VISIBLE_DEVICES"] == seen
+    assert build_module._only(None) is None
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs signals")

@@ -20,7 +20,7 @@ from stan_infer.export.to_triton_server import Word, text_format, write_reposito
 from stan_infer.network.model import Stan, init_random
 from stan_infer.tensorrt_plans.build import build_plans
 from stan_infer.tensorrt_plans.options import PlanOptions
-from stan_infer.text.clip_licence import CLIP_LICENCE, CLIP_LICENCE_FILE
+from stan_infer.text.vocabulary import CLIP_LICENCE, CLIP_LICENCE_FILE
 from tests.conftest import tiny_config
 
 model_config_pb2 = pytest.importorskip(

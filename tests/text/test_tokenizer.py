@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 from stan_infer.errors import InputError, MissingError
 from stan_infer.system.packages import install_command
-from stan_infer.text import tokenizer as module
-from stan_infer.text.tokenizer import END, START, cut_texts, tokenize, write_vocabulary
+from stan_infer.text import vocabulary as module
+from stan_infer.text.tokenizer import cut_texts, tokenize
+from stan_infer.text.vocabulary import END, START, write_vocabulary
 
 SPELLED = ("<start_of_text>", "<end_of_text>", "<|startoftext|>", "<|endoftext|>")
 # Letters of a newer Unicode than one of the libraries knows are not ours to judge.

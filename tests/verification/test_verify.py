@@ -19,6 +19,7 @@ from stan_infer.verification.source import FLOAT, UINT8
 from stan_infer.verification.stage import Stage
 from stan_infer.verification.verify import verify
 from stan_infer.video.clip import read_clip_info
+from stan_infer.video.spec import ClipSpec
 from stan_infer.video.synthetic import moving_frames
 
 FAST = {"frames": (2,)}
@@ -216,13 +217,14 @@ def test_bad_input_is_an_error(tiny_model, folder, videos, tmp_path):
 def test_golden_videos_tell_frames_apart_and_one_is_turned(videos):
     counts = {}
     for path in videos:
-        clip = read_clip_info(path, frames=6, short_side=16, crop=16)
+        clip = read_clip_info(path, ClipSpec(frames=6, short_side=16, crop=16))
         counts[path.stem] = clip.total_frames
         if clip.total_frames > 6:
             apart = np.abs(np.diff(clip.pixels.astype(int), axis=0)).max((1, 2, 3))
             assert (apart > 8).all()
     assert counts == {"wide": 40, "tall": 75, "short": 5, "one": 1, "turned": 31}
-    height, width = read_clip_info(videos[-1], frames=1, short_side=16, crop=16).source_size
+    one = ClipSpec(frames=1, short_side=16, crop=16)
+    height, width = read_clip_info(videos[-1], one).source_size
     assert height > width
 
 

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 
 from stan_infer.errors import InputError, MissingError
 from stan_infer.video import clip as clip_module
+from stan_infer.video.find import list_videos
 from stan_infer.video.pyav_reader import _scan, read_pyav
 from stan_infer.video.resize import resized_size
+from stan_infer.video.spec import ClipSpec
 from tests.conftest import golden_folder
 
 av = pytest.importorskip("av")
@@ -86,8 +88,10 @@ def test_sampling_equals_the_authors():
 @pytest.mark.parametrize("size", [(90, 160), (160, 90), (91, 91), (75, 301)])
 def test_views_are_clips_by_crops_of_the_resized_frames(tmp_path, size):
     path = make.make_clip(tmp_path / "a.mkv", frames=23, size=size, codec="ffv1", pix_fmt="bgr0")
-    clip = clip_module.read_clip_info(path, frames=4, short_side=50, crop=48, views=(2, 3))
-    plain = clip_module.read_clip_info(path, frames=4, short_side=50, crop=48)
+    clip = clip_module.read_clip_info(
+        path, ClipSpec(frames=4, short_side=50, crop=48, views=(2, 3))
+    )
+    plain = clip_module.read_clip_info(path, ClipSpec(frames=4, short_side=50, crop=48))
     assert clip.pixels.shape == (6, 4, 48, 48, 3) and clip.indices.shape == (6, 4)
     height, width = resized_size(*size, 50)
     top, left = (height - 48) // 2, (width - 48) // 2
@@ -102,7 +106,7 @@ def test_views_are_clips_by_crops_of_the_resized_frames(tmp_path, size):
             expected = np.stack([w[y : y + 48, x : x + 48] for w in whole])
             np.testing.assert_array_equal(clip.pixels[3 * c + v], expected)
             np.testing.assert_array_equal(clip.indices[3 * c + v], indices)
-    one = clip_module.read_clip_info(path, frames=4, short_side=50, crop=48, views=(1, 1))
+    one = clip_module.read_clip_info(path, ClipSpec(frames=4, short_side=50, crop=48, views=(1, 1)))
     np.testing.assert_array_equal(one.pixels, plain.pixels[None])
 
 
@@ -148,10 +152,7 @@ def test_crops_equal_the_authors(decoder):
         frames, short, crop = (int(part[1:]) for part in key.rsplit("_", 3)[1:])
         clip = clip_module.read_clip_info(
             GOLDEN / "clips" / f"{Path(job['clip']).stem}.mp4",
-            frames=frames,
-            short_side=short,
-            crop=crop,
-            decoder=decoder,
+            ClipSpec(frames=frames, short_side=short, crop=crop, decoder=decoder),
         )
         np.testing.assert_array_equal(clip.indices, z[f"{key}_inds"], err_msg=key)
         expected = z[f"{key}_crops"].transpose(0, 2, 3, 1)
@@ -269,7 +270,7 @@ def test_shapes_and_options(tmp_path):
     for frames in (1, 3, 64):
         pixels = clip_module.read_clip(path, frames, short_side=40, crop=32)
         assert pixels.shape == (frames, 32, 32, 3)
-    clip = clip_module.read_clip_info(str(path), short_side=32, crop=32)
+    clip = clip_module.read_clip_info(str(path), ClipSpec(short_side=32, crop=32))
     assert clip.decoder == "pyav" and clip.total_frames == 3 and clip.source_size == (48, 64)
     for wrong, word in [
         ({"decoder": "decrod"}, "did you mean 'decord'"),
@@ -279,7 +280,7 @@ def test_shapes_and_options(tmp_path):
         ({"frames": 65}, "64 rows"),
     ]:
         with pytest.raises(InputError, match=word):
-            clip_module.read_clip_info(path, **{"short_side": 32, "crop": 32, **wrong})
+            ClipSpec(**{"short_side": 32, "crop": 32, **wrong})
 
 
 def test_missing_package_names_the_command(tmp_path, monkeypatch):
@@ -433,7 +434,7 @@ def test_list_videos(tmp_path):
     (inside / "linked.mp4").symlink_to(tmp_path / "out.mp4")
     (inside / "within.mp4").symlink_to(inside / "a.mp4")
     (inside / "loop").symlink_to(inside)
-    listed = clip_module.list_videos([inside / "c.txt", inside])
+    listed = list_videos([inside / "c.txt", inside])
     assert [p.relative_to(inside).as_posix() for p in listed] == [
         "c.txt",
         "a.mp4",
@@ -445,7 +446,7 @@ def test_list_videos(tmp_path):
     (tmp_path / "none").mkdir()
     for path, word in [(tmp_path / "none", "no video"), (tmp_path / "nowhere", "no such")]:
         with pytest.raises(InputError, match=word):
-            clip_module.list_videos([path])
+            list_videos([path])
 
 
 def test_a_title_that_is_not_utf8(tmp_path):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,12 @@ from stan_infer.errors import InputError, MissingError
 from stan_infer.video import clip as clip_module
 from stan_infer.video import decode_worker
 from stan_infer.video.decode_worker import DecodeWorker, read_clips
+from stan_infer.video.spec import ClipSpec
 
 pytest.importorskip("av")
 from tests.video import broken_videos as make  # noqa: E402 (after importorskip)
 
-SMALL = {"frames": 4, "short_side": 32, "crop": 32}
+SMALL = ClipSpec(frames=4, short_side=32, crop=32)
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 
 # The real child, whose decoder misbehaves by the name of the file.
@@ -28,7 +30,7 @@ import os, signal, sys, time
 import stan_infer.video.decode_worker as worker
 from stan_infer.errors import MissingError
 real = worker.read_clip_info
-def fake(path, **options):
+def fake(path, spec):
     name = os.path.basename(path)
     if name == "hang": time.sleep(1000)
     if name == "stop": os.kill(os.getpid(), signal.SIGSTOP)
@@ -37,7 +39,7 @@ def fake(path, **options):
     if name == "missing": raise MissingError("pip install it")
     if name == "bug": raise ZeroDivisionError("ours")
     os.write(1, b"noise"); os.write(2, b"noise"); print("noise", flush=True)
-    return real(path, **options)
+    return real(path, spec)
 worker.read_clip_info = fake
 worker.main()
 """
@@ -52,7 +54,7 @@ def children(monkeypatch):
         started.append(real(*args, **kwargs))
         return started[-1]
 
-    monkeypatch.setattr(decode_worker.subprocess, "Popen", record)
+    monkeypatch.setattr(subprocess, "Popen", record)
     return started
 
 
@@ -78,10 +80,10 @@ def gone(pid):
 def test_same_as_in_this_process(clip, decoder):
     if decoder == "decord":
         pytest.importorskip("decord")
-    expected = clip_module.read_clip_info(clip, decoder=decoder, **SMALL)
+    expected = clip_module.read_clip_info(clip, replace(SMALL, decoder=decoder))
     with DecodeWorker() as worker:
         for _ in range(2):
-            got = worker.read(clip, decoder=decoder, timeout_s=30, **SMALL)
+            got = worker.read(clip, replace(SMALL, decoder=decoder), timeout_s=30)
             np.testing.assert_array_equal(got.pixels, expected.pixels)
             np.testing.assert_array_equal(got.indices, expected.indices)
             assert got.pixels.dtype == np.uint8 and got.indices.dtype == np.int64
@@ -97,17 +99,17 @@ def test_errors_pass_through(clip, fake, tmp_path, children):
     (tmp_path / "text.mp4").write_text("hello")
     with DecodeWorker() as worker:
         with pytest.raises(InputError, match=r"text\.mp4 is no video"):
-            worker.read(tmp_path / "text.mp4", **SMALL)
+            worker.read(tmp_path / "text.mp4", SMALL)
         with pytest.raises(MissingError, match="pip install it"):
-            worker.read("missing", **SMALL)
+            worker.read("missing", SMALL)
         with pytest.raises(RuntimeError, match="ZeroDivisionError: ours"):
-            worker.read("bug", **SMALL)
+            worker.read("bug", SMALL)
         with pytest.raises(InputError, match="did you mean 'decord'"):
-            worker.read(clip, decoder="decrod", **SMALL)
-        assert worker.read(clip, **SMALL).total_frames == 12
+            worker.read(clip, replace(SMALL, decoder="decrod"))
+        assert worker.read(clip, SMALL).total_frames == 12
     assert len(children) == 1
     with pytest.raises(ValueError, match="closed"):
-        worker.read(clip, **SMALL)
+        worker.read(clip, SMALL)
 
 
 @posix
@@ -123,25 +125,25 @@ def test_errors_pass_through(clip, fake, tmp_path, children):
 def test_the_clip_after_a_hang_or_crash_works(clip, fake, children, name, words):
     with DecodeWorker() as worker:
         with pytest.raises(InputError, match=words):
-            worker.read(name, timeout_s=0.3, **SMALL)
-        assert worker.read(clip, timeout_s=30, **SMALL).total_frames == 12
+            worker.read(name, SMALL, timeout_s=0.3)
+        assert worker.read(clip, SMALL, timeout_s=30).total_frames == 12
     assert len(children) == 2 and all(gone(child.pid) for child in children)
 
 
 @posix
 def test_a_child_that_died_between_clips_is_replaced(clip, children):
     with DecodeWorker() as worker:
-        worker.read(clip, **SMALL)
+        worker.read(clip, SMALL)
         children[0].kill()
         children[0].wait()
-        worker.read(clip, **SMALL)
+        worker.read(clip, SMALL)
     assert len(children) == 2
 
 
 def test_recycling(clip, children):
     with DecodeWorker(recycle=2) as worker:
         for _ in range(5):
-            worker.read(clip, **SMALL)
+            worker.read(clip, SMALL)
     assert len(children) == 3
 
 
@@ -153,10 +155,10 @@ def test_memory_stays_flat(clip, children):
 
     with DecodeWorker() as worker:
         for _ in range(10):
-            worker.read(clip, **SMALL)
+            worker.read(clip, SMALL)
         before = resident()
         for _ in range(60):
-            worker.read(clip, **SMALL)
+            worker.read(clip, SMALL)
         assert resident() - before < 8 * 2**20
     assert len(children) == 1
 
@@ -164,7 +166,7 @@ def test_memory_stays_flat(clip, children):
 @pytest.mark.skipif(not Path("/proc/self/limits").exists(), reason="needs /proc")
 def test_memory_is_limited(clip, children):
     with DecodeWorker() as worker:
-        worker.read(clip, **SMALL)
+        worker.read(clip, SMALL)
         limits = Path(f"/proc/{children[0].pid}/limits").read_text()
     line = next(line for line in limits.splitlines() if line.startswith("Max address space"))
     assert int(line.split()[3]) <= decode_worker.MEMORY_LIMIT
@@ -173,30 +175,33 @@ def test_memory_is_limited(clip, children):
 def test_a_child_that_cannot_start_names_the_command(clip, monkeypatch):
     monkeypatch.setattr(decode_worker, "_COMMAND", (sys.executable, "-c", "raise SystemExit(3)"))
     with DecodeWorker() as worker, pytest.raises(MissingError, match="pip install"):
-        worker.read(clip, **SMALL)
+        worker.read(clip, SMALL)
 
 
 @posix
 def test_read_clips_keeps_the_order_and_yields_errors(clip, fake, children):
     paths = [clip, Path("crash"), clip, Path("nowhere.mp4"), clip, Path("hang"), clip, clip]
-    results = list(read_clips(paths, workers=2, timeout_s=1, **SMALL))
+    results = list(read_clips(paths, SMALL, workers=2, timeout_s=1))
     assert [path for path, _ in results] == paths
     for path, result in results:
-        assert isinstance(result, clip.Clip if path == clip else InputError), result
+        assert isinstance(result, clip_module.Clip if path == clip else InputError), result
     assert all(gone(child.pid) for child in children)
-    assert list(read_clips([], **SMALL)) == []
+    assert list(read_clips([], SMALL)) == []
 
 
 def test_read_clips_refuses_options_at_once(clip):
-    for wrong in ({"workers": 0}, {"timeout_s": 0}, {"crop": 33}, {"decoder": "x"}):
+    for wrong in ({"workers": 0}, {"timeout_s": 0}):
         with pytest.raises(InputError):
-            read_clips([clip], **{**SMALL, **wrong})
+            read_clips([clip], SMALL, **wrong)
+    for wrong in ({"crop": 33}, {"decoder": "x"}):
+        with pytest.raises(InputError):
+            replace(SMALL, **wrong)
 
 
 @posix
 @pytest.mark.parametrize("end", ["close", "throw"])
 def test_an_abandoned_iterator_kills_its_children(clip, fake, children, end):
-    clips = read_clips([clip, *[Path("hang")] * 9], workers=2, timeout_s=100, **SMALL)
+    clips = read_clips([clip, *[Path("hang")] * 9], SMALL, workers=2, timeout_s=100)
     next(clips)
     start = time.monotonic()
     if end == "close":
@@ -217,7 +222,7 @@ def test_prefetch_is_bounded(clip):
                 taken.append(path)
                 yield path
 
-    clips = read_clips(Paths([clip] * 20), workers=2, timeout_s=60, **SMALL)
+    clips = read_clips(Paths([clip] * 20), SMALL, workers=2, timeout_s=60)
     next(clips)
     assert len(taken) == 4
     clips.close()
@@ -235,11 +240,10 @@ def run_parent(clip):
         child = real(*args, **kwargs)
         print(child.pid, flush=True)
         return child
-    worker.subprocess.Popen = popen
+    subprocess.Popen = popen
     paths = [Path({str(clip)!r}), Path("hang")]
-    for path, result in worker.read_clips(
-        paths, frames=4, short_side=32, crop=32, timeout_s=TIMEOUT
-    ):
+    spec = worker.ClipSpec(frames=4, short_side=32, crop=32)
+    for path, result in worker.read_clips(paths, spec, timeout_s=TIMEOUT):
         print("read", flush=True)
     """
     return textwrap.dedent(code)
@@ -284,5 +288,5 @@ def test_a_lying_container_ends_in_time_with_decord(tmp_path):
         make.lie_keys(source, tmp_path / "keys.mp4", 9),
     ]
     start = time.monotonic()
-    results = list(read_clips(liars, decoder="decord", timeout_s=5, **SMALL))
+    results = list(read_clips(liars, replace(SMALL, decoder="decord"), timeout_s=5))
     assert len(results) == 4 and time.monotonic() - start < 40

@@ -96,7 +96,7 @@ def test_a_decoder_that_does_not_load(broken, tmp_path):
 
 def test_pixels_that_are_slightly_wrong(broken):
     broken("""
-        from stan_infer import decoders
+        from stan_infer.video import pyav_reader as decoders
         right = decoders._rgb
         decoders._rgb = lambda path, frame: right(path, frame) // 16 * 16 + 15
     """)

@@ -1,0 +1,178 @@
+"""A process of our own for work that may crash, hang or take too much memory.
+
+Both sides send JSON objects, one a line, and may send plain bytes after one. Nothing is unpickled:
+the child may have read a stranger's file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import IO, Any
+
+from stan_infer.system.temporary import temporary_file
+
+MAX_LINE = 2**24  # bytes of one JSON object
+_TAIL = 2000  # bytes of standard error that are kept
+
+
+def python(module: str) -> tuple[str, ...]:
+    """The command that runs a module; -P: nothing in the current folder can take its place."""
+    return (sys.executable, "-P", "-m", module)
+
+
+def send(pipe: IO[bytes], message: Mapping[str, Any], data: bytes | memoryview = b"") -> None:
+    """Write one message, and bytes whose size the reader knows. Raises OSError."""
+    pipe.write(json.dumps(message).encode() + b"\n")
+    pipe.write(data)
+    pipe.flush()
+
+
+def receive(pipe: IO[bytes]) -> dict[str, Any]:
+    """Read one message; EOFError where there are no more, ValueError for anything else."""
+    line = pipe.readline(MAX_LINE)
+    if not line:
+        raise EOFError
+    message = json.loads(line)
+    if not isinstance(message, dict):
+        raise ValueError("not a JSON object")
+    return message
+
+
+def receive_bytes(pipe: IO[bytes], size: int) -> bytes:
+    """Read so many bytes; EOFError where there are fewer."""
+    data = pipe.read(size)
+    if len(data) < size:
+        raise EOFError
+    return data
+
+
+def how_it_ended(code: int) -> str:
+    """An exit code as subprocess gives it, in words: "signal 9" or "exit code 1"."""
+    return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+
+class Child:
+    """A running child with pipes to its standard input and output.
+
+    It is in a session of its own, so that a Ctrl-C on the terminal reaches only us, who end it.
+    """
+
+    def __init__(
+        self,
+        command: tuple[str, ...],
+        *,
+        errors: IO[bytes] | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        """errors: where its standard error goes; None: where ours goes. env: None: as ours."""
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env=env,
+            start_new_session=True,
+        )
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self.input: IO[bytes] = self._process.stdin
+        self.output: IO[bytes] = self._process.stdout
+
+    @property
+    def runs(self) -> bool:
+        """Whether it has not ended yet."""
+        return self._process.poll() is None
+
+    @contextmanager
+    def deadline(self, seconds: float) -> Iterator[threading.Event]:
+        """Kill the child after `seconds` unless the block ends before; the event is set then."""
+        expired = threading.Event()
+
+        def expire() -> None:
+            expired.set()
+            self._process.kill()
+
+        timer = threading.Timer(seconds, expire)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield expired
+        finally:
+            timer.cancel()
+            timer.join()
+
+    def wait(self) -> int:
+        """Wait until it ends by itself; return its exit code, negative for a signal."""
+        code = self._process.wait()
+        self._close()
+        return code
+
+    def end(self, grace_s: float = 0.0) -> int:
+        """Kill the child and return how it ended, as `wait` does; one that ended keeps its code.
+
+        grace_s: send SIGINT first and leave it so many seconds to end by itself.
+        """
+        if grace_s and self.runs:
+            self._process.send_signal(signal.SIGINT)
+            with suppress(OSError):
+                self.input.close()
+            self._process.stdin = None  # communicate would flush it again
+            with suppress(subprocess.TimeoutExpired):
+                self._process.communicate(timeout=grace_s)  # reads on, so that it can write
+        self._process.kill()
+        return self.wait()
+
+    def _close(self) -> None:
+        for pipe in (self.input, self.output):
+            with suppress(OSError):
+                pipe.close()
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a child ended: its exit code, negative for a signal, and the end of its stderr."""
+
+    code: int
+    errors: str
+
+
+def run_child(
+    command: tuple[str, ...],
+    request: Mapping[str, Any],
+    on_message: Callable[[dict[str, Any]], None],
+    *,
+    env: Mapping[str, str] | None = None,
+    grace_s: float = 0.0,
+) -> Ended:
+    """Send one request to a child and wait until it ends; on_message gets each of its messages.
+
+    What else it prints is passed over. Where anything is raised meanwhile, as by Ctrl-C, the child
+    is ended first; see Child.end for grace_s.
+    """
+    with temporary_file() as errors:
+        child = Child(command, errors=errors, env=env)
+        try:
+            with suppress(OSError):  # it has ended: its exit code tells
+                send(child.input, request)
+                child.input.close()
+            while True:
+                try:
+                    message = receive(child.output)
+                except ValueError:
+                    continue  # what a library printed, or half a line of one that was killed
+                except EOFError:
+                    break
+                on_message(message)
+            code = child.wait()
+        except BaseException:
+            child.end(grace_s)
+            raise
+        errors.seek(max(0, errors.seek(0, os.SEEK_END) - _TAIL))
+        return Ended(code, errors.read().decode("utf-8", "replace"))

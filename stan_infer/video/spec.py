@@ -1,0 +1,79 @@
+"""ClipSpec: what decides which pixels of a video are read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from stan_infer.config import StanConfig
+from stan_infer.errors import InputError, nearest
+from stan_infer.video.pyav_reader import MAX_PIXELS
+
+MAX_FRAMES = 64
+MAX_CLIPS = 16  # views in time; the literature has up to 10
+DECODERS = ("auto", "pyav", "decord")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipSpec:
+    """How one video becomes a clip; everything that reads videos takes one.
+
+    frames: 1 to 64. short_side: pixels of the shorter side after resizing (the longer one follows).
+    crop: side of the centred square, at most short_side.
+    views: (clips, crops) of a test with several views: samples in time, and 1 or 3 squares along
+    the longer side (start, middle, end).
+    decoder: "auto" (PyAV), "pyav", "decord".
+    Raises InputError for values that no video can be read with.
+    """
+
+    frames: int = 12
+    short_side: int = 224
+    crop: int = 224
+    views: tuple[int, int] | None = None
+    decoder: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        check_frames(self.frames)
+        if self.views is not None:
+            clips, crops = self.views
+            if not (1 <= clips <= MAX_CLIPS and crops in (1, 3)):
+                raise InputError(
+                    f"views are {clips}x{crops} (clips x crops); clips must lie in 1 to "
+                    f"{MAX_CLIPS}, crops are 1 or 3"
+                )
+        if self.decoder not in DECODERS:
+            hint = nearest(self.decoder, DECODERS)
+            raise InputError(
+                f"no decoder '{self.decoder}'{hint}; choose one of {', '.join(DECODERS)}"
+            )
+        if self.short_side < 1 or self.short_side**2 > MAX_PIXELS:
+            raise InputError(
+                f"short_side is {self.short_side}; it must lie in 1 to {int(MAX_PIXELS**0.5)}"
+            )
+        if not 1 <= self.crop <= self.short_side:
+            raise InputError(
+                f"crop is {self.crop}; it must lie in 1 to short_side ({self.short_side}): lower "
+                "crop or raise short_side"
+            )
+
+    @classmethod
+    def of(cls, config: StanConfig, **options: Any) -> ClipSpec:
+        """What a model's config asks for; options: fields that the config does not have."""
+        c = config
+        return cls(frames=c.frames, short_side=c.short_side, crop=c.image_size, **options)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the pixels: [T, crop, crop, 3], with views [V, T, crop, crop, 3]."""
+        one = (self.frames, self.crop, self.crop, 3)
+        return one if self.views is None else (self.views[0] * self.views[1], *one)
+
+
+def check_frames(frames: int) -> None:
+    """Raise InputError for a number of frames that no model takes."""
+    if not 1 <= frames <= MAX_FRAMES:
+        raise InputError(
+            f"frames is {frames}; it must lie in 1 to {MAX_FRAMES}: the model's time table has "
+            f"{MAX_FRAMES} rows"
+        )
