@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from benchmarks.record import append_rows
-from stan_infer.benchmarking.ceiling import Ceiling
 from stan_infer.benchmarking.interleave import Lane, Schedule, bench_videos
+from stan_infer.benchmarking.peak_gemm import PeakGemm
 from stan_infer.checkpoints.presets import preset
 from stan_infer.config import video_flops
 from stan_infer.engines.open import open_session
@@ -72,7 +72,7 @@ def _measure(
         for graph, path in paths.items():
             sessions.append(open_session(path, engine, threads=threads))
             lanes.append(_lane(engine, graph, sessions[-1].embed_video, sessions[-1].describe()))
-    ceiling = Ceiling(config, args.frames, threads)
+    peak = PeakGemm(config, args.frames, threads)
     rows = bench_videos(
         lanes,
         side=config.image_size,
@@ -80,9 +80,9 @@ def _measure(
         batches=[1],
         frames=[args.frames],
         schedule=Schedule(args.warmup, args.repeats),
-        on_round=lambda part: ceiling.sample(),
+        on_round=lambda part: peak.sample(),
     )
-    ceiling.add_share(rows)
+    peak.add_share(rows)
     for row in rows:
         row["threads"] = threads
     for session in sessions:

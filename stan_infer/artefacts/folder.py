@@ -149,6 +149,18 @@ def inside(folder: Path, name: str) -> Path:
     return path
 
 
+def files_of(source: str) -> list[Path]:
+    """The file or folder that a model is read from, which no result may replace or lie in.
+
+    Of a plan its exported folder, of an open_clip NAME:TAG the weights if TAG is their path.
+    """
+    path = Path(source)
+    if path.suffix == ".plan" and path.is_file():
+        return [path, path.absolute().parent.parent]
+    name, separator, tag = source.partition(":")
+    return [Path(tag)] if separator and not path.exists() else [path]
+
+
 def _check_name(folder: Path, name: str) -> None:
     if not stays_inside(name):
         raise InputError(f"artefact {folder}: {MANIFEST} names the file {name[:80]!r}")

@@ -15,7 +15,6 @@ from stan_infer.cli.options import (
     Json,
     Settings,
     Timeout,
-    files_of,
     parse_settings,
     read_lines,
 )
@@ -74,6 +73,7 @@ def calibrate(
     Exit code 4 where the bound cannot be met, or 8 bits are not faster here: then nothing is
     written without --force. A stopped run goes on where it was.
     """
+    from stan_infer.artefacts.folder import files_of
     from stan_infer.checkpoints.load import require_torch
 
     require_torch("calibrating", "cpu", checkpoint, parse_settings(settings))

@@ -18,7 +18,6 @@ from stan_infer.cli.options import (
     Provider,
     Settings,
     Timeout,
-    files_of,
     open_for,
 )
 
@@ -41,6 +40,7 @@ def embed(
     json: Json = False,
 ) -> None:
     """Embed videos into a .npz file; unreadable ones are named and left out (exit code 2)."""
+    from stan_infer.artefacts.folder import files_of
     from stan_infer.cli.progress import progress_bar
     from stan_infer.cli.report import print_facts, print_json, say
     from stan_infer.errors import InputError

@@ -19,7 +19,6 @@ from stan_infer.cli.options import (
     Provider,
     Settings,
     Timeout,
-    files_of,
     open_for,
     read_lines,
 )
@@ -94,6 +93,7 @@ def eval(
 
     Videos that cannot be read are named and left out (exit code 2).
     """
+    from stan_infer.artefacts.folder import files_of
     from stan_infer.cli.progress import progress_bar
     from stan_infer.cli.report import say
     from stan_infer.errors import InputError

@@ -17,7 +17,6 @@ from stan_infer.cli.options import (
     CheckpointOrFolder,
     Json,
     Settings,
-    files_of,
     parse_settings,
     read_lines,
 )
@@ -116,7 +115,7 @@ def export(
     Given an exported folder, --format tensorrt and tensorrt-rtx add plans to it, and triton-server
     writes it as a model repository of NVIDIA's Triton Inference Server.
     """
-    from stan_infer.artefacts.folder import why_keep
+    from stan_infer.artefacts.folder import files_of, why_keep
     from stan_infer.cli.report import print_json, print_table, say
     from stan_infer.export.export_model import FORMATS, engine_of, export_model
     from stan_infer.export.options import parse_range

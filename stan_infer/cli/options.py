@@ -74,18 +74,6 @@ def open_for(
     return session
 
 
-def files_of(checkpoint: str) -> list[Path]:
-    """The file or folder that a model is read from, which no result may replace or lie in.
-
-    Of a plan its exported folder, of an open_clip NAME:TAG the weights if TAG is their path.
-    """
-    path = Path(checkpoint)
-    if path.suffix == ".plan" and path.is_file():
-        return [path, path.absolute().parent.parent]
-    name, separator, tag = checkpoint.partition(":")
-    return [Path(tag)] if separator and not path.exists() else [path]
-
-
 def parse_settings(pairs: Sequence[str] | None) -> dict[str, Any]:
     """["heads=2"] -> {"heads": "2"}; the config checks names and values."""
     settings: dict[str, Any] = {}

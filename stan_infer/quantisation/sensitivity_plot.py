@@ -5,16 +5,10 @@ from __future__ import annotations
 import io
 from collections.abc import Collection, Mapping
 
+from stan_infer.benchmarking.plots import MARKERS, PALETTE
 from stan_infer.system.packages import require
 
-# Okabe and Ito's colours and shapes that can be told apart without them.
-_STYLES = {
-    "qkv": ("#0072B2", "o"),
-    "out": ("#D55E00", "s"),
-    "fc1": ("#009E73", "D"),
-    "fc2": ("#CC79A7", "^"),
-    "single": ("#E69F00", "v"),
-}
+_LINEARS = ("qkv", "out", "fc1", "fc2", "single")
 
 
 def draw(errors: Mapping[str, float], kept: Collection[str], title: str) -> dict[str, bytes]:
@@ -30,7 +24,7 @@ def draw(errors: Mapping[str, float], kept: Collection[str], title: str) -> dict
     blocks = list(dict.fromkeys(_block(n) for n in errors))
     figure = Figure(figsize=(max(6.4, 0.32 * len(blocks)), 4.2), layout="constrained")
     axes = figure.add_subplot()
-    for word, (colour, marker) in _STYLES.items():
+    for word, colour, marker in zip(_LINEARS, PALETTE, MARKERS, strict=False):
         names = [n for n in errors if n.rpartition("/")[2] == word]
         if names:
             x = [blocks.index(_block(n)) for n in names]

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stan_infer.benchmarking.compare import compare_rows
 from stan_infer.benchmarking.interleave import CACHE_BYTES, Lane, Schedule, bench_videos, clip_pool
-from stan_infer.benchmarking.rows import read_json_lines, write_json_lines
+from stan_infer.benchmarking.rows import compare_rows, read_json_lines, write_json_lines
 from stan_infer.errors import CheckError, InputError
 
 

@@ -1,4 +1,4 @@
-"""The fastest matrix product that any library here reaches: what an engine is a share of."""
+"""Peak GEMM: the fastest matrix product that any installed library reaches on this machine."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from stan_infer.benchmarking.clock import Clock, CudaClock, WallClock
+from stan_infer.benchmarking.timing import Clock, CudaClock, WallClock
 from stan_infer.config import StanConfig
 from stan_infer.system.packages import require
 
-SHARE = 0.2  # of a run's time that sampling may take, beyond the first sample
+SHARE = 0.2  # of a run's time that these products may take, beyond the first sample
 
 
-class Ceiling:
-    """Samples matrix products between the rounds of a benchmark; keeps the best.
+class PeakGemm:
+    """Times matrix products between the rounds of a benchmark; keeps the fastest.
 
     Of the model's own largest shape and of a square one. On a CPU in fp32 by numpy, torch, ONNX
     Runtime and OpenVINO, as far as they are installed; on a GPU by torch in fp32, fp16 and bf16.
@@ -44,7 +44,7 @@ class Ceiling:
     def add_share(self, rows: Iterable[dict[str, Any]]) -> None:
         """Add ceiling_gflop_per_s, ceiling_by and share_of_ceiling to rows that have a speed.
 
-        Of the best product in the row's precision, or in fp32 where that was not tried.
+        Relative to the best product in the row's precision, or in fp32 where that was not tried.
         """
         for row in rows:
             best = self._best.get(row["precision"]) or self._best.get("fp32")
