@@ -1,15 +1,13 @@
-"""python -m benchmarks.engines: CPU engines on both graphs, interleaved, as shares of a ceiling.
+"""python -m benchmarks.engines: CPU engines on both graphs, interleaved, relative to peak GEMM.
 
-The ceiling is the fastest matrix product that any library reached during the same run, sampled
-between the rounds. GFLOP/s count the reference's products, so that a graph which does less shows
-as more than it does. Random weights: speed does not depend on them. Appends rows to
-benchmarks/results/.
+Peak GEMM is the fastest matrix product that any library reached during the same run, timed between
+the rounds. GFLOP/s count the reference's FLOPs, also for the fused graph, which needs fewer. Random
+weights: speed does not depend on them. Appends rows to benchmarks/results/.
 """
 
 from __future__ import annotations
 
 import argparse
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,37 +16,30 @@ import numpy as np
 import torch
 
 from benchmarks.record import append_rows
+from benchmarks.script import both_graphs, options, random_model
 from stan_infer.benchmarking.interleave import Lane, Schedule, bench_videos
 from stan_infer.benchmarking.peak_gemm import PeakGemm
-from stan_infer.checkpoints.presets import preset
 from stan_infer.config import video_flops
 from stan_infer.engines.open import open_session
-from stan_infer.export.export_model import export_model
 from stan_infer.network.fold import fold_video
-from stan_infer.network.model import Stan, init_random
+from stan_infer.network.model import Stan
 from stan_infer.network.torch_ops import encode_video
 
 
 def main() -> None:
     """Measure and record."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--presets", default="stan-b32,stan-b16,stan-l14")
-    parser.add_argument("--threads", default="1,2")
-    parser.add_argument("--frames", type=int, default=12)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--warmup", type=int, default=1)
-    args = parser.parse_args()
-    for name in args.presets.split(","):
-        model = init_random(Stan(preset(name))).eval().requires_grad_(False)
-        with tempfile.TemporaryDirectory() as folder:
-            paths = {g: Path(folder) / g for g in ("reference", "fused")}
-            t = args.frames
-            for graph, path in paths.items():
-                # Dynamic in T, in a narrow range: the export proves every size, which takes longer
-                # than the measurement.
-                limits = (max(t - 1, 1), t)
-                export_model(model, path, graph=graph, tower="video", frames=limits, batch=1)
-            for threads in (int(n) for n in args.threads.split(",")):
+    args = options(
+        __doc__,
+        presets=("stan-b32", "stan-b16", "stan-l14"),
+        threads=(1, 2),
+        frames=12,
+        repeats=5,
+        warmup=1,
+    )
+    for name in args.presets:
+        model = random_model(name)
+        with both_graphs(model, args.frames) as paths:
+            for threads in args.threads:
                 rows = _measure(model, paths, threads, args)
                 path = append_rows("engines", [{"model": name, **row} for row in rows])
                 print(f"{len(rows)} rows of {name}, {threads} threads -> {path.name}", flush=True)

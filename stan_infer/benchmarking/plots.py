@@ -10,8 +10,8 @@ from typing import Any
 from stan_infer.system.packages import require
 
 # Okabe and Ito's colours, told apart by colour-blind readers, on white and on near-black.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A7A7A")
-MARKERS = "osD^vPX"  # told apart without the colours
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A7A7A")
+MARKERS = "osD^vPX"
 _INK = "#010203"  # stands for the page's text colour until the SVG is written
 Points = Sequence[tuple[float, float]]
 
@@ -36,7 +36,7 @@ def line_chart(
     order = list(dict.fromkeys([*names, *series]))
     for name, points in series.items():
         i = order.index(name)
-        style = {"color": PALETTE[i % len(PALETTE)], "marker": MARKERS[i % len(MARKERS)]}
+        style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
         axes.plot(*zip(*points, strict=True), linestyle="-" if lines else "", label=name, **style)
     ticks = sorted({p[0] for points in series.values() for p in points})
     if lines and len(ticks) <= 8:
@@ -55,7 +55,7 @@ def bar_chart(values: Mapping[str, float], *, title: str, x: str, line: float | 
     """Draw one horizontal bar per value, from the top down; `line` is a mark to compare with."""
     figure, axes = _axes(title, x, "")
     names, numbers = list(values), list(values.values())
-    colours = [PALETTE[i % len(PALETTE)] for i in range(len(names))]
+    colours = [COLOURS[i % len(COLOURS)] for i in range(len(names))]
     bars = axes.barh(names, numbers, color=colours)
     axes.bar_label(bars, labels=[f"{n:.3g}" for n in numbers], padding=3, color=_INK, fontsize=10)
     axes.invert_yaxis()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 from collections.abc import Collection, Mapping
 
-from stan_infer.benchmarking.plots import MARKERS, PALETTE
+from stan_infer.benchmarking.plots import COLOURS, MARKERS
 from stan_infer.system.packages import require
 
-_LINEARS = ("qkv", "out", "fc1", "fc2", "single")
+_LINEARS = ("qkv", "out", "fc1", "fc2", "single")  # each has its colour and marker
 
 
 def draw(errors: Mapping[str, float], kept: Collection[str], title: str) -> dict[str, bytes]:
@@ -24,7 +24,7 @@ def draw(errors: Mapping[str, float], kept: Collection[str], title: str) -> dict
     blocks = list(dict.fromkeys(_block(n) for n in errors))
     figure = Figure(figsize=(max(6.4, 0.32 * len(blocks)), 4.2), layout="constrained")
     axes = figure.add_subplot()
-    for word, colour, marker in zip(_LINEARS, PALETTE, MARKERS, strict=False):
+    for word, colour, marker in zip(_LINEARS, COLOURS, MARKERS, strict=False):
         names = [n for n in errors if n.rpartition("/")[2] == word]
         if names:
             x = [blocks.index(_block(n)) for n in names]

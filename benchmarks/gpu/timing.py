@@ -1,4 +1,4 @@
-"""Interleaved timing of small and large calls on a GPU, and the two ceilings they are held against.
+"""Interleaved timing of small and large calls on a GPU, and the peak rates of GEMM and copies.
 
 Calls too short for an event to time (a Triton launch alone takes some 12 us of host time) are
 captured and replayed in bundles of CALLS by a CUDA graph.
@@ -111,8 +111,8 @@ def interleave(
     return found
 
 
-def ceilings(device: Device, *, size: int = 8192) -> dict[str, float | None]:
-    """Rates sustained here: products in bf16 and e4m3 (TFLOP/s; None: not here), copies (TB/s)."""
+def peak_rates(device: Device, *, size: int = 8192) -> dict[str, float | None]:
+    """Rates sustained here: GEMM in bf16 and e4m3 (TFLOP/s; None: not here), copies (TB/s)."""
     a = torch.randn(size, size, device=device.name).bfloat16()
     b = torch.randn(size, size, device=device.name).bfloat16()
     out = torch.empty_like(a)
