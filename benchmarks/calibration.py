@@ -75,7 +75,7 @@ def with_outliers(model: Stan) -> Stan:
 
 
 def _calibrate(folder: Path, smooth: bool, method: str) -> dict[str, Any]:
-    """The product's own command; without smoothing nothing returns to fp32: it is the contrast."""
+    """Run `calibrate`; without smoothing, for comparison, every linear stays in 8 bits."""
     (record,) = stan_infer(
         *("calibrate", folder / "fp32", "--videos", folder / "videos"),
         *("-o", folder / f"int8-{smooth}", "--samples", "16", "--method", method),

@@ -1,4 +1,4 @@
-"""What the measuring scripts share: options, the product's commands, models, clips."""
+"""What the measuring scripts share: options, `stan-infer` commands, models, clips."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def options(doc: str | None, **defaults: Any) -> argparse.Namespace:
 
 
 def stan_infer(*arguments: str | Path, python: str = sys.executable) -> list[dict[str, Any]]:
-    """Run a command of the product with --json; return its records."""
+    """Run a stan-infer command with --json; return its records."""
     command = [python, "-m", "stan_infer", *map(str, arguments), "--json"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return [json.loads(line) for line in done.stdout.splitlines()]

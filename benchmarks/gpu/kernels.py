@@ -76,7 +76,7 @@ def _temporal(s: Shape, new: New) -> Iterator[Comparison]:
     q = s.batch * t * p
     case = cases.temporal(s, new)
     counts = temporal_attention.bytes_and_flops(s.batch, t, p, h, s.head)
-    calls = {**_temporal_peers(case.args[0], s), "ours": case.run}
+    calls = {**_temporal_sdpas(case.args[0], s), "ours": case.run}
     yield Comparison("temporal_attention", calls, counts)
     inside = cases.temporal_qkv(s, new)
     x, w, bias = inside.args[:3]
@@ -112,11 +112,11 @@ def _spatial(s: Shape, new: New) -> Iterator[Comparison]:
     def trunk_sdpa() -> Any:
         return _sdpa(trunk.args[0].view(s.batch * t, p + 1, -1), h)
 
-    for case, peer in ((branch, branch_sdpa), (trunk, trunk_sdpa)):
+    for case, sdpa in ((branch, branch_sdpa), (trunk, trunk_sdpa)):
         counts = spatial_attention.bytes_and_flops(
             s.batch, t, p, h, shared=case is branch, head=s.head
         )
-        calls = {"SDPA": peer, "ours": case.run}
+        calls = {"SDPA": sdpa, "ours": case.run}
         yield Comparison(f"spatial_attention, {case.name}", calls, counts)
 
 
@@ -146,7 +146,7 @@ def measure(
         try:
             bundles[lane] = device.bundle(run)
         except Exception as e:
-            # A peer that cannot run or be captured here must not cost the others their rows.
+            # One that cannot run or be captured here must not cost the others their rows.
             reason = (str(e).splitlines() or [type(e).__name__])[0][:200]
             yield {"operation": comparison.operation, "lane": lane, "refused": reason}
     if not bundles:
@@ -181,7 +181,7 @@ def _temporal_sdpa(qkv: torch.Tensor, s: Shape) -> torch.Tensor:
     return y.unflatten(0, (s.batch, s.patches)).permute(0, 3, 1, 2, 4).reshape(len(qkv), -1)
 
 
-def _temporal_peers(qkv: torch.Tensor, s: Shape) -> dict[str, Callable[[], Any]]:
+def _temporal_sdpas(qkv: torch.Tensor, s: Shape) -> dict[str, Callable[[], Any]]:
     """SDPA on [B P, H, T, dh], copies included, per backend; FlexAttention with a packed mask."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 

@@ -26,9 +26,9 @@ def ways(batch: int, frames: int, patches: int, width: int) -> list[dict[str, An
 
     packed = OUR_TILE // frames * frames**2 / OUR_TILE**2
     return [
-        # norm 2, product 1 + 3, copies of q, k, v 6, attention 4, copy of its output 2
-        {"way": "torch: norm, product, copies, SDPA", "mb": mb(18), "useful": _alone(frames)},
-        {"way": "norm, product, packed attention", "mb": mb(10), "useful": packed},
+        # norm 2, linear 1 + 3, copies of q, k, v 6, attention 4, copy of its output 2
+        {"way": "torch: norm, linear, copies, SDPA", "mb": mb(18), "useful": _alone(frames)},
+        {"way": "norm, linear, packed attention", "mb": mb(10), "useful": packed},
         # x in, attention's output out
         {"way": "one kernel", "mb": mb(2), "useful": packed},
     ]

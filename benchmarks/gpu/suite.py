@@ -104,7 +104,7 @@ class Suite:
 
 
 def run_suite(suite: Suite, parts: Iterable[str], *, quick: bool = False) -> None:
-    """All units in the order of their worth; quick: tiny shapes, for the suite's own tests."""
+    """Run all units, the most useful first; quick: tiny shapes, for the suite's own tests."""
     wanted, rounds = set(parts), 2 if quick else 30
     size = 64 if quick else 8192
     first = suite.unit("peak rates", lambda: [dict(peak_rates(suite.device, size=size))])

@@ -122,16 +122,16 @@ def peak_rates(device: Device, *, size: int = 8192) -> dict[str, float | None]:
         a8, b8 = a.to(torch.float8_e4m3fn), b.to(torch.float8_e4m3fn).T
         one = torch.ones((), device=device.name)
 
-        def product() -> Any:
-            # Fast accumulation, as Triton's products have it on sm_90.
+        def gemm() -> Any:
+            # Fast accumulation, as Triton's GEMMs have it on sm_90.
             return torch._scaled_mm(a8, b8, one, one, out_dtype=torch.bfloat16, use_fast_accum=True)
 
         try:
-            product()
+            gemm()
         except RuntimeError:
-            pass  # this GPU or build has no such product; the row says None
+            pass  # this GPU or build has no such GEMM; the row says None
         else:
-            runs["fp8"] = product
+            runs["fp8"] = gemm
     timed = interleave(device, runs, rounds=20)
     ms = {name: row["ms_p10"] for name, row in timed.items()}
     rate = 2 * size**3 / 1e9

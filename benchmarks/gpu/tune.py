@@ -1,7 +1,7 @@
 """python -m benchmarks.gpu.tune [--write]: tiles of the kernels, timed on this GPU.
 
 Prints, per operation and shape of the presets, every tile that fits against the one the rule picks,
-and for products the library's; --write puts the winners into kernels/tuned.json, from which
+and for linears the library's; --write puts the winners into kernels/tuned.json, from which
 kernels read them. Nothing is tuned at run time.
 """
 

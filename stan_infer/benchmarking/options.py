@@ -51,7 +51,7 @@ class BenchOptions:
     tolerance: float = 0.1
 
     def __post_init__(self) -> None:
-        """Drop what is named twice; refuse what nobody knows."""
+        """Drop repeats; check words and numbers."""
         for name in ("engines", "precisions", "batches", "frames"):
             object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
         for engine in self.engines:

@@ -31,12 +31,12 @@ class PeakGemm:
         rng = np.random.default_rng(0)
         rows = frames * (1 + config.patches)
         square = 1536 if device == "cpu" else 8192
-        self._products: list[tuple[str, str, int, Callable[[], Any]]] = []
+        self._gemms: list[tuple[str, str, int, Callable[[], Any]]] = []
         for m, k, n in ((rows, config.width, config.mlp_width), (square, square, square)):
             a, b = (rng.standard_normal(s, np.float32) for s in ((m, k), (k, n)))
-            made = _cpu_products(a, b, threads) if device == "cpu" else _gpu_products(a, b, device)
+            made = _cpu_gemms(a, b, threads) if device == "cpu" else _gpu_gemms(a, b, device)
             for precision, name, run in made:
-                self._products.append((precision, f"{name} {m}x{k}x{n}", 2 * m * k * n, run))
+                self._gemms.append((precision, f"{name} {m}x{k}x{n}", 2 * m * k * n, run))
         if device != "cpu":
             self._clock = CudaClock(require("torch", "timing a GPU", "gpu").cuda)
         self._start = self._spent = 0.0
@@ -53,13 +53,13 @@ class PeakGemm:
                 row["share_of_ceiling"] = row["gflop_per_s"] / best[0]
 
     def sample(self) -> None:
-        """Time every product three times, unless sampling has had its share of the time."""
+        """Time every product three times, unless that has taken SHARE of the time."""
         now = time.perf_counter()
         if self._start == 0.0:
             self._start = now
         elif self._spent > SHARE * (now - self._start):
             return
-        for precision, name, flops, run in self._products:
+        for precision, name, flops, run in self._gemms:
             run()
             for _ in range(3):
                 _, ms, _ = self._clock.time(run)
@@ -69,7 +69,7 @@ class PeakGemm:
         self._spent += time.perf_counter() - now
 
 
-def _gpu_products(
+def _gpu_gemms(
     a: np.ndarray, b: np.ndarray, device: str
 ) -> list[tuple[str, str, Callable[[], Any]]]:
     torch = require("torch", "timing a GPU", "gpu")
@@ -80,7 +80,7 @@ def _gpu_products(
     return found
 
 
-def _cpu_products(
+def _cpu_gemms(
     a: np.ndarray, b: np.ndarray, threads: int
 ) -> list[tuple[str, str, Callable[[], Any]]]:
     found: list[tuple[str, Callable[[], Any]]] = [("numpy", lambda: a @ b)]
@@ -94,12 +94,12 @@ def _cpu_products(
     if _installed("onnx") and _installed("onnxruntime"):
         from stan_infer.engines.ort_session import open_graph as open_ort
 
-        session = open_ort(_product_graph(b), threads=threads)
+        session = open_ort(_gemm_graph(b), threads=threads)
         found.append(("onnxruntime", lambda: session.run(None, {"a": a})))
     if _installed("onnx") and _installed("openvino"):
         from stan_infer.engines.ov_session import open_graph as open_ov
 
-        compiled = open_ov(_product_graph(b), threads=threads)
+        compiled = open_ov(_gemm_graph(b), threads=threads)
         found.append(("openvino", lambda: compiled({"a": a})))
     return [("fp32", name, run) for name, run in found]
 
@@ -108,13 +108,13 @@ def _installed(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
 
 
-def _product_graph(b: np.ndarray) -> bytes:
+def _gemm_graph(b: np.ndarray) -> bytes:
     from onnx import TensorProto, helper, numpy_helper
 
     k, n = b.shape
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["a", "b"], ["c"])],
-        "product",
+        "gemm",
         [helper.make_tensor_value_info("a", TensorProto.FLOAT, ["m", k])],
         [helper.make_tensor_value_info("c", TensorProto.FLOAT, ["m", n])],
         [numpy_helper.from_array(b, "b")],

@@ -97,7 +97,7 @@ def compare_rows(
 
 
 def remarks(row: Mapping[str, Any]) -> list[str]:
-    """Lines about a row: why it has no speed, or what looks wrong with its samples."""
+    """Lines about a row: why it has no speed, or what makes its samples doubtful."""
     name = f"{row['engine']} {row.get('precision') or ''}".strip()
     where = f" at B={row['batch']}, T={row['frames']}" if row.get("batch") else ""
     notes = [*([row["refused"]] if row.get("refused") else []), *row.get("diagnosis", [])]

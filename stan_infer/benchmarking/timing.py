@@ -11,7 +11,7 @@ import numpy as np
 # What a diagnosis calls out. An idle machine stays below each of these; see CONTRIBUTING.md.
 UNSTABLE = 1.25  # p95 over p50
 SLOWED = 1.10  # median of the last third over that of the first
-LAUNCH_BOUND = 0.9  # host time over device time: the GPU waits for its orders
+LAUNCH_BOUND = 0.9  # host time over device time: the GPU waits for launches
 _TREND_SAMPLES = 9  # fewer say nothing about a trend
 
 
@@ -86,7 +86,7 @@ def summarise(
 
 
 def diagnose(samples_ms: Sequence[float], host_ms: Sequence[float] | None = None) -> list[str]:
-    """Sentences about samples that should not be believed as they are; empty is good.
+    """Warnings about samples that do not show the engine's speed; empty is good.
 
     host_ms: time until each call returned, where a device goes on working after that.
     """
@@ -108,7 +108,7 @@ def diagnose(samples_ms: Sequence[float], host_ms: Sequence[float] | None = None
         share = float(np.median(host_ms)) / p50
         if share > LAUNCH_BOUND:
             found.append(
-                f"launch-bound: the host needs {100 * share:.0f} % of the time to give its orders; "
+                f"launch-bound: the host needs {100 * share:.0f} % of the time to launch the work; "
                 "larger batches or CUDA graphs help, faster kernels do not"
             )
     return found

@@ -77,7 +77,7 @@ def test_inputs_are_rotated_beyond_the_cache_and_the_same_for_all():
 
 
 @pytest.mark.parametrize("change", [lambda out: out * 1.01, lambda out: out[:, :3]])
-def test_a_wrong_engine_has_no_speed_and_the_others_still_run(change):
+def test_wrong_outputs_are_refused_and_the_others_still_run(change):
     engines = [FakeEngine([], "a"), FakeEngine([], "b", change=change), FakeEngine([], "c")]
     a, b, c = measure(engines)
     assert "latency_ms_p50" in a and "latency_ms_p50" in c

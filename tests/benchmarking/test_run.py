@@ -38,6 +38,6 @@ def test_bench_from_python(tmp_path):
         ({"frames": [65]}, "--frames 65 is out of range"),
     ],
 )
-def test_options_that_nobody_knows(given, message):
+def test_wrong_options_are_refused(given, message):
     with pytest.raises(InputError, match=message):
         BenchOptions(**given)
