@@ -14,13 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
+from benchmarks.cpu import time_on_cpu
 from benchmarks.record import append_rows
 from benchmarks.script import export_video, options, random_model, stan_infer, write_clips
-from stan_infer.benchmarking.interleave import Lane, Schedule, bench_videos
-from stan_infer.engines.open import open_session
+from stan_infer.benchmarking.interleave import Schedule
 from stan_infer.network.model import Stan
 from stan_infer.video.clip import Clip
 from stan_infer.video.decode_worker import read_clips
@@ -46,7 +45,7 @@ def main() -> None:
                 print(name, "smooth" if smooth else "plain", row["cosine"], flush=True)
             for threads in (1, 2):
                 rows = _time(model, folder, threads, args)
-                append_rows("int8-speed", [{"model": name, "threads": threads, **r} for r in rows])
+                append_rows("int8-speed", [{"model": name, **r} for r in rows])
                 for r in rows:
                     print(name, threads, r["engine"], r["precision"], r.get("speedup"), flush=True)
 
@@ -104,19 +103,6 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
 def _time(
     model: Stan, folder: Path, threads: int, args: argparse.Namespace
 ) -> Sequence[dict[str, Any]]:
-    torch.set_num_threads(threads)
-    named = {"precision": "fp32", "device": "cpu", "engine": "eager"}
-
-    @torch.inference_mode()
-    def eager(x: np.ndarray) -> torch.Tensor:
-        return model.encode_video(torch.from_numpy(x)).mean(1)
-
-    lanes, sessions = [Lane("eager", eager, named)], []
-    for engine in ("ort", "openvino"):
-        for name in ("fp32", "int8-True"):
-            session = open_session(folder / name, engine, threads=threads)
-            sessions.append(session)
-            lanes.append(Lane(f"{engine} {name}", session.embed_video, session.describe()))
     c = model.config
     read = read_clips(
         sorted((folder / "videos").iterdir())[:4],
@@ -124,18 +110,16 @@ def _time(
         short_side=c.short_side,
         crop=c.image_size,
     )
-    rows = bench_videos(
-        lanes,
-        side=c.image_size,
-        flops=None,
-        batches=[1],
-        frames=[c.frames],
-        schedule=Schedule(2, args.repeats),
+    names = [(engine, name) for engine in ("ort", "openvino") for name in ("fp32", "int8-True")]
+    return time_on_cpu(
+        model,
+        {"eager": lambda x: model.encode_video(x).mean(1)},
+        {f"{engine} {name}": (engine, folder / name) for engine, name in names},
+        Schedule(2, args.repeats),
+        threads=threads,
+        frames=c.frames,
         clips=[r.pixels[None] for _, r in read if isinstance(r, Clip)],
     )
-    for session in sessions:
-        session.close()
-    return rows
 
 
 if __name__ == "__main__":

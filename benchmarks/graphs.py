@@ -14,13 +14,11 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import torch
 
+from benchmarks.cpu import time_on_cpu
 from benchmarks.record import append_rows
 from benchmarks.script import both_graphs, options, random_model
-from stan_infer.benchmarking.interleave import Lane, Schedule, bench_videos
-from stan_infer.config import video_flops
-from stan_infer.engines.open import open_session
+from stan_infer.benchmarking.interleave import Schedule
 
 
 def main() -> None:
@@ -33,25 +31,15 @@ def main() -> None:
         side = model.config.image_size
         with both_graphs(model, args.frames) as paths:
             flops = {g: flops_run(p / "video.onnx", args.frames, side) for g, p in paths.items()}
-            for threads in args.threads:
-                torch.set_num_threads(threads)
-                sessions = {g: open_session(p, "ort", threads=threads) for g, p in paths.items()}
-                rows = bench_videos(
-                    [Lane(g, s.embed_video, {**s.describe()}) for g, s in sessions.items()],
-                    side=side,
-                    flops=lambda t, config=model.config: video_flops(config, t),
-                    batches=[1],
-                    frames=[args.frames],
-                    schedule=Schedule(1, int(repeats or 5)),
-                )
-                for row, (graph, session) in zip(rows, sessions.items(), strict=True):
-                    row |= {"model": name, "graph": graph, "threads": threads}
-                    row["graph_gflop"] = flops[graph] / 1e9
-                    session.close()
+            schedule = Schedule(1, int(repeats or 5))
+            folders = {graph: ("ort", path) for graph, path in paths.items()}
+            for n in args.threads:
+                rows = time_on_cpu(model, {}, folders, schedule, threads=n, frames=args.frames)
+                for row, graph in zip(rows, folders, strict=True):
+                    row |= {"model": name, "graph": graph, "graph_gflop": flops[graph] / 1e9}
                 append_rows("graphs", rows)
-                says = flops["reference"] / flops["fused"]
-                got = rows[1]["speedup"]
-                print(f"{name}, {threads} threads: {got:.3f}, FLOPs say {says:.3f}", flush=True)
+                got, says = rows[1]["speedup"], flops["reference"] / flops["fused"]
+                print(f"{name}, {n} threads: {got:.3f}, FLOPs say {says:.3f}", flush=True)
 
 
 def flops_run(path: Path, frames: int, side: int) -> int:
@@ -61,11 +49,11 @@ def flops_run(path: Path, frames: int, side: int) -> int:
     """
     import onnxruntime as ort
 
-    options = ort.SessionOptions()
-    options.enable_profiling = True
+    settings = ort.SessionOptions()
+    settings.enable_profiling = True
     with tempfile.TemporaryDirectory() as folder:
-        options.profile_file_prefix = str(Path(folder) / "profile")
-        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        settings.profile_file_prefix = str(Path(folder) / "profile")
+        session = ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
         session.run(None, {"video": np.zeros((1, frames, side, side, 3), np.uint8)})
         events = json.loads(Path(session.end_profiling()).read_text())
     total = 0

@@ -37,6 +37,7 @@ from benchmarks.gpu.cases import Shape
 from benchmarks.gpu.timing import Device, peak_rates
 from benchmarks.record import RESULTS, ROOT, commit
 from benchmarks.tables.markdown import markdown, percent
+from stan_infer.system.gpus import nvidia_gpus
 
 # Not the other engines' tests: those need packages that this suite does without.
 _TESTS = ("tests/kernels", "tests/engines/test_triton_session.py")
@@ -61,7 +62,7 @@ class Suite:
             "gpu": device.describe(),
             "versions": {"torch": torch.__version__, "triton": triton.__version__},
             "cuda": torch.version.cuda,
-            "driver": _driver(),
+            "driver": next((gpu["driver"] for gpu in nvidia_gpus()), None),
             "python": platform.python_version(),
             "commit": commit(),
         }
@@ -244,17 +245,6 @@ def _gpu_tests(seconds: float) -> dict[str, Any]:
     if done.returncode == 0:
         return {"summary": last}
     return {"failed": last, "output": done.stdout[-4000:]}
-
-
-def _driver() -> str | None:
-    try:
-        done = subprocess.run(
-            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-    except OSError:
-        return None
-    return done.stdout.strip().splitlines()[0] if done.stdout.strip() else None
 
 
 if __name__ == "__main__":
