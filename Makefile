@@ -23,7 +23,7 @@ check: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m benchmarks.table --check
+	$(BIN)/python -m benchmarks.tables --check
 
 # Extra runtime on every declared Python, lowest and newest packages; PYTHONS='/path/to/python3.12 ...'
 installs: $(VENV)/ready

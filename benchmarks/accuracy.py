@@ -7,11 +7,8 @@ the product's own command. Each is compared with eager fp32 clip by clip. 8 bits
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.record import append_rows
+from benchmarks.script import options, stan_infer, write_clips
 from examples.motion import clips
 from examples.motion.evaluate import MODEL, SEED
 from stan_infer.artefacts.precision import EIGHT_BITS
@@ -43,21 +41,18 @@ CALIBRATION_CLIPS = 256
 
 def main() -> None:
     """Write the clips, evaluate, record."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--clips", type=int, default=2000)
-    parser.add_argument("--seed", type=int, default=SEED)
-    parser.add_argument("--precisions", help="Beside eager fp32 only these, comma separated.")
-    args = parser.parse_args()
+    every = tuple(dict.fromkeys(precision for _, precision, _ in RUNS))
+    args = options(__doc__, clips=2000, seed=SEED, precisions=every)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _write_clips(folder, args.seed, args.clips)
-        _write_calibration_clips(folder / "calibration")
+        write_clips(folder / "calibration", CALIBRATION_CLIPS, "train")
         calibrations: list[dict[str, Any]] = []
         rows: list[dict[str, Any]] = []
         first: dict[str, np.ndarray] = {}
-        wanted = args.precisions.split(",") if args.precisions else None
         for engine, precision, exported in RUNS:
-            if wanted and precision not in wanted and (engine, precision) != ("eager", "fp32"):
+            # Eager fp32 is what the others are compared with.
+            if precision not in args.precisions and (engine, precision) != ("eager", "fp32"):
                 continue
             model = MODEL
             if exported:
@@ -83,20 +78,12 @@ def main() -> None:
     append_rows("calibration", calibrations)
 
 
-def _write_calibration_clips(folder: Path) -> None:
-    folder.mkdir()
-    bank = clips.texture_bank("train")
-    for i in range(CALIBRATION_CLIPS):
-        clips.write_mp4(folder / f"{i:03}.mp4", clips.held_out_clip(SEED + 1, i, bank).frames)
-
-
 def _calibrate(folder: Path, out: Path, precision: str) -> dict[str, Any]:
     """Write the folder though it may be no faster on this machine; return what is said of it."""
-    command = [sys.executable, "-m", "stan_infer", "calibrate", str(MODEL)]
-    command += ["--videos", str(folder / "calibration"), "-o", str(out), "--force", "--json"]
-    command += ["--precision", precision, "--samples", str(CALIBRATION_CLIPS), "--workers", "2"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    record = json.loads(done.stdout)
+    (record,) = stan_infer(
+        *("calibrate", MODEL, "--videos", folder / "calibration", "-o", out, "--force"),
+        *("--precision", precision, "--samples", str(CALIBRATION_CLIPS), "--workers", "2"),
+    )
     told = ("precision", "method", "clips", "kept", "sensitivity", "verdict")
     return {k: record[k] for k in told}
 
@@ -122,13 +109,13 @@ def _write_clips(folder: Path, seed: int, count: int) -> None:
 def _eval(
     folder: Path, model: Path, engine: str, precision: str | None, task: str
 ) -> dict[str, Any]:
-    command = [sys.executable, "-m", "stan_infer", "eval", str(model), "--engine", engine]
-    command += ["--dataset", "recognition", "--annotations", str(folder / f"{task}.csv")]
-    command += ["--labels", str(folder / f"{task}.txt"), "--videos", str(folder / "videos")]
-    command += ["--cache", str(folder / "cache"), "--batch", "8", "--workers", "2", "--json"]
-    command += ["--precision", precision] if precision else []
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    record: dict[str, Any] = json.loads(done.stdout)
+    (record,) = stan_infer(
+        *("eval", model, "--engine", engine, "--dataset", "recognition"),
+        *("--annotations", folder / f"{task}.csv", "--labels", folder / f"{task}.txt"),
+        *("--videos", folder / "videos", "--cache", folder / "cache"),
+        *("--batch", "8", "--workers", "2"),
+        *(("--precision", precision) if precision else ()),
+    )
     return record
 
 

@@ -28,7 +28,7 @@ from rich.progress import track
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from benchmarks.kernel_cases import Case, cases
+from benchmarks.gpu.cases import Case, cases
 from benchmarks.record import RESULTS
 from stan_infer.kernels.tiles import INTERPRETED
 from stan_infer.kernels.tuned import FAMILIES

@@ -9,26 +9,18 @@ rows to benchmarks/results/.
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
+from benchmarks.cpu import time_on_cpu
 from benchmarks.record import append_rows
-from examples.motion import clips
-from examples.motion.evaluate import SEED
-from stan_infer.benchmarking.interleave import Lane, Schedule, bench_videos
-from stan_infer.checkpoints.presets import preset
-from stan_infer.engines.open import open_session
-from stan_infer.export.export_model import export_model
-from stan_infer.network.model import Stan, init_random
+from benchmarks.script import export_video, options, random_model, stan_infer, write_clips
+from stan_infer.benchmarking.interleave import Schedule
+from stan_infer.network.model import Stan
 from stan_infer.video.clip import Clip
 from stan_infer.video.decode_worker import read_clips
 from stan_infer.video.spec import ClipSpec
@@ -38,21 +30,15 @@ STREAM, VALUES = (30.0, 35.0, 40.0, 45.0, 50.0, 40.0), (30.0, 40.0, 50.0, 35.0)
 
 def main() -> None:
     """Plant, calibrate twice, time, record."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--presets", default="stan-b32,stan-b16")
-    parser.add_argument("--frames", type=int, default=8)
-    parser.add_argument("--clips", type=int, default=32)
-    parser.add_argument("--method", default="max")
-    parser.add_argument("--repeats", type=int, default=15)
-    args = parser.parse_args()
-    for name in args.presets.split(","):
+    presets = ("stan-b32", "stan-b16")
+    args = options(__doc__, presets=presets, frames=8, clips=32, method="max", repeats=15)
+    for name in args.presets:
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place)
-            _write_clips(folder / "videos", args.clips)
-            config = dataclasses.replace(preset(name), frames=args.frames)
-            model = with_outliers(init_random(Stan(config), seed=0).eval())
+            write_clips(folder / "videos", args.clips, "held-out")
             t = args.frames
-            export_model(model, folder / "fp32", tower="video", frames=(t - 1, t), batch=1)
+            model = with_outliers(random_model(name, t))
+            export_video(model, folder / "fp32", t)
             for smooth in (True, False):
                 record = _calibrate(folder, smooth, args.method)
                 row = _row(record) | {"model": name, "smooth": smooth, "frames": t}
@@ -60,7 +46,7 @@ def main() -> None:
                 print(name, "smooth" if smooth else "plain", row["cosine"], flush=True)
             for threads in (1, 2):
                 rows = _time(model, folder, threads, args)
-                append_rows("int8-speed", [{"model": name, "threads": threads, **r} for r in rows])
+                append_rows("int8-speed", [{"model": name, **r} for r in rows])
                 for r in rows:
                     print(name, threads, r["engine"], r["precision"], r.get("speedup"), flush=True)
 
@@ -88,22 +74,14 @@ def with_outliers(model: Stan) -> Stan:
     return model
 
 
-def _write_clips(folder: Path, count: int) -> None:
-    bank = clips.texture_bank("held-out")
-    folder.mkdir()
-    for i in range(count):
-        clips.write_mp4(folder / f"{i:03}.mp4", clips.held_out_clip(SEED + 1, i, bank).frames)
-
-
 def _calibrate(folder: Path, smooth: bool, method: str) -> dict[str, Any]:
-    """The product's own command; without smoothing nothing returns to fp32: it is the contrast."""
-    command = [sys.executable, "-m", "stan_infer", "calibrate", str(folder / "fp32")]
-    command += ["--videos", str(folder / "videos"), "-o", str(folder / f"int8-{smooth}")]
-    command += ["--samples", "16", "--method", method, "--threads", "1", "--force", "--json"]
-    command += ["--min-cosine", "0.995" if smooth else "0.01"]
-    command += [] if smooth else ["--no-smooth"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    record: dict[str, Any] = json.loads(done.stdout)
+    """Run `calibrate`; without smoothing, for comparison, every linear stays in 8 bits."""
+    (record,) = stan_infer(
+        *("calibrate", folder / "fp32", "--videos", folder / "videos"),
+        *("-o", folder / f"int8-{smooth}", "--samples", "16", "--method", method),
+        *("--threads", "1", "--force", "--min-cosine", "0.995" if smooth else "0.01"),
+        *(() if smooth else ("--no-smooth",)),
+    )
     return record
 
 
@@ -126,33 +104,18 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
 def _time(
     model: Stan, folder: Path, threads: int, args: argparse.Namespace
 ) -> Sequence[dict[str, Any]]:
-    torch.set_num_threads(threads)
-    named = {"precision": "fp32", "device": "cpu", "engine": "eager"}
-
-    @torch.inference_mode()
-    def eager(x: np.ndarray) -> torch.Tensor:
-        return model.encode_video(torch.from_numpy(x)).mean(1)
-
-    lanes, sessions = [Lane("eager", eager, named)], []
-    for engine in ("ort", "openvino"):
-        for name in ("fp32", "int8-True"):
-            session = open_session(folder / name, engine, threads=threads)
-            sessions.append(session)
-            lanes.append(Lane(f"{engine} {name}", session.embed_video, session.describe()))
     c = model.config
     read = read_clips(sorted((folder / "videos").iterdir())[:4], ClipSpec.of(c))
-    rows = bench_videos(
-        lanes,
-        side=c.image_size,
-        flops=None,
-        batches=[1],
-        frames=[c.frames],
-        schedule=Schedule(2, args.repeats),
+    names = [(engine, name) for engine in ("ort", "openvino") for name in ("fp32", "int8-True")]
+    return time_on_cpu(
+        model,
+        {"eager": lambda x: model.encode_video(x).mean(1)},
+        {f"{engine} {name}": (engine, folder / name) for engine, name in names},
+        Schedule(2, args.repeats),
+        threads=threads,
+        frames=c.frames,
         clips=[r.pixels[None] for _, r in read if isinstance(r, Clip)],
     )
-    for session in sessions:
-        session.close()
-    return rows
 
 
 if __name__ == "__main__":

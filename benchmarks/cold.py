@@ -7,7 +7,6 @@ benchmarks/results/.
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.record import ROOT, append_rows
+from benchmarks.script import options, stan_infer
 from stan_infer.checkpoints.load import load_model
 from stan_infer.export.export_model import export_model
 
@@ -30,26 +30,21 @@ _SIZE = (
 
 def main() -> None:
     """Measure and record."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--python", default=sys.executable)
-    parser.add_argument("--repeats", type=int, default=7)
-    args = parser.parse_args()
+    args = options(__doc__, python=sys.executable, repeats=7)
     demo = ROOT / "examples" / "motion"
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "motion"
         export_model(load_model(demo / "motion.safetensors"), out)
         clip = next((demo / "clips").glob("*.mp4"))
-        command = [args.python, "-m", "stan_infer", "run", str(out), str(clip)]
-        command += ["--labels", str(demo / "labels.txt"), "--json"]
+        command = ["run", out, clip, "--labels", demo / "labels.txt"]
         seconds = []
         for i in range(args.repeats + 1):
             start = time.perf_counter()
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+            (record, *_) = stan_infer(*command, python=args.python)
             if i:  # the first one fills the disk's cache
                 seconds.append(time.perf_counter() - start)
-        session = json.loads(done.stdout)["session"]
     row = {
-        "engine": session["engine"],
+        "engine": record["session"]["engine"],
         "cold_run_s_p50": float(np.median(seconds)),
         "cold_run_s_max": max(seconds),
         "torch_installed": _ask(args.python, _TORCH) == "True",

@@ -1,84 +1,59 @@
 """python -m benchmarks.graphs: ONNX Runtime on the reference graph and on the fused one, in turn.
 
-The two graphs alone, so that many pairs fit into little time, beside what their products promise:
-those that ONNX Runtime itself says it ran, with their shapes. torch.onnx.export has already dropped
-what nobody reads (the last branch layer's MLP on patches), so this is less than the fused graph
-saves against eager. Appends rows to benchmarks/results/.
+The two graphs alone, so that many pairs fit into little time, beside the ratio of their FLOPs, as
+ONNX Runtime's own profile gives them. torch.onnx.export has already removed what no output needs
+(the last branch layer's MLP on patches), so the fused graph saves less here than against eager.
+Appends rows to benchmarks/results/.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import tempfile
 from pathlib import Path
 
 import numpy as np
-import torch
 
+from benchmarks.cpu import time_on_cpu
 from benchmarks.record import append_rows
-from stan_infer.benchmarking.interleave import Lane, Schedule, bench_videos
-from stan_infer.checkpoints.presets import preset
-from stan_infer.config import video_flops
-from stan_infer.engines.open import open_session
-from stan_infer.export.export_model import export_model
-from stan_infer.network.model import Stan, init_random
+from benchmarks.script import both_graphs, options, random_model
+from stan_infer.benchmarking.interleave import Schedule
 
 
 def main() -> None:
-    """Measure and record."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--presets", default="stan-b32:25,stan-b16:11,stan-l14:5")
-    parser.add_argument("--threads", default="1,2")
-    parser.add_argument("--frames", type=int, default=12)
-    args = parser.parse_args()
-    for item in args.presets.split(","):
+    """Measure and record; --presets: each with its number of pairs."""
+    presets = ("stan-b32:25", "stan-b16:11", "stan-l14:5")
+    args = options(__doc__, presets=presets, threads=(1, 2), frames=12)
+    for item in args.presets:
         name, _, repeats = item.partition(":")
-        model = init_random(Stan(preset(name))).eval().requires_grad_(False)
-        with tempfile.TemporaryDirectory() as folder:
-            gflop = {}
-            for graph in ("reference", "fused"):
-                path, t = Path(folder) / graph, args.frames
-                limits = (max(t - 1, 1), t)  # narrow: the export proves every size
-                export_model(model, path, graph=graph, tower="video", frames=limits, batch=1)
-                gflop[graph] = products_run(path / "video.onnx", t, model.config.image_size) / 1e9
-            for threads in (int(n) for n in args.threads.split(",")):
-                torch.set_num_threads(threads)
-                sessions = {
-                    graph: open_session(Path(folder) / graph, "ort", threads=threads)
-                    for graph in ("reference", "fused")
-                }
-                rows = bench_videos(
-                    [Lane(g, s.embed_video, {**s.describe()}) for g, s in sessions.items()],
-                    side=model.config.image_size,
-                    flops=lambda t, config=model.config: video_flops(config, t),
-                    batches=[1],
-                    frames=[args.frames],
-                    schedule=Schedule(1, int(repeats or 5)),
-                )
-                for row, (graph, session) in zip(rows, sessions.items(), strict=True):
-                    row |= {"model": name, "graph": graph, "threads": threads}
-                    row["graph_gflop"] = gflop[graph]
-                    session.close()
+        model = random_model(name)
+        side = model.config.image_size
+        with both_graphs(model, args.frames) as paths:
+            flops = {g: flops_run(p / "video.onnx", args.frames, side) for g, p in paths.items()}
+            schedule = Schedule(1, int(repeats or 5))
+            folders = {graph: ("ort", path) for graph, path in paths.items()}
+            for n in args.threads:
+                rows = time_on_cpu(model, {}, folders, schedule, threads=n, frames=args.frames)
+                for row, graph in zip(rows, folders, strict=True):
+                    row |= {"model": name, "graph": graph, "graph_gflop": flops[graph] / 1e9}
                 append_rows("graphs", rows)
-                says = gflop["reference"] / gflop["fused"]
-                got = rows[1]["speedup"]
-                print(f"{name}, {threads} threads: {got:.3f}, products say {says:.3f}", flush=True)
+                got, says = rows[1]["speedup"], flops["reference"] / flops["fused"]
+                print(f"{name}, {n} threads: {got:.3f}, FLOPs say {says:.3f}", flush=True)
 
 
-def products_run(path: Path, frames: int, side: int) -> int:
+def flops_run(path: Path, frames: int, side: int) -> int:
     """FLOPs of the matrix products and convolutions that ONNX Runtime runs for one clip.
 
     From its profile, so after its own rewrites: 2 x elements of the output x length of the sums.
     """
     import onnxruntime as ort
 
-    options = ort.SessionOptions()
-    options.enable_profiling = True
+    settings = ort.SessionOptions()
+    settings.enable_profiling = True
     with tempfile.TemporaryDirectory() as folder:
-        options.profile_file_prefix = str(Path(folder) / "profile")
-        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        settings.profile_file_prefix = str(Path(folder) / "profile")
+        session = ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
         session.run(None, {"video": np.zeros((1, frames, side, side, 3), np.uint8)})
         events = json.loads(Path(session.end_profiling()).read_text())
     total = 0

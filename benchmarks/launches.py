@@ -30,7 +30,7 @@ from stan_infer.network.model import Stan
 
 PATH = RESULTS / "launches.jsonl"
 SHAPES = [("stan-b32", 1, 12), ("stan-b16", 1, 12), ("stan-b16", 8, 12), ("stan-l14", 8, 12)]
-# bf16 products without sparsity (TFLOP/s), memory (TB/s): NVIDIA's H100 SXM data sheet.
+# bf16 GEMM without sparsity (TFLOP/s), memory (TB/s): NVIDIA's H100 SXM data sheet.
 H100 = (989.4, 3.35)
 # Operations whose launcher starts two kernels.
 TWICE = {"stan_infer::patch_embed", "stan_infer::cls_attention"}

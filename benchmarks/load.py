@@ -7,7 +7,6 @@ imported and nothing loaded.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import subprocess
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks.record import append_rows
+from benchmarks.script import options
 from stan_infer.checkpoints.authors import author_names
 from stan_infer.checkpoints.presets import preset
 from stan_infer.config import StanConfig
@@ -78,11 +78,8 @@ def measure_help(repeats: int) -> dict[str, Any]:
 
 def main() -> None:
     """Measure and record."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--presets", default="stan-b32,stan-b16")
-    parser.add_argument("--repeats", type=int, default=3)
-    args = parser.parse_args()
-    for name in args.presets.split(","):
+    args = options(__doc__, presets=("stan-b32", "stan-b16"), repeats=3)
+    for name in args.presets:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.pth"
             write_authors_checkpoint(path, preset(name))

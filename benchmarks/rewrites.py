@@ -1,4 +1,4 @@
-"""python -m benchmarks.rewrites: FLOPs that each rewrite of the fused network saves.
+"""python -m benchmarks.rewrites: the FLOPs that each rewrite of the fused network saves.
 
 Counted by torch.utils.flop_counter on tensors without memory: the piece of the reference against
 the piece that took its place. Appends rows to benchmarks/results/.
@@ -6,7 +6,6 @@ the piece that took its place. Appends rows to benchmarks/results/.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.record import append_rows
+from benchmarks.script import options
 from stan_infer.checkpoints.presets import preset
 from stan_infer.network.fold import fold_video
 from stan_infer.network.folded import LastSpatial, Layer, Temporal
@@ -117,12 +117,9 @@ def _last_layer(model: Stan, weights: Any, patches: torch.Tensor, cls: torch.Ten
 
 def main() -> None:
     """Count, print and record."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--presets", default="stan-b32,stan-b16,stan-l14")
-    parser.add_argument("--frames", default="1,12")
-    args = parser.parse_args()
-    for name in args.presets.split(","):
-        for frames in (int(t) for t in args.frames.split(",")):
+    args = options(__doc__, presets=("stan-b32", "stan-b16", "stan-l14"), frames=(1, 12))
+    for name in args.presets:
+        for frames in args.frames:
             rows = measure(name, frames)
             append_rows("rewrites", rows)
             for row in rows:

@@ -1,8 +1,8 @@
 """Which tile a kernel runs with: read from tuned.json, by GPU family and shape; never tuned here.
 
 tuned.json has, per family, each operation's tiles from the largest to the smallest: the start
-values, chosen by the rules below. "measured" holds what `python -m benchmarks.ops --tune` found on
-a GPU for one shape, and goes first; `chosen` tells which of the two it was.
+values, chosen by the rules below. "measured" holds what `python -m benchmarks.gpu.tune --write`
+found on a GPU for one shape, and goes first; `chosen` tells which of the two it was.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def test_the_readme_is_short():
 
 
 def test_generated_tables_are_fresh():
-    from benchmarks.table import FILES, render
+    from benchmarks.tables.render import FILES, render
 
     for name in FILES:
         text = (ROOT / name).read_text()
@@ -66,7 +66,7 @@ def test_generated_tables_are_fresh():
 
 
 def test_a_stale_table_fails(monkeypatch):
-    from benchmarks import table
+    from benchmarks.tables import render
 
-    monkeypatch.setitem(table.TABLES, "engines_two", lambda: "other figures")
-    assert table.render(README) != README
+    monkeypatch.setitem(render.TABLES, "engines_two", lambda: "other figures")
+    assert render.render(README) != README

@@ -1,5 +1,5 @@
 """Timing engines against each other, interleaved, and the report page.
 
 Imports export and engines.
-Start at `interleave.bench_videos`.
+Start at `run.bench`.
 """

@@ -12,8 +12,7 @@ import numpy as np
 
 from stan_infer.artefacts.difference import relative_error
 from stan_infer.artefacts.precision import EIGHT_BITS, TOLERANCES
-from stan_infer.benchmarking.clock import Clock, WallClock
-from stan_infer.benchmarking.timing import diagnose, summarise
+from stan_infer.benchmarking.timing import Clock, WallClock, diagnose, summarise
 from stan_infer.engines.session import as_numpy
 from stan_infer.errors import CheckError
 from stan_infer.video.synthetic import moving_frames
@@ -159,7 +158,7 @@ def _compare(
     if not np.isfinite(reference).all():
         raise CheckError(
             f"engine {lanes[0].name} at B={b}, T={t} gives values that are not finite: "
-            "a wrong engine has no speed"
+            "nothing can be compared with it"
         )
     errors, refused = {}, {}
     for lane in lanes:
@@ -175,6 +174,6 @@ def _compare(
         if not error <= tolerance:
             refused[lane.name] = (
                 f"differs from {lanes[0].name} by {error:.1e}, more than {tolerance:g}: "
-                "a wrong engine has no speed"
+                "its speed is not reported"
             )
     return errors, refused

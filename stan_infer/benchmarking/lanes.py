@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stan_infer.artefacts.precision import EIGHT_BITS
-from stan_infer.benchmarking.clock import Clock, CudaClock, WallClock
 from stan_infer.benchmarking.interleave import Lane
+from stan_infer.benchmarking.options import BenchOptions
+from stan_infer.benchmarking.timing import Clock, CudaClock, WallClock
 from stan_infer.config import StanConfig
 from stan_infer.engines.bare_graph import open_bare
 from stan_infer.engines.open import CHECKPOINT, PLANS, engine_named, graph_engines, open_session
@@ -37,7 +38,9 @@ class Contest:
     config: StanConfig | None = None  # None: a bare graph
     lanes: list[Lane] = dataclasses.field(default_factory=list)
     sessions: list[Session | None] = dataclasses.field(default_factory=list)
-    origins: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # see bench_memory
+    origins: list[dict[str, Any]] = dataclasses.field(
+        default_factory=list
+    )  # see memory.peak_memory
     absent: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     def add(self, engine: str, precision: str | None, open_one: Callable[[], _Opened]) -> None:
@@ -64,36 +67,23 @@ class Contest:
                 session.close()
 
 
-def check_engines(names: Sequence[str]) -> list[str]:
-    """Return the names without repeats; InputError for one that nobody knows."""
-    for name in names:
-        engine_named(name)
-    return list(dict.fromkeys(names))
-
-
 def open_model(
     model: Stan,
     origin: Mapping[str, Any],
+    options: BenchOptions,
     *,
-    engines: Sequence[str],
-    precisions: Sequence[str],
     device: str,
     threads: int,
     folder: Path,
     say: Callable[[str], None],
-    batches: Sequence[int] = (1,),
-    frames: Sequence[int] = (8,),
-    calibration: Path | None = None,
 ) -> Contest:
     """Lanes of a loaded model; eager in fp32 comes first, always: a ratio needs its baseline.
 
     origin: the model for another process, {"source": file} or {"preset": name, ...}. folder: where
-    exports go, one per precision. precisions: none is fp32, and fp16 of engines that need a GPU.
-    batches, frames: for which plans are built, with the engines of TensorRT. calibration: the
-    folder in 8 bits of origin's checkpoint, for int8 and fp8. Raises MissingError where the
-    baseline itself cannot run.
+    exports go, one per precision. Raises MissingError where the baseline itself cannot run.
     """
     contest = Contest(model.config.image_size, model.config)
+    precisions, calibration = options.precisions, options.calibration
 
     def open_one(engine: str, precision: str) -> _Opened:
         if precision in EIGHT_BITS:
@@ -109,7 +99,7 @@ def open_model(
 
             export_model(model, where, precision=precision, tower="video", progress=say)
         if entry.takes == PLANS:
-            session = _open_built(where, engine, device, batches, frames, say)
+            session = _open_built(where, engine, device, options, say)
         else:
             session = open_session(where, engine, device=device, threads=threads)
         return _lane(engine, session), session, {"source": str(where), "device": device}
@@ -117,7 +107,7 @@ def open_model(
     contest.add("eager", "fp32", partial(open_one, "eager", "fp32"))
     contest.check()
     for precision in precisions or ["fp32"]:
-        for engine in engines:
+        for engine in options.engines:
             if engine_named(engine).needs_gpu and not precisions:
                 contest.add(engine, "fp16", partial(open_one, engine, "fp16"))
             elif (engine, precision) != ("eager", "fp32"):
@@ -157,15 +147,7 @@ def _open_calibrated(
     return _lane(engine, session), session, {"source": str(folder), "device": device}
 
 
-def open_folder(
-    source: str,
-    *,
-    engines: Sequence[str],
-    precisions: Sequence[str],
-    device: str,
-    threads: int,
-    settings: Mapping[str, Any] | None,
-) -> Contest:
+def open_folder(source: str, options: BenchOptions, *, device: str, threads: int) -> Contest:
     """Lanes of an exported folder; the first is the baseline, as a folder has no eager mode.
 
     source may be a plan in a folder, which is then what its engine runs. Raises MissingError where
@@ -175,6 +157,7 @@ def open_folder(
     plan = Path(source) if source.endswith(".plan") else None
     owner = str(plan.absolute().parent.parent) if plan else source
     own = read_plan(plan, check_hash=False).engine if plan else None
+    settings = options.settings or None
 
     def open_one(engine: str, precision: str | None) -> _Opened:
         place = source if engine == own else owner
@@ -184,9 +167,9 @@ def open_folder(
         contest.config, contest.side = session.config, session.config.image_size
         return _lane(engine, session), session, {"source": place, "device": device}
 
-    wanted: list[str | None] = [*precisions] or [None]
+    wanted: list[str | None] = [*options.precisions] or [None]
     for precision in wanted:
-        for engine in engines:
+        for engine in options.engines:
             contest.add(engine, precision, partial(open_one, engine, precision))
     return contest.check()
 
@@ -195,14 +178,13 @@ def _open_built(
     folder: Path,
     engine: str,
     device: str,
-    batches: Sequence[int],
-    frames: Sequence[int],
+    options: BenchOptions,
     say: Callable[[str], None],
 ) -> Session:
     """A session on a plan that is built where none is kept; what cannot run here was built."""
     from stan_infer.benchmarking.cached_plans import add_plan
 
-    plan = add_plan(folder, engine, batches, frames, say)
+    plan = add_plan(folder, engine, options.batches, options.frames, say)
     try:
         return open_session(folder, engine, device=device)
     except MissingError as e:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from stan_infer.benchmarking.plots import Points, bar_chart, line_chart
-from stan_infer.benchmarking.rows import write_json_lines
+from stan_infer.benchmarking.rows import remarks, write_json_lines
 from stan_infer.errors import InputError, printable
 from stan_infer.system.atomic import Sources, new_folder
 from stan_infer.system.json_file import checked
@@ -45,7 +45,7 @@ _COLUMNS = {
     "latency_ms_p99": "p99 ms",
     "clips_per_s": "clips/s",
     "gflop_per_s": "GFLOP/s",
-    "share_of_ceiling": "of ceiling",
+    "share_of_ceiling": "of peak GEMM",
     "max_rel_error": "error",
     "peak_host_mib": "peak MiB",
 }
@@ -105,7 +105,7 @@ def render_page(title: str, rows: Rows, stages: Rows, evals: Rows) -> str:
     ]
     if first.get("ceiling_gflop_per_s"):
         parts.append(
-            f"<p class=soft>Ceiling: {first['ceiling_gflop_per_s']:.0f} GFLOP/s, the best fp32 "
+            f"<p class=soft>Peak GEMM: {first['ceiling_gflop_per_s']:.0f} GFLOP/s, the best fp32 "
             f"matrix product in the same run ({_text(first['ceiling_by'])}). Other precisions and "
             "graphs that do less may exceed it.</p>"
         )
@@ -156,7 +156,7 @@ def _charts(rows: Rows) -> list[str]:
     shares = {_name(r): 100 * r["share_of_ceiling"] for r in at if r.get("share_of_ceiling")}
     if shares:
         charts.append(
-            bar_chart(shares, title=f"Share of the ceiling, {where}", x="percent", line=100)
+            bar_chart(shares, title=f"Share of peak GEMM, {where}", x="percent", line=100)
         )
     errors = {
         _name(r): [(r["latency_ms_p50"], r["max_rel_error"])] for r in at if r["max_rel_error"] > 0
@@ -217,13 +217,10 @@ def _series(rows: Rows, x: str, y: str, fixed: str, value: Any) -> dict[str, Poi
 def _table(rows: Rows, columns: Mapping[str, str]) -> str:
     shown = {k: v for k, v in columns.items() if any(r.get(k) is not None for r in rows)}
     head = "".join(f"<th>{_text(v)}</th>" for v in shown.values())
-    lines, notes = [], []
-    for r in rows:
-        cells = "".join(f"<td>{_cell(k, r.get(k))}</td>" for k in shown)
-        lines.append(f"<tr>{cells}</tr>")
-        where = f" at B = {r['batch']}, T = {r['frames']}" if r.get("batch") else ""
-        for note in [*([r["refused"]] if r.get("refused") else []), *r.get("diagnosis", [])]:
-            notes.append(f"<li>{_text(_name(r) + where)}: {_text(note)}</li>")
+    lines = [
+        "<tr>" + "".join(f"<td>{_cell(k, r.get(k))}</td>" for k in shown) + "</tr>" for r in rows
+    ]
+    notes = [f"<li>{_text(line)}</li>" for r in rows for line in remarks(r)]
     below = f"<ul class=soft>{''.join(notes)}</ul>" if notes else ""
     return f"<div class=wide><table><tr>{head}</tr>{''.join(lines)}</table></div>{below}"
 

@@ -1,10 +1,10 @@
-"""Rows as JSON lines: written whole or not at all, read within bounds."""
+"""Rows of bench: written and read as JSON lines, and compared with those of an earlier run."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from stan_infer.system.json_file import parse_json
 from stan_infer.system.outside_file import read_bounded
 
 _MAX_BYTES = 64 * 2**20
+_KEY = ("model", "engine", "precision", "device", "batch", "frames", "threads")
 why_keep_rows = earlier_result.json_lines(("bench", "bench-stages"), "stan-infer bench")
 
 
@@ -48,6 +49,58 @@ def read_json_lines(path: Path, schema: str, command: str) -> list[dict[str, Any
     if not found:
         raise InputError(f"{path} holds no row of stan-infer {schema}{what}")
     return found
+
+
+def compare_rows(
+    old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]], tolerance: float
+) -> list[dict[str, Any]]:
+    """One record per row that both have: ratio now over then, and whether that is a regression.
+
+    Compared is the ratio to the baseline of the same run, which a slower or busier machine leaves
+    alone; the baseline itself, whose ratio is 1, by its latency. change: above 1 is faster. A row
+    is a regression when change < 1 - tolerance; so is an engine that ran then and is refused now.
+    Raises InputError where no row matches.
+    """
+    before = {_key(r): r for r in old}
+    records = []
+    for row in new:
+        was = before.get(_key(row))
+        if was is None or not _number(was.get("latency_ms_p50")):
+            continue
+        record = {name: row.get(name) for name in _KEY}
+        if row.get("refused"):
+            records.append({**record, "change": None, "by": "refused now", "regression": True})
+            continue
+        by_ratio = not (row.get("speedup") == was.get("speedup") == 1.0)
+        name = "speedup" if by_ratio else "latency_ms_p50"
+        then, now = was.get(name), row.get(name)
+        if then is None or now is None or not _number(then) or not _number(now):
+            raise InputError(f"a row for {row.get('engine')} has no usable {name}")
+        change = now / then if by_ratio else then / now
+        record |= {"change": change, "by": "ratio to baseline" if by_ratio else "latency"}
+        records.append({**record, "regression": change < 1 - tolerance})
+    if not records:
+        raise InputError(
+            "no row of now has the model, engine, precision, device, batch, frames and threads of "
+            "one in the old file: nothing to compare"
+        )
+    return records
+
+
+def remarks(row: Mapping[str, Any]) -> list[str]:
+    """Lines about a row: why it has no speed, or what makes its samples doubtful."""
+    name = f"{row['engine']} {row.get('precision') or ''}".strip()
+    where = f" at B={row['batch']}, T={row['frames']}" if row.get("batch") else ""
+    notes = [*([row["refused"]] if row.get("refused") else []), *row.get("diagnosis", [])]
+    return [f"{name}{where}: {note}" for note in notes]
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value) and value > 0
+
+
+def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(str(row.get(name)) for name in _KEY)
 
 
 def _finite(value: Any) -> Any:

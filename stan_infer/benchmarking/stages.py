@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from stan_infer.benchmarking.clock import WallClock
 from stan_infer.benchmarking.interleave import Lane
+from stan_infer.benchmarking.timing import WallClock
 from stan_infer.config import StanConfig
 from stan_infer.engines.session import as_numpy, read_config_clip
 from stan_infer.scores import head_scores
 
-TEXTS = (
-    100  # scored against each clip; their features are made up, as speed does not depend on them
-)
+# Scored against each clip; their features are made up, as speed does not depend on them.
+TEXTS = 100
+_DECODE_BOUND = "decode-bound: more --workers help, a faster engine does not"
 
 
 def bench_stages(
@@ -61,8 +61,7 @@ def bench_stages(
             "embed_ms_p50": float(np.median(embed[lane.name])),
             "score_ms_p50": float(np.median(score[lane.name])),
         }
-        bound = parts["decode_ms_p50"] > parts["embed_ms_p50"]
-        note = "decode-bound: more --workers help, a faster engine does not"
+        decode_bound = parts["decode_ms_p50"] > parts["embed_ms_p50"]
         rows.append(
             {
                 "engine": lane.name,
@@ -73,12 +72,8 @@ def bench_stages(
                 "videos": len(videos),
                 "repeats": repeats,
                 "scored_texts": TEXTS,
-                "diagnosis": [note] if bound else [],
-                "samples_ms": {
-                    "decode": decode,
-                    "embed": embed[lane.name],
-                    "score": score[lane.name],
-                },
+                "diagnosis": [_DECODE_BOUND] if decode_bound else [],
+                "samples_ms": dict(decode=decode, embed=embed[lane.name], score=score[lane.name]),
             }
         )
     return rows

@@ -1,17 +1,60 @@
-"""Samples of one engine at one shape -> percentiles, ratio to the baseline, what looks wrong."""
+"""Time calls, and turn the samples of one engine into percentiles, ratios and warnings."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
 # What a diagnosis calls out. An idle machine stays below each of these; see CONTRIBUTING.md.
 UNSTABLE = 1.25  # p95 over p50
 SLOWED = 1.10  # median of the last third over that of the first
-LAUNCH_BOUND = 0.9  # host time over device time: the GPU waits for its orders
+LAUNCH_BOUND = 0.9  # host time over device time: the GPU waits for launches
 _TREND_SAMPLES = 9  # fewer say nothing about a trend
+
+
+class Clock(Protocol):
+    """Runs a call and says how long it took."""
+
+    def time(self, run: Callable[[], Any]) -> tuple[Any, float, float | None]:
+        """Return what `run` returned, its milliseconds, and those until it returned (None: all)."""
+        ...
+
+
+class WallClock:
+    """For calls that return when their work is done."""
+
+    def time(self, run: Callable[[], Any]) -> tuple[Any, float, float | None]:
+        """See Clock.time."""
+        start = time.perf_counter()
+        out = run()
+        return out, (time.perf_counter() - start) * 1e3, None
+
+
+class CudaClock:
+    """For calls that leave work on torch's current CUDA stream: events around it."""
+
+    def __init__(self, cuda: Any, device: str = "cuda") -> None:
+        """cuda: torch.cuda, which this file does not import. device: whose stream is timed."""
+        self._cuda, self._device = cuda, device
+
+    def time(self, run: Callable[[], Any]) -> tuple[Any, float, float | None]:
+        """See Clock.time; the events are in milliseconds."""
+        with self._cuda.device(self._device):
+            return self._time(run)
+
+    def _time(self, run: Callable[[], Any]) -> tuple[Any, float, float | None]:
+        first, last = (self._cuda.Event(enable_timing=True) for _ in range(2))
+        self._cuda.synchronize()
+        start = time.perf_counter()
+        first.record()
+        out = run()
+        last.record()
+        host = (time.perf_counter() - start) * 1e3
+        last.synchronize()
+        return out, float(first.elapsed_time(last)), host
 
 
 def summarise(
@@ -43,7 +86,7 @@ def summarise(
 
 
 def diagnose(samples_ms: Sequence[float], host_ms: Sequence[float] | None = None) -> list[str]:
-    """Sentences about samples that should not be believed as they are; empty is good.
+    """Warnings about samples that do not show the engine's speed; empty is good.
 
     host_ms: time until each call returned, where a device goes on working after that.
     """
@@ -65,7 +108,7 @@ def diagnose(samples_ms: Sequence[float], host_ms: Sequence[float] | None = None
         share = float(np.median(host_ms)) / p50
         if share > LAUNCH_BOUND:
             found.append(
-                f"launch-bound: the host needs {100 * share:.0f} % of the time to give its orders; "
+                f"launch-bound: the host needs {100 * share:.0f} % of the time to launch the work; "
                 "larger batches or CUDA graphs help, faster kernels do not"
             )
     return found

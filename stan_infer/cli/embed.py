@@ -18,7 +18,6 @@ from stan_infer.cli.options import (
     Provider,
     Settings,
     Timeout,
-    files_of,
     open_for,
 )
 
@@ -52,7 +51,7 @@ def embed(
         save_embeddings,
         why_keep,
     )
-    from stan_infer.system.atomic import check_file
+    from stan_infer.system.atomic import check_file, files_of
     from stan_infer.video.find import list_videos
     from stan_infer.video.spec import ClipSpec
 

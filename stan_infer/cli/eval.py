@@ -19,7 +19,6 @@ from stan_infer.cli.options import (
     Provider,
     Settings,
     Timeout,
-    files_of,
     open_for,
     read_lines,
 )
@@ -101,6 +100,7 @@ def eval(
     from stan_infer.evaluation.evaluate import Protocol, evaluate
     from stan_infer.evaluation.feature_cache import check_cache
     from stan_infer.library.embed import EmbedOptions
+    from stan_infer.system.atomic import files_of
     from stan_infer.video.find import locate_videos
 
     if cache is not None:

@@ -15,7 +15,6 @@ from stan_infer.cli.options import (
     CheckpointOrFolder,
     Json,
     Settings,
-    files_of,
     parse_settings,
     read_lines,
 )
@@ -119,7 +118,7 @@ def export(
     from stan_infer.export.formats import BACKEND, GRAPHS, PLANS, SIZES, Request, format_named
     from stan_infer.export.options import parse_range
     from stan_infer.export.provenance import provenance
-    from stan_infer.system.atomic import check_outside
+    from stan_infer.system.atomic import check_outside, files_of
     from stan_infer.tensorrt_plans.options import PlanOptions, parse_ranges
 
     wanted = format_named(format, backend)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stan_infer.benchmarking.compare import compare_rows
 from stan_infer.benchmarking.interleave import CACHE_BYTES, Lane, Schedule, bench_videos, clip_pool
-from stan_infer.benchmarking.rows import read_json_lines, write_json_lines
+from stan_infer.benchmarking.rows import compare_rows, read_json_lines, write_json_lines
 from stan_infer.errors import CheckError, InputError
 
 
@@ -78,7 +77,7 @@ def test_inputs_are_rotated_beyond_the_cache_and_the_same_for_all():
 
 
 @pytest.mark.parametrize("change", [lambda out: out * 1.01, lambda out: out[:, :3]])
-def test_a_wrong_engine_has_no_speed_and_the_others_still_run(change):
+def test_wrong_outputs_are_refused_and_the_others_still_run(change):
     engines = [FakeEngine([], "a"), FakeEngine([], "b", change=change), FakeEngine([], "c")]
     a, b, c = measure(engines)
     assert "latency_ms_p50" in a and "latency_ms_p50" in c

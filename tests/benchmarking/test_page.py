@@ -111,7 +111,7 @@ def test_the_page_is_whole_and_fetches_nothing():
     assert tags.open == [] and tags.fetching == []
     assert "script" not in tags.names and "b" not in tags.names
     assert tags.names.count("svg") == 6
-    for title in ("Latency against batch", "Throughput against frames", "Share of the ceiling"):
+    for title in ("Latency against batch", "Throughput against frames", "Share of peak GEMM"):
         assert title in page
     assert "R@1 against latency" in page and "Error against latency" in page
     assert "From file to scores" in page and "engine trt is not here" in page

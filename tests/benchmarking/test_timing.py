@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stan_infer.benchmarking.clock import CudaClock, WallClock
-from stan_infer.benchmarking.timing import diagnose, summarise
+from stan_infer.benchmarking.timing import CudaClock, WallClock, diagnose, summarise
 
 SAME = 1e-9  # two ways to interpolate in double
 MS = st.floats(0.01, 1e5)

@@ -9,16 +9,16 @@ import sys
 import pytest
 import torch
 
-from benchmarks import gpu_kernels, gpu_suite, ops
-from benchmarks.gpu_suite import Suite, run_suite, table
-from benchmarks.gpu_timing import Device, interleave
-from benchmarks.kernel_cases import Shape
+from benchmarks.gpu import kernels, suite, tune
+from benchmarks.gpu.cases import Shape
+from benchmarks.gpu.suite import Suite, run_suite, table
+from benchmarks.gpu.timing import Device, interleave
 from stan_infer.kernels import tuned
 from stan_infer.kernels.tuned import Tile
 from tests.conftest import ROOT
 
 
-def suite(path, minutes=5.0):
+def make_suite(path, minutes=5.0):
     said: list[str] = []
     made = Suite(path / "rows.jsonl", Device("cpu"), minutes, said.append)
     return made, said
@@ -26,9 +26,9 @@ def suite(path, minutes=5.0):
 
 @pytest.mark.slow
 def test_a_run_and_the_next_one(tmp_path):
-    first, said = suite(tmp_path)
+    first, said = make_suite(tmp_path)
     run_suite(first, ("kernels", "model"), quick=True)
-    assert said[0] == "ceilings" and "model stan-tiny B=1 T=2" in said and not first.left
+    assert said[0] == "peak rates" and "model stan-tiny B=1 T=2" in said and not first.left
     assert not any("failed" in r for r in first.rows), first.rows
     lines = (tmp_path / "rows.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == first.rows
@@ -44,24 +44,24 @@ def test_a_run_and_the_next_one(tmp_path):
     assert "finds no GPU" in lanes["triton"]["refused"]
     text = table(first.rows)
     assert "| stan-tiny | 1, 2 | eager bf16 |" in text and "finds no GPU" in text
-    again, said = suite(tmp_path)
+    again, said = make_suite(tmp_path)
     run_suite(again, ("kernels", "model"), quick=True)
     assert said == [] and again.rows == first.rows
 
 
 def test_what_there_is_no_time_for_is_left(tmp_path):
-    made, said = suite(tmp_path, minutes=0)
+    made, said = make_suite(tmp_path, minutes=0)
     run_suite(made, ("kernels",), quick=True)
-    assert said == [] and made.left[0] == "ceilings"
+    assert said == [] and made.left[0] == "peak rates"
     assert not (tmp_path / "rows.jsonl").exists()
 
 
 def test_a_unit_that_was_cut_off_runs_again(tmp_path):
-    made, _ = suite(tmp_path)
+    made, _ = make_suite(tmp_path)
     made.unit("one", lambda: [{"a": 1}, {"a": 2}])
     lines = (tmp_path / "rows.jsonl").read_text().splitlines()
     (tmp_path / "rows.jsonl").write_text(lines[0] + "\n")
-    again, said = suite(tmp_path)
+    again, said = make_suite(tmp_path)
     again.unit("one", lambda: [{"a": 1}, {"a": 2}])
     assert said == ["one"]
 
@@ -70,8 +70,8 @@ def test_one_failure_does_not_stop_the_rest(tmp_path, monkeypatch):
     def broken(*args, **kwargs):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(gpu_kernels, "measure", broken)
-    made, said = suite(tmp_path)
+    monkeypatch.setattr(kernels, "measure", broken)
+    made, said = make_suite(tmp_path)
     run_suite(made, ("kernels",), quick=True)
     failed = [r for r in made.rows if "failed" in r]
     assert len(failed) == len(said) - 1 > 3
@@ -81,23 +81,23 @@ def test_one_failure_does_not_stop_the_rest(tmp_path, monkeypatch):
 
 def test_what_cannot_even_be_set_up_is_a_row(tmp_path, monkeypatch):
     def broken(*args, **kwargs):
-        yield ("fine", {"a": lambda: 0}, (1, 1), False)
+        yield kernels.Comparison("fine", {"a": lambda: 0}, (1, 1))
         raise MemoryError("none left")
 
-    monkeypatch.setattr(gpu_kernels, "contests", broken)
-    made, said = suite(tmp_path)
+    monkeypatch.setattr(kernels, "comparisons", broken)
+    made, said = make_suite(tmp_path)
     run_suite(made, ("kernels",), quick=True)
     assert said[1].startswith("kernels fine") and said[2].startswith("kernels at Shape(")
     assert made.rows[-1]["failed"] == "MemoryError: none left"
 
 
 def test_another_gpu_or_version_starts_anew(tmp_path):
-    made, _ = suite(tmp_path)
+    made, _ = make_suite(tmp_path)
     made.unit("one", lambda: [{"a": 1}])
     path = tmp_path / "rows.jsonl"
     row = json.loads(path.read_text())
     path.write_text(json.dumps({**row, "gpu": "another"}) + "\n")
-    again, said = suite(tmp_path)
+    again, said = make_suite(tmp_path)
     again.unit("one", lambda: [{"a": 1}])
     assert said == ["one"]
 
@@ -112,7 +112,7 @@ def test_ratios_are_of_the_same_round(monkeypatch):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-@pytest.mark.parametrize("module", ["gpu_suite", "ops"])
+@pytest.mark.parametrize("module", ["gpu.suite", "gpu.tune"])
 def test_without_a_gpu(module):
     done = subprocess.run(
         [sys.executable, "-m", f"benchmarks.{module}"], cwd=ROOT, capture_output=True, text=True
@@ -132,11 +132,11 @@ def test_tuning_writes_what_kernels_read(tmp_path, monkeypatch):
         ms["library" if "library" in calls else list(calls)[-1]] = 1.0
         return ms
 
-    monkeypatch.setattr(ops, "best", timed)
-    rows = ops.tune(Device("cpu"), "sm90", [shape], [torch.float16], 1)
+    monkeypatch.setattr(tune, "best", timed)
+    rows = tune.tune(Device("cpu"), "sm90", [shape], [torch.float16], 1)
     assert seen["names"][:2] == ["rule", "library"] and "[64, 64, 64, 4, 4]" in seen["names"]
-    ops.write(path, "sm90", rows)
-    ops.write(path, "sm80", {"linear": []})
+    tune.write(path, "sm90", rows)
+    tune.write(path, "sm80", {"linear": []})
     table = json.loads(path.read_text())
     assert table["tiles"] == tuned.table()["tiles"]
     monkeypatch.setattr(tuned, "table", lambda: table)
@@ -147,23 +147,23 @@ def test_tuning_writes_what_kernels_read(tmp_path, monkeypatch):
 
 
 def test_the_rule_stays_where_nothing_is_much_faster():
-    assert ops.winner({"rule": 1.0, "library": 0.99}) is None
-    assert ops.winner({"rule": 1.0, "library": 0.9}) == "library"
+    assert tune.winner({"rule": 1.0, "library": 0.99}) is None
+    assert tune.winner({"rule": 1.0, "library": 0.9}) == "library"
 
 
 def test_tuning_runs_every_candidate():
     shape = Shape(1, 2, 4, 32, 8, 16)
-    operation, _, calls = next(ops.choices(shape, "cpu", torch.float32, "cpu"))
+    operation, _, calls = next(tune.choices(shape, "cpu", torch.float32, "cpu"))
     assert operation == "linear"
     few = {k: calls[k] for k in list(calls)[:4]}
-    assert set(ops.best(Device("cpu"), few, 1)) == set(few)
+    assert set(tune.best(Device("cpu"), few, 1)) == set(few)
 
 
 def test_targets_are_held_against_rows(monkeypatch):
-    from benchmarks import gpu_tables
+    from benchmarks.tables import gpu
 
-    monkeypatch.setattr(gpu_tables, "read_rows", lambda kind: [])
-    assert gpu_tables.targets_table().count("not measured") == len(gpu_tables.TARGETS)
+    monkeypatch.setattr(gpu, "read_rows", lambda kind: [])
+    assert gpu.targets_table().count("not measured") == len(gpu.TARGETS)
     shape = {"model": "stan-b16", "batch": 8, "frames": 12, "gpu": "NVIDIA H100", "unit": "a"}
     rows = [
         {**shape, "lane": "triton", "ms_p50": 9.0},
@@ -171,10 +171,10 @@ def test_targets_are_held_against_rows(monkeypatch):
         {**shape, "lane": "triton", "ms_p50": 9.1, "unit": "b"},
         {**shape, "lane": "triton", "ms_p50": 1.0, "gpu": "another"},
     ]
-    monkeypatch.setattr(gpu_tables, "read_rows", lambda kind: rows)
-    lines = gpu_tables.targets_table().splitlines()
+    monkeypatch.setattr(gpu, "read_rows", lambda kind: rows)
+    lines = gpu.targets_table().splitlines()
     assert lines[2].endswith("| 9.1 | met |") and lines[3].endswith("| 1.1 | not met |")
 
 
 def test_the_suite_knows_every_part():
-    assert set(gpu_suite.PARTS) == {"tests", *gpu_suite.PART_SHAPES, "kernels"}
+    assert set(suite.PARTS) == {"tests", *suite.PART_SHAPES, "kernels"}

@@ -356,9 +356,8 @@ class World:
         ]
 
     def _use_rows(self, data: bytes) -> Sequence[Callable[[], Any]]:
-        from stan_infer.benchmarking.compare import compare_rows
         from stan_infer.benchmarking.page import _accuracy
-        from stan_infer.benchmarking.rows import read_json_lines
+        from stan_infer.benchmarking.rows import compare_rows, read_json_lines
 
         path = self.place / "rows.jsonl"
         path.write_bytes(data)

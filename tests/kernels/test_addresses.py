@@ -7,7 +7,7 @@ import torch
 from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
 
-from benchmarks.kernel_cases import Shape, cases
+from benchmarks.gpu.cases import Shape, cases
 from stan_infer.kernels import linear, temporal_attention
 from stan_infer.kernels.tuned import Tile
 from tests.kernels.inputs import DEVICE, Maker, error

@@ -1,4 +1,4 @@
-"""Whole networks on a GPU, against eager mode, torch.compile and other engines (see gpu_suite)."""
+"""Whole networks on a GPU, against eager mode, torch.compile and other engines (see suite)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.gpu_timing import Device, interleave
+from benchmarks.gpu.timing import Device, interleave
 from stan_infer.checkpoints.presets import preset
 from stan_infer.config import video_flops
 from stan_infer.network.fold import fold_video
@@ -21,7 +21,7 @@ from stan_infer.quantisation.observe import activation_scales
 
 Run = Callable[[torch.Tensor], Any]
 
-# Largest difference from fp32, relative to the largest value, beyond which a lane has no speed.
+# Largest difference from fp32, relative to the largest value, of a candidate that is timed.
 TOLERANCE = {"fp32": 1e-3, "bf16": 1e-1, "fp16": 2e-2, "fp8": 3e-1}
 # Lanes that compile for minutes, which --part ablation adds.
 SLOW = ("compile max-autotune", "compile max-autotune, fused")
@@ -40,6 +40,7 @@ _TRITON: Mapping[str, dict[str, Any]] = {
 class Networks:
     """A preset's network in fp32, what was opened of it, and why the rest was not."""
 
+    name: str
     exact: Stan
     opened: dict[str, Run]
     refused: dict[str, str]
@@ -50,7 +51,7 @@ def open_networks(device: Device, name: str, part: str) -> Networks:
     exact = init_random(Stan(preset(name))).eval().requires_grad_(False).to(device.name)
     # Beyond its limit torch.compile would go on in eager mode; every shape is to be compiled.
     torch._dynamo.config.recompile_limit = 64
-    networks = Networks(exact, {}, {})
+    networks = Networks(name, exact, {}, {})
     for lane, open_one in lanes(exact, device.name, part):
         try:
             networks.opened[lane] = open_one()
@@ -83,10 +84,10 @@ def lanes(model: Stan, device: str, part: str) -> Iterator[tuple[str, Callable[[
 
 
 def measure(
-    device: Device, name: str, networks: Networks, b: int, t: int, tflops: float, rounds: int
+    device: Device, networks: Networks, b: int, t: int, tflops: float, rounds: int
 ) -> Iterator[dict[str, Any]]:
     """Rows of every lane for clips [B, T]; a lane that cannot run says why."""
-    exact, opened, refused = networks.exact, networks.opened, networks.refused
+    exact, opened, here = networks.exact, networks.opened, dict(networks.refused)
     config = exact.config
     side = config.image_size
     rng = np.random.default_rng(0)
@@ -96,7 +97,6 @@ def measure(
         # Few at a time: in fp32, 32 clips of 64 frames would take more than the GPU has.
         wanted = torch.cat([exact.encode_video(c).mean(1) for c in clips.split(2)]).float()
     errors: dict[str, float] = {}
-    here = dict(refused)
     for lane, run in opened.items():
         try:
             got = torch.as_tensor(run(clips)).to(wanted.device).float()
@@ -113,7 +113,7 @@ def measure(
     }
     timed = interleave(device, calls, rounds=rounds) if calls else {}
     work = b * video_flops(config, t) / 1e9
-    head = {"model": name, "batch": b, "frames": t}
+    head = {"model": networks.name, "batch": b, "frames": t}
     for lane, row in timed.items():
         yield {
             **head,

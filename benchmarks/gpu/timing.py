@@ -1,4 +1,4 @@
-"""Interleaved timing of small and large calls on a GPU, and the two ceilings they are held against.
+"""Interleaved timing of small and large calls on a GPU, and the peak rates of GEMM and copies.
 
 Calls too short for an event to time (a Triton launch alone takes some 12 us of host time) are
 captured and replayed in bundles of CALLS by a CUDA graph.
@@ -111,8 +111,8 @@ def interleave(
     return found
 
 
-def ceilings(device: Device, *, size: int = 8192) -> dict[str, float | None]:
-    """Rates sustained here: products in bf16 and e4m3 (TFLOP/s; None: not here), copies (TB/s)."""
+def peak_rates(device: Device, *, size: int = 8192) -> dict[str, float | None]:
+    """Rates sustained here: GEMM in bf16 and e4m3 (TFLOP/s; None: not here), copies (TB/s)."""
     a = torch.randn(size, size, device=device.name).bfloat16()
     b = torch.randn(size, size, device=device.name).bfloat16()
     out = torch.empty_like(a)
@@ -122,16 +122,16 @@ def ceilings(device: Device, *, size: int = 8192) -> dict[str, float | None]:
         a8, b8 = a.to(torch.float8_e4m3fn), b.to(torch.float8_e4m3fn).T
         one = torch.ones((), device=device.name)
 
-        def product() -> Any:
-            # Fast accumulation, as Triton's products have it on sm_90.
+        def gemm() -> Any:
+            # Fast accumulation, as Triton's GEMMs have it on sm_90.
             return torch._scaled_mm(a8, b8, one, one, out_dtype=torch.bfloat16, use_fast_accum=True)
 
         try:
-            product()
+            gemm()
         except RuntimeError:
-            pass  # this GPU or build has no such product; the row says None
+            pass  # this GPU or build has no such GEMM; the row says None
         else:
-            runs["fp8"] = product
+            runs["fp8"] = gemm
     timed = interleave(device, runs, rounds=20)
     ms = {name: row["ms_p10"] for name, row in timed.items()}
     rate = 2 * size**3 / 1e9

@@ -1,4 +1,4 @@
-"""The fastest matrix product that any library here reaches: what an engine is a share of."""
+"""Peak GEMM: the fastest matrix product that any installed library reaches on this machine."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from stan_infer.benchmarking.clock import Clock, CudaClock, WallClock
+from stan_infer.benchmarking.timing import Clock, CudaClock, WallClock
 from stan_infer.config import StanConfig
 from stan_infer.engines.open import graph_engines, open_graph
 from stan_infer.errors import MissingError
 from stan_infer.system.packages import require
 
-SHARE = 0.2  # of a run's time that sampling may take, beyond the first sample
+SHARE = 0.2  # of a run's time that these products may take, beyond the first sample
 
 
-class Ceiling:
-    """Samples matrix products between the rounds of a benchmark; keeps the best.
+class PeakGemm:
+    """Times matrix products between the rounds of a benchmark; keeps the fastest.
 
     Of the model's own largest shape and of a square one. On a CPU in fp32 by numpy, torch, ONNX
     Runtime and OpenVINO, as far as they are installed; on a GPU by torch in fp32, fp16 and bf16.
@@ -33,12 +33,12 @@ class Ceiling:
         rng = np.random.default_rng(0)
         rows = frames * (1 + config.patches)
         square = 1536 if device == "cpu" else 8192
-        self._products: list[tuple[str, str, int, Callable[[], Any]]] = []
+        self._gemms: list[tuple[str, str, int, Callable[[], Any]]] = []
         for m, k, n in ((rows, config.width, config.mlp_width), (square, square, square)):
             a, b = (rng.standard_normal(s, np.float32) for s in ((m, k), (k, n)))
-            made = _cpu_products(a, b, threads) if device == "cpu" else _gpu_products(a, b, device)
+            made = _cpu_gemms(a, b, threads) if device == "cpu" else _gpu_gemms(a, b, device)
             for precision, name, run in made:
-                self._products.append((precision, f"{name} {m}x{k}x{n}", 2 * m * k * n, run))
+                self._gemms.append((precision, f"{name} {m}x{k}x{n}", 2 * m * k * n, run))
         if device != "cpu":
             self._clock = CudaClock(require("torch", "timing a GPU", "gpu").cuda)
         self._start = self._spent = 0.0
@@ -46,7 +46,7 @@ class Ceiling:
     def add_share(self, rows: Iterable[dict[str, Any]]) -> None:
         """Add ceiling_gflop_per_s, ceiling_by and share_of_ceiling to rows that have a speed.
 
-        Of the best product in the row's precision, or in fp32 where that was not tried.
+        Relative to the best product in the row's precision, or in fp32 where that was not tried.
         """
         for row in rows:
             best = self._best.get(row["precision"]) or self._best.get("fp32")
@@ -55,13 +55,13 @@ class Ceiling:
                 row["share_of_ceiling"] = row["gflop_per_s"] / best[0]
 
     def sample(self) -> None:
-        """Time every product three times, unless sampling has had its share of the time."""
+        """Time every product three times, unless that has taken SHARE of the time."""
         now = time.perf_counter()
         if self._start == 0.0:
             self._start = now
         elif self._spent > SHARE * (now - self._start):
             return
-        for precision, name, flops, run in self._products:
+        for precision, name, flops, run in self._gemms:
             run()
             for _ in range(3):
                 _, ms, _ = self._clock.time(run)
@@ -71,7 +71,7 @@ class Ceiling:
         self._spent += time.perf_counter() - now
 
 
-def _gpu_products(
+def _gpu_gemms(
     a: np.ndarray, b: np.ndarray, device: str
 ) -> list[tuple[str, str, Callable[[], Any]]]:
     torch = require("torch", "timing a GPU", "gpu")
@@ -82,7 +82,7 @@ def _gpu_products(
     return found
 
 
-def _cpu_products(
+def _cpu_gemms(
     a: np.ndarray, b: np.ndarray, threads: int
 ) -> list[tuple[str, str, Callable[[], Any]]]:
     found: list[tuple[str, Callable[[], Any]]] = [("numpy", lambda: a @ b)]
@@ -96,7 +96,7 @@ def _cpu_products(
     if _installed("onnx"):
         for engine in graph_engines():
             try:
-                graph = open_graph(_product_graph(b), engine, threads=threads)
+                graph = open_graph(_gemm_graph(b), engine, threads=threads)
             except MissingError:
                 continue
             found.append((graph.package, partial(graph.run, {"a": a})))
@@ -107,13 +107,13 @@ def _installed(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
 
 
-def _product_graph(b: np.ndarray) -> bytes:
+def _gemm_graph(b: np.ndarray) -> bytes:
     from onnx import TensorProto, helper, numpy_helper
 
     k, n = b.shape
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["a", "b"], ["c"])],
-        "product",
+        "gemm",
         [helper.make_tensor_value_info("a", TensorProto.FLOAT, ["m", k])],
         [helper.make_tensor_value_info("c", TensorProto.FLOAT, ["m", n])],
         [numpy_helper.from_array(b, "b")],

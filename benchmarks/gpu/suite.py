@@ -1,11 +1,12 @@
-"""python -m benchmarks.gpu_suite: everything that a GPU can tell, in one command, without a
+"""python -m benchmarks.gpu.suite: everything that a GPU can tell, in one command, without a
 network.
 
-Measures the machine's two ceilings (bf16 and e4m3 products, copies), runs the tests marked `gpu`,
-times each kernel against its peers and whole networks against eager mode and torch.compile, and
-writes a row per result as soon as it is there, and a Markdown table. Started again, it goes on
-where it was stopped; what does not fit into --minutes is left for the next start. Needs PyTorch,
-Triton and this repository; what else is missing (pytest, ONNX Runtime) becomes a row that says so.
+Measures the machine's peak rates (bf16 and e4m3 GEMM, copies), runs the tests marked `gpu`, times
+each kernel against other ways to compute the same and whole networks against eager mode and
+torch.compile, and writes a row per result as soon as it is there, and a Markdown table. Started
+again, it goes on where it was stopped; what does not fit into --minutes is left for the next start.
+Needs PyTorch, Triton and this repository; what else is missing (pytest, ONNX Runtime) becomes a row
+that says so.
 
 --part tests | kernels | model | ablation | ort | trt picks parts. "ablation" has torch.compile's
 max-autotune and our network with one choice taken back at a time; "ort" is ONNX Runtime, "trt" both
@@ -23,7 +24,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -31,13 +32,15 @@ from typing import Any
 import torch
 import triton
 
-from benchmarks import gpu_kernels, gpu_models
-from benchmarks.gpu_timing import Device, ceilings
-from benchmarks.kernel_cases import Shape
+from benchmarks.gpu import kernels, models
+from benchmarks.gpu.cases import Shape
+from benchmarks.gpu.timing import Device, peak_rates
 from benchmarks.record import RESULTS, ROOT, commit
+from benchmarks.tables.markdown import markdown, percent
+from stan_infer.system.gpus import nvidia_gpus
 
 # Not the other engines' tests: those need packages that this suite does without.
-_SESSION_TESTS = "tests/engines/test_triton_session.py"
+_TESTS = ("tests/kernels", "tests/engines/test_triton_session.py")
 PARTS = ("tests", "kernels", "model", "ablation", "ort", "trt")
 KERNEL_SHAPES = [Shape(batch=8, frames=t) for t in (12, 8, 16, 64)] + [Shape(1, 12, 49, 768, 32)]
 MODELS = ("stan-b16", "stan-b32", "stan-l14")
@@ -59,7 +62,7 @@ class Suite:
             "gpu": device.describe(),
             "versions": {"torch": torch.__version__, "triton": triton.__version__},
             "cuda": torch.version.cuda,
-            "driver": _driver(),
+            "driver": next((gpu["driver"] for gpu in nvidia_gpus()), None),
             "python": platform.python_version(),
             "commit": commit(),
         }
@@ -88,7 +91,7 @@ class Suite:
             found = list(run())
         except Exception as e:
             # One part that fails must not cost the others; whatever it was, the row says so.
-            found = [{"failed": f"{type(e).__name__}: {e}"[:500]}]
+            found = [{"failed": _reason(e)}]
             if not self.device.is_alive():
                 self._until = 0.0  # an illegal access ends the process's CUDA context
         found = found or [{"failed": "no result"}]
@@ -102,34 +105,19 @@ class Suite:
 
 
 def run_suite(suite: Suite, parts: Iterable[str], *, quick: bool = False) -> None:
-    """All units in the order of their worth; quick: tiny shapes, for the suite's own tests."""
-    device, wanted = suite.device, set(parts)
+    """Run all units, the most useful first; quick: tiny shapes, for the suite's own tests."""
+    wanted, rounds = set(parts), 2 if quick else 30
     size = 64 if quick else 8192
-    first = suite.unit("ceilings", lambda: [dict(ceilings(device, size=size))])
-    ceiling = first[0] if first and "bf16_tflops" in first[0] else None
-    if ceiling is None:
-        suite.left.append("everything else: there are no ceilings to hold it against")
+    first = suite.unit("peak rates", lambda: [dict(peak_rates(suite.device, size=size))])
+    peaks = first[0] if first and "bf16_tflops" in first[0] else None
+    if peaks is None:
+        suite.left.append("everything else: there are no peak rates to compare it with")
         return
-    rounds = 2 if quick else 30
-    shapes = [Shape(2, 3, 4, 32, 8, 16)] if quick else KERNEL_SHAPES
     if "kernels" in wanted:
-        for shape in shapes:
-            dtype = torch.float32 if quick else torch.bfloat16
-            found = gpu_kernels.contests(
-                shape, device.name, dtype, fp8=ceiling["fp8_tflops"] is not None
-            )
-            for contest in _as_far_as_it_goes(suite, f"kernels at {shape}", found):
-                name = f"kernels {contest[0]} B={shape.batch} T={shape.frames} P={shape.patches}"
-                suite.unit(
-                    name,
-                    lambda contest=contest, shape=shape: (
-                        {"batch": shape.batch, "frames": shape.frames, "patches": shape.patches}
-                        | row
-                        for row in gpu_kernels.measure(device, contest, ceiling, rounds)
-                    ),
-                )
-    tflops = ceiling["bf16_tflops"]
-    networks = cache(partial(gpu_models.open_networks, device))
+        dtype = torch.float32 if quick else torch.bfloat16
+        for shape in [Shape(2, 3, 4, 32, 8, 16)] if quick else KERNEL_SHAPES:
+            _run_kernels(suite, shape, dtype, peaks, rounds)
+    networks = cache(partial(models.open_networks, suite.device))
     for part, cells in PART_SHAPES.items():
         if part not in wanted:
             continue
@@ -137,8 +125,8 @@ def run_suite(suite: Suite, parts: Iterable[str], *, quick: bool = False) -> Non
             for model in ("stan-tiny",) if quick else MODELS:
                 suite.unit(
                     f"{part} {model} B={b} T={t}",
-                    lambda part=part, model=model, b=b, t=t: gpu_models.measure(
-                        device, model, networks(model, part), b, t, tflops, rounds
+                    lambda part=part, model=model, b=b, t=t: models.measure(
+                        suite.device, networks(model, part), b, t, peaks["bf16_tflops"], rounds
                     ),
                 )
     # Last, as it takes minutes of compiling: alone, or with what is left of the time.
@@ -146,65 +134,68 @@ def run_suite(suite: Suite, parts: Iterable[str], *, quick: bool = False) -> Non
         suite.unit("tests", lambda: [_gpu_tests(suite.seconds_left)])
 
 
-def _as_far_as_it_goes(suite: Suite, name: str, found: Iterator[Any]) -> Iterator[Any]:
-    """What an iterator gives; its failure becomes a unit's row and not the suite's end."""
+def _run_kernels(
+    suite: Suite, shape: Shape, dtype: torch.dtype, peaks: dict[str, Any], rounds: int
+) -> None:
+    sizes = {"batch": shape.batch, "frames": shape.frames, "patches": shape.patches}
+    has_fp8 = peaks["fp8_tflops"] is not None
+    found = kernels.comparisons(shape, suite.device.name, dtype, fp8=has_fp8)
     while True:
-        if suite.seconds_left <= 0:
-            suite.left.append(name)
-            return
         try:
             one = next(found)
         except StopIteration:
             return
         except Exception as e:
             # Memory, a missing backend: tensors are made as the iterator goes.
-            reason = f"{type(e).__name__}: {e}"[:500]
-            suite.unit(name, lambda reason=reason: [{"failed": reason}])
+            reason = _reason(e)
+            suite.unit(f"kernels at {shape}", lambda reason=reason: [{"failed": reason}])
             return
-        yield one
+        suite.unit(
+            f"kernels {one.operation} B={shape.batch} T={shape.frames} P={shape.patches}",
+            lambda one=one: (
+                sizes | row for row in kernels.measure(suite.device, one, peaks, rounds)
+            ),
+        )
+
+
+def _reason(e: Exception) -> str:
+    return f"{type(e).__name__}: {e}"[:500]
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown of one GPU's rows."""
-    lines = [f"{rows[0]['gpu']}, torch {rows[0]['versions']['torch']}, {rows[0]['date']}:", ""]
+    parts = [f"{rows[0]['gpu']}, torch {rows[0]['versions']['torch']}, {rows[0]['date']}:"]
     for r in rows:
-        if r["unit"] == "ceilings" and "failed" not in r:
+        if r["unit"] == "peak rates" and "failed" not in r:
             fp8 = "none" if r["fp8_tflops"] is None else f"{r['fp8_tflops']:.0f} TFLOP/s"
-            lines += [
-                f"Ceilings: bf16 {r['bf16_tflops']:.0f} TFLOP/s, fp8 {fp8}, "
-                f"copy {r['copy_tbs']:.2f} TB/s.",
-                "",
-            ]
+            bf16, copy = f"{r['bf16_tflops']:.0f} TFLOP/s", f"{r['copy_tbs']:.2f} TB/s"
+            parts.append(f"Peak GEMM: bf16 {bf16}, fp8 {fp8}; copies {copy}.")
         if r["unit"] == "tests":
-            lines += [f"Tests on the GPU: {r.get('summary') or r.get('failed')}.", ""]
-    kernels = [r for r in rows if "operation" in r and "refused" not in r]
-    if kernels:
-        lines += ["| kernel | B, T, P | way | us | against the first | share of its floor |"]
-        lines += ["|---|---|---|---|---|---|"]
-        for r in kernels:
-            share = r["share_of_floor"]
-            lines.append(
-                f"| {r['operation']} | {r['batch']}, {r['frames']}, {r['patches']} | {r['lane']} "
-                f"| {1e3 * r['ms_p50']:.1f} | {r['ratio']:.2f}x "
-                f"| {'in L2' if share is None else f'{100 * share:.0f} %'} |"
-            )
-        lines += [""]
-    models = [r for r in rows if "model" in r]
-    if models:
-        lines += ["| model | B, T | engine | ms | against eager | of the ceiling | error |"]
-        lines += ["|---|---|---|---|---|---|---|"]
-        for r in models:
-            cells = f"| {r['model']} | {r['batch']}, {r['frames']} | {r['lane']} "
-            if "refused" in r:
-                lines.append(f"{cells}| {r['refused']} | | | |")
-                continue
-            lines.append(
-                f"{cells}| {r['ms_p50']:.3f} | {r['ratio']:.2f}x "
-                f"| {100 * r['share_of_ceiling']:.0f} % | {r['max_rel_error']:.1e} |"
-            )
-        lines += [""]
-    lines += [f"{r['unit']}: failed, {r['failed']}" for r in rows if "failed" in r]
-    return "\n".join(lines).rstrip() + "\n"
+            parts.append(f"Tests on the GPU: {r.get('summary') or r.get('failed')}.")
+    lines = [
+        f"{r['operation']} | {r['batch']}, {r['frames']}, {r['patches']} | {r['lane']} "
+        f"| {1e3 * r['ms_p50']:.1f} | {r['ratio']:.2f}x "
+        f"| {'in L2' if r['share_of_floor'] is None else percent(r['share_of_floor'])}"
+        for r in rows
+        if "operation" in r and "refused" not in r
+    ]
+    head = "kernel | B, T, P | candidate | us | against the first | share of roofline"
+    parts += [markdown(head, lines)] if lines else []
+    lines = [
+        f"{r['model']} | {r['batch']}, {r['frames']} | {r['lane']} | "
+        + (
+            f"{r['refused']} |  |  | "
+            if "refused" in r
+            else f"{r['ms_p50']:.3f} | {r['ratio']:.2f}x "
+            f"| {percent(r['share_of_ceiling'])} | {r['max_rel_error']:.1e}"
+        )
+        for r in rows
+        if "model" in r
+    ]
+    head = "model | B, T | engine | ms | against eager | of peak GEMM | error"
+    parts += [markdown(head, lines)] if lines else []
+    parts += [f"{r['unit']}: failed, {r['failed']}" for r in rows if "failed" in r]
+    return "\n\n".join(parts) + "\n"
 
 
 def main() -> int:
@@ -240,17 +231,8 @@ def main() -> int:
 
 def _gpu_tests(seconds: float) -> dict[str, Any]:
     """Run the tests that need a GPU, in a process where kernels are compiled."""
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu and not slow", *_TESTS]
     env = {**os.environ, "TRITON_INTERPRET": "0"}
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-m",
-        "gpu and not slow",
-        "tests/kernels",
-        _SESSION_TESTS,
-    ]
     limit = max(60.0, seconds)
     try:
         done = subprocess.run(
@@ -258,29 +240,11 @@ def _gpu_tests(seconds: float) -> dict[str, Any]:
         )
     except subprocess.TimeoutExpired:
         return {"failed": f"not done in {limit:.0f} s: --part tests --minutes 30"}
-    lines = _lines(done.stdout) or _lines(done.stderr) or iter(("pytest printed nothing",))
-    last = list(lines)[-1]
-    return (
-        {"summary": last}
-        if done.returncode == 0
-        else {"failed": last, "output": done.stdout[-4000:]}
-    )
-
-
-def _lines(text: str) -> Iterator[str] | None:
-    found = [line for line in text.splitlines() if line.strip()]
-    return iter(found) if found else None
-
-
-def _driver() -> str | None:
-    try:
-        done = subprocess.run(
-            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-    except OSError:
-        return None
-    return done.stdout.strip().splitlines()[0] if done.stdout.strip() else None
+    said = done.stdout.split("\n") + done.stderr.split("\n") * (not done.stdout.strip())
+    last = next((line for line in reversed(said) if line.strip()), "pytest printed nothing")
+    if done.returncode == 0:
+        return {"summary": last}
+    return {"failed": last, "output": done.stdout[-4000:]}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""python -m benchmarks.packed: the picture of what a tile of temporal attention computes.
+"""python -m benchmarks.gpu.packed: the picture of what a tile of temporal attention computes.
 
 Draws benchmarks/packed.svg to scale, and counts for the README what one temporal layer moves and
 multiplies, by the ways that there are; nothing here is timed.
@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.record import ROOT
+from stan_infer.benchmarking import plots
 
 PICTURE = ROOT / "benchmarks" / "packed.svg"
 FLASH_TILE, OUR_TILE = 128, 64  # rows of a tile of scores: FlashAttention-2's at dh = 64, and ours
-COLOURS = {"useful": "#0072B2", "wasted": "#E8E4DA", "edge": "#444444"}
+COLOURS = {"useful": plots.COLOURS[0], "wasted": "#E8E4DA", "edge": "#444444"}
 
 
 def ways(batch: int, frames: int, patches: int, width: int) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
-"""python -m benchmarks.ops [--tune]: tiles of the kernels, timed on this GPU.
+"""python -m benchmarks.gpu.tune [--write]: tiles of the kernels, timed on this GPU.
 
 Prints, per operation and shape of the presets, every tile that fits against the one the rule picks,
-and for linears the library's; --tune writes the winners into kernels/tuned.json, from which
+and for linears the library's; --write puts the winners into kernels/tuned.json, from which
 kernels read them. Nothing is tuned at run time.
 """
 
@@ -20,15 +20,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks.gpu_timing import CALLS, Device, interleave
-from benchmarks.kernel_cases import EPS, Shape
-from stan_infer.kernels import (
-    linear,
-    spatial_attention,
-    temporal_attention,
-    temporal_qkv_attention,
-    tuned,
-)
+from benchmarks.gpu import cases
+from benchmarks.gpu.cases import EPS, SCALE, Case, Shape
+from benchmarks.gpu.timing import CALLS, Device, interleave
+from stan_infer.kernels import linear, temporal_attention, tuned
 from stan_infer.kernels.tuned import Tile
 from stan_infer.network.kernel_ops import library_linear
 
@@ -37,7 +32,8 @@ SHAPES += [Shape(b, t, 196, 768, 16) for b, t in itertools.product((1, 8), (8, 1
 SHAPES += [Shape(b, 12, 256, 1024, 14) for b in (1, 8)]
 KEEP = 1.02  # another tile is written down only where it is this much faster than the rule's
 # name, key of its row, calls: the rule's own first
-Choice = tuple[str, dict[str, Any], dict[str, Callable[[], Any]]]
+Calls = dict[str, Callable[[], Any]]
+Choice = tuple[str, dict[str, Any], Calls]
 
 
 def candidates(operation: str, family: str) -> list[Tile]:
@@ -54,63 +50,52 @@ def candidates(operation: str, family: str) -> list[Tile]:
 
 def choices(shape: Shape, device: str, dtype: torch.dtype, family: str) -> Iterator[Choice]:
     """What there is to choose for one network and batch."""
-
-    def new(*sizes: int) -> torch.Tensor:
-        return torch.randn(*sizes, device=device).to(dtype)
-
-    s, d = shape, shape.width
-    rows, places = s.batch * s.frames * (s.patches + 1), s.batch * s.patches
-    name = str(dtype).removeprefix("torch.")
-    for n, k, norm, activation in (
-        (3 * d, d, True, ""), (d, d, False, ""), (4 * d, d, True, "silu"), (d, 4 * d, False, ""),
-    ):  # fmt: skip
-        x, w, b = new(rows, k), new(n, k), new(n)
-        sums = w.float().sum(1) if norm else None
-        r = None if norm else new(rows, n)
-        args = (x, w, b, sums, r, activation, EPS, False)
-
-        calls: dict[str, Callable[[], Any]] = {"rule": lambda args=args: linear.launch(*args)}
-        eps = EPS if norm else None
-        calls["library"] = partial(library_linear, x, w, b, activation, r, eps)
-        for tile in candidates("linear", family):
-            calls[_key(tile)] = lambda args=args, tile=tile: linear.launch(*args, tile=tile)
-        yield "linear", {"dtype": name, "rows": rows, "n": n, "k": k}, calls
+    new, s, d = cases.random(dtype, device), shape, shape.width
+    kind = {"dtype": str(dtype).removeprefix("torch.")}
+    for name, n, k, activation in (
+        ("qkv: norm", 3 * d, d, ""),
+        ("out: residual", d, d, ""),
+        ("fc1: norm, silu", 4 * d, d, "silu"),
+        ("fc2: residual", d, 4 * d, ""),
+    ):
+        case = cases.linear_case(s, new, name, n, k, activation)
+        x, w, b, sums, residual = case.args[:5]
+        eps = None if sums is None else EPS
+        library = partial(library_linear, x, w, b, activation, residual, eps)
+        calls = {"rule": case.run, "library": library, **_tiled(case, family)}
+        yield "linear", {**kind, "rows": s.rows, "n": n, "k": k}, calls
     t, p, h = s.frames, s.patches, s.heads
-    qkv = new(places * t, 3 * d)
-    calls = {"rule": lambda: temporal_attention.launch(qkv, t, p, h, 0.125)}
-    for tile in candidates("temporal_attention", family):
-        if tile.bm >= t:
-            calls[_key(tile)] = lambda tile=tile: temporal_attention.launch(
-                qkv, t, p, h, 0.125, tile
-            )
-    yield "temporal_attention", {"dtype": name, "rows": places * h, "frames": t}, calls
-    f, trunk = s.batch * t, new(s.batch * t * (p + 1), 3 * d)
-    count = torch.zeros(1, dtype=torch.int32, device=device)
+    case = cases.temporal(s, new)
+    key = {**kind, "rows": s.batch * p * h, "frames": t}
+    yield case.operation, key, {"rule": case.run, **_tiled(case, family, t)}
+    *_, trunk = cases.spatial(s, new)
 
     def torch_attention() -> Any:
-        q, k, v = trunk.view(f, p + 1, 3, h, -1).permute(2, 0, 3, 1, 4)
-        y = F.scaled_dot_product_attention(q, k, v, scale=0.125)
+        q, k, v = trunk.args[0].view(-1, p + 1, 3, h, s.head).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v, scale=SCALE)
         return y.transpose(1, 2).flatten(-2)
 
-    calls = {"rule": torch_attention}
-    calls["kernel"] = lambda: spatial_attention.launch(trunk, count, s.batch, t, h, 0.125, False)
-    yield "trunk_attention", {"dtype": name, "rows": f, "patches": p}, calls
-    x, w, b = new(places * t + s.batch, d), new(3 * d, d), new(3 * d)
-    sums = w.float().sum(1)
-    given = (x, w, b, sums, s.batch, t, p, h, 0.125, EPS)
+    key = {**kind, "rows": s.batch * t, "patches": p}
+    yield "trunk_attention", key, {"rule": torch_attention, "kernel": trunk.run}
+    case = cases.temporal_qkv(s, new)
+    x, w, b, sums = case.args[:4]
 
     def separate() -> Any:
-        made = linear.launch(x[: places * t], w, b, sums, None, "", EPS, False)
-        return temporal_attention.launch(made, t, p, h, 0.125)
+        made = linear.launch(x[: -s.batch], w, b, sums, None, "", EPS, False)
+        return temporal_attention.launch(made, t, p, h, SCALE)
 
-    calls = {"rule": lambda: temporal_qkv_attention.launch(*given), "linear": separate}
-    for tile in candidates("temporal_qkv_attention", family):
-        if tile.bm >= t:
-            calls[_key(tile)] = lambda tile=tile: temporal_qkv_attention.launch(*given, tile=tile)
-    yield "temporal_qkv_attention", {"dtype": name, "rows": places, "frames": t}, calls
+    key = {**kind, "rows": s.batch * p, "frames": t}
+    calls = {"rule": case.run, "linear": separate, **_tiled(case, family, t)}
+    yield case.operation, key, calls
 
 
-def best(device: Device, calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+def _tiled(case: Case, family: str, least: int = 0) -> Calls:
+    """The call with every candidate tile of at least so many rows, by the tile as JSON."""
+    tiles = (tile for tile in candidates(case.operation, family) if tile.bm >= least)
+    return {_key(tile): dataclasses.replace(case, tile=tile).run for tile in tiles}
+
+
+def best(device: Device, calls: Calls, rounds: int) -> dict[str, float]:
     """Milliseconds of every call that runs here, the rule's first."""
     bundles = {}
     for name, run in calls.items():
@@ -143,9 +128,8 @@ def tune(
             for operation, key, calls in choices(shape, device.name, dtype, family):
                 ms = best(device, calls, rounds)
                 name = winner(ms)
-                shown = ", ".join(
-                    f"{k} {1e3 * v:.1f}" for k, v in sorted(ms.items(), key=_by_ms)[:4]
-                )
+                fastest = sorted(ms, key=lambda k: ms[k])[:4]
+                shown = ", ".join(f"{k} {1e3 * ms[k]:.1f}" for k in fastest)
                 print(f"{operation} {key}: {shown} us", flush=True)
                 if name is not None:
                     value = json.loads(name) if name.startswith("[") else name
@@ -154,9 +138,9 @@ def tune(
 
 
 def main() -> int:
-    """Measure, print, and write with --tune."""
+    """Measure, print, and write with --write."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--tune", action="store_true")
+    parser.add_argument("--write", action="store_true")
     parser.add_argument("--rounds", type=int, default=20)
     args = parser.parse_args()
     if not torch.cuda.is_available():
@@ -165,7 +149,7 @@ def main() -> int:
     device = Device("cuda")
     family = tuned.family(torch.device("cuda"))
     rows = tune(device, family, SHAPES, [torch.float16, torch.bfloat16], args.rounds)
-    if args.tune:
+    if args.write:
         write(Path(tuned.__file__).with_name("tuned.json"), family, rows)
     return 0
 
@@ -189,10 +173,6 @@ def write(path: Path, family: str, rows: dict[str, list[dict[str, Any]]]) -> Non
 
 def _key(tile: Tile) -> str:
     return json.dumps(dataclasses.astuple(tile))
-
-
-def _by_ms(item: tuple[str, float]) -> float:
-    return item[1]
 
 
 if __name__ == "__main__":

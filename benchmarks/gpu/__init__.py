@@ -1,0 +1,1 @@
+"""Kernels and networks on a GPU: start with python -m benchmarks.gpu.suite."""

@@ -1,0 +1,200 @@
+"""Calls of every kernel as the network makes them: what is compiled, timed and tuned.
+
+B/16 with T = 12 unless the name says otherwise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from stan_infer.kernels import (
+    branch_merge,
+    cls_attention,
+    fp8_linear,
+    head_rows,
+    linear,
+    patch_embed,
+    spatial_attention,
+    temporal_attention,
+    temporal_qkv_attention,
+)
+from stan_infer.kernels.tuned import Tile, tiles
+
+EPS, SCALE = 1e-5, 0.125
+New = Callable[..., torch.Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One call: `run` launches it; `module` holds the kernels; args: all that launch takes."""
+
+    operation: str
+    name: str
+    module: Any
+    args: tuple[Any, ...]
+    tile: Tile | None = None
+
+    def run(self) -> Any:
+        """Launch the kernel, with its tile or with the one that the table says."""
+        return self.module.launch(*self.args, *([self.tile] if self.tile else []))
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """Sizes of a network and a batch."""
+
+    batch: int = 1
+    frames: int = 12
+    patches: int = 196
+    width: int = 768
+    patch: int = 16
+    head: int = 64
+
+    @property
+    def heads(self) -> int:
+        """Attention heads."""
+        return self.width // self.head
+
+    @property
+    def rows(self) -> int:
+        """Rows of the trunk: every frame's patches and its class token."""
+        return self.batch * self.frames * (self.patches + 1)
+
+
+def empty(dtype: torch.dtype, device: str) -> New:
+    """What allocates tensors, and never fills them; sizes -> tensor, of another type if given."""
+    return lambda *sizes, dtype=dtype: torch.empty(*sizes, dtype=dtype, device=device)
+
+
+def random(dtype: torch.dtype, device: str) -> New:
+    """What makes normal values, as kernels are timed on."""
+    return lambda *sizes, dtype=dtype: torch.randn(*sizes, device=device).to(dtype)
+
+
+def cases(
+    family: str, dtype: torch.dtype, device: str, shape: Shape = Shape(), *, full: bool = True
+) -> Iterator[Case]:
+    """Every operation with every tile of a family; full: other T, modes and epilogues too."""
+    new = empty(dtype, device)
+    for case in linears(shape, new):
+        yield from _tiled(case, family)
+    d = shape.width
+    if full:
+        gelu = linear_case(shape, new, "fc1: norm, gelu", 4 * d, d, "gelu")
+        yield dataclasses.replace(gelu, tile=tiles("linear", family)[0])
+        head = linear_case(shape, new, "head: fp32 out", 512, d)
+        args = (*head.args[:-1], True)
+        yield dataclasses.replace(head, args=args, tile=tiles("linear", family)[0])
+    for case in fp8_linears(shape, new):
+        yield from _tiled(case, family)
+    for make in (temporal, temporal_qkv):
+        operation = make(shape, new).operation
+        for tile in tiles(operation, family):
+            for t in _frames(tile, tile == tiles(operation, family)[0], full, shape.frames):
+                case = make(dataclasses.replace(shape, frames=t), new)
+                yield dataclasses.replace(case, tile=tile)
+    for case in (*spatial(shape, new), class_attention(shape, new), embed(shape, new)):
+        yield from _tiled(case, family)
+    yield from _edges(shape, new)
+    if full:  # 16 heads, and rows of weights that are no multiple of 16 bytes
+        large = Shape(1, 12, 256, 1024, 14)
+        for case in (class_attention(large, new), embed(large, new)):
+            yield from _tiled(dataclasses.replace(case, name="L/14"), family)
+
+
+def linear_case(s: Shape, new: New, name: str, n: int, k: int, activation: str = "") -> Case:
+    """A linear [rows, K] -> [rows, N]; its name says whether it has a norm and a residual."""
+    norm, residual = "norm" in name, "residual" in name
+    args = (
+        new(s.rows, k), new(n, k), new(n), new(n, dtype=torch.float32) if norm else None,
+        new(s.rows, n) if residual else None, activation, EPS, False,
+    )  # fmt: skip
+    return Case("linear", name, linear, args)
+
+
+def linears(s: Shape, new: New) -> Iterator[Case]:
+    """The linears of a layer that differ in what is fused with them."""
+    d = s.width
+    yield linear_case(s, new, "qkv: norm", 3 * d, d)
+    yield linear_case(s, new, "fc1: norm, silu", 4 * d, d, "silu")
+    yield linear_case(s, new, "fc2: residual", d, 4 * d)
+
+
+def fp8_linears(s: Shape, new: New) -> Iterator[Case]:
+    """The two linears of an MLP."""
+    d = s.width
+    for name, n, k, activation in (
+        ("fc1: silu", 4 * d, d, "silu"),
+        ("fc2: residual", d, 4 * d, ""),
+    ):
+        residual = None if activation else new(s.rows, n)
+        weight, scale = new(n, k, dtype=torch.float8_e4m3fn), new(n, dtype=torch.float32)
+        args = (new(s.rows, k), weight, scale, 0.01, new(n), residual, activation)
+        yield Case("fp8_linear", name, fp8_linear, args)
+
+
+def temporal(s: Shape, new: New) -> Case:
+    """Temporal attention of rows that hold q, k and v."""
+    qkv = new(s.batch * s.frames * s.patches, 3 * s.width)
+    args = (qkv, s.frames, s.patches, s.heads, SCALE)
+    return Case("temporal_attention", f"T={s.frames}", temporal_attention, args)
+
+
+def temporal_qkv(s: Shape, new: New) -> Case:
+    """The same from rows that are not normed, q, k and v made inside."""
+    d, rows = s.width, s.batch * s.frames * s.patches
+    args = (
+        new(rows + s.batch, d), new(3 * d, d), new(3 * d), new(3 * d, dtype=torch.float32),
+        s.batch, s.frames, s.patches, s.heads, SCALE, EPS,
+    )  # fmt: skip
+    return Case("temporal_qkv_attention", f"T={s.frames}", temporal_qkv_attention, args)
+
+
+def spatial(s: Shape, new: New) -> Iterator[Case]:
+    """Attention of the branch, with one class token per clip, and of the trunk."""
+    f = s.batch * s.frames
+    counters = new(s.batch * s.heads, dtype=torch.int32).zero_()
+    for name, rows in (("branch", f * s.patches + s.batch), ("trunk", s.rows)):
+        args = (new(rows, 3 * s.width), counters, s.batch, s.frames, s.heads, SCALE)
+        yield Case("spatial_attention", name, spatial_attention, (*args, name == "branch"))
+
+
+def class_attention(s: Shape, new: New) -> Case:
+    """The last layer's attention, of the class token alone."""
+    rows = s.batch * (s.frames * s.patches + 1)
+    args = (new(s.batch, s.heads, s.width), new(rows, s.width), s.batch, s.frames, SCALE, EPS)
+    return Case("cls_attention", "", cls_attention, args)
+
+
+def embed(s: Shape, new: New) -> Case:
+    """Frames to patches."""
+    d, k, side = s.width, 3 * s.patch**2, round(s.patches**0.5) * s.patch
+    video = new(s.batch, s.frames, side, side, 3, dtype=torch.uint8)
+    weight, table = new(d, k + -k % 64), new(s.patches, d)
+    args = (video, weight, table, new(d), new(d), new(d), s.patch, EPS)
+    return Case("patch_embed", "", patch_embed, args)
+
+
+def _edges(s: Shape, new: New) -> Iterator[Case]:
+    """Into the branch, into each of its layers, and out of it."""
+    d, f = s.width, s.batch * s.frames
+    trunk, rows = new(f, s.patches + 1, d), new(f * s.patches + s.batch, d)
+    tables = (None, new(s.patches, d), new(64, d), new(d))
+    yield Case("branch_merge", "start", branch_merge, (trunk, *tables, s.batch))
+    yield Case("branch_merge", "merge", branch_merge, (trunk, rows, None, None, None, s.batch))
+    yield Case("head_rows", "", head_rows, (trunk, new(s.batch, d), EPS))
+
+
+def _tiled(case: Case, family: str) -> Iterator[Case]:
+    return (dataclasses.replace(case, tile=tile) for tile in tiles(case.operation, family))
+
+
+def _frames(tile: Tile, first: bool, full: bool, usual: int) -> Sequence[int]:
+    """Frame counts that a tile is compiled for: the usual one, and with the first tile others."""
+    if not full:
+        return (usual,) if tile.bm >= usual else ()
+    return [t for t in ((8, 12, 16, 64) if first else (12,)) if tile.bm >= t]

@@ -1,0 +1,230 @@
+"""The kernels against other ways to compute the same, each relative to its roofline (see suite).
+
+The roofline of a call is the longer of its FLOPs and its bytes at the rates measured here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.gpu import cases
+from benchmarks.gpu.cases import EPS, SCALE, New, Shape
+from benchmarks.gpu.timing import CALLS, Device, interleave
+from stan_infer.kernels import (
+    cls_attention,
+    fp8_linear,
+    linear,
+    patch_embed,
+    spatial_attention,
+    temporal_attention,
+    temporal_qkv_attention,
+)
+from stan_infer.network.kernel_ops import library_linear
+
+L2_BYTES = 64 * 2**20  # an H100 has 50 MiB
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Candidates for one operation, the first of which is the library's; our bytes and FLOPs."""
+
+    operation: str
+    candidates: Mapping[str, Callable[[], Any]]
+    bytes_and_flops: tuple[int, int]
+    in_fp8: bool = False
+
+
+def comparisons(s: Shape, device: str, dtype: torch.dtype, *, fp8: bool) -> Iterator[Comparison]:
+    """Each operation as others do it and as ours do, at the shapes of one network and batch."""
+    new = cases.random(dtype, device)
+    yield from _temporal(s, new)
+    yield from _spatial(s, new)
+    case = cases.class_attention(s, new)
+    u, x = case.args[:2]
+
+    def class_torch() -> Any:
+        keys = F.layer_norm(x, (s.width,))[: -s.batch].unflatten(0, (s.batch, s.frames, s.patches))
+        a = (torch.einsum("bhd,btpd->bthp", u, keys) * SCALE).softmax(-1)
+        return torch.einsum("bthp,btpd->bhd", a, keys)
+
+    counts = cls_attention.bytes_and_flops(s.batch, s.frames, s.patches, s.heads, s.head)
+    yield Comparison("cls_attention", {"torch": class_torch, "ours": case.run}, counts)
+    yield from _linears(s, new, fp8)
+    case, conv = cases.embed(s, new), new(s.width, 3, s.patch, s.patch)
+    video, _, table, gamma, beta, row = case.args[:6]
+
+    def conv_torch() -> Any:
+        images = video.flatten(0, 1).permute(0, 3, 1, 2).to(dtype)
+        y = F.conv2d(images, conv, stride=s.patch).flatten(2).mT + table
+        y = F.layer_norm(y, (s.width,), gamma, beta)
+        return torch.cat([y, row.expand(len(y), 1, -1)], 1)
+
+    counts = patch_embed.bytes_and_flops(s.batch * s.frames, s.patches, s.width, s.patch)
+    yield Comparison("patch_embed", {"convolution": conv_torch, "ours": case.run}, counts)
+
+
+def _temporal(s: Shape, new: New) -> Iterator[Comparison]:
+    """Temporal attention: of q, k, v; with them; with the layer's last linear."""
+    d, t, p, h = s.width, s.frames, s.patches, s.heads
+    q = s.batch * t * p
+    case = cases.temporal(s, new)
+    counts = temporal_attention.bytes_and_flops(s.batch, t, p, h, s.head)
+    calls = {**_temporal_sdpas(case.args[0], s), "ours": case.run}
+    yield Comparison("temporal_attention", calls, counts)
+    inside = cases.temporal_qkv(s, new)
+    x, w, bias = inside.args[:3]
+
+    def qkv() -> torch.Tensor:
+        return F.linear(F.layer_norm(x[:q], (d,)), w, bias)
+
+    calls = {
+        "library product, our attention": lambda: temporal_attention.launch(qkv(), t, p, h, SCALE),
+        "ours": inside.run,
+    }
+    counts = temporal_qkv_attention.bytes_and_flops(s.batch, t, p, h, s.head)
+    yield Comparison("temporal_qkv_attention", calls, counts)
+    out, out_bias = new(d, d), new(d)
+    calls = {
+        "torch": lambda: F.linear(_temporal_sdpa(qkv(), s), out, out_bias) + x[:q],
+        "ours": lambda: linear.launch(inside.run(), out, out_bias, None, x, "", EPS, False),
+    }
+    last = linear.bytes_and_flops(q, d, d, residual_rows=q + s.batch)
+    yield Comparison("temporal block", calls, (counts[0] + last[0], counts[1] + last[1]))
+
+
+def _spatial(s: Shape, new: New) -> Iterator[Comparison]:
+    t, p, h = s.frames, s.patches, s.heads
+    branch, trunk = cases.spatial(s, new)
+
+    def branch_sdpa() -> Any:
+        rows, own = branch.args[0][: -s.batch], branch.args[0][-s.batch :]
+        own = own[:, None, None].expand(-1, t, -1, -1)
+        rows = torch.cat([rows.view(s.batch, t, p, -1), own], 2).flatten(0, 1)
+        return _sdpa(rows, h)[:, -1].unflatten(0, (s.batch, t)).mean(1)
+
+    def trunk_sdpa() -> Any:
+        return _sdpa(trunk.args[0].view(s.batch * t, p + 1, -1), h)
+
+    for case, sdpa in ((branch, branch_sdpa), (trunk, trunk_sdpa)):
+        counts = spatial_attention.bytes_and_flops(
+            s.batch, t, p, h, shared=case is branch, head=s.head
+        )
+        calls = {"SDPA": sdpa, "ours": case.run}
+        yield Comparison(f"spatial_attention, {case.name}", calls, counts)
+
+
+def _linears(s: Shape, new: New, fp8: bool) -> Iterator[Comparison]:
+    for case in cases.linears(s, new):
+        x, w, b, sums, residual, activation = case.args[:6]
+        eps = None if sums is None else EPS
+        library = partial(library_linear, x, w, b, activation, residual, eps)
+        rows = 0 if residual is None else len(residual)
+        counts = linear.bytes_and_flops(len(x), *w.shape, residual_rows=rows)
+        calls = {"library": library, "ours": case.run}
+        yield Comparison(f"linear, {case.name}", calls, counts)
+    if fp8:  # the last of both is fc2
+        *_, case = cases.fp8_linears(s, new)
+        counts = fp8_linear.bytes_and_flops(len(x), *w.shape, residual_rows=rows)
+        calls = {"library in bf16": library, "ours": case.run}
+        yield Comparison(f"fp8_linear, {case.name}", calls, counts, in_fp8=True)
+
+
+def measure(
+    device: Device, comparison: Comparison, peaks: dict[str, float | None], rounds: int
+) -> Iterator[dict[str, Any]]:
+    """Rows of one comparison: time, ratio to the first candidate, share of the roofline."""
+    moved, flops = comparison.bytes_and_flops
+    bundles = {}
+    for lane, run in comparison.candidates.items():
+        try:
+            bundles[lane] = device.bundle(run)
+        except Exception as e:
+            # One that cannot run or be captured here must not cost the others their rows.
+            reason = (str(e).splitlines() or [type(e).__name__])[0][:200]
+            yield {"operation": comparison.operation, "lane": lane, "refused": reason}
+    if not bundles:
+        return
+    per_call = CALLS if device.is_cuda else 1
+    timed = interleave(device, bundles, rounds=rounds, per_call=per_call, flush=True)
+    tflops = peaks["fp8_tflops" if comparison.in_fp8 else "bf16_tflops"]
+    assert tflops and peaks["copy_tbs"]
+    floor_ms = max(flops / tflops, moved / peaks["copy_tbs"]) / 1e9
+    for lane, row in timed.items():
+        yield {
+            "operation": comparison.operation,
+            "lane": lane,
+            **row,
+            "floor_ms": floor_ms,
+            # Calls of a bundle find what fits into the L2 there: memory then sets no bound.
+            "share_of_floor": floor_ms / row["ms_p50"] if moved > L2_BYTES else None,
+            "bytes": moved,
+            "flops": flops,
+        }
+
+
+def _sdpa(rows: torch.Tensor, heads: int) -> torch.Tensor:
+    q, k, v = rows.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    return F.scaled_dot_product_attention(q, k, v, scale=0.125).transpose(1, 2).flatten(-2)
+
+
+def _temporal_sdpa(qkv: torch.Tensor, s: Shape) -> torch.Tensor:
+    x = qkv.view(s.batch, s.frames, s.patches, 3, s.heads, s.head)
+    q, k, v = x.permute(3, 0, 2, 4, 1, 5).flatten(1, 2)  # [B P, H, T, dh], copied
+    y = F.scaled_dot_product_attention(q, k, v, scale=0.125)
+    return y.unflatten(0, (s.batch, s.patches)).permute(0, 3, 1, 2, 4).reshape(len(qkv), -1)
+
+
+def _temporal_sdpas(qkv: torch.Tensor, s: Shape) -> dict[str, Callable[[], Any]]:
+    """SDPA on [B P, H, T, dh], copies included, per backend; FlexAttention with a packed mask."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    def plain() -> Any:
+        return _temporal_sdpa(qkv, s)
+
+    def with_backend(backend: Any) -> Callable[[], Any]:
+        def run() -> Any:
+            with sdpa_kernel(backend):
+                return plain()
+
+        return run
+
+    calls: dict[str, Callable[[], Any]] = {"SDPA with its copies": plain}
+    if qkv.is_cuda:
+        for name in ("FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION"):
+            run = with_backend(getattr(SDPBackend, name))
+            try:
+                run()
+            except RuntimeError:
+                continue  # this build or GPU has no such backend; the row is then absent
+            calls[f"SDPA {name.lower()}"] = run
+        try:
+            calls["FlexAttention, packed"] = _flex(qkv, s)
+        except RuntimeError:
+            pass  # it found no configuration that fits, or no memory for its mask
+    return calls
+
+
+def _flex(qkv: torch.Tensor, s: Shape) -> Callable[[], Any]:
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    t, rows = s.frames, s.batch * s.patches * s.frames
+
+    def same(b: Any, h: Any, q: Any, k: Any) -> Any:
+        return q // t == k // t
+
+    mask = create_block_mask(same, None, None, rows, rows, device=str(qkv.device), _compile=True)
+    compiled = torch.compile(flex_attention, dynamic=False)
+
+    def run() -> Any:
+        x = qkv.view(s.batch, t, s.patches, 3, s.heads, s.head)
+        q, k, v = x.permute(3, 4, 0, 2, 1, 5).reshape(3, 1, s.heads, rows, s.head)
+        return compiled(q, k, v, block_mask=mask, scale=0.125)
+
+    run()
+    return run

@@ -1,0 +1,38 @@
+"""Recorded rows -> Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from benchmarks.record import read_rows
+
+Row = dict[str, Any]
+NOT_MEASURED = "not measured"
+
+
+def markdown(head: str, rows: Iterable[str]) -> str:
+    """A table; head and rows hold cells with " | " between them. Without rows: not measured."""
+    # An empty cell is one blank.
+    lines = [f"| {line} |".replace("|  |", "| |") for line in (head, *rows)]
+    lines.insert(1, "|---" * (head.count("|") + 1) + "|")
+    return "\n".join(lines) if len(lines) > 2 else NOT_MEASURED
+
+
+def newest(kind: str, *keys: str) -> list[Row]:
+    """The newest recorded row of each combination of the values under `keys`."""
+    return list({tuple(r[k] for k in keys): r for r in read_rows(kind)}.values())
+
+
+def percent(share: float) -> str:
+    """0.25 -> 25 %."""
+    return f"{100 * share:.0f} %"
+
+
+def machine_line(row: Row) -> str:
+    """The machine and the versions that a row was measured with."""
+    m, v = row["machine"], row["versions"]
+    return (
+        f"{m['cpu']}, {m['cores']} cores, {m['system']}, Python {m['python']}, "
+        f"torch {v['torch']}, ONNX Runtime {v['onnxruntime']}, {row['date']}:\n\n"
+    )

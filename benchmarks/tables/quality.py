@@ -1,0 +1,75 @@
+"""Tables of accuracy: the demo's, and what 8 bits cost."""
+
+from __future__ import annotations
+
+import json
+
+from benchmarks.record import ROOT, read_rows
+from benchmarks.tables.markdown import NOT_MEASURED, markdown, newest
+
+
+def accuracy_table(reduced: bool = False) -> str:
+    """The demo through `stan-infer eval`: newest run of each engine and precision.
+
+    reduced: only what is below fp32, and the baseline.
+    """
+    lines = []
+    for r in newest("accuracy", "engine", "precision"):
+        if reduced and r["engine"] != "eager" and r["precision"] == "fp32":
+            continue
+        lines.append(
+            f"{r['engine']}, {r['precision']} | {{:.1f}} % ({{:.1f}} to {{:.1f}}) ".format(
+                r["motion_top1"], *r["motion_interval"]
+            )
+            + "| {:.2f} ({:.2f} to {:.2f}) ".format(r["motion_loss"], *r["motion_loss_interval"])
+            + f"| {r['motion_agreement']:.1f} % | {r['caption_top1']:.1f} %"
+        )
+    head = "engine, precision | motion, of 10 | lost (95 %) | agrees | caption, of 400"
+    return markdown(head, lines)
+
+
+def motion_table() -> str:
+    """Held-out accuracy of the demo checkpoint."""
+    path = ROOT / "examples" / "motion" / "results.json"
+    if not path.is_file():
+        return NOT_MEASURED
+    from examples.motion.evaluate import table
+
+    r = json.loads(path.read_text())
+    made = f"{r['clips']} clips of seed {r['seed']}, {r['date']}, {r['cpu']}, torch {r['torch']}:"
+    return f"{made}\n\n{table(r)}"
+
+
+def videos_table() -> str:
+    """Scores of three sample clips against three texts, as benchmarks.motion recorded them."""
+    rows = read_rows("motion")
+    if not rows:
+        return NOT_MEASURED
+    lines = []
+    for video, scores in rows[-1]["scores"].items():
+        cells = [f"**{s:.2f}**" if s == max(scores) else f"{s:.2f}" for s in scores]
+        lines.append(" | ".join([f"`{video}`", *cells]))
+    return markdown(" | ".join(["", *(f'"{t}"' for t in rows[-1]["texts"])]), lines)
+
+
+def outliers_table() -> str:
+    """Models with planted outlier channels, smoothed and not: newest run of each."""
+    lines = []
+    rows = newest("outliers", "model", "smooth")
+    for r in sorted(rows, key=lambda r: (r["model"], not r["smooth"])):
+        form = "smoothed" if r["smooth"] else "not smoothed"
+        count = f"{r['linears'] - len(r['kept'])} of {r['linears']}"
+        sizes = f"{r['cosine']:.5f} | {r['file_ratio']:.2f}x | {count}"
+        lines.append(f"{r['model']}, {form} | {sizes}")
+    return markdown("model, INT8 | smallest cosine | file of fp32 | linears in 8 bits", lines)
+
+
+def sensitivity_table() -> str:
+    """The linears of the demo that cost most in INT8, each alone: the newest run."""
+    rows = [r for r in read_rows("calibration") if r["precision"] == "int8"]
+    if not rows:
+        return NOT_MEASURED
+    worst = sorted(rows[-1]["sensitivity"], key=lambda r: -r["error"])
+    lines = [f"`{r['linear']}` | {r['error']:.4f}" for r in worst[:5]]
+    lines.append(f"median of {len(worst)} | {worst[len(worst) // 2]['error']:.4f}")
+    return markdown("linear alone in INT8 | relative error of the embedding", lines)

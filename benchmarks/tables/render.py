@@ -1,0 +1,64 @@
+"""python -m benchmarks.tables --write | --check: the documents' tables, from recorded runs.
+
+The files hold markers `<!-- table:NAME -->` ... `<!-- /table -->`; what stands between them is
+generated from benchmarks/results/ and examples/motion/results.json, never typed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable
+from functools import partial
+
+from benchmarks.record import ROOT
+from benchmarks.tables import gpu, quality, speed
+
+FILES = ("README.md", "BENCHMARKS.md")
+TABLES: dict[str, Callable[[], str]] = {
+    "graphs": speed.graphs_table,
+    "accuracy": quality.accuracy_table,
+    "accuracy_reduced": partial(quality.accuracy_table, reduced=True),
+    "repeat": speed.repeat_table,
+    "outliers": quality.outliers_table,
+    "int8_speed": speed.int8_table,
+    "sensitivity": quality.sensitivity_table,
+    "engines": speed.engines_table,
+    "engines_two": partial(speed.engines_table, threads=2),
+    "load": speed.load_table,
+    "motion": quality.motion_table,
+    "videos": quality.videos_table,
+    "packed": gpu.packed_table,
+    "plans": speed.plans_table,
+    "gpu": gpu.launches_table,
+    "aot": gpu.aot_table,
+    "targets": gpu.targets_table,
+}
+
+
+def render(text: str) -> str:
+    """Return `text` with every marked table generated anew."""
+
+    def fill(match: re.Match[str]) -> str:
+        return f"<!-- table:{match[1]} -->\n{TABLES[match[1]]()}\n<!-- /table -->"
+
+    return re.sub(r"<!-- table:(\w+) -->.*?<!-- /table -->", fill, text, flags=re.DOTALL)
+
+
+def main() -> None:
+    """Write the tables, or fail if they are not what the recorded runs say."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    group = parser.add_mutually_exclusive_group(required=True)
+    group.add_argument("--write", action="store_true")
+    group.add_argument("--check", action="store_true")
+    args = parser.parse_args()
+    for name in FILES:
+        now = (ROOT / name).read_text()
+        wanted = render(now)
+        if args.write:
+            (ROOT / name).write_text(wanted)
+        elif now != wanted:
+            sys.exit(
+                f"{name} does not match the recorded runs: python -m benchmarks.tables --write"
+            )

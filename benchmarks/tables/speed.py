@@ -1,0 +1,147 @@
+"""Tables of what runs on a CPU: speed, loading, building plans."""
+
+from __future__ import annotations
+
+from benchmarks.record import read_rows
+from benchmarks.tables.markdown import (
+    NOT_MEASURED,
+    Row,
+    machine_line,
+    markdown,
+    newest,
+    percent,
+)
+
+_CANDIDATES = {
+    ("eager", "reference"): "eager",
+    ("compile", "reference"): "torch.compile",
+    ("eager", "fused"): "eager, fused",
+    ("ort", "reference"): "ORT",
+    ("ort", "fused"): "ORT, fused",
+    ("openvino", "reference"): "OpenVINO",
+    ("openvino", "fused"): "OpenVINO, fused",
+}
+_INT8 = [("eager", "fp32"), ("ort", "fp32"), ("ort", "int8"), ("openvino", "fp32")]
+_INT8 += [("openvino", "int8")]
+
+
+def engines_table(threads: int | None = None) -> str:
+    """CPU engines on the reference and the fused graph: newest run of each model and thread count.
+
+    Each cell: median, median of paired ratios to eager, share of the run's peak GEMM.
+    """
+    runs: dict[tuple[str, str, int], dict[tuple[str, str], Row]] = {}
+    for r in read_rows("engines"):
+        if threads in (None, r["threads"]):
+            run = runs.setdefault((r["machine"]["cpu"], r["model"], r["threads"]), {})
+            run[r["engine"], r["graph"]] = r
+    parts = []
+    for machine in sorted({k[0] for k in runs}):
+        own = {k: run for k, run in runs.items() if k[0] == machine}
+        lines = []
+        for (_, model, count), run in own.items():
+            cells = [_engine_cell(run.get(candidate)) for candidate in _CANDIDATES]
+            first = next(iter(run.values()))
+            peak = f"{first['ceiling_gflop_per_s']:.0f} ({first['ceiling_by'].split()[0]})"
+            lines.append(" | ".join([f"{model}, T = {first['frames']}, {count}", *cells, peak]))
+        head = " | ".join(["B = 1, threads", *_CANDIDATES.values(), "peak GEMM, GFLOP/s"])
+        error = max(r["max_rel_error"] for run in own.values() for r in run.values())
+        last = next(iter(list(own.values())[-1].values()))
+        parts.append(machine_line(last) + markdown(head, lines))
+        parts.append(f"\nLargest difference from eager: {error:.0e}.")
+    return "\n".join(parts) or NOT_MEASURED
+
+
+def _engine_cell(r: Row | None) -> str:
+    if r is None:
+        return NOT_MEASURED
+    ms, share = r["latency_ms_p50"], percent(r["share_of_ceiling"])
+    return f"{ms:.0f} ms, {r['speedup']:.2f}x, {share}"
+
+
+def graphs_table() -> str:
+    """ONNX Runtime on the reference and the fused graph alone: measured and counted ratio."""
+    runs: dict[tuple[str, int], dict[str, Row]] = {}
+    for r in newest("graphs", "model", "threads", "graph"):
+        runs.setdefault((r["model"], r["threads"]), {})[r["graph"]] = r
+    lines = []
+    for (model, threads), run in runs.items():
+        fused, counted = run["fused"], run["reference"]["graph_gflop"] / run["fused"]["graph_gflop"]
+        pairs = fused.get("rounds", fused.get("repeats"))
+        lines.append(f"{model}, {threads} | {fused['speedup']:.3f}x | {counted:.3f}x | {pairs}")
+    head = "model, threads | faster than the reference graph | ratio of their FLOPs | pairs"
+    return markdown(head, lines)
+
+
+def repeat_table() -> str:
+    """Ratios to eager of two runs of the same `bench`, newest of each engine."""
+    lines = []
+    for r in newest("repeat", "model", "engine", "precision"):
+        (one, two), apart = r["speedups"], 100 * r["apart"]
+        lines.append(f"{r['model']}, {r['engine']} | {one:.3f}x | {two:.3f}x | {apart:.1f} %")
+    return markdown("model, engine | first run | second run | apart", lines)
+
+
+def int8_table() -> str:
+    """Engines in fp32 and INT8 against eager fp32, in turn: newest run of each."""
+    runs: dict[tuple[str, int], dict[tuple[str, str], Row]] = {}
+    for r in read_rows("int8-speed"):
+        runs.setdefault((r["model"], r["threads"]), {})[r["engine"], r["precision"]] = r
+    if not runs:
+        return NOT_MEASURED
+    machine = next(iter(next(iter(runs.values())).values()))["machine"]
+    sets = [s for s in machine["instruction_sets"] if s not in ("avx", "f16c", "fma")]
+    vnni = "" if any("vnni" in s for s in sets) else "; no VNNI, whose gain is not measured"
+    lines = []
+    for (model, threads), run in sorted(runs.items(), key=lambda i: (len(i[0][0]), i[0])):
+        frames = next(iter(run.values()))["frames"]
+        cells = [_int8_cell(run.get(c)) for c in _INT8]
+        lines.append(" | ".join([f"{model}, {frames}, {threads}", *cells]))
+    head = " | ".join(["B = 1, T, threads", *(", ".join(c) for c in _INT8)])
+    return f"{machine['cpu']}: {', '.join(sets)}{vnni}:\n\n" + markdown(head, lines)
+
+
+def _int8_cell(r: Row | None) -> str:
+    if r is None or "latency_ms_p50" not in r:
+        return NOT_MEASURED
+    return f"{r['latency_ms_p50']:.0f} ms, {r['speedup']:.2f}x"
+
+
+def load_table() -> str:
+    """Loading time and memory, and start-up time, newest run of each."""
+    rows = newest("load", "model")
+    if not rows:
+        return NOT_MEASURED
+    lines = [
+        f"{r['model']} | {r['file_mib']:.0f} | {r['load_s']:.2f} ({r['load_s_max']:.2f}) "
+        f"| {r['peak_over_file']:.2f} ({r['peak_over_file_max']:.2f})"
+        for r in rows
+    ]
+    head = "checkpoint | file MiB | load s (worst) | peak memory / file size (worst)"
+    text = machine_line(rows[0]) + markdown(head, lines)
+    startup, cold = read_rows("startup"), read_rows("cold")
+    if startup:
+        text += f"\n\n`stan-infer --help`: {startup[-1]['help_s_p50']:.2f} s (median of 7)."
+    if cold:
+        text += (
+            f" First `run` of the exported demo, from nothing, without torch: "
+            f"{cold[-1]['cold_run_s_p50']:.2f} s (median of {cold[-1]['repeats']}), in an "
+            f"environment of {cold[-1]['site_packages_mb']:.0f} MB."
+        )
+    return text
+
+
+def plans_table() -> str:
+    """What building plans took: the newest run of each model, graph and precision."""
+    rows = newest("plans", "model", "role", "precision")
+    if not rows:
+        return NOT_MEASURED
+    machine, version, date = (rows[-1][k] for k in ("machine", "tensorrt_rtx", "date"))
+    lines = [
+        f"{r['model']}, {r['role']} | {r['precision']} | {r['profiles']} | {r['onnx_mib']:.1f} "
+        f"| {r['plan_mib']:.1f} | {r['build_s']:.1f} | {r['build_peak_mib']:.0f}"
+        for r in rows
+    ]
+    head = "model, graph | precision | profiles | ONNX MiB | plan MiB | build s | peak MiB"
+    where = f"{machine['cpu']}, {machine['cores']} cores, TensorRT-RTX {version}, {date}:"
+    return f"{where}\n\n{markdown(head, lines)}"

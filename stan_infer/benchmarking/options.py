@@ -1,0 +1,69 @@
+"""What a benchmark measures, and where its results go."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stan_infer.artefacts.precision import EIGHT_BITS
+from stan_infer.benchmarking.interleave import Schedule
+from stan_infer.engines.open import engine_named
+from stan_infer.errors import InputError, check_word
+
+PRECISIONS = ("fp32", "fp16", "bf16", *EIGHT_BITS)
+MAX_BATCH = MAX_FRAMES = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchOptions:
+    """The options of `bench`; each has the default of the command's option.
+
+    source: checkpoint, exported folder, .plan or bare .onnx; None is `preset` with random weights.
+    settings: config fields of a checkpoint or preset. engines: none is eager and ort, of a folder
+    ort, of a plan its own. precisions: none is fp32, of GPU engines fp16, of a folder its own.
+    device: None is cuda if an engine needs it and it is here, else cpu. batches, frames: every
+    combination is timed. threads: None is all CPUs. calibration: what `calibrate` wrote of the
+    checkpoint. include_decode: video or folder, to time also the way from file to scores. memory:
+    measure each engine's peak in a process of its own. out: file for the rows. report: folder for
+    the page. evals: what `eval --json` wrote. compare: rows of an earlier run; tolerance: the loss
+    of speed that it lets pass. Raises InputError for unknown words and numbers out of range.
+    """
+
+    source: str | None = None
+    preset: str = "stan-b32"
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    engines: Sequence[str] = ()
+    precisions: Sequence[str] = ()
+    device: str | None = None
+    batches: Sequence[int] = (1,)
+    frames: Sequence[int] = (8,)
+    schedule: Schedule = Schedule(min_seconds=1.0)
+    threads: int | None = None
+    calibration: Path | None = None
+    include_decode: Path | None = None
+    memory: bool = True
+    out: Path | None = None
+    report: Path | None = None
+    evals: Sequence[Path] = ()
+    compare: Path | None = None
+    tolerance: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Drop repeats; check words and numbers."""
+        for name in ("engines", "precisions", "batches", "frames"):
+            object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
+        for engine in self.engines:
+            engine_named(engine)
+        for precision in self.precisions:
+            check_word("precision", precision, PRECISIONS)
+        check_range("--batch", self.batches, MAX_BATCH)
+        check_range("--frames", self.frames, MAX_FRAMES)
+
+
+def check_range(name: str, numbers: Sequence[int], high: int) -> None:
+    """Raise InputError for a number outside 1 to `high`."""
+    for n in numbers:
+        if not 1 <= n <= high:
+            raise InputError(f"{name} {n} is out of range; allowed are 1 to {high}")

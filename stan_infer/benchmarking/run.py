@@ -1,0 +1,234 @@
+"""Measure engines against each other: all that `stan-infer bench` does, for Python as well."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import os
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
+from pathlib import Path
+from typing import Any
+
+from stan_infer.benchmarking.interleave import bench_videos
+from stan_infer.benchmarking.lanes import Contest, open_folder, open_model, open_onnx
+from stan_infer.benchmarking.memory import add_peaks, peak_memory
+from stan_infer.benchmarking.options import BenchOptions, check_range
+from stan_infer.benchmarking.peak_gemm import PeakGemm
+from stan_infer.benchmarking.rows import (
+    compare_rows,
+    read_json_lines,
+    why_keep_rows,
+    write_json_lines,
+)
+from stan_infer.benchmarking.stages import bench_stages
+from stan_infer.config import video_flops
+from stan_infer.engines.open import engine_named
+from stan_infer.errors import InputError, MissingError, storable
+from stan_infer.system.atomic import check_file, check_folder, check_outside, files_of
+from stan_infer.system.machine import installed_versions, machine_record, pinned, usable_cpus
+from stan_infer.system.packages import require
+from stan_infer.system.temporary import temporary_folder
+from stan_infer.tensorrt_plans.plan_file import read_plan
+from stan_infer.video.find import list_videos
+
+Say = Callable[[str], None]
+# Title and number of steps -> a context that gives what is called with the steps just done.
+Progress = Callable[[str, float], AbstractContextManager[Callable[..., None]]]
+_MAX_VIDEOS = 8  # of include_decode
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchResult:
+    """What was measured.
+
+    title: of the model. rows: one per engine, precision and shape; one that did not run or gave
+    wrong outputs has `refused`, the reason, and no speed. stages: the way from file to scores.
+    changes: against the earlier rows of `compare`.
+    """
+
+    title: str
+    rows: list[dict[str, Any]]
+    stages: list[dict[str, Any]]
+    changes: list[dict[str, Any]]
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether an engine's outputs were wrong, or one became slower than in `compare`."""
+        slower = any(c["regression"] for c in self.changes)
+        return slower or any(r.get("refused") and "max_rel_error" in r for r in self.rows)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every engine ran at every shape."""
+        return not any(r.get("refused") for r in self.rows)
+
+
+def bench(
+    options: BenchOptions,
+    *,
+    say: Say = lambda text: None,
+    progress: Progress = lambda title, total: nullcontext(lambda amount=1.0: None),
+) -> BenchResult:
+    """Time engines against the first one, write what `options` ask for, return the rows.
+
+    say: gets messages about what is done meanwhile. Options and files are checked before anything
+    is measured. Raises InputError for those, MissingError where nothing can run here, CheckError
+    where the outputs of the baseline are not finite.
+    """
+    options = dataclasses.replace(options, engines=options.engines or _engines(options.source))
+    earlier = (
+        read_json_lines(options.compare, "bench", "bench --out FILE") if options.compare else []
+    )
+    evals = [r for path in options.evals for r in read_json_lines(path, "eval", "eval --json")]
+    sources = _sources(options)
+    _check_targets(options, sources)
+    device = options.device or _device(options.engines, say)
+    threads = options.threads or usable_cpus()
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    with pinned(threads) as cpus, temporary_folder("the graphs that are timed") as folder:
+        with closing(_open(options, device, threads, folder, say)) as contest:
+            rows, stages = _measure(contest, options, device, threads, progress)
+    title = options.source or f"{options.preset} (random weights)"
+    common = {
+        "model": storable(Path(title).name if options.source else title),
+        "machine": machine_record(),
+        "versions": {k: v for k, v in installed_versions().items() if v},
+        "load_before": load,
+        "threads": threads,
+        "pinned_cpus": cpus,
+        "date": datetime.date.today().isoformat(),
+    }
+    rows = [{"schema": "stan-infer/bench/1", **row, **common} for row in rows]
+    stages = [{"schema": "stan-infer/bench-stages/1", **row, **common} for row in stages]
+    if options.out:
+        write_json_lines(options.out, [*rows, *stages], sources=sources)
+    if options.report:
+        from stan_infer.benchmarking.page import write_page
+
+        name = f"stan-infer bench: {common['model']}"
+        write_page(options.report, name, rows, stages, evals, sources=sources)
+    changes = compare_rows(earlier, rows, options.tolerance) if options.compare else []
+    return BenchResult(title, rows, stages, changes)
+
+
+def _engines(source: str | None) -> tuple[str, ...]:
+    """Engines where none is named."""
+    if source is not None and source.endswith(".plan"):
+        return (read_plan(source, check_hash=False).engine,)
+    is_other = source is not None and (os.path.isdir(source) or source.endswith(".onnx"))
+    return ("ort",) if is_other else ("eager", "ort")
+
+
+def _device(engines: Sequence[str], say: Say) -> str:
+    """The GPU where an engine needs one and it is here, for its baseline too; else the CPU."""
+    needs = [e for e in engines if engine_named(e).needs_gpu]
+    if not needs:
+        return "cpu"
+    try:
+        torch = require("torch", f"engine {needs[0]}", "gpu")
+    except MissingError:
+        return "cpu"  # told when the engine is opened, after what is wrong with its files
+    if torch.cuda.is_available():
+        say(f"measuring every engine on cuda, as {needs[0]} runs there; --device says otherwise")
+        return "cuda"
+    return "cpu"
+
+
+def _sources(options: BenchOptions) -> list[str | Path]:
+    """What is read, which no result may replace or lie in."""
+    given = (options.include_decode, options.compare, options.calibration, *options.evals)
+    sources: list[str | Path] = [p for p in given if p is not None and not p.is_dir()]
+    sources += files_of(options.source) if options.source else []
+    return [*sources, options.calibration] if options.calibration else sources
+
+
+def _check_targets(options: BenchOptions, sources: Sequence[str | Path]) -> None:
+    if options.report:
+        from stan_infer.benchmarking.page import why_keep
+
+        require("matplotlib", "--report", "report")
+        check_folder(options.report, why_keep, sources=sources)
+    if options.out and options.report:
+        check_outside(options.out, options.report, "--report")
+    if options.out:
+        check_file(options.out, why_keep_rows, sources=sources)
+
+
+def _open(options: BenchOptions, device: str, threads: int, folder: Path, say: Say) -> Contest:
+    """Open every engine; folder: for exports."""
+    source, settings = options.source, dict(options.settings)
+    is_other = source is not None and source.endswith((".plan", ".onnx"))
+    if options.calibration and (is_other or source is None or not os.path.isfile(source)):
+        raise InputError(
+            "--calibration belongs to a checkpoint file: a folder in 8 bits has its own"
+        )
+    if source is not None and (os.path.isdir(source) or source.endswith(".plan")):
+        return open_folder(source, options, device=device, threads=threads)
+    if source is not None and source.endswith(".onnx"):
+        return open_onnx(Path(source), engines=options.engines, device=device, threads=threads)
+    from stan_infer.checkpoints.load import load_model, require_torch
+
+    extra = "gpu" if any(engine_named(e).needs_gpu for e in options.engines) else "cpu"
+    torch = require_torch("bench, whose baseline is eager mode,", extra, source, settings)
+    torch.set_num_threads(threads)
+    origin: dict[str, Any] = {"source": source, "settings": settings}
+    if source is not None:
+        model = load_model(source, settings)
+    else:
+        from stan_infer.checkpoints.openclip import named_config
+        from stan_infer.network.model import Stan, init_random
+
+        model = init_random(Stan(named_config(options.preset, settings))).eval()
+        origin = {"preset": options.preset, "settings": settings}
+    return open_model(
+        model, origin, options, device=device, threads=threads, folder=folder, say=say
+    )
+
+
+def _measure(
+    contest: Contest, options: BenchOptions, device: str, threads: int, progress: Progress
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows, and stages where videos are given."""
+    config, lanes = contest.config, contest.lanes
+    if config is not None:
+        check_range("--frames", options.frames, config.max_frames)
+    videos = list_videos([options.include_decode])[:_MAX_VIDEOS] if options.include_decode else []
+    if videos and config is None:
+        raise InputError(
+            "--include-decode needs a checkpoint or a folder: a bare graph does not "
+            "say how its clips are made"
+        )
+    can = device == "cpu" or device.startswith("cuda")
+    peak = PeakGemm(config, max(options.frames), threads, device) if config and can else None
+    shapes = [(b, t) for b in options.batches for t in options.frames]
+    stages = []
+    with progress("measuring", len(shapes) + bool(videos)) as step:
+
+        def on_round(part: float) -> None:
+            step(part)
+            if peak:
+                peak.sample()
+
+        rows = bench_videos(
+            lanes,
+            side=contest.side,
+            flops=(lambda t: video_flops(config, t)) if config else None,
+            batches=options.batches,
+            frames=options.frames,
+            schedule=options.schedule,
+            on_round=on_round,
+        )
+        if videos and config:
+            repeats = options.schedule.repeats
+            stages = bench_stages(lanes, config, videos, repeats=repeats, on_round=step)
+    if options.memory:
+        with progress("measuring memory", len(lanes)) as step:
+            b, t = max(shapes, key=lambda s: (s[0] * s[1], *s))
+            for lane, origin in zip(lanes, contest.origins, strict=True):
+                took = peak_memory(origin, threads=threads, batch=b, frames=t, side=contest.side)
+                step()
+                add_peaks(rows, lane.facts, took)
+    if peak:
+        peak.add_share(rows)
+    return [*rows, *contest.absent], stages

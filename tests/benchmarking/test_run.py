@@ -1,0 +1,43 @@
+"""bench as a function: what it returns and writes, and what it refuses before measuring."""
+
+from __future__ import annotations
+
+import pytest
+
+from stan_infer.benchmarking.interleave import Schedule
+from stan_infer.benchmarking.options import BenchOptions
+from stan_infer.benchmarking.rows import read_json_lines
+from stan_infer.benchmarking.run import bench
+from stan_infer.errors import InputError
+
+
+def test_bench_from_python(tmp_path):
+    out = tmp_path / "rows.jsonl"
+    options = BenchOptions(
+        preset="stan-tiny",
+        engines=["eager", "trt", "eager"],
+        frames=[2],
+        schedule=Schedule(1, 2),
+        memory=False,
+        out=out,
+    )
+    said = []
+    result = bench(options, say=said.append)
+    assert [r["engine"] for r in result.rows] == ["eager", "trt"]
+    assert result.title == "stan-tiny (random weights)" and not result.stages
+    assert not result.is_wrong and not result.is_complete
+    assert [r["engine"] for r in read_json_lines(out, "bench", "bench")] == ["eager", "trt"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"engines": ["eagr"]}, "did you mean 'eager'"),
+        ({"precisions": ["fp23"]}, "did you mean 'fp32'"),
+        ({"batches": [0]}, "--batch 0 is out of range"),
+        ({"frames": [65]}, "--frames 65 is out of range"),
+    ],
+)
+def test_wrong_options_are_refused(given, message):
+    with pytest.raises(InputError, match=message):
+        BenchOptions(**given)
