@@ -41,6 +41,43 @@ GOLDEN_CASES = (
 )
 
 
+# What `make test` leaves to `make test-all`, by folder, file or test: it takes many seconds, and
+# the rest proves the numbers without it. Left too: what asks for a program that is built first,
+# and points of a grid (tests/grids.py).
+SLOW = {
+    "tests/hostile/test_folders.py",
+    "tests/hostile/test_fuzz_files.py",
+    "tests/hostile/test_kill.py",
+    "tests/benchmarks/test_record.py",
+    "tests/test_packaging.py",
+    "tests/benchmarking/test_page.py::test_it_fits_the_screen_of_a_phone_and_of_a_desk",
+    "tests/benchmarks/test_gpu_suite.py::test_a_run_and_the_next_one",
+    "tests/checkpoints/test_bounds.py::test_memory_is_bounded",
+    "tests/checkpoints/test_torch_file.py::test_memory_of_a_large_directory",
+    "tests/cli/test_bad_input.py::test_ctrl_c_leaves_nothing_behind",
+    "tests/cli/test_bad_input.py::test_sigterm_takes_temporary_files_and_workers_along",
+    "tests/cli/test_bench.py::test_a_plan_is_built_kept_and_said_to_be_unable_to_run_here",
+    "tests/cli/test_bench.py::test_torch_compile_is_an_engine",
+    "tests/cli/test_embed_many.py",
+    "tests/cli/test_eval.py::test_300_hostile_inputs_give_errors_and_nothing_worse",
+    "tests/cli/test_eval.py::test_killed_at_any_moment_it_resumes_to_the_same_figures",
+    "tests/cli/test_names.py::test_a_locale_that_knows_ascii_only",
+    "tests/cli/test_network.py",
+    "tests/cli/test_outputs.py::test_calibrate_with_a_full_tmpdir",
+    "tests/kernels/test_aot.py::test_all_configurations",
+    "tests/verification/test_faults.py::test_clean_pairs_raise_no_alarm",
+}
+BUILT = {"plain", "sanitized", "program", "rtx"}
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        test = item.nodeid.partition("[")[0]
+        file = test.partition("::")[0]
+        if SLOW & {test, file, file.rpartition("/")[0]} or BUILT & set(item.fixturenames):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     """Share the tests among processes by file; those of tests/cpp together, for one build."""
@@ -73,6 +110,14 @@ def tiny_model():
     from stan_infer.network.model import Stan, init_random
 
     return init_random(Stan(tiny_config()), seed=1).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def folder(tiny_model):
+    """The exported folder of tiny_model; copy it before changing it."""
+    from tests.exported import exported
+
+    return exported(tiny_model)
 
 
 def tiny_config(**changes):

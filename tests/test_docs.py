@@ -1,4 +1,4 @@
-"""The README is true: commands, Python blocks, links, generated tables."""
+"""The documents are true: commands, Python blocks, files, links, generated tables."""
 
 from __future__ import annotations
 
@@ -30,7 +30,6 @@ def test_every_command_is_documented_and_has_help(name):
         assert len(line.split("  ")) > 2, line
 
 
-@pytest.mark.slow
 def test_python_of_the_readme_runs(tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert blocks
@@ -39,17 +38,50 @@ def test_python_of_the_readme_runs(tmp_path):
         subprocess.run([sys.executable, "-c", block], check=True, cwd=tmp_path)
 
 
-def test_links_of_the_readme_lead_somewhere():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert target.startswith("http") or (ROOT / target).exists(), target
+TOPS = "stan_infer|kernels|export|benchmarks|examples|tests"
+PAGES = [*ROOT.glob("*.md"), *(p for top in TOPS.split("|") for p in (ROOT / top).rglob("*.md"))]
+PAGES.remove(ROOT / "CHANGELOG.md")  # it tells of files that are gone
 
 
-def test_tests_that_the_security_page_names_are_there():
-    names = re.findall(
-        r"`((?:tests|examples|stan_infer)/[^`]+)`", (ROOT / "SECURITY.md").read_text()
+def headings(page) -> set[str]:
+    """The anchors that GitHub gives to the headings of a page."""
+    found = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found}
+
+
+def absent(page) -> list[str]:
+    """What a page names and the repository does not have: links, files, modules to run."""
+    text = page.read_text()
+    wrong = []
+    for target, _, heading in (t.partition("#") for t in re.findall(r"\]\(([^)\s]+)\)", text)):
+        place = page.parent / target if target else page
+        if not target.startswith("http"):
+            if not place.exists() or (heading and heading not in headings(place)):
+                wrong.append(f"{target}#{heading}")
+    for name in re.findall(rf"(?<![\w/.~-])((?:{TOPS})/[\w./*-]*\w/?)", text):
+        wrong += [] if list(ROOT.glob(name.rstrip("/"))) else [name]
+    for name in re.findall(r"`([\w./-]+\.(?:py|sh|cpp|md))\b", text):
+        wrong += [] if list(ROOT.glob(f"*/**/{name}")) or (ROOT / name).exists() else [name]
+    for module in re.findall(rf"python3? -m\s+((?:{TOPS})(?:\.\w+)*)", text):
+        path = ROOT / module.replace(".", "/")
+        if not path.with_suffix(".py").exists() and not (path / "__main__.py").exists():
+            wrong.append(f"-m {module}")
+    return wrong
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_a_page_names_is_there(page):
+    assert absent(page) == []
+
+
+def test_what_is_not_there_is_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# A heading\n[a](#a-heading) [b](#another) [c](nowhere.md)\n`tests/none.py` `absent.py`\n"
+        "`tests/test_docs.py` `python -m tests.none` `python -m\ntests.installs`\n"
     )
-    assert len(names) > 10
-    assert not [name for name in names if not (ROOT / name).exists()]
+    wanted = ["#another", "nowhere.md#", "tests/none.py", "tests/none.py", "absent.py"]
+    assert absent(page) == [*wanted, "-m tests.none"]
 
 
 def test_the_readme_is_short():

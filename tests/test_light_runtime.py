@@ -13,6 +13,7 @@ import pytest
 import stan_infer as si
 from stan_infer.system.packages import install_command
 from tests.conftest import ROOT
+from tests.exported import exported
 
 MOTION = ROOT / "examples" / "motion"
 HEAVY = ("torch", "torchvision", "open_clip", "onnx", "onnxscript", "openvino")
@@ -42,10 +43,8 @@ print([m for m in {HEAVY!r} if m in sys.modules])
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    out = tmp_path_factory.mktemp("light") / "motion"
-    si.export_model(si.load_model(MOTION / "motion.safetensors"), out)
-    return out
+def folder():
+    return exported(si.load_model(MOTION / "motion.safetensors"))
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ from stan_infer.checkpoints.load import load_model
 from stan_infer.config import StanConfig
 from stan_infer.engines.ort_session import open_graph
 from stan_infer.errors import InputError
-from stan_infer.export.export_model import export_model
 from tests.conftest import ROOT
+from tests.exported import exported
 from tests.golden.make import SETTINGS
 
 GOLDEN = ROOT / "tests" / "golden"
@@ -43,11 +43,9 @@ MODELS = {  # file, settings, options
 
 
 @pytest.fixture(scope="module", params=MODELS)
-def folder(request, tmp_path_factory):
+def folder(request):
     file, settings, options = MODELS[request.param]
-    made = tmp_path_factory.mktemp("folder") / "f"
-    export_model(load_model(GOLDEN / file, {**SETTINGS, **settings}), made, **options)
-    return made
+    return exported(load_model(GOLDEN / file, {**SETTINGS, **settings}), **options)
 
 
 def inputs_of(entry, pick):

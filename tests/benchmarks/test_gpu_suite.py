@@ -24,7 +24,6 @@ def suite(path, minutes=5.0):
     return made, said
 
 
-@pytest.mark.slow
 def test_a_run_and_the_next_one(tmp_path):
     first, said = suite(tmp_path)
     run_suite(first, ("kernels", "model"), quick=True)

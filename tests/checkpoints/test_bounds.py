@@ -82,7 +82,6 @@ HOSTILE = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 def test_memory_is_bounded(name, tmp_path):
     path = tmp_path / "hostile"

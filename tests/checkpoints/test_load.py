@@ -165,7 +165,6 @@ def test_weights_that_cannot_be_downloaded_name_the_way_out(monkeypatch):
         load_model("ViT-B-32-quickgelu:openai")
 
 
-@pytest.mark.slow
 def test_a_branch_on_clip_is_clip_until_it_is_trained(tmp_path):
     theirs = open_clip.create_model("ViT-S-32-alt").eval()
     torch.save(theirs.state_dict(), tmp_path / "clip.pt")

@@ -625,7 +625,6 @@ except InputError:
 """
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc on this system")
 @pytest.mark.parametrize(
     "body",
@@ -651,7 +650,6 @@ def test_memory_stays_bounded(path, body):
     assert grown <= 2 * path.stat().st_size + 128 * MIB, f"{grown / MIB:.0f} MiB"
 
 
-@pytest.mark.slow
 def test_memory_of_a_large_directory(path):
     records = {f"archive/{i:06d}{'x' * 400}": b"" for i in range(50_000)}
     path.write_bytes(write_zip(records))

@@ -177,7 +177,6 @@ def test_a_read_only_folder(cli, checkpoint, videos, command):
     assert done.code == 2 and "cannot write /sys/kernel" in done.err
 
 
-@pytest.mark.slow
 def test_ctrl_c_leaves_nothing_behind(checkpoint, tmp_path):
     folder = tmp_path / "videos"
     folder.mkdir()
@@ -304,7 +303,6 @@ def test_a_reader_that_leaves_is_no_bug_of_ours(checkpoint):
     assert done.returncode == 141 and done.stderr == ""
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 def test_sigterm_takes_temporary_files_and_workers_along(checkpoint, videos, tmp_path):
     environment = {**os.environ, "TMPDIR": str(tmp_path)}

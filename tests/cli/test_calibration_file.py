@@ -23,6 +23,7 @@ from stan_infer.network.kernel_weights import Fp8Product
 from stan_infer.quantisation.calibrate import CalibrationOptions, calibrate
 from stan_infer.quantisation.verdict import Bound
 from tests.engines.fake_cuda import FakeCuda
+from tests.exported import exported
 
 
 @pytest.fixture
@@ -35,9 +36,8 @@ def kernels_here(monkeypatch):
 @pytest.fixture(scope="module")
 def calibrated(checkpoint, videos, tmp_path_factory):
     """The tiny checkpoint's folder in fp8, as calibrate writes it."""
-    place = tmp_path_factory.mktemp("fp8")
-    exact, out = place / "fp32", place / "fp8"
-    si.export_model(si.load_model(checkpoint), exact, about=about(str(checkpoint), {}, None))
+    out = tmp_path_factory.mktemp("fp8") / "fp8"
+    exact = exported(si.load_model(checkpoint), about=about(str(checkpoint), {}, None))
     options = CalibrationOptions(precision="fp8", samples=3, force=True)
     calibrate(exact, sorted(videos.iterdir()), out, options, Bound(min_cosine=0.5), root=videos)
     return out

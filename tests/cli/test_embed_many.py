@@ -62,7 +62,6 @@ def embed(checkpoint, paths, out):
     return *map(json.loads, done.stdout.splitlines()), done.stderr
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="needs named pipes")
 def test_200_clips_with_10_broken_ones(checkpoint, mixed, tmp_path):
     folder, broken = mixed

@@ -194,7 +194,6 @@ def test_views_are_one_or_three_crops(cli, checkpoint, videos, class_csv):
     assert done.code == 2 and "crops are 1 or 3" in done.err
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
 def test_killed_at_any_moment_it_resumes_to_the_same_figures(checkpoint, tmp_path):
     folder = tmp_path / "videos"
@@ -287,7 +286,6 @@ def hostile(folder, good):
     return must_fail
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="needs named pipes")
 def test_300_hostile_inputs_give_errors_and_nothing_worse(checkpoint, tmp_path):
     folder = tmp_path / "videos"

@@ -122,7 +122,6 @@ def test_every_command_takes_such_names(cli, odd, tmp_path, command, json_too):
         )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("command", ["inspect", "run", "embed", "export"])
 @pytest.mark.parametrize("coerced", ["1", "0"])
 def test_a_locale_that_knows_ascii_only(odd, tmp_path, command, coerced):

@@ -76,7 +76,6 @@ def test_a_command_is_silent(case, inputs, tmp_path):
     run(case, inputs, tmp_path).check_silent()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", SLOW)
 def test_a_slow_command_is_silent(case, inputs, tmp_path):
     done = run(case, inputs, tmp_path)

@@ -212,7 +212,6 @@ def test_rows_go_to_standard_output(place):
     assert [r["engine"] for r in rows] == ["eager"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("size", ["4k", "300k", "3m"])
 def test_calibrate_with_a_full_tmpdir(cli, place, videos, monkeypatch, small_disk, size):  # noqa: F811
     disk = small_disk(size)

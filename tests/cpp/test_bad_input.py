@@ -20,8 +20,6 @@ from tests.conftest import ROOT
 from tests.cpp.conftest import MOTION, edit_manifest, put
 from tests.hostile import folders as hostile
 
-pytestmark = pytest.mark.slow
-
 CLIP = MOTION / "clips" / "red_cross_moves_left.mp4"
 
 

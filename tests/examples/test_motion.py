@@ -131,7 +131,6 @@ def test_recorded_figures() -> None:
         assert share["accuracy"] == share["right"] / share["of"]
 
 
-@pytest.mark.slow
 def test_committed_weights_on_fresh_clips() -> None:
     torch = pytest.importorskip("torch")
     from examples.motion.evaluate import evaluate

@@ -26,13 +26,6 @@ FP16, BF16 = 1e-2, 1e-1
 ROUNDED = 1e-6
 
 
-@pytest.fixture(scope="module")
-def folder(tiny_model, tmp_path_factory):
-    out = tmp_path_factory.mktemp("export") / "tiny"
-    export_model(tiny_model, out)
-    return out
-
-
 def graph_of(folder, file="video.onnx"):
     return onnx.load(folder / file)
 
@@ -218,7 +211,6 @@ def test_a_weight_that_fp16_cannot_hold_is_refused_by_name(tmp_path):
         export_model(model, tmp_path / "x", precision="fp16")
 
 
-@pytest.mark.slow
 def test_the_reference_graph_gives_the_same_numbers(tiny_model, folder, tmp_path):
     export_model(tiny_model, tmp_path / "r", graph="reference")
     video = clips(2, 7, 16)

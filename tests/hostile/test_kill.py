@@ -10,7 +10,6 @@ import pytest
 from tests.conftest import ROOT
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="forks after imports, needs flock")
 @pytest.mark.parametrize("more", [["--kills", "6"], ["--kills", "2", "--no-exchange"]])
 def test_results_are_whole_after_a_kill(more):

@@ -19,7 +19,6 @@ ROW = {
 }  # fmt: skip
 
 
-@pytest.mark.slow
 def test_all_configurations():
     """Compiled in another process: kernels are interpreted in this one."""
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}

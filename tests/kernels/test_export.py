@@ -66,7 +66,6 @@ def python(code, *args):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.slow
 def test_package(tmp_path, tiny_model):
     video = clips(5, 3, 16)
     np.save(tmp_path / "video.npy", video)

@@ -24,6 +24,7 @@ from stan_infer.tensorrt_plans.build_process import Job, build, cast_bytes, prog
 from stan_infer.tensorrt_plans.options import PlanOptions, parse_ranges, profiles_of, targets_of
 from stan_infer.tensorrt_plans.plan_file import read_header, read_plan
 from tests.conftest import tiny_config, wait_until
+from tests.exported import exported as make_exported
 from tests.tensorrt_plans.fake import World, fake_tensorrt
 
 
@@ -177,9 +178,8 @@ def test_profiles_in_pairs(exported):
     assert [p["video"][i][:2] for p in found for i in range(3)] == [[2, 1], [2, 6], [2, 64]]
 
 
-def test_a_fixed_folder_has_one_profile(tiny_model, tmp_path):
-    export_model(tiny_model, tmp_path / "fixed", batch=1, frames=5, tower="video")
-    artefact = read_artefact(tmp_path / "fixed")
+def test_a_fixed_folder_has_one_profile(tiny_model):
+    artefact = read_artefact(make_exported(tiny_model, batch=1, frames=5, tower="video"))
     (profile,) = profiles_of(artefact, artefact.graph("video"), PlanOptions())
     assert profile == {"video": [[1, 5, 16, 16, 3]] * 3}
 
@@ -254,7 +254,6 @@ FORMS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 @pytest.mark.parametrize("form", FORMS)
 def test_tensorrt_rtx_builds_every_graph(rtx, form, precision, tmp_path):
@@ -273,7 +272,6 @@ def test_tensorrt_rtx_builds_every_graph(rtx, form, precision, tmp_path):
         assert all(-1 in io["shape"] for io in plan.sidecar["io"])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("fixed", [{}, {"batch": 1, "frames": 6}], ids=["free axes", "fixed"])
 @pytest.mark.parametrize("precision", ["int8", "fp8"])
 def test_tensorrt_rtx_builds_8_bits(rtx, tiny_model, precision, fixed, tmp_path):
@@ -281,13 +279,11 @@ def test_tensorrt_rtx_builds_8_bits(rtx, tiny_model, precision, fixed, tmp_path)
     from stan_infer.quantisation.verdict import Bound
     from tests.conftest import write_video
 
-    export_model(tiny_model, tmp_path / "fp32", tower="video", **fixed)
+    folder = make_exported(tiny_model, tower="video", **fixed)
     write_video(tmp_path / "a.mp4")
     options = CalibrationOptions(precision=precision, samples=1, force=True)
-    calibrate(
-        tmp_path / "fp32", [tmp_path / "a.mp4"], tmp_path / precision, options,
-        Bound(min_cosine=0.01),
-    )  # fmt: skip
+    bound = Bound(min_cosine=0.01)
+    calibrate(folder, [tmp_path / "a.mp4"], tmp_path / precision, options, bound)
     # 8-bit floats came with sm_89.
     targets = ["sm_89", "sm_120"] if precision == "fp8" else []
     (plan,) = build_plans(tmp_path / precision, "trt-rtx", PlanOptions(targets=targets))
@@ -297,7 +293,6 @@ def test_tensorrt_rtx_builds_8_bits(rtx, tiny_model, precision, fixed, tmp_path)
             build_plans(tmp_path / precision, "trt-rtx", PlanOptions(targets=["sm_86"]))
 
 
-@pytest.mark.slow
 def test_tensorrt_rtx_builds_a_real_size(rtx, tmp_path):
     from stan_infer.checkpoints.presets import preset
 
@@ -307,7 +302,6 @@ def test_tensorrt_rtx_builds_a_real_size(rtx, tmp_path):
     assert len(plan.profiles) == 2 and plan.sidecar["plan_bytes"] > 200 * 2**20
 
 
-@pytest.mark.slow
 def test_tensorrt_rtx_builds_a_classifier_and_fixed_sizes(rtx, tmp_path):
     sizes = {"vocab_size": 49408, "context_positions": 77, "context_length": 32}
     model = init_random(Stan(tiny_config(**sizes)), seed=1).eval()
@@ -319,7 +313,6 @@ def test_tensorrt_rtx_builds_a_classifier_and_fixed_sizes(rtx, tmp_path):
     assert plan.sidecar["io"][0]["shape"] == [1, 5, 16, 16, 3]
 
 
-@pytest.mark.slow
 def test_a_graph_that_nvidia_refuses(rtx, exported, tmp_path):
     folder = tmp_path / "tiny"
     shutil.copytree(exported, folder)
@@ -336,7 +329,6 @@ def test_a_graph_that_nvidia_refuses(rtx, exported, tmp_path):
         run_job(job, lambda part: None)
 
 
-@pytest.mark.slow
 def test_a_builder_that_dies_is_an_error_of_ours(rtx, exported, tmp_path, monkeypatch):
     shape = [1, 6, 16, 16, 3]
     job = Job(
@@ -350,7 +342,6 @@ def test_a_builder_that_dies_is_an_error_of_ours(rtx, exported, tmp_path, monkey
             run_job(job, lambda part: None)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs prlimit")
 def test_too_little_memory_is_said(rtx, exported, tmp_path):
     folder = tmp_path / "tiny"
@@ -368,7 +359,6 @@ def test_too_little_memory_is_said(rtx, exported, tmp_path):
     assert not (folder / "engines").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
 def test_ctrl_c_ends_the_builder_and_leaves_nothing(rtx, exported, tmp_path):
     folder = tmp_path / "tiny"
@@ -384,7 +374,6 @@ def test_ctrl_c_ends_the_builder_and_leaves_nothing(rtx, exported, tmp_path):
     assert not (folder / "engines").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_full_disk_is_said(rtx, exported):
     shape = [1, 6, 16, 16, 3]

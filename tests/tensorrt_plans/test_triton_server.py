@@ -15,13 +15,13 @@ import pytest
 from stan_infer.artefacts.folder import read_artefact
 from stan_infer.engines.ort_session import open_graph
 from stan_infer.errors import CheckError, InputError
-from stan_infer.export.export_model import export_model
 from stan_infer.export.to_triton_server import Word, text_format, write_repository
 from stan_infer.network.model import Stan, init_random
 from stan_infer.tensorrt_plans.build import build_plans
 from stan_infer.tensorrt_plans.options import PlanOptions
 from stan_infer.text.clip_licence import CLIP_LICENCE, CLIP_LICENCE_FILE
 from tests.conftest import tiny_config
+from tests.exported import exported as make_exported
 
 model_config_pb2 = pytest.importorskip(
     "tritonclient.grpc.model_config_pb2", reason='tritonclient is not here: pip install ".[dev]"'
@@ -103,8 +103,8 @@ def test_what_the_ensemble_says_is_what_the_graphs_do(exported, tmp_path):
 def test_fixed_sizes_classes_and_mug(tmp_path):
     labelled = {"vocab_size": 49408, "context_positions": 77, "context_length": 32}
     model = init_random(Stan(tiny_config(head="mug", **labelled)), seed=1).eval()
-    export_model(model, tmp_path / "f", batch=1, frames=5, head="classify", labels=["a", "b"])
-    names = write_repository(read_artefact(tmp_path / "f"), tmp_path / "r")
+    folder = make_exported(model, batch=1, frames=5, head="classify", labels=["a", "b"])
+    names = write_repository(read_artefact(folder), tmp_path / "r")
     assert names == ["preprocess", "score", "text", "video", "video_pipeline"]
     configs = {name: read(tmp_path / "r" / name) for name in names}
     assert configs["video"].max_batch_size == 0  # its one clip is in its shape
@@ -115,8 +115,8 @@ def test_fixed_sizes_classes_and_mug(tmp_path):
 
 
 def test_a_float_graph_has_no_ensemble(tiny_model, tmp_path):
-    export_model(tiny_model, tmp_path / "f", input="float", tower="video")
-    assert "video_pipeline" not in write_repository(read_artefact(tmp_path / "f"), tmp_path / "r")
+    artefact = read_artefact(make_exported(tiny_model, input="float", tower="video"))
+    assert "video_pipeline" not in write_repository(artefact, tmp_path / "r")
 
 
 def test_plans_are_served_from_their_widest_profile(machine, tmp_path):

@@ -124,7 +124,6 @@ def test_rules_agree_on_texts_that_fit(tokens):
     np.testing.assert_array_equal(tokenize(texts), tokenize(texts, truncation="authors"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("length", [3, 5, 16, 32, 64, 77])
 def test_keep_eot_equals_openclip(tokens, openclip, length):
     texts = [t for t in tokens["texts"] if not any(s in t for s in SPELLED)]
@@ -132,7 +131,6 @@ def test_keep_eot_equals_openclip(tokens, openclip, length):
     np.testing.assert_array_equal(tokenize(texts, length), openclip(texts, length).numpy())
 
 
-@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(text=TEXTS.filter(lambda t: not any(s in t.lower() for s in SPELLED)))
 @example(text=":\u00d6\x8b")  # ftfy makes U+058B of it, which regex 2026.11 calls a letter
@@ -144,7 +142,6 @@ def test_any_text_equals_openclip(openclip, text):
     np.testing.assert_array_equal(tokenize(text, 77), openclip(text, 77).numpy())
 
 
-@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(parts=st.lists(st.sampled_from([*SPELLED[2:], "!", "<|", "|>", "a", " ", "1", "'s"])))
 def test_special_tokens_in_a_text_equal_openai(openai, parts):

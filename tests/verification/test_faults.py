@@ -18,6 +18,7 @@ from stan_infer.network.model import Stan, init_random
 from stan_infer.verification.inputs import write_videos
 from stan_infer.verification.verify import verify
 from tests.conftest import tiny_config
+from tests.exported import exported
 
 VOCABULARY = {"vocab_size": 49408, "context_positions": 77, "context_length": 32}
 LABELS = ["a dog", "a cat", "a red cross", "two people"]
@@ -308,17 +309,14 @@ def videos(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def bases(tmp_path_factory):
+def bases():
     made = {}
     for name, (config, options) in BASES.items():
         model = init_random(Stan(tiny_config(**config)), seed=7).eval().requires_grad_(False)
-        folder = tmp_path_factory.mktemp("base") / name
-        export_model(model, folder, **options)
-        made[name] = model, folder
+        made[name] = model, exported(model, **options)
     return made
 
 
-@pytest.mark.slow
 def test_seeded_faults_are_caught_and_named(bases, videos, tmp_path):
     assert len(FAULTS) >= 20
     table, caught, named = [], 0, 0
@@ -364,7 +362,6 @@ CLEAN = [
 ]
 
 
-@pytest.mark.slow
 def test_clean_pairs_raise_no_alarm(videos, tmp_path):
     assert len(CLEAN) >= 50
     worst: dict[tuple[str, str], float] = {}
