@@ -14,7 +14,10 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     _share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _share)))
 
+import json
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -50,6 +53,7 @@ SLOW = {
     "tests/hostile/test_kill.py",
     "tests/benchmarks/test_record.py",
     "tests/test_packaging.py",
+    "tests/artefacts/test_npz_file.py::test_a_bomb_takes_no_memory",
     "tests/benchmarking/test_page.py::test_it_fits_the_screen_of_a_phone_and_of_a_desk",
     "tests/benchmarks/test_gpu_suite.py::test_a_run_and_the_next_one",
     "tests/checkpoints/test_bounds.py::test_memory_is_bounded",
@@ -165,6 +169,29 @@ def videos(tmp_path_factory):
     for i in range(3):
         write_video(folder / f"clip{i}.mp4", seed=i)
     return folder
+
+
+def python(*words, code=0, **options):
+    """Run Python with these words to its end; check its exit code, unless that is None."""
+    command = [sys.executable, *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, **options)
+    assert code in (None, done.returncode), done.stdout[-4000:] + done.stderr[-4000:]
+    return done
+
+
+def edit_json(path, change=None, **values):
+    """Change a file of one JSON object: by a function, or by other values of its keys."""
+    content = json.loads(path.read_text())
+    if change:
+        change(content)
+    path.write_text(json.dumps(content | values))
+
+
+def flip(path, at=-1):
+    """Change one bit of a file."""
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
 
 
 def wait_until(condition, process, seconds=120):

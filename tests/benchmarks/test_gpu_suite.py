@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -15,7 +13,7 @@ from benchmarks.gpu_timing import Device, interleave
 from benchmarks.kernel_cases import Shape
 from stan_infer.kernels import tuned
 from stan_infer.kernels.tuned import Tile
-from tests.conftest import ROOT
+from tests.conftest import ROOT, python
 
 
 def suite(path, minutes=5.0):
@@ -113,10 +111,8 @@ def test_ratios_are_of_the_same_round(monkeypatch):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 @pytest.mark.parametrize("module", ["gpu_suite", "ops"])
 def test_without_a_gpu(module):
-    done = subprocess.run(
-        [sys.executable, "-m", f"benchmarks.{module}"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 3 and "error: " in done.stderr and "Traceback" not in done.stderr
+    done = python("-m", f"benchmarks.{module}", cwd=ROOT, code=3)
+    assert "error: " in done.stderr and "Traceback" not in done.stderr
 
 
 def test_tuning_writes_what_kernels_read(tmp_path, monkeypatch):

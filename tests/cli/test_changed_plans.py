@@ -10,6 +10,7 @@ import pytest
 
 from stan_infer.artefacts.folder import MANIFEST, sha256
 from stan_infer.tensorrt_plans.plan_file import new_plan, sidecar_path
+from tests.conftest import edit_json, flip
 
 SIDECAR = {
     "flavor": "tensorrt",
@@ -42,13 +43,8 @@ def plan_of(folder, role):
     return folder / "engines" / f"{role}.fp32.trt-sm_89.plan"
 
 
-def flip(path):
-    path.write_bytes(b"CODE" + path.read_bytes()[4:])
-
-
 def edit(path, **values):
-    beside = sidecar_path(path)
-    beside.write_text(json.dumps(json.loads(beside.read_text()) | values))
+    edit_json(sidecar_path(path), **values)
 
 
 CHANGES = {

@@ -16,6 +16,7 @@ from stan_infer.evaluation.metrics import class_figures, rank_figures, retrieval
 from stan_infer.scores import cosine_scores
 from stan_infer.text.tokenizer import tokenize
 from stan_infer.video.clip import read_clip_info
+from tests.conftest import python
 from tests.video import broken_videos as make
 
 TEXTS = ["a red square", "a blue ring, moving left", "noise"]
@@ -296,10 +297,8 @@ def test_300_hostile_inputs_give_errors_and_nothing_worse(checkpoint, tmp_path):
     assert len(names) == 301
     table = tmp_path / "pairs.csv"
     table.write_text("video,text\n" + "".join(f"{n},text {i}\n" for i, n in enumerate(names)))
-    run = [sys.executable, "-m", "stan_infer", "eval", str(checkpoint), "--timeout", "20"]
-    run += [str(a) for a in arguments("retrieval", table, folder, "--workers", "2")]
-    done = subprocess.run(run, capture_output=True, text=True)
-    assert done.returncode == 2, done.stderr[-3000:]
+    options = ("--timeout", 20, *arguments("retrieval", table, folder, "--workers", 2))
+    done = python("-m", "stan_infer", "eval", checkpoint, *options, code=2)
     assert "Traceback" not in done.stderr and "internal error" not in done.stderr
     record = json.loads(done.stdout)
     failed = {f["video"] for f in record["failures"]}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 
 import numpy as np
@@ -16,6 +15,7 @@ from stan_infer.quantisation import ranges as ranges_module
 from stan_infer.quantisation import verdict
 from stan_infer.quantisation.calibrate import CalibrationOptions, calibrate
 from stan_infer.quantisation.verdict import Bound
+from tests.conftest import python
 from tests.exported import exported
 
 
@@ -201,8 +201,7 @@ print(peak_mib())
 
 def test_memory_is_flat_from_10_to_1000_clips(tmp_path):
     def peak(count: int) -> float:
-        command = [sys.executable, "-c", MEMORY, str(count), str(tmp_path / f"state{count}")]
-        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        return float(python("-c", MEMORY, count, tmp_path / f"state{count}").stdout)
 
     # The activations of these 1,000 clips, which ONNX Runtime's tool keeps, are more than 1 GB.
     assert peak(1000) - peak(10) < 40

@@ -23,7 +23,7 @@ from stan_infer.tensorrt_plans.build import build_plans, rebuild_plan, run_job
 from stan_infer.tensorrt_plans.build_process import Job, build, cast_bytes, progress_monitor
 from stan_infer.tensorrt_plans.options import PlanOptions, parse_ranges, profiles_of, targets_of
 from stan_infer.tensorrt_plans.plan_file import read_header, read_plan
-from tests.conftest import tiny_config, wait_until
+from tests.conftest import python, tiny_config, wait_until
 from tests.exported import exported as make_exported
 from tests.tensorrt_plans.fake import World, fake_tensorrt
 
@@ -353,8 +353,7 @@ def test_too_little_memory_is_said(rtx, exported, tmp_path):
         f"sys.argv = ['stan-infer', 'export', {str(folder)!r}, '--format', 'tensorrt-rtx']\n"
         "main.main()"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 3, done.stderr
+    done = python("-c", code, code=3)
     assert "memory" in done.stderr and "Traceback" not in done.stderr
     assert not (folder / "engines").exists()
 
@@ -388,18 +387,13 @@ def test_a_full_disk_is_said(rtx, exported):
 def test_the_command(rtx, exported, tmp_path):
     folder = tmp_path / "tiny"
     shutil.copytree(exported, folder)
-    command = [sys.executable, "-m", "stan_infer", "export", folder, "--format", "tensorrt-rtx"]
-    options = ["--plans", "text", "--target", "sm_89", "--json"]
-    done = subprocess.run([*command, *options], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    options = ("--format", "tensorrt-rtx", "--plans", "text", "--target", "sm_89", "--json")
+    done = python("-m", "stan_infer", "export", folder, *options)
     (sidecar,) = json.loads(done.stdout)["plans"]
     assert sidecar["targets"] == ["sm_89"] and sidecar["tf32"] is False
     assert "building text.fp32.trt-rtx.plan" in done.stderr
-    shown = subprocess.run(
-        [sys.executable, "-m", "stan_infer", "inspect", folder / "engines/text.fp32.trt-rtx.plan"],
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert shown.returncode == 0 and "tensorrt_rtx" in shown.stdout
+    plan = folder / "engines/text.fp32.trt-rtx.plan"
+    assert "tensorrt_rtx" in python("-m", "stan_infer", "inspect", plan).stdout
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -20,7 +18,7 @@ from stan_infer.network.model import Stan, init_random
 from stan_infer.tensorrt_plans.build import build_plans
 from stan_infer.tensorrt_plans.options import PlanOptions
 from stan_infer.text.clip_licence import CLIP_LICENCE, CLIP_LICENCE_FILE
-from tests.conftest import tiny_config
+from tests.conftest import edit_json, python, tiny_config
 from tests.exported import exported as make_exported
 
 model_config_pb2 = pytest.importorskip(
@@ -155,10 +153,10 @@ def test_the_batch_is_that_of_the_profile_served(machine, tmp_path):
 def test_no_file_outside_the_folder_is_copied(exported, tmp_path):
     folder = tmp_path / "f"
     shutil.copytree(exported, folder)
-    manifest = json.loads((folder / "manifest.json").read_text())
     (tmp_path / "secret").write_text("secret")
-    manifest["graphs"][0]["external_data"] = ["../secret"]
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    edit_json(
+        folder / "manifest.json", lambda m: m["graphs"][0].update(external_data=["../secret"])
+    )
     with pytest.raises(InputError, match=r"has its weights in '\.\./secret'"):
         read_artefact(folder)
 
@@ -213,11 +211,8 @@ def test_the_command(exported, tiny_model, tmp_path, source):
     if source == "checkpoint":
         given = tmp_path / "tiny.safetensors"
         save_model(tiny_model, given)
-    command = [sys.executable, "-m", "stan_infer", "export", given, "-o", tmp_path / "r"]
-    done = subprocess.run(
-        [*command, "--format", "triton-server", "--json"], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    options = ("-o", tmp_path / "r", "--format", "triton-server", "--json")
+    done = python("-m", "stan_infer", "export", given, *options)
     assert json.loads(done.stdout)["models"] == ["preprocess", "text", "video", "video_pipeline"]
     assert read(tmp_path / "r" / "video").name == "video"
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(

@@ -6,7 +6,7 @@ import importlib.util
 import json
 import logging
 import re
-import subprocess
+import shutil
 import sys
 import time
 import unicodedata
@@ -20,6 +20,7 @@ from stan_infer.errors import InputError, MissingError
 from stan_infer.system.packages import install_command
 from stan_infer.text import tokenizer as module
 from stan_infer.text.tokenizer import END, START, cut_texts, tokenize, write_vocabulary
+from tests.conftest import edit_json, python
 
 SPELLED = ("<start_of_text>", "<end_of_text>", "<|startoftext|>", "<|endoftext|>")
 # Letters of a newer Unicode than one of the libraries knows are not ours to judge.
@@ -296,7 +297,7 @@ def test_tokenizing_imports_no_torch():
         "import sys, stan_infer.text.tokenizer as t; t.tokenize('a dog');"
         "assert not {'torch', 'torchvision', 'open_clip'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    python("-c", code)
 
 
 def swapped_merges(c):
@@ -324,10 +325,8 @@ CHANGES = {
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_strangers_vocabulary_is_refused(written, tmp_path, name):
-    content = json.loads(written.read_text())
-    CHANGES[name](content)
-    path = tmp_path / "tokenizer.json"
-    path.write_text(json.dumps(content))
+    path = shutil.copy(written, tmp_path / "tokenizer.json")
+    edit_json(path, CHANGES[name])
     with pytest.raises(InputError, match="is not a tokenizer.json as export writes it"):
         tokenize("a dog", vocabulary=path)
 
@@ -354,10 +353,8 @@ def test_a_large_or_missing_vocabulary_is_refused(tmp_path):
 
 
 def test_older_spelling_of_merges_is_read(written, tmp_path):
-    content = json.loads(written.read_text())
-    content["model"]["merges"] = [" ".join(pair) for pair in content["model"]["merges"]]
-    path = tmp_path / "tokenizer.json"
-    path.write_text(json.dumps(content))
+    path = shutil.copy(written, tmp_path / "tokenizer.json")
+    edit_json(path, lambda c: c["model"].update(merges=[*map(" ".join, c["model"]["merges"])]))
     np.testing.assert_array_equal(tokenize("a dog runs", vocabulary=path), tokenize("a dog runs"))
 
 
