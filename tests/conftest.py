@@ -60,6 +60,9 @@ SLOW = {
     "tests/checkpoints/test_torch_file.py::test_memory_of_a_large_directory",
     "tests/cli/test_bad_input.py::test_ctrl_c_leaves_nothing_behind",
     "tests/cli/test_bad_input.py::test_sigterm_takes_temporary_files_and_workers_along",
+    "tests/cli/test_bench.py::test_peak_memory_is_each_engines_own",
+    "tests/cli/test_bench.py::test_rows_are_kept_and_compared",
+    "tests/cli/test_bench.py::test_the_whole_way_from_file_to_scores",
     "tests/cli/test_bench.py::test_a_plan_is_built_kept_and_said_to_be_unable_to_run_here",
     "tests/cli/test_bench.py::test_torch_compile_is_an_engine",
     "tests/cli/test_embed_many.py",
@@ -68,7 +71,12 @@ SLOW = {
     "tests/cli/test_names.py::test_a_locale_that_knows_ascii_only",
     "tests/cli/test_network.py",
     "tests/cli/test_outputs.py::test_calibrate_with_a_full_tmpdir",
+    "tests/examples/test_motion.py::test_committed_weights_on_fresh_clips",
+    "tests/export/test_to_onnx.py::test_the_reference_graph_gives_the_same_numbers",
     "tests/kernels/test_aot.py::test_all_configurations",
+    "tests/kernels/test_export.py",
+    "tests/quantisation/test_calibrate.py::test_memory_is_flat_from_10_to_1000_clips",
+    "tests/test_docs.py::test_python_of_the_readme_runs",
     "tests/verification/test_faults.py::test_clean_pairs_raise_no_alarm",
 }
 BUILT = {"plain", "sanitized", "program", "rtx"}
@@ -122,6 +130,16 @@ def folder(tiny_model):
     from tests.exported import exported
 
     return exported(tiny_model)
+
+
+@pytest.fixture
+def quick_calibration(monkeypatch):
+    """Calibrations draw no plot and measure speed for a moment only: for tests of all else."""
+    from stan_infer.benchmarking.interleave import Schedule
+
+    short = Schedule(warmup=1, repeats=2)
+    monkeypatch.setattr("stan_infer.quantisation.verdict.Schedule", lambda **given: short)
+    monkeypatch.setattr("stan_infer.quantisation.calibrate.draw", lambda *given: {})
 
 
 def tiny_config(**changes):

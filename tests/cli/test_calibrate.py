@@ -15,6 +15,7 @@ from stan_infer.quantisation.ranges import collect_ranges
 from tests.conftest import write_video
 from tests.exported import exported
 
+pytestmark = pytest.mark.usefixtures("quick_calibration")
 RUN = ("--samples", "3", "--threads", "1", "--force", "--min-cosine", "0.9")
 
 

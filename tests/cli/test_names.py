@@ -94,6 +94,7 @@ def is_text(value: str) -> bool:
     return not any("\ud800" <= c <= "\udfff" for c in value)
 
 
+@pytest.mark.usefixtures("quick_calibration")
 @pytest.mark.parametrize("json_too", [False, True], ids=["table", "json"])
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_takes_such_names(cli, odd, tmp_path, command, json_too):

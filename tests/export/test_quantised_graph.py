@@ -15,6 +15,8 @@ from stan_infer.quantisation.calibrate import CalibrationOptions, calibrate
 from stan_infer.quantisation.verdict import Bound
 from tests.exported import exported
 
+pytestmark = pytest.mark.usefixtures("quick_calibration")
+
 
 def quantise(model, videos, place, precision="int8", **options):
     (place / "fp32").symlink_to(exported(model, tower="video", **options))

@@ -18,6 +18,8 @@ from stan_infer.quantisation.verdict import Bound
 from tests.conftest import python
 from tests.exported import exported
 
+pytestmark = pytest.mark.usefixtures("quick_calibration")
+
 
 def run(model, videos, place, *, min_cosine=0.99, **options):
     """Export and calibrate; return the record and what was said."""
