@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.conftest import ROOT, python
+from tests.conftest import ROOT, SLOW, python
 
 README = (ROOT / "README.md").read_text()
 
@@ -82,6 +82,12 @@ def test_what_is_not_there_is_found(tmp_path):
     )
     wanted = ["#another", "nowhere.md#", "tests/none.py", "none.py", "absent.py"]
     assert absent(page) == [*wanted, "-m tests.none"]
+
+
+def test_what_make_test_leaves_out_is_there():
+    for file, _, test in (name.partition("::") for name in SLOW):
+        assert (ROOT / file).exists(), file
+        assert not test or f"def {test}(" in (ROOT / file).read_text(), test
 
 
 def test_the_readme_is_short():

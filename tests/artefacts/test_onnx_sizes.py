@@ -42,7 +42,13 @@ MODELS = {  # file, settings, options
 }
 
 
-@pytest.fixture(scope="module", params=MODELS)
+BY_TORCH = ("reference", "gelu")  # torch.onnx.export takes 15 s
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(n, marks=pytest.mark.slow if n in BY_TORCH else ()) for n in MODELS],
+)
 def folder(request):
     file, settings, options = MODELS[request.param]
     return exported(load_model(GOLDEN / file, {**SETTINGS, **settings}), **options)

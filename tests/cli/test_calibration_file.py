@@ -22,6 +22,7 @@ from stan_infer.network.fold import fold_video
 from stan_infer.network.kernel_weights import Fp8Product
 from stan_infer.quantisation.calibrate import CalibrationOptions, calibrate
 from stan_infer.quantisation.verdict import Bound
+from tests.conftest import quicken
 from tests.engines.fake_cuda import FakeCuda
 from tests.exported import exported
 
@@ -39,7 +40,9 @@ def calibrated(checkpoint, videos, tmp_path_factory):
     out = tmp_path_factory.mktemp("fp8") / "fp8"
     exact = exported(si.load_model(checkpoint), about=about(str(checkpoint), {}, None))
     options = CalibrationOptions(precision="fp8", samples=3, force=True)
-    calibrate(exact, sorted(videos.iterdir()), out, options, Bound(min_cosine=0.5), root=videos)
+    with pytest.MonkeyPatch.context() as patch:
+        quicken(patch)
+        calibrate(exact, sorted(videos.iterdir()), out, options, Bound(min_cosine=0.5), root=videos)
     return out
 
 

@@ -11,6 +11,7 @@ import pytest
 from stan_infer.artefacts.folder import MANIFEST, sha256
 from stan_infer.tensorrt_plans.plan_file import new_plan, sidecar_path
 from tests.conftest import edit_json, flip
+from tests.grids import once
 
 SIDECAR = {
     "flavor": "tensorrt",
@@ -83,9 +84,7 @@ def test_sound_plans_are_told_what_is_missing(
         assert done.code == 3, (name, done)
 
 
-@pytest.mark.parametrize("has_torch", [True, False])
-@pytest.mark.parametrize("role", ["video", "text"])
-@pytest.mark.parametrize("change", CHANGES)
+@once(change=list(CHANGES), role=["video", "text"], has_torch=[True, False])
 def test_a_changed_plan_comes_first(
     cli,
     folder,

@@ -12,6 +12,7 @@ from stan_infer.engines.ort_session import open_graph
 from stan_infer.export.preprocess_graph import write_preprocess
 from stan_infer.video.clip import resize_crop
 from stan_infer.video.synthetic import moving_frames
+from tests.grids import once
 
 cv2 = pytest.importorskip("cv2")
 SIZES = ((224, 224), (256, 224), (64, 64), (16, 16), (336, 224))
@@ -59,16 +60,7 @@ def opencv(frames, short, crop):
     return np.stack(large)[:, top : top + crop, left : left + crop]
 
 
-# In the fast set each size of a frame meets one crop, of its own place in the list.
-@pytest.mark.parametrize(
-    ("frame", "size"),
-    [
-        pytest.param(frame, size, marks=() if i % len(SIZES) == j else pytest.mark.slow)
-        for i, frame in enumerate(FRAMES)
-        for j, size in enumerate(SIZES)
-    ],
-    ids=str,
-)
+@once(frame=FRAMES, size=SIZES)
 def test_equals_opencv_to_the_byte(graphs, frame, size):
     noise = np.random.default_rng(frame[0] * frame[1]).integers(0, 256, (1, *frame, 3), np.uint8)
     assert compare(graphs, noise, *size) == 0
