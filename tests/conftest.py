@@ -230,6 +230,17 @@ def flip(path, at=-1):
     path.write_bytes(data)
 
 
+def zero_weight(path, name):
+    """Set a weight of an .onnx file to zeros; its hash in a manifest stays."""
+    import onnx
+
+    model = onnx.load(path)
+    (tensor,) = (t for t in model.graph.initializer if t.name == name)
+    zeros = np.zeros_like(onnx.numpy_helper.to_array(tensor))
+    tensor.CopyFrom(onnx.numpy_helper.from_array(zeros, name))
+    onnx.save(model, path)
+
+
 def wait_until(condition, process, seconds=120):
     """Wait for what a child does and return it; fail where the child ends before, or is late."""
     last = time.monotonic() + seconds

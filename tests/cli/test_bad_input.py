@@ -181,9 +181,7 @@ def test_ctrl_c_leaves_nothing_behind(checkpoint, tmp_path):
     command = [sys.executable, "-m", "stan_infer", "embed", str(checkpoint)]
     names = [str(p) for p in sorted(folder.iterdir())]
     process = subprocess.Popen(
-        [*command, *names, "-o", str(out / "v.npz")],
-        stderr=subprocess.PIPE,
-        start_new_session=True,
+        [*command, *names, "-o", str(out / "v.npz")], stderr=subprocess.PIPE, start_new_session=True
     )
 
     def decoding():

@@ -86,14 +86,7 @@ def test_sound_plans_are_told_what_is_missing(
 
 @once(change=list(CHANGES), role=["video", "text"], has_torch=[True, False])
 def test_a_changed_plan_comes_first(
-    cli,
-    folder,
-    videos,
-    tmp_path,
-    monkeypatch,
-    change,
-    role,
-    has_torch,
+    cli, folder, videos, tmp_path, monkeypatch, change, role, has_torch
 ):
     CHANGES[change](plan_of(folder, role))
     if not has_torch:

@@ -272,10 +272,7 @@ def hostile(folder, good):
         "endless": (lambda p: p.symlink_to("/dev/zero"), True),
         "turned": (lambda p: make.turn(good, p, 90), False),
         "askew": (lambda p: make.turn(good, p, 37), False),
-        "variable": (
-            lambda p: make.make_clip(p, times=[i + i * i // 5 for i in range(30)]),
-            False,
-        ),
+        "variable": (lambda p: make.make_clip(p, times=[i + i * i // 5 for i in range(30)]), False),
         "renamed": (lambda p: make.make_clip(p, container="matroska"), False),
     }
     for i in range(60):

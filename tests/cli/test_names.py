@@ -130,10 +130,7 @@ def test_a_locale_that_knows_ascii_only(odd, tmp_path, command, coerced):
     environment |= {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": coerced}
     given = [os.fsencode(w) for w in words(odd, tmp_path, command)]
     done = subprocess.run(
-        [sys.executable, "-m", "stan_infer", *given],
-        capture_output=True,
-        env=environment,
-        cwd=ROOT,
+        [sys.executable, "-m", "stan_infer", *given], capture_output=True, env=environment, cwd=ROOT
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.isascii() and b"\x1b" not in done.stdout

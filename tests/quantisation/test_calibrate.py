@@ -95,17 +95,23 @@ def test_dead_channels_and_a_dead_linear(model, videos, tmp_path):
         assert np.isfinite(found.record["verdict"][name])
 
 
-def test_int8_that_is_slower_is_not_written(model, videos, tmp_path, monkeypatch):
+@pytest.fixture
+def measured(monkeypatch):
+    """Change what is measured of engines in int8: measured(function of a row)."""
     real = verdict.bench_videos
 
-    def slower(lanes, **options):
-        rows = real(lanes, **options)
-        for row in rows:
-            if row["precision"] == "int8":
-                row["speedup"] /= 1000
-        return rows
+    def put(change):
+        def bench(lanes, **options):
+            rows = real(lanes, **options)
+            return [change(row) if row["precision"] == "int8" else row for row in rows]
 
-    monkeypatch.setattr(verdict, "bench_videos", slower)
+        monkeypatch.setattr(verdict, "bench_videos", bench)
+
+    return put
+
+
+def test_int8_that_is_slower_is_not_written(model, videos, tmp_path, measured):
+    measured(lambda row: row | {"speedup": row["speedup"] / 1000})
     with pytest.raises(
         CheckError, match="int8 is no faster here: .* use fp32; nothing was written"
     ):
@@ -115,34 +121,18 @@ def test_int8_that_is_slower_is_not_written(model, videos, tmp_path, monkeypatch
     assert found.record["verdict"]["is_slower"] and (tmp_path / "out" / "manifest.json").exists()
 
 
-def test_int8_that_is_faster_is_written(model, videos, tmp_path, monkeypatch):
-    real = verdict.bench_videos
-
-    def faster(lanes, **options):
-        rows = real(lanes, **options)
-        for row in rows:
-            if row["precision"] == "int8":
-                row["speedup"] *= 1000
-        return rows
-
-    monkeypatch.setattr(verdict, "bench_videos", faster)
+def test_int8_that_is_faster_is_written(model, videos, tmp_path, measured):
+    measured(lambda row: row | {"speedup": row["speedup"] * 1000})
     found, _ = run(model, videos, tmp_path, force=False)
     assert "x as fast as fp32" in found.record["verdict"]["sentence"]
 
 
-def test_no_engine_that_gives_the_same(model, videos, tmp_path, monkeypatch):
-    real = verdict.bench_videos
+def test_no_engine_that_gives_the_same(model, videos, tmp_path, measured):
+    def refused(row):
+        kept = {k: v for k, v in row.items() if k not in ("latency_ms_p50", "speedup")}
+        return kept | {"refused": "it is wrong"}
 
-    def refused(lanes, **options):
-        return [
-            {k: v for k, v in row.items() if k not in ("latency_ms_p50", "speedup")}
-            | {"refused": "it is wrong"}
-            if row["precision"] == "int8"
-            else row
-            for row in real(lanes, **options)
-        ]
-
-    monkeypatch.setattr(verdict, "bench_videos", refused)
+    measured(refused)
     with pytest.raises(CheckError, match="int8 runs in no engine here: it is wrong"):
         run(model, videos, tmp_path, force=False)
 

@@ -116,13 +116,12 @@ def test_a_failed_build_leaves_the_earlier_plan(machine):
 
 def test_cancelled(machine):
     with pytest.raises(KeyboardInterrupt):
-        build(a_job(machine), machine.module, lambda part: part < 0.3)
+        build(a_job(machine.folder, machine.engine), machine.module, lambda part: part < 0.3)
 
 
-def a_job(machine, **changes):
-    shape = [1, 2, 16, 16, 3]
-    values = {"profiles": [{"video": [shape] * 3}], "out": str(machine.folder / "x")}
-    return Job(engine=machine.engine, onnx=str(machine.folder / "video.onnx"), **(values | changes))
+def a_job(folder, engine="trt-rtx", out="x", **changes):
+    values = {"profiles": [{"video": [[1, 2, 16, 16, 3]] * 3}], **changes}
+    return Job(engine=engine, onnx=str(folder / "video.onnx"), out=str(folder / out), **values)
 
 
 def test_a_timing_cache_of_another_gpu(machine, tmp_path):
@@ -132,7 +131,8 @@ def test_a_timing_cache_of_another_gpu(machine, tmp_path):
         return
     machine.world.fault = "timing cache"
     with pytest.raises(InputError, match="another TensorRT or GPU: delete it"):
-        build(a_job(machine, timing_cache=str(tmp_path / "c")), machine.module, lambda part: True)
+        job = a_job(machine.folder, machine.engine, timing_cache=str(tmp_path / "c"))
+        build(job, machine.module, lambda part: True)
 
 
 def test_without_a_gpu_tensorrt_cannot_build(machine, monkeypatch):
@@ -330,11 +330,7 @@ def test_a_graph_that_nvidia_refuses(rtx, exported, tmp_path):
 
 
 def test_a_builder_that_dies_is_an_error_of_ours(rtx, exported, tmp_path, monkeypatch):
-    shape = [1, 6, 16, 16, 3]
-    job = Job(
-        engine="trt-rtx", onnx=str(exported / "video.onnx"), out=str(tmp_path / "x"),
-        profiles=[{"video": [shape] * 3}],
-    )  # fmt: skip
+    job = a_job(exported, out=tmp_path / "x")
     for number, words in ((9, "ran out of memory"), (11, r"crashed on video.onnx \(SIGSEGV")):
         code = f"import os, sys; sys.stdin.read(); os.kill(os.getpid(), {number})"
         monkeypatch.setattr(build_module, "_COMMAND", (sys.executable, "-c", code))
@@ -375,13 +371,8 @@ def test_ctrl_c_ends_the_builder_and_leaves_nothing(rtx, exported, tmp_path):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_full_disk_is_said(rtx, exported):
-    shape = [1, 6, 16, 16, 3]
-    job = Job(
-        engine="trt-rtx", onnx=str(exported / "video.onnx"), out="/dev/full",
-        profiles=[{"video": [shape] * 3}],
-    )  # fmt: skip
     with pytest.raises(InputError, match="No space left on device; free some space"):
-        run_job(job, lambda part: None)
+        run_job(a_job(exported, out="/dev/full"), lambda part: None)
 
 
 def test_the_command(rtx, exported, tmp_path):
