@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check installs installs-cpu clean
+.PHONY: demo test test-rest test-all fuzz check installs installs-cpu clean
 
 $(VENV)/ready: pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not installed; make PYTHON=python3.12 ..."; exit 3; }
@@ -16,8 +16,22 @@ $(VENV)/ready: pyproject.toml
 demo: $(VENV)/ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/motion/demo.sh
 
+PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 4 --no-loadscope-reorder
+
+# Some minutes: all that proves the numbers, and errors; grids by pairs of values (tests/conftest.py).
 test: $(VENV)/ready
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --no-loadscope-reorder
+	$(PYTEST) -m "not slow"
+
+# The rest: whole grids, sanitizers, plans by TensorRT-RTX, packaging, browser, strace.
+test-rest: $(VENV)/ready
+	$(PYTEST) -m slow
+
+# Readers of the C++ library on damaged input; needs clang++.
+fuzz:
+	sh examples/cpp/fuzz.sh --seconds 60
+
+# Everything, each test once.
+test-all: test test-rest installs fuzz
 
 check: $(VENV)/ready
 	$(BIN)/ruff check .

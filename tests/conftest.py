@@ -14,7 +14,10 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     _share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _share)))
 
+import json
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -39,6 +42,65 @@ GOLDEN_CASES = (
     "e_oldnames.pth",
     "f_conv.bin",
 )
+
+
+# What `make test` leaves to `make test-all`, by folder, file or test: it takes many seconds, and
+# the rest proves the numbers without it. Left too: what asks for a program that is built first,
+# and points of a grid (tests/grids.py).
+SLOW = {
+    "tests/hostile/test_folders.py",
+    "tests/hostile/test_fuzz_files.py",
+    "tests/hostile/test_kill.py",
+    "tests/benchmarks/test_record.py",
+    "tests/test_packaging.py",
+    "tests/artefacts/test_npz_file.py::test_a_bomb_takes_no_memory",
+    "tests/artefacts/test_onnx_sizes.py::test_sizes_of_the_onnx_projects_own_cases",
+    "tests/benchmarking/test_page.py::test_it_fits_the_screen_of_a_phone_and_of_a_desk",
+    "tests/benchmarks/test_gpu_suite.py::test_a_run_and_the_next_one",
+    "tests/checkpoints/test_bounds.py::test_memory_is_bounded",
+    "tests/checkpoints/test_torch_file.py::test_memory_of_a_large_directory",
+    "tests/cli/test_bad_input.py::test_ctrl_c_leaves_nothing_behind",
+    "tests/cli/test_bad_input.py::test_sigterm_takes_temporary_files_and_workers_along",
+    "tests/cli/test_bench.py::test_a_folder_and_a_bare_graph",
+    "tests/cli/test_bench.py::test_engines_that_are_not_here_are_shown_with_the_reason_and_the_rest_runs",
+    "tests/cli/test_bench.py::test_lower_precisions_have_the_fp32_baseline",
+    "tests/cli/test_bench.py::test_without_a_checkpoint",
+    "tests/cli/test_bench.py::test_peak_memory_is_each_engines_own",
+    "tests/cli/test_bench.py::test_rows_are_kept_and_compared",
+    "tests/cli/test_bench.py::test_the_whole_way_from_file_to_scores",
+    "tests/cli/test_bench.py::test_a_plan_is_built_kept_and_said_to_be_unable_to_run_here",
+    "tests/cli/test_bench.py::test_torch_compile_is_an_engine",
+    "tests/cli/test_calibrate.py::test_a_fixed_folder_with_a_class_head",
+    "tests/cli/test_calibrate.py::test_the_folder_runs_and_says_what_it_is",
+    "tests/cli/test_calibrate.py::test_the_order_of_the_list_changes_nothing",
+    "tests/cli/test_calibration_file.py::test_bench_compares_a_calibration_with_eager",
+    "tests/cli/test_embed_many.py",
+    "tests/cli/test_eval.py::test_300_hostile_inputs_give_errors_and_nothing_worse",
+    "tests/cli/test_eval.py::test_killed_at_any_moment_it_resumes_to_the_same_figures",
+    "tests/cli/test_names.py::test_a_locale_that_knows_ascii_only",
+    "tests/cli/test_network.py",
+    "tests/cli/test_outputs.py::test_commands_name_a_tmpdir_that_cannot_be_used",
+    "tests/cli/test_outputs.py::test_results_replace_results_and_keep_links_and_modes",
+    "tests/cli/test_outputs.py::test_rows_go_to_standard_output",
+    "tests/cli/test_outputs.py::test_calibrate_with_a_full_tmpdir",
+    "tests/engines/test_triton_session.py::test_new_weights_drop_the_graphs",
+    "tests/examples/test_motion.py::test_committed_weights_on_fresh_clips",
+    "tests/export/test_to_onnx.py::test_the_reference_graph_gives_the_same_numbers",
+    "tests/kernels/test_aot.py::test_all_configurations",
+    "tests/kernels/test_export.py",
+    "tests/quantisation/test_calibrate.py::test_memory_is_flat_from_10_to_1000_clips",
+    "tests/test_docs.py::test_python_of_the_readme_runs",
+    "tests/verification/test_faults.py::test_clean_pairs_raise_no_alarm",
+}
+BUILT = {"plain", "sanitized", "program", "rtx", "quantised"}
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        test = item.nodeid.partition("[")[0]
+        file = test.partition("::")[0]
+        if SLOW & {test, file, file.rpartition("/")[0]} or BUILT & set(item.fixturenames):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -73,6 +135,29 @@ def tiny_model():
     from stan_infer.network.model import Stan, init_random
 
     return init_random(Stan(tiny_config()), seed=1).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def folder(tiny_model):
+    """The exported folder of tiny_model; copy it before changing it."""
+    from tests.exported import exported
+
+    return exported(tiny_model)
+
+
+@pytest.fixture
+def quick_calibration(monkeypatch):
+    """Calibrations draw no plot and measure speed for a moment only: for tests of all else."""
+    quicken(monkeypatch)
+
+
+def quicken(patch):
+    from stan_infer.benchmarking.interleave import Schedule
+
+    short = Schedule(warmup=1, repeats=2)
+    patch.setattr("stan_infer.quantisation.verdict.Schedule", lambda **given: short)
+    patch.setattr("stan_infer.quantisation.sensitivity.ROUNDS", 1)
+    patch.setattr("stan_infer.quantisation.calibrate.draw", lambda *given: {})
 
 
 def tiny_config(**changes):
@@ -120,6 +205,40 @@ def videos(tmp_path_factory):
     for i in range(3):
         write_video(folder / f"clip{i}.mp4", seed=i)
     return folder
+
+
+def python(*words, code=0, **options):
+    """Run Python with these words to its end; check its exit code, unless that is None."""
+    command = [sys.executable, *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, **options)
+    assert code in (None, done.returncode), done.stdout[-4000:] + done.stderr[-4000:]
+    return done
+
+
+def edit_json(path, change=None, **values):
+    """Change a file of one JSON object: by a function, or by other values of its keys."""
+    content = json.loads(path.read_text())
+    if change:
+        change(content)
+    path.write_text(json.dumps(content | values))
+
+
+def flip(path, at=-1):
+    """Change one bit of a file."""
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def zero_weight(path, name):
+    """Set a weight of an .onnx file to zeros; its hash in a manifest stays."""
+    import onnx
+
+    model = onnx.load(path)
+    (tensor,) = (t for t in model.graph.initializer if t.name == name)
+    zeros = np.zeros_like(onnx.numpy_helper.to_array(tensor))
+    tensor.CopyFrom(onnx.numpy_helper.from_array(zeros, name))
+    onnx.save(model, path)
 
 
 def wait_until(condition, process, seconds=120):

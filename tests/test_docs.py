@@ -1,14 +1,12 @@
-"""The README is true: commands, Python blocks, links, generated tables."""
+"""The documents are true: commands, Python blocks, files, links, generated tables."""
 
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SLOW, python
 
 README = (ROOT / "README.md").read_text()
 
@@ -22,34 +20,74 @@ def commands() -> list[str]:
 @pytest.mark.parametrize("name", commands())
 def test_every_command_is_documented_and_has_help(name):
     assert f"stan-infer {name} " in README or f"stan-infer {name}\n" in README
-    run = [sys.executable, "-m", "stan_infer", name, "--help"]
-    done = subprocess.run(run, capture_output=True, text=True, check=True)
+    done = python("-m", "stan_infer", name, "--help")
     assert "Usage:" in done.stdout
     # Every option says what it does.
     for line in re.findall(r"^  -.*$", done.stdout, re.MULTILINE):
         assert len(line.split("  ")) > 2, line
 
 
-@pytest.mark.slow
 def test_python_of_the_readme_runs(tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert blocks
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     for block in blocks:
-        subprocess.run([sys.executable, "-c", block], check=True, cwd=tmp_path)
+        python("-c", block, cwd=tmp_path)
 
 
-def test_links_of_the_readme_lead_somewhere():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert target.startswith("http") or (ROOT / target).exists(), target
+TOPS = "stan_infer|kernels|export|benchmarks|examples|tests"
+PATHS = [*ROOT.glob("*.*"), *(p for top in TOPS.split("|") for p in (ROOT / top).rglob("*"))]
+FILES = {path.name for path in PATHS}
+# The change log tells of files that are gone.
+PAGES = [path for path in PATHS if path.suffix == ".md" and path.name != "CHANGELOG.md"]
 
 
-def test_tests_that_the_security_page_names_are_there():
-    names = re.findall(
-        r"`((?:tests|examples|stan_infer)/[^`]+)`", (ROOT / "SECURITY.md").read_text()
+def headings(page) -> set[str]:
+    """The anchors that GitHub gives to the headings of a page."""
+    found = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found}
+
+
+def absent(page) -> list[str]:
+    """What a page names and the repository does not have: links, files, modules to run."""
+    text = page.read_text()
+    wrong = []
+    for target, _, heading in (t.partition("#") for t in re.findall(r"\]\(([^)\s]+)\)", text)):
+        place = page.parent / target if target else page
+        if not target.startswith("http"):
+            if not place.exists() or (heading and heading not in headings(place)):
+                wrong.append(f"{target}#{heading}")
+    for name in re.findall(rf"(?<![\w/.~-])((?:{TOPS})/[\w./-]*\w)", text):
+        places = (name, name.removeprefix("stan_infer/"))  # a clone has the package's name, too
+        wrong += [] if any((ROOT / place).exists() for place in places) else [name]
+    for name in re.findall(r"`(?:[\w.-]+/)*([\w.-]+\.(?:py|sh|cpp|md))\b", text):
+        wrong += [] if name in FILES else [name]
+    for module in re.findall(rf"python3? -m\s+((?:{TOPS})(?:\.\w+)*)", text):
+        path = ROOT / module.replace(".", "/")
+        if not path.with_suffix(".py").exists() and not (path / "__main__.py").exists():
+            wrong.append(f"-m {module}")
+    return wrong
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_a_page_names_is_there(page):
+    assert absent(page) == []
+
+
+def test_what_is_not_there_is_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# A heading\n[a](#a-heading) [b](#another) [c](nowhere.md)\n`tests/none.py` `absent.py`\n"
+        "`tests/test_docs.py` `python -m tests.none` `python -m\ntests.installs`\n"
     )
-    assert len(names) > 10
-    assert not [name for name in names if not (ROOT / name).exists()]
+    wanted = ["#another", "nowhere.md#", "tests/none.py", "none.py", "absent.py"]
+    assert absent(page) == [*wanted, "-m tests.none"]
+
+
+def test_what_make_test_leaves_out_is_there():
+    for file, _, test in (name.partition("::") for name in SLOW):
+        assert (ROOT / file).exists(), file
+        assert not test or f"def {test}(" in (ROOT / file).read_text(), test
 
 
 def test_the_readme_is_short():

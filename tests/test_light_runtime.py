@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 import stan_infer as si
 from stan_infer.system.packages import install_command
-from tests.conftest import ROOT
+from tests.conftest import ROOT, python
+from tests.exported import exported
 
 MOTION = ROOT / "examples" / "motion"
 HEAVY = ("torch", "torchvision", "open_clip", "onnx", "onnxscript", "openvino")
@@ -42,10 +41,8 @@ print([m for m in {HEAVY!r} if m in sys.modules])
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    out = tmp_path_factory.mktemp("light") / "motion"
-    si.export_model(si.load_model(MOTION / "motion.safetensors"), out)
-    return out
+def folder():
+    return exported(si.load_model(MOTION / "motion.safetensors"))
 
 
 @pytest.fixture(scope="module")
@@ -53,14 +50,7 @@ def blocked(tmp_path_factory):
     """An environment in which the heavy packages cannot be imported, by any child either."""
     block = tmp_path_factory.mktemp("block")
     (block / "sitecustomize.py").write_text(BLOCK)
-    return sys.executable, {**os.environ, "PYTHONPATH": os.pathsep.join([str(block), str(ROOT)])}
-
-
-def python(environment, *args, cwd):
-    path, env = environment
-    done = subprocess.run([path, *map(str, args)], capture_output=True, text=True, env=env, cwd=cwd)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(block), str(ROOT)])}
 
 
 def check_commands(environment, folder, cwd):
@@ -68,21 +58,20 @@ def check_commands(environment, folder, cwd):
     video = MOTION / "clips" / "cyan_bar_blinks.mp4"
     main = ("-m", "stan_infer")
     labels = ("--labels", MOTION / "labels.txt")
-    out = python(
-        environment, *main, "run", folder, video, "--engine", "ort", *labels, "--json", cwd=cwd
-    )
-    record = json.loads(out)
+    options = {"env": environment, "cwd": cwd}
+    done = python(*main, "run", folder, video, "--engine", "ort", *labels, "--json", **options)
+    record = json.loads(done.stdout)
     assert record["scores"][0]["text"] == "a shape blinks"
     assert record["session"]["engine"] == "ort"
 
     arrays = cwd / "e.npz"
-    python(environment, *main, "embed", folder, video, "--engine", "ort", "-o", arrays, cwd=cwd)
+    python(*main, "embed", folder, video, "--engine", "ort", "-o", arrays, **options)
     session = si.open_session(folder, engine="ort")
     clip = session.read_clip(video)[None]
     wanted = session.embed_video(clip)
     assert np.abs(np.load(arrays)["embeddings"] - wanted).max() < FP32 * np.abs(wanted).max()
 
-    assert python(environment, "-c", SESSION, folder, video, cwd / "s.npz", cwd=cwd) == "[]\n"
+    assert python("-c", SESSION, folder, video, cwd / "s.npz", **options).stdout == "[]\n"
     found = np.load(cwd / "s.npz")
     assert np.abs(found["video"] - wanted).max() < FP32 * np.abs(wanted).max()
     scores = session.score(["a shape blinks", "a shape moves left"], clip)
@@ -94,21 +83,17 @@ def test_a_folder_runs_where_torch_cannot_be_imported(blocked, folder, tmp_path)
 
 
 def test_what_needs_torch_says_so_where_it_is_absent(blocked, folder, tmp_path):
-    path, env = blocked
     checkpoint = [MOTION / "motion.safetensors", MOTION / "clips", "--text", "a shape blinks"]
     for args, package in (
         (["run", *checkpoint], "cpu"),
         (["export", MOTION / "motion.safetensors", "-o", tmp_path / "x"], "cpu"),
         (["calibrate", folder, "--videos", MOTION / "clips", "-o", tmp_path / "x"], "cpu"),
     ):
-        command = [path, "-m", "stan_infer", *map(str, args)]
-        done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path)
-        assert done.returncode == 3, done.stdout + done.stderr
+        done = python("-m", "stan_infer", *args, code=3, env=blocked, cwd=tmp_path)
         assert install_command(package) in done.stderr
 
 
 def test_a_file_that_is_no_checkpoint_is_told_before_torch(blocked, tmp_path):
-    path, env = blocked
     wrong = tmp_path / "wrong.txt"
     wrong.write_text("not weights")
     for args in (
@@ -121,7 +106,5 @@ def test_a_file_that_is_no_checkpoint_is_told_before_torch(blocked, tmp_path):
         ["verify", wrong, MOTION / "motion.safetensors"],
         ["bench", wrong],
     ):
-        command = [path, "-m", "stan_infer", *map(str, args)]
-        done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path)
-        assert done.returncode == 2, done.stdout + done.stderr
+        done = python("-m", "stan_infer", *args, code=2, env=blocked, cwd=tmp_path)
         assert "wrong.txt" in done.stderr and "pip install" not in done.stderr

@@ -7,12 +7,9 @@ import subprocess
 import sys
 import zipfile
 
-import pytest
-
 from tests.conftest import ROOT
 
 
-@pytest.mark.slow
 def test_wheel_holds_every_module_and_one_top_level_name(tmp_path):
     source = tmp_path / "source"
     ignore = shutil.ignore_patterns(".venv", ".git", "build", "*.egg-info", "out", ".*_cache")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
+
+from tests.conftest import python
 
 HEAVY = ("torch", "onnxruntime", "onnx", "cv2", "av", "decord", "tokenizers", "open_clip", "numpy")
 
@@ -18,14 +17,13 @@ def test_help_imports_nothing_heavy(args):
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
         f"print('HEAVY', [m for m in {HEAVY!r} if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True)
+    done = python("-c", code, *args)
     assert "HEAVY []" in done.stdout, done.stdout + done.stderr
 
 
 def test_importing_the_package_is_light():
     code = f"import sys, stan_infer; print([m for m in {HEAVY!r} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert python("-c", code).stdout.strip() == "[]"
 
 
 def test_public_names_resolve():

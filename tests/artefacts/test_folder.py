@@ -11,7 +11,7 @@ import pytest
 from stan_infer.artefacts.folder import MANIFEST, read_artefact, write_manifest
 from stan_infer.errors import CheckError, InputError, StanError
 from stan_infer.verification.folder_source import Folder
-from tests.conftest import tiny_config
+from tests.conftest import edit_json, tiny_config
 
 
 @pytest.fixture
@@ -31,10 +31,7 @@ def folder(tmp_path):
 
 
 def edit(folder, change):
-    path = folder / MANIFEST
-    manifest = json.loads(path.read_text())
-    change(manifest)
-    path.write_text(json.dumps(manifest))
+    edit_json(folder / MANIFEST, change)
 
 
 def test_round_trip(folder):

@@ -17,8 +17,8 @@ from stan_infer.checkpoints.load import load_model
 from stan_infer.config import StanConfig
 from stan_infer.engines.ort_session import inference_session
 from stan_infer.errors import InputError
-from stan_infer.export.export_model import export_model
 from tests.conftest import ROOT
+from tests.exported import exported
 from tests.golden.make import SETTINGS
 
 GOLDEN = ROOT / "tests" / "golden"
@@ -42,12 +42,16 @@ MODELS = {  # file, settings, options
 }
 
 
-@pytest.fixture(scope="module", params=MODELS)
-def folder(request, tmp_path_factory):
+BY_TORCH = ("reference", "gelu")  # torch.onnx.export takes 15 s
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(n, marks=pytest.mark.slow if n in BY_TORCH else ()) for n in MODELS],
+)
+def folder(request):
     file, settings, options = MODELS[request.param]
-    made = tmp_path_factory.mktemp("folder") / "f"
-    export_model(load_model(GOLDEN / file, {**SETTINGS, **settings}), made, **options)
-    return made
+    return exported(load_model(GOLDEN / file, {**SETTINGS, **settings}), **options)
 
 
 def inputs_of(entry, pick):

@@ -138,7 +138,6 @@ def test_it_is_written_whole_and_spares_other_folders(tmp_path):
         render_page("t", [{**rows()[0], "refused": "x"}], [], [])
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(
     not BROWSER and not os.environ.get("STAN_INFER_REQUIRE_BROWSER"),
     reason="needs a headless browser: apt install chromium",

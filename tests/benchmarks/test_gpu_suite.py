@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -15,7 +13,7 @@ from benchmarks.gpu.suite import Suite, run_suite, table
 from benchmarks.gpu.timing import Device, interleave
 from stan_infer.kernels import tuned
 from stan_infer.kernels.tuned import Tile
-from tests.conftest import ROOT
+from tests.conftest import ROOT, python
 
 
 def make_suite(path, minutes=5.0):
@@ -24,7 +22,6 @@ def make_suite(path, minutes=5.0):
     return made, said
 
 
-@pytest.mark.slow
 def test_a_run_and_the_next_one(tmp_path):
     first, said = make_suite(tmp_path)
     run_suite(first, ("kernels", "model"), quick=True)
@@ -114,10 +111,8 @@ def test_ratios_are_of_the_same_round(monkeypatch):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 @pytest.mark.parametrize("module", ["gpu.suite", "gpu.tune"])
 def test_without_a_gpu(module):
-    done = subprocess.run(
-        [sys.executable, "-m", f"benchmarks.{module}"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 3 and "error: " in done.stderr and "Traceback" not in done.stderr
+    done = python("-m", f"benchmarks.{module}", cwd=ROOT, code=3)
+    assert "error: " in done.stderr and "Traceback" not in done.stderr
 
 
 def test_tuning_writes_what_kernels_read(tmp_path, monkeypatch):

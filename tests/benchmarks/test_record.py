@@ -23,7 +23,6 @@ def rows(monkeypatch, tmp_path):
     return found
 
 
-@pytest.mark.slow
 def test_engines(rows, monkeypatch):
     args = ["--presets", "stan-tiny", "--threads", "1", "--frames", "8", "--repeats", "1"]
     monkeypatch.setattr(sys, "argv", ["engines", *args])
@@ -35,7 +34,6 @@ def test_engines(rows, monkeypatch):
         assert row["model"] == "stan-tiny" and row["threads"] == 1
 
 
-@pytest.mark.slow
 def test_graphs(rows, monkeypatch):
     args = ["--presets", "stan-tiny:1", "--threads", "1", "--frames", "8"]
     monkeypatch.setattr(sys, "argv", ["graphs", *args])

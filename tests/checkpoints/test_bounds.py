@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import struct
-import subprocess
-import sys
 
 import pytest
 
 from stan_infer.checkpoints.load import inspect_checkpoint
 from stan_infer.checkpoints.torch_pickle import MAX_PICKLE_BYTES, MAX_STEPS
 from stan_infer.errors import InputError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, python
 from tests.hostile.fuzz_torch_file import write_zip
 
 LIMIT_MIB = 512  # above a clean run
@@ -82,15 +80,11 @@ HOSTILE = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 def test_memory_is_bounded(name, tmp_path):
     path = tmp_path / "hostile"
     path.write_bytes(HOSTILE[name]())
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(path)], capture_output=True, text=True, cwd=ROOT
-    )
-    assert done.returncode == 0, done.stderr
+    done = python("-c", MEASURE, path, cwd=ROOT)
     took, _, error = done.stdout.partition(" ")
     assert int(took) < LIMIT_MIB and str(path) in error, done.stdout
 

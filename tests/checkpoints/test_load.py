@@ -17,7 +17,7 @@ from stan_infer.checkpoints.own import METADATA_KEY
 from stan_infer.checkpoints.presets import preset
 from stan_infer.errors import InputError, MissingError
 from stan_infer.network.model import Stan, init_random
-from tests.conftest import GOLDEN_CASES, clips, relative_error, tiny_config
+from tests.conftest import GOLDEN_CASES, clips, python, relative_error, tiny_config
 
 HEADS = {"heads": 2, "text_heads": 2}
 
@@ -165,7 +165,6 @@ def test_weights_that_cannot_be_downloaded_name_the_way_out(monkeypatch):
         load_model("ViT-B-32-quickgelu:openai")
 
 
-@pytest.mark.slow
 def test_a_branch_on_clip_is_clip_until_it_is_trained(tmp_path):
     theirs = open_clip.create_model("ViT-S-32-alt").eval()
     torch.save(theirs.state_dict(), tmp_path / "clip.pt")
@@ -186,8 +185,6 @@ def test_a_branch_on_clip_is_clip_until_it_is_trained(tmp_path):
 
 
 def test_inspect_reads_no_weight_and_needs_no_torch(authors_file):
-    import subprocess
-    import sys
 
     code = (
         "import sys; sys.modules['torch'] = None\n"
@@ -195,7 +192,7 @@ def test_inspect_reads_no_weight_and_needs_no_torch(authors_file):
         f"f = inspect_checkpoint({str(authors_file)!r}, {HEADS!r})\n"
         "print(f.layout.config.width, f.layout.config.branch_layers, sum(f.dtypes.values()))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = python("-c", code)
     count = sum(p.numel() for p in Stan(tiny_config()).parameters())
     assert done.stdout.split() == ["32", "2", str(count)], done.stderr
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import pytest
 
-from stan_infer.checkpoints.load import save_model
+from stan_infer.checkpoints.load import load_model, save_model
 from stan_infer.checkpoints.presets import preset
 from stan_infer.cli.main import main
 from stan_infer.network.model import Stan, init_random
+from tests.exported import exported
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,5 @@ def checkpoint(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def artefact(checkpoint, tmp_path_factory):
-    from stan_infer.checkpoints.load import load_model
-    from stan_infer.export.export_model import export_model
-
-    out = tmp_path_factory.mktemp("artefact") / "tiny"
-    export_model(load_model(checkpoint), out)
-    return out
+def artefact(checkpoint):
+    return exported(load_model(checkpoint))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,9 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from stan_infer.checkpoints.load import save_model
+from stan_infer.checkpoints.presets import preset
+from stan_infer.network.model import Stan, init_random
 from stan_infer.system.packages import install_command
-from tests.conftest import wait_until, write_video
+from tests.conftest import edit_json, flip, python, wait_until, write_video
 
 
 @pytest.mark.parametrize(
@@ -75,8 +81,6 @@ def test_exit_code_2(cli, checkpoint, videos, tmp_path, monkeypatch, args, messa
     done = cli(*(a.format(**places) for a in args))
     assert done.code == 2, done.err
     assert done.err.count("error:") == 1 and done.out == ""
-    import re
-
     assert re.search(message, done.err), done.err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["empty.txt", "nothing"]
 
@@ -87,8 +91,6 @@ def test_usage_errors_are_exit_code_2(cli, args):
 
 
 def test_what_is_not_here_is_exit_code_3(cli, checkpoint, videos):
-    import torch
-
     if torch.cuda.is_available():
         pytest.skip("a GPU is here: nothing is missing")
     done = cli("run", checkpoint, videos, "--text", "a", "--device", "cuda")
@@ -96,13 +98,8 @@ def test_what_is_not_here_is_exit_code_3(cli, checkpoint, videos):
 
 
 def test_a_changed_artefact_is_exit_code_4(cli, artefact, videos, tmp_path):
-    import shutil
-
-    shutil.copytree(artefact, tmp_path / "copy")
-    path = tmp_path / "copy" / "video.onnx"
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
+    path = shutil.copytree(artefact, tmp_path / "copy") / "video.onnx"
+    flip(path, path.stat().st_size // 2)
     done = cli("run", tmp_path / "copy", videos, "--text", "a", "--engine", "ort")
     assert done.code == 4 and "hash of video.onnx" in done.err
 
@@ -139,12 +136,10 @@ def test_only_bad_files_write_nothing(cli, checkpoint, tmp_path):
 @pytest.mark.parametrize("command", ["embed", "export", "convert"])
 def test_a_file_size_limit_leaves_nothing_behind(checkpoint, videos, tmp_path, command):
     """A full disk, as far as a write can tell: the process may not write files beyond 2 kB."""
-    targets = {"embed": "v.npz", "export": "out", "convert": "c.safetensors"}
-    target = str(tmp_path / targets[command])
     more = {
-        "embed": [str(videos), "-o", target],
-        "export": ["-o", target],
-        "convert": [target],
+        "embed": [videos, "-o", tmp_path / "v.npz"],
+        "export": ["-o", tmp_path / "out"],
+        "convert": [tmp_path / "c.safetensors"],
     }[command]
     code = (
         "import resource, signal, sys\n"
@@ -156,9 +151,7 @@ def test_a_file_size_limit_leaves_nothing_behind(checkpoint, videos, tmp_path, c
         "main()\n"
     )
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
-    run = [sys.executable, "-c", code, command, str(checkpoint), *more]
-    done = subprocess.run(run, capture_output=True, text=True, env=environment)
-    assert done.returncode == 2, done.stderr
+    done = python("-c", code, command, checkpoint, *more, env=environment, code=2)
     assert "File too large" in done.stderr and "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
 
@@ -177,7 +170,6 @@ def test_a_read_only_folder(cli, checkpoint, videos, command):
     assert done.code == 2 and "cannot write /sys/kernel" in done.err
 
 
-@pytest.mark.slow
 def test_ctrl_c_leaves_nothing_behind(checkpoint, tmp_path):
     folder = tmp_path / "videos"
     folder.mkdir()
@@ -189,9 +181,7 @@ def test_ctrl_c_leaves_nothing_behind(checkpoint, tmp_path):
     command = [sys.executable, "-m", "stan_infer", "embed", str(checkpoint)]
     names = [str(p) for p in sorted(folder.iterdir())]
     process = subprocess.Popen(
-        [*command, *names, "-o", str(out / "v.npz")],
-        stderr=subprocess.PIPE,
-        start_new_session=True,
+        [*command, *names, "-o", str(out / "v.npz")], stderr=subprocess.PIPE, start_new_session=True
     )
 
     def decoding():
@@ -211,12 +201,6 @@ def test_ctrl_c_leaves_nothing_behind(checkpoint, tmp_path):
 
 def write_huge_model(path: Path) -> None:
     """A checkpoint of finite weights whose features overflow."""
-    import torch
-
-    from stan_infer.checkpoints.load import save_model
-    from stan_infer.checkpoints.presets import preset
-    from stan_infer.network.model import Stan, init_random
-
     model = init_random(Stan(preset("stan-tiny")))
     with torch.no_grad():
         model.visual.proj.fill_(3e38)
@@ -249,15 +233,9 @@ def test_standard_output_that_is_full(checkpoint):
 
 
 def test_an_artefact_whose_config_is_not_its_graphs(cli, artefact, videos, tmp_path):
-    import json
-    import shutil
-
     for name, value in (("image_size", 32), ("embed_dim", 99)):
-        shutil.copytree(artefact, tmp_path / name)
-        path = tmp_path / name / "manifest.json"
-        manifest = json.loads(path.read_text())
-        manifest["model"][name] = value
-        path.write_text(json.dumps(manifest))
+        path = shutil.copytree(artefact, tmp_path / name) / "manifest.json"
+        edit_json(path, lambda m, name=name, value=value: m["model"].update({name: value}))
         done = cli("run", tmp_path / name, videos, "--text", "a", "--engine", "ort")
         assert done.code == 4 and "is not what video.onnx was exported with" in done.err
 
@@ -269,8 +247,6 @@ def test_features_that_are_not_finite_are_errors_of_their_video(cli, videos, tmp
 
 
 def test_a_file_name_that_is_not_utf8(cli, checkpoint, videos, tmp_path):
-    import shutil
-
     shutil.copy(videos / "clip0.mp4", os.fsencode(tmp_path) + b"/\xff.mp4")
     done = cli("run", checkpoint, tmp_path, "--text", "a", "--json")
     assert done.code == 0 and done.out.isascii() and len(done.records) == 1
@@ -287,9 +263,7 @@ def test_without_torch_the_command_that_helps_is_named(checkpoint, videos, tmp_p
         "calibrate": ["--videos", str(videos), "-o", "out"],
     }[command]
     code = "import sys; sys.modules['torch'] = None\nfrom stan_infer.cli.main import main; main()"
-    run = [sys.executable, "-c", code, command, str(checkpoint), *more]
-    done = subprocess.run(run, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 3, done.stderr
+    done = python("-c", code, command, checkpoint, *more, cwd=tmp_path, code=3)
     assert install_command("cpu") in done.stderr
     assert list(tmp_path.iterdir()) == []
 
@@ -304,7 +278,6 @@ def test_a_reader_that_leaves_is_no_bug_of_ours(checkpoint):
     assert done.returncode == 141 and done.stderr == ""
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 def test_sigterm_takes_temporary_files_and_workers_along(checkpoint, videos, tmp_path):
     environment = {**os.environ, "TMPDIR": str(tmp_path)}

@@ -63,7 +63,6 @@ def test_without_a_checkpoint(cli):
     assert done.code == 0 and "random weights" in done.err and "eager" in done.out
 
 
-@pytest.mark.slow
 def test_torch_compile_is_an_engine(cli):
     done = cli("bench", "--preset", "stan-tiny", "--engine", "compile", "--json", *QUICK)
     assert done.code == 0, done.err
@@ -82,7 +81,6 @@ def test_engines_that_are_not_here_are_shown_with_the_reason_and_the_rest_runs(c
     assert [bool(r.get("refused")) for r in rows] == [False, True, True]
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_plan_is_built_kept_and_said_to_be_unable_to_run_here(cli, tmp_path, monkeypatch):
     pytest.importorskip("tensorrt_rtx")
@@ -119,7 +117,6 @@ def test_lower_precisions_have_the_fp32_baseline(cli):
     assert 1e-5 < rows["eager", "bf16"]["max_rel_error"] < 0.2
 
 
-@pytest.mark.slow
 def test_peak_memory_is_each_engines_own(cli, checkpoint):
     args = ("--repeats", "1", "--warmup", "1", "--min-seconds", "0", "--json")
     eager, ort = cli("bench", checkpoint, *args).records

@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 
 from stan_infer.artefacts.onnx_file import read_graph
+from stan_infer.checkpoints.load import load_model
 from stan_infer.export.read_weights import read_weights
 from stan_infer.network.fold import fold_video
 from stan_infer.quantisation.calibrate import SCHEMA
 from stan_infer.quantisation.ranges import collect_ranges
 from tests.conftest import write_video
+from tests.exported import exported
 
+pytestmark = pytest.mark.usefixtures("quick_calibration")
 RUN = ("--samples", "3", "--threads", "1", "--force", "--min-cosine", "0.9")
 
 
@@ -32,7 +35,6 @@ def test_a_folder_gives_the_weights_that_the_model_folds_to(artefact, checkpoint
     import torch
 
     from stan_infer.artefacts.folder import read_artefact
-    from stan_infer.checkpoints.load import load_model
     from stan_infer.network.torch_ops import encode_video
 
     read, folded = read_weights(read_artefact(artefact)), fold_video(load_model(checkpoint))
@@ -185,35 +187,27 @@ def test_an_empty_folder_and_a_folder_in_8_bits(cli, artefact, quantised, videos
 def test_a_folder_that_takes_no_such_clips_is_refused_before_the_work(
     cli, checkpoint, videos, tmp_path, options, words
 ):
-    import stan_infer as si
-
-    si.export_model(si.load_model(checkpoint), tmp_path / "a", tower="video", **options)
-    done = cli("calibrate", tmp_path / "a", "--videos", videos, "-o", tmp_path / "o", *RUN)
+    folder = exported(load_model(checkpoint), tower="video", **options)
+    done = cli("calibrate", folder, "--videos", videos, "-o", tmp_path / "o", *RUN)
     assert done.code == 2 and words in done.err, done.err
     assert "measuring" not in done.err and not (tmp_path / "o").exists()
 
 
 def test_labels_need_a_text_tower(cli, checkpoint, videos, tmp_path):
-    import stan_infer as si
-
-    si.export_model(si.load_model(checkpoint), tmp_path / "a", tower="video")
+    folder = exported(load_model(checkpoint), tower="video")
     (tmp_path / "l.csv").write_text("video,label\nclip0.mp4,a\nclip1.mp4,b\n")
-    done = cli(
-        "calibrate", tmp_path / "a", "--videos", videos, "-o", tmp_path / "o",
-        "--labels", tmp_path / "l.csv",
-    )  # fmt: skip
+    given = ("--videos", videos, "-o", tmp_path / "o", "--labels", tmp_path / "l.csv")
+    done = cli("calibrate", folder, *given)
     assert done.code == 2 and "has no text tower, which labels need" in done.err
 
 
 def test_a_fixed_folder_with_a_class_head(cli, checkpoint, videos, tmp_path):
-    import stan_infer as si
-
-    model = si.load_model(checkpoint)
+    model = load_model(checkpoint)
     sizes = {"batch": 1, "frames": model.config.frames}
-    si.export_model(model, tmp_path / "a", head="classify", labels=["a", "b", "c"], **sizes)
+    folder = exported(model, head="classify", labels=["a", "b", "c"], **sizes)
     (tmp_path / "l.csv").write_text("video,label\nclip0.mp4,a\nclip1.mp4,b\n")
     done = cli(
-        "calibrate", tmp_path / "a", "--videos", videos, "-o", tmp_path / "o", "--force",
+        "calibrate", folder, "--videos", videos, "-o", tmp_path / "o", "--force",
         "--labels", tmp_path / "l.csv", "--max-drop", "100", "--samples", "3",
     )  # fmt: skip
     assert done.code == 0, done.err

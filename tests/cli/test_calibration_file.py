@@ -23,7 +23,9 @@ from stan_infer.network.folded import linears
 from stan_infer.network.kernel_weights import Fp8Linear
 from stan_infer.quantisation.calibrate import calibrate
 from stan_infer.quantisation.options import CalibrationOptions
+from tests.conftest import quicken
 from tests.engines.fake_cuda import FakeCuda
+from tests.exported import exported
 
 
 @pytest.fixture
@@ -36,12 +38,12 @@ def kernels_here(monkeypatch):
 @pytest.fixture(scope="module")
 def calibrated(checkpoint, videos, tmp_path_factory):
     """The tiny checkpoint's folder in fp8, as calibrate writes it."""
-    place = tmp_path_factory.mktemp("fp8")
-    exact, out = place / "fp32", place / "fp8"
-    about = provenance(str(checkpoint), {})
-    si.export_model(si.load_model(checkpoint), exact, about=about)
+    out = tmp_path_factory.mktemp("fp8") / "fp8"
+    exact = exported(si.load_model(checkpoint), about=provenance(str(checkpoint), {}))
     options = {"precision": "fp8", "samples": 3, "force": True, "min_cosine": 0.5, "threads": 1}
-    calibrate(exact, videos, out, CalibrationOptions(**options))
+    with pytest.MonkeyPatch.context() as patch:
+        quicken(patch)
+        calibrate(exact, videos, out, CalibrationOptions(**options))
     return out
 
 

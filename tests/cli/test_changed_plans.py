@@ -10,6 +10,8 @@ import pytest
 
 from stan_infer.artefacts.folder import MANIFEST, sha256
 from stan_infer.tensorrt_plans.plan_file import new_plan, sidecar_path
+from tests.conftest import edit_json, flip
+from tests.grids import once
 
 SIDECAR = {
     "flavor": "tensorrt",
@@ -42,13 +44,8 @@ def plan_of(folder, role):
     return folder / "engines" / f"{role}.fp32.trt-sm_89.plan"
 
 
-def flip(path):
-    path.write_bytes(b"CODE" + path.read_bytes()[4:])
-
-
 def edit(path, **values):
-    beside = sidecar_path(path)
-    beside.write_text(json.dumps(json.loads(beside.read_text()) | values))
+    edit_json(sidecar_path(path), **values)
 
 
 CHANGES = {
@@ -87,18 +84,9 @@ def test_sound_plans_are_told_what_is_missing(
         assert done.code == 3, (name, done)
 
 
-@pytest.mark.parametrize("has_torch", [True, False])
-@pytest.mark.parametrize("role", ["video", "text"])
-@pytest.mark.parametrize("change", CHANGES)
+@once(change=list(CHANGES), role=["video", "text"], has_torch=[True, False])
 def test_a_changed_plan_comes_first(
-    cli,
-    folder,
-    videos,
-    tmp_path,
-    monkeypatch,
-    change,
-    role,
-    has_torch,
+    cli, folder, videos, tmp_path, monkeypatch, change, role, has_torch
 ):
     CHANGES[change](plan_of(folder, role))
     if not has_torch:

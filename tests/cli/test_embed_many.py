@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
+from tests.conftest import python
 from tests.video import broken_videos as make
 
 # Of the command and of its decoding worker, in MiB: what may differ between 20 and 200 clips.
@@ -56,13 +55,11 @@ def embed(checkpoint, paths, out):
         "         (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]\n"
         "print(json.dumps({'code': code, 'peaks': peaks}))\n"
     )
-    run = [sys.executable, "-c", code, "embed", str(checkpoint), *map(str, paths)]
-    done = subprocess.run([*run, "-o", str(out), "--json"], capture_output=True, text=True)
+    done = python("-c", code, "embed", checkpoint, *paths, "-o", out, "--json")
     assert "Traceback" not in done.stderr, done.stderr
     return *map(json.loads, done.stdout.splitlines()), done.stderr
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="needs named pipes")
 def test_200_clips_with_10_broken_ones(checkpoint, mixed, tmp_path):
     folder, broken = mixed

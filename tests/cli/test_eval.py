@@ -17,6 +17,7 @@ from stan_infer.scores import cosine_scores
 from stan_infer.text.tokenizer import tokenize
 from stan_infer.video.clip import read_clip_info
 from stan_infer.video.spec import ClipSpec
+from tests.conftest import python
 from tests.video import broken_videos as make
 
 TEXTS = ["a red square", "a blue ring, moving left", "noise"]
@@ -189,7 +190,6 @@ def test_views_are_one_or_three_crops(cli, checkpoint, videos, class_csv):
     assert done.code == 2 and "crops are 1 or 3" in done.err
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
 def test_killed_at_any_moment_it_resumes_to_the_same_figures(checkpoint, tmp_path):
     folder = tmp_path / "videos"
@@ -267,10 +267,7 @@ def hostile(folder, good):
         "endless": (lambda p: p.symlink_to("/dev/zero"), True),
         "turned": (lambda p: make.turn(good, p, 90), False),
         "askew": (lambda p: make.turn(good, p, 37), False),
-        "variable": (
-            lambda p: make.make_clip(p, times=[i + i * i // 5 for i in range(30)]),
-            False,
-        ),
+        "variable": (lambda p: make.make_clip(p, times=[i + i * i // 5 for i in range(30)]), False),
         "renamed": (lambda p: make.make_clip(p, container="matroska"), False),
     }
     for i in range(60):
@@ -282,7 +279,6 @@ def hostile(folder, good):
     return must_fail
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="needs named pipes")
 def test_300_hostile_inputs_give_errors_and_nothing_worse(checkpoint, tmp_path):
     folder = tmp_path / "videos"
@@ -293,10 +289,8 @@ def test_300_hostile_inputs_give_errors_and_nothing_worse(checkpoint, tmp_path):
     assert len(names) == 301
     table = tmp_path / "pairs.csv"
     table.write_text("video,text\n" + "".join(f"{n},text {i}\n" for i, n in enumerate(names)))
-    run = [sys.executable, "-m", "stan_infer", "eval", str(checkpoint), "--timeout", "20"]
-    run += [str(a) for a in arguments("retrieval", table, folder, "--workers", "2")]
-    done = subprocess.run(run, capture_output=True, text=True)
-    assert done.returncode == 2, done.stderr[-3000:]
+    options = ("--timeout", 20, *arguments("retrieval", table, folder, "--workers", 2))
+    done = python("-m", "stan_infer", "eval", checkpoint, *options, code=2)
     assert "Traceback" not in done.stderr and "internal error" not in done.stderr
     record = json.loads(done.stdout)
     failed = {f["video"] for f in record["failures"]}

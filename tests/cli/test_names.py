@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import ROOT
+from tests.grids import once
 
 ODD = os.fsdecode(b"caf\xe9 \x1b[2J\n")  # bytes of Latin-1, an escape sequence, a line's end
 STORED, PRINTED = "caf\\xe9 \x1b[2J\n", "caf\\xe9 \\x1b[2J\\n"
@@ -94,8 +95,8 @@ def is_text(value: str) -> bool:
     return not any("\ud800" <= c <= "\udfff" for c in value)
 
 
-@pytest.mark.parametrize("json_too", [False, True], ids=["table", "json"])
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.usefixtures("quick_calibration")
+@once(command=list(COMMANDS), json_too=[True, False])
 def test_every_command_takes_such_names(cli, odd, tmp_path, command, json_too):
     done = cli(*words(odd, tmp_path, command), *(["--json"] if json_too else []))
     assert done.code in (0, 4) and "internal error" not in done.err, done.err
@@ -122,7 +123,6 @@ def test_every_command_takes_such_names(cli, odd, tmp_path, command, json_too):
         )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("command", ["inspect", "run", "embed", "export"])
 @pytest.mark.parametrize("coerced", ["1", "0"])
 def test_a_locale_that_knows_ascii_only(odd, tmp_path, command, coerced):
@@ -130,10 +130,7 @@ def test_a_locale_that_knows_ascii_only(odd, tmp_path, command, coerced):
     environment |= {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": coerced}
     given = [os.fsencode(w) for w in words(odd, tmp_path, command)]
     done = subprocess.run(
-        [sys.executable, "-m", "stan_infer", *given],
-        capture_output=True,
-        env=environment,
-        cwd=ROOT,
+        [sys.executable, "-m", "stan_infer", *given], capture_output=True, env=environment, cwd=ROOT
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.isascii() and b"\x1b" not in done.stdout

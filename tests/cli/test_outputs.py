@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
-import subprocess
-import sys
 import threading
 
 import numpy as np
@@ -14,7 +13,7 @@ import pytest
 
 from stan_infer.artefacts.folder import read_artefact
 from stan_infer.quantisation.ranges import check_state, remove_state
-from tests.conftest import ROOT
+from tests.conftest import ROOT, python
 from tests.system.test_temporary import small_disk  # noqa: F401
 
 BENCH = ("--engine=eager", "--repeats=1", "--warmup=1", "--min-seconds=0", "--no-memory")
@@ -120,8 +119,6 @@ def test_sources_and_strangers_stay(cli, place, videos, monkeypatch, args, messa
     before = contents(place)
     words = [str(videos) if w == "VIDEOS" else w for w in args.split()]
     done = cli(*words)
-    import re
-
     assert done.code == 2 and re.search(message, done.err), done.err
     assert len(done.err.splitlines()) == 1, "told before the work"
     assert contents(place) == before
@@ -202,17 +199,13 @@ def test_convert_counts_what_goes_into_a_pipe(cli, place):
 
 
 def test_rows_go_to_standard_output(place):
-    command = [sys.executable, "-m", "stan_infer", "bench", "model.safetensors", *BENCH]
+    words = ("bench", "model.safetensors", *BENCH, "--out", "/dev/stdout")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [*command, "--out", "/dev/stdout"], capture_output=True, cwd=place, env=environment
-    )
-    assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith(b"{")]
+    done = python("-m", "stan_infer", *words, cwd=place, env=environment)
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert [r["engine"] for r in rows] == ["eager"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("size", ["4k", "300k", "3m"])
 def test_calibrate_with_a_full_tmpdir(cli, place, videos, monkeypatch, small_disk, size):  # noqa: F811
     disk = small_disk(size)

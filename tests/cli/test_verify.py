@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import shutil
 
-import numpy as np
-import onnx
 import pytest
 
 from stan_infer.cli import main as program
 from stan_infer.cli.verify import verify
+from tests.conftest import zero_weight
 
 FAST = ("--frames", "2")
 
@@ -26,14 +25,6 @@ def copy(artefact, tmp_path):
     return shutil.copytree(artefact, tmp_path / "copy")
 
 
-def drop_bias(folder):
-    model = onnx.load(folder / "video.onnx")
-    (tensor,) = (t for t in model.graph.initializer if t.name == "video/trunk/layer1/mlp/fc2/bias")
-    zeros = np.zeros_like(onnx.numpy_helper.to_array(tensor))
-    tensor.CopyFrom(onnx.numpy_helper.from_array(zeros, tensor.name))
-    onnx.save(model, folder / "video.onnx")
-
-
 def test_a_folder_passes(cli, checkpoint, artefact, videos, tmp_path):
     (tmp_path / "texts.txt").write_text("a dog\na cat\n")
     options = ("--videos", videos, "--texts", tmp_path / "texts.txt", *FAST)
@@ -47,7 +38,7 @@ def test_a_folder_passes(cli, checkpoint, artefact, videos, tmp_path):
 
 
 def test_a_difference_is_exit_code_4_with_stage_and_block(cli, checkpoint, copy, videos):
-    drop_bias(copy)
+    zero_weight(copy / "video.onnx", "video/trunk/layer1/mlp/fc2/bias")
     done = cli("verify", checkpoint, copy, "--videos", videos, *FAST, "--bisect", "--json")
     assert done.code == 4 and not done.records[0]["pass"]
     assert "stage 'video tower'" in done.err

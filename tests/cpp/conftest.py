@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 import stan_infer as si
-from stan_infer.export.export_model import export_model
+from stan_infer.network.model import Stan, init_random
 from tests.conftest import ROOT, tiny_config
+from tests.exported import exported as make_exported
 
 SOURCE = Path(__file__).parent
 MOTION = ROOT / "examples" / "motion"
@@ -123,21 +124,16 @@ def model():
 
 
 @pytest.fixture(scope="session")
-def exported(model, labels, tmp_path_factory):
-    out = tmp_path_factory.mktemp("exported") / "motion"
-    export_model(model, out, labels=labels)
-    return out
+def exported(model, labels):
+    return make_exported(model, labels=labels)
 
 
 @pytest.fixture(scope="session")
-def small(labels, tmp_path_factory):
+def small(labels):
     """A folder with all parts whose files are small: the sanitized build hashes slowly."""
-    from stan_infer.network.model import Stan, init_random
-
     sizes = {"vocab_size": 49408, "context_positions": 77, "context_length": 32, "embed_dim": 64}
-    out = tmp_path_factory.mktemp("small") / "small"
-    export_model(init_random(Stan(tiny_config(**sizes)), seed=1).eval(), out, labels=labels)
-    return out
+    model = init_random(Stan(tiny_config(**sizes)), seed=1).eval()
+    return make_exported(model, labels=labels)
 
 
 @pytest.fixture

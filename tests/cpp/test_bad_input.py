@@ -16,11 +16,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from stan_infer.artefacts.onnx_operations import OPERATIONS
-from tests.conftest import ROOT
+from tests.conftest import ROOT, flip
 from tests.cpp.conftest import MOTION, edit_manifest, put
 from tests.hostile import folders as hostile
-
-pytestmark = pytest.mark.slow
 
 CLIP = MOTION / "clips" / "red_cross_moves_left.mp4"
 
@@ -190,9 +188,7 @@ def test_a_truncated_model(program, folder):
 
 
 def test_a_changed_model(program, folder):
-    content = bytearray((folder / "video.onnx").read_bytes())
-    content[1000] ^= 1
-    (folder / "video.onnx").write_bytes(content)
+    flip(folder / "video.onnx", 1000)
     fails(program, 2, folder, CLIP, word="SHA-256")
 
 

@@ -16,10 +16,7 @@ import stan_infer as si
 from stan_infer.video.clip import read_clip_info
 from stan_infer.video.spec import ClipSpec
 from tests.conftest import golden_folder
-from tests.cpp.conftest import MOTION, unavailable
-
-# Every build takes most of a minute.
-pytestmark = pytest.mark.slow
+from tests.cpp.conftest import MOTION, make_exported, unavailable
 
 CLIPS = sorted((MOTION / "clips").glob("*.mp4"))
 ENGINES = ("ort", "openvino")
@@ -54,11 +51,9 @@ def test_self_test_passes_with_sanitizers(sanitized, exported):
 
 
 @pytest.fixture(scope="module", params=["mug", "mug_frame_token"])
-def mug(request, labels, tmp_path_factory):
+def mug(request, labels):
     model = si.load_model(str(MOTION / "motion.safetensors"), {"head": request.param})
-    out = tmp_path_factory.mktemp("mug") / "mug"
-    si.export_model(model, out, labels=labels)
-    return out
+    return make_exported(model, labels=labels)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -70,9 +65,8 @@ def test_mug_heads(plain, labels, mug, engine):
 
 
 @pytest.mark.parametrize("options", [{"input": "float"}, {"batch": 2, "frames": 5}], ids=str)
-def test_other_forms_of_the_video_graph(plain, model, tmp_path, options):
-    out = tmp_path / "x"
-    si.export_model(model, out, **options)
+def test_other_forms_of_the_video_graph(plain, model, options):
+    out = make_exported(model, **options)
     assert plain.run(out, "--self-test").returncode == 0
     frames = options.get("frames", model.config.frames)
     clip = read_clip_info(CLIPS[0], replace(ClipSpec.of(model.config), frames=frames)).pixels
@@ -97,10 +91,10 @@ def test_a_folder_in_8_bits(plain, exported, tmp_path, engine):
     assert cosine(np.array(plain.json(*command)["embedding"]), wanted) > 0.9999
 
 
-def test_labels_in_the_graph(plain, model, labels, tmp_path):
-    si.export_model(model, tmp_path / "x", head="classify", labels=labels)
-    assert plain.run(tmp_path / "x", "--self-test").returncode == 0
-    compare_ranking(plain, tmp_path / "x", CLIPS[0], labels, own=False)
+def test_labels_in_the_graph(plain, model, labels):
+    folder = make_exported(model, head="classify", labels=labels)
+    assert plain.run(folder, "--self-test").returncode == 0
+    compare_ranking(plain, folder, CLIPS[0], labels, own=False)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

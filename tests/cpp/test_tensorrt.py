@@ -13,7 +13,7 @@ from stan_infer.tensorrt_plans import build as build_module
 from stan_infer.tensorrt_plans.build import build_plans
 from stan_infer.tensorrt_plans.build_process import build
 from stan_infer.tensorrt_plans.plan_file import sidecar_path
-from tests.conftest import ROOT
+from tests.conftest import ROOT, edit_json, flip
 from tests.cpp.conftest import SOURCE, Program, need_tools
 from tests.cpp.conftest import build as build_program
 from tests.tensorrt_plans.conftest import GPU
@@ -134,19 +134,17 @@ def sidecar(folder, role="video"):
 )
 def test_sidecars_of_strangers(program, folder, changes, words):
     _, beside = sidecar(folder)
-    beside.write_text(json.dumps(json.loads(beside.read_text()) | changes))
+    edit_json(beside, **changes)
     done = program.run(folder, clip(), "--engine", "tensorrt")
     assert done.returncode in (2, 4) and words in done.stderr, done.stderr
 
 
 def test_a_plan_that_was_changed_is_not_run(program, folder):
     path, _ = sidecar(folder)
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
+    flip(path)
     done = program.run(folder, clip(), "--engine", "tensorrt")
     assert done.returncode in (2, 4) and "engines/video" in done.stderr
-    path.write_bytes(data[:100])
+    path.write_bytes(path.read_bytes()[:100])
     done = program.run(folder, clip(), "--engine", "tensorrt")
     assert done.returncode == 2 and "100 bytes" in done.stderr
     path.unlink()

@@ -15,15 +15,7 @@ from stan_infer.engines.ort_providers import Provider, check_wheels, choose_prov
 from stan_infer.engines.ort_session import MAX_GRAPHS, OrtGraph, inference_session
 from stan_infer.engines.trials import IDENTITY
 from stan_infer.errors import InputError, MissingError
-from stan_infer.export.export_model import export_model
 from tests.conftest import clips
-
-
-@pytest.fixture(scope="module")
-def folder(tiny_model, tmp_path_factory):
-    out = tmp_path_factory.mktemp("providers") / "tiny"
-    export_model(tiny_model, out)
-    return out
 
 
 class Bound(Provider):

@@ -14,19 +14,11 @@ from onnx import TensorProto, helper
 import stan_infer as si
 from stan_infer.engines import ov_session
 from stan_infer.errors import InputError, MissingError
-from stan_infer.export.export_model import export_model
 from stan_infer.system.packages import install_command
 from tests.conftest import clips, relative_error
 
 FP32 = 1e-5
 BF16 = 5e-2  # of the largest value; 1.2e-2 was measured on B/32
-
-
-@pytest.fixture(scope="module")
-def folder(tiny_model, tmp_path_factory):
-    out = tmp_path_factory.mktemp("export") / "tiny"
-    export_model(tiny_model, out)
-    return out
 
 
 def open_ov(folder, **options):

@@ -13,21 +13,14 @@ import torch
 import stan_infer as si
 from stan_infer.artefacts.folder import write_manifest
 from stan_infer.errors import CheckError, InputError, MissingError
-from stan_infer.export.export_model import export_model
 from stan_infer.network.model import Stan
 from tests.conftest import GOLDEN_CASES, clips, relative_error, tiny_config
+from tests.exported import exported
 from tests.network.test_model import load_golden
 
 FP32 = 1e-5
 RUNTIME = 1e-4  # another order of sums than the authors', through a deep or outlier-ridden network
 FOLDER_ENGINES = ["ort", "openvino"]
-
-
-@pytest.fixture(scope="module")
-def folder(tiny_model, tmp_path_factory):
-    out = tmp_path_factory.mktemp("export") / "tiny"
-    export_model(tiny_model, out)
-    return out
 
 
 @pytest.fixture(scope="module", params=["eager", *FOLDER_ENGINES])
@@ -106,9 +99,8 @@ def test_floats_are_the_layout_that_the_dtype_says(tiny_model):
 
 
 @pytest.mark.parametrize("engine", FOLDER_ENGINES)
-def test_the_float_graph(tiny_model, tmp_path, engine):
-    export_model(tiny_model, tmp_path / "f", input="float")
-    session = si.open_session(tmp_path / "f", engine=engine)
+def test_the_float_graph(tiny_model, engine):
+    session = si.open_session(exported(tiny_model, input="float"), engine=engine)
     pixels = torch.from_numpy(clips(2, 3, 16))
     wanted = si.open_session(tiny_model).embed_video(pixels)
     got = session.embed_video(tiny_model.normalize(pixels).numpy())
@@ -118,16 +110,15 @@ def test_the_float_graph(tiny_model, tmp_path, engine):
 
 
 @pytest.mark.parametrize("head", ["mug", "mug_frame_token"])
-def test_mug_heads_score_tokens_and_frames(tiny_model, tmp_path, head):
+def test_mug_heads_score_tokens_and_frames(tiny_model, head):
     model = Stan(tiny_config(head=head))
     model.load_state_dict(tiny_model.state_dict())
-    export_model(model.eval(), tmp_path / "m")
-    eager = si.open_session(model)
+    eager, folder = si.open_session(model.eval()), exported(model)
     video = clips(2, 4, 16)
     assert tuple(eager.embed_video(video).shape) == (2, 4, 24)
     assert tuple(eager.embed_text(ids()).shape) == (3, 12, 24)
     for engine in FOLDER_ENGINES:
-        scores = si.open_session(tmp_path / "m", engine=engine).score(ids(), video)
+        scores = si.open_session(folder, engine=engine).score(ids(), video)
         assert relative_error(scores, eager.score(ids(), video)) < RUNTIME
 
 
@@ -142,25 +133,11 @@ def test_reduced_precision_runs_as_asked_and_leaves_the_model_alone(tiny_model, 
     assert tiny_model.visual.proj.dtype == torch.float32
 
 
-@pytest.fixture(scope="module")
-def golden_folders(golden, tmp_path_factory):
-    """Exports of the golden checkpoints, each made once."""
-    made = tmp_path_factory.mktemp("golden")
-
-    def folder(name):
-        if not (made / name).exists():
-            export_model(load_golden(golden, name)[0], made / name)
-        return made / name
-
-    return folder
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("engine", FOLDER_ENGINES)
 @pytest.mark.parametrize("name", GOLDEN_CASES)
-def test_a_folder_equals_the_authors(golden, golden_folders, name, engine):
+def test_a_folder_equals_the_authors(golden, name, engine):
     _, arrays = load_golden(golden, name)
-    session = si.open_session(golden_folders(name), engine=engine)
+    session = si.open_session(exported(load_golden(golden, name)[0]), engine=engine)
     for key in (k for k in arrays if k.endswith("_frames_u8")):
         video = np.ascontiguousarray(arrays[key].transpose(0, 1, 3, 4, 2))
         wanted = arrays[key.replace("_frames_u8", "_video")]
@@ -173,18 +150,15 @@ def test_a_folder_equals_the_authors(golden, golden_folders, name, engine):
         assert relative_error(scores, arrays["sim_mean"]) < RUNTIME
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["eager", *FOLDER_ENGINES])
 @pytest.mark.parametrize(("head", "key"), [("mean", "sim_mean"), ("mug", "mug_simple")])
-def test_end_to_end_equals_the_authors(golden, tmp_path, engine, head, key):
+def test_end_to_end_equals_the_authors(golden, engine, head, key):
     """Videos and strings in, scores out, through the public functions alone."""
     arrays = np.load(golden / "e2e.npz")
     source, settings = golden / "d_fullvocab.pth", {"heads": 1, "text_heads": 1, "frames": 8}
     settings |= {"head": head}
     if engine != "eager":
-        source = tmp_path / "x"
-        si.export_model(si.load_model(golden / "d_fullvocab.pth", settings), source)
-        settings = None
+        source, settings = exported(si.load_model(source, settings)), None
     session = si.open_session(source, engine=engine, settings=settings)
     paths = [(golden / "clips" / str(n)).with_suffix(".mp4") for n in arrays["clips"]]
     video = np.stack([session.read_clip(p) for p in paths])

@@ -155,11 +155,7 @@ def test_plain_tables(write):
     [
         ("msrvtt", "a,b\n1,2\n", "no column video_id, sentence"),
         ("msrvtt", "video_id,sentence\nv1,\n", "text 1 or its video's name is blank"),
-        (
-            "msrvtt",
-            '{"sentences": [{"video_id": "v"}]}',
-            "missing .*`caption`; need 'sen",
-        ),
+        ("msrvtt", '{"sentences": [{"video_id": "v"}]}', "missing .*`caption`; need 'sen"),
         ("msrvtt", '{"sentences": 3}', "sentences: Expected `array`, got `int`"),
         ("msrvtt", '{"v1": 3}', "need 'sentences' with 'video_id' and 'caption', or"),
         ("msrvtt", '{"v1": [3]}', "Expected `str`, got `int`"),

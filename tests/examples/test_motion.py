@@ -138,7 +138,6 @@ def test_the_page_has_the_recorded_figures() -> None:
     assert f"<!-- figures -->\n{figures(recorded())}<!-- /" in (MOTION / "README.md").read_text()
 
 
-@pytest.mark.slow
 def test_committed_weights_on_fresh_clips() -> None:
     torch = pytest.importorskip("torch")
     from examples.motion.evaluate import evaluate

@@ -12,6 +12,7 @@ from stan_infer.engines.ort_session import inference_session
 from stan_infer.export.preprocess_graph import write_preprocess
 from stan_infer.video.clip import resize_crop
 from stan_infer.video.synthetic import moving_frames
+from tests.grids import once
 
 cv2 = pytest.importorskip("cv2")
 SIZES = ((224, 224), (256, 224), (64, 64), (16, 16), (336, 224))
@@ -59,12 +60,11 @@ def opencv(frames, short, crop):
     return np.stack(large)[:, top : top + crop, left : left + crop]
 
 
-@pytest.mark.parametrize(("height", "width"), FRAMES)
-def test_equals_opencv_to_the_byte(graphs, height, width):
-    noise = np.random.default_rng(height * width).integers(0, 256, (1, height, width, 3), np.uint8)
-    for short, crop in SIZES:
-        assert compare(graphs, noise, short, crop) == 0
-        assert compare(graphs, moving_frames(2, height, width), short, crop) == 0
+@once(frame=FRAMES, size=SIZES)
+def test_equals_opencv_to_the_byte(graphs, frame, size):
+    noise = np.random.default_rng(frame[0] * frame[1]).integers(0, 256, (1, *frame, 3), np.uint8)
+    assert compare(graphs, noise, *size) == 0
+    assert compare(graphs, moving_frames(2, *frame), *size) == 0
 
 
 @pytest.mark.parametrize(("short", "height", "width"), TIES)
@@ -96,7 +96,6 @@ def test_what_is_no_picture_is_an_error(graphs):
             graphs[16, 16].run(None, {"frames": np.zeros(shape, np.uint8)})
 
 
-@pytest.mark.slow
 def test_openvino_is_at_most_one_level_away(tmp_path):
     openvino = pytest.importorskip("openvino")
     path = tmp_path / "preprocess.onnx"

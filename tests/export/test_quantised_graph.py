@@ -9,15 +9,17 @@ import onnx
 import pytest
 import torch
 
-import stan_infer as si
 from stan_infer.engines.open import open_session
 from stan_infer.network.eight_bits import LINEARS
 from stan_infer.quantisation.calibrate import calibrate
 from stan_infer.quantisation.options import CalibrationOptions
+from tests.exported import exported
+
+pytestmark = pytest.mark.usefixtures("quick_calibration")
 
 
 def quantise(model, videos, place, precision="int8", **options):
-    si.export_model(model, place / "fp32", tower="video", **options)
+    (place / "fp32").symlink_to(exported(model, tower="video", **options))
     calibrate(
         place / "fp32",
         sorted(videos.iterdir()),

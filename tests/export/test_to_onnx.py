@@ -20,17 +20,10 @@ from stan_infer.export.onnx_ops import OnnxOps
 from stan_infer.export.options import parse_range
 from stan_infer.export.parity import Case, case_sizes, prove
 from stan_infer.network.model import Stan, init_random
-from tests.conftest import ROOT, clips, relative_error, tiny_config
+from tests.conftest import ROOT, clips, edit_json, relative_error, tiny_config
 
 FP16, BF16 = 1e-2, 1e-1
 ROUNDED = 1e-6
-
-
-@pytest.fixture(scope="module")
-def folder(tiny_model, tmp_path_factory):
-    out = tmp_path_factory.mktemp("export") / "tiny"
-    export_model(tiny_model, out)
-    return out
 
 
 def graph_of(folder, file="video.onnx"):
@@ -93,11 +86,8 @@ def test_the_manifest_says_what_was_measured(folder, tiny_model):
 
 
 def test_a_config_edited_later_is_noticed(folder, tmp_path):
-    shutil.copytree(folder, tmp_path / "x")
-    path = tmp_path / "x" / "manifest.json"
-    manifest = json.loads(path.read_text())
-    manifest["model"]["temperature"] = 0.5
-    path.write_text(json.dumps(manifest))
+    path = shutil.copytree(folder, tmp_path / "x") / "manifest.json"
+    edit_json(path, lambda m: m["model"].update(temperature=0.5))
     with pytest.raises(CheckError, match="'model' in manifest.json is not what video.onnx was"):
         si.open_session(tmp_path / "x")
 
@@ -218,7 +208,6 @@ def test_a_weight_that_fp16_cannot_hold_is_refused_by_name(tmp_path):
         export_model(model, tmp_path / "x", precision="fp16")
 
 
-@pytest.mark.slow
 def test_the_reference_graph_gives_the_same_numbers(tiny_model, folder, tmp_path):
     export_model(tiny_model, tmp_path / "r", graph="reference")
     video = clips(2, 7, 16)

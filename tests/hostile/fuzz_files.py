@@ -7,22 +7,15 @@ runs it alone, and shows what it raised. `--kind` keeps to one kind of file.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import hashlib
 import io
 import json
 import logging
-import os
 import random
-import resource
 import shutil
 import sys
-import tempfile
-import time
-import traceback
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +24,7 @@ import numpy as np
 
 from stan_infer.errors import StanError
 from tests.conftest import tiny_config
+from tests.hostile.fuzzer import Found, command_line, run_inputs
 from tests.hostile.mutations import damage_bytes, damage_json, damage_lines
 
 GRAPHS_OPENED = 20  # one of so many folders is opened in a runtime, too
@@ -502,70 +496,14 @@ def run_one(uses: Sequence[Callable[[], Any]]) -> list[str]:
     return outcomes
 
 
-@dataclasses.dataclass
-class Found:
-    """What came of the inputs: how many ended how, the slowest, and those that failed."""
-
-    split: Counter[str] = dataclasses.field(default_factory=Counter)
-    slowest: tuple[float, int] = (0.0, -1)
-    failed: list[int] = dataclasses.field(default_factory=list)
-    reasons: Counter[str] = dataclasses.field(default_factory=Counter)
-
-
 def fuzz(world: World, inputs: range, seed: int, kind: str | None = None) -> Found:
-    """Run inputs, failures counted with where they came from."""
-    found = Found()
-    for i in inputs:
-        name, data = world.choose(random.Random(f"{seed}:{i}"), kind)
-        begin = time.perf_counter()
-        try:
-            outcome = run_one(world.kinds[name].use(data))[0]
-        except Exception as e:
-            if len(inputs) == 1:
-                raise
-            at = next(
-                (f for f in traceback.extract_tb(e.__traceback__)[::-1] if "/tests/" not in f[0]),
-                None,
-            )
-            where = f"{os.path.basename(at.filename)}:{at.lineno}" if at else ""
-            found.reasons[f"{name}: {type(e).__name__} at {where}: {str(e)[:70]}"] += 1
-            found.failed.append(i)
-            outcome = "INTERNAL ERROR"
-        found.slowest = max(found.slowest, (time.perf_counter() - begin, i))
-        found.split[f"{name.partition(' ')[0]:12} {outcome}"] += 1
-    return found
+    def one(rng: random.Random) -> tuple[str, Callable[[], str]]:
+        name, data = world.choose(rng, kind)
+        return name, lambda: run_one(world.kinds[name].use(data))[0]
 
-
-def main() -> int:
-    """Run the fuzzer from the command line; 1 where something failed."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--inputs", type=int, default=100_000)
-    parser.add_argument("--first", type=int, default=0, help="number of the first input")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", type=int, help="run this one input alone")
-    parser.add_argument("--kind", help="keep to one kind of file, as manifest")
-    options = parser.parse_args()
-    one = options.only
-    first = options.first if one is None else one
-    inputs = range(first, first + (options.inputs if one is None else 1))
-    memory = Path("/dev/shm")  # a folder in memory, where there is such a place
-    base = memory if os.access(memory, os.W_OK) else None
-    begin = time.perf_counter()
-    logging.getLogger("stan_infer").setLevel(logging.ERROR)  # what is damaged is told otherwise
-    with tempfile.TemporaryDirectory(dir=base) as folder:
-        found = fuzz(World(Path(folder)), inputs, options.seed, options.kind)
-    seconds = time.perf_counter() - begin
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"{len(inputs)} inputs, {seconds:.0f} s, peak {peak:.0f} MiB")
-    print(f"slowest {found.slowest[0]:.2f} s (input {found.slowest[1]})")
-    for name, count in sorted(found.split.items()):
-        print(f"{count:8d}  {name}")
-    for reason, count in found.reasons.most_common():
-        print(f"{count:8d}  {reason}")
-    if found.failed:
-        print(f"failed: {' '.join(map(str, found.failed[:50]))}")
-    return bool(found.failed)
+    return run_inputs(inputs, seed, one)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    logging.getLogger("stan_infer").setLevel(logging.ERROR)  # what is damaged is told otherwise
+    sys.exit(command_line(__doc__, lambda folder, *given: fuzz(World(folder), *given)))

@@ -6,16 +6,12 @@ tensor that is offered must be readable. Input i of a seed is always the same: `
 
 from __future__ import annotations
 
-import argparse
 import io
-import os
 import random
 import struct
 import sys
-import tempfile
-import time
-from collections import Counter, OrderedDict
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -23,6 +19,7 @@ import torch
 from stan_infer.checkpoints.torch_file import open_torch_file
 from stan_infer.errors import InputError
 from stan_infer.system.stored_zip import read_directory
+from tests.hostile.fuzzer import Found, command_line, run_inputs
 
 NUMBERS = (0, 1, 2, 3, 127, 128, 255, 256, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1)
 WIDE = (*NUMBERS, 2**32, 2**40, 2**63 - 1, 2**63, 2**64 - 1)
@@ -179,42 +176,16 @@ def outcome(path: Path, data: bytes) -> str:
     return "accepted"
 
 
-def fuzz(inputs: range, seed: int, folder: Path) -> tuple[Counter[str], float]:
-    """Run inputs; return how many ended how, and the seconds of the slowest."""
-    seeds, split, slowest = seed_files(), Counter[str](), 0.0
-    path = folder / "input.pth"
-    for i in inputs:
-        data = mutate(seeds, random.Random(f"{seed}:{i}"))
-        begin = time.perf_counter()
-        try:
-            split[outcome(path, data)] += 1
-        except BaseException:
-            print(f"input {i} of seed {seed} ({len(data)} bytes) failed", file=sys.stderr)
-            raise
-        slowest = max(slowest, time.perf_counter() - begin)
-    return split, slowest
+def fuzz(folder: Path, inputs: range, seed: int, kind: str | None = None) -> Found:
+    seeds, path = seed_files(), folder / "input.pth"
 
+    def one(rng: random.Random) -> tuple[str, Callable[[], str]]:
+        data = mutate(seeds, rng)
+        return "checkpoint", lambda: outcome(path, data)
 
-def main() -> None:
-    """Run the fuzzer from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--inputs", type=int, default=100_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", type=int, help="run this one input alone")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    one = options.only
-    inputs = range(options.inputs) if one is None else range(one, one + 1)
-    memory = Path("/dev/shm")  # a file in memory, where there is such a place
-    base = memory if os.access(memory, os.W_OK) else None
-    begin = time.perf_counter()
-    with tempfile.TemporaryDirectory(dir=base) as folder:
-        split, slowest = fuzz(inputs, options.seed, Path(folder))
-    seconds = time.perf_counter() - begin
-    print(f"{len(inputs)} inputs, {seconds:.0f} s, slowest {1000 * slowest:.0f} ms")
-    for name, count in split.most_common():
-        print(f"{count:8d}  {name}")
+    return run_inputs(inputs, seed, one)
 
 
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)
+    sys.exit(command_line(__doc__, fuzz))

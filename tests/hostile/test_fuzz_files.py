@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
-
 from tests.hostile.fuzz_files import World, fuzz
 
 
-@pytest.mark.slow
 def test_only_our_own_errors_come_out(tmp_path):
     found = fuzz(World(tmp_path), range(600), seed=1)
     assert not found.failed, found.reasons

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, python
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="forks after imports, needs flock")
 @pytest.mark.parametrize("more", [["--kills", "6"], ["--kills", "2", "--no-exchange"]])
 def test_results_are_whole_after_a_kill(more):
     # In a process of its own: a fork of this one would have the threads of other tests to miss.
-    command = [sys.executable, "-m", "tests.hostile.kill", *more, "--seed", "3"]
-    command += ["--commands", "export,embed,eval,calibrate" if "6" in more else "export"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    commands = "export,embed,eval,calibrate" if "6" in more else "export"
+    words = ("tests.hostile.kill", *more, "--seed", 3, "--commands", commands)
+    python("-m", *words, cwd=ROOT)

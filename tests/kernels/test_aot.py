@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 
 from benchmarks import aot
 from stan_infer.kernels.tuned import FAMILIES
-from tests.conftest import ROOT
+from tests.conftest import ROOT, python
 
 ROW = {
     "kernel": "_linear_kernel", "family": "sm90", "tile": [128, 128, 64, 8, 3], "registers": 100,
@@ -19,13 +17,10 @@ ROW = {
 }  # fmt: skip
 
 
-@pytest.mark.slow
 def test_all_configurations():
     """Compiled in another process: kernels are interpreted in this one."""
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "benchmarks.aot", "--check"]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    python("-m", "benchmarks.aot", "--check", cwd=ROOT, env=env)
 
 
 def test_what_is_recorded():

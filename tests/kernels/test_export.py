@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT, clips, relative_error
+from tests.conftest import ROOT, clips, python, relative_error
 
 EXPORT = """
 import sys
@@ -59,22 +57,16 @@ def poisoned():
     """Not here: other processes run."""
 
 
-def python(code, *args):
-    env = {**os.environ, "TRITON_INTERPRET": "0"}
-    command = [sys.executable, "-c", code, *map(str, args)]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
-@pytest.mark.slow
 def test_package(tmp_path, tiny_model):
     video = clips(5, 3, 16)
     np.save(tmp_path / "video.npy", video)
-    python(EXPORT, tmp_path / "video.pt2")
-    python(LOAD, tmp_path / "video.pt2", tmp_path / "video.npy", tmp_path / "out.npz")
+    options = {"cwd": ROOT, "env": {**os.environ, "TRITON_INTERPRET": "0"}}
+    pt2, npy, npz = (tmp_path / name for name in ("video.pt2", "video.npy", "out.npz"))
+    python("-c", EXPORT, pt2, **options)
+    python("-c", LOAD, pt2, npy, npz, **options)
     import torch
 
-    found = np.load(tmp_path / "out.npz")
+    found = np.load(npz)
     wanted = tiny_model.encode_video(torch.from_numpy(video))
     assert relative_error(found["arr_1"], wanted) < 1e-5
     assert relative_error(found["arr_0"], wanted.mean(1)) < 1e-5

@@ -13,6 +13,7 @@ from stan_infer.kernels.fp8_linear import (
     quantise,
 )
 from stan_infer.network.eight_bits import quantise_weight
+from tests.grids import pairwise
 from tests.kernels.inputs import DEVICE, DTYPES, TOLERANCE, Maker, double, error
 
 pytestmark = pytest.mark.skipif(
@@ -40,9 +41,7 @@ def test_rounding_is_e4m3_to_the_bit():
     assert torch.equal(y, x.to(torch.float8_e4m3fn).float())
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("activation", ["", "silu", "gelu"])
-@pytest.mark.parametrize("residual", [None, 40])
+@pairwise(dtype=DTYPES, activation=["", "silu", "gelu"], residual=[None, 40])
 def test_against_torch(dtype, activation, residual):
     new = Maker(dtype)
     x, b = new.rows(37, 96, scale=3.0), new(70)

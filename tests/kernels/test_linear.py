@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from stan_infer.kernels.linear import launch, linear, linear_reference
 from stan_infer.kernels.tuned import Tile
+from tests.grids import pairwise
 from tests.kernels.inputs import DTYPES, TOLERANCE, Maker, double, error
 
 
@@ -21,10 +22,9 @@ def check(dtype, m, n, k, *, norm=True, activation="", residual=None, tile=None,
     assert error(got, wanted) < TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("norm", [False, True])
-@pytest.mark.parametrize("activation", ["", "silu", "gelu"])
-@pytest.mark.parametrize("residual", [None, 37, 41])
+@pairwise(
+    dtype=DTYPES, norm=[False, True], activation=["", "silu", "gelu"], residual=[None, 37, 41]
+)
 def test_epilogues(dtype, norm, activation, residual):
     check(dtype, 37, 70, 96, norm=norm, activation=activation, residual=residual)
 

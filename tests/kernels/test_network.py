@@ -17,6 +17,7 @@ from stan_infer.network.model import Stan, init_random
 from stan_infer.network.torch_ops import encode_video
 from stan_infer.quantisation.observe import activation_scales
 from tests.conftest import clips, relative_error, tiny_config
+from tests.grids import pairwise
 from tests.kernels.inputs import DEVICE
 
 CHOICES = [frozenset(), frozenset({"trunk", "linear"}), frozenset({"library"})]
@@ -54,14 +55,13 @@ def check(model, b, t, kernels=frozenset(), dtype=torch.float32):
     assert relative_error(mean, wanted.mean(1)) < TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize("changes", [{}, {"branch": "conv"}, {"activation": "gelu"}], ids=str)
-@pytest.mark.parametrize("kernels", CHOICES, ids=lambda k: "+".join(sorted(k)) or "usual")
-@pytest.mark.parametrize(("b", "t"), [(1, 1), (2, 3)])
-def test_equals_the_reference(changes, kernels, b, t):
-    check(tiny(**changes), b, t, kernels)
+@pairwise(
+    changes=[{}, {"branch": "conv"}, {"activation": "gelu"}], kernels=CHOICES, b_t=[(1, 1), (2, 3)]
+)
+def test_equals_the_reference(changes, kernels, b_t):
+    check(tiny(**changes), *b_t, kernels)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes", [{"branch_layers": 3}, {"head": "mug"}, {"head": "mug_frame_token"}], ids=str
 )
@@ -69,7 +69,6 @@ def test_equals_the_reference_in_more_forms(changes):
     check(tiny(**changes), 2, 12)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision(dtype):
     check(tiny(), 2, 5, dtype=dtype)
@@ -85,7 +84,6 @@ def test_text_tower(tiny_model):
     assert relative_error(end, tiny_model.encode_text(ids)) < 1e-5
 
 
-@pytest.mark.slow
 def test_fp8():
     model, video = tiny(), torch.from_numpy(clips(2, 5, 16))
     folded = fold_video(model, base2=True)

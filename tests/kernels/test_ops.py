@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -22,7 +20,7 @@ from stan_infer.kernels import (
     temporal_qkv_attention,
 )
 from stan_infer.network.eight_bits import quantise_weight
-from tests.conftest import ROOT, clips
+from tests.conftest import ROOT, clips, python
 from tests.kernels.inputs import DEVICE, Maker
 
 B, T, P, H, D = 2, 3, 4, 2, 32
@@ -116,10 +114,7 @@ except ValueError as e:
     print(e)
 """
     env = {**os.environ, "TRITON_INTERPRET": "0"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=env, cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    done = python("-c", code, env=env, cwd=ROOT)
     assert "weight has 7 columns, 8 were expected" in done.stdout
 
 

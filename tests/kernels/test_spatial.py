@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from stan_infer.kernels.spatial_attention import launch, spatial_attention_reference
 from stan_infer.kernels.tuned import Tile
+from tests.grids import pairwise
 from tests.kernels.inputs import DTYPES, FRAMES, TOLERANCE, Maker, double, error
 
 
@@ -20,12 +21,9 @@ def check(dtype, b, t, p, heads, head, shared, tile=None, size=1.0):
     assert not counters.any()  # ready for the next call
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize(("b", "t"), [(1, 1), (1, 4), (3, 2)])
-@pytest.mark.parametrize("p", [1, 4, 9])
-def test_frames_and_clips(dtype, shared, b, t, p):
-    check(dtype, b, t, p, 2, 16, shared)
+@pairwise(dtype=DTYPES, shared=[False, True], b_t=[(1, 1), (1, 4), (3, 2)], p=[1, 4, 9])
+def test_frames_and_clips(dtype, shared, b_t, p):
+    check(dtype, *b_t, p, 2, 16, shared)
 
 
 @pytest.mark.parametrize("t", FRAMES)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from stan_infer.kernels import temporal_attention as packed
 from stan_infer.kernels import temporal_qkv_attention as fused
 from stan_infer.kernels.tuned import Tile, fill
+from tests.grids import pairwise
 from tests.kernels.inputs import DTYPES, FRAMES, TOLERANCE, Maker, double, error
 
 
@@ -18,9 +19,7 @@ def check_packed(dtype, b, t, p, heads, head, tile=None, scale=0.3, size=1.0):
     assert error(got, wanted) < TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("t", FRAMES)
-@pytest.mark.parametrize("b", [1, 3])
+@pairwise(dtype=DTYPES, t=FRAMES, b=[1, 3])
 def test_packed(dtype, t, b):
     check_packed(dtype, b, t, 5, 2, 16)
 
@@ -61,9 +60,7 @@ def check_fused(dtype, b, t, p, heads, head, tile=None, mean=0.0):
     assert error(got, wanted) < TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("t", FRAMES)
-@pytest.mark.parametrize("b", [1, 3])
+@pairwise(dtype=DTYPES, t=FRAMES, b=[1, 3])
 def test_fused(dtype, t, b):
     check_fused(dtype, b, t, 5, 2, 16)
 

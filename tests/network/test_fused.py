@@ -14,6 +14,7 @@ from stan_infer.network.layers import Block
 from stan_infer.network.model import Stan, init_random
 from stan_infer.network.torch_ops import TorchOps, encode_text, encode_video
 from tests.conftest import GOLDEN_CASES, clips, relative_error, tiny_config
+from tests.grids import pairwise
 from tests.network.test_model import load_golden
 
 EXACT = 1e-13  # fp64: rewrites change the order of sums only; 2e-15 is measured
@@ -57,10 +58,12 @@ def rows(*shape: int, seed: int = 0) -> Tensor:
     return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape))
 
 
-@pytest.mark.parametrize("branch", ["selfattn", "conv"])
-@pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
-@pytest.mark.parametrize("outliers", [False, True])
-@pytest.mark.parametrize("base2", [False, True])
+@pairwise(
+    branch=["selfattn", "conv"],
+    activation=["quick_gelu", "gelu"],
+    outliers=[False, True],
+    base2=[False, True],
+)
 def test_all_together(branch, activation, outliers, base2):
     model = fp64_model(outliers, branch=branch, activation=activation)
     w = fold_video(model, base2=base2)
@@ -194,7 +197,6 @@ def test_the_two_tables_are_added_once(model):
     assert relative_error(patches, wanted[1].transpose(1, 2)) < EXACT
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", GOLDEN_CASES)
 def test_equals_the_authors(golden, name):
     model, arrays = load_golden(golden, name)

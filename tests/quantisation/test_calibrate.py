@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
 
-import stan_infer as si
 from stan_infer.cli.main import main
 from stan_infer.errors import CheckError
 from stan_infer.quantisation import ranges as ranges_module
 from stan_infer.quantisation import verdict
 from stan_infer.quantisation.calibrate import calibrate
 from stan_infer.quantisation.options import CalibrationOptions
+from tests.conftest import python
+from tests.exported import exported
 
+pytestmark = pytest.mark.usefixtures("quick_calibration")
 DEFAULTS = {"samples": 3, "force": True, "min_cosine": 0.99, "threads": 1}
 
 
@@ -25,7 +26,7 @@ def run(model, videos, place, **options):
     """Export and calibrate; return the record and what was said."""
     said: list[str] = []
     if not (place / "fp32").exists():
-        si.export_model(model, place / "fp32", tower="video")
+        (place / "fp32").symlink_to(exported(model, tower="video"))
     found = calibrate(
         place / "fp32",
         sorted(videos.iterdir()),
@@ -94,17 +95,23 @@ def test_dead_channels_and_a_dead_linear(model, videos, tmp_path):
         assert np.isfinite(found.record["verdict"][name])
 
 
-def test_int8_that_is_slower_is_not_written(model, videos, tmp_path, monkeypatch):
+@pytest.fixture
+def measured(monkeypatch):
+    """Change what is measured of engines in int8: measured(function of a row)."""
     real = verdict.bench_videos
 
-    def slower(lanes, **options):
-        rows = real(lanes, **options)
-        for row in rows:
-            if row["precision"] == "int8":
-                row["speedup"] /= 1000
-        return rows
+    def put(change):
+        def bench(lanes, **options):
+            rows = real(lanes, **options)
+            return [change(row) if row["precision"] == "int8" else row for row in rows]
 
-    monkeypatch.setattr(verdict, "bench_videos", slower)
+        monkeypatch.setattr(verdict, "bench_videos", bench)
+
+    return put
+
+
+def test_int8_that_is_slower_is_not_written(model, videos, tmp_path, measured):
+    measured(lambda row: row | {"speedup": row["speedup"] / 1000})
     with pytest.raises(
         CheckError, match="int8 is no faster here: .* use fp32; nothing was written"
     ):
@@ -114,34 +121,18 @@ def test_int8_that_is_slower_is_not_written(model, videos, tmp_path, monkeypatch
     assert found.record["verdict"]["is_slower"] and (tmp_path / "out" / "manifest.json").exists()
 
 
-def test_int8_that_is_faster_is_written(model, videos, tmp_path, monkeypatch):
-    real = verdict.bench_videos
-
-    def faster(lanes, **options):
-        rows = real(lanes, **options)
-        for row in rows:
-            if row["precision"] == "int8":
-                row["speedup"] *= 1000
-        return rows
-
-    monkeypatch.setattr(verdict, "bench_videos", faster)
+def test_int8_that_is_faster_is_written(model, videos, tmp_path, measured):
+    measured(lambda row: row | {"speedup": row["speedup"] * 1000})
     found, _ = run(model, videos, tmp_path, force=False)
     assert "x as fast as fp32" in found.record["verdict"]["sentence"]
 
 
-def test_no_engine_that_gives_the_same(model, videos, tmp_path, monkeypatch):
-    real = verdict.bench_videos
+def test_no_engine_that_gives_the_same(model, videos, tmp_path, measured):
+    def refused(row):
+        kept = {k: v for k, v in row.items() if k not in ("latency_ms_p50", "speedup")}
+        return kept | {"refused": "it is wrong"}
 
-    def refused(lanes, **options):
-        return [
-            {k: v for k, v in row.items() if k not in ("latency_ms_p50", "speedup")}
-            | {"refused": "it is wrong"}
-            if row["precision"] == "int8"
-            else row
-            for row in real(lanes, **options)
-        ]
-
-    monkeypatch.setattr(verdict, "bench_videos", refused)
+    measured(refused)
     with pytest.raises(CheckError, match="int8 runs in no engine here: it is wrong"):
         run(model, videos, tmp_path, force=False)
 
@@ -155,8 +146,8 @@ def test_a_clip_that_makes_nan_is_named_and_left_out(model, videos, tmp_path, mo
         return ranges, embedding * float("nan") if len(calls) == 2 else embedding
 
     monkeypatch.setattr(ranges_module, "observe", observe)
-    si.export_model(model, tmp_path / "fp32", tower="video")
-    command = ["stan-infer", "calibrate", tmp_path / "fp32", "--videos", videos, "--force"]
+    folder = exported(model, tower="video")
+    command = ["stan-infer", "calibrate", folder, "--videos", videos, "--force"]
     command += ["-o", tmp_path / "out", "--min-cosine", "0.9"]
     monkeypatch.setattr(sys, "argv", [str(word) for word in command])
     with pytest.raises(SystemExit) as exit:
@@ -202,8 +193,7 @@ print(peak_mib())
 
 def test_memory_is_flat_from_10_to_1000_clips(tmp_path):
     def peak(count: int) -> float:
-        command = [sys.executable, "-c", MEMORY, str(count), str(tmp_path / f"state{count}")]
-        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        return float(python("-c", MEMORY, count, tmp_path / f"state{count}").stdout)
 
     # The activations of these 1,000 clips, which ONNX Runtime's tool keeps, are more than 1 GB.
     assert peak(1000) - peak(10) < 40

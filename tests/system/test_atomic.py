@@ -18,6 +18,7 @@ from stan_infer.artefacts.folder import read_manifest
 from stan_infer.errors import InputError
 from stan_infer.system import atomic
 from stan_infer.system.atomic import check_file, check_folder, new_file, new_folder
+from tests.conftest import python
 from tests.hostile.kill import forked
 
 
@@ -325,13 +326,11 @@ def test_standard_output_keeps_its_place(tmp_path, name):
         f"with new_file(Path({name!r}), lambda p: 'no') as f: f.write_text('result\\n')\n"
         "print('after')"
     )
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout == "before\nresult\nafter\n"
+    assert python("-c", code).stdout == "before\nresult\nafter\n"
     path = tmp_path / "log"
     path.write_text("earlier\n")
     with path.open("a") as log:
-        subprocess.run(command, stdout=log, check=True)
+        subprocess.run([sys.executable, "-c", code], stdout=log, check=True)
     assert path.read_text() == "earlier\nbefore\nresult\nafter\n"
 
 

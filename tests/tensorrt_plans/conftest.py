@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from stan_infer.engines import trt_session
-from stan_infer.export.export_model import export_model
 from stan_infer.tensorrt_plans import build as build_module
 from stan_infer.tensorrt_plans.api import message_log
 from stan_infer.tensorrt_plans.build_process import build
@@ -48,10 +47,8 @@ class Machine:
 
 
 @pytest.fixture(scope="session")
-def exported(tiny_model, tmp_path_factory):
-    out = tmp_path_factory.mktemp("tensorrt") / "tiny"
-    export_model(tiny_model, out)
-    return out
+def exported(folder):
+    return folder
 
 
 @pytest.fixture(params=VERSIONS)

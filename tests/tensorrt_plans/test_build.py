@@ -23,7 +23,8 @@ from stan_infer.tensorrt_plans.build import build_plans, rebuild_plan, run_job
 from stan_infer.tensorrt_plans.build_process import Job, build, cast_bytes, progress_monitor
 from stan_infer.tensorrt_plans.options import PlanOptions, parse_ranges, profiles_of, targets_of
 from stan_infer.tensorrt_plans.plan_file import read_header, read_plan
-from tests.conftest import tiny_config, wait_until
+from tests.conftest import python, tiny_config, wait_until
+from tests.exported import exported as make_exported
 from tests.tensorrt_plans.fake import World, fake_tensorrt
 
 
@@ -115,13 +116,12 @@ def test_a_failed_build_leaves_the_earlier_plan(machine):
 
 def test_cancelled(machine):
     with pytest.raises(KeyboardInterrupt):
-        build(a_job(machine), machine.module, lambda part: part < 0.3)
+        build(a_job(machine.folder, machine.engine), machine.module, lambda part: part < 0.3)
 
 
-def a_job(machine, **changes):
-    shape = [1, 2, 16, 16, 3]
-    values = {"profiles": [{"video": [shape] * 3}], "out": str(machine.folder / "x")}
-    return Job(engine=machine.engine, onnx=str(machine.folder / "video.onnx"), **(values | changes))
+def a_job(folder, engine="trt-rtx", out="x", **changes):
+    values = {"profiles": [{"video": [[1, 2, 16, 16, 3]] * 3}], **changes}
+    return Job(engine=engine, onnx=str(folder / "video.onnx"), out=str(folder / out), **values)
 
 
 def test_a_timing_cache_of_another_gpu(machine, tmp_path):
@@ -131,7 +131,8 @@ def test_a_timing_cache_of_another_gpu(machine, tmp_path):
         return
     machine.world.fault = "timing cache"
     with pytest.raises(InputError, match="another TensorRT or GPU: delete it"):
-        build(a_job(machine, timing_cache=str(tmp_path / "c")), machine.module, lambda part: True)
+        job = a_job(machine.folder, machine.engine, timing_cache=str(tmp_path / "c"))
+        build(job, machine.module, lambda part: True)
 
 
 def test_without_a_gpu_tensorrt_cannot_build(machine, monkeypatch):
@@ -177,9 +178,8 @@ def test_profiles_in_pairs(exported):
     assert [p["video"][i][:2] for p in found for i in range(3)] == [[2, 1], [2, 6], [2, 64]]
 
 
-def test_a_fixed_folder_has_one_profile(tiny_model, tmp_path):
-    export_model(tiny_model, tmp_path / "fixed", batch=1, frames=5, tower="video")
-    artefact = read_artefact(tmp_path / "fixed")
+def test_a_fixed_folder_has_one_profile(tiny_model):
+    artefact = read_artefact(make_exported(tiny_model, batch=1, frames=5, tower="video"))
     (profile,) = profiles_of(artefact, artefact.graph("video"), PlanOptions())
     assert profile == {"video": [[1, 5, 16, 16, 3]] * 3}
 
@@ -254,7 +254,6 @@ FORMS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 @pytest.mark.parametrize("form", FORMS)
 def test_tensorrt_rtx_builds_every_graph(rtx, form, precision, tmp_path):
@@ -273,7 +272,6 @@ def test_tensorrt_rtx_builds_every_graph(rtx, form, precision, tmp_path):
         assert all(-1 in io["shape"] for io in plan.sidecar["io"])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("fixed", [{}, {"batch": 1, "frames": 6}], ids=["free axes", "fixed"])
 @pytest.mark.parametrize("precision", ["int8", "fp8"])
 def test_tensorrt_rtx_builds_8_bits(rtx, tiny_model, precision, fixed, tmp_path):
@@ -281,12 +279,12 @@ def test_tensorrt_rtx_builds_8_bits(rtx, tiny_model, precision, fixed, tmp_path)
     from stan_infer.quantisation.options import CalibrationOptions
     from tests.conftest import write_video
 
-    export_model(tiny_model, tmp_path / "fp32", tower="video", **fixed)
+    folder = make_exported(tiny_model, tower="video", **fixed)
     write_video(tmp_path / "a.mp4")
     options = CalibrationOptions(
         precision=precision, samples=1, force=True, min_cosine=0.01, threads=1
     )
-    calibrate(tmp_path / "fp32", [tmp_path / "a.mp4"], tmp_path / precision, options)
+    calibrate(folder, [tmp_path / "a.mp4"], tmp_path / precision, options)
     # 8-bit floats came with sm_89.
     targets = ["sm_89", "sm_120"] if precision == "fp8" else []
     (plan,) = build_plans(tmp_path / precision, "trt-rtx", PlanOptions(targets=targets))
@@ -296,7 +294,6 @@ def test_tensorrt_rtx_builds_8_bits(rtx, tiny_model, precision, fixed, tmp_path)
             build_plans(tmp_path / precision, "trt-rtx", PlanOptions(targets=["sm_86"]))
 
 
-@pytest.mark.slow
 def test_tensorrt_rtx_builds_a_real_size(rtx, tmp_path):
     from stan_infer.checkpoints.presets import preset
 
@@ -306,7 +303,6 @@ def test_tensorrt_rtx_builds_a_real_size(rtx, tmp_path):
     assert len(plan.profiles) == 2 and plan.sidecar["plan_bytes"] > 200 * 2**20
 
 
-@pytest.mark.slow
 def test_tensorrt_rtx_builds_a_classifier_and_fixed_sizes(rtx, tmp_path):
     sizes = {"vocab_size": 49408, "context_positions": 77, "context_length": 32}
     model = init_random(Stan(tiny_config(**sizes)), seed=1).eval()
@@ -318,7 +314,6 @@ def test_tensorrt_rtx_builds_a_classifier_and_fixed_sizes(rtx, tmp_path):
     assert plan.sidecar["io"][0]["shape"] == [1, 5, 16, 16, 3]
 
 
-@pytest.mark.slow
 def test_a_graph_that_nvidia_refuses(rtx, exported, tmp_path):
     folder = tmp_path / "tiny"
     shutil.copytree(exported, folder)
@@ -335,13 +330,8 @@ def test_a_graph_that_nvidia_refuses(rtx, exported, tmp_path):
         run_job(job, lambda part: None)
 
 
-@pytest.mark.slow
 def test_a_builder_that_dies_is_an_error_of_ours(rtx, exported, tmp_path, monkeypatch):
-    shape = [1, 6, 16, 16, 3]
-    job = Job(
-        engine="trt-rtx", onnx=str(exported / "video.onnx"), out=str(tmp_path / "x"),
-        profiles=[{"video": [shape] * 3}],
-    )  # fmt: skip
+    job = a_job(exported, out=tmp_path / "x")
     for number, words in ((9, "ran out of memory"), (11, r"crashed on video.onnx \(SIGSEGV")):
         code = f"import os, sys; sys.stdin.read(); os.kill(os.getpid(), {number})"
         monkeypatch.setattr(build_module, "_COMMAND", (sys.executable, "-c", code))
@@ -349,7 +339,6 @@ def test_a_builder_that_dies_is_an_error_of_ours(rtx, exported, tmp_path, monkey
             run_job(job, lambda part: None)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs prlimit")
 def test_too_little_memory_is_said(rtx, exported, tmp_path):
     folder = tmp_path / "tiny"
@@ -361,13 +350,11 @@ def test_too_little_memory_is_said(rtx, exported, tmp_path):
         f"sys.argv = ['stan-infer', 'export', {str(folder)!r}, '--format', 'tensorrt-rtx']\n"
         "main.main()"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 3, done.stderr
+    done = python("-c", code, code=3)
     assert "memory" in done.stderr and "Traceback" not in done.stderr
     assert not (folder / "engines").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
 def test_ctrl_c_ends_the_builder_and_leaves_nothing(rtx, exported, tmp_path):
     folder = tmp_path / "tiny"
@@ -383,33 +370,22 @@ def test_ctrl_c_ends_the_builder_and_leaves_nothing(rtx, exported, tmp_path):
     assert not (folder / "engines").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_full_disk_is_said(rtx, exported):
-    shape = [1, 6, 16, 16, 3]
-    job = Job(
-        engine="trt-rtx", onnx=str(exported / "video.onnx"), out="/dev/full",
-        profiles=[{"video": [shape] * 3}],
-    )  # fmt: skip
     with pytest.raises(InputError, match="No space left on device; free some space"):
-        run_job(job, lambda part: None)
+        run_job(a_job(exported, out="/dev/full"), lambda part: None)
 
 
 def test_the_command(rtx, exported, tmp_path):
     folder = tmp_path / "tiny"
     shutil.copytree(exported, folder)
-    command = [sys.executable, "-m", "stan_infer", "export", folder, "--format", "tensorrt-rtx"]
-    options = ["--plans", "text", "--target", "sm_89", "--json"]
-    done = subprocess.run([*command, *options], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    options = ("--format", "tensorrt-rtx", "--plans", "text", "--target", "sm_89", "--json")
+    done = python("-m", "stan_infer", "export", folder, *options)
     (sidecar,) = json.loads(done.stdout)["plans"]
     assert sidecar["targets"] == ["sm_89"] and sidecar["tf32"] is False
     assert "building text.fp32.trt-rtx.plan" in done.stderr
-    shown = subprocess.run(
-        [sys.executable, "-m", "stan_infer", "inspect", folder / "engines/text.fp32.trt-rtx.plan"],
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert shown.returncode == 0 and "tensorrt_rtx" in shown.stdout
+    plan = folder / "engines/text.fp32.trt-rtx.plan"
+    assert "tensorrt_rtx" in python("-m", "stan_infer", "inspect", plan).stdout
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import struct
-import subprocess
-import sys
 
 import pytest
 from hypothesis import given
@@ -22,6 +20,7 @@ from stan_infer.tensorrt_plans.plan_file import (
     read_plan,
     sidecar_path,
 )
+from tests.conftest import edit_json, flip, python
 
 SIDECAR = {
     "flavor": "tensorrt_rtx",
@@ -57,8 +56,7 @@ def put(path, content, **changes):
 
 
 def edit(path, **changes):
-    beside = sidecar_path(path)
-    beside.write_text(json.dumps(json.loads(beside.read_text()) | changes))
+    edit_json(sidecar_path(path), **changes)
 
 
 def test_what_is_written_is_read(tmp_path):
@@ -79,9 +77,7 @@ def test_it_needs_no_tensorrt_and_no_torch(tmp_path):
         f"sys.argv = ['stan-infer', 'inspect', {str(path)!r}, '--json']\n"
         "from stan_infer.cli.main import main; main()"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    shown = json.loads(done.stdout)
+    shown = json.loads(python("-c", code).stdout)
     assert shown["engine"] == "trt-rtx" and shown["header"]["version"] == [1, 7, 1, 116]
 
 
@@ -122,9 +118,7 @@ def test_a_strangers_sidecar_is_malformed(tmp_path, change):
 
 def test_one_byte_changed(tmp_path):
     path = write(tmp_path)
-    data = bytearray(path.read_bytes())
-    data[100] ^= 1
-    path.write_bytes(data)
+    flip(path, 100)
     for read in (lambda: read_plan(path), lambda: read_plan(path, check_hash=False).load()):
         with pytest.raises(
             InputError, match="was changed after it was built.*--format tensorrt-rt"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import threading
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from stan_infer.tensorrt_plans.api import used_names
 from stan_infer.tensorrt_plans.build import build_plans
 from stan_infer.tensorrt_plans.options import PlanOptions
 from stan_infer.tensorrt_plans.plan_file import read_plan, sidecar_path
-from tests.conftest import clips
+from tests.conftest import clips, edit_json, flip
 
 
 def built(machine, **options):
@@ -35,8 +34,7 @@ def opened(machine, **options):
 
 
 def edit(plan, **changes):
-    beside = sidecar_path(plan.path)
-    beside.write_text(json.dumps(json.loads(beside.read_text()) | changes))
+    edit_json(sidecar_path(plan.path), **changes)
 
 
 @pytest.mark.parametrize("cuda_graphs", [True, False])
@@ -284,9 +282,7 @@ def test_a_plan_of_another_export(machine):
 
 def test_a_changed_plan_is_never_deserialised(machine):
     plan = built(machine)
-    data = bytearray(plan.path.read_bytes())
-    data[-1] ^= 1
-    plan.path.write_bytes(data)
+    flip(plan.path)
     with pytest.raises(InputError, match="a plan is code, so it is not loaded"):
         opened(machine)
     assert ("Runtime", "deserialize_cuda_engine") not in machine.world.touched

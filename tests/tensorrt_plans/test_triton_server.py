@@ -6,8 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -15,13 +13,13 @@ import pytest
 from stan_infer.artefacts.folder import read_artefact
 from stan_infer.engines.ort_session import inference_session
 from stan_infer.errors import CheckError, InputError
-from stan_infer.export.export_model import export_model
 from stan_infer.export.to_triton_server import Word, text_format, write_repository
 from stan_infer.network.model import Stan, init_random
 from stan_infer.tensorrt_plans.build import build_plans
 from stan_infer.tensorrt_plans.options import PlanOptions
 from stan_infer.text.vocabulary import CLIP_LICENCE, CLIP_LICENCE_FILE
-from tests.conftest import tiny_config
+from tests.conftest import edit_json, python, tiny_config
+from tests.exported import exported as make_exported
 
 model_config_pb2 = pytest.importorskip(
     "tritonclient.grpc.model_config_pb2", reason='tritonclient is not here: pip install ".[dev]"'
@@ -107,8 +105,8 @@ def test_what_the_ensemble_says_is_what_the_graphs_do(exported, tmp_path):
 def test_fixed_sizes_classes_and_mug(tmp_path):
     labelled = {"vocab_size": 49408, "context_positions": 77, "context_length": 32}
     model = init_random(Stan(tiny_config(head="mug", **labelled)), seed=1).eval()
-    export_model(model, tmp_path / "f", batch=1, frames=5, head="classify", labels=["a", "b"])
-    names = write_repository(read_artefact(tmp_path / "f"), tmp_path / "r")
+    folder = make_exported(model, batch=1, frames=5, head="classify", labels=["a", "b"])
+    names = write_repository(read_artefact(folder), tmp_path / "r")
     assert names == ["preprocess", "score", "text", "video", "video_pipeline"]
     configs = {name: read(tmp_path / "r" / name) for name in names}
     assert configs["video"].max_batch_size == 0  # its one clip is in its shape
@@ -119,8 +117,8 @@ def test_fixed_sizes_classes_and_mug(tmp_path):
 
 
 def test_a_float_graph_has_no_ensemble(tiny_model, tmp_path):
-    export_model(tiny_model, tmp_path / "f", input="float", tower="video")
-    assert "video_pipeline" not in write_repository(read_artefact(tmp_path / "f"), tmp_path / "r")
+    artefact = read_artefact(make_exported(tiny_model, input="float", tower="video"))
+    assert "video_pipeline" not in write_repository(artefact, tmp_path / "r")
 
 
 def test_plans_are_served_from_their_widest_profile(machine, tmp_path):
@@ -159,10 +157,10 @@ def test_the_batch_is_that_of_the_profile_served(machine, tmp_path):
 def test_no_file_outside_the_folder_is_copied(exported, tmp_path):
     folder = tmp_path / "f"
     shutil.copytree(exported, folder)
-    manifest = json.loads((folder / "manifest.json").read_text())
     (tmp_path / "secret").write_text("secret")
-    manifest["graphs"][0]["external_data"] = ["../secret"]
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    edit_json(
+        folder / "manifest.json", lambda m: m["graphs"][0].update(external_data=["../secret"])
+    )
     with pytest.raises(InputError, match=r"has its weights in '\.\./secret'"):
         read_artefact(folder)
 
@@ -217,11 +215,8 @@ def test_the_command(exported, tiny_model, tmp_path, source):
     if source == "checkpoint":
         given = tmp_path / "tiny.safetensors"
         save_model(tiny_model, given)
-    command = [sys.executable, "-m", "stan_infer", "export", given, "-o", tmp_path / "r"]
-    done = subprocess.run(
-        [*command, "--format", "triton-server", "--json"], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    options = ("-o", tmp_path / "r", "--format", "triton-server", "--json")
+    done = python("-m", "stan_infer", "export", given, *options)
     assert json.loads(done.stdout)["models"] == ["preprocess", "text", "video", "video_pipeline"]
     assert read(tmp_path / "r" / "video").name == "video"
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(

@@ -6,7 +6,7 @@ import importlib.util
 import json
 import logging
 import re
-import subprocess
+import shutil
 import sys
 import time
 import unicodedata
@@ -21,6 +21,7 @@ from stan_infer.system.packages import install_command
 from stan_infer.text import vocabulary as module
 from stan_infer.text.tokenizer import cut_texts, tokenize
 from stan_infer.text.vocabulary import END, START, write_vocabulary
+from tests.conftest import edit_json, python
 
 SPELLED = ("<start_of_text>", "<end_of_text>", "<|startoftext|>", "<|endoftext|>")
 # Letters of a newer Unicode than one of the libraries knows are not ours to judge.
@@ -125,7 +126,6 @@ def test_rules_agree_on_texts_that_fit(tokens):
     np.testing.assert_array_equal(tokenize(texts), tokenize(texts, truncation="authors"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("length", [3, 5, 16, 32, 64, 77])
 def test_keep_eot_equals_openclip(tokens, openclip, length):
     texts = [t for t in tokens["texts"] if not any(s in t for s in SPELLED)]
@@ -133,7 +133,6 @@ def test_keep_eot_equals_openclip(tokens, openclip, length):
     np.testing.assert_array_equal(tokenize(texts, length), openclip(texts, length).numpy())
 
 
-@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(text=TEXTS.filter(lambda t: not any(s in t.lower() for s in SPELLED)))
 @example(text=":\u00d6\x8b")  # ftfy makes U+058B of it, which regex 2026.11 calls a letter
@@ -145,7 +144,6 @@ def test_any_text_equals_openclip(openclip, text):
     np.testing.assert_array_equal(tokenize(text, 77), openclip(text, 77).numpy())
 
 
-@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(parts=st.lists(st.sampled_from([*SPELLED[2:], "!", "<|", "|>", "a", " ", "1", "'s"])))
 def test_special_tokens_in_a_text_equal_openai(openai, parts):
@@ -300,7 +298,7 @@ def test_tokenizing_imports_no_torch():
         "import sys, stan_infer.text.tokenizer as t; t.tokenize('a dog');"
         "assert not {'torch', 'torchvision', 'open_clip'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    python("-c", code)
 
 
 def swapped_merges(c):
@@ -328,10 +326,8 @@ CHANGES = {
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_strangers_vocabulary_is_refused(written, tmp_path, name):
-    content = json.loads(written.read_text())
-    CHANGES[name](content)
-    path = tmp_path / "tokenizer.json"
-    path.write_text(json.dumps(content))
+    path = shutil.copy(written, tmp_path / "tokenizer.json")
+    edit_json(path, CHANGES[name])
     with pytest.raises(InputError, match="is not a tokenizer.json as export writes it"):
         tokenize("a dog", vocabulary=path)
 
@@ -358,10 +354,8 @@ def test_a_large_or_missing_vocabulary_is_refused(tmp_path):
 
 
 def test_older_spelling_of_merges_is_read(written, tmp_path):
-    content = json.loads(written.read_text())
-    content["model"]["merges"] = [" ".join(pair) for pair in content["model"]["merges"]]
-    path = tmp_path / "tokenizer.json"
-    path.write_text(json.dumps(content))
+    path = shutil.copy(written, tmp_path / "tokenizer.json")
+    edit_json(path, lambda c: c["model"].update(merges=[*map(" ".join, c["model"]["merges"])]))
     np.testing.assert_array_equal(tokenize("a dog runs", vocabulary=path), tokenize("a dog runs"))
 
 

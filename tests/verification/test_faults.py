@@ -17,7 +17,8 @@ from stan_infer.export.export_model import export_model
 from stan_infer.network.model import Stan, init_random
 from stan_infer.verification.inputs import write_videos
 from stan_infer.verification.verify import verify
-from tests.conftest import tiny_config
+from tests.conftest import edit_json, tiny_config
+from tests.exported import exported
 
 VOCABULARY = {"vocab_size": 49408, "context_positions": 77, "context_length": 32}
 LABELS = ["a dog", "a cat", "a red cross", "two people"]
@@ -30,54 +31,58 @@ BASES: dict[str, tuple[dict, dict]] = {
 
 
 class Folder:
-    """A copy of an export that is edited and then hashed anew: only its numbers tell."""
+    """A copy of an export that is edited and then hashed anew: only its numbers tell.
+
+    The first part of a name, as "video" in "video/patches", is that of the graph it lies in.
+    """
 
     def __init__(self, path):
         self.path = path
         self.manifest = json.loads((path / "manifest.json").read_text())
         self.graphs: dict[str, onnx.ModelProto] = {}
 
-    def graph(self, file="video.onnx"):
+    def graph(self, name):
+        file = f"{name.partition('/')[0]}.onnx"
         if file not in self.graphs:
             self.graphs[file] = onnx.load(self.path / file)
         return self.graphs[file].graph
 
-    def weight(self, name, change, file="video.onnx"):
-        (tensor,) = (t for t in self.graph(file).initializer if t.name == name)
+    def weight(self, name, change):
+        (tensor,) = (t for t in self.graph(name).initializer if t.name == name)
         array = np.array(numpy_helper.to_array(tensor))
         changed = np.ascontiguousarray(change(array.copy()), array.dtype)
         assert changed.shape == array.shape and not np.array_equal(changed, array)
         tensor.CopyFrom(numpy_helper.from_array(changed, name))
 
-    def node(self, name, file="video.onnx"):
-        (node,) = (n for n in self.graph(file).node if n.name == name)
+    def node(self, name):
+        (node,) = (n for n in self.graph(name).node if n.name == name)
         return node
 
-    def attribute(self, name, key, value, file="video.onnx"):
-        node = self.node(name, file)
+    def attribute(self, name, key, value):
+        node = self.node(name)
         kept = [a for a in node.attribute if a.name != key]
         del node.attribute[:]
         node.attribute.extend([*kept, helper.make_attribute(key, value)])
 
-    def bypass(self, name, keep, file="video.onnx"):
+    def bypass(self, name, keep):
         """Make a node hand on its input number `keep`."""
-        node = self.node(name, file)
+        node = self.node(name)
         (kept,) = node.input[keep : keep + 1]
         node.op_type = "Identity"
         del node.input[:], node.attribute[:]
         node.input.append(kept)
 
-    def before(self, name, node, at=0, file="video.onnx"):
+    def before(self, name, node, at=0):
         """Put a node in front of an input of another one."""
-        target, nodes = self.node(name, file), self.graph(file).node
+        target, nodes = self.node(name), self.graph(name).node
         node.input[0] = target.input[at]
         target.input[at] = node.output[0]
         nodes.insert(list(nodes).index(target), node)
 
-    def constant(self, array, file="video.onnx"):
-        name = f"fault/{len(self.graph(file).initializer)}"
-        self.graph(file).initializer.append(numpy_helper.from_array(np.asarray(array), name))
-        return name
+    def constant(self, array, graph="video"):
+        weights = self.graph(graph).initializer
+        weights.append(numpy_helper.from_array(np.asarray(array), f"fault/{len(weights)}"))
+        return weights[-1].name
 
     def save(self):
         for file, model in self.graphs.items():
@@ -99,15 +104,11 @@ def patch(w):  # [p p 3, D] -> [p p, 3, D]
     return w.reshape(-1, 3, w.shape[-1])
 
 
-def preprocess(f):
-    return f.manifest["preprocess"]
-
-
 def other_mean(f):
     """ImageNet's means instead of CLIP's, where the export folds them: table - W mean."""
-    (tensor,) = (t for t in f.graph().initializer if t.name == "video/patches/weight")
+    (tensor,) = (t for t in f.graph("video").initializer if t.name == "video/patches/weight")
     columns = patch(numpy_helper.to_array(tensor)).sum(0)  # [3, D]
-    step = np.array([123.675, 116.28, 103.53]) - f.manifest["preprocess"]["mean"]
+    step = np.array(IMAGENET) - f.manifest["preprocess"]["mean"]
     f.weight("video/patches/positions", lambda w: w - step @ columns)
 
 
@@ -126,7 +127,7 @@ def no_scale(w):
 
 
 def last_end(f):
-    f.attribute("text/head/end/ArgMax", "select_last_index", 1, "text.onnx")
+    f.attribute("text/head/end/ArgMax", "select_last_index", 1)
 
 
 def class_first(f):
@@ -144,23 +145,23 @@ def first_frame(f):
 
 
 def exchange_merges(f):
-    path = f.path / "tokenizer.json"
-    content = json.loads(path.read_text())
-    merges = content["model"]["merges"]
-    i = next(i for i, m in enumerate(merges) if list(m) == ["d", "o"] or m == "d o")
-    merges[i], merges[i + 1] = merges[i + 1], merges[i]
-    path.write_text(json.dumps(content))
+    def change(content):
+        merges = content["model"]["merges"]
+        i = next(i for i, m in enumerate(merges) if list(m) == ["d", "o"] or m == "d o")
+        merges[i], merges[i + 1] = merges[i + 1], merges[i]
+
+    edit_json(f.path / "tokenizer.json", change)
 
 
 def crop_off(f):
     (node,) = (
         n
-        for n in f.graph("preprocess.onnx").node
+        for n in f.graph("preprocess").node
         if n.name.startswith("preprocess/rows") and n.op_type == "Add" and "Div" in n.input[1]
     )
-    one_row = f.constant(np.array([1], np.int64), "preprocess.onnx")
+    one_row = f.constant(np.array([1], np.int64), "preprocess")
     extra = helper.make_node("Add", ["", one_row], ["fault/off"], "fault/off")
-    f.before(node.name, extra, 1, "preprocess.onnx")
+    f.before(node.name, extra, 1)
 
 
 def swap_labels(f):
@@ -169,7 +170,7 @@ def swap_labels(f):
 
 
 def wrong_tau(f):
-    for tensor in f.graph("score.onnx").initializer:
+    for tensor in f.graph("score").initializer:
         array = numpy_helper.to_array(tensor)
         if array.size == 1 and float(array.flat[0]) in (50.0, np.float32(1 / 50)):
             changed = np.asarray(array * (2 if array.flat[0] == 50 else 0.5), array.dtype)
@@ -178,86 +179,77 @@ def wrong_tau(f):
 
 TRUNK, BRANCH = "video/trunk/layer", "video/branch/layer"
 VIDEO, TEXT = "video tower", "text tower"
+
+
+def weight(what, block, name, change):
+    """A fault in one weight, which first shows in a block of its tower."""
+    tower = f"{name.partition('/')[0]} tower"
+    return Fault(what, tower, lambda f: f.weight(name, change), block)
+
+
+def told(what, stage, part, base="uint8", **values):
+    """A fault in what the manifest says."""
+
+    def change(folder):
+        place = folder.manifest
+        for key in part.split("/"):
+            place = place[key]
+        place.update(values)
+
+    return Fault(what, stage, change, base=base)
+
+
+IMAGENET = [123.675, 116.28, 103.53]
+SAMPLING = "preprocess/sampling"
+SWAPPED = f"{BRANCH}0/spatial/qkv/weight"  # on one side alone this transposes the scores
 FAULTS = [
-    Fault(
+    weight(
         "red and blue swapped in the patch weight",
-        VIDEO,
-        lambda f: f.weight("video/patches/weight", lambda w: patch(w)[:, ::-1].reshape(w.shape)),
         "video/patches",
+        "video/patches/weight",
+        lambda w: patch(w)[:, ::-1].reshape(w.shape),
     ),
-    Fault("manifest says BGR", "input", lambda f: preprocess(f).update(color="BGR")),
-    Fault(
-        "manifest samples one frame less",
-        "decode",
-        lambda f: preprocess(f)["sampling"].update(frames=5),
-    ),
-    Fault(
-        "manifest has another sampling rule",
-        "decode",
-        lambda f: preprocess(f)["sampling"].update(rule="trunc(n/T*i)"),
-    ),
-    Fault(
+    told("manifest says BGR", "input", "preprocess", color="BGR"),
+    told("manifest samples one frame less", "decode", SAMPLING, frames=5),
+    told("manifest has another sampling rule", "decode", SAMPLING, rule="trunc(n/T*i)"),
+    weight(
         "two heads exchanged in one out weight",
-        VIDEO,
-        lambda f: f.weight(f"{TRUNK}1/attention/out/weight", swap_heads),
         f"{TRUNK}1/attention/out",
+        f"{TRUNK}1/attention/out/weight",
+        swap_heads,
     ),
-    Fault(
+    weight(
         "attention scale dropped in one layer",
-        VIDEO,
-        lambda f: f.weight(f"{TRUNK}2/attention/qkv/weight", no_scale),
         f"{TRUNK}2/attention/out",
+        f"{TRUNK}2/attention/qkv/weight",
+        no_scale,
     ),
     Fault("end of text taken from the last end", TEXT, last_end, "text/head/end"),
-    Fault(
-        "manifest has another end token",
-        "ids",
-        lambda f: f.manifest["text"].update(end=49405),
-        base="words",
-    ),
-    Fault(
+    told("manifest has another end token", "ids", "text", base="words", end=49405),
+    weight(
         "one weight transposed",
-        VIDEO,
-        lambda f: f.weight(f"{BRANCH}0/temporal/out/weight", lambda w: w.T),
         f"{BRANCH}0/temporal/out",
+        f"{BRANCH}0/temporal/out/weight",
+        lambda w: w.T,
     ),
-    Fault(
+    weight(
         "one layer overflows",
-        VIDEO,
-        lambda f: f.weight(f"{TRUNK}0/mlp/fc1/weight", lambda w: w * np.float32(1e38)),
         f"{TRUNK}0/mlp/fc2",
+        f"{TRUNK}0/mlp/fc1/weight",
+        lambda w: w * np.float32(1e38),
     ),
-    Fault(
+    weight(
         "time table shifted by one row",
-        VIDEO,
-        lambda f: f.weight(f"{BRANCH}0/start/time", lambda w: np.roll(w, 1, 0)),
         f"{BRANCH}0/start",
+        f"{BRANCH}0/start/time",
+        lambda w: np.roll(w, 1, 0),
     ),
-    Fault(
-        "manifest of a float graph has another mean",
-        "input",
-        lambda f: preprocess(f).update(mean=[123.675, 116.28, 103.53]),
-        base="float",
+    told(
+        "manifest of a float graph has another mean", "input", "preprocess", "float", mean=IMAGENET
     ),
-    Fault(
-        "another mean folded into the positions",
-        VIDEO,
-        other_mean,
-        "video/patches",
-    ),
-    Fault(
-        "a bias dropped",
-        VIDEO,
-        lambda f: f.weight(f"{TRUNK}1/mlp/fc1/bias", np.zeros_like),
-        f"{TRUNK}1/mlp/fc2",
-    ),
-    Fault(
-        "queries and keys exchanged",
-        VIDEO,
-        # On one side alone the exchange of q and k transposes the scores.
-        lambda f: f.weight(f"{BRANCH}0/spatial/qkv/weight", swap_qk),
-        f"{BRANCH}0/spatial/out",
-    ),
+    Fault("another mean folded into the positions", VIDEO, other_mean, "video/patches"),
+    weight("a bias dropped", f"{TRUNK}1/mlp/fc2", f"{TRUNK}1/mlp/fc1/bias", np.zeros_like),
+    weight("queries and keys exchanged", f"{BRANCH}0/spatial/out", SWAPPED, swap_qk),
     Fault(
         "a residual add removed",
         VIDEO,
@@ -274,31 +266,22 @@ FAULTS = [
     Fault(
         "causal mask dropped in one layer",
         TEXT,
-        lambda f: f.bypass("text/layer1/attention/softmax/Add", 0, "text.onnx"),
+        lambda f: f.bypass("text/layer1/attention/softmax/Add", 0),
         "text/layer1/attention/out",
     ),
-    Fault(
+    weight(
         "token table shifted by one row",
-        TEXT,
-        lambda f: f.weight("text/tokens/tokens", lambda w: np.roll(w, 1, 0), "text.onnx"),
         "text/tokens",
+        "text/tokens/tokens",
+        lambda w: np.roll(w, 1, 0),
     ),
     Fault("two merges exchanged in the vocabulary", "ids", exchange_merges, base="words"),
-    Fault(
-        "head scaled",
-        VIDEO,
-        lambda f: f.weight("video/head/video/weight", lambda w: w * 1.01),
-        "video/head/video",
-    ),
+    weight("head scaled", "video/head/video", "video/head/video/weight", lambda w: w * 1.01),
     Fault("first frame in place of the mean", VIDEO, first_frame, "video/head/mean"),
     Fault("another tau in score.onnx", "score", wrong_tau, base="mug"),
     Fault("crop off by one row", "resize", crop_off),
     Fault("two labels exchanged", "labels", swap_labels, base="words"),
-    Fault(
-        "another temperature in the manifest",
-        "score",
-        lambda f: f.manifest["model"].update(temperature=0.02),
-    ),
+    told("another temperature in the manifest", "score", "model", temperature=0.02),
 ]
 
 
@@ -308,17 +291,14 @@ def videos(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def bases(tmp_path_factory):
+def bases():
     made = {}
     for name, (config, options) in BASES.items():
         model = init_random(Stan(tiny_config(**config)), seed=7).eval().requires_grad_(False)
-        folder = tmp_path_factory.mktemp("base") / name
-        export_model(model, folder, **options)
-        made[name] = model, folder
+        made[name] = model, exported(model, **options)
     return made
 
 
-@pytest.mark.slow
 def test_seeded_faults_are_caught_and_named(bases, videos, tmp_path):
     assert len(FAULTS) >= 20
     table, caught, named = [], 0, 0
@@ -364,7 +344,6 @@ CLEAN = [
 ]
 
 
-@pytest.mark.slow
 def test_clean_pairs_raise_no_alarm(videos, tmp_path):
     assert len(CLEAN) >= 50
     worst: dict[tuple[str, str], float] = {}

@@ -12,7 +12,6 @@ import pytest
 
 from stan_infer.artefacts.folder import write_manifest
 from stan_infer.errors import InputError
-from stan_infer.export.export_model import export_model
 from stan_infer.verification.inputs import hard_clips, hard_ids, write_videos
 from stan_infer.verification.open import open_source
 from stan_infer.verification.source import FLOAT, UINT8
@@ -21,15 +20,10 @@ from stan_infer.verification.verify import verify
 from stan_infer.video.clip import read_clip_info
 from stan_infer.video.spec import ClipSpec
 from stan_infer.video.synthetic import moving_frames
+from tests.conftest import zero_weight
+from tests.exported import exported
 
 FAST = {"frames": (2,)}
-
-
-@pytest.fixture(scope="module")
-def folder(tiny_model, tmp_path_factory):
-    out = tmp_path_factory.mktemp("verify") / "tiny"
-    export_model(tiny_model, out)
-    return out
 
 
 @pytest.fixture(scope="module")
@@ -112,10 +106,9 @@ def test_a_single_graph_is_one_stage_and_the_rest_is_not_green(tiny_model, folde
     assert not record["pass"] and record["first_failed"] is None
 
 
-def test_sound_files_alone_prove_nothing(tiny_model, tmp_path):
-    for tower in ("video", "text"):
-        export_model(tiny_model, tmp_path / tower, tower=tower)
-    record = verify(tmp_path / "video", tmp_path / "text", **FAST)
+def test_sound_files_alone_prove_nothing(tiny_model):
+    video, text = (exported(tiny_model, tower=tower) for tower in ("video", "text"))
+    record = verify(video, text, **FAST)
     assert not record["pass"] and record["first_failed"] is None and row(record, "files")["pass"]
 
 
@@ -161,15 +154,8 @@ def test_openvino_against_ort(folder, videos):
     assert record["pass"] and record["b"]["engine"] == "openvino"
 
 
-@pytest.mark.slow
 def test_bisect_between_two_folders_names_the_block(folder, copy, videos):
-    model = onnx.load(copy / "video.onnx")
-    (tensor,) = (
-        t for t in model.graph.initializer if t.name == "video/branch/layer1/spatial/mlp/fc1/bias"
-    )
-    zeros = np.zeros_like(onnx.numpy_helper.to_array(tensor))
-    tensor.CopyFrom(onnx.numpy_helper.from_array(zeros, tensor.name))
-    onnx.save(model, copy / "video.onnx")
+    zero_weight(copy / "video.onnx", "video/branch/layer1/spatial/mlp/fc1/bias")
     for pair in ((folder, copy), (copy, folder)):
         record = verify(*pair, videos=videos[2:3], bisect=True, **FAST)
         found = record["bisect"]["video tower"]
