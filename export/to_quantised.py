@@ -12,7 +12,7 @@ import torch
 
 from stan_infer.artefacts.calibration_file import CALIBRATION
 from stan_infer.artefacts.difference import relative_error
-from stan_infer.artefacts.folder import Artefact, sha256, write_manifest
+from stan_infer.artefacts.folder import Artefact, Graph, sha256, write_manifest
 from stan_infer.artefacts.npz_file import Field, read_npz
 from stan_infer.config import StanConfig
 from stan_infer.engines.open import open_graph
@@ -49,12 +49,9 @@ def write_quantised(
     graph = artefact.graph("video")
     assert graph is not None
     manifest: dict[str, Any] = json.loads(json.dumps(artefact.manifest))
+    del manifest["schema"], manifest["files"]
     entry = next(g for g in manifest["graphs"] if g["file"] == graph.file)
-    skipped = {graph.file, *graph.external_data, "README.md", CALIBRATION}
-    for name in artefact.manifest["files"]:
-        if name not in skipped:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            artefact.copy(name, folder / name)
+    _copy_others(artefact, graph, folder)
     path = folder / graph.file
     external = write_video_graph(
         path,
@@ -93,9 +90,16 @@ def write_quantised(
     manifest["ranges"] = []
     if manifest.get("golden"):
         _measure_golden(path, manifest["golden"], artefact)
-    for key in ("schema", "files"):
-        manifest.pop(key)
     write_manifest(folder, manifest)
+
+
+def _copy_others(artefact: Artefact, graph: Graph, folder: Path) -> None:
+    """Copy all but the graph that is written anew, its card, and an earlier calibration."""
+    skipped = {graph.file, *graph.external_data, "README.md", CALIBRATION}
+    for name in artefact.manifest["files"]:
+        if name not in skipped:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            artefact.copy(name, folder / name)
 
 
 def _case(config: StanConfig, weights: VideoWeights, b: int, t: int) -> Case:

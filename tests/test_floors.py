@@ -16,6 +16,7 @@ from tests.conftest import ROOT
 
 FACE = "stan_infer"  # its public names are found when they are used, so it may name everything
 MAX_LINES, MAX_FLOORS, MAX_ENTRIES = 400, 9, 22
+MAX_FUNCTION, MAX_PARAMETERS = 60, 8
 HEAVY = {"torch", "onnx", "onnxruntime", "openvino", "tensorrt", "cv2", "av", "decord", "triton"}
 HEAVY |= {"tokenizers", "open_clip", "matplotlib", "polygraphy"}
 # What a command or an exported folder loads before it is known what is needed.
@@ -139,6 +140,20 @@ def test_light_files_import_nothing_heavy():
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not HEAVY & {n.partition(".")[0] for n in names}, module
+
+
+def test_functions_are_short_and_take_few_parameters():
+    """Commands have an option each; a kernel and its operation have what the GPU is given."""
+    for module in (m for m in modules() if wing(m) not in ("cli", "kernels")):
+        for node in ast.walk(ast.parse(modules()[module].read_text())):
+            if not isinstance(node, ast.FunctionDef):
+                continue
+            names = [
+                a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+            ]
+            lines = (node.end_lineno or 0) - node.lineno + 1
+            assert lines <= MAX_FUNCTION, f"{module}.{node.name} has {lines} lines"
+            assert len(names) <= MAX_PARAMETERS, f"{module}.{node.name}"
 
 
 @pytest.mark.parametrize("folder", ["stan_infer", "tests", "benchmarks"])

@@ -43,7 +43,6 @@ class TritonSession(Session):
         device: str = "cuda",
         precision: str | None = None,
         scales: Mapping[str, float] | None = None,
-        max_graphs: int = MAX_GRAPHS,
         cuda_graphs: bool = True,
         two_streams: bool = True,
         kernels: frozenset[str] = frozenset(),
@@ -53,7 +52,7 @@ class TritonSession(Session):
 
         precision: fp16, bf16, or fp8 (e4m3 linears, the rest bf16), which needs `scales`: of the
         linears' inputs, by name (calibration_file.fp8_scales); None is fp8 with scales, else fp16.
-        max_graphs: shapes kept. cuda_graphs, two_streams, kernels (see KernelOps): for ablations.
+        cuda_graphs, two_streams, kernels (see KernelOps): for ablations.
         cuda: torch.cuda, or what stands in for it in a test. Raises InputError and MissingError;
         nothing falls back.
         """
@@ -82,7 +81,7 @@ class TritonSession(Session):
         with cuda.device(self._device):
             self._branch = cuda.Stream() if two_streams else None
             self._upload = cuda.Stream()
-        self._graphs = CudaGraphs(self._network, self._device, max_graphs, cuda)
+        self._graphs = CudaGraphs(self._network, self._device, MAX_GRAPHS, cuda)
         self.load(model)
 
     def load(self, model: Stan) -> None:

@@ -8,7 +8,7 @@ nothing: it is a row of the result.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from stan_infer.system.temporary import temporary_folder
 from stan_infer.verification import inputs
 from stan_infer.verification.bisect import bisect as name_block
 from stan_infer.verification.open import open_source
+from stan_infer.verification.options import VerifyOptions
 from stan_infer.verification.source import FLOAT, Arrays, Source, decode, to_input
 from stan_infer.verification.stage import Stage
 from stan_infer.video.synthetic import moving_frames
@@ -27,7 +28,6 @@ from stan_infer.video.synthetic import moving_frames
 if TYPE_CHECKING:
     from stan_infer.network.model import Stan
 
-FRAMES = (1, 2, 12, 33, 64)
 LEVELS = 1  # of 255: a resize in other arithmetic rounds a half to the other side
 ARITHMETIC = 1e-5  # normalised pixels and fp32 scores of the same features: rounding alone
 
@@ -36,38 +36,24 @@ def verify(
     a: str | Path | Stan,
     b: str | Path | Stan,
     *,
-    videos: Sequence[Path] | None = None,
-    texts: Sequence[str] | None = None,
-    frames: Sequence[int] = FRAMES,
-    tolerance: float | None = None,
-    bisect: bool = False,
     progress: Callable[[str], None] | None = None,
-    engine_a: str | None = None,
-    engine_b: str | None = None,
-    settings: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
     """Compare B with the reference A, stage by stage.
 
-    a, b: each a checkpoint, a loaded Stan, an exported folder, .onnx file or plan. videos, texts:
-    golden ones if none. frames: T of the video tower's cases, as far as both take them. tolerance:
-    largest difference relative to the largest wanted value, of towers and scores (default: that of
-    the coarser precision). bisect: name the block of a tower that departs. engine_a, engine_b: see
-    open_source; settings: of checkpoints.
+    a, b: each a checkpoint, a loaded Stan, an exported folder, .onnx file or plan. options: the
+    fields of VerifyOptions.
 
     Returns stages (one row each: stage, max_rel, min_cos, agreement, tolerance, pass - None where
     it was not compared -, worst, note), pass, first_failed, not_compared, bisect, known_faults, a,
     b. Raises InputError for a source or video that is none, MissingError for absent packages.
     """
-    say = progress or (lambda text: None)
+    o, say = VerifyOptions(**options), progress or (lambda text: None)
     say("opening both sides")
-    pair = open_source(a, engine_a, settings), open_source(b, engine_b, settings)
-    if tolerance is not None and not tolerance >= 0:
-        raise InputError(f"tolerance is {tolerance}; it must be 0 or more")
-    if not frames or min(frames) < 1:
-        raise InputError(f"frames are {list(frames)}; give whole numbers from 1 on")
-    work = _Work(pair, texts or inputs.TEXTS, sorted(set(frames)), tolerance, say)
+    pair = open_source(a, o.engine_a, o.settings), open_source(b, o.engine_b, o.settings)
+    work = _Work(pair, o, say)
     with temporary_folder("the videos that are made to compare") as folder:
-        work.run(videos, folder)
+        work.run(o.videos, folder)
     rows = [s.row() for s in work.stages]
     failed = [r["stage"] for r in rows if r["pass"] is False]
     record: dict[str, Any] = {
@@ -79,7 +65,7 @@ def verify(
     compared = any(r["pass"] for r in rows if r["stage"] != "files")
     record |= {"pass": compared and not failed, "first_failed": first, "stages": rows}
     record["not_compared"] = [r["stage"] for r in rows if r["pass"] is None]
-    record["bisect"] = work.blocks() if bisect else {}
+    record["bisect"] = work.blocks() if o.bisect else {}
     record["known_faults"] = [fault for source in pair for fault in source.known_faults()]
     return record
 
@@ -90,15 +76,16 @@ class _Work:
     def __init__(
         self,
         pair: tuple[Source, Source],
-        texts: Sequence[str],
-        frames: Sequence[int],
-        tolerance: float | None,
+        options: VerifyOptions,
         say: Callable[[str], None],
     ) -> None:
         self.is_8_bits = any(s.precision in EIGHT_BITS for s in pair)
         coarse = max(TOLERANCES.get(s.precision, TOLERANCES["fp32"]) for s in pair)
-        self.pair, self.a, self.b, self.texts, self.say = pair, *pair, list(texts), say
-        self.frames, self.tolerance = frames, coarse if tolerance is None else tolerance
+        tolerance = options.tolerance
+        self.pair, self.a, self.b, self.say = pair, *pair, say
+        self.texts = list(options.texts or inputs.TEXTS)
+        self.frames = sorted(set(options.frames))
+        self.tolerance = coarse if tolerance is None else tolerance
         self.config = next((s.config for s in pair if s.config), None)
         names = ("files", "decode", "resize", "input", "ids", "video tower", "text tower", "score")
         self.stages = [Stage(n) for n in (*names, "labels", "rank")]
