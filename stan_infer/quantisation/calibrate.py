@@ -40,7 +40,7 @@ from stan_infer.quantisation.ranges import (
 from stan_infer.quantisation.sensitivity import CLIPS, layer_errors, return_order, times_saved
 from stan_infer.quantisation.sensitivity_plot import draw
 from stan_infer.quantisation.smooth import (
-    QuantPlan,
+    Quantiser,
     Smoothing,
     choose,
     through_values,
@@ -196,7 +196,7 @@ class _Work:
         key = self._key(chosen)
         collected = self._ranges(with_gains(exact, smoothing.gains), chosen, state, key)
         tensors = self._tensors(collected.ranges, smoothing)
-        plan = QuantPlan(exact, smoothing.gains, self._scales(tensors), o.precision)
+        plan = Quantiser(exact, smoothing.gains, self._scales(tensors), o.precision)
         everything = plan.weights(frozenset())
         clips = [as_input(self.artefact.config, self.weights, p[None]) for p in first[:CLIPS]]
         step = self.progress("trying each layer alone", len(plan.scales) * len(clips))
