@@ -64,7 +64,7 @@ class QuantisedLinear(FoldedLinear):
     format: NumberFormat
 
     def apply(self, x: Tensor) -> Tensor:
-        """y of the class's formula; x float [..., in]."""
+        """See FoldedLinear.apply; by the formula above."""
         z = self.format.round(x / self.x_scale).to(x.dtype)
         y = F.linear(z, self.weight.to(x.dtype)) * (self.scale * self.x_scale).to(x.dtype)
         return y + self.bias.to(x.dtype)

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+import torch.nn.functional as F
 from torch import Tensor
 
 T = TypeVar("T")
@@ -31,6 +32,10 @@ class FoldedLinear:
     def path(self) -> str:
         """Its name in graphs, calibrations and errors."""
         return f"{self.block}/{self.name}"
+
+    def apply(self, x: Tensor) -> Tensor:
+        """W x + b of rows x [..., in], in plain torch."""
+        return F.linear(x, self.weight, self.bias)
 
 
 @dataclasses.dataclass(frozen=True)

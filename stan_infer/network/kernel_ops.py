@@ -94,12 +94,12 @@ class KernelOps(Ops[Tensor]):
         return y.transpose(1, 2).flatten(-2)
 
     def start(self, trunk: Tensor, w: Start) -> tuple[Tensor, Tensor]:
-        return self.split("", branch_merge(trunk, None, w.positions, w.time, w.cls, self._b))
+        return self._parts(branch_merge(trunk, None, w.positions, w.time, w.cls, self._b))
 
     def merge(
         self, name: str, patches: Tensor, cls: Tensor, trunk: Tensor
     ) -> tuple[Tensor, Tensor]:
-        return self.split("", branch_merge(trunk, patches, None, None, None, self._b))
+        return self._parts(branch_merge(trunk, patches, None, None, None, self._b))
 
     def temporal(self, patches: Tensor, w: Temporal, tower: TowerConfig) -> Tensor:
         if self._t == 1:
@@ -121,7 +121,7 @@ class KernelOps(Ops[Tensor]):
         return patches
 
     def split(self, name: str, rows: Tensor) -> tuple[Tensor, Tensor]:
-        return rows, rows[-self._b :]
+        return self._parts(rows)
 
     def spatial_attention(self, name: str, qkv: Tensor, tower: TowerConfig) -> Tensor:
         return spatial_attention(
@@ -154,6 +154,10 @@ class KernelOps(Ops[Tensor]):
     ) -> tuple[Tensor, Tensor]:
         end = x[torch.arange(len(ids), device=ids.device), ids.argmax(-1)]
         return self.norm_linear(end, w, tower), self.norm_linear(x, w, tower)
+
+    def _parts(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """A branch's buffer as patches and class tokens."""
+        return rows, rows[-self._b :]
 
     def _temporal_qkv(self, patches: Tensor, w: FoldedLinear, tower: TowerConfig) -> Tensor:
         """Norm, q, k, v and attention of the patches [F P, D]: one kernel where that is faster."""

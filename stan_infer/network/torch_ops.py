@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stan_infer.network.eight_bits import QuantisedLinear
 from stan_infer.network.folded import (
     Conv,
     FoldedLinear,
@@ -70,7 +69,7 @@ class TorchOps(PlainOps[Tensor]):
         activation: str | None = None,
         residual: Tensor | None = None,
     ) -> Tensor:
-        y = w.apply(x) if isinstance(w, QuantisedLinear) else F.linear(x, w.weight, w.bias)
+        y = w.apply(x)
         if self._record and (activation or residual is not None):
             self._record(f"{w.path}/Add", y)
         if activation:

@@ -38,7 +38,7 @@ from stan_infer.quantisation.ranges import (
 from stan_infer.quantisation.sensitivity import CLIPS, layer_errors, return_order, times_saved
 from stan_infer.quantisation.sensitivity_plot import draw
 from stan_infer.quantisation.smooth import (
-    QuantPlan,
+    Quantiser,
     Smoothing,
     choose,
     through_values,
@@ -172,7 +172,7 @@ class _Work:
 
     def _searched(
         self,
-        plan: QuantPlan,
+        plan: Quantiser,
         record: Mapping[str, Any],
         order: Sequence[str],
         checked: Sequence[np.ndarray],
@@ -213,7 +213,7 @@ class _Work:
     def _write(
         self,
         folder: Path,
-        plan: QuantPlan,
+        plan: Quantiser,
         record: Mapping[str, Any],
         files: Mapping[str, bytes] | None = None,
     ) -> None:
@@ -221,7 +221,7 @@ class _Work:
         write_quantised(self.artefact, folder, weights, plan.precision, record, files)
 
     def _sensitivity(
-        self, plan: QuantPlan, first: Sequence[np.ndarray], rows: Mapping[str, int]
+        self, plan: Quantiser, first: Sequence[np.ndarray], rows: Mapping[str, int]
     ) -> tuple[dict[str, float], dict[str, float]]:
         """Error of each linear alone in 8 bits, and milliseconds that it saves."""
         everything = plan.weights(frozenset())
@@ -267,14 +267,14 @@ class _Work:
         exact: VideoWeights,
         smoothing: Smoothing,
         tensors: Mapping[str, Mapping[str, Any]],
-    ) -> QuantPlan:
+    ) -> Quantiser:
         dead = [n for n, t in tensors.items() if not t["scale"]]
         if dead:
             self.say(f"linears that read nothing but zeros stay in fp32: {', '.join(dead)}")
         scales = {n: t["scale"] for n, t in tensors.items() if t["scale"]}
         if not scales:
             raise InputError("every linear reads nothing but zeros: there is nothing to quantise")
-        return QuantPlan(exact, smoothing.gains, scales, dead, self.options.precision)
+        return Quantiser(exact, smoothing.gains, scales, dead, self.options.precision)
 
     def _checked(self, videos: Sequence[Path], used: set[Path]) -> list[np.ndarray]:
         """Clips that a cosine is held to: others than those of the ranges, if enough are there."""

@@ -95,7 +95,7 @@ def with_gains(weights: VideoWeights, gains: Mapping[str, Tensor]) -> VideoWeigh
 
 
 @dataclasses.dataclass(frozen=True)
-class QuantPlan:
+class Quantiser:
     """Which linears are in 8 bits, by which scales of their inputs and factors of norms, by path.
 
     exact: weights with the factors through V. dead: linears that read nothing but zeros, so that

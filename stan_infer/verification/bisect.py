@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 Arrays = dict[str, np.ndarray]
 Values = Mapping[str, np.ndarray]
 
-# Where a block ends. What lies between is looked at only inside the block that departs.
+# Where a block ends: what is added to the residual stream, start and merge of the branch, heads.
+# What lies between is looked at only inside the block that departs. A pattern, not the paths of the
+# folded linears, because two graphs can be compared without a model and without torch.
 _BLOCK = re.compile(
     r"video/patches|text/tokens|.*/(attention/out|mlp/fc2|start|merge|spatial/out)"
     r"|.*/temporal/(out|conv|single)|(video|text)/head/.*"

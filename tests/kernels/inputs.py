@@ -6,6 +6,9 @@ mark `gpu`, and run there.
 
 from __future__ import annotations
 
+import importlib
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
@@ -53,3 +56,10 @@ def error(got: Tensor, wanted: Tensor) -> float:
 def double(*values):
     """The tensors among values in fp64."""
     return [v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for v in values]
+
+
+def kernel_tests() -> list:
+    """Modules that test kernels: with `calls` for test_ops, and FAULTS for test_mutants."""
+    files = sorted(Path(__file__).parent.glob("test_*.py"))
+    names = [f.stem for f in files if "def calls():" in f.read_text()]
+    return [importlib.import_module(f"tests.kernels.{name}") for name in names]

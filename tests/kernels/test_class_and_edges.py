@@ -130,3 +130,65 @@ def test_edges_refuse():
 def test_pixels_are_exact_in_bf16():
     every = torch.arange(256, dtype=torch.uint8, device="cpu")
     assert np.array_equal(every.bfloat16().float().numpy(), np.arange(256, dtype=np.float32))
+
+
+def calls():
+    """See test_linear."""
+    new, (b, t, p, h, d) = Maker(torch.float32), (2, 3, 4, 2, 32)
+    rows, x, trunk = b * t * p, new(b * t * p + b, d), new(b * t, p + 1, d)
+    args = (new(b, h, d), x, b, t, 0.3, 1e-5)
+    yield cls_attention.cls_attention, args, 4 * h * len(x) * d
+    video = torch.from_numpy(clips(b, t, 16)).to(DEVICE)
+    args = (video, new(d, 192), new(p, d), new(d), new(d), new(d), 8, 1e-5)
+    yield patch_embed.patch_embed, args, 2 * rows * 192 * d
+    tables = (new(p, d), new(64, d), new(d))
+    for args in ((trunk, x, None, None, None, b), (trunk, None, *tables, b)):
+        yield branch_merge.branch_merge, args, 0
+    yield head_rows.head_rows, (trunk, new(b, d), 1e-5), 0
+
+
+def tiny_cls_attention(m):
+    new, (b, t, p) = Maker(torch.float32), (2, 3, 21)
+    u, x = new(b, 2, 40), new.rows(b * t * p + b, 40)
+    x += 2
+    got = m.launch(u, x, b, t, 0.3, 1e-5, Tile(16, 0, 16, 4, 1))
+    yield got, m.cls_attention_reference(*double(u, x), b, t, 0.3, 1e-5)
+
+
+def tiny_branch_merge(m):
+    new, (b, t, p) = Maker(torch.float32), (2, 3, 4)
+    args = (new(b * t, p + 1, 40), None, new(p, 40), new(64, 40), new(40), b)
+    yield m.launch(*args), m.branch_merge_reference(*double(*args))
+
+
+def tiny_patch_embed(m):
+    new, video = Maker(torch.float32), torch.as_tensor(clips(2, 3, 16), device=DEVICE)
+    args = (video, new(24, 192, scale=0.001), new(4, 24), new(24), new(24), new(24), 8, 1e-5)
+    yield m.launch(*args), m.patch_embed_reference(*double(*args))
+
+
+def tiny_head_rows(m):
+    new = Maker(torch.float32)
+    args = (new(6, 4, 40), new(2, 40), 1e-5)
+    yield m.launch(*args), m.head_rows_reference(*double(*args))
+
+
+# See test_mutants.
+FAULTS = {
+    "cls_attention": [
+        ('tl.where(m_p[:, None], s, float("-inf"))', "s"),
+        ("- shift[:, None]", ""),
+        ("acc = z_cls * e_cls", "acc = z_cls"),
+    ],
+    "branch_merge": [
+        ("p_x + (pid + i_f) * d", "p_x + pid * d"),
+        ("own = own / frames\n", "own = own\n"),
+    ],
+    "patch_embed": [
+        ("i_p % side * (3 * PATCH)", "i_p % side * PATCH"),
+        ("(pid - pid // (patches + 1)) * d", "pid * d"),
+    ],
+    "head_rows": [
+        ("tokens + tokens - 1", "tokens"),
+    ],
+}

@@ -79,3 +79,11 @@ def test_what_it_refuses():
             launch(x, w, scale, bad, b, None, "")
     with pytest.raises(ValueError, match="float8_e4m3fn"):
         launch(x, w.float(), scale, 1.0, b, None, "")
+
+
+def calls():
+    """See test_linear."""
+    new = Maker(torch.float32)
+    w8, scale = quantise_weight(new(96, 32), "fp8")
+    args = (new(26, 32), w8, scale, 0.01, new(96), new(27, 96), "")
+    yield fp8_linear, args, 2 * 26 * 96 * 32

@@ -98,3 +98,28 @@ def test_what_it_refuses():
         linear(new(8, 4).T, w, b, None, None, "", 0.0, False)
     with pytest.raises(ValueError, match="one dtype"):
         linear(x, w.half(), b, None, None, "", 0.0, False)
+
+
+def calls():
+    """The operation with arguments it takes, and the FLOPs of that call."""
+    new = Maker(torch.float32)
+    x, w, b = new(26, 32), new(96, 32), new(96)
+    yield linear, (x, w, b, w.sum(1), None, "silu", 1e-5, True), 2 * 26 * 96 * 32
+
+
+def tiny_linear(m):
+    new = Maker(torch.float32)
+    x, w, b, r = new.rows(19, 40), new.rows(24, 40, scale=0.2), new(24), new.rows(22, 24)
+    sums = w.double().sum(1).float()
+    got = m.launch(x, w, b, sums, r, "silu", 1e-5, False, Tile(16, 16, 16, 4, 1))
+    yield got, m.linear_reference(*double(x, w, b, sums, r), "silu", 1e-5, False)
+
+
+# See test_mutants.
+FAULTS = {
+    "linear": [
+        ("m_k = o_k < k - i_k * BK", "m_k = o_k < k"),
+        ("tl.where(m_m[:, None], acc, 0.0) + r", "acc + r"),
+        ("squares += tl.sum(x32 * x32, 1)", "squares += tl.sum(x32, 1)"),
+    ],
+}

@@ -8,58 +8,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from stan_infer.kernels import (
-    branch_merge,
-    cls_attention,
-    fp8_linear,
-    head_rows,
-    linear,
-    patch_embed,
-    spatial_attention,
-    temporal_attention,
-    temporal_qkv_attention,
-)
-from stan_infer.network.eight_bits import quantise_weight
-from tests.conftest import ROOT, clips, python
-from tests.kernels.inputs import DEVICE, Maker
+from stan_infer.kernels.fp8_linear import fp8_linear
+from tests.conftest import ROOT, python
+from tests.kernels.inputs import kernel_tests
 
-B, T, P, H, D = 2, 3, 4, 2, 32
-
-
-def calls():
-    """Each operation with arguments it takes, and the FLOPs of that call."""
-    new = Maker(torch.float32)
-    rows, x = B * T * P, new(B * T * P + B, D)
-    w, b = new(3 * D, D), new(3 * D)
-    w8, scale = quantise_weight(w, "fp8")
-    counters = torch.zeros(B * H, dtype=torch.int32, device=DEVICE)
-    video = torch.from_numpy(clips(B, T, 16)).to(DEVICE)
-    trunk = new(B * T, P + 1, D)
-    yield linear.linear, (x, w, b, w.sum(1), None, "silu", 1e-5, True), 2 * len(x) * 3 * D * D
-    args = (x, w8, scale, 0.01, b, new(len(x) + 1, 3 * D), "")
-    yield fp8_linear.fp8_linear, args, 2 * len(x) * 3 * D * D
-    attend = 4 * rows * T * D
-    yield temporal_attention.temporal_attention, (new(rows, 3 * D), T, P, H, 0.3), attend
-    yield (
-        temporal_qkv_attention.temporal_qkv_attention,
-        (x, w, b, w.sum(1), B, T, P, H, 0.3, 1e-5),
-        6 * rows * D * D + attend,
-    )
-    spatial = 4 * B * T * (P + 1) ** 2 * D
-    for shared, n in ((True, rows + B), (False, rows + B * T)):
-        args = (new(n, 3 * D), counters, B, T, H, 0.3, shared)
-        yield spatial_attention.spatial_attention, args, spatial
-    u = new(B, H, D)
-    yield cls_attention.cls_attention, (u, x, B, T, 0.3, 1e-5), 4 * H * len(x) * D
-    args = (video, new(D, 192), new(P, D), new(D), new(D), new(D), 8, 1e-5)
-    yield patch_embed.patch_embed, args, 2 * rows * 192 * D
-    yield branch_merge.branch_merge, (trunk, x, None, None, None, B), 0
-    args = (trunk, None, new(P, D), new(64, D), new(D), B)
-    yield branch_merge.branch_merge, args, 0
-    yield head_rows.head_rows, (trunk, new(B, D), 1e-5), 0
-
-
-CALLS = list(calls())
+CALLS = [call for module in kernel_tests() for call in module.calls()]
 IDS = [f"{i}-{op._opoverload.name().split('::')[1]}" for i, (op, _, _) in enumerate(CALLS)]
 
 
@@ -72,7 +25,7 @@ def poisoned():
 def test_opcheck(op, args, flops):
     checks = ["test_schema", "test_autograd_registration", "test_faketensor"]
     checks += ["test_aot_dispatch_dynamic"]
-    if op is fp8_linear.fp8_linear:
+    if op is fp8_linear:
         checks.remove("test_schema")  # torch cannot compare 8-bit floats on a CPU
     torch.library.opcheck(op, args, test_utils=checks)
 

@@ -5,10 +5,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stan_infer.kernels.spatial_attention import launch, spatial_attention_reference
+from stan_infer.kernels.spatial_attention import (
+    launch,
+    spatial_attention,
+    spatial_attention_reference,
+)
 from stan_infer.kernels.tuned import Tile
 from tests.grids import pairwise
-from tests.kernels.inputs import DTYPES, FRAMES, TOLERANCE, Maker, double, error
+from tests.kernels.inputs import DEVICE, DTYPES, FRAMES, TOLERANCE, Maker, double, error
 
 
 def check(dtype, b, t, p, heads, head, shared, tile=None, size=1.0):
@@ -70,3 +74,34 @@ def test_what_it_refuses():
         launch(torch.zeros(8, 96), counters, 1, 2, 2, 1.0, True)
     with pytest.raises(ValueError, match=r"counters must be int32 \[2\]"):
         launch(torch.zeros(9, 96), counters, 1, 2, 2, 1.0, True)
+
+
+def calls():
+    """See test_linear."""
+    new, (b, t, p, h, d) = Maker(torch.float32), (2, 3, 4, 2, 32)
+    counters = torch.zeros(b * h, dtype=torch.int32, device=DEVICE)
+    for shared, rows in ((True, b * t * p + b), (False, b * t * (p + 1))):
+        args = (new(rows, 3 * d), counters, b, t, h, 0.3, shared)
+        yield spatial_attention, args, 4 * b * t * (p + 1) ** 2 * d
+
+
+def tiny_spatial_attention(m):
+    new, (b, t, h) = Maker(torch.float32), (2, 3, 2)
+    counters = torch.zeros(b * h, dtype=torch.int32)
+    for shared, rows in ((True, b * t * 21 + b), (False, b * t * 22), (True, b * t * 21 + b)):
+        qkv = new.rows(rows, 96)
+        got = m.launch(qkv, counters, b, t, h, 0.3, shared, Tile(16, 16, 0, 4, 1))
+        yield got, m.spatial_attention_reference(qkv.double(), b, t, h, 0.3, shared)
+
+
+# See test_mutants.
+FAULTS = {
+    "spatial_attention": [
+        ("norm = tl.full((BM,), 1.0,", "norm = tl.full((BM,), 0.0,"),
+        ('tl.where(m_n[None, :], s, float("-inf"))', "s"),
+        ("norm * fade + tl.sum(e, 1)", "norm + tl.sum(e, 1)"),
+        ("if done == T - 1:", "if done == T:"),
+        ("(mean / T)", "mean"),
+        ("tl.store(p_count + i_bh, 0)", "pass"),
+    ],
+}

@@ -109,3 +109,50 @@ def test_what_they_refuse():
     x, w, bias = torch.zeros(7, 32), torch.zeros(96, 32), torch.zeros(96)
     with pytest.raises(ValueError, match="needs 8"):
         fused.launch(x, w, bias, w.sum(1), 2, 2, 2, 2, 1.0, 1e-5)
+
+
+def calls():
+    """See test_linear."""
+    new, (b, t, p, h, d) = Maker(torch.float32), (2, 3, 4, 2, 32)
+    rows = b * t * p
+    attend = 4 * rows * t * d
+    yield packed.temporal_attention, (new(rows, 3 * d), t, p, h, 0.3), attend
+    x, w, bias = new(rows + b, d), new(3 * d, d), new(3 * d)
+    args = (x, w, bias, w.sum(1), b, t, p, h, 0.3, 1e-5)
+    yield fused.temporal_qkv_attention, args, 6 * rows * d * d + attend
+
+
+def tiny_temporal_attention(m):
+    new, (b, t, p, h) = Maker(torch.float32), (2, 5, 3, 3)
+    qkv = new.rows(b * t * p, 144)
+    got = m.launch(qkv, t, p, h, 0.3, Tile(64, 64, 0, 4, 1))  # 12 sequences a tile, of 18
+    yield got, m.temporal_attention_reference(qkv.double(), t, p, h, 0.3)
+
+
+def tiny_temporal_qkv_attention(m):
+    new, (b, t, p, h) = Maker(torch.float32), (2, 5, 3, 2)
+    x, w, bias = new.rows(b * t * p + b, 32), new.rows(96, 32, scale=0.2), new(96)
+    x += 1
+    w_d, x_d = w.double(), x.double()
+    tile = Tile(64, 64, 64, 4, 1)  # deeper than D = 32: the tail of the sum is masked
+    args = (b, t, p, h, 0.3, 1e-5)
+    got = m.launch(x, w, bias, w_d.sum(1).float(), *args, tile=tile)
+    yield got, m.temporal_qkv_attention_reference(x_d, w_d, bias.double(), w_d.sum(1), *args)
+
+
+# See test_mutants.
+FAULTS = {
+    "temporal_attention": [
+        ("ok = (g < G) & (s < sequences)", "ok = g < G"),
+        ("place = s // H", "place = s // T"),
+        ("o + 2 * H * DH", "o + H * DH"),
+        ("place // patches * T + r % T", "place // patches + r % T"),
+        ("scale * LOG2_E", "scale"),
+    ],
+    "temporal_qkv_attention": [
+        ("tl.where(r < G * T, g, G)", "tl.where(r < G * T, 0, G)"),
+        ("g = r % G\n", "g = r // T\n"),
+        ("acc - mean[:, None] * s[None, :]", "acc"),
+        ("m_k = o_k < d - i_k * BK", "m_k = o_k < d + 1"),
+    ],
+}
