@@ -31,10 +31,12 @@ class Difference:
     def add(self, got: Array, wanted: Array) -> None:
         """Compare two arrays [..., E] of the same shape."""
         # numpy's maximum and minimum keep a NaN; Python's max and min would drop it.
-        norms = np.linalg.norm(wanted, axis=-1) * np.linalg.norm(got, axis=-1)
-        self._absolute = float(np.maximum(self._absolute, np.abs(wanted - got).max()))
+        with np.errstate(all="ignore"):
+            norms = np.linalg.norm(wanted, axis=-1) * np.linalg.norm(got, axis=-1)
+            cosine = ((wanted * got).sum(-1) / norms).min()
+            self._absolute = float(np.maximum(self._absolute, np.abs(wanted - got).max()))
         self.relative = float(np.maximum(self.relative, relative_error(got, wanted)))
-        self._cosine = float(np.minimum(self._cosine, ((wanted * got).sum(-1) / norms).min()))
+        self._cosine = float(np.minimum(self._cosine, cosine))
 
     def record(self) -> dict[str, float]:
         """As a manifest's parity records have it."""

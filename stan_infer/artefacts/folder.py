@@ -21,7 +21,7 @@ from stan_infer.config import StanConfig
 from stan_infer.errors import CheckError, InputError
 from stan_infer.system import temporary
 from stan_infer.system.json_file import checked, read_object
-from stan_infer.system.outside_file import open_regular
+from stan_infer.system.outside_file import open_regular, stays_inside
 
 if TYPE_CHECKING:
     from stan_infer.artefacts.manifest import FileEntry, Manifest, Port
@@ -184,12 +184,6 @@ def config_sha256(config: StanConfig) -> str:
     """Hex digest of a config, which each graph carries: a manifest edited later is noticed."""
     text = json.dumps(config.to_dict(), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def stays_inside(name: str) -> bool:
-    """Whether a manifest may name this file: no absolute path, no "..", no drive letter."""
-    plain = len(name) <= 200 and re.fullmatch(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*", name)
-    return bool(plain) and ".." not in name.split("/")
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:

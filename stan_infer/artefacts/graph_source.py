@@ -22,7 +22,6 @@ from stan_infer.artefacts.onnx_sizes import (
 )
 from stan_infer.config import StanConfig
 from stan_infer.errors import InputError
-from stan_infer.system.outside_file import open_regular
 
 
 @dataclass(frozen=True)
@@ -71,12 +70,6 @@ def bare_source(
     config, role: what it is said to be, where something says so. Raises InputError as graph_source
     does, and for what is no regular file.
     """
-    try:
-        open_regular(path)[0].close()
-    except InputError as e:
-        raise InputError(f"{path} cannot be read: {e}") from e
-    except OSError as e:
-        raise InputError(f"{path} cannot be read as an ONNX model: {e.strerror or e}") from e
     return GraphSource(path, _checked(path, path.name, path.parent, external, config, role), config)
 
 

@@ -7,7 +7,6 @@ strangers: fields and text sizes are bounded, and whatever is not plainly right 
 from __future__ import annotations
 
 import mmap
-import re
 from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ import numpy as np
 
 from stan_infer.artefacts.protobuf import MAX_NUMBERS, File, Message
 from stan_infer.errors import InputError
+from stan_infer.system.outside_file import open_regular, stays_inside
 
 MAX_PROPERTIES = 1000
 MAX_NODES = 10_000  # the largest graph of ours (L/14, 24 layers, reference) has 1,800
@@ -113,8 +113,7 @@ def check_external(form: GraphForm, allowed: Collection[str]) -> None:
     Raises InputError, also for an allowed name that is absolute or leaves the folder.
     """
     for name in form.external:
-        plain = re.fullmatch(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*", name)
-        if name not in allowed or not plain or ".." in name.split("/"):
+        if name not in allowed or not stays_inside(name):
             raise InputError(
                 f"{form.name} reads weights from {name[:80]!r}, which manifest.json does not list "
                 "as its external data: nothing was opened; export the checkpoint again"
@@ -140,9 +139,9 @@ def _open(source: Path | bytes, name: str) -> Iterator[File]:
         yield File(source, name)
         return
     try:
-        with source.open("rb") as f:
+        with open_regular(source)[0] as f:
             data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as e:  # ValueError: an empty file cannot be mapped
+    except (InputError, OSError, ValueError) as e:  # ValueError: an empty file cannot be mapped
         raise InputError(f"{source} cannot be read as an ONNX model: {e}") from e
     with data:
         yield File(data, name or source.name)

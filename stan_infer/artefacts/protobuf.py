@@ -1,4 +1,4 @@
-"""Protocol buffers' wire format, walked in place: fields and sizes bounded, damage told.
+"""Protocol buffers' wire format, walked in place: fields and sizes bounded, damage an error.
 
 Whole messages are never built, so that a file of gigabytes costs what its small fields cost.
 """

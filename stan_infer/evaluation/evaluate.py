@@ -88,13 +88,13 @@ def evaluate(
     """Evaluate `task`, whose videos are the files `paths`, in the same order.
 
     on_video is called for each video with its error or None. A video that cannot be read is left
-    out with its texts, and told. Raises InputError where nothing is left.
+    out with its texts and named in `failed`. Raises InputError where nothing is left.
     """
     if task.is_retrieval and protocol.views != (1, 1):
         raise InputError("several views are averaged over class probabilities: recognition only")
     config = protocol.config
     texts = list(task.texts) or [protocol.template.replace("{}", c) for c in task.classes]
-    # Texts first: a model without a text tower is told before hours of video.
+    # Texts first: a model without a text tower fails here, before hours of video.
     ids = tokenize(
         texts, config.context_length, truncation=protocol.truncation, vocabulary=session.vocabulary
     )

@@ -86,7 +86,7 @@ class FeatureCache:
         return len(self._known)
 
     def get(self, name: str, shape: Shape) -> NDArray[np.float32] | None:
-        """Return the features of that shape kept under `name`, or None; another shape is told."""
+        """Return the features of that shape kept under `name`, or None; another shape is logged."""
         found = self._known.get((name, shape))
         if found is None and (part := self._parts.pop(name, None)) is not None:
             _log.warning(
@@ -119,7 +119,7 @@ def file_name(path: Path, options: Mapping[str, Any]) -> str:
         s = path.stat()
         text = json.dumps([str(path.resolve()), s.st_size, s.st_mtime_ns, dict(options)])
     except OSError:
-        text = str(path)  # it will fail to open, which is told there
+        text = str(path)  # opening it will fail and say why
     return "video:" + hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
@@ -129,7 +129,7 @@ def ids_name(ids: NDArray[np.int64]) -> str:
 
 
 def _read(part: Path) -> dict[str, NDArray[np.float32]]:
-    """Features by name, or nothing where any of it is not as `flush` wrote it, which is told."""
+    """Features by name; nothing, and a warning, where any of it is not as `flush` wrote it."""
     try:
         fields = {"names": Field("str", ("n",)), "features": Field("float32")}
         found = read_npz(part, fields, limit=_MAX_PART)

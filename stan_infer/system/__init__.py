@@ -1,4 +1,4 @@
-"""What the machine gives: files that appear whole, temporary ones, signals, GPUs, packages.
+"""What the machine gives: files that appear whole, temporary ones, child processes, signals.
 
 Imports errors and config only.
 Start at `atomic`, which writes every result.

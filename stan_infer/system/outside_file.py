@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,7 +43,8 @@ def open_regular(path: Path, *, follow: bool = True) -> tuple[io.BufferedReader,
 def _check_regular(status: os.stat_result) -> None:
     # A link is left to the opening that does not follow it.
     if not stat.S_ISREG(status.st_mode) and not stat.S_ISLNK(status.st_mode):
-        raise InputError("it is no regular file; give the file itself")
+        what = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
+        raise InputError(f"it is {what}, no regular file; give the file itself")
 
 
 def read_bounded(path: Path, limit: int, *, name: str = "", hint: str = "") -> bytes:
@@ -96,6 +98,12 @@ def read_into(file: BinaryIO, start: int, view: memoryview) -> None:
         if not count:
             raise InputError("it became shorter while it was read; fetch it again")
         done += count
+
+
+def stays_inside(name: str) -> bool:
+    """Whether a name may be a file's in a folder: no absolute path, no "..", no drive letter."""
+    plain = len(name) <= 200 and re.fullmatch(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*", name)
+    return bool(plain) and ".." not in name.split("/")
 
 
 @contextmanager

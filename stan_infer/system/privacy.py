@@ -1,4 +1,4 @@
-"""Nothing is told to anybody: the telemetry of the libraries that we use is off.
+"""Switch off the telemetry of the libraries that we use: nothing is sent to anybody.
 
 The package calls this before it does anything else, so whatever part of it a program or a child
 process uses, it has run before an engine is loaded. Children inherit the variables.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stan_infer.errors import InputError
+from stan_infer.system.outside_file import open_regular
 from stan_infer.video.decord_reader import read_decord
 from stan_infer.video.pyav_reader import Image, Indices, read_pyav, told
 from stan_infer.video.resize import resize_and_crop
@@ -117,16 +117,12 @@ def resize_crop(
 
 
 def regular_file(path: Path) -> Path:
-    """Return the path of a file that can be opened without waiting; InputError for another."""
-    # Opening a FIFO would wait for ever, and a device may do anything: look before opening.
+    """Return the path if it is that of a regular file with content; InputError for another."""
     try:
-        status = path.stat()
-    except (OSError, ValueError) as e:
+        file, size = open_regular(path)
+        file.close()
+    except (InputError, OSError) as e:
         raise InputError(f"cannot read video {path}: {getattr(e, 'strerror', e)}") from e
-    if stat.S_ISDIR(status.st_mode):
-        raise InputError(f"{path} is a folder; a video file is needed")
-    if not stat.S_ISREG(status.st_mode):
-        raise InputError(f"{path} is a pipe, socket or device; a regular video file is needed")
-    if status.st_size == 0:
+    if not size:
         raise InputError(f"{path} is empty (0 bytes); fetch or encode it again")
     return path

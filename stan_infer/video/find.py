@@ -17,8 +17,8 @@ def list_videos(paths: Sequence[Path]) -> list[Path]:
 
     A folder gives everything below it with a known suffix (SUFFIXES, any case), also what turns out
     to be no readable file, so that it is reported; hidden names and links to folders are passed
-    over. Raises InputError for a path
-    that does not exist, a folder that cannot be read and a folder without any video.
+    over. Raises InputError for a path that does not exist, a folder that cannot be read and a
+    folder without any video.
     """
     found: list[Path] = []
     for path in map(Path, paths):

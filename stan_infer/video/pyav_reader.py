@@ -1,4 +1,4 @@
-"""Decode chosen frames of one video file with PyAV; `video` is the way in.
+"""Decode chosen frames of one video file with PyAV; `clip.read_clip` is the way in.
 
 There are two passes over the file. The first reads packets only: it counts frames (what containers
 claim is wrong or absent too often) and learns which packet holds which frame and where decoding can
@@ -105,7 +105,7 @@ class _Index:
 def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Open a file of a known container and its main video stream, decoder ready to start.
 
-    Raises InputError, with the reason, for anything that is no video of a bearable size.
+    Raises InputError, with the reason, for a file that is not a video, or one of too large frames.
     """
     av = package("av")
     options = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
@@ -211,7 +211,7 @@ def read_pyav(path: Path, sample: Sample, shrink: Shrink) -> Found:
             except _Untimed:
                 continue
             except _Damaged as e:
-                # A key frame that is none looks like damage; from the start there is no such doubt.
+                # A packet wrongly marked as a key frame looks like damage, too: read it all first.
                 if straight:
                     raise InputError(f"{path}: {e}; fetch it again or re-encode it") from e
     try:

@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from stan_infer.artefacts.folder import is_engine_file, stays_inside
+from stan_infer.artefacts.folder import is_engine_file
 from stan_infer.artefacts.onnx_file import check_external, read_graph
 from stan_infer.checkpoints import layouts
 from stan_infer.checkpoints.openclip import is_clip_name
@@ -21,6 +21,7 @@ from stan_infer.checkpoints.trainer_hints import trainer_hints
 from stan_infer.cli.eval import _views
 from stan_infer.errors import InputError, nearest
 from stan_infer.evaluation.datasets import _read_classes, _read_msvd, _read_ssv2
+from stan_infer.system.outside_file import stays_inside
 from stan_infer.system.stored_zip import read_directory
 from stan_infer.text.tokenizer import tokenize
 from stan_infer.verification.bisect import _BLOCK
