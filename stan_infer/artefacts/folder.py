@@ -14,7 +14,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from io import BufferedReader
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from stan_infer.config import StanConfig
@@ -283,7 +283,7 @@ def _graph(g: Any) -> Graph:
 def _refuse_unlisted(folder: Path, manifest: Manifest) -> None:
     """A graph may read weights from any file beside it, so nothing may lie there without a hash."""
     files = manifest["files"]
-    listed = {MANIFEST, *files, *(parent for n in files for parent in _parents(n))}
+    listed = {MANIFEST, *files, *(str(above) for n in files for above in PurePosixPath(n).parents)}
     engine_files = 0
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
@@ -295,11 +295,6 @@ def _refuse_unlisted(folder: Path, manifest: Manifest) -> None:
                 f"artefact {folder}: {name[:80]!r} is not listed in {MANIFEST}, or is a link; "
                 "take it out of the folder"
             )
-
-
-def _parents(name: str) -> list[str]:
-    parts = name.split("/")
-    return ["/".join(parts[:i]) for i in range(1, len(parts))]
 
 
 def _open(path: Path) -> BufferedReader:

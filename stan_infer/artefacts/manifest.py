@@ -164,8 +164,8 @@ def check_manifest(manifest: Manifest, config: StanConfig) -> dict[str, int]:
     InputError: a role or a file twice, a range that is none, weights under another name than their
     graph's, a file that nothing uses, or one that is too large.
     """
-    graphs = manifest["graphs"]
-    for name, values in (("role", [g["role"] for g in graphs]), ("file", [*_named(manifest)])):
+    graphs, named = manifest["graphs"], [*_named_limits(manifest, config)]
+    for name, values in (("role", [g["role"] for g in graphs]), ("file", [n for n, _ in named])):
         twice = next((v for i, v in enumerate(values) if v in values[:i]), None)
         if twice is not None:
             raise InputError(f"two entries have the {name} {twice!r}")
@@ -194,7 +194,7 @@ def check_manifest(manifest: Manifest, config: StanConfig) -> dict[str, int]:
                 raise InputError(
                     f"{g['file']} has its weights in {data!r}; an export writes {g['file']}.data"
                 )
-    limits = dict(_named_limits(manifest, config))
+    limits = dict(named)
     for name in limits:
         if name not in manifest["files"]:
             raise InputError(f"{name!r} has no hash: it is not in 'files'")
@@ -213,18 +213,6 @@ def check_manifest(manifest: Manifest, config: StanConfig) -> dict[str, int]:
     if total > MAX_TOTAL:
         raise InputError(f"its files have {total} bytes; allowed are {MAX_TOTAL}")
     return limits
-
-
-def _named(manifest: Manifest) -> Iterator[str]:
-    for g in manifest["graphs"]:
-        yield g["file"]
-        yield from g.get("external_data") or []
-    if golden := manifest.get("golden"):
-        yield golden["file"]
-    if labels := manifest.get("labels"):
-        yield labels["file"]
-        if embeddings := labels.get("embeddings"):
-            yield embeddings
 
 
 def _named_limits(manifest: Manifest, config: StanConfig) -> Iterator[tuple[str, int]]:

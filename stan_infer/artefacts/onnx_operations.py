@@ -17,7 +17,7 @@ import numpy as np
 from stan_infer.artefacts.onnx_file import DTYPES, MAX_RANK, Node, Weight
 
 KNOWN = 64  # elements of a value that is followed, not its sizes alone
-LARGEST = 2**40  # elements of one value; no use is near, and sums of it stay exact
+LARGEST = 2**40  # elements of one value: far beyond any use, and sums of such numbers stay exact
 _BOOL, _INT64, _FLOAT = 9, 7, 1
 # Runtimes differ in fp16, in sums and powers of floats, and in integers beyond 32 bits (OpenVINO).
 _WHOLE, _LIMIT = ("int32", "int64", "uint8", "bool"), 2**31 - 1

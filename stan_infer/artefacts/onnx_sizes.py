@@ -34,7 +34,7 @@ class Need:
 
 _VIDEO = ("visual.", "branch.")  # first parts of the names of the video tower's parameters
 _LEAST, _NODES = 0.6, 300
-BARE = Need(4 * 2**30, 10**13)  # of a graph whose config nobody knows
+BARE = Need(4 * 2**30, 10**13)  # of a graph without a known config
 _SPARE_BYTES, _SPARE_WORK = 64 * 2**20, 10**9
 
 Inputs = Mapping[str, tuple[str, Sequence[int]]]

@@ -253,7 +253,7 @@ def _checked_name(name: object, value: object, count: int) -> str:
 def _locate(
     name: str, value: object, entries: Mapping[str, Entry], prefix: str
 ) -> tuple[TensorInfo, _Place]:
-    """Check one tensor's numbers against the bytes that are there; nothing of it is believed."""
+    """Check one tensor's numbers, none of which is trusted, against the bytes that are there."""
     dtype, key, numel, (offset, shape, stride) = _arguments(name, value)
     item = _ITEM_BYTES[dtype]
     entry = entries.get(f"{prefix}/data/{key}")

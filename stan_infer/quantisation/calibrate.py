@@ -28,6 +28,7 @@ from stan_infer.quantisation.observe import samples_of
 from stan_infer.quantisation.options import CalibrationOptions
 from stan_infer.quantisation.ranges import (
     Collected,
+    State,
     as_input,
     check_state,
     choose_videos,
@@ -140,7 +141,7 @@ class _Work:
         rows, smoothing = self._smoothing(first)
         exact = through_values(self.weights, smoothing)
         key = self._key(chosen)
-        collected = self._ranges(with_gains(exact, smoothing.gains), chosen, state, key)
+        collected = self._ranges(with_gains(exact, smoothing.gains), chosen, State(state, key))
         tensors = self._tensors(collected.ranges, smoothing)
         plan = self._plan(exact, smoothing, tensors)
         errors, saved = self._sensitivity(plan, first, rows)
@@ -234,11 +235,9 @@ class _Work:
         self,
         smoothed: VideoWeights,
         chosen: Sequence[Path],
-        state: Path,
-        key: dict[str, Any],
+        state: State,
     ) -> Collected:
         """Histograms of every linear's input, smoothed, over the chosen videos."""
-        o = self.options
         tick = self.progress("measuring ranges", len(chosen))
 
         def on_clip(error: str | None) -> None:
@@ -252,9 +251,7 @@ class _Work:
             chosen,
             root=self.root,
             state=state,
-            key=key,
-            workers=o.workers,
-            timeout_s=o.timeout_s,
+            options=self.options,
             on_clip=on_clip,
             say=self.say,
         )

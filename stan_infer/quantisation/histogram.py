@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 BINS = 2048
-_SMALLEST = -40  # exponent of the first range; 2^-40 is nothing to any activation
+_SMALLEST = -40  # exponent of the first range; 2^-40 is far below any activation
 METHODS = ("max", "percentile", "mse", "entropy")
 PERCENTILE = 99.99  # of method percentile
 _CANDIDATES = 128  # clipping points tried by mse and entropy

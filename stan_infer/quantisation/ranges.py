@@ -9,10 +9,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
-import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -21,19 +20,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stan_infer.artefacts.calibration_file import digest
 from stan_infer.artefacts.npz_file import Field, read_npz
 from stan_infer.config import StanConfig
 from stan_infer.errors import InputError, MissingError
 from stan_infer.network.folded import VideoWeights
 from stan_infer.quantisation.histogram import BINS, Histogram
 from stan_infer.quantisation.observe import observe
+from stan_infer.quantisation.options import CalibrationOptions
 from stan_infer.system import earlier_result
 from stan_infer.system.atomic import check_file, new_file
 from stan_infer.video.clip import Clip
 from stan_infer.video.decode_worker import read_clips
 from stan_infer.video.spec import ClipSpec
 
-SAVE_S = 20.0  # between two writes of the state: what a kill costs
+SAVE_S = 20.0  # between two writes of the state: the most that a kill loses
 FLAT = 2  # grey levels: a clip whose pixels differ by no more shows nothing
 
 
@@ -105,27 +106,37 @@ def as_input(config: StanConfig, w: VideoWeights, pixels: np.ndarray) -> Tensor:
     return (video.permute(0, 1, 4, 2, 3).float() - mean) / std
 
 
+@dataclasses.dataclass(frozen=True)
+class State:
+    """The file that a stopped run goes on from, and what its numbers depend on but the videos."""
+
+    path: Path
+    key: Mapping[str, Any]
+
+    @property
+    def stamp(self) -> str:
+        """Digest of the key."""
+        return digest(dict(self.key))
+
+
 def collect_ranges(
     weights: VideoWeights,
     config: StanConfig,
     paths: Sequence[Path],
     *,
     root: Path | None,
-    state: Path,
-    key: dict[str, Any],
-    workers: int = 1,
-    timeout_s: float = 60.0,
+    state: State,
+    options: CalibrationOptions,
     on_clip: Callable[[str | None], None] = lambda error: None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Collected:
-    """Run every video once; see the module. key: what the numbers depend on besides the videos.
+    """Run every video once; see the module.
 
     on_clip: called for each video with its error or None. Raises InputError where no video can be
     used, or where all of them show one flat colour.
     """
-    stamp = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     try:
-        found = _load(state, stamp) or Collected()
+        found = _load(state) or Collected()
     except InputError as e:
         say(f"what a stopped run has counted is damaged and is counted again ({e})")
         found = Collected()
@@ -136,7 +147,8 @@ def collect_ranges(
     for _ in range(len(paths) - len(todo)):
         on_clip(None)
     saved = time.monotonic()
-    readings = read_clips(todo, ClipSpec.of(config), workers=workers, timeout_s=timeout_s)
+    spec = ClipSpec.of(config)
+    readings = read_clips(todo, spec, workers=options.workers, timeout_s=options.timeout_s)
     try:
         with closing(readings):
             for path, result in readings:
@@ -145,22 +157,26 @@ def collect_ranges(
                 error = _count(found, weights, config, video_name(path, root), result)
                 on_clip(error)
                 if time.monotonic() - saved > SAVE_S:
-                    _save(state, stamp, found)
+                    _save(state, found)
                     saved = time.monotonic()
     finally:
         if found.clips and len(found.clips) + len(found.flat) < len(paths):
-            _save(state, stamp, found)
+            _save(state, found)
     if not found.clips:
-        if found.flat:
-            raise InputError(
-                f"all {len(found.flat)} clips are one flat colour (black?): ranges from them would "
-                "cut off real videos; give videos like those that will be embedded"
-            )
-        reason = next(iter(found.failed.values()), "no video was given")
-        raise InputError(f"none of the {len(paths)} videos could be used: {reason}")
+        raise _nothing_found(found, len(paths))
     found.clips.sort()
     found.flat.sort()
     return found
+
+
+def _nothing_found(found: Collected, count: int) -> InputError:
+    if found.flat:
+        return InputError(
+            f"all {len(found.flat)} clips are one flat colour (black?): ranges from them would "
+            "cut off real videos; give videos like those that will be embedded"
+        )
+    reason = next(iter(found.failed.values()), "no video was given")
+    return InputError(f"none of the {count} videos could be used: {reason}")
 
 
 def _count(
@@ -186,12 +202,12 @@ def _count(
     return None
 
 
-def _save(state: Path, stamp: str, found: Collected) -> None:
+def _save(state: State, found: Collected) -> None:
     names = sorted(found.ranges)
     packed = io.BytesIO()
     np.savez(
         packed,
-        stamp=np.array(stamp),
+        stamp=np.array(state.stamp),
         names=np.array(names),
         clips=np.array(found.clips),
         flat=np.array(found.flat, dtype=str),
@@ -200,10 +216,10 @@ def _save(state: Path, stamp: str, found: Collected) -> None:
         counts=np.stack([found.ranges[n].counts for n in names]),
     )
     try:
-        state.parent.mkdir(parents=True, exist_ok=True)
+        state.path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise InputError(f"cannot write {state}: {e.strerror}; give another place") from e
-    with new_file(state, why_keep_state) as temporary:
+        raise InputError(f"cannot write {state.path}: {e.strerror}; give another place") from e
+    with new_file(state.path, why_keep_state) as temporary:
         temporary.write_bytes(packed.getbuffer())
 
 
@@ -218,18 +234,18 @@ _STATE = {
 }
 
 
-def _load(state: Path, stamp: str) -> Collected | None:
+def _load(state: State) -> Collected | None:
     """What a stopped run with the same key left, or None; InputError where it is damaged."""
-    if not os.path.lexists(state):
+    if not os.path.lexists(state.path):
         return None
-    z = read_npz(state, _STATE)
-    if str(z["stamp"]) != stamp:
+    z = read_npz(state.path, _STATE)
+    if str(z["stamp"]) != state.stamp:
         return None
     low, high = np.frexp(z["largest"])[1], 128  # powers of two, of float32
     if (z["counts"] < 0).any() or not np.isfinite(z["largest"]).all() or (z["largest"] < 0).any():
-        raise InputError(f"{state} holds counts or values that are none")
+        raise InputError(f"{state.path} holds counts or values that are none")
     if (z["exponents"] < low).any() or (z["exponents"] > high).any():
-        raise InputError(f"{state} holds exponents that do not belong to its values")
+        raise InputError(f"{state.path} holds exponents that do not belong to its values")
     rows = zip(z["names"].tolist(), z["exponents"], z["largest"], z["counts"], strict=True)
     ranges = {n: Histogram(int(e), float(m), c) for n, e, m, c in rows}
     return Collected(ranges, z["clips"].tolist(), z["flat"].tolist())

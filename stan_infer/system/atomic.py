@@ -13,11 +13,12 @@ import re
 import shutil
 import stat
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from stan_infer.errors import InputError, StanError
+from stan_infer.system.earlier_result import WhyKeep
 from stan_infer.system.temporary import (
     ASIDE,
     NoRoomError,
@@ -27,7 +28,6 @@ from stan_infer.system.temporary import (
     workplace,
 )
 
-WhyKeep = Callable[[Path], str | None]
 Sources = Iterable[str | Path]
 _OWN_STREAM = r"/dev/(?:stdin|stdout|stderr|fd/(\d+))|/proc/self/fd/(\d+)"
 

@@ -42,7 +42,7 @@ _INSTRUCTION_SETS = (
 
 
 def machine_record() -> dict[str, Any]:
-    """The machine in words: processor, what it can, cores, memory in GiB, system, Python."""
+    """The machine in words: processor, instruction sets, cores, memory in GiB, system, Python."""
     return {
         "cpu": _cpu_field("model name") or platform.processor() or platform.machine(),
         "instruction_sets": _instruction_sets(),
@@ -90,13 +90,10 @@ def faults(versions: dict[str, str | None]) -> list[str]:
 
 
 def _cpu_field(name: str) -> str:
-    try:
-        with open("/proc/cpuinfo") as f:
-            for line in f:
-                if line.startswith(name):
-                    return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
+    with suppress(OSError), open("/proc/cpuinfo") as f:
+        for line in f:
+            if line.startswith(name):
+                return line.split(":", 1)[1].strip()
     return ""
 
 

@@ -2,9 +2,8 @@
 
 Each is a folder named stan-infer-work-XXXXXXXX, with a dot before it where it lies beside a result.
 Its owner holds a lock (flock) on the file `lock` in it, which ends with the process however that
-ends: a folder whose lock is free belongs to nobody. The lock tells across containers, and on
-network file systems that have one lock for all machines; where there are no locks nothing is
-cleared.
+ends: a folder whose lock is free has no owner. The lock works across containers, and on network
+file systems that share locks between machines; where there are no locks nothing is cleared.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ from stan_infer.checkpoints.load import load_model
 from stan_infer.export.read_weights import read_weights
 from stan_infer.network.fold import fold_video
 from stan_infer.quantisation.calibrate import SCHEMA
-from stan_infer.quantisation.ranges import collect_ranges
+from stan_infer.quantisation.options import CalibrationOptions
+from stan_infer.quantisation.ranges import State, collect_ranges
 from tests.conftest import write_video
 from tests.exported import exported
 
@@ -22,7 +23,6 @@ RUN = ("--samples", "3", "--threads", "1", "--force", "--min-cosine", "0.9")
 @pytest.fixture(scope="module")
 def quantised(artefact, videos, tmp_path_factory):
     from stan_infer.quantisation.calibrate import calibrate
-    from stan_infer.quantisation.options import CalibrationOptions
 
     out = tmp_path_factory.mktemp("int8") / "int8"
     options = CalibrationOptions(samples=3, force=True, min_cosine=0.9, threads=1)
@@ -85,8 +85,9 @@ def test_a_stopped_run_goes_on_with_the_same_numbers(artefact, videos, tmp_path)
 
     folder = read_artefact(artefact)
     weights, paths = read_weights(folder), sorted(videos.iterdir())
-    given = {"root": videos, "key": {"a": 1}}
-    whole = collect_ranges(weights, folder.config, paths, state=tmp_path / "a.npz", **given)
+    given = {"root": videos, "options": CalibrationOptions()}
+    first, second = (State(tmp_path / name, {"a": 1}) for name in ("a.npz", "b.npz"))
+    whole = collect_ranges(weights, folder.config, paths, state=first, **given)
 
     class Stopped(Exception):
         pass
@@ -95,13 +96,9 @@ def test_a_stopped_run_goes_on_with_the_same_numbers(artefact, videos, tmp_path)
         raise Stopped
 
     with pytest.raises(Stopped):
-        collect_ranges(
-            weights, folder.config, paths, state=tmp_path / "b.npz", on_clip=stop, **given
-        )
+        collect_ranges(weights, folder.config, paths, state=second, on_clip=stop, **given)
     said: list[str] = []
-    again = collect_ranges(
-        weights, folder.config, paths, state=tmp_path / "b.npz", say=said.append, **given
-    )
+    again = collect_ranges(weights, folder.config, paths, state=second, say=said.append, **given)
     assert "after 1 clips" in said[0]
     assert again.clips == whole.clips
     for name, h in whole.ranges.items():

@@ -164,6 +164,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from stan_infer.quantisation import ranges
+from stan_infer.quantisation.options import CalibrationOptions
 from stan_infer.network.fold import fold_video
 from stan_infer.system.machine import peak_mib
 from stan_infer.network.model import Stan, init_random
@@ -184,7 +185,8 @@ ranges.read_clips = readings
 weights = fold_video(model)
 paths = [Path(f"{i}.mp4") for i in range(count)]
 found = ranges.collect_ranges(
-    weights, model.config, paths, root=None, state=state, key={}
+    weights, model.config, paths, root=None, state=ranges.State(state, {}),
+    options=CalibrationOptions(),
 )
 assert len(found.clips) == count
 print(peak_mib())
