@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from stan_infer.artefacts.folder import Artefact
-from stan_infer.benchmarking.interleave import Lane, Schedule, bench_videos
+from stan_infer.benchmarking.interleave import Candidate, Schedule, bench_videos
 from stan_infer.engines.open import open_session
 from stan_infer.engines.session import Session, as_numpy
 from stan_infer.errors import InputError, MissingError, check_word
@@ -160,7 +160,7 @@ def judge(
     wanted: list[tuple[str, Artefact, str | None]]
     wanted = [("ort", artefact, None), ("ort", quantised, None), ("openvino", artefact, None)]
     wanted += [("openvino", artefact, "bf16"), ("openvino", quantised, None)]
-    lanes = []
+    candidates = []
     for engine, folder, precision in wanted:
         own = folder.graph("video")
         assert own is not None
@@ -174,7 +174,7 @@ def judge(
             continue
         sessions.append((engine, word, session))
         facts = {**session.describe(), "file_mib": _size(folder) / 2**20}
-        lanes.append(Lane(f"{engine} {word}", session.embed_video, facts))
+        candidates.append(Candidate(f"{engine} {word}", session.embed_video, facts))
     try:
         others = {
             (engine, word): compare(session)
@@ -182,7 +182,7 @@ def judge(
             if (engine, word) not in (("ort", "fp32"), ("ort", quantised_word))
         }
         rows = bench_videos(
-            lanes,
+            candidates,
             side=artefact.config.image_size,
             flops=None,
             batches=[1],
@@ -267,7 +267,7 @@ def _ratios(rows: Sequence[dict[str, Any]], word: str) -> dict[str, float]:
         if precision == word:
             higher = timed.get((engine, "bf16")) or timed.get((engine, "fp32"))
             if higher:
-                found[engine] = row["speedup"] / higher["speedup"]  # both paired with one lane
+                found[engine] = row["speedup"] / higher["speedup"]  # both paired with one candidate
     return found
 
 

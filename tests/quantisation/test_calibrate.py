@@ -96,8 +96,8 @@ def test_dead_channels_and_a_dead_linear(model, videos, tmp_path):
 def test_int8_that_is_slower_is_not_written(model, videos, tmp_path, monkeypatch):
     real = verdict.bench_videos
 
-    def slower(lanes, **options):
-        rows = real(lanes, **options)
+    def slower(candidates, **options):
+        rows = real(candidates, **options)
         for row in rows:
             if row["precision"] == "int8":
                 row["speedup"] /= 1000
@@ -116,8 +116,8 @@ def test_int8_that_is_slower_is_not_written(model, videos, tmp_path, monkeypatch
 def test_int8_that_is_faster_is_written(model, videos, tmp_path, monkeypatch):
     real = verdict.bench_videos
 
-    def faster(lanes, **options):
-        rows = real(lanes, **options)
+    def faster(candidates, **options):
+        rows = real(candidates, **options)
         for row in rows:
             if row["precision"] == "int8":
                 row["speedup"] *= 1000
@@ -131,13 +131,13 @@ def test_int8_that_is_faster_is_written(model, videos, tmp_path, monkeypatch):
 def test_no_engine_that_gives_the_same(model, videos, tmp_path, monkeypatch):
     real = verdict.bench_videos
 
-    def refused(lanes, **options):
+    def refused(candidates, **options):
         return [
             {k: v for k, v in row.items() if k not in ("latency_ms_p50", "speedup")}
             | {"refused": "it is wrong"}
             if row["precision"] == "int8"
             else row
-            for row in real(lanes, **options)
+            for row in real(candidates, **options)
         ]
 
     monkeypatch.setattr(verdict, "bench_videos", refused)
