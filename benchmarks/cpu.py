@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from stan_infer.benchmarking.interleave import Lane, Schedule, bench_videos
+from stan_infer.benchmarking.interleave import Candidate, Schedule, bench_videos
 from stan_infer.benchmarking.peak_gemm import PeakGemm
 from stan_infer.config import video_flops
 from stan_infer.engines.open import open_session
@@ -35,8 +35,8 @@ def time_on_cpu(
     """
     torch.set_num_threads(threads)
     facts = {"precision": "fp32", "device": "cpu", "torch": torch.__version__}
-    lanes = [
-        Lane(name, _on_arrays(run), {**facts, "engine": name.split()[0]})
+    candidates = [
+        Candidate(name, _on_arrays(run), {**facts, "engine": name.split()[0]})
         for name, run in runs.items()
     ]
     peak = PeakGemm(model.config, frames, threads) if with_peak else None
@@ -44,9 +44,9 @@ def time_on_cpu(
         for name, (engine, path) in folders.items():
             session = open_session(path, engine, threads=threads)
             stack.callback(session.close)
-            lanes.append(Lane(name, session.embed_video, session.describe()))
+            candidates.append(Candidate(name, session.embed_video, session.describe()))
         rows = bench_videos(
-            lanes,
+            candidates,
             side=model.config.image_size,
             flops=lambda t: video_flops(model.config, t),
             batches=[1],

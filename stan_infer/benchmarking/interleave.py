@@ -23,7 +23,7 @@ MAX_ROUNDS = 100_000
 
 
 @dataclasses.dataclass(frozen=True)
-class Lane:
+class Candidate:
     """One engine in a comparison.
 
     name: unique; the `engine` of its rows unless facts have one. embed: uint8 clips
@@ -39,7 +39,7 @@ class Lane:
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """How long to measure: at least `repeats` rounds and `min_seconds` of every lane's time."""
+    """How long to measure: at least `repeats` rounds, and `min_seconds` of every candidate."""
 
     warmup: int = 2
     repeats: int = 10
@@ -47,7 +47,7 @@ class Schedule:
 
 
 def bench_videos(
-    lanes: Sequence[Lane],
+    candidates: Sequence[Candidate],
     *,
     side: int,
     flops: Callable[[int], int] | None,
@@ -57,21 +57,21 @@ def bench_videos(
     clips: Sequence[np.ndarray] | None = None,
     on_round: Callable[[float], None] = lambda part: None,
 ) -> list[dict[str, Any]]:
-    """Time every lane for every batch size and frame count; one row per lane and shape.
+    """Time every candidate for every batch size and frame count; one row per candidate and shape.
 
-    The first lane is the baseline of `speedup` and `max_rel_error`. All lanes run once before any
+    The first candidate is the baseline of `speedup` and `max_rel_error`. All run once before any
     runs again, so that a machine whose speed drifts slows all of them alike. Before timing and
-    after it, outputs are compared: a lane beyond its tolerance has a row with `refused` and no
+    after it, outputs are compared: a candidate beyond its tolerance has a row with `refused` and no
     speed. side: pixels of a frame. flops: of one clip of T frames. clips: uint8 [B, T, S, S, 3] of
-    the one shape, instead of noise (moving shapes, if a lane is in 8 bits). on_round: gets the part
-    of a shape that a round was. Raises CheckError if the baseline gives values that are not finite.
+    the one shape, instead of noise (moving shapes, if a candidate is in 8 bits). on_round: gets the
+    part of a shape that a round was. Raises CheckError if the baseline's values are not finite.
     """
     rows = []
     for b in batches:
         for t in frames:
-            calm = any(lane.facts["precision"] in EIGHT_BITS for lane in lanes)
+            calm = any(candidate.facts["precision"] in EIGHT_BITS for candidate in candidates)
             pool = clips or clip_pool(b, t, side, calm=calm)
-            rows += _one_shape(lanes, pool, flops, b, t, schedule, on_round)
+            rows += _one_shape(candidates, pool, flops, b, t, schedule, on_round)
     return rows
 
 
@@ -91,7 +91,7 @@ def clip_pool(batch: int, frames: int, side: int, *, calm: bool = False) -> list
 
 
 def _one_shape(
-    lanes: Sequence[Lane],
+    candidates: Sequence[Candidate],
     pool: Sequence[np.ndarray],
     flops: Callable[[int], int] | None,
     b: int,
@@ -99,19 +99,19 @@ def _one_shape(
     schedule: Schedule,
     on_round: Callable[[float], None],
 ) -> list[dict[str, Any]]:
-    errors, refused = _compare(lanes, pool[0], b, t)
-    running = [lane for lane in lanes if lane.name not in refused]
-    times: dict[str, list[float]] = {lane.name: [] for lane in running}
-    host: dict[str, list[float]] = {lane.name: [] for lane in running}
+    errors, refused = _compare(candidates, pool[0], b, t)
+    running = [candidate for candidate in candidates if candidate.name not in refused]
+    times: dict[str, list[float]] = {candidate.name: [] for candidate in running}
+    host: dict[str, list[float]] = {candidate.name: [] for candidate in running}
     done = 0.0
     for i in range(schedule.warmup + MAX_ROUNDS):
-        for lane in running:
+        for candidate in running:
             clips = pool[(i + 1) % len(pool)]
-            _, ms, issued = lane.clock.time(partial(lane.embed, clips))
+            _, ms, issued = candidate.clock.time(partial(candidate.embed, clips))
             if i >= schedule.warmup:
-                times[lane.name].append(ms)
+                times[candidate.name].append(ms)
                 if issued is not None:
-                    host[lane.name].append(issued)
+                    host[candidate.name].append(issued)
         counted = i + 1 - schedule.warmup
         seconds = min(sum(ms) for ms in times.values()) / 1e3
         part = min(
@@ -127,20 +127,23 @@ def _one_shape(
     later, refused_later = _compare(running, pool[-1], b, t)
     refused |= refused_later
     rows = []
-    for lane in lanes:
+    for candidate in candidates:
         row = {
-            "engine": lane.name,
-            **lane.facts,
+            "engine": candidate.name,
+            **candidate.facts,
             "batch": b,
             "frames": t,
-            "max_rel_error": _finite(max(errors[lane.name], later.get(lane.name, 0.0))),
+            "max_rel_error": _finite(max(errors[candidate.name], later.get(candidate.name, 0.0))),
         }
-        if lane.name in refused:
-            rows.append({**row, "refused": refused[lane.name]})
+        if candidate.name in refused:
+            rows.append({**row, "refused": refused[candidate.name]})
             continue
-        samples = times[lane.name]
-        row |= summarise(samples, times[lanes[0].name], clips=b, flops=flops and flops(t))
-        row |= {"warmup": schedule.warmup, "diagnosis": diagnose(samples, host[lane.name] or None)}
+        samples = times[candidate.name]
+        row |= summarise(samples, times[candidates[0].name], clips=b, flops=flops and flops(t))
+        row |= {
+            "warmup": schedule.warmup,
+            "diagnosis": diagnose(samples, host[candidate.name] or None),
+        }
         rows.append(row)
     return rows
 
@@ -150,30 +153,30 @@ def _finite(value: float) -> float | None:
 
 
 def _compare(
-    lanes: Sequence[Lane], clips: np.ndarray, b: int, t: int
+    candidates: Sequence[Candidate], clips: np.ndarray, b: int, t: int
 ) -> tuple[dict[str, float], dict[str, str]]:
-    """Error of each lane against the first, and why a lane is refused."""
-    outputs = {lane.name: as_numpy(lane.embed(clips)) for lane in lanes}
-    reference = outputs[lanes[0].name]
+    """Error of each candidate against the first, and why a candidate is refused."""
+    outputs = {candidate.name: as_numpy(candidate.embed(clips)) for candidate in candidates}
+    reference = outputs[candidates[0].name]
     if not np.isfinite(reference).all():
         raise CheckError(
-            f"engine {lanes[0].name} at B={b}, T={t} gives values that are not finite: "
+            f"engine {candidates[0].name} at B={b}, T={t} gives values that are not finite: "
             "nothing can be compared with it"
         )
     errors, refused = {}, {}
-    for lane in lanes:
-        out = outputs[lane.name]
+    for candidate in candidates:
+        out = outputs[candidate.name]
         # A bare graph's precision is not known: the widest.
-        tolerance = TOLERANCES.get(lane.facts["precision"], max(TOLERANCES.values()))
+        tolerance = TOLERANCES.get(candidate.facts["precision"], max(TOLERANCES.values()))
         if out.shape != reference.shape:
-            errors[lane.name] = math.inf
-            refused[lane.name] = f"gives {list(out.shape)}, not {list(reference.shape)}"
+            errors[candidate.name] = math.inf
+            refused[candidate.name] = f"gives {list(out.shape)}, not {list(reference.shape)}"
             continue
         error = relative_error(out, reference)
-        errors[lane.name] = error
+        errors[candidate.name] = error
         if not error <= tolerance:
-            refused[lane.name] = (
-                f"differs from {lanes[0].name} by {error:.1e}, more than {tolerance:g}: "
+            refused[candidate.name] = (
+                f"differs from {candidates[0].name} by {error:.1e}, more than {tolerance:g}: "
                 "its speed is not reported"
             )
     return errors, refused

@@ -43,7 +43,7 @@ def peak_memory(
 def add_peaks(
     rows: Iterable[dict[str, Any]], facts: Mapping[str, Any], took: Mapping[str, Any]
 ) -> None:
-    """Add what peak_memory returned to the rows of the lane with these facts."""
+    """Add what peak_memory returned to the rows of the candidate with these facts."""
     for row in rows:
         if all(row[k] == facts[k] for k in ("engine", "precision")):
             row |= took
@@ -69,15 +69,15 @@ def _run(request: dict[str, Any], clips: np.ndarray) -> None:
 
     source = request.get("source")
     if source is not None and source.endswith(".onnx"):
-        from stan_infer.benchmarking.lanes import open_onnx
+        from stan_infer.benchmarking.candidates import open_onnx
 
-        contest = open_onnx(
+        candidates = open_onnx(
             Path(source),
             engines=[request["engine"]],
             device=request["device"],
             threads=request["threads"],
         )
-        contest.lanes[0].embed(clips)
+        candidates.opened[0].embed(clips)
         return
     opened: Any = source
     if source is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -133,46 +134,22 @@ def _charts(rows: Rows) -> list[str]:
     shape = {"batch": batches[0], "frames": frames[0]}
     at = [r for r in rows if all(r[k] == v for k, v in shape.items())]
     where = f"B = {batches[0]}, T = {frames[0]}"
-    names = [_name(r) for r in at]  # each keeps its colour in every chart
+    draw = partial(line_chart, names=[_name(r) for r in at])  # each keeps its colour everywhere
+    ratios = {_name(r): r["speedup"] for r in at}
     charts = [
-        line_chart(
-            latency,
-            title=f"Latency against batch, T = {frames[0]}",
-            x="clips a call",
-            y="p50, ms",
-            names=names,
-        ),
-        line_chart(
-            speed,
-            title=f"Throughput against frames, B = {batches[0]}",
-            x="frames",
-            y="clips/s",
-            names=names,
-        ),
-        bar_chart(
-            {_name(r): r["speedup"] for r in at}, title=f"Times the baseline, {where}", x="", line=1
-        ),
+        draw(latency, f"Latency against batch, T = {frames[0]}", "clips a call", "p50, ms"),
+        draw(speed, f"Throughput against frames, B = {batches[0]}", "frames", "clips/s"),
+        bar_chart(ratios, f"Times the baseline, {where}", "", line=1),
     ]
     shares = {_name(r): 100 * r["share_of_ceiling"] for r in at if r.get("share_of_ceiling")}
     if shares:
-        charts.append(
-            bar_chart(shares, title=f"Share of peak GEMM, {where}", x="percent", line=100)
-        )
+        charts.append(bar_chart(shares, f"Share of peak GEMM, {where}", "percent", line=100))
     errors = {
         _name(r): [(r["latency_ms_p50"], r["max_rel_error"])] for r in at if r["max_rel_error"] > 0
     }
     if errors:
-        charts.append(
-            line_chart(
-                errors,
-                title=f"Error against latency, {where}",
-                x="p50, ms",
-                y="relative error",
-                log_y=True,
-                lines=False,
-                names=names,
-            )
-        )
+        title = f"Error against latency, {where}"
+        charts.append(draw(errors, title, "p50, ms", "relative error", log_y=True, lines=False))
     return charts
 
 
@@ -194,16 +171,9 @@ def _accuracy(rows: Rows, evals: Rows) -> list[str]:
             points[" ".join(key)] = [(latency[key], value)]
     if not points:
         return []
-    return [
-        line_chart(
-            points,
-            title=f"{label} against latency, B = {batch}",
-            x="p50, ms",
-            y=f"{label}, percent",
-            lines=False,
-            names=list(dict.fromkeys(_name(r) for r in rows)),
-        )
-    ]
+    names = list(dict.fromkeys(_name(r) for r in rows))
+    title, y = f"{label} against latency, B = {batch}", f"{label}, percent"
+    return [line_chart(points, title, "p50, ms", y, lines=False, names=names)]
 
 
 def _series(rows: Rows, x: str, y: str, fixed: str, value: Any) -> dict[str, Points]:

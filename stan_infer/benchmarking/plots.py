@@ -18,10 +18,10 @@ Points = Sequence[tuple[float, float]]
 
 def line_chart(
     series: Mapping[str, Points],
-    *,
     title: str,
     x: str,
     y: str,
+    *,
     log_y: bool = False,
     lines: bool = True,
     names: Sequence[str] = (),
@@ -51,7 +51,7 @@ def line_chart(
     return _svg(figure, title)
 
 
-def bar_chart(values: Mapping[str, float], *, title: str, x: str, line: float | None = None) -> str:
+def bar_chart(values: Mapping[str, float], title: str, x: str, *, line: float | None = None) -> str:
     """Draw one horizontal bar per value, from the top down; `line` is a mark to compare with."""
     figure, axes = _axes(title, x, "")
     names, numbers = list(values), list(values.values())

@@ -10,8 +10,8 @@ from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import Any
 
+from stan_infer.benchmarking.candidates import Candidates, open_folder, open_model, open_onnx
 from stan_infer.benchmarking.interleave import bench_videos
-from stan_infer.benchmarking.lanes import Contest, open_folder, open_model, open_onnx
 from stan_infer.benchmarking.memory import add_peaks, peak_memory
 from stan_infer.benchmarking.options import BenchOptions, check_range
 from stan_infer.benchmarking.peak_gemm import PeakGemm
@@ -87,8 +87,8 @@ def bench(
     threads = options.threads or usable_cpus()
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     with pinned(threads) as cpus, temporary_folder("the graphs that are timed") as folder:
-        with closing(_open(options, device, threads, folder, say)) as contest:
-            rows, stages = _measure(contest, options, device, threads, progress)
+        with closing(_open(options, device, threads, folder, say)) as candidates:
+            rows, stages = _measure(candidates, options, device, threads, progress)
     title = options.source or f"{options.preset} (random weights)"
     common = {
         "model": storable(Path(title).name if options.source else title),
@@ -155,7 +155,7 @@ def _check_targets(options: BenchOptions, sources: Sequence[str | Path]) -> None
         check_file(options.out, why_keep_rows, sources=sources)
 
 
-def _open(options: BenchOptions, device: str, threads: int, folder: Path, say: Say) -> Contest:
+def _open(options: BenchOptions, device: str, threads: int, folder: Path, say: Say) -> Candidates:
     """Open every engine; folder: for exports."""
     source, settings = options.source, dict(options.settings)
     is_other = source is not None and source.endswith((".plan", ".onnx"))
@@ -187,10 +187,10 @@ def _open(options: BenchOptions, device: str, threads: int, folder: Path, say: S
 
 
 def _measure(
-    contest: Contest, options: BenchOptions, device: str, threads: int, progress: Progress
+    candidates: Candidates, options: BenchOptions, device: str, threads: int, progress: Progress
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows, and stages where videos are given."""
-    config, lanes = contest.config, contest.lanes
+    config, opened = candidates.config, candidates.opened
     if config is not None:
         check_range("--frames", options.frames, config.max_frames)
     videos = list_videos([options.include_decode])[:_MAX_VIDEOS] if options.include_decode else []
@@ -211,8 +211,8 @@ def _measure(
                 peak.sample()
 
         rows = bench_videos(
-            lanes,
-            side=contest.side,
+            opened,
+            side=candidates.side,
             flops=(lambda t: video_flops(config, t)) if config else None,
             batches=options.batches,
             frames=options.frames,
@@ -221,14 +221,14 @@ def _measure(
         )
         if videos and config:
             repeats = options.schedule.repeats
-            stages = bench_stages(lanes, config, videos, repeats=repeats, on_round=step)
+            stages = bench_stages(opened, config, videos, repeats=repeats, on_round=step)
     if options.memory:
-        with progress("measuring memory", len(lanes)) as step:
+        with progress("measuring memory", len(opened)) as step:
             b, t = max(shapes, key=lambda s: (s[0] * s[1], *s))
-            for lane, origin in zip(lanes, contest.origins, strict=True):
-                took = peak_memory(origin, threads=threads, batch=b, frames=t, side=contest.side)
+            for candidate, origin in zip(opened, candidates.origins, strict=True):
+                took = peak_memory(origin, threads=threads, batch=b, frames=t, side=candidates.side)
                 step()
-                add_peaks(rows, lane.facts, took)
+                add_peaks(rows, candidate.facts, took)
     if peak:
         peak.add_share(rows)
-    return [*rows, *contest.absent], stages
+    return [*rows, *candidates.absent], stages

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from stan_infer.benchmarking.interleave import Lane
+from stan_infer.benchmarking.interleave import Candidate
 from stan_infer.benchmarking.timing import WallClock
 from stan_infer.config import StanConfig
 from stan_infer.engines.session import as_numpy, read_config_clip
@@ -21,7 +21,7 @@ _DECODE_BOUND = "decode-bound: more --workers help, a faster engine does not"
 
 
 def bench_stages(
-    lanes: Sequence[Lane],
+    candidates: Sequence[Candidate],
     config: StanConfig,
     videos: Sequence[Path],
     *,
@@ -29,43 +29,43 @@ def bench_stages(
     decoder: str = "auto",
     on_round: Callable[[float], None] = lambda part: None,
 ) -> list[dict[str, Any]]:
-    """Time decode (with sampling, resize and crop), embed (B = 1) and score; one row per lane.
+    """Time decode (with sampling, resize and crop), embed (B = 1) and score; one row per candidate.
 
-    Every video is read once a round and given to every lane. Medians in milliseconds; total is
+    Every video is read once a round and given to every candidate. Medians in milliseconds; total is
     their sum, as one video after the other takes. Raises InputError for a video that cannot be
     read.
     """
     decode: list[float] = []
-    embed: dict[str, list[float]] = {lane.name: [] for lane in lanes}
-    score: dict[str, list[float]] = {lane.name: [] for lane in lanes}
+    embed: dict[str, list[float]] = {candidate.name: [] for candidate in candidates}
+    score: dict[str, list[float]] = {candidate.name: [] for candidate in candidates}
     texts = _texts(config)
     wall = WallClock()
     for video in videos:  # libraries load and caches fill before anything counts
         clip = read_config_clip(config, video, decoder)
-        for lane in lanes:
-            texts(as_numpy(lane.embed(clip[None])))
+        for candidate in candidates:
+            texts(as_numpy(candidate.embed(clip[None])))
     for _ in range(repeats):
         for video in videos:
             clip, ms, _ = wall.time(partial(read_config_clip, config, video, decoder))
             decode.append(ms)
-            for lane in lanes:
-                out, ms, _ = lane.clock.time(partial(lane.embed, clip[None]))
-                embed[lane.name].append(ms)
+            for candidate in candidates:
+                out, ms, _ = candidate.clock.time(partial(candidate.embed, clip[None]))
+                embed[candidate.name].append(ms)
                 _, ms, _ = wall.time(partial(texts, as_numpy(out)))
-                score[lane.name].append(ms)
+                score[candidate.name].append(ms)
         on_round(1 / repeats)
     rows = []
-    for lane in lanes:
+    for candidate in candidates:
         parts = {
             "decode_ms_p50": float(np.median(decode)),
-            "embed_ms_p50": float(np.median(embed[lane.name])),
-            "score_ms_p50": float(np.median(score[lane.name])),
+            "embed_ms_p50": float(np.median(embed[candidate.name])),
+            "score_ms_p50": float(np.median(score[candidate.name])),
         }
         decode_bound = parts["decode_ms_p50"] > parts["embed_ms_p50"]
         rows.append(
             {
-                "engine": lane.name,
-                **lane.facts,
+                "engine": candidate.name,
+                **candidate.facts,
                 "frames": config.frames,
                 **parts,
                 "total_ms_p50": sum(parts.values()),
@@ -73,7 +73,9 @@ def bench_stages(
                 "repeats": repeats,
                 "scored_texts": TEXTS,
                 "diagnosis": [_DECODE_BOUND] if decode_bound else [],
-                "samples_ms": dict(decode=decode, embed=embed[lane.name], score=score[lane.name]),
+                "samples_ms": dict(
+                    decode=decode, embed=embed[candidate.name], score=score[candidate.name]
+                ),
             }
         )
     return rows

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from stan_infer.artefacts.folder import Artefact
-from stan_infer.benchmarking.interleave import Lane, Schedule, bench_videos
+from stan_infer.benchmarking.interleave import Candidate, Schedule, bench_videos
 from stan_infer.engines.open import open_session
 from stan_infer.engines.session import Session
 from stan_infer.errors import MissingError
@@ -35,13 +35,13 @@ def judge(
     """
     measured, word = search.best, _precision(quantised)
     with ExitStack() as stack:
-        lanes, absent = _lanes(exact, quantised, threads, stack)
+        candidates, absent = _candidates(exact, quantised, threads, stack)
         figures = {
             key: comparison.session(session)
-            for key, (_, session) in lanes.items()
+            for key, (_, session) in candidates.items()
             if key not in (("ort", "fp32"), ("ort", word))
         }
-        rows = _timed(exact, lanes, clips)
+        rows = _timed(exact, candidates, clips)
     figures["ort", word] = measured
     for row in rows:
         one = figures.get((row["engine"], row["precision"]))
@@ -61,14 +61,14 @@ def judge(
     }
 
 
-_Lanes = dict[tuple[str, str], tuple[Artefact, Session]]  # by engine and precision
+_Candidates = dict[tuple[str, str], tuple[Artefact, Session]]  # by engine and precision
 
 
-def _lanes(
+def _candidates(
     exact: Artefact, quantised: Artefact, threads: int, stack: ExitStack
-) -> tuple[_Lanes, list[dict[str, Any]]]:
+) -> tuple[_Candidates, list[dict[str, Any]]]:
     """Open what is timed, until `stack` closes it; rows of what cannot be opened here."""
-    lanes: _Lanes = {}
+    candidates: _Candidates = {}
     absent: list[dict[str, Any]] = []
     wanted: list[tuple[str, Artefact, str | None]]
     wanted = [("ort", exact, None), ("ort", quantised, None), ("openvino", exact, None)]
@@ -81,19 +81,21 @@ def _lanes(
             absent.append({"engine": engine, "precision": word, "refused": str(e)})
         else:
             stack.callback(session.close)
-            lanes[engine, word] = folder, session
-    return lanes, absent
+            candidates[engine, word] = folder, session
+    return candidates, absent
 
 
-def _timed(exact: Artefact, lanes: _Lanes, clips: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+def _timed(
+    exact: Artefact, candidates: _Candidates, clips: Sequence[np.ndarray]
+) -> list[dict[str, Any]]:
     return bench_videos(
         [
-            Lane(
+            Candidate(
                 f"{engine} {word}",
                 session.embed_video,
                 {**session.describe(), "file_mib": _size(folder) / 2**20},
             )
-            for (engine, word), (folder, session) in lanes.items()
+            for (engine, word), (folder, session) in candidates.items()
         ],
         side=exact.config.image_size,
         flops=None,
@@ -145,7 +147,7 @@ def _ratios(rows: Sequence[dict[str, Any]], word: str) -> dict[str, float]:
         if precision == word:
             higher = timed.get((engine, "bf16")) or timed.get((engine, "fp32"))
             if higher:
-                found[engine] = row["speedup"] / higher["speedup"]  # both paired with one lane
+                found[engine] = row["speedup"] / higher["speedup"]  # both paired with one candidate
     return found
 
 

@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stan_infer.benchmarking.interleave import CACHE_BYTES, Lane, Schedule, bench_videos, clip_pool
+from stan_infer.benchmarking.interleave import (
+    CACHE_BYTES,
+    Candidate,
+    Schedule,
+    bench_videos,
+    clip_pool,
+)
 from stan_infer.benchmarking.rows import compare_rows, read_json_lines, write_json_lines
 from stan_infer.errors import CheckError, InputError
 
@@ -26,8 +32,8 @@ class FakeEngine:
         return run(), self.ms, None
 
 
-def lanes(*engines):
-    return [Lane(e.name, e.embed, {"precision": "fp32"}, e) for e in engines]
+def candidates(*engines):
+    return [Candidate(e.name, e.embed, {"precision": "fp32"}, e) for e in engines]
 
 
 THREE = Schedule(1, 3)
@@ -35,7 +41,7 @@ THREE = Schedule(1, 3)
 
 def measure(engines, schedule=THREE, **more):
     given = {"batches": [1], "frames": [2], "flops": lambda t: t * 10**6, **more}
-    return bench_videos(lanes(*engines), side=8, schedule=schedule, **given)
+    return bench_videos(candidates(*engines), side=8, schedule=schedule, **given)
 
 
 def test_all_run_once_before_any_runs_again():

@@ -101,8 +101,8 @@ def measured(monkeypatch):
     real = verdict.bench_videos
 
     def put(change):
-        def bench(lanes, **options):
-            rows = real(lanes, **options)
+        def bench(candidates, **options):
+            rows = real(candidates, **options)
             return [change(row) if row["precision"] == "int8" else row for row in rows]
 
         monkeypatch.setattr(verdict, "bench_videos", bench)

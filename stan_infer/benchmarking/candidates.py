@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stan_infer.artefacts.precision import EIGHT_BITS
-from stan_infer.benchmarking.interleave import Lane
+from stan_infer.benchmarking.interleave import Candidate
 from stan_infer.benchmarking.options import BenchOptions
 from stan_infer.benchmarking.timing import Clock, CudaClock, WallClock
 from stan_infer.config import StanConfig
 from stan_infer.engines.bare_graph import open_bare
+from stan_infer.engines.graph import OpenGraph
 from stan_infer.engines.open import CHECKPOINT, PLANS, engine_named, graph_engines, open_session
 from stan_infer.engines.session import Session
 from stan_infer.errors import InputError, MissingError
@@ -24,19 +25,21 @@ from stan_infer.system.packages import require
 from stan_infer.tensorrt_plans.plan_file import read_plan
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from stan_infer.network.model import Stan
 
-# A lane, the session to close after it (none for a bare graph), and how another process opens it.
-_Opened = tuple[Lane, Session | None, dict[str, Any]]
+# A candidate, its session (none for a bare graph), and how another process opens it.
+_Opened = tuple[Candidate, Session | None, dict[str, Any]]
 
 
 @dataclasses.dataclass
-class Contest:
-    """What was opened; lanes, sessions and origins align. `absent` are rows with `refused`."""
+class Candidates:
+    """What was opened: opened, sessions and origins align. `absent` are rows with `refused`."""
 
     side: int = 0  # pixels of a frame
     config: StanConfig | None = None  # None: a bare graph
-    lanes: list[Lane] = dataclasses.field(default_factory=list)
+    opened: list[Candidate] = dataclasses.field(default_factory=list)
     sessions: list[Session | None] = dataclasses.field(default_factory=list)
     origins: list[dict[str, Any]] = dataclasses.field(
         default_factory=list
@@ -44,19 +47,19 @@ class Contest:
     absent: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     def add(self, engine: str, precision: str | None, open_one: Callable[[], _Opened]) -> None:
-        """Open one more lane; its MissingError becomes a row of `absent`."""
+        """Open one more candidate; its MissingError becomes a row of `absent`."""
         try:
-            lane, session, origin = open_one()
+            candidate, session, origin = open_one()
         except MissingError as e:
             self.absent.append({"engine": engine, "precision": precision, "refused": str(e)})
             return
-        self.lanes.append(lane)
+        self.opened.append(candidate)
         self.sessions.append(session)
         self.origins.append({"engine": engine, "precision": precision, **origin})
 
-    def check(self) -> Contest:
+    def check(self) -> Candidates:
         """Return itself; MissingError with the first reason if there is nothing to measure."""
-        if not self.lanes:
+        if not self.opened:
             raise MissingError(self.absent[0]["refused"])
         return self
 
@@ -76,13 +79,13 @@ def open_model(
     threads: int,
     folder: Path,
     say: Callable[[str], None],
-) -> Contest:
-    """Lanes of a loaded model; eager in fp32 comes first, always: a ratio needs its baseline.
+) -> Candidates:
+    """Candidates of a loaded model; eager in fp32 comes first, always: a ratio needs its baseline.
 
     origin: the model for another process, {"source": file} or {"preset": name, ...}. folder: where
     exports go, one per precision. Raises MissingError where the baseline itself cannot run.
     """
-    contest = Contest(model.config.image_size, model.config)
+    candidates = Candidates(model.config.image_size, model.config)
     precisions, calibration = options.precisions, options.calibration
 
     def open_one(engine: str, precision: str) -> _Opened:
@@ -92,7 +95,7 @@ def open_model(
         entry.check_precision(precision, device)
         if entry.takes == CHECKPOINT:
             session = open_session(model, engine, device=device, precision=precision)
-            return _lane(engine, session), session, {**origin, "device": device}
+            return _candidate(engine, session), session, {**origin, "device": device}
         where = folder / precision
         if not where.exists():
             from stan_infer.export.export_model import export_model
@@ -102,17 +105,17 @@ def open_model(
             session = _open_built(where, engine, device, options, say)
         else:
             session = open_session(where, engine, device=device, threads=threads)
-        return _lane(engine, session), session, {"source": str(where), "device": device}
+        return _candidate(engine, session), session, {"source": str(where), "device": device}
 
-    contest.add("eager", "fp32", partial(open_one, "eager", "fp32"))
-    contest.check()
+    candidates.add("eager", "fp32", partial(open_one, "eager", "fp32"))
+    candidates.check()
     for precision in precisions or ["fp32"]:
         for engine in options.engines:
             if engine_named(engine).needs_gpu and not precisions:
-                contest.add(engine, "fp16", partial(open_one, engine, "fp16"))
+                candidates.add(engine, "fp16", partial(open_one, engine, "fp16"))
             elif (engine, precision) != ("eager", "fp32"):
-                contest.add(engine, precision, partial(open_one, engine, precision))
-    return contest
+                candidates.add(engine, precision, partial(open_one, engine, precision))
+    return candidates
 
 
 def _open_calibrated(
@@ -137,23 +140,23 @@ def _open_calibrated(
         scales = fp8_scales(folder, source, model.config)
         session = open_session(model, engine, device=device, precision=precision, scales=scales)
         how = {**origin, "device": device, "calibration": str(folder)}
-        return _lane(engine, session), session, how
+        return _candidate(engine, session), session, how
     if engine not in graph_engines():
         raise MissingError(
             f"engine {engine} takes the folder itself: bench {folder}, with --engine"
         )
     calibration_of(folder, precision, source, model.config)
     session = open_session(folder, engine, device=device, precision=precision, threads=threads)
-    return _lane(engine, session), session, {"source": str(folder), "device": device}
+    return _candidate(engine, session), session, {"source": str(folder), "device": device}
 
 
-def open_folder(source: str, options: BenchOptions, *, device: str, threads: int) -> Contest:
-    """Lanes of an exported folder; the first is the baseline, as a folder has no eager mode.
+def open_folder(source: str, options: BenchOptions, *, device: str, threads: int) -> Candidates:
+    """Candidates of an exported folder; the first is the baseline, as a folder has no eager mode.
 
     source may be a plan in a folder, which is then what its engine runs. Raises MissingError where
     none of them can run.
     """
-    contest = Contest()
+    candidates = Candidates()
     plan = Path(source) if source.endswith(".plan") else None
     owner = str(plan.absolute().parent.parent) if plan else source
     own = read_plan(plan, check_hash=False).engine if plan else None
@@ -164,14 +167,14 @@ def open_folder(source: str, options: BenchOptions, *, device: str, threads: int
         session = open_session(
             place, engine, device=device, precision=precision, settings=settings, threads=threads
         )
-        contest.config, contest.side = session.config, session.config.image_size
-        return _lane(engine, session), session, {"source": place, "device": device}
+        candidates.config, candidates.side = session.config, session.config.image_size
+        return _candidate(engine, session), session, {"source": place, "device": device}
 
     wanted: list[str | None] = [*options.precisions] or [None]
     for precision in wanted:
         for engine in options.engines:
-            contest.add(engine, precision, partial(open_one, engine, precision))
-    return contest.check()
+            candidates.add(engine, precision, partial(open_one, engine, precision))
+    return candidates.check()
 
 
 def _open_built(
@@ -191,39 +194,39 @@ def _open_built(
         raise MissingError(f"{plan.path.name} was built and cannot run here: {e}") from e
 
 
-def open_onnx(path: Path, *, engines: Sequence[str], device: str, threads: int) -> Contest:
-    """Lanes of a bare video graph: uint8 [B, T, S, S, 3] in, its first output compared.
+def open_onnx(path: Path, *, engines: Sequence[str], device: str, threads: int) -> Candidates:
+    """Candidates of a bare video graph: uint8 [B, T, S, S, 3] in, its first output compared.
 
     Only its signature is known, so there are no GFLOP/s. Raises InputError for another input,
     MissingError where no engine can run it.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    contest = Contest()
+    candidates = Candidates()
 
     def open_one(engine: str) -> _Opened:
         if engine not in graph_engines():
             raise MissingError(f"engine {engine} takes a checkpoint, not {path.name}")
-        lane, contest.side = _bare(path, engine, device, threads)
-        return lane, None, {"source": str(path), "device": device}
+        candidate, candidates.side = _bare(path, engine, device, threads)
+        return candidate, None, {"source": str(path), "device": device}
 
     for engine in engines:
-        contest.add(engine, None, partial(open_one, engine))
-    return contest.check()
+        candidates.add(engine, None, partial(open_one, engine))
+    return candidates.check()
 
 
-def _lane(engine: str, session: Session) -> Lane:
+def _candidate(engine: str, session: Session) -> Candidate:
     facts = session.describe()
     clock: Clock = WallClock()
     if facts["device"].startswith("cuda") and engine not in graph_engines():
         cuda = require("torch", "timing a GPU", "gpu").cuda
         clock = CudaClock(cuda, facts["device"])
         facts["gpu"] = cuda.get_device_name(facts["device"])
-    return Lane(f"{engine} {facts['precision']}", session.embed_video, facts, clock)
+    return Candidate(f"{engine} {facts['precision']}", session.embed_video, facts, clock)
 
 
-def _bare(path: Path, engine: str, device: str, threads: int) -> tuple[Lane, int]:
-    """A lane of a bare graph, and the side of its frames."""
+def _bare(path: Path, engine: str, device: str, threads: int) -> tuple[Candidate, int]:
+    """A candidate of a bare graph, and the side of its frames."""
     graph = open_bare(path, engine, [f"{path.name}.data"], device=device, threads=threads)
     signature = graph.signature()
     (name, (dtype, sizes)) = next(iter(signature.inputs.items()), ("", ("", ())))
@@ -235,4 +238,9 @@ def _bare(path: Path, engine: str, device: str, threads: int) -> tuple[Lane, int
         )
     output = next(iter(signature.outputs))
     facts = {**graph.describe(), "engine": engine, "device": device, "precision": "unknown"}
-    return Lane(engine, lambda clips: graph.run({name: clips}, [output])[output], facts), side
+    run = partial(_run_bare, graph, name, output)
+    return Candidate(engine, run, facts), side
+
+
+def _run_bare(graph: OpenGraph, name: str, output: str, clips: np.ndarray) -> np.ndarray:
+    return graph.run({name: clips}, [output])[output]
