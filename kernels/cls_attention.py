@@ -1,4 +1,4 @@
-"""The class token's attention in the last branch layer, where nobody reads the patches.
+"""The class token's attention in the last branch layer, whose patches are not used.
 
 score of a patch = u_h . z_p with u_h = W_k,h^T q_h, and the output is W_v,h applied to
 mean_t sum_p a_tp z_p (mean and W_v commute): q, k and v of the patches are never made. u [B, H, D],

@@ -28,7 +28,7 @@ def peak_memory(
     origin: engine, precision, device, and source (checkpoint, folder or graph) or preset with
     settings. Returns peak_host_mib (resident, with interpreter and libraries), peak_device_mib
     (None on a CPU) and memory_shape [B, T]; or memory_error and no peaks, as a child may be killed
-    for want of memory.
+    as memory ran out.
     """
     request = {**origin, "threads": threads, "batch": batch, "frames": frames, "side": side}
     answers: list[dict[str, Any]] = []

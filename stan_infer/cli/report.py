@@ -50,7 +50,7 @@ def say(text: str) -> None:
 
 
 def _write(text: str) -> None:
-    """Write to standard output; where nobody reads any more, end quietly as other programs do."""
+    """Write to standard output; where the reader has gone, end quietly as other programs do."""
     encoding = sys.stdout.encoding or "utf-8"  # in some locales ASCII
     text = text.encode(encoding, "backslashreplace").decode(encoding)
     try:

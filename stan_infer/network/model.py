@@ -192,7 +192,7 @@ class Stan(nn.Module):
         x = self.token_embedding(ids) + self.positional_embedding[: ids.shape[1]]
         for block in self.transformer.resblocks:
             x = block(x, causal=True)
-        # Gathered before the norm: the same numbers, without a norm of rows that nobody reads.
+        # Gathered before the norm: the same numbers, and rows that are not used need no norm.
         pooled = x[torch.arange(ids.shape[0], device=ids.device), ids.argmax(-1)]
         return self.ln_final(pooled) @ self.text_projection
 
