@@ -161,8 +161,8 @@ def check_manifest(manifest: Manifest, config: StanConfig) -> dict[str, int]:
     """Refuse names and sizes that no export writes, in a manifest whose types were checked.
 
     Returns the bytes that each of its files may have, as a model of this config can need. Raises
-    InputError: a role or a file twice, a range whose ends are reversed, weights under another name than their
-    graph's, a file that nothing uses, or one that is too large.
+    InputError: a role or a file twice, a range whose ends are reversed, weights under another name
+    than their graph's, a file that nothing uses, or one that is too large.
     """
     graphs, named = manifest["graphs"], [*_named_limits(manifest, config)]
     for name, values in (("role", [g["role"] for g in graphs]), ("file", [n for n, _ in named])):

@@ -46,7 +46,7 @@ def verify(
 
     Returns stages (one row each: stage, max_rel, min_cos, agreement, tolerance, pass - None where
     it was not compared -, worst, note), pass, first_failed, not_compared, bisect, known_faults, a,
-    b. Raises InputError for a source or video that cannot be read, MissingError for absent packages.
+    b. Raises InputError for a source or video that cannot be read, MissingError for packages.
     """
     o, say = VerifyOptions(**options), progress or (lambda text: None)
     say("opening both sides")
