@@ -5,7 +5,7 @@ from __future__ import annotations
 import stat
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from stan_infer.checkpoints.layout import Origin
 from stan_infer.checkpoints.own import METADATA_KEY
@@ -67,13 +67,13 @@ def open_weights(path: Path) -> Reader:
             )
         with path.open("rb") as f:
             head = f.read(9)
+            # safetensors: 8 bytes of header length, then a JSON object.
+            is_safetensors = head[8:] == b"{" and not head.startswith(b"PK")
+            if is_safetensors:
+                _check_header(path, f, int.from_bytes(head[:8], "little"))
     except OSError as e:
         raise InputError(f"cannot read checkpoint {path}: {e.strerror or e}") from e
-    # safetensors: 8 bytes of header length, then a JSON object.
-    if len(head) == 9 and head[8:] == b"{" and not head.startswith(b"PK"):
-        _check_header(path, int.from_bytes(head[:8], "little"))
-        return _SafetensorsFile(path)
-    return open_torch_file(path)
+    return _SafetensorsFile(path) if is_safetensors else open_torch_file(path)
 
 
 class _SafetensorsFile:
@@ -136,7 +136,7 @@ def read_weight(reader: Reader, origin: Origin) -> Tensor:
     return parts[0]
 
 
-def _check_header(path: Path, size: int) -> None:
+def _check_header(path: Path, file: BinaryIO, size: int) -> None:
     """Bound what the library makes of a safetensors header, before it sees it.
 
     Every tensor is an object of the header's JSON, so there are no more of them than braces.
@@ -146,9 +146,8 @@ def _check_header(path: Path, size: int) -> None:
             f"{path} is a safetensors file whose header has {size} bytes; at most {MAX_HEADER} are "
             "read: give the weights of a STAN alone"
         )
-    with path.open("rb") as f:
-        f.seek(8)
-        objects = f.read(size).count(b"{")
+    file.seek(8)
+    objects = file.read(size).count(b"{")
     if objects > 2 * MAX_TENSORS:  # metadata may hold some in texts
         raise InputError(
             f"{path} is a safetensors file with {objects} objects in its header; no STAN has more "
