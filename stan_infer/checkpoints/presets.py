@@ -7,63 +7,33 @@ from typing import Any
 from stan_infer.config import StanConfig
 from stan_infer.errors import InputError, nearest
 
-_CLIP_TEXT: dict[str, Any] = {"vocab_size": 49408, "context_positions": 77}
 
-
-_B_TEXT = _CLIP_TEXT | {
-    "text_width": 512,
-    "text_layers": 12,
-    "text_heads": 8,
-    "text_mlp_width": 2048,
-}
-
-
-_B = _B_TEXT | {
-    "width": 768,
-    "layers": 12,
-    "heads": 12,
-    "mlp_width": 3072,
-    "embed_dim": 512,
-    "image_size": 224,
-    "branch_layers": 4,
-}
-
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "stan-b32": _B | {"patch": 32},
-    "stan-b16": _B | {"patch": 16},
-    "stan-l14": _CLIP_TEXT
-    | {
-        "width": 1024,
-        "layers": 24,
-        "heads": 16,
-        "mlp_width": 4096,
-        "embed_dim": 768,
+def _clip(width: int, layers: int, patch: int, text_width: int, embed_dim: int) -> dict[str, Any]:
+    """STAN on a CLIP ViT: heads are 64 wide, and an MLP has four times its tower's width."""
+    return {
+        "width": width,
+        "layers": layers,
+        "heads": width // 64,
+        "mlp_width": 4 * width,
+        "embed_dim": embed_dim,
         "image_size": 224,
-        "patch": 14,
+        "patch": patch,
         "branch_layers": 4,
-        "text_width": 768,
+        "text_width": text_width,
         "text_layers": 12,
-        "text_heads": 12,
-        "text_mlp_width": 3072,
-    },
-    "stan-tiny": _CLIP_TEXT
-    | {
-        "width": 128,
-        "layers": 4,
-        "heads": 2,
-        "mlp_width": 512,
-        "embed_dim": 64,
-        "image_size": 64,
-        "patch": 16,
-        "branch_layers": 3,
-        "text_width": 64,
-        "text_layers": 2,
-        "text_heads": 1,
-        "text_mlp_width": 256,
-        "frames": 8,
-        "short_side": 64,
-    },
+        "text_heads": text_width // 64,
+        "text_mlp_width": 4 * text_width,
+        "vocab_size": 49408,
+        "context_positions": 77,
+    }
+
+
+_TINY = {"image_size": 64, "branch_layers": 3, "text_layers": 2, "frames": 8, "short_side": 64}
+PRESETS: dict[str, dict[str, Any]] = {
+    "stan-b32": _clip(768, 12, 32, text_width=512, embed_dim=512),
+    "stan-b16": _clip(768, 12, 16, text_width=512, embed_dim=512),
+    "stan-l14": _clip(1024, 24, 14, text_width=768, embed_dim=768),
+    "stan-tiny": _clip(128, 4, 16, text_width=64, embed_dim=64) | _TINY,
 }
 
 

@@ -179,7 +179,7 @@ class _Work:
         checked: Sequence[np.ndarray],
         timed: Sequence[np.ndarray],
     ) -> dict[str, Any]:
-        """Find the fewest linears to return to fp32, and the verdict on the rest.
+        """Find the fewest linears to return to fp32, and the verdict on the rest, for the record.
 
         checked: clips that the bound is held to; timed: clips to time with.
         """

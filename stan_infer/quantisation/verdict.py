@@ -124,7 +124,7 @@ def sentence(verdict: dict[str, Any], bound: Bound, measured: Measured, kept: Se
     best = max(ratios, key=lambda e: ratios[e])
     others = [f"{ratios[e]:.2f}x in {e}" for e in ratios if e != best]
     beside = f" ({', '.join(others)})" if others else ""
-    higher = _next(verdict["rows"], best, word)
+    higher = _next(verdict["rows"], best)
     if verdict["is_slower"]:
         return (
             f"{word} is no faster here: {ratios[best]:.2f}x of {higher} in {best}{beside}; it "
@@ -133,7 +133,7 @@ def sentence(verdict: dict[str, Any], bound: Bound, measured: Measured, kept: Se
     return f"{word} is {ratios[best]:.2f}x as fast as {higher} in {best}{beside} and {cost}{back}"
 
 
-def _next(rows: Sequence[dict[str, Any]], engine: str, word: str) -> str:
+def _next(rows: Sequence[dict[str, Any]], engine: str) -> str:
     """The next higher precision that an engine runs here."""
     timed = [r["precision"] for r in rows if r.get("latency_ms_p50") and r["engine"] == engine]
     return "bf16" if "bf16" in timed else "fp32"
