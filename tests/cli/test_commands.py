@@ -9,6 +9,7 @@ import pytest
 
 import stan_infer as si
 from tests.conftest import relative_error
+from tests.grids import once
 
 
 def test_inspect(cli, checkpoint):
@@ -67,8 +68,7 @@ def test_run_reads_labels_and_reports_a_cut_text(cli, checkpoint, videos, tmp_pa
     assert "do not fit in 32 tokens" in caplog.text and "very very" in caplog.text
 
 
-@pytest.mark.parametrize("engine", ["eager", "ort"])
-@pytest.mark.parametrize("batch", [1, 2])
+@once(engine=["eager", "ort"], batch=[1, 2])
 def test_embed_writes_vectors_in_the_given_order(
     cli, checkpoint, artefact, videos, tmp_path, engine, batch
 ):

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 from tests.conftest import ROOT
-from tests.grids import once
 
 ODD = os.fsdecode(b"caf\xe9 \x1b[2J\n")  # bytes of Latin-1, an escape sequence, a line's end
 STORED, PRINTED = "caf\\xe9 \x1b[2J\n", "caf\\xe9 \\x1b[2J\\n"
@@ -96,7 +95,8 @@ def is_text(value: str) -> bool:
 
 
 @pytest.mark.usefixtures("quick_calibration")
-@once(command=list(COMMANDS), json_too=[True, False])
+@pytest.mark.parametrize("json_too", [False, True], ids=["table", "json"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_takes_such_names(cli, odd, tmp_path, command, json_too):
     done = cli(*words(odd, tmp_path, command), *(["--json"] if json_too else []))
     assert done.code in (0, 4) and "internal error" not in done.err, done.err
