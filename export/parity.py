@@ -112,9 +112,8 @@ def prove(
 
 
 def _opened(path: Path, precision: str) -> OpenGraph:
-    engine = next(e for e in graph_engines() if precision in ENGINES[e].devices["cpu"])
-    # A proof runs once, so freed memory is given back; only ONNX Runtime keeps it.
-    return open_graph(path, engine, **({"arena": False} if engine == "ort" else {}))
+    engine = next(e for e in graph_engines() if ENGINES[e].has(precision, "cpu"))
+    return open_graph(path, engine)
 
 
 def _value(value: Any) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 With d_ij = tau <t_i, v_j> of unit vectors and s the same with masked tokens 0:
 A_i = sum_j softmax_j(s) d, C_j = sum_i softmax_i(s) d, and the score is the mean of
 sum_i softmax_i(A) A and sum_j softmax_j(C) C, divided by tau. Weights over tokens skip what is
-exactly 0. Source: `retrieval.mug_scores`, the authors' Mug head.
+exactly 0. Source: `scores.mug_scores`, the authors' Mug head.
 """
 
 from __future__ import annotations

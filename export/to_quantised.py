@@ -125,7 +125,7 @@ def _measure_golden(path: Path, golden: dict[str, Any], artefact: Artefact) -> N
     video, wanted = arrays["video"], arrays["frame_embeds"]
     if video.shape[2:] not in clip or not video.size or not np.isfinite(wanted).all():
         raise InputError(f"{golden['file']}: its clips are no clips of this model")
-    got = open_graph(path, arena=False).run({"video": video})["frame_embeds"]
+    got = open_graph(path).run({"video": video})["frame_embeds"]
     measured = relative_error(got, wanted)
     for name in ("video_tolerance", "score_tolerance"):
         golden[name] = max(2 * measured, float(golden.get(name, 0.0)))

@@ -1,5 +1,5 @@
 """Fused GPU kernels in Triton, one operation per file, each a torch custom operation.
 
-Imports errors only; on the CPU every operation runs its plain torch form, so that a model with
+Imports nothing of ours; on the CPU every operation runs its plain torch form, so that a model with
 them can be traced and exported anywhere. Start at `temporal_attention`.
 """

@@ -24,7 +24,7 @@ def mug(golden):
 
 
 def mug_plainly(text, mask, video, mode="mug", tau=100.0):
-    """STAN.md section 5 word for word, in float64, one pair at a time."""
+    """the Mug head's formula word for word, in float64, one pair at a time."""
 
     def softmax(x):
         with np.errstate(invalid="ignore"):

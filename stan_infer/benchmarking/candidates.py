@@ -136,7 +136,7 @@ def _open_calibrated(
             f"{precision} needs a calibration: stan-infer calibrate CKPT --precision {precision} "
             "--videos DIR -o OUT, then bench CKPT --calibration OUT"
         )
-    if engine == "triton":
+    if "scales" in engine_named(engine).options:
         scales = fp8_scales(folder, source, model.config)
         session = open_session(model, engine, device=device, precision=precision, scales=scales)
         how = {**origin, "device": device, "calibration": str(folder)}

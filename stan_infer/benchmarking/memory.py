@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from stan_infer.engines.open import CHECKPOINT, engine_named
 from stan_infer.system.child import how_it_ended, python, run_child
 from stan_infer.system.machine import peak_mib
 
@@ -55,7 +56,7 @@ def main() -> None:
     before = _taken(request)
     s = request["side"]
     clips = np.zeros((request["batch"], request["frames"], s, s, 3), np.uint8)
-    if request["engine"] in ("eager", "compile"):
+    if engine_named(request["engine"]).takes == CHECKPOINT:
         import torch
 
         torch.set_num_threads(request["threads"])

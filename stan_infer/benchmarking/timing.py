@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-# What a diagnosis calls out. An idle machine stays below each of these; see CONTRIBUTING.md.
+# What a diagnosis calls out. An idle machine stays below each (BENCHMARKS.md, "Reading a row").
 UNSTABLE = 1.25  # p95 over p50
 SLOWED = 1.10  # median of the last third over that of the first
 LAUNCH_BOUND = 0.9  # host time over device time: the GPU waits for launches

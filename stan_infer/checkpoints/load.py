@@ -79,7 +79,7 @@ def require_torch(
 ) -> Any:
     """Import torch; where it is absent, tell first what is wrong with the source, if it is a file.
 
-    Raises InputError as inspect_checkpoint does, MissingError as errors.require does.
+    Raises InputError as inspect_checkpoint does, MissingError as packages.require does.
     """
     try:
         return require("torch", purpose, extra)

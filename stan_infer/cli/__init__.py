@@ -1,5 +1,5 @@
 """The command line: one file per command; it parses, calls one function and reports.
 
-Imports every wing.
+Imports every wing but network and kernels.
 Start at `main`.
 """

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stan_infer.cli.options import Json, Settings, parse_numbers, parse_settings
+from stan_infer.engines.open import ENGINES
 
 if TYPE_CHECKING:
     from stan_infer.benchmarking.run import BenchResult
@@ -29,8 +30,7 @@ def bench(
     engine: Annotated[
         str | None,
         typer.Option(
-            help="eager, compile, triton, ort, openvino, trt, trt-rtx, comma separated (default: "
-            "eager,ort; of a folder ort)."
+            help=f"{', '.join(ENGINES)}, comma separated (default: eager,ort; of a folder ort)."
         ),
     ] = None,
     preset: Annotated[
@@ -41,13 +41,15 @@ def bench(
     precision: Annotated[
         str | None,
         typer.Option(
-            help="fp32, fp16, bf16; int8, fp8 with --calibration; comma separated (default: fp32, "
-            "of triton, trt and trt-rtx fp16; of a folder its own)."
+            help="fp32, fp16, bf16; with --calibration those of calibrate; comma separated "
+            "(default: fp32, of engines that need a GPU fp16; of a folder its own)."
         ),
     ] = None,
     device: Annotated[
         str | None,
-        typer.Option(help="cpu, cuda, cuda:1 (default: cpu; cuda if triton or trt can run)."),
+        typer.Option(
+            help="cpu, cuda, cuda:1 (default: cpu; cuda if an engine that needs it can run)."
+        ),
     ] = None,
     warmup: Annotated[int, typer.Option(min=1, help="Uncounted rounds.")] = 2,
     repeats: Annotated[int, typer.Option(min=1, help="Counted rounds, at least.")] = 10,

@@ -38,7 +38,7 @@ Engine = Annotated[
 Device = Annotated[
     str | None,
     typer.Option(
-        help="cpu, cuda or cuda:1; openvino: cpu, gpu (default: cpu; triton, trt, trt-rtx: cuda)."
+        help="cpu, cuda or cuda:1; openvino: cpu, gpu (default: cpu; cuda if an engine needs it)."
     ),
 ]
 AutoRebuild = Annotated[
@@ -64,7 +64,7 @@ def open_for(
 ) -> Session:
     """Open what a command runs; it is closed when the command ends, however it ends.
 
-    options: those of engines.open_session. Raises what that raises.
+    options: those of engines.open.open_session. Raises what that raises.
     """
     from stan_infer.engines.open import open_session
 

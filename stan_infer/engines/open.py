@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, Unpack
 
+from stan_infer.artefacts.precision import EIGHT_BITS
 from stan_infer.errors import InputError, MissingError, check_word
 from stan_infer.system.packages import require
 
@@ -56,13 +57,18 @@ class Engine:
         """Whether it runs on NVIDIA GPUs and nowhere else."""
         return list(self.devices) == ["cuda"]
 
+    def has(self, precision: str, kind: str) -> bool:
+        """Whether it computes in a precision on a kind of device."""
+        return precision in self.devices.get(kind, ())
+
     def check_precision(self, precision: str, device: str) -> None:
         """Raise MissingError, with the engines that have it, for a precision it lacks there."""
         kind = device.partition(":")[0]
-        known = self.devices.get(kind)
-        if known is None or precision in known:
-            return  # an unknown device is told when it is opened
-        others = [e.name for e in ENGINES.values() if precision in e.devices.get(kind, ())]
+        # An unknown device is told when it is opened.
+        known = self.devices.get(kind) or next(iter(self.devices.values()))
+        if precision in known:
+            return
+        others = [e.name for e in ENGINES.values() if e.has(precision, kind)]
         words = f"add --precision {' or '.join(known[:2])}"
         if others:
             words += f", or use --engine {' or '.join(others)}"
@@ -134,7 +140,7 @@ def _trt_rtx() -> Callable[..., Session]:
 
 
 _TORCH = {"cpu": ("fp32", "bf16", "fp16"), "cuda": ("fp32", "bf16", "fp16")}
-_ALL = ("fp32", "fp16", "bf16", "int8", "fp8")
+_ALL = ("fp32", "fp16", "bf16", *EIGHT_BITS)
 _NVIDIA, _INTEL = "an NVIDIA GPU", "an Intel GPU"
 # fmt: off
 ENGINES = {
@@ -151,7 +157,7 @@ ENGINES = {
         ),
         Engine(
             "ort", FOLDER, _ort, "runtime",
-            {"cpu": ("fp32", "fp16", "int8", "fp8"), "cuda": _ALL}, ("threads", "provider"),
+            {"cpu": ("fp32", "fp16", *EIGHT_BITS), "cuda": _ALL}, ("threads", "provider"),
             load_graph=_ort_graph, trials=(Trial("cpu", "runtime"), Trial("cuda", "gpu")),
         ),
         Engine(
@@ -170,7 +176,7 @@ ENGINES = {
     )
 }
 # fmt: on
-# Says nothing to an engine that has no use of it, where another of the same command may.
+# Ignored by engines that lack it: one command may open several engines.
 _LENIENT = ("threads", "auto_rebuild")
 
 
@@ -275,9 +281,12 @@ def _options(entry: Engine, given: Mapping[str, Any]) -> dict[str, Any]:
         if name in entry.options:
             found[name] = value
         elif name not in _LENIENT:
-            owners = " and ".join(e.name for e in ENGINES.values() if name in e.options)
+            owners = [e.name for e in ENGINES.values() if name in e.options]
+            word = "engine" if len(owners) == 1 else "engines"
             shown = f"{name} {value}" if isinstance(value, str) else name
-            raise InputError(f"{shown} is a choice of engine {owners}, not {entry.name}")
+            raise InputError(
+                f"{shown} is a choice of {word} {' and '.join(owners)}, not {entry.name}"
+            )
     return found
 
 

@@ -37,7 +37,7 @@ def inference_session(
     device: str = "cpu",
     provider: str | None = None,
     threads: int | None = None,
-    arena: bool = True,
+    arena: bool = False,
     optimised: Path | None = None,
 ) -> onnxruntime.InferenceSession:
     """Open one ONNX file (or its bytes) on the device asked for, and nowhere else.
@@ -116,6 +116,7 @@ class OrtSession(FolderSession):
             "device": self._device,
             "provider": self._provider.word,
             "threads": threads,
+            "arena": True,
         }
         if graph.precision not in EIGHT_BITS:
             return OrtGraph.open(source.path, **options)

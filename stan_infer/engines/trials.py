@@ -27,8 +27,7 @@ from stan_infer.system.temporary import temporary_folder
 from stan_infer.tensorrt_plans.api import load_tensorrt
 from stan_infer.tensorrt_plans.build import run_job
 from stan_infer.tensorrt_plans.build_process import Job
-from stan_infer.tensorrt_plans.plan_file import ENGINES as FLAVORS
-from stan_infer.tensorrt_plans.plan_file import new_plan, read_plan
+from stan_infer.tensorrt_plans.plan_file import FLAVORS, new_plan, read_plan
 from stan_infer.video.decoder_trial import decode_own_clip
 
 # An ONNX model of one Identity node, float[1] x -> y, opset 20, IR 10: enough to see which provider

@@ -1,5 +1,5 @@
 """Embeddings of many videos.
 
-Imports engines and video.
+Imports engines and video, and what lies below.
 Start at `embed.embed_videos`.
 """

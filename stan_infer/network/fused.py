@@ -74,7 +74,7 @@ class Ops(Protocol[V]):
         ...
 
     def temporal(self, patches: V, w: Temporal, tower: TowerConfig) -> V:
-        """Patches plus their attention, normed, each to itself in all frames; see fold.Temporal."""
+        """Patches plus their normed attention, each to itself in all frames: folded.Temporal."""
         ...
 
     def temporal_conv(self, patches: V, w: Conv) -> V:

@@ -1,4 +1,4 @@
-"""The operations of `fused` in plain torch: the oracle of every other set.
+"""The operations of `fused` in plain torch: what the other sets are compared with.
 
 Patches are [B, T, P, D], the clip's class token [B, D], rows [B, T P + 1, D] with it last.
 """

@@ -1,5 +1,5 @@
 """Eight bits on real videos: ranges, scales, what they cost, and the verdict.
 
-Imports evaluation, benchmarking and export.
+Imports evaluation, benchmarking and export, and what lies below.
 Start at `calibrate.calibrate`.
 """

@@ -10,9 +10,10 @@ import numpy as np
 
 from stan_infer.artefacts.folder import Artefact
 from stan_infer.benchmarking.interleave import Candidate, Schedule, bench_videos
-from stan_infer.engines.open import open_session
+from stan_infer.engines.open import ENGINES, graph_engines, open_session
 from stan_infer.engines.session import Session
 from stan_infer.errors import MissingError
+from stan_infer.network.eight_bits import NUMBER_FORMATS
 from stan_infer.quantisation.bound import Bound, Comparison, Measured, Search
 
 # Times the next higher precision in the same engine: at or below it, nothing was gained. Medians of
@@ -48,7 +49,7 @@ def judge(
         if one is not None:
             row |= {**one.figures(), "is_met": one.is_met}
     ratios = _ratios(rows, word)
-    is_simulated = word == "fp8"
+    is_simulated = NUMBER_FORMATS[word].is_float
     return {
         "rows": rows + absent,
         "ratios": ratios,
@@ -70,9 +71,12 @@ def _candidates(
     """Open what is timed, until `stack` closes it; rows of what cannot be opened here."""
     candidates: _Candidates = {}
     absent: list[dict[str, Any]] = []
-    wanted: list[tuple[str, Artefact, str | None]]
-    wanted = [("ort", exact, None), ("ort", quantised, None), ("openvino", exact, None)]
-    wanted += [("openvino", exact, "bf16"), ("openvino", quantised, None)]
+    wanted: list[tuple[str, Artefact, str | None]] = []
+    for engine in graph_engines():
+        wanted.append((engine, exact, None))
+        if ENGINES[engine].has("bf16", "cpu"):
+            wanted.append((engine, exact, "bf16"))
+        wanted.append((engine, quantised, None))
     for engine, folder, precision in wanted:
         word = precision or _precision(folder)
         try:

@@ -1,5 +1,5 @@
 """What the machine gives: files that appear whole, temporary ones, child processes, signals.
 
-Imports errors and config only.
+Imports errors only.
 Start at `atomic`, which writes every result.
 """

@@ -1,4 +1,4 @@
-"""Where this user's own derived files lie: engines built for a benchmark, code compiled for a GPU.
+"""Where this user's own derived files lie: plans built for a benchmark, code compiled for a GPU.
 
 What lies there is run, so it is the user's alone and never comes from elsewhere.
 """

@@ -18,7 +18,7 @@ from typing import Any
 
 from stan_infer.errors import MissingError
 from stan_infer.system.packages import install_command
-from stan_infer.tensorrt_plans.plan_file import ENGINES
+from stan_infer.tensorrt_plans.plan_file import FLAVORS
 
 # Versions whose names were compared with these: smallest, and the first that is too new.
 SUPPORTED = {"tensorrt": ((10, 0), (12, 0)), "tensorrt_rtx": ((1, 0), (2, 0))}
@@ -106,7 +106,7 @@ def load_tensorrt(engine: str) -> Any:
     Raises MissingError, with the command that helps, for a package that is absent, the stub
     without its libraries, a version that was never compared, or one that lacks a name.
     """
-    flavor = ENGINES[engine]
+    flavor = FLAVORS[engine]
     try:
         module = importlib.import_module(flavor)
     except ModuleNotFoundError as e:
@@ -232,5 +232,5 @@ def _unloadable_library(flavor: str) -> str:
 def _other(engine: str) -> str:
     """Names the sister package where that one is here."""
     sister = "trt" if engine == "trt-rtx" else "trt-rtx"
-    here = find_spec(ENGINES[sister]) is not None
-    return f" ({ENGINES[sister]} is installed: --engine {sister})" if here else ""
+    here = find_spec(FLAVORS[sister]) is not None
+    return f" ({FLAVORS[sister]} is installed: --engine {sister})" if here else ""

@@ -27,7 +27,7 @@ from stan_infer.system.gpus import nvidia_gpus
 from stan_infer.tensorrt_plans.api import load_tensorrt, reason
 from stan_infer.tensorrt_plans.build_process import Job
 from stan_infer.tensorrt_plans.options import PlanOptions, profile_fits, profiles_of, targets_of
-from stan_infer.tensorrt_plans.plan_file import ENGINES, FORMATS, Plan, new_plan, read_plan
+from stan_infer.tensorrt_plans.plan_file import FLAVORS, FORMATS, Plan, new_plan, read_plan
 
 _COMMAND = python("stan_infer.tensorrt_plans.build_process")
 _CANCEL_S = 10.0  # that a cancelled builder has to end by itself
@@ -163,7 +163,7 @@ def plan_path(folder: Path, engine: str, role: str, precision: str, sm: str | No
 
 
 def run_job(job: Job, progress: Callable[[float], None], gpu: int | None = None) -> dict[str, Any]:
-    """Build one plan in a process of its own; see build_plan.build for what comes back.
+    """Build one plan in a process of its own; see build_process.build for what comes back.
 
     gpu: number of the only one that the process sees; None: as we do. Raises what the builder
     raises; MissingError where its process died, as from lack of memory.
@@ -206,7 +206,7 @@ def _build_one(
             None if here is None else gpu,
         )
         sidecar |= {
-            "flavor": ENGINES[job.engine],
+            "flavor": FLAVORS[job.engine],
             "role": graph.role,
             "precision": graph.precision,
             "onnx": graph.file,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from stan_infer.tensorrt_plans.sidecar import Sidecar
 
 SCHEMA = "1.0"
-ENGINES = {"trt": "tensorrt", "trt-rtx": "tensorrt_rtx"}  # engine -> flavor, as sidecars have it
+FLAVORS = {"trt": "tensorrt", "trt-rtx": "tensorrt_rtx"}  # engine -> flavor, as sidecars have it
 FORMATS = {"trt": "tensorrt", "trt-rtx": "tensorrt-rtx"}  # engine -> what export calls it
 _MAX_SIDECAR = 2**20
 _AGAIN = "; build the plan again"
@@ -59,7 +59,7 @@ class Plan:
     @property
     def flavor(self) -> str:
         """The package: tensorrt or tensorrt_rtx."""
-        return ENGINES[self.engine]
+        return FLAVORS[self.engine]
 
     def profile_of(self, shapes: Mapping[str, Sizes]) -> int:
         """Number of the profile for these input shapes; the narrowest, if several take them.
@@ -316,7 +316,7 @@ def _plan(path: Path, values: Sidecar) -> Plan:
     built = values.get("built_on")
     return Plan(
         path=path,
-        engine={v: k for k, v in ENGINES.items()}[values["flavor"]],
+        engine={v: k for k, v in FLAVORS.items()}[values["flavor"]],
         version=tuple(values["trt_version"]),
         role=values["role"],
         precision=values["precision"],

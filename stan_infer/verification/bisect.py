@@ -270,7 +270,7 @@ def bisect(
 ) -> dict[str, Any]:
     """For a tower's stage that failed the block that departs, or why it cannot be said.
 
-    stage: a verify_stage.Stage. pair: its two sources, A the reference where both are graphs.
+    stage: a stage.Stage. pair: its two sources, A the reference where both are graphs.
     tensor: pixels and a source to that source's input. Empty where nothing failed.
     """
     a, b = pair

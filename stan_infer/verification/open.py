@@ -24,9 +24,9 @@ def open_source(
     """Open one side of a comparison.
 
     source: a checkpoint (or an open_clip name and tag, or a loaded Stan), an exported folder, an
-    .onnx file, or a .plan in a folder. engine: of a graph "ort" (default) or "openvino"; of a
-    checkpoint "eager"; of a plan its own. settings: of a checkpoint. Raises InputError and
-    MissingError.
+    .onnx file, or a .plan in a folder. engine: of a graph one of graph_engines(), by default
+    "ort"; of a checkpoint "eager"; of a plan its own. settings: of a checkpoint. Raises
+    InputError and MissingError.
     """
     if engine is not None:
         engine_named(engine)

@@ -1,4 +1,4 @@
-"""A plan as a source of a verification: the engine as it ships, the rest from its folder."""
+"""A plan as a source of a verification: the plan as it ships, the rest from its folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Proof of two sources from video bytes to rank: every stage on the same input, then end to end.
+"""Compares two sources from video bytes to rank: each stage on the same input, then end to end.
 
 A is the reference. Each stage takes what A made in the stage before, on both sides, so that a fault
 shows where it is; only the last, rank, lets each side go its own whole way. A difference raises

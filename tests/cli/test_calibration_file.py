@@ -117,7 +117,7 @@ def test_a_calibration_for_something_else_is_refused(calibrated, checkpoint, tmp
     (tmp_path / "c.json").write_text("{")
     with pytest.raises(InputError, match="is not JSON"):
         si.open_session(checkpoint, "triton", calibration=tmp_path / "c.json")
-    with pytest.raises(InputError, match="given to engine triton"):
+    with pytest.raises(InputError, match="is a choice of engine triton"):
         si.open_session(checkpoint, "eager", calibration=calibrated)
 
 

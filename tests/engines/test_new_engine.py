@@ -7,6 +7,7 @@ import pytest
 
 import stan_infer as si
 from stan_infer.benchmarking.candidates import open_folder
+from stan_infer.benchmarking.options import BenchOptions
 from stan_infer.engines.folder_session import FolderSession
 from stan_infer.engines.graph import OpenGraph, Signature
 from stan_infer.engines.open import ENGINES, FOLDER, Engine, Trial, graph_engines, listed
@@ -107,8 +108,7 @@ def test_what_it_has_not_is_told_by_the_table(engine, folder, tiny_model):
 
 
 def test_it_is_benched_beside_another(engine, folder):
-    candidates = open_folder(
-        str(folder), engines=["ort", engine], precisions=[], device="cpu", threads=1, settings=None
-    )
+    options = BenchOptions(source=str(folder), engines=("ort", engine))
+    candidates = open_folder(str(folder), options, device="cpu", threads=1)
     assert [c.name for c in candidates.opened] == ["ort fp32", "onnx-reference fp32"]
     candidates.close()

@@ -160,7 +160,7 @@ def test_bad_words(gpu, tiny_model):
         session.embed_video(np.zeros((1, 2, 3, 16, 16), np.float32))
     with pytest.raises(InputError, match="65 frames"):
         session.embed_video(np.zeros((1, 65, 16, 16, 3), np.uint8))
-    with pytest.raises(InputError, match="given to engine triton"):
+    with pytest.raises(InputError, match="is a choice of engine triton"):
         si.open_session(tiny_model, "eager", scales={})
     with pytest.raises(InputError, match="choice of engines eager and compile"):
         si.open_session(tiny_model, "triton", graph="fused")

@@ -1,4 +1,4 @@
-"""score.onnx computes retrieval.mug_scores, NaN included."""
+"""score.onnx computes scores.mug_scores, NaN included."""
 
 from __future__ import annotations
 

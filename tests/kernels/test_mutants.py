@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.kernels.inputs import error, kernel_tests
 
-LIMIT = 4e-6  # of fp32, as in conftest
+LIMIT = 4e-6  # of fp32, as in inputs.TOLERANCE
 
 # By file: what stands there, and what a mutant has. The module has the comparison, `tiny_FILE`.
 FAULTS = [

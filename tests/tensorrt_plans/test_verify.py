@@ -1,4 +1,4 @@
-"""verify FOLDER PLAN: the engine as it ships, on a stand-in; reported faults by version."""
+"""verify FOLDER PLAN: the plan as it ships, on a stand-in; reported faults by version."""
 
 from __future__ import annotations
 
