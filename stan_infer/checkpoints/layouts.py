@@ -34,6 +34,7 @@ def recognise(
             check_names(shapes, found.origins, found.ignored, parameter_shapes(found.config))
             return found
     raise InputError(
-        "not a STAN checkpoint: no key ends with 'pre_layrnorm.weight', the trunk's first "
-        f"norm; it holds {len(shapes)} tensors such as {some(shapes, 3)}"
+        "not a STAN checkpoint of a layout that is known (the authors' has a key that ends with "
+        f"'pre_layrnorm.weight', the trunk's first norm); it holds {len(shapes)} tensors such as "
+        f"{some(shapes, 3)}"
     )
