@@ -181,4 +181,6 @@ def test_names_of_external_files(tmp_path):
 
 def test_the_measure_finds_what_is_quadratic():
     pattern = re.compile(r"\bscale\s*=\s*\(\s*-1\s*,\s*(\d{1,5})\s*,?\s*\)")
-    assert growth(pattern.search, between("scale = (-1, 1", " "), 2_000) > QUADRATIC
+    make = between("scale = (-1, 1", " ")
+    # On a busy machine one of several tries may come out lower, and growth takes the lowest.
+    assert any(growth(pattern.search, make, 2_000) > QUADRATIC for _ in range(3))
