@@ -63,7 +63,6 @@ class Format(NamedTuple):
     of_folder: frozenset[str]
     from_checkpoint: Callable[[Request], Written]
     from_folder: Callable[[Request], Written]
-    engine: str | None = None  # whose plans it has
 
     def options(self, source: str) -> frozenset[str]:
         """The groups of options that shape the export of this source."""
@@ -122,26 +121,19 @@ def _checked(request: Request, why_keep: Callable[[Path], str | None]) -> Path:
 
 
 def _model_format(name: str) -> Format:
-    engine = MODEL_FORMATS[name]
-    plans = {PLANS} if engine else set()
+    plans = {PLANS} if MODEL_FORMATS[name] else set()
     return Format(
         frozenset({GRAPHS, SIZES} | plans),
-        frozenset({SIZES} | plans if engine else {SIZES}),
+        frozenset({SIZES} | plans),
         partial(_write_folder, name),
         partial(_add_plans, name),
-        engine,
     )
 
 
 def _served_format(backend: str) -> Format:
-    engine = MODEL_FORMATS[BACKENDS[backend]]
-    return Format(
-        frozenset({GRAPHS, SIZES, BACKEND} | ({PLANS} if engine else set())),
-        frozenset({BACKEND}),
-        partial(_serve, backend),
-        partial(_serve, backend),
-        engine,
-    )
+    made = _model_format(BACKENDS[backend]).of_checkpoint
+    write = partial(_serve, backend)
+    return Format(made | {BACKEND}, frozenset({BACKEND}), write, write)
 
 
 def format_named(name: str, backend: str) -> Format:

@@ -20,8 +20,8 @@ from stan_infer.cli.options import (
     Settings,
     Timeout,
     open_for,
-    read_lines,
 )
+from stan_infer.system.text_lines import read_lines
 
 if TYPE_CHECKING:
     from stan_infer.config import StanConfig

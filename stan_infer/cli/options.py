@@ -10,8 +10,7 @@ import typer
 
 from stan_infer.engines.open import listed
 from stan_infer.errors import InputError
-from stan_infer.system.atomic import files_of as files_of
-from stan_infer.system.text_lines import read_lines as read_lines
+from stan_infer.system.text_lines import read_lines
 
 if TYPE_CHECKING:
     from stan_infer.engines.session import Session

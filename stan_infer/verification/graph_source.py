@@ -16,7 +16,6 @@ from stan_infer.verification.source import Arrays, Form, Source
 
 ROLES = {"video": "video", "text": "input_ids"}  # role -> the graph's one input
 OUTPUTS = {"video": ("video_embeds", "frame_embeds"), "text": ("text_embeds", "token_embeds")}
-_MAX_LABELS = 256 * 2**20  # bytes, or characters
 
 
 def input_names(path: Path) -> list[str]:

@@ -378,7 +378,7 @@ class World:
         return [lambda: parameter_shapes(read_config(text))]
 
     def _use_lines(self, data: bytes) -> Sequence[Callable[[], Any]]:
-        from stan_infer.cli.options import read_lines
+        from stan_infer.system.text_lines import read_lines
         from stan_infer.evaluation.datasets import read_task
 
         path, one = self.place / "lines.txt", self.place / "one.csv"
