@@ -175,10 +175,10 @@ def check_precision(
         return
     if graph.precision == "fp32" and precision in reduced:
         return
-    raise InputError(
-        f"artefact {path} is {graph.precision}, not {precision}: export it again "
-        f"with --precision {precision}"
-    )
+    how = f"export it again with --precision {precision}"
+    if precision in EIGHT_BITS:
+        how = f"stan-infer calibrate {path} --precision {precision} --videos DIR -o OUT, give OUT"
+    raise InputError(f"artefact {path} is {graph.precision}, not {precision}: {how}")
 
 
 def check_output(graph: Graph, output: str, values: Any, wanted: tuple[int, ...]) -> None:

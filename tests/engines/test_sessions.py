@@ -198,6 +198,8 @@ def test_what_is_not_here_is_missing_and_never_replaced(tiny_model, folder):
     for engine in FOLDER_ENGINES:
         with pytest.raises(InputError, match="fp32, not fp16.*--precision fp16"):
             si.open_session(folder, engine=engine, precision="fp16")
+        with pytest.raises(InputError, match="fp32, not int8: stan-infer calibrate .*int8"):
+            si.open_session(folder, engine=engine, precision="int8")
     with pytest.raises(InputError, match="did you mean 'bf16'"):
         si.open_session(tiny_model, precision="bf61")
 
