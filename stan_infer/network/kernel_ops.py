@@ -152,7 +152,7 @@ class KernelOps(Ops[Tensor]):
     def text_head(
         self, x: Tensor, ids: Tensor, w: FoldedLinear, tower: TowerConfig
     ) -> tuple[Tensor, Tensor]:
-        end = x[torch.arange(len(ids), device=ids.device), ids.argmax(-1)]
+        end = x[torch.arange(ids.shape[0], device=ids.device), ids.argmax(-1)]
         return self.norm_linear(end, w, tower), self.norm_linear(x, w, tower)
 
     def _parts(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -162,7 +162,7 @@ class KernelOps(Ops[Tensor]):
     def _temporal_qkv(self, patches: Tensor, w: FoldedLinear, tower: TowerConfig) -> Tensor:
         """Norm, q, k, v and attention of the patches [F P, D]: one kernel where that is faster."""
         assert isinstance(w, KernelLinear)
-        places_all = (len(patches) - self._b) // self._t
+        places_all = (patches.shape[0] - self._b) // self._t  # not len(): torch.export would fix B
         places = places_all // self._b
         fused = not isinstance(w, Fp8Linear) and "linear" not in self._kernels
         if fused and tuned.fuses_qkv(self._family, patches.dtype, self._t, places_all):
