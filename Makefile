@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
+# Many images set it; then each program that the tests start compiles the package anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-rest test-all fuzz check installs installs-cpu clean
 
 $(VENV)/ready: pyproject.toml
@@ -18,11 +21,11 @@ demo: $(VENV)/ready
 
 PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 4 --no-loadscope-reorder
 
-# Some minutes: all that proves the numbers, and errors; grids by pairs of values (tests/conftest.py).
+# Under five minutes on two cores: what proves the numbers, wing by wing (tests/conftest.py has the rule).
 test: $(VENV)/ready
 	$(PYTEST) -m "not slow"
 
-# The rest: whole grids, sanitizers, plans by TensorRT-RTX, packaging, browser, strace.
+# The rest: whole commands and grids, C++, plans by TensorRT-RTX, packaging, browser, strace.
 test-rest: $(VENV)/ready
 	$(PYTEST) -m slow
 

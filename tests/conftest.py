@@ -44,75 +44,57 @@ GOLDEN_CASES = (
 )
 
 
-# What `make test` leaves to `make test-all`, by folder, file or test: it takes many seconds, and
-# the rest proves the numbers without it. Left too: what asks for a program that is built first,
-# and points of a grid (tests/grids.py).
+# `make test` leaves to `make test-all`: folders in which whole commands and other programs run, on
+# the inputs of strangers too (each command once stays: QUICK); tests that ask for a program or a
+# plan that is built first (BUILT); points of a grid (tests/grids.py); and what takes many seconds
+# although its folder is quick (SLOW): the rest of that folder proves the numbers without it.
+WHOLE = {"tests/benchmarks", "tests/cli", "tests/cpp", "tests/examples", "tests/hostile"}
+QUICK = {"tests/cli/test_commands.py"}
+BUILT = {"plain", "sanitized", "program", "rtx", "quantised"}
 SLOW = {
     "tests/artefacts/test_npz_file.py::test_a_bomb_takes_no_memory",
+    "tests/artefacts/test_onnx_sizes.py::test_sizes_are_those_of_the_runtime",
     "tests/artefacts/test_onnx_sizes.py::test_sizes_of_the_onnx_projects_own_cases",
-    "tests/benchmarking/test_page.py::test_it_fits_the_screen_of_a_phone_and_of_a_desk",
-    "tests/benchmarks/test_gpu_suite.py::test_a_run_and_the_next_one",
-    "tests/benchmarks/test_record.py",
+    "tests/benchmarking/test_page.py",
+    "tests/benchmarking/test_run.py::test_bench_from_python",
     "tests/checkpoints/test_bounds.py::test_memory_is_bounded",
     "tests/checkpoints/test_torch_file.py::test_memory_of_a_large_directory",
     "tests/checkpoints/test_torch_file.py::test_memory_stays_bounded",
-    "tests/cli/test_bad_input.py::test_a_file_size_limit_leaves_nothing_behind",
-    "tests/cli/test_bad_input.py::test_ctrl_c_leaves_nothing_behind",
-    "tests/cli/test_bad_input.py::test_sigterm_takes_temporary_files_and_workers_along",
-    "tests/cli/test_bench.py::test_a_folder_and_a_bare_graph",
-    "tests/cli/test_bench.py::test_a_plan_is_built_kept_and_said_to_be_unable_to_run_here",
-    "tests/cli/test_bench.py::test_engines_that_are_not_here_are_shown_with_the_reason_and_the_rest_runs",
-    "tests/cli/test_bench.py::test_lower_precisions_have_the_fp32_baseline",
-    "tests/cli/test_bench.py::test_peak_memory_is_each_engines_own",
-    "tests/cli/test_bench.py::test_rows_are_kept_and_compared",
-    "tests/cli/test_bench.py::test_the_whole_way_from_file_to_scores",
-    "tests/cli/test_bench.py::test_torch_compile_is_an_engine",
-    "tests/cli/test_bench.py::test_without_a_checkpoint",
-    "tests/cli/test_calibrate.py::test_a_bound_that_cannot_be_met_is_exit_code_4",
-    "tests/cli/test_calibrate.py::test_a_broken_video_is_named_and_left_out",
-    "tests/cli/test_calibrate.py::test_a_fixed_folder_with_a_class_head",
-    "tests/cli/test_calibrate.py::test_the_folder_runs_and_says_what_it_is",
-    "tests/cli/test_calibrate.py::test_the_order_of_the_list_changes_nothing",
-    "tests/cli/test_calibration_file.py::test_bench_compares_a_calibration_with_eager",
     "tests/cli/test_commands.py::test_doctor_finds_two_onnxruntimes",
     "tests/cli/test_commands.py::test_doctor_tries_every_engine",
     "tests/cli/test_commands.py::test_export_and_run_again_over_the_same_folder",
-    "tests/cli/test_embed_many.py",
-    "tests/cli/test_eval.py::test_300_hostile_inputs_give_errors_and_nothing_worse",
-    "tests/cli/test_eval.py::test_data_set_settings_are_used_and_said",
-    "tests/cli/test_eval.py::test_killed_at_any_moment_it_resumes_to_the_same_figures",
-    "tests/cli/test_eval.py::test_the_cache_spares_videos_and_gives_the_same_figures",
-    "tests/cli/test_names.py::test_a_locale_that_knows_ascii_only",
-    "tests/cli/test_names.py::test_every_command_takes_such_names",
-    "tests/cli/test_network.py",
-    "tests/cli/test_outputs.py::test_calibrate_with_a_full_tmpdir",
-    "tests/cli/test_outputs.py::test_commands_name_a_tmpdir_that_cannot_be_used",
-    "tests/cli/test_outputs.py::test_results_replace_results_and_keep_links_and_modes",
-    "tests/cli/test_outputs.py::test_rows_go_to_standard_output",
     "tests/engines/test_triton_session.py::test_new_weights_drop_the_graphs",
-    "tests/examples/test_motion.py::test_committed_weights_on_fresh_clips",
     "tests/export/test_to_onnx.py::test_the_reference_graph_gives_the_same_numbers",
-    "tests/hostile/test_folders.py",
-    "tests/hostile/test_fuzz_files.py",
-    "tests/hostile/test_kill.py",
     "tests/kernels/test_aot.py::test_all_configurations",
+    "tests/kernels/test_counts.py",
     "tests/kernels/test_export.py",
-    "tests/quantisation/test_calibrate.py::test_a_clip_that_makes_nan_is_named_and_left_out",
-    "tests/quantisation/test_calibrate.py::test_int8_that_is_faster_is_written",
-    "tests/quantisation/test_calibrate.py::test_memory_is_flat_from_10_to_1000_clips",
-    "tests/quantisation/test_calibrate.py::test_no_engine_that_gives_the_same",
+    "tests/kernels/test_ops.py::test_opcheck",
+    "tests/network/test_fused.py::test_flops_saved",
+    "tests/quantisation/test_calibrate.py",
+    "tests/system/test_signals.py",
+    "tests/tensorrt_plans/test_triton_server.py::test_the_command",
     "tests/test_docs.py::test_python_of_the_readme_runs",
     "tests/test_packaging.py",
-    "tests/verification/test_faults.py::test_clean_pairs_raise_no_alarm",
+    "tests/test_scores.py::test_memory_stays_in_its_limit",
+    "tests/verification/test_faults.py",
+    "tests/video/test_decoder_trial.py",
 }
-BUILT = {"plain", "sanitized", "program", "rtx", "quantised"}
+
+
+def is_slow(file: str) -> bool:
+    return file in SLOW or (file.rpartition("/")[0] in WHOLE and file not in QUICK)
+
+
+def pytest_ignore_collect(collection_path, config):
+    """`make test` does not even import what it leaves out."""
+    file = collection_path.relative_to(ROOT).as_posix()
+    return (config.option.markexpr == "not slow" and is_slow(file)) or None
 
 
 def pytest_collection_modifyitems(items):
     for item in items:
         test = item.nodeid.partition("[")[0]
-        file = test.partition("::")[0]
-        if SLOW & {test, file, file.rpartition("/")[0]} or BUILT & set(item.fixturenames):
+        if is_slow(test.partition("::")[0]) or test in SLOW or BUILT & set(item.fixturenames):
             item.add_marker(pytest.mark.slow)
 
 

@@ -9,7 +9,7 @@ import torch
 from stan_infer.kernels import branch_merge, cls_attention, head_rows, patch_embed
 from stan_infer.kernels.tuned import Tile
 from tests.conftest import clips
-from tests.grids import pairwise
+from tests.grids import once
 from tests.kernels.inputs import DEVICE, DTYPES, FRAMES, TOLERANCE, Maker, double, error
 
 
@@ -23,7 +23,7 @@ def check_class(dtype, b, t, p, heads, d, tile=None, mean=0.0, size=1.0):
     assert error(got, wanted) < TOLERANCE[dtype]
 
 
-@pairwise(dtype=DTYPES, t=FRAMES, b=[1, 3])
+@once(dtype=DTYPES, t=FRAMES, b=[1, 3])
 def test_class_attention(dtype, t, b):
     check_class(dtype, b, t, 5, 2, 32)
 
