@@ -565,7 +565,7 @@ _OBJECT = b"c__builtin__\nobject\n"
         (b"\x80\x02\x8b\0\0\x10\0" + b"\1" * MIB + b".", "integer of"),
         (b"\x80\x02X\x02\0\0\0\xff\xfe.", "UTF-8"),
         (b"\x80\x02G\0.", "asks for 8"),
-        (b"\x80\x02NQ.", "outside of it"),
+        (b"\x80\x02NQ.", "refer to a storage"),
         (b"\x80\x02NNR.", "calls None"),
         (b"\x80\x02ccollections\nOrderedDict\nNR.", "calls"),
         (b"\x80\x02ccollections\nOrderedDict\nN\x85R.", "pairs"),
