@@ -351,7 +351,7 @@ def test_compiled_code_is_kept_in_the_users_own_cache(machine):
 def test_a_cache_that_others_can_write_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("STAN_INFER_CACHE", str(tmp_path))
     cache_folder("x").chmod(0o777)
-    with pytest.raises(InputError, match="others can write into the cache .*chmod 700"):
+    with pytest.raises(InputError, match="other users can write into the cache .*chmod 700"):
         cache_folder("x")
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("STAN_INFER_CACHE", str(tmp_path / "file"))
