@@ -1,4 +1,4 @@
-"""One graph in a runtime: what every runtime's graph can do."""
+"""OpenGraph: the interface of one graph that a runtime has opened."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ class OpenGraph(ABC):
 
     @abstractmethod
     def signature(self) -> Signature:
-        """What the runtime says of the graph's inputs and outputs."""
+        """Inputs and outputs as the runtime reports them."""
 
     @abstractmethod
     def run(
         self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
     ) -> dict[str, np.ndarray]:
-        """Compute some outputs, or all, by name; InputError for whatever the runtime raises."""
+        """Compute the named outputs, or all; every error of the runtime becomes a StanError."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """What runs: see Session.describe."""
 
     def count_8_bits(self) -> int | None:
-        """How many linears this runtime really runs in 8 bits; None where it does not tell."""
+        """How many linears this runtime really runs in 8 bits; None where that is not known."""
         return None
 
     def close(self) -> None:  # noqa: B027 (most runtimes free a graph by themselves)
-        """Give the memory back."""
+        """Free the memory."""
