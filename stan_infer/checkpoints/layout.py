@@ -18,7 +18,7 @@ from stan_infer.errors import InputError
 
 Shapes = Mapping[str, Shape]  # key of the file -> shape
 Hints = Mapping[str, object]  # what the file says of itself: `hints` of weights_file.Reader
-Settings = Mapping[str, Any]  # fields of the config that shapes cannot tell
+Settings = Mapping[str, Any]  # fields of the config that shapes do not determine
 
 
 @dataclasses.dataclass(frozen=True)

@@ -47,7 +47,7 @@ def load_model(source: str | Path, settings: Mapping[str, Any] | None = None) ->
 
     source: a file, or an open_clip name and tag such as "ViT-B-32-quickgelu:openai" (the tag may be
     a path to that CLIP's weights), which gives an untrained branch on CLIP. settings: StanConfig
-    fields that tensor shapes cannot tell.
+    fields that tensor shapes do not determine.
 
     Raises InputError for a missing, damaged, hostile or unknown file, a missing or left-over
     weight, a shape that contradicts the rest, a value that is not finite. No weight is ever left

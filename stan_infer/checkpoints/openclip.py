@@ -76,12 +76,12 @@ def clip_config(name: str, settings: Mapping[str, Any] | None = None) -> StanCon
         "vocab_size": text["vocab_size"],
         "context_positions": text["context_length"],
     }
-    told = {
+    known_settings = {
         "heads": width // vision.get("head_width", 64),
         "text_heads": text["heads"],
         "activation": "quick_gelu" if known.get("quick_gelu") else "gelu",
     }
-    return with_settings(values, told | settings)
+    return with_settings(values, known_settings | settings)
 
 
 def named_config(name: str, settings: Mapping[str, Any] | None = None) -> StanConfig:

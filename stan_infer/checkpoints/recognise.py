@@ -24,9 +24,9 @@ def recognise(
 ) -> Recognised:
     """Return the layout of a state dict and the config that follows from it.
 
-    shapes: of every tensor by its key. settings: StanConfig fields that shapes cannot tell. Raises
-    InputError for a model that is not STAN, a variant whose computation is unknown, keys that are
-    missing or left over, or shapes that contradict each other.
+    shapes: of every tensor by its key. settings: StanConfig fields that shapes do not determine.
+    Raises InputError for a model that is not STAN, a variant whose computation is unknown, keys
+    that are missing or left over, or shapes that contradict each other.
     """
     shapes = {k: tuple(s) for k, s in shapes.items()}
     for layout in LAYOUTS:

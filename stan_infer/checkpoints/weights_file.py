@@ -6,6 +6,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
+from safetensors import SafetensorError, safe_open
+
 from stan_infer.checkpoints.layout import Origin
 from stan_infer.checkpoints.own import METADATA_KEY
 from stan_infer.checkpoints.torch_file import (
@@ -77,10 +79,7 @@ def open_weights(path: Path) -> Reader:
 
 class _SafetensorsFile:
     def __init__(self, path: Path) -> None:
-        from safetensors import SafetensorError, safe_open
-
         self._path = path
-        self._open = safe_open
         try:
             with openable(path) as name, safe_open(name, framework="np") as f:
                 metadata = f.metadata() or {}
@@ -103,7 +102,7 @@ class _SafetensorsFile:
     def read(self, name: str) -> Tensor:
         if self._file is None:
             path = self._held.enter_context(openable(self._path))
-            self._file = self._held.enter_context(self._open(path, framework="pt"))
+            self._file = self._held.enter_context(safe_open(path, framework="pt"))
         return self._file.get_tensor(name)
 
     def close(self) -> None:

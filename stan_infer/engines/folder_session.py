@@ -74,7 +74,7 @@ class FolderSession(Session):
         """Open one graph of the folder on this device; source: its file, which was checked."""
 
     def has(self, graph: Graph) -> bool:
-        """Whether this engine can open that graph; the session goes without one that it cannot."""
+        """Whether this engine can open that graph; the session leaves out one that it cannot."""
         return True
 
     @property

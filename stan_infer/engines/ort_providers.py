@@ -141,7 +141,7 @@ def _add_plugin(ort: Any, provider: Provider, options: Any) -> None:
         try:
             ort.register_execution_provider_library(_RTX, plugin.get_library_path())
         except Exception as e:  # ONNX Runtime's own classes share no base but Exception
-            reason = str(e).split("with error: ")[-1]  # before it stands the path
+            reason = str(e).split("with error: ")[-1]  # without the path
             raise provider.missing(reason.splitlines()[0][:200]) from e
         known = [d for d in ort.get_ep_devices() if d.ep_name == _RTX]
     if provider.index >= len(known):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,7 +78,7 @@ def inference_session(
     except Exception as e:
         # onnxruntime raises its own classes, which share no base but Exception.
         name = name or ("the graph" if isinstance(graph, bytes) else graph.name)
-        reason = str(e).split(" failed:", 1)[-1]  # before it stands the path
+        reason = str(e).split(" failed:", 1)[-1]  # without the path
         if type(e).__name__ == "NotImplemented":
             raise MissingError(
                 f"ONNX Runtime {ort.__version__} has no code on device '{device}' for a node of "
@@ -119,16 +120,14 @@ class OrtSession(FolderSession):
             "threads": threads,
             "arena": True,
         }
-        if graph.precision not in EIGHT_BITS:
-            return OrtGraph.open(source.path, **options)
-        try:
-            with temporary_folder("the graph as it will run") as folder:
+        if graph.precision in EIGHT_BITS:
+            # Without a temporary folder nothing is counted, but the session runs.
+            with suppress(NoTemporaryFolderError), temporary_folder("the graph as run") as folder:
                 seen = folder / "optimised.onnx"
                 opened = OrtGraph.open(source.path, **options, optimised=seen)
                 opened.in_8_bits = sum(count_ops(seen)[name] for name in _IN_8_BITS)
-        except NoTemporaryFolderError:  # then nothing is counted, but the session runs
-            opened = OrtGraph.open(source.path, **options)
-        return opened
+                return opened
+        return OrtGraph.open(source.path, **options)
 
 
 class OrtGraph(OpenGraph):

@@ -31,7 +31,7 @@ from stan_infer.tensorrt_plans.plan_file import FLAVORS, new_plan, read_plan
 from stan_infer.video.decoder_trial import decode_own_clip
 
 # An ONNX model of one Identity node, float[1] x -> y, opset 20, IR 10. It shows which provider
-# opens a session, and stands here as bytes because onnx and torch may be missing.
+# opens a session. It is written as bytes because onnx and torch may be missing.
 IDENTITY = bytes.fromhex(
     "080a3a370a100a017812017922084964656e746974791201675a0f0a0178120a0a08080112040a02"
     "0801620f0a0179120a0a08080112040a02080142040a001014"

@@ -141,8 +141,9 @@ class TrtSession(FolderSession):
         for plan in plans:
             try:
                 check_version(plan, version_of(load_tensorrt(self.engine)))
-                self._check_gpu(plan)
-                read_plan(plan.path)  # its hash
+                self._choose_gpu()
+                check_device(plan, self._sm(), self._cuda.get_device_name(self._where))
+                read_plan(plan.path)  # checks its hash
             except InputError as e:
                 refusal = refusal or e
                 continue
@@ -161,10 +162,6 @@ class TrtSession(FolderSession):
                 "out, or give cuda"
             )
         self._where = torch_device(self._device)
-
-    def _check_gpu(self, plan: Plan) -> None:
-        self._choose_gpu()
-        check_device(plan, self._sm(), self._cuda.get_device_name(self._where))
 
     def _sm(self) -> str:
         return "sm_" + "".join(map(str, self._cuda.get_device_capability(self._where)))

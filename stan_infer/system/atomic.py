@@ -56,7 +56,7 @@ def new_file(
     cannot be written.
     """
     path = Path(path)
-    with _told(path):
+    with _errors_named(path):
         check_file(path, why_keep, sources=sources)
         if _is_stream(path):
             with temporary_folder(f"what goes to {path}") as folder:
@@ -66,7 +66,7 @@ def new_file(
                 _pour(made, path)
             return
         place = Path(os.path.realpath(path))
-        with workplace(place.parent) as work, _told(path):
+        with workplace(place.parent) as work, _errors_named(path):
             made = work / f"new{place.suffix}"  # some libraries choose the format by the suffix
             made.touch()
             mode = made.stat().st_mode
@@ -86,13 +86,13 @@ def new_folder(path: Path, why_keep: WhyKeep, *, sources: Sources = ()) -> Itera
     cannot be written.
     """
     path = Path(path)
-    with _told(path):
+    with _errors_named(path):
         check_folder(path, why_keep, sources=sources)
         place = Path(os.path.realpath(path))
         made = _make_parents(place)
         done = False
         try:
-            with workplace(place.parent, target=place.name) as work, _told(path):
+            with workplace(place.parent, target=place.name) as work, _errors_named(path):
                 new = work / "new"
                 new.mkdir()
                 yield new
@@ -122,7 +122,7 @@ def check_file(path: Path, why_keep: WhyKeep | None = None, *, sources: Sources 
     earlier result of the same kind: only such a file is replaced. sources: files and folders that
     are read and so must not be written; see check_apart.
     """
-    with _told(path):
+    with _errors_named(path):
         if _own_stream(path) is not None:
             return
         seen = _stat(path)
@@ -151,7 +151,7 @@ def check_folder(path: Path, why_keep: WhyKeep, *, sources: Sources = ()) -> Non
     earlier result and nothing else: only such a folder is replaced, so that none of the user's own
     is ever deleted. sources: see check_file.
     """
-    with _told(path):
+    with _errors_named(path):
         place = Path(os.path.realpath(path))
         if place == Path(os.path.realpath(".")) or place == place.parent:
             raise InputError(f"folder {path} is the current one or the root; give a folder in it")
@@ -317,7 +317,7 @@ def _rename_exchange(a: Path, b: Path) -> bool:
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _errors_named(path: Path) -> Iterator[None]:
     """Turn an error of the system, or of a library on a full disk, into an InputError.
 
     It is needed inside a workplace too, because the disk may have room once that is emptied.

@@ -54,7 +54,7 @@ def machine_record() -> dict[str, Any]:
 
 
 def peak_mib() -> float | None:
-    """Peak memory of this process in MiB, None where the system does not tell."""
+    """Peak memory of this process in MiB, None where the system does not give it."""
     # On Linux ru_maxrss keeps a parent's peak across fork and exec; VmHWM does not.
     with suppress(OSError), open("/proc/self/status") as f:
         for line in f:

@@ -91,8 +91,8 @@ def decode_own_clip(decoder: str) -> None:
 
 def _reason(message: str) -> str:
     """Return the reason in a message on a user's video, without the file's name and the advice."""
-    told = message.rpartition("; ")[0] or message
-    return re.sub(rf"^.*?{re.escape(_NAME)}(?: is not a video[^:]*)?:? *", "", told)
+    reason = message.rpartition("; ")[0] or message
+    return re.sub(rf"^.*?{re.escape(_NAME)}(?: is not a video[^:]*)?:? *", "", reason)
 
 
 def _largest_difference(found: np.ndarray, wanted: np.ndarray) -> int:
