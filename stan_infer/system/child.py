@@ -112,7 +112,9 @@ class Child:
     def wait(self) -> int:
         """Wait until it ends by itself; return its exit code, negative for a signal."""
         code = self._process.wait()
-        self._close()
+        for pipe in (self.input, self.output):
+            with suppress(OSError):
+                pipe.close()
         return code
 
     def end(self, grace_s: float = 0.0) -> int:
@@ -130,11 +132,6 @@ class Child:
                 self._process.communicate(timeout=grace_s)
         self._process.kill()
         return self.wait()
-
-    def _close(self) -> None:
-        for pipe in (self.input, self.output):
-            with suppress(OSError):
-                pipe.close()
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ _handled: list[signal.Signals] = []  # those that have our handler
 _over = threading.Event()  # set when the program ends anyway
 
 
-class Ended(BaseException):
+class EndedBySignal(BaseException):
     """SIGTERM or SIGHUP came. Not a SystemExit, which is caught where packages are imported."""
 
     def __init__(self, number: int) -> None:
@@ -48,7 +48,7 @@ def ended_at_once() -> Iterator[None]:
 def end_on_signals() -> None:
     """Install the handlers; a signal that is ignored, as under nohup, stays ignored.
 
-    Ctrl-C raises KeyboardInterrupt in the main thread, the other signals raise Ended there. Python
+    Ctrl-C raises KeyboardInterrupt in the main thread, the other signals raise EndedBySignal there. Python
     runs a handler only when the main thread runs Python again, that is after a call into a runtime
     has returned. So a second thread waits for signals, too: if the handler has not run after
     GRACE_S, that thread ends the process. Temporary folders that are left behind then are cleared
@@ -63,7 +63,7 @@ def end_on_signals() -> None:
     last: list[BaseException] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
-        last[:] = [KeyboardInterrupt() if number == signal.SIGINT else Ended(number)]
+        last[:] = [KeyboardInterrupt() if number == signal.SIGINT else EndedBySignal(number)]
         taken_up.set()
         raise last[0]
 
