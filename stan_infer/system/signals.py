@@ -48,11 +48,11 @@ def ended_at_once() -> Iterator[None]:
 def end_on_signals() -> None:
     """Install the handlers; a signal that is ignored, as under nohup, stays ignored.
 
-    Ctrl-C raises KeyboardInterrupt in the main thread, the other signals raise EndedBySignal there. Python
-    runs a handler only when the main thread runs Python again, that is after a call into a runtime
-    has returned. So a second thread waits for signals, too: if the handler has not run after
-    GRACE_S, that thread ends the process. Temporary folders that are left behind then are cleared
-    by the next start. Raises MissingError where the system grants no thread.
+    Ctrl-C raises KeyboardInterrupt in the main thread, the other signals raise EndedBySignal there.
+    Python runs a handler only when the main thread runs Python again, that is after a call into a
+    runtime has returned. So a second thread waits for signals, too: if the handler has not run
+    after GRACE_S, that thread ends the process. Temporary folders that are left behind then are
+    cleared by the next start. Raises MissingError where the system grants no thread.
     """
     _over.clear()
     if _handled:
