@@ -56,11 +56,11 @@ class TrtSession(FolderSession):
         and for plans that were changed, or built for something else; MissingError where TensorRT or
         the GPU is not here.
         """
-        self._given = read_plan(plan, check_hash=False) if plan else None
+        given = read_plan(plan, check_hash=False) if plan else None
         self._auto_rebuild, self._cuda = auto_rebuild, cuda
         self._use_graphs = cuda_graphs
         self._running: dict[str, Plan] = {}
-        self._plans = plans_of(artefact, self.engine, self._given)
+        self._plans = plans_of(artefact, self.engine, given)
         if not self._plans:
             raise InputError(
                 f"folder {artefact.path} holds no plan of engine {self.engine}: "
@@ -74,8 +74,11 @@ class TrtSession(FolderSession):
     def open(
         self, graph: Graph, source: GraphSource, precision: str, threads: int | None
     ) -> PlanGraph:
-        plan, refusal = self._fitting(self._plans[graph.role])
-        if plan is None and self._auto_rebuild:
+        try:
+            plan = self._fitting(self._plans[graph.role])
+        except InputError:
+            if not self._auto_rebuild:
+                raise
             from stan_infer.tensorrt_plans.build import rebuild_plan
 
             old = self._plans[graph.role][0]
@@ -83,11 +86,7 @@ class TrtSession(FolderSession):
             self._choose_gpu()
             gpu = self._where.index or 0
             rebuilt = rebuild_plan(self._artefact, old, sm=self._sm(), gpu=gpu)
-            self._plans[graph.role] = [rebuilt]
-            plan, refusal = self._fitting(self._plans[graph.role])
-        if plan is None:
-            assert refusal is not None
-            raise refusal
+            plan = self._fitting([rebuilt])
         check_origin(self._artefact, graph, plan)
         self._running[graph.role] = plan
         return PlanGraph(
@@ -135,20 +134,22 @@ class TrtSession(FolderSession):
             )
         return super()._role(role)
 
-    def _fitting(self, plans: Sequence[Plan]) -> tuple[Plan | None, InputError | None]:
-        """Return the first plan for the installed version and the GPU, or why the first is not."""
-        refusal = None
+    def _fitting(self, plans: Sequence[Plan]) -> Plan:
+        """Return the first plan for the installed version and the GPU.
+
+        Raises InputError if there is none, which says why the first plan is not.
+        """
+        refusals = []
         for plan in plans:
             try:
                 check_version(plan, version_of(load_tensorrt(self.engine)))
                 self._choose_gpu()
                 check_device(plan, self._sm(), self._cuda.get_device_name(self._where))
                 read_plan(plan.path)  # checks its hash
+                return plan
             except InputError as e:
-                refusal = refusal or e
-                continue
-            return plan, None
-        return None, refusal
+                refusals.append(e)
+        raise refusals[0]
 
     def _choose_gpu(self) -> None:
         if not self._cuda.is_available():

@@ -150,11 +150,6 @@ def _any_metadata(av: Any) -> dict[str, str]:
     return {"metadata_errors": "replace"} if has_option else {}
 
 
-def _video_packets(container: InputContainer, stream: VideoStream) -> Iterator[tuple[int, Packet]]:
-    # Packets of size 0 hold no picture; PyAV appends one at the end, which would flush the decoder.
-    yield from enumerate(p for p in container.demux(stream) if p.size)
-
-
 def _scan(path: Path) -> _Index:
     pts, key, shown = array("q"), bytearray(), bytearray()
     missing, partial = False, False
@@ -199,21 +194,23 @@ def _scan(path: Path) -> _Index:
 def read_pyav(path: Path, sample: Sample, shrink: Shrink) -> Found:
     """Decode the frames that `sample` chooses with PyAV; each is rotated, then given to `shrink`.
 
-    Frames are the n-th shown ones. Raises InputError for a file that cannot be read or is damaged.
+    Frames are numbered as they are shown. Raises InputError for a file that cannot be read or is
+    damaged.
     """
     index = _scan(path)
-    if index.timed:
-        index = _without_broken_lead(path, index)
-        for straight in (False, True):
-            try:
-                return _by_time(path, index, sample(len(index.order)), shrink, straight=straight)
-            except _Untimed:
-                continue
-            except _Damaged as e:
-                # A packet wrongly marked as a key frame looks like damage, too: then decode all.
-                if straight:
-                    raise InputError(f"{path}: {e}; fetch it again or re-encode it") from e
     try:
+        if index.timed:
+            index = _without_broken_lead(path, index)
+            for straight in (False, True):
+                try:
+                    indices = sample(len(index.order))
+                    return _by_time(path, index, indices, shrink, straight=straight)
+                except _Untimed:
+                    continue
+                except _Damaged:
+                    # A packet wrongly marked as a key frame looks like damage, too: decode all.
+                    if straight:
+                        raise
         return _by_count(path, replace(index, timed=False), sample, shrink)
     except _Damaged as e:
         raise InputError(f"{path}: {e}; fetch it again or re-encode it") from e
@@ -318,7 +315,8 @@ def _frames(
     todo = iter(ranges)
     start, end = next(todo)
     last: int | None = None
-    for number, packet in _video_packets(container, stream):
+    # Packets of size 0 hold no picture; PyAV appends one at the end, which would flush the decoder.
+    for number, packet in enumerate(p for p in container.demux(stream) if p.size):
         if number < start:
             continue
         # Frames shown before a key frame may need the group before it, which was passed over.
