@@ -86,7 +86,7 @@ class FolderSession(Session):
         """See Session.embed_video; the input's dtype must be the one exported."""
         graph, _ = self._role("video")
         clips = np.ascontiguousarray(video)
-        output, wanted = self._check_clips(graph, clips.shape, clips.dtype.name)
+        output, wanted = self._check_clips(graph, clips.shape, str(clips.dtype))
         return self._run("video", output, {"video": clips}, wanted)
 
     def embed_text(self, texts: Sequence[str] | np.ndarray) -> np.ndarray:
