@@ -183,11 +183,18 @@ def check_apart(path: str | Path, sources: Sources) -> None:
             continue
         own = Path(os.path.realpath(source))
         if os.path.exists(place) and os.path.samefile(place, own):
-            raise InputError(f"{path} is what is read ({source}), which stays: give another name")
+            raise InputError(
+                f"{path} is also read ({source}), so it is not replaced: give another name"
+            )
         if place.is_relative_to(own):
-            raise InputError(f"{path} lies in {source}, which is read and stays as it is")
+            raise InputError(
+                f"{path} lies in {source}, which is also read: give a place outside of it"
+            )
         if own.is_relative_to(place):
-            raise InputError(f"{path} holds {source}, which is read and stays: give another name")
+            raise InputError(
+                f"{path} holds {source}, which is also read, so it is not replaced: give another "
+                "name"
+            )
 
 
 def check_outside(path: Path, folder: Path, option: str) -> None:
