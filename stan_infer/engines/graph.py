@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,6 +19,11 @@ class Signature:
 
     inputs: dict[str, TensorType]
     outputs: dict[str, TensorType]
+
+
+def graph_name(graph: Path | bytes, name: str) -> str:
+    """Return what errors call a graph: `name`, or else the name of its file."""
+    return name or ("the graph" if isinstance(graph, bytes) else graph.name)
 
 
 class OpenGraph(ABC):

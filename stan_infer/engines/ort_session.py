@@ -14,7 +14,7 @@ from stan_infer.artefacts.graph_source import GraphSource
 from stan_infer.artefacts.onnx_file import count_ops
 from stan_infer.artefacts.precision import EIGHT_BITS
 from stan_infer.engines.folder_session import FolderSession
-from stan_infer.engines.graph import OpenGraph, Signature, TensorType
+from stan_infer.engines.graph import OpenGraph, Signature, TensorType, graph_name
 from stan_infer.engines.ort_providers import Provider, choose_provider, open_with
 from stan_infer.errors import InputError, MissingError, StanError
 from stan_infer.system.outside_file import openable
@@ -77,7 +77,7 @@ def inference_session(
         raise
     except Exception as e:
         # onnxruntime raises its own classes, which share no base but Exception.
-        name = name or ("the graph" if isinstance(graph, bytes) else graph.name)
+        name = graph_name(graph, name)
         reason = str(e).split(" failed:", 1)[-1]  # without the path
         if type(e).__name__ == "NotImplemented":
             raise MissingError(
@@ -159,9 +159,8 @@ class OrtGraph(OpenGraph):
     ) -> OrtGraph:
         """Open a graph; see inference_session."""
         chosen = choose_provider(device, provider)
-        name = name or ("the graph" if isinstance(graph, bytes) else graph.name)
         session = inference_session(graph, name=name, device=device, provider=provider, **options)
-        return cls(session, chosen, name)
+        return cls(session, chosen, graph_name(graph, name))
 
     def signature(self) -> Signature:
         return Signature(_types(self._session.get_inputs()), _types(self._session.get_outputs()))

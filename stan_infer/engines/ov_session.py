@@ -14,7 +14,7 @@ import numpy as np
 from stan_infer.artefacts.folder import Graph
 from stan_infer.artefacts.graph_source import GraphSource
 from stan_infer.engines.folder_session import FolderSession
-from stan_infer.engines.graph import OpenGraph, Signature, TensorType
+from stan_infer.engines.graph import OpenGraph, Signature, TensorType, graph_name
 from stan_infer.engines.session import split_device
 from stan_infer.errors import InputError, MissingError
 from stan_infer.system.outside_file import openable
@@ -67,7 +67,7 @@ def compiled_model(
             settings["INFERENCE_NUM_THREADS"] = threads
     # Errors come as exceptions; OpenVINO's log lines hold names from the file unescaped.
     settings["LOG_LEVEL"] = "LOG_NONE"
-    word = name or ("the graph" if isinstance(graph, bytes) else graph.name)
+    name = graph_name(graph, name)
     try:
         # The frontend by name: read_model would guess the format from the content.
         frontend = ov.frontend.FrontEndManager().load_by_framework("onnx")
@@ -84,10 +84,10 @@ def compiled_model(
                 f"openvino {ov.__version__} no longer has the setting SNIPPETS_MODE, without which "
                 'its results were wrong: pip install "openvino<=2026.4.1"'
             ) from e
-        raise InputError(f"OpenVINO refuses {word}: {_reason(e)}") from e
+        raise InputError(f"OpenVINO refuses {name}: {_reason(e)}") from e
     got = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
     if got != _HINTS[precision]:
-        raise MissingError(f"OpenVINO opens {word} in {got}, not {_HINTS[precision]}, on {device}")
+        raise MissingError(f"OpenVINO opens {name} in {got}, not {_HINTS[precision]}, on {device}")
     return compiled
 
 
@@ -130,8 +130,7 @@ class OvGraph(OpenGraph):
     @classmethod
     def open(cls, graph: Path | bytes, *, name: str = "", **options: Any) -> OvGraph:
         """Open a graph; see compiled_model."""
-        name = name or ("the graph" if isinstance(graph, bytes) else graph.name)
-        return cls(compiled_model(graph, name=name, **options), name)
+        return cls(compiled_model(graph, name=name, **options), graph_name(graph, name))
 
     def signature(self) -> Signature:
         inputs, outputs = self._compiled.inputs, self._compiled.outputs
