@@ -116,8 +116,8 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     except av.error.FFmpegError as e:
         if e.errno == errno.EINVAL:  # FFmpeg's answer to a format that is not on the list
             raise InputError(
-                f"{path} is not a video: it looks like a picture, text, sound or playlist; "
-                "allowed are containers such as MP4, MKV, WebM, AVI, MPEG and GIF"
+                f"{path} is not a video: its contents look like a picture, text, sound or a "
+                "playlist; allowed are containers such as MP4, MKV, WebM, AVI, MPEG and GIF"
             ) from e
         raise InputError(
             f"{path} is not a video, or is cut off or damaged: {_reason(e)}; fetch it again"
