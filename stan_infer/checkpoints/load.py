@@ -164,7 +164,7 @@ def _recognise_file(reader: Reader, settings: Mapping[str, Any] | None) -> Recog
 
 
 def _is_file(source: str | Path) -> bool:
-    """Whether a source is a path, as any that exists, or an open_clip name; else InputError."""
+    """Whether a source is a file's path, and not an open_clip name; InputError if it is neither."""
     if isinstance(source, Path) or os.path.exists(source):
         return True
     if is_clip_name(source):

@@ -13,7 +13,7 @@ WARM_UP = 2  # runs before a capture: kernels are compiled and libraries make th
 
 
 class CudaGraphs:
-    """Captures `run` once per shape and replays it; of `limit` shapes the oldest used is dropped.
+    """Captures `run` once per shape and replays it; keeps the `limit` shapes that were used last.
 
     All graphs share one memory pool: they never run at the same time, and the outputs of a replay
     are copied before the next one.

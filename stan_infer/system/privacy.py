@@ -11,7 +11,7 @@ import sys
 
 # Each is read when its library is first imported.
 _OFF = (
-    "ORT_DISABLE_TELEMETRY",  # ONNX Runtime: a number of the device, events and their collector
+    "ORT_DISABLE_TELEMETRY",  # ONNX Runtime: its device number, queue of events and collector
     "HF_HUB_DISABLE_TELEMETRY",  # huggingface_hub, through which open_clip downloads weights
 )
 

@@ -56,7 +56,7 @@ cGwAAAAAAAAAAAAAAAAsaWxzdAAAACSpdG9vAAAAHGRhdGEAAAABAAAAAExhdmY2My4xLjEwMg==
 
 
 def picture(i: int) -> np.ndarray:
-    """Frame i of the clip as it was drawn, uint8 [64, 64, 3], RGB: four quarters, colours by i."""
+    """Draw frame i of the clip, uint8 [64, 64, 3], RGB: four quarters whose colours depend on i."""
     half, up, down = SIDE // 2, 40 + 24 * i, 208 - 24 * i
     image = np.empty((SIDE, SIDE, 3), np.uint8)
     image[:half, :half], image[:half, half:] = (up, down, 40), (40, up, down)
