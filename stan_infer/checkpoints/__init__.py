@@ -1,4 +1,4 @@
-"""From a checkpoint file to a model: whose layout it has, its config, its weights.
+"""From a checkpoint file to a model: recognise its layout, read its config and its weights.
 
 Imports network and system.
 Start at `load.load_model`.

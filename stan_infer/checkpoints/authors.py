@@ -1,7 +1,7 @@
-"""The authors' checkpoints: their key names, read as tables, and what is refused by name.
+"""The layout of the authors' checkpoints: tables of their key names, and models that are refused.
 
-The released STAN (`STAN_*`), and the first release (`timesFPN_*`), which names the branch otherwise
-and has two weights that its forward never uses.
+These are the released STAN (`STAN_*`) and the first release (`timesFPN_*`), which names the branch
+differently and has two weights that its forward never uses.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ from stan_infer.errors import InputError
 
 V = TypeVar("V")
 
-# Our names -> the authors'. {video} and {text}: what stands before the tower's keys, such as
-# "backbone."; {branch}: "STAN" or "timesFPN"; {qkv}: three keys, concatenated; .T: transposed.
-# ".weight" and ".bias" are left out where the name is the same with both.
+# Our name of a parameter -> the authors' key. {video} and {text} stand for the prefix of a tower's
+# keys, such as "backbone."; {branch} for "STAN" or "timesFPN"; {qkv} for the keys of q, k and v,
+# which are concatenated. A weight whose key ends with ".T" here is transposed. An ending ".weight"
+# or ".bias" that both names share is left out.
 ONCE = {
     "visual.class_embedding": "{video}class_embedding",
     "visual.positional_embedding": "{video}position_embedding.weight",
@@ -63,7 +64,7 @@ IN_A_LAYER = {  # behind a layer's number
     "fc": "temporal_fc",
 }
 
-# Fields of the config that an axis tells; see layout.sizes.
+# Key -> for each axis the field of the config that it gives; see layout.sizes.
 AXES = {
     "{video}position_embedding.weight": ("1 + patches", ""),
     "{video}class_embedding": ("width",),
@@ -86,9 +87,9 @@ NAMES = {"STAN": "authors' STAN", "timesFPN": "authors' first release (timesFPN 
 
 
 def authors_layout(shapes: Shapes, hints: Hints, settings: Settings) -> Recognised | None:
-    """A file with the authors' trunk.
+    """Recognise a file by the keys of the authors' trunk; None if it has none of them.
 
-    Raises InputError for relatives of STAN that compute something else.
+    Raises InputError for models that share their names with STAN and compute something else.
     """
     _refuse_relatives(shapes)
     video = only_prefix(shapes, "pre_layrnorm.weight")
@@ -115,7 +116,7 @@ def author_names(
 ) -> dict[str, Origin]:
     """Where each of our parameters stands in the authors' naming.
 
-    video, text: what stands before the keys of a tower. branch: "STAN" or "timesFPN".
+    video, text: prefix of the keys of that tower. branch: "STAN" or "timesFPN".
     """
     places = {"video": video, "text": text, "branch": branch}
     return map_keys(config, ONCE, LAYERS, IN_A_LAYER, places)
@@ -148,7 +149,7 @@ def _config(
 
 
 def _keys(patterns: Mapping[str, V], places: Mapping[str, str]) -> dict[str, V]:
-    """Patterns of a table as keys of a file; without a text tower those of {text} are left out."""
+    """Turn a table's patterns into keys of the file; those with {text} only if it has the tower."""
     return {
         pattern.format(**places): value
         for pattern, value in patterns.items()
@@ -157,7 +158,7 @@ def _keys(patterns: Mapping[str, V], places: Mapping[str, str]) -> dict[str, V]:
 
 
 def _refuse_relatives(shapes: Shapes) -> None:
-    """Refuse models that share the authors' names and compute something else."""
+    """Raise InputError for models that share the authors' names and compute something else."""
     for key in shapes:
         if "btadapter_" in key or re.search(r"(^|\.)balance\d*(\.|$)", key):
             raise InputError(
@@ -171,7 +172,7 @@ def _refuse_relatives(shapes: Shapes) -> None:
 
 
 def _branch(shapes: Shapes, video: str) -> str:
-    """Return what the branch's keys begin with; refuse a branch whose computation is unknown."""
+    """Return what the branch's keys begin with; InputError if its computation is not known."""
     found = [name for name in NAMES if any(k.startswith(f"{video}{name}_") for k in shapes)]
     if len(found) == 2:
         raise InputError("both STAN_* and timesFPN_* keys: a mixture of two models; not supported")

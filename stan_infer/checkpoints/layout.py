@@ -1,4 +1,4 @@
-"""What a checkpoint layout is, and what layouts share. Nothing here imports torch."""
+"""What a layout returns, and the functions that layouts share. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from stan_infer.config import (
 from stan_infer.errors import InputError
 
 Shapes = Mapping[str, Shape]  # key of the file -> shape
-Hints = Mapping[str, object]  # what the file says of itself, as weights_file.Reader has it
-Settings = Mapping[str, Any]  # fields of the config that shapes cannot tell
+Hints = Mapping[str, object]  # what the file says of itself: `hints` of weights_file.Reader
+Settings = Mapping[str, Any]  # fields of the config that shapes do not determine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +48,9 @@ class Origin:
 
 @dataclasses.dataclass(frozen=True)
 class Recognised:
-    """What a file turned out to be."""
+    """The layout of a file, and what follows from it."""
 
-    name: str  # of its layout
+    name: str  # of the layout
     config: StanConfig
     origins: dict[str, Origin]  # our parameter name -> where it comes from
     ignored: dict[str, str] = dataclasses.field(default_factory=dict)  # file key -> why
@@ -67,10 +67,11 @@ def map_keys(
     in_a_layer: Mapping[str, str],
     places: Mapping[str, str],
 ) -> dict[str, Origin]:
-    """Look up each parameter of a config in a key map; authors.py has one.
+    """Return where each parameter of a config stands, by a key map such as that of authors.py.
 
-    once: our name -> theirs, without ".weight" or ".bias" where both have it. layers: what stands
-    before a layer's number; in_a_layer: what stands behind it. places: the {words} of their names.
+    All three tables go from our names to theirs. once: names outside of layers, without an ending
+    ".weight" or ".bias" that both share. layers: what stands before a layer's number. in_a_layer:
+    what stands behind it. places: a value for each {word} in their names.
     """
     found = {}
     for name in parameter_shapes(config):
@@ -91,7 +92,7 @@ def sizes(shapes: Shapes, axes: Mapping[str, tuple[str, ...]]) -> dict[str, int]
     found: dict[str, int] = {}
     for key, names in axes.items():
         if key not in shapes:
-            raise InputError(f"1 weights are missing: {key}; use the complete checkpoint")
+            raise InputError(f"weight {key} is missing; use the complete checkpoint")
         if len(shapes[key]) != len(names):
             raise InputError(
                 f"{key} has shape {list(shapes[key])}; it needs {len(names)} dimensions"
@@ -101,7 +102,7 @@ def sizes(shapes: Shapes, axes: Mapping[str, tuple[str, ...]]) -> dict[str, int]
 
 
 def count_layers(shapes: Shapes, prefix: str) -> int:
-    """How many layers PREFIX.0.*, PREFIX.1.*, ... there are; InputError where one is missing."""
+    """Count the layers PREFIX.0.*, PREFIX.1.*, ...; InputError where one in between is missing."""
     found = {int(m[1]) for k in shapes if (m := re.match(re.escape(prefix) + r"\.(\d{1,4})\.", k))}
     if found and found != set(range(len(found))):
         gap = min(set(range(max(found) + 1)) - found)
@@ -110,7 +111,10 @@ def count_layers(shapes: Shapes, prefix: str) -> int:
 
 
 def only_prefix(shapes: Shapes, ending: str) -> str | None:
-    """What stands before `ending` in the one key that ends so; InputError where there are more."""
+    """Return what stands before `ending` in the one key that ends with it, None without such a key.
+
+    Raises InputError where several keys do.
+    """
     found = [k[: -len(ending)] for k in shapes if k.endswith(ending)]
     found = [p for p in found if not p or p.endswith(".")]
     if len(found) > 1:
@@ -119,7 +123,7 @@ def only_prefix(shapes: Shapes, ending: str) -> str | None:
 
 
 def with_settings(values: dict[str, Any], settings: Settings) -> StanConfig:
-    """Join what shapes told with the settings; heads default to width / 64.
+    """Make a config of the values read off the shapes and the settings; heads: width / 64.
 
     Raises InputError for an unknown setting or values that contradict each other.
     """
@@ -142,7 +146,7 @@ def check_names(
     ignored: Iterable[str],
     wanted: Shapes,
 ) -> None:
-    """Refuse a file with keys that are missing, left over or of the wrong shape; name them."""
+    """Raise InputError, with names, for keys that are missing, left over or of the wrong shape."""
     needed = {k for o in origins.values() for k in o.keys}
     missing = sorted(needed - set(shapes))
     if missing:
@@ -166,7 +170,7 @@ def check_names(
 
 
 def some(names: Iterable[str], count: int) -> str:
-    """The first `count` names, each cut, and how many more there are."""
+    """Join the first `count` names, each cut to 120 characters, and say how many more there are."""
     names = list(names)
     more = f", and {len(names) - count} more" if len(names) > count else ""
     return ", ".join(n[:120] for n in names[:count]) + more

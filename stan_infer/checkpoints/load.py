@@ -1,7 +1,7 @@
-"""Load a trained model, from whichever file, into a Stan; write our own format.
+"""Load a trained model from any source into a Stan; write a model in our own format.
 
 A source is the authors' file (.pth, .pt, .bin), a safetensors file in their names or ours, or an
-open_clip name with a tag (a branch on CLIP). Files are strangers': nothing in them is executed.
+open_clip name with a tag (a branch on CLIP). Files may be a stranger's: nothing in them is run.
 """
 
 from __future__ import annotations
@@ -9,15 +9,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stan_infer.checkpoints import own
 from stan_infer.checkpoints.layout import Recognised
-from stan_infer.checkpoints.layouts import recognise
 from stan_infer.checkpoints.openclip import clip_layout, is_clip_name, read_clip
+from stan_infer.checkpoints.recognise import recognise
 from stan_infer.checkpoints.trainer_hints import trainer_hints
 from stan_infer.checkpoints.weights_file import Reader, open_weights, read_weight
 from stan_infer.config import StanConfig
@@ -46,7 +47,7 @@ def load_model(source: str | Path, settings: Mapping[str, Any] | None = None) ->
 
     source: a file, or an open_clip name and tag such as "ViT-B-32-quickgelu:openai" (the tag may be
     a path to that CLIP's weights), which gives an untrained branch on CLIP. settings: StanConfig
-    fields that tensor shapes cannot tell.
+    fields that tensor shapes do not determine.
 
     Raises InputError for a missing, damaged, hostile or unknown file, a missing or left-over
     weight, a shape that contradicts the rest, a value that is not finite. No weight is ever left
@@ -65,7 +66,7 @@ def load_model(source: str | Path, settings: Mapping[str, Any] | None = None) ->
 def _read(
     source: str | Path, settings: Mapping[str, Any] | None, dtype: dtype | None = None
 ) -> tuple[StanConfig, dict[str, Tensor]]:
-    """Config and weights by our names; dtype: to turn them into (default: as stored)."""
+    """Return the config and the weights by our names. dtype: of the weights; None: as stored."""
     if not _is_file(source):
         return read_clip(str(source), settings)
     with _opened(Path(source)) as reader:
@@ -77,7 +78,7 @@ def _read(
 def require_torch(
     purpose: str, extra: str, source: object, settings: Mapping[str, Any] | None = None
 ) -> Any:
-    """Import torch; where it is absent, tell first what is wrong with the source, if it is a file.
+    """Import and return torch. Where it is absent, a faulty source file is reported first.
 
     Raises InputError as inspect_checkpoint does, MissingError as packages.require does.
     """
@@ -92,15 +93,15 @@ def require_torch(
 def inspect_checkpoint(source: str | Path, settings: Mapping[str, Any] | None = None) -> Inspection:
     """Recognise a source without reading its weights (and, for a file, without torch).
 
-    An open_clip name needs no tag here. Raises InputError as load_model does, but for values.
+    An open_clip name needs no tag here. Raises InputError as load_model does, except for values.
     """
     if not _is_file(source):
         return Inspection(clip_layout(str(source), settings), None, {}, {})
     with _opened(Path(source)) as reader:
         layout = _recognise_file(reader, settings)
-        dtypes: dict[str, int] = {}
+        dtypes: Counter[str] = Counter()
         for info in reader.tensors.values():
-            dtypes[info.dtype] = dtypes.get(info.dtype, 0) + math.prod(info.shape)
+            dtypes[info.dtype] += math.prod(info.shape)
         hints = {k: v for k, v in reader.hints.items() if k not in ("cfg", "config")}
         hints["trainer"] = trainer_hints(reader.hints.get("cfg"))
         return Inspection(layout, Path(source).stat().st_size, dtypes, hints)
@@ -133,7 +134,7 @@ def convert(
 def convert_counted(
     source: str | Path, target: str | Path, settings: Mapping[str, Any] | None = None
 ) -> tuple[StanConfig, int]:
-    """As convert; return the config and how many bytes were written: a pipe has no size.
+    """As convert; return the config and how many bytes were written (a pipe has no size to read).
 
     Raises InputError as load_model does, or when the target is not a .safetensors file, is the
     source itself, or is a file that this did not write.
@@ -150,13 +151,10 @@ def convert_counted(
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Reader]:
-    """Open a weights file; errors that come out name it."""
+    """Open a weights file; every InputError raised inside names it."""
     try:
-        reader = open_weights(path)
-        try:
+        with closing(open_weights(path)) as reader:
             yield reader
-        finally:
-            reader.close()
     except InputError as e:
         raise e if str(path) in str(e) else InputError(f"checkpoint {path}: {e}") from e
 
@@ -166,7 +164,7 @@ def _recognise_file(reader: Reader, settings: Mapping[str, Any] | None) -> Recog
 
 
 def _is_file(source: str | Path) -> bool:
-    """Tell a path from an open_clip name; an existing path always wins."""
+    """Whether a source is a file's path, and not an open_clip name; InputError if it is neither."""
     if isinstance(source, Path) or os.path.exists(source):
         return True
     if is_clip_name(source):

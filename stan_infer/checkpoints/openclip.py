@@ -55,7 +55,7 @@ def clip_config(name: str, settings: Mapping[str, Any] | None = None) -> StanCon
     odd += [k for k in ("layers", "width", "patch_size") if not isinstance(vision.get(k), int)]
     if odd:
         raise InputError(
-            f"open_clip model '{name}' is no plain CLIP ViT (it sets {', '.join(odd)[:150]}); "
+            f"open_clip model '{name}' is not a plain CLIP ViT (it sets {', '.join(odd)[:150]}); "
             "STAN is defined on OpenAI's CLIP form, such as ViT-B-32-quickgelu"
         )
     settings = dict(settings or {})
@@ -76,12 +76,12 @@ def clip_config(name: str, settings: Mapping[str, Any] | None = None) -> StanCon
         "vocab_size": text["vocab_size"],
         "context_positions": text["context_length"],
     }
-    told = {
+    known_settings = {
         "heads": width // vision.get("head_width", 64),
         "text_heads": text["heads"],
         "activation": "quick_gelu" if known.get("quick_gelu") else "gelu",
     }
-    return with_settings(values, told | settings)
+    return with_settings(values, known_settings | settings)
 
 
 def named_config(name: str, settings: Mapping[str, Any] | None = None) -> StanConfig:
@@ -134,7 +134,7 @@ def read_clip(
 
 
 def _untrained_branch(config: StanConfig, trunk: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The branch as training starts it; see the module."""
+    """Return the branch as training starts it; see the docstring of the module."""
     import torch
 
     state: dict[str, Tensor] = {}
@@ -160,7 +160,7 @@ def _download(name: str, tag: str) -> Path:
     try:
         return Path(download_pretrained(_open_clip().get_pretrained_cfg(name, tag)))
     except Exception as e:
-        # open_clip raises whatever its HTTP client raises.
+        # Whatever open_clip's HTTP client raises comes out.
         raise MissingError(
             f"the weights {name}:{tag} could not be downloaded ({str(e)[:120]}); "
             f"fetch them elsewhere and give the file: {name}:PATH"

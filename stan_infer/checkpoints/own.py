@@ -17,15 +17,15 @@ from stan_infer.system.json_file import parse_json
 if TYPE_CHECKING:
     from torch import Tensor
 
-# The one metadata key of our files: the library writes several in random order, and the same
-# weights must give the same bytes.
+# Our files have one metadata key: the library writes several in random order, and the same weights
+# must give the same bytes.
 METADATA_KEY = "stan_infer.config"
 
 why_keep = earlier_result.safetensors(METADATA_KEY, "stan-infer convert")
 
 
 def own_layout(shapes: Shapes, hints: Hints, settings: Settings) -> Recognised | None:
-    """A file that `write` has written; weights_file gives its metadata as the hint "config"."""
+    """Recognise a file of `write`; weights_file gives our metadata as the hint "config"."""
     if "config" not in hints:
         return None
     config = read_config(str(hints["config"])).replace(settings)
@@ -33,7 +33,7 @@ def own_layout(shapes: Shapes, hints: Hints, settings: Settings) -> Recognised |
 
 
 def read_config(text: str) -> StanConfig:
-    """Read the config of a file's metadata; InputError for what is none."""
+    """Read the config in a file's metadata; InputError for any other text."""
     values = parse_json(text, "the config in the file's metadata")
     if not isinstance(values, dict):
         raise InputError("the config in the file's metadata is not a JSON object")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from stan_infer.config import StanConfig
-from stan_infer.errors import InputError, nearest
+from stan_infer.errors import check_word
 
 
 def _clip(width: int, layers: int, patch: int, text_width: int, embed_dim: int) -> dict[str, Any]:
@@ -39,9 +39,5 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 def preset(name: str) -> StanConfig:
     """Return a named architecture; InputError with the nearest name for an unknown one."""
-    if name not in PRESETS:
-        known = ", ".join(PRESETS)
-        raise InputError(
-            f"unknown preset '{name}'{nearest(name, list(PRESETS))} (presets: {known})"
-        )
+    check_word("preset", name, PRESETS)
     return StanConfig.from_dict(PRESETS[name])

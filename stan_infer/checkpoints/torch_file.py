@@ -1,15 +1,15 @@
 """Read tensors out of a PyTorch zip checkpoint written by a stranger; nothing in it is executed.
 
-The container is torch_zip's, the pickle torch_pickle's; here is what they mean: which classes may
-be named, where the state dict lies, which bytes are which tensor. Source of the layout:
-torch/serialization.py and torch/_utils.py.
+torch_zip reads the archive and torch_pickle the pickle in it. This file says what they mean: which
+classes may be named, where the state dict lies, which bytes belong to which tensor. Source of the
+format: torch/serialization.py and torch/_utils.py.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeGuard
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 MAX_TENSORS = 20_000
 MAX_DIMS = 16
 MAX_NAME = 512
-_MAX_EMPTY = 1 << 40
-_SLACK = 1 << 20  # bytes by which small files may break the rules of proportion
-_MAX_READ = 16  # whole file sizes that reading every tensor once may cost
+_MAX_EMPTY = 1 << 40  # product of the sizes of a tensor without elements, each 0 counted as 1
+_SLACK = 1 << 20  # bytes added to the limits that grow with the file, for small files
+_MAX_READ = 16  # reading every tensor once may read so many times the file's size
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "params")
 _ITEM_BYTES = {
     **dict.fromkeys(("float64", "int64", "uint64", "complex64"), 8),
@@ -109,7 +109,7 @@ class _Place(NamedTuple):
     stride: tuple[int, ...]  # elements
 
 
-class TorchFile:
+class TorchFile(AbstractContextManager["TorchFile"]):
     """An open checkpoint: names and shapes at once, the bytes of one tensor at a time."""
 
     tensors: dict[str, TensorInfo]
@@ -161,10 +161,6 @@ class TorchFile:
         """Close the file."""
         self._file.close()
 
-    def __enter__(self) -> TorchFile:
-        """Return itself."""
-        return self
-
     def __exit__(self, *_: object) -> None:
         """Close the file."""
         self.close()
@@ -180,7 +176,7 @@ def open_torch_file(path: Path) -> TorchFile:
 
     Raises InputError, and nothing else, for any file that is missing, not a regular one, damaged,
     of another format, hostile (names code, declares sizes that its bytes do not back, shares bytes
-    to unpack to more than its size), or in whose state dict something is no tensor.
+    to unpack to more than its size), or whose state dict holds something other than tensors.
     """
     path = Path(path)
     with _named(path):
@@ -280,7 +276,10 @@ def _locate(
 def _arguments(
     name: str, value: object
 ) -> tuple[str, str, int, tuple[int, tuple[int, ...], tuple[int, ...]]]:
-    """Return (dtype, storage key, its elements, (offset, shape, stride)), the last still free."""
+    """Return (dtype, storage key, its elements, (offset, shape, stride)).
+
+    They are of the right types; whether the storage holds them is checked by _locate.
+    """
     for _ in range(2):  # a Parameter of a Parameter is the deepest that torch writes
         if isinstance(value, Call) and value.function in _PARAMETERS and value.args:
             value = value.args[0]
@@ -300,7 +299,7 @@ def _arguments(
         shown = ascii(key[:80]) if isinstance(key, str) else describe(key)
         raise _bad(name, f"has a storage with key {shown}; keys are plain numbers")
     if not (_is_size(numel) and _is_size(offset) and _are_sizes(shape) and _are_sizes(stride)):
-        raise _bad(name, "has a shape, stride, offset or storage size that is no list of sizes")
+        raise _bad(name, "has a shape, stride, offset or storage size that is not made of sizes")
     if len(shape) != len(stride):
         raise _bad(name, f"has {len(shape)} axes and {len(stride)} strides")
     dtype = _dtype(name, kind, args[6] if value.function == "_rebuild_tensor_v3" else None)
@@ -348,7 +347,7 @@ def _bad(name: str, what: str) -> InputError:
 def _check_sums(
     tensors: Mapping[str, TensorInfo], places: Mapping[str, _Place], file_size: int
 ) -> None:
-    """Refuse tensors that share their bytes so often that they unpack to more than the file."""
+    """Raise InputError if tensors share so many bytes that they unpack to more than the file."""
     total = sum(math.prod(t.shape) * _ITEM_BYTES[t.dtype] for t in tensors.values())
     touched = sum(p.size for p in places.values())
     if total > file_size * 1.05 + _SLACK or touched > file_size * _MAX_READ + _SLACK:
@@ -388,7 +387,7 @@ def _is_known(module: str, name: str) -> bool:
     """Whether checkpoints of STAN and its trainers name this class or function."""
     if (module, name) in _KNOWN:
         return True
-    # Not only identifiers: names from outside may stand in a message, so no control characters.
+    # Names from outside may stand in a message, so they hold no control characters.
     if not f"{module}.{name}".isascii() or not module.replace(".", "_").isidentifier():
         return False
     if module.split(".")[0] in ("mmengine", "mmcv"):

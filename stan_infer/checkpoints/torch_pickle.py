@@ -19,7 +19,7 @@ MAX_STEPS = 1_000_000  # opcodes, and values copied by one of them; real files n
 MAX_MARKS = 1_000
 MAX_TEXT_BYTES = 1 << 20  # longer text is skipped: curves of a training log
 MAX_NAME_BYTES = 256
-_LAZY_BYTES = 4096  # longer text is not decoded before somebody asks for it
+_LAZY_BYTES = 4096  # longer text is decoded only by text_of
 _TEXT_BUDGET = 24 << 20  # memory for all decoded text and names
 _MAX_INT_BYTES = 64
 
@@ -53,7 +53,7 @@ class LongText:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Call:
-    """A function of torch._utils, or "storage", and what the pickle wants it called with."""
+    """A function of torch._utils, or "storage", and the arguments that the pickle gives it."""
 
     function: str
     args: tuple[object, ...]
@@ -72,7 +72,7 @@ def read_pickle(data: bytes, is_known: Callable[[str, str], bool]) -> object:
 
 
 def text_of(data: bytes, value: object) -> str | None:
-    """Return a value of `read_pickle(data)` as text, or None if it is no text."""
+    """Return a value of `read_pickle(data)` as text, or None if it is not text."""
     if isinstance(value, LongText):
         return data[value.start : value.start + value.size].decode("utf-8", errors="replace")
     return value if isinstance(value, str) else None
@@ -334,7 +334,7 @@ def _ordered_dict(m: _Machine, args: tuple[object, ...]) -> dict[object, object]
 
 
 def _check_getattr(m: _Machine, args: tuple[object, ...]) -> None:
-    """Let pass what a trainer's log writes, such as getattr(HistoryBuffer, "mean")."""
+    """Allow what a trainer's log writes, such as getattr(HistoryBuffer, "mean"), and no more."""
     owner, name = args if len(args) == 2 else (None, None)
     roots = ("mmengine", "mmcv", "numpy", "builtins", "__builtin__")
     known = isinstance(owner, Global) and owner.module.split(".")[0] in roots
@@ -347,7 +347,7 @@ def _check_getattr(m: _Machine, args: tuple[object, ...]) -> None:
 def _persistent(m: _Machine) -> None:
     value = m.pop()
     if not isinstance(value, tuple) or len(value) != 5 or value[0] != "storage":
-        raise m.error(f"refers to {describe(value)} outside of it instead of a storage")
+        raise m.error(f"refers to {describe(value)} where it should refer to a storage")
     m.push(Call("storage", value[1:]))
 
 

@@ -1,4 +1,4 @@
-"""What is a PyTorch checkpoint among zip archives: its one folder, and what else it may be."""
+"""The zip archive of a PyTorch checkpoint: its records and folder; other formats are refused."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ RESAVE = (
 def read_records(file: BinaryIO, size: int) -> dict[str, Entry]:
     """Return name -> place of every record of a checkpoint of `size` bytes; see read_directory.
 
-    Raises InputError, which says what the file is where it is known.
+    Raises InputError for another file, and says which format that has if it is known.
     """
     _refuse_other_formats(read_at(file, 0, min(size, 512)))
     return read_directory(file, size, refuse_packed=_refuse_program)
 
 
 def checkpoint_folder(file: BinaryIO, entries: Mapping[str, Entry]) -> str:
-    """Return the one folder of the archive that holds data.pkl and all else.
+    """Return the name of the archive's one folder, which holds data.pkl and all other records.
 
     Raises InputError if there is none, for TorchScript, and for big-endian files.
     """

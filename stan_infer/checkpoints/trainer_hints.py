@@ -1,4 +1,4 @@
-"""What a trainer's config text hints at, and what is worth saying about a recognised checkpoint."""
+"""Settings found in the text of a trainer's config, and remarks on a checkpoint for `inspect`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from stan_infer.config import StanConfig
 
 _END = 2**17  # characters at both ends of the text that are searched; real configs have 20,000
-# A stranger's text: what repeats is possessive (*+), so a search takes time in proportion to it.
+# The text may be a stranger's: repeats are possessive (*+), so that a search takes linear time.
 _NUMBERS = {
     "depth": re.compile(r"\bdepth\s*+=\s*+(\d{1,3})\b"),
     "frames": re.compile(r"\bclip_len\s*+=\s*+(\d{1,4})\b"),
@@ -21,10 +21,10 @@ _PATCH = re.compile(r"patch(\d{2})\b|ViT-[BL]/(\d{2})")
 
 
 def trainer_hints(cfg: object) -> dict[str, Any]:
-    """What a trainer's config text says, found by pattern and never executed; {} for no text.
+    """Search a trainer's config text by pattern; it is never executed. {} if it is not a text.
 
-    Keys, each only if found: depth, head, frames, context_length, short_side, patch_sizes (those of
-    the CLIP sizes that it names).
+    Keys, each only if found: depth, head, frames, context_length, short_side, patch_sizes (patch
+    sizes of the CLIP models that it names).
     """
     if not isinstance(cfg, str):
         return {}

@@ -6,6 +6,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
+from safetensors import SafetensorError, safe_open
+
 from stan_infer.checkpoints.layout import Origin
 from stan_infer.checkpoints.own import METADATA_KEY
 from stan_infer.checkpoints.torch_file import (
@@ -21,7 +23,7 @@ from stan_infer.system.outside_file import open_regular, openable
 if TYPE_CHECKING:
     from torch import Tensor
 
-# The library takes 16 times the header's size of memory. A STAN's has 150 KB.
+# The library takes 16 times as much memory as the header has bytes. A STAN's has 150 KB.
 MAX_HEADER = 8 * 2**20
 _MAX_CONFIG = 2**16  # characters of our metadata; it has about 1,000
 _SAFETENSORS_DTYPES = {
@@ -77,10 +79,7 @@ def open_weights(path: Path) -> Reader:
 
 class _SafetensorsFile:
     def __init__(self, path: Path) -> None:
-        from safetensors import SafetensorError, safe_open
-
         self._path = path
-        self._open = safe_open
         try:
             with openable(path) as name, safe_open(name, framework="np") as f:
                 metadata = f.metadata() or {}
@@ -103,7 +102,7 @@ class _SafetensorsFile:
     def read(self, name: str) -> Tensor:
         if self._file is None:
             path = self._held.enter_context(openable(self._path))
-            self._file = self._held.enter_context(self._open(path, framework="pt"))
+            self._file = self._held.enter_context(safe_open(path, framework="pt"))
         return self._file.get_tensor(name)
 
     def close(self) -> None:
@@ -120,7 +119,7 @@ def read_weight(reader: Reader, origin: Origin) -> Tensor:
         if not reader.tensors[key].dtype.startswith(("float", "bfloat")):
             raise InputError(f"weight {key} is {reader.tensors[key].dtype}; weights are floats")
         part = reader.read(key)
-        # A sum keeps every NaN and infinity, in one pass and without a second array.
+        # A NaN or an infinity stays in the sum: one pass, without a second array.
         if not torch.isfinite(part.sum(dtype=torch.float64)):
             bad = int((~torch.isfinite(part)).sum())
             if bad:
@@ -136,9 +135,9 @@ def read_weight(reader: Reader, origin: Origin) -> Tensor:
 
 
 def _check_header(path: Path, file: BinaryIO, size: int) -> None:
-    """Bound what the library makes of a safetensors header, before it sees it.
+    """Refuse a safetensors header that would take the library too much memory.
 
-    Every tensor is an object of the header's JSON, so there are no more of them than braces.
+    Every tensor is an object in the header's JSON, so there are at most as many as braces.
     """
     if size > MAX_HEADER:
         raise InputError(
@@ -156,7 +155,7 @@ def _check_header(path: Path, file: BinaryIO, size: int) -> None:
 
 def _tensor_info(key: str, part: Any) -> TensorInfo:
     if not key.isprintable() or not 0 < len(key) <= MAX_NAME:
-        raise InputError(f"a tensor is called {ascii(key)[:80]}, which is no name of a weight")
+        raise InputError(f"a tensor is called {ascii(key)[:80]}, which is not the name of a weight")
     code, shape = part.get_dtype(), part.get_shape()
     if code not in _SAFETENSORS_DTYPES:
         raise InputError(f"tensor {key} has dtype {str(code)[:20]}, which is not supported")

@@ -21,7 +21,7 @@ from stan_infer.cli.options import (
     Timeout,
     open_for,
 )
-from stan_infer.system.text_lines import read_lines
+from stan_infer.system.outside_file import read_lines
 
 if TYPE_CHECKING:
     from stan_infer.config import StanConfig

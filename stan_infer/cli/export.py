@@ -13,7 +13,7 @@ import typer
 from stan_infer.artefacts.folder import ENGINES_FOLDER
 from stan_infer.cli.options import CheckpointOrFolder, Json, Settings, parse_settings
 from stan_infer.errors import InputError, storable
-from stan_infer.system.text_lines import read_lines
+from stan_infer.system.outside_file import read_lines
 
 if TYPE_CHECKING:
     import numpy as np

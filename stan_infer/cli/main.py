@@ -21,7 +21,7 @@ from stan_infer.cli.run import run
 from stan_infer.cli.verify import verify
 from stan_infer.errors import StanError, one_line
 from stan_infer.system.cache_folder import keep_library_caches
-from stan_infer.system.signals import Ended, end_on_signals, ending
+from stan_infer.system.signals import EndedBySignal, end_on_signals, ending
 
 app = typer.Typer(
     name="stan-infer",
@@ -70,7 +70,7 @@ def main() -> None:
         sys.exit(e.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
-    except Ended as e:
+    except EndedBySignal as e:
         sys.exit(e.exit_code)
     except Exception as e:
         if debug:

@@ -10,7 +10,7 @@ import typer
 
 from stan_infer.engines.open import listed
 from stan_infer.errors import InputError
-from stan_infer.system.text_lines import read_lines
+from stan_infer.system.outside_file import read_lines
 
 if TYPE_CHECKING:
     from stan_infer.engines.session import Session

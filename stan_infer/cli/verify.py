@@ -9,7 +9,7 @@ import typer
 
 from stan_infer.cli.options import Json, Settings, parse_numbers, parse_settings
 from stan_infer.engines.open import graph_engines
-from stan_infer.system.text_lines import read_lines
+from stan_infer.system.outside_file import read_lines
 
 _ENGINES = ", ".join(("eager", *graph_engines()))
 _COLUMNS = ("stage", "pass", "max_rel", "tolerance", "min_cos", "agreement", "worst", "note")

@@ -1,4 +1,4 @@
-"""A graph without a known hash: its operations and sizes are checked before it runs."""
+"""Open an ONNX file whose hash no manifest gives: its operations and sizes are checked first."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from stan_infer.engines.open import open_graph
 
 
 class BareGraph(OpenGraph):
-    """A graph that refuses, before it runs, inputs for which it would take far too much."""
+    """A graph that refuses inputs for which it would take far more memory or work than a model."""
 
     def __init__(self, source: GraphSource, graph: OpenGraph) -> None:
-        """Take what was checked and what a runtime made of it."""
+        """source: the checked file; graph: the same file as a runtime has opened it."""
         self._source, self._graph = source, graph
 
     def signature(self) -> Signature:
@@ -44,9 +44,9 @@ def open_bare(
 ) -> BareGraph:
     """Open an ONNX file.
 
-    external: the files beside it that it may read. config, role: what it is said to be, where
-    something says so. options: see open_graph. Raises InputError where the file or the runtime
-    refuses, MissingError without the runtime.
+    external: names of the files beside it that it may read. config, role: of the model and the
+    graph that it should be, where they are known. options: see open_graph. Raises InputError for a
+    file that is refused by the checks or by the runtime, MissingError without the runtime.
     """
     source = bare_source(path, external, config, role)
     return BareGraph(source, open_graph(source.path, engine, name=path.name, **options))

@@ -13,10 +13,10 @@ WARM_UP = 2  # runs before a capture: kernels are compiled and libraries make th
 
 
 class CudaGraphs:
-    """Captures `run` once per shape and replays it; the least recently used shape goes.
+    """Captures `run` once per shape and replays it; keeps the `limit` shapes that were used last.
 
-    All graphs share one memory pool: they never run at the same time, and what a replay leaves in
-    the outputs is copied before the next.
+    All graphs share one memory pool: they never run at the same time, and the outputs of a replay
+    are copied before the next one.
     """
 
     def __init__(
@@ -29,32 +29,40 @@ class CudaGraphs:
         dtype: torch.dtype = torch.uint8,
         on_drop: Callable[[tuple[int, ...]], object] = lambda shape: None,
     ) -> None:
-        """run: a tensor of `dtype` on the device -> tensors. cuda: torch.cuda.
+        """run: a tensor of `dtype` on the device -> tensors. limit: shapes. cuda: torch.cuda.
 
-        on_drop: called with a shape whose graph goes.
+        on_drop: called with the shape of each graph that is dropped.
         """
         self._run, self._device, self._limit, self._cuda = run, device, limit, cuda
         self._dtype, self._on_drop = dtype, on_drop
         self._pool: Any = None
-        # Torch's own capture stream belongs to whatever GPU captured first in this process.
+        # Our own, because torch's capture stream belongs to the GPU that captured first.
         self._stream: Any = None
         self._captured: OrderedDict[tuple[int, ...], tuple[Any, Tensor, Sequence[Tensor]]]
         self._captured = OrderedDict()
         self._reserved: dict[tuple[int, ...], int] = {}
 
     def __call__(self, x: Tensor) -> list[Tensor]:
-        """Run on a tensor of the device; results are the caller's own. Captures a new shape."""
-        graph, static, outputs = self._get(tuple(x.shape))
+        """Run on a tensor of the device, and capture a new shape; the results are copies."""
+        graph, static, outputs = self.capture(tuple(x.shape))
         static.copy_(x)
         graph.replay()
         return [out.clone() for out in outputs]
 
-    def capture(self, shape: tuple[int, ...]) -> None:
-        """Capture a shape before it is needed."""
-        self._get(shape)
+    def capture(self, shape: tuple[int, ...]) -> tuple[Any, Tensor, Sequence[Tensor]]:
+        """Return the graph of a shape, its input and its outputs; capture it unless it is there."""
+        if shape in self._captured:
+            self._captured.move_to_end(shape)
+            return self._captured[shape]
+        while len(self._captured) >= self._limit:
+            oldest, _ = self._captured.popitem(last=False)
+            self._reserved.pop(oldest)
+            self._on_drop(oldest)
+        self._captured[shape] = self._capture(shape)
+        return self._captured[shape]
 
     def clear(self) -> None:
-        """Drop every graph, as new weights demand."""
+        """Drop every graph, because graphs hold the addresses of the weights."""
         for shape in self._captured:
             self._on_drop(shape)
         self._captured.clear()
@@ -67,17 +75,6 @@ class CudaGraphs:
             "cuda_graphs": [list(shape[:2]) for shape in self._captured],
             "cuda_graphs_mib": round(sum(self._reserved.values()) / 2**20, 1),
         }
-
-    def _get(self, shape: tuple[int, ...]) -> tuple[Any, Tensor, Sequence[Tensor]]:
-        if shape in self._captured:
-            self._captured.move_to_end(shape)
-            return self._captured[shape]
-        while len(self._captured) >= self._limit:
-            oldest, _ = self._captured.popitem(last=False)
-            self._reserved.pop(oldest)
-            self._on_drop(oldest)
-        self._captured[shape] = self._capture(shape)
-        return self._captured[shape]
 
     def _capture(self, shape: tuple[int, ...]) -> tuple[Any, Tensor, Sequence[Tensor]]:
         cuda, before = self._cuda, self._cuda.memory_reserved(self._device)

@@ -1,7 +1,8 @@
-"""An exported folder as a session: all of it that does not depend on the runtime."""
+"""A session of an exported folder: everything that does not depend on the runtime."""
 
 from __future__ import annotations
 
+import functools
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,10 +27,10 @@ from stan_infer.errors import CheckError, InputError
 
 
 class FolderSession(Session):
-    """An artefact in a runtime; see engines.session.Session. An engine supplies `open`."""
+    """An exported folder in a runtime; see engines.session.Session. An engine defines `open`."""
 
     engine: ClassVar[str]
-    reduced: ClassVar[tuple[str, ...]] = ()  # precisions in which it can run an fp32 graph
+    reduced: ClassVar[tuple[str, ...]] = ()  # other precisions in which it can run an fp32 graph
 
     def __init__(
         self,
@@ -41,9 +42,8 @@ class FolderSession(Session):
     ) -> None:
         """Open the folder's video and text graphs, of which one may be absent.
 
-        precision: the artefact's, or one in `reduced` for an fp32 artefact; None takes the
-        artefact's. threads: CPU threads; None leaves it to the runtime. Raises InputError and
-        MissingError.
+        precision: the folder's, which is also the default, or one in `reduced` for an fp32 folder.
+        threads: CPU threads; None leaves it to the runtime. Raises InputError and MissingError.
         """
         self._artefact, self._device, self._precision = artefact, device, precision
         graphs = {role: artefact.graph(role) for role in ("video", "text")}
@@ -51,15 +51,14 @@ class FolderSession(Session):
             role: graph for role, graph in graphs.items() if graph is not None and self.has(graph)
         }
         if not self._graphs:
-            raise InputError(f"artefact {artefact.path} holds neither a video nor a text graph")
+            raise InputError(f"folder {artefact.path} holds neither a video nor a text graph")
         self._opened: dict[str, OpenGraph] = {}
         self._sources: dict[str, GraphSource] = {}
-        self._in_8_bits: tuple[int | None] | None = None  # counted when it is first asked for
         own = next(iter(self._graphs.values()))
         check_precision(artefact.path, own, precision, self.reduced)
         for role, graph in self._graphs.items():
             expected = expected_signature(artefact.config, graph)
-            # Of a folder in 8 bits the text tower is fp32.
+            # A folder in 8 bits has a text tower in fp32, so each graph has its own precision.
             wanted = graph.precision if precision in (None, own.precision) else precision
             with graph_source(artefact, graph) as source:
                 _check_config(artefact, graph, source.form)
@@ -72,10 +71,10 @@ class FolderSession(Session):
     def open(
         self, graph: Graph, source: GraphSource, precision: str, threads: int | None
     ) -> OpenGraph:
-        """Open one graph of the folder on this device; source: its bytes, which were checked."""
+        """Open one graph of the folder on this device; source: its file, which was checked."""
 
     def has(self, graph: Graph) -> bool:
-        """Whether this engine can open that graph of the folder; what it cannot is absent."""
+        """Whether this engine can open that graph; the session leaves out one that it cannot."""
         return True
 
     @property
@@ -87,23 +86,11 @@ class FolderSession(Session):
         """See Session.embed_video; the input's dtype must be the one exported."""
         graph, _ = self._role("video")
         clips = np.ascontiguousarray(video)
-        wanted = graph.inputs[0]["dtype"]
-        if clips.dtype != wanted:
-            word = "uint8" if clips.dtype == np.uint8 else "float"
-            raise InputError(
-                f"video is {clips.dtype}; this artefact takes {wanted}: "
-                f"convert it, or export with --input {word}"
-            )
-        check_video(self.config, clips.shape, clips.dtype == np.uint8)
-        check_size(graph, "batch", clips.shape[0], "video has {} clips")
-        check_size(graph, "frames", clips.shape[1], "video has {} frames")
-        b, t, e = *clips.shape[:2], self.config.embed_dim
-        if self.config.is_mug:
-            return self._run("video", "frame_embeds", {"video": clips}, (b, t, e))
-        return self._run("video", "video_embeds", {"video": clips}, (b, e))
+        output, wanted = self._check_clips(graph, clips.shape, str(clips.dtype))
+        return self._run("video", output, {"video": clips}, wanted)
 
     def embed_text(self, texts: Sequence[str] | np.ndarray) -> np.ndarray:
-        """See Session.embed_text; uses the vocabulary inside the artefact."""
+        """See Session.embed_text; uses the vocabulary inside the folder."""
         ids = token_ids(self.config, texts, self.vocabulary)
         graph, _ = self._role("text")
         check_size(graph, "length", ids.shape[1], "token ids are {} long")
@@ -133,15 +120,17 @@ class FolderSession(Session):
         return record | self._opened[role].describe() | self._quantised(role)
 
     def _quantised(self, role: str) -> dict[str, Any]:
-        """Of a graph in 8 bits: linears that are so in the file, and that really run so here."""
+        """Of a graph in 8 bits: how many linears are so in the file, and how many run so here."""
         if self._graphs[role].precision not in EIGHT_BITS:
             return {}
-        if self._in_8_bits is None:
-            self._in_8_bits = (self._opened[role].count_8_bits(),)
         entry = next(g for g in self._artefact.manifest["graphs"] if g["role"] == role)
-        quant = entry.get("quant")
-        in_file = quant.get("linears") if quant else None
-        return {"linears_in_8_bits": self._in_8_bits[0], "linears_in_8_bits_in_file": in_file}
+        in_file = (entry.get("quant") or {}).get("linears")
+        return {"linears_in_8_bits": self._linears, "linears_in_8_bits_in_file": in_file}
+
+    @functools.cached_property
+    def _linears(self) -> int | None:
+        """Linears of the first graph that run in 8 bits; counting them may take a while."""
+        return next(iter(self._opened.values())).count_8_bits()
 
     def close(self) -> None:
         """Free the graphs."""
@@ -150,10 +139,28 @@ class FolderSession(Session):
         self._opened.clear()
         self._sources.clear()
 
+    def _check_clips(
+        self, graph: Graph, shape: tuple[int, ...], dtype: str
+    ) -> tuple[str, tuple[int, ...]]:
+        """Refuse clips that the video graph does not take; return the output's name and shape."""
+        wanted = graph.inputs[0]["dtype"]
+        if dtype != wanted:
+            word = "uint8" if dtype == "uint8" else "float"
+            raise InputError(
+                f"video is {dtype}; this exported folder takes {wanted}: "
+                f"convert it, or export with --input {word}"
+            )
+        check_video(self.config, shape, dtype == "uint8")
+        check_size(graph, "batch", shape[0], "video has {} clips")
+        check_size(graph, "frames", shape[1], "video has {} frames")
+        if self.config.is_mug:
+            return "frame_embeds", (*shape[:2], self.config.embed_dim)
+        return "video_embeds", (shape[0], self.config.embed_dim)
+
     def _run(
         self, role: str, output: str, feeds: Mapping[str, np.ndarray], wanted: tuple[int, ...]
     ) -> np.ndarray:
-        """Run a graph for sizes that it may take; refuse an output of other sizes than `wanted`."""
+        """Run a graph unless it takes too much for these sizes; check the sizes of the output."""
         graph, opened = self._role(role)
         inputs = {name: (value.dtype.name, value.shape) for name, value in feeds.items()}
         self._sources[role].check_sizes(inputs)
@@ -163,14 +170,14 @@ class FolderSession(Session):
 
     def _role(self, role: str) -> tuple[Graph, OpenGraph]:
         if role not in self._graphs:
-            raise InputError(f"artefact {self._artefact.path} holds no {role} graph")
+            raise InputError(f"folder {self._artefact.path} holds no {role} graph")
         return self._graphs[role], self._opened[role]
 
 
 def check_precision(
     path: Path, graph: Graph, precision: str | None, reduced: Sequence[str]
 ) -> None:
-    """Refuse a precision that is not the graph's, nor one in which an fp32 graph can be run."""
+    """Raise InputError for a precision other than the graph's, or for fp32 one of `reduced`."""
     if precision in (None, graph.precision):
         return
     if graph.precision == "fp32" and precision in reduced:
@@ -178,11 +185,11 @@ def check_precision(
     how = f"export it again with --precision {precision}"
     if precision in EIGHT_BITS:
         how = f"stan-infer calibrate {path} --precision {precision} --videos DIR -o OUT, give OUT"
-    raise InputError(f"artefact {path} is {graph.precision}, not {precision}: {how}")
+    raise InputError(f"folder {path} is in {graph.precision}, not {precision}: {how}")
 
 
 def check_output(graph: Graph, output: str, values: Any, wanted: tuple[int, ...]) -> None:
-    """Refuse what a graph returned in other sizes than [B, E], [B, T, E] or [Q, L, E]."""
+    """Raise InputError unless an output has the sizes [B, E], [B, T, E] or [Q, L, E] `wanted`."""
     if tuple(values.shape) != wanted:
         raise InputError(
             f"{graph.file} returned {output} of sizes {list(values.shape)} for {wanted[0]} rows; "
@@ -191,7 +198,7 @@ def check_output(graph: Graph, output: str, values: Any, wanted: tuple[int, ...]
 
 
 def _smallest(graph: Graph, expected: Signature) -> Inputs:
-    """The smallest inputs that a graph takes, by name."""
+    """Return dtype and sizes of the smallest inputs that a graph takes, by name."""
     axes = {"batch": 0, ("length" if graph.role == "text" else "frames"): 1}
     low = {i: graph.dims.get(name, (1, 1))[0] for name, i in axes.items()}
     return {
@@ -201,26 +208,27 @@ def _smallest(graph: Graph, expected: Signature) -> Inputs:
 
 
 def _check_config(artefact: Artefact, graph: Graph, form: GraphForm) -> None:
-    """Refuse a manifest whose config is not the one that the graph carries."""
-    # A reference graph has no note of it. Head, temperature, sampling: none of them is a shape.
+    """Raise CheckError if the manifest's config is not the one whose hash the graph holds."""
+    # The hash is needed because shapes do not show head, temperature or sampling. A reference graph
+    # has none.
     noted = form.metadata.get(CONFIG_KEY)
     if noted is not None and noted != config_sha256(artefact.config):
         raise CheckError(
-            f"artefact {artefact.path}: 'model' in manifest.json is not what {graph.file} was "
+            f"folder {artefact.path}: 'model' in manifest.json is not what {graph.file} was "
             "exported with: it was changed since; export the checkpoint again"
         )
 
 
 def check_size(graph: Graph, name: str, size: int, sentence: str) -> None:
-    """Refuse a size that the manifest does not allow; sentence: names it, with {} for the size."""
+    """Raise InputError for a size that the manifest forbids; sentence: names it, {} is the size."""
     low, high = graph.dims.get(name, (size, size))
     if not low <= size <= high:
         allowed = f"{low}" if low == high else f"{low} to {high}"
-        raise InputError(f"{sentence.format(size)}; this artefact takes {allowed}")
+        raise InputError(f"{sentence.format(size)}; this exported folder takes {allowed}")
 
 
 def _check_signature(wanted: Signature, graph: Graph, got: Signature) -> None:
-    """Compare a graph with the config: names, types and sizes; further outputs are free."""
+    """Raise InputError unless names, types and sizes fit the config; more outputs are allowed."""
     outputs = {name: v for name, v in got.outputs.items() if name in wanted.outputs}
     if (got.inputs, outputs) != (wanted.inputs, wanted.outputs):
         raise InputError(

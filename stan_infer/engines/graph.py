@@ -1,10 +1,11 @@
-"""One graph in a runtime: what every runtime's graph can do."""
+"""OpenGraph: the interface of one graph that a runtime has opened."""
 
 from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,6 +21,11 @@ class Signature:
     outputs: dict[str, TensorType]
 
 
+def graph_name(graph: Path | bytes, name: str) -> str:
+    """Return what errors call a graph: `name`, or else the name of its file."""
+    return name or ("the graph" if isinstance(graph, bytes) else graph.name)
+
+
 class OpenGraph(ABC):
     """One graph that a runtime has opened."""
 
@@ -27,21 +33,21 @@ class OpenGraph(ABC):
 
     @abstractmethod
     def signature(self) -> Signature:
-        """What the runtime says of the graph's inputs and outputs."""
+        """Inputs and outputs as the runtime reports them."""
 
     @abstractmethod
     def run(
         self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
     ) -> dict[str, np.ndarray]:
-        """Compute some outputs, or all, by name; InputError for whatever the runtime raises."""
+        """Compute the named outputs, or all; every error of the runtime becomes a StanError."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """What runs: see Session.describe."""
 
     def count_8_bits(self) -> int | None:
-        """How many linears this runtime really runs in 8 bits; None where it does not tell."""
+        """How many linears this runtime really runs in 8 bits; None where that is not known."""
         return None
 
     def close(self) -> None:  # noqa: B027 (most runtimes free a graph by themselves)
-        """Give the memory back."""
+        """Free the memory."""

@@ -1,7 +1,7 @@
-"""The engines, and how a model is opened in one of them by name.
+"""The table of engines, and the functions that open a model in one of them by name.
 
-ENGINES is all that the rest of the product knows of an engine: commands, `doctor`, `bench`,
-`verify`, error texts and help read it. A new engine is a session in a file of its own and an entry.
+The rest of the product knows engines only from ENGINES: commands, `doctor`, `bench`, `verify`,
+error messages and help read it. A new engine needs a session in a file of its own and an entry.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ CHECKPOINT, FOLDER, PLANS = "a checkpoint", "an exported folder", "the plans of 
 
 
 class Trial(NamedTuple):
-    """A device on which `doctor` tries an engine, and what helps where it does not run."""
+    """A device on which `doctor` tries an engine, and what it advises if that fails."""
 
     device: str  # "build" builds a plan, without a GPU
-    extra: str = ""  # of ours, to install
-    driver: str = ""  # whose driver it needs
+    extra: str = ""  # the extra of ours to install
+    driver: str = ""  # the hardware whose driver to install
 
 
 @dataclasses.dataclass(frozen=True)
 class Engine:
     """One engine.
 
-    load: imports its session's file and returns what opens a session. Called with the source (a
-    checkpoint or a Stan, or an Artefact), `settings` for a checkpoint, and of device, precision
-    and `options` those that the user gave.
+    load: imports the file of its session and returns the function that opens one. That function is
+    called with the source (a checkpoint or a Stan, or an Artefact), `settings` for a checkpoint,
+    and those of device, precision and `options` that the user gave.
     """
 
     name: str
     takes: str  # CHECKPOINT, FOLDER or PLANS
     load: Callable[[], Callable[..., Session]]
-    extra: str  # of ours, that brings its packages
+    extra: str  # the extra of ours that brings its packages
     devices: Mapping[str, tuple[str, ...]]  # kind of device -> precisions; the first are defaults
-    options: tuple[str, ...] = ()  # of EngineOptions
+    options: tuple[str, ...] = ()  # the keys of EngineOptions that it takes
     # Imports and returns what opens a bare ONNX file: (path or bytes, name=, device=, threads=).
     load_graph: Callable[[], Callable[..., OpenGraph]] | None = None
     trials: tuple[Trial, ...] = ()
@@ -62,9 +62,9 @@ class Engine:
         return precision in self.devices.get(kind, ())
 
     def check_precision(self, precision: str, device: str) -> None:
-        """Raise MissingError, with the engines that have it, for a precision it lacks there."""
+        """Raise MissingError for a precision that it lacks there, with the engines that have it."""
         kind = device.partition(":")[0]
-        # An unknown device is told when it is opened.
+        # An unknown device is reported when it is opened.
         known = self.devices.get(kind) or next(iter(self.devices.values()))
         if precision in known:
             return
@@ -84,7 +84,7 @@ class EngineOptions(TypedDict, total=False):
     calibration: str | Path | None  # the calibration.json of this checkpoint, or its folder
     auto_rebuild: bool  # build plans of another version or GPU again, which takes minutes
     provider: str | None  # cpu, cuda (the device's own), cuda-graph, tensorrt, tensorrt-rtx
-    plan: Path  # this one of the folder's plans
+    plan: Path  # the one of the folder's plans to run
 
 
 def _torch() -> Callable[..., Session]:
@@ -176,8 +176,8 @@ ENGINES = {
     )
 }
 # fmt: on
-# Ignored by engines that lack it: one command may open several engines.
-_LENIENT = ("threads", "auto_rebuild")
+# Engines that lack these ignore them, because one command may open several engines.
+_IGNORED = ("threads", "auto_rebuild")
 
 
 def engine_named(name: str) -> Engine:
@@ -187,12 +187,12 @@ def engine_named(name: str) -> Engine:
 
 
 def graph_engines() -> list[str]:
-    """The engines that open a bare ONNX file."""
+    """Names of the engines that open a bare ONNX file."""
     return [e.name for e in ENGINES.values() if e.load_graph]
 
 
 def listed() -> str:
-    """The names of engines by what they take, as help shows them."""
+    """The names of all engines by what they take, for the command line's help."""
     ours = [e.name for e in ENGINES.values() if e.takes == CHECKPOINT]
     others = [name for name in ENGINES if name not in ours]
     return f"{', '.join(ours)} (checkpoint); {', '.join(others)} (exported folder)"
@@ -211,18 +211,19 @@ def open_session(
 
     source: a checkpoint, an open_clip name and tag or a loaded Stan for "eager", "compile" and
     "triton"; an exported folder for the others, or a .plan in one.
-    engine: None is "ort" for a folder, a plan's own, "eager" for anything else; describe() tells.
-    "compile" is eager under torch.compile: the first run of a shape takes as long as compiling it.
-    "triton" runs our kernels, "trt" and "trt-rtx" the plans of a folder, all on an NVIDIA GPU.
-    device: "cpu", "cuda", "cuda:1"; None is what engine and provider run on, or the CPU.
-    precision: of weights and linears; None is fp32 for a checkpoint (fp16 for "triton") and what
-    was exported for a folder; "openvino" also runs an fp32 folder in bf16, where the CPU has it.
-    settings: StanConfig fields that a checkpoint's shapes cannot tell.
+    engine: None is "ort" for a folder, that of a plan, "eager" for anything else; describe() of the
+    session gives it. "compile" is eager under torch.compile, which compiles at the first run of a
+    shape. "triton" runs our kernels, "trt" and "trt-rtx" the plans of a folder, all on an NVIDIA
+    GPU.
+    device: "cpu", "cuda", "cuda:1"; None is the one that engine and provider need, or the CPU.
+    precision: of weights and linears; None is fp32 for a checkpoint (fp16 for "triton") and that of
+    the export for a folder; "openvino" also runs an fp32 folder in bf16, if the CPU has it.
+    settings: StanConfig fields that a checkpoint's shapes do not determine.
     options: see EngineOptions; ENGINES says which engine has which. threads and auto_rebuild are
-    ignored by the others.
+    ignored by engines without them, another option is an InputError there.
 
-    What was asked for runs or an error says why not: InputError for a wrong source or word,
-    MissingError for a package or device that is not here.
+    Nothing falls back: InputError for a wrong source, option or word, MissingError for a package or
+    device that is not here.
     """
     given: dict[str, Any] = dict(options)
     if isinstance(source, (str, Path)) and str(source).endswith(".plan"):
@@ -259,10 +260,11 @@ def open_session(
 
 
 def open_graph(graph: Path | bytes, engine: str = "ort", **options: Any) -> OpenGraph:
-    """Open one ONNX file, or its bytes, in an engine of graph_engines(); nothing is checked before.
+    """Open one ONNX file, or its bytes, in an engine of graph_engines(); the file is not checked.
 
-    options: name (what errors call it), device, threads, and the engine's own. Raises InputError
-    for a graph that the runtime refuses, MissingError where runtime or device is not here.
+    options: name (of the graph in errors), device, threads, and those of the engine. Raises
+    InputError for a graph that the runtime refuses, MissingError where runtime or device is not
+    here.
     """
     load = engine_named(engine).load_graph
     if load is None:
@@ -271,7 +273,7 @@ def open_graph(graph: Path | bytes, engine: str = "ort", **options: Any) -> Open
 
 
 def _options(entry: Engine, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that were really given; InputError for one that only other engines have."""
+    """Return the options that differ from the default; InputError for one of other engines."""
     found = {}
     for name, value in given.items():
         if name not in EngineOptions.__annotations__:
@@ -280,7 +282,7 @@ def _options(entry: Engine, given: Mapping[str, Any]) -> dict[str, Any]:
             continue
         if name in entry.options:
             found[name] = value
-        elif name not in _LENIENT:
+        elif name not in _IGNORED:
             owners = [e.name for e in ENGINES.values() if name in e.options]
             word = "engine" if len(owners) == 1 else "engines"
             shown = f"{name} {value}" if isinstance(value, str) else name
@@ -302,14 +304,14 @@ def _open_folder(entry: Engine, folder: str | Path, given: Mapping[str, Any]) ->
         if entry.takes == PLANS:
             from stan_infer.tensorrt_plans.plan_file import check_plans, read_plan
 
-            # A plan that was changed is told before what is missing to run it.
+            # A plan that was changed is reported before what is missing to run it.
             plan = given.get("plan")
             check_plans(artefact, entry.name, read_plan(plan, check_hash=False) if plan else None)
         raise
 
 
 def _owner(path: Path, engine: str | None, settings: Mapping[str, Any] | None) -> tuple[str, Path]:
-    """The engine of a plan and the folder that it lies in."""
+    """Return the engine of a plan and the exported folder that it lies in."""
     from stan_infer.tensorrt_plans.plan_file import read_plan
 
     if settings:

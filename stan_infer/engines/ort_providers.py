@@ -1,6 +1,6 @@
 """ONNX Runtime's execution providers: the one asked for runs, or an error says why not.
 
-Asked for CUDA where it cannot load, ONNX Runtime itself opens a session on the CPU and logs a line.
+Where CUDA cannot be loaded, ONNX Runtime itself opens a session on the CPU and only logs a line.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _RTX = "NvTensorRTRTXExecutionProvider"
 _RTX_PLUGIN = "onnxruntime-ep-nv-tensorrt-rtx-cu13"
-# Word -> the device that it runs on, ONNX Runtime's name, the extras that bring it.
+# Our word -> the device that it runs on, ONNX Runtime's name, the extras that bring it.
 _KNOWN = {
     "cpu": ("cpu", "CPUExecutionProvider", ("runtime",)),
     "cuda": ("cuda", "CUDAExecutionProvider", ("gpu",)),
@@ -32,7 +32,7 @@ PROVIDERS = tuple(_KNOWN)
 
 @dataclasses.dataclass(frozen=True)
 class Provider:
-    """What was asked for."""
+    """An execution provider and the device that it is asked to run on."""
 
     word: str  # one of PROVIDERS
     device: str  # cpu or cuda
@@ -47,17 +47,17 @@ class Provider:
     def is_bound(self) -> bool:
         """Whether inputs and outputs are bound to the device's memory.
 
-        Not with RTX's plug-in: plain onnxruntime, which takes it in, has no allocator for CUDA.
+        Not with RTX's plug-in: plain onnxruntime, which loads it, has no allocator for CUDA.
         """
         return self.device != "cpu" and self.name != _RTX
 
     @property
     def tf32(self) -> str:
-        """Whether fp32 products may run in TF32: "no", or "library's choice"."""
+        """Whether fp32 linears may run in TF32: "no", or "library's choice"."""
         return "no" if self.word in ("cpu", "cuda", "cuda-graph") else "library's choice"
 
     def missing(self, why: str = "") -> MissingError:
-        """The error that says that it cannot be had here."""
+        """Return the error that says that it is not available here, and what helps."""
         extras = _KNOWN[self.word][2]
         install = install_command(*extras) if extras else f"pip install {_RTX_PLUGIN}"
         place = f"{self.device}:{self.index}" if self.index else self.device
@@ -68,7 +68,7 @@ class Provider:
 
 
 def choose_provider(device: str, word: str | None = None) -> Provider:
-    """The provider of a word, or of the device where none is given.
+    """Return the provider of a word, or the device's own where none is given.
 
     Raises InputError for an unknown word or device, or a provider of another device.
     """
@@ -88,14 +88,14 @@ def open_with(
 ) -> onnxruntime.InferenceSession:
     """Open a session on this provider alone.
 
-    Raises MissingError where the provider is not here or another one was taken; whatever ONNX
-    Runtime raises for the graph goes on.
+    Raises MissingError where the provider is not here or ONNX Runtime took another one. Exceptions
+    of ONNX Runtime about the graph come out as they are.
     """
     ort = require("onnxruntime", "engine ort", "runtime")
     check_wheels()
     listed: list[Any] = []
     if provider.device != "cpu":
-        # No node may go to the CPU in silence; no such provider may be listed beside it then.
+        # No node may run on the CPU instead; this setting allows no CPU provider in the list.
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     if provider.name == _RTX:
         _add_plugin(ort, provider, options)
@@ -128,7 +128,7 @@ def _settings(provider: Provider) -> dict[str, str]:
 
 
 def _add_plugin(ort: Any, provider: Provider, options: Any) -> None:
-    """TensorRT for RTX is a library of its own that plain onnxruntime takes in."""
+    """Load TensorRT for RTX, a library that plain onnxruntime takes as a plug-in."""
     try:
         plugin = importlib.import_module("onnxruntime_ep_nv_tensorrt_rtx")
     except ModuleNotFoundError as e:
@@ -141,7 +141,7 @@ def _add_plugin(ort: Any, provider: Provider, options: Any) -> None:
         try:
             ort.register_execution_provider_library(_RTX, plugin.get_library_path())
         except Exception as e:  # ONNX Runtime's own classes share no base but Exception
-            reason = str(e).split("with error: ")[-1]  # before it stands the path
+            reason = str(e).split("with error: ")[-1]  # without the path
             raise provider.missing(reason.splitlines()[0][:200]) from e
         known = [d for d in ort.get_ep_devices() if d.ep_name == _RTX]
     if provider.index >= len(known):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from stan_infer.artefacts.graph_source import GraphSource
 from stan_infer.artefacts.onnx_file import count_ops
 from stan_infer.artefacts.precision import EIGHT_BITS
 from stan_infer.engines.folder_session import FolderSession
-from stan_infer.engines.graph import OpenGraph, Signature, TensorType
+from stan_infer.engines.graph import OpenGraph, Signature, TensorType, graph_name
 from stan_infer.engines.ort_providers import Provider, choose_provider, open_with
 from stan_infer.errors import InputError, MissingError, StanError
 from stan_infer.system.outside_file import openable
@@ -23,9 +24,9 @@ from stan_infer.system.temporary import NoTemporaryFolderError, temporary_folder
 if TYPE_CHECKING:
     import onnxruntime
 
-_DTYPES = {"tensor(float)": "float32"}  # the others bear numpy's name
+_DTYPES = {"tensor(float)": "float32"}  # the other types have numpy's names
 _CPU = Provider("cpu", "cpu")
-# What products between Q/DQ nodes become where they really run in 8 bits.
+# The operations that linears between Q/DQ nodes become where they really run in 8 bits.
 _IN_8_BITS = ("MatMulIntegerToFloat", "MatMulInteger", "QLinearMatMul", "DynamicQuantizeMatMul")
 MAX_GRAPHS = 8  # shapes that have a CUDA graph; later ones run without
 
@@ -42,24 +43,25 @@ def inference_session(
 ) -> onnxruntime.InferenceSession:
     """Open one ONNX file (or its bytes) on the device asked for, and nowhere else.
 
-    name: what errors call it, if not its file's. provider: one of ort_providers.PROVIDERS; None is
-    the device's own. arena: keep freed memory for the next run: a little faster, and half as much
-    again. optimised: where to write the graph as ONNX Runtime will run it.
+    name: of the graph in errors; default: the file's. provider: one of ort_providers.PROVIDERS;
+    None is the device's own. arena: keep freed memory for the next run, which is a little faster
+    and takes half as much memory again. optimised: where to write the graph as ONNX Runtime will
+    run it.
 
     Raises InputError for an unknown device or provider, or a graph that ONNX Runtime refuses;
-    MissingError when onnxruntime or the provider is not here: ONNX Runtime itself would go on on
-    the CPU.
+    MissingError when onnxruntime or the provider is not here (ONNX Runtime itself would run on the
+    CPU then).
     """
     ort = require("onnxruntime", "engine ort", "runtime")
     chosen = choose_provider(device, provider)
     options = ort.SessionOptions()
-    # What is wrong comes as an exception. ONNX Runtime's own lines hold names from the file as they
-    # stand there, with whatever a terminal takes for a command.
+    # No log lines: errors come as exceptions, and the lines hold names from the file unescaped,
+    # which may contain control sequences for the terminal.
     options.log_severity_level = 4
-    # Its own format, .ort, is chosen by content for bytes; only ONNX was checked.
+    # Else bytes are searched for ONNX Runtime's own format, .ort; only ONNX was checked.
     options.add_session_config_entry("session.load_model_format", "ONNX")
-    # On a CPU without VNNI a sum of two products of 8 bits overflows 16 bits and is cut off: B/32
-    # loses as much by that as by rounding to 8 bits. With this it takes a slower, exact way there.
+    # On a CPU without VNNI the sum of two products of 8 bits may exceed 16 bits and is clipped:
+    # B/32 loses as much by that as by rounding to 8 bits. This setting takes a slower, exact way.
     options.add_session_config_entry("session.x64quantprecision", "1")
     options.enable_cpu_mem_arena = arena
     if optimised is not None:
@@ -75,8 +77,8 @@ def inference_session(
         raise
     except Exception as e:
         # onnxruntime raises its own classes, which share no base but Exception.
-        name = name or ("the graph" if isinstance(graph, bytes) else graph.name)
-        reason = str(e).split(" failed:", 1)[-1]  # before it stands the path
+        name = graph_name(graph, name)
+        reason = str(e).split(" failed:", 1)[-1]  # without the path
         if type(e).__name__ == "NotImplemented":
             raise MissingError(
                 f"ONNX Runtime {ort.__version__} has no code on device '{device}' for a node of "
@@ -88,7 +90,7 @@ def inference_session(
 
 
 class OrtSession(FolderSession):
-    """An artefact in ONNX Runtime; see engines.session.Session."""
+    """An exported folder in ONNX Runtime; see engines.session.Session."""
 
     engine = "ort"
 
@@ -110,7 +112,7 @@ class OrtSession(FolderSession):
     def open(
         self, graph: Graph, source: GraphSource, precision: str, threads: int | None
     ) -> OrtGraph:
-        """See FolderSession.open; of a graph in 8 bits it is counted what really runs so."""
+        """See FolderSession.open; of a graph in 8 bits, count the linears that really run so."""
         options: dict[str, Any] = {
             "name": graph.file,
             "device": self._device,
@@ -118,16 +120,14 @@ class OrtSession(FolderSession):
             "threads": threads,
             "arena": True,
         }
-        if graph.precision not in EIGHT_BITS:
-            return OrtGraph.open(source.path, **options)
-        try:
-            with temporary_folder("the graph as it will run") as folder:
+        if graph.precision in EIGHT_BITS:
+            # Without a temporary folder nothing is counted, but the session runs.
+            with suppress(NoTemporaryFolderError), temporary_folder("the graph as run") as folder:
                 seen = folder / "optimised.onnx"
                 opened = OrtGraph.open(source.path, **options, optimised=seen)
                 opened.in_8_bits = sum(count_ops(seen)[name] for name in _IN_8_BITS)
-        except NoTemporaryFolderError:  # nothing is counted then, but the session runs
-            opened = OrtGraph.open(source.path, **options)
-        return opened
+                return opened
+        return OrtGraph.open(source.path, **options)
 
 
 class OrtGraph(OpenGraph):
@@ -141,7 +141,7 @@ class OrtGraph(OpenGraph):
         provider: Provider = _CPU,
         name: str = "the graph",
     ) -> None:
-        """Take an opened session and the provider that it was opened on."""
+        """session: opened on `provider`. name: of the graph, for errors."""
         self._session, self._provider, self._name = session, provider, name
         self._all = [o.name for o in session.get_outputs()]
         self._kept: dict[Any, tuple[Any, ...]] = {}
@@ -159,9 +159,8 @@ class OrtGraph(OpenGraph):
     ) -> OrtGraph:
         """Open a graph; see inference_session."""
         chosen = choose_provider(device, provider)
-        name = name or ("the graph" if isinstance(graph, bytes) else graph.name)
         session = inference_session(graph, name=name, device=device, provider=provider, **options)
-        return cls(session, chosen, name)
+        return cls(session, chosen, graph_name(graph, name))
 
     def signature(self) -> Signature:
         return Signature(_types(self._session.get_inputs()), _types(self._session.get_outputs()))
@@ -179,7 +178,8 @@ class OrtGraph(OpenGraph):
                 values = self._bound(names, feeds)
         except Exception as e:  # onnxruntime's own classes share no base but Exception
             reason = str(e)[:200]
-            # The inputs were checked: on a CPU the graph is bad, on a GPU its provider took it.
+            # The inputs were checked, so on a CPU the graph is at fault. On a GPU the provider had
+            # accepted the graph, so the GPU is.
             if on_cpu and not self._provider.is_bound:
                 raise InputError(f"ONNX Runtime cannot run {self._name}: {reason}") from e
             raise MissingError(
@@ -218,10 +218,10 @@ class OrtGraph(OpenGraph):
         return binding.copy_outputs_to_cpu()
 
     def _replay(self, outputs: list[str], feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """One captured graph for outputs and shapes: what is bound keeps its place."""
+        """Replay the CUDA graph of these outputs and shapes; bound memory keeps its address."""
         key = (*outputs, *(v.shape for v in feeds.values()))
         if key not in self._kept and len(self._kept) >= MAX_GRAPHS:
-            # A graph lives as long as its session, so no earlier one can make room.
+            # ONNX Runtime keeps a CUDA graph as long as its session, so none can be dropped.
             return self._bound(outputs, feeds, _graph_number(-1))
         if key not in self._kept:
             self._kept[key] = self._capture(outputs, feeds)
@@ -232,7 +232,7 @@ class OrtGraph(OpenGraph):
         return [result.numpy() for result in results]
 
     def _capture(self, outputs: list[str], feeds: Mapping[str, np.ndarray]) -> tuple[Any, ...]:
-        """Bind places of their own; the first run with a new number captures."""
+        """Bind memory for a new CUDA graph; the first run with its number captures it."""
         import onnxruntime as ort
 
         place = (self._provider.device, self._provider.index)
@@ -254,7 +254,7 @@ class OrtGraph(OpenGraph):
 
 
 def _graph_number(number: int) -> Any:
-    """Options of a run whose CUDA graph has this number; -1 runs without one."""
+    """Return options of a run with the CUDA graph of this number; -1 runs without one."""
     import onnxruntime as ort
 
     options = ort.RunOptions()

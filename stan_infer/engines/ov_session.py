@@ -14,7 +14,7 @@ import numpy as np
 from stan_infer.artefacts.folder import Graph
 from stan_infer.artefacts.graph_source import GraphSource
 from stan_infer.engines.folder_session import FolderSession
-from stan_infer.engines.graph import OpenGraph, Signature, TensorType
+from stan_infer.engines.graph import OpenGraph, Signature, TensorType, graph_name
 from stan_infer.engines.session import split_device
 from stan_infer.errors import InputError, MissingError
 from stan_infer.system.outside_file import openable
@@ -26,7 +26,7 @@ Core = Any
 CompiledModel = Any
 
 _KINDS = ("cpu", "gpu")
-# Arithmetic -> OpenVINO's word. Not f16: that hint takes the norms along, which may overflow.
+# Arithmetic -> OpenVINO's word. Not f16: it would apply to the norms, too, which may overflow.
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 _LINEARS = ("FullyConnected", "MatMul")
 _DTYPES = {"f32": "float32", "i32": "int32", "i64": "int64", "u8": "uint8"}
@@ -42,10 +42,10 @@ def compiled_model(
 ) -> CompiledModel:
     """Open one ONNX file (or its bytes) on the device asked for, and nowhere else.
 
-    name: what errors call it, if not its file's. precision: fp32 or bf16, of products and sums;
-    never OpenVINO's choice, which is bf16 wherever the CPU has it. Raises InputError for an unknown
-    word or a graph that OpenVINO refuses, MissingError when openvino, the device or its bf16
-    arithmetic is not here: OpenVINO itself would go on in f32.
+    name: of the graph in errors; default: the file's. precision: fp32 or bf16, of all arithmetic;
+    it is never left to OpenVINO, which takes bf16 wherever the CPU has it. Raises InputError for an
+    unknown word or a graph that OpenVINO refuses, MissingError when openvino, the device or its
+    bf16 arithmetic is not here (OpenVINO itself would compute in f32 then).
     """
     ov = _openvino()
     core = ov.Core()
@@ -59,19 +59,19 @@ def compiled_model(
         )
     settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": _HINTS[precision]}
     if place == "CPU":
-        # OpenVINO 2025.0 to 2026.4 may fuse softmax(q k) v into one piece of machine code which,
-        # once run for one frame, is wrong by half and more for 8 frames and over. It does so in
-        # graphs of torch.onnx.export; no graph may depend on its form. B/32 is 1 % slower without.
+        # OpenVINO 2025.0 to 2026.4 may compile softmax(q k) v to one piece of machine code. After a
+        # run with one frame its results for 8 frames and more are wrong by half of their size. This
+        # was seen in graphs of torch.onnx.export. Without the fusion B/32 is 1 % slower.
         settings["SNIPPETS_MODE"] = "DISABLE"
         if threads:
             settings["INFERENCE_NUM_THREADS"] = threads
-    # What is wrong comes as an exception; OpenVINO's own lines hold the file's names as they stand.
+    # Errors come as exceptions; OpenVINO's log lines hold names from the file unescaped.
     settings["LOG_LEVEL"] = "LOG_NONE"
-    word = name or ("the graph" if isinstance(graph, bytes) else graph.name)
+    name = graph_name(graph, name)
     try:
         # The frontend by name: read_model would guess the format from the content.
         frontend = ov.frontend.FrontEndManager().load_by_framework("onnx")
-        with ExitStack() as held, ended_at_once():  # its front end keeps Python's lock
+        with ExitStack() as held, ended_at_once():  # OpenVINO's frontend holds the GIL
             if isinstance(graph, bytes):
                 source: Any = io.BytesIO(graph)
             else:
@@ -81,18 +81,18 @@ def compiled_model(
         # Frontend errors have classes of their own, which share no base but Exception.
         if "SNIPPETS_MODE" in str(e):
             raise MissingError(
-                f"openvino {ov.__version__} no longer takes SNIPPETS_MODE, without which its "
-                'results were wrong: pip install "openvino<=2026.4.1"'
+                f"openvino {ov.__version__} no longer has the setting SNIPPETS_MODE, without which "
+                'its results were wrong: pip install "openvino<=2026.4.1"'
             ) from e
-        raise InputError(f"OpenVINO refuses {word}: {_reason(e)}") from e
+        raise InputError(f"OpenVINO refuses {name}: {_reason(e)}") from e
     got = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
     if got != _HINTS[precision]:
-        raise MissingError(f"OpenVINO opens {word} in {got}, not {_HINTS[precision]}, on {device}")
+        raise MissingError(f"OpenVINO opens {name} in {got}, not {_HINTS[precision]}, on {device}")
     return compiled
 
 
 class OvSession(FolderSession):
-    """An artefact in OpenVINO; see engines.session.Session."""
+    """An exported folder in OpenVINO; see engines.session.Session."""
 
     engine = "openvino"
     reduced = ("bf16",)
@@ -100,10 +100,10 @@ class OvSession(FolderSession):
     def open(
         self, graph: Graph, source: GraphSource, precision: str, threads: int | None
     ) -> OvGraph:
-        """See FolderSession.open; describe() says in which arithmetic a reduced graph runs."""
+        """See FolderSession.open; describe() gives the arithmetic, which may be wider."""
         arithmetic = precision
         if precision == graph.precision and precision != "fp32":
-            # The file is what was asked for. Its weights are exact in f32, so nothing is lost.
+            # The file has the precision that was asked for; fp32 arithmetic loses nothing of it.
             core = _openvino().Core()
             can = precision == "bf16" and _has_bf16(core, _device_name(core, self._device))
             arithmetic = "bf16" if can else "fp32"
@@ -122,7 +122,7 @@ class OvGraph(OpenGraph):
     package = "openvino"
 
     def __init__(self, compiled: CompiledModel, name: str = "the graph") -> None:
-        """Take what compiled_model returned."""
+        """compiled: from compiled_model. name: of the graph, for errors."""
         self._compiled, self._request = compiled, compiled.create_infer_request()
         self._lock = threading.Lock()  # a request serves one caller at a time
         self._name = name
@@ -130,13 +130,12 @@ class OvGraph(OpenGraph):
     @classmethod
     def open(cls, graph: Path | bytes, *, name: str = "", **options: Any) -> OvGraph:
         """Open a graph; see compiled_model."""
-        name = name or ("the graph" if isinstance(graph, bytes) else graph.name)
-        return cls(compiled_model(graph, name=name, **options), name)
+        return cls(compiled_model(graph, name=name, **options), graph_name(graph, name))
 
     def signature(self) -> Signature:
         inputs, outputs = self._compiled.inputs, self._compiled.outputs
-        # A value also bears the names of what OpenVINO found to be the same: a Cast that changes
-        # nothing. An input's own is its node's; an output may be asked for by any of them.
+        # A value has several names if OpenVINO removed an operation that changes nothing, such as a
+        # Cast. The name of an input is its node's; an output may be asked for by any of its names.
         return Signature(
             {v.node.get_friendly_name(): _value(v) for v in inputs},
             {name: _value(v) for v in outputs for name in v.names},
@@ -154,7 +153,6 @@ class OvGraph(OpenGraph):
             raise InputError(f"OpenVINO cannot run {self._name}: {_reason(e)}") from e
 
     def describe(self) -> dict[str, Any]:
-        # Read back from the compiled graph.
         ov = _openvino()
         read = self._compiled.get_property
         return {
@@ -165,7 +163,6 @@ class OvGraph(OpenGraph):
         }
 
     def count_8_bits(self) -> int | None:
-        # Read from the graph as it was compiled.
         return sum(
             op.get_rt_info()["runtimePrecision"] in ("i8", "u8")
             for op in self._compiled.get_runtime_model().get_ops()
@@ -200,6 +197,6 @@ def _value(value: Any) -> TensorType:
 
 
 def _reason(error: Exception) -> str:
-    """The last line that says something; the ones before name OpenVINO's source files."""
+    """Return the last line that is not blank; those before name OpenVINO's source files."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines or [type(error).__name__])[-1][:200]

@@ -1,4 +1,4 @@
-"""What every engine's session has, and the parts of it that do not depend on the engine."""
+"""Session: the interface of every engine, and the checks that do not depend on the engine."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ TEXT_CHUNK = 256  # texts per call of a network: 100,000 labels at once would ta
 class Session(ABC):
     """A model opened on a device.
 
-    Tensors or numpy arrays go in. Engines of torch return tensors, TensorRT's return those of
-    clips as tensors, the others numpy arrays. All results are float32. B clips, T
-    frames, Q texts, L tokens, E embedding width.
+    It takes tensors or numpy arrays. Engines of torch return tensors, TensorRT's return tensors for
+    clips and numpy arrays for texts, the others numpy arrays; all are float32. B clips, T frames,
+    Q texts, L tokens, E embedding width.
     """
 
     @property
@@ -46,15 +46,15 @@ class Session(ABC):
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """What runs: engine, device, precision, versions, and what was chosen for the user."""
+        """Engine, device, precision, versions, and whatever was chosen for the user."""
 
     @abstractmethod
     def close(self) -> None:
-        """Give the memory back; the session cannot be used afterwards."""
+        """Free the memory; the session cannot be used afterwards."""
 
     @property
     def vocabulary(self) -> Path | None:
-        """The tokenizer.json that strings are tokenised with; None is the installed open_clip's."""
+        """The tokenizer.json that strings are tokenised with; None: that of installed open_clip."""
         return None
 
     def score(self, texts: Sequence[str] | Any, video: Any) -> Any:
@@ -69,10 +69,7 @@ class Session(ABC):
 
 
 def check_video(config: StanConfig, shape: tuple[int, ...], is_uint8: bool) -> None:
-    """Refuse a clip batch of the wrong shape; the layout follows the dtype, never the sizes.
-
-    Raises InputError naming what was given and what is allowed.
-    """
+    """Raise InputError for clips of a wrong shape; the layout follows the dtype, not the sizes."""
     s, layout = config.image_size, "[B,T,H,W,3]" if is_uint8 else "[B,T,3,H,W]"
     kind = "uint8" if is_uint8 else "float"
     want = (s, s, 3) if is_uint8 else (3, s, s)
@@ -121,12 +118,12 @@ def token_ids(config: StanConfig, texts: Any, vocabulary: Path | None = None) ->
 def score_features(
     config: StanConfig, text: np.ndarray, ids: np.ndarray, video: np.ndarray
 ) -> np.ndarray:
-    """Scores [Q, B] of what embed_text and embed_video returned for `ids` [Q, L]."""
+    """Return the scores [Q, B] of features from embed_text, for `ids` [Q, L], and embed_video."""
     return head_scores(config.head, text, ids != 0, video, tau=config.mug_tau)
 
 
 def as_numpy(values: Any) -> Any:
-    """Bring a tensor on any device to numpy; anything else is returned as it is."""
+    """Return a tensor on any device as a numpy array; anything else as it is."""
     return values.cpu().numpy() if hasattr(values, "cpu") else values
 
 
@@ -138,7 +135,7 @@ def read_config_clip(config: StanConfig, path: str | Path, decoder: str = "auto"
 def split_device(device: str, kinds: Sequence[str]) -> tuple[str, str]:
     """ "cuda:1" -> ("cuda", "1"), "cpu" -> ("cpu", ""); InputError for a word not in `kinds`."""
     kind, colon, index = device.partition(":")
-    if kind not in kinds or (colon and not index.isdigit()) or (colon and kind == "cpu"):
+    if kind not in kinds or (colon and (kind == "cpu" or not index.isdigit())):
         raise InputError(
             f"device '{device}' is unknown{nearest(kind, list(kinds))} "
             f"({', '.join(kinds)}, {kinds[-1]}:1)"

@@ -1,4 +1,4 @@
-"""Engines "eager" and "compile": the model in PyTorch, the reference or rewritten, or compiled."""
+"""Engines "eager" and "compile": the reference or the fused network in PyTorch, maybe compiled."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class TorchSession(Session):
         compiled: bool = False,
         graph: str = "reference",
     ) -> None:
-        """Put the weights on `device` in `precision`; the caller's model stays as it is.
+        """Put the weights on `device` in `precision`; the caller's model is not changed.
 
         compiled: run encode_video under torch.compile; each new shape is compiled first. graph:
         "reference", or "fused" for the network rewritten for inference, uint8 clips only.
@@ -90,8 +90,6 @@ class TorchSession(Session):
         return features if self.config.is_mug else features.mean(1)
 
     def _encoded(self, clips: Tensor) -> Tensor:
-        if not self._compiled:
-            return self._encode(clips)
         try:
             return self._encode(clips)
         except torch._dynamo.exc.BackendCompilerFailed as e:

@@ -1,4 +1,4 @@
-"""Which engines and decoders really run here, found by running each on something tiny."""
+"""Try every engine and decoder on a tiny input, to find out which of them run here."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from stan_infer.tensorrt_plans.build_process import Job
 from stan_infer.tensorrt_plans.plan_file import FLAVORS, new_plan, read_plan
 from stan_infer.video.decoder_trial import decode_own_clip
 
-# An ONNX model of one Identity node, float[1] x -> y, opset 20, IR 10: enough to see which provider
-# really opens a session, on a machine that has neither onnx nor torch.
+# An ONNX model of one Identity node, float[1] x -> y, opset 20, IR 10. It shows which provider
+# opens a session. It is written as bytes because onnx and torch may be missing.
 IDENTITY = bytes.fromhex(
     "080a3a370a100a017812017922084964656e746974791201675a0f0a0178120a0a08080112040a02"
     "0801620f0a0179120a0a08080112040a02080142040a001014"
@@ -49,17 +49,15 @@ def try_engines() -> list[dict[str, Any]]:
 
 def try_decoders() -> list[dict[str, Any]]:
     """Try every video decoder, as try_engines does."""
-
     pyav = _try("pyav", "cpu", lambda: decode_own_clip("pyav"), _repair("av", "runtime"))
     decord = _try("decord", "cpu", lambda: decode_own_clip("decord"), _repair("decord", "decord"))
     if not pyav["works"] and not decord["works"] and find_spec("decord") is not None:
-        decord["help"] = pyav["help"]  # PyAV looks at every file before decord
+        decord["help"] = pyav["help"]  # PyAV opens every file before decord does
     return [pyav, decord]
 
 
 def _repair(module: str, extra: str) -> str:
-    """The command that installs a package, or installs it anew where it is here but broken."""
-
+    """Return the command that installs a package, or installs it again if it is here but broken."""
     is_here = find_spec(module) is not None
     return install_command(extra, options="--force-reinstall" if is_here else "")
 
@@ -69,8 +67,8 @@ def _try(name: str, device: str, run: Callable[[], object], remedy: str) -> dict
     try:
         run()
     except Exception as e:
-        # Whatever a broken installation raises is the finding.
-        # A place or file that cannot be used is mended as its message says, by no package.
+        # A broken installation may raise anything. An InputError is about a place or a file that
+        # cannot be used: its message says what helps, and no package does.
         remedy = "see the reason" if isinstance(e, InputError) else remedy
         record |= {"works": False, "reason": str(e).split("\n")[0][:200], "help": remedy}
     return record
@@ -113,7 +111,6 @@ def _run_model(engine: str, device: str) -> None:
 
 
 def _build_identity(engine: str, folder: Path) -> Any:
-
     load_tensorrt(engine)
     onnx, out = folder / "x.onnx", folder / "x.plan"
     onnx.write_bytes(IDENTITY)

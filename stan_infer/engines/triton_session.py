@@ -27,14 +27,14 @@ from stan_infer.errors import InputError, MissingError, nearest
 from stan_infer.network.fold import fold_text, fold_video
 from stan_infer.network.fused import Schedule, text_tower, video_tower
 from stan_infer.network.model import Stan
+from stan_infer.system.packages import install_command
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.bfloat16}
 MAX_GRAPHS = 8
 
 
 class TritonSession(Session):
-    """A Stan on kernels; see engines.session.Session. Not for several threads or streams at
-    once."""
+    """A Stan on our kernels; see engines.session.Session. For one thread and stream at a time."""
 
     def __init__(
         self,
@@ -48,13 +48,12 @@ class TritonSession(Session):
         kernels: frozenset[str] = frozenset(),
         cuda: Any = torch.cuda,
     ) -> None:
-        """Fold the weights and put them on `device`; the caller's model stays as it is.
+        """Fold the weights and put them on `device`; the caller's model is not changed.
 
-        precision: fp16, bf16, or fp8 (e4m3 linears, the rest bf16), which needs `scales`: of the
-        linears' inputs, by name (calibration_file.fp8_scales); None is fp8 with scales, else fp16.
-        cuda_graphs, two_streams, kernels (see KernelOps): for ablations.
-        cuda: torch.cuda, or what stands in for it in a test. Raises InputError and MissingError;
-        nothing falls back.
+        precision: fp16, bf16, or fp8 (e4m3 linears, the rest bf16); None is fp8 with `scales`, else
+        fp16. scales: of the linears' inputs, by name (calibration_file.fp8_scales); fp8 needs them.
+        cuda_graphs, two_streams, kernels (see KernelOps): for ablations. cuda: torch.cuda, or its
+        stand-in in a test. Raises InputError and MissingError; nothing falls back.
         """
         check_here(device)
         precision = precision or ("fp16" if scales is None else "fp8")
@@ -72,7 +71,7 @@ class TritonSession(Session):
             )
         self._device = torch_device(device)
         if self._device.type == "cuda" and self._device.index is None:
-            # Tensors name their device by number; "cuda" alone would equal none of them.
+            # The device of a tensor has a number, so a device without one would equal none.
             self._device = torch.device("cuda", cuda.current_device())
         if precision == "fp8":
             _check_fp8(self._device)
@@ -85,20 +84,20 @@ class TritonSession(Session):
         self.load(model)
 
     def load(self, model: Stan) -> None:
-        """Take the weights of `model`; graphs of earlier weights are dropped."""
+        """Replace the weights by those of `model`, and drop the CUDA graphs of earlier ones."""
         from stan_infer.network.kernel_weights import prepare
 
         self._graphs.clear()
         dtype = PRECISIONS[self._precision]
         self._config = model.config
-        # 8 bits are made of fp32 weights, as in a graph: rounded once, not twice.
+        # As in an exported graph, 8 bits are made from fp32 weights: rounded once, not twice.
         exact = torch.float32 if self._scales is not None else dtype
         folded = fold_video(model, dtype=exact, base2=True)
         self._video = prepare(folded, self._device, self._scales, dtype)
         self._text = None
         if model.config.has_text:
             self._text = prepare(fold_text(model, dtype=dtype, base2=True), self._device)
-        # Spatial attention counts with them; 64 clips at a time, as many as anything here takes.
+        # Counters of the spatial attention kernel, for the 64 clips that embed_video runs at once.
         heads = model.config.heads
         self._counters = torch.zeros(64 * heads, dtype=torch.int32, device=self._device)
 
@@ -120,7 +119,7 @@ class TritonSession(Session):
     def embed_video(self, video: Tensor | np.ndarray) -> Tensor:
         """See Session.embed_video; takes uint8 [B, T, S, S, 3], returns float32 on the device.
 
-        Does not wait for the GPU: pixels of the next batch are uploaded while this one runs.
+        Does not wait for the GPU: the next batch can be uploaded while this one runs.
         """
         clips = torch.as_tensor(video)
         if clips.dtype != torch.uint8:
@@ -153,7 +152,7 @@ class TritonSession(Session):
         return torch.from_numpy(super().score(texts, video))
 
     def describe(self) -> dict[str, Any]:
-        """See Session.describe; tiles tells whether shapes were measured on this GPU family."""
+        """See Session.describe; "tiles" says if they were measured on this GPU family."""
         import triton
 
         from stan_infer.kernels.tuned import family, table
@@ -178,9 +177,11 @@ class TritonSession(Session):
     def _embed(self, clips: Tensor) -> Tensor:
         cuda = self._cuda
         if clips.device != self._device:
-            # From pinned memory, on a stream of its own: beside what the last call left running.
+            # From pinned memory and on another stream, so that it overlaps the last call's work.
             with cuda.stream(self._upload):
-                clips = _pinned(clips, cuda).to(self._device, non_blocking=True)
+                if cuda.is_available() and not clips.is_cuda:
+                    clips = clips.contiguous().pin_memory()
+                clips = clips.to(self._device, non_blocking=True)
             cuda.current_stream().wait_stream(self._upload)
             if clips.is_cuda:
                 clips.record_stream(cuda.current_stream())
@@ -197,14 +198,14 @@ class TritonSession(Session):
 
 
 class TwoStreams(Schedule):
-    """Branch layers on a stream of their own, beside the trunk's next layer; the head waits for it.
+    """Runs branch layers on a second stream, beside the trunk's next layer; the head waits for it.
 
-    One object per call. It keeps what one stream made and the other reads until both have met, so
-    that the memory is not given away before.
+    One object per call. It holds the tensors that one stream made and the other reads until both
+    have met, so that their memory is not reused before.
     """
 
     def __init__(self, branch: Any, cuda: Any) -> None:
-        """branch: a stream of `cuda`, which is torch.cuda or what stands in for it."""
+        """branch: a stream of `cuda`, which is torch.cuda or its stand-in."""
         self._branch, self._cuda = branch, cuda
         self._held: list[object] = []
 
@@ -234,7 +235,7 @@ def open_triton(
     if calibration is not None:
         if options.get("scales") is not None:
             raise InputError("give a calibration or its scales, not both")
-        read_calibration(calibration)  # a bad file is told before a large one is read
+        read_calibration(calibration)  # a bad calibration is reported before weights are read
     check_here(options.get("device", "cuda"))
     model = load_model(source, settings) if isinstance(source, (str, Path)) else source
     if calibration is not None:
@@ -245,7 +246,7 @@ def open_triton(
 
 
 def check_here(device: str) -> None:
-    """Raise MissingError with the reason and what to use, unless the kernels run on `device`."""
+    """Raise MissingError, with the reason and what to do, unless the kernels run on `device`."""
     reason = unavailable(device)
     if reason:
         raise MissingError(f"engine triton: {reason}; use --engine eager or ort")
@@ -276,18 +277,11 @@ def _check_fp8(device: torch.device) -> None:
         )
 
 
-def _pinned(clips: Tensor, cuda: Any) -> Tensor:
-    return clips.contiguous().pin_memory() if cuda.is_available() and not clips.is_cuda else clips
-
-
 def unavailable(device: str = "cuda") -> str | None:
-    """Why the kernels cannot run on `device`, or None if they can: one sentence for an error."""
+    """Return one sentence that says why the kernels cannot run on `device`, None if they can."""
     try:
-        import torch
         import triton
     except ImportError as e:
-        from stan_infer.system.packages import install_command
-
         return f"{e.name} is not installed: {install_command('gpu')}"
     if not torch.cuda.is_available():
         built = torch.version.cuda or "none"

@@ -1,4 +1,4 @@
-"""One plan in TensorRT, on torch CUDA tensors: contexts, streams and CUDA graphs by shape."""
+"""Run one plan in TensorRT on torch's CUDA tensors, with a context and a CUDA graph per shape."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ _logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass
 class _Ready:
-    """A context for one shape, and the memory that it works in, which lives as long."""
+    """A context for one shape, and its scratch memory, which must live as long."""
 
     context: Any
     scratch: Tensor | None
 
 
 class PlanGraph(OpenGraph):
-    """A plan with one input, ready to run. For one thread."""
+    """A plan with one input, ready to run, for the thread that opened it."""
 
     def __init__(
         self,
@@ -61,10 +61,10 @@ class PlanGraph(OpenGraph):
     ) -> None:
         """Deserialise a plan that was checked for this version and GPU.
 
-        module: the package of its engine. cuda_graphs: replay a graph per shape; else inputs and
-        outputs are used where they lie, and every call is launched. cuda: torch.cuda, or what
-        stands in for it. Raises InputError for a plan that was changed since it was checked,
-        MissingError where TensorRT does not take it.
+        module: the package of its engine. cuda_graphs: replay a graph per shape; else every call
+        launches the plan on the given input and new outputs. cuda: torch.cuda, or its stand-in.
+        Raises InputError for a plan that was changed since it was checked, MissingError where
+        TensorRT does not take it.
         """
         self._plan, self._module, self._device, self._cuda = plan, module, device, cuda
         self._log = message_log(module)
@@ -76,11 +76,11 @@ class PlanGraph(OpenGraph):
         self._scratch: Tensor | None = None
         self._runtime_config: Any = None
         self._runtime_cache: Any = None
-        with self._on_gpu():  # an engine belongs to the GPU that is current when it is made
+        with self._on_gpu():  # a TensorRT engine belongs to the GPU that is current here
             self._stream = cuda.Stream()
             self._log.errors.clear()
             self._runtime = module.Runtime(self._log)
-            # Host code inside a plan stays forbidden: engine_host_code_allowed is never set.
+            # engine_host_code_allowed stays off: code for the host in a plan is not run.
             self._engine = self._runtime.deserialize_cuda_engine(plan.load())
             if self._engine is None:
                 raise MissingError(
@@ -116,9 +116,9 @@ class PlanGraph(OpenGraph):
             return {name: found[name].cpu().numpy() for name in outputs or found}
 
     def __call__(self, x: Tensor) -> dict[str, Tensor]:
-        """Run on a tensor of this device, behind what its stream has to do; does not wait for it.
+        """Run on a tensor of this device, after the work on the current stream, without waiting.
 
-        Raises InputError for a shape outside every profile, with the ranges, or another thread
+        Raises InputError for a shape outside every profile, with the ranges, and in another thread
         than the one that opened the session; MissingError where the GPU or its memory fails.
         """
         if threading.get_ident() != self._thread:
@@ -128,7 +128,7 @@ class PlanGraph(OpenGraph):
             )
         self._plan.profile_of({self._input: tuple(x.shape)})
         with torch.inference_mode(), self._on_gpu():
-            # A stream of our own: graphs cannot be captured on torch's default one, and calls from
+            # On a stream of our own: torch's default one cannot capture graphs, and calls from
             # several streams share buffers, so they must not run at the same time.
             x, theirs = x.contiguous(), self._cuda.current_stream()
             self._stream.wait_stream(theirs)
@@ -143,10 +143,8 @@ class PlanGraph(OpenGraph):
         return dict(zip(self._outputs, values, strict=True))
 
     def describe(self) -> dict[str, Any]:
-        graphs: dict[str, Any] = {}
-        if self._use_graphs:
-            graphs = self._graphs.describe()
-        if self._use_graphs and self._is_rtx:  # it captures by itself what keeps its addresses
+        graphs: dict[str, Any] = self._graphs.describe() if self._use_graphs else {}
+        if self._use_graphs and self._is_rtx:  # RTX captures graphs itself; see _replay_rtx
             graphs = {"cuda_graphs": [list(shape[:2]) for shape in self._static]}
         scratch = self._scratch.numel() if self._scratch is not None else 0
         return {
@@ -160,7 +158,7 @@ class PlanGraph(OpenGraph):
         }
 
     def close(self) -> None:
-        """Free contexts and engine; RTX's compiled code is kept for the next start."""
+        """Free contexts and engine; the code that RTX compiled is kept in the cache folder."""
         if self._engine is None:
             return
         with self._on_gpu():
@@ -174,23 +172,23 @@ class PlanGraph(OpenGraph):
             self._runtime_cache = self._runtime_config = self._engine = None
 
     def _tensors(self) -> dict[str, tuple[str, torch.dtype, tuple[int, ...]]]:
-        """Name -> "input" or "output", dtype, shape (-1 where free)."""
+        """Return name -> "input" or "output", dtype, shape (-1 where it may vary)."""
         found = {}
         for i in range(self._engine.num_io_tensors):
             name = self._engine.get_tensor_name(i)
             is_input = self._engine.get_tensor_mode(name) == self._module.TensorIOMode.INPUT
             dtype = str(self._engine.get_tensor_dtype(name)).rsplit(".", 1)[-1]
             if dtype not in _TORCH:
-                raise InputError(f"plan {self._plan.path}: {name} is {dtype}, which torch has not")
+                raise InputError(f"plan {self._plan.path}: {name} is {dtype}, unknown to torch")
             shape = tuple(int(n) for n in self._engine.get_tensor_shape(name))
             found[name] = ("input" if is_input else "output", _TORCH[dtype], shape)
         return found
 
     def _launch(self, x: Tensor) -> list[Tensor]:
-        """Run into new tensors, on the current stream, from and to where they lie."""
+        """Run on the current stream, on this input itself, into new tensors."""
         shape = tuple(x.shape)
         if shape not in self._ready:
-            if not self._use_graphs:  # with graphs, a context lives as long as its graph
+            if not self._use_graphs:  # with graphs, the context is dropped with its graph
                 while len(self._ready) >= MAX_SHAPES:
                     self._drop(next(iter(self._ready)))
             self._ready[shape] = self._context(shape)
@@ -203,7 +201,7 @@ class PlanGraph(OpenGraph):
                 outputs.append(torch.empty(sizes, dtype=self._io[name][1], device=self._device))
             self._enqueue(context, x, outputs)
         except BaseException:
-            self._ready.pop(shape)  # without a graph nothing else would ever drop it
+            self._ready.pop(shape)  # no graph was made, so nothing else would drop it
             raise
         return outputs
 
@@ -219,11 +217,11 @@ class PlanGraph(OpenGraph):
             )
 
     def _context(self, shape: tuple[int, ...]) -> _Ready:
-        """A context of its own for each shape: a captured graph forbids to change its context."""
+        """Make a context for this shape alone: that of a captured graph must not be changed."""
         profile = self._plan.profile_of({self._input: shape})
         self._log.errors.clear()
-        # By default each context takes what the largest profile needs; ours share one memory, as
-        # large as the shapes that were seen need, since they never run at the same time.
+        # By default each context takes the memory of the largest profile. Ours never run at the
+        # same time, so they share one memory, as large as the shapes that were seen need.
         strategy = self._module.ExecutionContextAllocationStrategy.USER_MANAGED
         given = self._runtime_config if self._is_rtx else strategy
         context = self._engine.create_execution_context(given)
@@ -248,7 +246,7 @@ class PlanGraph(OpenGraph):
         return _Ready(context, self._scratch)
 
     def _replay_rtx(self, x: Tensor) -> list[Tensor]:
-        """RTX captures by itself, and replays what keeps its addresses."""
+        """Run in RTX, which itself captures a graph and replays it for the same addresses."""
         shape = tuple(x.shape)
         if shape not in self._static:
             while len(self._static) >= MAX_SHAPES:
@@ -262,19 +260,19 @@ class PlanGraph(OpenGraph):
         return [value.clone() for value in outputs]
 
     def _drop(self, shape: tuple[int, ...]) -> None:
-        """Free the context of a shape, once the GPU has done with it."""
+        """Free the context of a shape when the GPU has finished its work."""
         if shape in self._ready:
             self._cuda.synchronize()
             del self._ready[shape]
 
     @contextmanager
     def _on_gpu(self) -> Iterator[None]:
-        """Make the GPU the current one; what fails on it is a MissingError."""
+        """Make this GPU the current one; an error of it or of its memory is a MissingError."""
         try:
             with self._cuda.device(self._device):
                 yield
         except RuntimeError as e:  # of torch and of NVIDIA's bindings
-            if isinstance(e.__context__, StanError):  # a capture that ends in an error has another
+            if isinstance(e.__context__, StanError):  # ending the failed capture raised this one
                 raise e.__context__ from None
             help = _SMALLER if isinstance(e, torch.OutOfMemoryError) else "see: stan-infer doctor"
             raise MissingError(
@@ -283,7 +281,7 @@ class PlanGraph(OpenGraph):
             ) from e
 
     def _configure(self) -> tuple[Any, Any]:
-        """RTX: CUDA graphs by the runtime, and its compiled kernels from the last time."""
+        """For RTX: its own CUDA graphs, and the kernels that it compiled the last time."""
         config, module = self._engine.create_runtime_config(), self._module
         strategy = module.ExecutionContextAllocationStrategy.USER_MANAGED
         config.set_execution_context_allocation_strategy(strategy)
@@ -292,12 +290,12 @@ class PlanGraph(OpenGraph):
         cache = config.create_runtime_cache()
         path = self._cache_path()
         if path.is_file():
-            cache.deserialize(path.read_bytes())  # False: of another GPU or driver; made anew
+            cache.deserialize(path.read_bytes())  # False if of another GPU or driver: made again
         config.set_runtime_cache(cache)
         return config, cache
 
     def _keep_compiled(self) -> None:
-        """Write what RTX compiled; without it the next start is slow, and nothing else."""
+        """Write what RTX compiled; if that fails, the next start is slower."""
         try:
             data = self._runtime_cache.serialize()
             if data is not None and bytes(data):

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from stan_infer.artefacts.folder import Artefact, Graph
 from stan_infer.artefacts.graph_source import GraphSource
-from stan_infer.engines.folder_session import FolderSession, check_output, check_size
+from stan_infer.engines.folder_session import FolderSession, check_output
 from stan_infer.engines.graph import OpenGraph
-from stan_infer.engines.session import check_video
 from stan_infer.engines.torch_session import torch_device
 from stan_infer.engines.trt_graph import PlanGraph
 from stan_infer.errors import InputError, MissingError
@@ -31,7 +30,7 @@ from stan_infer.tensorrt_plans.plan_file import (
 
 
 class TrtSession(FolderSession):
-    """An artefact's plans in TensorRT; see engines.session.Session. For the thread that opens it.
+    """A folder's plans in TensorRT; see engines.session.Session. For the thread that opens it.
 
     Clips may lie on the GPU; their embeddings stay there.
     """
@@ -51,17 +50,17 @@ class TrtSession(FolderSession):
     ) -> None:
         """Open the plans of the video and text graphs, of which one may be absent.
 
-        plan: take this one for its graph, else whichever in engines/ is for this engine, version
-        and GPU. auto_rebuild: build a plan of another version or GPU again, from the folder's
-        ONNX. cuda_graphs: see PlanGraph. Raises InputError for a folder without plans and for
-        plans that were changed, or built for something else; MissingError where TensorRT or the
-        GPU is not here.
+        plan: the one to take for its graph; for others the first in engines/ that is for this
+        engine, version and GPU. auto_rebuild: build a plan for another version or GPU again, from
+        the folder's ONNX. cuda_graphs: see PlanGraph. Raises InputError for a folder without plans
+        and for plans that were changed, or built for something else; MissingError where TensorRT or
+        the GPU is not here.
         """
-        self._given = read_plan(plan, check_hash=False) if plan else None
+        given = read_plan(plan, check_hash=False) if plan else None
         self._auto_rebuild, self._cuda = auto_rebuild, cuda
         self._use_graphs = cuda_graphs
         self._running: dict[str, Plan] = {}
-        self._plans = plans_of(artefact, self.engine, self._given)
+        self._plans = plans_of(artefact, self.engine, given)
         if not self._plans:
             raise InputError(
                 f"folder {artefact.path} holds no plan of engine {self.engine}: "
@@ -75,20 +74,19 @@ class TrtSession(FolderSession):
     def open(
         self, graph: Graph, source: GraphSource, precision: str, threads: int | None
     ) -> PlanGraph:
-        plan, refusal = self._fitting(self._plans[graph.role])
-        if plan is None and self._auto_rebuild:
+        try:
+            plan = self._fitting(self._plans[graph.role])
+        except InputError:
+            if not self._auto_rebuild:
+                raise
             from stan_infer.tensorrt_plans.build import rebuild_plan
 
             old = self._plans[graph.role][0]
-            check_version(old, old.version)  # host code
+            check_version(old, old.version)  # refuses a plan with host code
             self._choose_gpu()
             gpu = self._where.index or 0
             rebuilt = rebuild_plan(self._artefact, old, sm=self._sm(), gpu=gpu)
-            self._plans[graph.role] = [rebuilt]
-            plan, refusal = self._fitting(self._plans[graph.role])
-        if plan is None:
-            assert refusal is not None
-            raise refusal
+            plan = self._fitting([rebuilt])
         check_origin(self._artefact, graph, plan)
         self._running[graph.role] = plan
         return PlanGraph(
@@ -114,18 +112,13 @@ class TrtSession(FolderSession):
         graph, opened = self._role("video")
         assert isinstance(opened, PlanGraph)
         clips = torch.as_tensor(video)
-        wanted = graph.inputs[0]["dtype"]
-        if str(clips.dtype) != f"torch.{wanted}":
-            raise InputError(f"video is {clips.dtype}; this artefact takes {wanted}: convert it")
-        check_video(self.config, tuple(clips.shape), clips.dtype == torch.uint8)
-        check_size(graph, "batch", clips.shape[0], "video has {} clips")
-        check_size(graph, "frames", clips.shape[1], "video has {} frames")
+        dtype = str(clips.dtype).removeprefix("torch.")
+        output, wanted = self._check_clips(graph, tuple(clips.shape), dtype)
         if clips.device != self._where and self._cuda.is_available() and not clips.is_cuda:
             clips = clips.contiguous().pin_memory()
         clips = clips.to(self._where, non_blocking=True)
-        output, e = "frame_embeds" if self.config.is_mug else "video_embeds", self.config.embed_dim
         values = opened(clips)[output]
-        check_output(graph, output, values, (*clips.shape[: 1 + self.config.is_mug], e))
+        check_output(graph, output, values, wanted)
         return values
 
     def describe(self) -> dict[str, Any]:
@@ -141,19 +134,22 @@ class TrtSession(FolderSession):
             )
         return super()._role(role)
 
-    def _fitting(self, plans: Sequence[Plan]) -> tuple[Plan | None, InputError | None]:
-        """The first plan for what is installed and the GPU asked for, or why the first is not."""
-        refusal = None
+    def _fitting(self, plans: Sequence[Plan]) -> Plan:
+        """Return the first plan for the installed version and the GPU.
+
+        Raises InputError if there is none, which says why the first plan is not.
+        """
+        refusals = []
         for plan in plans:
             try:
                 check_version(plan, version_of(load_tensorrt(self.engine)))
-                self._check_gpu(plan)
-                read_plan(plan.path)  # its hash
+                self._choose_gpu()
+                check_device(plan, self._sm(), self._cuda.get_device_name(self._where))
+                read_plan(plan.path)  # checks its hash
+                return plan
             except InputError as e:
-                refusal = refusal or e
-                continue
-            return plan, None
-        return None, refusal
+                refusals.append(e)
+        raise refusals[0]
 
     def _choose_gpu(self) -> None:
         if not self._cuda.is_available():
@@ -168,15 +164,11 @@ class TrtSession(FolderSession):
             )
         self._where = torch_device(self._device)
 
-    def _check_gpu(self, plan: Plan) -> None:
-        self._choose_gpu()
-        check_device(plan, self._sm(), self._cuda.get_device_name(self._where))
-
     def _sm(self) -> str:
         return "sm_" + "".join(map(str, self._cuda.get_device_capability(self._where)))
 
 
 class TrtRtxSession(TrtSession):
-    """An artefact's plans in TensorRT for RTX."""
+    """A folder's plans in TensorRT for RTX."""
 
     engine = "trt-rtx"

@@ -14,8 +14,8 @@ from stan_infer.errors import InputError
 from stan_infer.export.export_model import export_model
 from stan_infer.export.provenance import provenance
 from stan_infer.quantisation.bound import Bound
+from stan_infer.system.outside_file import read_lines
 from stan_infer.system.temporary import temporary_folder
-from stan_infer.system.text_lines import read_lines
 from stan_infer.video.find import list_videos
 
 

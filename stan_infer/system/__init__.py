@@ -1,4 +1,4 @@
-"""What the machine gives: files that appear whole, temporary ones, child processes, signals.
+"""Files that appear whole, temporary ones, reading of strangers' files, child processes, signals.
 
 Imports errors only.
 Start at `atomic`, which writes every result.

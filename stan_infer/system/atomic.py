@@ -1,8 +1,8 @@
-"""Every result is written here: a file or folder that appears whole or not at all.
+"""Write results: a file or folder appears whole or not at all.
 
 It is made in a temporary folder beside its place and then renamed; a folder that replaces another
-changes places with it in one step. Only regular files and folders are replaced, links are followed,
-permissions kept; devices and pipes are written through.
+is exchanged with it in one step. Only regular files and folders are replaced, links are followed,
+permissions kept; the content of a device or a pipe is written into it.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _OWN_STREAM = r"/dev/(?:stdin|stdout|stderr|fd/(\d+))|/proc/self/fd/(\d+)"
 
 
 def files_of(checkpoint: str | Path) -> list[Path]:
-    """The file or folder that a model is read from, which no result may replace or lie in.
+    """Return the files or folders that a model is read from: no result may replace or lie in them.
 
-    Of a plan its exported folder, of an open_clip NAME:TAG the weights if TAG is their path.
+    For a plan its exported folder is one of them. For an open_clip NAME:TAG it is the path TAG.
     """
     path = Path(checkpoint)
     if path.suffix == ".plan" and path.is_file():
@@ -48,14 +48,15 @@ def files_of(checkpoint: str | Path) -> list[Path]:
 def new_file(
     path: Path, why_keep: WhyKeep | None = None, *, sources: Sources = ()
 ) -> Iterator[Path]:
-    """Yield an empty temporary file; on success its content is that of `path`, else it is gone.
+    """Yield an empty temporary file; on success it becomes `path`, else it is deleted.
 
-    A link stays and its target is replaced. An earlier file gives its mode and owner, as far as
-    that is allowed; a new one has what the umask gives. A device or a pipe takes the content and
-    stays what it is. Raises what check_file does, and InputError where `path` cannot be written.
+    A link stays and its target is replaced. The mode and, as far as that is allowed, the owner of
+    an earlier file are kept; a new one has the mode that the umask gives. A device or a pipe stays,
+    and the content is written into it. Raises what check_file does, and InputError where `path`
+    cannot be written.
     """
     path = Path(path)
-    with _told(path):
+    with _errors_named(path):
         check_file(path, why_keep, sources=sources)
         if _is_stream(path):
             with temporary_folder(f"what goes to {path}") as folder:
@@ -65,33 +66,33 @@ def new_file(
                 _pour(made, path)
             return
         place = Path(os.path.realpath(path))
-        with workplace(place.parent) as work, _told(path):
-            made = work / f"new{place.suffix}"  # some libraries go by the suffix
+        with workplace(place.parent) as work, _errors_named(path):
+            made = work / f"new{place.suffix}"  # some libraries choose the format by the suffix
             made.touch()
             mode = made.stat().st_mode
             yield made
             check_file(path, why_keep, sources=sources)  # the work took a while
-            made.chmod(stat.S_IMODE(mode))  # a library may have made it anew
+            made.chmod(stat.S_IMODE(mode))  # a library may have replaced the file
             _take_over(made, place)
             os.replace(made, place)
 
 
 @contextmanager
 def new_folder(path: Path, why_keep: WhyKeep, *, sources: Sources = ()) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; on success it becomes `path`, else it is gone.
+    """Yield a temporary folder beside `path`; on success it becomes `path`, else it is deleted.
 
-    A link stays and its target is replaced. Whoever looks sees the earlier folder or the new one,
-    never none. Missing folders above it are made. Raises what check_folder does, and InputError
-    where it cannot be written.
+    A link stays and its target is replaced. At every moment `path` is the earlier folder or the new
+    one. Missing folders above it are made. Raises what check_folder does, and InputError where it
+    cannot be written.
     """
     path = Path(path)
-    with _told(path):
+    with _errors_named(path):
         check_folder(path, why_keep, sources=sources)
         place = Path(os.path.realpath(path))
         made = _make_parents(place)
         done = False
         try:
-            with workplace(place.parent, target=place.name) as work, _told(path):
+            with workplace(place.parent, target=place.name) as work, _errors_named(path):
                 new = work / "new"
                 new.mkdir()
                 yield new
@@ -102,7 +103,7 @@ def new_folder(path: Path, why_keep: WhyKeep, *, sources: Sources = ()) -> Itera
                 except OSError as e:
                     if e.errno != errno.EXDEV:
                         raise
-                    # overlayfs: a folder of a lower layer has no other name.
+                    # overlayfs: a folder of a lower layer cannot be renamed.
                     raise InputError(
                         f"cannot replace {path}: it belongs to the image of this container; "
                         "delete it first, or give another place"
@@ -118,10 +119,10 @@ def check_file(path: Path, why_keep: WhyKeep | None = None, *, sources: Sources 
     """Raise InputError where new_file would refuse `path`; call it before long work.
 
     why_keep(path) says why an existing file that is not empty must stay, or None where it is an
-    earlier result of the same kind: only such a file is replaced. sources: what is read, and so
-    is never written (check_apart).
+    earlier result of the same kind: only such a file is replaced. sources: files and folders that
+    are read and so must not be written; see check_apart.
     """
-    with _told(path):
+    with _errors_named(path):
         if _own_stream(path) is not None:
             return
         seen = _stat(path)
@@ -147,10 +148,10 @@ def check_folder(path: Path, why_keep: WhyKeep, *, sources: Sources = ()) -> Non
     """Raise InputError where new_folder would refuse `path`; call it before long work.
 
     why_keep(path) says why an existing folder that is not empty must stay, or None where it is an
-    earlier result and nothing else: only such a folder is replaced, so that no folder of the user's
+    earlier result and nothing else: only such a folder is replaced, so that none of the user's own
     is ever deleted. sources: see check_file.
     """
-    with _told(path):
+    with _errors_named(path):
         place = Path(os.path.realpath(path))
         if place == Path(os.path.realpath(".")) or place == place.parent:
             raise InputError(f"folder {path} is the current one or the root; give a folder in it")
@@ -174,7 +175,7 @@ def check_folder(path: Path, why_keep: WhyKeep, *, sources: Sources = ()) -> Non
 def check_apart(path: str | Path, sources: Sources) -> None:
     """Raise InputError where `path` is one of `sources`, lies in one, or is a folder around one.
 
-    Sources that are no paths of something here are passed over, such as a model's name.
+    Sources that do not exist as a path, such as a model's name, are passed over.
     """
     place = Path(os.path.realpath(path))
     for source in sources:
@@ -182,17 +183,24 @@ def check_apart(path: str | Path, sources: Sources) -> None:
             continue
         own = Path(os.path.realpath(source))
         if os.path.exists(place) and os.path.samefile(place, own):
-            raise InputError(f"{path} is what is read ({source}), which stays: give another name")
+            raise InputError(
+                f"{path} is also read ({source}), so it is not replaced: give another name"
+            )
         if place.is_relative_to(own):
-            raise InputError(f"{path} lies in {source}, which is read and stays as it is")
+            raise InputError(
+                f"{path} lies in {source}, which is also read: give a place outside of it"
+            )
         if own.is_relative_to(place):
-            raise InputError(f"{path} holds {source}, which is read and stays: give another name")
+            raise InputError(
+                f"{path} holds {source}, which is also read, so it is not replaced: give another "
+                "name"
+            )
 
 
 def check_outside(path: Path, folder: Path, option: str) -> None:
-    """Raise InputError where the file `path` is, lies in or is above `folder`, a result of its own.
+    """Raise InputError where the file `path` is, lies in or is above `folder`, another result.
 
-    option: what names the folder, as in "--report".
+    option: the one that names the folder, as in "--report".
     """
     place, own = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
     if place.is_relative_to(own) or own.is_relative_to(place):
@@ -203,7 +211,7 @@ def check_outside(path: Path, folder: Path, option: str) -> None:
 
 
 def _stat(path: Path) -> os.stat_result | None:
-    """What a path leads to, or None where there is nothing yet; other errors come out."""
+    """os.stat of a path, or None where nothing is there; other errors are raised."""
     try:
         return os.stat(path)
     except FileNotFoundError:
@@ -211,10 +219,10 @@ def _stat(path: Path) -> os.stat_result | None:
 
 
 def _is_mount_point(place: Path) -> bool:
-    """Whether something is mounted just there, which cannot be renamed; `place` has no links."""
+    """Whether `place`, a path without links, is a mount point, which cannot be renamed."""
     if os.path.ismount(place):
         return True
-    try:  # what is bound to another name of the same file system
+    try:  # a bind mount of the same file system
         mounts = Path("/proc/self/mountinfo").read_bytes().splitlines()
     except OSError:
         return False
@@ -230,7 +238,7 @@ def _check_above(path: Path, above: Path) -> None:
 
 
 def _own_stream(path: Path) -> int | None:
-    """The number of our own open file that a path such as /dev/stdout stands for."""
+    """Return the file descriptor of ours that a path such as /dev/stdout stands for, or None."""
     match = re.fullmatch(_OWN_STREAM, os.path.abspath(path))
     if match is None:
         return None
@@ -244,21 +252,21 @@ def _is_stream(path: Path) -> bool:
 
 
 def _pour(made: Path, path: Path) -> None:
-    """Copy a file into a device, a pipe, or an open file of ours at its own position."""
+    """Copy a file into a device, a pipe, or an open file of ours from its current position on."""
     own = _own_stream(path)
     for stream in (sys.stdout, sys.stderr) if own is not None else ():
         stream.flush()
     try:
-        # Neither made nor cut off: what has gone meanwhile does not come back as a file.
+        # No O_CREAT: a pipe that was removed meanwhile must not come back as a regular file.
         target = os.open(path, os.O_WRONLY) if own is None else os.dup(own)
         with os.fdopen(target, "wb") as out, made.open("rb") as content:
             shutil.copyfileobj(content, out, 2**20)
-    except OSError as e:  # told here: the temporary folder is not to blame
+    except OSError as e:  # raised here, or else the message would name the temporary folder
         raise InputError(f"cannot write {path}: {e.strerror or e}") from e
 
 
 def _take_over(made: Path, place: Path) -> None:
-    """Give what replaces `place` its owner, as far as that is allowed, and its mode."""
+    """Give `made` the mode and, as far as that is allowed, the owner of `place`."""
     seen = _stat(place)
     if seen is None or not hasattr(os, "chown"):
         return
@@ -277,10 +285,10 @@ def _make_parents(path: Path) -> list[Path]:
 
 
 def _exchange(new: Path, place: Path, aside: Path) -> None:
-    """Put `new` in the place of `place`; an earlier folder is then `new` or gone from its place.
+    """Rename `new` to `place`; an earlier folder at `place` ends as `new`.
 
-    Where the system cannot exchange, it lies aside for a moment; whoever finds it there after a
-    crash, in a workplace of nobody, puts it back.
+    Where the system cannot exchange two names, the earlier folder lies at `aside` for a moment. If
+    the process dies then, the next one that clears its workplace puts it back (temporary.clear).
     """
     if not place.exists():
         os.rename(new, place)
@@ -294,7 +302,7 @@ def _exchange(new: Path, place: Path, aside: Path) -> None:
         if aside.exists() and not place.exists():
             os.rename(aside, place)
         raise
-    os.rename(aside, new)  # no longer to be put back, even if it is half removed
+    os.rename(aside, new)  # so that it is never put back, even if it is half removed
 
 
 def _rename_exchange(a: Path, b: Path) -> bool:
@@ -316,10 +324,10 @@ def _rename_exchange(a: Path, b: Path) -> bool:
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """Make an error of the system, or of a library on a full disk, an InputError.
+def _errors_named(path: Path) -> Iterator[None]:
+    """Turn an error of the system, or of a library on a full disk, into an InputError.
 
-    Inside a workplace, too: once that is emptied, the disk is no longer full.
+    It is needed inside a workplace too, because the disk may have room once that is emptied.
     """
     try:
         yield

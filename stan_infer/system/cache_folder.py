@@ -1,6 +1,6 @@
-"""Where this user's own derived files lie: plans built for a benchmark, code compiled for a GPU.
+"""The user's cache: plans built for a benchmark, code compiled for a GPU.
 
-What lies there is run, so it is the user's alone and never comes from elsewhere.
+The files in it are executed, so only the user may write there.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from pathlib import Path
 
 from stan_infer.errors import InputError
 
-# What the command line's libraries would else keep in ~/.triton, below the temporary folder under
-# a name that anybody can guess, and in ~/.config/matplotlib.
+# Otherwise these libraries keep their caches in ~/.triton, below the temporary folder under a name
+# that anybody can guess, and in ~/.config/matplotlib.
 _LIBRARIES = {
     "TRITON_CACHE_DIR": "triton",
     "TORCHINDUCTOR_CACHE_DIR": "inductor",
@@ -21,9 +21,10 @@ _LIBRARIES = {
 
 
 def keep_library_caches() -> None:
-    """Let Triton, torch.compile and matplotlib keep their caches beside ours; none is made yet.
+    """Let Triton, torch.compile and matplotlib keep their caches beside ours; no folder is made.
 
-    For a process of our own, before their import. A variable that the user set keeps its value.
+    Only for our own command, and before they are imported. A variable that the user has set keeps
+    its value.
     """
     for variable, name in _LIBRARIES.items():
         os.environ.setdefault(variable, str(_place(name)))
@@ -46,8 +47,8 @@ def cache_folder(name: str) -> Path:
     foreign = hasattr(os, "getuid") and status.st_uid != os.getuid()
     if foreign or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise InputError(
-            f"others can write into the cache {folder}, whose files are run: chmod 700 it, or set "
-            "STAN_INFER_CACHE to a folder of your own"
+            f"other users can write into the cache {folder}, whose files are executed: chmod 700 "
+            "it, or set STAN_INFER_CACHE to a folder of your own"
         )
     return folder
 

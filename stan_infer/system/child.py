@@ -1,4 +1,4 @@
-"""A process of our own for work that may crash, hang or take too much memory.
+"""Child processes for work that may crash, hang or take too much memory.
 
 Both sides send JSON objects, one a line, and may send plain bytes after one. Nothing is unpickled:
 the child may have read a stranger's file.
@@ -24,7 +24,7 @@ _TAIL = 2000  # bytes of standard error that are kept
 
 
 def python(module: str) -> tuple[str, ...]:
-    """The command that runs a module; -P: nothing in the current folder can take its place."""
+    """Return the command that runs a module; -P: no file in the current folder can shadow it."""
     return (sys.executable, "-P", "-m", module)
 
 
@@ -36,7 +36,7 @@ def send(pipe: IO[bytes], message: Mapping[str, Any], data: bytes | memoryview =
 
 
 def receive(pipe: IO[bytes]) -> dict[str, Any]:
-    """Read one message; EOFError where there are no more, ValueError for anything else."""
+    """Read one message; EOFError at the end, ValueError for a line that is not a message."""
     line = pipe.readline(MAX_LINE)
     if not line:
         raise EOFError
@@ -47,7 +47,7 @@ def receive(pipe: IO[bytes]) -> dict[str, Any]:
 
 
 def receive_bytes(pipe: IO[bytes], size: int) -> bytes:
-    """Read so many bytes; EOFError where there are fewer."""
+    """Read exactly `size` bytes; EOFError where there are fewer."""
     data = pipe.read(size)
     if len(data) < size:
         raise EOFError
@@ -62,7 +62,8 @@ def how_it_ended(code: int) -> str:
 class Child:
     """A running child with pipes to its standard input and output.
 
-    It is in a session of its own, so that a Ctrl-C on the terminal reaches only us, who end it.
+    It runs in a session of its own, so that a Ctrl-C on the terminal reaches only this process,
+    which then ends the child.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class Child:
         errors: IO[bytes] | None = None,
         env: Mapping[str, str] | None = None,
     ) -> None:
-        """errors: where its standard error goes; None: where ours goes. env: None: as ours."""
+        """errors: file for its standard error; None: ours. env: variables; None: ours."""
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -111,7 +112,9 @@ class Child:
     def wait(self) -> int:
         """Wait until it ends by itself; return its exit code, negative for a signal."""
         code = self._process.wait()
-        self._close()
+        for pipe in (self.input, self.output):
+            with suppress(OSError):
+                pipe.close()
         return code
 
     def end(self, grace_s: float = 0.0) -> int:
@@ -123,16 +126,12 @@ class Child:
             self._process.send_signal(signal.SIGINT)
             with suppress(OSError):
                 self.input.close()
-            self._process.stdin = None  # communicate would flush it again
+            self._process.stdin = None  # else communicate would flush it again
             with suppress(subprocess.TimeoutExpired):
-                self._process.communicate(timeout=grace_s)  # reads on, so that it can write
+                # Reads its output, so that a full pipe does not keep it from ending.
+                self._process.communicate(timeout=grace_s)
         self._process.kill()
         return self.wait()
-
-    def _close(self) -> None:
-        for pipe in (self.input, self.output):
-            with suppress(OSError):
-                pipe.close()
 
 
 @dataclass(frozen=True)
@@ -153,20 +152,20 @@ def run_child(
 ) -> Ended:
     """Send one request to a child and wait until it ends; on_message gets each of its messages.
 
-    What else it prints is passed over. Where anything is raised meanwhile, as by Ctrl-C, the child
-    is ended first; see Child.end for grace_s.
+    Other lines of its output are passed over. If an exception comes meanwhile, as by Ctrl-C, the
+    child is ended first; see Child.end for grace_s.
     """
     with temporary_file() as errors:
         child = Child(command, errors=errors, env=env)
         try:
-            with suppress(OSError):  # it has ended: its exit code tells
+            with suppress(OSError):  # the child has ended; its exit code is returned below
                 send(child.input, request)
                 child.input.close()
             while True:
                 try:
                     message = receive(child.output)
                 except ValueError:
-                    continue  # what a library printed, or half a line of one that was killed
+                    continue  # a library printed it, or the child was killed within a line
                 except EOFError:
                     break
                 on_message(message)

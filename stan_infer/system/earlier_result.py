@@ -7,55 +7,57 @@ import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-_MAX_HEADER = 100 * 2**20  # of safetensors, as the format has it
-_MAX_LINE = 2**20
+_MAX_HEADER = 100 * 2**20  # bytes of a safetensors header, by its format
+_MAX_LINE = 2**20  # bytes
 
+# Returns why a file must be kept, or None where it is an earlier result.
 WhyKeep = Callable[[Path], str | None]
 
 
 def arrays(names: Iterable[str], what: str) -> WhyKeep:
-    """Say of a file why it is no .npz of just these arrays, or None. what: who writes such."""
+    """An earlier result is an .npz of just these arrays. what: the command that writes it."""
     wanted = {f"{name}.npy" for name in names}
 
-    def why_keep(path: Path) -> str | None:
-        try:
-            with zipfile.ZipFile(path) as z:
-                found = set(z.namelist())
-        except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
-            found = set()
-        return None if found == wanted else f"it was not written by {what}"
+    def is_ours(path: Path) -> bool:
+        with zipfile.ZipFile(path) as z:
+            return set(z.namelist()) == wanted
 
-    return why_keep
+    return _unless(is_ours, what)
 
 
 def json_lines(schemas: Iterable[str], what: str) -> WhyKeep:
-    """Say of a file why its first line is no row of ours with one of these schemas, or None."""
+    """An earlier result begins with a row of one of these schemas. what: see arrays."""
     starts = tuple(f"stan-infer/{schema}/" for schema in schemas)
 
-    def why_keep(path: Path) -> str | None:
-        try:
-            with path.open("rb") as f:
-                row = json.loads(f.readline(_MAX_LINE))
-        except (OSError, ValueError, RecursionError):
-            row = None
-        is_ours = isinstance(row, dict) and str(row.get("schema")).startswith(starts)
-        return None if is_ours else f"it was not written by {what}"
+    def is_ours(path: Path) -> bool:
+        with path.open("rb") as f:
+            row = json.loads(f.readline(_MAX_LINE))
+        return isinstance(row, dict) and str(row.get("schema")).startswith(starts)
 
-    return why_keep
+    return _unless(is_ours, what)
 
 
 def safetensors(metadata_key: str, what: str) -> WhyKeep:
-    """Say of a file why it is no safetensors file with this key in its metadata, or None."""
+    """An earlier result is a safetensors file with this key in its metadata. what: see arrays."""
+
+    def is_ours(path: Path) -> bool:
+        with path.open("rb") as f:
+            size = int.from_bytes(f.read(8), "little")
+            header = json.loads(f.read(size)) if size <= _MAX_HEADER else {}
+        metadata = header.get("__metadata__") if isinstance(header, dict) else None
+        return isinstance(metadata, dict) and metadata_key in metadata
+
+    return _unless(is_ours, what)
+
+
+def _unless(is_ours: Callable[[Path], bool], what: str) -> WhyKeep:
+    """Keep every file of which `is_ours` is not true, or fails because of the file's content."""
 
     def why_keep(path: Path) -> str | None:
         try:
-            with path.open("rb") as f:
-                size = int.from_bytes(f.read(8), "little")
-                header = json.loads(f.read(size)) if size <= _MAX_HEADER else {}
-            found = header.get("__metadata__")
-        except (OSError, ValueError, RecursionError, AttributeError):
-            found = None
-        is_ours = isinstance(found, dict) and metadata_key in found
-        return None if is_ours else f"it was not written by {what}"
+            ours = is_ours(path)
+        except (OSError, ValueError, RecursionError, zipfile.BadZipFile, NotImplementedError):
+            ours = False
+        return None if ours else f"it was not written by {what}"
 
     return why_keep

@@ -1,4 +1,4 @@
-"""NVIDIA's GPUs as CUDA shows them to this process; needs the driver alone."""
+"""The NVIDIA GPUs that CUDA shows to this process; only the driver is needed."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_...
 
 
 def nvidia_gpus() -> list[dict[str, str]]:
-    """GPUs in CUDA's own order, CUDA_VISIBLE_DEVICES regarded: name, sm ("sm_89"), driver.
+    """Return each GPU's name, sm ("sm_89") and driver, as CUDA_VISIBLE_DEVICES orders them.
 
-    None where there is no driver. The order is that of torch's and TensorRT's device numbers.
+    The list is empty without a driver. Torch and TensorRT number the devices in the same order.
     """
     cuda = _load(_CUDA)
     count = ctypes.c_int()
@@ -38,7 +38,7 @@ def _describe(cuda: Any, i: int, driver: str) -> dict[str, str]:
 
 
 def _driver_version() -> str:
-    """As "580.65.06"; "unknown" where NVML is not here."""
+    """Return it as "580.65.06", or "unknown" where NVML is not installed."""
     nvml, text = _load(_NVML), ctypes.create_string_buffer(96)
     if nvml is None or nvml.nvmlInit_v2():
         return "unknown"

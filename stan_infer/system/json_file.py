@@ -1,7 +1,7 @@
-"""JSON from strangers: bounded, decoded, and checked against a type, once.
+"""Read JSON from strangers: bounded, decoded, and checked against a type, once.
 
-Whatever passes can be used as its type says: numbers are finite, no key is there twice, nothing
-lies deeper than MAX_DEPTH, and every text can be written as UTF-8.
+What passes can be used as its type says: numbers are finite, no key occurs twice in an object,
+nothing lies deeper than MAX_DEPTH, and every text can be written as UTF-8.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ def read_object(path: Path, limit: int, hint: str = "") -> dict[str, Any]:
 
 
 def parse_json(data: bytes | str, name: str, hint: str = "") -> Any:
-    """Decode JSON; InputError, which starts with `name`, for anything else and for what JSON
+    """Decode JSON; what it holds is safe to use.
 
-    lets through but nobody can use: NaN, numbers beyond a float's range, a key that is there
-    twice, deep nesting, half a surrogate pair.
+    Raises InputError, which starts with `name`, for anything that is not JSON, and for NaN, numbers
+    beyond a float's range, a key that occurs twice, deep nesting and half a surrogate pair.
     """
     data = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
     if data.count(b"[") + data.count(b"{") > MAX_CONTAINERS:
@@ -63,9 +63,9 @@ def parse_json(data: bytes | str, name: str, hint: str = "") -> Any:
 
 
 def checked(value: Any, kind: type[T], name: str, hint: str = "") -> T:
-    """Return a decoded value as `kind`, a type that msgspec knows, in which numbers have bounds.
+    """Return a decoded value as `kind`, a type of msgspec's, which may bound its numbers.
 
-    Objects may have further keys. Raises InputError: `name`, the key and what is wrong there.
+    Objects may have further keys. Raises InputError with `name`, the key and what is wrong there.
     """
     import msgspec
 
@@ -101,7 +101,7 @@ def _int(text: str) -> int:
 
 
 def _constant(text: str) -> Any:
-    raise ValueError(f"{text} is no number of JSON")
+    raise ValueError(f"{text} is not a number in JSON")
 
 
 def _check_depth(value: Any) -> None:

@@ -1,4 +1,4 @@
-"""What is installed and what hardware is here, found by trying, as plain dicts."""
+"""The machine: its hardware, the versions of installed packages, memory used, CPUs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _INSTRUCTION_SETS = (
 
 
 def machine_record() -> dict[str, Any]:
-    """The machine in words: processor, instruction sets, cores, memory in GiB, system, Python."""
+    """Describe the machine: processor, instruction sets, cores, memory in GiB, system, Python."""
     return {
         "cpu": _cpu_field("model name") or platform.processor() or platform.machine(),
         "instruction_sets": _instruction_sets(),
@@ -54,8 +54,8 @@ def machine_record() -> dict[str, Any]:
 
 
 def peak_mib() -> float | None:
-    """MiB that this process held in memory at most, None where the system does not tell."""
-    # Linux keeps a parent's peak in ru_maxrss across fork and exec; this figure is our own.
+    """Peak memory of this process in MiB, None where the system does not give it."""
+    # On Linux ru_maxrss keeps a parent's peak across fork and exec; VmHWM does not.
     with suppress(OSError), open("/proc/self/status") as f:
         for line in f:
             if line.startswith("VmHWM:"):
@@ -80,7 +80,7 @@ def installed_versions(names: Sequence[str] = _PACKAGES) -> dict[str, str | None
 
 
 def faults(versions: dict[str, str | None]) -> list[str]:
-    """Installations that cannot work, each with the command that mends it."""
+    """Return the faults of what is installed, each with the command that repairs it."""
     if versions["onnxruntime"] and versions["onnxruntime-gpu"]:
         return [
             "onnxruntime and onnxruntime-gpu are both installed and own the same folder: "
@@ -98,7 +98,7 @@ def _cpu_field(name: str) -> str:
 
 
 def _instruction_sets() -> list[str]:
-    """Of those that decide how fast a number format is, the ones this CPU has (Linux)."""
+    """Instruction sets of this CPU that decide how fast a number format is (Linux only)."""
     found = set((_cpu_field("flags") or _cpu_field("Features")).split())
     return [name for name in _INSTRUCTION_SETS if name in found]
 
@@ -113,8 +113,8 @@ def _memory_gib() -> float | None:
 def pinned(threads: int) -> Iterator[list[int] | None]:
     """Keep this thread, and those that it starts inside the block, on `threads` CPUs.
 
-    Yields their numbers, or None where the system has no such call. CPUs of different cores come
-    first. Raises InputError if fewer are allowed.
+    Yields their numbers, or None where the system has no such call. CPUs of different cores are
+    taken first. Raises InputError if the process may use fewer.
     """
     if not hasattr(os, "sched_setaffinity"):
         yield None

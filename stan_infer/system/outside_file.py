@@ -1,6 +1,6 @@
-"""A stranger's file: opened only if it is a regular one, read within its bounds.
+"""Read files from strangers: only regular files, and at most so many bytes.
 
-A pipe would let us wait for ever, and a device may do anything.
+Reading a pipe might never end, and opening a device may have effects.
 """
 
 from __future__ import annotations
@@ -16,19 +16,21 @@ from typing import BinaryIO
 
 from stan_infer.errors import InputError, storable
 
+MAX_LINES = 100_000
+_MAX_TEXT_BYTES = 16 * 2**20
 DAMAGED = "the file is damaged or was not downloaded whole: fetch it again"
 
 
 def open_regular(path: Path, *, follow: bool = True) -> tuple[io.BufferedReader, int]:
     """Open a file and return it with its size in bytes; InputError unless it is a regular file.
 
-    follow: False: a link is an OSError, even one that took the file's place a moment ago.
+    follow: False raises OSError for a link, even one that took the file's place a moment ago.
     """
-    # Opening a device may set it to work: ask before opening, and again in case it was replaced.
+    # Checked before opening, which may have effects on a device, and again on the open file.
     try:
         _check_regular(os.stat(path, follow_symlinks=follow))
     except ValueError as e:
-        raise InputError(f"it is no path: {e}") from e
+        raise InputError(f"it is not a path: {e}") from e
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     file = open(os.open(path, flags | (0 if follow else getattr(os, "O_NOFOLLOW", 0))), "rb")
     try:
@@ -41,16 +43,16 @@ def open_regular(path: Path, *, follow: bool = True) -> tuple[io.BufferedReader,
 
 
 def _check_regular(status: os.stat_result) -> None:
-    # A link is left to the opening that does not follow it.
+    # Of a link the opening decides, which refuses it where it must not be followed.
     if not stat.S_ISREG(status.st_mode) and not stat.S_ISLNK(status.st_mode):
         what = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
-        raise InputError(f"it is {what}, no regular file; give the file itself")
+        raise InputError(f"it is {what}, not a regular file; give the file itself")
 
 
 def read_bounded(path: Path, limit: int, *, name: str = "", hint: str = "") -> bytes:
-    """Return the content of a regular file of at most `limit` bytes; InputError for another.
+    """Return the content of a regular file of at most `limit` bytes; InputError for any other.
 
-    name: what errors call the file, by default its path. hint: what they end with.
+    name: of the file in errors; default: its path. hint: appended to every error.
     """
     name = name or str(path)
     try:
@@ -69,12 +71,28 @@ def read_bounded(path: Path, limit: int, *, name: str = "", hint: str = "") -> b
 
 
 def read_text(path: Path, limit: int, *, name: str = "", hint: str = "") -> str:
-    """As read_bounded, of UTF-8 text: without a byte order mark, with one kind of line ends."""
+    """As read_bounded, for UTF-8 text: a byte order mark is dropped, every line ends with "\\n"."""
     data = read_bounded(path, limit, name=name, hint=hint)
     try:
         return io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig").read()
     except UnicodeDecodeError as e:
         raise InputError(f"{name or path} cannot be read as UTF-8 text: {e}{hint}") from e
+
+
+def read_lines(path: Path, name: str) -> list[str]:
+    """Return the lines of a text file that are not blank, stripped.
+
+    name: what the lines are, such as "labels", for errors. Raises InputError as read_text does, and
+    for no line or more than MAX_LINES.
+    """
+    one = f"it holds one of the {name} per line"
+    text = read_text(path, _MAX_TEXT_BYTES, name=f"{name} {path}", hint=f"; {one}")
+    found = [line for line in map(str.strip, text.splitlines()) if line]
+    if not found:
+        raise InputError(f"{name} {path} is empty; {one}")
+    if len(found) > MAX_LINES:
+        raise InputError(f"{name} {path} has {len(found)} lines; at most {MAX_LINES} are read")
+    return found
 
 
 def read_at(f: BinaryIO, offset: int, size: int) -> bytes:
@@ -108,10 +126,11 @@ def stays_inside(name: str) -> bool:
 
 @contextmanager
 def openable(path: Path) -> Iterator[str]:
-    """A path of UTF-8 to the same file while the block runs, for libraries that take no other.
+    """Yield a path in UTF-8 to the same file, valid inside the block; some libraries need that.
 
-    A graph's neighbours keep their place beside it, unless its own name is not UTF-8. Such names
-    exist on Linux, which has a name for what a program holds open. Raises OSError.
+    A name that is not UTF-8 exists on Linux only, where /proc has a path to an open file. If just
+    the folder has such a name, files beside `path` are found beside the yielded path, too. Raises
+    OSError.
     """
     name = os.fspath(path)
     if storable(name) == name:

@@ -1,7 +1,7 @@
-"""Optional packages: importing one, and the command that installs an extra of this package here.
+"""Import an optional package, or say which command installs the extra that brings it.
 
-The package is on no index, so its name alone installs nothing: a clone or a file that is still
-there is named by its path; else the packages that the extra stands for are named themselves.
+This package is on no index, so `pip install stan-infer` finds nothing. The command therefore names
+the clone or file that it was installed from, or, if that is gone, the packages of the extra.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ NAME = "stan-infer"
 def require(module: str, purpose: str, extra: str) -> Any:
     """Import an optional package and return it.
 
-    purpose: what needs it, as in "reading videos". extra: of ours, that brings it. Raises
-    MissingError with the command that installs it when the package is absent, or installs it anew
-    when it does not load, whatever it raises then.
+    purpose: what needs it, as in "reading videos". extra: the one of ours that brings it. Raises
+    MissingError, with the command that installs it if it is absent, or that installs it again if it
+    does not load, whatever exception it raises then.
     """
     try:
         return importlib.import_module(module)
@@ -47,8 +47,8 @@ def require(module: str, purpose: str, extra: str) -> Any:
 def install_command(*extras: str, options: str = "") -> str:
     """Return the shell command that installs these extras here, as in `pip install -e "/x[cpu]"`.
 
-    options: of pip, put before what is installed. Where this platform has no package of an extra,
-    or the package lies here without its metadata, the text says so instead.
+    options: of pip, put before the names. If this platform has no package of the extras, or this
+    package lies here without its metadata, the text says so instead.
     """
     try:
         here = distribution(NAME)
@@ -70,10 +70,11 @@ def install_command(*extras: str, options: str = "") -> str:
 def requirements(
     lines: list[str], extras: tuple[str, ...], environment: Mapping[str, str] | None = None
 ) -> list[Requirement]:
-    """Return what extras add, from a distribution's `Requires-Dist` lines, markers evaluated.
+    """Return the requirements that extras add, from a distribution's `Requires-Dist` lines.
 
-    References to other extras of this package are followed. extras: ("",) gives what every install
-    needs. environment: markers' values that differ from those of the Python that runs.
+    Markers are evaluated, and references to other extras of this package are followed. extras:
+    ("",) gives what every install needs. environment: values of markers that replace those of the
+    running Python.
     """
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
@@ -100,8 +101,8 @@ def requirements(
 
 
 def _source(here: Distribution) -> tuple[str | None, bool]:
-    """The folder or file that it was installed from, if it is still there, and whether editable."""
-    # Metadata of a build in the clone itself, seen where Python runs in that folder.
+    """Return what it was installed from, a folder or file that still exists, and if as editable."""
+    # The metadata may be that of a build in the clone, found because Python runs in that folder.
     above = Path(str(here.locate_file("")))
     if (above / "pyproject.toml").is_file():
         return str(above), True
@@ -119,6 +120,6 @@ def _pip(*words: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    # Double quotes are understood by every shell, but let some characters through.
+    # Every shell understands double quotes, but inside them POSIX shells still expand these.
     special = os.name == "posix" and set(text) & set('"$`\\!')
     return shlex.quote(text) if special else f'"{text}"'

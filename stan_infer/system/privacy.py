@@ -1,7 +1,7 @@
-"""Switch off the telemetry of the libraries that we use: nothing is sent to anybody.
+"""Switch off the telemetry of the libraries that we use.
 
-The package calls this before it does anything else, so whatever part of it a program or a child
-process uses, it has run before an engine is loaded. Children inherit the variables.
+`stan_infer/__init__.py` calls this first, so it has run before any engine is loaded, whichever part
+of the package a program or a child process uses. Child processes inherit the variables.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import sys
 
 # Each is read when its library is first imported.
 _OFF = (
-    "ORT_DISABLE_TELEMETRY",  # ONNX Runtime: a device's number, a queue of events, its collector
-    "HF_HUB_DISABLE_TELEMETRY",  # huggingface_hub, with which open_clip fetches a named checkpoint
+    "ORT_DISABLE_TELEMETRY",  # ONNX Runtime: its device number, queue of events and collector
+    "HF_HUB_DISABLE_TELEMETRY",  # huggingface_hub, through which open_clip downloads weights
 )
 
 
 def switch_off_telemetry() -> None:
-    """Set what keeps the libraries silent; a variable that the user set keeps its value.
+    """Set the libraries' variables; one that the user has set keeps its value.
 
-    A library that the program imported before us has spoken already; ONNX Runtime is then told to
-    stop, and the others say nothing more.
+    A library that the program imported before this package does not read its variable any more.
+    ONNX Runtime is then told to stop; the others have sent by then what they send.
     """
     unset = "ORT_DISABLE_TELEMETRY" not in os.environ
     for name in _OFF:

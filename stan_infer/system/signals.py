@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP end the program, even while a runtime keeps the main thread."""
+"""Ctrl-C, SIGTERM and SIGHUP end the program, even while a runtime occupies the main thread."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from types import FrameType
 
 from stan_infer.errors import MissingError
 
-GRACE_S = 3.0  # for the main thread to notice; code of a library may keep it for hours
-_handled: list[signal.Signals] = []  # by our handlers
-_over = threading.Event()  # the program ends anyway
+GRACE_S = 3.0  # for the main thread to notice; a library's code may occupy it for hours
+_handled: list[signal.Signals] = []  # those that have our handler
+_over = threading.Event()  # set when the program ends anyway
 
 
-class Ended(BaseException):
-    """SIGTERM or SIGHUP came. SystemExit is caught where a broken package may raise it."""
+class EndedBySignal(BaseException):
+    """SIGTERM or SIGHUP came. Not a SystemExit, which is caught where packages are imported."""
 
     def __init__(self, number: int) -> None:
         """number: of the signal."""
@@ -29,9 +29,10 @@ class Ended(BaseException):
 
 @contextmanager
 def ended_at_once() -> Iterator[None]:
-    """Let signals end the process while a call keeps Python's lock, so that no thread can watch.
+    """Let signals end the process at once while a call holds the GIL, so that no thread can watch.
 
-    Only where end_on_signals was called; a program that imports the package keeps its handlers.
+    Does nothing unless end_on_signals was called: a program that imports the package keeps its
+    handlers.
     """
     if not _handled or threading.current_thread() is not threading.main_thread():
         yield
@@ -45,13 +46,13 @@ def ended_at_once() -> Iterator[None]:
 
 
 def end_on_signals() -> None:
-    """Install the handlers; a signal that is ignored, as nohup has it, stays ignored.
+    """Install the handlers; a signal that is ignored, as under nohup, stays ignored.
 
-    Ctrl-C raises KeyboardInterrupt in the main thread, the others Ended. Python runs a handler when
-    its main thread next runs Python, which is not before a call into a runtime returns. So a thread
-    waits for signals too: where the main thread has not taken one up after GRACE_S, that thread
-    ends the process. What such an end leaves behind in temporary folders is cleared by the next
-    start. Raises MissingError where the system grants no thread.
+    Ctrl-C raises KeyboardInterrupt in the main thread, the other signals raise EndedBySignal there.
+    Python runs a handler only when the main thread runs Python again, that is after a call into a
+    runtime has returned. So a second thread waits for signals, too: if the handler has not run
+    after GRACE_S, that thread ends the process. Temporary folders that are left behind then are
+    cleared by the next start. Raises MissingError where the system grants no thread.
     """
     _over.clear()
     if _handled:
@@ -62,7 +63,7 @@ def end_on_signals() -> None:
     last: list[BaseException] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
-        last[:] = [KeyboardInterrupt() if number == signal.SIGINT else Ended(number)]
+        last[:] = [KeyboardInterrupt() if number == signal.SIGINT else EndedBySignal(number)]
         taken_up.set()
         raise last[0]
 
@@ -70,7 +71,7 @@ def end_on_signals() -> None:
         signal.signal(number, handle)
     _handled.extend(wanted)
     if os.name != "posix" or not wanted:
-        return  # elsewhere a pipe takes no bytes of signals
+        return  # on Windows set_wakeup_fd takes no pipe
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -81,7 +82,7 @@ def end_on_signals() -> None:
                 if number not in wanted:
                     continue
                 if not taken_up.wait(GRACE_S):
-                    # The cursor that a progress bar has hidden.
+                    # Show the cursor, which a progress bar may have hidden.
                     show = "\x1b[?25h" if sys.stderr.isatty() else ""
                     os.write(2, f"{show}ended by signal {number}\n".encode())
                     os._exit(128 + number)
@@ -96,17 +97,17 @@ def end_on_signals() -> None:
 
 
 def ending() -> None:
-    """Say that the program ends, so that no signal is sent again."""
+    """Note that the program ends, so that the thread does not send a signal again."""
     _over.set()
 
 
 def _is_lost(raised: BaseException) -> bool:
-    """Whether the main thread goes on as if it had never been raised.
+    """Whether the main thread goes on as if the exception had not been raised.
 
-    Python drops what a handler raises inside of a destructor or a weak reference's callback, and
-    imports are full of those.
+    Python drops an exception that a handler raises inside a destructor or a weak reference's
+    callback, and such callbacks often run during imports.
     """
-    for wait in (0.5, 0.1):  # twice, as a moment between two handlers of it says nothing
+    for wait in (0.5, 0.1):  # twice: it may just be between two `except` blocks that handle it
         time.sleep(wait)
         if _over.is_set() or _is_handling(raised):
             return False

@@ -1,8 +1,8 @@
-"""A strict reader of zip archives whose entries are stored as they are; it trusts no number in it.
+"""A strict reader of zip archives whose entries are stored uncompressed; no number is trusted.
 
-torch.save and numpy.savez write such archives. A packed entry may unpack to any size, so anything
-else is refused; and the standard `zipfile` reads unbounded directories and tolerates overlapping,
-renamed and misplaced entries, which this does not.
+torch.save and numpy.savez write such archives. Compressed entries are refused, because they may
+unpack to any size. The standard `zipfile` reads unbounded directories and tolerates overlapping,
+renamed and misplaced entries; this reader refuses them.
 Source of the format: PKWARE's APPNOTE.TXT 6.3, sections 4.3 to 4.5.
 """
 
@@ -36,7 +36,7 @@ class Entry(NamedTuple):
 
     offset: int  # bytes
     size: int  # bytes
-    crc: int  # CRC-32 of them, as the directory says; read_directory does not compare it
+    crc: int  # CRC-32 of the bytes by the directory; read_directory does not compare it
 
 
 class _Directory(NamedTuple):
@@ -60,8 +60,8 @@ def read_directory(
     Reads the directory and the local headers, no record. Raises InputError unless the archive is
     exactly what PyTorch and numpy write: records stored uncompressed and in clear, no two of them
     overlapping, local headers that agree with a directory of bounded size at the end of the file.
-    So all records together are smaller than the file. refuse_packed: may raise a better error for
-    a compressed record of that name.
+    So all records together are smaller than the file. refuse_packed: is called with the name of a
+    compressed record before it is refused, and may raise a better error.
     """
     directory = _find_directory(f, size)
     raw = read_at(f, directory.offset, directory.size)
@@ -109,7 +109,7 @@ def _from_end(
             raise InputError(f"the zip archive says that it has several parts; {DAMAGED}")
         return _Directory(offset, size, count), start + at
     _, disk64, end64, disks = _LOCATOR_RECORD.unpack_from(tail, locator)
-    # Without the optional trailing field, which nobody writes, the record's place is known.
+    # The record has an optional trailing field, which nobody writes; so its place is known.
     if disk64 or disks > 1 or end64 != start + locator - _END64_RECORD.size or end64 < 0:
         raise InputError(f"the 64-bit end record is not where the zip archive says; {DAMAGED}")
     big = _END64_RECORD.unpack(read_at(f, end64, _END64_RECORD.size))
@@ -195,7 +195,7 @@ def _check_stored(name: bytes, flags: int, method: int) -> None:
 def _with_64_bit(
     name: bytes, extra: bytes, values: tuple[int, int, int], disk: int
 ) -> tuple[int, int, int]:
-    """Return (size, packed size, header offset) with the fields that stand in the 64-bit extra."""
+    """Return (size, packed size, header offset); the 64-bit field has those that are 0xFFFFFFFF."""
     wide: bytes | None = None
     at = 0
     while at < len(extra):

@@ -1,9 +1,9 @@
-"""Temporary folders and files: made here alone, and cleared at the next start if their owner died.
+"""Make temporary folders and files, and clear those whose process has died.
 
-Each is a folder named stan-infer-work-XXXXXXXX, with a dot before it where it lies beside a result.
-Its owner holds a lock (flock) on the file `lock` in it, which ends with the process however that
-ends: a folder whose lock is free has no owner. The lock works across containers, and on network
-file systems that share locks between machines; where there are no locks nothing is cleared.
+Every temporary folder is named stan-infer-work-XXXXXXXX, with a dot before it where it lies beside
+a result. Its process holds a lock (flock) on the file `lock` in it. The system frees that lock when
+the process ends in any way: a folder whose lock is free has no owner. This works across containers,
+and on network file systems that share locks; where there are no locks nothing is cleared.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from stan_infer.errors import InputError, StanError
 _PREFIX = "stan-infer-work-"
 NAME = rf"\.?{_PREFIX}[a-z0-9_]{{8}}"  # of such a folder, as a regular expression
 LOCK, ASIDE = "lock", "old"
-_MAGIC = b"stan-infer-work "  # begins what the lock's file says; then comes the target's name
+_MAGIC = b"stan-infer-work "  # the content of a lock's file: this, then the target's name
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 
 
 class NoTemporaryFolderError(InputError):
-    """$TMPDIR cannot be used, or takes no more."""
+    """$TMPDIR cannot be used, or is full."""
 
 
 class NoRoomError(InputError):
@@ -48,11 +48,11 @@ class NoRoomError(InputError):
 
 @contextmanager
 def temporary_folder(purpose: str) -> Iterator[Path]:
-    """Yield an empty folder below $TMPDIR that goes in the end, with whatever is in it then.
+    """Yield an empty folder below $TMPDIR; it and its content are deleted at the end.
 
     purpose: what it is for, as in "the graphs that are compared". Raises InputError that names the
-    folder, the purpose and TMPDIR where it cannot be made, or where what is done inside fails
-    because it is full or read-only, whichever library says so.
+    folder, the purpose and TMPDIR where the folder cannot be made, or where the block fails because
+    the folder is full or read-only, whatever exception a library raises for that.
     """
     above = _above()
     with ExitStack() as stack:
@@ -61,7 +61,7 @@ def temporary_folder(purpose: str) -> Iterator[Path]:
             folder.mkdir()
         except OSError as e:
             raise _no_room(above, purpose, e.strerror or str(e)) from e
-        try:  # before the folder is emptied: that may make room
+        try:  # inside the stack: once the folder is deleted the disk is no longer full
             yield folder
         except NoRoomError as e:
             if not e.place.is_relative_to(above):
@@ -77,7 +77,7 @@ def temporary_folder(purpose: str) -> Iterator[Path]:
 
 
 def temporary_file(folder: Path | None = None) -> IO[bytes]:
-    """Open a file without a name in `folder`, or below $TMPDIR: it is gone when it is closed."""
+    """Open a file without a name in `folder`, or below $TMPDIR; closing it deletes it."""
     above = folder or _above()
     try:
         return tempfile.TemporaryFile(dir=above)
@@ -89,11 +89,11 @@ def temporary_file(folder: Path | None = None) -> IO[bytes]:
 
 @contextmanager
 def workplace(above: Path, *, beside: bool = True, target: str = "") -> Iterator[Path]:
-    """Yield a new locked folder in `above`, for this user alone; first clear those of the dead.
+    """Clear folders of dead processes in `above`; yield a new locked one, for this user alone.
 
-    beside: beside a result, and so with a dot. target: name of the folder in `above` whose earlier
-    content may be put aside, as `old`; it is put back wherever it is still there in the end.
-    OSErrors come out as they are.
+    beside: its name begins with a dot, because it lies beside a result. target: name of a folder in
+    `above` that the block may move into the new folder as `old`; if it is still there at the end,
+    it is put back. OSErrors come out as they are.
     """
     clear(above)
     work, lock = _claim(above, "." * beside + _PREFIX, target)
@@ -107,22 +107,23 @@ def workplace(above: Path, *, beside: bool = True, target: str = "") -> Iterator
 
 
 def clear(above: Path) -> None:
-    """Clear the left-overs of dead processes of this user in a folder; put back what lay aside."""
+    """Clear what dead processes of this user left in a folder; put back a target that was moved."""
     if fcntl is None:
         return
     try:
         names = [name for name in os.listdir(above) if re.fullmatch(NAME, name)]
     except OSError:
-        return  # told by whoever writes there
+        return  # whatever writes there next reports it
     for name in names:
-        with suppress(OSError):  # locked, or another's, or gone by now
+        with suppress(OSError):  # locked, or another user's, or deleted by now
             _clear_one(above / name)
 
 
 def why_no_room(error: BaseException, place: Path) -> str | None:
-    """The system's reason if `error` means that `place` cannot take more, else None.
+    """Return the system's reason if `error` means that `place` cannot take more, else None.
 
-    Libraries wrap such errors or lose their number: then text tells, or the place being full.
+    Libraries wrap such errors or drop their number; then the text is searched, and it is looked
+    whether the place is full.
     """
     full = os.strerror(errno.ENOSPC)
     cause: BaseException | None = error
@@ -136,12 +137,12 @@ def why_no_room(error: BaseException, place: Path) -> str | None:
 
 
 def tells_no_space(reason: str) -> bool:
-    """Whether a reason of the system is one that free space mends: a full disk, a quota."""
+    """Whether a reason of the system is a lack of space: a full disk, a quota."""
     return any(os.strerror(number) in reason for number in (errno.ENOSPC, errno.EDQUOT))
 
 
 def _above() -> Path:
-    """$TMPDIR if it is set, and no other in its stead."""
+    """Return $TMPDIR if it is set, even if it cannot be used; else the system's folder."""
     given = next((v for v in map(os.environ.get, ("TMPDIR", "TEMP", "TMP")) if v), None)
     try:
         return Path(os.path.abspath(given or tempfile.gettempdir()))
@@ -170,7 +171,7 @@ def _is_full(place: Path) -> bool:
 
 
 def _claim(above: Path, prefix: str, target: str) -> tuple[Path, int | None]:
-    """A new folder with a lock that we hold. One that is cleared before that is made again."""
+    """Make a folder and lock it; if another process clears it before that, make another one."""
     while True:
         work = Path(tempfile.mkdtemp(prefix=prefix, dir=above))
         if fcntl is None:
@@ -188,7 +189,7 @@ def _claim(above: Path, prefix: str, target: str) -> tuple[Path, int | None]:
         except (BlockingIOError, FileNotFoundError):
             held = False
         except OSError:
-            held = True  # there are no locks here, so nobody else gets one either
+            held = True  # this file system has no locks, so no process gets one and clears it
         if not held:
             os.close(lock)
             continue
@@ -202,7 +203,7 @@ def _claim(above: Path, prefix: str, target: str) -> tuple[Path, int | None]:
 
 
 def _leave(work: Path, lock: int) -> None:
-    """Remove our own folder while its lock is held; what cannot be removed is cleared later."""
+    """Remove our own folder while its lock is held; what cannot be removed stays for `clear`."""
     try:
         with suppress(OSError):
             folder = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -215,9 +216,9 @@ def _leave(work: Path, lock: int) -> None:
 
 
 def _clear_one(work: Path) -> None:
-    """Clear a folder of ours whose lock is free; raises OSError where it is not.
+    """Clear a folder of this user whose lock is free; raises OSError where it is not.
 
-    Everything goes by the open folder: a name may be another thing from one moment to the next.
+    All names are looked up in the open folder, because a path may lead elsewhere the next moment.
     """
     folder = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
@@ -227,7 +228,7 @@ def _clear_one(work: Path) -> None:
             flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK
             lock = os.open(LOCK, flags, dir_fd=folder)
         except FileNotFoundError:
-            # Only if it is empty: an owner that was about to make the lock makes another folder.
+            # Works only if it is empty: its process, about to make the lock, makes another folder.
             work.rmdir()
             return
         try:
@@ -241,11 +242,11 @@ def _clear_one(work: Path) -> None:
 
 
 def _end(work: Path, folder: int, lock: int) -> None:
-    """Put back what lies aside, then remove the open folder `work`, the lock as its last file."""
+    """Put back a target that was moved, then remove the open folder `work`, the lock last."""
     said = os.pread(lock, 4096, 0)
     names = os.listdir(folder)
     if not said.startswith(_MAGIC):
-        # Killed before it could write that: only its lock can be here. Else it is not ours.
+        # A process killed before it wrote that left an empty lock alone. Anything else is not ours.
         if said or names != [LOCK]:
             return
     name = os.fsdecode(said[len(_MAGIC) :])

@@ -1,6 +1,6 @@
-"""Captions -> CLIP token ids: the authors' text rules, then byte-level BPE.
+"""Turn captions into CLIP token ids: the authors' text rules, then byte-level BPE.
 
-The rules are OpenAI CLIP's, and so is the vocabulary (see `vocabulary`).
+Rules and vocabulary (see `vocabulary`) are those of OpenAI's CLIP.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stan_infer.errors import InputError, nearest
+from stan_infer.errors import InputError, check_word
 from stan_infer.text.vocabulary import END, SPECIAL, START, load_vocabulary
 
 if TYPE_CHECKING:
@@ -35,22 +35,18 @@ def tokenize(
     truncation: str = "keep-eot",
     vocabulary: Path | None = None,
 ) -> NDArray[np.int64]:
-    """Token ids [Q, L] int64 of Q texts: start 49406, the text, end 49407, padding 0.
+    """Return token ids int64 [Q, L] of Q texts: start 49406, the text, end 49407, padding 0.
 
-    truncation: what becomes of a text with more than L - 2 tokens. "keep-eot" cuts it and ends it
-    with the end token, as open_clip does. "authors" is the release: cut to 77 with an end token,
-    then to L without, so that every text that loses its end token gets the same embedding. Texts
-    that do not fit are named in one logged warning under both rules.
+    truncation: what happens to a text with more than L - 2 tokens. "keep-eot" cuts it and ends it
+    with the end token, as open_clip does. "authors" does what the release does: it cuts to 77 with
+    an end token, then to L without, so that all texts that lose their end token get the same
+    embedding. Under both rules one logged warning names the texts that do not fit.
 
     vocabulary: a tokenizer.json written by write_vocabulary; None is the installed open_clip's.
     Raises InputError (wrong texts, length 3 to 77, rule or file), MissingError (no vocabulary or
     no tokenizers or ftfy package). Source: OpenAI CLIP's tokenizer as the STAN authors call it.
     """
-    if truncation not in _RULES:
-        hint = nearest(str(truncation), _RULES)
-        raise InputError(
-            f"unknown truncation '{truncation}'{hint}; allowed are {', '.join(_RULES)}"
-        )
+    check_word("truncation", str(truncation), _RULES)
     captions, length = _check_texts(texts), _check_length(context_length)
     encoded = _encode_all(captions, vocabulary)
     _warn(captions, [i for i, ids in enumerate(encoded) if len(ids) > length], length, truncation)
@@ -64,7 +60,7 @@ def tokenize(
 def cut_texts(
     texts: Sequence[str] | str, context_length: int = 32, *, vocabulary: Path | None = None
 ) -> list[int]:
-    """Indices of the texts that would have no end token left under the rule "authors".
+    """Return the indices of the texts that lose their end token under the rule "authors".
 
     The release pools these at position 0: all get the same embedding. Raises as tokenize does.
     """
@@ -74,7 +70,10 @@ def cut_texts(
 
 
 def text_rules(context_length: int) -> dict[str, Any]:
-    """What a client without this package must do to a text before tokenizer.json, and after."""
+    """What a client without this package does to a text before it uses tokenizer.json, and after.
+
+    The manifest of an exported folder holds it.
+    """
     return {
         "clean": ["ftfy.fix_text", "html.unescape", "html.unescape", "white space", "lower case"],
         "start": START,
@@ -93,7 +92,7 @@ def _clean(text: str) -> str:
 
 
 def _unescape(text: str) -> str:
-    """html.unescape, also of numbers beyond Python's limit of 4300 digits: all are no character."""
+    """html.unescape, also for numbers beyond Python's limit of 4300 digits: none is a character."""
     text = re.sub(r"&#0++(?=[0-9])", "&#", text)
     return html.unescape(re.sub(r"&#[0-9]{8,}+", "&#99999999", text))
 
@@ -111,7 +110,8 @@ def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
     if not any(word in text for word in SPECIAL):
         return list(tokenizer.encode(text, add_special_tokens=False).ids)
     ids: list[int] = []
-    # OpenAI's code knows a special token only where its pattern finds it: not in "!!<|endoftext|>".
+    # As in OpenAI's code, a special token counts only where the pattern splits it off, which it
+    # does not in "!!<|endoftext|>".
     for piece, (begin, end) in tokenizer.pre_tokenizer.pre_tokenize_str(text):
         if piece in SPECIAL:
             ids.append(SPECIAL[piece])

@@ -1,6 +1,6 @@
 """CLIP's vocabulary: from the installed open_clip package, or from a tokenizer.json.
 
-open_clip itself is never imported, since that imports torch.
+open_clip itself is never imported, because that would import torch.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 START, END = 49406, 49407
 SPECIAL = {"<|startoftext|>": START, "<|endoftext|>": END}
 _MAX_FILE = 16 * 2**20
-_MERGES = 48894  # 49408 entries without 256 bytes, 256 bytes that end a word, 2 special tokens
-# OpenAI's pattern ignores case. On lower-cased text that only adds the long s and drops U+0345,
-# whose upper case is a letter (found by trying every code point).
+_MERGES = 48894  # 49408 entries less 256 bytes, 256 bytes that end a word and 2 special tokens
+# OpenAI's pattern ignores case. On lower-cased text that matters for two characters (found by
+# trying every code point): the long s matches s, and U+0345, whose upper case is a letter, nothing.
 _PATTERN = (
     r"<\|[sſ]tartoftext\|>|<\|endoftext\|>"
     r"|'[sſ]|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}\x{345}]+"
 )
 
-# Wherever a tokenizer.json is written, this goes beside it.
+# This file is written beside every tokenizer.json.
 CLIP_LICENCE_FILE = "LICENSE-CLIP.txt"
 CLIP_LICENCE = """\
 tokenizer.json holds the vocabulary and the text rules of OpenAI's CLIP
@@ -64,7 +64,7 @@ SOFTWARE.
 
 
 def load_vocabulary(path: Path | None) -> Tokenizer:
-    """The tokenizer of a file that write_vocabulary wrote; None: of the installed open_clip.
+    """Load the tokenizer from a file that write_vocabulary wrote; None: from installed open_clip.
 
     Raises InputError (wrong file), MissingError (no vocabulary or no package).
     """
@@ -81,9 +81,9 @@ def load_vocabulary(path: Path | None) -> Tokenizer:
 def write_vocabulary(path: Path) -> None:
     """Write the installed open_clip's vocabulary as a tokenizer.json of the tokenizers library.
 
-    Its licence goes beside it. The text rules (ftfy, html, white space, lower case) are not part of
-    the file. The library itself adds the start and end token. Raises MissingError, InputError
-    (cannot write).
+    Its licence is written beside it. The text rules (ftfy, html, white space, lower case) are not
+    in the file. The library adds the start and end tokens. Raises MissingError, and InputError if
+    it cannot be written.
     """
     _need_packages()
     from tokenizers.processors import TemplateProcessing
@@ -133,7 +133,7 @@ def _installed_merges() -> list[tuple[str, str]]:
 
 
 def _vocab(merges: Sequence[tuple[str, str]]) -> dict[str, int]:
-    """The ids that follow from the merges: bytes, bytes that end a word, merges, special tokens."""
+    """Return the ids of words in CLIP's order: bytes, bytes that end a word, merges, specials."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     symbols = [chr(b) for b in printable] + [chr(256 + i) for i in range(256 - len(printable))]
     words = [*symbols, *(s + "</w>" for s in symbols), *(a + b for a, b in merges), *SPECIAL]
@@ -173,7 +173,7 @@ def _from_file(path: Path, size: int, mtime_ns: int) -> Tokenizer:
 
 
 def _merges_of(content: Any) -> list[tuple[str, str]]:
-    """The merges of a parsed tokenizer.json; raises anything at all for a file unlike ours."""
+    """Return the merges of a parsed tokenizer.json; raises any exception for a file unlike ours."""
     model, steps = content["model"], content["pre_tokenizer"]["pretokenizers"]
     if model["type"] != "BPE" or model["end_of_word_suffix"] != "</w>":
         raise ValueError("its model is not a BPE with words ending in </w>")
@@ -186,7 +186,7 @@ def _merges_of(content: Any) -> list[tuple[str, str]]:
     # Older versions of the library write "a b" in place of ["a", "b"].
     pairs = (m.split(" ") if isinstance(m, str) else m for m in model["merges"])
     merges = [(a, b) for a, b in pairs]
-    # Everything else follows from the merges, so they can be checked by building it again.
+    # The ids follow from the merges, so they are built again and compared.
     if len(merges) != _MERGES:
         raise ValueError(f"it has {len(merges)} merges, not {_MERGES}")
     if model["vocab"] != _vocab(merges):

@@ -18,7 +18,7 @@ import numpy as np
 from stan_infer.config import StanConfig
 from stan_infer.scores import head_scores
 from stan_infer.video.clip import regular_file
-from stan_infer.video.pyav_reader import read_pyav, told
+from stan_infer.video.pyav_reader import errors_named, read_pyav
 
 if TYPE_CHECKING:
     pass
@@ -123,7 +123,7 @@ def decode(source: Source, path: Path) -> tuple[np.ndarray, list[np.ndarray]]:
     """Frame numbers [T] as the source samples them, and the frames, uint8 [H, W, 3] each."""
     frames = source.sampled()
     file = regular_file(path)
-    with told(path):
+    with errors_named(path):
         found = read_pyav(file, lambda total: source.indices(total, frames), lambda image: image)
     return found.indices, [found.images[i] for i in found.indices.tolist()]
 

@@ -1,4 +1,4 @@
-"""From a video file to a clip: T frames, resized and cropped as the authors do.
+"""Read a clip from a video file: T frames, resized and cropped as the authors do.
 
 Imports config and system.
 Start at `clip.read_clip`; `spec.ClipSpec` is what every reader takes.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from stan_infer.errors import InputError
 from stan_infer.system.outside_file import open_regular
 from stan_infer.video.decord_reader import read_decord
-from stan_infer.video.pyav_reader import Image, Indices, read_pyav, told
+from stan_infer.video.pyav_reader import Image, Indices, errors_named, read_pyav
 from stan_infer.video.resize import resize_and_crop
 from stan_infer.video.spec import ClipSpec, check_frames
 
@@ -25,10 +25,9 @@ _READERS = {"pyav": read_pyav, "decord": read_decord}
 class Clip:
     """T frames of one video, and where they come from.
 
-    pixels: uint8 [T, crop, crop, 3], RGB; where views were asked for [V, T, crop, crop, 3].
-    indices: int64 [T], frame numbers from 0; with views [V, T]. total_frames: frames of the
-    video. decoder: "pyav" or "decord".
-    source_size: (height, width) of the first frame read, after rotation, before resizing.
+    pixels: uint8 [T, crop, crop, 3], RGB; of V views [V, T, crop, crop, 3]. indices: int64 [T],
+    frame numbers from 0; of views [V, T]. total_frames: frames of the video. decoder: "pyav" or
+    "decord". source_size: (height, width) of the first frame read, after rotation, before resizing.
     """
 
     pixels: NDArray[np.uint8]
@@ -41,8 +40,8 @@ class Clip:
 def sample_indices(total_frames: int, frames: int, clip: int = 0, clips: int = 1) -> Indices:
     """Return the frame numbers int64 [frames] that the authors' test pipeline takes.
 
-    They go by frame number, not by time; a video shorter than `frames` repeats some. clip: which
-    of `clips` interleaved samples. Raises InputError unless total_frames >= 1 and
+    They are spread evenly by frame number, not by time; a video shorter than `frames` repeats some.
+    clip: which of `clips` interleaved samples. Raises InputError unless total_frames >= 1 and
     1 <= frames <= 64. Source: the release's SampleFrames in test mode (double arithmetic, ties to
     even).
     """
@@ -70,8 +69,8 @@ def read_clip(
 def read_clip_info(path: str | os.PathLike[str], spec: ClipSpec) -> Clip:
     """Sample, decode, resize and crop one video file.
 
-    The container's rotation is applied. Raises InputError for a file that is no video, is cut off,
-    or is damaged where a frame is needed (decord conceals damage; PyAV does not); MissingError
+    The container's rotation is applied. Raises InputError for a file that is not a video, is cut
+    off, or is damaged where a frame is needed (decord conceals damage; PyAV does not); MissingError
     without the decoder's package.
     """
     clips, crops = spec.views or (1, 1)
@@ -84,7 +83,7 @@ def read_clip_info(path: str | os.PathLike[str], spec: ClipSpec) -> Clip:
     def sample(total: int) -> Indices:
         return np.concatenate([sample_indices(total, spec.frames, i, clips) for i in range(clips)])
 
-    with told(file):
+    with errors_named(file):
         found = _READERS[name](file, sample, shrink)
     # [crops, clips * T, S, S, 3] -> one view after the other
     taken = np.stack([found.images[i] for i in found.indices.tolist()], axis=1)
@@ -102,8 +101,8 @@ def resize_crop(
     """Resize uint8 frames [T, H, W, 3] (or T images of any sizes) and cut the centred square.
 
     Returns uint8 [T, crop, crop, 3]. Bilinear without antialias (OpenCV INTER_LINEAR), as the
-    release does; small frames grow. Raises InputError if the frames are no such pictures or if crop
-    exceeds short_side.
+    release does; small frames are enlarged. Raises InputError for frames of another type or shape
+    and if crop exceeds short_side.
     """
     ClipSpec(short_side=short_side, crop=crop)  # checks them
     result = np.empty((len(frames), crop, crop, 3), np.uint8)
@@ -117,7 +116,7 @@ def resize_crop(
 
 
 def regular_file(path: Path) -> Path:
-    """Return the path if it is that of a regular file with content; InputError for another."""
+    """Return the path if it is that of a regular file that is not empty; else InputError."""
     try:
         file, size = open_regular(path)
         file.close()

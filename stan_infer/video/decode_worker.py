@@ -1,10 +1,10 @@
 """Decode users' videos in a process of their own, under a watchdog.
 
-decord can hang for ever while it holds the interpreter's lock (a container that lies about its
-frame count), any decoder can crash on a stranger's file, and all leak. So the parent keeps a child,
-asks it for one clip at a time over pipes, and kills it when it does not answer.
-Messages go as `child` has them; a clip's pixels follow its message, and the parent knows their size
-from what it asked for.
+decord can hang for ever while it holds the GIL (when a container gives a wrong number of frames),
+any decoder can crash on a stranger's file, and all leak memory. So the parent keeps a child, asks
+it for one clip at a time over pipes, and kills it when it does not answer.
+Messages have the format of system.child; a clip's pixels follow its message, and the parent knows
+their size from what it asked for.
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ import threading
 from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from queue import SimpleQueue
-from types import TracebackType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -41,14 +40,14 @@ from stan_infer.video.spec import ClipSpec
 
 MEMORY_LIMIT = 8 * 2**30  # bytes of address space of one worker
 START_S = 60.0  # for the imports of a new worker, on a busy machine
-_PREFETCH = 2  # clips per worker that may wait for the reader
+_PREFETCH = 2  # clips per worker that are being decoded or wait to be taken
 _COMMAND = python("stan_infer.video.decode_worker")
 
 _Result: TypeAlias = Clip | StanError
 _Task: TypeAlias = tuple[Path, Future[_Result]]
 
 
-class DecodeWorker:
+class DecodeWorker(AbstractContextManager["DecodeWorker"]):
     """One child process that decodes; started at the first clip, restarted when needed.
 
     Use as a context manager, from one thread; `close` may come from any thread and ends a read
@@ -63,13 +62,7 @@ class DecodeWorker:
         self._closed = False
         self._lock = threading.Lock()
 
-    def __enter__(self) -> DecodeWorker:
-        """Return itself; nothing is started yet."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Kill the child."""
         self.close()
 
@@ -105,12 +98,17 @@ class DecodeWorker:
                 if header["status"] == "clip":
                     pixels = receive_bytes(child.output, math.prod(spec.shape))
         except BaseException:
-            child.end()  # interrupted half-way: the next reply would be the wrong clip's
+            child.end()  # interrupted: the next reply read from it would be that of this clip
             raise
         late = expired.is_set()
         if late or header is None or (header["status"] == "clip" and not pixels):
             code = child.end()
-            raise InputError(_epitaph(path, timeout_s if late else None, code))
+            end = f"did not answer within {timeout_s:g} s (killed)"
+            if not late:
+                end = f"crashed ({how_it_ended(code)})"
+            raise InputError(
+                f"{os.fspath(path)}: the decoder {end}; the file is likely damaged: re-encode it"
+            )
         self._clips += 1
         if self._clips >= self._recycle:
             child.end()
@@ -200,17 +198,9 @@ def _serve(
             future.set_exception(e)
 
 
-def _epitaph(path: str | os.PathLike[str], timeout_s: float | None, code: int) -> str:
-    if timeout_s is not None:
-        end = f"did not answer within {timeout_s:g} s (killed)"
-    else:
-        end = f"crashed ({how_it_ended(code)})"
-    return f"{os.fspath(path)}: the decoder {end}; the file is likely damaged: re-encode it"
-
-
 def _clip(header: dict[str, Any], pixels: bytes, spec: ClipSpec) -> Clip:
     height, width = header["source_size"]
-    # Through a bytearray, so that the pixels are writable as those of read_clip_info are.
+    # A bytearray, so that the pixels are writable, as those of read_clip_info are.
     array = np.frombuffer(bytearray(pixels), np.uint8).reshape(spec.shape)
     return Clip(
         pixels=array,
@@ -241,12 +231,12 @@ def main() -> None:
     """Serve clips on standard input and output until the input ends (the child's side)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
     replies = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a C library prints must not land between replies
+    os.dup2(2, 1)  # what a C library prints must not come between replies
     _limit_memory()
-    with suppress(Exception, SystemExit):  # a missing package is told with the first clip
+    with suppress(Exception, SystemExit):  # a missing package is reported for the first clip
         import av  # noqa: F401
     send(replies, {"status": "ready"})
-    # decord's FFmpeg prints every flaw of a file; the reply says what matters.
+    # FFmpeg in decord prints every flaw of a file; the reply has the one that matters.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     os.dup2(2, 1)
     while True:
@@ -265,7 +255,7 @@ def _answer(asked: dict[str, Any]) -> tuple[dict[str, Any], bytes | memoryview]:
     timeout_s, values = asked["timeout_s"], asked["spec"]
     views = values["views"] and tuple(values["views"])  # a list in JSON
     spec = ClipSpec(**{**values, "views": views})
-    # Should the parent die during a hang, nobody is left to kill this process: the kernel does it.
+    # If the parent dies while this process hangs, the kernel ends it by this alarm.
     alarm = hasattr(signal, "setitimer")
     if alarm:
         signal.setitimer(signal.ITIMER_REAL, min(2 * timeout_s + 5, 1e6))

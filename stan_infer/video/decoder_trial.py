@@ -1,6 +1,6 @@
 """Decode a tiny clip whose pictures are known, in the process that decodes users' videos.
 
-What only imports, or only opens a codec, may still read no file or give wrong pixels.
+A decoder that can be imported and has the codec may still fail to read files or give wrong pixels.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from stan_infer.video.decode_worker import DecodeWorker
 from stan_infer.video.spec import ClipSpec
 
 _NAME = "clip.mp4"
-SIDE = 64  # pixels; decord 0.6 cannot read frames whose width is no multiple of 64
-TOTAL = 8
-FRAMES = 4  # read: numbers 0, 2, 4 and 5, from both groups of pictures
-# Levels of 0 to 255. Encoding cost 3 at most; a neighbouring frame is 24 away, and other
-# coefficients of colour (BT.709 for BT.601) more than 10.
+SIDE = 64  # pixels; decord 0.6 cannot read frames whose width is not a multiple of 64
+TOTAL = 8  # frames of the clip
+FRAMES = 4  # frames that are read: numbers 0, 2, 4 and 5, from both groups of pictures
+# Levels of 0 to 255. Encoding changed pixels by 3 at most; the next frame differs by 24, and a
+# wrong colour matrix (BT.709 for BT.601) gives differences of more than 10.
 TOLERANCE = 8
 _MARGIN = 4  # pixels left out at the borders of the quarters, where colour is blurred
 # An MP4 of 1.8 kB: `picture(0)` to `picture(7)` through PyAV's libx264 as yuv420p at 10 frames/s,
@@ -56,7 +56,7 @@ cGwAAAAAAAAAAAAAAAAsaWxzdAAAACSpdG9vAAAAHGRhdGEAAAABAAAAAExhdmY2My4xLjEwMg==
 
 
 def picture(i: int) -> np.ndarray:
-    """Frame i of the clip as it was drawn, uint8 [64, 64, 3], RGB: four quarters that change."""
+    """Draw frame i of the clip, uint8 [64, 64, 3], RGB: four quarters whose colours depend on i."""
     half, up, down = SIDE // 2, 40 + 24 * i, 208 - 24 * i
     image = np.empty((SIDE, SIDE, 3), np.uint8)
     image[:half, :half], image[:half, half:] = (up, down, 40), (40, up, down)
@@ -67,7 +67,7 @@ def picture(i: int) -> np.ndarray:
 def decode_own_clip(decoder: str) -> None:
     """Read the clip with "pyav" or "decord" and compare frames and pixels with what was drawn.
 
-    Raises RuntimeError where it cannot be read or they differ, and what else reading raises.
+    Raises RuntimeError where it cannot be read or they differ, and whatever else reading raises.
     """
     spec = ClipSpec(frames=FRAMES, short_side=SIDE, crop=SIDE, decoder=decoder)
     with temporary_folder("a clip that is decoded as a trial") as folder, DecodeWorker() as worker:
@@ -75,7 +75,7 @@ def decode_own_clip(decoder: str) -> None:
         path.write_bytes(base64.b64decode(CLIP))
         try:
             clip = worker.read(path, spec)
-        except InputError as e:  # that blames the file, which is right here
+        except InputError as e:  # its message blames the file, but this file is good
             reason = _reason(str(e))
             raise RuntimeError(f"{decoder} does not decode doctor's own clip: {reason}") from e
     if clip.total_frames != TOTAL:
@@ -90,9 +90,9 @@ def decode_own_clip(decoder: str) -> None:
 
 
 def _reason(message: str) -> str:
-    """What a message on a user's video says without the file's name and what to do with it."""
-    told = message.rpartition("; ")[0] or message
-    return re.sub(rf"^.*?{re.escape(_NAME)}(?: is no video[^:]*)?:? *", "", told)
+    """Return the reason in a message on a user's video, without the file's name and the advice."""
+    reason = message.rpartition("; ")[0] or message
+    return re.sub(rf"^.*?{re.escape(_NAME)}(?: is not a video[^:]*)?:? *", "", reason)
 
 
 def _largest_difference(found: np.ndarray, wanted: np.ndarray) -> int:

@@ -7,19 +7,19 @@ from pathlib import Path
 import numpy as np
 
 from stan_infer.errors import InputError
-from stan_infer.video.pyav_reader import Found, Image, Sample, Shrink, open_video, package
+from stan_infer.video.pyav_reader import Found, Sample, Shrink, open_video, package
 
 
 def read_decord(path: Path, sample: Sample, shrink: Shrink) -> Found:
-    """As `read_pyav` with decord, by its own count of frames.
+    """As `read_pyav`, with decord and the number of frames that it counts.
 
-    It conceals damage, and on a container that lies it may hang or crash. PyAV checks the file
-    first, as decord itself would follow playlists. Raises InputError, MissingError.
+    decord conceals damage, and may hang or crash if a container gives a wrong number of frames.
+    PyAV opens the file first, because decord itself would follow playlists. Raises InputError,
+    MissingError.
     """
     decord = package("decord")
     with open_video(path):
         pass
-    images: dict[int, Image] = {}
     try:
         reader = decord.VideoReader(str(path.absolute()), ctx=decord.cpu(0), num_threads=1)
         total = len(reader)
@@ -33,6 +33,5 @@ def read_decord(path: Path, sample: Sample, shrink: Shrink) -> Found:
         raise InputError(
             f"decord cannot decode {path}: {lines[0][-300:]}; try --decoder pyav"
         ) from e
-    for number, image in zip(numbers, batch, strict=True):
-        images[number] = shrink(image)
+    images = {number: shrink(image) for number, image in zip(numbers, batch, strict=True)}
     return Found(images, indices, total, (batch.shape[1], batch.shape[2]))

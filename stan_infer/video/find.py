@@ -1,4 +1,4 @@
-"""Find video files: all in a folder, or those of given names, which never lead out of it."""
+"""Find video files: all in a folder, or those of given names, which cannot lead out of it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ SUFFIXES = tuple(".mp4 .mkv .webm .avi .mov .m4v .mpg .mpeg .ts .flv .wmv .3gp .
 def list_videos(paths: Sequence[Path]) -> list[Path]:
     """Return the videos that `paths` name: files as given, folders walked in sorted order.
 
-    A folder gives everything below it with a known suffix (SUFFIXES, any case), also what turns out
-    to be no readable file, so that it is reported; hidden names and links to folders are passed
-    over. Raises InputError for a path that does not exist, a folder that cannot be read and a
-    folder without any video.
+    A folder gives everything below it with a known suffix (SUFFIXES, any case), even if it cannot
+    be read, so that this is reported; hidden names and links to folders are passed over. Raises
+    InputError for a path that does not exist, a folder that cannot be read and a folder without any
+    video.
     """
     found: list[Path] = []
     for path in map(Path, paths):
@@ -51,11 +51,11 @@ def _walk(folder: Path) -> list[Path]:
 def video_stem(name: str) -> str:
     """Return the last part of a path without its video suffixes: "a/b.avi.mp4" -> "b".
 
-    Only known suffixes go: clips of LSMDC have times with dots in their names.
+    Only known suffixes are removed: clips of LSMDC have times with dots in their names.
     """
     stem = PurePath(name.strip()).name
     end = len(stem)
-    # By its end and not by ever shorter copies: a stranger's name may be suffixes only.
+    # Moves the end instead of copying: a stranger's name may consist of very many suffixes.
     while suffix := next((s for s in SUFFIXES if stem[end - len(s) : end].lower() == s), None):
         if end == len(suffix):
             break

@@ -1,10 +1,10 @@
-"""Decode chosen frames of one video file with PyAV; `clip.read_clip` is the way in.
+"""Decode chosen frames of one video file with PyAV; `clip.read_clip` calls it.
 
-There are two passes over the file. The first reads packets only: it counts frames (what containers
-claim is wrong or absent too often) and learns which packet holds which frame and where decoding can
-start. The second decodes the groups of pictures that hold a chosen frame and passes over the
-others. Packets are known by their number, so nothing depends on a container's seeking.
-A file comes from a stranger: only known containers are opened, and damage in a picture that is
+There are two passes over the file. The first reads packets only: it counts the frames (the numbers
+in containers are wrong or absent too often) and finds which packet holds which frame and where
+decoding can start. The second decodes the groups of pictures that hold a chosen frame and passes
+over the others. Packets are identified by their number, so that no container has to seek.
+A file may come from a stranger: only known containers are opened, and damage in a picture that is
 needed is an error, never a concealed picture.
 """
 
@@ -37,7 +37,7 @@ MAX_PACKETS = 10_000_000
 _FORMATS = (
     "mov,matroska,webm,avi,flv,mpegts,mpeg,mpegvideo,asf,gif,h264,hevc,m4v,obu,ivf,ogg,mxf,nut"
 )
-# These hold no time of presentation; what FFmpeg reports there is a guess in order of decoding.
+# These hold no presentation times; FFmpeg reports guesses that follow the order of decoding.
 _UNTIMED = {"avi", "h264", "hevc", "m4v", "mpegvideo", "obu"}
 
 Image: TypeAlias = NDArray[np.uint8]  # [H, W, 3], RGB
@@ -48,7 +48,7 @@ Shrink: TypeAlias = Callable[[Image], Image]  # a full picture -> what is kept o
 
 @dataclass(frozen=True)
 class Found:
-    """The chosen frames. images: by frame number, shrunk. size: (height, width) before that."""
+    """The chosen frames. images: by frame number, after Shrink. size: (height, width) before it."""
 
     images: dict[int, Image]
     indices: Indices
@@ -62,7 +62,7 @@ def package(module: Literal["av", "decord"]) -> Any:
 
 
 @contextmanager
-def told(path: Path) -> Iterator[None]:
+def errors_named(path: Path) -> Iterator[None]:
     """Turn whatever a decoder raises into an InputError that names the file."""
     av = package("av")
     try:
@@ -77,7 +77,7 @@ def told(path: Path) -> Iterator[None]:
 
 def _reason(e: BaseException) -> str:
     text = str(getattr(e, "strerror", None) or e)
-    log = getattr(e, "log", None)  # (level, who, text) of FFmpeg's last complaint
+    log = getattr(e, "log", None)  # (level, who, text) of FFmpeg's last message
     return f"{text} ({log[2].strip()})" if log else text[:300]
 
 
@@ -91,13 +91,13 @@ class _Untimed(Exception):
 
 @dataclass(frozen=True)
 class _Index:
-    """What the packets of the video stream tell before anything is decoded."""
+    """What is known from the packets of the video stream before anything is decoded."""
 
-    pts: Indices  # [packets]
+    pts: Indices  # [packets], presentation times
     key: NDArray[np.bool_]  # [packets]
     order: Indices  # [frames], the packet of every frame
-    timed: bool  # order is that of presentation and pts names each frame; else of decoding
-    first: int  # the first key packet; what comes before cannot be decoded
+    timed: bool  # True: in order of presentation, and pts identifies a frame; else of decoding
+    first: int  # the first key packet; those before it cannot be decoded
     lead: int  # frames shown before the first key frame
 
 
@@ -116,11 +116,11 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     except av.error.FFmpegError as e:
         if e.errno == errno.EINVAL:  # FFmpeg's answer to a format that is not on the list
             raise InputError(
-                f"{path} is no video: its contents look like a picture, text, sound or playlist; "
-                "allowed are containers such as MP4, MKV, WebM, AVI, MPEG and GIF"
+                f"{path} is not a video: its contents look like a picture, text, sound or a "
+                "playlist; allowed are containers such as MP4, MKV, WebM, AVI, MPEG and GIF"
             ) from e
         raise InputError(
-            f"{path} is no video, or is cut off or damaged: {_reason(e)}; fetch it again"
+            f"{path} is not a video, or is cut off or damaged: {_reason(e)}; fetch it again"
         ) from e
     with container:
         stream = container.streams.best("video")
@@ -135,25 +135,19 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
                 f"{path}: frames of {context.width}x{context.height} are too large; at most "
                 f"{MAX_PIXELS} pixels are allowed: make it smaller"
             )
-        # Clips are decoded side by side in processes, so threads within one would only compete.
+        # Several processes decode at the same time; threads in each would only compete.
         context.thread_count, context.thread_type = 1, "NONE"
         context.options = {"err_detect": "explode", "max_pixels": str(MAX_PIXELS)}
         yield container, stream
 
 
 def _any_metadata(av: Any) -> dict[str, str]:
-    """What makes av.open take tags that are not UTF-8, such as a title in Latin-1.
+    """Options of av.open with which it takes tags that are not UTF-8, such as a title in Latin-1.
 
-    PyAV before 19 refuses the file unless told otherwise; from 19 on it takes them and has no such
-    option.
+    PyAV before 19 refuses such a file without the option; PyAV 19 takes it and has no such option.
     """
     has_option = hasattr(av.container.Container, "metadata_errors")
     return {"metadata_errors": "replace"} if has_option else {}
-
-
-def _video_packets(container: InputContainer, stream: VideoStream) -> Iterator[tuple[int, Packet]]:
-    # FFmpeg's packets of size 0 carry no picture; PyAV ends with one, which would end the decoder.
-    yield from enumerate(p for p in container.demux(stream) if p.size)
 
 
 def _scan(path: Path) -> _Index:
@@ -189,7 +183,7 @@ def _scan(path: Path) -> _Index:
     if not len(order):
         raise InputError(f"{path} holds no frame: its video stream is empty; fetch it again")
     ascending = bool((np.diff(times[order]) > 0).all())
-    # Some writers store the time of decoding; a codec that reorders then looks as if it did not.
+    # Some programs store the time of decoding: then times rise although the codec reorders.
     untimed |= (ascending and reorders) or len(np.unique(times[order])) < len(order)
     if untimed:
         return _Index(times, keys, order, False, first, 0)
@@ -200,21 +194,23 @@ def _scan(path: Path) -> _Index:
 def read_pyav(path: Path, sample: Sample, shrink: Shrink) -> Found:
     """Decode the frames that `sample` chooses with PyAV; each is rotated, then given to `shrink`.
 
-    Frames are the n-th shown ones. Raises InputError for a file that cannot be read or is damaged.
+    Frames are numbered as they are shown. Raises InputError for a file that cannot be read or is
+    damaged.
     """
     index = _scan(path)
-    if index.timed:
-        index = _without_broken_lead(path, index)
-        for straight in (False, True):
-            try:
-                return _by_time(path, index, sample(len(index.order)), shrink, straight=straight)
-            except _Untimed:
-                continue
-            except _Damaged as e:
-                # A packet wrongly marked as a key frame looks like damage, too: read it all first.
-                if straight:
-                    raise InputError(f"{path}: {e}; fetch it again or re-encode it") from e
     try:
+        if index.timed:
+            index = _without_broken_lead(path, index)
+            for straight in (False, True):
+                try:
+                    indices = sample(len(index.order))
+                    return _by_time(path, index, indices, shrink, straight=straight)
+                except _Untimed:
+                    continue
+                except _Damaged:
+                    # A packet wrongly marked as a key frame looks like damage, too: decode all.
+                    if straight:
+                        raise
         return _by_count(path, replace(index, timed=False), sample, shrink)
     except _Damaged as e:
         raise InputError(f"{path}: {e}; fetch it again or re-encode it") from e
@@ -246,7 +242,7 @@ def _by_time(
     images: dict[int, Image] = {}
     size = (0, 0)
     with open_video(path) as (container, stream):
-        # In H.264 (only there without exception) a picture says if no other is built on it.
+        # In H.264, and reliably only there, a picture is marked if no other refers to it.
         thin = not straight and stream.codec_context.name == "h264"
         needed = set(packets.tolist()) if thin else None
         for frame in _frames(container, stream, index, ranges, needed=needed):
@@ -282,7 +278,7 @@ def _by_count(path: Path, index: _Index, sample: Sample, shrink: Shrink) -> Foun
                 count = total
         if count == total:
             return Found(images, indices, total, size)
-        # Packets and pictures need not pair up (fields, placeholders): what decodes is the truth.
+        # Packets and pictures may differ in number (fields, placeholders): count what decodes.
         total = count
         if not total:
             break
@@ -290,7 +286,7 @@ def _by_count(path: Path, index: _Index, sample: Sample, shrink: Shrink) -> Foun
 
 
 def _ranges(index: _Index, packets: Indices) -> list[tuple[int, int]]:
-    """Runs of packets, first and last, that decode to the wanted ones; each begins with a key."""
+    """Return (first, last) of runs of packets that hold the wanted ones and begin with a key."""
     keys = np.flatnonzero(index.key)
     ranges: list[tuple[int, int]] = []
     for packet in np.sort(packets).tolist():
@@ -311,15 +307,16 @@ def _frames(
     *,
     needed: set[int] | None = None,
 ) -> Iterator[VideoFrame]:
-    """Yield what the packets of each range decode to, in order of presentation.
+    """Yield the pictures that the packets of each range decode to, in order of presentation.
 
-    needed: packets that matter; of the others only reference pictures are then decoded.
+    needed: packets whose pictures are wanted; of the others only reference pictures are decoded.
     Raises _Damaged for damage and _Untimed where times do not rise.
     """
     todo = iter(ranges)
     start, end = next(todo)
     last: int | None = None
-    for number, packet in _video_packets(container, stream):
+    # Packets of size 0 hold no picture; PyAV appends one at the end, which would flush the decoder.
+    for number, packet in enumerate(p for p in container.demux(stream) if p.size):
         if number < start:
             continue
         # Frames shown before a key frame may need the group before it, which was passed over.
@@ -339,7 +336,7 @@ def _frames(
                     last = frame.pts
                     if frame.pts == index.pts[start] and start != index.first:
                         if not frame.key_frame:
-                            raise _Damaged(f"{_named(index, start)} is marked as key, but is none")
+                            raise _Damaged(f"{_named(index, start)} is marked as key, but is not")
                 yield frame
         if number == end:
             following = next(todo, None)

@@ -2,8 +2,8 @@
 
 OpenCV computes with whole numbers: source coordinates (d + 0.5) scale - 0.5 in double, rounded to
 float; weights of 11 bits; columns first, a shift by 4, then rows, of whose products the low 16 bits
-fall away. That is all there is to it, so this package does not carry OpenCV's 160 MB; tests compare
-with it. Only pixels that the crop keeps are computed. `preprocess.onnx` does the same.
+are dropped. So the package does without OpenCV's 160 MB; tests compare with it. Only pixels inside
+the crop are computed. `preprocess.onnx` does the same.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def resize_and_crop(
     """uint8 [H, W, 3] -> uint8 [crops, crop, crop, 3]: shorter side to `short_side`, squares kept.
 
     crops: 1 is the centred square; 3 are at the start, middle and end of the longer side. `crop` is
-    at most `short_side`. Small pictures grow.
+    at most `short_side`. Small pictures are enlarged.
     """
     height, width = image.shape[:2]
     new_height, new_width = resized_size(height, width, short_side)
@@ -47,8 +47,8 @@ def _square(
     image: NDArray[np.uint8], resized: tuple[int, int], top: int, begin: int, crop: int
 ) -> NDArray[np.uint8]:
     height, width = image.shape[:2]
-    upper, lower, upper_weight, lower_weight = _rows(height, resized[0], top, crop)
-    left, right, left_weight, right_weight = _columns(width, resized[1], begin, crop)
+    upper, lower, upper_weight, lower_weight = _positions(height, resized[0], top, crop)
+    left, right, left_weight, right_weight = _positions(width, resized[1], begin, crop, True)
     total = np.full((crop, crop, 3), 2, np.int32)
     for index, weight in ((upper, upper_weight), (lower, lower_weight)):
         line = image[index]  # uint8 still
@@ -57,30 +57,16 @@ def _square(
     return (total >> 2).astype(np.uint8)
 
 
-@functools.lru_cache(maxsize=16)
-def _rows(size: int, resized: int, begin: int, crop: int) -> Positions:
-    low, part = _coordinates(size, resized, begin, crop)
-    return _positions(low, part, size)
-
-
-@functools.lru_cache(maxsize=16)
-def _columns(size: int, resized: int, begin: int, crop: int) -> Positions:
-    low, part = _coordinates(size, resized, begin, crop)
-    # Beyond the edge OpenCV gives columns weight 1; rows keep their two weights.
-    part[(low < 0) | (low >= size - 1)] = 0
-    return _positions(low, part, size)
-
-
-def _coordinates(
-    size: int, resized: int, begin: int, crop: int
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+@functools.lru_cache(maxsize=32)
+def _positions(
+    size: int, resized: int, begin: int, crop: int, are_columns: bool = False
+) -> Positions:
     scale = 1 / (resized / size)
     kept = np.arange(crop) + begin
     at = ((kept + 0.5) * scale - 0.5).astype(np.float32)
-    low = np.floor(at)
-    return low.astype(np.int64), at - low
-
-
-def _positions(low: NDArray[np.int64], part: NDArray[np.float32], size: int) -> Positions:
+    low = np.floor(at).astype(np.int64)
+    part = at - np.floor(at)
+    if are_columns:  # beyond the edge OpenCV gives columns weight 1; rows keep their two weights
+        part[(low < 0) | (low >= size - 1)] = 0
     one, two = (np.rint(w * _ONE).astype(np.int32) for w in (np.float32(1) - part, part))
     return np.clip(low, 0, size - 1), np.clip(low + 1, 0, size - 1), one, two

@@ -1,4 +1,4 @@
-"""ClipSpec: what decides which pixels of a video are read."""
+"""ClipSpec: the frames, size, crop and decoder with which a video is read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stan_infer.config import StanConfig
-from stan_infer.errors import InputError, nearest
+from stan_infer.errors import InputError, check_word
 from stan_infer.video.pyav_reader import MAX_PIXELS
 
 MAX_FRAMES = 64
@@ -18,12 +18,12 @@ DECODERS = ("auto", "pyav", "decord")
 class ClipSpec:
     """How one video becomes a clip; everything that reads videos takes one.
 
-    frames: 1 to 64. short_side: pixels of the shorter side after resizing (the longer one follows).
-    crop: side of the centred square, at most short_side.
+    frames: 1 to 64. short_side: pixels of the shorter side after resizing, which keeps the aspect.
+    crop: side in pixels of the centred square, at most short_side.
     views: (clips, crops) of a test with several views: samples in time, and 1 or 3 squares along
     the longer side (start, middle, end).
     decoder: "auto" (PyAV), "pyav", "decord".
-    Raises InputError for values that no video can be read with.
+    Raises InputError for a value that is not allowed.
     """
 
     frames: int = 12
@@ -42,11 +42,7 @@ class ClipSpec:
                     f"views are {clips}x{crops} (clips x crops); clips must lie in 1 to "
                     f"{MAX_CLIPS}, crops are 1 or 3"
                 )
-        if self.decoder not in DECODERS:
-            hint = nearest(self.decoder, DECODERS)
-            raise InputError(
-                f"no decoder '{self.decoder}'{hint}; choose one of {', '.join(DECODERS)}"
-            )
+        check_word("decoder", self.decoder, DECODERS)
         if self.short_side < 1 or self.short_side**2 > MAX_PIXELS:
             raise InputError(
                 f"short_side is {self.short_side}; it must lie in 1 to {int(MAX_PIXELS**0.5)}"
@@ -59,7 +55,7 @@ class ClipSpec:
 
     @classmethod
     def of(cls, config: StanConfig, **options: Any) -> ClipSpec:
-        """What a model's config asks for; options: fields that the config does not have."""
+        """Return the spec of a model's config; options: fields that the config does not have."""
         c = config
         return cls(frames=c.frames, short_side=c.short_side, crop=c.image_size, **options)
 

@@ -1,4 +1,4 @@
-"""Made frames that are like a video's, not noise; whole numbers, so the same bytes everywhere."""
+"""Artificial frames that resemble a video; made with integers, so the same bytes everywhere."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 
 def moving_frames(count: int, height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
-    """Smooth colours and a bright edge that move, every frame another: uint8 [count, H, W, 3]."""
+    """Return uint8 [count, H, W, 3]: smooth colours and a bright edge that moves in each frame."""
     y, x, i = (np.arange(n) for n in (height, width, count))
     wave = x * (3 + seed) + y[:, None] * 5 + (i * 23 + seed * 91)[:, None, None]
     out = np.stack([wave * (c + 1) % 511 for c in range(3)], -1)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from stan_infer.checkpoints.authors import author_names
-from stan_infer.checkpoints.layouts import recognise
 from stan_infer.checkpoints.presets import preset
+from stan_infer.checkpoints.recognise import recognise
 from stan_infer.checkpoints.trainer_hints import trainer_hints
 from stan_infer.config import parameter_shapes
 from stan_infer.errors import InputError

@@ -150,7 +150,7 @@ def test_an_open_clip_name_without_a_tag_is_never_random():
         load_model("ViT-B-32-quickgelu")
     with pytest.raises(InputError, match="has no weights 'opnai' for .*did you mean 'openai'"):
         load_model("ViT-B-32-quickgelu:opnai")
-    with pytest.raises(InputError, match="no plain CLIP ViT"):
+    with pytest.raises(InputError, match="not a plain CLIP ViT"):
         load_model("ViTamin-B:datacomp1b")
     found = inspect_checkpoint("ViT-B-32-quickgelu", {"frames": 8})
     assert found.layout.config == preset("stan-b32").replace({"frames": 8})

@@ -266,7 +266,7 @@ def test_other_formats_are_named(path, tmp_path):
     refused(path, "not a PyTorch checkpoint")
     path.write_bytes(write_zip({"word/document.xml": b"x"}))
     refused(path, "0 records")
-    refused(tmp_path, "no regular file")
+    refused(tmp_path, "not a regular file")
     refused(tmp_path / "none.pth", "No such file")
     with pytest.raises(InputError):
         open_torch_file(Path("a\0b"))
@@ -275,8 +275,8 @@ def test_other_formats_are_named(path, tmp_path):
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names on this system")
 def test_pipes_and_devices_do_not_hang(tmp_path):
     os.mkfifo(tmp_path / "pipe.pth")
-    refused(tmp_path / "pipe.pth", "no regular file")
-    refused(Path("/dev/zero"), "no regular file")
+    refused(tmp_path / "pipe.pth", "not a regular file")
+    refused(Path("/dev/zero"), "not a regular file")
 
 
 def test_truncated_at_any_length(path):
@@ -565,7 +565,7 @@ _OBJECT = b"c__builtin__\nobject\n"
         (b"\x80\x02\x8b\0\0\x10\0" + b"\1" * MIB + b".", "integer of"),
         (b"\x80\x02X\x02\0\0\0\xff\xfe.", "UTF-8"),
         (b"\x80\x02G\0.", "asks for 8"),
-        (b"\x80\x02NQ.", "outside of it"),
+        (b"\x80\x02NQ.", "refer to a storage"),
         (b"\x80\x02NNR.", "calls None"),
         (b"\x80\x02ccollections\nOrderedDict\nNR.", "calls"),
         (b"\x80\x02ccollections\nOrderedDict\nN\x85R.", "pairs"),

@@ -46,7 +46,7 @@ from tests.conftest import edit_json, flip, python, wait_until, write_video
         (["export", "{ckpt}", "-o", "{videos}"], "not empty"),
         (["export", "{ckpt}", "-o", "{empty}"], "a file of that name"),
         (["export", "{ckpt}", "-o", "x", "--precision", "fp23"], "mean 'fp32'"),
-        (["inspect", "RN50"], "no plain CLIP ViT"),
+        (["inspect", "RN50"], "not a plain CLIP ViT"),
         (["inspect", "ViT-B-32-quickgelu:nonsense"], "has no weights 'nonsense'"),
         (["inspect", "ViT-B-32-quickgelu", "--set", "branch_layers=x"], "a whole number"),
         (["inspect", "a" * 5000], "no such file"),

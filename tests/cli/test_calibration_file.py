@@ -108,7 +108,7 @@ def test_a_calibration_for_something_else_is_refused(calibrated, checkpoint, tmp
         None: "scale: Expected `float`, got `null`",
         "1": "scale: Expected `float`, got `str`",
         10**30 * 10: "scale: Expected `float` <= 1e",
-        math.nan: "NaN is no number",
+        math.nan: "NaN is not a number",
     }.items():
         with pytest.raises(InputError, match=words):
             read_calibration(changed(tensors__first__scale=scale))

@@ -52,7 +52,7 @@ def place(tmp_path, checkpoint, artefact, videos):
 
 
 ANEW = "lies in the folder of {}, which is written anew: give another place"
-READ = "which stays|which is read"
+READ = "is also read"
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ READ = "which stays|which is read"
                 ("clips", READ),
                 ("to_clips", READ),
                 ("clips/cache", READ),
-                ("around", "around holds clips, which is read and stays"),
+                ("around", "around holds clips, which is also read"),
                 ("nowhere", r"cache nowhere is a link that leads nowhere \(no/folder\)"),
                 ("loop", "cache loop is a link that leads nowhere"),
                 ("clip.csv", "cache clip.csv is no folder"),

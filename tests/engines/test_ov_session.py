@@ -140,7 +140,7 @@ def test_a_release_that_no_longer_takes_the_setting(folder, monkeypatch):
             raise RuntimeError("NotFound: Unsupported property SNIPPETS_MODE")
 
     monkeypatch.setattr(openvino, "Core", Core)
-    with pytest.raises(MissingError, match="no longer takes SNIPPETS_MODE"):
+    with pytest.raises(MissingError, match="no longer has the setting SNIPPETS_MODE"):
         open_ov(folder)
 
 

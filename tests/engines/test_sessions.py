@@ -328,7 +328,7 @@ def test_sizes_outside_the_manifest_are_refused(tampered, engine):
         with pytest.raises(InputError, match=message):
             session.embed_video(clips(*video, 16))
     for length in (1, 13):
-        with pytest.raises(InputError, match=f"{length} long; this artefact takes 2 to 12"):
+        with pytest.raises(InputError, match=f"{length} long; this exported folder takes 2 to 12"):
             session.embed_text(np.ones((1, length), np.int64))
     assert session.embed_video(clips(2, 8, 16)).shape == (2, 24)
 

@@ -379,7 +379,7 @@ class World:
 
     def _use_lines(self, data: bytes) -> Sequence[Callable[[], Any]]:
         from stan_infer.evaluation.datasets import read_task
-        from stan_infer.system.text_lines import read_lines
+        from stan_infer.system.outside_file import read_lines
 
         path, one = self.place / "lines.txt", self.place / "one.csv"
         path.write_bytes(data)

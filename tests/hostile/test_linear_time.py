@@ -14,7 +14,7 @@ import pytest
 
 from stan_infer.artefacts.folder import is_engine_file
 from stan_infer.artefacts.onnx_file import check_external, read_graph
-from stan_infer.checkpoints import layouts
+from stan_infer.checkpoints import recognise
 from stan_infer.checkpoints.openclip import is_clip_name
 from stan_infer.checkpoints.torch_pickle import read_pickle
 from stan_infer.checkpoints.trainer_hints import trainer_hints
@@ -122,12 +122,12 @@ CASES = {
     "a name of folders": (video_stem, between("a", "/a"), 20_000),
     "nearest": (lambda w: nearest(w, [w + "b", "b" + w]), between("", "ab"), 500),
     "keys": (
-        layouts.recognise,
+        recognise.recognise,
         lambda n: {f"a.balance{'1' * 100}x{i}": (1,) for i in range(n)},
         1_000,
     ),
     "layers": (
-        layouts.recognise,
+        recognise.recognise,
         lambda n: {"pre_layrnorm.weight": (64,), **{f"layers.{i}.x": (1,) for i in range(n)}},
         1_000,
     ),

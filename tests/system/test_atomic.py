@@ -343,14 +343,14 @@ def test_what_is_read_is_never_written(tmp_path):
     (tmp_path / "soft").symlink_to(source)
     (tmp_path / "to_folder").symlink_to(folder)
     for name in ("source", "hard", "soft", "folder/../source"):
-        with pytest.raises(InputError, match="is what is read"):
+        with pytest.raises(InputError, match="is also read"):
             write(tmp_path / name, sources=["no:name", source])
     for name in ("folder/new", "to_folder/new"):
         with pytest.raises(InputError, match="lies in"):
             write(tmp_path / name, sources=[folder])
     for name, read, why in (
-        ("folder", folder, "is what is read"),
-        ("to_folder", folder, "is what is read"),
+        ("folder", folder, "is also read"),
+        ("to_folder", folder, "is also read"),
         ("folder/deep/er", folder, "lies in"),
         ("folder", folder / "graph", "holds"),
     ):

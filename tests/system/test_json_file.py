@@ -14,8 +14,8 @@ from stan_infer.system.json_file import MAX_DEPTH, checked, parse_json, read_obj
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("NaN", "NaN is no number"),
-        ("[-Infinity]", "-Infinity is no number"),
+        ("NaN", "NaN is not a number"),
+        ("[-Infinity]", "-Infinity is not a number"),
         ("1e999", "too large"),
         ("1" + "0" * 400, "401 digits"),
         ("1" * 100_000, "100000 digits"),

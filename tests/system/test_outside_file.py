@@ -28,9 +28,9 @@ def test_only_regular_files_are_opened(tmp_path):
     link.symlink_to(tmp_path / "file")
     (tmp_path / "file").write_bytes(b"abc")
     for path, what in ((tmp_path, "a folder"), (pipe, "a pipe"), ("/dev/zero", "device")):
-        with pytest.raises(InputError, match=f"{what}.*no regular file"):
+        with pytest.raises(InputError, match=f"{what}.*not a regular file"):
             open_regular(path)
-    with pytest.raises(InputError, match="no path"):
+    with pytest.raises(InputError, match="not a path"):
         open_regular("a\0b")
     file, size = open_regular(link)
     assert (file.read(), size) == (b"abc", 3)

@@ -124,7 +124,7 @@ def test_shapes_outside_are_refused_with_the_ranges(machine, shape):
 def test_other_inputs_are_refused(machine):
     built(machine)
     session = opened(machine)
-    with pytest.raises(InputError, match="video is torch.float32; this artefact takes uint8"):
+    with pytest.raises(InputError, match="video is float32; this exported folder takes uint8"):
         session.embed_video(np.zeros((1, 2, 3, 16, 16), np.float32))
     with pytest.raises(InputError, match=r"\[B,T,H,W,3\]"):
         session.embed_video(np.zeros((1, 2, 16, 17, 3), np.uint8))
@@ -351,7 +351,7 @@ def test_compiled_code_is_kept_in_the_users_own_cache(machine):
 def test_a_cache_that_others_can_write_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("STAN_INFER_CACHE", str(tmp_path))
     cache_folder("x").chmod(0o777)
-    with pytest.raises(InputError, match="others can write into the cache .*chmod 700"):
+    with pytest.raises(InputError, match="other users can write into the cache .*chmod 700"):
         cache_folder("x")
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("STAN_INFER_CACHE", str(tmp_path / "file"))

@@ -314,8 +314,8 @@ def test_not_videos(tmp_path):
         if decoder == "decord":
             decord_or_skip()
         fails(tmp_path / "empty.mp4", "empty", decoder=decoder)
-        fails(tmp_path / "text.mp4", "no video", decoder=decoder)
-        fails(tmp_path / "zeros.mp4", "no video", decoder=decoder)
+        fails(tmp_path / "text.mp4", "not a video", decoder=decoder)
+        fails(tmp_path / "zeros.mp4", "not a video", decoder=decoder)
         fails(tmp_path / "folder.mp4", "folder", decoder=decoder)
         fails(png, "picture", decoder=decoder)
         fails(tmp_path / "nowhere.mp4", "No such file", decoder=decoder)
@@ -346,7 +346,7 @@ def test_files_that_name_other_files(tmp_path):
     with av.open(str(tmp_path / "script.mp4")) as container:  # else the test would prove nothing
         assert container.format.name == "concat"
     for name in ("list.m3u8", "list.mp4", "script.mp4"):
-        fails(tmp_path / name, "no video")
+        fails(tmp_path / name, "not a video")
 
 
 def test_huge_frames_are_refused_before_decoding(tmp_path, monkeypatch):
@@ -406,7 +406,7 @@ def test_cut_off_files_without_index(tmp_path):
         assert 3 < found.total_frames < 30
         np.testing.assert_array_equal(found.images[3], expected[3])
     no_index = make.make_clip(tmp_path / "plain.mp4")  # the index is at the end
-    fails(make.cut_off(no_index, tmp_path / "cut_plain.mp4"), "no video, or is cut off")
+    fails(make.cut_off(no_index, tmp_path / "cut_plain.mp4"), "not a video, or is cut off")
 
 
 def test_containers_that_lie(tmp_path):

@@ -98,7 +98,7 @@ def test_same_as_in_this_process(clip, decoder):
 def test_errors_pass_through(clip, fake, tmp_path, children):
     (tmp_path / "text.mp4").write_text("hello")
     with DecodeWorker() as worker:
-        with pytest.raises(InputError, match=r"text\.mp4 is no video"):
+        with pytest.raises(InputError, match=r"text\.mp4 is not a video"):
             worker.read(tmp_path / "text.mp4", SMALL)
         with pytest.raises(MissingError, match="pip install it"):
             worker.read("missing", SMALL)

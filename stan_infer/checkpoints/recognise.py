@@ -1,7 +1,7 @@
-"""The table of layouts: recognise a checkpoint by its key names and shapes alone.
+"""Recognise a checkpoint's layout by its key names and shapes; LAYOUTS is the table of layouts.
 
 Nothing here reads a weight or imports torch. A CLIP that open_clip knows by name is not in the
-table: `openclip` builds its config from open_clip's own.
+table: `openclip` builds its config from open_clip's.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ LAYOUTS: tuple[Layout, ...] = (own_layout, authors_layout)
 def recognise(
     shapes: Shapes, settings: Settings | None = None, hints: Hints | None = None
 ) -> Recognised:
-    """Find out what a state dict is.
+    """Return the layout of a state dict and the config that follows from it.
 
-    settings: StanConfig fields that shapes cannot tell. Raises InputError for a model that is not
-    STAN, a variant whose computation is unknown, keys that are missing or left over, or shapes that
-    contradict each other.
+    shapes: of every tensor by its key. settings: StanConfig fields that shapes do not determine.
+    Raises InputError for a model that is not STAN, a variant whose computation is unknown, keys
+    that are missing or left over, or shapes that contradict each other.
     """
     shapes = {k: tuple(s) for k, s in shapes.items()}
     for layout in LAYOUTS:
