@@ -1,4 +1,4 @@
-"""A checkpoint as a source of a verification: the product's own code from its config."""
+"""A checkpoint as a side of a comparison, run in eager mode by the product's own code."""
 
 from __future__ import annotations
 
@@ -8,23 +8,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stan_infer.text.tokenizer import tokenize
+from stan_infer.verification.side import UINT8, Arrays, Form, Side, score_arrays, to_input
 from stan_infer.video.clip import resize_crop, sample_indices
 
 if TYPE_CHECKING:
     from stan_infer.network.model import Stan
 
-from stan_infer.verification.source import UINT8, Arrays, Form, Source, score_arrays, to_input
 
-
-class Checkpoint(Source):
-    """A Stan in engine eager: the product's own code from its config."""
+class Checkpoint(Side):
+    """A Stan in engine eager, in fp32."""
 
     kind, engine, precision = "checkpoint", "eager", "fp32"
 
     def __init__(self, model: Stan, name: str) -> None:
         """Take a model, which is brought to fp32."""
         self.model, self.name, self.config = model.float().eval(), name, model.config
-        self._c, self.side = model.config, model.config.image_size
+        self._c, self.image_size = model.config, model.config.image_size
 
     def lacks(self, step: str) -> str | None:
         if step in ("ids", "text", "score") and not self._c.has_text:
