@@ -28,8 +28,8 @@ Arrays = dict[str, np.ndarray]
 Values = Mapping[str, np.ndarray]
 
 # Outputs at which a block ends: what is added to the residual stream, start and merge of the
-# branch, heads. Those between are compared only inside the block that differs. A pattern, not the paths of
-# the folded linears, because two graphs can be compared without a model and without torch.
+# branch, heads. Those between are compared only inside the block that differs. A pattern, not the
+# paths of the folded linears, because two graphs can be compared without a model and torch.
 _BLOCK = re.compile(
     r"video/patches|text/tokens|.*/(attention/out|mlp/fc2|start|merge|spatial/out)"
     r"|.*/temporal/(out|conv|single)|(video|text)/head/.*"
