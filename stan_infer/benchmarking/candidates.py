@@ -1,6 +1,6 @@
-"""Open what `bench` compares: engines x precisions of a model, a folder or a bare graph.
+"""Open the candidates that `bench` compares: each engine and precision of what is measured.
 
-What cannot run here becomes a row that says why, and the others still run.
+A candidate that cannot run here becomes a row with the reason, and the others still run.
 """
 
 from __future__ import annotations
@@ -35,15 +35,17 @@ _Opened = tuple[Candidate, Session | None, dict[str, Any]]
 
 @dataclasses.dataclass
 class Candidates:
-    """What was opened: opened, sessions and origins align. `absent` are rows with `refused`."""
+    """What was opened. The lists opened, sessions and origins have an entry for each candidate.
+
+    absent: rows with `refused`, of candidates that cannot run here.
+    """
 
     side: int = 0  # pixels of a frame
     config: StanConfig | None = None  # None: a bare graph
     opened: list[Candidate] = dataclasses.field(default_factory=list)
     sessions: list[Session | None] = dataclasses.field(default_factory=list)
-    origins: list[dict[str, Any]] = dataclasses.field(
-        default_factory=list
-    )  # see memory.peak_memory
+    # How another process opens each candidate, see memory.peak_memory.
+    origins: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     absent: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     def add(self, engine: str, precision: str | None, open_one: Callable[[], _Opened]) -> None:
@@ -58,7 +60,7 @@ class Candidates:
         self.origins.append({"engine": engine, "precision": precision, **origin})
 
     def check(self) -> Candidates:
-        """Return itself; MissingError with the first reason if there is nothing to measure."""
+        """Return itself. Raises MissingError, with the first reason, if no candidate was opened."""
         if not self.opened:
             raise MissingError(self.absent[0]["refused"])
         return self
@@ -80,10 +82,10 @@ def open_model(
     folder: Path,
     say: Callable[[str], None],
 ) -> Candidates:
-    """Candidates of a loaded model; eager in fp32 comes first, always: a ratio needs its baseline.
+    """Candidates of a loaded model; the first is always eager in fp32, the baseline of all ratios.
 
-    origin: the model for another process, {"source": file} or {"preset": name, ...}. folder: where
-    exports go, one per precision. Raises MissingError where the baseline itself cannot run.
+    origin: the model for another process, {"source": file} or {"preset": name, ...}. folder: gets
+    a folder per exported precision. Raises MissingError if the baseline cannot run.
     """
     candidates = Candidates(model.config.image_size, model.config)
     precisions, calibration = options.precisions, options.calibration
@@ -127,7 +129,7 @@ def _open_calibrated(
     device: str,
     threads: int,
 ) -> _Opened:
-    """One engine on what `calibrate` wrote of this checkpoint."""
+    """Open one engine in 8 bits; folder: what `calibrate` wrote of this checkpoint."""
     from stan_infer.artefacts.calibration_file import calibration_of, fp8_scales
 
     source = origin.get("source")
@@ -143,7 +145,8 @@ def _open_calibrated(
         return _candidate(engine, session), session, how
     if engine not in graph_engines():
         raise MissingError(
-            f"engine {engine} takes the folder itself: bench {folder}, with --engine"
+            f"engine {engine} runs the calibrated folder alone: stan-infer bench {folder} "
+            f"--engine {engine}"
         )
     calibration_of(folder, precision, source, model.config)
     session = open_session(folder, engine, device=device, precision=precision, threads=threads)
@@ -151,10 +154,10 @@ def _open_calibrated(
 
 
 def open_folder(source: str, options: BenchOptions, *, device: str, threads: int) -> Candidates:
-    """Candidates of an exported folder; the first is the baseline, as a folder has no eager mode.
+    """Candidates of an exported folder, which has no eager mode: the first is the baseline.
 
-    source may be a plan in a folder, which is then what its engine runs. Raises MissingError where
-    none of them can run.
+    source: the folder, or a plan in it, which the plan's engine then runs. Raises MissingError if
+    no candidate can run.
     """
     candidates = Candidates()
     plan = Path(source) if source.endswith(".plan") else None
@@ -184,7 +187,7 @@ def _open_built(
     options: BenchOptions,
     say: Callable[[str], None],
 ) -> Session:
-    """A session on a plan that is built where none is kept; what cannot run here was built."""
+    """Open a session on a plan, which is built if the cache has none."""
     from stan_infer.benchmarking.cached_plans import add_plan
 
     plan = add_plan(folder, engine, options.batches, options.frames, say)
@@ -195,10 +198,10 @@ def _open_built(
 
 
 def open_onnx(path: Path, *, engines: Sequence[str], device: str, threads: int) -> Candidates:
-    """Candidates of a bare video graph: uint8 [B, T, S, S, 3] in, its first output compared.
+    """Candidates of a bare video graph, which takes uint8 [B, T, S, S, 3].
 
-    Only its signature is known, so there are no GFLOP/s. Raises InputError for another input,
-    MissingError where no engine can run it.
+    Its first output is compared. Without a config its FLOPs are not known. Raises InputError for a
+    graph with other inputs, MissingError if no engine can run it.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file")
@@ -226,7 +229,7 @@ def _candidate(engine: str, session: Session) -> Candidate:
 
 
 def _bare(path: Path, engine: str, device: str, threads: int) -> tuple[Candidate, int]:
-    """A candidate of a bare graph, and the side of its frames."""
+    """A candidate of a bare graph, and the side of its frames in pixels."""
     graph = open_bare(path, engine, [f"{path.name}.data"], device=device, threads=threads)
     signature = graph.signature()
     (name, (dtype, sizes)) = next(iter(signature.inputs.items()), ("", ("", ())))
