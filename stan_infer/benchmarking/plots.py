@@ -93,6 +93,5 @@ def _svg(figure: Any, title: str) -> str:
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    return re.sub(
-        r' width="[\d.]+pt" height="[\d.]+pt"', "", svg, count=1
-    )  # the page's style sets the size
+    # The page's style sets the size.
+    return re.sub(r' width="[\d.]+pt" height="[\d.]+pt"', "", svg, count=1)

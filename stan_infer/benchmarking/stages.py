@@ -24,9 +24,8 @@ def bench_stages(
     config: StanConfig,
     videos: Sequence[Path],
     *,
-    repeats: int = 10,
-    decoder: str = "auto",
-    on_round: Callable[[float], None] = lambda part: None,
+    repeats: int,
+    on_round: Callable[[float], None],
 ) -> list[dict[str, Any]]:
     """Time decode (with sampling, resize and crop), embed (B = 1) and score; one row per candidate.
 
@@ -40,12 +39,12 @@ def bench_stages(
     texts = _texts(config)
     wall = WallClock()
     for video in videos:  # not counted: libraries are loaded and caches filled
-        clip = read_config_clip(config, video, decoder)
+        clip = read_config_clip(config, video)
         for candidate in candidates:
             texts(as_numpy(candidate.embed(clip[None])))
     for _ in range(repeats):
         for video in videos:
-            clip, ms, _ = wall.time(partial(read_config_clip, config, video, decoder))
+            clip, ms, _ = wall.time(partial(read_config_clip, config, video))
             decode.append(ms)
             for candidate in candidates:
                 out, ms, _ = candidate.clock.time(partial(candidate.embed, clip[None]))

@@ -1,4 +1,4 @@
-"""stan-infer embed."""
+"""The command `stan-infer embed`."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def embed(
     engine: Engine = None,
     device: Device = None,
     provider: Provider = None,
-    batch: Annotated[int, typer.Option(min=1, max=64, help="Clips per call.")] = 1,
-    workers: Annotated[int, typer.Option(min=1, max=64, help="Decoding processes.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, max=64, help="Videos per call of the network.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Number of decoding processes.")] = 1,
     settings: Settings = None,
     decoder: Decoder = "auto",
     timeout: Timeout = 60.0,
@@ -39,7 +39,10 @@ def embed(
     auto_rebuild: AutoRebuild = False,
     json: Json = False,
 ) -> None:
-    """Embed videos into a .npz file; unreadable ones are named and left out (exit code 2)."""
+    """Write the embeddings of videos to a .npz file.
+
+    Videos that cannot be read are named and left out; the exit code is then 2.
+    """
     from stan_infer.cli.progress import progress_bar
     from stan_infer.cli.report import print_facts, print_json, say
     from stan_infer.errors import InputError

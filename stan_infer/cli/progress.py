@@ -9,9 +9,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def progress_bar(title: str, total: float) -> Iterator[Callable[..., None]]:
-    """Yield a function that moves the bar by its argument, 1 if none.
+    """Yield a function that moves the bar by its argument, by default 1.
 
-    It does nothing where standard error is no terminal.
+    Nothing is shown if standard error is not a terminal.
     """
     if not sys.stderr.isatty():
         yield lambda amount=1.0: None

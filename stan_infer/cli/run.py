@@ -1,4 +1,4 @@
-"""stan-infer run."""
+"""The command `stan-infer run`."""
 
 from __future__ import annotations
 

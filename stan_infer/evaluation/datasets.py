@@ -113,9 +113,9 @@ def _text(path: Path) -> str:
     return read_text(path, MAX_BYTES, name=name, hint=hint)
 
 
-def _pairs(pairs: Iterable[tuple[str, str]], name: str, gallery: Iterable[str] = ()) -> Task:
+def _pairs(pairs: Iterable[tuple[str, str]], name: str) -> Task:
     """Make a retrieval task of (video, text) in file order."""
-    place = {video: i for i, video in enumerate(dict.fromkeys(gallery))}
+    place: dict[str, int] = {}  # index of each video
     texts: list[str] = []
     owners: list[int] = []
     for video, text in pairs:
