@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,6 @@ from stan_infer.benchmarking.options import BenchOptions
 from stan_infer.benchmarking.timing import Clock, CudaClock, WallClock
 from stan_infer.config import StanConfig
 from stan_infer.engines.bare_graph import open_bare
-from stan_infer.engines.graph import OpenGraph
 from stan_infer.engines.open import CHECKPOINT, PLANS, engine_named, graph_engines, open_session
 from stan_infer.engines.session import Session
 from stan_infer.errors import InputError, MissingError
@@ -25,8 +24,6 @@ from stan_infer.system.packages import require
 from stan_infer.tensorrt_plans.plan_file import read_plan
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from stan_infer.network.model import Stan
 
 # A candidate, its session (none for a bare graph), and how another process opens it.
@@ -35,7 +32,7 @@ _Opened = tuple[Candidate, Session | None, dict[str, Any]]
 
 @dataclasses.dataclass
 class Candidates:
-    """What was opened. The lists opened, sessions and origins have an entry for each candidate.
+    """What was opened: `opened` and `origins` have an entry for each candidate.
 
     absent: rows with `refused`, of candidates that cannot run here.
     """
@@ -43,21 +40,25 @@ class Candidates:
     side: int = 0  # pixels of a frame
     config: StanConfig | None = None  # None: a bare graph
     opened: list[Candidate] = dataclasses.field(default_factory=list)
-    sessions: list[Session | None] = dataclasses.field(default_factory=list)
     # How another process opens each candidate, see memory.peak_memory.
     origins: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     absent: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    _sessions: ExitStack = dataclasses.field(default_factory=ExitStack)
 
-    def add(self, engine: str, precision: str | None, open_one: Callable[[], _Opened]) -> None:
-        """Open one more candidate; its MissingError becomes a row of `absent`."""
+    def add(self, open_one: Callable[[str, Any], _Opened], engine: str, precision: Any) -> None:
+        """Open one more candidate by open_one(engine, precision).
+
+        Its MissingError becomes a row of `absent`. precision: a word, or None for the only one.
+        """
         try:
-            candidate, session, origin = open_one()
+            candidate, session, origin = open_one(engine, precision)
         except MissingError as e:
             self.absent.append({"engine": engine, "precision": precision, "refused": str(e)})
             return
         self.opened.append(candidate)
-        self.sessions.append(session)
         self.origins.append({"engine": engine, "precision": precision, **origin})
+        if session is not None:
+            self._sessions.callback(session.close)
 
     def check(self) -> Candidates:
         """Return itself. Raises MissingError, with the first reason, if no candidate was opened."""
@@ -67,9 +68,7 @@ class Candidates:
 
     def close(self) -> None:
         """Close every session."""
-        for session in self.sessions:
-            if session is not None:
-                session.close()
+        self._sessions.close()
 
 
 def open_model(
@@ -109,14 +108,14 @@ def open_model(
             session = open_session(where, engine, device=device, threads=threads)
         return _candidate(engine, session), session, {"source": str(where), "device": device}
 
-    candidates.add("eager", "fp32", partial(open_one, "eager", "fp32"))
+    candidates.add(open_one, "eager", "fp32")
     candidates.check()
     for precision in precisions or ["fp32"]:
         for engine in options.engines:
             if engine_named(engine).needs_gpu and not precisions:
-                candidates.add(engine, "fp16", partial(open_one, engine, "fp16"))
+                candidates.add(open_one, engine, "fp16")
             elif (engine, precision) != ("eager", "fp32"):
-                candidates.add(engine, precision, partial(open_one, engine, precision))
+                candidates.add(open_one, engine, precision)
     return candidates
 
 
@@ -173,10 +172,9 @@ def open_folder(source: str, options: BenchOptions, *, device: str, threads: int
         candidates.config, candidates.side = session.config, session.config.image_size
         return _candidate(engine, session), session, {"source": place, "device": device}
 
-    wanted: list[str | None] = [*options.precisions] or [None]
-    for precision in wanted:
+    for precision in options.precisions or [None]:
         for engine in options.engines:
-            candidates.add(engine, precision, partial(open_one, engine, precision))
+            candidates.add(open_one, engine, precision)
     return candidates.check()
 
 
@@ -207,14 +205,14 @@ def open_onnx(path: Path, *, engines: Sequence[str], device: str, threads: int) 
         raise InputError(f"{path}: no such file")
     candidates = Candidates()
 
-    def open_one(engine: str) -> _Opened:
+    def open_one(engine: str, _: None) -> _Opened:
         if engine not in graph_engines():
             raise MissingError(f"engine {engine} takes a checkpoint, not {path.name}")
         candidate, candidates.side = _bare(path, engine, device, threads)
         return candidate, None, {"source": str(path), "device": device}
 
     for engine in engines:
-        candidates.add(engine, None, partial(open_one, engine))
+        candidates.add(open_one, engine, None)
     return candidates.check()
 
 
@@ -241,9 +239,4 @@ def _bare(path: Path, engine: str, device: str, threads: int) -> tuple[Candidate
         )
     output = next(iter(signature.outputs))
     facts = {**graph.describe(), "engine": engine, "device": device, "precision": "unknown"}
-    run = partial(_run_bare, graph, name, output)
-    return Candidate(engine, run, facts), side
-
-
-def _run_bare(graph: OpenGraph, name: str, output: str, clips: np.ndarray) -> np.ndarray:
-    return graph.run({name: clips}, [output])[output]
+    return Candidate(engine, lambda x: graph.run({name: x}, [output])[output], facts), side

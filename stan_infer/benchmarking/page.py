@@ -135,7 +135,7 @@ def _charts(rows: Rows) -> list[str]:
     shape = {"batch": batches[0], "frames": frames[0]}
     at = [r for r in rows if all(r[k] == v for k, v in shape.items())]
     where = f"B = {batches[0]}, T = {frames[0]}"
-    draw = partial(line_chart, names=[_name(r) for r in at])  # one colour on all charts
+    draw = partial(line_chart, names=[_name(r) for r in at])  # one colour per name
     ratios = {_name(r): r["speedup"] for r in at}
     charts = [
         draw(latency, f"Latency against batch, T = {frames[0]}", "clips a call", "p50, ms"),

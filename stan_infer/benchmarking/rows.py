@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from stan_infer.errors import InputError
 from stan_infer.system import earlier_result
 from stan_infer.system.atomic import Sources, new_file
-from stan_infer.system.json_file import parse_json
+from stan_infer.system.json_file import json_line, parse_json
 from stan_infer.system.outside_file import read_bounded
 
 _MAX_BYTES = 64 * 2**20
@@ -28,8 +27,7 @@ def write_json_lines(
     atomic.check_file. Raises InputError if `path` cannot be written.
     """
     with new_file(path, why_keep_rows, sources=sources) as temporary:
-        lines = (json.dumps(_finite(row), allow_nan=False) + "\n" for row in rows)
-        temporary.write_text("".join(lines), encoding="utf-8")
+        temporary.write_text("".join(json_line(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def read_json_lines(path: Path, schema: str, command: str) -> list[dict[str, Any]]:
@@ -102,11 +100,3 @@ def _number(value: Any) -> bool:
 
 def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(str(row.get(name)) for name in _KEY)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

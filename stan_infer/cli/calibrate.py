@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -14,6 +12,7 @@ from stan_infer.cli.options import (
     Json,
     Settings,
     Timeout,
+    Workers,
     parse_settings,
 )
 from stan_infer.system.packages import require
@@ -57,7 +56,7 @@ def calibrate(
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads while timing (default: all).")
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, max=64, help="Number of decoding processes.")] = 1,
+    workers: Workers = 1,
     settings: Settings = None,
     timeout: Timeout = 60.0,
     json: Json = False,
@@ -73,6 +72,7 @@ def calibrate(
     require_torch("calibrating", "cpu", checkpoint, given)
     for module in ("onnx", "onnxruntime"):
         require(module, "calibrating", "cpu")
+    from stan_infer.cli.progress import progress_bars
     from stan_infer.cli.report import print_facts, print_json, print_table, say
     from stan_infer.errors import CheckError
     from stan_infer.quantisation.calibrate import calibrate as run
@@ -96,7 +96,7 @@ def calibrate(
         timeout_s=timeout,
         **({} if threads is None else {"threads": threads}),
     )
-    with _progress() as progress:
+    with progress_bars() as progress:
         found = run(checkpoint, videos, out, options, say=say, progress=progress)
     verdict = found.record["verdict"]
     if json:
@@ -121,19 +121,3 @@ def calibrate(
     if found.failed:
         say(f"{len(found.failed)} videos could not be used and are in no range")
         raise typer.Exit(2)
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int], Callable[[], Any]]]:
-    """Yield a function that starts a progress bar, ends the one before, and returns its step."""
-    from stan_infer.cli.progress import progress_bar
-    from stan_infer.cli.report import say
-
-    with ExitStack() as stack:
-
-        def start(title: str, total: int) -> Callable[[], Any]:
-            stack.close()
-            say(title)
-            return stack.enter_context(progress_bar(title, total))
-
-        yield start

@@ -9,6 +9,7 @@ import typer
 
 from stan_infer.cli.options import (
     AutoRebuild,
+    Batch,
     Calibration,
     CheckpointOrFolder,
     Decoder,
@@ -18,6 +19,7 @@ from stan_infer.cli.options import (
     Provider,
     Settings,
     Timeout,
+    Workers,
     open_for,
 )
 
@@ -30,8 +32,8 @@ def embed(
     engine: Engine = None,
     device: Device = None,
     provider: Provider = None,
-    batch: Annotated[int, typer.Option(min=1, max=64, help="Videos per call of the network.")] = 1,
-    workers: Annotated[int, typer.Option(min=1, max=64, help="Number of decoding processes.")] = 1,
+    batch: Batch = 1,
+    workers: Workers = 1,
     settings: Settings = None,
     decoder: Decoder = "auto",
     timeout: Timeout = 60.0,
@@ -63,16 +65,7 @@ def embed(
     paths = list_videos(videos)
     sources = [*files_of(checkpoint), *([calibration] if calibration else []), *paths]
     check_file(out, why_keep, sources=sources)
-    session = open_for(
-        context,
-        checkpoint,
-        settings,
-        engine=engine,
-        device=device,
-        calibration=calibration,
-        auto_rebuild=auto_rebuild,
-        provider=provider,
-    )
+    session = open_for(context)
     with progress_bar("embedding", len(paths)) as step:
 
         def on_reading(reading: Reading) -> None:

@@ -10,6 +10,7 @@ import typer
 
 from stan_infer.cli.options import (
     AutoRebuild,
+    Batch,
     Calibration,
     CheckpointOrFolder,
     Decoder,
@@ -19,6 +20,7 @@ from stan_infer.cli.options import (
     Provider,
     Settings,
     Timeout,
+    Workers,
     open_for,
 )
 from stan_infer.system.text_lines import read_lines
@@ -80,8 +82,8 @@ def eval(
     cache: Annotated[
         Path | None, typer.Option(help="Folder that keeps features, so that a stopped run goes on.")
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, max=64, help="Videos per call of the network.")] = 1,
-    workers: Annotated[int, typer.Option(min=1, max=64, help="Number of decoding processes.")] = 1,
+    batch: Batch = 1,
+    workers: Workers = 1,
     settings: Settings = None,
     decoder: Decoder = "auto",
     timeout: Timeout = 60.0,
@@ -129,17 +131,7 @@ def eval(
         )
     task = task.keep([i for i, path in enumerate(found) if path is not None])
     paths = [path for path in found if path is not None]
-    session = open_for(
-        context,
-        checkpoint,
-        settings,
-        engine=engine,
-        device=device,
-        precision=precision,
-        calibration=calibration,
-        auto_rebuild=auto_rebuild,
-        provider=provider,
-    )
+    session = open_for(context)
     preset = DATASETS[dataset]
     protocol = Protocol(
         _config(session.config, preset, frames, text_length),

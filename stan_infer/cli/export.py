@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -236,21 +236,18 @@ def plan_row(plan: Plan) -> dict[str, Any]:
 @contextmanager
 def _plan_progress() -> Iterator[Callable[[str, float], None]]:
     """Yield a function of a plan's name and done share; it shows a message and a bar per plan."""
-    from stan_infer.cli.progress import progress_bar
-    from stan_infer.cli.report import say
+    from stan_infer.cli.progress import progress_bars
 
-    bars: dict[str, tuple[Callable[..., None], list[float]]] = {}
-    with ExitStack() as stack:
+    steps: dict[str, Callable[..., None]] = {}
+    done: dict[str, float] = {}
+    with progress_bars() as start:
 
         def on_plan(name: str, part: float) -> None:
-            if name not in bars:
-                say(f"building {name}")
-                stack.close()  # rich shows one bar at a time
-                bars[name] = stack.enter_context(progress_bar(name, 1.0)), [0.0]
-            step, done = bars[name]
-            if part > done[0]:
-                step(part - done[0])
-                done[0] = part
+            if name not in steps:
+                steps[name], done[name] = start(f"building {name}", 1.0), 0.0
+            if part > done[name]:
+                steps[name](part - done[name])
+                done[name] = part
 
         yield on_plan
 

@@ -53,18 +53,25 @@ Calibration = Annotated[
 ]
 Decoder = Annotated[str, typer.Option(help="auto (PyAV), pyav or decord.")]
 Timeout = Annotated[float, typer.Option(help="Seconds allowed to decode one video.")]
+Batch = Annotated[int, typer.Option(min=1, max=64, help="Videos per call of the network.")]
+Workers = Annotated[int, typer.Option(min=1, max=64, help="Number of decoding processes.")]
 
 
-def open_for(
-    context: typer.Context, checkpoint: str, settings: Sequence[str] | None, **options: Any
-) -> Session:
-    """Open a session that is closed when the command ends, however it ends.
+_OF_SESSIONS = ("engine", "device", "precision", "provider", "calibration", "auto_rebuild")
 
-    options: those of engines.open.open_session. Raises what open_session raises.
+
+def open_for(context: typer.Context) -> Session:
+    """Open the session that the arguments and options of a command describe.
+
+    These are checkpoint, settings and those of _OF_SESSIONS that the command has. The session is
+    closed when the command ends, however it ends. Raises what open_session raises.
     """
     from stan_infer.engines.open import open_session
 
-    session = open_session(checkpoint, settings=parse_settings(settings) or None, **options)
+    given = context.params
+    options = {name: given[name] for name in _OF_SESSIONS if name in given}
+    settings = parse_settings(given["settings"]) or None
+    session = open_session(given["checkpoint"], settings=settings, **options)
     context.call_on_close(session.close)
     return session
 

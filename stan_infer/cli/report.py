@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import errno
-import json
 import math
 import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from stan_infer.errors import InputError, printable, storable
+from stan_infer.errors import InputError, printable
+from stan_infer.system.json_file import json_line
 
 
 def print_json(schema: str, record: dict[str, Any]) -> None:
     """Print one result as one line of JSON; numbers unrounded, NaN and infinity as null."""
     full = {"schema": f"stan-infer/{schema}/1", **record}
-    # json.dumps gives ASCII, which every locale can write and which has no control characters.
-    _write(json.dumps(_plain(full), allow_nan=False))
+    _write(json_line(full))
 
 
 def print_table(rows: Sequence[dict[str, Any]], columns: Sequence[str] | None = None) -> None:
@@ -75,17 +74,3 @@ def _cell(value: Any) -> str:
             return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
         return f"{value:.1e}"
     return printable(str(value))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {storable(str(k)): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, (int, float, bool, type(None))):
-        return value
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    return storable(str(value))

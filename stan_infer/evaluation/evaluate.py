@@ -29,7 +29,8 @@ from stan_infer.scores import softmax
 from stan_infer.text.tokenizer import cut_texts, tokenize
 from stan_infer.video.spec import ClipSpec
 
-VIEW_SCALE = 100.0  # of scores before the softmax whose mean over views the release's test takes
+# Scores are multiplied by this before the softmax that is averaged over views, as in the release.
+VIEW_SCALE = 100.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,6 @@ from numpy.typing import ArrayLike, NDArray
 from stan_infer.errors import InputError, check_word
 from stan_infer.scores import float_array, softmax
 
-Floats = NDArray[Any]  # float32 or float64
 TIES = ("expected", "authors")
 RESAMPLES = 2000  # of a bootstrap: other seeds move its ends by a few hundredths of its width
 
@@ -91,7 +90,8 @@ def retrieval_ranks(
     asking, group = np.unique(owner, return_inverse=True)
     best = np.full((len(asking), back.shape[1]), -np.inf, back.dtype)
     np.maximum.at(best, group, np.where(np.isnan(back), -np.inf, back))
-    videos = np.where(np.isneginf(best), np.nan, best)[:, asking].T  # [videos that ask, groups]
+    # Rows: videos with texts; columns: the texts of each such video, as one.
+    videos = np.where(np.isneginf(best), np.nan, best)[:, asking].T
     if ties == "expected":
         return {
             "text_to_video": expected_ranks(matrix, owner),

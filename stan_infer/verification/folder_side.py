@@ -51,7 +51,7 @@ class Folder(Side):
         self.image_size = self._c.image_size
         # The largest size in bytes of each file that may be opened; no other file is.
         self._limits: dict[str, int] = {}
-        self._wrong: InputError | None = None  # why no file of this manifest may be opened
+        self._wrong: InputError | None = None  # the manifest's error, if it has one
         try:
             self._limits = check_manifest(checked(self._manifest, Manifest, MANIFEST), self._c)
         except InputError as e:
