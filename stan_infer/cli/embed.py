@@ -82,8 +82,7 @@ def embed(
         good, bad = collect(readings, on_reading)
     if not good:
         raise InputError(f"none of the {len(paths)} videos could be read; {out} was not written")
-    source = {"checkpoint": Path(checkpoint).name}
-    save_embeddings(out, good, session, source, sources=sources)
+    save_embeddings(out, good, session, checkpoint, sources=sources)
     record = {
         "out": str(out),
         "videos": len(good),

@@ -168,7 +168,7 @@ def eval(
         "data set": dataset,
         "split": preset.split if subset is None else f"videos of {subset.name}",
         "annotations": annotations.name,
-        "settings from": preset.source,
+        "settings from": preset.settings_from,
         **result.facts,
         "missing": len(missing),
         "unreadable": len(result.failed),

@@ -62,7 +62,7 @@ class DataSet:
 
     A setting that is None is taken from the model's config. frames, context_length: of the released
     config, or of the paper. resize: the short side as a multiple of the crop. mug_frames: frames in
-    Mug-STAN's config, if others. source: where the settings are from, for the protocol.
+    Mug-STAN's config, if others. settings_from: words for the protocol.
     """
 
     read: Callable[[str, str], Task]
@@ -71,7 +71,7 @@ class DataSet:
     context_length: int | None = None
     resize: float | None = None
     mug_frames: int | None = None
-    source: str = "released config"
+    settings_from: str = "released config"
 
 
 def read_task(
@@ -359,9 +359,11 @@ DATASETS: dict[str, DataSet] = {
     "msrvtt": DataSet(_read_msrvtt, "1k-A test", 12, 32, 1.0, mug_frames=32),
     "didemo": DataSet(_read_didemo, "test", 64, 77, 256 / 224),
     "lsmdc": DataSet(_read_lsmdc, "1000 public test", 12, 32, 1.0),
-    "msvd": DataSet(_read_msvd, "test", 12, 32, 1.0, source="MSR-VTT's config: none was released"),
-    "kinetics400": DataSet(_read_kinetics, "validation", 8, 32, 1.0, source=_PAPER),
-    "ssv2": DataSet(_read_ssv2, "validation", 8, 32, 1.0, source=_PAPER),
-    "retrieval": DataSet(_read_texts, "as in the file", source="the model's own config"),
-    "recognition": DataSet(_read_classes, "as in the file", source="the model's own config"),
+    "msvd": DataSet(
+        _read_msvd, "test", 12, 32, 1.0, settings_from="MSR-VTT's config: none was released"
+    ),
+    "kinetics400": DataSet(_read_kinetics, "validation", 8, 32, 1.0, settings_from=_PAPER),
+    "ssv2": DataSet(_read_ssv2, "validation", 8, 32, 1.0, settings_from=_PAPER),
+    "retrieval": DataSet(_read_texts, "as in the file", settings_from="the model's own config"),
+    "recognition": DataSet(_read_classes, "as in the file", settings_from="the model's own config"),
 }

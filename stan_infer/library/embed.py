@@ -82,22 +82,22 @@ def save_embeddings(
     path: Path,
     readings: Sequence[Reading],
     session: Session,
-    source: dict[str, Any],
+    checkpoint: str,
     *,
-    sources: Sequence[str | Path] = (),
+    sources: Sequence[str | Path],
 ) -> None:
     """Write the readings that have features as .npz, readable with allow_pickle=False.
 
-    source: what was embedded, for `info`. sources: files that are read, which are not replaced; a
-    file at `path` is replaced only if it is an earlier one of this kind. The file appears whole or
-    not at all. Raises InputError.
+    checkpoint: what the session runs; its file name goes into `info`. sources: files that are read,
+    which are not replaced; a file at `path` is replaced only if it is an earlier one of this kind.
+    The file appears whole or not at all. Raises InputError.
 
     Arrays: paths [n] (text, see errors.storable), embeddings float32 [n, E] or [n, T, E], indices
     int64 [n, T] (the frames used), total_frames int64 [n], decoders [n] (text); info: JSON text
     with config, engine and source.
     """
     good = [(r, r.clip, r.features) for r in readings if r.clip is not None]
-    source = {k: storable(v) if isinstance(v, str) else v for k, v in source.items()}
+    source = {"checkpoint": storable(Path(checkpoint).name)}
     info = {"config": session.config.to_dict(), "engine": session.describe(), "source": source}
     # Packed in memory first: numpy's writer prints a traceback when the disk is full.
     packed = io.BytesIO()

@@ -42,18 +42,19 @@ class Folder(Side):
     """
 
     kind = "folder"
+    config: StanConfig
 
     def __init__(self, folder: Path, engine: str) -> None:
         """Read the manifest. Graphs are opened in `engine`, the video graph at once."""
         self._folder, self.name, self.engine = folder, str(folder), engine
         self._manifest = read_manifest(folder)
-        self._c = self.config = StanConfig.from_dict(self._at("model", kind=dict))
-        self.image_size = self._c.image_size
+        self.config = StanConfig.from_dict(self._at("model", kind=dict))
+        self.image_size = self.config.image_size
         # The largest size in bytes of each file that may be opened; no other file is.
         self._limits: dict[str, int] = {}
         self._wrong: InputError | None = None  # the manifest's error, if it has one
         try:
-            self._limits = check_manifest(checked(self._manifest, Manifest, MANIFEST), self._c)
+            self._limits = check_manifest(checked(self._manifest, Manifest, MANIFEST), self.config)
         except InputError as e:
             self._wrong = e
         entries = [g for g in self._at("graphs", kind=list) if isinstance(g, dict)]
@@ -99,7 +100,7 @@ class Folder(Side):
         # Older exports have no preprocess.onnx; the manifest says then how to resize.
         if "preprocess" not in self._graphs:
             side = self._at("preprocess", "resize", "short_side", kind=int)
-            return resize_crop(images, side, self._c.image_size)
+            return resize_crop(images, side, self.config.image_size)
         opened = usable(self._open("preprocess"))
         signature = opened.signature()
         output = next(iter(signature.outputs))
@@ -125,7 +126,7 @@ class Folder(Side):
         places = [rows == n for n in (START, END, 0)]
         for where, key in zip(places, ("start", "end", "padding"), strict=True):
             number = self._at("text", key, kind=int)
-            if not 0 <= number < max(1, self._c.vocab_size):
+            if not 0 <= number < max(1, self.config.vocab_size):
                 raise InputError(f"{MANIFEST}: text.{key} is {number}, not in the vocabulary")
             rows[where] = number
         return rows
@@ -139,10 +140,10 @@ class Folder(Side):
     def score(self, text: Arrays, ids: np.ndarray, video: Arrays) -> np.ndarray:
         mask = ids != self._at("text", "padding", kind=int)
         if "score" not in self._graphs:
-            return score_arrays(self._c, text, mask, video)
+            return score_arrays(self.config, text, mask, video)
         tokens, frames = text["token_embeds"], video["frame_embeds"]
         feeds = {"token_embeds": tokens, "input_ids": ids.astype(np.int32), "frame_embeds": frames}
-        return usable(self._open("score")).run(feeds)["scores"] / self._c.temperature
+        return usable(self._open("score")).run(feeds)["scores"] / self.config.temperature
 
     def labels(self) -> tuple[list[str], Arrays] | None:
         if not isinstance(self._manifest.get("labels"), dict):
@@ -157,7 +158,7 @@ class Folder(Side):
             raise InputError(f"the labels cannot be read: {str(e)[:200]}") from e
         if sum(len(template) + template.count("{}") * len(line) for line in lines) > _MAX_LABELS:
             raise InputError(f"the labels' texts have more than {_MAX_LABELS} characters")
-        arrays = read_npz(files[1], label_fields(self._c, len(lines)))
+        arrays = read_npz(files[1], label_fields(self.config, len(lines)))
         return [template.replace("{}", line) for line in lines], arrays
 
     def class_outputs(self, tensor: np.ndarray) -> Arrays:
@@ -191,7 +192,7 @@ class Folder(Side):
             except InputError as e:
                 wrong.append(str(e))
                 continue
-            if hashed not in (None, config_sha256(self._c)):
+            if hashed not in (None, config_sha256(self.config)):
                 wrong.append(f"the {role} graph was written for another config than {MANIFEST}'s")
         return wrong
 
@@ -225,7 +226,7 @@ class Folder(Side):
             try:
                 path = self._file(entry.get("file"))
                 data = [self._file(name).name for name in entry.get("external_data") or []]
-                self._opened[role] = open_bare(path, engine or self.engine, data, self._c, role)
+                self._opened[role] = open_bare(path, engine or self.engine, data, self.config, role)
             except InputError as e:
                 self._opened[role] = e
         return self._opened[role]
