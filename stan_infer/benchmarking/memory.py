@@ -54,7 +54,7 @@ def add_peaks(
 def main() -> None:
     """Answer the request on standard input, in the child process."""
     request = json.load(sys.stdin)
-    before = _taken(request)
+    before = _in_use(request)
     s = request["side"]
     clips = np.zeros((request["batch"], request["frames"], s, s, 3), np.uint8)
     if engine_named(request["engine"]).takes == CHECKPOINT:
@@ -96,11 +96,11 @@ def _run(request: dict[str, Any], clips: np.ndarray) -> None:
         threads=request["threads"],
         calibration=request.get("calibration"),
     )
-    opened = None
+    opened = None  # the session may hold the weights in another form
     session.embed_video(clips)
 
 
-def _taken(request: dict[str, Any]) -> int | None:
+def _in_use(request: dict[str, Any]) -> int | None:
     """Bytes in use on the GPU by all processes and CUDA contexts; None for a CPU."""
     if not str(request.get("device") or "cpu").startswith("cuda"):
         return None
@@ -114,7 +114,7 @@ def _device_mib(request: dict[str, Any], before: int) -> float:
     """Peak of torch's memory, or growth of the GPU's memory in use (other libraries), if larger."""
     import torch
 
-    after = _taken(request)
+    after = _in_use(request)
     assert after is not None
     own = torch.cuda.max_memory_allocated(request["device"])
     return max(own, after - before) / 2**20

@@ -87,15 +87,15 @@ def parse_settings(pairs: Sequence[str] | None) -> dict[str, Any]:
     return settings
 
 
-def parse_numbers(text: str, name: str, low: int, high: int) -> list[int]:
-    """ "1,4" -> [1, 4], each once; InputError for other text or a number outside low..high."""
+def parse_numbers(text: str, name: str, high: int) -> list[int]:
+    """ "1,4" -> [1, 4], each once; InputError for other text or a number outside 1 to `high`."""
     try:
         numbers = [int(part) for part in text.split(",")]
     except ValueError:
         raise InputError(f"{name} {text!r} is no list of whole numbers, as in {name} 1,4") from None
     for n in numbers:
-        if not low <= n <= high:
-            raise InputError(f"{name} {n} is out of range; allowed are {low} to {high}")
+        if not 1 <= n <= high:
+            raise InputError(f"{name} {n} is out of range; allowed are 1 to {high}")
     return list(dict.fromkeys(numbers))
 
 

@@ -52,7 +52,7 @@ def verify(
         b,
         videos=list_videos([videos]) if videos else None,
         texts=read_lines(texts, "texts") if texts else None,
-        frames=parse_numbers(frames, "--frames", 1, 64),
+        frames=parse_numbers(frames, "--frames", 64),
         tolerance=tolerance,
         bisect=bisect,
         progress=say if sys.stderr.isatty() else None,
