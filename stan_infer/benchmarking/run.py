@@ -149,10 +149,10 @@ def _device(engines: Sequence[str], say: Say) -> str:
 
 def _sources(options: BenchOptions) -> list[str | Path]:
     """Files that are read: no result may replace them. No result may lie in the calibration."""
-    given = (options.include_decode, options.compare, options.calibration, *options.evals)
+    given = (options.include_decode, options.compare, *options.evals)
     sources: list[str | Path] = [p for p in given if p is not None and not p.is_dir()]
-    sources += files_of(options.source) if options.source else []
-    return [*sources, options.calibration] if options.calibration else sources
+    sources += [options.calibration] if options.calibration else []
+    return sources + (files_of(options.source) if options.source else [])
 
 
 def _check_targets(options: BenchOptions, sources: Sequence[str | Path]) -> None:
