@@ -172,7 +172,8 @@ def open_folder(source: str, options: BenchOptions, *, device: str, threads: int
         candidates.config, candidates.side = session.config, session.config.image_size
         return _candidate(engine, session), session, {"source": place, "device": device}
 
-    for precision in options.precisions or [None]:
+    wanted: list[str | None] = [*options.precisions] or [None]
+    for precision in wanted:
         for engine in options.engines:
             candidates.add(open_one, engine, precision)
     return candidates.check()
