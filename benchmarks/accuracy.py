@@ -1,8 +1,8 @@
-"""python -m benchmarks.accuracy: the motion demo through `stan-infer eval`, per engine, precision.
+"""python -m benchmarks.accuracy: accuracy of the motion demo for each engine and precision.
 
-The held-out clips are written as H.264 once; every engine reads and classifies the same files with
-the product's own command. Each is compared with eager fp32 clip by clip. 8 bits come from
-`stan-infer calibrate` on clips of training's textures. Appends rows to benchmarks/results/.
+The held-out clips are written as H.264 once; `stan-infer eval` then classifies the same files with
+every engine, and each is compared with eager fp32 clip by clip. Models in 8 bits come from
+`stan-infer calibrate` on clips with the textures of training. Appends rows to benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -79,13 +79,13 @@ def main() -> None:
 
 
 def _calibrate(folder: Path, out: Path, precision: str) -> dict[str, Any]:
-    """Write the folder though it may be no faster on this machine; return what is said of it."""
+    """Write the folder even if it is not faster on this machine; return a part of its record."""
     (record,) = stan_infer(
         *("calibrate", MODEL, "--videos", folder / "calibration", "-o", out, "--force"),
         *("--precision", precision, "--samples", str(CALIBRATION_CLIPS), "--workers", "2"),
     )
-    told = ("precision", "method", "clips", "kept", "sensitivity", "verdict")
-    return {k: record[k] for k in told}
+    kept = ("precision", "method", "clips", "kept", "sensitivity", "verdict")
+    return {k: record[k] for k in kept}
 
 
 def _write_clips(folder: Path, seed: int, count: int) -> None:

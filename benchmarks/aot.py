@@ -1,11 +1,11 @@
-"""python -m benchmarks.aot [--check]: every shipped kernel configuration, compiled without a GPU.
+"""python -m benchmarks.aot [--check]: compile every shipped kernel configuration without a GPU.
 
 Each call is specialised as at run time and compiled by Triton and NVIDIA's assembler for sm_80,
-sm_89, sm_90, sm_100 and sm_120; the machine code is read back: registers, spills (stores and loads
-of local memory), shared memory against what a block of that architecture may have (the compiler
-does not check it), and tensor-core instructions. Writes benchmarks/results/aot.jsonl; --check
-compiles again, compares with it, and exits with 4 if anything spills, does not fit or has become
-worse.
+sm_89, sm_90, sm_100 and sm_120. A row has what the machine code says: registers, spills (stores to
+and loads from local memory), shared memory, which the compiler does not compare with what a block
+of that architecture may have, and tensor-core instructions. Writes benchmarks/results/aot.jsonl;
+--check compiles again, compares with that file, and exits with 4 if anything spills, does not fit
+or has become worse.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ WORSE = 1.10  # registers or shared memory beyond this ratio of the recorded val
 
 @dataclasses.dataclass
 class _Driver:
-    """A driver that only knows its target: enough to specialise and compile a call."""
+    """A driver without a device: its target is enough to specialise and compile a call."""
 
     target: GPUTarget
 
@@ -54,14 +54,14 @@ class _Driver:
         return self.target
 
     def get_current_device(self) -> int:
-        return self.target.arch  # kernels are kept per device, and there with their target
+        return self.target.arch  # Triton caches kernels per device: one device per architecture
 
     def get_current_stream(self, device: int) -> int:
         return 0
 
 
 class _Recorder:
-    """Takes a kernel's place: compiles each call and keeps the result."""
+    """Replaces a kernel: compiles each call and records the result."""
 
     def __init__(self, kernel: JITFunction, found: list[Any]) -> None:
         self._kernel, self._found = kernel, found
@@ -90,7 +90,7 @@ def compile_case(job: tuple[str, str, int]) -> list[dict[str, Any]]:
     case = list(_cases(family, dtype, dtype == "bfloat16"))[index]
     triton.runtime.driver.set_active(_Driver(GPUTarget("cuda", int(family[2:]), 32)))
     found: list[Any] = []
-    # Not the functions that kernels call: those belong to their callers' source.
+    # Functions that kernels call are compiled with the kernels.
     kernels = {
         k: v
         for k, v in vars(case.module).items()
@@ -112,7 +112,7 @@ def compile_case(job: tuple[str, str, int]) -> list[dict[str, Any]]:
 
 
 def problems(row: dict[str, Any], before: dict[str, Any] | None) -> Iterator[str]:
-    """What is wrong with a row, alone and against the recorded one."""
+    """What is wrong with a row in itself, and what is worse than in the recorded row."""
     tile = row["tile"] or [0, 0, 0, 4, 0]
     if row["spills"]:
         yield f"{row['spills']} spill instructions"
@@ -131,7 +131,7 @@ def problems(row: dict[str, Any], before: dict[str, Any] | None) -> Iterator[str
         yield "not recorded: run python -m benchmarks.aot"
         return
     if row.get("triton") != before.get("triton"):
-        return  # another compiler: what is recorded is not its measure
+        return  # the figures of another version of the compiler are not compared
     for key in ("registers", "shared_bytes"):
         if row[key] > WORSE * before[key]:
             yield f"{key} {row[key]}, recorded {before[key]}"
@@ -158,7 +158,7 @@ def main() -> int:
         recorded = {_key(r): r for r in map(json.loads, PATH.read_text().splitlines())}
     bad = [f"{_key(r)}: {p}" for r in rows for p in problems(r, recorded.get(_key(r)))]
     gone = recorded.keys() - {_key(r) for r in rows}
-    bad += [f"{k}: recorded, but not shipped any more" for k in sorted(gone)]
+    bad += [f"{k}: recorded, but no longer shipped" for k in sorted(gone)]
     if not args.check:
         PATH.write_text("".join(json.dumps(r, sort_keys=True) + "\n" for r in rows))
     versions = {r.get("triton") for r in recorded.values()}
@@ -180,7 +180,7 @@ def _key(row: dict[str, Any]) -> str:
 
 
 def _read(compiled: Any) -> dict[str, Any]:
-    """What the machine code says, by NVIDIA's disassembler as Triton ships it."""
+    """Read the machine code with NVIDIA's disassembler, which Triton ships."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(compiled.asm["cubin"])

@@ -1,9 +1,9 @@
 """python -m benchmarks.calibration: INT8 of models with outlier channels, smoothed and not.
 
-CLIP quantises badly because a few channels are far larger than all others. Random weights have
-none, so some are planted, exactly: the model computes what it did. Each model goes through
-`stan-infer calibrate`; then eager, ONNX Runtime and OpenVINO in fp32 and INT8 run in turn. Appends
-rows to benchmarks/results/.
+CLIP quantises badly because a few channels are far larger than all others. Random weights have no
+such channels, so some are scaled up, and the weights that read them down: the model computes the
+same as before. Each model goes through `stan-infer calibrate`; then eager, ONNX Runtime and
+OpenVINO are timed in turn, in fp32 and INT8. Appends rows to benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ STREAM, VALUES = (30.0, 35.0, 40.0, 45.0, 50.0, 40.0), (30.0, 40.0, 50.0, 35.0)
 
 
 def main() -> None:
-    """Plant, calibrate twice, time, record."""
+    """Make outliers, calibrate with and without smoothing, time, record."""
     presets = ("stan-b32", "stan-b16")
     args = options(__doc__, presets=presets, frames=8, clips=32, method="max", repeats=15)
     for name in args.presets:
@@ -53,9 +53,9 @@ def main() -> None:
 
 @torch.no_grad()
 def with_outliers(model: Stan) -> Stan:
-    """Give six channels of the stream and four of each layer's values a size of x30 to x50.
+    """Scale six channels of the stream, and four of each layer's values, by 30 to 50.
 
-    What reads them is divided by as much, so that the model computes the same.
+    The weights that read them are divided by as much, so that the model computes the same.
     """
     rng = torch.Generator().manual_seed(3)
     d = model.config.width
@@ -75,7 +75,7 @@ def with_outliers(model: Stan) -> Stan:
 
 
 def _calibrate(folder: Path, smooth: bool, method: str) -> dict[str, Any]:
-    """Run `calibrate`; without smoothing, for comparison, every linear stays in 8 bits."""
+    """Run `calibrate`. Without smoothing its bound is so low that every linear stays in 8 bits."""
     (record,) = stan_infer(
         *("calibrate", folder / "fp32", "--videos", folder / "videos"),
         *("-o", folder / f"int8-{smooth}", "--samples", "16", "--method", method),

@@ -1,7 +1,7 @@
-"""python -m benchmarks.cold --python RUNTIME/bin/python: a first classification, from nothing.
+"""python -m benchmarks.cold --python RUNTIME/bin/python: one classification in a new process.
 
-Wall time of `stan-infer run FOLDER CLIP` on the exported demo, start of the interpreter included,
-in an environment that has the `runtime` extra alone (no torch). Appends one row to
+Wall time of `stan-infer run FOLDER CLIP` on the exported demo, with the start of the interpreter,
+in an environment that has only the extra `runtime` (no torch). Appends one row to
 benchmarks/results/.
 """
 

@@ -28,10 +28,11 @@ def time_on_cpu(
     clips: Sequence[np.ndarray] | None = None,
     with_peak: bool = False,
 ) -> list[dict[str, Any]]:
-    """Rows of every run and folder, in that order; GFLOP/s count the FLOPs of `model`.
+    """One row for each of `runs` and `folders`, in that order; GFLOP/s count the FLOPs of `model`.
 
-    runs: uint8 clips [1, T, S, S, 3] -> embeddings, by names that begin with the engine. folders:
-    engine and exported folder by name. clips: see bench_videos. with_peak: measure peak GEMM too.
+    runs: functions from clips uint8 [1, T, S, S, 3] to embeddings; their names begin with the
+    engine. folders: engine and exported folder by name. clips: see bench_videos. with_peak: add
+    the share of peak GEMM.
     """
     torch.set_num_threads(threads)
     facts = {"precision": "fp32", "device": "cpu", "torch": torch.__version__}

@@ -1,8 +1,8 @@
-"""python -m benchmarks.engines: CPU engines on both graphs, interleaved, relative to peak GEMM.
+"""python -m benchmarks.engines: time CPU engines on both graphs, in turn, relative to peak GEMM.
 
-Peak GEMM is the fastest matrix product that any library reached during the same run, timed between
-the rounds. GFLOP/s count the reference's FLOPs, also for the fused graph, which needs fewer. Random
-weights: speed does not depend on them. Appends rows to benchmarks/results/.
+Peak GEMM is the rate of the fastest matrix product of any library, timed between the rounds of the
+same run. GFLOP/s count the FLOPs of the reference, also for the fused graph, which needs fewer. The
+weights are random, as speed does not depend on them. Appends rows to benchmarks/results/.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""python -m benchmarks.graphs: ONNX Runtime on the reference graph and on the fused one, in turn.
+"""python -m benchmarks.graphs: time ONNX Runtime on the reference and the fused graph, in turn.
 
-The two graphs alone, so that many pairs fit into little time, beside the ratio of their FLOPs, as
-ONNX Runtime's own profile gives them. torch.onnx.export has already removed what no output needs
+Only these two run, so that many pairs fit into little time. The rows also have the FLOPs of both
+graphs, from ONNX Runtime's profile. torch.onnx.export has already removed what no output needs
 (the last branch layer's MLP on patches), so the fused graph saves less here than against eager.
 Appends rows to benchmarks/results/.
 """
@@ -22,7 +22,7 @@ from stan_infer.benchmarking.interleave import Schedule
 
 
 def main() -> None:
-    """Measure and record; --presets: each with its number of pairs."""
+    """Measure and record; --presets: NAME:PAIRS, comma separated."""
     presets = ("stan-b32:25", "stan-b16:11", "stan-l14:5")
     args = options(__doc__, presets=presets, threads=(1, 2), frames=12)
     for item in args.presets:
@@ -45,7 +45,8 @@ def main() -> None:
 def flops_run(path: Path, frames: int, side: int) -> int:
     """FLOPs of the matrix products and convolutions that ONNX Runtime runs for one clip.
 
-    From its profile, so after its own rewrites: 2 x elements of the output x length of the sums.
+    They are counted from its profile, which shows the graph after ONNX Runtime's own rewrites:
+    2 x elements of the output x length of the sums.
     """
     import onnxruntime as ort
 

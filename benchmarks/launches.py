@@ -1,10 +1,10 @@
-"""python -m benchmarks.launches: launches, bytes and floors of the network on our kernels.
+"""python -m benchmarks.launches: count launches, bytes and FLOPs of the network on our kernels.
 
-The network runs on fake CUDA tensors: every operation that is no view is a launch (or as many as
-its kernel file says), and moves its operands and its result once. Torch's attention counts as one
-launch: it is on a GPU that has FlashAttention. The floor of a call is the longer of its FLOPs and
-its bytes at the rates of a GPU's data sheet: arithmetic, no measurement. Needs no GPU; writes
-benchmarks/results/launches.jsonl.
+The network runs on fake CUDA tensors, so no GPU is needed. Every operation except a view counts as
+one launch, or two (TWICE), and moves its operands and its result once. Torch's attention counts as
+one launch, as it is one on a GPU that has FlashAttention. The floor of a call (its roofline) is the
+longer of the times for its FLOPs and for its bytes at the rates of a GPU's data sheet: computed,
+not measured. Writes benchmarks/results/launches.jsonl.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ SHAPES = [("stan-b32", 1, 12), ("stan-b16", 1, 12), ("stan-b16", 8, 12), ("stan-
 H100 = (989.4, 3.35)
 # Operations whose launcher starts two kernels.
 TWICE = {"stan_infer::patch_embed", "stan_infer::cls_attention"}
-# They allocate or relabel; no kernel runs.
+# Operations that allocate memory or rename it: no kernel runs.
 FREE = {"aten::empty", "aten::detach", "aten::alias", "aten::_unsafe_view", "aten::lift_fresh"}
 
 
 @dataclasses.dataclass
 class Launches:
-    """What one forward of the video tower does."""
+    """Counts of one forward pass of the video tower."""
 
     by_operation: Counter[str] = dataclasses.field(default_factory=Counter)
     bytes_by_operation: Counter[str] = dataclasses.field(default_factory=Counter)
@@ -68,7 +68,7 @@ class _Counter(TorchDispatchMode):
         name = func.name().split(".")[0]
         given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
         made = [t for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
-        # A view, also one that might have had to copy: `flatten` of what lies together.
+        # `flatten` and the like count as views where they did not copy.
         shared = func.is_view and {_storage(t) for t in made} <= {_storage(t) for t in given}
         if not (shared or name in FREE or name.startswith("prim::")):
             self._found.by_operation[name] += 2 if name in TWICE else 1
@@ -86,7 +86,7 @@ def _storage(t: torch.Tensor) -> int:
 
 
 def _bytes(t: torch.Tensor) -> int:
-    """Of a tensor's own elements; what is broadcast is read once."""
+    """Bytes of a tensor's elements; broadcast ones count once."""
     own = [n for n, stride in zip(t.shape, t.stride(), strict=True) if stride]
     return int(torch.Size(own).numel()) * t.element_size()
 
@@ -99,7 +99,7 @@ def count_launches(
     kernels: frozenset[str] = frozenset(),
     family: str = "sm90",
 ) -> Launches:
-    """Count one forward of a preset in bf16; `kernels` as in KernelOps."""
+    """Count one forward pass of a preset in bf16; kernels: see KernelOps."""
     found = Launches()
     with FakeTensorMode(), torch.inference_mode():
         model = Stan(preset(name)).eval().requires_grad_(False)

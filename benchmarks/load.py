@@ -1,8 +1,8 @@
-"""python -m benchmarks.load: seconds and peak memory of loading a checkpoint, and of --help.
+"""python -m benchmarks.load: seconds and peak memory of loading a checkpoint, seconds of --help.
 
-Writes a checkpoint of the authors' layout with random weights, then loads it in a new process.
-Peak memory is the process's largest resident size less that of the same process with torch
-imported and nothing loaded.
+Writes a checkpoint in the authors' layout with random weights, then loads it in a new process.
+Peak memory is the largest resident size of that process, less its size when torch was imported and
+nothing loaded. Appends rows to benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _CHILD = """
 import json, re, sys, time
 import torch
 import stan_infer.checkpoints.load, stan_infer.network.model
-# Not getrusage: its peak is handed down from the parent process.
+# Not getrusage, whose peak a child process inherits from its parent.
 peak = lambda: 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
 before = peak()
 start = time.perf_counter()
@@ -40,7 +40,7 @@ print(json.dumps({"seconds": time.perf_counter() - start, "before": before, "pea
 
 
 def write_authors_checkpoint(path: Path, config: StanConfig) -> None:
-    """Write seeded random weights under the authors' key names, as their trainer nests them."""
+    """Write seeded random weights with the key names and the nesting of the authors' trainer."""
     model = init_random(Stan(config))
     state: dict[str, torch.Tensor] = {}
     for name, origin in author_names(config, "backbone.", "text_backbone.", "STAN").items():

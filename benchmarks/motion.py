@@ -1,4 +1,4 @@
-"""python -m benchmarks.motion: the README's first table, videos x texts, from the demo."""
+"""python -m benchmarks.motion: scores of the demo for the README's first table. Appends a row."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TEXTS = ["a shape moves left", "a shape moves right", "a shape fades in"]
 
 
 def main() -> None:
-    """Score the sample clips whose names end in what the texts say, and record the scores."""
+    """Score the sample clips whose names end like the texts, and record the scores."""
     session = open_session(MOTION / "motion.safetensors")
     ends = [t.removeprefix("a shape ").replace(" ", "_") for t in TEXTS]
     paths = [next((MOTION / "clips").glob(f"*_{end}.mp4")) for end in ends]

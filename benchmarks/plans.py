@@ -1,8 +1,9 @@
-"""python -m benchmarks.plans [--models stan-tiny,stan-b32]: what it takes to build a plan.
+"""python -m benchmarks.plans [--models stan-tiny,stan-b32]: time and memory of building plans.
 
 Exports random weights in every precision and builds the default plans of each graph with TensorRT
-for RTX, which needs no GPU: seconds and peak memory of the builder's process, sizes of both files.
-Appends rows to benchmarks/results/. How fast a plan runs, benchmarks.gpu.suite measures on a GPU.
+for RTX, which needs no GPU. A row has the seconds and the peak memory of the builder's process and
+the sizes of graph and plan. Appends rows to benchmarks/results/. The speed of plans is measured on
+a GPU by benchmarks.gpu.suite.
 """
 
 from __future__ import annotations

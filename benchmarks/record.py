@@ -16,7 +16,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 
 def append_rows(kind: str, rows: list[dict[str, Any]]) -> Path:
-    """Append rows of one kind ("engines", "load", ...) measured just now; return the file."""
+    """Append rows of one kind ("engines", "load", ...) that were just measured; return the file."""
     machine = machine_record()
     name = re.sub(r"[^a-z0-9]+", "-", f"{machine['cpu']}-{machine['cores']}-cores".lower())
     path = RESULTS / f"{name.strip('-')}.jsonl"
@@ -45,7 +45,7 @@ def read_rows(kind: str) -> list[dict[str, Any]]:
 
 
 def commit() -> str:
-    """Commit of the code that ran; rows recorded since are no change of code."""
+    """Commit of the code that ran, with "-dirty" if files other than recorded rows have changed."""
     head = _git("rev-parse", "--short=12", "HEAD")
     changed = _git("status", "--porcelain", "-uno", "--", ".", ":!benchmarks/results")
     return (head or "unknown") + ("-dirty" if changed else "")

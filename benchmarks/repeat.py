@@ -1,6 +1,6 @@
-"""python -m benchmarks.repeat: how far two runs of `stan-infer bench` differ on one machine.
+"""python -m benchmarks.repeat: how much two runs of `stan-infer bench` differ on one machine.
 
-The same command, twice; compared are the ratios to eager. Appends one row per engine to
+Runs the same command twice and compares the ratios to eager. Appends one row per engine to
 benchmarks/results/.
 """
 

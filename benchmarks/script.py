@@ -1,4 +1,4 @@
-"""What the measuring scripts share: options, `stan-infer` commands, models, clips."""
+"""Functions that several benchmarks use: options, `stan-infer` commands, models, clips."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GRAPHS = ("reference", "fused")
 
 
 def options(doc: str | None, **defaults: Any) -> argparse.Namespace:
-    """Parse one option per default; of a tuple comma separated values, of its first one's type."""
+    """Parse one option per default, of its type; a tuple stands for comma separated values."""
     parser = argparse.ArgumentParser(description=doc)
     for name, default in defaults.items():
         many = isinstance(default, tuple)
@@ -44,21 +44,21 @@ def stan_infer(*arguments: str | Path, python: str = sys.executable) -> list[dic
 
 
 def random_model(name: str, frames: int | None = None) -> Stan:
-    """A preset with seeded random weights: speed does not depend on them."""
+    """A preset with seeded random weights, as speed does not depend on weights."""
     config = preset(name)
     config = dataclasses.replace(config, frames=frames) if frames else config
     return init_random(Stan(config), seed=0).eval().requires_grad_(False)
 
 
 def export_video(model: Stan, path: Path, frames: int, graph: str = "fused") -> None:
-    """Export the video tower, dynamic in T but narrow: the export proves every size."""
+    """Export the video tower with a narrow range of T, because the export checks every size."""
     limits = (max(frames - 1, 1), frames)
     export_model(model, path, graph=graph, tower="video", frames=limits, batch=1)
 
 
 @contextmanager
 def both_graphs(model: Stan, frames: int) -> Iterator[dict[str, Path]]:
-    """Folders with the reference graph and the fused one, gone afterwards."""
+    """Export the reference and the fused graph to folders that exist inside the context."""
     with tempfile.TemporaryDirectory() as folder:
         paths = {graph: Path(folder) / graph for graph in GRAPHS}
         for graph, path in paths.items():
@@ -67,7 +67,7 @@ def both_graphs(model: Stan, frames: int) -> Iterator[dict[str, Path]]:
 
 
 def write_clips(folder: Path, count: int, bank: str) -> None:
-    """Write clips of the motion demo to calibrate on; bank: "train" or "held-out" textures."""
+    """Write clips of the motion demo for calibration; bank: textures, "train" or "held-out"."""
     folder.mkdir()
     textures = clips.texture_bank(bank)
     for i in range(count):

@@ -1,7 +1,7 @@
 """stan_infer: run trained STAN and Mug-STAN video-text checkpoints anywhere.
 
-The public names are resolved on first use, so that importing the package imports neither torch nor
-any decoder.
+The public names are imported when they are first used, so that importing the package imports
+neither torch nor a decoder.
 """
 
 from __future__ import annotations

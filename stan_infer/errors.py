@@ -1,11 +1,11 @@
-"""The errors that users see, the exit code that each stands for, and names from outside in them.
+"""The errors that users see, with their exit codes, and how names of files appear in text.
 
 A message has four parts: what failed, the value seen, what is allowed, what to do.
 Any other exception that reaches the command line is a bug of ours (exit code 1).
 
-A file's name on Linux is any bytes. Python keeps those that are not UTF-8 as lone surrogates, which
-no encoder of text accepts: so names pass through `storable` or `printable` before they are written
-or printed.
+A file's name on Linux may be any bytes. Python represents bytes that are not UTF-8 as lone
+surrogates, which cannot be encoded again as text, so names go through `storable` before they are
+written and through `printable` before they are printed.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from collections.abc import Iterable
 
 
 class StanError(Exception):
-    """Base of every error that a user can mend."""
+    """Base class of every error that a user can correct."""
 
     exit_code = 1
 
     def __str__(self) -> str:
-        """The message in one line that a terminal shows as it is: names in it are strangers'."""
+        """The message as one line of printable text, as names in it may hold any character."""
         return one_line(super().__str__())
 
 
 class InputError(StanError):
-    """Options, checkpoint, video, text or artefact are wrong."""
+    """An option, checkpoint, video, text or exported folder is wrong."""
 
     exit_code = 2
 
 
 class MissingError(StanError):
-    """A package, library, driver or device is not here; the message ends with what helps."""
+    """A package, library, driver or device is missing; the message ends with what to do."""
 
     exit_code = 3
 
@@ -42,28 +42,28 @@ class CheckError(StanError):
     exit_code = 4
 
 
-_LONGEST, _COMPARED = 100, 1000  # characters of a word, and words, that nearest looks at
+_LONGEST, _COMPARED = 100, 1000  # characters of a word, and number of words, that nearest takes
 
 
 def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
     """Return `"; did you mean 'x'?"` for the known word closest to `word`, or an empty string."""
     from difflib import get_close_matches
 
-    # Its time grows with the square of the lengths, and words may be a stranger's.
+    # The time grows with the square of the lengths, and the words may come from a stranger's file.
     short = [k for k in known[:_COMPARED] if len(k) <= _LONGEST]
     match = get_close_matches(word.lower(), short, n=1, cutoff=0.5) if len(word) <= _LONGEST else []
     return f"; did you mean '{match[0]}'?" if match else ""
 
 
 def check_word(name: str, word: str, known: Iterable[str]) -> None:
-    """Raise InputError, with the nearest of the known words and all of them, for another one."""
+    """Raise InputError, which names the nearest and all known words, if `word` is not known."""
     words = list(known)
     if word not in words:
         raise InputError(f"{name} '{word}' is unknown{nearest(word, words)} ({', '.join(words)})")
 
 
 def storable(text: str | os.PathLike[str]) -> str:
-    r"""The text with every byte that was not UTF-8 as \xNN: what JSON, ONNX and files take."""
+    r"""The text with every byte that is not UTF-8 as \xNN, for JSON, ONNX and files."""
     name = os.fspath(text)
     if name.isascii():
         return name
@@ -71,7 +71,7 @@ def storable(text: str | os.PathLike[str]) -> str:
 
 
 def printable(text: str | os.PathLike[str]) -> str:
-    r"""The same, and controls as \n or \x1b: nothing of a stranger's reaches the terminal raw."""
+    r"""As `storable`, with control characters as \n or \x1b, so that no terminal obeys them."""
     name = os.fspath(text)
     if name.isprintable():
         return name
@@ -79,9 +79,9 @@ def printable(text: str | os.PathLike[str]) -> str:
 
 
 def one_line(text: str) -> str:
-    """The same in one line of at most 2,000 characters, for messages: names may be monstrous."""
+    """As `printable`, in one line of at most about 2,000 characters, as names may be very long."""
     line = printable(" ".join(text.split()))
-    # The end says what to do, so the middle goes.
+    # The middle is left out, because the end of a message says what to do.
     return line if len(line) <= 2000 else f"{line[:900]} ... {line[-900:]}"
 
 

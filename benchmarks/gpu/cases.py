@@ -1,6 +1,6 @@
-"""Calls of every kernel as the network makes them: what is compiled, timed and tuned.
+"""Calls of every kernel as the network makes them, to compile, time and tune.
 
-B/16 with T = 12 unless the name says otherwise.
+The shapes are those of B/16 with T = 12 unless the name of a case says otherwise.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ New = Callable[..., torch.Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One call: `run` launches it; `module` holds the kernels; args: all that launch takes."""
+    """One call. module: a file of `kernels`; args: the arguments of its `launch` but the tile."""
 
     operation: str
     name: str
@@ -39,7 +39,7 @@ class Case:
     tile: Tile | None = None
 
     def run(self) -> Any:
-        """Launch the kernel, with its tile or with the one that the table says."""
+        """Launch the kernel with the tile of the case, or the one of the table."""
         return self.module.launch(*self.args, *([self.tile] if self.tile else []))
 
 
@@ -66,19 +66,19 @@ class Shape:
 
 
 def empty(dtype: torch.dtype, device: str) -> New:
-    """What allocates tensors, and never fills them; sizes -> tensor, of another type if given."""
+    """Return a function that allocates a tensor of given sizes without filling it."""
     return lambda *sizes, dtype=dtype: torch.empty(*sizes, dtype=dtype, device=device)
 
 
 def random(dtype: torch.dtype, device: str) -> New:
-    """What makes normal values, as kernels are timed on."""
+    """Return a function that makes a tensor of given sizes with normal values, for timing."""
     return lambda *sizes, dtype=dtype: torch.randn(*sizes, device=device).to(dtype)
 
 
 def cases(
     family: str, dtype: torch.dtype, device: str, shape: Shape = Shape(), *, full: bool = True
 ) -> Iterator[Case]:
-    """Every operation with every tile of a family; full: other T, modes and epilogues too."""
+    """Every operation with every tile of a family; full: also with other T, modes, epilogues."""
     new = empty(dtype, device)
     for case in linears(shape, new):
         yield from _tiled(case, family)
@@ -107,7 +107,7 @@ def cases(
 
 
 def linear_case(s: Shape, new: New, name: str, n: int, k: int, activation: str = "") -> Case:
-    """A linear [rows, K] -> [rows, N]; its name says whether it has a norm and a residual."""
+    """A linear [rows, K] -> [rows, N], with a norm or a residual if its name has the word."""
     norm, residual = "norm" in name, "residual" in name
     args = (
         new(s.rows, k), new(n, k), new(n), new(n, dtype=torch.float32) if norm else None,
@@ -145,7 +145,7 @@ def temporal(s: Shape, new: New) -> Case:
 
 
 def temporal_qkv(s: Shape, new: New) -> Case:
-    """The same from rows that are not normed, q, k and v made inside."""
+    """Temporal attention that applies the norm and computes q, k and v itself."""
     d, rows = s.width, s.batch * s.frames * s.patches
     args = (
         new(rows + s.batch, d), new(3 * d, d), new(3 * d), new(3 * d, dtype=torch.float32),
@@ -164,14 +164,14 @@ def spatial(s: Shape, new: New) -> Iterator[Case]:
 
 
 def class_attention(s: Shape, new: New) -> Case:
-    """The last layer's attention, of the class token alone."""
+    """Attention of the last layer, which has the class token as its only query."""
     rows = s.batch * (s.frames * s.patches + 1)
     args = (new(s.batch, s.heads, s.width), new(rows, s.width), s.batch, s.frames, SCALE, EPS)
     return Case("cls_attention", "", cls_attention, args)
 
 
 def embed(s: Shape, new: New) -> Case:
-    """Frames to patches."""
+    """Patch embedding of frames."""
     d, k, side = s.width, 3 * s.patch**2, round(s.patches**0.5) * s.patch
     video = new(s.batch, s.frames, side, side, 3, dtype=torch.uint8)
     weight, table = new(d, k + -k % 64), new(s.patches, d)
@@ -180,7 +180,7 @@ def embed(s: Shape, new: New) -> Case:
 
 
 def _edges(s: Shape, new: New) -> Iterator[Case]:
-    """Into the branch, into each of its layers, and out of it."""
+    """The start of the branch, its merge before each layer, and the rows of the head."""
     d, f = s.width, s.batch * s.frames
     trunk, rows = new(f, s.patches + 1, d), new(f * s.patches + s.batch, d)
     tables = (None, new(s.patches, d), new(64, d), new(d))
@@ -194,7 +194,7 @@ def _tiled(case: Case, family: str) -> Iterator[Case]:
 
 
 def _frames(tile: Tile, first: bool, full: bool, usual: int) -> Sequence[int]:
-    """Frame counts that a tile is compiled for: the usual one, and with the first tile others."""
+    """Frame counts that a tile is compiled for: the usual one; others with the first tile."""
     if not full:
         return (usual,) if tile.bm >= usual else ()
     return [t for t in ((8, 12, 16, 64) if first else (12,)) if tile.bm >= t]

@@ -1,6 +1,7 @@
-"""The kernels against other ways to compute the same, each relative to its roofline (see suite).
+"""Time the kernels against other ways to compute the same, relative to the roofline (see suite).
 
-The roofline of a call is the longer of its FLOPs and its bytes at the rates measured here.
+The roofline of a call is the longer of the times for its FLOPs and for its bytes at the rates that
+were measured on this GPU.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ L2_BYTES = 64 * 2**20  # an H100 has 50 MiB
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Candidates for one operation, the first of which is the library's; our bytes and FLOPs."""
+    """Candidates for one operation, the library's first; bytes and FLOPs of our kernel."""
 
     operation: str
     candidates: Mapping[str, Callable[[], Any]]
@@ -41,7 +42,7 @@ class Comparison:
 
 
 def comparisons(s: Shape, device: str, dtype: torch.dtype, *, fp8: bool) -> Iterator[Comparison]:
-    """Each operation as others do it and as ours do, at the shapes of one network and batch."""
+    """Each operation by a library and by our kernels, at the shapes of one network and batch."""
     new = cases.random(dtype, device)
     yield from _temporal(s, new)
     yield from _spatial(s, new)
@@ -70,7 +71,7 @@ def comparisons(s: Shape, device: str, dtype: torch.dtype, *, fp8: bool) -> Iter
 
 
 def _temporal(s: Shape, new: New) -> Iterator[Comparison]:
-    """Temporal attention: of q, k, v; with them; with the layer's last linear."""
+    """Temporal attention: given q, k, v; with their linear; with the last linear as well."""
     d, t, p, h = s.width, s.frames, s.patches, s.heads
     q = s.batch * t * p
     case = cases.temporal(s, new)
@@ -128,7 +129,7 @@ def _linears(s: Shape, new: New, fp8: bool) -> Iterator[Comparison]:
         counts = linear.bytes_and_flops(len(x), *w.shape, residual_rows=rows)
         calls = {"library": library, "ours": case.run}
         yield Comparison(f"linear, {case.name}", calls, counts)
-    if fp8:  # the last of both is fc2
+    if fp8:  # the last case of both lists is fc2
         *_, case = cases.fp8_linears(s, new)
         counts = fp8_linear.bytes_and_flops(len(x), *w.shape, residual_rows=rows)
         calls = {"library in bf16": library, "ours": case.run}
@@ -145,7 +146,7 @@ def measure(
         try:
             bundles[lane] = device.bundle(run)
         except Exception as e:
-            # One that cannot run or be captured here must not cost the others their rows.
+            # A candidate that cannot run or be captured here gets a row; the others are timed.
             reason = (str(e).splitlines() or [type(e).__name__])[0][:200]
             yield {"operation": comparison.operation, "lane": lane, "refused": reason}
     if not bundles:
@@ -161,7 +162,8 @@ def measure(
             "lane": lane,
             **row,
             "floor_ms": floor_ms,
-            # Calls of a bundle find what fits into the L2 there: memory then sets no bound.
+            # Operands that fit into the L2 cache stay there between the calls of a bundle, so
+            # that memory bandwidth is no limit.
             "share_of_floor": floor_ms / row["ms_p50"] if moved > L2_BYTES else None,
             "bytes": moved,
             "flops": flops,
@@ -201,12 +203,12 @@ def _temporal_sdpas(qkv: torch.Tensor, s: Shape) -> dict[str, Callable[[], Any]]
             try:
                 run()
             except RuntimeError:
-                continue  # this build or GPU has no such backend; the row is then absent
+                continue  # this build or GPU has no such backend
             calls[f"SDPA {name.lower()}"] = run
         try:
             calls["FlexAttention, packed"] = _flex(qkv, s)
         except RuntimeError:
-            pass  # it found no configuration that fits, or no memory for its mask
+            pass  # no configuration fits, or there is no memory for its mask
     return calls
 
 

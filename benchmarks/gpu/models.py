@@ -1,4 +1,4 @@
-"""Whole networks on a GPU, against eager mode, torch.compile and other engines (see suite)."""
+"""Time whole networks on a GPU against eager mode, torch.compile and other engines (see suite)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from stan_infer.quantisation.observe import activation_scales
 
 Run = Callable[[torch.Tensor], Any]
 
-# Largest difference from fp32, relative to the largest value, of a candidate that is timed.
+# Allowed difference from fp32, relative to the largest value; others are not timed.
 TOLERANCE = {"fp32": 1e-3, "bf16": 1e-1, "fp16": 2e-2, "fp8": 3e-1}
 # Lanes that compile for minutes, which --part ablation adds.
 SLOW = ("compile max-autotune", "compile max-autotune, fused")
@@ -38,7 +38,7 @@ _TRITON: Mapping[str, dict[str, Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Networks:
-    """A preset's network in fp32, what was opened of it, and why the rest was not."""
+    """A preset's network in fp32, the lanes that were opened, and why others were not."""
 
     name: str
     exact: Stan
@@ -49,20 +49,23 @@ class Networks:
 def open_networks(device: Device, name: str, part: str) -> Networks:
     """Open every lane of a part once, for all shapes."""
     exact = init_random(Stan(preset(name))).eval().requires_grad_(False).to(device.name)
-    # Beyond its limit torch.compile would go on in eager mode; every shape is to be compiled.
+    # Every shape is to be compiled; beyond its limit torch.compile would run in eager mode.
     torch._dynamo.config.recompile_limit = 64
     networks = Networks(name, exact, {}, {})
     for lane, open_one in lanes(exact, device.name, part):
         try:
             networks.opened[lane] = open_one()
         except Exception as e:
-            # Triton, Inductor and ONNX Runtime have classes of their own; one lane is one row.
+            # Triton, Inductor and ONNX Runtime raise classes of their own; the lane gets a row.
             networks.refused[lane] = _first_line(e)
     return networks
 
 
 def lanes(model: Stan, device: str, part: str) -> Iterator[tuple[str, Callable[[], Run]]]:
-    """Names and how to open them, the baseline first; part: "model", "ablation", "ort", "trt"."""
+    """Names of lanes with functions that open them; the first is the baseline.
+
+    part: "model", "ablation", "ort" or "trt".
+    """
     yield "eager bf16", lambda: _eager(model, device)
     if part == "ort":
         yield "ort fp16", lambda: _ort(model, device)
@@ -86,7 +89,7 @@ def lanes(model: Stan, device: str, part: str) -> Iterator[tuple[str, Callable[[
 def measure(
     device: Device, networks: Networks, b: int, t: int, tflops: float, rounds: int
 ) -> Iterator[dict[str, Any]]:
-    """Rows of every lane for clips [B, T]; a lane that cannot run says why."""
+    """Rows of every lane for clips [B, T]; of a lane that cannot run, with the reason."""
     exact, opened, here = networks.exact, networks.opened, dict(networks.refused)
     config = exact.config
     side = config.image_size

@@ -1,7 +1,7 @@
-"""python -m benchmarks.gpu.packed: the picture of what a tile of temporal attention computes.
+"""python -m benchmarks.gpu.packed: draw what a tile of temporal attention computes.
 
-Draws benchmarks/packed.svg to scale, and counts for the README what one temporal layer moves and
-multiplies, by the ways that there are; nothing here is timed.
+Draws benchmarks/packed.svg to scale. `ways` counts, for the README, the bytes that one temporal
+layer moves and the share of scores that it uses. Nothing here is timed.
 """
 
 from __future__ import annotations
@@ -17,29 +17,26 @@ COLOURS = {"useful": plots.COLOURS[0], "wasted": "#E8E4DA", "edge": "#444444"}
 
 
 def ways(batch: int, frames: int, patches: int, width: int) -> list[dict[str, Any]]:
-    """Bytes of one layer, from norm to attention's output, in bf16; share of scores used."""
+    """MB moved and share of scores used by a layer in bf16, from norm to attention's output."""
     rows, d = batch * frames * patches, width
     weights = 3 * d * d
 
     def mb(per_row: int) -> float:
         return 2 * (per_row * rows * d + weights) / 1e6
 
+    alone = (frames / FLASH_TILE) ** 2
     packed = OUR_TILE // frames * frames**2 / OUR_TILE**2
     return [
         # norm 2, linear 1 + 3, copies of q, k, v 6, attention 4, copy of its output 2
-        {"way": "torch: norm, linear, copies, SDPA", "mb": mb(18), "useful": _alone(frames)},
+        {"way": "torch: norm, linear, copies, SDPA", "mb": mb(18), "useful": alone},
         {"way": "norm, linear, packed attention", "mb": mb(10), "useful": packed},
         # x in, attention's output out
         {"way": "one kernel", "mb": mb(2), "useful": packed},
     ]
 
 
-def _alone(frames: int) -> float:
-    return (frames / FLASH_TILE) ** 2
-
-
 def draw(frames: int = 12) -> None:
-    """Write the picture: one sequence in a tile of 128 rows, and as many as fit in one of 64."""
+    """Draw one sequence in a tile of 128 rows, and as many as fit in a tile of 64."""
     import matplotlib
 
     matplotlib.use("svg")

@@ -1,16 +1,15 @@
-"""python -m benchmarks.gpu.suite: everything that a GPU can tell, in one command, without a
-network.
+"""python -m benchmarks.gpu.suite: run every test and measurement that needs a GPU.
 
 Measures the machine's peak rates (bf16 and e4m3 GEMM, copies), runs the tests marked `gpu`, times
-each kernel against other ways to compute the same and whole networks against eager mode and
-torch.compile, and writes a row per result as soon as it is there, and a Markdown table. Started
-again, it goes on where it was stopped; what does not fit into --minutes is left for the next start.
-Needs PyTorch, Triton and this repository; what else is missing (pytest, ONNX Runtime) becomes a row
-that says so.
+each kernel against other ways to compute the same, and whole networks against eager mode and
+torch.compile. Each result is written as a row at once; at the end a Markdown table. A run that was
+stopped, or did not finish in --minutes, goes on when it is started again. It needs PyTorch, Triton
+and this repository, but no internet; another package that is missing (pytest, ONNX Runtime) becomes
+a row that says so.
 
---part tests | kernels | model | ablation | ort | trt picks parts. "ablation" has torch.compile's
-max-autotune and our network with one choice taken back at a time; "ort" is ONNX Runtime, "trt" both
-TensorRTs: their graphs and plans take minutes to make.
+--part tests | kernels | model | ablation | ort | trt selects parts. "ablation" times torch.compile
+with max-autotune, and our network with one optimisation left out at a time; "ort" is ONNX Runtime,
+"trt" both TensorRTs, whose graphs and plans take minutes to make.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from benchmarks.record import RESULTS, ROOT, commit
 from benchmarks.tables.markdown import markdown, percent
 from stan_infer.system.gpus import nvidia_gpus
 
-# Not the other engines' tests: those need packages that this suite does without.
+# Tests of other engines need packages that this suite does not need.
 _TESTS = ("tests/kernels", "tests/engines/test_triton_session.py")
 PARTS = ("tests", "kernels", "model", "ablation", "ort", "trt")
 KERNEL_SHAPES = [Shape(batch=8, frames=t) for t in (12, 8, 16, 64)] + [Shape(1, 12, 49, 768, 32)]
@@ -51,10 +50,10 @@ PART_SHAPES = {"model": MODEL_SHAPES, "ablation": SHORT, "ort": SHORT, "trt": SH
 
 
 class Suite:
-    """Runs units of work that were not done yet, until the time is over."""
+    """Runs the units of work that are not done yet, until the time is over."""
 
     def __init__(self, path: Path, device: Device, minutes: float, log: Callable[[str], None]):
-        """path: JSONL, of which the rows of this commit and GPU count as done."""
+        """path: JSONL file; its rows of this commit, GPU and these versions count as done."""
         self.path, self.device, self._log = path, device, log
         self._until = time.monotonic() + 60 * minutes
         self._common = {
@@ -73,11 +72,11 @@ class Suite:
 
     @property
     def seconds_left(self) -> float:
-        """Until the time is over."""
+        """Seconds until the time is over."""
         return self._until - time.monotonic()
 
     def unit(self, name: str, run: Callable[[], Iterable[dict[str, Any]]]) -> list[dict[str, Any]]:
-        """Run one unit unless it is done or there is no time; a failure becomes its row."""
+        """Run one unit, unless it is done or the time is over; a failure becomes a row."""
         done = [r for r in self.rows if r["unit"] == name]
         if any(r.get("last") for r in done) and not any("failed" in r for r in done):
             return done
@@ -90,7 +89,7 @@ class Suite:
         try:
             found = list(run())
         except Exception as e:
-            # One part that fails must not cost the others; whatever it was, the row says so.
+            # The other units still run, whatever this one raised.
             found = [{"failed": _reason(e)}]
             if not self.device.is_alive():
                 self._until = 0.0  # an illegal access ends the process's CUDA context
@@ -111,7 +110,7 @@ def run_suite(suite: Suite, parts: Iterable[str], *, quick: bool = False) -> Non
     first = suite.unit("peak rates", lambda: [dict(peak_rates(suite.device, size=size))])
     peaks = first[0] if first and "bf16_tflops" in first[0] else None
     if peaks is None:
-        suite.left.append("everything else: there are no peak rates to compare it with")
+        suite.left.append("everything else: it is compared with the peak rates, which are missing")
         return
     if "kernels" in wanted:
         dtype = torch.float32 if quick else torch.bfloat16
@@ -129,7 +128,7 @@ def run_suite(suite: Suite, parts: Iterable[str], *, quick: bool = False) -> Non
                         suite.device, networks(model, part), b, t, peaks["bf16_tflops"], rounds
                     ),
                 )
-    # Last, as it takes minutes of compiling: alone, or with what is left of the time.
+    # Last, because compiling takes minutes, in the time that is left.
     if "tests" in wanted:
         suite.unit("tests", lambda: [_gpu_tests(suite.seconds_left)])
 
@@ -146,7 +145,7 @@ def _run_kernels(
         except StopIteration:
             return
         except Exception as e:
-            # Memory, a missing backend: tensors are made as the iterator goes.
+            # No memory, or no backend: the iterator makes the tensors of each comparison.
             reason = _reason(e)
             suite.unit(f"kernels at {shape}", lambda reason=reason: [{"failed": reason}])
             return
@@ -199,7 +198,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> int:
-    """Run the parts, write the table, say what is left."""
+    """Run the parts, write the table, say which units are left."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--part", action="append", choices=PARTS)
     parser.add_argument("--minutes", type=float, default=7.5)
@@ -214,7 +213,7 @@ def main() -> int:
         )
         return 3
     if ":" in args.device:
-        torch.cuda.set_device(args.device)  # kernels and events go to the current one
+        torch.cuda.set_device(args.device)  # kernels and events use the current device
     device = Device(args.device)
     folder = args.out or RESULTS
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""Interleaved timing of small and large calls on a GPU, and the peak rates of GEMM and copies.
+"""Time calls on a GPU in turn, and the peak rates of GEMM and copies.
 
-Calls too short for an event to time (a Triton launch alone takes some 12 us of host time) are
-captured and replayed in bundles of CALLS by a CUDA graph.
+Short calls cannot be timed by events one by one, as the host takes some 12 us to launch a Triton
+kernel: a CUDA graph of CALLS of them ("bundle") is replayed instead.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any
 import torch
 
 CALLS = 20
-FLUSH_BYTES = 256 * 2**20  # more than any L2 cache: what a kernel reads comes from memory
+FLUSH_BYTES = 256 * 2**20  # more than any L2 cache, so that kernels read from memory after it
 WARM_SECONDS = 0.5
 MAX_SECONDS = 20.0
 
 
 class Device:
-    """Where and how to time: `cuda` with events and graphs, or `cpu` for the suite's own tests."""
+    """Where and how to time: cuda, with events and graphs; or cpu, for the suite's own tests."""
 
     def __init__(self, name: str) -> None:
         """name: cuda, cuda:1 or cpu."""
@@ -112,7 +112,7 @@ def interleave(
 
 
 def peak_rates(device: Device, *, size: int = 8192) -> dict[str, float | None]:
-    """Rates sustained here: GEMM in bf16 and e4m3 (TFLOP/s; None: not here), copies (TB/s)."""
+    """Sustained rates: GEMM in bf16 and e4m3 (TFLOP/s; None: not on this GPU), copies (TB/s)."""
     a = torch.randn(size, size, device=device.name).bfloat16()
     b = torch.randn(size, size, device=device.name).bfloat16()
     out = torch.empty_like(a)
@@ -129,7 +129,7 @@ def peak_rates(device: Device, *, size: int = 8192) -> dict[str, float | None]:
         try:
             gemm()
         except RuntimeError:
-            pass  # this GPU or build has no such GEMM; the row says None
+            pass  # this GPU or build has no such GEMM
         else:
             runs["fp8"] = gemm
     timed = interleave(device, runs, rounds=20)

@@ -1,8 +1,8 @@
-"""python -m benchmarks.gpu.tune [--write]: tiles of the kernels, timed on this GPU.
+"""python -m benchmarks.gpu.tune [--write]: time the tiles of the kernels on this GPU.
 
-Prints, per operation and shape of the presets, every tile that fits against the one the rule picks,
-and for linears the library's; --write puts the winners into kernels/tuned.json, from which
-kernels read them. Nothing is tuned at run time.
+For each operation and shape of the presets it times every tile that fits, the tile that the rule
+picks, and for linears the library, and prints the fastest. --write puts the winners into
+kernels/tuned.json, from which the kernels read them. Nothing is tuned at run time.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from stan_infer.network.kernel_ops import library_linear
 SHAPES = [Shape(b, t, 49, 768, 32) for b, t in itertools.product((1, 8), (8, 12))]
 SHAPES += [Shape(b, t, 196, 768, 16) for b, t in itertools.product((1, 8), (8, 12))]
 SHAPES += [Shape(b, 12, 256, 1024, 14) for b in (1, 8)]
-KEEP = 1.02  # another tile is written down only where it is this much faster than the rule's
-# name, key of its row, calls: the rule's own first
+KEEP = 1.02  # another tile is recorded only if the rule's takes this much longer
 Calls = dict[str, Callable[[], Any]]
+# Operation, key of its row, calls by name: the rule's is the first.
 Choice = tuple[str, dict[str, Any], Calls]
 
 
 def candidates(operation: str, family: str) -> list[Tile]:
-    """The family's own tiles, and their neighbours in depth, warps and stages."""
+    """The tiles of the family, and these with other depth, warps and stages."""
     found = dict.fromkeys(tuned.tiles(operation, family))
     for tile in list(found):
         depths = [tile.bk] if not tile.bk else [tile.bk // 2, tile.bk, 2 * tile.bk]
@@ -49,7 +49,7 @@ def candidates(operation: str, family: str) -> list[Tile]:
 
 
 def choices(shape: Shape, device: str, dtype: torch.dtype, family: str) -> Iterator[Choice]:
-    """What there is to choose for one network and batch."""
+    """Every choice for one network and batch, with its candidates."""
     new, s, d = cases.random(dtype, device), shape, shape.width
     kind = {"dtype": str(dtype).removeprefix("torch.")}
     for name, n, k, activation in (
@@ -90,7 +90,7 @@ def choices(shape: Shape, device: str, dtype: torch.dtype, family: str) -> Itera
 
 
 def _tiled(case: Case, family: str, least: int = 0) -> Calls:
-    """The call with every candidate tile of at least so many rows, by the tile as JSON."""
+    """The call with every candidate tile of at least `least` rows; names are tiles as JSON."""
     tiles = (tile for tile in candidates(case.operation, family) if tile.bm >= least)
     return {_key(tile): dataclasses.replace(case, tile=tile).run for tile in tiles}
 
@@ -102,8 +102,8 @@ def best(device: Device, calls: Calls, rounds: int) -> dict[str, float]:
         try:
             bundles[name] = device.bundle(run)
         except Exception as e:
-            # Too much shared memory, too many registers: the compiler and the driver have classes
-            # of their own for it, and the tile is then no candidate here.
+            # Too much shared memory or too many registers, for which the compiler and the driver
+            # raise classes of their own: the tile is no candidate on this GPU.
             print(f"  {name}: cannot run here ({str(e).splitlines()[0][:80]})")
     per_call = CALLS if device.is_cuda else 1
     timed = interleave(device, bundles, rounds=rounds, per_call=per_call)
@@ -111,7 +111,7 @@ def best(device: Device, calls: Calls, rounds: int) -> dict[str, float]:
 
 
 def winner(ms: dict[str, float]) -> str | None:
-    """The fastest call's name, or None where the rule's is about as fast."""
+    """Name of the fastest call, or None if the rule's is about as fast."""
     if "rule" not in ms:
         raise RuntimeError("the rule's own tile cannot run here: correct kernels/tuned.json")
     name = min(ms, key=lambda k: ms[k])
@@ -121,7 +121,7 @@ def winner(ms: dict[str, float]) -> str | None:
 def tune(
     device: Device, family: str, shapes: list[Shape], dtypes: list[torch.dtype], rounds: int
 ) -> dict[str, list[dict[str, Any]]]:
-    """Rows of tuned.json's "measured" for one family."""
+    """Rows for "measured" in tuned.json, of one family."""
     found: dict[str, list[dict[str, Any]]] = {}
     for dtype in dtypes:
         for shape in shapes:
@@ -155,7 +155,7 @@ def main() -> int:
 
 
 def write(path: Path, family: str, rows: dict[str, list[dict[str, Any]]]) -> None:
-    """Replace a family's measured rows; one row per line, so that changes can be read."""
+    """Replace a family's measured rows; each is on a line, so that diffs can be read."""
     text = path.read_text()
     measured = {**json.loads(text)["measured"], family: rows}
     parts = []

@@ -1,1 +1,1 @@
-"""The documents' tables, from recorded runs: python -m benchmarks.tables --check or --write."""
+"""Generate the tables of the documents: python -m benchmarks.tables --check or --write."""

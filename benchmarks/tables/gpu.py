@@ -1,4 +1,4 @@
-"""Tables about GPUs: what was counted without one, and what was measured on one."""
+"""Tables about GPUs: figures that were counted without one or measured on one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from benchmarks.tables.markdown import NOT_MEASURED, Row, markdown
 
 
 def packed_table() -> str:
-    """One temporal layer of B/16, eight clips of 12 frames, by the ways that there are."""
+    """Ways to compute one temporal layer of B/16 on eight clips of 12 frames."""
     lines = [
         f"{row['way']} | {row['mb']:.0f} | {100 * row['useful']:.1f} %"
         for row in ways(8, 12, 196, 768)
@@ -17,7 +17,7 @@ def packed_table() -> str:
 
 
 def launches_table() -> str:
-    """Launches, bytes and roofline of the network on the kernels, beside what was measured."""
+    """Launches, bytes and roofline of the network on our kernels, and measured times."""
     measured = [r for r in read_rows("gpu") if r.get("lane") == "triton" and "ms_p50" in r]
     lines = []
     for r in read_rows("launches"):
@@ -35,42 +35,28 @@ B16 = {"model": "stan-b16", "batch": 8, "frames": 12}
 L14 = {"model": "stan-l14", "batch": 8, "frames": 12}
 B32 = {"model": "stan-b32", "batch": 1, "frames": 12}
 PACKED = {"operation": "temporal_attention", "batch": 8, "patches": 196, "lane": "ours"}
+PACKED_12, PACKED_64 = {**PACKED, "frames": 12}, {**PACKED, "frames": 64}
 BLOCK = {"operation": "temporal block", "batch": 8, "frames": 12, "patches": 196, "lane": "ours"}
 TRITON = {"lane": "triton"}
 MAX, SDPA = "compile max-autotune", "SDPA with its copies"
 
-# What an H100 must reach, the figure (at most, where negative), its row, and how to read it: a key
-# of the row, or the candidate of the same interleaved run that it must be faster than.
+# Targets on an H100: text; the limit (at least, or if negative at most); keys of the row; and how
+# to read it: a key of the row, or the candidate of the same run that it must be faster than.
 TARGETS: list[tuple[str, float, Row, str]] = [
     ("B/16, B = 8, T = 12: at most 9.4 ms", -9.4, {**TRITON, **B16}, "ms_p50"),
     ("the same against torch.compile max-autotune: 1.2x", 1.2, {**TRITON, **B16}, MAX),
     ("L/14, B = 8, T = 12 against max-autotune: 1.1x", 1.1, {**TRITON, **L14}, MAX),
     ("B/32, B = 1, T = 12: at most 0.33 ms", -0.33, {**TRITON, **B32}, "ms_p50"),
     ("the same against max-autotune: 1.3x", 1.3, {**TRITON, **B32}, MAX),
-    (
-        "packed attention, T = 12: 85 % of its roofline",
-        0.85,
-        {**PACKED, "frames": 12},
-        "share_of_floor",
-    ),
-    (
-        "packed attention, T = 12, against SDPA and its copies: 2x",
-        2.0,
-        {**PACKED, "frames": 12},
-        SDPA,
-    ),
-    (
-        "packed attention, T = 64, against SDPA and its copies: 1x",
-        1.0,
-        {**PACKED, "frames": 64},
-        SDPA,
-    ),
+    ("packed attention, T = 12: 85 % of its roofline", 0.85, PACKED_12, "share_of_floor"),
+    ("packed attention, T = 12, against SDPA and its copies: 2x", 2.0, PACKED_12, SDPA),
+    ("packed attention, T = 64, against SDPA and its copies: 1x", 1.0, PACKED_64, SDPA),
     ("temporal block of B/16, B = 8, T = 12: at most 0.14 ms", -0.14, BLOCK, "ms_p50"),
 ]
 
 
 def targets_table() -> str:
-    """Each target, and what the newest H100 rows say of it."""
+    """Each target with its figure in the newest rows of an H100."""
     rows = [r for r in read_rows("gpu") if "H100" in r["gpu"] and "ms_p50" in r]
     lines = []
     for text, limit, keys, how in TARGETS:
@@ -95,7 +81,7 @@ def _figure(rows: list[Row], keys: Row, how: str) -> float | None:
 
 
 def aot_table() -> str:
-    """What the compiler made of the kernels, per family: the worst of all configurations."""
+    """The worst figures of all compiled kernel configurations, per GPU family."""
     rows, lines = read_rows("aot"), []
     for family in dict.fromkeys(r["family"] for r in rows):
         own = [r for r in rows if r["family"] == family]

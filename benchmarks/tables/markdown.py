@@ -1,4 +1,4 @@
-"""Recorded rows -> Markdown."""
+"""Recorded rows as Markdown."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ NOT_MEASURED = "not measured"
 
 
 def markdown(head: str, rows: Iterable[str]) -> str:
-    """A table; head and rows hold cells with " | " between them. Without rows: not measured."""
-    # An empty cell is one blank.
+    """A table; cells of head and rows are separated by " | ". Without rows: "not measured"."""
+    # An empty cell is written as one blank.
     lines = [f"| {line} |".replace("|  |", "| |") for line in (head, *rows)]
     lines.insert(1, "|---" * (head.count("|") + 1) + "|")
     return "\n".join(lines) if len(lines) > 2 else NOT_MEASURED
 
 
 def newest(kind: str, *keys: str) -> list[Row]:
-    """The newest recorded row of each combination of the values under `keys`."""
+    """The newest recorded row for each combination of values of `keys`."""
     return list({tuple(r[k] for k in keys): r for r in read_rows(kind)}.values())
 
 

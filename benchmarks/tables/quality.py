@@ -1,4 +1,4 @@
-"""Tables of accuracy: the demo's, and what 8 bits cost."""
+"""Tables of accuracy: of the demo, and of models in 8 bits."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from benchmarks.tables.markdown import NOT_MEASURED, markdown, newest
 
 
 def accuracy_table(reduced: bool = False) -> str:
-    """The demo through `stan-infer eval`: newest run of each engine and precision.
+    """Accuracy of the demo: the newest run of each engine and precision.
 
-    reduced: only what is below fp32, and the baseline.
+    reduced: only the baseline and precisions other than fp32.
     """
     lines = []
     for r in newest("accuracy", "engine", "precision"):
@@ -41,7 +41,7 @@ def motion_table() -> str:
 
 
 def videos_table() -> str:
-    """Scores of three sample clips against three texts, as benchmarks.motion recorded them."""
+    """Scores of three sample clips and three texts, recorded by benchmarks.motion."""
     rows = read_rows("motion")
     if not rows:
         return NOT_MEASURED
@@ -53,7 +53,7 @@ def videos_table() -> str:
 
 
 def outliers_table() -> str:
-    """Models with planted outlier channels, smoothed and not: newest run of each."""
+    """Models with outlier channels, smoothed and not: the newest run of each."""
     lines = []
     rows = newest("outliers", "model", "smooth")
     for r in sorted(rows, key=lambda r: (r["model"], not r["smooth"])):
@@ -65,7 +65,7 @@ def outliers_table() -> str:
 
 
 def sensitivity_table() -> str:
-    """The linears of the demo that cost most in INT8, each alone: the newest run."""
+    """The linears of the demo that cost most when each alone is in INT8: the newest run."""
     rows = [r for r in read_rows("calibration") if r["precision"] == "int8"]
     if not rows:
         return NOT_MEASURED

@@ -1,7 +1,7 @@
-"""python -m benchmarks.tables --write | --check: the documents' tables, from recorded runs.
+"""python -m benchmarks.tables --write | --check: the tables of the documents, from recorded runs.
 
-The files hold markers `<!-- table:NAME -->` ... `<!-- /table -->`; what stands between them is
-generated from benchmarks/results/ and examples/motion/results.json, never typed.
+The text between the markers `<!-- table:NAME -->` and `<!-- /table -->` of a document is generated
+from benchmarks/results/ and examples/motion/results.json.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def render(text: str) -> str:
 
 
 def main() -> None:
-    """Write the tables, or fail if they are not what the recorded runs say."""
+    """Write the tables, or fail if they differ from the recorded runs."""
     parser = argparse.ArgumentParser(description=__doc__)
     group = parser.add_mutually_exclusive_group(required=True)
     group.add_argument("--write", action="store_true")

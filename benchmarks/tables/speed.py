@@ -1,4 +1,4 @@
-"""Tables of what runs on a CPU: speed, loading, building plans."""
+"""Tables of measurements on a CPU: speed, loading, building plans."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def repeat_table() -> str:
 
 
 def int8_table() -> str:
-    """Engines in fp32 and INT8 against eager fp32, in turn: newest run of each."""
+    """Engines in fp32 and INT8 against eager fp32: the newest run of each."""
     runs: dict[tuple[str, int], dict[tuple[str, str], Row]] = {}
     for r in read_rows("int8-speed"):
         runs.setdefault((r["model"], r["threads"]), {})[r["engine"], r["precision"]] = r
@@ -132,7 +132,7 @@ def load_table() -> str:
 
 
 def plans_table() -> str:
-    """What building plans took: the newest run of each model, graph and precision."""
+    """Time and memory of building plans: the newest run of each model, graph and precision."""
     rows = newest("plans", "model", "role", "precision")
     if not rows:
         return NOT_MEASURED

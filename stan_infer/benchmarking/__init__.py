@@ -1,4 +1,4 @@
-"""Timing engines against each other, interleaved, and the report page.
+"""Time engines in turn in one process, and write the report page.
 
 Imports export and engines, and what lies below.
 Start at `run.bench`.

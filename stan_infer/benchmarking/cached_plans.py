@@ -1,4 +1,4 @@
-"""Plans for `bench`: built once per graph, version, GPU and profile, and kept for the next time."""
+"""TensorRT plans for `bench`: built once per graph, version, GPU and profile, and kept."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def add_plan(
     frames: Sequence[int],
     say: Callable[[str], None],
 ) -> Plan:
-    """Put the plan of the video graph into an exported folder: from the cache, or built into it.
+    """Put a plan of the video graph into an exported folder: copied from the cache, or built.
 
-    Its profiles are those of an export, widened to the batch sizes asked for: one clip of the
-    first frame count, and everything else. Raises MissingError where it cannot be built here.
+    Its profiles are like those of an export: one for one clip of `frames[0]` frames, one for all
+    other sizes, as far as the largest of `batches`. Raises MissingError if it cannot be built here.
     """
     artefact = read_artefact(folder, check_hashes=False)
     graph = artefact.graph("video")
@@ -59,12 +59,12 @@ def add_plan(
     try:
         (plan,) = build_plans(folder, engine, options)
     except (InputError, CheckError) as e:
-        # One engine that cannot be made must not end the others.
+        # MissingError, because the other engines still run then.
         raise MissingError(f"no plan of {FORMATS[engine]} could be built: {e}") from e
     say(f"built {plan.path.name} in {plan.sidecar['build_seconds']:.0f} s")
     try:
         kept.mkdir(exist_ok=True)
-        for path in (plan.path, sidecar_path(plan.path)):  # the sidecar last: none is read without
+        for path in (plan.path, sidecar_path(plan.path)):  # no plan is read without its sidecar
             with new_file(kept / path.name) as temporary:
                 shutil.copyfile(path, temporary)
     except (InputError, OSError) as e:
@@ -77,10 +77,10 @@ def _from_cache(kept: Path, folder: Path) -> Plan | None:
         try:
             read_plan(path)
         except InputError:
-            continue  # half copied when the disk was full, say: built again
+            continue  # a copy that was cut off, as by a full disk: the plan is built again
         engines = folder / ENGINES_FOLDER
         engines.mkdir(exist_ok=True)
-        for source in (path, sidecar_path(path)):
-            shutil.copyfile(source, engines / source.name)
+        for kept_file in (path, sidecar_path(path)):
+            shutil.copyfile(kept_file, engines / kept_file.name)
         return read_plan(engines / path.name)
     return None

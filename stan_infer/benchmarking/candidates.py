@@ -1,13 +1,13 @@
-"""Open what `bench` compares: engines x precisions of a model, a folder or a bare graph.
+"""Open the candidates that `bench` compares: each engine and precision of what is measured.
 
-What cannot run here becomes a row that says why, and the others still run.
+A candidate that cannot run here becomes a row with the reason, and the others still run.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,6 @@ from stan_infer.benchmarking.options import BenchOptions
 from stan_infer.benchmarking.timing import Clock, CudaClock, WallClock
 from stan_infer.config import StanConfig
 from stan_infer.engines.bare_graph import open_bare
-from stan_infer.engines.graph import OpenGraph
 from stan_infer.engines.open import CHECKPOINT, PLANS, engine_named, graph_engines, open_session
 from stan_infer.engines.session import Session
 from stan_infer.errors import InputError, MissingError
@@ -25,8 +24,6 @@ from stan_infer.system.packages import require
 from stan_infer.tensorrt_plans.plan_file import read_plan
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from stan_infer.network.model import Stan
 
 # A candidate, its session (none for a bare graph), and how another process opens it.
@@ -35,39 +32,43 @@ _Opened = tuple[Candidate, Session | None, dict[str, Any]]
 
 @dataclasses.dataclass
 class Candidates:
-    """What was opened: opened, sessions and origins align. `absent` are rows with `refused`."""
+    """What was opened: `opened` and `origins` have an entry for each candidate.
+
+    absent: rows with `refused`, of candidates that cannot run here.
+    """
 
     side: int = 0  # pixels of a frame
     config: StanConfig | None = None  # None: a bare graph
     opened: list[Candidate] = dataclasses.field(default_factory=list)
-    sessions: list[Session | None] = dataclasses.field(default_factory=list)
-    origins: list[dict[str, Any]] = dataclasses.field(
-        default_factory=list
-    )  # see memory.peak_memory
+    # How another process opens each candidate, see memory.peak_memory.
+    origins: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     absent: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    _sessions: ExitStack = dataclasses.field(default_factory=ExitStack)
 
-    def add(self, engine: str, precision: str | None, open_one: Callable[[], _Opened]) -> None:
-        """Open one more candidate; its MissingError becomes a row of `absent`."""
+    def add(self, open_one: Callable[[str, Any], _Opened], engine: str, precision: Any) -> None:
+        """Open one more candidate by open_one(engine, precision).
+
+        Its MissingError becomes a row of `absent`. precision: a word, or None for the only one.
+        """
         try:
-            candidate, session, origin = open_one()
+            candidate, session, origin = open_one(engine, precision)
         except MissingError as e:
             self.absent.append({"engine": engine, "precision": precision, "refused": str(e)})
             return
         self.opened.append(candidate)
-        self.sessions.append(session)
         self.origins.append({"engine": engine, "precision": precision, **origin})
+        if session is not None:
+            self._sessions.callback(session.close)
 
     def check(self) -> Candidates:
-        """Return itself; MissingError with the first reason if there is nothing to measure."""
+        """Return itself. Raises MissingError, with the first reason, if no candidate was opened."""
         if not self.opened:
             raise MissingError(self.absent[0]["refused"])
         return self
 
     def close(self) -> None:
         """Close every session."""
-        for session in self.sessions:
-            if session is not None:
-                session.close()
+        self._sessions.close()
 
 
 def open_model(
@@ -80,10 +81,10 @@ def open_model(
     folder: Path,
     say: Callable[[str], None],
 ) -> Candidates:
-    """Candidates of a loaded model; eager in fp32 comes first, always: a ratio needs its baseline.
+    """Candidates of a loaded model; the first is always eager in fp32, the baseline of all ratios.
 
-    origin: the model for another process, {"source": file} or {"preset": name, ...}. folder: where
-    exports go, one per precision. Raises MissingError where the baseline itself cannot run.
+    origin: the model for another process, {"source": file} or {"preset": name, ...}. folder: gets
+    a folder per exported precision. Raises MissingError if the baseline cannot run.
     """
     candidates = Candidates(model.config.image_size, model.config)
     precisions, calibration = options.precisions, options.calibration
@@ -107,14 +108,14 @@ def open_model(
             session = open_session(where, engine, device=device, threads=threads)
         return _candidate(engine, session), session, {"source": str(where), "device": device}
 
-    candidates.add("eager", "fp32", partial(open_one, "eager", "fp32"))
+    candidates.add(open_one, "eager", "fp32")
     candidates.check()
     for precision in precisions or ["fp32"]:
         for engine in options.engines:
             if engine_named(engine).needs_gpu and not precisions:
-                candidates.add(engine, "fp16", partial(open_one, engine, "fp16"))
+                candidates.add(open_one, engine, "fp16")
             elif (engine, precision) != ("eager", "fp32"):
-                candidates.add(engine, precision, partial(open_one, engine, precision))
+                candidates.add(open_one, engine, precision)
     return candidates
 
 
@@ -127,7 +128,7 @@ def _open_calibrated(
     device: str,
     threads: int,
 ) -> _Opened:
-    """One engine on what `calibrate` wrote of this checkpoint."""
+    """Open one engine in 8 bits; folder: what `calibrate` wrote of this checkpoint."""
     from stan_infer.artefacts.calibration_file import calibration_of, fp8_scales
 
     source = origin.get("source")
@@ -143,7 +144,8 @@ def _open_calibrated(
         return _candidate(engine, session), session, how
     if engine not in graph_engines():
         raise MissingError(
-            f"engine {engine} takes the folder itself: bench {folder}, with --engine"
+            f"engine {engine} runs the calibrated folder alone: stan-infer bench {folder} "
+            f"--engine {engine}"
         )
     calibration_of(folder, precision, source, model.config)
     session = open_session(folder, engine, device=device, precision=precision, threads=threads)
@@ -151,10 +153,10 @@ def _open_calibrated(
 
 
 def open_folder(source: str, options: BenchOptions, *, device: str, threads: int) -> Candidates:
-    """Candidates of an exported folder; the first is the baseline, as a folder has no eager mode.
+    """Candidates of an exported folder, which has no eager mode: the first is the baseline.
 
-    source may be a plan in a folder, which is then what its engine runs. Raises MissingError where
-    none of them can run.
+    source: the folder, or a plan in it, which the plan's engine then runs. Raises MissingError if
+    no candidate can run.
     """
     candidates = Candidates()
     plan = Path(source) if source.endswith(".plan") else None
@@ -173,7 +175,7 @@ def open_folder(source: str, options: BenchOptions, *, device: str, threads: int
     wanted: list[str | None] = [*options.precisions] or [None]
     for precision in wanted:
         for engine in options.engines:
-            candidates.add(engine, precision, partial(open_one, engine, precision))
+            candidates.add(open_one, engine, precision)
     return candidates.check()
 
 
@@ -184,7 +186,7 @@ def _open_built(
     options: BenchOptions,
     say: Callable[[str], None],
 ) -> Session:
-    """A session on a plan that is built where none is kept; what cannot run here was built."""
+    """Open a session on a plan, which is built if the cache has none."""
     from stan_infer.benchmarking.cached_plans import add_plan
 
     plan = add_plan(folder, engine, options.batches, options.frames, say)
@@ -195,23 +197,23 @@ def _open_built(
 
 
 def open_onnx(path: Path, *, engines: Sequence[str], device: str, threads: int) -> Candidates:
-    """Candidates of a bare video graph: uint8 [B, T, S, S, 3] in, its first output compared.
+    """Candidates of a bare video graph, which takes uint8 [B, T, S, S, 3].
 
-    Only its signature is known, so there are no GFLOP/s. Raises InputError for another input,
-    MissingError where no engine can run it.
+    Its first output is compared. Without a config its FLOPs are not known. Raises InputError for a
+    graph with other inputs, MissingError if no engine can run it.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     candidates = Candidates()
 
-    def open_one(engine: str) -> _Opened:
+    def open_one(engine: str, _: None) -> _Opened:
         if engine not in graph_engines():
             raise MissingError(f"engine {engine} takes a checkpoint, not {path.name}")
         candidate, candidates.side = _bare(path, engine, device, threads)
         return candidate, None, {"source": str(path), "device": device}
 
     for engine in engines:
-        candidates.add(engine, None, partial(open_one, engine))
+        candidates.add(open_one, engine, None)
     return candidates.check()
 
 
@@ -226,7 +228,7 @@ def _candidate(engine: str, session: Session) -> Candidate:
 
 
 def _bare(path: Path, engine: str, device: str, threads: int) -> tuple[Candidate, int]:
-    """A candidate of a bare graph, and the side of its frames."""
+    """A candidate of a bare graph, and the side of its frames in pixels."""
     graph = open_bare(path, engine, [f"{path.name}.data"], device=device, threads=threads)
     signature = graph.signature()
     (name, (dtype, sizes)) = next(iter(signature.inputs.items()), ("", ("", ())))
@@ -238,9 +240,4 @@ def _bare(path: Path, engine: str, device: str, threads: int) -> tuple[Candidate
         )
     output = next(iter(signature.outputs))
     facts = {**graph.describe(), "engine": engine, "device": device, "precision": "unknown"}
-    run = partial(_run_bare, graph, name, output)
-    return Candidate(engine, run, facts), side
-
-
-def _run_bare(graph: OpenGraph, name: str, output: str, clips: np.ndarray) -> np.ndarray:
-    return graph.run({name: clips}, [output])[output]
+    return Candidate(engine, lambda x: graph.run({name: x}, [output])[output], facts), side

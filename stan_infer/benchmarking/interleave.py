@@ -1,4 +1,4 @@
-"""Time engines against a baseline: same clips, one process, interleaved, outputs compared first."""
+"""Time candidates in turn in one process, on the same clips, after comparing their outputs."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from stan_infer.engines.session import as_numpy
 from stan_infer.errors import CheckError
 from stan_infer.video.synthetic import moving_frames
 
-CACHE_BYTES = 96 * 2**20  # inputs are rotated through more than this: beyond any last-level cache
-MAX_CLIPS = 256  # of the pool, so that tiny inputs do not take long to make
+CACHE_BYTES = 96 * 2**20  # the pool of inputs is larger than this, and so than any CPU's cache
+MAX_CLIPS = 256  # of the pool, as many tiny inputs would take long to make
 MAX_ROUNDS = 100_000
 
 
@@ -26,9 +26,9 @@ MAX_ROUNDS = 100_000
 class Candidate:
     """One engine in a comparison.
 
-    name: unique; the `engine` of its rows unless facts have one. embed: uint8 clips
-    [B, T, S, S, 3] -> [B, E] or [B, T, E]. facts: what is said of it in rows; its `precision`
-    decides the tolerance, which is that of an export's proof.
+    name: unique; the `engine` of its rows unless `facts` has one. embed: uint8 clips
+    [B, T, S, S, 3] -> [B, E] or [B, T, E]. facts: go into its rows; facts["precision"] decides the
+    tolerance, which is that of an export. clock: measures a call of `embed`.
     """
 
     name: str
@@ -39,7 +39,11 @@ class Candidate:
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """How long to measure: at least `repeats` rounds, and `min_seconds` of every candidate."""
+    """How long to measure.
+
+    `warmup` uncounted rounds, then counted ones: at least `repeats`, and so many that every
+    candidate ran for `min_seconds`.
+    """
 
     warmup: int = 2
     repeats: int = 10
@@ -59,12 +63,15 @@ def bench_videos(
 ) -> list[dict[str, Any]]:
     """Time every candidate for every batch size and frame count; one row per candidate and shape.
 
-    The first candidate is the baseline of `speedup` and `max_rel_error`. All run once before any
-    runs again, so that a machine whose speed drifts slows all of them alike. Before timing and
-    after it, outputs are compared: a candidate beyond its tolerance has a row with `refused` and no
-    speed. side: pixels of a frame. flops: of one clip of T frames. clips: uint8 [B, T, S, S, 3] of
-    the one shape, instead of noise (moving shapes, if a candidate is in 8 bits). on_round: gets the
-    part of a shape that a round was. Raises CheckError if the baseline's values are not finite.
+    The first candidate is the baseline of `speedup` and `max_rel_error`. In a round every candidate
+    runs once, so that a machine whose speed drifts slows all of them alike. Outputs are compared
+    before timing and after it: a candidate beyond its tolerance has a row with `refused` and no
+    speed.
+
+    side: height and width of a frame in pixels. flops: a function from T to the FLOPs of one clip.
+    clips: uint8 [B, T, S, S, 3], for the only shape; by default those of `clip_pool`. on_round: is
+    called after each round with the share of its shape that is done since the last call. Raises
+    CheckError if the baseline's values are not finite.
     """
     rows = []
     for b in batches:
@@ -76,9 +83,9 @@ def bench_videos(
 
 
 def clip_pool(batch: int, frames: int, side: int, *, calm: bool = False) -> list[np.ndarray]:
-    """Uint8 clips [B, T, S, S, 3], two or more, together beyond the cache.
+    """Two or more clips uint8 [B, T, S, S, 3], together larger than the CPU's cache.
 
-    Noise; calm: moving shapes, as noise lies outside the ranges that 8 bits were calibrated on.
+    They are noise; calm: moving shapes, for 8 bits, whose ranges were measured on videos.
     """
     size = batch * frames * side * side * 3
     count = min(max(2, math.ceil(CACHE_BYTES / size)), MAX_CLIPS)
@@ -123,7 +130,7 @@ def _one_shape(
         done = part
         if part >= 1:
             break
-    # Again, after all shapes and rounds so far: a runtime may keep a wrong plan from another shape.
+    # Once more, because a runtime may reuse what it prepared for another shape.
     later, refused_later = _compare(running, pool[-1], b, t)
     refused |= refused_later
     rows = []
@@ -155,7 +162,7 @@ def _finite(value: float) -> float | None:
 def _compare(
     candidates: Sequence[Candidate], clips: np.ndarray, b: int, t: int
 ) -> tuple[dict[str, float], dict[str, str]]:
-    """Error of each candidate against the first, and why a candidate is refused."""
+    """Relative error of each candidate against the first, and why candidates are refused."""
     outputs = {candidate.name: as_numpy(candidate.embed(clips)) for candidate in candidates}
     reference = outputs[candidates[0].name]
     if not np.isfinite(reference).all():
@@ -166,7 +173,7 @@ def _compare(
     errors, refused = {}, {}
     for candidate in candidates:
         out = outputs[candidate.name]
-        # A bare graph's precision is not known: the widest.
+        # The precision of a bare graph is not known: the largest tolerance then.
         tolerance = TOLERANCES.get(candidate.facts["precision"], max(TOLERANCES.values()))
         if out.shape != reference.shape:
             errors[candidate.name] = math.inf

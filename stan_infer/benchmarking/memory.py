@@ -1,7 +1,8 @@
-"""Peak memory of one engine alone, in its own process: python -m stan_infer.benchmarking.memory.
+"""Measure the peak memory of one engine in a process of its own.
 
-Engines that share a process share its peak, so each is opened once more by itself. The request is
-one JSON object on standard input, the answer one on standard output.
+Engines in one process share its peak, so each is opened once more alone, by
+`python -m stan_infer.benchmarking.memory`. The request is one JSON object on standard input, the
+answer one on standard output.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ _COMMAND = python("stan_infer.benchmarking.memory")
 def peak_memory(
     origin: Mapping[str, Any], *, threads: int, batch: int, frames: int, side: int
 ) -> dict[str, Any]:
-    """Open the engine of `origin` in a child, embed one batch, return what it took at most.
+    """Open the engine of `origin` in a child process, embed one batch, return the peak memory.
 
-    origin: engine, precision, device, and source (checkpoint, folder or graph) or preset with
-    settings. Returns peak_host_mib (resident, with interpreter and libraries), peak_device_mib
-    (None on a CPU) and memory_shape [B, T]; or memory_error and no peaks, as a child may be killed
-    as memory ran out.
+    origin: engine, precision, device, and source (checkpoint, folder or graph) or preset; settings,
+    calibration. Returns peak_host_mib (resident, with interpreter and libraries), peak_device_mib
+    (None on a CPU) and memory_shape [B, T]. If the child failed, as when memory ran out, the peaks
+    are None and memory_error says why.
     """
     request = {**origin, "threads": threads, "batch": batch, "frames": frames, "side": side}
     answers: list[dict[str, Any]] = []
@@ -51,9 +52,9 @@ def add_peaks(
 
 
 def main() -> None:
-    """Answer the one request on standard input (the child's side)."""
+    """Answer the request on standard input, in the child process."""
     request = json.load(sys.stdin)
-    before = _taken(request)
+    before = _in_use(request)
     s = request["side"]
     clips = np.zeros((request["batch"], request["frames"], s, s, 3), np.uint8)
     if engine_named(request["engine"]).takes == CHECKPOINT:
@@ -95,12 +96,12 @@ def _run(request: dict[str, Any], clips: np.ndarray) -> None:
         threads=request["threads"],
         calibration=request.get("calibration"),
     )
-    opened = None
+    opened = None  # the session may hold the weights in another form
     session.embed_video(clips)
 
 
-def _taken(request: dict[str, Any]) -> int | None:
-    """Bytes that the whole GPU lacks: other processes', the CUDA context's; None for a CPU."""
+def _in_use(request: dict[str, Any]) -> int | None:
+    """Bytes in use on the GPU by all processes and CUDA contexts; None for a CPU."""
     if not str(request.get("device") or "cpu").startswith("cuda"):
         return None
     import torch
@@ -110,10 +111,10 @@ def _taken(request: dict[str, Any]) -> int | None:
 
 
 def _device_mib(request: dict[str, Any], before: int) -> float:
-    """What the engine took: ONNX Runtime's and the libraries' own memory count, too."""
+    """Peak of torch's memory, or growth of the GPU's memory in use (other libraries), if larger."""
     import torch
 
-    after = _taken(request)
+    after = _in_use(request)
     assert after is not None
     own = torch.cuda.max_memory_allocated(request["device"])
     return max(own, after - before) / 2**20

@@ -1,4 +1,4 @@
-"""What a benchmark measures, and where its results go."""
+"""Options of a benchmark: what it measures, and where its results go."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ MAX_BATCH = MAX_FRAMES = 64
 
 @dataclasses.dataclass(frozen=True)
 class BenchOptions:
-    """The options of `bench`; each has the default of the command's option.
+    """Options of `bench`, with the same defaults as on the command line.
 
-    source: checkpoint, exported folder, .plan or bare .onnx; None is `preset` with random weights.
-    settings: config fields of a checkpoint or preset. engines: none is eager and ort, of a folder
-    ort, of a plan its own. precisions: none is fp32, of GPU engines fp16, of a folder its own.
-    device: None is cuda if an engine needs it and it is here, else cpu. batches, frames: every
-    combination is timed. threads: None is all CPUs. calibration: what `calibrate` wrote of the
-    checkpoint. include_decode: video or folder, to time also the way from file to scores. memory:
-    measure each engine's peak in a process of its own. out: file for the rows. report: folder for
-    the page. evals: what `eval --json` wrote. compare: rows of an earlier run; tolerance: the loss
-    of speed that it lets pass. Raises InputError for unknown words and numbers out of range.
+    source: checkpoint, exported folder, .plan or bare .onnx; None: `preset` with random weights.
+    settings: config fields of a checkpoint or preset. engines: by default eager and ort; of a
+    folder or graph ort; of a plan its own. precisions: by default fp32, for engines that need a GPU
+    fp16, of a folder its own. device: by default cuda if an engine needs it and it is here, else
+    cpu. batches, frames: B and T; every combination is timed. threads: by default all CPUs.
+    calibration: what `calibrate` wrote of the checkpoint. include_decode: video or folder; time
+    also all from file to scores. memory: measure each engine's peak in a process of its own. out:
+    file for the rows. report: folder for the page. evals: files that `eval --json` wrote. compare:
+    rows of an earlier run; tolerance: the loss of speed against them that is no regression, as a
+    share. Raises InputError for unknown words and numbers out of range.
     """
 
     source: str | None = None

@@ -1,4 +1,4 @@
-"""One self-contained HTML page of a bench: table, plots, machine. No script, nothing to fetch."""
+"""The HTML page of a benchmark: table, plots, machine, in one file without scripts."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class _Session(TypedDict):
 
 
 class _Eval(TypedDict):
-    """Of a record of `eval`; figures: by direction, by name."""
+    """A record of `eval`, as far as the page needs it; figures: by direction and name."""
 
     session: _Session
     figures: dict[str, dict[str, Any]]
@@ -76,10 +76,11 @@ class _Eval(TypedDict):
 def write_page(
     folder: Path, title: str, rows: Rows, stages: Rows, evals: Rows, *, sources: Sources = ()
 ) -> None:
-    """Write folder/index.html and folder/rows.jsonl; a folder with anything else in it stays.
+    """Write folder/index.html and folder/rows.jsonl; an existing folder must be an earlier report.
 
-    rows: of bench; stages: of bench_stages; evals: records of `stan-infer eval`; sources: see
-    atomic.check_folder. Raises InputError (cannot write) and MissingError without matplotlib.
+    rows: of bench; stages: of bench_stages; evals: records of `stan-infer eval`; sources: files
+    that are read, see atomic.check_folder. Raises InputError if the folder cannot be written,
+    MissingError without matplotlib.
     """
     page = render_page(title, rows, stages, evals)
     with new_folder(folder, why_keep, sources=sources) as temporary:
@@ -134,7 +135,7 @@ def _charts(rows: Rows) -> list[str]:
     shape = {"batch": batches[0], "frames": frames[0]}
     at = [r for r in rows if all(r[k] == v for k, v in shape.items())]
     where = f"B = {batches[0]}, T = {frames[0]}"
-    draw = partial(line_chart, names=[_name(r) for r in at])  # each keeps its colour everywhere
+    draw = partial(line_chart, names=[_name(r) for r in at])  # one colour per name
     ratios = {_name(r): r["speedup"] for r in at}
     charts = [
         draw(latency, f"Latency against batch, T = {frames[0]}", "clips a call", "p50, ms"),
@@ -154,7 +155,7 @@ def _charts(rows: Rows) -> list[str]:
 
 
 def _accuracy(rows: Rows, evals: Rows) -> list[str]:
-    """Points of engines that have both a latency at B = 1 (or the smallest) and an evaluation."""
+    """A chart of accuracy against latency at the smallest B, of engines that have both."""
     batch = min(r["batch"] for r in rows)
     latency = {
         (r["engine"], r["precision"]): r["latency_ms_p50"] for r in rows if r["batch"] == batch
@@ -216,6 +217,6 @@ def _text(value: Any) -> str:
 
 
 def why_keep(folder: Path) -> str | None:
-    """Say why an existing folder must stay, or None where it is an earlier report."""
+    """Why an existing folder must not be replaced; None if it is an earlier report."""
     other = sorted(p.name for p in folder.iterdir() if p.name not in _FILES)
     return f"it holds {other[0]}, which is no part of a report" if other else None

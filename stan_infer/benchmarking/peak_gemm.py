@@ -1,4 +1,4 @@
-"""Peak GEMM: the fastest matrix product that any installed library reaches on this machine."""
+"""Peak GEMM: the rate of the fastest matrix product of any installed library on this machine."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from stan_infer.engines.open import graph_engines, open_graph
 from stan_infer.errors import MissingError
 from stan_infer.system.packages import require
 
-SHARE = 0.2  # of a run's time that these products may take, beyond the first sample
+SHARE = 0.2  # of a run's time that later samples of these products may take
 
 
 class PeakGemm:
-    """Times matrix products between the rounds of a benchmark; keeps the fastest.
+    """Time matrix products between the rounds of a benchmark, and keep the fastest.
 
-    Of the model's own largest shape and of a square one. On a CPU in fp32 by numpy, torch, ONNX
-    Runtime and OpenVINO, as far as they are installed; on a GPU by torch in fp32, fp16 and bf16.
+    Products of the model's own largest shape and of a square one: on a CPU in fp32 by numpy, torch,
+    ONNX Runtime and OpenVINO, as far as they are installed; on a GPU by torch in fp32, fp16, bf16.
     """
 
     def __init__(self, config: StanConfig, frames: int, threads: int, device: str = "cpu") -> None:
-        """Prepare the products; frames: of the largest clip."""
+        """Prepare the products; frames: T of the largest clip."""
         self._best: dict[str, tuple[float, str]] = {}
         self._clock: Clock = WallClock()
         rng = np.random.default_rng(0)
@@ -46,7 +46,7 @@ class PeakGemm:
     def add_share(self, rows: Iterable[dict[str, Any]]) -> None:
         """Add ceiling_gflop_per_s, ceiling_by and share_of_ceiling to rows that have a speed.
 
-        Relative to the best product in the row's precision, or in fp32 where that was not tried.
+        The share is of the fastest product in the row's precision, or in fp32 if there is none.
         """
         for row in rows:
             best = self._best.get(row["precision"]) or self._best.get("fp32")
@@ -55,7 +55,7 @@ class PeakGemm:
                 row["share_of_ceiling"] = row["gflop_per_s"] / best[0]
 
     def sample(self) -> None:
-        """Time every product three times, unless that has taken SHARE of the time."""
+        """Time every product three times, unless earlier samples took more than SHARE."""
         now = time.perf_counter()
         if self._start == 0.0:
             self._start = now

@@ -1,4 +1,4 @@
-"""Charts as SVG text that sits in an HTML page: its letters and axes take the page's colours."""
+"""Charts as SVG text for an HTML page; text and axes have the page's text colour."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 from stan_infer.system.packages import require
 
-# Okabe and Ito's colours, told apart by colour-blind readers, on white and on near-black.
+# Okabe and Ito's colours, which colour-blind readers can tell apart, on white and on near-black.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A7A7A")
 MARKERS = "osD^vPX"
-_INK = "#010203"  # stands for the page's text colour until the SVG is written
+_INK = "#010203"  # is replaced by the page's text colour (currentColor)
 Points = Sequence[tuple[float, float]]
 
 
@@ -28,9 +28,8 @@ def line_chart(
 ) -> str:
     """Draw one line (or, without `lines`, points) per series; return SVG text.
 
-    names: of all series of a page, whose place gives each its colour. Axes start at zero unless
-    logarithmic. x values are ticks where they are few. Raises
-    MissingError without matplotlib.
+    names: of all series of a page; the place of a name in it decides its colour. Axes start at zero
+    unless logarithmic. Up to eight x values are the ticks. Raises MissingError without matplotlib.
     """
     figure, axes = _axes(title, x, y)
     order = list(dict.fromkeys([*names, *series]))
@@ -52,7 +51,7 @@ def line_chart(
 
 
 def bar_chart(values: Mapping[str, float], title: str, x: str, *, line: float | None = None) -> str:
-    """Draw one horizontal bar per value, from the top down; `line` is a mark to compare with."""
+    """Draw one horizontal bar per value, from the top down, and a vertical line at `line`."""
     figure, axes = _axes(title, x, "")
     names, numbers = list(values), list(values.values())
     colours = [COLOURS[i % len(COLOURS)] for i in range(len(names))]
@@ -87,11 +86,12 @@ def _svg(figure: Any, title: str) -> str:
     import matplotlib
 
     text = io.StringIO()
-    # Identifiers are hashed with the title: several charts share a page.
+    # Charts on one page must not share identifiers, so the hash that makes them takes the title.
     settings: Any = {"svg.fonttype": "none", "svg.hashsalt": title, "font.family": "sans-serif"}
     with matplotlib.rc_context(settings):
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    return re.sub(r' width="[\d.]+pt" height="[\d.]+pt"', "", svg, count=1)  # the page decides
+    # The page's style sets the size.
+    return re.sub(r' width="[\d.]+pt" height="[\d.]+pt"', "", svg, count=1)

@@ -1,8 +1,7 @@
-"""Rows of bench: written and read as JSON lines, and compared with those of an earlier run."""
+"""Rows of `bench`: write and read them as JSON lines, compare them with an earlier run's."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from stan_infer.errors import InputError
 from stan_infer.system import earlier_result
 from stan_infer.system.atomic import Sources, new_file
-from stan_infer.system.json_file import parse_json
+from stan_infer.system.json_file import json_line, parse_json
 from stan_infer.system.outside_file import read_bounded
 
 _MAX_BYTES = 64 * 2**20
@@ -22,21 +21,20 @@ why_keep_rows = earlier_result.json_lines(("bench", "bench-stages"), "stan-infer
 def write_json_lines(
     path: Path, rows: Iterable[Mapping[str, Any]], *, sources: Sources = ()
 ) -> None:
-    """Write one JSON object per line, over nothing but earlier rows of bench.
+    """Write one JSON object per line; NaN and infinity as null.
 
-    NaN and infinity are written as null. sources: see atomic.check_file. InputError where `path`
-    cannot be written.
+    An existing file must hold earlier rows of bench. sources: files that are read, see
+    atomic.check_file. Raises InputError if `path` cannot be written.
     """
     with new_file(path, why_keep_rows, sources=sources) as temporary:
-        lines = (json.dumps(_finite(row), allow_nan=False) + "\n" for row in rows)
-        temporary.write_text("".join(lines), encoding="utf-8")
+        temporary.write_text("".join(json_line(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def read_json_lines(path: Path, schema: str, command: str) -> list[dict[str, Any]]:
-    """Read the rows of one schema ("bench", "eval"), passing over others.
+    """Read the rows of one schema ("bench" or "eval"); rows of others are skipped.
 
     command: what writes such a file, for the error. Raises InputError for a file that is missing,
-    too large, no JSON lines, or without any row of that schema.
+    too large, not JSON lines, or without a row of that schema.
     """
     what = f"; give what `stan-infer {command}` wrote"
     start, found = f"stan-infer/{schema}/", []
@@ -54,12 +52,13 @@ def read_json_lines(path: Path, schema: str, command: str) -> list[dict[str, Any
 def compare_rows(
     old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]], tolerance: float
 ) -> list[dict[str, Any]]:
-    """One record per row that both have: ratio now over then, and whether that is a regression.
+    """Compare new rows with old ones; one record for each row that both have.
 
-    Compared is the ratio to the baseline of the same run, which a slower or busier machine leaves
-    alone; the baseline itself, whose ratio is 1, by its latency. change: above 1 is faster. A row
-    is a regression when change < 1 - tolerance; so is an engine that ran then and is refused now.
-    Raises InputError where no row matches.
+    A record has `change` (above 1 is faster), `by` and `regression`. `change` compares the ratios
+    to the baseline of the same run, which do not depend on how fast or busy the machine is; the
+    baseline itself, whose ratio is 1, is compared by its latency. A row is a regression if
+    change < 1 - tolerance, or if its engine ran then and is refused now. Raises InputError if no
+    row matches.
     """
     before = {_key(r): r for r in old}
     records = []
@@ -81,14 +80,14 @@ def compare_rows(
         records.append({**record, "regression": change < 1 - tolerance})
     if not records:
         raise InputError(
-            "no row of now has the model, engine, precision, device, batch, frames and threads of "
-            "one in the old file: nothing to compare"
+            "no new row has the model, engine, precision, device, batch, frames and threads of a "
+            "row in the old file: there is nothing to compare"
         )
     return records
 
 
 def remarks(row: Mapping[str, Any]) -> list[str]:
-    """Lines about a row: why it has no speed, or what makes its samples doubtful."""
+    """Lines about a row: why it has no speed, or the warnings about its samples."""
     name = f"{row['engine']} {row.get('precision') or ''}".strip()
     where = f" at B={row['batch']}, T={row['frames']}" if row.get("batch") else ""
     notes = [*([row["refused"]] if row.get("refused") else []), *row.get("diagnosis", [])]
@@ -101,11 +100,3 @@ def _number(value: Any) -> bool:
 
 def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(str(row.get(name)) for name in _KEY)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

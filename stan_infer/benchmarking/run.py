@@ -1,4 +1,4 @@
-"""Measure engines against each other: all that `stan-infer bench` does, for Python as well."""
+"""The benchmark as a function: `stan-infer bench` parses options, calls it and reports."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ from stan_infer.tensorrt_plans.plan_file import read_plan
 from stan_infer.video.find import list_videos
 
 Say = Callable[[str], None]
-# Title and number of steps -> a context that gives what is called with the steps just done.
+# A function of title and number of steps; its context gives a function that is called with the
+# number of steps just done.
 Progress = Callable[[str, float], AbstractContextManager[Callable[..., None]]]
 _MAX_VIDEOS = 8  # of include_decode
 
@@ -42,9 +43,9 @@ _MAX_VIDEOS = 8  # of include_decode
 class BenchResult:
     """What was measured.
 
-    title: of the model. rows: one per engine, precision and shape; one that did not run or gave
-    wrong outputs has `refused`, the reason, and no speed. stages: the way from file to scores.
-    changes: against the earlier rows of `compare`.
+    title: name of the model. rows: one per engine, precision and shape; one that did not run or
+    whose outputs were wrong has the reason under `refused`, and no speed. stages: rows of
+    bench_stages. changes: records of compare_rows.
     """
 
     title: str
@@ -72,9 +73,9 @@ def bench(
 ) -> BenchResult:
     """Time engines against the first one, write what `options` ask for, return the rows.
 
-    say: gets messages about what is done meanwhile. Options and files are checked before anything
-    is measured. Raises InputError for those, MissingError where nothing can run here, CheckError
-    where the outputs of the baseline are not finite.
+    say: is called with messages about what is being done; progress: see Progress. Options and files
+    are checked before anything is measured. Raises InputError for wrong options or files,
+    MissingError if no engine can run here, CheckError if the baseline's outputs are not finite.
     """
     options = dataclasses.replace(options, engines=options.engines or _engines(options.source))
     earlier = (
@@ -112,23 +113,34 @@ def bench(
     return BenchResult(title, rows, stages, changes)
 
 
+def _kind(source: str | None) -> str:
+    """What is measured: "preset", "plan", "folder", "graph" or "checkpoint"."""
+    if source is None:
+        return "preset"
+    if source.endswith(".plan"):
+        return "plan"
+    if os.path.isdir(source):
+        return "folder"
+    return "graph" if source.endswith(".onnx") else "checkpoint"
+
+
 def _engines(source: str | None) -> tuple[str, ...]:
-    """Engines where none is named."""
-    if source is not None and source.endswith(".plan"):
+    """The engines to measure if none is named."""
+    kind = _kind(source)
+    if source is not None and kind == "plan":
         return (read_plan(source, check_hash=False).engine,)
-    is_other = source is not None and (os.path.isdir(source) or source.endswith(".onnx"))
-    return ("ort",) if is_other else ("eager", "ort")
+    return ("ort",) if kind in ("folder", "graph") else ("eager", "ort")
 
 
 def _device(engines: Sequence[str], say: Say) -> str:
-    """The GPU where an engine needs one and it is here, for its baseline too; else the CPU."""
+    """The device of all candidates: cuda if an engine needs a GPU and torch finds one, else cpu."""
     needs = [e for e in engines if engine_named(e).needs_gpu]
     if not needs:
         return "cpu"
     try:
         torch = require("torch", f"engine {needs[0]}", "gpu")
     except MissingError:
-        return "cpu"  # told when the engine is opened, after what is wrong with its files
+        return "cpu"  # opening the engine raises this again, after its files were checked
     if torch.cuda.is_available():
         say(f"measuring every engine on cuda, as {needs[0]} runs there; --device says otherwise")
         return "cuda"
@@ -136,11 +148,11 @@ def _device(engines: Sequence[str], say: Say) -> str:
 
 
 def _sources(options: BenchOptions) -> list[str | Path]:
-    """What is read, which no result may replace or lie in."""
-    given = (options.include_decode, options.compare, options.calibration, *options.evals)
+    """Files that are read: no result may replace them. No result may lie in the calibration."""
+    given = (options.include_decode, options.compare, *options.evals)
     sources: list[str | Path] = [p for p in given if p is not None and not p.is_dir()]
-    sources += files_of(options.source) if options.source else []
-    return [*sources, options.calibration] if options.calibration else sources
+    sources += [options.calibration] if options.calibration else []
+    return sources + (files_of(options.source) if options.source else [])
 
 
 def _check_targets(options: BenchOptions, sources: Sequence[str | Path]) -> None:
@@ -156,16 +168,15 @@ def _check_targets(options: BenchOptions, sources: Sequence[str | Path]) -> None
 
 
 def _open(options: BenchOptions, device: str, threads: int, folder: Path, say: Say) -> Candidates:
-    """Open every engine; folder: for exports."""
-    source, settings = options.source, dict(options.settings)
-    is_other = source is not None and source.endswith((".plan", ".onnx"))
-    if options.calibration and (is_other or source is None or not os.path.isfile(source)):
+    """Open every candidate; folder: for exports."""
+    source, settings, kind = options.source, dict(options.settings), _kind(options.source)
+    if options.calibration and not (kind == "checkpoint" and os.path.isfile(source or "")):
         raise InputError(
             "--calibration belongs to a checkpoint file: a folder in 8 bits has its own"
         )
-    if source is not None and (os.path.isdir(source) or source.endswith(".plan")):
+    if source is not None and kind in ("folder", "plan"):
         return open_folder(source, options, device=device, threads=threads)
-    if source is not None and source.endswith(".onnx"):
+    if source is not None and kind == "graph":
         return open_onnx(Path(source), engines=options.engines, device=device, threads=threads)
     from stan_infer.checkpoints.load import load_model, require_torch
 
@@ -189,15 +200,15 @@ def _open(options: BenchOptions, device: str, threads: int, folder: Path, say: S
 def _measure(
     candidates: Candidates, options: BenchOptions, device: str, threads: int, progress: Progress
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows, and stages where videos are given."""
+    """Rows, and rows of stages if videos are given."""
     config, opened = candidates.config, candidates.opened
     if config is not None:
         check_range("--frames", options.frames, config.max_frames)
     videos = list_videos([options.include_decode])[:_MAX_VIDEOS] if options.include_decode else []
     if videos and config is None:
         raise InputError(
-            "--include-decode needs a checkpoint or a folder: a bare graph does not "
-            "say how its clips are made"
+            "--include-decode needs a checkpoint or an exported folder: a bare graph does not say "
+            "how videos are sampled and resized"
         )
     can = device == "cpu" or device.startswith("cuda")
     peak = PeakGemm(config, max(options.frames), threads, device) if config and can else None

@@ -1,4 +1,4 @@
-"""The whole way from a video file to scores, each stage apart, for every engine in turn."""
+"""Time each stage from a video file to scores, for every candidate in turn."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from stan_infer.config import StanConfig
 from stan_infer.engines.session import as_numpy, read_config_clip
 from stan_infer.scores import head_scores
 
-# Scored against each clip; their features are made up, as speed does not depend on them.
-TEXTS = 100
+TEXTS = 100  # scored for each clip; their features are random, as speed does not depend on them
 _DECODE_BOUND = "decode-bound: more --workers help, a faster engine does not"
 
 
@@ -25,28 +24,27 @@ def bench_stages(
     config: StanConfig,
     videos: Sequence[Path],
     *,
-    repeats: int = 10,
-    decoder: str = "auto",
-    on_round: Callable[[float], None] = lambda part: None,
+    repeats: int,
+    on_round: Callable[[float], None],
 ) -> list[dict[str, Any]]:
     """Time decode (with sampling, resize and crop), embed (B = 1) and score; one row per candidate.
 
-    Every video is read once a round and given to every candidate. Medians in milliseconds; total is
-    their sum, as one video after the other takes. Raises InputError for a video that cannot be
-    read.
+    In each of `repeats` rounds every video is read once and given to every candidate. A row has
+    medians in milliseconds; total_ms_p50 is their sum. on_round: is called after each round with
+    its share of the work. Raises InputError for a video that cannot be read.
     """
     decode: list[float] = []
     embed: dict[str, list[float]] = {candidate.name: [] for candidate in candidates}
     score: dict[str, list[float]] = {candidate.name: [] for candidate in candidates}
     texts = _texts(config)
     wall = WallClock()
-    for video in videos:  # libraries load and caches fill before anything counts
-        clip = read_config_clip(config, video, decoder)
+    for video in videos:  # not counted: libraries are loaded and caches filled
+        clip = read_config_clip(config, video)
         for candidate in candidates:
             texts(as_numpy(candidate.embed(clip[None])))
     for _ in range(repeats):
         for video in videos:
-            clip, ms, _ = wall.time(partial(read_config_clip, config, video, decoder))
+            clip, ms, _ = wall.time(partial(read_config_clip, config, video))
             decode.append(ms)
             for candidate in candidates:
                 out, ms, _ = candidate.clock.time(partial(candidate.embed, clip[None]))

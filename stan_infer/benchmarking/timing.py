@@ -8,18 +8,21 @@ from typing import Any, Protocol
 
 import numpy as np
 
-# What a diagnosis calls out. An idle machine stays below each (BENCHMARKS.md, "Reading a row").
+# Thresholds of the warnings; an idle machine stays below them (BENCHMARKS.md, "Reading a row").
 UNSTABLE = 1.25  # p95 over p50
 SLOWED = 1.10  # median of the last third over that of the first
-LAUNCH_BOUND = 0.9  # host time over device time: the GPU waits for launches
-_TREND_SAMPLES = 9  # fewer say nothing about a trend
+LAUNCH_BOUND = 0.9  # host time over device time; above it the GPU waits for launches
+_TREND_SAMPLES = 9  # fewer samples are not tested for a trend
 
 
 class Clock(Protocol):
-    """Runs a call and says how long it took."""
+    """Measures how long a call takes."""
 
     def time(self, run: Callable[[], Any]) -> tuple[Any, float, float | None]:
-        """Return what `run` returned, its milliseconds, and those until it returned (None: all)."""
+        """Return what `run` returned, its milliseconds, and the host's milliseconds in the call.
+
+        The last is None where the call returns when its work is done.
+        """
         ...
 
 
@@ -34,14 +37,14 @@ class WallClock:
 
 
 class CudaClock:
-    """For calls that leave work on torch's current CUDA stream: events around it."""
+    """For calls that leave work on torch's current CUDA stream; uses events on that stream."""
 
     def __init__(self, cuda: Any, device: str = "cuda") -> None:
         """cuda: torch.cuda, which this file does not import. device: whose stream is timed."""
         self._cuda, self._device = cuda, device
 
     def time(self, run: Callable[[], Any]) -> tuple[Any, float, float | None]:
-        """See Clock.time; the events are in milliseconds."""
+        """See Clock.time."""
         with self._cuda.device(self._device):
             return self._time(run)
 
@@ -60,11 +63,11 @@ class CudaClock:
 def summarise(
     samples_ms: Sequence[float], baseline_ms: Sequence[float], *, clips: int, flops: int | None
 ) -> dict[str, Any]:
-    """Figures of one engine: all samples count, outliers too.
+    """Figures of one engine from all its samples, outliers included.
 
-    samples_ms, baseline_ms: latencies of the same rounds, in milliseconds. Percentiles interpolate
-    linearly. speedup: median over the rounds of baseline / engine, so that a machine whose speed
-    drifts cancels; speedup_p20 and _p80 are its spread. clips: per call. flops: of one clip.
+    samples_ms, baseline_ms: latencies of the same rounds, in milliseconds. clips: per call. flops:
+    of one clip. Percentiles interpolate linearly. speedup: the median over the rounds of baseline /
+    engine, so that drifts of the machine's speed cancel; speedup_p20 and _p80 are its spread.
     """
     ms, base = np.asarray(samples_ms), np.asarray(baseline_ms)
     p20, p50, p95, p99 = (float(p) for p in np.percentile(ms, (20, 50, 95, 99)))
@@ -86,9 +89,9 @@ def summarise(
 
 
 def diagnose(samples_ms: Sequence[float], host_ms: Sequence[float] | None = None) -> list[str]:
-    """Warnings about samples that do not show the engine's speed; empty is good.
+    """Warnings about samples that may not show the engine's speed.
 
-    host_ms: time until each call returned, where a device goes on working after that.
+    host_ms: the host's time in each call, where a GPU works on after the call returns.
     """
     ms = np.asarray(samples_ms)
     found = []

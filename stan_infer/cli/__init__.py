@@ -1,4 +1,4 @@
-"""The command line: one file per command; it parses, calls one function and reports.
+"""The command line: a file per command, which parses options, calls a function and reports.
 
 Imports every wing but network and kernels.
 Start at `main`.

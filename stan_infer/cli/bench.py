@@ -1,4 +1,4 @@
-"""stan-infer bench."""
+"""The command `stan-infer bench`."""
 
 from __future__ import annotations
 
@@ -34,37 +34,37 @@ def bench(
         ),
     ] = None,
     preset: Annotated[
-        str, typer.Option(help="Architecture with random weights, where no checkpoint is given.")
+        str, typer.Option(help="Architecture with random weights, if no checkpoint is given.")
     ] = "stan-b32",
     batch: Annotated[str, typer.Option(help="Batch sizes, comma separated.")] = "1",
     frames: Annotated[str, typer.Option(help="Frame counts, comma separated.")] = "8",
     precision: Annotated[
         str | None,
         typer.Option(
-            help="fp32, fp16, bf16; with --calibration those of calibrate; comma separated "
-            "(default: fp32, of engines that need a GPU fp16; of a folder its own)."
+            help="fp32, fp16, bf16; with --calibration int8, fp8; comma separated (default: fp32; "
+            "fp16 for engines that need a GPU; of a folder its own)."
         ),
     ] = None,
     device: Annotated[
         str | None,
         typer.Option(
-            help="cpu, cuda, cuda:1 (default: cpu; cuda if an engine that needs it can run)."
+            help="cpu, cuda, cuda:1 (default: cpu; cuda if an engine needs a GPU and one is here)."
         ),
     ] = None,
-    warmup: Annotated[int, typer.Option(min=1, help="Uncounted rounds.")] = 2,
-    repeats: Annotated[int, typer.Option(min=1, help="Counted rounds, at least.")] = 10,
+    warmup: Annotated[int, typer.Option(min=1, help="Rounds that are not counted.")] = 2,
+    repeats: Annotated[int, typer.Option(min=1, help="Least number of counted rounds.")] = 10,
     min_seconds: Annotated[
-        float, typer.Option(min=0, max=3600, help="Counted seconds of every engine, at least.")
+        float, typer.Option(min=0, max=3600, help="Least counted seconds of each engine.")
     ] = 1.0,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads of every engine (default: all CPUs).")
     ] = None,
     include_decode: Annotated[
         Path | None,
-        typer.Option(metavar="VIDEO_OR_DIR", help="Also time the whole way from file to scores."),
+        typer.Option(metavar="VIDEO_OR_DIR", help="Also time all stages from file to scores."),
     ] = None,
     memory: Annotated[
-        bool, typer.Option(help="Measure each engine's peak memory in a process of its own.")
+        bool, typer.Option(help="Measure the peak memory of each engine, in a process of its own.")
     ] = True,
     out: Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="Write the rows.")] = None,
     report: Annotated[
@@ -72,26 +72,27 @@ def bench(
     ] = None,
     evals: Annotated[
         list[Path] | None,
-        typer.Option("--eval", help="Output of eval --json, for the page's accuracy plot."),
+        typer.Option("--eval", help="Output of eval --json, for an accuracy plot on the page."),
     ] = None,
     compare: Annotated[
-        Path | None, typer.Option(metavar="OLD.jsonl", help="Rows to compare with (exit code 4).")
+        Path | None,
+        typer.Option(metavar="OLD.jsonl", help="Rows to compare with; exit code 4 if slower."),
     ] = None,
     calibration: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="What `calibrate` wrote of CKPT, for int8 and fp8."),
+        typer.Option(metavar="DIR", help="Folder that `calibrate` wrote for CKPT: int8 and fp8."),
     ] = None,
     tolerance: Annotated[
-        float, typer.Option(min=0, max=1, help="Loss of speed that --compare lets pass.")
+        float, typer.Option(min=0, max=1, help="Loss of speed that --compare allows, as a share.")
     ] = 0.1,
     settings: Settings = None,
     json: Json = False,
 ) -> None:
-    """Time engines against eager mode, interleaved in one process, with their error beside it.
+    """Time engines against eager mode, in turn in one process, and compare their outputs.
 
-    An exported folder has no eager mode: its first engine is the baseline. An engine that cannot
-    run here is shown with the reason, after which the exit code is 3; one whose outputs are wrong
-    is shown without a speed, and the exit code is 4.
+    An exported folder has no eager mode: its first engine is the baseline. If an engine cannot run
+    here, the reason is shown and the exit code is 3. If its outputs are wrong, no speed is shown
+    and the exit code is 4.
     """
     from stan_infer.benchmarking.interleave import Schedule
     from stan_infer.benchmarking.options import MAX_BATCH, MAX_FRAMES, BenchOptions
@@ -106,8 +107,8 @@ def bench(
         engines=_words(engine),
         precisions=_words(precision),
         device=device,
-        batches=parse_numbers(batch, "--batch", 1, MAX_BATCH),
-        frames=parse_numbers(frames, "--frames", 1, MAX_FRAMES),
+        batches=parse_numbers(batch, "--batch", MAX_BATCH),
+        frames=parse_numbers(frames, "--frames", MAX_FRAMES),
         schedule=Schedule(warmup, repeats, min_seconds),
         threads=threads,
         calibration=calibration,

@@ -1,11 +1,9 @@
-"""stan-infer calibrate."""
+"""The command `stan-infer calibrate`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -14,6 +12,7 @@ from stan_infer.cli.options import (
     Json,
     Settings,
     Timeout,
+    Workers,
     parse_settings,
 )
 from stan_infer.system.packages import require
@@ -30,17 +29,17 @@ def calibrate(
     out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Folder to write.")],
     precision: Annotated[str, typer.Option(help="int8, or fp8 (GPUs from sm_89 on).")] = "int8",
     method: Annotated[
-        str, typer.Option(help="How far 8 bits reach: max, percentile, mse or entropy.")
+        str, typer.Option(help="What sets the ranges of 8 bits: max, percentile, mse or entropy.")
     ] = "max",
     percentile: Annotated[
-        float | None, typer.Option(help="Of --method percentile (default: 99.99).")
+        float | None, typer.Option(help="For --method percentile (default: 99.99).")
     ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Videos to run, picked by --seed.")] = 256,
-    seed: Annotated[int, typer.Option(help="Of the pick.")] = 0,
+    samples: Annotated[int, typer.Option(min=1, help="Videos to use, chosen by --seed.")] = 256,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of videos.")] = 0,
     max_drop: Annotated[
-        float | None, typer.Option(help="Points of --metric that may be lost (with --labels).")
+        float | None, typer.Option(help="Largest loss of --metric, in points (with --labels).")
     ] = None,
-    metric: Annotated[str | None, typer.Option(help="top1 or r1, of --labels.")] = None,
+    metric: Annotated[str | None, typer.Option(help="top1 or r1, measured on --labels.")] = None,
     labels: Annotated[
         Path | None, typer.Option(help="CSV: video,label (top1) or video,text (r1).")
     ] = None,
@@ -49,23 +48,23 @@ def calibrate(
         typer.Option(help="Smallest cosine to fp32 (default, without --max-drop: 0.995)."),
     ] = None,
     smooth: Annotated[
-        bool, typer.Option("--smooth/--no-smooth", help="Move outlier channels into weights.")
+        bool, typer.Option("--smooth/--no-smooth", help="Move the scale of outliers into weights.")
     ] = True,
     force: Annotated[
-        bool, typer.Option("--force", help="Write it though slower, or beyond the bound.")
+        bool, typer.Option("--force", help="Write it though it is slower or misses the bound.")
     ] = False,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads of the timing (default: all).")
+        int | None, typer.Option(min=1, help="CPU threads while timing (default: all).")
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, max=64, help="Decoding processes.")] = 1,
+    workers: Workers = 1,
     settings: Settings = None,
     timeout: Timeout = 60.0,
     json: Json = False,
 ) -> None:
-    """Quantise the video tower on real videos, within a bound, and say what it gains and costs.
+    """Quantise the video tower on real videos, within a bound, and report gain and loss.
 
-    Exit code 4 where the bound cannot be met, or 8 bits are not faster here: then nothing is
-    written without --force. A stopped run goes on where it was.
+    If the bound cannot be met, or 8 bits are not faster on this machine, the exit code is 4 and
+    nothing is written without --force. A run that was stopped goes on when it is started again.
     """
     from stan_infer.checkpoints.load import require_torch
 
@@ -73,6 +72,7 @@ def calibrate(
     require_torch("calibrating", "cpu", checkpoint, given)
     for module in ("onnx", "onnxruntime"):
         require(module, "calibrating", "cpu")
+    from stan_infer.cli.progress import progress_bars
     from stan_infer.cli.report import print_facts, print_json, print_table, say
     from stan_infer.errors import CheckError
     from stan_infer.quantisation.calibrate import calibrate as run
@@ -96,7 +96,7 @@ def calibrate(
         timeout_s=timeout,
         **({} if threads is None else {"threads": threads}),
     )
-    with _progress() as progress:
+    with progress_bars() as progress:
         found = run(checkpoint, videos, out, options, say=say, progress=progress)
     verdict = found.record["verdict"]
     if json:
@@ -119,21 +119,5 @@ def calibrate(
     if not found.is_met:
         raise CheckError(verdict["sentence"])
     if found.failed:
-        say(f"{len(found.failed)} videos could not be used; no range counts them")
+        say(f"{len(found.failed)} videos could not be used and are in no range")
         raise typer.Exit(2)
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int], Callable[[], Any]]]:
-    """Yield what starts a bar and returns its step; one bar at a time."""
-    from stan_infer.cli.progress import progress_bar
-    from stan_infer.cli.report import say
-
-    with ExitStack() as stack:
-
-        def start(title: str, total: int) -> Callable[[], Any]:
-            stack.close()
-            say(title)
-            return stack.enter_context(progress_bar(title, total))
-
-        yield start

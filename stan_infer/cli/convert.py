@@ -1,4 +1,4 @@
-"""stan-infer convert."""
+"""The command `stan-infer convert`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""stan-infer doctor."""
+"""The command `stan-infer doctor`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from stan_infer.cli.options import Json
 
 
 def doctor(json: Json = False) -> None:
-    """Show what is installed and which engines really run here, by trying each."""
+    """Show what is installed, and try which engines and decoders run here."""
     from stan_infer.cli.report import print_facts, print_json, print_table, say
     from stan_infer.engines.trials import try_decoders, try_engines
     from stan_infer.errors import CheckError

@@ -1,4 +1,4 @@
-"""stan-infer embed."""
+"""The command `stan-infer embed`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 
 from stan_infer.cli.options import (
     AutoRebuild,
+    Batch,
     Calibration,
     CheckpointOrFolder,
     Decoder,
@@ -18,6 +19,7 @@ from stan_infer.cli.options import (
     Provider,
     Settings,
     Timeout,
+    Workers,
     open_for,
 )
 
@@ -30,8 +32,8 @@ def embed(
     engine: Engine = None,
     device: Device = None,
     provider: Provider = None,
-    batch: Annotated[int, typer.Option(min=1, max=64, help="Clips per call.")] = 1,
-    workers: Annotated[int, typer.Option(min=1, max=64, help="Decoding processes.")] = 1,
+    batch: Batch = 1,
+    workers: Workers = 1,
     settings: Settings = None,
     decoder: Decoder = "auto",
     timeout: Timeout = 60.0,
@@ -39,7 +41,10 @@ def embed(
     auto_rebuild: AutoRebuild = False,
     json: Json = False,
 ) -> None:
-    """Embed videos into a .npz file; unreadable ones are named and left out (exit code 2)."""
+    """Write the embeddings of videos to a .npz file.
+
+    Videos that cannot be read are named and left out; the exit code is then 2.
+    """
     from stan_infer.cli.progress import progress_bar
     from stan_infer.cli.report import print_facts, print_json, say
     from stan_infer.errors import InputError
@@ -60,16 +65,7 @@ def embed(
     paths = list_videos(videos)
     sources = [*files_of(checkpoint), *([calibration] if calibration else []), *paths]
     check_file(out, why_keep, sources=sources)
-    session = open_for(
-        context,
-        checkpoint,
-        settings,
-        engine=engine,
-        device=device,
-        calibration=calibration,
-        auto_rebuild=auto_rebuild,
-        provider=provider,
-    )
+    session = open_for(context)
     with progress_bar("embedding", len(paths)) as step:
 
         def on_reading(reading: Reading) -> None:
@@ -86,8 +82,7 @@ def embed(
         good, bad = collect(readings, on_reading)
     if not good:
         raise InputError(f"none of the {len(paths)} videos could be read; {out} was not written")
-    source = {"checkpoint": Path(checkpoint).name}
-    save_embeddings(out, good, session, source, sources=sources)
+    save_embeddings(out, good, session, checkpoint, sources=sources)
     record = {
         "out": str(out),
         "videos": len(good),

@@ -1,4 +1,4 @@
-"""stan-infer eval."""
+"""The command `stan-infer eval`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 
 from stan_infer.cli.options import (
     AutoRebuild,
+    Batch,
     Calibration,
     CheckpointOrFolder,
     Decoder,
@@ -19,6 +20,7 @@ from stan_infer.cli.options import (
     Provider,
     Settings,
     Timeout,
+    Workers,
     open_for,
 )
 from stan_infer.system.outside_file import read_lines
@@ -44,12 +46,12 @@ def eval(
     annotations: Annotated[Path, typer.Option(help="The data set's own annotation file.")],
     videos: Annotated[Path, typer.Option(help="Folder that holds the videos, at any depth.")],
     labels: Annotated[
-        Path | None, typer.Option(help="Class names, one per line, in the order of their numbers.")
+        Path | None, typer.Option(help="File of class names, one per line, by class number.")
     ] = None,
     subset: Annotated[
-        Path | None, typer.Option(help="Names of the videos to keep, one per line (a split).")
+        Path | None, typer.Option(help="File of the videos to keep, one name per line (a split).")
     ] = None,
-    template: Annotated[str, typer.Option(help="Text of a class, as 'a video of {}'.")] = "{}",
+    template: Annotated[str, typer.Option(help="Text of a class, as in 'a video of {}'.")] = "{}",
     engine: Engine = None,
     device: Device = None,
     provider: Provider = None,
@@ -57,31 +59,31 @@ def eval(
         str | None, typer.Option(help="fp32, fp16, bf16 (default: fp32; of a folder its own).")
     ] = None,
     frames: Annotated[
-        int | None, typer.Option(min=1, max=64, help="Frames per video (default: the data set's).")
+        int | None, typer.Option(min=1, max=64, help="Frames per video (default: the paper's).")
     ] = None,
     text_length: Annotated[
-        int | None, typer.Option(min=3, help="Tokens per text (default: the data set's).")
+        int | None, typer.Option(min=3, help="Tokens per text (default: the paper's).")
     ] = None,
     views: Annotated[
-        str, typer.Option(help="Clips x crops per video, as 1x3; their probabilities are averaged.")
+        str, typer.Option(help="Clips x crops per video, as in 1x3; probabilities are averaged.")
     ] = "1x1",
-    ties: Annotated[str, typer.Option(help="expected (rank), or authors: as released.")] = (
-        "expected"
-    ),
+    ties: Annotated[
+        str, typer.Option(help="Of equal scores: expected (mean rank), or authors.")
+    ] = "expected",
     dual_softmax: Annotated[
-        bool, typer.Option("--dual-softmax", help="Rank with a softmax over all queries, too.")
+        bool, typer.Option("--dual-softmax", help="Multiply scores by a softmax over all queries.")
     ] = False,
     truncation: Annotated[
-        str, typer.Option(help="Of long texts: keep-eot, or authors: as released.")
+        str, typer.Option(help="How to cut long texts: keep-eot, or authors (as released).")
     ] = "keep-eot",
     allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="Leave out videos that are not in the folder.")
+        bool, typer.Option("--allow-missing", help="Leave out videos that are not in --videos.")
     ] = False,
     cache: Annotated[
-        Path | None, typer.Option(help="Folder that keeps features: a stopped run goes on there.")
+        Path | None, typer.Option(help="Folder that keeps features, so that a stopped run goes on.")
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, max=64, help="Videos per call.")] = 1,
-    workers: Annotated[int, typer.Option(min=1, max=64, help="Decoding processes.")] = 1,
+    batch: Batch = 1,
+    workers: Workers = 1,
     settings: Settings = None,
     decoder: Decoder = "auto",
     timeout: Timeout = 60.0,
@@ -91,7 +93,7 @@ def eval(
 ) -> None:
     """Evaluate retrieval (R@1/5/10, MdR, MnR) or recognition (top-1/5) and state the protocol.
 
-    Videos that cannot be read are named and left out (exit code 2).
+    Videos that cannot be read are named and left out; the exit code is then 2.
     """
     from stan_infer.cli.progress import progress_bar
     from stan_infer.cli.report import say
@@ -112,7 +114,7 @@ def eval(
         subset=None if subset is None else read_lines(subset, "videos"),
     )
     if not videos.is_dir():
-        raise InputError(f"--videos {videos} is no folder; give the one that holds the videos")
+        raise InputError(f"--videos {videos} is not a folder; give the folder of the videos")
     counts = _views(views)
     found = locate_videos(videos, task.videos)
     missing = [name for name, path in zip(task.videos, found, strict=True) if path is None]
@@ -123,20 +125,13 @@ def eval(
             "them out with --allow-missing"
         )
     if len(missing) == len(found):
-        raise InputError(f"no video of {annotations} is in {videos}; are the names the same?")
+        raise InputError(
+            f"no video of {annotations} is in {videos}; its files need the names that the "
+            "annotations have"
+        )
     task = task.keep([i for i, path in enumerate(found) if path is not None])
     paths = [path for path in found if path is not None]
-    session = open_for(
-        context,
-        checkpoint,
-        settings,
-        engine=engine,
-        device=device,
-        precision=precision,
-        calibration=calibration,
-        auto_rebuild=auto_rebuild,
-        provider=provider,
-    )
+    session = open_for(context)
     preset = DATASETS[dataset]
     protocol = Protocol(
         _config(session.config, preset, frames, text_length),
@@ -173,14 +168,14 @@ def eval(
         "data set": dataset,
         "split": preset.split if subset is None else f"videos of {subset.name}",
         "annotations": annotations.name,
-        "settings from": preset.source,
+        "settings from": preset.settings_from,
         **result.facts,
         "missing": len(missing),
         "unreadable": len(result.failed),
     }
     _show(result, {"model": checkpoint, "session": ran}, facts, missing, json)
     if result.failed:
-        say(f"{len(result.failed)} of {len(paths)} videos could not be read; no figure counts them")
+        say(f"{len(result.failed)} of {len(paths)} videos could not be read and are in no figure")
         raise typer.Exit(2)
 
 
@@ -224,6 +219,7 @@ def _config(
 ) -> StanConfig:
     import dataclasses
 
+    """The model's config with the settings of the data set, or those that were given."""
     t = preset.mug_frames if config.is_mug and preset.mug_frames else preset.frames
     side = config.short_side if preset.resize is None else round(config.image_size * preset.resize)
     return dataclasses.replace(

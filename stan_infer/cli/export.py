@@ -1,10 +1,10 @@
-"""stan-infer export."""
+"""The command `stan-infer export`."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from stan_infer.tensorrt_plans.plan_file import Plan
 
 
-# Options by what they shape; batch and frames shape both.
+# The options of graphs and those of plans; --batch and --frames belong to both.
 _OF_GRAPHS = (
     "tower precision input head labels template graph opset clips card licence settings".split()
 )
@@ -38,36 +38,36 @@ def export(
     checkpoint: CheckpointOrFolder,
     out: Annotated[
         Path | None,
-        typer.Option("-o", "--out", metavar="DIR", help="Folder to write (of a checkpoint)."),
+        typer.Option("-o", "--out", metavar="DIR", help="Folder to write, of a checkpoint."),
     ] = None,
     format: Annotated[
         str,
         typer.Option(
-            help="onnx, tensorrt or tensorrt-rtx (plans, too), triton-server (repository)."
+            help="onnx; tensorrt or tensorrt-rtx (with plans); triton-server (model repository)."
         ),
     ] = "onnx",
     tower: Annotated[str, typer.Option(help="both, video or text.")] = "both",
     precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16.")] = "fp32",
     frames: Annotated[
         str | None,
-        typer.Option(help="T: 12, or 1:64 for a dynamic axis (default: all); of plans 8:12:16."),
+        typer.Option(help="T: 12, or 1:64 for a dynamic axis (default: all); plans MIN:OPT:MAX."),
     ] = None,
     batch: Annotated[
         str | None,
-        typer.Option(help="B: 1, or 1:32 for a dynamic axis (default); of plans MIN:OPT:MAX,..."),
+        typer.Option(help="B: 1, or 1:32 for a dynamic axis (default); plans MIN:OPT:MAX,..."),
     ] = None,
     input: Annotated[
-        str, typer.Option(help="uint8 (normalised inside the graph) or float (normalised).")
+        str, typer.Option(help="uint8 (the graph normalises) or float (normalised by the caller).")
     ] = "uint8",
     head: Annotated[str, typer.Option(help="embed, or classify (needs --labels).")] = "embed",
     labels: Annotated[Path | None, typer.Option(help="File with one class per line.")] = None,
     template: Annotated[
-        str, typer.Option(help="Text of a class; {} is its line of --labels.")
+        str, typer.Option(help="Text of a class; {} is its line in --labels.")
     ] = "{}",
     graph: Annotated[
         str, typer.Option(help="fused, or reference (torch.onnx.export, for comparison).")
     ] = "fused",
-    opset: Annotated[int, typer.Option(help="Version of ONNX's operators, 18 to 25.")] = 20,
+    opset: Annotated[int, typer.Option(help="Version of the ONNX operators, 18 to 25.")] = 20,
     clips: Annotated[
         Path | None, typer.Option(help="Videos on which the ranges of fp16 are measured.")
     ] = None,
@@ -76,12 +76,12 @@ def export(
         str | None, typer.Option("--license", help="Licence of the weights, for the manifest.")
     ] = None,
     plans: Annotated[
-        str, typer.Option(help="Graphs to build plans of: video, text, preprocess, score.")
+        str, typer.Option(help="Graphs that get plans: video, text, preprocess, score.")
     ] = "video,text",
     target: Annotated[
         str | None, typer.Option(help="GPUs of tensorrt-rtx: sm_89,sm_120 (default: all).")
     ] = None,
-    tf32: Annotated[bool, typer.Option("--tf32", help="Plans: fp32 products in TF32.")] = False,
+    tf32: Annotated[bool, typer.Option("--tf32", help="Plans: multiply fp32 in TF32.")] = False,
     workspace: Annotated[
         int | None, typer.Option(min=1, help="Plans: memory of one layer, MiB (default: all).")
     ] = None,
@@ -89,7 +89,7 @@ def export(
         int | None, typer.Option(min=0, max=5, help="Plans: the builder's optimization level.")
     ] = None,
     timing_cache: Annotated[
-        Path | None, typer.Option(help="Plans of tensorrt: file of timings to use and extend.")
+        Path | None, typer.Option(help="Plans of tensorrt: file of the builder's timings.")
     ] = None,
     hardware_compatible: Annotated[
         bool, typer.Option("--hardware-compatible", help="Plans of tensorrt: for sm_80 and newer.")
@@ -98,12 +98,12 @@ def export(
         bool, typer.Option("--version-compatible", help="Plans of tensorrt with host code.")
     ] = False,
     backend: Annotated[
-        str, typer.Option(help="Of triton-server's towers: onnxruntime or tensorrt.")
+        str, typer.Option(help="What runs the towers in triton-server: onnxruntime, tensorrt.")
     ] = "onnxruntime",
     settings: Settings = None,
     json: Json = False,
 ) -> None:
-    """Export as a folder that runs without torch, and prove it against eager before it appears.
+    """Export a checkpoint to a folder that runs without torch, and compare it with eager mode.
 
     Given an exported folder, --format tensorrt and tensorrt-rtx add plans to it, and triton-server
     writes it as a model repository of NVIDIA's Triton Inference Server.
@@ -139,7 +139,7 @@ def export(
     )
     if timing_cache and out:
         check_outside(timing_cache, out, "-o")
-    # The graphs take any size that a profile names; profiles are of the plans.
+    # The graphs must take every size of the profiles of their plans.
     most = max([32, *(high for _, _, high in plan_options.batch)])
     given = parse_settings(settings)
 
@@ -200,7 +200,7 @@ def _report(written: Written, out: str, backend: str, json: bool) -> None:
 
 
 def _refuse_idle(context: typer.Context, source: str, idle: Sequence[str]) -> None:
-    """Refuse options that would change nothing, which is not what was meant by them."""
+    """Raise InputError for a given option that has no effect here, as it was meant to have one."""
     for name in idle:
         if (given := context.get_parameter_source(name)) and given.name == "COMMANDLINE":
             option = _SPELT.get(name, f"--{name.replace('_', '-')}")
@@ -235,22 +235,19 @@ def plan_row(plan: Plan) -> dict[str, Any]:
 
 @contextmanager
 def _plan_progress() -> Iterator[Callable[[str, float], None]]:
-    """Yield what moves one bar for each plan; on no terminal a sentence says that one begins."""
-    from stan_infer.cli.progress import progress_bar
-    from stan_infer.cli.report import say
+    """Yield a function of a plan's name and done share; it shows a message and a bar per plan."""
+    from stan_infer.cli.progress import progress_bars
 
-    bars: dict[str, tuple[Callable[..., None], list[float]]] = {}
-    with ExitStack() as stack:
+    steps: dict[str, Callable[..., None]] = {}
+    done: dict[str, float] = {}
+    with progress_bars() as start:
 
         def on_plan(name: str, part: float) -> None:
-            if name not in bars:
-                say(f"building {name}")
-                stack.close()  # rich shows one bar at a time
-                bars[name] = stack.enter_context(progress_bar(name, 1.0)), [0.0]
-            step, done = bars[name]
-            if part > done[0]:
-                step(part - done[0])
-                done[0] = part
+            if name not in steps:
+                steps[name], done[name] = start(f"building {name}", 1.0), 0.0
+            if part > done[name]:
+                steps[name](part - done[name])
+                done[name] = part
 
         yield on_plan
 
@@ -273,7 +270,7 @@ def _row(graph: Mapping[str, Any], parity: Mapping[str, Any] | None) -> dict[str
 
 
 def _clips(folder: Path, config: StanConfig) -> list[np.ndarray]:
-    """Every readable video as one clip; unreadable ones are named, none at all is an error."""
+    """One clip of each readable video; the others are named. InputError if there is none."""
     from stan_infer.cli.report import say
     from stan_infer.video.clip import Clip
     from stan_infer.video.decode_worker import read_clips

@@ -1,4 +1,4 @@
-"""stan-infer inspect."""
+"""The command `stan-infer inspect`."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 def inspect(
     checkpoint: CheckpointOrFolder,
     settings: Settings = None,
-    frames: Annotated[int | None, typer.Option(help="T of the GFLOPs (default: config).")] = None,
+    frames: Annotated[
+        int | None, typer.Option(help="T of the GFLOPs (default: the config's).")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Show what a checkpoint, an exported folder or a plan is: architecture, GFLOPs, hashes."""
+    """Show a checkpoint, an exported folder or a plan: architecture, GFLOPs, hashes."""
     if checkpoint.endswith(".plan"):
         _inspect_plan(checkpoint, settings, json)
         return
@@ -48,7 +50,7 @@ def inspect(
 def _inspect_folder(
     folder: str, settings: list[str] | None, frames: int | None, json: bool
 ) -> None:
-    """Show an exported folder, every hash compared."""
+    """Show an exported folder, after comparing every hash."""
     from stan_infer.artefacts.folder import read_artefact
     from stan_infer.cli.report import print_facts, print_json, print_table
     from stan_infer.errors import InputError
@@ -94,7 +96,7 @@ def _inspect_folder(
 
 
 def _inspect_plan(path: str, settings: list[str] | None, json: bool) -> None:
-    """Show a TensorRT plan by its sidecar and header, its hash compared; TensorRT is not needed."""
+    """Show a TensorRT plan by its sidecar and header, without TensorRT; its hash is compared."""
     from stan_infer.cli.report import print_facts, print_json, print_table, say
     from stan_infer.errors import InputError
     from stan_infer.tensorrt_plans.known_faults import faults_of

@@ -1,4 +1,4 @@
-"""The program `stan-infer`: commands, exit codes, the one place where errors are caught."""
+"""The program `stan-infer`: its commands, and exit codes for every error that reaches it."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Run trained STAN and Mug-STAN video-text checkpoints anywhere.",
-    epilog="Exit codes: 0 done, 1 a bug of ours, 2 bad input, 3 something is not installed or not "
-    "here, 4 a check failed.",
+    epilog="Exit codes: 0 done, 1 a bug of ours, 2 bad input, 3 a package or device is missing, "
+    "4 a check failed.",
 )
 for command in (inspect, run, embed, eval, export, calibrate, verify, convert, bench, doctor):
     app.command()(command)
@@ -49,7 +49,7 @@ def _options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Log what is done.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks, and log more.")] = False,
 ) -> None:
     level = logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING
     logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)

@@ -1,4 +1,4 @@
-"""Options that several commands share, and the parsing of their values."""
+"""Options that several commands share, and functions that parse their values."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from stan_infer.engines.session import Session
 
 Checkpoint = Annotated[
-    str,
-    typer.Argument(metavar="CKPT", help="Checkpoint file, or an open_clip NAME:TAG."),
+    str, typer.Argument(metavar="CKPT", help="Checkpoint file, or an open_clip NAME:TAG.")
 ]
 CheckpointOrFolder = Annotated[
     str,
@@ -27,53 +26,58 @@ CheckpointOrFolder = Annotated[
 ]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="A config field that shapes cannot tell."),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="A config field that tensor shapes do not show."
+    ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object per result, on stdout.")]
-Engine = Annotated[
-    str | None,
-    typer.Option(help=f"{listed()}."),
-]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per result.")]
+Engine = Annotated[str | None, typer.Option(help=f"{listed()}.")]
 Device = Annotated[
     str | None,
     typer.Option(
-        help="cpu, cuda or cuda:1; openvino: cpu, gpu (default: cpu; cuda if an engine needs it)."
+        help="cpu, cuda, cuda:1; of openvino cpu, gpu (default: cpu; cuda if the engine needs it)."
     ),
 ]
 AutoRebuild = Annotated[
-    bool,
-    typer.Option("--auto-rebuild", help="Build a plan of another version or GPU again (minutes)."),
+    bool, typer.Option("--auto-rebuild", help="Rebuild a plan of another version or GPU (minutes).")
 ]
 Provider = Annotated[
     str | None,
     typer.Option(
-        help="Of engine ort: cpu, cuda, cuda-graph, tensorrt, tensorrt-rtx (default: the device's)."
+        help="For engine ort: cpu, cuda, cuda-graph, tensorrt, tensorrt-rtx (default: by --device)."
     ),
 ]
 Calibration = Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="What `calibrate` wrote of this checkpoint: triton in fp8."),
+    typer.Option(metavar="DIR", help="Folder that `calibrate` wrote, for triton in fp8."),
 ]
 Decoder = Annotated[str, typer.Option(help="auto (PyAV), pyav or decord.")]
-Timeout = Annotated[float, typer.Option(help="Seconds that one video may take to decode.")]
+Timeout = Annotated[float, typer.Option(help="Seconds allowed to decode one video.")]
+Batch = Annotated[int, typer.Option(min=1, max=64, help="Videos per call of the network.")]
+Workers = Annotated[int, typer.Option(min=1, max=64, help="Number of decoding processes.")]
 
 
-def open_for(
-    context: typer.Context, checkpoint: str, settings: Sequence[str] | None, **options: Any
-) -> Session:
-    """Open what a command runs; it is closed when the command ends, however it ends.
+_OF_SESSIONS = ("engine", "device", "precision", "provider", "calibration", "auto_rebuild")
 
-    options: those of engines.open.open_session. Raises what that raises.
+
+def open_for(context: typer.Context) -> Session:
+    """Open the session that the arguments and options of a command describe.
+
+    These are checkpoint, settings and those of _OF_SESSIONS that the command has. The session is
+    closed when the command ends, however it ends. Raises what open_session raises.
     """
     from stan_infer.engines.open import open_session
 
-    session = open_session(checkpoint, settings=parse_settings(settings) or None, **options)
+    given = context.params
+    options = {name: given[name] for name in _OF_SESSIONS if name in given}
+    settings = parse_settings(given["settings"]) or None
+    session = open_session(given["checkpoint"], settings=settings, **options)
     context.call_on_close(session.close)
     return session
 
 
 def parse_settings(pairs: Sequence[str] | None) -> dict[str, Any]:
-    """["heads=2"] -> {"heads": "2"}; the config checks names and values."""
+    """["heads=2"] -> {"heads": "2"}. Names and values are checked by the config."""
     settings: dict[str, Any] = {}
     for pair in pairs or []:
         name, separator, value = pair.partition("=")
@@ -83,24 +87,24 @@ def parse_settings(pairs: Sequence[str] | None) -> dict[str, Any]:
     return settings
 
 
-def parse_numbers(text: str, name: str, low: int, high: int) -> list[int]:
-    """ "1,4" -> [1, 4]; InputError for anything else or a number outside low..high."""
+def parse_numbers(text: str, name: str, high: int) -> list[int]:
+    """ "1,4" -> [1, 4], each once; InputError for other text or a number outside 1 to `high`."""
     try:
         numbers = [int(part) for part in text.split(",")]
     except ValueError:
         raise InputError(f"{name} {text!r} is no list of whole numbers, as in {name} 1,4") from None
     for n in numbers:
-        if not low <= n <= high:
-            raise InputError(f"{name} {n} is out of range; allowed are {low} to {high}")
+        if not 1 <= n <= high:
+            raise InputError(f"{name} {n} is out of range; allowed are 1 to {high}")
     return list(dict.fromkeys(numbers))
 
 
 def read_texts(texts: Sequence[str] | None, labels: Path | None) -> list[str]:
-    """The texts of --text, or the lines of --labels; InputError unless exactly one was given."""
+    """The texts of --text, or the lines of --labels; InputError unless one of them was given."""
     if bool(texts) == (labels is not None):
         raise InputError("give either --text TEXT (once or more) or --labels FILE")
     if labels is not None:
         return read_lines(labels, "labels")
     if not all(t.strip() for t in texts or []):
-        raise InputError("--text is blank; give words")
+        raise InputError("a text of --text is blank; give words")
     return list(texts or [])

@@ -1,17 +1,19 @@
-"""A progress bar on standard error, only on a terminal."""
+"""Progress bars on standard error, only on a terminal."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+
+from stan_infer.cli.report import say
 
 
 @contextmanager
 def progress_bar(title: str, total: float) -> Iterator[Callable[..., None]]:
-    """Yield a function that moves the bar by its argument, 1 if none.
+    """Yield a function that moves the bar by its argument, by default 1.
 
-    It does nothing where standard error is no terminal.
+    Nothing is shown if standard error is not a terminal.
     """
     if not sys.stderr.isatty():
         yield lambda amount=1.0: None
@@ -29,3 +31,19 @@ def progress_bar(title: str, total: float) -> Iterator[Callable[..., None]]:
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
         task = progress.add_task(title, total=total)
         yield lambda amount=1.0: progress.advance(task, amount)
+
+
+@contextmanager
+def progress_bars() -> Iterator[Callable[[str, float], Callable[..., None]]]:
+    """Yield a function that says a title, starts its bar and returns what moves the bar.
+
+    It is called with title and total, and ends the bar before, as rich shows one at a time.
+    """
+    with ExitStack() as stack:
+
+        def start(title: str, total: float) -> Callable[..., None]:
+            stack.close()
+            say(title)
+            return stack.enter_context(progress_bar(title, total))
+
+        yield start

@@ -1,27 +1,26 @@
-"""Rows -> table or JSON. The only file that formats results."""
+"""Print results as tables or JSON; no other file formats results."""
 
 from __future__ import annotations
 
 import errno
-import json
 import math
 import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from stan_infer.errors import InputError, printable, storable
+from stan_infer.errors import InputError, printable
+from stan_infer.system.json_file import json_line
 
 
 def print_json(schema: str, record: dict[str, Any]) -> None:
     """Print one result as one line of JSON; numbers unrounded, NaN and infinity as null."""
     full = {"schema": f"stan-infer/{schema}/1", **record}
-    # ASCII: whatever the locale, and nothing in it is a control character.
-    _write(json.dumps(_plain(full), allow_nan=False))
+    _write(json_line(full))
 
 
 def print_table(rows: Sequence[dict[str, Any]], columns: Sequence[str] | None = None) -> None:
-    """Print rows as an aligned table with one header line; numbers to the right."""
+    """Print rows as an aligned table with a header line; columns of numbers are right-aligned."""
     if not rows:
         return
     columns = list(columns or rows[0])
@@ -39,24 +38,24 @@ def print_table(rows: Sequence[dict[str, Any]], columns: Sequence[str] | None = 
 
 
 def print_facts(facts: dict[str, Any]) -> None:
-    """Print names and values, one per line."""
+    """Print names and values, a pair per line."""
     width = max(len(k) for k in facts)
     _write("\n".join(f"{name.ljust(width)}  {_cell(value)}" for name, value in facts.items()))
 
 
 def say(text: str) -> None:
-    """Print a message or a warning: never on standard output, which carries results."""
+    """Print a message on standard error, as standard output carries results only."""
     print(printable(text), file=sys.stderr, flush=True)
 
 
 def _write(text: str) -> None:
-    """Write to standard output; where the reader has gone, end quietly as other programs do."""
+    """Write to standard output; if its reader is gone, end with the exit code of SIGPIPE."""
     encoding = sys.stdout.encoding or "utf-8"  # in some locales ASCII
     text = text.encode(encoding, "backslashreplace").decode(encoding)
     try:
         print(text, flush=True)
     except OSError as e:
-        # Python would try to write the rest once more at its exit.
+        # Python would try to write the rest again at exit, and print a traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if e.errno == errno.EPIPE:
             sys.exit(128 + 13)  # as if ended by SIGPIPE
@@ -75,17 +74,3 @@ def _cell(value: Any) -> str:
             return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
         return f"{value:.1e}"
     return printable(str(value))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {storable(str(k)): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, (int, float, bool, type(None))):
-        return value
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    return storable(str(value))

@@ -1,4 +1,4 @@
-"""stan-infer run."""
+"""The command `stan-infer run`."""
 
 from __future__ import annotations
 
@@ -50,16 +50,7 @@ def run(
 
     texts = read_texts(text, labels)
     paths = list_videos(videos)
-    session = open_for(
-        context,
-        checkpoint,
-        settings,
-        engine=engine,
-        device=device,
-        calibration=calibration,
-        auto_rebuild=auto_rebuild,
-        provider=provider,
-    )
+    session = open_for(context)
     ids = token_ids(session.config, texts, session.vocabulary)
     features = session.embed_text(ids)
     cut = cut_texts(texts, session.config.context_length, vocabulary=session.vocabulary)

@@ -1,4 +1,4 @@
-"""stan-infer verify."""
+"""The command `stan-infer verify`."""
 
 from __future__ import annotations
 
@@ -17,26 +17,24 @@ _COLUMNS = ("stage", "pass", "max_rel", "tolerance", "min_cos", "agreement", "wo
 
 def verify(
     a: Annotated[str, typer.Argument(metavar="A", help="Reference: checkpoint, folder, .onnx.")],
-    b: Annotated[
-        str, typer.Argument(metavar="B", help="What is compared with it: likewise, or a .plan.")
-    ],
+    b: Annotated[str, typer.Argument(metavar="B", help="Compared with A; the same, or a .plan.")],
     videos: Annotated[
-        Path | None, typer.Option(help="Video or folder of videos (default: made ones).")
+        Path | None, typer.Option(help="Video or folder of videos (default: generated ones).")
     ] = None,
     texts: Annotated[Path | None, typer.Option(help="File with one text per line.")] = None,
     frames: Annotated[
-        str, typer.Option(help="Frame counts of the video tower's cases, comma separated.")
+        str, typer.Option(help="Frame counts to compare the video tower with, comma separated.")
     ] = "1,2,12,33,64",
-    engine_a: Annotated[str | None, typer.Option(help=f"{_ENGINES} of A.")] = None,
-    engine_b: Annotated[str | None, typer.Option(help=f"{_ENGINES} of B.")] = None,
+    engine_a: Annotated[str | None, typer.Option(help=f"Engine of A: {_ENGINES}.")] = None,
+    engine_b: Annotated[str | None, typer.Option(help=f"Engine of B: {_ENGINES}.")] = None,
     tolerance: Annotated[
         float | None,
         typer.Option(
-            min=0, help="Largest difference, relative to the largest value (default: by precision)."
+            min=0, help="Allowed difference, relative to the largest value (default: by precision)."
         ),
     ] = None,
     bisect: Annotated[
-        bool, typer.Option("--bisect", help="Name the block of the network that departs.")
+        bool, typer.Option("--bisect", help="Name the block of the network that differs.")
     ] = False,
     settings: Settings = None,
     json: Json = False,
@@ -54,7 +52,7 @@ def verify(
         b,
         videos=list_videos([videos]) if videos else None,
         texts=read_lines(texts, "texts") if texts else None,
-        frames=parse_numbers(frames, "--frames", 1, 64),
+        frames=parse_numbers(frames, "--frames", 64),
         tolerance=tolerance,
         bisect=bisect,
         progress=say if sys.stderr.isatty() else None,
@@ -80,7 +78,7 @@ def _message(record: dict[str, Any]) -> str:
     names = " and ".join(record[side]["name"] for side in "ab")
     first = record["first_failed"]
     if first is None:
-        return f"{names} have no stage in common: nothing was compared, so nothing is proven"
+        return f"{names} have no stage in common: nothing was compared"
     row = next(r for r in record["stages"] if r["stage"] == first)
     text = f"{names} differ first in stage '{first}'"
     if row["worst"]:
@@ -94,6 +92,6 @@ def _message(record: dict[str, Any]) -> str:
         text += f"; block {found['block']}"
         text += f", operation {operation}" if operation not in (None, found["block"]) else ""
     elif found:
-        text += f"; no block is named: {found['reason'] or 'none departs alone'}"
+        text += f"; no block is named: {found['reason'] or 'none differs alone'}"
     others = [r["stage"] for r in record["stages"] if r["pass"] is False and r["stage"] != first]
     return text + (f" (also: {', '.join(others)})" if others else "")

@@ -1,4 +1,4 @@
-"""The paper's figures: data sets, retrieval and recognition metrics, kept features.
+"""The figures of the paper: data sets, metrics of retrieval and recognition, a feature cache.
 
 Imports library and engines.
 Start at `evaluate.evaluate`.

@@ -1,7 +1,7 @@
-"""Annotation files of the public data sets -> which video belongs to which text or class.
+"""Read the annotation files of public data sets: which video belongs to which text or class.
 
-Read as the data sets' authors publish them; nothing is downloaded, nothing is unpickled. Every
-reader takes one file and gives a Task; DATASETS says which settings the paper's tests use with it.
+The files are those that the data sets' authors publish; nothing is downloaded or unpickled. Each
+reader turns the text of one file into a Task; DATASETS has the settings of the paper's tests.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from stan_infer.system.outside_file import read_bounded, read_text
 from stan_infer.video.find import video_stem
 
 MAX_BYTES = 128 * 2**20  # the largest, MSR-VTT's and Kinetics' training files, have under 100 MB
-_PICKLES = (b"\x80\x03", b"\x80\x04", b"\x80\x05")  # how they begin
+_PICKLES = (b"\x80\x03", b"\x80\x04", b"\x80\x05")  # the first bytes of pickles
 MAX_ROWS = 1_500_000  # a row takes 0.4 KiB; the longest list, Kinetics 700, has 650,000
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What to evaluate. Retrieval: texts and owners; recognition: labels and classes.
+    """What to evaluate: texts and owners of retrieval, or labels and classes of recognition.
 
-    videos: names as the file has them, with or without a suffix, each once. owners: for each text
-    the index of its video. labels: for each video the index of its class.
+    videos: names as in the file, with or without a suffix, each once. owners: for each text the
+    index of its video. labels: for each video the index of its class.
     """
 
     videos: tuple[str, ...]
@@ -40,7 +40,7 @@ class Task:
 
     @property
     def is_retrieval(self) -> bool:
-        """Whether texts search videos, rather than videos have classes."""
+        """Whether texts search videos; else videos have classes."""
         return not self.classes
 
     def keep(self, kept: Sequence[int]) -> Task:
@@ -58,10 +58,11 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class DataSet:
-    """A data set: how its file is read, and the settings of the authors' test configs.
+    """A data set: the reader of its file, and the settings of the authors' test configs.
 
-    frames, context_length: of the released config, or else of the paper. resize: shorter side as a
-    multiple of the crop. mug_frames: where Mug-STAN's config tests with another number of frames.
+    A setting that is None is taken from the model's config. frames, context_length: of the released
+    config, or of the paper. resize: the short side as a multiple of the crop. mug_frames: frames in
+    Mug-STAN's config, if others. settings_from: words for the protocol.
     """
 
     read: Callable[[str, str], Task]
@@ -70,7 +71,7 @@ class DataSet:
     context_length: int | None = None
     resize: float | None = None
     mug_frames: int | None = None
-    source: str = "released config"
+    settings_from: str = "released config"
 
 
 def read_task(
@@ -82,8 +83,8 @@ def read_task(
 ) -> Task:
     """Read an annotation file of a data set in DATASETS.
 
-    classes: class names in the order of the file's numbers, where it has numbers only. subset:
-    names of the videos to keep (a split). Raises InputError with the line that is wrong.
+    classes: class names, in the order of the class numbers of a file that has only numbers. subset:
+    names of the videos to keep (a split). Raises InputError, which names the wrong line.
     """
     check_word("data set", dataset, DATASETS)
     task = DATASETS[dataset].read(_text(path), str(path))
@@ -112,9 +113,9 @@ def _text(path: Path) -> str:
     return read_text(path, MAX_BYTES, name=name, hint=hint)
 
 
-def _pairs(pairs: Iterable[tuple[str, str]], name: str, gallery: Iterable[str] = ()) -> Task:
+def _pairs(pairs: Iterable[tuple[str, str]], name: str) -> Task:
     """Make a retrieval task of (video, text) in file order."""
-    place = {video: i for i, video in enumerate(dict.fromkeys(gallery))}
+    place: dict[str, int] = {}  # index of each video
     texts: list[str] = []
     owners: list[int] = []
     for video, text in pairs:
@@ -150,11 +151,11 @@ def _labelled(pairs: Iterable[tuple[str, str]], name: str) -> Task:
 
 
 def _with_classes(task: Task, classes: Sequence[str], name: str) -> Task:
-    """Give the task these class names; where it has its own, labels go by name."""
+    """Give the task these classes; if it has class names of its own, labels are matched by name."""
     if task.is_retrieval and not task.labels:
         raise InputError(f"{name} has texts, not classes: --labels belongs to recognition")
     if len(set(classes)) != len(classes):
-        raise InputError("a class name is there twice: each line of --labels is another class")
+        raise InputError("--labels has a class name twice: give each class once")
     if task.classes:
         place = {c.lower(): i for i, c in enumerate(classes)}
         unknown = [c for c in task.classes if c.lower() not in place]
@@ -176,7 +177,7 @@ def _with_classes(task: Task, classes: Sequence[str], name: str) -> Task:
 def _rows(text: str, name: str, delimiter: str, columns: int) -> list[list[str]]:
     """Rows of a table without a header, of at least `columns` cells."""
     rows: list[list[str]] = []
-    # A quote in the middle of a caption is a quote.
+    # In tab-separated files a quote is a part of the caption.
     style: Any = {"quoting": csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE}
     try:
         for row in csv.reader(io.StringIO(text), delimiter=delimiter, **style):
@@ -220,7 +221,7 @@ Texts = dict[str, list[str] | str]  # {"video": ["text", ...]} or {"video": "tex
 
 
 class _Sentence(TypedDict):
-    """Of MSR-VTT."""
+    """A caption of MSR-VTT."""
 
     video_id: str | int
     caption: str | int
@@ -231,14 +232,14 @@ class _Sentences(TypedDict):
 
 
 class _Moment(TypedDict):
-    """Of DiDeMo."""
+    """A moment of DiDeMo."""
 
     video: str | int
     description: str | int
 
 
 class _Clip(TypedDict):
-    """Of Something-Something v2."""
+    """A video of Something-Something v2."""
 
     id: str | int
     template: str | int
@@ -263,7 +264,7 @@ def _read_msrvtt(text: str, name: str) -> Task:
 
 
 def _read_didemo(text: str, name: str) -> Task:
-    """Lists of {"video", "description"}: all of a video's joined with a space into one query."""
+    """List of {"video", "description"}; a video's descriptions are joined to one text."""
     data = parse_json(text, name)
     if isinstance(data, dict):
         entries = list(_mapping(checked(data, Texts, name, _FORMS["didemo"])))
@@ -305,7 +306,7 @@ def _read_kinetics(text: str, name: str) -> Task:
             start, end = int(float(row["time_start"])), int(float(row["time_end"]))
         except (ValueError, OverflowError):
             video = row["youtube_id"][:60]
-            raise InputError(f"{name}: {video} has times that are no numbers") from None
+            raise InputError(f"{name}: {video} has times that are not numbers") from None
         pairs.append((f"{row['youtube_id']}_{start:06d}_{end:06d}", row["label"]))
     return _labelled(pairs, name)
 
@@ -321,7 +322,7 @@ def _read_ssv2(text: str, name: str) -> Task:
 
 
 def _read_list(text: str, name: str) -> Task:
-    """Lines of "path label"; the label is a number, or ends a comma- or tab-separated line."""
+    """Lines of a path and a label: separated by a tab, semicolon or comma, else by a space."""
     pairs = []
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
@@ -358,9 +359,11 @@ DATASETS: dict[str, DataSet] = {
     "msrvtt": DataSet(_read_msrvtt, "1k-A test", 12, 32, 1.0, mug_frames=32),
     "didemo": DataSet(_read_didemo, "test", 64, 77, 256 / 224),
     "lsmdc": DataSet(_read_lsmdc, "1000 public test", 12, 32, 1.0),
-    "msvd": DataSet(_read_msvd, "test", 12, 32, 1.0, source="MSR-VTT's config: none was released"),
-    "kinetics400": DataSet(_read_kinetics, "validation", 8, 32, 1.0, source=_PAPER),
-    "ssv2": DataSet(_read_ssv2, "validation", 8, 32, 1.0, source=_PAPER),
-    "retrieval": DataSet(_read_texts, "as in the file", source="the model's own config"),
-    "recognition": DataSet(_read_classes, "as in the file", source="the model's own config"),
+    "msvd": DataSet(
+        _read_msvd, "test", 12, 32, 1.0, settings_from="MSR-VTT's config: none was released"
+    ),
+    "kinetics400": DataSet(_read_kinetics, "validation", 8, 32, 1.0, settings_from=_PAPER),
+    "ssv2": DataSet(_read_ssv2, "validation", 8, 32, 1.0, settings_from=_PAPER),
+    "retrieval": DataSet(_read_texts, "as in the file", settings_from="the model's own config"),
+    "recognition": DataSet(_read_classes, "as in the file", settings_from="the model's own config"),
 }

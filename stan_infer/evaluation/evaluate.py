@@ -1,4 +1,4 @@
-"""Retrieval and recognition figures of a session on a task, with the protocol that made them."""
+"""Evaluate a session on a task: figures of retrieval or recognition, with their protocol."""
 
 from __future__ import annotations
 
@@ -29,15 +29,17 @@ from stan_infer.scores import softmax
 from stan_infer.text.tokenizer import cut_texts, tokenize
 from stan_infer.video.spec import ClipSpec
 
-VIEW_SCALE = 100.0  # of the softmax that views are averaged under: the release's recognition test
+# Scores are multiplied by this before the softmax that is averaged over views, as in the release.
+VIEW_SCALE = 100.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """How a task is evaluated. `config` is the model's with the task's own frames and lengths.
+    """How a task is evaluated.
 
-    views: (clips, crops) per video, averaged (recognition). truncation: see tokenizer.tokenize.
-    template: with one {} for the class name. ties, dual_softmax: see metrics.
+    config: the model's, with the number of frames, text length and short side of the task. views:
+    (clips, crops) per video, over which recognition averages. truncation: see tokenizer.tokenize.
+    template: text of a class, with one {} for its name. ties, dual_softmax: see metrics.
     """
 
     config: StanConfig
@@ -49,7 +51,7 @@ class Protocol:
     dual_softmax: bool = False
 
     def __post_init__(self) -> None:
-        """Check what belongs together."""
+        """Check the template."""
         if self.template.count("{}") != 1:
             raise InputError(f"template {self.template!r} needs one {{}} for the class name")
 
@@ -64,8 +66,9 @@ class Evaluation:
     """Figures in percent by direction ("text_to_video", "video_to_text", or "videos").
 
     intervals: 95 % bootstrap intervals of the recalls and accuracies, over texts or videos.
-    outcomes: what each question gave, to compare two engines on the same questions: ranks from 1,
-    or hits. failed: videos that could not be read, with the reason; they are in no figure.
+    outcomes: ranks (1 is best) or hits, by which two engines can be compared text by text or video
+    by video. facts: the protocol. failed: videos that could not be read, with the reason; no figure
+    counts them.
     """
 
     figures: dict[str, dict[str, float]]
@@ -85,16 +88,17 @@ def evaluate(
     cache: FeatureCache | None = None,
     on_video: Callable[[str | None], None] = lambda error: None,
 ) -> Evaluation:
-    """Evaluate `task`, whose videos are the files `paths`, in the same order.
+    """Evaluate a task.
 
-    on_video is called for each video with its error or None. A video that cannot be read is left
-    out with its texts and named in `failed`. Raises InputError where nothing is left.
+    paths: the files of the task's videos, in the same order. on_video: is called for each video
+    with its error or None. A video that cannot be read is left out with its texts and named in
+    `failed`. Raises InputError if no video is left.
     """
     if task.is_retrieval and protocol.views != (1, 1):
         raise InputError("several views are averaged over class probabilities: recognition only")
     config = protocol.config
     texts = list(task.texts) or [protocol.template.replace("{}", c) for c in task.classes]
-    # Texts first: a model without a text tower fails here, before hours of video.
+    # Texts first, so that a model without a text tower fails before hours of decoding.
     ids = tokenize(
         texts, config.context_length, truncation=protocol.truncation, vocabulary=session.vocabulary
     )
@@ -166,7 +170,7 @@ def _recognition(
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, list[float]]]:
     config = protocol.config
     views = [score_features(config, text, ids, video[:, v]).T for v in range(video.shape[1])]
-    # One view is ranked as it is: a softmax in float could make ties of close scores.
+    # The scores of one view are ranked directly: a softmax could round close scores to a tie.
     scores = views[0] if len(views) == 1 else _mean_probabilities(views)
     figures, hits = class_figures(scores, np.array(task.labels), ties=protocol.ties)
     intervals = {name: _interval(hit) for name, hit in hits.items()}

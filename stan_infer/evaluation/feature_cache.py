@@ -1,7 +1,8 @@
-"""Features on disk, so that a long evaluation goes on where it was stopped.
+"""Features on disk, so that a long evaluation that was stopped can go on.
 
-One folder per model, engine and settings; in it small .npz parts, each written whole or not at all,
-so any number of runs may be killed at any moment, or work side by side. Nothing is unpickled.
+There is one folder per model, engine and settings. It holds small .npz files ("parts"), each
+written whole or not at all, so that runs may be killed at any moment and may share the folder.
+Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from stan_infer.errors import InputError
 from stan_infer.system.atomic import Sources, check_apart, new_file
 from stan_infer.system.temporary import clear
 
-# A part is written after so many features, or seconds: what a kill costs.
+# A part is written after so many features or seconds; a run that is killed loses no more.
 PART_ITEMS = 64
 PART_S = 20.0
 
@@ -36,9 +37,9 @@ _log = logging.getLogger(__name__)
 
 
 def check_cache(folder: Path, sources: Sources) -> None:
-    """Raise InputError where `folder` cannot be a cache; call it before long work.
+    """Raise InputError if `folder` cannot be a cache; call this before long work.
 
-    sources: what is read, see atomic.check_apart.
+    sources: what is read; see atomic.check_apart.
     """
     check_apart(folder, sources)
     try:
@@ -53,14 +54,17 @@ def check_cache(folder: Path, sources: Sources) -> None:
     except OSError as e:
         raise InputError(f"cache {folder} cannot be used: {e.strerror}; give another") from e
     if not os.path.isdir(folder):
-        raise InputError(f"cache {folder} is no folder; give one, or a name that is not taken")
+        raise InputError(f"cache {folder} is not a folder; give a folder, or a name not in use")
 
 
 class FeatureCache:
-    """Feature arrays by name. `key` says in plain JSON what decides them besides the name."""
+    """Feature arrays by name.
+
+    key: what the features depend on besides the name (model, config, session), as JSON types.
+    """
 
     def __init__(self, folder: Path, key: Mapping[str, Any]) -> None:
-        """Read what earlier runs with the same key left; InputError if that cannot be read."""
+        """Read what earlier runs with the same key wrote; InputError if the folder is unusable."""
         text = json.dumps(key, sort_keys=True)
         self._folder = Path(folder) / hashlib.sha256(text.encode()).hexdigest()[:16]
         try:
@@ -73,7 +77,7 @@ class FeatureCache:
         except OSError as e:
             raise InputError(f"cache {folder} cannot be used: {e.strerror}; give another") from e
         self._known: dict[tuple[str, Shape], NDArray[np.float32]] = {}
-        self._parts: dict[str, Path] = {}  # the last that holds features of that name
+        self._parts: dict[str, Path] = {}  # by name of a feature: the last part that has it
         for part in parts:
             for name, features in _read(part).items():
                 self._known[name, features.shape] = features
@@ -82,11 +86,11 @@ class FeatureCache:
         self._written = time.monotonic()
 
     def __len__(self) -> int:
-        """Features known."""
+        """Number of features that are known."""
         return len(self._known)
 
     def get(self, name: str, shape: Shape) -> NDArray[np.float32] | None:
-        """Return the features of that shape kept under `name`, or None; another shape is logged."""
+        """Return the features with this name and shape, or None; another shape is logged."""
         found = self._known.get((name, shape))
         if found is None and (part := self._parts.pop(name, None)) is not None:
             _log.warning(
@@ -95,13 +99,13 @@ class FeatureCache:
         return found
 
     def put(self, name: str, features: NDArray[np.float32]) -> None:
-        """Keep features; they are on disk after the next part or `flush`."""
+        """Keep features; the next part, or `flush`, writes them to disk."""
         self._known[name, features.shape] = self._waiting[name] = features
         if len(self._waiting) >= PART_ITEMS or time.monotonic() - self._written > PART_S:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is not on disk yet."""
+        """Write all features that are not on disk yet."""
         self._written = time.monotonic()
         # Texts and videos have arrays of different shapes: a part for each.
         for shape in {features.shape for features in self._waiting.values()}:
@@ -114,12 +118,12 @@ class FeatureCache:
 
 
 def file_name(path: Path, options: Mapping[str, Any]) -> str:
-    """Name a video by its path, size, time of change and reading options: an edited one is new."""
+    """Name a video by its path, size, time of change and reading options; editing it changes it."""
     try:
         s = path.stat()
         text = json.dumps([str(path.resolve()), s.st_size, s.st_mtime_ns, dict(options)])
     except OSError:
-        text = str(path)  # opening it will fail and say why
+        text = str(path)  # the reader of the video says what is wrong with it
     return "video:" + hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
@@ -129,13 +133,13 @@ def ids_name(ids: NDArray[np.int64]) -> str:
 
 
 def _read(part: Path) -> dict[str, NDArray[np.float32]]:
-    """Features by name; nothing, and a warning, where any of it is not as `flush` wrote it."""
+    """Features by name; none, and a warning, if the part is not as `flush` writes it."""
     try:
         fields = {"names": Field("str", ("n",)), "features": Field("float32")}
         found = read_npz(part, fields, limit=_MAX_PART)
         names, features = found["names"].tolist(), found["features"]
         if features.ndim < 2 or len(names) != len(features) or len(set(names)) != len(names):
-            raise InputError("it has not one name for each of its features")
+            raise InputError("it does not have one name for each of its features")
         if not np.isfinite(features).all():
             raise InputError("it holds values that are not finite")
     except InputError as e:

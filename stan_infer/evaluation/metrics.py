@@ -1,7 +1,7 @@
 """Figures of retrieval and recognition from scores: recalls, ranks, accuracies, their intervals.
 
-Two ways to count ties. "expected": the mean rank of all orders of equal scores, which favours
-nobody. "authors": as the release counts, for its own figures.
+Ties are counted in one of two ways. "expected": equal scores share the mean of their ranks.
+"authors": as the authors' release counts them, to reproduce its figures.
 """
 
 from __future__ import annotations
@@ -15,18 +15,17 @@ from numpy.typing import ArrayLike, NDArray
 from stan_infer.errors import InputError, check_word
 from stan_infer.scores import float_array, softmax
 
-Floats = NDArray[Any]  # float32 or float64
 TIES = ("expected", "authors")
-RESAMPLES = 2000  # of a bootstrap: its 95 % ends then move by a few hundredths of their width
+RESAMPLES = 2000  # of a bootstrap: other seeds move its ends by a few hundredths of its width
 
 _log = logging.getLogger(__name__)
 
 
 def expected_ranks(scores: ArrayLike, right: ArrayLike) -> NDArray[np.float64]:
-    """Rank of the right column of each row of scores [N, M] -> float64 [N], 1 is best.
+    """Rank float64 [N] (1 is best) of the right column of each row of scores [N, M].
 
-    right: int [N]. Equal scores share the mean of their ranks, so a tie of two at the top is 1.5;
-    NaN is below every number. Raises InputError.
+    right: int [N]. Equal scores share the mean of their ranks, so a tie of two at the top is 1.5.
+    NaN counts as less than every number. Raises InputError.
     """
     matrix = float_array("scores", scores, 2)
     columns = _indices("right columns", right, *matrix.shape)
@@ -40,16 +39,16 @@ def expected_ranks(scores: ArrayLike, right: ArrayLike) -> NDArray[np.float64]:
 
 
 def released_ranks(scores: ArrayLike) -> NDArray[np.int64]:
-    """Zero-based ranks of the right videos as the release finds them, for scores [N, N].
+    """Ranks (0 is best) of the right videos as the release counts them, for scores [N, N].
 
-    Row i is right at column i. Every position of the sorted row that equals the right score is a
-    rank: a tie gives several, so there may be more than N; a row with NaN there gives none.
+    The right column of row i is i. Every position of the sorted row that equals the right score is
+    a rank, so a tie gives several, and NaN gives none: there may be more or fewer than N.
     """
     matrix = float_array("scores", scores, 2)
     if matrix.shape[0] != matrix.shape[1]:
         raise InputError(
-            f"scores have shape {list(matrix.shape)}; the release's count needs [N, N] with text i "
-            "belonging to video i: give one caption per video"
+            f"scores have shape {list(matrix.shape)}; the release's count of ties needs [N, N], "
+            "text i describing video i: give one text per video"
         )
     wanted = -np.diag(matrix)
     return np.nonzero(np.sort(-matrix, axis=1) == wanted[:, None])[1]
@@ -69,14 +68,14 @@ def retrieval_ranks(
     ties: str = "expected",
     to_text: ArrayLike | None = None,
 ) -> dict[str, NDArray[Any]]:
-    """Ranks (1 is best) of both directions of scores [Q, B], by "text_to_video", "video_to_text".
+    """Ranks (1 is best) of scores [Q, B] in both directions: "text_to_video", "video_to_text".
 
-    to_text: scores [Q, B] of the second direction where they are others (dual softmax).
-    video_of_text: int [Q], the video that each text describes. A video with several texts asks for
-    the best of them, and competes with the best of each other video's (as is usual on MSVD); a
-    video without a text is found by texts or not, but asks nothing.
-    ties: "expected", or "authors", which needs one text per video; rows with NaN drop out there,
-    and are last in "expected"; either is logged. Raises InputError.
+    to_text: scores [Q, B] of the second direction, if they are others (dual softmax).
+    video_of_text: int [Q], the video that each text describes. From video to text, the texts of one
+    video count as one, with the best of their scores (as is usual on MSVD); a video without a text
+    has no rank. ties: "expected", or "authors", which needs one text per video. Texts with NaN for
+    their own video are logged: "authors" leaves them out, "expected" ranks them last. Raises
+    InputError.
     """
     check_word("ties", ties, TIES)
     matrix = float_array("scores", scores, 2)
@@ -86,12 +85,13 @@ def retrieval_ranks(
     if lost == len(owner):
         raise InputError("no text has a score for its own video (all NaN): nothing to rank")
     if lost:
-        fate = "are not counted" if ties == "authors" else "count as ranked last"
-        _log.warning("%d texts have NaN for their own video and %s", lost, fate)
+        effect = "are not counted" if ties == "authors" else "count as ranked last"
+        _log.warning("%d texts have NaN for their own video and %s", lost, effect)
     asking, group = np.unique(owner, return_inverse=True)
     best = np.full((len(asking), back.shape[1]), -np.inf, back.dtype)
     np.maximum.at(best, group, np.where(np.isnan(back), -np.inf, back))
-    videos = np.where(np.isneginf(best), np.nan, best)[:, asking].T  # [videos that ask, groups]
+    # Rows: videos with texts; columns: the texts of each such video, as one.
+    videos = np.where(np.isneginf(best), np.nan, best)[:, asking].T
     if ties == "expected":
         return {
             "text_to_video": expected_ranks(matrix, owner),
@@ -112,11 +112,11 @@ def retrieval_ranks(
 def dual_softmax(
     scores: ArrayLike, temperature: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Scores [Q, B] of both directions, each times its softmax over all questions of the test.
+    """Scores [Q, B], each times its softmax over all queries of the test.
 
-    Returns (text to video, video to text), both [Q, B]. It looks at all questions together, which
-    a deployed search cannot do: say so beside the figure. Source: dual softmax loss of CAMoE
-    (arXiv 2109.04290), at test time. NaN counts as -inf in the sums.
+    Returns (text to video, video to text), both [Q, B]. The softmax takes all queries together,
+    which a deployed search cannot do: say so beside the figure. NaN counts as -inf in it. Source:
+    the dual softmax loss of CAMoE (arXiv 2109.04290), applied at test time.
     """
     s = float_array("scores", scores, 2).astype(np.float64)
     if not temperature > 0:
@@ -128,11 +128,11 @@ def dual_softmax(
 def class_figures(
     scores: ArrayLike, labels: ArrayLike, *, ties: str = "expected"
 ) -> tuple[dict[str, float], dict[str, NDArray[np.bool_]]]:
-    """Top-1, top-5 and mean class accuracy in percent of scores [N, C]; and each video's hits.
+    """Top-1, top-5 and mean class accuracy in percent of scores [N, C]; and the hits of each video.
 
-    labels: int [N]. Mean class accuracy is the mean over the classes that occur of the top-1 share
-    of each. ties: "expected" counts the mean rank; under "authors" the higher class wins, as the
-    release's sort would have it without its instability. Raises InputError.
+    labels: int [N]. Mean class accuracy is the mean, over the classes that occur, of each class's
+    top-1 accuracy. ties: "expected" takes the mean rank; "authors" ranks the higher class number
+    first, as the release's sort does if it is made stable. Raises InputError.
     """
     check_word("ties", ties, TIES)
     matrix = float_array("scores", scores, 2)
@@ -150,7 +150,7 @@ def class_figures(
 
 
 def bootstrap_interval(values: ArrayLike, *, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile interval of the mean of values [N], over RESAMPLES resamples of the N."""
+    """95 % percentile interval of the mean of values [N], by a bootstrap of RESAMPLES resamples."""
     v = np.asarray(values, np.float64)
     rng = np.random.default_rng(seed)
     means = [v[rng.integers(0, len(v), len(v))].mean() for _ in range(RESAMPLES)]

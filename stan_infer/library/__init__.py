@@ -1,4 +1,4 @@
-"""Embeddings of many videos.
+"""Embed many videos.
 
 Imports engines and video, and what lies below.
 Start at `embed.embed_videos`.

@@ -1,4 +1,4 @@
-"""Videos -> vectors: decode in worker processes, embed in batches, keep going past bad files."""
+"""Embed many videos: decode in worker processes, embed in batches, go on after bad files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ why_keep = earlier_result.arrays(_ARRAYS, "stan-infer embed")
 
 @dataclasses.dataclass(frozen=True)
 class EmbedOptions:
-    """How the work of embedding is divided; no option changes a feature.
+    """How the work is divided; no option changes a feature.
 
     batch: videos per call of the network. workers: decoding processes. timeout_s: seconds that one
     video may take to decode.
@@ -39,7 +39,7 @@ class EmbedOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """One video after decoding and embedding: features, or the reason why there are none."""
+    """One video after decoding and embedding: clip and features, or the error."""
 
     path: Path
     clip: Clip | None
@@ -54,10 +54,10 @@ def embed_videos(
     *,
     spec: ClipSpec | None = None,
 ) -> Generator[Reading, None, None]:
-    """Embed each video, in the given order; a bad one yields its error and does not stop the rest.
+    """Embed each video, in the given order; a video that fails yields a Reading with its error.
 
-    spec: how clips are read, by default as the model's config says; with views, features are
-    [V, ...], one row per view. Raises MissingError when the decoder itself is not installed.
+    spec: how clips are read, by default as the model's config says. If it has views, features are
+    [V, ...], one row per view. Raises MissingError if the decoder is not installed.
     """
     spec = spec or ClipSpec.of(session.config)
     views = spec.views is not None
@@ -71,7 +71,7 @@ def embed_videos(
             waiting.append((path, result))
             if sum(isinstance(r, Clip) for _, r in waiting) == options.batch:
                 started = _start(session, waiting, views)
-                # A GPU's features are fetched only when the next batch is on its way there.
+                # A GPU works on the next batch while the features of this one are fetched.
                 yield from _finish(running)
                 running, waiting = started, []
         yield from _finish(running)
@@ -82,22 +82,24 @@ def save_embeddings(
     path: Path,
     readings: Sequence[Reading],
     session: Session,
-    source: dict[str, Any],
+    checkpoint: str,
     *,
-    sources: Sequence[str | Path] = (),
+    sources: Sequence[str | Path],
 ) -> None:
-    """Write the good readings as .npz, whole or not at all; readable with allow_pickle=False.
+    """Write the readings that have features as .npz, readable with allow_pickle=False.
 
-    Of what lies at `path`, only an earlier file of this kind is replaced, and nothing of `sources`.
+    checkpoint: what the session runs; its file name goes into `info`. sources: files that are read,
+    which are not replaced; a file at `path` is replaced only if it is an earlier one of this kind.
+    The file appears whole or not at all. Raises InputError.
 
-    Arrays: paths [n] (text, as names.storable gives it), embeddings float32 [n, E] or [n, T, E],
-    indices int64 [n, T] (the frames used), total_frames int64 [n], decoders [n]; info: JSON text
-    with config, engine, source.
+    Arrays: paths [n] (text, see errors.storable), embeddings float32 [n, E] or [n, T, E], indices
+    int64 [n, T] (the frames used), total_frames int64 [n], decoders [n] (text); info: JSON text
+    with config, engine and source.
     """
     good = [(r, r.clip, r.features) for r in readings if r.clip is not None]
-    source = {k: storable(v) if isinstance(v, str) else v for k, v in source.items()}
+    source = {"checkpoint": storable(Path(checkpoint).name)}
     info = {"config": session.config.to_dict(), "engine": session.describe(), "source": source}
-    # Packed in memory: numpy's own writer prints a traceback when the disk is full.
+    # Packed in memory first: numpy's writer prints a traceback when the disk is full.
     packed = io.BytesIO()
     np.savez(
         packed,
@@ -115,7 +117,7 @@ def save_embeddings(
 def collect(
     readings: Iterator[Reading], on_reading: Callable[[Reading], None]
 ) -> tuple[list[Reading], list[Reading]]:
-    """Drain `readings` into the good (without their pixels, so memory stays flat) and the bad."""
+    """Split readings into good and bad ones; pixels are dropped, so that memory does not grow."""
     good: list[Reading] = []
     bad: list[Reading] = []
     for reading in readings:
@@ -130,7 +132,7 @@ def collect(
 
 @dataclasses.dataclass(frozen=True)
 class _Batch:
-    """Readings whose features the session may still be computing."""
+    """Clips that were given to the session, which may still be computing their features."""
 
     results: Sequence[tuple[Path, Clip | StanError]]
     features: Sequence[Any]  # one per view: what embed_video returned for all clips
@@ -144,7 +146,7 @@ def _start(session: Session, waiting: list[tuple[Path, Clip | StanError]], views
     pixels = np.stack(clips)
     if not views:
         return _Batch(waiting, [session.embed_video(pixels)], views)
-    # One view after the other: a call never holds more clips than the batch asked for.
+    # One view after the other, so that no call has more clips than the batch size.
     parts = [session.embed_video(pixels[:, i]) for i in range(pixels.shape[1])]
     return _Batch(waiting, parts, views)
 

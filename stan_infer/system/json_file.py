@@ -10,10 +10,11 @@ import json
 import math
 import re
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from stan_infer.errors import InputError, printable
+from stan_infer.errors import InputError, printable, storable
 from stan_infer.system.outside_file import read_bounded
 
 MAX_DEPTH = 32  # lists and objects inside each other; our own files have 6
@@ -76,6 +77,28 @@ def checked(value: Any, kind: type[T], name: str, hint: str = "") -> T:
         at = where.strip("`").removeprefix("$").removeprefix(".")
         raise InputError(f"{name} is malformed: {at + ': ' if at else ''}{what}{hint}") from e
     return value
+
+
+def json_line(value: Any) -> str:
+    """Write a value as one line of JSON in ASCII, which has no control characters.
+
+    NaN and infinity become null, arrays lists, and other objects the text of `str`.
+    """
+    return json.dumps(_plain(value), allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {storable(str(k)): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, (int, float, bool, type(None))):
+        return value
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    return storable(str(value))
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

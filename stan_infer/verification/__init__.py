@@ -1,4 +1,4 @@
-"""Are two sources (checkpoint, folder, graph, plan) the same model, and where do they part?
+"""Are two models (checkpoint, exported folder, graph or plan) the same, and where do they differ?
 
 Imports engines and what lies below.
 Start at `verify.verify`.

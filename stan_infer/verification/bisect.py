@@ -1,8 +1,8 @@
-"""Find the first block of an ONNX graph that departs from a reference.
+"""Find the first block of an ONNX graph that differs from a reference.
 
-Both sides call the outputs of operations alike (video/trunk/layer3/mlp/fc2). The graph is cut at
-those names: each block is a model of its own, walked back from its output to the outputs before it,
-fed with the reference's values, so that what one block does wrong does not colour the next.
+The outputs of operations have the same names on both sides (video/trunk/layer3/mlp/fc2). The graph
+is cut at those names: each block, from its output back to the outputs before it, is run alone on
+the reference's values, so that a fault in one block does not reach the next.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 Arrays = dict[str, np.ndarray]
 Values = Mapping[str, np.ndarray]
 
-# Where a block ends: what is added to the residual stream, start and merge of the branch, heads.
-# What lies between is looked at only inside the block that departs. A pattern, not the paths of the
-# folded linears, because two graphs can be compared without a model and without torch.
+# Outputs at which a block ends: what is added to the residual stream, start and merge of the
+# branch, heads. Those between are compared only inside the block that differs. A pattern, not the
+# paths of the folded linears, because two graphs can be compared without a model and torch.
 _BLOCK = re.compile(
     r"video/patches|text/tokens|.*/(attention/out|mlp/fc2|start|merge|spatial/out)"
     r"|.*/temporal/(out|conv|single)|(video|text)/head/.*"
@@ -38,7 +38,7 @@ _FLOATS = {1: "fp32", 10: "fp16", 16: "bf16"}  # TensorProto's numbers
 
 
 def graph_precision(path: Path) -> str:
-    """The type of most weights of a graph; fp32, the strictest, where that cannot be told."""
+    """The type of most weights of a graph; fp32, the strictest, if the file cannot be read."""
     try:
         onnx = require("onnx", "reading a graph", "cpu")
         return _precision(onnx.load(str(path), load_external_data=False).graph.initializer)
@@ -47,9 +47,9 @@ def graph_precision(path: Path) -> str:
 
 
 def torch_values(model: Stan, role: str, dtype: str) -> Callable[[np.ndarray], Arrays]:
-    """A function from a tower's input to every operation's value by name, in fp32 torch.
+    """Return a function from a tower's input to the outputs of all operations, by name.
 
-    dtype: of the video tower's input, uint8 or float32.
+    It runs the model in torch in fp32. dtype: of the video tower's input, uint8 or float32.
     """
     import torch
 
@@ -77,7 +77,7 @@ def torch_values(model: Stan, role: str, dtype: str) -> Callable[[np.ndarray], A
 
 
 def graph_values(path: Path) -> Callable[[np.ndarray], Arrays]:
-    """As `torch_values`, by a graph's own chain of blocks."""
+    """As `torch_values`, for an ONNX graph, which is run block by block."""
     cut = _Cut(path)
 
     def values(given: np.ndarray) -> Arrays:
@@ -98,15 +98,15 @@ def first_departure(
     given: np.ndarray,
     wanted: Values,
     tolerance: float,
-    progress: Callable[[str], None] | None = None,
+    progress: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Run each block of a graph on the reference's inputs; name the first that departs.
+    """Run each block of a graph on the reference's values; name the first that differs.
 
-    given: the graph's input. wanted: every operation's value of the reference on the same input.
-    Returns block, operation (None where no operation alone departs), error (largest difference
-    relative to the largest wanted value), reason (of a block that cannot run), blocks (how many
-    were compared); block is None where none departs. Raises InputError for a graph without our
-    names, MissingError without onnx.
+    given: the graph's input. wanted: outputs of all operations of the reference on the same input.
+    Returns block (None if none differs), operation (None if none differs alone), error (largest
+    difference relative to the largest wanted value), reason (why the block cannot run, or why none
+    is named) and blocks (how many there are). Raises InputError for a graph without our names,
+    MissingError without onnx.
     """
     cut = _Cut(path)
     named = [n for n in cut.named if n in wanted]
@@ -116,43 +116,36 @@ def first_departure(
             f"{path} has none of the names of our blocks: bisect needs a fused graph "
             "(stan-infer export --graph fused)"
         )
-    # A fault that is large at the end may be small in its block, where the stream dwarfs it.
+    found: dict[str, Any] = {
+        "block": None,
+        "operation": None,
+        "error": 0.0,
+        "reason": None,
+        "blocks": len(blocks),
+    }
+    # A fault that is large at the end may be small beside the residual stream of its own block.
     errors: dict[str, tuple[float, str]] = {}
     for limit in (tolerance, tolerance / 10):
         for name in blocks:
             if name not in errors:
-                if progress:
-                    progress(f"bisect: {name}")
+                progress(f"bisect: {name}")
                 errors[name] = _error(cut, name, {n: wanted[n] for n in blocks}, given, wanted)
             error, reason = errors[name]
             if error <= limit:
                 continue
-            operation = None
-            for inner in cut.between(name, set(blocks)) & set(named) | {name}:
-                fine = {n: wanted[n] for n in named}
-                if not _error(cut, inner, fine, given, wanted)[0] <= limit:
-                    if operation is None or named.index(inner) < named.index(operation):
-                        operation = inner
-            return {
-                "block": name,
-                "operation": operation,
-                "error": error,
-                "reason": reason or None,
-                "blocks": len(blocks),
-            }
-    worst = max(e for e, _ in errors.values())
+            found |= {"block": name, "error": error, "reason": reason or None}
+            inside = cut.between(name, set(blocks)) | {name}
+            known = {n: wanted[n] for n in named}
+            for inner in (n for n in named if n in inside):
+                if not _error(cut, inner, known, given, wanted)[0] <= limit:
+                    return {**found, "operation": inner}
+            return found
     reason = "each block agrees on the reference's inputs: rounding adds up, or fold is at fault"
-    return {
-        "block": None,
-        "operation": None,
-        "error": worst,
-        "reason": reason,
-        "blocks": len(blocks),
-    }
+    return {**found, "error": max(e for e, _ in errors.values()), "reason": reason}
 
 
 class _Cut:
-    """A graph that can be run in pieces."""
+    """A graph of which any part can be run alone."""
 
     def __init__(self, path: Path) -> None:
         self._onnx = require("onnx", "bisect", "cpu")
@@ -169,7 +162,7 @@ class _Cut:
         self._type = next(n for n, word in _FLOATS.items() if word == kind)
         if kind == "bf16":
             raise MissingError("bisect runs blocks in ONNX Runtime, which has no bf16 on a CPU")
-        # Outputs of operations: a node's own output is called like the node.
+        # Outputs of operations; the outputs of other nodes have the names of their nodes.
         self.named = [
             name
             for n in graph.node
@@ -179,12 +172,12 @@ class _Cut:
         self._sessions: dict[Any, tuple[Any, list[str]]] = {}
 
     def between(self, name: str, known: set[str]) -> set[str]:
-        """Values that are computed on the way from `known` to `name`, itself apart."""
+        """Names of the values that are computed from `known` on the way to `name`."""
         nodes, _ = self._walk([name], known - {name})
         return {o for i in nodes for o in self._model.graph.node[i].output} - {name}
 
     def run(self, names: Sequence[str], known: Values, given: np.ndarray) -> list[np.ndarray]:
-        """Compute values from the known ones before them and the graph's input."""
+        """Compute the named values from known values before them and the graph's input."""
         key = (tuple(names), frozenset(known) - {*names})
         if key not in self._sessions:
             data, needed = self._part(names, set(key[1]))
@@ -199,7 +192,7 @@ class _Cut:
         return [found[name] for name in names]
 
     def _walk(self, names: Sequence[str], known: Iterable[str]) -> tuple[list[int], list[str]]:
-        """Nodes of the part in order, and the values that it starts from."""
+        """Walk back from `names`: indices of nodes, in order, and the values they start from."""
         nodes: set[int] = set()
         starts: dict[str, None] = {}
         todo = list(names)
@@ -213,6 +206,7 @@ class _Cut:
         return sorted(nodes), list(starts)
 
     def _part(self, names: Sequence[str], known: set[str]) -> tuple[bytes, list[str]]:
+        """A model that computes `names` from known values, and the names of its inputs."""
         onnx, helper = self._onnx, self._onnx.helper
         indices, starts = self._walk(names, known)
         nodes = [self._model.graph.node[i] for i in indices]
@@ -240,7 +234,10 @@ class _Cut:
 def _error(
     cut: _Cut, name: str, known: Values, given: np.ndarray, wanted: Values
 ) -> tuple[float, str]:
-    """Largest difference of one block relative to the largest wanted value; inf where none is."""
+    """Largest difference of one output relative to its largest wanted value.
+
+    It is inf, with the reason, if the output cannot be computed or compared.
+    """
     try:
         (got,) = cut.run([name], {k: v for k, v in known.items() if k != name}, given)
     except InputError as e:
@@ -268,10 +265,10 @@ def bisect(
     tolerance: float,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """For a tower's stage that failed the block that departs, or why it cannot be said.
+    """Name the block where a tower differs, or say why none is named; {} if its stage passed.
 
-    stage: a stage.Stage. pair: its two sources, A the reference where both are graphs.
-    tensor: pixels and a source to that source's input. Empty where nothing failed.
+    stage: a stage.Stage. pair: the sides A and B; A is the reference where both are graphs.
+    tensor: a function from pixels and a side to the input of that side's graph.
     """
     a, b = pair
     suspect, reference = (b, a) if b.graph_path(role) else (a, b)
@@ -280,10 +277,11 @@ def bisect(
         return {}
     if path is None:
         return {"block": None, "reason": "neither side is an ONNX graph"}
-    # With one frame temporal attention has another form; few frames are quick.
+    # Small cases first, as they are quick; those of one frame last, where temporal attention has
+    # another form.
     cases = sorted(stage.bad, key=lambda c: (c[2].shape[1] == 1, c[2].size, -c[0]))
     result: dict[str, Any] = {}
-    with stage.told("bisect"):
+    with stage.catch("bisect"):
         model, other = getattr(reference, "model", None), reference.graph_path(role)
         if model is not None:
             values = torch_values(model, role, suspect.form.dtype)

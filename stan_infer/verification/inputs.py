@@ -1,4 +1,4 @@
-"""Inputs that show faults: videos whose frames differ, clips and ids hard on attention."""
+"""Inputs that show faults: videos whose frames differ, clips and ids that stress attention."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ TEXTS = (
 
 
 def write_videos(folder: Path, side: int) -> list[Path]:
-    """Write short clips around a frame side of `side` pixels; every frame of them is told apart.
+    """Write short videos whose frames all differ; `side` is the short side of the model, in pixels.
 
-    Wide, tall and small ones, one longer than T and one shorter, one of a single frame, and one
-    that its container turns by a quarter. Raises MissingError without av.
+    Wide, tall and small ones, some longer than T and one shorter, one of a single frame, and one
+    that its container turns by 90 degrees. Raises MissingError without av.
     """
     av = require("av", "golden videos", "runtime")
     even = [2 * math.ceil(side * share / 2) for share in (0.5, 0.7, 1.3, 1.8)]
@@ -57,7 +57,7 @@ def write_videos(folder: Path, side: int) -> list[Path]:
 
 
 def noise_frames(side: int) -> list[tuple[str, list[np.ndarray]]]:
-    """Noise of sizes on which a resize or a crop that is off by one pixel shows."""
+    """Frames of noise by name, of sizes that show a resize or crop that is off by one pixel."""
     rng, sizes = np.random.default_rng(0), [(side, side), (side + 1, 2 * side - 3), (7, 5)]
     sizes += [(3 * side // 2 + 1, side), (2 * side + 1, 2 * side + 2)]
     return [
@@ -66,7 +66,7 @@ def noise_frames(side: int) -> list[tuple[str, list[np.ndarray]]]:
 
 
 def hard_clips(frames: int, side: int) -> list[tuple[str, np.ndarray]]:
-    """Clips uint8 [T, S, S, 3] that stress attention; of many frames two, of few six."""
+    """Clips uint8 [T, S, S, 3] that stress attention: six, or two of more than 12 frames."""
     rng, t = np.random.default_rng(frames), np.arange(frames)
     spot = np.zeros((frames, side, side, 3), np.uint8)  # scores near one-hot
     size = max(side // 8, 1)
@@ -94,9 +94,10 @@ def hard_clips(frames: int, side: int) -> list[tuple[str, np.ndarray]]:
 def hard_batches(
     frames: Sequence[int], side: int, low: int, high: int, *, calm: bool = False
 ) -> list[tuple[str, np.ndarray]]:
-    """Hard clips in batches of `low` to `high`, by name: uint8 [B, T, S, S, 3] for each T.
+    """Hard clips for each T of `frames`, by name, in batches uint8 [B, T, S, S, 3].
 
-    calm: only those that are like videos, for 8 bits, whose ranges end where those of videos do.
+    low, high: allowed batch sizes. calm: only clips that are like videos, for models in 8 bits,
+    whose ranges were measured on videos.
     """
     out = []
     for t in frames:

@@ -1,4 +1,4 @@
-"""What `verify` is asked for."""
+"""Options of `verify`."""
 
 from __future__ import annotations
 
@@ -9,22 +9,21 @@ from typing import Any
 
 from stan_infer.errors import InputError
 
-FRAMES = (1, 2, 12, 33, 64)
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VerifyOptions:
-    """Options of verify. videos, texts: golden ones if none.
+    """Options of verify.
 
-    frames: T of the video tower's cases, as far as both take them. tolerance: largest difference
-    relative to the largest wanted value, of towers and scores (default: that of the coarser
-    precision). bisect: name the block of a tower that departs. engine_a, engine_b: see open_source.
-    settings: of checkpoints.
+    videos, texts: by default those of `inputs`. frames: numbers of frames T with which the video
+    towers are compared; one that a side does not take is replaced by the nearest that both take.
+    tolerance: allowed difference of towers and scores, relative to the largest value (default: the
+    larger tolerance of the two precisions). bisect: find the block where a tower differs. engine_a,
+    engine_b: see open_side. settings: of checkpoints. Raises InputError for numbers out of range.
     """
 
     videos: Sequence[Path] | None = None
     texts: Sequence[str] | None = None
-    frames: Sequence[int] = FRAMES
+    frames: Sequence[int] = (1, 2, 12, 33, 64)
     tolerance: float | None = None
     bisect: bool = False
     engine_a: str | None = None

@@ -12,14 +12,14 @@ import numpy as np
 from stan_infer.artefacts.difference import relative_error
 from stan_infer.errors import CheckError, InputError
 
-Pair = Sequence[Any]  # of A and of B
+Pair = Sequence[Any]  # something of A and the same of B
 
 
 class Stage:
-    """Collects one stage's comparisons; keeps the worst."""
+    """Collects the comparisons of one stage and keeps the worst."""
 
     def __init__(self, name: str, tolerance: float = 0.0) -> None:
-        """Start a stage of that name, without a case."""
+        """Start a stage without a case; tolerance: see `compare`."""
         self.name, self.tolerance = name, tolerance
         self.count, self.equal, self.error, self.cosine = 0, 0, 0.0, math.inf
         self.agreement: float | None = None
@@ -27,7 +27,11 @@ class Stage:
         self.bad: list[tuple[float, int, Any]] = []  # failed cases: error, size, input
 
     def compare(self, where: str, pair: Pair, scale: float | None = None, case: Any = None) -> None:
-        """Compare B's array with A's, relative to A's largest value or to `scale`."""
+        """Compare B's array with A's: the largest difference relative to A's largest value.
+
+        where: names the case. scale: is taken instead of A's largest value. case: input of the
+        case, which is kept in `bad` if the difference is above the tolerance.
+        """
         want, got = (np.asarray(x) for x in pair)
         self.count += 1
         if want.shape != got.shape:
@@ -41,7 +45,7 @@ class Stage:
                 cosine = np.where(lengths == 0, 1.0, (want * got).sum(-1) / lengths).min()
                 self.cosine = float(np.minimum(self.cosine, cosine))  # keeps a NaN
         self.equal += bool(np.array_equal(want, got))
-        if not error <= self.error:  # so written that a NaN is the worst
+        if not error <= self.error:  # true for NaN, too, which counts as the worst
             self.error, self.worst = (error if math.isfinite(error) else math.inf), where
         if not error <= self.tolerance and case is not None:
             self.bad.append((error if math.isfinite(error) else math.inf, want.size, case))
@@ -55,24 +59,24 @@ class Stage:
             self.bad.append((math.inf, 0, case))
 
     @contextmanager
-    def told(self, where: str, case: Any = None) -> Iterator[None]:
-        """Make a failed case of what a side raises; what is not installed stays an error."""
+    def catch(self, where: str, case: Any = None) -> Iterator[None]:
+        """Turn an error of a side into a failed case; MissingError is raised as it is."""
         try:
             yield
         except (InputError, CheckError, ValueError, TypeError, KeyError, IndexError) as e:
             self.fail(where, str(e)[:300], case)
 
     def lacks(self, pair: Pair, *steps: str) -> bool:
-        """Whether a side does not have a step, which is then not compared."""
-        for side, source in zip("AB", pair, strict=True):
+        """Whether a side lacks one of these steps; the stage is then not compared."""
+        for letter, side in zip("AB", pair, strict=True):
             for step in steps:
-                reason = source.lacks(step)
+                reason = side.lacks(step)
                 if reason:
-                    self.absent = f"not compared: {side} has {reason}"
+                    self.absent = f"not compared: {letter} has {reason}"
         return bool(self.absent)
 
     def row(self) -> dict[str, Any]:
-        """See verify."""
+        """The stage as a row of the result of `verify`."""
         if not self.count and not self.absent:
             self.absent = "not compared: no case"
         done = not self.absent

@@ -1,8 +1,8 @@
-"""Compares two sources from video bytes to rank: each stage on the same input, then end to end.
+"""Compare two models from video bytes to rank: each stage on the same input, then end to end.
 
-A is the reference. Each stage takes what A made in the stage before, on both sides, so that a fault
-shows where it is; only the last, rank, lets each side go its own whole way. A difference raises
-nothing: it is a row of the result.
+A is the reference. In each stage both sides get what A made in the stage before, so that a fault
+shows in its own stage; only in the last one, rank, each side takes its own results all the way. A
+difference raises nothing: it is a row of the result.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from stan_infer.errors import InputError
 from stan_infer.system.temporary import temporary_folder
 from stan_infer.verification import inputs
 from stan_infer.verification.bisect import bisect as name_block
-from stan_infer.verification.open import open_source
+from stan_infer.verification.open import open_side
 from stan_infer.verification.options import VerifyOptions
-from stan_infer.verification.source import FLOAT, Arrays, Source, decode, to_input
+from stan_infer.verification.side import FLOAT, Arrays, Side, decode, to_input
 from stan_infer.verification.stage import Stage
 from stan_infer.video.synthetic import moving_frames
 
 if TYPE_CHECKING:
     from stan_infer.network.model import Stan
 
-LEVELS = 1  # of 255: a resize in other arithmetic rounds a half to the other side
-ARITHMETIC = 1e-5  # normalised pixels and fp32 scores of the same features: rounding alone
+LEVELS = 1  # of 255, of resized pixels: another implementation may round a half the other way
+ARITHMETIC = 1e-5  # of normalised pixels, and of fp32 scores of the same features: rounding alone
 
 
 def verify(
@@ -44,14 +44,15 @@ def verify(
     a, b: each a checkpoint, a loaded Stan, an exported folder, .onnx file or plan. options: the
     fields of VerifyOptions.
 
-    Returns stages (one row each: stage, max_rel, min_cos, agreement, tolerance, pass - None where
-    it was not compared -, worst, note), pass, first_failed, not_compared, bisect, known_faults, a,
-    b. Raises InputError for a source or video that cannot be read, MissingError for packages.
+    Returns a record: stages (a row for each: stage, max_rel, min_cos, agreement, tolerance, pass,
+    which is None if it was not compared, worst, cases, note), pass, first_failed, not_compared,
+    bisect, known_faults, and for a and b each kind, name, engine and precision. Raises InputError
+    for a model or video that cannot be read, MissingError for a package that is not installed.
     """
     o, say = VerifyOptions(**options), progress or (lambda text: None)
     say("opening both sides")
-    pair = open_source(a, o.engine_a, o.settings), open_source(b, o.engine_b, o.settings)
-    work = _Work(pair, o, say)
+    pair = open_side(a, o.engine_a, o.settings), open_side(b, o.engine_b, o.settings)
+    work = _Comparison(pair, o, say)
     with temporary_folder("the videos that are made to compare") as folder:
         work.run(o.videos, folder)
     rows = [s.row() for s in work.stages]
@@ -60,24 +61,21 @@ def verify(
         side: {k: getattr(s, k) for k in ("kind", "name", "engine", "precision")}
         for side, s in zip("ab", pair, strict=True)
     }
-    # Changed files are the cause at best, and an edit that changes no number is no fault of one.
+    # A changed file may change no number, so a stage that differs is named before "files".
     first = next((n for n in failed if n != "files"), failed[0] if failed else None)
     compared = any(r["pass"] for r in rows if r["stage"] != "files")
     record |= {"pass": compared and not failed, "first_failed": first, "stages": rows}
     record["not_compared"] = [r["stage"] for r in rows if r["pass"] is None]
     record["bisect"] = work.blocks() if o.bisect else {}
-    record["known_faults"] = [fault for source in pair for fault in source.known_faults()]
+    record["known_faults"] = [fault for side in pair for fault in side.known_faults()]
     return record
 
 
-class _Work:
-    """One verification: the two sides, the stages, and what A made so far."""
+class _Comparison:
+    """The two sides, the stages, and what A made so far."""
 
     def __init__(
-        self,
-        pair: tuple[Source, Source],
-        options: VerifyOptions,
-        say: Callable[[str], None],
+        self, pair: tuple[Side, Side], options: VerifyOptions, say: Callable[[str], None]
     ) -> None:
         self.is_8_bits = any(s.precision in EIGHT_BITS for s in pair)
         coarse = max(TOLERANCES.get(s.precision, TOLERANCES["fp32"]) for s in pair)
@@ -87,6 +85,7 @@ class _Work:
         self.frames = sorted(set(options.frames))
         self.tolerance = coarse if tolerance is None else tolerance
         self.config = next((s.config for s in pair if s.config), None)
+        self.short_side = self.config.short_side if self.config else 224
         names = ("files", "decode", "resize", "input", "ids", "video tower", "text tower", "score")
         self.stages = [Stage(n) for n in (*names, "labels", "rank")]
         by = self.by = {s.name: s for s in self.stages}
@@ -95,8 +94,8 @@ class _Work:
         text = TOLERANCES["fp32"] if self.is_8_bits else coarse  # no text tower is in 8 bits
         by["text tower"].tolerance = text if tolerance is None else tolerance
         by["score"].tolerance = ARITHMETIC if tolerance is None else tolerance
-        self.pixels: list[list[np.ndarray]] = [[], []]  # of A and B, each by its own whole way
-        self.clips: dict[str, np.ndarray] = {}  # what both towers get
+        self.pixels: list[list[np.ndarray]] = [[], []]  # of A and B, each by its own steps alone
+        self.clips: dict[str, np.ndarray] = {}  # the clips that both video towers get
         self.ids: np.ndarray | None = None
         self.own_ids: list[np.ndarray] = []
 
@@ -104,8 +103,7 @@ class _Work:
         """Run every stage, in the order of the data."""
         self._files()
         if not self.by["decode"].lacks(self.pair, "decode"):
-            side = self.config.short_side if self.config else 224
-            self._videos(list(videos) if videos else inputs.write_videos(folder, side))
+            self._videos(list(videos or inputs.write_videos(folder, self.short_side)))
         self.by["resize"].lacks(self.pair, "resize")
         self._input()
         self._ids()
@@ -116,13 +114,13 @@ class _Work:
 
     def _files(self) -> None:
         stage = self.by["files"]
-        for side, source in zip("AB", self.pair, strict=True):
-            with stage.told(side):
-                wrong = source.damage()
+        for letter, side in zip("AB", self.pair, strict=True):
+            with stage.catch(letter):
+                wrong = side.damage()
                 if wrong is not None:
                     stage.count += 1
                 if wrong:
-                    stage.fail(side, "; ".join(wrong))
+                    stage.fail(letter, "; ".join(wrong))
         if not stage.count:
             stage.absent = "not compared: neither side has a manifest"
 
@@ -130,16 +128,16 @@ class _Work:
         decoded, resized = self.by["decode"], self.by["resize"]
         for total in (1, 2, 3, 7, 12, 31, 64, 65, 300, 12345):
             for t in self._common("frames", self.frames):
-                with decoded.told(f"T={t} of {total}"):
+                with decoded.catch(f"T={t} of {total}"):
                     pair = [s.indices(total, t) for s in self.pair]
                     decoded.compare(f"frame numbers of T={t} of {total}", pair, 1)
         for path in paths:
             self.say(f"decode, resize {path.name}")
             got: list[Any] = [None, None]
             reasons: list[str] = []
-            for i, source in enumerate(self.pair):
+            for i, side in enumerate(self.pair):
                 try:
-                    got[i] = decode(source, path)
+                    got[i] = decode(side, path)
                 except (InputError, ValueError) as e:
                     reasons.append(str(e))
             if len(reasons) == 2:
@@ -152,27 +150,26 @@ class _Work:
                 for i, images_of in enumerate(zip(images, others, strict=False)):
                     decoded.compare(f"{path.name}, frame {i} of T", images_of, 255)
             shared = (got[0] or got[1])[1]
-            made = self._resize(f"{path.name}", shared)
-            for side in (0, 1):
-                own = made[side]
-                if got[side] is not None and got[side][1] is not shared:
-                    with resized.told(path.name):
-                        own = self.pair[side].pixels(got[side][1])
+            made = self._resize(path.name, shared)
+            for i, own in enumerate(made):
+                if got[i] is not None and got[i][1] is not shared:
+                    with resized.catch(path.name):
+                        own = self.pair[i].pixels(got[i][1])
                 if own is not None:
-                    self.pixels[side].append(own)
+                    self.pixels[i].append(own)
             shown = made[0] if made[0] is not None else made[1]
             if shown is not None:
                 self.clips[path.name] = shown
-        for name, images in inputs.noise_frames(self.config.short_side if self.config else 224):
+        for name, images in inputs.noise_frames(self.short_side):
             self._resize(name, images)
         decoded.agreement = decoded.equal / max(decoded.count, 1)
 
     def _resize(self, name: str, images: list[np.ndarray]) -> list[np.ndarray | None]:
         stage = self.by["resize"]
         made: list[np.ndarray | None] = [None, None]
-        for i, source in enumerate(self.pair):
-            with stage.told(name):
-                made[i] = source.pixels(images)
+        for i, side in enumerate(self.pair):
+            with stage.catch(name):
+                made[i] = side.pixels(images)
         if made[0] is not None and made[1] is not None:
             stage.compare(name, (made[0], made[1]), 255)
         return made
@@ -183,8 +180,8 @@ class _Work:
             return
         pixels = self._case_clips()[0][1]
         for form in dict.fromkeys((self.a.form, self.b.form, FLOAT)):
-            with stage.told(f"{form.dtype} {form.layout}"):
-                # Each side's own form comes from what it is told, the other's from its graph.
+            with stage.catch(f"{form.dtype} {form.layout}"):
+                # A side's own form is the one that its manifest names.
                 pair = [s.prepare(pixels, None if form == s.form else form) for s in self.pair]
                 stage.compare(f"{form.dtype} {form.layout}", pair)
 
@@ -192,12 +189,12 @@ class _Work:
         stage, log = self.by["ids"], logging.getLogger("stan_infer.text.tokenizer")
         if not stage.lacks(self.pair, "ids"):
             made: list[np.ndarray] = []
-            # A golden text is too long on purpose: no warning of that.
+            # One of our texts is too long on purpose, so the warning about that is switched off.
             log.disabled, before = log.disabled or self.texts == list(inputs.TEXTS), log.disabled
             try:
-                for i, source in enumerate(self.pair):
-                    with stage.told("AB"[i]):
-                        made.append(source.ids(self.texts))
+                for letter, side in zip("AB", self.pair, strict=True):
+                    with stage.catch(letter):
+                        made.append(side.ids(self.texts))
             finally:
                 log.disabled = before
             if len(made) == 2:
@@ -212,7 +209,7 @@ class _Work:
 
     def _case_clips(self) -> list[tuple[str, np.ndarray]]:
         frames, limits = self._common("frames", self.frames), self._range("batch")
-        return inputs.hard_batches(frames, self.a.side, *limits, calm=self.is_8_bits)
+        return inputs.hard_batches(frames, self.a.image_size, *limits, calm=self.is_8_bits)
 
     def _towers(self) -> None:
         video, text = self.by["video tower"], self.by["text tower"]
@@ -225,9 +222,9 @@ class _Work:
                 for name, pixels in self._case_clips():
                     self._tower(video, name, "video", pixels)
                 if not self.clips:
-                    t, side = self._common("frames", [12])[0], self.a.side
+                    t, size = self._common("frames", [12])[0], self.a.image_size
                     for seed in range(4):
-                        self.clips[f"moving {seed}"] = moving_frames(t, side, side, seed)
+                        self.clips[f"moving {seed}"] = moving_frames(t, size, size, seed)
                 for name, clip in self.clips.items():
                     made = self._tower(video, name, "video", np.repeat(clip[None], batch[0], 0))
                     for seen, arrays in zip(self.seen, made, strict=True):
@@ -244,19 +241,19 @@ class _Work:
             self.words = self._tower(text, "the texts", "text", self.ids)
 
     def _tower(self, stage: Stage, name: str, role: str, given: np.ndarray) -> list[Arrays]:
-        """One case of a tower on both sides; what failed is an empty dict."""
+        """Run one case of a tower on both sides and compare; a side that failed gives {}."""
         self.say(f"{stage.name}: {name}")
         made: list[Arrays] = [{}, {}]
         errors = []
-        for i, source in enumerate(self.pair):
+        for i, side in enumerate(self.pair):
             try:
-                tensor = self._tensor(given, source) if role == "video" else given
-                made[i] = source.video(tensor) if role == "video" else source.text(tensor)
+                tensor = self._tensor(given, side) if role == "video" else given
+                made[i] = side.video(tensor) if role == "video" else side.text(tensor)
             except (InputError, ValueError) as e:
                 errors.append(str(e)[:300])
         free = all(s.kind == "graph" for s in self.pair)
         if len(errors) == 2 and free and stage.count:
-            return made  # beyond a table whose end no graph tells
+            return made  # a size beyond what either takes, which a bare graph does not say
         if errors:
             stage.fail(name, errors[0], given)
             return made
@@ -264,20 +261,19 @@ class _Work:
             stage.compare(f"{name}: {key}", (made[0][key], made[1][key]), None, given)
         return made
 
-    def _tensor(self, pixels: np.ndarray, source: Source) -> np.ndarray:
-        """Pixels as the graph of one side wants them, by A's preparation for both sides."""
+    def _tensor(self, pixels: np.ndarray, side: Side) -> np.ndarray:
+        """Pixels in the form that one side's graph takes, prepared by A for both, else by B."""
         for by in self.pair:
             if by.lacks("input") is None:
                 try:
-                    return by.prepare(pixels, source.form)
+                    return by.prepare(pixels, side.form)
                 except (InputError, ValueError, TypeError):
-                    continue  # the stage input says it
-        return to_input(pixels, source.form, [128.0] * 3, [64.0] * 3)
+                    continue  # a failure of the stage "input"
+        return to_input(pixels, side.form, [128.0] * 3, [64.0] * 3)
 
-    def _features(self, side: int) -> tuple[Arrays, Arrays]:
-        """Text and video features of one side, or of the other where it made none."""
-        seen = self.seen[side] or self.seen[1 - side]
-        words = self.words[side] or self.words[1 - side]
+    def _features(self) -> tuple[Arrays, Arrays]:
+        """Text and video features of A, or of B where A made none."""
+        seen, words = self.seen[0] or self.seen[1], self.words[0] or self.words[1]
         if not seen or not words:
             raise InputError("neither side made features")
         keys = next(iter(seen.values()))
@@ -289,20 +285,20 @@ class _Work:
         if stage.absent or stage.lacks(self.pair, "score", "text"):
             return
         self.say("score")
-        with stage.told("the texts with the clips"):
-            words, seen = self._features(0)
+        with stage.catch("the texts with the clips"):
+            words, seen = self._features()
             assert self.ids is not None
             pair = [s.score(words, self.ids, seen) for s in self.pair]
             stage.compare("the texts with the clips", pair)
 
     def _labels(self) -> None:
-        """What a folder baked of its classes against the first text tower that there is."""
+        """Compare a folder's stored class features and scores with the first text tower's."""
         stage = self.by["labels"]
         by = next((s for s in self.pair if not (s.lacks("ids") or s.lacks("text"))), None)
         stage.absent = "not compared: no folder has labels"
-        for side, source in zip("AB", self.pair, strict=True):
-            with stage.told(f"{side}'s labels"):
-                found = source.labels()
+        for letter, side in zip("AB", self.pair, strict=True):
+            with stage.catch(f"{letter}'s labels"):
+                found = side.labels()
                 if found is None or by is None or by.config is None:
                     continue
                 self.say("labels")
@@ -314,21 +310,22 @@ class _Work:
                 else:
                     rows = text["text_embeds"]
                     pair = rows / np.linalg.norm(rows, axis=-1, keepdims=True), baked["embeddings"]
-                stage.compare(f"{side}'s {len(ids)} labels", pair)
+                stage.compare(f"{letter}'s {len(ids)} labels", pair)
                 if not self.clips:
                     continue
                 clip = next(iter(self.clips.values()))[None]
-                outputs = source.class_outputs(self._tensor(clip, source))
+                outputs = side.class_outputs(self._tensor(clip, side))
                 if outputs:
                     logits = by.score(text, ids, by.video(self._tensor(clip, by))).T
                     scores = logits * by.config.temperature
-                    stage.compare(f"{side}'s class scores", (scores, outputs["scores"]))
+                    stage.compare(f"{letter}'s class scores", (scores, outputs["scores"]))
                     with np.errstate(divide="ignore"):
                         got = np.log(outputs["probabilities"].astype(np.float64))
                     want = scores - scores.max(-1, keepdims=True)
                     got = (got - got.max(-1, keepdims=True)) * by.config.temperature
-                    kept = np.where(got > -80 * by.config.temperature, got, want)  # underflow
-                    stage.compare(f"{side}'s probabilities", (want, kept), np.abs(scores).max())
+                    # Probabilities below e^-80 of the largest underflow and are not compared.
+                    kept = np.where(got > -80 * by.config.temperature, got, want)
+                    stage.compare(f"{letter}'s probabilities", (want, kept), np.abs(scores).max())
 
     def _rank(self) -> None:
         stage = self.by["rank"]
@@ -336,22 +333,22 @@ class _Work:
             return
         self.say("rank")
         made = []
-        for i, source in enumerate(self.pair):
-            with stage.told(f"{'AB'[i]}'s own way"):
+        for i, side in enumerate(self.pair):
+            with stage.catch(f"{'AB'[i]}'s own way"):
                 ids = self.own_ids[i] if self.own_ids else self.ids
                 assert ids is not None
-                low = source.limits("batch")[0]
+                low = side.limits("batch")[0]
                 clips = [np.repeat(p[None], low, 0) for p in self.pixels[i]]
-                each = [source.video(source.prepare(c)) for c in clips]
+                each = [side.video(side.prepare(c)) for c in clips]
                 seen = {k: np.concatenate([f[k][:1] for f in each]) for k in each[0]}
-                made.append(source.score(source.text(ids), ids, seen))
+                made.append(side.score(side.text(ids), ids, seen))
         if len(made) < 2:
             return
         a, b = made
         stage.count = 1
         if a.shape != b.shape:
             return stage.fail("all texts", f"{b.shape} scores instead of {a.shape}")
-        # A level of a resize is allowed, and moves scores by more than arithmetic does.
+        # Resized pixels may differ by LEVELS, which moves scores more than rounding does.
         slack = 10 if self.by["resize"].error else 1
         scale = float(np.abs(a).max())
         tie = 2 * self.tolerance * slack * scale
@@ -366,7 +363,7 @@ class _Work:
             stage.fail(f"text {np.flatnonzero(wrong)[0]}", "videos change places")
 
     def blocks(self) -> dict[str, Any]:
-        """For each tower that failed the block that departs."""
+        """The block that differs, for each tower that failed."""
         found: dict[str, Any] = {}
         for role in ("video", "text"):
             stage = self.by[f"{role} tower"]
@@ -375,13 +372,14 @@ class _Work:
         return found
 
     def _range(self, axis: str) -> tuple[int, int]:
-        """Sizes that both sides take."""
+        """Smallest and largest size of an axis that both sides take."""
         found = []
-        for source in self.pair:
-            with self.by["text tower" if axis == "length" else "video tower"].told(axis):
-                found.append(source.limits(axis))
+        for side in self.pair:
+            with self.by["text tower" if axis == "length" else "video tower"].catch(axis):
+                found.append(side.limits(axis))
         return max((r[0] for r in found), default=1), min((r[1] for r in found), default=0)
 
     def _common(self, axis: str, wanted: Sequence[int]) -> list[int]:
+        """The wanted sizes, each moved into the range that both sides take."""
         low, high = self._range(axis)
         return sorted({min(max(n, low), high) for n in wanted}) if low <= high else []

@@ -10,7 +10,7 @@ import pytest
 
 from stan_infer.artefacts.folder import MANIFEST, read_artefact, write_manifest
 from stan_infer.errors import CheckError, InputError, StanError
-from stan_infer.verification.folder_source import Folder
+from stan_infer.verification.folder_side import Folder
 from tests.conftest import edit_json, tiny_config
 
 

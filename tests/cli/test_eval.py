@@ -151,7 +151,7 @@ def test_missing_videos_are_listed_or_left_out(cli, checkpoint, videos, retrieva
         (["--dataset", "msvdd"], "did you mean 'msvd'"),
         (["--labels", "none.txt"], "no such file"),
         (["--subset", "none.txt"], "no such file"),
-        (["--videos", "none"], "is no folder"),
+        (["--videos", "none"], "is not a folder"),
         (["--template", "no place"], "needs one {}"),
         (["--truncation", "cut"], "truncation"),
         (["--text-length", "100"], "context_length is 100"),

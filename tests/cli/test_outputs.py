@@ -107,7 +107,7 @@ READ = "is also read"
                 ("around", "around holds clips, which is also read"),
                 ("nowhere", r"cache nowhere is a link that leads nowhere \(no/folder\)"),
                 ("loop", "cache loop is a link that leads nowhere"),
-                ("clip.csv", "cache clip.csv is no folder"),
+                ("clip.csv", "cache clip.csv is not a folder"),
             )
         ),
     ],

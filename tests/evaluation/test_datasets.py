@@ -169,7 +169,7 @@ def test_plain_tables(write):
         ("msrvtt", '{"v": ["\\ud800"]}', "surrogates not allowed"),
         ("lsmdc", "a\tb\n", "row 1: 2 cells; need at least 6"),
         ("msvd", "video a text\n", "line 1: need VIDEO_START_END"),
-        ("kinetics400", KINETICS.replace("84", "x"), "times that are no numbers"),
+        ("kinetics400", KINETICS.replace("84", "x"), "times that are not numbers"),
         ("ssv2", "alone\n", "line 1: need a video and a class"),
         ("recognition", "video,label\na.mp4,x\na.mp4,y\n", "gives video a.mp4 two classes"),
         ("recognition", "video,label\na.mp4,\n", "its class is blank"),
@@ -192,7 +192,7 @@ def test_a_pickle_is_never_loaded(tmp_path):
 def test_labels_must_fit(write):
     with pytest.raises(InputError, match="--labels belongs to recognition"):
         read_task("msvd", write(MSVD), classes=["a"])
-    with pytest.raises(InputError, match="a class name is there twice"):
+    with pytest.raises(InputError, match="has a class name twice"):
         read_task("kinetics400", write(KINETICS), classes=["a", "a"])
     with pytest.raises(InputError, match="classes that --labels lacks: eating, fast"):
         read_task("kinetics400", write(KINETICS), classes=["testifying", "yoga"])

@@ -196,7 +196,7 @@ def test_recognition_ties_go_to_the_higher_class():
 
 
 def test_wrong_input_is_told():
-    with pytest.raises(InputError, match=r"\[2, 3\]; the release's count needs \[N, N\]"):
+    with pytest.raises(InputError, match=r"\[2, 3\]; the release's count of ties needs \[N, N\]"):
         released_ranks(np.ones((2, 3)))
     with pytest.raises(InputError, match="did you mean 'authors'"):
         retrieval_ranks(np.eye(2), [0, 1], ties="author")

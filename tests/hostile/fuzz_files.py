@@ -263,7 +263,7 @@ class World:
         return found
 
     def _verify_uses(self) -> list[Callable[[], Any]]:
-        from stan_infer.verification.folder_source import Folder
+        from stan_infer.verification.folder_side import Folder
 
         class Unopened(Folder):  # graphs are opened above
             def _open(self, role: str) -> Any:
@@ -437,7 +437,7 @@ class World:
     def _use_npz(self, data: bytes) -> Sequence[Callable[[], Any]]:
         from stan_infer.artefacts.folder import read_artefact
         from stan_infer.export.read_weights import read_classes
-        from stan_infer.verification.folder_source import Folder
+        from stan_infer.verification.folder_side import Folder
 
         self._restore()
         (self.folder / "labels.npz").write_bytes(data)

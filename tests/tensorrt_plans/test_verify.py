@@ -15,7 +15,7 @@ from stan_infer.errors import InputError
 from stan_infer.tensorrt_plans.build import build_plans
 from stan_infer.tensorrt_plans.known_faults import FAULTS, faults_of, known_faults
 from stan_infer.tensorrt_plans.options import PlanOptions
-from stan_infer.verification import plan_source
+from stan_infer.verification import plan_side
 from stan_infer.verification.verify import verify
 
 
@@ -24,7 +24,7 @@ def here(machine, monkeypatch):
     """The stand-in's sessions take the place of those on a GPU."""
     kind = TrtRtxSession if machine.engine == "trt-rtx" else TrtSession
     monkeypatch.setattr(
-        plan_source,
+        plan_side,
         "open_session",
         lambda path, device: kind(read_artefact(machine.folder), plan=path, cuda=machine.cuda),
     )
@@ -69,14 +69,14 @@ def test_a_plan_that_lies_is_found_on_the_golden_clips(here, monkeypatch):
 def test_sizes_stay_inside_the_profiles(here):
     options = PlanOptions(batch=[(2, 2, 3)], frames=[(4, 5, 6)], roles=("video",))
     (plan,) = build_plans(here.folder, here.engine, options)
-    source = plan_source.PlanFile(plan.path)
+    source = plan_side.PlanFile(plan.path)
     assert source.limits("batch") == (2, 3) and source.limits("frames") == (4, 6)
     assert rows(verify(here.folder, plan.path))["video tower"] is True
 
 
 def test_a_changed_plan(here):
     (plan,) = build_plans(here.folder, here.engine, PlanOptions(roles=("video",)))
-    source = plan_source.PlanFile(plan.path)
+    source = plan_side.PlanFile(plan.path)
     assert not source.damage()
     plan.path.write_bytes(plan.path.read_bytes()[:-1] + b"?")
     assert any("a plan is code" in wrong for wrong in source.damage())

@@ -13,8 +13,8 @@ import pytest
 from stan_infer.artefacts.folder import write_manifest
 from stan_infer.errors import InputError
 from stan_infer.verification.inputs import hard_clips, hard_ids, write_videos
-from stan_infer.verification.open import open_source
-from stan_infer.verification.source import FLOAT, UINT8
+from stan_infer.verification.open import open_side
+from stan_infer.verification.side import FLOAT, UINT8
 from stan_infer.verification.stage import Stage
 from stan_infer.verification.verify import verify
 from stan_infer.video.clip import read_clip_info
@@ -227,7 +227,7 @@ def test_hard_inputs():
 
 def test_preparation_is_the_same_by_config_and_by_manifest(tiny_model, folder):
     pixels = hard_clips(2, 16)[2][1][None]
-    a, b = open_source(tiny_model), open_source(folder)
+    a, b = open_side(tiny_model), open_side(folder)
     for form in (UINT8, FLOAT):
         x, y = a.prepare(pixels, form), b.prepare(pixels, form)
         assert x.dtype == y.dtype == form.dtype

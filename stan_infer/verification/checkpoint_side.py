@@ -1,4 +1,4 @@
-"""A checkpoint as a source of a verification: the product's own code from its config."""
+"""A checkpoint as a side of a comparison, run in eager mode by the product's own code."""
 
 from __future__ import annotations
 
@@ -7,44 +7,45 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from stan_infer.config import StanConfig
 from stan_infer.text.tokenizer import tokenize
+from stan_infer.verification.side import UINT8, Arrays, Form, Side, score_arrays, to_input
 from stan_infer.video.clip import resize_crop, sample_indices
 
 if TYPE_CHECKING:
     from stan_infer.network.model import Stan
 
-from stan_infer.verification.source import UINT8, Arrays, Form, Source, score_arrays, to_input
 
-
-class Checkpoint(Source):
-    """A Stan in engine eager: the product's own code from its config."""
+class Checkpoint(Side):
+    """A Stan in engine eager, in fp32."""
 
     kind, engine, precision = "checkpoint", "eager", "fp32"
+    config: StanConfig
 
     def __init__(self, model: Stan, name: str) -> None:
         """Take a model, which is brought to fp32."""
-        self.model, self.name, self.config = model.float().eval(), name, model.config
-        self._c, self.side = model.config, model.config.image_size
+        self.model, self.name = model.float().eval(), name
+        self.config, self.image_size = model.config, model.config.image_size
 
     def lacks(self, step: str) -> str | None:
-        if step in ("ids", "text", "score") and not self._c.has_text:
+        if step in ("ids", "text", "score") and not self.config.has_text:
             return "no text tower"
-        if step == "ids" and self._c.vocab_size != 49408:
-            return f"a vocabulary of {self._c.vocab_size} entries, not CLIP's"
+        if step == "ids" and self.config.vocab_size != 49408:
+            return f"a vocabulary of {self.config.vocab_size} entries, not CLIP's"
         return None
 
     def limits(self, axis: str) -> tuple[int, int]:
-        high = {"frames": self._c.max_frames, "batch": 4096, "length": self._c.context_positions}
-        return 1, high[axis]
+        c = self.config
+        return 1, {"frames": c.max_frames, "batch": 4096, "length": c.context_positions}[axis]
 
     def sampled(self) -> int:
-        return self._c.frames
+        return self.config.frames
 
     def indices(self, total: int, frames: int) -> np.ndarray:
         return sample_indices(total, frames)
 
     def pixels(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        return resize_crop(images, self._c.short_side, self._c.image_size)
+        return resize_crop(images, self.config.short_side, self.config.image_size)
 
     def prepare(self, pixels: np.ndarray, form: Form | None = None) -> np.ndarray:
         import torch
@@ -56,7 +57,7 @@ class Checkpoint(Source):
         return np.ascontiguousarray(x if form.layout == "BTCHW" else np.moveaxis(x, 2, -1))
 
     def ids(self, texts: Sequence[str]) -> np.ndarray:
-        return tokenize(texts, self._c.context_length)
+        return tokenize(texts, self.config.context_length)
 
     def video(self, tensor: np.ndarray) -> Arrays:
         import torch
@@ -75,4 +76,4 @@ class Checkpoint(Source):
         return {"text_embeds": end, "token_embeds": tokens}
 
     def score(self, text: Arrays, ids: np.ndarray, video: Arrays) -> np.ndarray:
-        return score_arrays(self._c, text, ids != 0, video)
+        return score_arrays(self.config, text, ids != 0, video)

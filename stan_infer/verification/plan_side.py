@@ -1,4 +1,4 @@
-"""A plan as a source of a verification: the plan as it ships, the rest from its folder."""
+"""A TensorRT plan as a side of a comparison; the other steps are those of its folder."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from stan_infer.engines.trt_session import TrtSession
 from stan_infer.errors import InputError
 from stan_infer.tensorrt_plans.known_faults import faults_of
 from stan_infer.tensorrt_plans.plan_file import Plan, read_plan
-from stan_infer.verification.folder_source import Folder
+from stan_infer.verification.folder_side import Folder
 
 
 class PlanFile(Folder):
-    """An exported folder whose towers are plans, of which one was named; see Folder."""
+    """An exported folder whose towers run as TensorRT plans; the user named one of the plans."""
 
     kind = "plan"
 
-    def __init__(self, path: Path, device: str = "cuda") -> None:
-        """Open the plan on a GPU; a sibling of its engine is the other tower, if there is one.
+    def __init__(self, path: Path) -> None:
+        """Open the plan on a GPU, and the folder's plan of the other tower if it has one.
 
         Raises what open_session raises for a plan.
         """
         self.plan: Plan = read_plan(path)
-        session = open_session(path, device=device)
+        session = open_session(path, device="cuda")
         assert isinstance(session, TrtSession)
         self._session = session
         super().__init__(path.absolute().parent.parent, self.plan.engine)
@@ -34,13 +34,13 @@ class PlanFile(Folder):
                 self._graphs.pop(role, None)
 
     def limits(self, axis: str) -> tuple[int, int]:
-        """See Source.limits; what the manifest and the widest profile have in common."""
+        """See Side.limits: sizes that both the manifest and the widest profile allow."""
         low, high = super().limits(axis)
         plan = self._session.plan("text" if axis == "length" else "video")
         if plan is None:
             return low, high
         place = 0 if axis == "batch" else 1
-        # One profile's for all axes: ranges of two of them may have no shape in common.
+        # All axes take the same profile, as ranges of two profiles may have no shape in common.
         ((least, _, most),) = plan.profiles[plan.widest()].values()
         return max(low, least[place]), min(high, most[place])
 
@@ -55,14 +55,7 @@ class PlanFile(Folder):
             wrong.append(str(e))
         return wrong
 
-    def _open(self, role: str) -> OpenGraph | InputError:
+    def _open(self, role: str, engine: str = "ort") -> OpenGraph | InputError:
         graph = self._session.opened(role)
-        if graph is None:
-            self.engine, before = "ort", self.engine  # preprocessing and score are no plans
-            try:
-                return super()._open(role)
-            finally:
-                self.engine = before
-        if role not in self._opened:
-            self._opened[role] = graph
-        return self._opened[role]
+        # The session runs towers only; ONNX Runtime runs preprocessing and score.
+        return super()._open(role, engine) if graph is None else graph

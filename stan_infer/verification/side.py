@@ -1,8 +1,8 @@
-"""What `verify` compares: a checkpoint, an exported folder or one .onnx file, step by step.
+"""One side of a comparison: a model that `verify` runs step by step.
 
-Each step is what a deployed client would do: for a checkpoint the product's own code, for a folder
-what its manifest and its files say, and nothing that the config would say instead. Steps raise
-InputError; `verify` makes failed stages of them.
+Each step is what a deployed client would do. A checkpoint is run by the product's own code; an
+exported folder by what its manifest and its files say, and by nothing that the config would say
+instead. A step raises InputError, which `verify` turns into a failed stage.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,15 +19,12 @@ from stan_infer.scores import head_scores
 from stan_infer.video.clip import regular_file
 from stan_infer.video.pyav_reader import errors_named, read_pyav
 
-if TYPE_CHECKING:
-    pass
-
 Arrays = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """How a video graph wants its pixels: uint8 as they are, or float32 normalised."""
+    """How a video graph takes its pixels: uint8 as they are, or float32 normalised."""
 
     dtype: str  # uint8 or float32
     layout: str  # BTHWC or BTCHW
@@ -40,23 +36,23 @@ UINT8, FLOAT = Form("uint8", "BTHWC"), Form("float32", "BTCHW")
 def to_input(
     pixels: np.ndarray, form: Form, mean: Sequence[float], std: Sequence[float], color: str = "RGB"
 ) -> np.ndarray:
-    """RGB pixels uint8 [B, T, S, S, 3] -> the tensor of a graph's input."""
+    """Turn RGB pixels uint8 [B, T, S, S, 3] into the input of a video graph."""
     x = pixels[..., ::-1] if color == "BGR" else pixels
     if form.dtype != "uint8":
         x = (x.astype(np.float32) - np.array(mean, np.float32)) / np.array(std, np.float32)
     return np.ascontiguousarray(x if form.layout == "BTHWC" else np.moveaxis(x, -1, 2))
 
 
-class Source(ABC):
-    """One side of a comparison; `lacks` says why a step is not there, and the others run."""
+class Side(ABC):
+    """A model of a comparison. `lacks` says why it has no such step; its other steps still run."""
 
-    kind: str  # checkpoint, folder or graph
+    kind: str  # checkpoint, folder, graph or plan
     name: str
     engine: str
     precision: str
     config: StanConfig | None = None
     form = UINT8  # of the video tower's input
-    side = 224  # of its frames, pixels
+    image_size = 224  # pixels of a frame of the video tower's input
 
     @abstractmethod
     def lacks(self, step: str) -> str | None:
@@ -64,27 +60,27 @@ class Source(ABC):
 
     @abstractmethod
     def limits(self, axis: str) -> tuple[int, int]:
-        """Smallest and largest size of "frames", "batch" or "length"."""
+        """Smallest and largest size of the axis "frames", "batch" or "length"."""
 
     @abstractmethod
     def sampled(self) -> int:
-        """T, the frames that are taken from a video."""
+        """T, the number of frames that are taken from a video."""
 
     @abstractmethod
     def indices(self, total: int, frames: int) -> np.ndarray:
-        """The numbers [T] of the frames that are taken of `total`."""
+        """The numbers [T] of the frames that are taken from a video of `total` frames."""
 
     @abstractmethod
     def pixels(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        """Frames of one size, uint8 [H, W, 3] each -> uint8 [T, S, S, 3]."""
+        """Resize and crop T frames of one size, uint8 [H, W, 3] each, to uint8 [T, S, S, 3]."""
 
     @abstractmethod
     def prepare(self, pixels: np.ndarray, form: Form | None = None) -> np.ndarray:
-        """Pixels uint8 [B, T, S, S, 3] -> a graph's input; None: of the form that it is told."""
+        """Turn pixels uint8 [B, T, S, S, 3] into a graph's input; None: in the documented form."""
 
     @abstractmethod
     def ids(self, texts: Sequence[str]) -> np.ndarray:
-        """Token ids int64 [Q, L]."""
+        """Token ids int64 [Q, L] of Q texts."""
 
     @abstractmethod
     def video(self, tensor: np.ndarray) -> Arrays:
@@ -92,44 +88,47 @@ class Source(ABC):
 
     @abstractmethod
     def text(self, ids: np.ndarray) -> Arrays:
-        """Ids -> text_embeds [Q, E], token_embeds [Q, L, E]."""
+        """Token ids -> text_embeds [Q, E], token_embeds [Q, L, E]."""
 
     @abstractmethod
     def score(self, text: Arrays, ids: np.ndarray, video: Arrays) -> np.ndarray:
-        """Scores [Q, B] over the temperature."""
+        """Scores [Q, B], divided by the temperature."""
 
     def labels(self) -> tuple[list[str], Arrays] | None:
-        """Texts of the classes and what was baked of them, where a folder has classes."""
+        """Texts of the classes and their stored features, if a folder has classes."""
         return None
 
     def class_outputs(self, tensor: np.ndarray) -> Arrays:
-        """The graph's own class scores, where it has that head."""
+        """The video graph's own class scores, if it has that head."""
         return {}
 
     def graph_path(self, role: str) -> Path | None:
-        """The graph of a tower, where there is one."""
+        """The ONNX file of a tower, if there is one."""
         return None
 
     def known_faults(self) -> list[dict[str, str]]:
-        """What was reported of the runtime's version, where it may apply."""
+        """Faults reported for the runtime's version that may apply here."""
         return []
 
     def damage(self) -> list[str] | None:
-        """Files that are not the ones exported; None where nothing says what they should be."""
+        """Sentences about files that changed since the export; None if no manifest lists them."""
         return None
 
 
-def decode(source: Source, path: Path) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Frame numbers [T] as the source samples them, and the frames, uint8 [H, W, 3] each."""
-    frames = source.sampled()
+def decode(side: Side, path: Path) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Numbers [T] of the frames that this side samples, and these frames, uint8 [H, W, 3] each."""
+    frames = side.sampled()
     file = regular_file(path)
     with errors_named(path):
-        found = read_pyav(file, lambda total: source.indices(total, frames), lambda image: image)
+        found = read_pyav(file, lambda total: side.indices(total, frames), lambda image: image)
     return found.indices, [found.images[i] for i in found.indices.tolist()]
 
 
 def score_arrays(config: StanConfig, text: Arrays, mask: np.ndarray, video: Arrays) -> np.ndarray:
-    """Scores [Q, B] over the temperature, from what the towers gave."""
+    """Scores [Q, B] of the towers' outputs, divided by the temperature.
+
+    mask: bool [Q, L], false where a text is padded.
+    """
     names = ("token_embeds", "frame_embeds") if config.is_mug else ("text_embeds", "video_embeds")
     features = text[names[0]], mask, video[names[1]]
     return head_scores(config.head, *features, tau=config.mug_tau) / config.temperature

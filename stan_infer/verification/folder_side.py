@@ -1,4 +1,4 @@
-"""An exported folder as a source of a verification."""
+"""An exported folder as a side of a comparison."""
 
 from __future__ import annotations
 
@@ -27,31 +27,34 @@ from stan_infer.errors import InputError
 from stan_infer.system.json_file import checked
 from stan_infer.text.tokenizer import text_rules, tokenize
 from stan_infer.text.vocabulary import END, START
-from stan_infer.verification.graph_source import ROLES, form, sound, tower
-from stan_infer.verification.source import Arrays, Form, Source, score_arrays, to_input
+from stan_infer.verification.graph_side import ROLES, form, tower, usable
+from stan_infer.verification.side import Arrays, Form, Side, score_arrays, to_input
 from stan_infer.video.clip import SAMPLING_RULE, resize_crop, sample_indices
 
-_MAX_LABELS = 256 * 2**20  # bytes, or characters
+_MAX_LABELS = 256 * 2**20  # bytes of a file of labels, and characters of their texts
 
 
-class Folder(Source):
-    """An exported folder as its manifest describes it to a client; hashes are a row of their own.
+class Folder(Side):
+    """An exported folder as its manifest describes it to a client.
 
-    Unlike read_artefact this also opens what was edited or damaged: to say which step is wrong.
+    Unlike read_artefact this also opens a folder that was edited or damaged, so that `verify` can
+    say which step is wrong. Hashes are not compared here but by `damage`.
     """
 
     kind = "folder"
+    config: StanConfig
 
     def __init__(self, folder: Path, engine: str) -> None:
-        """Read the manifest; graphs are opened in `engine` when they are needed."""
+        """Read the manifest. Graphs are opened in `engine`, the video graph at once."""
         self._folder, self.name, self.engine = folder, str(folder), engine
         self._manifest = read_manifest(folder)
-        self._c = self.config = StanConfig.from_dict(self._at("model", kind=dict))
-        self.side = self._c.image_size
-        self._limits: dict[str, int] = {}  # of each file's size: what is not in it is not opened
-        self._wrong: InputError | None = None
+        self.config = StanConfig.from_dict(self._at("model", kind=dict))
+        self.image_size = self.config.image_size
+        # The largest size in bytes of each file that may be opened; no other file is.
+        self._limits: dict[str, int] = {}
+        self._wrong: InputError | None = None  # the manifest's error, if it has one
         try:
-            self._limits = check_manifest(checked(self._manifest, Manifest, MANIFEST), self._c)
+            self._limits = check_manifest(checked(self._manifest, Manifest, MANIFEST), self.config)
         except InputError as e:
             self._wrong = e
         entries = [g for g in self._at("graphs", kind=list) if isinstance(g, dict)]
@@ -61,7 +64,7 @@ class Folder(Source):
         self.precision = str(tower.get("precision"))
         if "video" in self._graphs:
             opened = self._open("video")
-            self.form = form(opened) if isinstance(opened, OpenGraph) else self._told_form()
+            self.form = form(opened) if isinstance(opened, OpenGraph) else self._manifest_form()
 
     def lacks(self, step: str) -> str | None:
         if step in ("decode", "resize", "input", "video") and "video" not in self._graphs:
@@ -85,7 +88,7 @@ class Folder(Source):
         return self._at("preprocess", "sampling", "frames", kind=int)
 
     def indices(self, total: int, frames: int) -> np.ndarray:
-        # A client knows the rule by name, or refuses.
+        # A client refuses a rule whose name it does not know, and so does this one.
         rule = self._at("preprocess", "sampling", "rule", kind=str)
         if rule != SAMPLING_RULE:
             raise InputError(
@@ -94,11 +97,11 @@ class Folder(Source):
         return sample_indices(total, frames)
 
     def pixels(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        # A folder of an older export has no preprocess.onnx: then by the manifest's words.
+        # Older exports have no preprocess.onnx; the manifest says then how to resize.
         if "preprocess" not in self._graphs:
             side = self._at("preprocess", "resize", "short_side", kind=int)
-            return resize_crop(images, side, self._c.image_size)
-        opened = sound(self._open("preprocess"))
+            return resize_crop(images, side, self.config.image_size)
+        opened = usable(self._open("preprocess"))
         signature = opened.signature()
         output = next(iter(signature.outputs))
         return opened.run({next(iter(signature.inputs)): np.stack(images)}, [output])[output]
@@ -110,21 +113,21 @@ class Folder(Source):
         color = self._at("preprocess", "color", kind=str)
         if color not in ("RGB", "BGR"):
             raise InputError(f"{MANIFEST}: preprocess.color is {color[:20]!r}, not RGB or BGR")
-        return to_input(pixels, form or self._told_form(), mean, std, color)
+        return to_input(pixels, form or self._manifest_form(), mean, std, color)
 
     def ids(self, texts: Sequence[str]) -> np.ndarray:
         known = text_rules(3)
         for key in ("clean", "truncation"):
             if self._at("text", key, kind=list[str] | str) != known[key]:
-                raise InputError(f"{MANIFEST}: text.{key} is no rule that this version knows")
+                raise InputError(f"{MANIFEST}: this version does not know the rule in text.{key}")
         length = self._at("text", "context_length", kind=int)
         rows = tokenize(texts, length, vocabulary=self._file("tokenizer.json"))
-        # The rules say where the special tokens stand, the manifest which numbers they have.
+        # The rules say where the special tokens stand, the manifest which ids they have.
         places = [rows == n for n in (START, END, 0)]
         for where, key in zip(places, ("start", "end", "padding"), strict=True):
             number = self._at("text", key, kind=int)
-            if not 0 <= number < max(1, self._c.vocab_size):
-                raise InputError(f"{MANIFEST}: text.{key} is {number}, no id of the vocabulary")
+            if not 0 <= number < max(1, self.config.vocab_size):
+                raise InputError(f"{MANIFEST}: text.{key} is {number}, not in the vocabulary")
             rows[where] = number
         return rows
 
@@ -137,17 +140,17 @@ class Folder(Source):
     def score(self, text: Arrays, ids: np.ndarray, video: Arrays) -> np.ndarray:
         mask = ids != self._at("text", "padding", kind=int)
         if "score" not in self._graphs:
-            return score_arrays(self._c, text, mask, video)
+            return score_arrays(self.config, text, mask, video)
         tokens, frames = text["token_embeds"], video["frame_embeds"]
         feeds = {"token_embeds": tokens, "input_ids": ids.astype(np.int32), "frame_embeds": frames}
-        return sound(self._open("score")).run(feeds)["scores"] / self._c.temperature
+        return usable(self._open("score")).run(feeds)["scores"] / self.config.temperature
 
     def labels(self) -> tuple[list[str], Arrays] | None:
         if not isinstance(self._manifest.get("labels"), dict):
             return None
         files = [self._file(self._at("labels", k, kind=str)) for k in ("file", "embeddings")]
         if any(f.stat().st_size > _MAX_LABELS for f in files):
-            raise InputError(f"the labels' files have more than {_MAX_LABELS} bytes")
+            raise InputError(f"a file of labels has more than {_MAX_LABELS} bytes")
         template = self._at("labels", "template", kind=str)
         try:
             lines = files[0].read_text(encoding="utf-8").splitlines()
@@ -155,11 +158,11 @@ class Folder(Source):
             raise InputError(f"the labels cannot be read: {str(e)[:200]}") from e
         if sum(len(template) + template.count("{}") * len(line) for line in lines) > _MAX_LABELS:
             raise InputError(f"the labels' texts have more than {_MAX_LABELS} characters")
-        arrays = read_npz(files[1], label_fields(self._c, len(lines)))
+        arrays = read_npz(files[1], label_fields(self.config, len(lines)))
         return [template.replace("{}", line) for line in lines], arrays
 
     def class_outputs(self, tensor: np.ndarray) -> Arrays:
-        opened = sound(self._open("video"))
+        opened = usable(self._open("video"))
         names = [n for n in ("scores", "probabilities") if n in opened.signature().outputs]
         return opened.run({"video": tensor}, names) if names else {}
 
@@ -189,15 +192,15 @@ class Folder(Source):
             except InputError as e:
                 wrong.append(str(e))
                 continue
-            if hashed not in (None, config_sha256(self._c)):
+            if hashed not in (None, config_sha256(self.config)):
                 wrong.append(f"the {role} graph was written for another config than {MANIFEST}'s")
         return wrong
 
-    def _told_form(self) -> Form:
+    def _manifest_form(self) -> Form:
         return Form(*(self._at("preprocess", k, kind=str) for k in ("input_dtype", "layout")))
 
     def _file(self, name: Any) -> Path:
-        """A listed file of the folder that is no larger than a model of this config needs."""
+        """Path of a listed file. InputError if it is larger than a model of this config needs."""
         if self._wrong is not None:
             raise self._wrong
         if name not in self._limits:
@@ -208,6 +211,7 @@ class Folder(Source):
         return path
 
     def _at(self, *keys: str, kind: Any, of: Any = None) -> Any:
+        """The value under nested keys of the manifest, or of `of`, checked to be of a type."""
         value = self._manifest if of is None else of
         for key in keys:
             value = value.get(key) if isinstance(value, dict) else None
@@ -215,13 +219,14 @@ class Folder(Source):
             raise InputError(f"{MANIFEST}: {'.'.join(keys)} is missing")
         return checked(value, kind, f"{MANIFEST}: {'.'.join(keys)}")
 
-    def _open(self, role: str) -> OpenGraph | InputError:
+    def _open(self, role: str, engine: str = "") -> OpenGraph | InputError:
+        """Open a graph once; engine: by default the folder's. An error is kept like a graph."""
         if role not in self._opened:
             entry = self._graphs[role]
             try:
                 path = self._file(entry.get("file"))
                 data = [self._file(name).name for name in entry.get("external_data") or []]
-                self._opened[role] = open_bare(path, self.engine, data, self._c, role)
+                self._opened[role] = open_bare(path, engine or self.engine, data, self.config, role)
             except InputError as e:
                 self._opened[role] = e
         return self._opened[role]
