@@ -10,8 +10,8 @@ import onnx
 import torch
 from torch import Tensor
 
+from stan_infer.artefacts.checked_graph import checked_graph
 from stan_infer.artefacts.folder import Artefact
-from stan_infer.artefacts.graph_source import graph_source
 from stan_infer.artefacts.npz_file import label_fields, read_npz
 from stan_infer.errors import InputError
 from stan_infer.network.fold import fold_video
@@ -43,7 +43,7 @@ def read_weights(artefact: Artefact) -> VideoWeights:
             "calibration starts from fp32 and the fused graph: give the checkpoint, or "
             "stan-infer export CHECKPOINT -o FOLDER"
         )
-    with graph_source(artefact, graph) as source:
+    with checked_graph(artefact, graph) as source:
         try:
             proto = onnx.load(source.path)
         except Exception as e:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import stan_infer
+from stan_infer.artefacts.checked_graph import checked_bare_graph, checked_graph
 from stan_infer.artefacts.folder import ENGINES_FOLDER, MANIFEST, Artefact, Graph, sha256
-from stan_infer.artefacts.graph_source import bare_source, graph_source
 from stan_infer.errors import CheckError, InputError, check_word
 from stan_infer.system.atomic import new_folder
 from stan_infer.system.json_file import checked, read_object
@@ -231,7 +231,7 @@ def _copy(artefact: Artefact, graph: Graph, plan: Plan | None, folder: Path) -> 
     if plan:
         (folder / "model.plan").write_bytes(plan.load())
         return
-    with graph_source(artefact, graph):  # told before anything is copied
+    with checked_graph(artefact, graph):  # told before anything is copied
         pass
     _put(artefact, graph.file, folder / GRAPH)
     for name in graph.external_data:  # the graph names it, so it keeps its name
@@ -253,7 +253,7 @@ def _check_written(artefact: Artefact, folder: Path, graphs: Mapping[str, Graph]
     """Check what the server will open: the repository's graphs, as the folder's were checked."""
     for role, graph in graphs.items():
         path = folder / role / "1" / GRAPH
-        bare_source(path, [Path(name).name for name in graph.external_data])
+        checked_bare_graph(path, [Path(name).name for name in graph.external_data])
         if sha256(path) != artefact.manifest["files"][graph.file]["sha256"]:
             raise CheckError(f"{path.name} of {role} is not {graph.file}: nothing was written")
 

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from stan_infer.artefacts.checked_graph import CheckedGraph, checked_graph
 from stan_infer.artefacts.folder import CONFIG_KEY, Artefact, Graph, config_sha256
-from stan_infer.artefacts.graph_source import GraphSource, graph_source
 from stan_infer.artefacts.onnx_file import GraphForm
 from stan_infer.artefacts.onnx_sizes import Inputs
 from stan_infer.artefacts.precision import EIGHT_BITS
@@ -53,7 +53,7 @@ class FolderSession(Session):
         if not self._graphs:
             raise InputError(f"artefact {artefact.path} holds neither a video nor a text graph")
         self._opened: dict[str, OpenGraph] = {}
-        self._sources: dict[str, GraphSource] = {}
+        self._sources: dict[str, CheckedGraph] = {}
         self._in_8_bits: tuple[int | None] | None = None  # counted when it is first asked for
         own = next(iter(self._graphs.values()))
         check_precision(artefact.path, own, precision, self.reduced)
@@ -61,7 +61,7 @@ class FolderSession(Session):
             expected = expected_signature(artefact.config, graph)
             # Of a folder in 8 bits the text tower is fp32.
             wanted = graph.precision if precision in (None, own.precision) else precision
-            with graph_source(artefact, graph) as source:
+            with checked_graph(artefact, graph) as source:
                 _check_config(artefact, graph, source.form)
                 source.check_sizes(_smallest(graph, expected))
                 opened = self.open(graph, source, wanted, threads)
@@ -70,7 +70,7 @@ class FolderSession(Session):
 
     @abstractmethod
     def open(
-        self, graph: Graph, source: GraphSource, precision: str, threads: int | None
+        self, graph: Graph, source: CheckedGraph, precision: str, threads: int | None
     ) -> OpenGraph:
         """Open one graph of the folder on this device; source: its bytes, which were checked."""
 

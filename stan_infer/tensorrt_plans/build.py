@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from stan_infer.artefacts.checked_graph import checked_graph
 from stan_infer.artefacts.folder import (
     ENGINES_FOLDER,
     MANIFEST,
@@ -19,7 +20,6 @@ from stan_infer.artefacts.folder import (
     read_artefact,
     sha256,
 )
-from stan_infer.artefacts.graph_source import graph_source
 from stan_infer.errors import CheckError, InputError, MissingError, StanError
 from stan_infer.system.atomic import check_file
 from stan_infer.system.child import Ended, python, run_child
@@ -131,7 +131,7 @@ def _job(
     profiles: list[dict[str, Any]],
 ) -> Job:
     dtypes = {value["name"]: value["dtype"] for value in graph.inputs}
-    with graph_source(artefact, graph) as source:
+    with checked_graph(artefact, graph) as source:
         for profile in profiles:
             most = {name: (dtypes[name], high) for name, (_, _, high) in profile.items()}
             source.check_sizes(most)
