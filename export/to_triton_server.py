@@ -20,7 +20,7 @@ from stan_infer.artefacts.folder import ENGINES_FOLDER, MANIFEST, Artefact, Grap
 from stan_infer.errors import CheckError, InputError, check_word
 from stan_infer.system.atomic import new_folder
 from stan_infer.system.json_file import checked, read_object
-from stan_infer.tensorrt_plans.options import TEXTS
+from stan_infer.tensorrt_plans.options import DEFAULT_TEXTS
 from stan_infer.tensorrt_plans.plan_file import Plan, check_origin, read_plan
 from stan_infer.text.vocabulary import CLIP_LICENCE, CLIP_LICENCE_FILE
 
@@ -152,7 +152,7 @@ def _batch(graph: Graph, plan: Plan | None) -> int | None:
         low, high = least[0], most[0]
     if low != 1 or high == 1:
         return None
-    return min(high, TEXTS) if graph.role == "text" else high
+    return min(high, DEFAULT_TEXTS) if graph.role == "text" else high
 
 
 def _tensor(value: Mapping[str, Any], is_batched: bool) -> dict[str, Any]:

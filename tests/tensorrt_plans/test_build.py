@@ -83,10 +83,10 @@ def test_options_reach_the_builder(machine, tmp_path):
 @pytest.mark.parametrize(
     ("fault", "error", "words"),
     [
-        ("none", InputError, r"built nothing from video.onnx: .*something is wrong"),
+        ("none", InputError, r"built no plan from video.onnx: .*something is wrong"),
         ("oom", MissingError, "video.onnx ran out of memory.*give --workspace"),
         ("hardware", MissingError, "cannot be compiled for .*HW-specific.*--target"),
-        ("warn", CheckError, "wrong plan, by the builder's own warning: .*not self-consistent"),
+        ("warn", CheckError, "would be wrong, as the builder itself warns: .*not self-consistent"),
         (
             "refused",
             InputError,
