@@ -31,6 +31,7 @@ from stan_infer.export.video_graph import new_graph, write_video_graph
 from stan_infer.network.fold import fold_text, fold_video
 from stan_infer.network.fused import text_tower
 from stan_infer.network.model import Stan
+from stan_infer.network.torch_ops import encode_text, encode_video
 from stan_infer.scores import mug_scores
 from stan_infer.system.atomic import new_folder
 from stan_infer.text.tokenizer import text_rules
@@ -213,16 +214,17 @@ class _Export:
 
     def _measure_ranges(self) -> None:
         config, clips = self.config, self.options.clips
-        source = f"{len(clips or [])} calibration clips"
+        inputs = f"{len(clips or [])} calibration clips"
         if not clips:
-            source, t, side = "two synthetic clips", config.frames, config.image_size
+            inputs, t, side = "two synthetic clips", config.frames, config.image_size
             noise = random_clips(config, 1, t, "uint8", seed=0)
             clips = [noise, moving_frames(t, side, side)[None]]
-        self.say(f"measuring ranges on {source}")
-        ranges = Ranges()
-        # Pixels as uint8 whatever the graph's input is: only the first linear differs.
-        ranges.run_video(fold_video(self.model), clips)
-        self.ranges.append({"tower": "video", **ranges.check_fp16(source)})
+        self.say(f"measuring ranges on {inputs}")
+        # The clips are uint8 whatever the graph's input is: only the first linear differs.
+        weights, ranges = fold_video(self.model), Ranges()
+        for clip in clips:
+            encode_video(weights, torch.from_numpy(clip), ranges)
+        self.ranges.append({"tower": "video", **ranges.check_fp16(inputs)})
 
     def _text(self) -> None:
         config, options = self.config, self.options
@@ -246,7 +248,8 @@ class _Export:
             weights = fold_text(self.model, on_demand=True)
             if options.precision == "fp16":
                 ranges = Ranges()
-                ranges.run_text(weights, ids)
+                for rows in ids:
+                    encode_text(weights, torch.from_numpy(rows).long(), ranges)
                 self.ranges.append({"tower": "text", **ranges.check_fp16("random token ids")})
             graph = new_graph("text", self.folder, self.options.opset, config)
             graph.input("input_ids", TensorProto.INT32, ["batch", "length"])
