@@ -65,13 +65,17 @@ def used_options(format: str, backend: str, given: str) -> set[str]:
     """
     check_word("format", format, (*MODEL_FORMATS, SERVED))
     check_word("backend", backend, BACKENDS)
-    is_folder = os.path.isdir(given)
+    used, is_folder = {SIZES}, os.path.isdir(given)
     if format == SERVED:
-        made = set() if is_folder else used_options(BACKENDS[backend], backend, given)
-        return {BACKEND} | made
-    return (
-        {SIZES} | ({PLANS} if MODEL_FORMATS[format] else set()) | (set() if is_folder else {GRAPHS})
-    )
+        if is_folder:
+            return {BACKEND}
+        used.add(BACKEND)
+        format = BACKENDS[backend]
+    if MODEL_FORMATS[format]:
+        used.add(PLANS)
+    if not is_folder:
+        used.add(GRAPHS)
+    return used
 
 
 def write(request: Request) -> Written:
