@@ -1,4 +1,4 @@
-"""Folded weights of the video tower, read back from the fp32 graph that an export wrote."""
+"""The folded weights of the video tower, read from the fp32 graph of an exported folder."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ from stan_infer.network.model import Stan
 def read_weights(artefact: Artefact) -> VideoWeights:
     """Read the weights of an exported folder, whose video graph must be fp32 and fused.
 
-    Raises InputError for a folder without such a graph, or one that lacks a weight.
+    Raises InputError for a folder without such a graph, or a graph that lacks a weight.
     """
     graph = artefact.graph("video")
     if graph is None:
-        raise InputError(f"{artefact.path} holds no video graph")
+        raise InputError(f"{artefact.path} holds no video graph: give a folder that has one")
     entry = next(g for g in artefact.manifest["graphs"] if g["file"] == graph.file)
     if graph.precision != "fp32" or entry.get("graph") != "fused":
         raise InputError(
             f"{artefact.path} is {graph.precision}, graph {str(entry.get('graph'))[:20]}; "
-            "calibration starts from fp32 and the fused graph: give the checkpoint, or "
+            "calibration starts from the fused graph in fp32: give the checkpoint, or "
             "stan-infer export CHECKPOINT -o FOLDER"
         )
     with checked_graph(artefact, graph) as source:
@@ -48,7 +48,7 @@ def read_weights(artefact: Artefact) -> VideoWeights:
             proto = onnx.load(source.path)
         except Exception as e:
             # protobuf raises its own class, which shares no base but Exception.
-            raise InputError(f"{graph.file} is no ONNX file: {str(e)[:100]}") from e
+            raise InputError(f"{graph.file} is not an ONNX file: {str(e)[:100]}") from e
     tensors = {t.name: t for t in proto.graph.initializer}
     return _Reader(artefact, tensors, graph.inputs[0]["dtype"]).read()
 
@@ -81,7 +81,7 @@ class _Reader:
         return map_weights(like, self.part)
 
     def part(self, like: Any) -> Any:
-        """What the graph holds for a part of the folded weights; None: look into that part."""
+        """The graph's weights for a part of the folded weights; None: map the parts inside it."""
         if isinstance(like, FoldedLinear):
             return self.linear(like)
         if isinstance(like, Temporal):
@@ -107,7 +107,7 @@ class _Reader:
         return None
 
     def tables(self, at: str) -> tuple[Tensor, Tensor]:
-        """Positions [P, D] and times [T, D]; of a fixed T the graph has their sum alone."""
+        """Positions [P, D] and times [T, D]. A graph of a fixed T only has their sums."""
         if f"{at}/table" not in self._tensors:
             return self.tensor(f"{at}/positions"), self.tensor(f"{at}/time")
         table = self.tensor(f"{at}/table")  # [T, P, D]
@@ -127,9 +127,9 @@ class _Reader:
 
 
 def read_classes(artefact: Artefact) -> dict[str, np.ndarray] | None:
-    """What the class head of an exported folder bakes in, or None where it has no such head.
+    """The arrays that the class head of a folder was made from; None if it has no such head.
 
-    Raises InputError where its labels.npz holds anything else than the head's sizes.
+    Raises InputError if its labels.npz holds arrays of other sizes than the head's.
     """
     graph = artefact.graph("video")
     if graph is None or "scores" not in {o["name"] for o in graph.outputs}:

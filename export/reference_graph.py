@@ -1,7 +1,7 @@
-"""The reference model through torch.onnx.export: the baseline of the tables, and an oracle.
+"""The reference model, exported by torch.onnx.export: a baseline for benchmarks and for tests.
 
-torch's exporter bakes axes in silently when an example size is 1 or equals another one; what comes
-out is checked like every other graph.
+torch's exporter fixes an axis without a message if the example's size is 1 or equals another size.
+The written graph is checked like every other one.
 """
 
 from __future__ import annotations
@@ -58,8 +58,9 @@ def write_reference(
 ) -> list[str]:
     """Export `module` to `path`; return the names of external data files.
 
-    example: its input, no two sizes alike and none 1. dims: names and ranges of its first two
-    axes; a range of one value is fixed. names: of the input and the outputs.
+    example: its input, in which no two sizes are equal and none is 1. dims: names and ranges of its
+    first two axes; an axis whose range is a single value is fixed. names: of the input, then of the
+    outputs.
     """
     require("onnxscript", "the reference export", "cpu")
     axes: dict[int, Any] = {
