@@ -1,4 +1,4 @@
-"""Stan -> folder of ONNX graphs: written, checked, compared with the model, then kept or not."""
+"""Writing a Stan as a folder of ONNX graphs, each of which is checked against the model."""
 
 from __future__ import annotations
 
@@ -50,15 +50,15 @@ def export_onnx(
     say: Say,
     then: Callable[[Path], None] = lambda folder: None,
 ) -> Artefact:
-    """Write the folder; export_model says what comes in and what is raised.
+    """Write the folder; arguments and errors are those of export_model.
 
-    then: adds to the finished folder before it appears.
+    then: called with the finished folder, to add files, before it appears at `out`.
     """
     with new_folder(out, why_keep) as folder, torch.no_grad():
         work = _Export(folder, options, say)
         work.write(load)
-        # The model is gone now, unless the caller holds it: it and a runtime's copies of the
-        # weights need not be in memory together.
+        # The model is released by now, unless the caller holds it, so that it and a runtime's copy
+        # of the weights are not in memory together.
         work.prove()
         work.finish()
         then(folder)
@@ -67,7 +67,7 @@ def export_onnx(
 
 @dataclasses.dataclass
 class _Written:
-    """A graph that still has to be proved."""
+    """A graph that is written and still has to be checked."""
 
     path: Path
     role: str
@@ -78,7 +78,7 @@ class _Written:
 
 
 class _Export:
-    """One export into one folder; collects what the manifest says."""
+    """One export into one folder; collects the content of the manifest."""
 
     model: Stan
     config: StanConfig
@@ -94,7 +94,7 @@ class _Export:
         self.golden: dict[str, Any] | None = None
 
     def write(self, load: Callable[[], Stan]) -> None:
-        """Write every file that needs the model, and run the model on every case."""
+        """Write every file that needs the model, and compute the model's outputs for each case."""
         options = self.options
         self.model = copy.copy(load().float().eval())
         options.check(self.model.config)
@@ -123,7 +123,7 @@ class _Export:
         return self.config.has_text and self.options.tower != "video"
 
     def prove(self) -> None:
-        """Check every graph, and run it on its cases."""
+        """Check every graph, and compare its outputs with the model's."""
         for w in self.written:
             self.say(f"comparing {w.path.name} with the model")
             record = check_graph(w.path, self.options.opset, w.dims)
@@ -132,7 +132,7 @@ class _Export:
                 self.parity.append(prove(w.path, w.cases, w.precision))
 
     def finish(self) -> None:
-        """Write the card and the manifest, the last file."""
+        """Write the card, and last the manifest."""
         manifest = {
             "tool": {"name": "stan_infer", "version": stan_infer.__version__},
             "model": self.config.to_dict(),
@@ -168,7 +168,7 @@ class _Export:
         config, options = self.config, self.options
         path = self.folder / "video.onnx"
         dims = {"batch": options.batch_range(), "frames": options.frame_range(config)}
-        # The model's answers come first, so that its activations and the graph never coexist.
+        # The model runs first, so that its activations and the graph are not in memory together.
         self.say("running the model on the video tower's cases")
         cases = [self._video_case(b, t) for b, t in case_sizes(dims["batch"], dims["frames"])]
         self.say(f"writing the video tower ({options.graph} graph, {options.precision})")
@@ -182,7 +182,7 @@ class _Export:
             b = fixed_size(dims["batch"]) or 2
             t = fixed_size(dims["frames"]) or min(5, config.max_frames)
             example = random_clips(config, b, t, options.input, seed=0)
-            # Dynamic over all that the table has: a narrow range would exclude the example.
+            # As wide as the time table allows, because a narrow range could exclude the example.
             limits = {
                 "batch": (b, b) if fixed_size(dims["batch"]) else (1, MAX_BATCH),
                 "frames": (t, t) if fixed_size(dims["frames"]) else (1, config.max_frames),
@@ -324,13 +324,14 @@ class _Export:
 
 
 def _sampled(config: StanConfig, limits: Range) -> StanConfig:
-    """The config with a number of sampled frames that the graph takes: a fixed T sets it."""
+    """The config with a number of sampled frames that the graph takes; a fixed T becomes it."""
     fixed = fixed_size(limits)
     if fixed is not None:
         return config.replace({"frames": fixed})
     if not limits[0] <= config.frames <= limits[1]:
         raise InputError(
-            f"frames {limits[0]}:{limits[1]} leaves out the {config.frames} frames that are "
-            "sampled from a video: widen it, or give --set frames=N (settings={'frames': N})"
+            f"the range of frames, {limits[0]} to {limits[1]}, does not include the "
+            f"{config.frames} frames that are sampled from a video: widen it, or give --set "
+            "frames=N (settings={'frames': N})"
         )
     return config

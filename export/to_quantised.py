@@ -1,4 +1,4 @@
-"""An fp32 folder and 8-bit weights -> a folder with a quantised video graph, proved."""
+"""Writing an exported folder with its video graph in 8 bits, checked against the same in torch."""
 
 from __future__ import annotations
 
@@ -26,11 +26,6 @@ from stan_infer.network.folded import VideoWeights, linears
 from stan_infer.network.torch_ops import encode_video
 
 
-def quantised_names(weights: VideoWeights) -> list[str]:
-    """Paths of the linears that are in 8 bits."""
-    return [p for p, w in linears(weights).items() if isinstance(w, QuantisedLinear)]
-
-
 def write_quantised(
     artefact: Artefact,
     folder: Path,
@@ -39,12 +34,13 @@ def write_quantised(
     calibration: Mapping[str, Any],
     extra: Mapping[str, bytes] | None = None,
 ) -> None:
-    """Write the whole folder but for its manifest's hashes of later files, into an empty `folder`.
+    """Write a folder like `artefact`, with a video graph of the quantised `weights`, to `folder`.
 
-    The towers that are not in 8 bits, vocabulary, preprocessing and golden data are copied. The
-    graph is compared with the same 8 bits in torch, and its distance from the golden data, which
-    is the model's own, becomes that data's tolerance. extra: other files by name. Raises
-    CheckError.
+    folder: empty. precision: int8 or fp8. calibration: content of calibration.json. extra: content
+    of other files, by name. The text tower, vocabulary, preprocessing and golden data are copied.
+    The graph's outputs are compared with those of the same weights in torch. Tolerances of the
+    golden data, which are the fp32 model's outputs, are set to what 8 bits cost there. Raises
+    CheckError if outputs differ.
     """
     graph = artefact.graph("video")
     assert graph is not None
@@ -68,7 +64,6 @@ def write_quantised(
     for name, content in (extra or {}).items():
         (folder / name).write_bytes(content)
     record = check_graph(path, graph.opset, graph.dims)
-    names = quantised_names(weights)
     entry |= {
         "sha256": sha256(path),
         "bytes": path.stat().st_size,
@@ -77,7 +72,7 @@ def write_quantised(
         "quant": {
             "format": precision,
             "method": calibration["method"],
-            "linears": len(names),
+            "linears": sum(isinstance(w, QuantisedLinear) for w in linears(weights).values()),
             "kept": calibration["kept"],
             "calibration_sha256": sha256(folder / CALIBRATION),
         },
@@ -94,7 +89,7 @@ def write_quantised(
 
 
 def _copy_others(artefact: Artefact, graph: Graph, folder: Path) -> None:
-    """Copy all but the graph that is written anew, its card, and an earlier calibration."""
+    """Copy all files except the video graph, the model card and an earlier calibration."""
     skipped = {graph.file, *graph.external_data, "README.md", CALIBRATION}
     for name in artefact.manifest["files"]:
         if name not in skipped:
@@ -103,7 +98,7 @@ def _copy_others(artefact: Artefact, graph: Graph, folder: Path) -> None:
 
 
 def _case(config: StanConfig, weights: VideoWeights, b: int, t: int) -> Case:
-    """Random clips and what the same 8 bits in torch make of them."""
+    """Random clips, and torch's outputs for them with the same weights in 8 bits."""
     input = "uint8" if weights.patches.layout == "BTHWC" else "float"
     clips = random_clips(config, b, t, input, seed=100 * b + t)
     with torch.inference_mode():
@@ -112,7 +107,7 @@ def _case(config: StanConfig, weights: VideoWeights, b: int, t: int) -> Case:
 
 
 def _measure_golden(path: Path, golden: dict[str, Any], artefact: Artefact) -> None:
-    """Set the tolerances of the golden data to twice what 8 bits were measured to cost there."""
+    """Raise the golden data's tolerances to twice the graph's error on it."""
     c = artefact.config
     clip = (c.image_size, c.image_size, 3), (3, c.image_size, c.image_size)
     arrays = read_npz(
@@ -124,7 +119,10 @@ def _measure_golden(path: Path, golden: dict[str, Any], artefact: Artefact) -> N
     )
     video, wanted = arrays["video"], arrays["frame_embeds"]
     if video.shape[2:] not in clip or not video.size or not np.isfinite(wanted).all():
-        raise InputError(f"{golden['file']}: its clips are no clips of this model")
+        raise InputError(
+            f"{golden['file']}: its arrays are not clips and embeddings of this model; export the "
+            "checkpoint again"
+        )
     got = open_graph(path).run({"video": video})["frame_embeds"]
     measured = relative_error(got, wanted)
     for name in ("video_tolerance", "score_tolerance"):
