@@ -35,13 +35,13 @@ def embed_classes(model: Stan, labels: Sequence[str], template: str) -> Classes:
 
 
 def class_scores(
-    config: StanConfig, classes: Classes, mean: np.ndarray, frames: np.ndarray
+    config: StanConfig, classes: Classes, video_embeds: np.ndarray, frame_embeds: np.ndarray
 ) -> np.ndarray:
     """Class scores [B, n], from video_embeds [B, E], or with a Mug head frame_embeds [B, T, E]."""
     if not config.is_mug:
-        return head_scores(config.head, classes["embeddings"], None, mean).T
+        return head_scores(config.head, classes["embeddings"], None, video_embeds).T
     tokens, mask = classes["token_embeds"], classes["input_ids"] != 0
-    return head_scores(config.head, tokens, mask, frames, tau=config.mug_tau).T
+    return head_scores(config.head, tokens, mask, frame_embeds, tau=config.mug_tau).T
 
 
 def add_class_head(

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from stan_infer.artefacts.precision import TOLERANCES
 from stan_infer.config import StanConfig
 from stan_infer.errors import CheckError
 from stan_infer.export.options import ExportOptions
+from stan_infer.export.parity import Case
 from stan_infer.network.model import Stan
 from stan_infer.scores import cosine_scores, head_scores
 from stan_infer.text.tokenizer import tokenize
@@ -45,6 +48,18 @@ def random_ids(config: StanConfig, q: int, length: int, seed: int) -> np.ndarray
         row[end:] = 0
         row[end] = config.vocab_size - 1
     return ids.astype(np.int32)
+
+
+def video_case(
+    config: StanConfig,
+    size: tuple[int, int],
+    input: str,
+    run: Callable[[Tensor], tuple[Tensor, Tensor]],
+) -> Case:
+    """Random clips of size (B, T), and the two embeddings, mean and frames', that `run` gives."""
+    clips = random_clips(config, *size, input, seed=100 * size[0] + size[1])
+    mean, frames = (x.numpy() for x in run(torch.from_numpy(clips)))
+    return Case(size, {"video": clips}, {"video_embeds": mean, "frame_embeds": frames})
 
 
 def write_golden(

@@ -53,20 +53,19 @@ def read_weights(artefact: Artefact) -> VideoWeights:
     return _Reader(artefact, tensors, graph.inputs[0]["dtype"]).read()
 
 
+@dataclasses.dataclass(frozen=True)
 class _Reader:
-    def __init__(
-        self, artefact: Artefact, tensors: dict[str, onnx.TensorProto], dtype: str
-    ) -> None:
-        self._artefact, self._tensors, self._dtype = artefact, tensors, dtype
-        self._config = artefact.config
+    artefact: Artefact
+    tensors: dict[str, onnx.TensorProto]
+    dtype: str  # of the graph's input
 
     def tensor(self, name: str) -> Tensor:
-        if name not in self._tensors:
-            raise InputError(f"{self._artefact.path}: its video graph has no weight '{name}'")
-        values = onnx.numpy_helper.to_array(self._tensors[name])
+        if name not in self.tensors:
+            raise InputError(f"{self.artefact.path}: its video graph has no weight '{name}'")
+        values = onnx.numpy_helper.to_array(self.tensors[name])
         if values.dtype != np.float32 or not np.isfinite(values).all():
             raise InputError(
-                f"{self._artefact.path}: weight '{name}' is not finite float32; export again"
+                f"{self.artefact.path}: weight '{name}' is not finite float32; export again"
             )
         return torch.from_numpy(values.copy())
 
@@ -76,8 +75,8 @@ class _Reader:
 
     def read(self) -> VideoWeights:
         with torch.device("meta"):
-            model = Stan(self._config).eval().requires_grad_(False)
-            like = fold_video(model, input="uint8" if self._dtype == "uint8" else "float")
+            model = Stan(self.artefact.config).eval().requires_grad_(False)
+            like = fold_video(model, input="uint8" if self.dtype == "uint8" else "float")
         return map_weights(like, self.part)
 
     def part(self, like: Any) -> Any:
@@ -108,13 +107,13 @@ class _Reader:
 
     def tables(self, at: str) -> tuple[Tensor, Tensor]:
         """Positions [P, D] and times [T, D]. A graph of a fixed T only has their sums."""
-        if f"{at}/table" not in self._tensors:
+        if f"{at}/table" not in self.tensors:
             return self.tensor(f"{at}/positions"), self.tensor(f"{at}/time")
         table = self.tensor(f"{at}/table")  # [T, P, D]
         return table[0], table[:, 0] - table[0, 0]
 
     def temporal(self, like: Temporal) -> Temporal:
-        if f"{like.single.path}/weight" in self._tensors:  # exported for one frame
+        if f"{like.single.path}/weight" in self.tensors:  # exported for one frame
             single = self.linear(like.single)
             qkv, out = (
                 dataclasses.replace(w, weight=single.weight, bias=single.bias)
@@ -122,7 +121,7 @@ class _Reader:
             )
             return Temporal(qkv, out, single)
         qkv, out = self.linear(like.qkv), self.linear(like.out)
-        weight = out.weight @ qkv.weight[2 * self._config.width :]
+        weight = out.weight @ qkv.weight[2 * self.artefact.config.width :]
         return Temporal(qkv, out, dataclasses.replace(like.single, weight=weight, bias=out.bias))
 
 

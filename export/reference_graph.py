@@ -19,13 +19,14 @@ from stan_infer.network.model import Stan
 from stan_infer.system.packages import require
 
 
-class VideoGraph(nn.Module):
-    """Clips -> mean embedding and frame embeddings, both float32."""
-
+class _Tower(nn.Module):
     def __init__(self, model: Stan) -> None:
-        """Wrap `model` without copying it."""
         super().__init__()
-        self.model = model
+        self.model = model  # not a copy
+
+
+class VideoGraph(_Tower):
+    """Clips -> mean embedding and frame embeddings, both float32."""
 
     def forward(self, video: Tensor) -> tuple[Tensor, Tensor]:
         """Clips as in Stan.encode_video -> [B, E] and [B, T, E]."""
@@ -33,13 +34,8 @@ class VideoGraph(nn.Module):
         return frames.mean(1), frames
 
 
-class TextGraph(nn.Module):
+class TextGraph(_Tower):
     """Ids -> text embeddings and token embeddings, both float32."""
-
-    def __init__(self, model: Stan) -> None:
-        """Wrap `model` without copying it."""
-        super().__init__()
-        self.model = model
 
     def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Ids [Q, L] -> [Q, E] and [Q, L, E]."""

@@ -43,7 +43,10 @@ def add_mug_score(
     g = graph
     x, y = _unit(g, tokens), _unit(g, frames)
     x = g.node("Mul", [x, g.constant(tau, np.float32)])
-    rows = [g.node("Reshape", [v, _flat(g, v)]) for v in (x, y)]  # [Q L, E], [B T, E]
+    rows = []  # [Q L, E], [B T, E]
+    for v in (x, y):
+        shape = [g.constant([-1]), g.node("Shape", [v], start=2, end=3)]
+        rows.append(g.node("Reshape", [v, g.node("Concat", shape, axis=0)]))
     d = g.node("MatMul", [rows[0], g.node("Transpose", [rows[1]], perm=[1, 0])])
     sizes = [g.node("Shape", [v], start=0, end=2) for v in (ids, frames)]
     d = g.node("Reshape", [d, g.node("Concat", sizes, axis=0)])  # [Q, L, B, T]
@@ -70,12 +73,6 @@ def add_mug_score(
 def _unit(g: GraphWriter, x: str) -> str:
     norm = g.node("ReduceL2", [x, g.constant([-1])], keepdims=1)
     return g.node("Div", [x, g.node("Max", [norm, g.constant(_SMALLEST, np.float32)])])
-
-
-def _flat(g: GraphWriter, x: str) -> str:
-    """The shape [n, E] for rows [a, b, E]."""
-    width = g.node("Shape", [x], start=2, end=3)
-    return g.node("Concat", [g.constant([-1]), width], axis=0)
 
 
 def _skip(g: GraphWriter, x: str, zero: str) -> str:

@@ -19,7 +19,7 @@ from stan_infer.errors import InputError
 from stan_infer.export.card import write_card
 from stan_infer.export.class_head import class_scores, embed_classes
 from stan_infer.export.fp16_ranges import Ranges
-from stan_infer.export.golden import random_clips, random_ids, write_golden
+from stan_infer.export.golden import random_clips, random_ids, video_case, write_golden
 from stan_infer.export.onnx_nodes import Nodes
 from stan_infer.export.onnx_ops import OnnxOps
 from stan_infer.export.options import MAX_BATCH, ExportOptions, Range, fixed_size
@@ -170,7 +170,7 @@ class _Export:
         dims = {"batch": options.batch_range(), "frames": options.frame_range(config)}
         # The model runs first, so that its activations and the graph are not in memory together.
         self.say("running the model on the video tower's cases")
-        cases = [self._video_case(b, t) for b, t in case_sizes(dims["batch"], dims["frames"])]
+        cases = [self._video_case(size) for size in case_sizes(dims["batch"], dims["frames"])]
         self.say(f"writing the video tower ({options.graph} graph, {options.precision})")
         external = self._write_video(path, dims)
         self.written.append(_Written(path, "video", options.precision, dims, external, cases))
@@ -203,14 +203,12 @@ class _Export:
             classes=self.classes if options.head == "classify" else None,
         )
 
-    def _video_case(self, b: int, t: int) -> Case:
-        config, options = self.config, self.options
-        clips = random_clips(config, b, t, options.input, seed=100 * b + t)
-        mean, frames = (x.numpy() for x in VideoGraph(self.model)(torch.from_numpy(clips)))
-        wanted = {"video_embeds": mean, "frame_embeds": frames}
-        if options.head == "classify":
-            wanted["scores"] = class_scores(config, self.classes, mean, frames)
-        return Case((b, t), {"video": clips}, wanted)
+    def _video_case(self, size: tuple[int, int]) -> Case:
+        case = video_case(self.config, size, self.options.input, VideoGraph(self.model))
+        if self.options.head == "classify":
+            scores = class_scores(self.config, self.classes, **case.wanted)
+            case.wanted["scores"] = scores
+        return case
 
     def _measure_ranges(self) -> None:
         config, clips = self.config, self.options.clips

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,10 @@ from stan_infer.artefacts.calibration_file import CALIBRATION
 from stan_infer.artefacts.difference import relative_error
 from stan_infer.artefacts.folder import Artefact, Graph, sha256, write_manifest
 from stan_infer.artefacts.npz_file import Field, read_npz
-from stan_infer.config import StanConfig
 from stan_infer.engines.open import open_graph
 from stan_infer.errors import InputError
-from stan_infer.export.golden import random_clips
-from stan_infer.export.parity import Case, case_sizes, check_graph, prove
+from stan_infer.export.golden import video_case
+from stan_infer.export.parity import case_sizes, check_graph, prove
 from stan_infer.export.read_weights import read_classes
 from stan_infer.export.video_graph import write_video_graph
 from stan_infer.network.eight_bits import QuantisedLinear
@@ -37,10 +37,9 @@ def write_quantised(
     """Write a folder like `artefact`, with a video graph of the quantised `weights`, to `folder`.
 
     folder: empty. precision: int8 or fp8. calibration: content of calibration.json. extra: content
-    of other files, by name. The text tower, vocabulary, preprocessing and golden data are copied.
-    The graph's outputs are compared with those of the same weights in torch. Tolerances of the
-    golden data, which are the fp32 model's outputs, are set to what 8 bits cost there. Raises
-    CheckError if outputs differ.
+    of other files, by name. All other files are copied. The tolerances of the golden data, which
+    are the fp32 model's outputs, are raised to what 8 bits cost there. Raises CheckError if the
+    graph's outputs differ from those of the same weights in torch.
     """
     graph = artefact.graph("video")
     assert graph is not None
@@ -48,22 +47,20 @@ def write_quantised(
     del manifest["schema"], manifest["files"]
     entry = next(g for g in manifest["graphs"] if g["file"] == graph.file)
     _copy_others(artefact, graph, folder)
-    path = folder / graph.file
+    path, input = folder / graph.file, "uint8" if graph.inputs[0]["dtype"] == "uint8" else "float"
     external = write_video_graph(
         path,
         artefact.config,
         weights,
         dims=graph.dims,
-        input="uint8" if graph.inputs[0]["dtype"] == "uint8" else "float",
+        input=input,
         precision="fp32",
         opset=graph.opset,
         classes=read_classes(artefact),
     )
     text = json.dumps(calibration, indent=1, sort_keys=True, allow_nan=False) + "\n"
-    (folder / CALIBRATION).write_text(text, encoding="utf-8")
-    for name, content in (extra or {}).items():
+    for name, content in {CALIBRATION: text.encode(), **(extra or {})}.items():
         (folder / name).write_bytes(content)
-    record = check_graph(path, graph.opset, graph.dims)
     entry |= {
         "sha256": sha256(path),
         "bytes": path.stat().st_size,
@@ -76,11 +73,13 @@ def write_quantised(
             "kept": calibration["kept"],
             "calibration_sha256": sha256(folder / CALIBRATION),
         },
-        **record,
+        **check_graph(path, graph.opset, graph.dims),
     }
+    run = partial(encode_video, weights)
     sizes = case_sizes(graph.dims["batch"], graph.dims["frames"])
-    cases = (_case(artefact.config, weights, b, t) for b, t in sizes)
-    parity = prove(path, cases, precision, "the same 8 bits in torch")
+    with torch.inference_mode():
+        cases = (video_case(artefact.config, size, input, run) for size in sizes)
+        parity = prove(path, cases, precision, "the same 8 bits in torch")
     manifest["parity"] = [p for p in manifest["parity"] if p["file"] != graph.file] + [parity]
     manifest["ranges"] = []
     if manifest.get("golden"):
@@ -95,15 +94,6 @@ def _copy_others(artefact: Artefact, graph: Graph, folder: Path) -> None:
         if name not in skipped:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             artefact.copy(name, folder / name)
-
-
-def _case(config: StanConfig, weights: VideoWeights, b: int, t: int) -> Case:
-    """Random clips, and torch's outputs for them with the same weights in 8 bits."""
-    input = "uint8" if weights.patches.layout == "BTHWC" else "float"
-    clips = random_clips(config, b, t, input, seed=100 * b + t)
-    with torch.inference_mode():
-        mean, frames = (x.numpy() for x in encode_video(weights, torch.from_numpy(clips)))
-    return Case((b, t), {"video": clips}, {"video_embeds": mean, "frame_embeds": frames})
 
 
 def _measure_golden(path: Path, golden: dict[str, Any], artefact: Artefact) -> None:

@@ -186,28 +186,28 @@ def _pipeline(preprocess: Message, video: Message) -> dict[str, Any]:
         # This ensemble has no batch axis of its own, so that of its models is part of the shapes.
         dims = [1, *value["dims"]] if video["max_batch_size"] else value["dims"]
         outputs.append({**value, "dims": dims})
+    names = {v["name"]: v["name"] for v in outputs}
+    steps = [
+        _step("preprocess", {frames["name"]: frames["name"]}, {"pixels": "clip"}),
+        _step("video", {taken["name"]: "clip"}, names),
+    ]
     return {
         "name": "video_pipeline",
         "platform": "ensemble",
         "max_batch_size": 0,
         "input": [dict(frames)],
         "output": outputs,
-        "ensemble_scheduling": {
-            "step": [
-                {
-                    "model_name": "preprocess",
-                    "model_version": -1,
-                    "input_map": {"key": frames["name"], "value": frames["name"]},
-                    "output_map": {"key": "pixels", "value": "clip"},
-                },
-                {
-                    "model_name": "video",
-                    "model_version": -1,
-                    "input_map": {"key": taken["name"], "value": "clip"},
-                    "output_map": [{"key": v["name"], "value": v["name"]} for v in outputs],
-                },
-            ]
-        },
+        "ensemble_scheduling": {"step": steps},
+    }
+
+
+def _step(model: str, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> Message:
+    """One step of the ensemble; inputs, outputs: the model's names -> those in the ensemble."""
+    maps = {"input_map": inputs, "output_map": outputs}
+    return {
+        "model_name": model,
+        "model_version": -1,
+        **{k: [{"key": a, "value": b} for a, b in names.items()] for k, names in maps.items()},
     }
 
 
