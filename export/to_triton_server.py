@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
 import stan_infer
-from stan_infer.artefacts.checked_graph import checked_bare_graph, checked_graph
+from stan_infer.artefacts.checked_graph import checked_graph
 from stan_infer.artefacts.folder import (
     ENGINES_FOLDER,
     MANIFEST,
@@ -25,7 +24,7 @@ from stan_infer.artefacts.folder import (
     sha256,
     write_json,
 )
-from stan_infer.errors import CheckError, InputError, check_word
+from stan_infer.errors import InputError, check_word
 from stan_infer.system.atomic import new_folder
 from stan_infer.system.json_file import checked, read_object
 from stan_infer.tensorrt_plans.options import DEFAULT_TEXTS
@@ -35,7 +34,6 @@ from stan_infer.text.vocabulary import CLIP_LICENCE, CLIP_LICENCE_FILE
 FORMAT = "triton-server"  # the --format of export
 # Backend of the towers -> the format of an exported folder that has their files.
 BACKENDS = {"onnxruntime": "onnx", "tensorrt": "tensorrt"}
-GRAPH = "model.onnx"  # the file that the server opens
 # Marks the repository as ours. Triton ignores it, because models are folders.
 MARKER = "stan_infer.json"
 ROLES = ("video", "text", "preprocess", "score")
@@ -63,8 +61,8 @@ def write_repository(artefact: Artefact, out: Path, *, backend: str = "onnxrunti
     """Write an exported folder as a repository at `out`; return the names of its models.
 
     backend: of the towers; "tensorrt" uses the folder's plans of TensorRT. Raises InputError for an
-    unknown backend, a folder that lacks a plan, two files that would get the same place, or an
-    `out` that must not be replaced; CheckError for a file that was changed after the export.
+    unknown backend, a folder that lacks a plan, or an `out` that must not be replaced; CheckError
+    for a file that was changed after the export.
     """
     check_word("backend", backend, BACKENDS)
     graphs = {role: g for role in ROLES if (g := artefact.graph(role)) is not None}
@@ -88,10 +86,9 @@ def write_repository(artefact: Artefact, out: Path, *, backend: str = "onnxrunti
             (folder / name / "config.pbtxt").write_text(text_format(config), encoding="utf-8")
         for name in ("tokenizer.json", "labels.txt"):
             if artefact.has(name):
-                _put(artefact, name, folder / name)
+                artefact.copy(name, folder / name)
         if (folder / "tokenizer.json").exists():
             (folder / CLIP_LICENCE_FILE).write_text(CLIP_LICENCE, encoding="utf-8")
-        _check_written(artefact, folder, {r: g for r, g in graphs.items() if r not in plans})
         files = sorted(p for p in folder.rglob("*") if p.is_file())
         marker = {
             "tool": {"name": "stan_infer", "version": stan_infer.__version__},
@@ -244,32 +241,9 @@ def _copy(artefact: Artefact, graph: Graph, plan: Plan | None, folder: Path) -> 
         return
     with checked_graph(artefact, graph):  # a bad graph is refused before anything is copied
         pass
-    _put(artefact, graph.file, folder / GRAPH)
+    artefact.copy(graph.file, folder / "model.onnx")
     for name in graph.external_data:  # it keeps its name, which is in the graph
-        _put(artefact, name, folder / Path(name).name)
-
-
-def _put(artefact: Artefact, name: str, target: Path) -> None:
-    """Copy a file of the folder, and check its hash; InputError if there is a file at `target`."""
-    if os.path.lexists(target):
-        raise InputError(
-            f"exported folder {artefact.path}: {name[:80]} would take the place of another file in "
-            f"the repository, {target.name[:80]}: export the checkpoint again"
-        )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    artefact.copy(name, target)
-
-
-def _check_written(artefact: Artefact, folder: Path, graphs: Mapping[str, Graph]) -> None:
-    """Check the graphs in the repository, which the server will open, as the folder's were."""
-    for role, graph in graphs.items():
-        path = folder / role / "1" / GRAPH
-        checked_bare_graph(path, [Path(name).name for name in graph.external_data])
-        if sha256(path) != artefact.manifest["files"][graph.file]["sha256"]:
-            raise CheckError(
-                f"{path.name} of {role} is not {graph.file} any more: nothing was written; try "
-                "again"
-            )
+        artefact.copy(name, folder / Path(name).name)
 
 
 def why_keep_repository(folder: Path) -> str | None:

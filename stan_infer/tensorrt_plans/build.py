@@ -112,10 +112,7 @@ def rebuild_plan(
         targets=tuple(targets),
     )
     module = check_buildable(plan.engine, options)
-    profiles: list[dict[str, Any]] = [
-        {name: [list(shape) for shape in shapes] for name, shapes in p.items()}
-        for p in plan.profiles
-    ]
+    profiles = plan.sidecar["profiles"]
     if not all(profile_fits(graph, p) for p in profiles):  # a sidecar may come from a stranger
         raise InputError(f"{plan.path}: its profiles are not for {graph.file}; {plan.rebuild()}")
     job = _job(module, artefact, graph, plan.engine, options, profiles)
@@ -169,9 +166,8 @@ def run_job(job: Job, progress: Callable[[float], None], gpu: int | None = None)
         if "part" in message:
             progress(message["part"])
         elif "log" in message:
-            level = logging.getLevelName(message["log"])
-            _log.log(level if isinstance(level, int) else logging.INFO, message["text"])
-            said.append(message["text"])
+            _log.info("%s", message["log"])
+            said.append(message["log"])
         else:
             answer.update(message)
 

@@ -2,7 +2,7 @@
 
 NVIDIA's builder may crash or run out of memory, prints to any stream, and has one log per process;
 a process of its own keeps that away from the caller. Standard input is a Job as JSON. Standard
-output is JSON, one object a line: {"part"} for progress, {"log", "text"} for NVIDIA's messages, and
+output is JSON, one object a line: {"part"} for progress, {"log"} for NVIDIA's messages, and
 at the end {"done"} or {"error", "code"}.
 """
 
@@ -274,7 +274,7 @@ class _LogHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Send one message."""
-        self._put({"log": record.levelname, "text": record.getMessage()[:2000]})
+        self._put({"log": record.getMessage()[:2000]})
 
 
 def main() -> int:
