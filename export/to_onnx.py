@@ -48,7 +48,7 @@ def export_onnx(
     options: ExportOptions,
     *,
     say: Say,
-    then: Callable[[Path], None] = lambda folder: None,
+    then: Callable[[Path], None],
 ) -> Artefact:
     """Write the folder; arguments and errors are those of export_model.
 
@@ -228,15 +228,13 @@ class _Export:
         config, options = self.config, self.options
         path = self.folder / "text.onnx"
         dims = {"batch": (1, MAX_TEXTS), "length": (2, config.context_positions)}
-        sizes = sorted({(1, config.context_length), (5, config.context_positions), (2, 3)})
-        ids = [random_ids(config, q, n, seed=q) for q, n in sizes]
         self.say("running the model on the text tower's cases")
-        module = TextGraph(self.model)
-        cases = []
-        for size, rows in zip(sizes, ids, strict=True):
-            end, tokens = (x.numpy() for x in module(torch.from_numpy(rows)))
+        module, cases = TextGraph(self.model), []
+        for q, n in sorted({(1, config.context_length), (5, config.context_positions), (2, 3)}):
+            ids = random_ids(config, q, n, seed=q)
+            end, tokens = (x.numpy() for x in module(torch.from_numpy(ids)))
             wanted = {"text_embeds": end, "token_embeds": tokens}
-            cases.append(Case(size, {"input_ids": rows}, wanted))
+            cases.append(Case((q, n), {"input_ids": ids}, wanted))
         self.say(f"writing the text tower ({options.graph} graph, {options.precision})")
         names = ["input_ids", "text_embeds", "token_embeds"]
         if options.graph == "reference":
@@ -246,8 +244,8 @@ class _Export:
             weights = fold_text(self.model, on_demand=True)
             if options.precision == "fp16":
                 ranges = Ranges()
-                for rows in ids:
-                    encode_text(weights, torch.from_numpy(rows).long(), ranges)
+                for case in cases:
+                    encode_text(weights, torch.from_numpy(case.feeds["input_ids"]).long(), ranges)
                 self.ranges.append({"tower": "text", **ranges.check_fp16("random token ids")})
             graph = new_graph("text", self.folder, self.options.opset, config)
             graph.input("input_ids", TensorProto.INT32, ["batch", "length"])
