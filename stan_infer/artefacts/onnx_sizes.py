@@ -142,7 +142,8 @@ def allowed(form: GraphForm, config: StanConfig, inputs: Inputs) -> Need:
             floats += q * length * token
             work += q * text_flops(c, length)
         elif name == "frames":
-            # Two products per frame, each with a matrix that holds the weights of the resize.
+            # What a resize by two matrix products per frame takes. Our graph gathers rows and
+            # columns instead: from 224 x 224 pixels on, a third of the bytes, 6 % of the work.
             t, h, w = dims[0], dims[1], dims[2]
             r = c.short_side
             scale = r / max(1, min(h, w))
