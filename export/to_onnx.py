@@ -113,8 +113,8 @@ class _Export:
                 write_vocabulary(self.folder / "tokenizer.json")
         if options.tower != "text":
             self.say("writing golden data")
-            baked = self.classes.get("embeddings") if options.head == "classify" else None
-            self.golden = write_golden(self.folder / "golden.npz", self.model, options, baked)
+            classes = self.classes.get("embeddings") if options.head == "classify" else None
+            self.golden = write_golden(self.folder / "golden.npz", self.model, options, classes)
         del self.model
 
     @property

@@ -18,7 +18,7 @@ MAX_NUMBERS = 4096  # of one repeated field of numbers
 
 
 class Message:
-    """The fields of one message; which of them hold what is for the caller to know."""
+    """The fields of one message, by number."""
 
     def __init__(self, file: File, start: int, end: int) -> None:
         """Find the fields in bytes start to end of the file; InputError if they are damaged."""

@@ -186,15 +186,15 @@ def _build_one(
     artefact: Artefact, graph: Graph, job: Job, progress: Progress, gpu: int = 0
 ) -> Plan:
     folder = artefact.path
-    here = nvidia_gpus()[gpu] if job.engine == "trt" else None
-    runs_on = f"{job.engine}-{here['sm']}" if here else job.engine
+    device = nvidia_gpus()[gpu] if job.engine == "trt" else None
+    runs_on = f"{job.engine}-{device['sm']}" if device else job.engine
     path = folder / ENGINES_FOLDER / f"{graph.role}.{graph.precision}.{runs_on}.plan"
     held = artefact.held(graph.file, *graph.external_data)  # the builder opens them by name
     with _engines_folder(path.parent), new_plan(path) as (temporary, sidecar), held:
         done = run_job(
             dataclasses.replace(job, out=str(temporary)),
             lambda part: progress(path.name, part),
-            None if here is None else gpu,
+            None if device is None else gpu,
         )
         sidecar |= {
             "flavor": FLAVORS[job.engine],
@@ -203,7 +203,7 @@ def _build_one(
             "onnx": graph.file,
             "onnx_sha256": sha256(folder / graph.file),
             "manifest_sha256": sha256(folder / MANIFEST),
-            "built_on": here,
+            "built_on": device,
             "options": {
                 "workspace_mib": job.workspace_mib,
                 "level": job.level,

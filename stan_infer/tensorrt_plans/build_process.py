@@ -247,22 +247,17 @@ def _write_cache(config: Any, path: Path, log: Any) -> None:
 
 
 def _io(network: Any) -> list[dict[str, Any]]:
-    found = []
-    for mode, count, get in (
-        ("input", network.num_inputs, network.get_input),
-        ("output", network.num_outputs, network.get_output),
-    ):
-        for tensor in (get(i) for i in range(count)):
-            dtype = str(tensor.dtype).rsplit(".", 1)[-1]
-            found.append(
-                {
-                    "name": tensor.name,
-                    "mode": mode,
-                    "dtype": _DTYPES.get(dtype, dtype),
-                    "shape": [int(n) for n in tensor.shape],
-                }
-            )
-    return found
+    tensors = [("input", network.get_input(i)) for i in range(network.num_inputs)]
+    tensors += [("output", network.get_output(i)) for i in range(network.num_outputs)]
+    return [
+        {
+            "name": tensor.name,
+            "mode": mode,
+            "dtype": _DTYPES[str(tensor.dtype).rsplit(".", 1)[-1]],
+            "shape": [int(n) for n in tensor.shape],
+        }
+        for mode, tensor in tensors
+    ]
 
 
 class _LogHandler(logging.Handler):
