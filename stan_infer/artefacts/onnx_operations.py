@@ -170,8 +170,10 @@ def _unsqueeze(node: Node, taken: Taken) -> tuple[list[Value], int]:
 
 
 def _expand(node: Node, taken: Taken) -> tuple[list[Value], int]:
-    x, wanted = _need(taken, 0), _numbers(taken, 1)
-    dims = np.broadcast_shapes(x.dims, tuple(wanted or ()))
+    x, wanted = _need(taken, 0), _numbers(taken, 1) or []
+    if len(wanted) > MAX_RANK:
+        raise CannotTell("its shape")
+    dims = np.broadcast_shapes(x.dims, tuple(wanted))
     is_known = x.known is not None and prod(dims) <= KNOWN
     return [Value(x.dtype, dims, np.broadcast_to(x.known, dims) if is_known else None)], 0
 

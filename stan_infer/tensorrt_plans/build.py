@@ -112,7 +112,7 @@ def rebuild_plan(
         targets=tuple(targets),
     )
     module = check_buildable(plan.engine, options)
-    profiles = plan.sidecar["profiles"]
+    profiles: list[dict[str, Any]] = list(plan.profiles)
     if not all(profile_fits(graph, p) for p in profiles):  # a sidecar may come from a stranger
         raise InputError(f"{plan.path}: its profiles are not for {graph.file}; {plan.rebuild()}")
     job = _job(module, artefact, graph, plan.engine, options, profiles)
