@@ -78,7 +78,7 @@ def build_plans(
     found = [g for g in map(artefact.graph, dict.fromkeys(options.roles)) if g is not None]
     if not found:
         raise InputError(f"folder {folder} holds none of these graphs: {', '.join(options.roles)}")
-    jobs = [
+    jobs = [  # all are checked before the first is built
         (g, _job(module, artefact, g, engine, options, profiles_of(artefact, g, options)))
         for g in found
     ]
@@ -128,10 +128,9 @@ def _job(
     profiles: list[dict[str, Any]],
 ) -> Job:
     dtypes = {value["name"]: value["dtype"] for value in graph.inputs}
-    with checked_graph(artefact, graph) as source:
+    with checked_graph(artefact, graph) as checked:
         for profile in profiles:
-            most = {name: (dtypes[name], high) for name, (_, _, high) in profile.items()}
-            source.check_sizes(most)
+            checked.check_sizes({k: (dtypes[k], high) for k, (_, _, high) in profile.items()})
     if options.timing_cache:  # it may not lie in the folder, whose manifest does not list it
         check_file(options.timing_cache, sources=[artefact.path])
     targets: list[str] = []
