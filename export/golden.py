@@ -70,7 +70,8 @@ def write_golden(
     classes: embeddings [n, E] of the labels, if the graph has a class head over them. Raises
     CheckError if an output of the model is not finite.
     """
-    config, arrays = model.config, {}
+    config = model.config
+    arrays: dict[str, np.ndarray] = {}
     # Decoded frames of a size that needs the resize, and what our own resize makes of them.
     side = config.short_side
     arrays["frames"] = moving_frames(_RAW_FRAMES, side + side // 3 + 1, 2 * side - 3)

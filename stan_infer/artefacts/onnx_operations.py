@@ -174,8 +174,10 @@ def _expand(node: Node, taken: Taken) -> tuple[list[Value], int]:
     if len(wanted) > MAX_RANK:
         raise CannotTell("its shape")
     dims = np.broadcast_shapes(x.dims, tuple(wanted))
-    is_known = x.known is not None and prod(dims) <= KNOWN
-    return [Value(x.dtype, dims, np.broadcast_to(x.known, dims) if is_known else None)], 0
+    known = None
+    if x.known is not None and prod(dims) <= KNOWN:
+        known = np.broadcast_to(x.known, dims)
+    return [Value(x.dtype, dims, known)], 0
 
 
 def _concat(node: Node, taken: Taken) -> tuple[list[Value], int]:
