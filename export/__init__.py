@@ -1,5 +1,5 @@
-"""Exporters: a Stan in, a folder out that runs without torch.
+"""Exporters: they write a Stan as a folder that runs without torch.
 
-Imports engines (its graphs are proved on them) and what lies below.
+Imports engines, which run the written graphs to check them, and what lies below.
 Start at `export_model.export_model`.
 """

@@ -1,4 +1,4 @@
-"""README.md of an exported folder: what it is, how to run it, what was measured."""
+"""The model card of an exported folder, README.md: what it is, how to run it, its errors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from stan_infer.errors import printable
 def write_card(path: Path, manifest: Mapping[str, Any]) -> None:
     """Write the model card from the manifest alone, so that the two cannot disagree.
 
-    Its words (names, licence, command) are shown as they are: none becomes Markdown or HTML.
+    Texts of the manifest (names, licence, command) are escaped, so that none acts as Markdown or
+    HTML.
     """
     model, source = manifest["model"], manifest.get("source") or {}
     head = "Mug-STAN" if model["head"] != "mean" else "STAN"
@@ -24,8 +25,9 @@ def write_card(path: Path, manifest: Mapping[str, Any]) -> None:
         f"CLIP ViT ({size}) with a STAN branch of {model['branch_layers']} layers "
         f"({model['branch']}); {model['frames']} frames of {model['image_size']} pixels a clip.",
         "",
-        f"- Weights: {_told(source.get('file'))}, SHA-256 {_told(source.get('checkpoint_sha256'))}",
-        f"- Licence of the weights: {_told(manifest.get('licence'))}",
+        f"- Weights: {_recorded(source.get('file'))}, "
+        f"SHA-256 {_recorded(source.get('checkpoint_sha256'))}",
+        f"- Licence of the weights: {_recorded(manifest.get('licence'))}",
         f"- Made with stan_infer {manifest['tool']['version']}: "
         f"{_code(manifest.get('command') or 'from Python')}",
         "",
@@ -36,7 +38,7 @@ def write_card(path: Path, manifest: Mapping[str, Any]) -> None:
     for g in manifest["graphs"]:
         p = parity.get(g["file"])
         inputs = ", ".join(f"{v['name']} {v['dtype']} {v['shape']}" for v in g["inputs"])
-        # A bar would end its cell of the table, also within code.
+        # A bar would end the table's cell, even inside code.
         words = [
             _code(w).replace("|", r"\|") for w in (g["file"], g["role"], g["precision"], inputs)
         ]
@@ -58,17 +60,17 @@ def write_card(path: Path, manifest: Mapping[str, Any]) -> None:
     path.write_text("\n".join(lines), encoding="utf-8")
 
 
-def _told(value: Any) -> str:
+def _recorded(value: Any) -> str:
     return _code(value) if value else "not recorded"
 
 
 def _code(value: Any) -> str:
-    """A value as inline code, in which nothing is markup, a link or a mention.
+    """A value as inline code, inside which nothing is markup, a link or a mention.
 
-    The fence is longer than any run of backticks inside.
+    The fence around it is longer than any run of backticks inside.
     """
     text = printable(str(value))
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
     if text[:1] in "` " or text[-1:] in "` ":
-        text = f" {text} "  # which a renderer takes away
+        text = f" {text} "  # renderers remove one blank at each end
     return f"{fence}{text}{fence}"

@@ -1,4 +1,4 @@
-"""Classes of an exported folder: their embeddings, and the graph's head over them."""
+"""The classes of an exported folder: their embeddings, and the graph's head that scores them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Classes = dict[str, np.ndarray]
 
 
 def embed_classes(model: Stan, labels: Sequence[str], template: str) -> Classes:
-    """What a head over these classes bakes in.
+    """The arrays that a class head is made from, as labels.npz has them.
 
-    Mean head: "embeddings" float32 [n, E], normalised. Mug heads: "token_embeds" [n, L, E] and
-    "input_ids" int32 [n, L].
+    template: the text of a class, with {} for its label. Mean head: "embeddings" float32 [n, E],
+    normalised. Mug heads: "token_embeds" float32 [n, L, E] and "input_ids" int32 [n, L].
     """
     texts = [template.replace("{}", label) for label in labels]
     ids = tokenize(texts, model.config.context_length)
@@ -35,13 +35,13 @@ def embed_classes(model: Stan, labels: Sequence[str], template: str) -> Classes:
 
 
 def class_scores(
-    config: StanConfig, classes: Classes, mean: np.ndarray, frames: np.ndarray
+    config: StanConfig, classes: Classes, video_embeds: np.ndarray, frame_embeds: np.ndarray
 ) -> np.ndarray:
-    """Scores [B, n] of video_embeds [B, E], or with a Mug head of frame_embeds [B, T, E]."""
+    """Class scores [B, n], from video_embeds [B, E], or with a Mug head frame_embeds [B, T, E]."""
     if not config.is_mug:
-        return head_scores(config.head, classes["embeddings"], None, mean).T
+        return head_scores(config.head, classes["embeddings"], None, video_embeds).T
     tokens, mask = classes["token_embeds"], classes["input_ids"] != 0
-    return head_scores(config.head, tokens, mask, frames, tau=config.mug_tau).T
+    return head_scores(config.head, tokens, mask, frame_embeds, tau=config.mug_tau).T
 
 
 def add_class_head(
@@ -52,7 +52,10 @@ def add_class_head(
     frames: str,
     batch: int | str,
 ) -> None:
-    """Add the outputs scores and probabilities [B, n]; mean, frames: the embeddings' names."""
+    """Add the outputs "scores" and "probabilities" [B, n] to a video graph.
+
+    mean, frames: names of the values that hold video_embeds and frame_embeds.
+    """
     n = len(next(iter(classes.values())))
     with graph.scope("classes"):
         if config.is_mug:

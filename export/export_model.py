@@ -1,4 +1,4 @@
-"""A model as an exported folder: its graphs, proved, and TensorRT's plans of them."""
+"""Exporting a model as a folder of checked graphs, and of TensorRT plans if asked for."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from stan_infer.network.model import Stan
     from stan_infer.tensorrt_plans.options import PlanOptions
 
-# Format -> the engine that runs its plans; "onnx" is the graphs alone.
+# Format -> the engine whose plans it adds to the graphs.
 FORMATS: dict[str, str | None] = {"onnx": None, **{name: engine for engine, name in PLANS.items()}}
 
 
@@ -29,18 +29,18 @@ def export_model(
     on_plan: Callable[[str, float], None] | None = None,
     **options: Any,
 ) -> Artefact:
-    """Write `model` as a folder and prove it against the model itself before the folder appears.
+    """Write `model` as a folder, after comparing each graph's outputs with the model's.
 
-    model: a Stan, or a function that loads one, which is let go before the graphs are run: that
-    halves the memory. out: a new or empty folder, or an earlier export, which is replaced.
-    format: "onnx"; "tensorrt" and "tensorrt-rtx" are that and plans of its graphs in engines/, as
-    `plan` wants them (tensorrt_plans.build adds them to a folder that is there).
-    progress: called with a sentence before each step. on_plan: with a plan's name and the part of
-    its build that is done. options: the fields of ExportOptions, which says what each means.
+    model: a Stan, or a function that loads one. What the function loads is released before the
+    graphs are run, which halves the memory. out: a new or empty folder, or an earlier export, which
+    is replaced. format: "onnx" for the graphs alone; "tensorrt" and "tensorrt-rtx" also build plans
+    of them in engines/, with the options in `plan`. (tensorrt_plans.build adds plans to a folder
+    that exists.) progress: called with a sentence before each step. on_plan: called with a plan's
+    file name and the part of its build that is done. options: the fields of ExportOptions.
 
-    Raises InputError for unknown words or a folder that cannot be written, MissingError for absent
-    packages, CheckError when a graph's outputs differ from the model's, an axis is not dynamic, or
-    fp16 would overflow; and what build_plans raises. Then there is no folder.
+    Raises InputError for options that are wrong or a folder that cannot be written, MissingError
+    for packages that are missing, CheckError if a graph's outputs differ from the model's, an axis
+    is not dynamic, or fp16 would overflow, and as build_plans does. Then nothing is written.
     """
     check_word("format", format, FORMATS)
     for module in ("torch", "onnx", "onnxruntime"):
@@ -54,7 +54,7 @@ def export_model(
 
     engine, wanted = FORMATS[format], plan or PlanOptions()
     if engine:
-        check_buildable(engine, wanted)  # before the minutes that the graphs take
+        check_buildable(engine, wanted)  # now, because writing the graphs takes minutes
 
     def add_plans(folder: Path) -> None:
         if engine:

@@ -1,13 +1,12 @@
-"""The formats of `stan-infer export`: which options shape each, and what writes it."""
+"""The formats of `stan-infer export`: which options each one uses, and what writes it."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from stan_infer.artefacts.folder import ENGINES_FOLDER, read_artefact, why_keep
 from stan_infer.errors import InputError, check_word
@@ -30,15 +29,18 @@ GRAPHS, PLANS, SIZES, BACKEND = "graphs", "plans", "sizes", "backend"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-    """What is exported.
+    """One export.
 
-    source: a checkpoint or an exported folder. sources: files that the result may not replace.
-    load, graphs: of a checkpoint the model, and fields of ExportOptions, when they are needed.
-    progress, on_plan: see export_model.
+    backend: of format triton-server. given: the checkpoint or exported folder to export. protected:
+    files that the result may not replace. load, graphs: functions that return the checkpoint's
+    model, and fields of ExportOptions; called only for a checkpoint. progress, on_plan: see
+    export_model.
     """
 
-    source: str
-    sources: list[Path]
+    format: str
+    backend: str
+    given: str
+    protected: list[Path]
     out: Path | None
     load: Callable[[], Stan]
     graphs: Callable[[], Mapping[str, Any]]
@@ -49,37 +51,45 @@ class Request:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Written:
-    """What an export wrote: a folder's manifest and plans, or the models of a server."""
+    """What an export wrote: a folder's manifest and plans, or the models of a repository."""
 
     manifest: Mapping[str, Any] | None = None
     plans: list[Plan] = dataclasses.field(default_factory=list)
     models: list[str] | None = None
 
 
-class Format(NamedTuple):
-    """One format, written from a checkpoint or from an exported folder, and the options of each."""
+def used_options(format: str, backend: str, given: str) -> set[str]:
+    """The groups of options that the export of `given`, a checkpoint or a folder, uses.
 
-    of_checkpoint: frozenset[str]
-    of_folder: frozenset[str]
-    from_checkpoint: Callable[[Request], Written]
-    from_folder: Callable[[Request], Written]
+    Raises InputError for an unknown format or backend.
+    """
+    check_word("format", format, (*MODEL_FORMATS, SERVED))
+    check_word("backend", backend, BACKENDS)
+    used, is_folder = {SIZES}, os.path.isdir(given)
+    if format == SERVED:
+        if is_folder:
+            return {BACKEND}
+        used.add(BACKEND)
+        format = BACKENDS[backend]
+    if MODEL_FORMATS[format]:
+        used.add(PLANS)
+    if not is_folder:
+        used.add(GRAPHS)
+    return used
 
-    def options(self, source: str) -> frozenset[str]:
-        """The groups of options that shape the export of this source."""
-        return self.of_folder if os.path.isdir(source) else self.of_checkpoint
 
-    def write(self, request: Request) -> Written:
-        """Write it; raises what its writer raises."""
-        is_folder = os.path.isdir(request.source)
-        return (self.from_folder if is_folder else self.from_checkpoint)(request)
+def write(request: Request) -> Written:
+    """Write the export; raises as the writer of its format does."""
+    if request.format == SERVED:
+        return _write_repository(request)
+    return (_add_plans if os.path.isdir(request.given) else _write_folder)(request)
 
 
-def _write_folder(name: str, request: Request) -> Written:
-    out = _checked(request, why_keep)
+def _write_folder(request: Request) -> Written:
     artefact = export_model(
         request.load,
-        out,
-        format=name,
+        _checked_out(request, why_keep),
+        format=request.format,
         plan=request.plans,
         progress=request.progress,
         on_plan=request.on_plan,
@@ -89,8 +99,8 @@ def _write_folder(name: str, request: Request) -> Written:
     return Written(manifest=artefact.manifest, plans=[read_plan(path) for path in plans])
 
 
-def _add_plans(name: str, request: Request) -> Written:
-    folder, engine = request.source, MODEL_FORMATS[name]
+def _add_plans(request: Request) -> Written:
+    folder, engine = request.given, MODEL_FORMATS[request.format]
     if engine is None:
         raise InputError(
             f"{folder} is a folder; format onnx takes a checkpoint. Give the checkpoint, or "
@@ -101,43 +111,19 @@ def _add_plans(name: str, request: Request) -> Written:
     return Written(plans=build_plans(folder, engine, request.plans, progress=request.on_plan))
 
 
-def _serve(backend: str, request: Request) -> Written:
-    """A server's repository: of an exported folder, or of one that is made for it and then goes."""
-    out = _checked(request, why_keep_repository)
-    if os.path.isdir(request.source):
-        return Written(models=write_repository(read_artefact(request.source), out, backend=backend))
+def _write_repository(request: Request) -> Written:
+    """Write a repository from an exported folder; from a checkpoint, export a temporary one."""
+    out, backend = _checked_out(request, why_keep_repository), request.backend
+    if os.path.isdir(request.given):
+        return Written(models=write_repository(read_artefact(request.given), out, backend=backend))
     with temporary_folder("the export that is served") as above:
-        folder = dataclasses.replace(request, out=above / "folder")
-        _write_folder(BACKENDS[backend], folder)
-        artefact = read_artefact(above / "folder")
-        return Written(models=write_repository(artefact, out, backend=backend))
+        folder = above / "folder"
+        _write_folder(dataclasses.replace(request, format=BACKENDS[backend], out=folder))
+        return Written(models=write_repository(read_artefact(folder), out, backend=backend))
 
 
-def _checked(request: Request, why_keep: Callable[[Path], str | None]) -> Path:
+def _checked_out(request: Request, why_keep: Callable[[Path], str | None]) -> Path:
     if request.out is None:
         raise InputError("give the folder to write: stan-infer export CHECKPOINT -o FOLDER")
-    check_folder(request.out, why_keep, sources=request.sources)
+    check_folder(request.out, why_keep, sources=request.protected)
     return request.out
-
-
-def _model_format(name: str) -> Format:
-    plans = {PLANS} if MODEL_FORMATS[name] else set()
-    return Format(
-        frozenset({GRAPHS, SIZES} | plans),
-        frozenset({SIZES} | plans),
-        partial(_write_folder, name),
-        partial(_add_plans, name),
-    )
-
-
-def _served_format(backend: str) -> Format:
-    made = _model_format(BACKENDS[backend]).of_checkpoint
-    write = partial(_serve, backend)
-    return Format(made | {BACKEND}, frozenset({BACKEND}), write, write)
-
-
-def format_named(name: str, backend: str) -> Format:
-    """The entry of a format; backend: of triton-server. InputError for an unknown word."""
-    check_word("format", name, (*MODEL_FORMATS, SERVED))
-    check_word("backend", backend, BACKENDS)
-    return _served_format(backend) if name == SERVED else _model_format(name)

@@ -1,20 +1,24 @@
-"""Inputs that prove a graph: random ones per shape, and the golden set of a folder."""
+"""Inputs to check graphs with: random ones of any shape, and a folder's golden set."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from stan_infer.artefacts.precision import TOLERANCES
 from stan_infer.config import StanConfig
 from stan_infer.errors import CheckError
 from stan_infer.export.options import ExportOptions
+from stan_infer.export.parity import Case
 from stan_infer.network.model import Stan
 from stan_infer.scores import cosine_scores, head_scores
 from stan_infer.text.tokenizer import tokenize
+from stan_infer.video.clip import resize_crop
 from stan_infer.video.synthetic import moving_frames
 
 TEXTS = (
@@ -36,7 +40,7 @@ def random_clips(config: StanConfig, b: int, t: int, input: str, seed: int) -> n
 
 
 def random_ids(config: StanConfig, q: int, length: int, seed: int) -> np.ndarray:
-    """Ids int32 [Q, L] that start with the start token; the end token is elsewhere in each row."""
+    """Ids int32 [Q, L]: start token, random ids, end token, zeros; rows differ in length."""
     ids = np.random.default_rng(seed).integers(1, config.vocab_size - 2, (q, length))
     ids[:, 0] = config.vocab_size - 2
     for i, row in enumerate(ids):
@@ -46,15 +50,32 @@ def random_ids(config: StanConfig, q: int, length: int, seed: int) -> np.ndarray
     return ids.astype(np.int32)
 
 
+def video_case(
+    config: StanConfig,
+    size: tuple[int, int],
+    input: str,
+    run: Callable[[Tensor], tuple[Tensor, Tensor]],
+) -> Case:
+    """Random clips of size (B, T), and the two embeddings, mean and frames', that `run` gives."""
+    clips = random_clips(config, *size, input, seed=100 * size[0] + size[1])
+    mean, frames = (x.numpy() for x in run(torch.from_numpy(clips)))
+    return Case(size, {"video": clips}, {"video_embeds": mean, "frame_embeds": frames})
+
+
 def write_golden(
     path: Path, model: Stan, options: ExportOptions, classes: np.ndarray | None
 ) -> dict[str, Any]:
-    """Write golden.npz from the model in fp32; return its entry of the manifest.
+    """Write golden.npz from the model in fp32; return its entry in the manifest.
 
-    classes: class scores' label embeddings [n, E], where the graph has such a head.
+    classes: embeddings [n, E] of the labels, if the graph has a class head over them. Raises
+    CheckError if an output of the model is not finite.
     """
-    config, arrays = model.config, {}
-    arrays["frames"], arrays["pixels"] = _raw_frames(config)
+    config = model.config
+    arrays: dict[str, np.ndarray] = {}
+    # Decoded frames of a size that needs the resize, and what our own resize makes of them.
+    side = config.short_side
+    arrays["frames"] = moving_frames(_RAW_FRAMES, side + side // 3 + 1, 2 * side - 3)
+    arrays["pixels"] = resize_crop(arrays["frames"], short_side=side, crop=config.image_size)
     low, high = options.frame_range(config)
     t = min(max(config.frames, low), high)
     b = min(max(_CLIPS, options.batch_range()[0]), options.batch_range()[1])
@@ -96,12 +117,3 @@ def write_golden(
         "text_tolerance": tolerance,
         "score_tolerance": tolerance,
     }
-
-
-def _raw_frames(config: StanConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Frames of a size that needs the resize, and what the product's own resize makes of them."""
-    from stan_infer.video.clip import resize_crop
-
-    r = config.short_side
-    raw = moving_frames(_RAW_FRAMES, r + r // 3 + 1, 2 * r - 3)
-    return raw, resize_crop(raw, short_side=r, crop=config.image_size)

@@ -1,8 +1,9 @@
-"""One ONNX graph, written node by node, its weights to disk as they come.
+"""A writer of ONNX graphs: it adds nodes one by one and writes weights to disk at once.
 
 Names follow the blocks of the network (video/trunk/layer3/attention/qkv/MatMul), so that viewers,
-profiles and builders' logs can be read. Weights are never all in memory: a file below the limit of
-protocol buffers gets them spliced in, a larger one keeps them in one file beside it.
+profiles and logs of builders can be read. The weights are never all in memory: they are copied from
+a temporary file into the graph's file, or, above the size limit of protocol buffers, into one file
+beside it.
 """
 
 from __future__ import annotations
@@ -20,16 +21,15 @@ from onnx import TensorProto, helper
 from stan_infer.system.temporary import temporary_file
 
 MAX_INLINE = 1_900_000_000  # bytes of weights; a protocol buffer ends at 2 GiB
-MIN_OPSET, MAX_OPSET = 18, 25  # ReduceMean takes its axes as an input from 18 on
 _ALIGN = 4096  # so that a runtime can map each weight
 _GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9  # field numbers of ModelProto, GraphProto, TensorProto
 
 
 class GraphWriter:
-    """Collects nodes; `scope` prefixes names, `save` writes the file."""
+    """Collects nodes; `scope` prefixes their names, and `save` writes the file."""
 
     def __init__(self, name: str, folder: Path, opset: int) -> None:
-        """Start an empty graph; `folder` holds the weights until `save`."""
+        """Start an empty graph; its weights are in a temporary file in `folder` until `save`."""
         self.opset = opset
         self._name, self._path = name, ""
         self._nodes: list[onnx.NodeProto] = []
@@ -37,15 +37,16 @@ class GraphWriter:
         self._outputs: list[onnx.ValueInfoProto] = []
         self._used: set[str] = set()
         self._constants: dict[tuple[str, bytes, tuple[int, ...]], str] = {}
-        self._small: list[TensorProto] = []  # what shape inference must be able to read
-        self._weights: dict[str, tuple[int, tuple[int, ...], int, int]] = {}  # dtype, dims, at, len
+        self._small: list[TensorProto] = []  # constants, which shape inference must read
+        # Name -> dtype, dims, and position and bytes in the temporary file.
+        self._weights: dict[str, tuple[int, tuple[int, ...], int, int]] = {}
         self._shared: dict[str, str] = {}
         self._metadata: dict[str, str] = {}
         self._spool = temporary_file(folder)
 
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
-        """Prefix the names of what is added inside."""
+        """Prefix `name` to the names of what is added inside the block."""
         outer, self._path = self._path, f"{self._path}{name}/"
         try:
             yield
@@ -53,20 +54,20 @@ class GraphWriter:
             self._path = outer
 
     def full_name(self, name: str) -> str:
-        """`name` within the scopes around it."""
+        """`name` with the prefixes of the scopes around it."""
         return self._path + name
 
     def node(
         self, op: str, inputs: Sequence[str], *, out: str | Sequence[str] = "", **attributes: Any
     ) -> str:
-        """Add one node; return its (first) output, called `out` or like the node itself."""
+        """Add one node; return the name of its (first) output: `out`, or that of the node."""
         name = self._unique(f"{self._path}{op}")
         outputs = [out or name] if isinstance(out, str) else list(out)
         self._nodes.append(helper.make_node(op, inputs, outputs, name=name, **attributes))
         return outputs[0]
 
     def shared(self, op: str, inputs: Sequence[str], **attributes: Any) -> str:
-        """One node outside all scopes for everybody who asks for it: shapes, mostly."""
+        """As `node`, but outside all scopes, and added only once for the same arguments."""
         key = f"{op} {inputs} {sorted(attributes.items())}"
         if key not in self._shared:
             inner, self._path = self._path, "sizes/"
@@ -75,11 +76,11 @@ class GraphWriter:
         return self._shared[key]
 
     def rename_last(self, name: str) -> None:
-        """Call the output of the last node `name`; nothing may read it yet."""
+        """Rename the output of the last node; no node may read it yet."""
         self._nodes[-1].output[0] = name
 
     def constant(self, values: Any, dtype: Any = np.int64) -> str:
-        """A small constant; equal ones are one."""
+        """Add a small constant, once for equal values; return its name."""
         array = np.asarray(values, dtype)
         key = (array.dtype.str, array.tobytes(), array.shape)
         if key not in self._constants:
@@ -89,7 +90,10 @@ class GraphWriter:
         return self._constants[key]
 
     def weight(self, name: str, values: np.ndarray, dtype: int | None = None) -> str:
-        """A weight under its full name; `dtype` where numpy has no such type (bfloat16's bits)."""
+        """Add a weight, if there is none of its full name yet; return the full name.
+
+        dtype: ONNX's type, where numpy lacks it and `values` are its bits (bfloat16).
+        """
         full = self.full_name(name)
         if full not in self._weights:
             kind = helper.np_dtype_to_tensor_dtype(values.dtype) if dtype is None else dtype
@@ -97,12 +101,12 @@ class GraphWriter:
         return full
 
     def input(self, name: str, dtype: int, shape: Sequence[int | str]) -> str:
-        """Declare a graph input."""
+        """Declare an input of the graph."""
         self._inputs.append(helper.make_tensor_value_info(name, dtype, list(shape)))
         return name
 
     def output(self, value: str, name: str, shape: Sequence[int | str], dtype: int = 1) -> None:
-        """Declare a graph output (float32 unless said): `value` under a public name."""
+        """Declare an output of the graph: `value` under a public name; by default float32."""
         if value != name:
             node = helper.make_node("Identity", [value], [name], name=f"outputs/{name}")
             self._nodes.append(node)
@@ -179,7 +183,7 @@ def _field(number: int, length: int) -> bytes:
 
 
 def _field_size(length: int) -> int:
-    """Bytes of a length-delimited field of this content (field numbers below 16)."""
+    """Bytes of a length-delimited field whose content has `length` bytes (numbers below 16)."""
     return 1 + len(_varint(length)) + length
 
 

@@ -1,4 +1,4 @@
-"""Small pieces of ONNX that know the graph's precision and its dynamic sizes."""
+"""Small groups of ONNX nodes for a graph of some precision, with fixed or dynamic sizes."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ _TYPES_IN_8_BITS = {
     torch.float8_e4m3fn: TensorProto.FLOAT8E4M3FN,
     torch.float8_e5m2: TensorProto.FLOAT8E5M2,
 }
-END = 2**63 - 1  # of a Slice: to the end
+END = 2**63 - 1  # as the end of a Slice: up to the last element
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class Nodes:
-    """Nodes of one graph, whose input `source` has the sizes "B" and "T" as its first axes.
+    """Adds nodes to one graph, whose input `source` has the axes "B" and "T" first.
 
-    batch, frames: those sizes where they are fixed, None where they are dynamic.
+    batch, frames: the sizes of these axes, None for a dynamic one. precision: of weights and
+    linears.
     """
 
     def __init__(
@@ -38,15 +39,15 @@ class Nodes:
         frames: int | None,
         precision: str,
     ) -> None:
-        """Write into `graph`; weights and linears are of `precision`."""
+        """Add to `graph`."""
         self.graph, self.type = graph, TYPES[precision]
         self._source, self._precision = source, precision
         self.sizes = {"B": batch, "T": frames}
 
     def weight(self, name: str, values: Tensor, *, exact: bool = False) -> str:
-        """Write a weight under the scope's name; exact: in fp32, whatever the precision.
+        """Add a weight within the scope; exact: in fp32, whatever the precision.
 
-        Raises CheckError, naming it, where the precision cannot hold a value.
+        Raises CheckError, with the weight's name, if the precision cannot hold a value.
         """
         dtype = torch.float32 if exact else _DTYPES[self._precision]
         stored = values.to(dtype)
@@ -61,27 +62,26 @@ class Nodes:
         return self.graph.weight(name, stored.numpy())
 
     def quantised_linear(self, x: str, w: QuantisedLinear) -> str:
-        """MatMul between DequantizeLinear nodes: x in 8 bits by one scale, W by one per output.
+        """MatMul behind DequantizeLinear nodes: x in 8 bits with one scale, W with one per output.
 
-        Symmetric, nothing quantised behind the linear: the form that ONNX Runtime, OpenVINO and
-        TensorRT all take (ONNX Runtime's own `quantize_static` places the same nodes).
+        Quantisation is symmetric, and outputs are not quantised: the form that ONNX Runtime,
+        OpenVINO and TensorRT all take (ONNX Runtime's own `quantize_static` adds the same nodes).
         """
         graph, kind = self.graph, _TYPES_IN_8_BITS[w.format.dtype]
         weight = graph.weight("weight", w.weight.T.contiguous().view(torch.int8).numpy(), kind)
-        scales = [
-            self.weight("weight_scale", w.scale),
-            self.weight("x_scale", torch.tensor(w.x_scale)),
-        ]
-        # Zero points say the type. Each weight has its own: ONNX Runtime rewrites them on a CPU
-        # whose sums of int8 overflow, and stumbles over one that two weights share.
+        scale = self.weight("weight_scale", w.scale)
+        x_scale = self.weight("x_scale", torch.tensor(w.x_scale))
+        # The types of the zero points are those of the 8 bits. Each weight has its own zero point:
+        # ONNX Runtime rewrites them on a CPU whose sums of int8 overflow, and fails over one that
+        # two weights share.
         zero = graph.weight("weight_zero", np.zeros(len(w.scale), np.int8), kind)
         x_zero = graph.weight("x_zero", np.zeros((), np.int8), kind)
-        x = graph.node("QuantizeLinear", [x, scales[1], x_zero])
-        x = graph.node("DequantizeLinear", [x, scales[1], x_zero])
-        y = graph.node("DequantizeLinear", [weight, scales[0], zero], axis=1)
+        x = graph.node("QuantizeLinear", [x, x_scale, x_zero])
+        x = graph.node("DequantizeLinear", [x, x_scale, x_zero])
+        y = graph.node("DequantizeLinear", [weight, scale, zero], axis=1)
         y = graph.node("MatMul", [x, y])
-        # Not Add of the bias: where all sizes are known ONNX Runtime 1.32 makes that and MatMul a
-        # Gemm first, which it then runs in fp32, weights dequantised on every call.
+        # Sub instead of an Add of the bias: where all sizes are known, ONNX Runtime 1.32 first
+        # fuses MatMul and Add to a Gemm, which it runs in fp32, weights dequantised on every call.
         return graph.node("Sub", [y, self.weight("minus_bias", -w.bias)])
 
     def number(self, value: float) -> str:
@@ -89,11 +89,11 @@ class Nodes:
         return self.cast(self.graph.constant(value, np.float32), self.type)
 
     def cast(self, x: str, kind: int) -> str:
-        """Cast to an ONNX type; nothing where the graph is fp32 throughout."""
+        """Cast to an ONNX type; `x` itself in an fp32 graph."""
         return x if self.type == TensorProto.FLOAT else self.graph.node("Cast", [x], to=kind)
 
     def reshape(self, x: str, shape: Sequence[int | str]) -> str:
-        """Reshape; "B" and "T" stand for the sizes, 0 copies an axis, -1 is what is left."""
+        """Reshape; "B" and "T" stand for those sizes, 0 keeps an axis, -1 takes what is left."""
         known = [self.sizes[n] or n if isinstance(n, str) else n for n in shape]
         unknown = [n for n in known if isinstance(n, str)]
         if len(unknown) == 1 and -1 not in known:
@@ -118,7 +118,7 @@ class Nodes:
         return self.graph.node("Slice", [x, *limits])
 
     def first(self, x: str, axis: int) -> str:
-        """The first T of an axis."""
+        """x[:T] along one axis."""
         ends = self._size("T")
         inputs = [x, self.graph.constant([0]), ends, self.graph.constant([axis])]
         return self.graph.node("Slice", inputs)
@@ -128,7 +128,7 @@ class Nodes:
         return self.graph.node("Unsqueeze", [x, self.graph.constant([axis])])
 
     def per_frame(self, x: str, axis: int = 1) -> str:
-        """Repeat an axis of size 1, of four, for every frame."""
+        """Repeat x, which has four axes, T times along an axis of size 1."""
         parts = [self.graph.constant([1])] * 4
         parts[axis] = self._size("T")
         target = self.graph.shared("Concat", parts, axis=0)
@@ -157,7 +157,7 @@ class Nodes:
         return self.cast(self.graph.node("Softmax", [scores], axis=axis), self.type)
 
     def gelu(self, x: str) -> str:
-        """x Phi(x), by Erf: a form that every runtime knows, and fuses."""
+        """x Phi(x), written with Erf: a form that every runtime recognises and fuses."""
         half = self.graph.node("Mul", [x, self.number(0.5)])
         erf = self.graph.node("Erf", [self.graph.node("Mul", [x, self.number(2**-0.5)])])
         return self.graph.node("Mul", [half, self.graph.node("Add", [erf, self.number(1.0)])])

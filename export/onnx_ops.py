@@ -1,7 +1,8 @@
-"""The operations of `fused` as a writer of ONNX nodes: each method adds nodes and returns names.
+"""The operations of `fused` as ONNX nodes: each method adds nodes and returns names of values.
 
-Layouts as in `torch_ops`: patches [B, T, P, D], class token [B, D], rows [B, T P + 1, D]. Standard
-operators only. In fp16 and bf16 the norms and softmaxes run in fp32 between casts.
+Layouts are those of `torch_ops`: patches [B, T, P, D], class token [B, D], rows [B, T P + 1, D].
+Only standard operators are used. In fp16 and bf16 graphs, norms and softmaxes run in fp32 between
+casts.
 """
 
 from __future__ import annotations
@@ -30,17 +31,17 @@ from stan_infer.network.plain_ops import PlainOps
 
 
 class OnnxOps(PlainOps[str]):
-    """See fused.Ops. Values are names in the graph; weights are written when they are met."""
+    """See fused.Ops. A value is its name in the graph; a weight is added where it is first used."""
 
     def __init__(self, nodes: Nodes, *, width: int, tokens: int) -> None:
-        """Take the graph's pieces, D, and N of a frame (or the text tower's positions)."""
+        """width: D; tokens: N of a frame, or the positions of the text tower."""
         self.single_frame = nodes.sizes["T"] == 1
         self._nodes, self._d, self._n = nodes, width, tokens
         self._mask = ""
 
     @contextmanager
     def _operation(self, name: str) -> Iterator[tuple[GraphWriter, Nodes]]:
-        """Scope of one operation, whose last node's output is called like the operation."""
+        """The scope of one operation; the output of its last node gets the operation's name."""
         graph = self._nodes.graph
         with graph.scope(name):
             yield graph, self._nodes
@@ -49,7 +50,7 @@ class OnnxOps(PlainOps[str]):
     def embed(self, video: str, w: Patches, tower: TowerConfig) -> str:
         p, side = w.patch, math.isqrt(len(w.table))
         with self._operation(w.path) as (g, n):
-            # TensorRT takes no Reshape of uint8: the cast comes first.
+            # The cast comes first, because TensorRT has no Reshape of uint8.
             x = g.node("Cast", [video], to=n.type)
             if w.layout == "BTHWC":
                 x = n.transpose(n.reshape(x, [-1, side, p, side, 3 * p]), 0, 1, 3, 2, 4)
@@ -105,7 +106,7 @@ class OnnxOps(PlainOps[str]):
         return name
 
     def start(self, trunk: str, w: Start) -> tuple[str, str]:
-        """See Ops.start; for a fixed T the two tables are one."""
+        """See Ops.start; for a fixed T the two tables are added up here, into one."""
         with self._operation(w.path) as (g, n):
             frames = n.sizes["T"]
             if frames is None:
@@ -177,7 +178,7 @@ class OnnxOps(PlainOps[str]):
             u = g.node("MatMul", [n.reshape(q, [0, h, 1, d // h]), n.weight("k", w.k)])
             u = n.reshape(u, [0, h, d])
             keys, own_key = n.reshape(patches, [0, -1, d]), n.unsqueeze(cls, 1)
-            # Heads before rows: TensorRT-RTX 1.7 dies of a softmax over an inner axis at B = 1.
+            # Heads before rows: TensorRT-RTX 1.7 crashes at B = 1 in a softmax over an inner axis.
             scores = g.node("MatMul", [u, n.transpose(keys, 0, 2, 1)])
             scores = n.reshape(scores, [0, h, -1, self._n - 1])
             own = g.node("MatMul", [u, n.transpose(own_key, 0, 2, 1)])
@@ -226,14 +227,14 @@ class OnnxOps(PlainOps[str]):
         return n.slice(x, 2, 0, -1), own
 
     def _heads(self, qkv: str, shape: list[int | str]) -> list[str]:
-        """q, k and v of [..., 3D], each reshaped."""
+        """Split [..., 3D] into q, k and v, each reshaped."""
         g, d = self._nodes.graph, self._d
         names = [g.full_name(k) for k in ("q", "k", "v")]
         g.node("Split", [qkv, g.constant([d, d, d])], out=names, axis=-1)
         return [self._nodes.reshape(k, shape) for k in names]
 
     def _attend(self, qkv: str, tower: TowerConfig, causal: bool) -> str:
-        """[M, N, 3D] -> [M, N, D]."""
+        """Attention within each of M sequences: [M, N, 3D] -> [M, N, D]."""
         n = self._nodes
         q, k, v = self._heads(qkv, [0, 0, tower.heads, self._d // tower.heads])
         q, k = n.transpose(q, 0, 2, 1, 3), n.transpose(k, 0, 2, 3, 1)
@@ -248,10 +249,10 @@ class OnnxOps(PlainOps[str]):
         return g.node("MatMul", [n.softmax(scores, -1, tower.softmax_scale), v])
 
     def _causal(self) -> str:
-        """The causal mask [L, L] of this call, cut from one table."""
+        """The causal mask [L, L] for the input's length, cut from one table."""
         if not self._mask:
             n = self._nodes
-            # Finite, so that fp16 holds it, and far below every score.
+            # Far below every score, and finite, so that fp16 can hold it.
             table = torch.full((self._n, self._n), -6e4).triu(1)
             self._mask = n.first(n.first(n.weight("mask", table), 0), 1)
         return self._mask

@@ -1,4 +1,4 @@
-"""Proof of one graph: the checker, the axes that it promises, its outputs against the model's."""
+"""Checks of one written graph: ONNX's checker, dynamic axes, and outputs against the model's."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from stan_infer.system.outside_file import openable
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One input of a graph and what the model makes of it, by output name."""
+    """Inputs of a graph by name, and the model's outputs for them by name."""
 
     sizes: tuple[int, int]  # (B, T), or (Q, L)
     feeds: dict[str, np.ndarray]
@@ -29,7 +29,10 @@ class Case:
 
 
 def case_sizes(batch: Range, frames: Range) -> list[tuple[int, int]]:
-    """(B, T) that show a baked axis: ones, B >= 2 with several T, the largest T; within ranges."""
+    """Sizes (B, T) within the ranges that reveal an axis which is fixed by mistake.
+
+    They include ones, B >= 2 with several T, and the largest T.
+    """
     pairs = [(1, 1), (1, 2), (2, 3), (3, 5), (7, 9), (1, 64)]
 
     def within(n: int, limits: Range) -> int:
@@ -39,10 +42,10 @@ def case_sizes(batch: Range, frames: Range) -> list[tuple[int, int]]:
 
 
 def check_graph(path: Path, opset: int, dims: Mapping[str, Range]) -> dict[str, Any]:
-    """Check form and axes of a written graph; return what the manifest says of it.
+    """Check form and axes of a written graph; return its part of the manifest.
 
-    dims: each dimension's range; one of a single value must be fixed, any other dynamic. Raises
-    CheckError.
+    dims: range of each dimension. Dimensions whose range is a single value must be fixed in the
+    graph, all others dynamic. Raises CheckError.
     """
     import onnx
 
@@ -51,7 +54,9 @@ def check_graph(path: Path, opset: int, dims: Mapping[str, Range]) -> dict[str, 
     proto = onnx.load(str(path), load_external_data=False)
     opsets = {o.domain or "ai.onnx": o.version for o in proto.opset_import}
     if opsets != {"ai.onnx": opset}:
-        raise CheckError(f"{path.name} uses the operator sets {opsets}; asked was ai.onnx {opset}")
+        raise CheckError(
+            f"{path.name} uses the operator sets {opsets}; ai.onnx {opset} was asked for"
+        )
     inputs, outputs = ([_value(v) for v in vs] for vs in (proto.graph.input, proto.graph.output))
     wanted = {name for name, (low, high) in dims.items() if low < high}
     seen = {s for v in inputs for s in v["shape"] if isinstance(s, str)}
@@ -71,9 +76,10 @@ def check_graph(path: Path, opset: int, dims: Mapping[str, Range]) -> dict[str, 
 def prove(
     path: Path, cases: Iterable[Case], precision: str, reference: str = "the model"
 ) -> dict[str, Any]:
-    """Run every case in one session and compare; return the parity record or raise CheckError.
+    """Run every case in one session and compare the outputs; return the manifest's parity record.
 
-    On the CPU, in the first engine that has the precision there. reference: what made the cases.
+    The graph runs on the CPU, in the first engine that has the precision there. reference: what
+    computed the wanted outputs. Raises CheckError if outputs differ or the graph does not run.
     """
     difference, sizes = Difference(), []
     with closing(_opened(path, precision)) as graph:

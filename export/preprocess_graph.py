@@ -1,11 +1,12 @@
-"""preprocess.onnx: decoded frames of any size -> resized and cropped, equal to OpenCV's bytes.
+"""preprocess.onnx: resizes and crops decoded frames of any size, byte for byte as OpenCV does.
 
-OpenCV's INTER_LINEAR on uint8 (no antialias) as it computes, found by comparison: coordinates
-(d + 0.5) scale - 0.5 in double, rounded to float; weights of 11 bits; columns first, in 15 bits
-after a shift by 4; rows then by products of which the low 16 bits fall away. All of it is done here
-in float32 on whole numbers below 2^24, which is exact in every runtime. Only the pixels that the
-crop keeps are computed. A runtime that has no double (OpenVINO) is at most one level away up to 4k:
-its coordinates err a little, and its sizes not, since those are found in whole numbers.
+OpenCV's INTER_LINEAR on uint8 (without antialias) was found by comparison to compute this way:
+coordinates (d + 0.5) scale - 0.5 in double, rounded to float; weights of 11 bits; columns first, to
+15 bits after a shift by 4; then rows, by products whose low 16 bits are dropped. The graph does the
+same in float32, on integers below 2^24, which is exact in every runtime. It computes only the
+pixels that the crop keeps. In a runtime without double (OpenVINO) pixels differ by at most one
+level, up to frames of 4k: its coordinates have small errors; its sizes have none, because they are
+computed in integers.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ from stan_infer.export.onnx_graph import GraphWriter
 from stan_infer.video.clip import SAMPLING_RULE
 
 _ONE = 2048.0  # weight 1 in OpenCV's 11 bits
-_LONGEST = 16384  # shorter side up to which ties round as doubles do
+_LONGEST = 16384  # for frames whose shorter side is longer, a size of exactly n + 1/2 rounds up
 
 
 def write_preprocess(path: Path, *, short_side: int, crop: int, opset: int) -> None:
     """Write the graph: frames uint8 [n, height, width, 3] -> pixels uint8 [n, crop, crop, 3].
 
-    The shorter side becomes `short_side`, the longer int(side * scale + 0.5), then the centred
-    square of `crop` pixels is kept; `crop` is at most `short_side`. Memory: some floats per pixel
-    of the output, and `crop` rows of each frame.
+    The shorter side becomes `short_side`, the longer one int(side * scale + 0.5); then the centred
+    square of `crop` pixels is kept. `crop` is at most `short_side`. Memory of a run: a few floats
+    per pixel of the output, and `crop` rows of each frame.
     """
     graph = GraphWriter("preprocess", path.parent, opset)
     frames = graph.input("frames", TensorProto.UINT8, ["n", "height", "width", 3])
@@ -45,14 +46,14 @@ def write_preprocess(path: Path, *, short_side: int, crop: int, opset: int) -> N
             )
         )
         _resize(graph, frames, rows, columns, crop)
-    # TensorRT has uint8 at a network's edges only: the last Cast makes the output itself.
+    # TensorRT takes uint8 only as inputs and outputs of a network, so the last Cast is the output.
     graph.rename_last("pixels")
     graph.output("pixels", "pixels", ["n", crop, crop, 3], TensorProto.UINT8)
     graph.save(path)
 
 
 def preprocess_entry(config: StanConfig, input: str) -> dict[str, Any]:
-    """What the manifest tells a client of pixels: the graph's own rules, and the sampling's."""
+    """The manifest's entry from which a client prepares clips: resize, crop, sampling, layout."""
     return {
         "input_dtype": "uint8" if input == "uint8" else "float32",
         "layout": "BTHWC" if input == "uint8" else "BTCHW",
@@ -75,14 +76,15 @@ def preprocess_entry(config: StanConfig, input: str) -> dict[str, Any]:
 
 
 def _resized(g: GraphWriter, sides: list[str], short_side: int) -> list[str]:
-    """int(side * scale + 0.5) of both sides as doubles give it, in whole numbers.
+    """int(side * scale + 0.5) of both sides, as computed in doubles, by integers alone.
 
-    That is side * short_side / short rounded half up, unless it ends in exactly a half and the
-    error of scale carries the product below it: for h halves, if h error < -2^floor(log2 h).
+    That is side * short_side / short, rounded half up. The exception: it ends in exactly one half,
+    and scale's rounding error takes the product below that. For a product of h halves, this is so
+    if h error < -2^floor(log2 h), with the error that _scale_errors gives.
     """
     with g.scope("sizes"):
         two = g.constant([2])
-        # At least 1: runtimes differ in whole numbers divided by 0; Gather refuses such frames.
+        # At least 1, because runtimes differ in integers divided by 0. Gather refuses such frames.
         short = g.node("Max", [g.node("Min", sides), g.constant([1])])
         twice = g.node("Mul", [short, two])
         errors, unit = _scale_errors(short_side)
@@ -108,9 +110,10 @@ def _resized(g: GraphWriter, sides: list[str], short_side: int) -> list[str]:
 
 
 def _scale_errors(short_side: int) -> tuple[np.ndarray, int]:
-    """Relative errors of the double short_side / (unit i), times 2^53, float32 [n]; and unit.
+    """Relative rounding errors of scale, times 2^53, and the unit of their index.
 
-    Only multiples of unit can end in a half. The last entry, 0, is for all that are longer.
+    Entry i, float32, is for the double short_side / (i unit); a product can only end in one half if
+    the shorter side is a multiple of unit. The last entry, 0, is for all longer sides.
     """
     unit = 2 * (short_side & -short_side)
     sides = range(unit, _LONGEST + 1, unit)
@@ -122,7 +125,11 @@ def _scale_errors(short_side: int) -> tuple[np.ndarray, int]:
 def _positions(
     g: GraphWriter, name: str, side: str, double: str, size: str, crop: int
 ) -> tuple[str, str, str, str]:
-    """Both source indices of each kept row or column, and both weights (0 to 2048)."""
+    """For each kept row or column, the indices of its two sources and their weights (0 to 2048).
+
+    name: "rows" or "columns". side: of the frame, as integer; double: the same as double. size: of
+    that side after the resize.
+    """
     one, zero = g.constant([1]), g.constant([0])
     with g.scope(name):
         half = g.constant([0.5], np.float64)
@@ -138,7 +145,7 @@ def _positions(
         low = g.node("Cast", [floor], to=TensorProto.INT64)
         last = g.node("Sub", [side, one])
         if name == "columns":
-            # Beyond the edge OpenCV gives columns weight 1; rows keep their two weights.
+            # Beyond an edge, OpenCV gives the outermost column weight 1; rows keep two weights.
             inside = g.node("And", [_not_less(g, low, zero), g.node("Less", [low, last])])
             part = g.node("Mul", [part, g.node("Cast", [inside], to=TensorProto.FLOAT)])
         high = g.node("Add", [low, one])
@@ -163,7 +170,8 @@ def _resize(
     terms = []
     for r, name in enumerate(("upper", "lower")):
         with g.scope(name):
-            line = g.node("Gather", [frames, rows[r]], axis=1)  # uint8 still: a quarter of floats
+            # Gathered as uint8, which takes a quarter of the memory of floats.
+            line = g.node("Gather", [frames, rows[r]], axis=1)
             sums = []
             for c in (0, 1):
                 x = g.node("Gather", [line, columns[c]], axis=2)
@@ -184,9 +192,9 @@ def _shifted(g: GraphWriter, x: str, divisor: int) -> str:
 
 
 def _high_product(g: GraphWriter, x: str, weight: str) -> str:
-    """floor(x weight / 65536) in parts, since the product itself has more than 24 bits.
+    """floor(x weight / 65536), in two parts because the product can have more than 24 bits.
 
-    With x = 256 h + l: floor((weight h + floor(weight l / 256)) / 256).
+    With x = 256 h + l it is floor((weight h + floor(weight l / 256)) / 256).
     """
     high = _shifted(g, x, 256)
     low = g.node("Sub", [x, g.node("Mul", [high, g.constant(256, np.float32)])])

@@ -1,4 +1,4 @@
-"""Where exported weights come from, for the manifest: file, hash, licence, command."""
+"""The origin of exported weights, for the manifest: file, hash, licence, command."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from stan_infer.errors import storable
 def provenance(
     checkpoint: str, settings: Mapping[str, Any], licence: str | None = None
 ) -> dict[str, Any]:
-    """Where the weights come from, without a path of this machine; export_model's `about`."""
+    """The field `about` of ExportOptions: the origin of the weights, without paths of this machine.
+
+    checkpoint: a file, or an open_clip name with a tag. Raises as inspect_checkpoint does.
+    """
     source: dict[str, Any] = {"file": storable(os.path.basename(checkpoint))}
     if os.path.isfile(checkpoint):
         layout = inspect_checkpoint(checkpoint, settings).layout

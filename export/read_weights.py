@@ -1,4 +1,4 @@
-"""Folded weights of the video tower, read back from the fp32 graph that an export wrote."""
+"""The folded weights of the video tower, read from the fp32 graph of an exported folder."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import onnx
 import torch
 from torch import Tensor
 
+from stan_infer.artefacts.checked_graph import checked_graph
 from stan_infer.artefacts.folder import Artefact
-from stan_infer.artefacts.graph_source import graph_source
 from stan_infer.artefacts.npz_file import label_fields, read_npz
 from stan_infer.errors import InputError
 from stan_infer.network.fold import fold_video
@@ -31,42 +31,41 @@ from stan_infer.network.model import Stan
 def read_weights(artefact: Artefact) -> VideoWeights:
     """Read the weights of an exported folder, whose video graph must be fp32 and fused.
 
-    Raises InputError for a folder without such a graph, or one that lacks a weight.
+    Raises InputError for a folder without such a graph, or a graph that lacks a weight.
     """
     graph = artefact.graph("video")
     if graph is None:
-        raise InputError(f"{artefact.path} holds no video graph")
+        raise InputError(f"{artefact.path} holds no video graph: give a folder that has one")
     entry = next(g for g in artefact.manifest["graphs"] if g["file"] == graph.file)
     if graph.precision != "fp32" or entry.get("graph") != "fused":
         raise InputError(
             f"{artefact.path} is {graph.precision}, graph {str(entry.get('graph'))[:20]}; "
-            "calibration starts from fp32 and the fused graph: give the checkpoint, or "
+            "calibration starts from the fused graph in fp32: give the checkpoint, or "
             "stan-infer export CHECKPOINT -o FOLDER"
         )
-    with graph_source(artefact, graph) as source:
+    with checked_graph(artefact, graph) as source:
         try:
             proto = onnx.load(source.path)
         except Exception as e:
             # protobuf raises its own class, which shares no base but Exception.
-            raise InputError(f"{graph.file} is no ONNX file: {str(e)[:100]}") from e
+            raise InputError(f"{graph.file} is not an ONNX file: {str(e)[:100]}") from e
     tensors = {t.name: t for t in proto.graph.initializer}
     return _Reader(artefact, tensors, graph.inputs[0]["dtype"]).read()
 
 
+@dataclasses.dataclass(frozen=True)
 class _Reader:
-    def __init__(
-        self, artefact: Artefact, tensors: dict[str, onnx.TensorProto], dtype: str
-    ) -> None:
-        self._artefact, self._tensors, self._dtype = artefact, tensors, dtype
-        self._config = artefact.config
+    artefact: Artefact
+    tensors: dict[str, onnx.TensorProto]
+    dtype: str  # of the graph's input
 
     def tensor(self, name: str) -> Tensor:
-        if name not in self._tensors:
-            raise InputError(f"{self._artefact.path}: its video graph has no weight '{name}'")
-        values = onnx.numpy_helper.to_array(self._tensors[name])
+        if name not in self.tensors:
+            raise InputError(f"{self.artefact.path}: its video graph has no weight '{name}'")
+        values = onnx.numpy_helper.to_array(self.tensors[name])
         if values.dtype != np.float32 or not np.isfinite(values).all():
             raise InputError(
-                f"{self._artefact.path}: weight '{name}' is not finite float32; export again"
+                f"{self.artefact.path}: weight '{name}' is not finite float32; export again"
             )
         return torch.from_numpy(values.copy())
 
@@ -76,12 +75,12 @@ class _Reader:
 
     def read(self) -> VideoWeights:
         with torch.device("meta"):
-            model = Stan(self._config).eval().requires_grad_(False)
-            like = fold_video(model, input="uint8" if self._dtype == "uint8" else "float")
+            model = Stan(self.artefact.config).eval().requires_grad_(False)
+            like = fold_video(model, input="uint8" if self.dtype == "uint8" else "float")
         return map_weights(like, self.part)
 
     def part(self, like: Any) -> Any:
-        """What the graph holds for a part of the folded weights; None: look into that part."""
+        """The graph's weights for a part of the folded weights; None: map the parts inside it."""
         if isinstance(like, FoldedLinear):
             return self.linear(like)
         if isinstance(like, Temporal):
@@ -107,14 +106,14 @@ class _Reader:
         return None
 
     def tables(self, at: str) -> tuple[Tensor, Tensor]:
-        """Positions [P, D] and times [T, D]; of a fixed T the graph has their sum alone."""
-        if f"{at}/table" not in self._tensors:
+        """Positions [P, D] and times [T, D]. A graph of a fixed T only has their sums."""
+        if f"{at}/table" not in self.tensors:
             return self.tensor(f"{at}/positions"), self.tensor(f"{at}/time")
         table = self.tensor(f"{at}/table")  # [T, P, D]
         return table[0], table[:, 0] - table[0, 0]
 
     def temporal(self, like: Temporal) -> Temporal:
-        if f"{like.single.path}/weight" in self._tensors:  # exported for one frame
+        if f"{like.single.path}/weight" in self.tensors:  # exported for one frame
             single = self.linear(like.single)
             qkv, out = (
                 dataclasses.replace(w, weight=single.weight, bias=single.bias)
@@ -122,14 +121,14 @@ class _Reader:
             )
             return Temporal(qkv, out, single)
         qkv, out = self.linear(like.qkv), self.linear(like.out)
-        weight = out.weight @ qkv.weight[2 * self._config.width :]
+        weight = out.weight @ qkv.weight[2 * self.artefact.config.width :]
         return Temporal(qkv, out, dataclasses.replace(like.single, weight=weight, bias=out.bias))
 
 
 def read_classes(artefact: Artefact) -> dict[str, np.ndarray] | None:
-    """What the class head of an exported folder bakes in, or None where it has no such head.
+    """The arrays that the class head of a folder was made from; None if it has no such head.
 
-    Raises InputError where its labels.npz holds anything else than the head's sizes.
+    Raises InputError if its labels.npz holds arrays of other sizes than the head's.
     """
     graph = artefact.graph("video")
     if graph is None or "scores" not in {o["name"] for o in graph.outputs}:

@@ -1,7 +1,7 @@
-"""The reference model through torch.onnx.export: the baseline of the tables, and an oracle.
+"""The reference model, exported by torch.onnx.export: a baseline for benchmarks and for tests.
 
-torch's exporter bakes axes in silently when an example size is 1 or equals another one; what comes
-out is checked like every other graph.
+torch's exporter fixes an axis without a message if the example's size is 1 or equals another size.
+The written graph is checked like every other one.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from stan_infer.network.model import Stan
 from stan_infer.system.packages import require
 
 
-class VideoGraph(nn.Module):
-    """Clips -> mean embedding and frame embeddings, both float32."""
-
+class _Tower(nn.Module):
     def __init__(self, model: Stan) -> None:
-        """Wrap `model` without copying it."""
         super().__init__()
-        self.model = model
+        self.model = model  # not a copy
+
+
+class VideoGraph(_Tower):
+    """Clips -> mean embedding and frame embeddings, both float32."""
 
     def forward(self, video: Tensor) -> tuple[Tensor, Tensor]:
         """Clips as in Stan.encode_video -> [B, E] and [B, T, E]."""
@@ -33,13 +34,8 @@ class VideoGraph(nn.Module):
         return frames.mean(1), frames
 
 
-class TextGraph(nn.Module):
+class TextGraph(_Tower):
     """Ids -> text embeddings and token embeddings, both float32."""
-
-    def __init__(self, model: Stan) -> None:
-        """Wrap `model` without copying it."""
-        super().__init__()
-        self.model = model
 
     def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Ids [Q, L] -> [Q, E] and [Q, L, E]."""
@@ -58,8 +54,9 @@ def write_reference(
 ) -> list[str]:
     """Export `module` to `path`; return the names of external data files.
 
-    example: its input, no two sizes alike and none 1. dims: names and ranges of its first two
-    axes; a range of one value is fixed. names: of the input and the outputs.
+    example: its input, in which no two sizes are equal and none is 1. dims: names and ranges of its
+    first two axes; an axis whose range is a single value is fixed. names: of the input, then of the
+    outputs.
     """
     require("onnxscript", "the reference export", "cpu")
     axes: dict[int, Any] = {

@@ -2,8 +2,8 @@
 
 With d_ij = tau <t_i, v_j> of unit vectors and s the same with masked tokens 0:
 A_i = sum_j softmax_j(s) d, C_j = sum_i softmax_i(s) d, and the score is the mean of
-sum_i softmax_i(A) A and sum_j softmax_j(C) C, divided by tau. Weights over tokens skip what is
-exactly 0. Source: `scores.mug_scores`, the authors' Mug head.
+sum_i softmax_i(A) A and sum_j softmax_j(C) C, divided by tau. A softmax over tokens (i) leaves out
+values that are exactly 0. Source: `scores.mug_scores`, the authors' Mug head.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from onnx import TensorProto
 
 from stan_infer.export.onnx_graph import GraphWriter
 
-_SMALLEST = 1e-6  # of a norm, as the release has it
+_SMALLEST = 1e-6  # lower bound of a norm, as in the release
 
 
 def write_mug_score(path: Path, *, embed_dim: int, mode: str, tau: float, opset: int) -> None:
     """Write score.onnx.
 
-    Inputs token_embeds [texts, length, E], input_ids int32 [texts, length] (0 is padding) and
-    frame_embeds [videos, frames, E]; output scores [texts, videos]. mode: "mug" or
-    "mug_frame_token". The array [texts, length, videos, frames] is built whole: call it in parts.
+    Inputs: token_embeds [texts, length, E], input_ids int32 [texts, length] (0 is padding) and
+    frame_embeds [videos, frames, E]. Output: scores [texts, videos]. mode: "mug" or
+    "mug_frame_token". A run holds an array [texts, length, videos, frames] in memory, so a client
+    runs the graph for a part of the texts and videos at a time.
     """
     graph = GraphWriter("score", path.parent, opset)
     tokens = graph.input("token_embeds", TensorProto.FLOAT, ["texts", "length", embed_dim])
@@ -42,7 +43,10 @@ def add_mug_score(
     g = graph
     x, y = _unit(g, tokens), _unit(g, frames)
     x = g.node("Mul", [x, g.constant(tau, np.float32)])
-    rows = [g.node("Reshape", [v, _flat(g, v)]) for v in (x, y)]  # [Q L, E], [B T, E]
+    rows = []  # [Q L, E], [B T, E]
+    for v in (x, y):
+        shape = [g.constant([-1]), g.node("Shape", [v], start=2, end=3)]
+        rows.append(g.node("Reshape", [v, g.node("Concat", shape, axis=0)]))
     d = g.node("MatMul", [rows[0], g.node("Transpose", [rows[1]], perm=[1, 0])])
     sizes = [g.node("Shape", [v], start=0, end=2) for v in (ids, frames)]
     d = g.node("Reshape", [d, g.node("Concat", sizes, axis=0)])  # [Q, L, B, T]
@@ -50,7 +54,7 @@ def add_mug_score(
     kept = g.node("Unsqueeze", [ids, g.constant([2, 3])])
     kept = g.node("Cast", [kept], to=TensorProto.BOOL)
     if mode == "mug":
-        # Not a product: padding has no effect in this mode, even where it is NaN.
+        # Where instead of a product: padding has no effect in this mode, even if it is NaN.
         s = d = g.node("Where", [kept, d, zero])
     else:
         s = g.node("Mul", [d, g.node("Cast", [kept], to=TensorProto.FLOAT)])
@@ -71,14 +75,8 @@ def _unit(g: GraphWriter, x: str) -> str:
     return g.node("Div", [x, g.node("Max", [norm, g.constant(_SMALLEST, np.float32)])])
 
 
-def _flat(g: GraphWriter, x: str) -> str:
-    """The shape [n, E] for rows [a, b, E]."""
-    width = g.node("Shape", [x], start=2, end=3)
-    return g.node("Concat", [g.constant([-1]), width], axis=0)
-
-
 def _skip(g: GraphWriter, x: str, zero: str) -> str:
-    """Entries that are exactly 0 become -inf; where all are, the softmax is NaN, as released."""
+    """Replace exact zeros by -inf. If all entries are 0, the softmax is NaN, as in the release."""
     lowest = g.constant(-np.inf, np.float32)
     return g.node("Where", [g.node("Equal", [x, zero]), lowest, x])
 

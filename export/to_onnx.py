@@ -1,4 +1,4 @@
-"""Stan -> folder of ONNX graphs: written, checked, compared with the model, then kept or not."""
+"""Writing a Stan as a folder of ONNX graphs, each of which is checked against the model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from stan_infer.errors import InputError
 from stan_infer.export.card import write_card
 from stan_infer.export.class_head import class_scores, embed_classes
 from stan_infer.export.fp16_ranges import Ranges
-from stan_infer.export.golden import random_clips, random_ids, write_golden
+from stan_infer.export.golden import random_clips, random_ids, video_case, write_golden
 from stan_infer.export.onnx_nodes import Nodes
 from stan_infer.export.onnx_ops import OnnxOps
 from stan_infer.export.options import MAX_BATCH, ExportOptions, Range, fixed_size
@@ -31,6 +31,7 @@ from stan_infer.export.video_graph import new_graph, write_video_graph
 from stan_infer.network.fold import fold_text, fold_video
 from stan_infer.network.fused import text_tower
 from stan_infer.network.model import Stan
+from stan_infer.network.torch_ops import encode_text, encode_video
 from stan_infer.scores import mug_scores
 from stan_infer.system.atomic import new_folder
 from stan_infer.text.tokenizer import text_rules
@@ -47,17 +48,17 @@ def export_onnx(
     options: ExportOptions,
     *,
     say: Say,
-    then: Callable[[Path], None] = lambda folder: None,
+    then: Callable[[Path], None],
 ) -> Artefact:
-    """Write the folder; export_model says what comes in and what is raised.
+    """Write the folder; arguments and errors are those of export_model.
 
-    then: adds to the finished folder before it appears.
+    then: called with the finished folder, to add files, before it appears at `out`.
     """
     with new_folder(out, why_keep) as folder, torch.no_grad():
         work = _Export(folder, options, say)
         work.write(load)
-        # The model is gone now, unless the caller holds it: it and a runtime's copies of the
-        # weights need not be in memory together.
+        # The model is released by now, unless the caller holds it, so that it and a runtime's copy
+        # of the weights are not in memory together.
         work.prove()
         work.finish()
         then(folder)
@@ -66,7 +67,7 @@ def export_onnx(
 
 @dataclasses.dataclass
 class _Written:
-    """A graph that still has to be proved."""
+    """A graph that is written and still has to be checked."""
 
     path: Path
     role: str
@@ -77,7 +78,7 @@ class _Written:
 
 
 class _Export:
-    """One export into one folder; collects what the manifest says."""
+    """One export into one folder; collects the content of the manifest."""
 
     model: Stan
     config: StanConfig
@@ -93,7 +94,7 @@ class _Export:
         self.golden: dict[str, Any] | None = None
 
     def write(self, load: Callable[[], Stan]) -> None:
-        """Write every file that needs the model, and run the model on every case."""
+        """Write every file that needs the model, and compute the model's outputs for each case."""
         options = self.options
         self.model = copy.copy(load().float().eval())
         options.check(self.model.config)
@@ -112,8 +113,8 @@ class _Export:
                 write_vocabulary(self.folder / "tokenizer.json")
         if options.tower != "text":
             self.say("writing golden data")
-            baked = self.classes.get("embeddings") if options.head == "classify" else None
-            self.golden = write_golden(self.folder / "golden.npz", self.model, options, baked)
+            classes = self.classes.get("embeddings") if options.head == "classify" else None
+            self.golden = write_golden(self.folder / "golden.npz", self.model, options, classes)
         del self.model
 
     @property
@@ -122,7 +123,7 @@ class _Export:
         return self.config.has_text and self.options.tower != "video"
 
     def prove(self) -> None:
-        """Check every graph, and run it on its cases."""
+        """Check every graph, and compare its outputs with the model's."""
         for w in self.written:
             self.say(f"comparing {w.path.name} with the model")
             record = check_graph(w.path, self.options.opset, w.dims)
@@ -131,7 +132,7 @@ class _Export:
                 self.parity.append(prove(w.path, w.cases, w.precision))
 
     def finish(self) -> None:
-        """Write the card and the manifest, the last file."""
+        """Write the card, and last the manifest."""
         manifest = {
             "tool": {"name": "stan_infer", "version": stan_infer.__version__},
             "model": self.config.to_dict(),
@@ -167,9 +168,9 @@ class _Export:
         config, options = self.config, self.options
         path = self.folder / "video.onnx"
         dims = {"batch": options.batch_range(), "frames": options.frame_range(config)}
-        # The model's answers come first, so that its activations and the graph never coexist.
+        # The model runs first, so that its activations and the graph are not in memory together.
         self.say("running the model on the video tower's cases")
-        cases = [self._video_case(b, t) for b, t in case_sizes(dims["batch"], dims["frames"])]
+        cases = [self._video_case(size) for size in case_sizes(dims["batch"], dims["frames"])]
         self.say(f"writing the video tower ({options.graph} graph, {options.precision})")
         external = self._write_video(path, dims)
         self.written.append(_Written(path, "video", options.precision, dims, external, cases))
@@ -181,7 +182,7 @@ class _Export:
             b = fixed_size(dims["batch"]) or 2
             t = fixed_size(dims["frames"]) or min(5, config.max_frames)
             example = random_clips(config, b, t, options.input, seed=0)
-            # Dynamic over all that the table has: a narrow range would exclude the example.
+            # As wide as the time table allows, because a narrow range could exclude the example.
             limits = {
                 "batch": (b, b) if fixed_size(dims["batch"]) else (1, MAX_BATCH),
                 "frames": (t, t) if fixed_size(dims["frames"]) else (1, config.max_frames),
@@ -202,41 +203,38 @@ class _Export:
             classes=self.classes if options.head == "classify" else None,
         )
 
-    def _video_case(self, b: int, t: int) -> Case:
-        config, options = self.config, self.options
-        clips = random_clips(config, b, t, options.input, seed=100 * b + t)
-        mean, frames = (x.numpy() for x in VideoGraph(self.model)(torch.from_numpy(clips)))
-        wanted = {"video_embeds": mean, "frame_embeds": frames}
-        if options.head == "classify":
-            wanted["scores"] = class_scores(config, self.classes, mean, frames)
-        return Case((b, t), {"video": clips}, wanted)
+    def _video_case(self, size: tuple[int, int]) -> Case:
+        case = video_case(self.config, size, self.options.input, VideoGraph(self.model))
+        if self.options.head == "classify":
+            scores = class_scores(self.config, self.classes, **case.wanted)
+            case.wanted["scores"] = scores
+        return case
 
     def _measure_ranges(self) -> None:
         config, clips = self.config, self.options.clips
-        source = f"{len(clips or [])} calibration clips"
+        inputs = f"{len(clips or [])} calibration clips"
         if not clips:
-            source, t, side = "two synthetic clips", config.frames, config.image_size
+            inputs, t, side = "two synthetic clips", config.frames, config.image_size
             noise = random_clips(config, 1, t, "uint8", seed=0)
             clips = [noise, moving_frames(t, side, side)[None]]
-        self.say(f"measuring ranges on {source}")
-        ranges = Ranges()
-        # Pixels as uint8 whatever the graph's input is: only the first linear differs.
-        ranges.run_video(fold_video(self.model), clips)
-        self.ranges.append({"tower": "video", **ranges.check_fp16(source)})
+        self.say(f"measuring ranges on {inputs}")
+        # The clips are uint8 whatever the graph's input is: only the first linear differs.
+        weights, ranges = fold_video(self.model), Ranges()
+        for clip in clips:
+            encode_video(weights, torch.from_numpy(clip), ranges)
+        self.ranges.append({"tower": "video", **ranges.check_fp16(inputs)})
 
     def _text(self) -> None:
         config, options = self.config, self.options
         path = self.folder / "text.onnx"
         dims = {"batch": (1, MAX_TEXTS), "length": (2, config.context_positions)}
-        sizes = sorted({(1, config.context_length), (5, config.context_positions), (2, 3)})
-        ids = [random_ids(config, q, n, seed=q) for q, n in sizes]
         self.say("running the model on the text tower's cases")
-        module = TextGraph(self.model)
-        cases = []
-        for size, rows in zip(sizes, ids, strict=True):
-            end, tokens = (x.numpy() for x in module(torch.from_numpy(rows)))
+        module, cases = TextGraph(self.model), []
+        for q, n in sorted({(1, config.context_length), (5, config.context_positions), (2, 3)}):
+            ids = random_ids(config, q, n, seed=q)
+            end, tokens = (x.numpy() for x in module(torch.from_numpy(ids)))
             wanted = {"text_embeds": end, "token_embeds": tokens}
-            cases.append(Case(size, {"input_ids": rows}, wanted))
+            cases.append(Case((q, n), {"input_ids": ids}, wanted))
         self.say(f"writing the text tower ({options.graph} graph, {options.precision})")
         names = ["input_ids", "text_embeds", "token_embeds"]
         if options.graph == "reference":
@@ -246,7 +244,8 @@ class _Export:
             weights = fold_text(self.model, on_demand=True)
             if options.precision == "fp16":
                 ranges = Ranges()
-                ranges.run_text(weights, ids)
+                for case in cases:
+                    encode_text(weights, torch.from_numpy(case.feeds["input_ids"]).long(), ranges)
                 self.ranges.append({"tower": "text", **ranges.check_fp16("random token ids")})
             graph = new_graph("text", self.folder, self.options.opset, config)
             graph.input("input_ids", TensorProto.INT32, ["batch", "length"])
@@ -321,13 +320,14 @@ class _Export:
 
 
 def _sampled(config: StanConfig, limits: Range) -> StanConfig:
-    """The config with a number of sampled frames that the graph takes: a fixed T sets it."""
+    """The config with a number of sampled frames that the graph takes; a fixed T becomes it."""
     fixed = fixed_size(limits)
     if fixed is not None:
         return config.replace({"frames": fixed})
     if not limits[0] <= config.frames <= limits[1]:
         raise InputError(
-            f"frames {limits[0]}:{limits[1]} leaves out the {config.frames} frames that are "
-            "sampled from a video: widen it, or give --set frames=N (settings={'frames': N})"
+            f"the range of frames, {limits[0]} to {limits[1]}, does not include the "
+            f"{config.frames} frames that are sampled from a video: widen it, or give --set "
+            "frames=N (settings={'frames': N})"
         )
     return config

@@ -1,9 +1,10 @@
-"""An fp32 folder and 8-bit weights -> a folder with a quantised video graph, proved."""
+"""Writing an exported folder with its video graph in 8 bits, checked against the same in torch."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,15 @@ from stan_infer.artefacts.calibration_file import CALIBRATION
 from stan_infer.artefacts.difference import relative_error
 from stan_infer.artefacts.folder import Artefact, Graph, sha256, write_manifest
 from stan_infer.artefacts.npz_file import Field, read_npz
-from stan_infer.config import StanConfig
 from stan_infer.engines.open import open_graph
 from stan_infer.errors import InputError
-from stan_infer.export.golden import random_clips
-from stan_infer.export.parity import Case, case_sizes, check_graph, prove
+from stan_infer.export.golden import video_case
+from stan_infer.export.parity import case_sizes, check_graph, prove
 from stan_infer.export.read_weights import read_classes
 from stan_infer.export.video_graph import write_video_graph
 from stan_infer.network.eight_bits import QuantisedLinear
 from stan_infer.network.folded import VideoWeights, linears
 from stan_infer.network.torch_ops import encode_video
-
-
-def quantised_names(weights: VideoWeights) -> list[str]:
-    """Paths of the linears that are in 8 bits."""
-    return [p for p, w in linears(weights).items() if isinstance(w, QuantisedLinear)]
 
 
 def write_quantised(
@@ -39,12 +34,12 @@ def write_quantised(
     calibration: Mapping[str, Any],
     extra: Mapping[str, bytes] | None = None,
 ) -> None:
-    """Write the whole folder but for its manifest's hashes of later files, into an empty `folder`.
+    """Write a folder like `artefact`, with a video graph of the quantised `weights`, to `folder`.
 
-    The towers that are not in 8 bits, vocabulary, preprocessing and golden data are copied. The
-    graph is compared with the same 8 bits in torch, and its distance from the golden data, which
-    is the model's own, becomes that data's tolerance. extra: other files by name. Raises
-    CheckError.
+    folder: empty. precision: int8 or fp8. calibration: content of calibration.json. extra: content
+    of other files, by name. All other files are copied. The tolerances of the golden data, which
+    are the fp32 model's outputs, are raised to what 8 bits cost there. Raises CheckError if the
+    graph's outputs differ from those of the same weights in torch.
     """
     graph = artefact.graph("video")
     assert graph is not None
@@ -52,23 +47,20 @@ def write_quantised(
     del manifest["schema"], manifest["files"]
     entry = next(g for g in manifest["graphs"] if g["file"] == graph.file)
     _copy_others(artefact, graph, folder)
-    path = folder / graph.file
+    path, input = folder / graph.file, "uint8" if graph.inputs[0]["dtype"] == "uint8" else "float"
     external = write_video_graph(
         path,
         artefact.config,
         weights,
         dims=graph.dims,
-        input="uint8" if graph.inputs[0]["dtype"] == "uint8" else "float",
+        input=input,
         precision="fp32",
         opset=graph.opset,
         classes=read_classes(artefact),
     )
     text = json.dumps(calibration, indent=1, sort_keys=True, allow_nan=False) + "\n"
-    (folder / CALIBRATION).write_text(text, encoding="utf-8")
-    for name, content in (extra or {}).items():
+    for name, content in {CALIBRATION: text.encode(), **(extra or {})}.items():
         (folder / name).write_bytes(content)
-    record = check_graph(path, graph.opset, graph.dims)
-    names = quantised_names(weights)
     entry |= {
         "sha256": sha256(path),
         "bytes": path.stat().st_size,
@@ -77,15 +69,17 @@ def write_quantised(
         "quant": {
             "format": precision,
             "method": calibration["method"],
-            "linears": len(names),
+            "linears": sum(isinstance(w, QuantisedLinear) for w in linears(weights).values()),
             "kept": calibration["kept"],
             "calibration_sha256": sha256(folder / CALIBRATION),
         },
-        **record,
+        **check_graph(path, graph.opset, graph.dims),
     }
+    run = partial(encode_video, weights)
     sizes = case_sizes(graph.dims["batch"], graph.dims["frames"])
-    cases = (_case(artefact.config, weights, b, t) for b, t in sizes)
-    parity = prove(path, cases, precision, "the same 8 bits in torch")
+    with torch.inference_mode():
+        cases = (video_case(artefact.config, size, input, run) for size in sizes)
+        parity = prove(path, cases, precision, "the same 8 bits in torch")
     manifest["parity"] = [p for p in manifest["parity"] if p["file"] != graph.file] + [parity]
     manifest["ranges"] = []
     if manifest.get("golden"):
@@ -94,7 +88,7 @@ def write_quantised(
 
 
 def _copy_others(artefact: Artefact, graph: Graph, folder: Path) -> None:
-    """Copy all but the graph that is written anew, its card, and an earlier calibration."""
+    """Copy all files except the video graph, the model card and an earlier calibration."""
     skipped = {graph.file, *graph.external_data, "README.md", CALIBRATION}
     for name in artefact.manifest["files"]:
         if name not in skipped:
@@ -102,17 +96,8 @@ def _copy_others(artefact: Artefact, graph: Graph, folder: Path) -> None:
             artefact.copy(name, folder / name)
 
 
-def _case(config: StanConfig, weights: VideoWeights, b: int, t: int) -> Case:
-    """Random clips and what the same 8 bits in torch make of them."""
-    input = "uint8" if weights.patches.layout == "BTHWC" else "float"
-    clips = random_clips(config, b, t, input, seed=100 * b + t)
-    with torch.inference_mode():
-        mean, frames = (x.numpy() for x in encode_video(weights, torch.from_numpy(clips)))
-    return Case((b, t), {"video": clips}, {"video_embeds": mean, "frame_embeds": frames})
-
-
 def _measure_golden(path: Path, golden: dict[str, Any], artefact: Artefact) -> None:
-    """Set the tolerances of the golden data to twice what 8 bits were measured to cost there."""
+    """Raise the golden data's tolerances to twice the graph's error on it."""
     c = artefact.config
     clip = (c.image_size, c.image_size, 3), (3, c.image_size, c.image_size)
     arrays = read_npz(
@@ -124,7 +109,10 @@ def _measure_golden(path: Path, golden: dict[str, Any], artefact: Artefact) -> N
     )
     video, wanted = arrays["video"], arrays["frame_embeds"]
     if video.shape[2:] not in clip or not video.size or not np.isfinite(wanted).all():
-        raise InputError(f"{golden['file']}: its clips are no clips of this model")
+        raise InputError(
+            f"{golden['file']}: its arrays are not clips and embeddings of this model; export the "
+            "checkpoint again"
+        )
     got = open_graph(path).run({"video": video})["frame_embeds"]
     measured = relative_error(got, wanted)
     for name in ("video_tolerance", "score_tolerance"):

@@ -1,60 +1,68 @@
-"""A model repository for NVIDIA's Triton Inference Server: the graphs of a folder, served.
+"""Writing an exported folder as a model repository of NVIDIA's Triton Inference Server.
 
-REPOSITORY/video, text, preprocess, score: one model each, config.pbtxt and 1/model.onnx or
-model.plan. REPOSITORY/video_pipeline: an ensemble from decoded frames of any size to embeddings;
-its clips meet in the dynamic batcher of `video`. Fields are those of Triton's model_config.proto.
+REPOSITORY/video, text, preprocess, score: one model each, with config.pbtxt and 1/model.onnx or
+1/model.plan. REPOSITORY/video_pipeline: an ensemble from decoded frames of any size to embeddings;
+the dynamic batcher of `video` puts clips of several requests into one batch. Fields of the configs
+are those of Triton's model_config.proto.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
 import stan_infer
-from stan_infer.artefacts.folder import ENGINES_FOLDER, MANIFEST, Artefact, Graph, sha256
-from stan_infer.artefacts.graph_source import bare_source, graph_source
-from stan_infer.errors import CheckError, InputError, check_word
+from stan_infer.artefacts.checked_graph import checked_graph
+from stan_infer.artefacts.folder import (
+    ENGINES_FOLDER,
+    MANIFEST,
+    Artefact,
+    Graph,
+    sha256,
+    write_json,
+)
+from stan_infer.errors import InputError, check_word
 from stan_infer.system.atomic import new_folder
 from stan_infer.system.json_file import checked, read_object
-from stan_infer.tensorrt_plans.options import TEXTS
+from stan_infer.tensorrt_plans.options import DEFAULT_TEXTS
 from stan_infer.tensorrt_plans.plan_file import Plan, check_origin, read_plan
 from stan_infer.text.vocabulary import CLIP_LICENCE, CLIP_LICENCE_FILE
 
-FORMAT = "triton-server"  # what export calls it
-BACKENDS = {"onnxruntime": "onnx", "tensorrt": "tensorrt"}  # of towers -> the export that has them
-GRAPH = "model.onnx"  # what the server opens
-MARKER = "stan_infer.json"  # says whose the repository is; models are folders, so Triton skips it
+FORMAT = "triton-server"  # the --format of export
+# Backend of the towers -> the format of an exported folder that has their files.
+BACKENDS = {"onnxruntime": "onnx", "tensorrt": "tensorrt"}
+# Marks the repository as ours. Triton ignores it, because models are folders.
+MARKER = "stan_infer.json"
 ROLES = ("video", "text", "preprocess", "score")
 _TYPES = {"uint8": "TYPE_UINT8", "int32": "TYPE_INT32", "float32": "TYPE_FP32"}
 _MAX_MARKER = 2**22
-_DELAY_US = 2000  # that a request waits for others of its shape
+_DELAY_US = 2000  # how long a request waits for others of its shape, in microseconds
 
-Message = Mapping[str, Any]  # of protobuf's text format; a list is a repeated field
+Message = Mapping[str, Any]  # a protobuf message by field name; a list is a repeated field
 
 
 class _Marker(TypedDict):
-    """Of MARKER: its files and their hashes."""
+    """The part of MARKER that is read again: files of the repository and their hashes."""
 
     files: dict[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
-class Word:
-    """An enumerator, which has no quotes."""
+class EnumValue:
+    """A value of an enum, which protobuf's text format writes without quotes."""
 
     text: str
 
 
 def write_repository(artefact: Artefact, out: Path, *, backend: str = "onnxruntime") -> list[str]:
-    """Write the repository of an exported folder and return the names of its models.
+    """Write an exported folder as a repository at `out`; return the names of its models.
 
-    backend: of the towers; "tensorrt" takes the folder's plans of TensorRT. Raises InputError for
-    an unknown word, a folder that has no such plan or whose files would take each other's place,
-    or a place that must not be replaced; CheckError for a file that is not the one exported.
+    backend: of the towers; "tensorrt" uses the folder's plans of TensorRT. Raises InputError for an
+    unknown backend, a folder that lacks a plan, or an `out` that must not be replaced; CheckError
+    for a file that was changed after the export.
     """
     check_word("backend", backend, BACKENDS)
     graphs = {role: g for role in ROLES if (g := artefact.graph(role)) is not None}
@@ -70,24 +78,24 @@ def write_repository(artefact: Artefact, out: Path, *, backend: str = "onnxrunti
             _copy(artefact, graph, plan, folder / role / "1")
         if "preprocess" in configs and "video" in configs and _takes_pixels(graphs["video"]):
             configs["video_pipeline"] = _pipeline(configs["preprocess"], configs["video"])
-            # A version must be there although it holds nothing; copying tools drop empty folders.
+            # Triton needs the folder of a version. It is empty here, and some tools that copy
+            # folders leave out empty ones.
             (folder / "video_pipeline" / "1").mkdir(parents=True)
             (folder / "video_pipeline" / "1" / ".keep").touch()
         for name, config in configs.items():
             (folder / name / "config.pbtxt").write_text(text_format(config), encoding="utf-8")
         for name in ("tokenizer.json", "labels.txt"):
             if artefact.has(name):
-                _put(artefact, name, folder / name)
+                artefact.copy(name, folder / name)
         if (folder / "tokenizer.json").exists():
             (folder / CLIP_LICENCE_FILE).write_text(CLIP_LICENCE, encoding="utf-8")
-        _check_written(artefact, folder, {r: g for r, g in graphs.items() if r not in plans})
         files = sorted(p for p in folder.rglob("*") if p.is_file())
         marker = {
             "tool": {"name": "stan_infer", "version": stan_infer.__version__},
             "backend": backend,
             "manifest_sha256": sha256(artefact.path / MANIFEST),
             "models": sorted(configs),
-            # A plan is for one GPU, and for the version that is in the server's container.
+            # A plan needs this GPU, and a server with this version of TensorRT.
             "plans": {
                 role: {"tensorrt": plan.version, "sm": plan.built_on, "flags": plan.flags}
                 for role, plan in plans.items()
@@ -96,8 +104,7 @@ def write_repository(artefact: Artefact, out: Path, *, backend: str = "onnxrunti
             "preprocess": artefact.manifest.get("preprocess"),
             "text": artefact.manifest.get("text"),
         }
-        text = json.dumps(marker, indent=1, sort_keys=True, ensure_ascii=False)
-        (folder / MARKER).write_text(text + "\n", encoding="utf-8")
+        write_json(folder / MARKER, marker)
     return sorted(configs)
 
 
@@ -108,7 +115,7 @@ def text_format(message: Message, indent: str = "") -> str:
         for item in value if isinstance(value, list) else [value]:
             if isinstance(item, Mapping):
                 lines.append(f"{indent}{name} {{\n{text_format(item, indent + '  ')}{indent}}}\n")
-            elif isinstance(item, Word):
+            elif isinstance(item, EnumValue):
                 lines.append(f"{indent}{name}: {item.text}\n")
             elif isinstance(item, (bool, int)):
                 lines.append(f"{indent}{name}: {str(item).lower()}\n")
@@ -118,90 +125,91 @@ def text_format(message: Message, indent: str = "") -> str:
 
 
 def _model(artefact: Artefact, graph: Graph, plan: Plan | None) -> dict[str, Any]:
-    """config.pbtxt of one graph; the first axis is Triton's batch where it is free from 1 on."""
-    limits = _batch(graph, plan)
-    group: dict[str, Any] = {"count": 1, "kind": Word("KIND_GPU" if plan else "KIND_AUTO")}
+    """The config of one graph. If its batch may be 1 and more, Triton makes batches of requests."""
+    largest_batch = _largest_batch(graph, plan)
+    group: dict[str, Any] = {"count": 1, "kind": EnumValue("KIND_GPU" if plan else "KIND_AUTO")}
     if plan:
         group["profile"] = [str(plan.widest())]
-    outputs = list(graph.outputs)
     config: dict[str, Any] = {
         "name": graph.role,
         **({"platform": "tensorrt_plan"} if plan else {"backend": "onnxruntime"}),
-        "max_batch_size": limits or 0,
-        "input": [_tensor(v, bool(limits)) for v in graph.inputs],
-        "output": [_tensor(v, bool(limits)) for v in outputs],
+        "max_batch_size": largest_batch,
+        "input": [_tensor(v, largest_batch > 0) for v in graph.inputs],
+        "output": [_tensor(v, largest_batch > 0) for v in graph.outputs],
         "instance_group": [group],
     }
-    if limits:
+    if largest_batch:
         config["dynamic_batching"] = {"max_queue_delay_microseconds": _DELAY_US}
     if graph.role == "preprocess":
-        # One clip's frames are one item of the video model's batch.
+        # The frames of one clip are one item of the video model's batch.
         pixels = config["output"][0]
         pixels["reshape"] = {"shape": pixels["dims"]}
         pixels["dims"] = [1, *pixels["dims"]]
     return config
 
 
-def _batch(graph: Graph, plan: Plan | None) -> int | None:
-    """Largest batch that Triton may make of requests, or None where it must not."""
+def _largest_batch(graph: Graph, plan: Plan | None) -> int:
+    """The largest batch that Triton may make of requests; 0: it must make none."""
     if graph.role not in ("video", "text"):
-        return None
+        return 0
     low, high = graph.dims["batch"]
     if plan:
-        ((least, _, most),) = plan.profiles[plan.widest()].values()  # the one that is served
+        ((least, _, most),) = plan.profiles[plan.widest()].values()  # the profile that is served
         low, high = least[0], most[0]
     if low != 1 or high == 1:
-        return None
-    return min(high, TEXTS) if graph.role == "text" else high
+        return 0
+    return min(high, DEFAULT_TEXTS) if graph.role == "text" else high
 
 
 def _tensor(value: Mapping[str, Any], is_batched: bool) -> dict[str, Any]:
     dtype = str(value["dtype"])
     if dtype not in _TYPES:
-        raise InputError(f"{value['name']} is {dtype}; Triton gets {', '.join(_TYPES)} only")
+        raise InputError(
+            f"{value['name']} is {dtype}; a repository can have only {', '.join(_TYPES)}"
+        )
     dims = [n if isinstance(n, int) else -1 for n in value["shape"]]
     return {
         "name": str(value["name"]),
-        "data_type": Word(_TYPES[dtype]),
+        "data_type": EnumValue(_TYPES[dtype]),
         "dims": dims[1:] if is_batched else dims,
     }
 
 
 def _pipeline(preprocess: Message, video: Message) -> dict[str, Any]:
-    """Frames of one video -> what the video model gives, through both models."""
+    """The config of the ensemble: frames of one video through both models."""
     frames, (taken,) = preprocess["input"][0], video["input"]
     outputs = []
     for value in video["output"]:
-        # An ensemble without a batch axis of its own sees that of its models.
+        # This ensemble has no batch axis of its own, so that of its models is part of the shapes.
         dims = [1, *value["dims"]] if video["max_batch_size"] else value["dims"]
         outputs.append({**value, "dims": dims})
+    names = {v["name"]: v["name"] for v in outputs}
+    steps = [
+        _step("preprocess", {frames["name"]: frames["name"]}, {"pixels": "clip"}),
+        _step("video", {taken["name"]: "clip"}, names),
+    ]
     return {
         "name": "video_pipeline",
         "platform": "ensemble",
         "max_batch_size": 0,
         "input": [dict(frames)],
         "output": outputs,
-        "ensemble_scheduling": {
-            "step": [
-                {
-                    "model_name": "preprocess",
-                    "model_version": -1,
-                    "input_map": {"key": frames["name"], "value": frames["name"]},
-                    "output_map": {"key": "pixels", "value": "clip"},
-                },
-                {
-                    "model_name": "video",
-                    "model_version": -1,
-                    "input_map": {"key": taken["name"], "value": "clip"},
-                    "output_map": [{"key": v["name"], "value": v["name"]} for v in outputs],
-                },
-            ]
-        },
+        "ensemble_scheduling": {"step": steps},
+    }
+
+
+def _step(model: str, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> Message:
+    """One step of the ensemble; inputs, outputs: the model's names -> those in the ensemble."""
+    maps = {"input_map": inputs, "output_map": outputs}
+    return {
+        "model_name": model,
+        "model_version": -1,
+        **{k: [{"key": a, "value": b} for a, b in names.items()] for k, names in maps.items()},
     }
 
 
 def _takes_pixels(graph: Graph) -> bool:
-    """Whether the video graph takes what the preprocessing gives: bytes, and one clip."""
+    """Whether the video graph takes the output of the preprocessing: uint8, and one clip."""
     return graph.inputs[0]["dtype"] == "uint8" and graph.dims["batch"][0] == 1
 
 
@@ -231,35 +239,18 @@ def _copy(artefact: Artefact, graph: Graph, plan: Plan | None, folder: Path) -> 
     if plan:
         (folder / "model.plan").write_bytes(plan.load())
         return
-    with graph_source(artefact, graph):  # told before anything is copied
+    with checked_graph(artefact, graph):  # a bad graph is refused before anything is copied
         pass
-    _put(artefact, graph.file, folder / GRAPH)
-    for name in graph.external_data:  # the graph names it, so it keeps its name
-        _put(artefact, name, folder / Path(name).name)
-
-
-def _put(artefact: Artefact, name: str, target: Path) -> None:
-    """Copy a file of the folder to a place where none is; what was written has the file's hash."""
-    if os.path.lexists(target):
-        raise InputError(
-            f"artefact {artefact.path}: {name[:80]} would take the place of another file in the "
-            f"repository, {target.name[:80]}: export the checkpoint again"
-        )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    artefact.copy(name, target)
-
-
-def _check_written(artefact: Artefact, folder: Path, graphs: Mapping[str, Graph]) -> None:
-    """Check what the server will open: the repository's graphs, as the folder's were checked."""
-    for role, graph in graphs.items():
-        path = folder / role / "1" / GRAPH
-        bare_source(path, [Path(name).name for name in graph.external_data])
-        if sha256(path) != artefact.manifest["files"][graph.file]["sha256"]:
-            raise CheckError(f"{path.name} of {role} is not {graph.file}: nothing was written")
+    artefact.copy(graph.file, folder / "model.onnx")
+    for name in graph.external_data:  # it keeps its name, which is in the graph
+        artefact.copy(name, folder / Path(name).name)
 
 
 def why_keep_repository(folder: Path) -> str | None:
-    """Why a folder is no earlier repository of ours and nothing else, or None."""
+    """Say why a repository may not replace `folder`: it is not, or not only, an earlier one.
+
+    None where it is an earlier repository of ours and holds nothing else.
+    """
     try:
         known = checked(read_object(folder / MARKER, _MAX_MARKER), _Marker, MARKER)["files"]
     except InputError:

@@ -1,4 +1,4 @@
-"""The video tower as an ONNX graph: inputs, network, class head, outputs."""
+"""The ONNX graph of the video tower: inputs, network, class head, outputs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from stan_infer.network.fused import video_tower
 
 
 def new_graph(role: str, folder: Path, opset: int, config: StanConfig) -> GraphWriter:
-    """An empty graph that carries the hash of its config."""
+    """An empty graph with the hash of its config in its metadata."""
     graph = GraphWriter(role, folder, opset)
     graph.metadata(CONFIG_KEY, config_sha256(config))
     return graph
@@ -39,8 +39,9 @@ def write_video_graph(
 ) -> list[str]:
     """Write the graph; return the names of external data files beside it.
 
-    weights: folded for `input`; linears among them may be QuantisedLinears. dims: of "batch" and
-    "frames". precision: of all that is not in 8 bits. classes: of a class head (embed_classes).
+    weights: folded for `input`; linears among them may be QuantisedLinears. dims: ranges of "batch"
+    and "frames". precision: of everything that is not in 8 bits. classes: of embed_classes, for a
+    class head.
     """
     graph = new_graph("video", path.parent, opset, config)
     batch, frames = fixed_size(dims["batch"]), fixed_size(dims["frames"])

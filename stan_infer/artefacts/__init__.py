@@ -1,4 +1,4 @@
-"""The exported folder and the files in it: manifest, graphs, calibration; all may be strangers'.
+"""Reading and checking exported folders and their files, all of which may come from strangers.
 
 Imports system and config.
 Start at `folder.read_artefact`.

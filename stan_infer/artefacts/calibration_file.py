@@ -1,6 +1,6 @@
-"""calibration.json: which linears run in 8 bits and by which scales, for one model and its clips.
+"""calibration.json: which linears run in 8 bits, and with which scales, for one model.
 
-It may come from a stranger: its size is bounded, and every number is checked before it is used.
+The file may come from a stranger: its size is bounded, and its numbers are checked before use.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stan_infer.artefacts.folder import sha256
+from stan_infer.artefacts.folder import check_schema, sha256
 from stan_infer.config import StanConfig
 from stan_infer.errors import InputError
 from stan_infer.system.json_file import checked, read_object
@@ -26,12 +26,12 @@ _AGAIN = ": calibrate again"
 
 
 def digest(value: Any) -> str:
-    """SHA-256 of a value of JSON."""
+    """SHA-256, in hexadecimal, of a value that JSON can hold."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def preprocessing(config: StanConfig) -> dict[str, Any]:
-    """What decides how a video becomes pixels and these become numbers."""
+    """The settings that decide how a video becomes the network's input."""
     return {
         "frames": config.frames,
         "short_side": config.short_side,
@@ -42,10 +42,10 @@ def preprocessing(config: StanConfig) -> dict[str, Any]:
 
 
 def read_calibration(path: str | Path) -> Record:
-    """Read calibration.json, or that of a folder which `stan-infer calibrate` wrote.
+    """Read a calibration.json, given as the file or as the folder that holds it.
 
-    Raises InputError for what is none: missing, too large, another schema, a value of another type
-    or out of range, a scale that is not a positive number.
+    Raises InputError for a file that is missing or too large, has another schema, a value of
+    another type or out of range, or a scale that is not a positive number.
     """
     from stan_infer.artefacts.calibration_record import SCALE, Record
 
@@ -56,13 +56,10 @@ def read_calibration(path: str | Path) -> Record:
             f"calibration {file} cannot be read (no such file); stan-infer calibrate writes one"
         )
     values = read_object(file, _MAX_BYTES, _AGAIN)
-    schema = str(values.get("schema"))[:20]
-    if schema.split(".")[0] != SCHEMA.split(".")[0]:
-        raise InputError(f"{file} has schema {schema}, this version reads {SCHEMA}{_AGAIN}")
+    check_schema(values, SCHEMA, str(file), _AGAIN)
     record = checked(values, Record, str(file), _AGAIN)
     low, high = SCALE
-    for name in record["tensors"].keys() - set(record["kept"]):
-        scale = record["tensors"][name]["scale"]
+    for name, scale in scales(record).items():
         if not low <= scale <= high:
             raise InputError(
                 f"{file}: the scale of {name[:80]} is {scale}, not a positive number{_AGAIN}"
@@ -70,12 +67,19 @@ def read_calibration(path: str | Path) -> Record:
     return record
 
 
+def scales(record: Record) -> dict[str, float]:
+    """Scales of the inputs of the linears that run in 8 bits, by the linear's name."""
+    kept = set(record["kept"])
+    return {n: float(t["scale"]) for n, t in record["tensors"].items() if n not in kept}
+
+
 def calibration_of(
     path: str | Path, precision: str, checkpoint: str | Path, config: StanConfig
 ) -> Record:
-    """Read the calibration of this checkpoint file in this precision, int8 or fp8.
+    """Read a calibration and check that it is for this checkpoint file, precision and config.
 
-    Raises InputError for one of another precision, model or preprocessing.
+    precision: int8 or fp8. Raises InputError for a calibration of another precision, checkpoint or
+    preprocessing, and as read_calibration does.
     """
     record = read_calibration(path)
     if record["precision"] != precision:
@@ -85,22 +89,22 @@ def calibration_of(
         )
     if not Path(checkpoint).is_file():
         raise InputError(
-            f"a calibration belongs to a checkpoint file, and {checkpoint} is none: its hash "
-            "cannot be compared"
+            f"a calibration belongs to one checkpoint file, and {checkpoint} is not a file whose "
+            "hash could be compared: give the checkpoint file"
         )
     known = record["key"].get("checkpoint_sha256")
     if known is None:
         raise InputError(
-            f"calibration {path} does not tell its checkpoint: stan-infer calibrate {checkpoint}"
+            f"calibration {path} does not name its checkpoint: stan-infer calibrate {checkpoint}"
         )
     if known != sha256(Path(checkpoint)):
         raise InputError(
             f"calibration {path} is of another model than {checkpoint}: stan-infer calibrate "
             f"{checkpoint} --precision {precision}"
         )
-    wanted, given = preprocessing(config), record.get("preprocessing")
+    wanted = preprocessing(config)
     if record["key"].get("preprocessing_sha256") != digest(wanted):
-        old = given or {}
+        old = record.get("preprocessing") or {}
         other = [
             f"{k} {str(old.get(k))[:40]}, not {v}" for k, v in wanted.items() if old.get(k) != v
         ]
@@ -112,7 +116,5 @@ def calibration_of(
 
 
 def fp8_scales(path: str | Path, checkpoint: str | Path, config: StanConfig) -> dict[str, float]:
-    """Scales of the linears' inputs by name; see calibration_of."""
-    record = calibration_of(path, "fp8", checkpoint, config)
-    kept = set(record["kept"])
-    return {n: float(t["scale"]) for n, t in record["tensors"].items() if n not in kept}
+    """Scales of the linears' inputs in a calibration for fp8; raises as calibration_of does."""
+    return scales(calibration_of(path, "fp8", checkpoint, config))

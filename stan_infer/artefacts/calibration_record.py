@@ -1,6 +1,6 @@
-"""calibration.json as types; see calibration_file.
+"""The types of calibration.json; see calibration_file, which checks a file against them.
 
-Checked once, when it is read; whoever uses a record later relies on these types.
+They are a module of their own because msgspec, which they need, is slow to import.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ SCALE = (1e-30, 1e30)  # smallest, largest: a float32 holds both, and their prod
 
 
 class Tensor(TypedDict):
-    """The input of one linear; 0 is the scale of one that reads nothing but zeros."""
+    """The input of one linear. Scale 0: on the calibration clips the input was always zero."""
 
     scale: Annotated[float, Meta(ge=0, le=SCALE[1])]
 
 
 class Key(TypedDict):
-    """What the ranges depend on."""
+    """Hashes of what the scales were measured with."""
 
     checkpoint_sha256: NotRequired[Digest | None]
     preprocessing_sha256: NotRequired[Digest | None]

@@ -1,4 +1,4 @@
-"""How far arrays are from those that were wanted; NaN and infinity always count as too far."""
+"""How far arrays are from the wanted ones. NaN and infinity always count as too far."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ Array = NDArray[Any]
 
 
 def relative_error(got: Array, wanted: Array, scale: float | None = None) -> float:
-    """Largest difference as a part of the largest wanted value, or of `scale`.
+    """Largest absolute difference, divided by the largest absolute wanted value or by `scale`.
 
-    NaN where either array holds one, or where all that was wanted is 0: test with
-    `not error <= tolerance`, which NaN fails. The arrays have the same shape.
+    The arrays have the same shape. NaN where either holds a NaN, or where all wanted values are 0;
+    so test with `not error <= tolerance`, which is true for NaN.
     """
     with np.errstate(all="ignore"):
         largest = np.abs(wanted).max() if scale is None else scale
@@ -25,7 +25,7 @@ class Difference:
     """The worst of several comparisons of a graph's outputs with the model's."""
 
     def __init__(self) -> None:
-        """Start without any."""
+        """Start before the first comparison."""
         self.relative, self._absolute, self._cosine = 0.0, 0.0, 1.0
 
     def add(self, got: Array, wanted: Array) -> None:
@@ -39,5 +39,5 @@ class Difference:
         self._cosine = float(np.minimum(self._cosine, cosine))
 
     def record(self) -> dict[str, float]:
-        """As a manifest's parity records have it."""
+        """The three errors by the names that a manifest's parity record gives them."""
         return {"max_rel": self.relative, "max_abs": self._absolute, "min_cos": self._cosine}

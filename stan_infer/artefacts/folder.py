@@ -1,7 +1,8 @@
-"""An exported folder: manifest.json, model files, and the hash of each.
+"""An exported folder: manifest.json, graphs and other files, and the hash of each.
 
-The manifest is written last: where it is, the folder is complete. It comes from strangers: sizes
-are bounded, names stay inside the folder, hashes are compared before a file is opened.
+The manifest is written last, so a folder that has one is complete. A folder may come from a
+stranger: sizes are bounded, names may not lead outside the folder, and a file's hash is compared
+before the file is used.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 SCHEMA = "1.0"
-ENGINES_FOLDER = "engines"  # plans, which come and go: each has a sidecar with its own hash
+# TensorRT's plans. They are added and rebuilt after the export, so the manifest does not list them;
+# the sidecar beside each has its hash.
+ENGINES_FOLDER = "engines"
 CONFIG_KEY = "stan_infer.config_sha256"  # in every graph's metadata
 _MAX_MANIFEST = 2**20  # an export writes under 10 KB; a MiB of objects takes half a second
 _MAX_ENGINE_FILES = 1000
@@ -37,23 +40,23 @@ _AGAIN = "export the checkpoint again"
 
 @dataclasses.dataclass(frozen=True)
 class Graph:
-    """One model file of an artefact, as its manifest describes it."""
+    """One graph of an exported folder, as its manifest describes it."""
 
     file: str
-    role: str  # "video" or "text"
+    role: str  # "video", "text", "preprocess" or "score"
     precision: str
     opset: int
     inputs: tuple[Port, ...]  # name, dtype, shape (ints or dimension names)
     outputs: tuple[Port, ...]
     dims: dict[str, tuple[int, int]]  # dimension name -> smallest, largest
-    external_data: tuple[str, ...] = ()  # names in the folder, of which each has a hash
+    external_data: tuple[str, ...] = ()  # files in the folder that hold its weights
 
 
 @dataclasses.dataclass(frozen=True)
 class Artefact:
-    """A folder whose manifest was checked (manifest.Manifest) and whose files are there.
+    """An exported folder whose manifest was checked (manifest.Manifest) and whose files are there.
 
-    Its files are opened through `file`, `read`, `copy` and `held`, and in no other way.
+    Open its files only through `file`, `read`, `copy` and `held`.
     """
 
     path: Path
@@ -70,18 +73,19 @@ class Artefact:
         return name in self.manifest["files"]
 
     def file(self, name: str) -> Path:
-        """Return the path of a listed file that lies in the folder and is no link.
+        """Return the path of a listed file that lies in the folder and is not a link.
 
-        Raises InputError for another name. What is read there later may be something else: use
-        `read` or `held` where that matters.
+        Raises InputError for any other name. The file may be replaced after this call: use `read`
+        or `held` where that matters.
         """
         path, _ = self._entry(name)
         return path
 
     def read(self, name: str) -> bytes:
-        """Return the bytes of a listed file, read once, whose size and hash are the manifest's.
+        """Return the bytes of a listed file, after comparing their size and hash.
 
-        Raises InputError for another name or size, CheckError for other content.
+        Raises InputError for a name that is not listed or another size, CheckError for another
+        hash.
         """
         path, entry = self._entry(name)
         with _open(path) as f:
@@ -93,7 +97,7 @@ class Artefact:
         return data
 
     def copy(self, name: str, target: Path) -> None:
-        """Write a listed file's content to `target`; raises what `read` does, at the end."""
+        """Copy a listed file to `target`; raises as `read` does, but after `target` was written."""
         path, entry = self._entry(name)
         digest, left = hashlib.sha256(), entry["bytes"]
         with _open(path) as f, target.open("wb") as out:
@@ -107,11 +111,12 @@ class Artefact:
 
     @contextmanager
     def held(self, *names: str) -> Iterator[list[Path]]:
-        """Paths of listed files, for what opens them itself; nothing may change until the end.
+        """Yield paths of listed files for a library that opens them itself.
 
-        Their sizes and hashes are compared first. The path of a single file is that of the file
-        which was hashed and stays open, on Linux, whatever takes its name meanwhile. Raises what
-        `read` does, and CheckError at the end where a file is no longer the one that was compared.
+        Sizes and hashes are compared first, and at the end it is checked that no file was changed
+        meanwhile. On Linux, the path of a single file is /proc/self/fd/N, which stays the file that
+        was hashed even if another one takes its name. Raises as `read` does, and CheckError at the
+        end for a file that was changed.
         """
         with ExitStack() as stack:
             paths, before = [], {}
@@ -134,28 +139,38 @@ class Artefact:
     def _entry(self, name: str) -> tuple[Path, FileEntry]:
         entry = self.manifest["files"].get(name)
         if entry is None:
-            raise InputError(f"artefact {self.path}: {name[:80]!r} has no hash in {MANIFEST}")
+            raise InputError(
+                f"exported folder {self.path}: {name[:80]!r} has no hash in {MANIFEST}"
+            )
         return inside(self.path, name), entry
 
 
 def inside(folder: Path, name: str) -> Path:
-    """Return the path of a regular file in a folder; InputError for a name that leaves it."""
+    """Return the path of a regular file in a folder.
+
+    Raises InputError for a name that leads outside, a missing file, or a link on the way to it.
+    """
     _check_name(folder, name)
     path = folder / name
-    if any(p.is_symlink() for p in (path, *list(path.parents)[: name.count("/")])) or (
-        not path.is_file()
-    ):
-        raise InputError(f"artefact {folder}: {name} is missing; {_AGAIN}")
+    on_the_way = (path, *list(path.parents)[: name.count("/")])
+    if any(p.is_symlink() for p in on_the_way) or not path.is_file():
+        raise InputError(f"exported folder {folder}: {name} is missing; {_AGAIN}")
     return path
 
 
 def _check_name(folder: Path, name: str) -> None:
     if not stays_inside(name):
-        raise InputError(f"artefact {folder}: {MANIFEST} names the file {name[:80]!r}")
+        raise InputError(
+            f"exported folder {folder}: {MANIFEST} names the file {name[:80]!r}, which is not "
+            f"inside the folder; {_AGAIN}"
+        )
 
 
 def why_keep(folder: Path) -> str | None:
-    """Say why `folder` is not an earlier export and nothing else, or None where it is just that."""
+    """Say why an export may not replace `folder`: it is not, or not only, an earlier export.
+
+    None where it is an earlier export and holds nothing else.
+    """
     from stan_infer.artefacts.manifest import Earlier
 
     try:
@@ -175,37 +190,55 @@ def why_keep(folder: Path) -> str | None:
 
 
 def sha256(path: Path) -> str:
-    """Return the hex digest of a file's content."""
+    """Return the SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def config_sha256(config: StanConfig) -> str:
-    """Hex digest of a config, which each graph carries: a manifest edited later is noticed."""
+    """SHA-256 of a config, in hexadecimal.
+
+    Each graph has it in its metadata, so that a config that was edited in the manifest is noticed.
+    """
     text = json.dumps(config.to_dict(), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Add size and hash of every file in `folder` to `manifest` and write it, as the last file."""
+    """Add size and hash of every file in `folder` to `manifest` and write it.
+
+    Call it when every other file has been written.
+    """
     files = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name != MANIFEST:
             name = path.relative_to(folder).as_posix()
             files[name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
-    full = {"schema": SCHEMA, **manifest, "files": files}
-    text = json.dumps(full, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    write_json(folder / MANIFEST, {"schema": SCHEMA, **manifest, "files": files})
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write an object as our JSON files have it: keys sorted, UTF-8, no NaN or infinity."""
+    text = json.dumps(values, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def check_schema(values: Mapping[str, Any], known: str, name: str, hint: str) -> None:
+    """Raise InputError unless the "schema" of a JSON object has the major version of `known`."""
+    schema = str(values.get("schema"))[:20]
+    if schema.split(".")[0] != known.split(".")[0]:
+        raise InputError(f"{name} has schema {schema!r}; this version reads {known}{hint}")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Return manifest.json as it stands; InputError where there is none, or no JSON object."""
+    """Return manifest.json, not yet checked; InputError if it is missing or no JSON object."""
     path = folder / MANIFEST
     if not os.path.lexists(folder):
-        temporary.clear(folder.absolute().parent)  # a crash may have left it aside
+        # A run that was killed may have left the folder under its temporary name.
+        temporary.clear(folder.absolute().parent)
     if not os.path.isfile(path):
         raise InputError(
-            f"{folder} is no exported artefact: it has no {MANIFEST}; make one with "
+            f"{folder} is not an exported folder: it has no {MANIFEST}; make one with "
             "stan-infer export CHECKPOINT -o FOLDER"
         )
     return read_object(path, _MAX_MANIFEST)
@@ -214,23 +247,18 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def read_artefact(
     path: str | Path, *, check_hashes: bool = True, held: Collection[str] = ()
 ) -> Artefact:
-    """Read and check an exported folder; with check_hashes, the hash of every file, too.
+    """Read and check an exported folder; with check_hashes, compare the hash of every file too.
 
-    held: roles of graphs whose files the caller holds, and which are hashed then (Artefact.held).
-    Raises InputError for a folder without a manifest, an unknown schema, values of other types or
-    out of range, names that leave the folder, missing files, wrong sizes, or files that nothing
-    uses; CheckError for a file that is not the one exported.
+    held: roles of graphs that the caller opens with Artefact.held, which compares their hashes.
+    Raises InputError for a folder without a manifest, an unknown schema, values of another type or
+    out of range, names that lead outside the folder, missing files, other sizes, or files that
+    nothing uses; CheckError for another hash.
     """
     from stan_infer.artefacts.manifest import Manifest, check_manifest
 
     folder = Path(path)
     raw = read_manifest(folder)
-    schema = raw.get("schema")
-    if not isinstance(schema, str) or schema.split(".")[0] != SCHEMA.split(".")[0]:
-        raise InputError(
-            f"artefact {folder} has schema {str(schema)[:20]!r}; this version reads {SCHEMA}: "
-            f"{_AGAIN}"
-        )
+    check_schema(raw, SCHEMA, f"exported folder {folder}", f": {_AGAIN}")
     try:
         manifest = checked(raw, Manifest, MANIFEST)
         for name in manifest["files"]:
@@ -240,7 +268,7 @@ def read_artefact(
         for name in manifest["files"]:
             inside(folder, name)
     except InputError as e:
-        raise e if str(folder) in str(e) else InputError(f"artefact {folder}: {e}") from e
+        raise e if str(folder) in str(e) else InputError(f"exported folder {folder}: {e}") from e
     graphs = tuple(_graph(g) for g in manifest["graphs"])
     for name, entry in manifest["files"].items():
         size = (folder / name).stat().st_size
@@ -250,17 +278,16 @@ def read_artefact(
     if check_hashes:
         later = {n for g in graphs if g.role in held for n in (g.file, *g.external_data)}
         for name, entry in manifest["files"].items():
-            if name in later:
-                continue
-            with _open(folder / name) as f:
-                _compare(folder / name, f, entry)
+            if name not in later:
+                with _open(folder / name) as f:
+                    _compare(folder / name, f, entry)
     return Artefact(folder, config, graphs, manifest)
 
 
 def is_engine_file(name: str) -> bool:
-    """Whether a file is a plan or its sidecar, or their folder: the manifest lists none of them.
+    """Whether a name is that of engines/, or of a plan or sidecar in it, finished or being built.
 
-    Nor one that is being built, in a folder of `temporary`.
+    The manifest lists none of these. Plans are built in a folder of `temporary`.
     """
     plan = r"[A-Za-z0-9_.-]+\.plan(\.json)?"
     pattern = rf"{ENGINES_FOLDER}(/{plan}|/{temporary.NAME}(/{temporary.LOCK}|/new\.(plan|json))?)?"
@@ -281,7 +308,7 @@ def _graph(g: Any) -> Graph:
 
 
 def _refuse_unlisted(folder: Path, manifest: Manifest) -> None:
-    """A graph may read weights from any file beside it, so nothing may lie there without a hash."""
+    """Refuse files without a hash: a graph may read weights from any file beside it."""
     files = manifest["files"]
     listed = {MANIFEST, *files, *(str(above) for n in files for above in PurePosixPath(n).parents)}
     engine_files = 0
@@ -289,22 +316,24 @@ def _refuse_unlisted(folder: Path, manifest: Manifest) -> None:
         name = path.relative_to(folder).as_posix()
         engine_files += is_engine_file(name)
         if engine_files > _MAX_ENGINE_FILES:
-            raise InputError(f"artefact {folder}: {ENGINES_FOLDER}/ holds too many files")
+            raise InputError(
+                f"exported folder {folder}: {ENGINES_FOLDER}/ holds more than {_MAX_ENGINE_FILES} "
+                "files; take out those that are not used"
+            )
         if (name not in listed and not is_engine_file(name)) or path.is_symlink():
             raise InputError(
-                f"artefact {folder}: {name[:80]!r} is not listed in {MANIFEST}, or is a link; "
-                "take it out of the folder"
+                f"exported folder {folder}: {name[:80]!r} is not listed in {MANIFEST}, or is a "
+                "link; take it out of the folder"
             )
 
 
 def _open(path: Path) -> BufferedReader:
-    """Open a regular file and no link: not even one that took its place a moment ago."""
+    """Open a regular file; a link is refused, even one that took its place a moment ago."""
     try:
         return open_regular(path, follow=False)[0]
-    except InputError as e:
-        raise InputError(f"{path} cannot be read: {e}; {_AGAIN}") from e
-    except OSError as e:
-        raise InputError(f"{path} cannot be read ({e.strerror or e}); {_AGAIN}") from e
+    except (InputError, OSError) as e:
+        why = getattr(e, "strerror", None) or e
+        raise InputError(f"{path} cannot be read: {why}; {_AGAIN}") from e
 
 
 def _identity(s: os.stat_result) -> tuple[int, ...]:
@@ -321,13 +350,13 @@ def _compare(path: Path, file: BufferedReader, entry: FileEntry) -> None:
 
 def _other_size(path: Path, size: int, wanted: int) -> InputError:
     return InputError(
-        f"artefact {path.parent}: {path.name} has {size} bytes, {MANIFEST} says {wanted}: "
-        "incomplete copy?"
+        f"exported folder {path.parent}: {path.name} has {size} bytes, {MANIFEST} says {wanted}: "
+        "incomplete copy? Copy it again"
     )
 
 
 def _changed(path: Path) -> CheckError:
     return CheckError(
-        f"artefact {path.parent}: the hash of {path.name} is not the one in {MANIFEST}: the file "
-        f"was changed after the export; {_AGAIN}"
+        f"exported folder {path.parent}: the hash of {path.name} is not the one in {MANIFEST}: the "
+        f"file was changed after the export; {_AGAIN}"
     )

@@ -1,7 +1,7 @@
-"""manifest.json as types, and which files of a folder it may name, of what size.
+"""The types of manifest.json, and the files that it may name, with their largest sizes.
 
-Checked once, when a folder is read (artefact.read_artefact); whoever reads a manifest later relies
-on these types. Further keys are allowed: a later version may write them.
+`folder.read_artefact` checks a manifest against both, once. Keys that are not named here are
+allowed, since a later version may write some.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ class Port(TypedDict):
 
 
 class Quant(TypedDict):
-    """What of a graph is in 8 bits."""
+    """The 8-bit part of a graph: how many linears are in 8 bits."""
 
     linears: NotRequired[Count]
 
 
 class GraphEntry(TypedDict):
-    """One model file."""
+    """One graph."""
 
     file: Word
     role: Word
@@ -64,7 +64,7 @@ class GraphEntry(TypedDict):
 
 
 class Parity(TypedDict):
-    """How far a graph was from the model when it was exported."""
+    """How far a graph's outputs were from the model's when it was exported."""
 
     file: Word
     max_rel: NotRequired[Number]
@@ -72,7 +72,7 @@ class Parity(TypedDict):
 
 
 class Labels(TypedDict):
-    """Classes, and their embeddings."""
+    """The classes of a folder, and the file with their embeddings."""
 
     file: Word
     embeddings: NotRequired[Word | None]
@@ -81,7 +81,7 @@ class Labels(TypedDict):
 
 
 class Golden(TypedDict):
-    """Inputs and outputs to test a port against; tolerances relative to the largest value."""
+    """Inputs and outputs to test another program against; tolerances relative to the largest."""
 
     file: Word
     texts: NotRequired[Annotated[list[Text], Meta(max_length=1000)]]
@@ -131,13 +131,13 @@ class Manifest(TypedDict):
 
 
 class Earlier(TypedDict):
-    """Of a folder that is to be replaced: who wrote it, and which files are its own."""
+    """The part of a manifest that is read before its folder is replaced by a new export."""
 
     tool: Tool
     files: dict[str, Any]
 
 
-# Role -> its inputs with their ranks, and the dimensions that it has ranges of.
+# Role of a graph -> its inputs with their ranks, and the dimensions whose ranges it must give.
 _ROLES: dict[str, tuple[dict[str, int], set[str]]] = {
     "video": ({"video": 5}, {"batch", "frames"}),
     "text": ({"input_ids": 2}, {"batch", "length"}),
@@ -147,8 +147,8 @@ _ROLES: dict[str, tuple[dict[str, int], set[str]]] = {
         {"texts", "videos", "frames", "length"},
     ),
 }
-# Files that no entry names, and their largest sizes.
-_OWN = {
+# Patterns of files that no entry of the manifest names, and their largest sizes in bytes.
+_OTHER_FILES = {
     r"tokenizer\.json": 16 * _MIB,
     r"calibration\.json": 16 * _MIB,
     r"sensitivity\.(svg|png)": 16 * _MIB,
@@ -160,9 +160,9 @@ _OWN = {
 def check_manifest(manifest: Manifest, config: StanConfig) -> dict[str, int]:
     """Refuse names and sizes that no export writes, in a manifest whose types were checked.
 
-    Returns the bytes that each of its files may have, as a model of this config can need. Raises
-    InputError: a role or a file twice, a range whose ends are reversed, weights under another name
-    than their graph's, a file that nothing uses, or one that is too large.
+    Raises InputError for a role or a file that appears twice, a range whose ends are reversed,
+    weights under another name than their graph's, a file that nothing uses, or one that is larger
+    than a model of this config can need. Returns the largest size of each file, in bytes.
     """
     graphs, named = manifest["graphs"], [*_named_limits(manifest, config)]
     for name, values in (("role", [g["role"] for g in graphs]), ("file", [n for n, _ in named])):
@@ -171,11 +171,11 @@ def check_manifest(manifest: Manifest, config: StanConfig) -> dict[str, int]:
             raise InputError(f"two entries have the {name} {twice!r}")
     for g in graphs:
         if not g["file"].endswith(".onnx"):
-            # Runtimes choose a format by the file's name, and some of those hold more than a graph.
-            raise InputError(f"{g['file']!r} is no .onnx file")
+            # Runtimes choose a format by the file's name, and some formats hold more than a graph.
+            raise InputError(f"{g['file']!r} is not an .onnx file")
         for name, (low, high) in g["dims"].items():
             if low > high:
-                raise InputError(f"{g['file']}: {name} is {low} to {high}")
+                raise InputError(f"{g['file']}: the range of {name} is reversed: {low} to {high}")
         needed = {n for port in g["inputs"] for n in port["shape"] if isinstance(n, str)}
         check_word(f"{g['file']}: role", g["role"], _ROLES)
         inputs, ranges = _ROLES[g["role"]]
@@ -197,16 +197,16 @@ def check_manifest(manifest: Manifest, config: StanConfig) -> dict[str, int]:
     limits = dict(named)
     for name in limits:
         if name not in manifest["files"]:
-            raise InputError(f"{name!r} has no hash: it is not in 'files'")
+            raise InputError(f"{name!r} has no hash: 'files' does not list it")
     for name, entry in manifest["files"].items():
-        for pattern, size in _OWN.items():
+        for pattern, size in _OTHER_FILES.items():
             if re.fullmatch(pattern, name):
                 limits.setdefault(name, size)
         if name not in limits:
             raise InputError(f"{name[:80]!r} is a file that nothing in this folder uses")
         if entry["bytes"] > limits[name]:
             raise InputError(
-                f"{name!r} has {entry['bytes']} bytes, which this model cannot need; allowed are "
+                f"{name!r} has {entry['bytes']} bytes, more than this model can need; allowed are "
                 f"{limits[name]}"
             )
     total = sum(entry["bytes"] for entry in manifest["files"].values())
@@ -216,13 +216,13 @@ def check_manifest(manifest: Manifest, config: StanConfig) -> dict[str, int]:
 
 
 def _named_limits(manifest: Manifest, config: StanConfig) -> Iterator[tuple[str, int]]:
-    """Every file that an entry names, and the bytes that a model of this config can need there."""
+    """Each file that an entry names, and the most bytes that it can need for this config."""
     golden, labels = manifest.get("golden"), manifest.get("labels")
     length, e, t = config.context_length, config.embed_dim, config.max_frames
     classes = (labels.get("count") or 1000) * (1 + length) * e * 4 if labels else 0
     weights = 4 * sum(prod(shape) for shape in parameter_shapes(config).values())
     tables = 4 * t * config.patches * config.width
-    # A quarter more for what folding adds; the constant is for nodes and the preprocessing.
+    # Folding adds up to a quarter to the weights. The constant covers nodes and preprocessing.
     graph = min(MAX_FILE, (weights + tables + classes) * 5 // 4 + 64 * _MIB)
     for g in manifest["graphs"]:
         yield g["file"], graph

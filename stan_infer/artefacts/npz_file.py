@@ -1,7 +1,7 @@
-"""Arrays out of a .npz file that anybody may have written; see stored_zip for the container.
+"""Arrays from a .npz file that may come from a stranger; see stored_zip for the container.
 
-Only what was asked for is read: an array of another dtype or shape, or one that is packed, is
-refused by its header, before memory is taken for it. Nothing is unpickled.
+Only the arrays asked for are read. One of another dtype or shape, or one that is compressed, is
+refused by its header, before memory is allocated for it. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from stan_infer.system.stored_zip import Entry, read_directory
 
 MAX_DIMS = 8
 _MAX_HEADER = 4096  # numpy writes 118 bytes for any array of ours
-# As numpy writes it: a dict of these three, padded with blanks.
+# The header as numpy writes it: a dict with these three keys, padded with blanks.
 _HEADER = re.compile(
     rb"\{'descr': '([<>|=][a-zA-Z]\d{1,9})', 'fortran_order': (True|False), "
     rb"'shape': \(((?:\d{1,15}, ?)*+(?:\d{1,15})?+)\), \} *+\n"
@@ -34,10 +34,10 @@ _HEADER = re.compile(
 
 @dataclass(frozen=True)
 class Field:
-    """An array that is expected: its dtype, and its shape.
+    """The dtype and shape that an array must have.
 
-    dtype: one or more numpy names ("uint8 float32"), or "str" for text of any length. shape: each
-    size a number, or a letter whose value must be the same wherever it stands.
+    dtype: allowed numpy names, separated by blanks ("uint8 float32"), or "str" for text of any
+    length. shape: each size is a number, or a letter that must stand for the same size everywhere.
     """
 
     dtype: str
@@ -45,7 +45,7 @@ class Field:
 
 
 def label_fields(config: StanConfig, labels: int) -> dict[str, Field]:
-    """Arrays of an exported folder's labels.npz with so many labels; see export.class_head."""
+    """The arrays of an exported folder's labels.npz; labels: how many. See export.class_head."""
     if not config.is_mug:
         return {"embeddings": Field("float32", (labels, config.embed_dim))}
     return {
@@ -57,13 +57,14 @@ def label_fields(config: StanConfig, labels: int) -> dict[str, Field]:
 def read_npz(
     source: Path | bytes, fields: Mapping[str, Field], *, limit: int | None = None
 ) -> dict[str, NDArray[Any]]:
-    """Return the named arrays of a .npz file, or of its bytes; all of them must be there.
+    """Return the named arrays of a .npz file, given as its path or its bytes.
 
-    limit: bytes that the file may have.
+    limit: the most bytes that the file may have. Memory: that of the arrays asked for, which are no
+    larger than the file.
 
-    Raises InputError, and nothing else, for a file that is missing, no regular one, damaged (each
-    array's CRC-32 is compared) or not as numpy.savez writes it, and for arrays that are missing or
-    of another dtype or shape. Memory: the arrays asked for, which are no larger than the file.
+    Raises only InputError: for a file that is missing, not a regular file, damaged (each array's
+    CRC-32 is compared) or not as numpy.savez writes it, and for an array that is missing or of
+    another dtype or shape.
     """
     name = "the .npz data" if isinstance(source, bytes) else str(source)
     try:
@@ -75,7 +76,7 @@ def read_npz(
                 raise InputError(f"it has {size} bytes; at most {limit} are read")
             return _read(file, size, fields)
     except InputError as e:
-        raise InputError(f"{name} is no .npz file that can be used: {e}") from e
+        raise InputError(f"{name} cannot be used as a .npz file: {e}") from e
     except OSError as e:
         raise InputError(f"{name} cannot be read: {e.strerror or e}") from e
     except MemoryError as e:
@@ -92,7 +93,7 @@ def _read(f: BinaryIO, size: int, fields: Mapping[str, Field]) -> dict[str, NDAr
 def _checked(
     f: BinaryIO, entries: Mapping[str, Entry], name: str, field: Field, sizes: dict[str, int]
 ) -> tuple[int, np.dtype[Any], tuple[int, ...], bool]:
-    """Read one header: (its size, dtype, shape, whether in Fortran's order)."""
+    """Read and check one header; return its size, dtype, shape, and whether in Fortran's order."""
     entry = entries.get(f"{name}.npy")
     if entry is None:
         raise InputError(f"it has no array '{name}'")
@@ -121,7 +122,8 @@ def _checked(
         raise InputError(
             f"array '{name}' has shape {list(shape)}; it must be [{', '.join(map(str, known))}]"
         )
-    whole = math.prod(max(n, 1) for n in shape) * dtype.itemsize  # numpy multiplies these
+    # numpy multiplies the sizes in int64, and takes a size of 0 as 1 while it looks for overflow.
+    whole = math.prod(max(n, 1) for n in shape) * dtype.itemsize
     if not 0 < whole < 1 << 62 or entry.size - end != math.prod(shape) * dtype.itemsize:
         raise InputError(
             f"array '{name}' has {entry.size - end} bytes, which is not {dtype} {list(shape)}"
@@ -130,7 +132,7 @@ def _checked(
 
 
 def _fits(shape: tuple[int, ...], wanted: tuple[int | str, ...], sizes: dict[str, int]) -> bool:
-    """Whether the shape is the wanted one; letters get their value where they stand first."""
+    """Whether the shape is the wanted one. A letter takes its size where it first appears."""
     return len(shape) == len(wanted) and all(
         n == (sizes.setdefault(w, n) if isinstance(w, str) else w)
         for n, w in zip(shape, wanted, strict=True)
@@ -145,7 +147,7 @@ def _load(
     raw = flat.view(np.uint8).data if flat.nbytes else memoryview(b"")
     read_into(f, entry.offset + start, raw)
     if zlib.crc32(raw, zlib.crc32(head)) != entry.crc:
-        raise InputError(f"array '{name}' is damaged: its CRC-32 is another one")
+        raise InputError(f"array '{name}' is damaged: its CRC-32 does not match")
     if dtype.kind == "U":
         try:
             flat.tolist()

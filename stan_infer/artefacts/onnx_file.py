@@ -1,7 +1,7 @@
-"""What an .onnx file holds, read from its bytes before any runtime sees it.
+"""The content of an .onnx file, read before a runtime opens it, without its large weights.
 
-The file is walked in place (messages of onnx.proto); weights are stepped over. It comes from
-strangers: fields and text sizes are bounded, and whatever is not plainly right is an InputError.
+The file may come from a stranger: numbers of fields and lengths of texts are bounded, and anything
+that no graph of ours has is an InputError. Its messages are those of onnx.proto.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from stan_infer.artefacts.protobuf import MAX_NUMBERS, File, Message
 from stan_infer.errors import InputError
 from stan_infer.system.outside_file import open_regular, stays_inside
 
-MAX_PROPERTIES = 1000
+MAX_PROPERTIES = 1000  # pairs of key and value in one place
 MAX_NODES = 10_000  # the largest graph of ours (L/14, 24 layers, reference) has 1,800
 MAX_WEIGHTS = 20_000
 MAX_PORTS = 64  # inputs or outputs of one node; ours have 5
@@ -52,22 +52,22 @@ _NAMES = ("", "ai.onnx")  # of ONNX's own operator set
 
 @dataclass(frozen=True)
 class Weight:
-    """A constant of a graph. value: its elements where they are few; external: name of its file."""
+    """A weight or other constant of a graph."""
 
     dtype: int  # TensorProto.DataType
     dims: tuple[int, ...]
-    value: np.ndarray | None
-    external: str | None
+    value: np.ndarray | None = None  # the elements, where they are few
+    external: str | None = None  # name of the file that holds the elements
 
     @property
     def bytes(self) -> int:
-        """Bytes of its elements."""
+        """Size of its elements in bytes."""
         return prod(self.dims) * DTYPES[self.dtype][1] // 8
 
 
 @dataclass(frozen=True)
 class Node:
-    """One operation; an empty input is one that was left out."""
+    """One operation. An optional input that is not given is ""."""
 
     op: str
     inputs: tuple[str, ...]
@@ -77,7 +77,7 @@ class Node:
 
 @dataclass(frozen=True)
 class GraphForm:
-    """A graph without its large constants."""
+    """A graph without the elements of its large weights."""
 
     name: str  # of the file
     opset: int
@@ -89,22 +89,23 @@ class GraphForm:
 
     @property
     def external(self) -> list[str]:
-        """Names of the files from which weights are read, sorted."""
+        """Names of the files that hold weights, sorted."""
         return sorted({w.external for w in self.weights.values() if w.external is not None})
 
     def external_bytes(self, name: str) -> int:
-        """Bytes of all weights that are read from one file; more than it has if some overlap."""
+        """Bytes of all weights that one file holds; more than its size where weights overlap."""
         return sum(w.bytes for w in self.weights.values() if w.external == name)
 
 
 def read_graph(source: Path | bytes, name: str = "") -> GraphForm:
-    """Read a graph; source: the file, or its bytes; name: what errors call it, if not the file's.
+    """Read a graph.
 
-    Raises InputError for a file that is not a well-formed ONNX model, and for one with subgraphs,
+    source: the file, or its bytes. name: for error messages, instead of the file's. Raises
+    InputError for a file that is not a well-formed ONNX model, and for one with subgraphs,
     functions, foreign operators or anything else that no graph of ours has.
     """
     with _open(source, name) as file:
-        return _Model(file).read()
+        return _Reader(file).read()
 
 
 def check_external(form: GraphForm, allowed: Collection[str]) -> None:
@@ -121,16 +122,10 @@ def check_external(form: GraphForm, allowed: Collection[str]) -> None:
 
 
 def count_ops(path: Path) -> Counter[str]:
-    """How many nodes of each operation a graph has, whoever wrote it; InputError if malformed."""
-    found: Counter[str] = Counter()
+    """How many nodes of each operation any ONNX graph has; InputError if it is malformed."""
     with _open(path, "") as file:
-        for number, _, start, end in file.fields(0, file.size):
-            if number != 7:  # ModelProto.graph
-                continue
-            for part, _, first, stop in file.fields(start, end):
-                if part == 1:  # GraphProto.node
-                    found.update(file.message(first, stop).texts(4))
-    return found
+        graphs = file.message().messages(7)
+        return Counter(op for graph in graphs for node in graph.messages(1) for op in node.texts(4))
 
 
 @contextmanager
@@ -147,14 +142,14 @@ def _open(source: Path | bytes, name: str) -> Iterator[File]:
         yield File(data, name or source.name)
 
 
-class _Model:
-    """Reads the messages of one file; numbers of fields are those of onnx.proto."""
+class _Reader:
+    """Reads the messages of one file. Numbers of fields are those of onnx.proto."""
 
     def __init__(self, file: File) -> None:
         self.file = file
 
     def read(self) -> GraphForm:
-        top = self.file.message(0, self.file.size)
+        top = self.file.message()
         if not top.of(7):
             raise InputError(f"{self.file.name} is not an ONNX model: it holds no graph")
         for number, what in ((20, "training information"), (25, "local functions")):
@@ -164,41 +159,34 @@ class _Model:
         graph = top.one_message(7)
         if graph.of(15):
             raise self.refuse("has sparse weights")
+        for number, what, most in ((5, "weights", MAX_WEIGHTS), (1, "nodes", MAX_NODES)):
+            if (count := len(graph.spans(number))) > most:
+                raise self.refuse(f"has {count} {what}; at most {most} are read")
         weights: dict[str, Weight] = {}
-        if len(graph.spans(5)) > MAX_WEIGHTS:
-            raise self.refuse(f"has {len(graph.spans(5))} weights; at most {MAX_WEIGHTS} are read")
-        for start, end in graph.spans(5):
-            tensor = self.file.message(start, end)
+        for tensor in graph.messages(5):
             name = tensor.text(8)
             if not name or name in weights:
                 raise self.refuse(f"has two weights called {name[:80]!r}, or one without a name")
             weights[name] = self.weight(tensor)
-        spans = graph.spans(1)
-        if len(spans) > MAX_NODES:
-            raise self.refuse(f"has {len(spans)} nodes; at most {MAX_NODES} are read")
-        nodes = tuple(self.node(self.file.message(*span)) for span in spans)
-        inputs = [self.file.message(*span).text(1) for span in graph.spans(11)]
-        outputs = [self.file.message(*span).text(1) for span in graph.spans(12)]
         return GraphForm(
             name=self.file.name,
             opset=opset,
-            nodes=nodes,
+            nodes=tuple(self.node(message) for message in graph.messages(1)),
             weights=weights,
-            inputs=tuple(n for n in inputs if n not in weights),
-            outputs=tuple(outputs),
-            metadata=self.metadata(top),
+            inputs=tuple(n for p in graph.messages(11) if (n := p.text(1)) not in weights),
+            outputs=tuple(port.text(1) for port in graph.messages(12)),
+            metadata=self.entries(top, 14, "the metadata"),
         )
 
     def refuse(self, what: str) -> InputError:
         return InputError(
-            f"{self.file.name} {what}, which no graph written by stan_infer has: nothing of it was "
+            f"{self.file.name} {what}, which no graph written by stan_infer has: it was not "
             "opened; export the checkpoint again"
         )
 
     def opset(self, top: Message) -> int:
         found = []
-        for span in top.spans(8):
-            entry = self.file.message(*span)
+        for entry in top.messages(8):
             domain, version = entry.text(1), entry.number(2) or 0
             if domain not in _NAMES:
                 raise self.refuse(f"uses the operator set {domain[:80]!r}")
@@ -211,12 +199,11 @@ class _Model:
         op, domain = message.text(4), message.text(7)
         if domain not in _NAMES or message.of(8):
             raise self.refuse(f"has the operation {op[:80]!r} of {(domain or 'a function')[:80]!r}")
-        for field in (1, 2):
-            if len(message.spans(field)) > MAX_PORTS:
-                raise self.refuse(f"has a node {op[:80]} of {len(message.spans(field))} inputs")
+        for number, what in ((1, "inputs"), (2, "outputs")):
+            if (count := len(message.spans(number))) > MAX_PORTS:
+                raise self.refuse(f"has a node {op[:80]} with {count} {what}")
         attributes: dict[str, Any] = {}
-        for span in message.spans(5):
-            attribute = self.file.message(*span)
+        for attribute in message.messages(5):
             name = attribute.text(1)
             if name in attributes:
                 raise self.refuse(f"has the attribute {name[:80]!r} twice")
@@ -224,8 +211,8 @@ class _Model:
         return Node(op, tuple(message.texts(1)), tuple(message.texts(2)), attributes)
 
     def attribute(self, message: Message, op: str) -> Any:
-        # f, i, s, t, floats, ints; what refers to a function's attribute, holds a graph, a type or
-        # a sparse tensor is in no graph of ours.
+        # name, f, i, s, t, floats, ints, doc_string, type. The others (a reference to a function's
+        # attribute, a graph, a type, a sparse tensor) are in no graph of ours.
         allowed = {1, 2, 3, 4, 5, 7, 8, 13, 20}
         if other := [n for n in message.numbers if n not in allowed]:
             raise self.refuse(f"has a subgraph or the like (field {other[0]}) in a node {op}")
@@ -254,16 +241,17 @@ class _Model:
             raise self.refuse(f"has a weight of type {dtype} and sizes {dims[:MAX_RANK]}")
         if message.of(3):
             raise self.refuse("has a weight in segments")
-        found = Weight(dtype, dims, None, None)
+        found = Weight(dtype, dims)
         if message.of(13) or (message.number(14) or 0):
             if found.bytes >= 2**45:
                 raise self.refuse(f"has a weight of sizes {dims}")
-            return Weight(dtype, dims, None, self.location(message))
+            location = self.entries(message, 13, "a weight's external data").get("location", "")
+            return Weight(dtype, dims, external=location)
         raw = message.spans(9)
         if len(raw) > 1 or (raw and any(message.of(n) for n in (4, 5, 6, 7, 10, 11))):
             raise self.refuse("has a weight that is given twice")
         if not raw:
-            return Weight(dtype, dims, self.listed(message, found), None)
+            return Weight(dtype, dims, self.listed(message, found))
         start, end = raw[0]
         if end - start != found.bytes:
             raise self.refuse(f"has a weight of sizes {dims} in {end - start} bytes")
@@ -271,10 +259,10 @@ class _Model:
         if word is None or prod(dims) > MAX_NUMBERS:
             return found
         values = np.frombuffer(self.file.bytes(start, end), np.dtype(word).newbyteorder("<"))
-        return Weight(dtype, dims, values.astype(word).reshape(dims), None)
+        return Weight(dtype, dims, values.astype(word).reshape(dims))
 
     def listed(self, message: Message, weight: Weight) -> np.ndarray | None:
-        """A weight whose few elements are numbers of the message instead of raw bytes."""
+        """The elements of a small weight that is stored as numbers instead of raw bytes."""
         count, word = prod(weight.dims), DTYPES[weight.dtype][0]
         if not count:
             return np.zeros(weight.dims, word or "uint8")
@@ -286,8 +274,7 @@ class _Model:
         elif word == "float64":
             values = message.doubles(10)
         else:
-            field = {"int64": 7, "uint32": 11, "uint64": 11}.get(word, 5)
-            values = message.integers(field)
+            values = message.integers({"int64": 7, "uint32": 11, "uint64": 11}.get(word, 5))
         if len(values) != count:
             raise self.refuse(f"has a weight of sizes {weight.dims} with {len(values)} elements")
         try:
@@ -297,26 +284,14 @@ class _Model:
         except (OverflowError, ValueError) as e:
             raise self.refuse("has a weight whose elements do not fit its type") from e
 
-    def location(self, message: Message) -> str:
-        """The file of an external weight; a field given twice may hide nothing."""
-        entries: dict[str, str] = {}
-        for span in message.spans(13):
-            entry = self.file.message(*span)
-            key = entry.text(1)
-            if key in entries:
-                raise self.refuse(f"has a weight whose external data says {key[:80]!r} twice")
-            entries[key] = entry.text(2)
-        return entries.get("location", "")
-
-    def metadata(self, top: Message) -> dict[str, str]:
+    def entries(self, message: Message, number: int, what: str) -> dict[str, str]:
+        """The keys and values in a repeated field; what: the field, for messages."""
         found: dict[str, str] = {}
-        for span in top.spans(14):
-            entry = self.file.message(*span)
-            if entry.text(1) in found:
-                raise InputError(f"{self.file.name} is malformed: a metadata key appears twice")
+        for entry in message.messages(number):
+            key = entry.text(1)
+            if key in found:
+                raise self.refuse(f"has the key {key[:80]!r} twice in {what}")
             if len(found) == MAX_PROPERTIES:
-                raise InputError(
-                    f"{self.file.name} has more than {MAX_PROPERTIES} metadata entries"
-                )
-            found[entry.text(1)] = entry.text(2)
+                raise self.refuse(f"has more than {MAX_PROPERTIES} keys in {what}")
+            found[key] = entry.text(2)
         return found

@@ -1,13 +1,13 @@
-"""Sizes of what each ONNX operation makes, for those that a graph of ours may hold.
+"""The sizes of each ONNX operation's outputs, for the operations that a graph of ours may have.
 
-Sizes follow as in ONNX's shape inference, and so do the few whole numbers that decide later sizes.
-The keys of OPERATIONS are what the exporters write, and torch.onnx for the reference graph.
-Semantics: ONNX operators, sets 18 to 25.
+They are worked out as in ONNX's shape inference, together with those small arrays of integers on
+which later sizes depend. The keys of OPERATIONS are the operations that our exporters write, and
+torch.onnx for the reference graph. Semantics: ONNX operator sets 18 to 25.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 
 from stan_infer.artefacts.onnx_file import DTYPES, MAX_RANK, Node, Weight
 
-KNOWN = 64  # elements of a value that is followed, not its sizes alone
+KNOWN = 64  # the most elements of a value whose elements are worked out, not only its sizes
 LARGEST = 2**40  # elements of one value: far beyond any use, and sums of such numbers stay exact
 _BOOL, _INT64, _FLOAT = 9, 7, 1
 # Runtimes differ in fp16, in sums and powers of floats, and in integers beyond 32 bits (OpenVINO).
@@ -25,29 +25,30 @@ _WHOLE, _LIMIT = ("int32", "int64", "uint8", "bool"), 2**31 - 1
 
 @dataclass(frozen=True)
 class Value:
-    """Size of a value, and its elements where they are few and known. folds: of constants alone."""
+    """The sizes of a value of a graph."""
 
     dtype: int  # TensorProto.DataType
     dims: tuple[int, ...]
-    known: np.ndarray | None = None
-    folds: bool = False
+    known: np.ndarray | None = None  # its elements, where they are few and known
+    folds: bool = False  # computed from constants only, so a runtime may compute it once
 
     @property
     def elements(self) -> int:
-        """How many elements it has."""
+        """Number of elements."""
         return prod(self.dims)
 
     @property
     def bytes(self) -> int:
-        """How many bytes it takes."""
+        """Size in bytes."""
         return self.elements * DTYPES[self.dtype][1] // 8
 
 
 class CannotTell(Exception):
-    """A node whose sizes do not follow from its inputs'."""
+    """The sizes of a node's outputs do not follow from those of its inputs."""
 
 
-Taken = list[Value | None]
+Taken = list[Value | None]  # the inputs of a node; None where an optional one is not given
+# A node and its inputs -> its outputs, and its work beyond writing their elements (see Need.work).
 Rule = Callable[[Node, Taken], tuple[list[Value], int]]
 
 
@@ -59,17 +60,17 @@ def _need(taken: Taken, i: int) -> Value:
 
 
 def _numbers(taken: Taken, i: int) -> list[int] | None:
-    """The integers that an input gives, None where it is left out."""
+    """The elements of an input that is a list of integers; None where it is not given."""
     if i >= len(taken) or taken[i] is None:
         return None
     known = _need(taken, i).known
     if known is None or known.dtype.kind not in "iu" or known.ndim > 1:
-        raise CannotTell(f"input {i} is no known list of integers")
+        raise CannotTell(f"input {i} is not a known list of integers")
     return [int(n) for n in known.ravel()]
 
 
 def whole(array: np.ndarray | None, dtype: int, *, computed: bool = True) -> np.ndarray | None:
-    """Elements that all runtimes know alike: few, whole and, where computed, within 32 bits."""
+    """The elements if every runtime has the same: few integers, within 32 bits if computed."""
     if array is None or array.size > KNOWN or DTYPES[dtype][0] not in _WHOLE:
         return None
     if computed and array.size and not -_LIMIT <= int(array.min()) <= int(array.max()) <= _LIMIT:
@@ -77,23 +78,15 @@ def whole(array: np.ndarray | None, dtype: int, *, computed: bool = True) -> np.
     return array.astype(DTYPES[dtype][0])
 
 
-def _broadcast(*shapes: tuple[int, ...]) -> tuple[int, ...]:
-    rank = max(map(len, shapes))
-    found = []
-    for sizes in zip(*((1,) * (rank - len(s)) + s for s in shapes), strict=True):
-        wide = {n for n in sizes if n != 1}
-        if len(wide) > 1:
-            raise CannotTell(f"sizes {sizes} do not broadcast")
-        found.append(wide.pop() if wide else 1)
-    return tuple(found)
-
-
 def _elementwise(compute: Any, dtype: int | None = None, first: int = 0) -> Rule:
-    """Of broadcast inputs; dtype: of the output, else that of input number `first`."""
+    """The rule of an elementwise operation with broadcasting; compute: in numpy, None if floats.
+
+    dtype: of the output; None: that of input number `first`.
+    """
 
     def rule(node: Node, taken: Taken) -> tuple[list[Value], int]:
         given = [v for v in taken if v is not None]
-        dims = _broadcast(*(v.dims for v in given))
+        dims = np.broadcast_shapes(*(v.dims for v in given))
         kind = dtype or _need(taken, first).dtype
         found = None
         values = [k for v in given if (k := whole(v.known, v.dtype)) is not None]
@@ -104,9 +97,14 @@ def _elementwise(compute: Any, dtype: int | None = None, first: int = 0) -> Rule
     return rule
 
 
+def _typed_and_sized(dtype: int, dims: int) -> Rule:
+    """The rule of an output with the dtype of one input and the sizes of one, given by number."""
+    return lambda _, taken: ([Value(_need(taken, dtype).dtype, _need(taken, dims).dims)], 0)
+
+
 def _divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     if not np.all(b > 0) or not np.all(a >= 0):
-        raise CannotTell("a division with a number below 0, or by 0")
+        raise CannotTell("a division by 0, or with a negative number")
     return a // b
 
 
@@ -137,12 +135,16 @@ def _reshape(node: Node, taken: Taken) -> tuple[list[Value], int]:
         wanted[wanted.index(-1)] = x.elements // rest if rest else 0
     if prod(wanted) != x.elements:
         raise CannotTell(f"{x.dims} is not {wanted}")
-    known = None if x.known is None else x.known.reshape(wanted)
-    return [Value(x.dtype, tuple(wanted), known)], 0
+    return _reshaped(x, wanted)
+
+
+def _reshaped(x: Value, dims: Iterable[int]) -> tuple[list[Value], int]:
+    dims = tuple(dims)
+    return [Value(x.dtype, dims, None if x.known is None else x.known.reshape(dims))], 0
 
 
 def _axes(node: Node, taken: Taken) -> list[int] | None:
-    """Axes, an input from operator set 18 on; an attribute of that name would mean nothing."""
+    """The axes of a node: an input from operator set 18 on, no longer an attribute."""
     if "axes" in node.attributes:
         raise CannotTell("an attribute that its operator set does not have")
     return _numbers(taken, 1)
@@ -155,7 +157,7 @@ def _squeeze(node: Node, taken: Taken) -> tuple[list[Value], int]:
     dims = [n for i, n in enumerate(x.dims) if (n != 1 if gone is None else i not in gone)]
     if prod(dims) != x.elements:
         raise CannotTell("a size that is not 1")
-    return [Value(x.dtype, tuple(dims), None if x.known is None else x.known.reshape(dims))], 0
+    return _reshaped(x, dims)
 
 
 def _unsqueeze(node: Node, taken: Taken) -> tuple[list[Value], int]:
@@ -164,16 +166,18 @@ def _unsqueeze(node: Node, taken: Taken) -> tuple[list[Value], int]:
         raise CannotTell("its axes")
     rank = len(x.dims) + len(axes)
     at, rest = {_axis(a, rank) for a in axes}, iter(x.dims)
-    dims = tuple(1 if i in at else next(rest) for i in range(rank))
-    return [Value(x.dtype, dims, None if x.known is None else x.known.reshape(dims))], 0
+    return _reshaped(x, (1 if i in at else next(rest) for i in range(rank)))
 
 
 def _expand(node: Node, taken: Taken) -> tuple[list[Value], int]:
-    x, wanted = _need(taken, 0), _numbers(taken, 1)
-    dims = _broadcast(x.dims, tuple(wanted or ()))
-    if x.known is None or prod(dims) > KNOWN:
-        return [Value(x.dtype, dims)], 0
-    return [Value(x.dtype, dims, np.broadcast_to(x.known, dims))], 0
+    x, wanted = _need(taken, 0), _numbers(taken, 1) or []
+    if len(wanted) > MAX_RANK:
+        raise CannotTell("its shape")
+    dims = np.broadcast_shapes(x.dims, tuple(wanted))
+    known = None
+    if x.known is not None and prod(dims) <= KNOWN:
+        known = np.broadcast_to(x.known, dims)
+    return [Value(x.dtype, dims, known)], 0
 
 
 def _concat(node: Node, taken: Taken) -> tuple[list[Value], int]:
@@ -184,10 +188,9 @@ def _concat(node: Node, taken: Taken) -> tuple[list[Value], int]:
         raise CannotTell("parts of different sizes")
     total = sum(v.dims[axis] for v in parts)
     dims = (*parts[0].dims[:axis], total, *parts[0].dims[axis + 1 :])
-    known = None
-    if prod(dims) <= KNOWN and all(v.known is not None for v in parts):
-        known = np.concatenate([v.known for v in parts if v.known is not None], axis)
-    return [Value(parts[0].dtype, dims, known)], 0
+    known = [v.known for v in parts if v.known is not None]
+    is_known = prod(dims) <= KNOWN and len(known) == len(parts)
+    return [Value(parts[0].dtype, dims, np.concatenate(known, axis) if is_known else None)], 0
 
 
 def _split(node: Node, taken: Taken) -> tuple[list[Value], int]:
@@ -195,12 +198,12 @@ def _split(node: Node, taken: Taken) -> tuple[list[Value], int]:
     if "split" in node.attributes or not node.outputs:
         raise CannotTell("its parts")
     axis, count = _axis(node.attributes.get("axis", 0), len(x.dims)), len(node.outputs)
-    whole = x.dims[axis]
+    size = x.dims[axis]
     if sizes is None:
-        step = -(-whole // count)
-        sizes = [min(step, whole - i * step) for i in range(count)]
-    if sum(sizes) != whole or min(sizes, default=0) < 0 or len(sizes) != count:
-        raise CannotTell(f"{whole} is not {list(sizes)[:8]}")
+        step = -(-size // count)
+        sizes = [min(step, size - i * step) for i in range(count)]
+    if sum(sizes) != size or min(sizes, default=0) < 0 or len(sizes) != count:
+        raise CannotTell(f"{size} is not {sizes[:8]}")
     return [Value(x.dtype, (*x.dims[:axis], n, *x.dims[axis + 1 :])) for n in sizes], 0
 
 
@@ -258,10 +261,6 @@ def _reduce(compute: Any, dtype: int | None = None) -> Rule:
     return rule
 
 
-def _same(node: Node, taken: Taken) -> tuple[list[Value], int]:
-    return [Value(_need(taken, 0).dtype, _need(taken, 0).dims)], 0
-
-
 def _layer_norm(node: Node, taken: Taken) -> tuple[list[Value], int]:
     x = _need(taken, 0)
     axis = _axis(node.attributes.get("axis", -1), len(x.dims))
@@ -271,15 +270,16 @@ def _layer_norm(node: Node, taken: Taken) -> tuple[list[Value], int]:
 
 def _matmul(node: Node, taken: Taken) -> tuple[list[Value], int]:
     a, b = _need(taken, 0), _need(taken, 1)
-    left = a.dims if len(a.dims) > 1 else (1, *a.dims)
-    right = b.dims if len(b.dims) > 1 else (*b.dims, 1)
-    if not a.dims or not b.dims or left[-1] != right[-2]:
+    if not a.dims or not b.dims:
         raise CannotTell("sizes of a product")
-    dims = (*_broadcast(left[:-2], right[:-2]), left[-2], right[-1])
-    work = 2 * prod(dims) * left[-1]
-    if len(a.dims) == 1:
-        dims = (*dims[:-2], dims[-1])
-    return [Value(a.dtype, dims if len(b.dims) > 1 else dims[:-1])], work
+    # A vector is a matrix of one row on the left, of one column on the right.
+    *left, m, k = a.dims if len(a.dims) > 1 else (1, *a.dims)
+    *right, inner, n = b.dims if len(b.dims) > 1 else (*b.dims, 1)
+    if k != inner:
+        raise CannotTell("sizes of a product")
+    batch = np.broadcast_shapes(tuple(left), tuple(right))
+    rows, columns = (m,) if len(a.dims) > 1 else (), (n,) if len(b.dims) > 1 else ()
+    return [Value(a.dtype, (*batch, *rows, *columns))], 2 * prod(batch) * m * n * k
 
 
 def _gemm(node: Node, taken: Taken) -> tuple[list[Value], int]:
@@ -367,7 +367,7 @@ OPERATIONS: dict[str, Rule] = {
     "GreaterOrEqual": _elementwise(np.greater_equal, _BOOL),
     "Where": _elementwise(np.where, first=1),
     "Cast": _cast,
-    "CastLike": lambda n, taken: ([Value(_need(taken, 1).dtype, _need(taken, 0).dims)], 0),
+    "CastLike": _typed_and_sized(1, 0),
     "Shape": _shape,
     "Reshape": _reshape,
     "Squeeze": _squeeze,
@@ -377,7 +377,7 @@ OPERATIONS: dict[str, Rule] = {
     "Split": _split,
     "Slice": _slice,
     "Gather": _gather,
-    "GatherElements": lambda n, taken: ([Value(_need(taken, 0).dtype, _need(taken, 1).dims)], 0),
+    "GatherElements": _typed_and_sized(0, 1),
     "Transpose": _transpose,
     "ReduceMax": _reduce(np.max),
     "ReduceMin": _reduce(np.min),
@@ -386,8 +386,8 @@ OPERATIONS: dict[str, Rule] = {
     "ReduceMean": _reduce(None),
     "ReduceL2": _reduce(None),
     "ArgMax": _reduce(None, _INT64),
-    "Softmax": _same,
-    "Trilu": _same,
+    "Softmax": _typed_and_sized(0, 0),
+    "Trilu": _typed_and_sized(0, 0),
     "LayerNormalization": _layer_norm,
     "MatMul": _matmul,
     "Gemm": _gemm,

@@ -1,7 +1,7 @@
-"""How much memory and work a graph takes for given input sizes, worked out before it runs.
+"""The memory and work that a graph takes for given input sizes, worked out before it runs.
 
-A graph comes from strangers: one small constant can ask a runtime for gigabytes, or for hours. So
-what it needs is compared with what a model of its config needs, and more is refused.
+In a graph from a stranger, one small constant can make a runtime take gigabytes or hours. So the
+graph's need is compared with that of a model of its config, and a graph that takes more is refused.
 """
 
 from __future__ import annotations
@@ -25,19 +25,23 @@ from stan_infer.errors import InputError
 
 @dataclass(frozen=True)
 class Need:
-    """What a run takes. bytes: the largest sum of values alive at one time, constants included.
-    work: multiply-adds count as two, any other written element as one."""
+    """The memory and work of one run.
+
+    bytes: the largest sum of all values that exist at one time, constants included. work: a
+    multiply-add counts as two, any other element that is written as one.
+    """
 
     bytes: int
     work: int
 
 
-_VIDEO = ("visual.", "branch.")  # first parts of the names of the video tower's parameters
-_LEAST, _NODES = 0.6, 300
-BARE = Need(4 * 2**30, 10**13)  # of a graph without a known config
+_VIDEO = ("visual.", "branch.")  # prefixes of the video tower's parameters; the rest is text
+_LEAST = 0.6  # of its tower's parameters that a graph must hold
+_NODES = 300  # the most nodes per layer of its tower
+BARE = Need(4 * 2**30, 10**13)  # allowed to a graph without a known config
 _SPARE_BYTES, _SPARE_WORK = 64 * 2**20, 10**9
 
-Inputs = Mapping[str, tuple[str, Sequence[int]]]
+Inputs = Mapping[str, tuple[str, Sequence[int]]]  # name -> numpy's name of the dtype, sizes
 _TYPES = {name: number for number, (name, _) in DTYPES.items() if name}
 
 
@@ -47,37 +51,40 @@ def check_operations(form: GraphForm) -> None:
         if node.op not in OPERATIONS:
             raise InputError(
                 f"{form.name} has the operation {node.op[:80]!r}, which no graph written by "
-                "stan_infer has: nothing of it was opened; export the checkpoint again"
+                "stan_infer has: it was not opened; export the checkpoint again"
             )
 
 
 def check_weights(form: GraphForm, config: StanConfig, role: str) -> None:
     """Refuse a graph with far fewer weights, or far more nodes, than a model of this config has.
 
-    What it may take when it runs follows from the config, which is the stranger's too: a small file
-    may not claim a large model. Raises InputError. Graphs of every form hold 0.86 to 1.09 of their
-    tower's parameters, in 28 to 70 nodes a layer.
+    The config decides what a graph may take when it runs, and comes from the same stranger: so a
+    small file may not come with the config of a large model. All graphs that we export hold 0.86 to
+    1.09 of their tower's parameters, in 28 to 70 nodes per layer. Raises InputError.
     """
-    video = {n: s for n, s in parameter_shapes(config).items() if n.startswith(_VIDEO)}
-    text = {n: s for n, s in parameter_shapes(config).items() if not n.startswith(_VIDEO)}
-    tower = {"video": video, "text": text}.get(role)
-    if tower is None:
+    if role not in ("video", "text"):
         return
-    wanted = sum(prod(shape) for shape in tower.values())
+    wanted = sum(
+        prod(shape)
+        for name, shape in parameter_shapes(config).items()
+        if name.startswith(_VIDEO) == (role == "video")
+    )
     found = _elements(form)
     layers = config.text_layers if role == "text" else config.layers + config.branch_layers
-    if found < _LEAST * wanted or len(form.nodes) > _NODES * (layers + 4):
+    most_nodes = _NODES * (layers + 4)
+    if found < _LEAST * wanted or len(form.nodes) > most_nodes:
         raise InputError(
             f"{form.name} has {found} weights in {len(form.nodes)} nodes; a {role} tower of the "
-            f"config in manifest.json has {wanted}, in at most {_NODES * (layers + 4)}: export the "
+            f"config in manifest.json has {wanted}, in at most {most_nodes}: export the "
             "checkpoint again"
         )
 
 
 def check_constants(form: GraphForm) -> None:
-    """Refuse a graph whose constants alone, which a runtime works out when it opens it, are large.
+    """Refuse a graph in which values that depend on constants only are large.
 
-    Raises InputError. Honest graphs turn weights of 8 and 16 bits into fp32, and little else.
+    A runtime computes those when it opens the graph. In our graphs they are weights of 8 and 16
+    bits, converted to fp32, and little else. Raises InputError.
     """
     known, nodes = {*form.weights, ""}, []
     for node in form.nodes:
@@ -90,8 +97,8 @@ def check_constants(form: GraphForm) -> None:
     if need.bytes > most.bytes or need.work > most.work:
         raise InputError(
             f"{form.name} has constants that come to {need.bytes / 2**20:.0f} MiB and "
-            f"{need.work / 1e9:.1f} GFLOP; its weights come to {weights / 2**20:.0f} MiB: nothing "
-            "of it was opened; export the checkpoint again"
+            f"{need.work / 1e9:.1f} GFLOP; its weights come to {weights / 2**20:.0f} MiB: it was "
+            "not opened; export the checkpoint again"
         )
 
 
@@ -102,7 +109,7 @@ def _elements(form: GraphForm) -> int:
 def check_need(form: GraphForm, config: StanConfig | None, inputs: Inputs) -> None:
     """Refuse a graph that takes much more for these input sizes than a model of this config.
 
-    config: None for a bare graph, which may take BARE. Raises InputError.
+    config: None for a bare graph, which may take as much as BARE. Raises InputError.
     """
     need = measure(form, inputs)
     most = BARE if config is None else allowed(form, config, inputs)
@@ -111,15 +118,15 @@ def check_need(form: GraphForm, config: StanConfig | None, inputs: Inputs) -> No
         raise InputError(
             f"{form.name} takes {need.bytes / 2**20:.0f} MiB and {need.work / 1e9:.1f} GFLOP for "
             f"{sizes}; such a model needs less than {most.bytes / 2**20:.0f} MiB and "
-            f"{most.work / 1e9:.1f} GFLOP: nothing of it was run; export the checkpoint again"
+            f"{most.work / 1e9:.1f} GFLOP: it was not run; export the checkpoint again"
         )
 
 
 def allowed(form: GraphForm, config: StanConfig, inputs: Inputs) -> Need:
-    """What a graph of this config may take: three times what the model needs, and a constant.
+    """The most that a graph of this config may take: three times the model's need, and a constant.
 
-    Graphs of every form measure 0.8 to 1.3 times `video_flops` and `text_flops`, and at most 0.9
-    times the bytes below without the factor.
+    All graphs that we export take 0.8 to 1.3 times `video_flops` and `text_flops`, and at most 0.9
+    times the bytes that are computed here, before the factor of three.
     """
     c, floats, work = config, 0, 0
     for name, (_, dims) in inputs.items():
@@ -135,7 +142,8 @@ def allowed(form: GraphForm, config: StanConfig, inputs: Inputs) -> Need:
             floats += q * length * token
             work += q * text_flops(c, length)
         elif name == "frames":
-            # Two products per frame, each with a matrix that holds the weights of the resize.
+            # What a resize by two matrix products per frame takes. Our graph gathers rows and
+            # columns instead: from 224 x 224 pixels on, a third of the bytes, 6 % of the work.
             t, h, w = dims[0], dims[1], dims[2]
             r = c.short_side
             scale = r / max(1, min(h, w))
@@ -147,16 +155,16 @@ def allowed(form: GraphForm, config: StanConfig, inputs: Inputs) -> Need:
             floats += 6 * q * b * length * t + 4 * (q * length + b * t) * c.embed_dim
             work += 2 * q * b * length * t * (c.embed_dim + 10)
     weights = sum(w.bytes for w in form.weights.values())
-    # What a graph holds in 16 or 8 bits is in fp32 once more when it runs.
+    # While the graph runs, weights of 16 or 8 bits also exist in fp32.
     weights += sum(4 * prod(w.dims) for w in form.weights.values() if DTYPES[w.dtype][1] < 32)
     return Need(3 * 4 * floats + weights + _SPARE_BYTES, 3 * work + _SPARE_WORK)
 
 
 def measure(form: GraphForm, inputs: Inputs) -> Need:
-    """Work out what one run takes.
+    """Work out what one run with these inputs, which are all of the graph's, takes.
 
-    inputs: name -> (numpy's name of the dtype, sizes) of every input. Raises InputError for a graph
-    whose sizes do not follow from those of its inputs, or contradict each other.
+    Raises InputError for a graph whose sizes do not follow from those of its inputs, or contradict
+    each other.
     """
     values: dict[str, Value] = {
         name: Value(w.dtype, w.dims, whole(w.value, w.dtype, computed=False), folds=True)
@@ -190,15 +198,15 @@ def measure(form: GraphForm, inputs: Inputs) -> Need:
                 raise InputError(f"{form.name} computes the value {name[:80]!r} twice")
             if value.elements >= LARGEST or len(value.dims) > MAX_RANK:
                 raise InputError(
-                    f"{form.name}: a node {node.op} makes a value of sizes {value.dims}, beyond "
-                    "anything that a model needs: nothing of it was run"
+                    f"{form.name}: a node {node.op} makes a value of sizes {value.dims}, more than "
+                    "any model needs: it was not run; export the checkpoint again"
                 )
             values[name] = value
             alive += value.bytes
             work += value.elements
         peak = max(peak, alive)
         for name in {*node.inputs, *node.outputs}:
-            # A runtime computes what hangs on constants alone once, and keeps it.
+            # A runtime computes values that depend on constants only once, and keeps them.
             if name in values and last.get(name, i) == i and not values[name].folds:
                 if name not in inputs:
                     alive -= values[name].bytes

@@ -14,7 +14,7 @@ from stan_infer.system.atomic import new_file
 from stan_infer.system.cache_folder import cache_folder
 from stan_infer.system.gpus import nvidia_gpus
 from stan_infer.tensorrt_plans.build import build_plans, check_buildable
-from stan_infer.tensorrt_plans.options import MAX_BATCH, PlanOptions
+from stan_infer.tensorrt_plans.options import DEFAULT_CLIPS, PlanOptions
 from stan_infer.tensorrt_plans.plan_file import FORMATS, Plan, read_plan, sidecar_path
 
 
@@ -36,7 +36,7 @@ def add_plan(
     most = {name: high for name, (_, high) in graph.dims.items()}
     options = PlanOptions(
         roles=("video",),
-        batch=[(1, 1, 1), (1, 1, min(max(MAX_BATCH, *batches), most["batch"]))],
+        batch=[(1, 1, 1), (1, 1, min(max(DEFAULT_CLIPS, *batches), most["batch"]))],
         frames=[(frames[0],) * 3, (1, frames[0], most["frames"])],
     )
     module = check_buildable(engine, options)

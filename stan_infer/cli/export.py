@@ -110,21 +110,25 @@ def export(
     """
     from stan_infer.checkpoints.load import inspect_checkpoint, load_model
     from stan_infer.cli.report import say
-    from stan_infer.export.formats import BACKEND, GRAPHS, PLANS, SIZES, Request, format_named
+    from stan_infer.export import formats
     from stan_infer.export.options import parse_range
     from stan_infer.export.provenance import provenance
     from stan_infer.system.atomic import check_outside, files_of
     from stan_infer.tensorrt_plans.options import PlanOptions, parse_ranges
 
-    wanted = format_named(format, backend)
+    used = formats.used_options(format, backend, checkpoint)
     if not os.path.exists(checkpoint) and ":" not in checkpoint:
         raise InputError(f"{checkpoint}: no such file or folder; check the spelling")
-    groups = {GRAPHS: _OF_GRAPHS, PLANS: _OF_PLANS, SIZES: ["batch", "frames"], BACKEND: [BACKEND]}
-    used = wanted.options(checkpoint)
+    groups = {
+        formats.GRAPHS: _OF_GRAPHS,
+        formats.PLANS: _OF_PLANS,
+        formats.SIZES: ["batch", "frames"],
+        formats.BACKEND: ["backend"],
+    }
     _refuse_idle(
         context, checkpoint, [n for g, names in groups.items() if g not in used for n in names]
     )
-    has_plans = PLANS in used
+    has_plans = formats.PLANS in used
     plan_options = PlanOptions(
         batch=parse_ranges(batch, "--batch") if batch and has_plans else (),
         frames=parse_ranges(frames, "--frames") if frames and has_plans else (),
@@ -163,10 +167,12 @@ def export(
         }
 
     with _plan_progress() as on_plan:
-        written = wanted.write(
-            Request(
-                source=checkpoint,
-                sources=files_of(checkpoint),
+        written = formats.write(
+            formats.Request(
+                format=format,
+                backend=backend,
+                given=checkpoint,
+                protected=files_of(checkpoint),
                 out=out,
                 load=lambda: load_model(checkpoint, given),
                 graphs=graph_options,

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from stan_infer.artefacts.graph_source import GraphSource, bare_source
+from stan_infer.artefacts.checked_graph import CheckedGraph, checked_bare_graph
 from stan_infer.config import StanConfig
 from stan_infer.engines.graph import OpenGraph, Signature
 from stan_infer.engines.open import open_graph
@@ -17,7 +17,7 @@ from stan_infer.engines.open import open_graph
 class BareGraph(OpenGraph):
     """A graph that refuses inputs for which it would take far more memory or work than a model."""
 
-    def __init__(self, source: GraphSource, graph: OpenGraph) -> None:
+    def __init__(self, source: CheckedGraph, graph: OpenGraph) -> None:
         """source: the checked file; graph: the same file as a runtime has opened it."""
         self._source, self._graph = source, graph
 
@@ -48,5 +48,5 @@ def open_bare(
     graph that it should be, where they are known. options: see open_graph. Raises InputError for a
     file that is refused by the checks or by the runtime, MissingError without the runtime.
     """
-    source = bare_source(path, external, config, role)
+    source = checked_bare_graph(path, external, config, role)
     return BareGraph(source, open_graph(source.path, engine, name=path.name, **options))

@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from stan_infer.artefacts.checked_graph import CheckedGraph, checked_graph
 from stan_infer.artefacts.folder import CONFIG_KEY, Artefact, Graph, config_sha256
-from stan_infer.artefacts.graph_source import GraphSource, graph_source
 from stan_infer.artefacts.onnx_file import GraphForm
 from stan_infer.artefacts.onnx_sizes import Inputs
 from stan_infer.artefacts.precision import EIGHT_BITS
@@ -53,14 +53,14 @@ class FolderSession(Session):
         if not self._graphs:
             raise InputError(f"folder {artefact.path} holds neither a video nor a text graph")
         self._opened: dict[str, OpenGraph] = {}
-        self._sources: dict[str, GraphSource] = {}
+        self._sources: dict[str, CheckedGraph] = {}
         own = next(iter(self._graphs.values()))
         check_precision(artefact.path, own, precision, self.reduced)
         for role, graph in self._graphs.items():
             expected = expected_signature(artefact.config, graph)
             # A folder in 8 bits has a text tower in fp32, so each graph has its own precision.
             wanted = graph.precision if precision in (None, own.precision) else precision
-            with graph_source(artefact, graph) as source:
+            with checked_graph(artefact, graph) as source:
                 _check_config(artefact, graph, source.form)
                 source.check_sizes(_smallest(graph, expected))
                 opened = self.open(graph, source, wanted, threads)
@@ -69,7 +69,7 @@ class FolderSession(Session):
 
     @abstractmethod
     def open(
-        self, graph: Graph, source: GraphSource, precision: str, threads: int | None
+        self, graph: Graph, source: CheckedGraph, precision: str, threads: int | None
     ) -> OpenGraph:
         """Open one graph of the folder on this device; source: its file, which was checked."""
 

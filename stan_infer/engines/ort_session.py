@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from stan_infer.artefacts.checked_graph import CheckedGraph
 from stan_infer.artefacts.folder import Artefact, Graph
-from stan_infer.artefacts.graph_source import GraphSource
 from stan_infer.artefacts.onnx_file import count_ops
 from stan_infer.artefacts.precision import EIGHT_BITS
 from stan_infer.engines.folder_session import FolderSession
@@ -110,7 +110,7 @@ class OrtSession(FolderSession):
         super().__init__(artefact, device=device, precision=precision, threads=threads)
 
     def open(
-        self, graph: Graph, source: GraphSource, precision: str, threads: int | None
+        self, graph: Graph, source: CheckedGraph, precision: str, threads: int | None
     ) -> OrtGraph:
         """See FolderSession.open; of a graph in 8 bits, count the linears that really run so."""
         options: dict[str, Any] = {

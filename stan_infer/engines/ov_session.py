@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from stan_infer.artefacts.checked_graph import CheckedGraph
 from stan_infer.artefacts.folder import Graph
-from stan_infer.artefacts.graph_source import GraphSource
 from stan_infer.engines.folder_session import FolderSession
 from stan_infer.engines.graph import OpenGraph, Signature, TensorType, graph_name
 from stan_infer.engines.session import split_device
@@ -98,7 +98,7 @@ class OvSession(FolderSession):
     reduced = ("bf16",)
 
     def open(
-        self, graph: Graph, source: GraphSource, precision: str, threads: int | None
+        self, graph: Graph, source: CheckedGraph, precision: str, threads: int | None
     ) -> OvGraph:
         """See FolderSession.open; describe() gives the arithmetic, which may be wider."""
         arithmetic = precision

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stan_infer.artefacts.checked_graph import CheckedGraph
 from stan_infer.artefacts.folder import Artefact, Graph
-from stan_infer.artefacts.graph_source import GraphSource
 from stan_infer.engines.folder_session import FolderSession, check_output
 from stan_infer.engines.graph import OpenGraph
 from stan_infer.engines.torch_session import torch_device
@@ -72,7 +72,7 @@ class TrtSession(FolderSession):
         return graph.role in self._plans
 
     def open(
-        self, graph: Graph, source: GraphSource, precision: str, threads: int | None
+        self, graph: Graph, source: CheckedGraph, precision: str, threads: int | None
     ) -> PlanGraph:
         try:
             plan = self._fitting(self._plans[graph.role])

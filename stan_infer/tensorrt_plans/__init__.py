@@ -1,4 +1,4 @@
-"""TensorRT's plans: their files, how they are built, faults of its versions.
+"""TensorRT's plans: building, reading and checking them, and known faults of TensorRT's versions.
 
 Imports artefacts and system.
 Start at `build.build_plans`.

@@ -1,4 +1,4 @@
-"""A folder's ONNX graphs -> plans in its engines/, each beside a sidecar that says what it is."""
+"""Building plans from an exported folder's graphs, into its engines/, each with a sidecar."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from stan_infer.artefacts.checked_graph import checked_graph
 from stan_infer.artefacts.folder import (
     ENGINES_FOLDER,
     MANIFEST,
@@ -19,7 +20,6 @@ from stan_infer.artefacts.folder import (
     read_artefact,
     sha256,
 )
-from stan_infer.artefacts.graph_source import graph_source
 from stan_infer.errors import CheckError, InputError, MissingError, StanError
 from stan_infer.system.atomic import check_file
 from stan_infer.system.child import Ended, python, run_child
@@ -30,26 +30,26 @@ from stan_infer.tensorrt_plans.options import PlanOptions, profile_fits, profile
 from stan_infer.tensorrt_plans.plan_file import FLAVORS, FORMATS, Plan, new_plan, read_plan
 
 _COMMAND = python("stan_infer.tensorrt_plans.build_process")
-_CANCEL_S = 10.0  # that a cancelled builder has to end by itself
+_CANCEL_S = 10.0  # how long a cancelled builder may take to end by itself
 _ERRORS: dict[int, type[StanError]] = {2: InputError, 3: MissingError, 4: CheckError}
 _log = logging.getLogger("stan_infer.tensorrt_plans.api")
 
-Progress = Callable[[str, float], None]  # file, part that is done
+Progress = Callable[[str, float], None]  # name of the plan's file, part that is done (0 to 1)
 
 
 def check_buildable(engine: str, options: PlanOptions) -> Any:
-    """Return the package that builds plans for `engine`, before any work is done for it.
+    """Check that plans for `engine` can be built here; return the package that builds them.
 
-    Raises InputError for options that the engine does not have; MissingError where the package is
-    not here, or no GPU for "trt", whose plans are timed on the GPU they are for.
+    Raises InputError for options that the engine does not have, and MissingError if the package is
+    missing, or a GPU for "trt", which builds plans by timing them on the GPU that will run them.
     """
     options.check(engine)
     module = load_tensorrt(engine)
     if engine == "trt" and not nvidia_gpus():
         raise MissingError(
-            "a plan of TensorRT is built on the GPU that it is for, and the driver shows none: run "
-            "this on the machine with the GPU, or give --format tensorrt-rtx, which builds without "
-            "one"
+            "a plan of TensorRT is built on the GPU that will run it, and the driver shows none: "
+            "run this on the machine with the GPU, or give --format tensorrt-rtx, which builds "
+            "without one"
         )
     return module
 
@@ -61,16 +61,16 @@ def build_plans(
     *,
     progress: Progress | None = None,
 ) -> list[Plan]:
-    """Build the plans of an exported folder and return them as they were written.
+    """Build plans of an exported folder's graphs, write them into the folder and return them.
 
     engine: "trt" or "trt-rtx". A plan appears whole, with its sidecar, or not at all; an earlier
-    one of the same name is replaced. Roles that the folder does not have are left out, unless it
-    has none of them. progress: called with a file's name and the part that is done.
+    one of the same name is replaced. Roles that the folder does not have are left out; it must have
+    one of them. progress: called with the name of a plan's file and the part that is done.
 
-    Raises what check_buildable does; InputError for a profile beyond the manifest, a graph that
-    the parser refuses or a disk that is full; CheckError for a changed file, or where the builder
-    warns of a broken graph; MissingError for memory that ran out or a target without the
-    precision; KeyboardInterrupt, after the builder was stopped, for Ctrl-C.
+    Raises as check_buildable does; InputError for a profile outside the manifest's ranges, a graph
+    that the parser refuses or a full disk; CheckError for a changed file, or if the builder warns
+    that a graph is broken; MissingError if memory runs out or a target lacks the precision;
+    KeyboardInterrupt for Ctrl-C, after the builder was stopped.
     """
     options = options or PlanOptions()
     module = check_buildable(engine, options)
@@ -78,7 +78,7 @@ def build_plans(
     found = [g for g in map(artefact.graph, dict.fromkeys(options.roles)) if g is not None]
     if not found:
         raise InputError(f"folder {folder} holds none of these graphs: {', '.join(options.roles)}")
-    jobs = [
+    jobs = [  # all are checked before the first is built
         (g, _job(module, artefact, g, engine, options, profiles_of(artefact, g, options)))
         for g in found
     ]
@@ -93,10 +93,10 @@ def rebuild_plan(
     gpu: int = 0,
     progress: Progress | None = None,
 ) -> Plan:
-    """Build a plan of a folder again as its sidecar says, for what is installed and here.
+    """Build a plan again with the options in its sidecar, for the installed TensorRT and this GPU.
 
-    sm: a GPU that it must run on ("sm_89"), whatever it was built for. gpu: build on this one.
-    Raises what build_plans does.
+    sm: a GPU that the plan must run on ("sm_89"), in addition to its targets. gpu: number of the
+    GPU to build on. Raises as build_plans does.
     """
     graph = artefact.graph(plan.role)
     if graph is None:
@@ -112,11 +112,8 @@ def rebuild_plan(
         targets=tuple(targets),
     )
     module = check_buildable(plan.engine, options)
-    profiles: list[dict[str, Any]] = [
-        {name: [list(shape) for shape in shapes] for name, shapes in p.items()}
-        for p in plan.profiles
-    ]
-    if not all(profile_fits(graph, p) for p in profiles):  # a sidecar is a stranger's
+    profiles: list[dict[str, Any]] = list(plan.profiles)
+    if not all(profile_fits(graph, p) for p in profiles):  # a sidecar may come from a stranger
         raise InputError(f"{plan.path}: its profiles are not for {graph.file}; {plan.rebuild()}")
     job = _job(module, artefact, graph, plan.engine, options, profiles)
     return _build_one(artefact, graph, job, progress or _quiet, gpu)
@@ -131,11 +128,10 @@ def _job(
     profiles: list[dict[str, Any]],
 ) -> Job:
     dtypes = {value["name"]: value["dtype"] for value in graph.inputs}
-    with graph_source(artefact, graph) as source:
+    with checked_graph(artefact, graph) as checked:
         for profile in profiles:
-            most = {name: (dtypes[name], high) for name, (_, _, high) in profile.items()}
-            source.check_sizes(most)
-    if options.timing_cache:  # a folder keeps to what its manifest lists
+            checked.check_sizes({k: (dtypes[k], high) for k, (_, _, high) in profile.items()})
+    if options.timing_cache:  # it may not lie in the folder, whose manifest does not list it
         check_file(options.timing_cache, sources=[artefact.path])
     targets: list[str] = []
     if engine == "trt-rtx":
@@ -156,17 +152,11 @@ def _job(
     )
 
 
-def plan_path(folder: Path, engine: str, role: str, precision: str, sm: str | None = None) -> Path:
-    """Where a plan of a folder lies; sm: of the GPU, for trt, whose plans are for one."""
-    where = f"{engine}-{sm}" if engine == "trt" and sm else engine
-    return folder / ENGINES_FOLDER / f"{role}.{precision}.{where}.plan"
-
-
 def run_job(job: Job, progress: Callable[[float], None], gpu: int | None = None) -> dict[str, Any]:
-    """Build one plan in a process of its own; see build_process.build for what comes back.
+    """Build one plan in a process of its own; returns what build_process.build returns.
 
-    gpu: number of the only one that the process sees; None: as we do. Raises what the builder
-    raises; MissingError where its process died, as from lack of memory.
+    gpu: number of the only GPU that the process sees; None: it sees what we see. Raises as
+    build_process.build does, and MissingError if the process died, as when memory runs out.
     """
     answer: dict[str, Any] = {}
     said: list[str] = []
@@ -175,9 +165,8 @@ def run_job(job: Job, progress: Callable[[float], None], gpu: int | None = None)
         if "part" in message:
             progress(message["part"])
         elif "log" in message:
-            level = logging.getLevelName(message["log"])
-            _log.log(level if isinstance(level, int) else logging.INFO, message["text"])
-            said.append(message["text"])
+            _log.info("%s", message["log"])
+            said.append(message["log"])
         else:
             answer.update(message)
 
@@ -196,14 +185,15 @@ def _build_one(
     artefact: Artefact, graph: Graph, job: Job, progress: Progress, gpu: int = 0
 ) -> Plan:
     folder = artefact.path
-    here = nvidia_gpus()[gpu] if job.engine == "trt" else None
-    path = plan_path(folder, job.engine, graph.role, graph.precision, (here or {}).get("sm"))
-    held = artefact.held(graph.file, *graph.external_data)  # the builder reads them by path
+    device = nvidia_gpus()[gpu] if job.engine == "trt" else None
+    runs_on = f"{job.engine}-{device['sm']}" if device else job.engine
+    path = folder / ENGINES_FOLDER / f"{graph.role}.{graph.precision}.{runs_on}.plan"
+    held = artefact.held(graph.file, *graph.external_data)  # the builder opens them by name
     with _engines_folder(path.parent), new_plan(path) as (temporary, sidecar), held:
         done = run_job(
             dataclasses.replace(job, out=str(temporary)),
             lambda part: progress(path.name, part),
-            None if here is None else gpu,
+            None if device is None else gpu,
         )
         sidecar |= {
             "flavor": FLAVORS[job.engine],
@@ -212,7 +202,7 @@ def _build_one(
             "onnx": graph.file,
             "onnx_sha256": sha256(folder / graph.file),
             "manifest_sha256": sha256(folder / MANIFEST),
-            "built_on": here,
+            "built_on": device,
             "options": {
                 "workspace_mib": job.workspace_mib,
                 "level": job.level,
@@ -225,7 +215,7 @@ def _build_one(
 
 
 def _only(gpu: int | None) -> dict[str, str] | None:
-    """The environment of a process that sees one GPU, by its number among those that we see."""
+    """The environment of a process that sees one GPU, given by its number among those we see."""
     if gpu is None:
         return None
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -235,23 +225,26 @@ def _only(gpu: int | None) -> dict[str, str] | None:
 
 @contextmanager
 def _engines_folder(folder: Path) -> Iterator[None]:
-    """Make engines/ and take it away again if it stays empty."""
+    """Make engines/, and remove it at the end if it is empty."""
     try:
         folder.mkdir(exist_ok=True)
     except OSError as e:
         raise InputError(
-            f"cannot write into {folder}: {e.strerror or e}; copy the folder to a place that can "
-            "be written"
+            f"cannot write into {folder}: {e.strerror or e}; copy the exported folder to a place "
+            "that can be written"
         ) from e
     try:
         yield
     finally:
-        with suppress(OSError):  # not empty, or another build's by now
+        with suppress(OSError):  # not empty, or already removed by another build
             folder.rmdir()
 
 
 def _died(name: str, ended: Ended, said: list[str]) -> str:
-    """Why a builder's process is gone without a word."""
+    """The message for a builder whose process ended without an answer.
+
+    said: NVIDIA's messages before that.
+    """
     code, tail = ended.code, ended.errors
     errors = [line for line in tail.splitlines() if line.strip()]
     last = reason(said[-1:] or errors[-1:])
@@ -268,4 +261,4 @@ def _died(name: str, ended: Ended, said: list[str]) -> str:
 
 
 def _quiet(name: str, part: float) -> None:
-    """No progress."""
+    """Report no progress."""

@@ -1,13 +1,15 @@
-"""ONNX -> plan, in its own process: python -m stan_infer.tensorrt_plans.build_process < job.json
+"""Building one plan in a process of its own: python -m stan_infer.tensorrt_plans.build_process
 
-NVIDIA's builder may crash or run out of memory, prints where it likes and keeps one log for a whole
-process; none of that may take its caller along. Standard output carries JSON, one object a line:
-{"part"} as it goes on, {"log", "text"} of NVIDIA's messages, and at last {"done"} or {"error"}.
+NVIDIA's builder may crash or run out of memory, prints to any stream, and has one log per process;
+a process of its own keeps that away from the caller. Standard input is a Job as JSON. Standard
+output is JSON, one object a line: {"part"} for progress, {"log"} for NVIDIA's messages, and
+at the end {"done"} or {"error", "code"}.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -19,12 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from stan_infer.errors import CheckError, InputError, MissingError, StanError
+from stan_infer.system.atomic import new_file
+from stan_infer.system.child import send
 from stan_infer.system.machine import peak_mib
 from stan_infer.tensorrt_plans.api import load_tensorrt, message_log, reason, version_of
 
-# Warnings behind which the plan is wrong: it builds, and fails or lies when it runs.
+# The builder only warns of these, but the plan then fails when it runs, or gives wrong outputs.
 _BROKEN = ("not self-consistent", "out of bounds access")
-# The last is what a thread that finds no room for its stack says.
+# The last is the message of a thread that cannot allocate its stack.
 _NO_MEMORY = ("OutOfMemory", "ut of memory", "bad_alloc", "Resource temporarily unavailable")
 _DTYPES = {
     "FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT8": "int8", "INT32": "int32",
@@ -34,11 +38,11 @@ _DTYPES = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """One plan to build; all of it plain values that go through JSON.
+    """One plan to build, in values that JSON can hold. Most are those of PlanOptions.
 
-    profiles: input -> smallest, optimal, largest shape. targets: "sm_89", ... of trt-rtx; empty is
-    the builder's own choice. workspace_mib, level: None leaves them to the builder. timing_cache:
-    of trt, read where it exists and written again. cast_bytes: see cast_bytes.
+    onnx, out: paths of the graph and the plan. profiles: input -> smallest, optimal, largest shape.
+    targets: empty leaves them to the builder. timing_cache: read if it exists, and written again.
+    cast_bytes: whether the graph needs cast_bytes.
     """
 
     engine: str
@@ -56,12 +60,12 @@ class Job:
 
 
 def build(job: Job, module: Any, progress: Callable[[float], bool]) -> dict[str, Any]:
-    """Build the plan into job.out and return what its sidecar says of the build.
+    """Build the plan, write it to job.out and return what its sidecar says of the build.
 
-    module: tensorrt or tensorrt_rtx. progress: gets the part that is done; False cancels. Raises
-    InputError for a graph or profile that is refused, CheckError where a warning tells that the
-    plan would be wrong, MissingError for memory or a target that is not there, KeyboardInterrupt
-    when it was cancelled.
+    module: tensorrt or tensorrt_rtx. progress: called with the part that is done; it returns False
+    to cancel. Raises InputError for a graph or profile that is refused, CheckError if a warning
+    says that the plan would be wrong, MissingError if memory runs out or a target lacks the
+    precision, KeyboardInterrupt if it was cancelled.
     """
     started = time.monotonic()
     log = message_log(module)
@@ -69,14 +73,10 @@ def build(job: Job, module: Any, progress: Callable[[float], bool]) -> dict[str,
     log.warnings.clear()
     name = os.path.basename(job.onnx)
     builder = module.Builder(log)
-    strongly = 1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-    network = builder.create_network(strongly)
+    network = builder.create_network(1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = module.OnnxParser(network, log)
-    if job.cast_bytes:
-        parsed = parser.parse(cast_bytes(Path(job.onnx)))
-    else:
-        parsed = parser.parse_from_file(job.onnx)
-    if not parsed:
+    onnx = cast_bytes(Path(job.onnx)) if job.cast_bytes else None
+    if not (parser.parse(onnx) if onnx else parser.parse_from_file(job.onnx)):
         raise InputError(_refused(parser, name, log))
     config = builder.create_builder_config()
     _configure(config, job, module)
@@ -89,12 +89,15 @@ def build(job: Job, module: Any, progress: Callable[[float], bool]) -> dict[str,
     config.progress_monitor = monitor = progress_monitor(module, progress)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        _raise_why(name, monitor.cancelled, list(log.errors), job)
+        errors = list(log.errors)
+        if monitor.cancelled or any("BuildCanceled" in e for e in errors):
+            raise KeyboardInterrupt
+        raise _why_nothing(name, errors, job)
     broken = [w for w in log.warnings if any(word in w for word in _BROKEN)]
     if broken:
         raise CheckError(
-            f"{name} would be a wrong plan, by the builder's own warning: {reason(broken)}: export "
-            "the checkpoint again"
+            f"the plan of {name} would be wrong, as the builder itself warns: {reason(broken)}: "
+            "export the checkpoint again"
         )
     with open(job.out, "wb") as f:
         f.write(plan)
@@ -116,32 +119,32 @@ def build(job: Job, module: Any, progress: Callable[[float], bool]) -> dict[str,
 
 
 def cast_bytes(path: Path) -> bytes:
-    """A graph without external data, its uint8 inputs cast where they come in.
+    """Return a graph without external data, with a cast to float16 behind each uint8 input.
 
-    TensorRT has uint8 at a network's edges only; float16 holds every pixel. Other runtimes are
-    quicker with the bytes, so the file stays as it is.
+    TensorRT takes uint8 only as inputs and outputs of a network; float16 holds every pixel value.
+    Other runtimes are faster with uint8 throughout, so the file itself stays as it is.
     """
     import onnx
 
-    head = onnx.load(str(path))
-    bytes_in = {
-        i.name for i in head.graph.input if i.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    model = onnx.load(str(path))
+    uint8 = {
+        i.name for i in model.graph.input if i.type.tensor_type.elem_type == onnx.TensorProto.UINT8
     }
-    reads = [n for n in head.graph.node if n.op_type not in ("Cast", "Shape")]
-    for name in sorted(bytes_in & {x for n in reads for x in n.input}):
-        for node in reads:
+    readers = [n for n in model.graph.node if n.op_type not in ("Cast", "Shape")]
+    for name in sorted(uint8 & {x for n in readers for x in n.input}):
+        for node in readers:
             node.input[:] = [f"{name}/half" if x == name else x for x in node.input]
         cast = onnx.helper.make_node(
             "Cast", [name], [f"{name}/half"], f"{name}/Cast", to=onnx.TensorProto.FLOAT16
         )
-        head.graph.node.insert(0, cast)
-    return head.SerializeToString()
+        model.graph.node.insert(0, cast)
+    return model.SerializeToString()
 
 
 def progress_monitor(module: Any, progress: Callable[[float], bool]) -> Any:
-    """An IProgressMonitor that adds the nested phases up to one part of the whole."""
+    """An IProgressMonitor that turns the builder's nested phases into one part of the whole."""
 
-    # The base is known only when it runs: one of two packages, of which none may be here.
+    # The base class comes from a package that is optional, so this class is made here.
     class Monitor(module.IProgressMonitor):  # type: ignore[name-defined, misc]
         """See progress_monitor."""
 
@@ -151,7 +154,7 @@ def progress_monitor(module: Any, progress: Callable[[float], bool]) -> Any:
             self._phases: dict[str, list[Any]] = {}  # name -> parent, steps, done
 
         def phase_start(self, name: str, parent: str | None, steps: int) -> None:
-            """A phase begins, inside another or as the first."""
+            """A phase begins, inside another one or by itself."""
             self._phases[name] = [parent, max(steps, 1), 0]
 
         def step_complete(self, name: str, step: int) -> bool:
@@ -181,7 +184,7 @@ def _configure(config: Any, job: Job, module: Any) -> None:
     if job.tf32:
         config.set_flag(flags.TF32)
     else:
-        config.clear_flag(flags.TF32)  # it is on by default, and costs fp32 ten bits
+        config.clear_flag(flags.TF32)  # on by default; it has 10 bits of mantissa instead of 23
     if job.version_compatible:
         config.set_flag(flags.VERSION_COMPATIBLE)
     if job.hardware_compatible:
@@ -217,29 +220,25 @@ def _refused(parser: Any, name: str, log: Any) -> str:
     return f"TensorRT's parser refuses {place}{operator} in {name}: {text}{more}"
 
 
-def _raise_why(name: str, cancelled: bool, errors: list[str], job: Job) -> None:
-    """Raise what a build that gave nothing says in its log."""
+def _why_nothing(name: str, errors: list[str], job: Job) -> StanError:
+    """The error for a build that returned no plan, from NVIDIA's messages."""
     text = "\n".join(errors)
-    if cancelled or "BuildCanceled" in text:
-        raise KeyboardInterrupt
     why = reason(errors)
     if any(word in text for word in _NO_MEMORY):
-        raise MissingError(
+        return MissingError(
             f"building {name} ran out of memory ({why}): give --workspace MIB, or profiles with a "
             "smaller batch or fewer frames"
         )
     if "HW-specific datatypes" in text:
-        raise MissingError(
+        return MissingError(
             f"{name} cannot be compiled for {', '.join(job.targets) or 'every target'}: {why}: "
             "give --target with newer GPUs, or export with another --precision"
         )
-    raise InputError(f"TensorRT built nothing from {name}: {why}")
+    return InputError(f"TensorRT built no plan from {name}: {why}")
 
 
 def _write_cache(config: Any, path: Path, log: Any) -> None:
-    """Keep the timings; the plan is made by now, so it only says that it cannot."""
-    from stan_infer.system.atomic import new_file
-
+    """Write the timings. The plan is written by now, so a failure becomes only a warning."""
     try:
         with new_file(path) as temporary:
             temporary.write_bytes(bytes(config.get_timing_cache().serialize()))
@@ -248,82 +247,67 @@ def _write_cache(config: Any, path: Path, log: Any) -> None:
 
 
 def _io(network: Any) -> list[dict[str, Any]]:
-    found = []
-    for mode, count, get in (
-        ("input", network.num_inputs, network.get_input),
-        ("output", network.num_outputs, network.get_output),
-    ):
-        for tensor in (get(i) for i in range(count)):
-            dtype = str(tensor.dtype).rsplit(".", 1)[-1]
-            found.append(
-                {
-                    "name": tensor.name,
-                    "mode": mode,
-                    "dtype": _DTYPES.get(dtype, dtype),
-                    "shape": [int(n) for n in tensor.shape],
-                }
-            )
-    return found
+    tensors = [("input", network.get_input(i)) for i in range(network.num_inputs)]
+    tensors += [("output", network.get_output(i)) for i in range(network.num_outputs)]
+    return [
+        {
+            "name": tensor.name,
+            "mode": mode,
+            "dtype": _DTYPES[str(tensor.dtype).rsplit(".", 1)[-1]],
+            "shape": [int(n) for n in tensor.shape],
+        }
+        for mode, tensor in tensors
+    ]
 
 
-class _Lines:
-    """Standard output as it was, for JSON alone: what the libraries print goes to stderr."""
+class _LogHandler(logging.Handler):
+    """Sends NVIDIA's messages to the parent at once: after a crash it would be too late."""
 
-    def __init__(self) -> None:
-        self._out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-        os.dup2(2, 1)
-
-    def put(self, **values: Any) -> None:
-        self._out.write(json.dumps(values) + "\n")
-        self._out.flush()
-
-
-class _Handler(logging.Handler):
-    """Sends NVIDIA's messages on, as they come: a crash leaves no time at the end."""
-
-    def __init__(self, lines: _Lines) -> None:
+    def __init__(self, put: Callable[[dict[str, Any]], None]) -> None:
         super().__init__(logging.INFO)
-        self._lines = lines
+        self._put = put
 
     def emit(self, record: logging.LogRecord) -> None:
         """Send one message."""
-        self._lines.put(log=record.levelname, text=record.getMessage()[:2000])
+        self._put({"log": record.getMessage()[:2000]})
 
 
 def main() -> int:
-    """Build the job on standard input; the exit code is that of the error."""
-    lines = _Lines()
+    """Build the job on standard input; returns the exit code."""
+    # What the libraries print goes to standard error; the pipe to the parent carries JSON alone.
+    pipe = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    put = functools.partial(send, pipe)
     stopped: list[int] = []
     signal.signal(signal.SIGINT, lambda number, frame: stopped.append(number))
     log = logging.getLogger("stan_infer.tensorrt_plans.api")
     log.setLevel(logging.INFO)
-    log.addHandler(_Handler(lines))
+    log.addHandler(_LogHandler(put))
     log.propagate = False
-    told = [0.0]
+    sent = 0.0
 
     def progress(part: float) -> bool:
-        if abs(part - told[0]) >= 0.01:
-            told[0] = part
-            lines.put(part=part)
+        nonlocal sent
+        if abs(part - sent) >= 0.01:
+            sent = part
+            put({"part": part})
         return not stopped
 
+    answer: dict[str, Any]
     try:
         job = Job(**json.loads(sys.stdin.read()))
-        done = build(job, load_tensorrt(job.engine), progress)
+        answer = {"done": build(job, load_tensorrt(job.engine), progress)}
     except StanError as e:
-        lines.put(error=str(e), code=e.exit_code)
-        return e.exit_code
+        answer = {"error": str(e), "code": e.exit_code}
     except MemoryError:
-        lines.put(error="building ran out of memory", code=MissingError.exit_code)
-        return MissingError.exit_code
+        answer = {"error": "building ran out of memory", "code": MissingError.exit_code}
     except OSError as e:
-        lines.put(error=f"cannot write the plan: {e.strerror or e}; free some space", code=2)
-        return 2
+        why = f"cannot write the plan: {e.strerror or e}; free some space"
+        answer = {"error": why, "code": InputError.exit_code}
     except KeyboardInterrupt:
-        lines.put(error="cancelled", code=130)
-        return 130
-    lines.put(done=done)
-    return 0
+        answer = {"error": "cancelled", "code": 130}
+    put(answer)
+    return int(answer.get("code", 0))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Faults of TensorRT that users reported for networks like ours, by version: data, with links.
+"""Faults of TensorRT's versions that users reported for networks like ours, with links.
 
-Each gave wrong outputs without an error. They are shown where they may apply; whether they do, only
-`verify` of the plan on its GPU tells.
+Each gave wrong outputs without an error. They are shown where they may apply. Whether one does
+apply, only `verify` of the plan on its GPU can find out.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from stan_infer.tensorrt_plans.plan_file import Plan
 
 _ISSUES = "https://github.com/NVIDIA/TensorRT/issues"
 
-# From the first version that is said to have it to the last, both inclusive, as far as is known.
+# versions: the first and the last that are reported to have the fault.
 FAULTS: tuple[dict[str, Any], ...] = (
     {
         "flavor": "tensorrt",
         "versions": ((10, 0, 0), (10, 0, 0)),
         "precisions": ("fp16",),
-        "what": "fused attention (gemm_mha_v2) differs from the network; 10.0.1 has it mended",
+        "what": "fused attention (gemm_mha_v2) differs from the network; fixed in 10.0.1",
         "link": f"{_ISSUES}/3777",
     },
     {
@@ -50,7 +50,7 @@ FAULTS: tuple[dict[str, Any], ...] = (
 def known_faults(
     flavor: str, version: Sequence[int], precision: str, sm: Sequence[str] = ()
 ) -> list[dict[str, str]]:
-    """Faults that may apply, as what and link. sm: of the GPUs in question; empty is any."""
+    """Faults that may apply, as "what" and "link". sm: of the GPUs in question; empty: any GPU."""
     found = []
     for fault in FAULTS:
         low, high = fault["versions"]
@@ -62,6 +62,6 @@ def known_faults(
 
 
 def faults_of(plan: Plan) -> list[dict[str, str]]:
-    """Faults that may apply to a plan."""
-    one = [plan.built_on] if plan.built_on and plan.hardware == "NONE" else []
-    return known_faults(plan.flavor, plan.version, plan.precision, plan.targets or one)
+    """Faults that may apply to a plan, as known_faults has them."""
+    only_gpu = [plan.built_on] if plan.built_on and plan.hardware == "NONE" else []
+    return known_faults(plan.flavor, plan.version, plan.precision, plan.targets or only_gpu)

@@ -1,4 +1,4 @@
-"""What can be asked of a plan: its profiles and the builder's options, checked before any work."""
+"""Options of plans, checked before any work, and the profiles and targets that follow from them."""
 
 from __future__ import annotations
 
@@ -10,32 +10,35 @@ from typing import Any
 from stan_infer.artefacts.folder import Artefact, Graph
 from stan_infer.config import StanConfig
 from stan_infer.errors import InputError, MissingError, check_word
+from stan_infer.tensorrt_plans.plan_file import sm_number, within
 
 ROLES = ("video", "text", "preprocess", "score")
-MAX_BATCH = 8  # of the default profile: activations of 32 clips of 64 frames take many GB
-TEXTS = 256  # as many as a session gives at once
+DEFAULT_CLIPS = 8  # largest batch by default: activations of 32 clips of 64 frames take many GB
+DEFAULT_TEXTS = 256  # largest batch by default; a session encodes as many texts in one run
 
-Range = tuple[int, int, int]  # smallest, optimal, largest
-Dims = dict[str, Range]  # by the dimension's name in the manifest
+MinOptMax = tuple[int, int, int]  # smallest, optimal, largest
+Dims = dict[str, MinOptMax]  # by the dimension's name in the manifest
 
-_SMALLEST = {"fp8": 89, "bf16": 80}  # compute capability that has the number format
-_DEFAULT_SMALLEST = 80  # what RTX compiles for where nobody says: not Turing
+_SMALLEST = {"fp8": 89, "bf16": 80}  # number format -> first compute capability that has it
+_DEFAULT_SMALLEST = 80  # first compute capability that RTX compiles for by default: not Turing
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlanOptions:
     """Options of the plans of one folder.
 
-    batch, frames: ranges of the video graph's profiles, pairwise, or one of them for all of the
-    other's; empty is the default two: one clip of the configured frames, and anything else. roles:
-    of the graphs. tf32: let fp32 products run in TF32. workspace_mib, level: of the builder.
-    timing_cache: file, of trt only. hardware_compatible: for GPUs from Ampere on; trt only.
-    version_compatible: for later versions, with host code inside; trt only, and not for our own
-    engines. targets: "sm_89", ...; trt-rtx only.
+    batch, frames: ranges of the video graph's profiles. They are paired one by one; if one of the
+    two has a single range, that is used in all profiles. Both empty: two profiles, one clip of the
+    configured frames, and up to DEFAULT_CLIPS clips of any length. roles: the graphs to build plans
+    of. tf32: let fp32 matrix products run in TF32. workspace_mib, level: of the builder, which
+    chooses where they are None. timing_cache: a file; trt only. hardware_compatible: the plan runs
+    on all GPUs from Ampere on; trt only. version_compatible: later versions run the plan, which
+    then contains host code; trt only, and our own engines do not load it. targets: "sm_89", ...;
+    trt-rtx only.
     """
 
-    batch: Sequence[Range] = ()
-    frames: Sequence[Range] = ()
+    batch: Sequence[MinOptMax] = ()
+    frames: Sequence[MinOptMax] = ()
     roles: Sequence[str] = ("video", "text")
     tf32: bool = False
     workspace_mib: int | None = None
@@ -46,18 +49,23 @@ class PlanOptions:
     targets: Sequence[str] = ()
 
     def check(self, engine: str) -> None:
-        """Raise InputError for a word or a pair that no plan can have."""
+        """Raise InputError for options that are wrong, or that the engine does not have."""
         for role in self.roles:
             check_word("--plans", role, ROLES)
         if not self.roles:
-            raise InputError(f"--plans names no graph ({', '.join(ROLES)})")
+            raise InputError(f"--plans names no graph; give one or more of {', '.join(ROLES)}")
         if self.level is not None and not 0 <= self.level <= 5:
             raise InputError(f"--level {self.level} is out of range; allowed are 0 to 5")
         if self.workspace_mib is not None and self.workspace_mib < 1:
-            raise InputError(f"--workspace {self.workspace_mib} MiB is out of range; give 1 up")
+            raise InputError(
+                f"--workspace {self.workspace_mib} MiB is out of range; give 1 or more"
+            )
         cache = self.timing_cache
         if cache is not None and (cache.is_dir() or not cache.absolute().parent.is_dir()):
-            raise InputError(f"--timing-cache {cache}: no such folder, or a folder; give a file")
+            raise InputError(
+                f"--timing-cache {cache} is a folder, or in a folder that does not exist; give a "
+                "file"
+            )
         only: dict[str, dict[str, object]] = {
             "trt": {"--target": self.targets},
             "trt-rtx": {
@@ -72,8 +80,11 @@ class PlanOptions:
                 raise InputError(f"{option} belongs to --format {other}")
 
 
-def parse_ranges(text: str, name: str) -> list[Range]:
-    """ "1,1:8:32" -> [(1, 1, 1), (1, 8, 32)]: a size, or min:opt:max, for each profile."""
+def parse_ranges(text: str, name: str) -> list[MinOptMax]:
+    """ "1,1:8:32" -> [(1, 1, 1), (1, 8, 32)]: a size or MIN:OPT:MAX for each profile.
+
+    name: of the option, for InputError.
+    """
     found = []
     for part in text.split(","):
         try:
@@ -82,12 +93,12 @@ def parse_ranges(text: str, name: str) -> list[Range]:
             numbers = []
         if len(numbers) not in (1, 3):
             raise InputError(
-                f"{name} {part!r} is neither a size nor MIN:OPT:MAX, as in {name} 1:8:32; commas "
-                "part profiles"
+                f"{name} {part!r} is neither a size nor MIN:OPT:MAX, as in {name} 1:8:32; separate "
+                "profiles by commas"
             )
         low, best, high = numbers * 3 if len(numbers) == 1 else numbers
         if not 1 <= low <= best <= high:
-            raise InputError(f"{name} {part}: it must hold that 1 <= MIN <= OPT <= MAX")
+            raise InputError(f"{name} {part} is out of order: 1 <= MIN <= OPT <= MAX is needed")
         found.append((low, best, high))
     return found
 
@@ -95,46 +106,50 @@ def parse_ranges(text: str, name: str) -> list[Range]:
 def profiles_of(artefact: Artefact, graph: Graph, options: PlanOptions) -> list[dict[str, Any]]:
     """Profiles of one graph: input -> smallest, optimal, largest shape.
 
-    Raises InputError for sizes that the graph does not take: a builder takes them in silence, and
-    the plan fails when it runs.
+    Raises InputError for sizes that the graph does not take. TensorRT's builder accepts such sizes
+    without a message, and the plan then fails when it runs.
     """
     given = graph.role == "video" and (options.batch or options.frames)
     wanted = _asked(artefact.config, graph, options) if given else _default(artefact.config, graph)
     found: list[dict[str, Any]] = []
     for dims in wanted:
         _check(graph, dims)
-        shapes = {str(i["name"]): _shapes(i["shape"], dims) for i in graph.inputs}
+        shapes = {
+            str(port["name"]): [
+                [n if isinstance(n, int) else dims[n][i] for n in port["shape"]] for i in range(3)
+            ]
+            for port in graph.inputs
+        }
         if shapes not in found:
             found.append(shapes)
     return found
 
 
 def profile_fits(graph: Graph, profile: Mapping[str, Sequence[Sequence[int]]]) -> bool:
-    """Whether the shapes of a profile are those of the graph's inputs, within what it takes."""
-    inputs = {str(i["name"]): i["shape"] for i in graph.inputs}
-    if profile.keys() != inputs.keys():
-        return False
-    for name, dims in inputs.items():
-        limits = [(n, n) if isinstance(n, int) else graph.dims[n] for n in dims]
-        for shape in profile[name]:
-            if len(shape) != len(limits):
-                return False
-            if not all(low <= n <= high for n, (low, high) in zip(shape, limits, strict=True)):
-                return False
-    return True
+    """Whether a profile is for the inputs of a graph, and its shapes within the graph's ranges."""
+    limits = {
+        str(port["name"]): [(n, n) if isinstance(n, int) else graph.dims[n] for n in port["shape"]]
+        for port in graph.inputs
+    }
+    return profile.keys() == limits.keys() and all(
+        within(shape, [low for low, _ in limits[name]], [high for _, high in limits[name]])
+        for name, shapes in profile.items()
+        for shape in shapes
+    )
 
 
 def targets_of(module: Any, precision: str, asked: Sequence[str]) -> list[str]:
     """Compute capabilities that a plan of trt-rtx is compiled for, as "sm_89".
 
-    Without any asked for: all that the version names and the precision runs on, from Ampere on.
-    Raises MissingError for one that the version does not compile for, or without the precision.
+    module: tensorrt_rtx. asked: those that the user named; empty: from Ampere on, all that the
+    module compiles for and that have the precision. Raises MissingError for one that the module
+    does not compile for, or that lacks the precision.
     """
     names = [n for n in dir(module.ComputeCapability) if n.startswith("SM") and n[2:].isdigit()]
-    known = sorted((f"sm_{n[2:]}" for n in names), key=_number)
+    known = sorted((f"sm_{n[2:]}" for n in names), key=sm_number)
     least = _SMALLEST.get(precision, 0)
     if not asked:
-        return [sm for sm in known if _number(sm) >= max(least, _DEFAULT_SMALLEST)]
+        return [sm for sm in known if sm_number(sm) >= max(least, _DEFAULT_SMALLEST)]
     for sm in asked:
         if sm not in known:
             raise MissingError(
@@ -142,25 +157,23 @@ def targets_of(module: Any, precision: str, asked: Sequence[str]) -> list[str]:
                 f"{', '.join(known)}: give one of these, or --format tensorrt on a machine with "
                 "that GPU"
             )
-        if _number(sm) < least:
+        if sm_number(sm) < least:
             raise MissingError(
-                f"{sm} has no {precision}; sm_{least} and newer have: leave it out, or export "
+                f"{sm} has no {precision}; sm_{least} and newer have it: leave {sm} out, or export "
                 "with --precision fp16"
             )
     return list(dict.fromkeys(asked))
 
 
 def _asked(config: StanConfig, graph: Graph, options: PlanOptions) -> list[Dims]:
-    batch, frames = list(options.batch), list(options.frames)
-    if not batch:
-        batch = [_default(config, graph)[-1]["batch"]]
-    if not frames:
-        frames = [_default(config, graph)[-1]["frames"]]
+    widest = _default(config, graph)[-1]
+    batch = list(options.batch) or [widest["batch"]]
+    frames = list(options.frames) or [widest["frames"]]
     count = max(len(batch), len(frames))
     if {len(batch), len(frames)} - {1, count}:
         raise InputError(
-            f"--batch has {len(batch)} profiles and --frames {len(frames)}: give as many of both, "
-            "or one of either for all"
+            f"--batch has {len(batch)} ranges and --frames {len(frames)}: give as many of both, or "
+            "a single one of either, which is used in all profiles"
         )
     batch, frames = (r * count if len(r) == 1 else r for r in (batch, frames))
     return [{"batch": b, "frames": t} for b, t in zip(batch, frames, strict=True)]
@@ -169,38 +182,30 @@ def _asked(config: StanConfig, graph: Graph, options: PlanOptions) -> list[Dims]
 def _default(config: StanConfig, graph: Graph) -> list[Dims]:
     t, length = config.frames, config.context_length
 
-    def within(name: str, low: int, best: int, high: int) -> Range:
-        least, most = graph.dims[name]
-        low, high = max(low, least), min(high, most)
-        return low, min(max(best, low), high), high
+    def profile(**wanted: MinOptMax) -> Dims:
+        """The wanted ranges, cut to those that the graph takes."""
+        found = {}
+        for name, (low, best, high) in wanted.items():
+            least, most = graph.dims[name]
+            low, high = max(low, least), min(high, most)
+            found[name] = low, min(max(best, low), high), high
+        return found
 
     if graph.role == "video":
-        most = graph.dims["frames"][1]
-        one = {"batch": within("batch", 1, 1, 1), "frames": within("frames", t, t, t)}
-        wide = {"batch": within("batch", 1, 1, MAX_BATCH), "frames": within("frames", 1, t, most)}
+        one = profile(batch=(1, 1, 1), frames=(t, t, t))
+        wide = profile(batch=(1, 1, DEFAULT_CLIPS), frames=(1, t, graph.dims["frames"][1]))
         return [one, wide] if one["batch"][0] == 1 else [wide]
-    ids = (2, length, config.context_positions)
+    texts, ids = (1, 8, DEFAULT_TEXTS), (2, length, config.context_positions)
     if graph.role == "text":
-        return [{"batch": within("batch", 1, 8, TEXTS), "length": within("length", *ids)}]
+        return [profile(batch=texts, length=ids)]
     if graph.role == "score":
-        return [
-            {
-                "texts": within("texts", 1, 8, TEXTS),
-                "length": within("length", *ids),
-                "videos": within("videos", 1, MAX_BATCH, 64),
-                "frames": within("frames", 1, t, config.max_frames),
-            }
-        ]
-    return [
-        {
-            "n": within("n", 1, t, max(t, 16)),
-            "height": within("height", 16, 720, 2160),
-            "width": within("width", 16, 1280, 3840),
-        }
-    ]
+        videos = (1, DEFAULT_CLIPS, 64)
+        frames = (1, t, config.max_frames)
+        return [profile(texts=texts, length=ids, videos=videos, frames=frames)]
+    return [profile(n=(1, t, max(t, 16)), height=(16, 720, 2160), width=(16, 1280, 3840))]
 
 
-def _check(graph: Graph, dims: Mapping[str, Range]) -> None:
+def _check(graph: Graph, dims: Dims) -> None:
     for name, (low, _, high) in dims.items():
         least, most = graph.dims[name]
         if low < least or high > most:
@@ -210,12 +215,3 @@ def _check(graph: Graph, dims: Mapping[str, Range]) -> None:
                 f"profile with {name} {low} to {high} is beyond {graph.file}, which takes "
                 f"{taken}{hint}: give a range inside, or export the checkpoint with another one"
             )
-
-
-def _shapes(shape: Sequence[int | str], dims: Mapping[str, Range]) -> list[list[int]]:
-    return [[n if isinstance(n, int) else dims[n][i] for n in shape] for i in range(3)]
-
-
-def _number(sm: str) -> int:
-    digits = sm.removeprefix("sm_")
-    return int(digits) if digits.isdigit() else 0

@@ -1,14 +1,14 @@
-"""A TensorRT plan and the X.plan.json beside it: written, read and checked without TensorRT.
+"""A TensorRT plan and its sidecar, X.plan.json: written, read and checked without TensorRT.
 
-A plan is machine code for a GPU, bound to the version that built it. It comes from strangers: only
-one whose size and hash its sidecar confirms is given to TensorRT.
+A plan is machine code for a GPU, for one version of TensorRT. It may come from a stranger: it is
+given to TensorRT only if its size and hash are those in its sidecar.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
+import math
 import os
 import re
 import shlex
@@ -18,7 +18,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stan_infer.artefacts.folder import ENGINES_FOLDER, MANIFEST, Artefact, Graph, sha256
+from stan_infer.artefacts.folder import (
+    ENGINES_FOLDER,
+    MANIFEST,
+    Artefact,
+    Graph,
+    check_schema,
+    sha256,
+    write_json,
+)
 from stan_infer.errors import InputError
 from stan_infer.system.atomic import new_file
 from stan_infer.system.json_file import checked, read_object
@@ -27,11 +35,11 @@ if TYPE_CHECKING:
     from stan_infer.tensorrt_plans.sidecar import Sidecar
 
 SCHEMA = "1.0"
-FLAVORS = {"trt": "tensorrt", "trt-rtx": "tensorrt_rtx"}  # engine -> flavor, as sidecars have it
-FORMATS = {"trt": "tensorrt", "trt-rtx": "tensorrt-rtx"}  # engine -> what export calls it
+FLAVORS = {"trt": "tensorrt", "trt-rtx": "tensorrt_rtx"}  # engine -> its package; in sidecars
+FORMATS = {"trt": "tensorrt", "trt-rtx": "tensorrt-rtx"}  # engine -> the --format of export
 _MAX_SIDECAR = 2**20
 _AGAIN = "; build the plan again"
-# The header of TensorRT-RTX is undocumented; seen with 1.7.1.116, for messages only.
+# The header of a TensorRT-RTX plan is undocumented; this is what 1.7.1.116 writes.
 _RTX_MAGIC, _RTX_HEADER = b"vtrt", 64
 _RTX_TARGETS = {1: "sm_75", 2: "sm_80", 4: "sm_86", 8: "sm_89", 16: "sm_120", 32: "sm_121"}
 
@@ -41,7 +49,7 @@ Profile = dict[str, tuple[Sizes, Sizes, Sizes]]  # input -> smallest, optimal, l
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A plan whose sidecar was read, and whose size and hash are those of the sidecar."""
+    """A plan that `read_plan` checked against its sidecar."""
 
     path: Path
     engine: str  # trt or trt-rtx
@@ -51,10 +59,10 @@ class Plan:
     profiles: tuple[Profile, ...]
     targets: tuple[str, ...]  # of trt-rtx: "sm_89", ...
     built_on: str | None  # "sm_89", of trt
-    hardware: str  # NONE, or AMPERE_PLUS: newer GPUs, too
+    hardware: str  # NONE, or AMPERE_PLUS: runs on newer GPUs too
     flags: tuple[str, ...]
     options: dict[str, Any]  # of the builder
-    sidecar: Sidecar  # as it stands in the file
+    sidecar: Sidecar
 
     @property
     def flavor(self) -> str:
@@ -64,12 +72,12 @@ class Plan:
     def profile_of(self, shapes: Mapping[str, Sizes]) -> int:
         """Number of the profile for these input shapes; the narrowest, if several take them.
 
-        Raises InputError with the ranges of all profiles where none does.
+        Raises InputError, with the ranges of all profiles, if none takes them.
         """
         fitting = [i for i, p in enumerate(self.profiles) if _fits(p, shapes)]
         if not fitting:
             asked = ", ".join(f"{name} {size_text(s)}" for name, s in shapes.items())
-            ranges = "; ".join(_words(p) for p in self.profiles)
+            ranges = "; ".join(_range_text(p) for p in self.profiles)
             raise InputError(
                 f"{self.path.name} has no profile for {asked}; it takes {ranges}: build it with a "
                 f"profile for that shape, {self.rebuild('--batch MIN:OPT:MAX --frames ...')}"
@@ -77,21 +85,21 @@ class Plan:
         return min(fitting, key=self.span)
 
     def span(self, i: int) -> float:
-        """How many shapes a profile takes; the one with fewest is tuned best for any of them."""
-        count = 1.0
-        for low, _, high in self.profiles[i].values():
-            for a, b in zip(low, high, strict=True):
-                count *= b - a + 1
-        return count
+        """How many shapes profile number `i` takes. The fewer, the better it is tuned for each."""
+        return math.prod(
+            float(b - a + 1)
+            for low, _, high in self.profiles[i].values()
+            for a, b in zip(low, high, strict=True)
+        )
 
     def widest(self) -> int:
         """Number of the profile that takes most shapes."""
         return max(range(len(self.profiles)), key=self.span)
 
     def load(self) -> bytes:
-        """The plan's bytes, whose hash is the sidecar's; InputError where it is not.
+        """Return the plan's bytes; InputError if their hash is not the sidecar's.
 
-        What is given to TensorRT must be what was hashed, and not what lies there by then.
+        The file is read once, so that TensorRT gets the same bytes that were hashed.
         """
         data = self.path.read_bytes()
         if hashlib.sha256(data).hexdigest() != self.sidecar["plan_sha256"]:
@@ -100,38 +108,36 @@ class Plan:
 
     def rebuild(self, options: str = "") -> str:
         """The command that builds this plan again, from the ONNX file in its folder."""
-        folder = os.path.relpath(self.path.absolute().parent.parent)
-        words = ["stan-infer export", folder, "--format", FORMATS[self.engine], options]
-        words[1] = shlex.quote(folder)
-        return " ".join(w for w in words if w)
+        folder = shlex.quote(os.path.relpath(self.path.absolute().parent.parent))
+        return f"stan-infer export {folder} --format {FORMATS[self.engine]} {options}".rstrip()
 
 
 def sidecar_path(plan: Path) -> Path:
-    """Where the sidecar of a plan lies."""
+    """The path of a plan's sidecar."""
     return plan.with_name(f"{plan.name}.json")
 
 
 @contextmanager
 def new_plan(path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield a temporary path for a plan, and what its sidecar is to say; both appear, or none.
+    """Yield a temporary path for a plan, and a dict for the content of its sidecar.
 
-    They are renamed one behind the other; a reader in between sees a hash that does not fit, and
-    refuses. So does it after two builds of one plan at once that end in turns.
+    At the end both files take their places, or neither does. They are renamed one after the other:
+    whoever reads between the two renames sees a hash that does not match, and refuses the plan. The
+    same holds if two builds of one plan end at the same time and their renames mix.
     """
     values: dict[str, Any] = {}
     with new_file(sidecar_path(path)) as beside, new_file(path) as plan:
         yield plan, values
         size, digest = plan.stat().st_size, sha256(plan)
         full = {"schema": SCHEMA, **values, "plan_bytes": size, "plan_sha256": digest}
-        text = json.dumps(full, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-        beside.write_text(text + "\n", encoding="utf-8")
+        write_json(beside, full)
 
 
 def read_plan(path: str | Path, *, check_hash: bool = True) -> Plan:
-    """Read and check a plan and its sidecar; nothing of the plan is executed.
+    """Read and check a plan and its sidecar, without executing the plan.
 
-    Raises InputError for a file or sidecar that is missing, malformed, of another schema, or not
-    about this plan: another size (an incomplete copy) or hash, or a header of something else.
+    Raises InputError for a file or sidecar that is missing, malformed or of another schema, and for
+    a plan whose size, hash or header does not match its sidecar.
     """
     path = Path(path)
     if not os.path.isfile(path):
@@ -150,13 +156,14 @@ def read_plan(path: str | Path, *, check_hash: bool = True) -> Plan:
     header = read_header(path)
     if plan.engine == "trt-rtx" and (header is None or header["bytes"] != size):
         raise InputError(
-            f"plan {path} is no plan of TensorRT-RTX although its sidecar says so: {plan.rebuild()}"
+            f"plan {path} is not a plan of TensorRT-RTX although its sidecar says so: "
+            f"{plan.rebuild()}"
         )
     return plan
 
 
 def read_header(path: Path) -> dict[str, Any] | None:
-    """What a TensorRT-RTX plan says of itself: bytes, version, targets; None for other files."""
+    """Size, version and targets in the header of a TensorRT-RTX plan; None for other files."""
     with path.open("rb") as f:
         head = f.read(_RTX_HEADER)
     if len(head) < _RTX_HEADER or head[:4] != _RTX_MAGIC or head[28:32] != _RTX_MAGIC:
@@ -173,16 +180,17 @@ def read_header(path: Path) -> dict[str, Any] | None:
 
 
 def check_version(plan: Plan, installed: Sequence[int]) -> None:
-    """Refuse a plan of another version than the one installed, or one with host code inside.
+    """Refuse a plan of another version than the one installed, or one that contains host code.
 
-    Major, minor and patch must be equal. Raises InputError with both versions and the command.
+    Major, minor and patch must be equal. Raises InputError with both versions and the command that
+    builds the plan again.
     """
     if "VERSION_COMPATIBLE" in plan.flags:
         raise InputError(
-            f"plan {plan.path} was built with --version-compatible: NVIDIA's lean runtime is in "
-            "it, which is host code, and that is not loaded here. It is for programs that allow "
-            "it, as tritonserver --backend-config=tensorrt,version-compatible=true; for this one: "
-            f"{plan.rebuild()}"
+            f"plan {plan.path} was built with --version-compatible: it contains NVIDIA's lean "
+            "runtime, which is host code, and this program loads none. Use it in a program that "
+            "does, as tritonserver --backend-config=tensorrt,version-compatible=true; for this "
+            f"one: {plan.rebuild()}"
         )
     if tuple(installed[:3]) == plan.version[:3]:
         return
@@ -193,12 +201,15 @@ def check_version(plan: Plan, installed: Sequence[int]) -> None:
 
 
 def check_device(plan: Plan, sm: str, name: str) -> None:
-    """Refuse a plan for another GPU than `sm` ("sm_89"). Raises InputError with the command."""
+    """Refuse a plan that was not built for a GPU of type `sm` ("sm_89"), called `name`.
+
+    Raises InputError with the command that builds the plan for it.
+    """
     is_wide = plan.hardware == "AMPERE_PLUS"
     if plan.targets:
         fits = sm in plan.targets
     elif is_wide:
-        fits = _number(sm) >= 80
+        fits = sm_number(sm) >= 80
     else:
         fits = sm == plan.built_on
     if not fits:
@@ -210,7 +221,7 @@ def check_device(plan: Plan, sm: str, name: str) -> None:
 
 
 def check_origin(artefact: Artefact, graph: Graph, plan: Plan) -> None:
-    """Refuse a plan that was built from another folder or an earlier export. Raises InputError."""
+    """Raise InputError for a plan that was built from another folder or an earlier export."""
     hashes: Sequence[tuple[str, str, str]] = (
         ("onnx_sha256", graph.file, artefact.manifest["files"][graph.file]["sha256"]),
         ("manifest_sha256", MANIFEST, sha256(artefact.path / MANIFEST)),
@@ -224,9 +235,10 @@ def check_origin(artefact: Artefact, graph: Graph, plan: Plan) -> None:
 
 
 def plans_of(artefact: Artefact, engine: str, given: Plan | None = None) -> dict[str, list[Plan]]:
-    """Plans of an engine by role, their hashes not yet compared; a given one stands alone.
+    """The plans of a folder for an engine, by role; their hashes are not compared.
 
-    Raises InputError for a broken one where there is no other of its role.
+    given: a plan to use instead of the folder's plans of its role. Raises InputError for a broken
+    plan if there is no other one of its role.
     """
     found: dict[str, list[Plan]] = {}
     broken: dict[str, InputError] = {}
@@ -234,7 +246,7 @@ def plans_of(artefact: Artefact, engine: str, given: Plan | None = None) -> dict
         try:
             plan = read_plan(path, check_hash=False)
         except InputError as e:
-            # Its sidecar may not say what it is; its name does, as an export gives it.
+            # The sidecar may be unreadable, so the role is taken from the name that we give plans.
             named = re.fullmatch(rf"(\w+)\..+\.{engine}(-sm_\d+)?\.plan", path.name)
             broken.setdefault(named[1] if named else "", e)
             continue
@@ -249,15 +261,17 @@ def plans_of(artefact: Artefact, engine: str, given: Plan | None = None) -> dict
 
 
 def check_plans(artefact: Artefact, engine: str, given: Plan | None = None) -> None:
-    """Refuse plans of the towers that were changed, where there is no sound one of their role.
+    """Raise InputError for a tower all of whose plans were changed or are of another export.
 
-    Needs neither TensorRT nor a GPU, so what was changed can be told before what is missing.
-    Raises InputError.
+    This needs neither TensorRT nor a GPU, so that a changed plan is reported before anything that
+    is missing on this machine.
     """
     found = plans_of(artefact, engine, given)
     for graph in artefact.graphs:
+        if graph.role not in ("video", "text"):
+            continue
         errors = []
-        for plan in found.get(graph.role, []) if graph.role in ("video", "text") else []:
+        for plan in found.get(graph.role, []):
             try:
                 check_origin(artefact, graph, plan)
                 read_plan(plan.path)
@@ -286,17 +300,12 @@ def _read_sidecar(path: Path) -> Sidecar:
         header = read_header(path)
         what = f"a plan of TensorRT-RTX {_dotted(header['version'])}" if header else "a plan"
         raise InputError(
-            f"{path} looks like {what}, but {beside.name} is not beside it: a plan is code, and "
-            "only one whose hash its sidecar confirms is loaded; copy the sidecar too, or build "
-            "the plan again: stan-infer export FOLDER --format tensorrt (or tensorrt-rtx)"
+            f"{path} looks like {what}, but {beside.name} is not beside it: a plan is code, and is "
+            "loaded only if its sidecar has its hash; copy the sidecar too, or build the plan "
+            "again: stan-infer export FOLDER --format tensorrt (or tensorrt-rtx)"
         )
     values = read_object(beside, _MAX_SIDECAR, _AGAIN)
-    schema = values.get("schema")
-    if not isinstance(schema, str) or schema.split(".")[0] != SCHEMA.split(".")[0]:
-        raise InputError(
-            f"{beside} has schema {str(schema)[:20]!r}; this version reads {SCHEMA}: build the "
-            "plan again"
-        )
+    check_schema(values, SCHEMA, str(beside), _AGAIN)
     return checked(values, Sidecar, str(beside), _AGAIN)
 
 
@@ -308,8 +317,8 @@ def _plan(path: Path, values: Sidecar) -> Plan:
             ordered = all(a <= b <= c for a, b, c in zip(low, best, high, strict=False))
             if not len(low) == len(best) == len(high) or not ordered:
                 raise InputError(
-                    f"{sidecar_path(path)} is malformed: {name[:40]!r} of a profile is not three "
-                    f"shapes of one rank, from smallest to largest{_AGAIN}"
+                    f"{sidecar_path(path)} is malformed: the shapes of {name[:40]!r} in a profile "
+                    f"are not three of one rank, from smallest to largest{_AGAIN}"
                 )
             shapes[name] = tuple(low), tuple(best), tuple(high)
         profiles.append(shapes)
@@ -331,23 +340,27 @@ def _plan(path: Path, values: Sidecar) -> Plan:
 
 
 def _fits(profile: Profile, shapes: Mapping[str, Sizes]) -> bool:
-    for name, shape in shapes.items():
-        low, _, high = profile.get(name, ((), (), ()))
-        if len(low) != len(shape):
-            return False
-        if not all(a <= n <= b for a, n, b in zip(low, shape, high, strict=True)):
-            return False
-    return True
+    return all(
+        name in profile and within(shape, profile[name][0], profile[name][2])
+        for name, shape in shapes.items()
+    )
 
 
-def _words(profile: Profile) -> str:
+def within(shape: Sequence[int], low: Sequence[int], high: Sequence[int]) -> bool:
+    """Whether a shape has the rank of two others, and each size is between theirs."""
+    return len(shape) == len(low) and all(
+        a <= n <= b for a, n, b in zip(low, shape, high, strict=True)
+    )
+
+
+def _range_text(profile: Profile) -> str:
     return ", ".join(
         f"{name} {size_text(p[0])} to {size_text(p[2])}" for name, p in profile.items()
     )
 
 
 def size_text(shape: Sequence[int | str]) -> str:
-    """A shape as users write it: 1x12x224x224x3."""
+    """A shape as messages show it: 1x12x224x224x3."""
     return "x".join(map(str, shape))
 
 
@@ -355,6 +368,7 @@ def _dotted(version: Sequence[int]) -> str:
     return ".".join(map(str, version))
 
 
-def _number(sm: str) -> int:
+def sm_number(sm: str) -> int:
+    """ "sm_89" -> 89; 0 for other text."""
     digits = sm.removeprefix("sm_")
     return int(digits) if digits.isdigit() else 0

@@ -1,6 +1,6 @@
-"""X.plan.json as types: what is said of a TensorRT plan beside it; see plan_file.
+"""The types of X.plan.json, which describes the plan X.plan; plan_file checks a file against them.
 
-Checked once, when a plan is read; whoever uses a sidecar later relies on these types.
+They are a module of their own because msgspec, which they need, is slow to import.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Gpu(TypedDict):
 
 
 class Options(TypedDict):
-    """Of the builder."""
+    """Options of the builder; None: left to it."""
 
     workspace_mib: NotRequired[Option]
     level: NotRequired[Option]
@@ -38,7 +38,7 @@ class Options(TypedDict):
 
 
 class Io(TypedDict):
-    """An input or output of a plan; -1 is a free axis."""
+    """An input or output of a plan; -1 is a dynamic axis."""
 
     name: Word
     shape: Annotated[list[Annotated[int, Meta(ge=-1, le=2**24)] | Word], Meta(max_length=8)]

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from stan_infer.artefacts.checked_graph import checked_bare_graph
 from stan_infer.artefacts.difference import relative_error
-from stan_infer.artefacts.graph_source import bare_source
 from stan_infer.engines.open import open_graph
 from stan_infer.errors import InputError, MissingError
 from stan_infer.system.packages import require
@@ -149,7 +149,7 @@ class _Cut:
 
     def __init__(self, path: Path) -> None:
         self._onnx = require("onnx", "bisect", "cpu")
-        bare_source(path, [f"{path.name}.data"])
+        checked_bare_graph(path, [f"{path.name}.data"])
         try:
             self._model = self._onnx.load(str(path), load_external_data=False)
         except Exception as e:  # protobuf's own classes

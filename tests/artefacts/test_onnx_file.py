@@ -236,7 +236,7 @@ def test_metadata(tmp_path):
     helper.set_model_props(m, {"config_sha256": "ab", "ключ": ""})
     assert read_graph(written(m, tmp_path)).metadata == {"config_sha256": "ab", "ключ": ""}
     m.metadata_props.add(key="config_sha256", value="other")
-    with pytest.raises(InputError, match="appears twice"):
+    with pytest.raises(InputError, match="twice in the metadata"):
         read_graph(written(m, tmp_path))
     m = model()
     m.metadata_props.add(key="k", value="v" * (protobuf.MAX_TEXT + 1))

@@ -171,7 +171,7 @@ def test_an_empty_folder_and_a_folder_in_8_bits(cli, artefact, quantised, videos
     done = cli("calibrate", artefact, "--videos", videos, "-o", artefact, *RUN)
     assert done.code == 2 and "is also read" in done.err
     done = cli("calibrate", quantised, "--videos", videos, "-o", tmp_path / "o")
-    assert done.code == 2 and "starts from fp32" in done.err
+    assert done.code == 2 and "starts from the fused graph" in done.err
 
 
 @pytest.mark.parametrize(

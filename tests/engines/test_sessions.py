@@ -280,7 +280,7 @@ def test_only_onnx_files_are_opened(tampered, engine):
         (copy / "video.onnx").rename(copy / "video.ort")
         manifest["graphs"][0]["file"] = "video.ort"
 
-    with pytest.raises(InputError, match=r"'video.ort' is no \.onnx file"):
+    with pytest.raises(InputError, match=r"'video.ort' is not an \.onnx file"):
         si.open_session(tampered(None, rename), engine=engine)
 
 

@@ -138,7 +138,7 @@ def test_ranges_of_the_axes(tiny_model, tmp_path, options, shape, cases):
 def test_a_fixed_number_of_frames_is_what_is_sampled(tiny_model, tmp_path):
     artefact = export_model(tiny_model, tmp_path / "x", frames=5, tower="video")
     assert artefact.config.frames == 5 and tiny_model.config.frames == 6
-    with pytest.raises(InputError, match="1:4 leaves out the 6 frames"):
+    with pytest.raises(InputError, match="1 to 4, does not include the 6 frames"):
         export_model(tiny_model, tmp_path / "y", frames=(1, 4))
 
 
@@ -369,7 +369,7 @@ def test_labels_of_an_embedding_lie_beside_it(demo, tmp_path):
     ids = si.tokenize(["a shape moves left"], demo.config.context_length)
     wanted = demo.encode_text(torch.from_numpy(ids))[0]
     assert relative_error(vectors[0], wanted / wanted.norm()) < 1e-5
-    with pytest.raises(InputError, match="must hold {} once"):
+    with pytest.raises(InputError, match="must contain {} exactly once"):
         export_model(demo, tmp_path / "x", labels=["left"], template="no place")
 
 

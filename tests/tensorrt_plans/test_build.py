@@ -83,10 +83,10 @@ def test_options_reach_the_builder(machine, tmp_path):
 @pytest.mark.parametrize(
     ("fault", "error", "words"),
     [
-        ("none", InputError, r"built nothing from video.onnx: .*something is wrong"),
+        ("none", InputError, r"built no plan from video.onnx: .*something is wrong"),
         ("oom", MissingError, "video.onnx ran out of memory.*give --workspace"),
         ("hardware", MissingError, "cannot be compiled for .*HW-specific.*--target"),
-        ("warn", CheckError, "wrong plan, by the builder's own warning: .*not self-consistent"),
+        ("warn", CheckError, "would be wrong, as the builder itself warns: .*not self-consistent"),
         (
             "refused",
             InputError,
@@ -159,7 +159,7 @@ def test_a_plan_is_rebuilt_as_its_sidecar_says(machine):
     [
         ({"batch": [(1, 1, 33)]}, "batch 1 to 33 is beyond video.onnx, which takes 1 to 32:"),
         ({"frames": [(1, 8, 65)]}, "frames 1 to 65 .* takes 1 to 64, the rows of the time table"),
-        ({"batch": [(1, 1, 1)] * 2, "frames": [(1, 1, 1)] * 3}, "has 2 profiles and --frames 3"),
+        ({"batch": [(1, 1, 1)] * 2, "frames": [(1, 1, 1)] * 3}, "has 2 ranges and --frames 3"),
     ],
 )
 def test_profiles_beyond_the_manifest_are_refused_before_the_build(exported, changes, words):

@@ -13,7 +13,7 @@ import pytest
 from stan_infer.artefacts.folder import read_artefact
 from stan_infer.engines.ort_session import inference_session
 from stan_infer.errors import CheckError, InputError
-from stan_infer.export.to_triton_server import Word, text_format, write_repository
+from stan_infer.export.to_triton_server import EnumValue, text_format, write_repository
 from stan_infer.network.model import Stan, init_random
 from stan_infer.tensorrt_plans.build import build_plans
 from stan_infer.tensorrt_plans.options import PlanOptions
@@ -202,7 +202,7 @@ def test_only_an_earlier_repository_is_replaced(exported, tmp_path):
 
 
 def test_text_format():
-    message = {"a": 'x"y\n', "b": [1, -1], "c": {"d": Word("KIND_GPU")}, "e": True}
+    message = {"a": 'x"y\n', "b": [1, -1], "c": {"d": EnumValue("KIND_GPU")}, "e": True}
     expected = 'a: "x\\"y\\n"\nb: 1\nb: -1\nc {\n  d: KIND_GPU\n}\ne: true\n'
     assert text_format(message) == expected
 
