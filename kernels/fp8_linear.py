@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stan_infer.kernels.linear import check_epilogue
+from stan_infer.kernels.linear import check_epilogue, plain_epilogue
 from stan_infer.kernels.operation import operation
 from stan_infer.kernels.tiles import INTERPRETED, check_rows
 from stan_infer.kernels.tuned import Tile, family, tiles
@@ -42,11 +42,7 @@ def fp8_linear_reference(
     """
     z = quantise(x, torch.tensor(x_scale, device=x.device)).float()
     y = F.linear(z, weight.float()) * (weight_scale * x_scale) + bias.float()
-    if activation:
-        y = F.silu(y) if activation == "silu" else F.gelu(y)
-    if residual is not None:
-        y = torch.cat([y + residual[: len(x)], residual[len(x) :]])
-    return y.to(x.dtype)
+    return plain_epilogue(y, residual, activation).to(x.dtype)
 
 
 @triton.jit

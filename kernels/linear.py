@@ -46,12 +46,20 @@ def linear_reference(
     z = x.to(inner)
     if sums is not None:
         z = F.layer_norm(z, z.shape[-1:], eps=eps)
-    y = F.linear(z, weight.to(inner), bias.to(inner))
+    y = plain_epilogue(F.linear(z, weight.to(inner), bias.to(inner)), residual, activation)
+    return y if wide else y.to(x.dtype)
+
+
+def plain_epilogue(y: Tensor, residual: Tensor | None, activation: str) -> Tensor:
+    """What follows the bias, in plain torch: activation and residual, as in `linear_reference`."""
     if activation:
         y = F.silu(y) if activation == "silu" else F.gelu(y)
-    if residual is not None:
-        y = torch.cat([y + residual[: len(x)], residual[len(x) :]])
-    return y if wide else y.to(x.dtype)
+    if residual is None:
+        return y
+    m = y.shape[0]
+    if residual.shape[0] == m:
+        return y + residual
+    return torch.cat([y + residual[:m], residual[m:]])
 
 
 @triton.jit
