@@ -239,28 +239,6 @@ def _check_heads(name: str, heads: int, width: int) -> None:
 Shape = tuple[int, ...]
 
 
-def block_shapes(prefix: str, width: int, mlp: int) -> dict[str, Shape]:
-    """Parameter shapes of one transformer layer under `prefix`."""
-    d = width
-    return {
-        f"{prefix}.{name}": shape
-        for name, shape in {
-            "ln_1.weight": (d,),
-            "ln_1.bias": (d,),
-            "attn.in_proj_weight": (3 * d, d),
-            "attn.in_proj_bias": (3 * d,),
-            "attn.out_proj.weight": (d, d),
-            "attn.out_proj.bias": (d,),
-            "ln_2.weight": (d,),
-            "ln_2.bias": (d,),
-            "mlp.c_fc.weight": (mlp, d),
-            "mlp.c_fc.bias": (mlp,),
-            "mlp.c_proj.weight": (d, mlp),
-            "mlp.c_proj.bias": (d,),
-        }.items()
-    }
-
-
 def parameter_shapes(config: StanConfig) -> dict[str, Shape]:
     """The shape of every parameter of a Stan by its name in the state dict, without torch."""
     c, d = config, config.width
@@ -270,36 +248,51 @@ def parameter_shapes(config: StanConfig) -> dict[str, Shape]:
         "visual.proj": (d, c.embed_dim),
         "visual.conv1.weight": (d, 3, c.patch, c.patch),
         "branch.time_embedding": (c.max_frames, d),
+        **_pair("visual.ln_pre", d),
+        **_pair("visual.ln_post", d),
     }
-    for norm in ("visual.ln_pre", "visual.ln_post"):
-        shapes |= {f"{norm}.weight": (d,), f"{norm}.bias": (d,)}
     for i in range(c.layers):
-        shapes |= block_shapes(f"visual.transformer.resblocks.{i}", d, c.mlp_width)
+        shapes |= _block(f"visual.transformer.resblocks.{i}", d, c.mlp_width)
     for k in range(c.branch_layers):
-        shapes |= block_shapes(f"branch.spatial.{k}", d, c.mlp_width)
+        shapes |= _block(f"branch.spatial.{k}", d, c.mlp_width)
         temporal = f"branch.temporal.{k}"
-        shapes |= {f"{temporal}.fc.weight": (d, d), f"{temporal}.fc.bias": (d,)}
+        shapes |= _pair(f"{temporal}.fc", d, d)
         if c.branch == "conv":
-            shapes |= {f"{temporal}.conv.weight": (d, d, 3, 3, 3), f"{temporal}.conv.bias": (d,)}
+            shapes |= _pair(f"{temporal}.conv", d, d, 3, 3, 3)
         else:
-            block = block_shapes(temporal, d, c.mlp_width)
-            for name, shape in block.items():
-                if ".attn." in name:
-                    shapes[name] = shape
-                elif ".ln_1." in name:
-                    shapes[name.replace(".ln_1.", ".ln.")] = shape
+            shapes |= _pair(f"{temporal}.ln", d) | _attention(f"{temporal}.attn", d)
     if c.has_text:
         w = c.text_width
         shapes |= {
             "token_embedding.weight": (c.vocab_size, w),
             "positional_embedding": (c.context_positions, w),
-            "ln_final.weight": (w,),
-            "ln_final.bias": (w,),
+            **_pair("ln_final", w),
             "text_projection": (w, c.embed_dim),
         }
         for i in range(c.text_layers):
-            shapes |= block_shapes(f"transformer.resblocks.{i}", w, c.text_mlp_width)
+            shapes |= _block(f"transformer.resblocks.{i}", w, c.text_mlp_width)
     return shapes
+
+
+def _pair(name: str, *weight: int) -> dict[str, Shape]:
+    """Weight and bias of a norm [D], a linear [out, in] or a convolution [out, in, ...]."""
+    return {f"{name}.weight": weight, f"{name}.bias": weight[:1]}
+
+
+def _attention(name: str, width: int) -> dict[str, Shape]:
+    in_proj = {f"{name}.in_proj_weight": (3 * width, width), f"{name}.in_proj_bias": (3 * width,)}
+    return in_proj | _pair(f"{name}.out_proj", width, width)
+
+
+def _block(name: str, width: int, mlp: int) -> dict[str, Shape]:
+    """One transformer layer."""
+    return {
+        **_pair(f"{name}.ln_1", width),
+        **_attention(f"{name}.attn", width),
+        **_pair(f"{name}.ln_2", width),
+        **_pair(f"{name}.mlp.c_fc", mlp, width),
+        **_pair(f"{name}.mlp.c_proj", width, mlp),
+    }
 
 
 def video_flops(config: StanConfig, frames: int) -> int:
