@@ -138,13 +138,3 @@ branch_merge = operation(
         trunk.shape[0] * (trunk.shape[1] - 1) + batch, trunk.shape[2]
     ),
 )
-
-
-def bytes_and_flops(
-    batch: int, frames: int, patches: int, width: int, *, start: bool, size: int = 2
-) -> tuple[int, int]:
-    """Bytes moved if each operand moves once, and FLOPs (no matrices: none), of one call."""
-    f = batch * frames
-    out = f * patches + batch
-    tables = patches + frames + 1 if start else out
-    return (f * (patches + 1) + out + tables) * width * size, 0

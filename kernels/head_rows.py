@@ -74,8 +74,3 @@ head_rows = operation(
     launch=launch,
     fake=lambda trunk, cls, eps: trunk.new_empty(trunk.shape[0] + cls.shape[0], trunk.shape[2]),
 )
-
-
-def bytes_and_flops(batch: int, frames: int, width: int, size: int = 2) -> tuple[int, int]:
-    """Bytes moved if each operand moves once, and FLOPs (no matrices: none), of one call."""
-    return (2 * batch * frames + 2 * batch) * width * size, 0

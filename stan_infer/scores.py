@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from stan_infer.errors import InputError, nearest
+from stan_infer.errors import InputError, check_word
 
 Floats = NDArray[Any]  # float32 or float64
 
@@ -208,9 +208,7 @@ def _block_sizes(text: Floats, video: Floats, memory_mb: int) -> tuple[int, int]
 def _check_mug(
     text_tokens: ArrayLike, mask: ArrayLike, video: ArrayLike, mode: str, tau: float, memory_mb: int
 ) -> tuple[Floats, NDArray[np.bool_], Floats]:
-    if mode not in _MODES:
-        hint = nearest(str(mode), _MODES)
-        raise InputError(f"unknown Mug mode '{mode}'{hint}; allowed are {', '.join(_MODES)}")
+    check_word("Mug mode", str(mode), _MODES)
     if not 1e-6 <= tau <= 1e6:
         raise InputError(f"tau is {tau}; allowed are 1e-6 to 1e6 (the release has 100)")
     if memory_mb < 1:
