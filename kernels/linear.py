@@ -120,6 +120,16 @@ def _linear_kernel(
     tl.store(p_yt, acc.to(p_y.dtype.element_ty), m_y)
 
 
+def check_epilogue(x: Tensor, weight: Tensor, residual: Tensor | None, activation: str) -> None:
+    """ValueError for a residual or an activation that a linear of x and weight cannot end with."""
+    if residual is not None:
+        check_rows("residual", residual, len(weight))
+        if len(residual) < len(x):
+            raise ValueError(f"residual has {len(residual)} rows, x has {len(x)}")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation '{activation}' is unknown ('', silu, gelu)")
+
+
 def _check(
     x: Tensor,
     weight: Tensor,
@@ -191,13 +201,3 @@ def bytes_and_flops(
     """Bytes moved if each operand moves once, and FLOPs, of one call with `size`-byte values."""
     elements = m * k + n * k + n + max(m, residual_rows) * n + residual_rows * n
     return elements * size, 2 * m * n * k
-
-
-def check_epilogue(x: Tensor, weight: Tensor, residual: Tensor | None, activation: str) -> None:
-    """ValueError for a residual or an activation that a linear of x and weight cannot end with."""
-    if residual is not None:
-        check_rows("residual", residual, len(weight))
-        if len(residual) < len(x):
-            raise ValueError(f"residual has {len(residual)} rows, x has {len(x)}")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation '{activation}' is unknown ('', silu, gelu)")

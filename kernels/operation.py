@@ -1,4 +1,9 @@
-"""How a kernel becomes an operation of torch: one signature, and what runs where."""
+"""How a file of this folder makes an operation of torch from functions with one signature.
+
+A GPU runs the launcher, and so does a CPU in Triton's interpreter; any other CPU runs plain torch;
+tracing runs the fake. torch.library.triton_op would take the launcher as the fake: that reads sizes
+as numbers, which fixes the batch of an export.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +16,19 @@ from torch.utils.flop_counter import register_flop_formula
 
 from stan_infer.kernels.tiles import INTERPRETED
 
-P = ParamSpec("P")
+Args = ParamSpec("Args")
 
 
 def operation(
     name: str,
     *,
-    reference: Callable[P, Tensor],
+    reference: Callable[Args, Tensor],
     check: Callable[..., object],
     launch: Callable[..., Tensor],
     fake: Callable[..., Tensor],
     flops: Callable[..., int] | None = None,
     mutates: tuple[str, ...] = (),
-) -> Callable[P, Tensor]:
+) -> Callable[Args, Tensor]:
     """Register the operation `name`, with the signature of `reference`; return it.
 
     reference: computes it in plain torch, on a CPU. check: raises ValueError for arguments that
