@@ -2,7 +2,8 @@
 
 q, k, v lie side by side in rows, [R, 3 D]. Trunk: each frame's P patches are followed by its own
 class token, R = F (P + 1). Branch (shared): all patches frame after frame, then one class token per
-clip, R = F P + B; every frame attends to its clip's, whose output is the mean over the frames.
+clip, R = F P + B; every frame attends to its clip's class token too, whose output is the mean over
+the frames.
 
 A program computes the queries of BM patches of one frame and head. The online softmax starts from
 the class token's key, so that no tile is padded for a 197th column. One more program per frame and
