@@ -26,13 +26,7 @@ from stan_infer.kernels.tuned import Tile, spatial_tile
 
 
 def spatial_attention_reference(
-    qkv: Tensor,
-    counters: Tensor,
-    batch: int,
-    frames: int,
-    heads: int,
-    scale: float,
-    shared: bool,
+    qkv: Tensor, counters: Tensor, batch: int, frames: int, heads: int, scale: float, shared: bool
 ) -> Tensor:
     """Rows [F (P + 1), 3 D], or shared [F P + B, 3 D] -> the same rows of D columns.
 
@@ -138,13 +132,7 @@ def _spatial_kernel(
 
 
 def _check(
-    qkv: Tensor,
-    counters: Tensor,
-    batch: int,
-    frames: int,
-    heads: int,
-    scale: float,
-    shared: bool,
+    qkv: Tensor, counters: Tensor, batch: int, frames: int, heads: int, scale: float, shared: bool
 ) -> tuple[int, int]:
     """Refuse what the kernel cannot take with a ValueError; return the head width and P."""
     check_rows("qkv", qkv)

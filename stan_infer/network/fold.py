@@ -97,11 +97,7 @@ def fold_video(
 
 
 def fold_text(
-    model: Stan,
-    *,
-    dtype: torch.dtype | None = None,
-    base2: bool = False,
-    on_demand: bool = False,
+    model: Stan, *, dtype: torch.dtype | None = None, base2: bool = False, on_demand: bool = False
 ) -> TextWeights:
     """Fold the text tower of `model`, which must have one; see fold_video."""
     config = model.config

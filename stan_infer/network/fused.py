@@ -44,59 +44,43 @@ class Ops(Protocol[V]):
 
     def embed(self, video: V, w: Patches, tower: TowerConfig) -> V:
         """Pixels in the layout that w has -> trunk rows [F, N, D], normed, the class token last."""
-        ...
 
     def linear(
-        self,
-        x: V,
-        w: FoldedLinear,
-        *,
-        activation: str | None = None,
-        residual: V | None = None,
+        self, x: V, w: FoldedLinear, *, activation: str | None = None, residual: V | None = None
     ) -> V:
         """Rows [..., in] -> [..., out]; then the activation, silu or gelu, or plus the residual."""
-        ...
 
     def norm_linear(
         self, x: V, w: FoldedLinear, tower: TowerConfig, *, activation: str | None = None
     ) -> V:
         """`linear` of (x - mean) / sqrt(var + eps) over the last axis, times w.gain."""
-        ...
 
     def attention(self, name: str, qkv: V, tower: TowerConfig, *, causal: bool = False) -> V:
         """Softmax attention along axis 1: [M, N, 3D] -> [M, N, D]."""
-        ...
 
     def start(self, trunk: V, w: Start) -> tuple[V, V]:
         """Trunk rows -> patches and class token [B, D] of branch layer 0, tables added."""
-        ...
 
     def merge(self, name: str, patches: V, cls: V, trunk: V) -> tuple[V, V]:
         """Add trunk rows to the patches, and the mean over T of their class tokens to cls."""
-        ...
 
     def temporal(self, patches: V, w: Temporal, tower: TowerConfig) -> V:
         """Patches plus the attention of each, normed, to itself in all frames (folded.Temporal)."""
-        ...
 
     def temporal_conv(self, patches: V, w: Conv) -> V:
         """Patches plus their 3x3x3 convolution over time, row and column."""
-        ...
 
     def join(self, name: str, patches: V, cls: V) -> V:
         """Patches and class token -> rows, so that one linear covers both."""
-        ...
 
     def split(self, name: str, rows: V) -> tuple[V, V]:
         """Rows -> patches and class token."""
-        ...
 
     def spatial_attention(self, name: str, qkv: V, tower: TowerConfig) -> V:
         """Attention within each frame and the clip's class token, whose output is the mean over T.
 
         qkv: of the rows that `join` made; the result has the layout of those rows.
         """
-        ...
 
     def class_attention(self, patches: V, cls: V, w: LastSpatial, tower: TowerConfig) -> V:
         """The mean over T of the class token's attention, to a frame's patches and itself: [B, D].
@@ -104,21 +88,17 @@ class Ops(Protocol[V]):
         With z the normed rows: u_h = W_k,h^T q_h; score = u_h . z; out_h = W_v,h mean_t sum_p a z,
         since mean and W_v commute.
         """
-        ...
 
     def head(self, trunk: V, cls: V, w: FoldedLinear, tower: TowerConfig) -> tuple[V, V]:
         """The sum of the trunk's class tokens and the branch's, normed -> embeddings of clips
         [B, E], which are the linear of the mean over frames, and of frames [B, T, E]."""
-        ...
 
     def embed_text(self, ids: V, w: Tokens) -> V:
         """Ids [Q, L] -> token rows [Q, L, D], positions added."""
-        ...
 
     def text_head(self, x: V, ids: V, w: FoldedLinear, tower: TowerConfig) -> tuple[V, V]:
         """Rows [Q, L, D], which it norms -> embeddings [Q, E] at the largest id of each text (the
         first if several), and [Q, L, E] of all tokens."""
-        ...
 
 
 class Schedule:

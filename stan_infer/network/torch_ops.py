@@ -123,13 +123,7 @@ class TorchOps(PlainOps[Tensor]):
         return self._done(name, rows)
 
     def absorbed_attention(
-        self,
-        name: str,
-        q: Tensor,
-        patches: Tensor,
-        cls: Tensor,
-        w: LastSpatial,
-        tower: TowerConfig,
+        self, name: str, q: Tensor, patches: Tensor, cls: Tensor, w: LastSpatial, tower: TowerConfig
     ) -> Tensor:
         heads = tower.heads
         u = (q.view(self._b, heads, 1, -1) @ w.k)[:, :, 0]  # [B, H, D]

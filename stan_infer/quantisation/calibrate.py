@@ -38,13 +38,7 @@ from stan_infer.quantisation.ranges import (
 )
 from stan_infer.quantisation.sensitivity import CLIPS, layer_errors, return_order, times_saved
 from stan_infer.quantisation.sensitivity_plot import draw
-from stan_infer.quantisation.smooth import (
-    Quantiser,
-    Smoothing,
-    choose,
-    through_values,
-    with_gains,
-)
+from stan_infer.quantisation.smooth import Quantiser, Smoothing, choose, through_values, with_gains
 from stan_infer.quantisation.source import check_runnable, exported_fp32, named_videos
 from stan_infer.quantisation.verdict import judge, sentence
 from stan_infer.system.atomic import check_folder, files_of, new_folder
@@ -241,10 +235,7 @@ class _Work:
         return errors, times_saved(exact, low, rows, self.options.threads)
 
     def _quantiser(
-        self,
-        exact: VideoWeights,
-        smoothing: Smoothing,
-        tensors: Mapping[str, Mapping[str, Any]],
+        self, exact: VideoWeights, smoothing: Smoothing, tensors: Mapping[str, Mapping[str, Any]]
     ) -> Quantiser:
         """Return what makes the 8-bit weights, from the record's entries for each linear."""
         dead = [n for n, t in tensors.items() if not t["scale"]]
