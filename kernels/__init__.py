@@ -1,5 +1,5 @@
 """Fused GPU kernels in Triton, one operation per file, each a torch custom operation.
 
-Imports nothing of ours; on the CPU every operation runs its plain torch form, so that a model with
-them can be traced and exported anywhere. Start at `temporal_attention`.
+Imports nothing of ours. On a CPU each operation runs in plain torch, so that a model that uses it
+can be traced and exported without a GPU. Start at `temporal_attention`.
 """

@@ -1,9 +1,9 @@
-"""The trunk's rows enter the branch: patches added to patches, the frames' class tokens averaged.
+"""Trunk rows added to the branch's: patch to patch, the frames' mean class token to the clip's.
 
 trunk [F, P + 1, D], class token last; branch rows [F P + B, D], patches frame after frame, then one
-class token per clip. First layer: patches + position + time, (mean_t class + class_0) / 2. Later:
-patches + rows, mean_t class + rows. The reference does this with a mean, five additions, a
-transpose and a concatenation. PERFORMANCE: every value moves once.
+class token per clip. First branch layer: patches + position + time, (mean_t class + class_0) / 2.
+Later layers: patches + rows, mean_t class + rows. The reference model does this with a mean, five
+additions, a transpose and a concatenation. PERFORMANCE: every value moves once.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stan_infer.kernels.tiles import INTERPRETED, check_rows
+from stan_infer.kernels.operation import operation
+from stan_infer.kernels.tiles import check_rows
 
 
 def branch_merge_reference(
@@ -24,7 +25,10 @@ def branch_merge_reference(
     cls: Tensor | None,
     batch: int,
 ) -> Tensor:
-    """Compute the same in plain torch, in fp32 inside (fp64 stays fp64)."""
+    """Trunk rows [F, P + 1, D], with branch rows or the three tables -> branch rows [F P + B, D].
+
+    positions [P, D], time [>= T, D], cls [D]. In plain torch, in fp32 inside (fp64 stays fp64).
+    """
     wide = torch.promote_types(trunk.dtype, torch.float32)
     x = trunk.to(wide).unflatten(0, (batch, -1))  # [B, T, P + 1, D]
     own = x[:, :, -1].mean(1)
@@ -69,73 +73,6 @@ def _merge_kernel(
         tl.store(p_y + pid * d + o_d, own.to(p_y.dtype.element_ty), m_d)
 
 
-def launch(
-    trunk: Tensor,
-    rows: Tensor | None,
-    positions: Tensor | None,
-    time: Tensor | None,
-    cls: Tensor | None,
-    batch: int,
-) -> Tensor:
-    """Run the kernel. See the operation `branch_merge`."""
-    frames, patches = _check(trunk, rows, positions, time, cls, batch)
-    total, d = batch * frames * patches, trunk.shape[2]
-    y = torch.empty(total + batch, d, dtype=trunk.dtype, device=trunk.device)
-    _merge_kernel[(total + batch,)](
-        trunk, rows, positions, time, cls, y, frames, patches, total, d,
-        0 if rows is None else rows.stride(0),
-        START=rows is None, BD=triton.next_power_of_2(d),
-    )  # fmt: skip
-    return y
-
-
-@torch.library.custom_op("stan_infer::branch_merge", mutates_args=())
-def branch_merge(
-    trunk: Tensor,
-    rows: Tensor | None,
-    positions: Tensor | None,
-    time: Tensor | None,
-    cls: Tensor | None,
-    batch: int,
-) -> Tensor:
-    """Trunk rows [F, P + 1, D], with branch rows or the three tables -> branch rows [F P + B, D].
-
-    positions [P, D], time [>= T, D], cls [D]. Raises ValueError for shapes and types that the
-    kernel cannot take.
-    """
-    args = (trunk, rows, positions, time, cls, batch)
-    if INTERPRETED:
-        return launch(*args)
-    _check(*args)
-    return branch_merge_reference(*args)
-
-
-branch_merge.register_kernel("cuda")(launch)
-
-
-@branch_merge.register_fake
-def _(
-    trunk: Tensor,
-    rows: Tensor | None,
-    positions: Tensor | None,
-    time: Tensor | None,
-    cls: Tensor | None,
-    batch: int,
-) -> Tensor:
-    f, n, d = trunk.shape
-    return trunk.new_empty(f * (n - 1) + batch, d)
-
-
-def bytes_and_flops(
-    batch: int, frames: int, patches: int, width: int, *, start: bool, size: int = 2
-) -> tuple[int, int]:
-    """Bytes moved if each operand moves once, and FLOPs (no matrices: none), of one call."""
-    f = batch * frames
-    out = f * patches + batch
-    tables = patches + frames + 1 if start else out
-    return (f * (patches + 1) + out + tables) * width * size, 0
-
-
 def _check(
     trunk: Tensor,
     rows: Tensor | None,
@@ -144,7 +81,7 @@ def _check(
     cls: Tensor | None,
     batch: int,
 ) -> tuple[int, int]:
-    """Return T and P."""
+    """Refuse what the kernel cannot take with a ValueError; return T and P."""
     if trunk.dim() != 3 or not trunk.is_contiguous() or batch < 1 or len(trunk) % batch:
         raise ValueError(
             f"trunk is {list(trunk.shape)}; need contiguous [B T, P + 1, D], B = {batch}"
@@ -170,3 +107,34 @@ def _check(
             f"[{patches}, {d}], [{frames} or more, {d}], [{d}]"
         )
     return frames, patches
+
+
+def launch(
+    trunk: Tensor,
+    rows: Tensor | None,
+    positions: Tensor | None,
+    time: Tensor | None,
+    cls: Tensor | None,
+    batch: int,
+) -> Tensor:
+    """Run the kernel; arguments and result as in `branch_merge_reference`."""
+    frames, patches = _check(trunk, rows, positions, time, cls, batch)
+    total, d = batch * frames * patches, trunk.shape[2]
+    y = torch.empty(total + batch, d, dtype=trunk.dtype, device=trunk.device)
+    _merge_kernel[(total + batch,)](
+        trunk, rows, positions, time, cls, y, frames, patches, total, d,
+        0 if rows is None else rows.stride(0),
+        START=rows is None, BD=triton.next_power_of_2(d),
+    )  # fmt: skip
+    return y
+
+
+branch_merge = operation(
+    "stan_infer::branch_merge",
+    reference=branch_merge_reference,
+    check=_check,
+    launch=launch,
+    fake=lambda trunk, rows, positions, time, cls, batch: trunk.new_empty(
+        trunk.shape[0] * (trunk.shape[1] - 1) + batch, trunk.shape[2]
+    ),
+)

@@ -1,25 +1,23 @@
-"""The class token's attention in the last branch layer, whose patches are not used.
+"""The class token's attention in the last branch layer: nothing reads what its patches would give.
 
-score of a patch = u_h . z_p with u_h = W_k,h^T q_h, and the output is W_v,h applied to
-mean_t sum_p a_tp z_p (mean and W_v commute): q, k and v of the patches are never made. u [B, H, D],
-rows [F P + B, D] with the clips' class tokens last, z = (x - mean) / std of a row; out [B, H, D].
-Each frame attends to its P patches and the class token. One launch takes partial sums per frame and
-64 patches, a second adds them in a fixed order. PERFORMANCE: one pass over F P D values instead of
-a linear with 3 D^2 weights.
+The score of a patch is u_h . z_p with u_h = W_k,h^T q_h, and the output is W_v,h applied to
+mean_t sum_p a_tp z_p (mean and W_v commute), so q, k and v of the patches are not computed. The
+caller multiplies by W_k and W_v. u [B, H, D]; rows [F P + B, D] with the clips' class tokens last;
+z = (x - mean) / std of a row; out [B, H, D]. In each frame the class token attends to P patches and
+itself. One launch makes partial sums per frame and 64 patches, a second adds them in a fixed order.
+PERFORMANCE: one pass over F P D values instead of a linear with 3 D^2 weights.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
-from stan_infer.kernels.tiles import INTERPRETED, LOG2_E, check_rows, norm_of_sums, upcast
+from stan_infer.kernels.operation import operation
+from stan_infer.kernels.tiles import LOG2_E, check_rows, norm_of_sums, upcast
 from stan_infer.kernels.tuned import Tile, only_tile
 
 MAX_HEADS = 16  # rows of the smallest tensor-core tile, which one program's queries fill
@@ -28,7 +26,10 @@ MAX_HEADS = 16  # rows of the smallest tensor-core tile, which one program's que
 def cls_attention_reference(
     u: Tensor, rows: Tensor, batch: int, frames: int, scale: float, eps: float
 ) -> Tensor:
-    """Compute the same in plain torch, in fp32 inside (fp64 stays fp64)."""
+    """Absorbed queries [B, H, D] and rows [F P + B, D], not normed -> [B, H, D].
+
+    In plain torch, in fp32 inside (fp64 stays fp64).
+    """
     wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
     z = F.layer_norm(wide, wide.shape[-1:], eps=eps)
     keys, own = z[:-batch].unflatten(0, (batch, frames, -1)), z[-batch:]
@@ -120,6 +121,23 @@ def _combine_kernel(
     tl.store(p_out + pid * d + o_d, (out / frames).to(p_out.dtype.element_ty), m_d)
 
 
+def _check(u: Tensor, rows: Tensor, batch: int, frames: int, *_: float) -> tuple[int, int]:
+    """Refuse what the kernels cannot take with a ValueError; return H and P."""
+    check_rows("rows", rows)
+    patches, rest = divmod(len(rows) - batch, batch * frames)
+    if patches < 1 or rest:
+        raise ValueError(
+            f"rows are {list(rows.shape)}; need [F P + B, D] with B, T = {batch}, {frames}"
+        )
+    if u.dim() != 3 or u.shape[0] != batch or u.shape[2] != rows.shape[1]:
+        raise ValueError(f"u is {list(u.shape)}; need [{batch}, H, {rows.shape[1]}]")
+    if u.shape[1] > MAX_HEADS:
+        raise ValueError(f"{u.shape[1]} heads: this kernel takes at most {MAX_HEADS}")
+    if u.dtype != rows.dtype or u.stride(2) != 1:
+        raise ValueError("u must have the dtype of rows, and neighbouring columns")
+    return u.shape[1], patches
+
+
 def launch(
     u: Tensor,
     rows: Tensor,
@@ -129,7 +147,7 @@ def launch(
     eps: float,
     tile: Tile | None = None,
 ) -> Tensor:
-    """Run both kernels; `tile` overrides the table. See the operation `cls_attention`."""
+    """Run both kernels; `tile` overrides the table. The rest is as in `cls_attention_reference`."""
     heads, patches = _check(u, rows, batch, frames)
     d, f = rows.shape[1], batch * frames
     tile = tile or only_tile("cls_attention", rows.device)
@@ -151,31 +169,14 @@ def launch(
     return out
 
 
-@torch.library.custom_op("stan_infer::cls_attention", mutates_args=())
-def cls_attention(
-    u: Tensor, rows: Tensor, batch: int, frames: int, scale: float, eps: float
-) -> Tensor:
-    """Absorbed queries [B, H, D] and rows [F P + B, D], not normed -> [B, H, D]; two launches.
-
-    Raises ValueError for shapes and types that the kernel cannot take.
-    """
-    if INTERPRETED:
-        return launch(u, rows, batch, frames, scale, eps)
-    _check(u, rows, batch, frames)
-    return cls_attention_reference(u, rows, batch, frames, scale, eps)
-
-
-cls_attention.register_kernel("cuda")(launch)
-
-
-@cls_attention.register_fake
-def _(u: Tensor, rows: Tensor, batch: int, frames: int, scale: float, eps: float) -> Tensor:
-    return u.new_empty(u.shape)
-
-
-@register_flop_formula(torch.ops.stan_infer.cls_attention)
-def _flops(u: Any, rows: Any, *args: Any, out_shape: Any = None, **kw: Any) -> int:
-    return 4 * u[1] * rows[0] * rows[1]
+cls_attention = operation(
+    "stan_infer::cls_attention",
+    reference=cls_attention_reference,
+    check=_check,
+    launch=launch,
+    fake=lambda u, *others: u.new_empty(u.shape),
+    flops=lambda u, rows, *others: 4 * u[1] * rows[0] * rows[1],
+)
 
 
 def bytes_and_flops(
@@ -184,20 +185,3 @@ def bytes_and_flops(
     """Bytes moved if each operand moves once, and FLOPs, of one call."""
     d, keys = heads * head, batch * (frames * patches + 1)
     return (keys * d + 2 * batch * heads * d) * size, 4 * heads * d * keys
-
-
-def _check(u: Tensor, rows: Tensor, batch: int, frames: int) -> tuple[int, int]:
-    """Return H and P."""
-    check_rows("rows", rows)
-    patches, rest = divmod(len(rows) - batch, batch * frames)
-    if patches < 1 or rest:
-        raise ValueError(
-            f"rows are {list(rows.shape)}; need [F P + B, D] with B, T = {batch}, {frames}"
-        )
-    if u.dim() != 3 or u.shape[0] != batch or u.shape[2] != rows.shape[1]:
-        raise ValueError(f"u is {list(u.shape)}; need [{batch}, H, {rows.shape[1]}]")
-    if u.shape[1] > MAX_HEADS:
-        raise ValueError(f"{u.shape[1]} heads: this kernel takes at most {MAX_HEADS}")
-    if u.dtype != rows.dtype or u.stride(2) != 1:
-        raise ValueError("u must have the dtype of rows, and neighbouring columns")
-    return u.shape[1], patches

@@ -1,23 +1,21 @@
 """y = act(q(x / s_x) q(W)^T s_x s_w + b) + residual with q to 8 bits (e4m3), sums in fp32.
 
-x [M, K] in fp16, bf16 or fp32, rounded on its way into the tensor core; W float8_e4m3fn [N, K] with
-one scale per output channel; one scale for x, from a calibration. Values beyond +-448 saturate:
-e4m3 has no infinity. Tensor cores of sm_90 keep some 14 bits of such a sum. For sm_89 and newer.
+x [M, K] in fp16, bf16 or fp32 is rounded after it was loaded; W is float8_e4m3fn [N, K] with one
+scale per output channel; x has one scale, from a calibration. Values beyond +-448 saturate, since
+e4m3 has no infinity. Tensor cores of sm_90 keep about 14 bits of such a sum. Needs sm_89 or newer.
 The residual is as in `linear`.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
-from stan_infer.kernels.linear import check_epilogue
+from stan_infer.kernels.linear import check_epilogue, plain_epilogue
+from stan_infer.kernels.operation import operation
 from stan_infer.kernels.tiles import INTERPRETED, check_rows
 from stan_infer.kernels.tuned import Tile, family, tiles
 
@@ -38,14 +36,13 @@ def fp8_linear_reference(
     residual: Tensor | None,
     activation: str,
 ) -> Tensor:
-    """Compute the same in plain torch, in fp32 inside."""
+    """Rows [M, K] -> [M, N], or [R, N] with a residual [R, N]; weight e4m3, weight_scale fp32 [N].
+
+    In plain torch, in fp32 inside.
+    """
     z = quantise(x, torch.tensor(x_scale, device=x.device)).float()
     y = F.linear(z, weight.float()) * (weight_scale * x_scale) + bias.float()
-    if activation:
-        y = F.silu(y) if activation == "silu" else F.gelu(y)
-    if residual is not None:
-        y = torch.cat([y + residual[: len(x)], residual[len(x) :]])
-    return y.to(x.dtype)
+    return plain_epilogue(y, residual, activation).to(x.dtype)
 
 
 @triton.jit
@@ -96,89 +93,6 @@ def _fp8_linear_kernel(
     tl.store(p_y + o_m[:, None] * y_row + o_n[None, :], acc.to(p_y.dtype.element_ty), m_y)
 
 
-def launch(
-    x: Tensor,
-    weight: Tensor,
-    weight_scale: Tensor,
-    x_scale: float,
-    bias: Tensor,
-    residual: Tensor | None,
-    activation: str,
-    tile: Tile | None = None,
-) -> Tensor:
-    """Run the kernel; `tile` overrides the table. See the operation `fp8_linear`."""
-    _check(x, weight, weight_scale, x_scale, bias, residual, activation)
-    (m, k), n = x.shape, len(weight)
-    rows = m if residual is None else len(residual)
-    if tile is None:
-        options = tiles("fp8_linear", family(x.device))
-        if not options:
-            raise ValueError(f"{family(x.device)} has no 8-bit floats: sm_89 or newer is needed")
-        tile = options[0] if rows >= 1024 else options[-1]
-    y = torch.empty(rows, n, dtype=x.dtype, device=x.device)
-    grid = (triton.cdiv(rows, tile.bm) * triton.cdiv(n, tile.bn),)
-    _fp8_linear_kernel[grid](
-        x, weight, weight_scale, bias, residual, y, m, n, k, rows,
-        x.stride(0), weight.stride(0), 0 if residual is None else residual.stride(0), y.stride(0),
-        x_scale,
-        ACTIVATION=activation, RESIDUAL=residual is not None,
-        BM=tile.bm, BN=tile.bn, BK=tile.bk, GROUP=8, INTERPRET=INTERPRETED,
-        num_warps=tile.warps, num_stages=tile.stages,
-    )  # fmt: skip
-    return y
-
-
-@torch.library.custom_op("stan_infer::fp8_linear", mutates_args=())
-def fp8_linear(
-    x: Tensor,
-    weight: Tensor,
-    weight_scale: Tensor,
-    x_scale: float,
-    bias: Tensor,
-    residual: Tensor | None,
-    activation: str,
-) -> Tensor:
-    """Rows [M, K] -> [M, N], or [R, N] with a residual [R, N]; weight e4m3, weight_scale fp32 [N].
-
-    Raises ValueError for shapes and types that the kernel cannot take.
-    """
-    args = (x, weight, weight_scale, x_scale, bias, residual, activation)
-    if INTERPRETED:
-        return launch(*args)
-    _check(*args)
-    return fp8_linear_reference(*args)
-
-
-fp8_linear.register_kernel("cuda")(launch)
-
-
-@fp8_linear.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    weight_scale: Tensor,
-    x_scale: float,
-    bias: Tensor,
-    residual: Tensor | None,
-    activation: str,
-) -> Tensor:
-    rows = x.shape[0] if residual is None else residual.shape[0]
-    return x.new_empty(rows, weight.shape[0])
-
-
-@register_flop_formula(torch.ops.stan_infer.fp8_linear)
-def _flops(x_shape: Any, weight_shape: Any, *args: Any, out_shape: Any = None, **kw: Any) -> int:
-    return 2 * x_shape[0] * weight_shape[0] * weight_shape[1]
-
-
-def bytes_and_flops(
-    m: int, n: int, k: int, *, residual_rows: int = 0, size: int = 2
-) -> tuple[int, int]:
-    """Bytes moved if each operand moves once, and FLOPs; activations have `size` bytes."""
-    elements = m * k + n + max(m, residual_rows) * n + residual_rows * n
-    return elements * size + n * k + 4 * n, 2 * m * n * k
-
-
 def _check(
     x: Tensor,
     weight: Tensor,
@@ -200,3 +114,55 @@ def _check(
     if bias.shape != weight.shape[:1]:
         raise ValueError(f"bias must be [{len(weight)}]")
     check_epilogue(x, weight, residual, activation)
+
+
+def launch(
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    x_scale: float,
+    bias: Tensor,
+    residual: Tensor | None,
+    activation: str,
+    tile: Tile | None = None,
+) -> Tensor:
+    """Run the kernel; `tile` overrides the table. The rest is as in `fp8_linear_reference`."""
+    _check(x, weight, weight_scale, x_scale, bias, residual, activation)
+    (m, k), n = x.shape, len(weight)
+    rows = m if residual is None else len(residual)
+    if tile is None:
+        options = tiles("fp8_linear", family(x.device))
+        if not options:
+            raise ValueError(f"{family(x.device)} has no 8-bit floats: sm_89 or newer is needed")
+        tile = options[0] if rows >= 1024 else options[-1]
+    y = torch.empty(rows, n, dtype=x.dtype, device=x.device)
+    grid = (triton.cdiv(rows, tile.bm) * triton.cdiv(n, tile.bn),)
+    _fp8_linear_kernel[grid](
+        x, weight, weight_scale, bias, residual, y, m, n, k, rows,
+        x.stride(0), weight.stride(0), 0 if residual is None else residual.stride(0), y.stride(0),
+        x_scale,
+        ACTIVATION=activation, RESIDUAL=residual is not None,
+        BM=tile.bm, BN=tile.bn, BK=tile.bk, GROUP=8, INTERPRET=INTERPRETED,
+        num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
+    return y
+
+
+fp8_linear = operation(
+    "stan_infer::fp8_linear",
+    reference=fp8_linear_reference,
+    check=_check,
+    launch=launch,
+    fake=lambda x, weight, weight_scale, x_scale, bias, residual, activation: x.new_empty(
+        (x if residual is None else residual).shape[0], weight.shape[0]
+    ),
+    flops=lambda x, weight, *others: 2 * x[0] * weight[0] * weight[1],
+)
+
+
+def bytes_and_flops(
+    m: int, n: int, k: int, *, residual_rows: int = 0, size: int = 2
+) -> tuple[int, int]:
+    """Bytes moved if each operand moves once, and FLOPs; activations have `size` bytes."""
+    elements = m * k + n + max(m, residual_rows) * n + residual_rows * n
+    return elements * size + n * k + 4 * n, 2 * m * n * k

@@ -1,8 +1,8 @@
-"""The rows that the head's linear reads: norm(trunk class + branch class) and their means.
+"""The rows that the head's linear reads: norm(trunk class + branch class), and their mean per clip.
 
 trunk [F, P + 1, D], class token last; cls [B, D]; out [F + B, D]: one normed row per frame, then
 per clip the mean of its T rows. The norm's gain and shift are in the head's weights. PERFORMANCE:
-one linear then makes the embeddings of frames and clips.
+one linear then makes the embeddings of both frames and clips.
 """
 
 from __future__ import annotations
@@ -13,11 +13,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stan_infer.kernels.tiles import INTERPRETED, check_rows
+from stan_infer.kernels.operation import operation
+from stan_infer.kernels.tiles import check_rows
 
 
 def head_rows_reference(trunk: Tensor, cls: Tensor, eps: float) -> Tensor:
-    """Compute the same in plain torch, in fp32 inside (fp64 stays fp64)."""
+    """Trunk rows [F, P + 1, D] and class tokens [B, D] -> normed rows and their means [F + B, D].
+
+    In plain torch, in fp32 inside (fp64 stays fp64).
+    """
     wide = torch.promote_types(trunk.dtype, torch.float32)
     x = trunk[:, -1].to(wide).unflatten(0, (len(cls), -1)) + cls[:, None].to(wide)
     z = F.layer_norm(x, x.shape[-1:], eps=eps)
@@ -43,8 +47,16 @@ def _head_kernel(p_x, p_cls, p_y, batch, frames, tokens, d, cls_row, eps, BD: tl
     tl.store(p_y + at + o_d, (total / frames).to(p_y.dtype.element_ty), m_d)
 
 
+def _check(trunk: Tensor, cls: Tensor, *_: float) -> None:
+    if trunk.dim() != 3 or not trunk.is_contiguous():
+        raise ValueError(f"trunk is {list(trunk.shape)}; need contiguous [F, P + 1, D]")
+    check_rows("cls", cls, trunk.shape[2])
+    if len(cls) < 1 or len(trunk) % len(cls):
+        raise ValueError(f"{len(cls)} class tokens for {len(trunk)} frames")
+
+
 def launch(trunk: Tensor, cls: Tensor, eps: float) -> Tensor:
-    """Run the kernel. See the operation `head_rows`."""
+    """Run the kernel; arguments and result as in `head_rows_reference`."""
     _check(trunk, cls)
     (f, tokens, d), batch = trunk.shape, len(cls)
     y = torch.empty(f + batch, d, dtype=trunk.dtype, device=trunk.device)
@@ -55,34 +67,10 @@ def launch(trunk: Tensor, cls: Tensor, eps: float) -> Tensor:
     return y
 
 
-@torch.library.custom_op("stan_infer::head_rows", mutates_args=())
-def head_rows(trunk: Tensor, cls: Tensor, eps: float) -> Tensor:
-    """Trunk rows [F, P + 1, D] and class tokens [B, D] -> normed rows and their means [F + B, D].
-
-    Raises ValueError for shapes and types that the kernel cannot take.
-    """
-    if INTERPRETED:
-        return launch(trunk, cls, eps)
-    _check(trunk, cls)
-    return head_rows_reference(trunk, cls, eps)
-
-
-head_rows.register_kernel("cuda")(launch)
-
-
-@head_rows.register_fake
-def _(trunk: Tensor, cls: Tensor, eps: float) -> Tensor:
-    return trunk.new_empty(trunk.shape[0] + cls.shape[0], trunk.shape[2])
-
-
-def bytes_and_flops(batch: int, frames: int, width: int, size: int = 2) -> tuple[int, int]:
-    """Bytes moved if each operand moves once, and FLOPs (no matrices: none), of one call."""
-    return (2 * batch * frames + 2 * batch) * width * size, 0
-
-
-def _check(trunk: Tensor, cls: Tensor) -> None:
-    if trunk.dim() != 3 or not trunk.is_contiguous():
-        raise ValueError(f"trunk is {list(trunk.shape)}; need contiguous [F, P + 1, D]")
-    check_rows("cls", cls, trunk.shape[2])
-    if len(cls) < 1 or len(trunk) % len(cls):
-        raise ValueError(f"{len(cls)} class tokens for {len(trunk)} frames")
+head_rows = operation(
+    "stan_infer::head_rows",
+    reference=head_rows_reference,
+    check=_check,
+    launch=launch,
+    fake=lambda trunk, cls, eps: trunk.new_empty(trunk.shape[0] + cls.shape[0], trunk.shape[2]),
+)

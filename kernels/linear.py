@@ -1,11 +1,12 @@
-"""y = act(norm(x) W^T + b) + residual: a linear with the neighbours that only move bytes.
+"""y = act(norm(x) W^T + b) + residual: a linear with the norm, activation and sum beside it.
 
-x [M, K], W [N, K], b [N]; norm(x) = (x - mean) / std over each row, whose gain and shift are folded
-into W and b. The sums of a row are taken while the linear reads it:
-norm(x) W^T = rstd (x W^T - mean s), s_n = sum_k W_nk. The residual may have more rows than x: those
-are copied, which is how the class tokens at the tail of a branch's buffer pass a linear of
-patches. Used for every linear of both towers. PERFORMANCE: the norm costs no pass over memory, and
-QuickGELU (as SiLU), bias and residual no kernel of their own.
+x [M, K], W [N, K], b [N]; norm(x) = (x - mean) / std over each row; its gain and shift are folded
+into W and b. The kernel takes the sums of a row while it reads the row for the linear:
+norm(x) W^T = rstd (x W^T - mean s), s_n = sum_k W_nk. The residual may have more rows than x; the
+further ones are copied to the result. That is how the class tokens, which lie behind the patches in
+a branch's buffer, get past a linear of the patches. Every linear of both towers runs here.
+PERFORMANCE: the norm costs no pass over memory; QuickGELU (as SiLU), bias and residual need no
+kernels of their own.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
-from stan_infer.kernels.tiles import INTERPRETED, check_rows, norm_of_sums, upcast
+from stan_infer.kernels.operation import operation
+from stan_infer.kernels.tiles import check_rows, norm_of_sums, upcast
 from stan_infer.kernels.tuned import Tile, linear_tile
 
 ACTIVATIONS = ("", "silu", "gelu")
@@ -35,17 +36,30 @@ def linear_reference(
     eps: float,
     wide: bool,
 ) -> Tensor:
-    """Compute the same in plain torch, in fp32 inside (fp64 stays fp64)."""
+    """Rows [M, K] -> [M, N], or [R, N] with a residual [R, N], R >= M: rows M to R are copied.
+
+    sums: row sums of weight, fp32 [N]; given, x is normed first. activation: "", "silu", "gelu",
+    applied before the residual. wide: the result is fp32. In plain torch, in fp32 inside (fp64
+    stays fp64).
+    """
     inner = torch.promote_types(x.dtype, torch.float32)
     z = x.to(inner)
     if sums is not None:
         z = F.layer_norm(z, z.shape[-1:], eps=eps)
-    y = F.linear(z, weight.to(inner), bias.to(inner))
+    y = plain_epilogue(F.linear(z, weight.to(inner), bias.to(inner)), residual, activation)
+    return y if wide else y.to(x.dtype)
+
+
+def plain_epilogue(y: Tensor, residual: Tensor | None, activation: str) -> Tensor:
+    """What follows the bias, in plain torch: activation and residual, as in `linear_reference`."""
     if activation:
         y = F.silu(y) if activation == "silu" else F.gelu(y)
-    if residual is not None:
-        y = torch.cat([y + residual[: len(x)], residual[len(x) :]])
-    return y if wide else y.to(x.dtype)
+    if residual is None:
+        return y
+    m = y.shape[0]
+    if residual.shape[0] == m:
+        return y + residual
+    return torch.cat([y + residual[:m], residual[m:]])
 
 
 @triton.jit
@@ -106,6 +120,36 @@ def _linear_kernel(
     tl.store(p_yt, acc.to(p_y.dtype.element_ty), m_y)
 
 
+def check_epilogue(x: Tensor, weight: Tensor, residual: Tensor | None, activation: str) -> None:
+    """ValueError for a residual or an activation that a linear of x and weight cannot end with."""
+    if residual is not None:
+        check_rows("residual", residual, len(weight))
+        if len(residual) < len(x):
+            raise ValueError(f"residual has {len(residual)} rows, x has {len(x)}")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation '{activation}' is unknown ('', silu, gelu)")
+
+
+def _check(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    sums: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    *_: float,
+) -> None:
+    check_rows("x", x)
+    check_rows("weight", weight, x.shape[1])
+    others: list[tuple[str, Any]] = [("bias", bias), ("sums", sums)]
+    for name, vector in others:
+        if vector is not None and (vector.shape != weight.shape[:1] or vector.stride(0) != 1):
+            raise ValueError(f"{name} must be [{len(weight)}]; got {list(vector.shape)}")
+    check_epilogue(x, weight, residual, activation)
+    if weight.dtype != x.dtype or (residual is not None and residual.dtype != x.dtype):
+        raise ValueError("x, weight and residual must have one dtype")
+
+
 def launch(
     x: Tensor,
     weight: Tensor,
@@ -117,7 +161,7 @@ def launch(
     wide: bool,
     tile: Tile | None = None,
 ) -> Tensor:
-    """Run the kernel; `tile` overrides the table. See the operation `linear`."""
+    """Run the kernel; `tile` overrides the table. The rest is as in `linear_reference`."""
     _check(x, weight, bias, sums, residual, activation)
     (m, k), n = x.shape, len(weight)
     rows = m if residual is None else len(residual)
@@ -137,50 +181,18 @@ def launch(
     return y
 
 
-@torch.library.custom_op("stan_infer::linear", mutates_args=())
-def linear(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    sums: Tensor | None,
-    residual: Tensor | None,
-    activation: str,
-    eps: float,
-    wide: bool,
-) -> Tensor:
-    """Rows [M, K] -> [M, N], or [R, N] with a residual [R, N], R >= M: its other rows are copied.
-
-    sums: row sums of weight, fp32 [N]; given, x is normed first. activation: "", "silu", "gelu",
-    applied before the residual. wide: the result is fp32. Raises ValueError for shapes and types
-    that the kernel cannot take.
-    """
-    if INTERPRETED:
-        return launch(x, weight, bias, sums, residual, activation, eps, wide)
-    _check(x, weight, bias, sums, residual, activation)
-    return linear_reference(x, weight, bias, sums, residual, activation, eps, wide)
-
-
-linear.register_kernel("cuda")(launch)
-
-
-@linear.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    sums: Tensor | None,
-    residual: Tensor | None,
-    activation: str,
-    eps: float,
-    wide: bool,
-) -> Tensor:
-    rows = x.shape[0] if residual is None else residual.shape[0]
-    return x.new_empty(rows, weight.shape[0], dtype=torch.float32 if wide else x.dtype)
-
-
-@register_flop_formula(torch.ops.stan_infer.linear)
-def _flops(x_shape: Any, weight_shape: Any, *args: Any, out_shape: Any = None, **kw: Any) -> int:
-    return 2 * x_shape[0] * weight_shape[0] * weight_shape[1]
+linear = operation(
+    "stan_infer::linear",
+    reference=linear_reference,
+    check=_check,
+    launch=launch,
+    fake=lambda x, weight, bias, sums, residual, activation, eps, wide: x.new_empty(
+        (x if residual is None else residual).shape[0],
+        weight.shape[0],
+        dtype=torch.float32 if wide else x.dtype,
+    ),
+    flops=lambda x, weight, *others: 2 * x[0] * weight[0] * weight[1],
+)
 
 
 def bytes_and_flops(
@@ -189,32 +201,3 @@ def bytes_and_flops(
     """Bytes moved if each operand moves once, and FLOPs, of one call with `size`-byte values."""
     elements = m * k + n * k + n + max(m, residual_rows) * n + residual_rows * n
     return elements * size, 2 * m * n * k
-
-
-def check_epilogue(x: Tensor, weight: Tensor, residual: Tensor | None, activation: str) -> None:
-    """ValueError for a residual or an activation that a linear of x and weight cannot end with."""
-    if residual is not None:
-        check_rows("residual", residual, len(weight))
-        if len(residual) < len(x):
-            raise ValueError(f"residual has {len(residual)} rows, x has {len(x)}")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation '{activation}' is unknown ('', silu, gelu)")
-
-
-def _check(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    sums: Tensor | None,
-    residual: Tensor | None,
-    activation: str,
-) -> None:
-    check_rows("x", x)
-    check_rows("weight", weight, x.shape[1])
-    others: list[tuple[str, Any]] = [("bias", bias), ("sums", sums)]
-    for name, vector in others:
-        if vector is not None and (vector.shape != weight.shape[:1] or vector.stride(0) != 1):
-            raise ValueError(f"{name} must be [{len(weight)}]; got {list(vector.shape)}")
-    check_epilogue(x, weight, residual, activation)
-    if weight.dtype != x.dtype or (residual is not None and residual.dtype != x.dtype):
-        raise ValueError("x, weight and residual must have one dtype")

@@ -1,24 +1,22 @@
 """uint8 pixels -> the trunk's rows: a linear of patches, position table, norm, class token.
 
-video uint8 [B, T, S, S, 3]; W [D, K >= 3 p p] with mean and std folded in and columns in the order
-of a patch in memory (row, column, channel; columns beyond are zeros, so that rows of W are
-aligned); table [P, D]; out [F, P + 1, D], the class token last. The pixels become floats in
-registers (0..255 are exact in bf16): no image of floats is ever written. Two launches: the linear
+video uint8 [B, T, S, S, 3]; W [D, K >= 3 p p] with mean and std folded in; its columns are in the
+order of a patch in memory (row, column, channel), and zeros follow so that rows of W are aligned;
+table [P, D]; out [F, P + 1, D], the class token last. The pixels become floats in registers
+(0..255 are exact in bf16), so no image of floats is written to memory. Two launches: the linear
 with the table, and the norm before the trunk, which also writes the class token's constant row.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
-from stan_infer.kernels.tiles import INTERPRETED, check_rows, upcast
+from stan_infer.kernels.operation import operation
+from stan_infer.kernels.tiles import check_rows, upcast
 from stan_infer.kernels.tuned import Tile, only_tile
 
 
@@ -32,7 +30,10 @@ def patch_embed_reference(
     patch: int,
     eps: float,
 ) -> Tensor:
-    """Compute the same in plain torch, in fp32 inside (fp64 stays fp64)."""
+    """Clips uint8 [B, T, S, S, 3] -> [F, P + 1, D] in the dtype of weight.
+
+    In plain torch, in fp32 inside (fp64 stays fp64).
+    """
     wide = torch.promote_types(weight.dtype, torch.float32)
     x = video.flatten(0, 1).to(wide).unflatten(2, (-1, patch)).unflatten(1, (-1, patch))
     x = x.transpose(2, 3).flatten(3).flatten(1, 2)  # [F, P, 3 p p]
@@ -93,93 +94,6 @@ def _norm_kernel(p_x, p_g, p_b, p_c, p_y, patches, d, eps, BD: tl.constexpr):
     tl.store(p_y + pid * d + o_d, y.to(p_y.dtype.element_ty), m_d)
 
 
-def launch(
-    video: Tensor,
-    weight: Tensor,
-    table: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    cls_row: Tensor,
-    patch: int,
-    eps: float,
-    tile: Tile | None = None,
-) -> Tensor:
-    """Run both kernels; `tile` overrides the table. See the operation `patch_embed`."""
-    _check(video, weight, table, gamma, beta, cls_row, patch)
-    f, side, (patches, d) = video.shape[0] * video.shape[1], video.shape[2] // patch, table.shape
-    tile = tile or only_tile("patch_embed", video.device)
-    rows = torch.empty(f * patches, d, dtype=weight.dtype, device=video.device)
-    grid = (triton.cdiv(f * patches, tile.bm) * triton.cdiv(d, tile.bn),)
-    _patches_kernel[grid](
-        video, weight, table, rows, f * patches, patches, side, d, 3 * patch * patch,
-        3 * video.shape[3], weight.stride(0),
-        PATCH=patch, BM=tile.bm, BN=tile.bn, BK=tile.bk, UPCAST=upcast(weight.dtype),
-        num_warps=tile.warps, num_stages=tile.stages,
-    )  # fmt: skip
-    y = torch.empty(f, patches + 1, d, dtype=weight.dtype, device=video.device)
-    _norm_kernel[(f * (patches + 1),)](
-        rows, gamma, beta, cls_row, y, patches, d, eps, BD=triton.next_power_of_2(d)
-    )
-    return y
-
-
-@torch.library.custom_op("stan_infer::patch_embed", mutates_args=())
-def patch_embed(
-    video: Tensor,
-    weight: Tensor,
-    table: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    cls_row: Tensor,
-    patch: int,
-    eps: float,
-) -> Tensor:
-    """Clips uint8 [B, T, S, S, 3] -> [F, P + 1, D] in the dtype of weight; two launches.
-
-    Raises ValueError for shapes and types that the kernel cannot take.
-    """
-    args = (video, weight, table, gamma, beta, cls_row, patch)
-    if INTERPRETED:
-        return launch(*args, eps)
-    _check(*args)
-    return patch_embed_reference(*args, eps)
-
-
-patch_embed.register_kernel("cuda")(launch)
-
-
-@patch_embed.register_fake
-def _(
-    video: Tensor,
-    weight: Tensor,
-    table: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    cls_row: Tensor,
-    patch: int,
-    eps: float,
-) -> Tensor:
-    f = video.shape[0] * video.shape[1]
-    return weight.new_empty(f, table.shape[0] + 1, table.shape[1])
-
-
-@register_flop_formula(torch.ops.stan_infer.patch_embed)
-def _flops(
-    video: Any, weight: Any, table: Any, gamma: Any, beta: Any, cls_row: Any, patch: int,
-    *args: Any, out_shape: Any = None, **kw: Any,
-) -> int:  # fmt: skip
-    return 2 * video[0] * video[1] * table[0] * 3 * patch * patch * table[1]
-
-
-def bytes_and_flops(
-    frames: int, patches: int, width: int, patch: int, size: int = 2
-) -> tuple[int, int]:
-    """Bytes moved if each operand of the two launches moves once, and FLOPs, for F frames."""
-    k, rows = 3 * patch * patch, frames * patches
-    moved = rows * k + (k * width + patches * width + (3 * rows + frames) * width) * size
-    return moved, 2 * rows * k * width
-
-
 def _check(
     video: Tensor,
     weight: Tensor,
@@ -188,6 +102,7 @@ def _check(
     beta: Tensor,
     cls_row: Tensor,
     patch: int,
+    *_: float,
 ) -> None:
     shape = list(video.shape)
     if video.dtype != torch.uint8 or len(shape) != 5 or shape[4] != 3 or shape[2] != shape[3]:
@@ -206,3 +121,56 @@ def _check(
     for name, row in (("gamma", gamma), ("beta", beta), ("cls_row", cls_row)):
         if row.shape != (d,) or not row.is_contiguous():
             raise ValueError(f"{name} must be [{d}]; got {list(row.shape)}")
+
+
+def launch(
+    video: Tensor,
+    weight: Tensor,
+    table: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    cls_row: Tensor,
+    patch: int,
+    eps: float,
+    tile: Tile | None = None,
+) -> Tensor:
+    """Run both kernels; `tile` overrides the table. The rest is as in `patch_embed_reference`."""
+    _check(video, weight, table, gamma, beta, cls_row, patch)
+    f, side, (patches, d) = video.shape[0] * video.shape[1], video.shape[2] // patch, table.shape
+    tile = tile or only_tile("patch_embed", video.device)
+    rows = torch.empty(f * patches, d, dtype=weight.dtype, device=video.device)
+    grid = (triton.cdiv(f * patches, tile.bm) * triton.cdiv(d, tile.bn),)
+    _patches_kernel[grid](
+        video, weight, table, rows, f * patches, patches, side, d, 3 * patch * patch,
+        3 * video.shape[3], weight.stride(0),
+        PATCH=patch, BM=tile.bm, BN=tile.bn, BK=tile.bk, UPCAST=upcast(weight.dtype),
+        num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
+    y = torch.empty(f, patches + 1, d, dtype=weight.dtype, device=video.device)
+    _norm_kernel[(f * (patches + 1),)](
+        rows, gamma, beta, cls_row, y, patches, d, eps, BD=triton.next_power_of_2(d)
+    )
+    return y
+
+
+patch_embed = operation(
+    "stan_infer::patch_embed",
+    reference=patch_embed_reference,
+    check=_check,
+    launch=launch,
+    fake=lambda video, weight, table, *others: weight.new_empty(
+        video.shape[0] * video.shape[1], table.shape[0] + 1, table.shape[1]
+    ),
+    flops=lambda video, weight, table, gamma, beta, cls_row, patch, eps: (
+        2 * video[0] * video[1] * table[0] * 3 * patch * patch * table[1]
+    ),
+)
+
+
+def bytes_and_flops(
+    frames: int, patches: int, width: int, patch: int, size: int = 2
+) -> tuple[int, int]:
+    """Bytes moved if each operand of the two launches moves once, and FLOPs, for F frames."""
+    k, rows = 3 * patch * patch, frames * patches
+    moved = rows * k + (k * width + patches * width + (3 * rows + frames) * width) * size
+    return moved, 2 * rows * k * width

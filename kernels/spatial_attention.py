@@ -2,34 +2,37 @@
 
 q, k, v lie side by side in rows, [R, 3 D]. Trunk: each frame's P patches are followed by its own
 class token, R = F (P + 1). Branch (shared): all patches frame after frame, then one class token per
-clip, R = F P + B; every frame attends to its clip's, whose output is the mean over the frames.
+clip, R = F P + B; every frame attends to its clip's class token too, whose output is the mean over
+the frames.
 
-A program answers BM patches of a frame and a head: the class key is the first state of the online
-softmax, so that no tile is padded for a 197th column. One program per frame and head answers the
-class query; in the branch it writes its part in fp32, and the last of a clip's T programs (counted
-by an atomic, reset for the next call) adds them in frame order: one launch, the same sum every
-time.
+A program computes the queries of BM patches of one frame and head. The online softmax starts from
+the class token's key, so that no tile is padded for a 197th column. One more program per frame and
+head computes the class token's query. In the branch that program writes its part in fp32, and the
+last of a clip's T programs adds the parts in frame order (an atomic counts the programs and is
+reset for the next call): one launch, and the same sum every time.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
-from stan_infer.kernels.tiles import INTERPRETED, LOG2_E, check_head, check_rows, upcast
+from stan_infer.kernels.operation import operation
+from stan_infer.kernels.tiles import LOG2_E, check_head, check_rows, upcast
 from stan_infer.kernels.tuned import Tile, spatial_tile
 
 
 def spatial_attention_reference(
-    qkv: Tensor, batch: int, frames: int, heads: int, scale: float, shared: bool
+    qkv: Tensor, counters: Tensor, batch: int, frames: int, heads: int, scale: float, shared: bool
 ) -> Tensor:
-    """Compute the same in plain torch, in fp32 inside (fp64 stays fp64)."""
+    """Rows [F (P + 1), 3 D], or shared [F P + B, 3 D] -> the same rows of D columns.
+
+    counters: int32 [>= B H], zero before the first call and after each; only the kernel uses them,
+    where shared. In plain torch, in fp32 inside (fp64 stays fp64).
+    """
     wide = qkv.to(torch.promote_types(qkv.dtype, torch.float32))
     if shared:
         x = wide[:-batch].unflatten(0, (batch, frames, -1))
@@ -94,7 +97,7 @@ def _spatial_kernel(
         tl.store(p_out, (acc / norm[:, None]).to(p_y.dtype.element_ty), m_m[:, None])
     else:
         q1 = tl.load(p_head + i_cls * row).to(tl.float32)
-        # One query: plain multiplications, one row of a tensor-core tile would be useful.
+        # One query: plain multiplications, since it would fill one row of a tensor-core tile.
         s1 = tl.zeros((BN,), tl.float32) + tl.sum(q1 * k_cls) * scale
         top1 = tl.max(s1)
         norm1 = tl.full([], 1.0, tl.float32)
@@ -116,7 +119,7 @@ def _spatial_kernel(
             i_bh = i_b * H + i_h
             p_part = p_parts + (i_bh * T) * DH + o_d
             tl.store(p_part + (i_f % T) * DH, out)
-            tl.debug_barrier()  # every thread's part is written before the count says so
+            tl.debug_barrier()  # all threads have written their part before it is counted
             done = tl.atomic_add(p_count + i_bh, 1, sem="acq_rel")
             if done == T - 1:
                 mean = tl.zeros((DH,), tl.float32)
@@ -126,6 +129,24 @@ def _spatial_kernel(
                 tl.store(p_count + i_bh, 0)
         else:
             tl.store(p_out1, out.to(p_y.dtype.element_ty))
+
+
+def _check(
+    qkv: Tensor, counters: Tensor, batch: int, frames: int, heads: int, scale: float, shared: bool
+) -> tuple[int, int]:
+    """Refuse what the kernel cannot take with a ValueError; return the head width and P."""
+    check_rows("qkv", qkv)
+    f = batch * frames
+    patches, rest = divmod(len(qkv) - batch, f) if shared else divmod(len(qkv) - f, f)
+    if qkv.shape[1] % 3 or patches < 1 or rest:
+        form = "F P + B" if shared else "F (P + 1)"
+        raise ValueError(
+            f"qkv is {list(qkv.shape)}; need [{form}, 3 D] with B, T = {batch}, {frames}"
+        )
+    head = check_head(qkv.shape[1] // 3, heads)
+    if shared and (counters.dtype != torch.int32 or counters.numel() < batch * heads):
+        raise ValueError(f"counters must be int32 [{batch * heads}] or longer")
+    return head, patches
 
 
 def launch(
@@ -138,8 +159,8 @@ def launch(
     shared: bool,
     tile: Tile | None = None,
 ) -> Tensor:
-    """Run the kernel; `tile` overrides the table. See the operation `spatial_attention`."""
-    head, patches = _check(qkv, counters, batch, frames, heads, shared)
+    """Run the kernel; `tile` overrides the table. The rest is as in the reference."""
+    head, patches = _check(qkv, counters, batch, frames, heads, scale, shared)
     f, d = batch * frames, heads * head
     tile = tile or spatial_tile(qkv.device, patches)
     y = torch.empty(len(qkv), d, dtype=qkv.dtype, device=qkv.device)
@@ -157,52 +178,21 @@ def launch(
     return y
 
 
-@torch.library.custom_op("stan_infer::spatial_attention", mutates_args=("counters",))
-def spatial_attention(
-    qkv: Tensor,
-    counters: Tensor,
-    batch: int,
-    frames: int,
-    heads: int,
-    scale: float,
-    shared: bool,
-) -> Tensor:
-    """Rows [F (P + 1), 3 D], or shared [F P + B, 3 D] -> the same rows of D columns.
-
-    counters: int32 [>= B H], zero before the first call and after each; only read where shared.
-    Raises ValueError for shapes and types that the kernel cannot take.
-    """
-    args = (qkv, counters, batch, frames, heads)
-    if INTERPRETED:
-        return launch(*args, scale, shared)
-    _check(*args, shared)
-    return spatial_attention_reference(qkv, batch, frames, heads, scale, shared)
-
-
-spatial_attention.register_kernel("cuda")(launch)
-
-
-@spatial_attention.register_fake
-def _(
-    qkv: Tensor,
-    counters: Tensor,
-    batch: int,
-    frames: int,
-    heads: int,
-    scale: float,
-    shared: bool,
-) -> Tensor:
-    return qkv.new_empty(qkv.shape[0], qkv.shape[1] // 3)
-
-
-@register_flop_formula(torch.ops.stan_infer.spatial_attention)
-def _flops(
-    shape: Any, counters: Any, batch: int, frames: int, heads: int, scale: float, shared: bool,
-    out_shape: Any = None, **kw: Any,
-) -> int:  # fmt: skip
+def _flops(qkv, counters, batch, frames, heads, scale, shared) -> int:  # qkv: its shape
     f = batch * frames
-    tokens = (shape[0] - batch) // f + 1 if shared else shape[0] // f
-    return 4 * f * tokens**2 * (shape[1] // 3)
+    tokens = (qkv[0] - batch) // f + 1 if shared else qkv[0] // f
+    return 4 * f * tokens**2 * (qkv[1] // 3)
+
+
+spatial_attention = operation(
+    "stan_infer::spatial_attention",
+    reference=spatial_attention_reference,
+    check=_check,
+    launch=launch,
+    fake=lambda qkv, *others: qkv.new_empty(qkv.shape[0], qkv.shape[1] // 3),
+    flops=_flops,
+    mutates=("counters",),
+)
 
 
 def bytes_and_flops(
@@ -219,21 +209,3 @@ def bytes_and_flops(
     f, d = batch * frames, heads * head
     rows = f * patches + (batch if shared else f)
     return 4 * rows * d * size, 4 * f * (patches + 1) ** 2 * d
-
-
-def _check(
-    qkv: Tensor, counters: Tensor, batch: int, frames: int, heads: int, shared: bool
-) -> tuple[int, int]:
-    """Return the head width and P."""
-    check_rows("qkv", qkv)
-    f = batch * frames
-    patches, rest = divmod(len(qkv) - batch, f) if shared else divmod(len(qkv) - f, f)
-    if qkv.shape[1] % 3 or patches < 1 or rest:
-        form = "F P + B" if shared else "F (P + 1)"
-        raise ValueError(
-            f"qkv is {list(qkv.shape)}; need [{form}, 3 D] with B, T = {batch}, {frames}"
-        )
-    head = check_head(qkv.shape[1] // 3, heads)
-    if shared and (counters.dtype != torch.int32 or counters.numel() < batch * heads):
-        raise ValueError(f"counters must be int32 [{batch * heads}] or longer")
-    return head, patches

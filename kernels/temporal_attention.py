@@ -1,25 +1,23 @@
 """Attention of every patch with itself in all frames: many short sequences, packed into tiles.
 
 q, k, v lie side by side in rows [B T P, 3 D], frame after frame; out [B T P, D]. A tile of BM rows
-holds G = BM // T whole sequences, so that 12 frames do not pad a tile of 128 rows: scores outside
-the diagonal blocks are masked, and no sequence is longer than a tile, so the softmax is not online.
-Sequences are numbered heads fastest: neighbouring programs read neighbouring memory, and no patch
-row has a tail. PERFORMANCE: every byte of q, k, v and out moves once.
+holds G = BM // T whole sequences, so that a sequence of 12 frames is not padded to a tile of its
+own: scores outside the diagonal blocks are masked. No sequence is longer than a tile, so the
+softmax is not online. Sequences are numbered with the head as the fastest index: neighbouring
+programs read neighbouring memory, and only the last tile of all has unused sequences. PERFORMANCE:
+every byte of q, k, v and out moves once.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
+from stan_infer.kernels.operation import operation
 from stan_infer.kernels.tiles import (
-    INTERPRETED,
     LOG2_E,
     check_frames,
     check_head,
@@ -33,7 +31,10 @@ from stan_infer.kernels.tuned import Tile, temporal_tile
 def temporal_attention_reference(
     qkv: Tensor, frames: int, patches: int, heads: int, scale: float
 ) -> Tensor:
-    """Compute the same in plain torch, in fp32 inside (fp64 stays fp64)."""
+    """Rows [B T P, 3 D] of q, k, v -> [B T P, D]: softmax over T of scale q k^T, times v.
+
+    In plain torch, in fp32 inside (fp64 stays fp64).
+    """
     wide = qkv.to(torch.promote_types(qkv.dtype, torch.float32))
     x = wide.unflatten(0, (-1, frames, patches)).unflatten(-1, (3, heads, -1))
     q, k, v = x.permute(3, 0, 2, 4, 1, 5)  # [B, P, H, T, dh]
@@ -66,10 +67,20 @@ def _temporal_kernel(
     tl.store(p_y + o_y, y.to(p_y.dtype.element_ty), ok[:, None])
 
 
+def _check(qkv: Tensor, frames: int, patches: int, heads: int, *_: float) -> int:
+    check_rows("qkv", qkv)
+    check_frames(frames)
+    if qkv.shape[1] % 3 or patches < 1 or len(qkv) % (frames * patches):
+        raise ValueError(
+            f"qkv is {list(qkv.shape)}; need [B T P, 3 D] with T = {frames}, P = {patches}"
+        )
+    return check_head(qkv.shape[1] // 3, heads)
+
+
 def launch(
     qkv: Tensor, frames: int, patches: int, heads: int, scale: float, tile: Tile | None = None
 ) -> Tensor:
-    """Run the kernel; `tile` overrides the table. See the operation `temporal_attention`."""
+    """Run the kernel; `tile` overrides the table. The rest is as in the reference."""
     head = _check(qkv, frames, patches, heads)
     d = heads * head
     sequences = len(qkv) // frames * heads
@@ -84,29 +95,14 @@ def launch(
     return y
 
 
-@torch.library.custom_op("stan_infer::temporal_attention", mutates_args=())
-def temporal_attention(qkv: Tensor, frames: int, patches: int, heads: int, scale: float) -> Tensor:
-    """Rows [B T P, 3 D] of q, k, v -> [B T P, D]: softmax over T of scale q k^T, times v.
-
-    Raises ValueError for shapes and types that the kernel cannot take.
-    """
-    if INTERPRETED:
-        return launch(qkv, frames, patches, heads, scale)
-    _check(qkv, frames, patches, heads)
-    return temporal_attention_reference(qkv, frames, patches, heads, scale)
-
-
-temporal_attention.register_kernel("cuda")(launch)
-
-
-@temporal_attention.register_fake
-def _(qkv: Tensor, frames: int, patches: int, heads: int, scale: float) -> Tensor:
-    return qkv.new_empty(qkv.shape[0], qkv.shape[1] // 3)
-
-
-@register_flop_formula(torch.ops.stan_infer.temporal_attention)
-def _flops(shape: Any, frames: int, *args: Any, out_shape: Any = None, **kw: Any) -> int:
-    return 4 * shape[0] * frames * (shape[1] // 3)
+temporal_attention = operation(
+    "stan_infer::temporal_attention",
+    reference=temporal_attention_reference,
+    check=_check,
+    launch=launch,
+    fake=lambda qkv, *others: qkv.new_empty(qkv.shape[0], qkv.shape[1] // 3),
+    flops=lambda qkv, frames, *others: 4 * qkv[0] * frames * (qkv[1] // 3),
+)
 
 
 def bytes_and_flops(
@@ -115,13 +111,3 @@ def bytes_and_flops(
     """Bytes moved if each operand moves once, and useful FLOPs, of one call."""
     rows, d = batch * frames * patches, heads * head
     return 4 * rows * d * size, 4 * rows * frames * d
-
-
-def _check(qkv: Tensor, frames: int, patches: int, heads: int) -> int:
-    check_rows("qkv", qkv)
-    check_frames(frames)
-    if qkv.shape[1] % 3 or patches < 1 or len(qkv) % (frames * patches):
-        raise ValueError(
-            f"qkv is {list(qkv.shape)}; need [B T P, 3 D] with T = {frames}, P = {patches}"
-        )
-    return check_head(qkv.shape[1] // 3, heads)

@@ -1,28 +1,25 @@
-"""Temporal attention at the end of the linear of its q, k, v: these never reach memory.
+"""Temporal attention together with the linear that makes q, k and v, which are not stored.
 
 x [>= B T P, D] (rows after the patches are not read), W [3 D, D], q's bias [D]; out [B T P, D]. A
 program makes q, k and v of one head for G = BM // T patches in all frames, each a tile BM x dh,
-then attends inside the tile (`temporal_attention`). Rows of a tile are frame-major, so that a frame
-gives G neighbouring rows; groups are numbered over all clips, so that only the last one has a tail.
-k's bias cancels in the softmax and v's is in the output linear (`fold`).
-The sums of the norm before it are taken while the linear reads x, as in `linear`. PERFORMANCE: 4 D
-of traffic per row and two kernels less.
+and attends inside the tile as `temporal_attention` does. Rows of a tile are frame-major, so that G
+neighbouring rows come from each frame. Groups are numbered over all clips, so that only the last
+one has unused rows. k's bias cancels in the softmax, and v's is in the output linear (see `fold`).
+The sums for the norm are taken while x is read, as in `linear`. PERFORMANCE: 4 D values of traffic
+per row and two kernels less.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
+from stan_infer.kernels.operation import operation
 from stan_infer.kernels.temporal_attention import temporal_attention_reference
 from stan_infer.kernels.tiles import (
-    INTERPRETED,
     LOG2_E,
     check_frames,
     check_head,
@@ -46,7 +43,10 @@ def temporal_qkv_attention_reference(
     scale: float,
     eps: float,
 ) -> Tensor:
-    """Compute the same in plain torch, in fp32 inside (fp64 stays fp64)."""
+    """Rows [>= B T P, D] -> [B T P, D]: q, k, v of norm(x), then temporal attention.
+
+    sums: row sums of weight, fp32 [3 D]. In plain torch, in fp32 inside (fp64 stays fp64).
+    """
     wide = torch.promote_types(x.dtype, torch.float32)
     rows = batch * frames * patches
     d = x.shape[1]
@@ -118,10 +118,34 @@ def _temporal_qkv_kernel(
     if not UPCAST:
         q, k = q.to(p_x.dtype.element_ty), k.to(p_x.dtype.element_ty)
         v = v.to(p_x.dtype.element_ty)
-    # Rows that hold no patch see each other only: finite, and never stored.
+    # Rows that hold no patch attend to each other only: results are finite, and not stored.
     y = packed_attention(q, k, v, tl.where(r < G * T, g, G), scale)
     o_y = i_row[:, None] * y_row + (i_h * DH + o_d)[None, :]
     tl.store(p_y + o_y, y.to(p_y.dtype.element_ty), ok[:, None])
+
+
+def _check(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    sums: Tensor,
+    batch: int,
+    frames: int,
+    patches: int,
+    heads: int,
+    *_: float,
+) -> int:
+    check_rows("x", x)
+    check_rows("weight", weight, x.shape[1])
+    check_frames(frames)
+    rows, d = batch * frames * patches, x.shape[1]
+    if len(x) < rows or rows < 1:
+        raise ValueError(f"x has {len(x)} rows; B T P = {batch} {frames} {patches} needs {rows}")
+    if len(weight) != 3 * d or len(bias) < d or len(sums) != 3 * d:
+        raise ValueError(f"weight, bias and sums must have {3 * d}, {d} and {3 * d} rows")
+    if weight.dtype != x.dtype:
+        raise ValueError("x and weight must have one dtype")
+    return check_head(d, heads)
 
 
 def launch(
@@ -137,7 +161,7 @@ def launch(
     eps: float,
     tile: Tile | None = None,
 ) -> Tensor:
-    """Run the kernel; `tile` overrides the table. See the operation `temporal_qkv_attention`."""
+    """Run the kernel; `tile` overrides the table. The rest is as in the reference."""
     head = _check(x, weight, bias, sums, batch, frames, patches, heads)
     d, sequences = x.shape[1], batch * patches
     tile = tile or temporal_qkv_tile(x.device, x.dtype, frames, sequences, heads)
@@ -153,57 +177,18 @@ def launch(
     return y
 
 
-@torch.library.custom_op("stan_infer::temporal_qkv_attention", mutates_args=())
-def temporal_qkv_attention(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    sums: Tensor,
-    batch: int,
-    frames: int,
-    patches: int,
-    heads: int,
-    scale: float,
-    eps: float,
-) -> Tensor:
-    """Rows [>= B T P, D] -> [B T P, D]: q, k, v of norm(x), then temporal attention.
-
-    sums: row sums of weight, fp32 [3 D]. Raises ValueError for shapes and types that the kernel
-    cannot take.
-    """
-    args = (x, weight, bias, sums, batch, frames, patches, heads)
-    if INTERPRETED:
-        return launch(*args, scale, eps)
-    _check(*args)
-    return temporal_qkv_attention_reference(*args, scale, eps)
-
-
-temporal_qkv_attention.register_kernel("cuda")(launch)
-
-
-@temporal_qkv_attention.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    sums: Tensor,
-    batch: int,
-    frames: int,
-    patches: int,
-    heads: int,
-    scale: float,
-    eps: float,
-) -> Tensor:
-    return x.new_empty(batch * frames * patches, x.shape[1])
-
-
-@register_flop_formula(torch.ops.stan_infer.temporal_qkv_attention)
-def _flops(
-    x: Any, w: Any, b: Any, s: Any, batch: int, frames: int, patches: int,
-    *args: Any, out_shape: Any = None, **kw: Any,
-) -> int:  # fmt: skip
-    rows, d = batch * frames * patches, x[1]
-    return 6 * rows * d * d + 4 * rows * frames * d
+temporal_qkv_attention = operation(
+    "stan_infer::temporal_qkv_attention",
+    reference=temporal_qkv_attention_reference,
+    check=_check,
+    launch=launch,
+    fake=lambda x, weight, bias, sums, batch, frames, patches, *others: x.new_empty(
+        batch * frames * patches, x.shape[1]
+    ),
+    flops=lambda x, weight, bias, sums, batch, frames, patches, *others: (
+        batch * frames * patches * x[1] * (6 * x[1] + 4 * frames)
+    ),
+)
 
 
 def bytes_and_flops(
@@ -212,26 +197,3 @@ def bytes_and_flops(
     """Bytes moved if each operand moves once, and useful FLOPs, of one call."""
     rows, d = batch * frames * patches, heads * head
     return (2 * rows * d + 3 * d * d) * size, 6 * rows * d * d + 4 * rows * frames * d
-
-
-def _check(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    sums: Tensor,
-    batch: int,
-    frames: int,
-    patches: int,
-    heads: int,
-) -> int:
-    check_rows("x", x)
-    check_rows("weight", weight, x.shape[1])
-    check_frames(frames)
-    rows, d = batch * frames * patches, x.shape[1]
-    if len(x) < rows or rows < 1:
-        raise ValueError(f"x has {len(x)} rows; B T P = {batch} {frames} {patches} needs {rows}")
-    if len(weight) != 3 * d or len(bias) < d or len(sums) != 3 * d:
-        raise ValueError(f"weight, bias and sums must have {3 * d}, {d} and {3 * d} rows")
-    if weight.dtype != x.dtype:
-        raise ValueError("x and weight must have one dtype")
-    return check_head(d, heads)

@@ -1,7 +1,7 @@
 """What several kernels share: the interpreter's switches, a norm from running sums, a softmax.
 
-In the kernels: i_ index, o_ offset, p_ pointer, b_ block value, m_ mask. Sums and norms are in
-fp32; masked loads give 0; offsets along rows are 64 bits wide.
+Prefixes of names in the kernels: i_ index, o_ offset, p_ pointer, b_ block value, m_ mask. Sums and
+norms are in fp32; masked loads give 0; offsets along rows are 64 bits wide.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ import triton
 import triton.language as tl
 
 LOG2_E = math.log2(math.e)
-# TRITON_INTERPRET=1 before the first import: kernels run on CPU tensors, one program at a time.
+# Set by TRITON_INTERPRET=1 before the first import: kernels then run on CPU tensors.
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def upcast(dtype: torch.dtype) -> bool:
-    """Whether operands must be widened after each load: the interpreter cannot multiply bf16."""
+    """Whether operands become fp32 after each load: the interpreter cannot multiply bf16."""
     return INTERPRETED and dtype == torch.bfloat16
 
 
 def check_rows(name: str, x: torch.Tensor, columns: int | None = None) -> None:
-    """Refuse what the kernels cannot read: ValueError names the argument and what is allowed."""
+    """ValueError unless x [R, C] has a type and a layout that the kernels read, and `columns`."""
     if x.dtype not in DTYPES:
         raise ValueError(f"{name} is {x.dtype}; kernels take float16, bfloat16 and float32")
     if x.dim() != 2 or x.stride(1) != 1:
@@ -37,7 +37,7 @@ def check_rows(name: str, x: torch.Tensor, columns: int | None = None) -> None:
 
 
 def check_head(width: int, heads: int) -> int:
-    """Return the head width; ValueError unless it is one that the compiler takes."""
+    """Return the head width; ValueError unless it is one that the kernels compile for."""
     if heads < 1 or width % heads or width // heads not in (16, 32, 64, 128):
         raise ValueError(
             f"width {width} with {heads} heads: kernels take heads of 16, 32, 64 or 128 columns"
@@ -55,7 +55,7 @@ def check_frames(frames: int) -> None:
 def norm_of_sums(b_sum, b_squares, columns, eps):
     """Mean and 1/std of rows from their sums and sums of squares.
 
-    The variance loses about 1e-7 (mean / std)^2 of itself: nothing beside 16-bit rows.
+    The variance's relative error is about 1e-7 (mean / std)^2, far below that of 16-bit rows.
     """
     mean = b_sum / columns
     variance = tl.maximum(b_squares / columns - mean * mean, 0.0)
@@ -64,7 +64,7 @@ def norm_of_sums(b_sum, b_squares, columns, eps):
 
 @triton.jit
 def packed_attention(q, k, v, b_group, scale):
-    """softmax2(scale q k^T) v where a row sees the rows of its own group; every row sees itself."""
+    """softmax2(scale q k^T) v; each row attends to the rows of its own group, itself included."""
     s = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
     s = tl.where(b_group[:, None] == b_group[None, :], s, float("-inf"))
     e = tl.exp2(s - tl.max(s, 1)[:, None])

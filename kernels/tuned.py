@@ -1,14 +1,15 @@
-"""Which tile a kernel runs with: read from tuned.json, by GPU family and shape; never tuned here.
+"""Which tile a kernel runs with, by GPU family and shape. Nothing is tuned at run time.
 
-tuned.json has, per family, each operation's tiles from the largest to the smallest: the start
-values, chosen by the rules below. "measured" holds what `python -m benchmarks.gpu.tune --write`
-found on a GPU for one shape, and goes first; `chosen` tells which of the two it was.
+tuned.json has, per family, start values: each operation's tiles from the largest to the smallest.
+The rules below pick one of them, unless "measured" has a row for the shape: what `python -m
+benchmarks.gpu.tune --write` found to be fastest on a GPU (`chosen`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,13 @@ from typing import Any
 import torch
 
 FAMILIES = ("sm80", "sm89", "sm90", "sm100", "sm120")
-MIN_FILL = 0.8  # of a tile's rows, below which q, k, v are made by a linear of their own
+MIN_FILL = 0.8  # share of a tile's rows in use, below which q, k, v get a linear of their own
 _TABLE = Path(__file__).with_name("tuned.json")
 
 
 @dataclasses.dataclass(frozen=True)
 class Tile:
-    """Rows, columns and depth of a program's tile; warps and pipeline stages of the compiler."""
+    """Rows, columns and depth of a program's tile; warps and pipeline stages to compile with."""
 
     bm: int
     bn: int
@@ -33,7 +34,7 @@ class Tile:
 
 @cache
 def table() -> dict[str, Any]:
-    """The whole file."""
+    """The content of tuned.json."""
     return json.loads(_TABLE.read_text())
 
 
@@ -45,7 +46,7 @@ def tiles(operation: str, family: str) -> tuple[Tile, ...]:
 
 @cache
 def family(device: torch.device) -> str:
-    """The GPU's family, or the newest known one that is older; the interpreter has its own."""
+    """The GPU's family, or the newest known one that is older; "cpu" for the interpreter."""
     if device.type != "cuda":
         return "cpu"
     major, minor = torch.cuda.get_device_capability(device)
@@ -62,15 +63,13 @@ def processors(device: torch.device) -> int:
 
 
 def chosen(operation: str, family: str, dtype: torch.dtype, **shape: int) -> Any:
-    """What was measured for this shape: a Tile, a word for another way, or None if nothing was.
+    """What was fastest for this shape: a Tile, the name of another way, or None if not measured.
 
-    A row holds for sizes up to its own; the smallest such row is taken.
+    A row of the table holds for sizes up to its own; the smallest such row is taken.
     """
     rows = table()["measured"].get(family, {}).get(operation, [])
     if not rows:
-        return (
-            None  # sizes may be symbols while a graph is traced: they are not compared for nothing
-        )
+        return None  # before sizes are compared: they may be symbols while a graph is traced
     name = str(dtype).removeprefix("torch.")
     fixed = {k: v for k, v in shape.items() if k != "rows"}
     fits = [
@@ -89,10 +88,8 @@ def chosen(operation: str, family: str, dtype: torch.dtype, **shape: int) -> Any
 def linear_tile(device: torch.device, dtype: torch.dtype, rows: int, n: int, k: int) -> Tile:
     """Pick the largest tile that gives every processor a program; else the smallest."""
     best = chosen("linear", family(device), dtype, rows=rows, n=n, k=k)
-    if isinstance(best, Tile):
-        return best
     options = tiles("linear", family(device))
-    return _first(options, lambda t: -(-rows // t.bm) * -(-n // t.bn) >= processors(device))
+    return _pick(best, options, lambda t: -(-rows // t.bm) * -(-n // t.bn) >= processors(device))
 
 
 def library_is_faster(family: str, dtype: torch.dtype, rows: int, n: int, k: int) -> bool:
@@ -103,14 +100,13 @@ def library_is_faster(family: str, dtype: torch.dtype, rows: int, n: int, k: int
 def temporal_tile(device: torch.device, dtype: torch.dtype, frames: int, sequences: int) -> Tile:
     """Pick the largest tile with two programs per processor, of those that hold a sequence."""
     best = chosen("temporal_attention", family(device), dtype, rows=sequences, frames=frames)
-    if isinstance(best, Tile):
-        return best
     options = [t for t in tiles("temporal_attention", family(device)) if t.bm >= frames]
-    return _first(options, lambda t: -(-sequences // (t.bm // frames)) >= 2 * processors(device))
+    programs = 2 * processors(device)
+    return _pick(best, options, lambda t: -(-sequences // (t.bm // frames)) >= programs)
 
 
 def fill(bm: int, frames: int) -> float:
-    """Share of a tile's BM rows that hold a patch, of tiles that are not the last."""
+    """Share of a tile's BM rows that hold a patch, in all tiles but the last."""
     return bm // frames * frames / bm
 
 
@@ -121,7 +117,7 @@ def qkv_tiles(family: str, frames: int) -> list[Tile]:
 
 
 def fuses_qkv(family: str, dtype: torch.dtype, frames: int, places: int) -> bool:
-    """Whether temporal q, k, v are made by the attention's own kernel: measured, or by its fill."""
+    """Whether one kernel makes temporal q, k, v and attends: measured, or by its tiles' fill."""
     best = chosen("temporal_qkv_attention", family, dtype, rows=places, frames=frames)
     return best != "linear" and (best is not None or bool(qkv_tiles(family, frames)))
 
@@ -129,14 +125,13 @@ def fuses_qkv(family: str, dtype: torch.dtype, frames: int, places: int) -> bool
 def temporal_qkv_tile(
     device: torch.device, dtype: torch.dtype, frames: int, places: int, heads: int
 ) -> Tile:
-    """Pick the largest tile with a program per processor, of those that are filled well."""
+    """Pick the largest tile with a program per processor, of those with few unused rows."""
     best = chosen("temporal_qkv_attention", family(device), dtype, rows=places, frames=frames)
-    if isinstance(best, Tile):
-        return best
     options = qkv_tiles(family(device), frames) or [
         t for t in tiles("temporal_qkv_attention", family(device)) if t.bm >= frames
     ]
-    return _first(options, lambda t: -(-places // (t.bm // frames)) * heads >= processors(device))
+    programs = processors(device)
+    return _pick(best, options, lambda t: -(-places // (t.bm // frames)) * heads >= programs)
 
 
 def trunk_in_kernel(family: str, dtype: torch.dtype, frames: int, patches: int) -> bool:
@@ -148,7 +143,7 @@ def trunk_in_kernel(family: str, dtype: torch.dtype, frames: int, patches: int) 
 def spatial_tile(device: torch.device, patches: int) -> Tile:
     """Pick the smallest tile that holds a frame's patches; else the largest."""
     options = tiles("spatial_attention", family(device))
-    return _first(options[::-1], lambda t: t.bm >= patches, options[0])
+    return _pick(None, options[::-1], lambda t: t.bm >= patches)
 
 
 def only_tile(operation: str, device: torch.device) -> Tile:
@@ -156,5 +151,8 @@ def only_tile(operation: str, device: torch.device) -> Tile:
     return tiles(operation, family(device))[0]
 
 
-def _first(options: Any, holds: Any, otherwise: Tile | None = None) -> Tile:
-    return next((t for t in options if holds(t)), otherwise or options[-1])
+def _pick(best: Any, options: Sequence[Tile], fits: Callable[[Tile], bool]) -> Tile:
+    """What was measured to be best, else the first option that fits, else the last option."""
+    if isinstance(best, Tile):
+        return best
+    return next((t for t in options if fits(t)), options[-1])

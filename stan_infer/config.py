@@ -1,8 +1,8 @@
 """StanConfig: everything about a model that is not a weight.
 
-And what follows from it by arithmetic: the shapes of all parameters, and floating-point operations.
-Those are of matrix products, convolutions and the two products of attention, a multiply and an add
-as two; norms, activations and sums do not count. A test compares with torch.utils.flop_counter.
+Also what follows from it by arithmetic: the shapes of all parameters, and floating-point operations
+(FLOPs): those of linears, convolutions and the two products of attention, a multiply and an add as
+two. Norms, activations and sums do not count. A test compares with torch.utils.flop_counter.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from stan_infer.errors import InputError, check_word, nearest
 HEADS = ("mean", "mug", "mug_frame_token")
 BRANCHES = ("selfattn", "conv")
 ACTIVATIONS = ("quick_gelu", "gelu")
-MAX_SIDE = 4096  # a bound on sizes that come from a stranger's file
+MAX_SIDE = 4096  # pixels; a bound, because sizes may come from a stranger's file
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StanConfig:
     """Architecture and preprocessing of one STAN model.
 
-    Symbols of the docs in brackets. Fields up to `context_positions` are told by the shapes of a
-    checkpoint, except `heads` and `text_heads`; the rest are settings with the defaults that the
-    authors' MSR-VTT configs use. A model without a text tower has `text_layers == 0`.
+    Symbols of the docs are in brackets. Fields up to `context_positions` follow from the shapes of
+    a checkpoint's tensors, except `heads` and `text_heads`. The rest are settings, whose defaults
+    are those of the authors' MSR-VTT configs. A model without a text tower has `text_layers == 0`.
 
-    Raises InputError for values that contradict each other.
+    Raises InputError for values that are out of range or contradict each other.
     """
 
     width: int  # [D]
@@ -39,7 +39,7 @@ class StanConfig:
     embed_dim: int  # [E]
     mlp_width: int
     branch_layers: int  # [K]
-    branch: str = "selfattn"  # temporal module: attention, or the release's dense 3x3x3 convolution
+    branch: str = "selfattn"  # temporal module; "conv": the release's dense 3x3x3 convolution
     max_frames: int = 64  # rows of the time table
     text_width: int = 0
     text_layers: int = 0
@@ -113,7 +113,7 @@ class StanConfig:
     def replace(self, settings: Mapping[str, Any]) -> StanConfig:
         """Return a copy with other settings; only fields in SETTINGS may change.
 
-        Raises InputError for an unknown field, one that tensor shapes decide, or a bad value.
+        Raises InputError for an unknown field, one that tensor shapes fix, or a bad value.
         """
         check_setting_names(settings)
         return dataclasses.replace(self, **{k: coerce(k, v) for k, v in settings.items()})
@@ -154,7 +154,7 @@ SETTINGS = (
 
 
 def check_setting_names(settings: Iterable[str]) -> None:
-    """Refuse a name that is no setting, with the nearest one."""
+    """Raise InputError, with the nearest setting, for a name that is not a setting."""
     for name in settings:
         if name not in FIELDS:
             known = ", ".join(SETTINGS)
@@ -163,7 +163,7 @@ def check_setting_names(settings: Iterable[str]) -> None:
             )
         if name not in SETTINGS:
             raise InputError(
-                f"setting '{name}' is told by the checkpoint's tensor shapes and cannot be "
+                f"setting '{name}' is fixed by the checkpoint's tensor shapes and cannot be "
                 f"set; settings are: {', '.join(SETTINGS)}"
             )
 
@@ -172,7 +172,7 @@ def default_heads(width: int, name: str) -> int:
     """Return width / 64, as in every public CLIP; InputError where that is not a whole number."""
     if width % 64:
         raise InputError(
-            f"{name} cannot be told from the shapes: width {width} is not a multiple of 64; "
+            f"{name} cannot be derived from the shapes: width {width} is not a multiple of 64; "
             f"give it with --set {name}=N (settings={{'{name}': N}} in Python)"
         )
     return width // 64
@@ -198,7 +198,7 @@ def coerce(name: str, value: Any) -> Any:
 
 
 def _json_value(name: str, value: Any) -> Any:
-    """Return a value of JSON; InputError where words stand for numbers, as on a command line."""
+    """Return a value of JSON; InputError for a number in a string, which only `coerce` takes."""
     kind = str(FIELDS[name].type)
     parts = value if kind.startswith("tuple") and isinstance(value, (list, tuple)) else [value]
     wanted = str if kind == "str" else (int, float)
@@ -239,30 +239,8 @@ def _check_heads(name: str, heads: int, width: int) -> None:
 Shape = tuple[int, ...]
 
 
-def block_shapes(prefix: str, width: int, mlp: int) -> dict[str, Shape]:
-    """Parameter shapes of one transformer layer under `prefix`."""
-    d = width
-    return {
-        f"{prefix}.{name}": shape
-        for name, shape in {
-            "ln_1.weight": (d,),
-            "ln_1.bias": (d,),
-            "attn.in_proj_weight": (3 * d, d),
-            "attn.in_proj_bias": (3 * d,),
-            "attn.out_proj.weight": (d, d),
-            "attn.out_proj.bias": (d,),
-            "ln_2.weight": (d,),
-            "ln_2.bias": (d,),
-            "mlp.c_fc.weight": (mlp, d),
-            "mlp.c_fc.bias": (mlp,),
-            "mlp.c_proj.weight": (d, mlp),
-            "mlp.c_proj.bias": (d,),
-        }.items()
-    }
-
-
 def parameter_shapes(config: StanConfig) -> dict[str, Shape]:
-    """Every parameter of a Stan with its shape, as in its state dict, found without torch."""
+    """The shape of every parameter of a Stan by its name in the state dict, without torch."""
     c, d = config, config.width
     shapes: dict[str, Shape] = {
         "visual.class_embedding": (d,),
@@ -270,36 +248,51 @@ def parameter_shapes(config: StanConfig) -> dict[str, Shape]:
         "visual.proj": (d, c.embed_dim),
         "visual.conv1.weight": (d, 3, c.patch, c.patch),
         "branch.time_embedding": (c.max_frames, d),
+        **_pair("visual.ln_pre", d),
+        **_pair("visual.ln_post", d),
     }
-    for norm in ("visual.ln_pre", "visual.ln_post"):
-        shapes |= {f"{norm}.weight": (d,), f"{norm}.bias": (d,)}
     for i in range(c.layers):
-        shapes |= block_shapes(f"visual.transformer.resblocks.{i}", d, c.mlp_width)
+        shapes |= _block(f"visual.transformer.resblocks.{i}", d, c.mlp_width)
     for k in range(c.branch_layers):
-        shapes |= block_shapes(f"branch.spatial.{k}", d, c.mlp_width)
+        shapes |= _block(f"branch.spatial.{k}", d, c.mlp_width)
         temporal = f"branch.temporal.{k}"
-        shapes |= {f"{temporal}.fc.weight": (d, d), f"{temporal}.fc.bias": (d,)}
+        shapes |= _pair(f"{temporal}.fc", d, d)
         if c.branch == "conv":
-            shapes |= {f"{temporal}.conv.weight": (d, d, 3, 3, 3), f"{temporal}.conv.bias": (d,)}
+            shapes |= _pair(f"{temporal}.conv", d, d, 3, 3, 3)
         else:
-            block = block_shapes(temporal, d, c.mlp_width)
-            for name, shape in block.items():
-                if ".attn." in name:
-                    shapes[name] = shape
-                elif ".ln_1." in name:
-                    shapes[name.replace(".ln_1.", ".ln.")] = shape
+            shapes |= _pair(f"{temporal}.ln", d) | _attention(f"{temporal}.attn", d)
     if c.has_text:
         w = c.text_width
         shapes |= {
             "token_embedding.weight": (c.vocab_size, w),
             "positional_embedding": (c.context_positions, w),
-            "ln_final.weight": (w,),
-            "ln_final.bias": (w,),
+            **_pair("ln_final", w),
             "text_projection": (w, c.embed_dim),
         }
         for i in range(c.text_layers):
-            shapes |= block_shapes(f"transformer.resblocks.{i}", w, c.text_mlp_width)
+            shapes |= _block(f"transformer.resblocks.{i}", w, c.text_mlp_width)
     return shapes
+
+
+def _pair(name: str, *weight: int) -> dict[str, Shape]:
+    """Weight and bias of a norm [D], a linear [out, in] or a convolution [out, in, ...]."""
+    return {f"{name}.weight": weight, f"{name}.bias": weight[:1]}
+
+
+def _attention(name: str, width: int) -> dict[str, Shape]:
+    in_proj = {f"{name}.in_proj_weight": (3 * width, width), f"{name}.in_proj_bias": (3 * width,)}
+    return in_proj | _pair(f"{name}.out_proj", width, width)
+
+
+def _block(name: str, width: int, mlp: int) -> dict[str, Shape]:
+    """One transformer layer."""
+    return {
+        **_pair(f"{name}.ln_1", width),
+        **_attention(f"{name}.attn", width),
+        **_pair(f"{name}.ln_2", width),
+        **_pair(f"{name}.mlp.c_fc", mlp, width),
+        **_pair(f"{name}.mlp.c_proj", width, mlp),
+    }
 
 
 def video_flops(config: StanConfig, frames: int) -> int:

@@ -1,4 +1,4 @@
-"""Scores of texts against videos, as the authors' code has them: rows texts, columns videos."""
+"""Scores of texts against videos, as the authors' code computes them: a row for each text."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from stan_infer.errors import InputError, nearest
+from stan_infer.errors import InputError, check_word
 
 Floats = NDArray[Any]  # float32 or float64
 
 _MODES = ("mug", "mug_frame_token")
-# Measured: blocks of this size stay in a CPU's last cache and keep the matrix product busy.
+# Measured: blocks of this size stay in a CPU's last cache and are large enough for fast products.
 _BLOCK_TOKENS, _BLOCK_COLUMNS = 256, 4096
 
 
 def normalize(x: ArrayLike) -> Floats:
-    """Divide by the plain L2 norm of the last axis; a zero vector becomes NaN, as in the release.
+    """Divide by the L2 norm of the last axis; a zero vector becomes NaN, as in the release.
 
     x: [..., E] floats. Returns float64 for float64, else float32. Raises InputError.
     """
@@ -56,14 +56,14 @@ def mug_scores(
     no effect there. "mug_frame_token" is the release's other mode and lets padding through: the
     score of a text changes with the content of its masked tokens.
 
-    As in the release, weights skip products that are exactly 0, and a frame or text all of whose
+    As in the release, products that are exactly 0 get no weight, and a frame or text all of whose
     products are exactly 0 (a zero vector) gives NaN. The array [Q, B, L, T] is never built whole:
-    work arrays take at most `memory_mb` MiB (some 80 MiB are enough for full speed; one text with
-    one video is the least). Source: the authors' Mug head and the Mug-STAN paper, arXiv 2311.15075.
-    Raises InputError for wrong shapes, dtypes, mask values or options.
+    work arrays take at most `memory_mb` MiB, or what one text with one video needs; about 80 MiB
+    are enough for full speed. Source: the authors' Mug head and the Mug-STAN paper, arXiv
+    2311.15075. Raises InputError for wrong shapes, dtypes, mask values or options.
     """
     text, kept, video = _check_mug(text_tokens, mask, video_frames, mode, tau, memory_mb)
-    # Masked products are exactly 0, which the simple mode skips: leaving them out is the same.
+    # Masked products are exactly 0 and get no weight in mode "mug": leaving them out is the same.
     packed = kept if mode == "mug" else np.ones_like(kept)
     tokens, clips = _block_sizes(text, video, memory_mb)
     blocks = _text_blocks(packed.sum(1), tokens)
@@ -83,10 +83,10 @@ def mug_scores(
 def head_scores(
     head: str, text: ArrayLike, mask: ArrayLike | None, video: ArrayLike, *, tau: float = 100.0
 ) -> Floats:
-    """Score of every text with every video -> [Q, B], as a model with this head has it.
+    """Score of every text with every video -> [Q, B], as a model with this head scores them.
 
-    "mean": cosine of text [Q, E] with video [B, E]. Else the Mug score of tokens [Q, L, E] inside
-    mask [Q, L] with frames [B, T, E]; see mug_scores. Raises InputError.
+    "mean": cosine of text [Q, E] with video [B, E]. Other heads: the Mug score of tokens [Q, L, E]
+    inside mask [Q, L] with frames [B, T, E]; see mug_scores. Raises InputError.
     """
     if head == "mean":
         return cosine_scores(text, video)
@@ -102,7 +102,7 @@ def _score_block(
     kept: [n] tokens inside the mask; owner, place: [n] text and position of a token.
     """
     a, c = _soft_means(d, kept, owner)  # [n, b], [q, b, T]
-    # Rows that no token fills stay exactly 0 and so get no weight.
+    # Places without a token stay exactly 0 and so get no weight.
     padded = np.zeros((len(c), int(place.max()) + 1, a.shape[1]), dtype=d.dtype)
     padded[owner, place] = a
     p = softmax(padded, 1, skip_zeros=True)
@@ -114,10 +114,11 @@ def _score_block(
 
 
 def _soft_means(d: Floats, kept: NDArray[np.bool_], owner: NDArray[Any]) -> tuple[Floats, Floats]:
-    """Means of d [n, b, T] under softmax of its masked self: over frames [n, b], tokens [q, b, T].
+    """Means of d [n, b, T], weighted by softmax of d inside the mask: [n, b] over frames, and
+    [q, b, T] over the tokens of each text.
 
-    One exponential serves both directions: all are taken with the same shift, which costs nothing
-    as long as no sum leaves the range of the type. Where one does, the block is done again exactly.
+    One exponential per entry serves both: all have the same shift, which loses no precision as long
+    as no sum leaves the range of the type. Where one does, the block is computed again exactly.
     """
     n, b, t = d.shape
     texts = int(owner[-1]) + 1
@@ -152,7 +153,7 @@ def _soft_means_exact(d: Floats, s: Floats, starts: NDArray[Any]) -> tuple[Float
 
 
 def softmax(x: Floats, axis: int, *, skip_zeros: bool = False) -> Floats:
-    """Softmax over one axis; skip_zeros: entries that are exactly 0 get no weight."""
+    """Softmax over one axis. skip_zeros: entries that are exactly 0 get no weight."""
     if skip_zeros:
         x = np.where(x == 0, x.dtype.type(-np.inf), x)
     e = np.exp(x - x.max(axis, keepdims=True))
@@ -207,9 +208,7 @@ def _block_sizes(text: Floats, video: Floats, memory_mb: int) -> tuple[int, int]
 def _check_mug(
     text_tokens: ArrayLike, mask: ArrayLike, video: ArrayLike, mode: str, tau: float, memory_mb: int
 ) -> tuple[Floats, NDArray[np.bool_], Floats]:
-    if mode not in _MODES:
-        hint = nearest(str(mode), _MODES)
-        raise InputError(f"unknown Mug mode '{mode}'{hint}; allowed are {', '.join(_MODES)}")
+    check_word("Mug mode", str(mode), _MODES)
     if not 1e-6 <= tau <= 1e6:
         raise InputError(f"tau is {tau}; allowed are 1e-6 to 1e6 (the release has 100)")
     if memory_mb < 1:

@@ -50,7 +50,7 @@ def test_contradictions_are_refused(changes, message):
 def test_settings_change_what_shapes_cannot_tell_and_nothing_else():
     config = tiny_config().replace({"frames": "8", "mean": "1,2,3", "head": "mug"})
     assert (config.frames, config.mean, config.head) == (8, (1.0, 2.0, 3.0), "mug")
-    with pytest.raises(InputError, match="told by the checkpoint's tensor shapes"):
+    with pytest.raises(InputError, match="fixed by the checkpoint's tensor shapes"):
         config.replace({"width": 64})
     with pytest.raises(InputError, match="did you mean 'frames'"):
         config.replace({"frmaes": 8})

@@ -17,9 +17,9 @@ from stan_infer.engines.open import open_graph
 class BareGraph(OpenGraph):
     """A graph that refuses inputs for which it would take far more memory or work than a model."""
 
-    def __init__(self, source: CheckedGraph, graph: OpenGraph) -> None:
-        """source: the checked file; graph: the same file as a runtime has opened it."""
-        self._source, self._graph = source, graph
+    def __init__(self, checked: CheckedGraph, graph: OpenGraph) -> None:
+        """checked: the checked file; graph: the same file as a runtime has opened it."""
+        self._checked, self._graph = checked, graph
 
     def signature(self) -> Signature:
         return self._graph.signature()
@@ -27,7 +27,7 @@ class BareGraph(OpenGraph):
     def run(
         self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
     ) -> dict[str, np.ndarray]:
-        self._source.check_sizes({n: (v.dtype.name, v.shape) for n, v in feeds.items()})
+        self._checked.check_sizes({n: (v.dtype.name, v.shape) for n, v in feeds.items()})
         return self._graph.run(feeds, outputs)
 
     def describe(self) -> dict[str, Any]:
@@ -48,5 +48,5 @@ def open_bare(
     graph that it should be, where they are known. options: see open_graph. Raises InputError for a
     file that is refused by the checks or by the runtime, MissingError without the runtime.
     """
-    source = checked_bare_graph(path, external, config, role)
-    return BareGraph(source, open_graph(source.path, engine, name=path.name, **options))
+    checked = checked_bare_graph(path, external, config, role)
+    return BareGraph(checked, open_graph(checked.path, engine, name=path.name, **options))

@@ -53,25 +53,25 @@ class FolderSession(Session):
         if not self._graphs:
             raise InputError(f"folder {artefact.path} holds neither a video nor a text graph")
         self._opened: dict[str, OpenGraph] = {}
-        self._sources: dict[str, CheckedGraph] = {}
+        self._checked: dict[str, CheckedGraph] = {}
         own = next(iter(self._graphs.values()))
         check_precision(artefact.path, own, precision, self.reduced)
         for role, graph in self._graphs.items():
             expected = expected_signature(artefact.config, graph)
             # A folder in 8 bits has a text tower in fp32, so each graph has its own precision.
             wanted = graph.precision if precision in (None, own.precision) else precision
-            with checked_graph(artefact, graph) as source:
-                _check_config(artefact, graph, source.form)
-                source.check_sizes(_smallest(graph, expected))
-                opened = self.open(graph, source, wanted, threads)
+            with checked_graph(artefact, graph) as checked:
+                _check_config(artefact, graph, checked.form)
+                checked.check_sizes(_smallest(graph, expected))
+                opened = self.open(graph, checked, wanted, threads)
             _check_signature(expected, graph, opened.signature())
-            self._opened[role], self._sources[role] = opened, source
+            self._opened[role], self._checked[role] = opened, checked
 
     @abstractmethod
     def open(
-        self, graph: Graph, source: CheckedGraph, precision: str, threads: int | None
+        self, graph: Graph, checked: CheckedGraph, precision: str, threads: int | None
     ) -> OpenGraph:
-        """Open one graph of the folder on this device; source: its file, which was checked."""
+        """Open one graph of the folder on this device; checked: its file, which was checked."""
 
     def has(self, graph: Graph) -> bool:
         """Whether this engine can open that graph; the session leaves out one that it cannot."""
@@ -137,7 +137,7 @@ class FolderSession(Session):
         for opened in self._opened.values():
             opened.close()
         self._opened.clear()
-        self._sources.clear()
+        self._checked.clear()
 
     def _check_clips(
         self, graph: Graph, shape: tuple[int, ...], dtype: str
@@ -163,7 +163,7 @@ class FolderSession(Session):
         """Run a graph unless it takes too much for these sizes; check the sizes of the output."""
         graph, opened = self._role(role)
         inputs = {name: (value.dtype.name, value.shape) for name, value in feeds.items()}
-        self._sources[role].check_sizes(inputs)
+        self._checked[role].check_sizes(inputs)
         values = opened.run(feeds, [output])[output]
         check_output(graph, output, values, wanted)
         return values

@@ -110,7 +110,7 @@ class OrtSession(FolderSession):
         super().__init__(artefact, device=device, precision=precision, threads=threads)
 
     def open(
-        self, graph: Graph, source: CheckedGraph, precision: str, threads: int | None
+        self, graph: Graph, checked: CheckedGraph, precision: str, threads: int | None
     ) -> OrtGraph:
         """See FolderSession.open; of a graph in 8 bits, count the linears that really run so."""
         options: dict[str, Any] = {
@@ -124,10 +124,10 @@ class OrtSession(FolderSession):
             # Without a temporary folder nothing is counted, but the session runs.
             with suppress(NoTemporaryFolderError), temporary_folder("the graph as run") as folder:
                 seen = folder / "optimised.onnx"
-                opened = OrtGraph.open(source.path, **options, optimised=seen)
+                opened = OrtGraph.open(checked.path, **options, optimised=seen)
                 opened.in_8_bits = sum(count_ops(seen)[name] for name in _IN_8_BITS)
                 return opened
-        return OrtGraph.open(source.path, **options)
+        return OrtGraph.open(checked.path, **options)
 
 
 class OrtGraph(OpenGraph):

@@ -73,10 +73,10 @@ def compiled_model(
         frontend = ov.frontend.FrontEndManager().load_by_framework("onnx")
         with ExitStack() as held, ended_at_once():  # OpenVINO's frontend holds the GIL
             if isinstance(graph, bytes):
-                source: Any = io.BytesIO(graph)
+                checked: Any = io.BytesIO(graph)
             else:
-                source = held.enter_context(openable(graph))
-            compiled = core.compile_model(frontend.convert(frontend.load(source)), place, settings)
+                checked = held.enter_context(openable(graph))
+            compiled = core.compile_model(frontend.convert(frontend.load(checked)), place, settings)
     except Exception as e:
         # Frontend errors have classes of their own, which share no base but Exception.
         if "SNIPPETS_MODE" in str(e):
@@ -98,7 +98,7 @@ class OvSession(FolderSession):
     reduced = ("bf16",)
 
     def open(
-        self, graph: Graph, source: CheckedGraph, precision: str, threads: int | None
+        self, graph: Graph, checked: CheckedGraph, precision: str, threads: int | None
     ) -> OvGraph:
         """See FolderSession.open; describe() gives the arithmetic, which may be wider."""
         arithmetic = precision
@@ -108,7 +108,7 @@ class OvSession(FolderSession):
             can = precision == "bf16" and _has_bf16(core, _device_name(core, self._device))
             arithmetic = "bf16" if can else "fp32"
         return OvGraph.open(
-            source.path,
+            checked.path,
             name=graph.file,
             device=self._device,
             precision=arithmetic,
@@ -197,6 +197,6 @@ def _value(value: Any) -> TensorType:
 
 
 def _reason(error: Exception) -> str:
-    """Return the last line that is not blank; those before name OpenVINO's source files."""
+    """Return the last line that is not blank; those before name OpenVINO's checked files."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines or [type(error).__name__])[-1][:200]

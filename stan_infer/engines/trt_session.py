@@ -72,7 +72,7 @@ class TrtSession(FolderSession):
         return graph.role in self._plans
 
     def open(
-        self, graph: Graph, source: CheckedGraph, precision: str, threads: int | None
+        self, graph: Graph, checked: CheckedGraph, precision: str, threads: int | None
     ) -> PlanGraph:
         try:
             plan = self._fitting(self._plans[graph.role])

@@ -1,7 +1,7 @@
 """Linear layers in 8 bits: int8 or e4m3 weights, one scale per output; inputs by one scale each.
 
-Symmetric, zero point 0. y = s_x s_w (q(x / s_x) q(W / s_w)) + b, with sums in fp32: what a
-Q/DQ graph says, computed here so that other engines have something to be compared with.
+Symmetric, zero point 0. y = s_x s_w (q(x / s_x) q(W / s_w)) + b, with sums in fp32. That is what a
+Q/DQ graph means; it is computed here so that engines can be compared with it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from stan_infer.errors import InputError, check_word
 from stan_infer.network.folded import FoldedLinear
 
-# Names of the linears that may run in 8 bits: those of layers. `single` is temporal attention for
+# Names of the linears that may run in 8 bits: all within layers. `single` is temporal attention for
 # one frame, `q` the last layer's.
 LINEARS = ("qkv", "q", "out", "single", "fc1", "fc2")
 
@@ -41,7 +41,7 @@ class NumberFormat:
         return x.round().clamp(-self.largest - 1, self.largest).to(self.dtype)
 
     def values(self) -> NDArray[np.float64]:
-        """The values from 0 up that the format has, sorted."""
+        """The values of the format that are not negative, sorted."""
         if not self.is_float:
             return np.arange(self.largest + 1)
         held = torch.arange(128, dtype=torch.uint8).view(self.dtype).double()
@@ -60,20 +60,20 @@ class QuantisedLinear(FoldedLinear):
     """A linear in 8 bits; weight is of the format [out, in], bias in fp32."""
 
     scale: Tensor  # fp32 [out]
-    x_scale: float  # of its input (times gain, where there is one)
+    x_scale: float  # of its input, after the norm has multiplied it by gain
     format: NumberFormat
 
     def apply(self, x: Tensor) -> Tensor:
-        """See FoldedLinear.apply; by the formula above."""
+        """See FoldedLinear.apply; computes the formula of the module."""
         z = self.format.round(x / self.x_scale).to(x.dtype)
         y = F.linear(z, self.weight.to(x.dtype)) * (self.scale * self.x_scale).to(x.dtype)
         return y + self.bias.to(x.dtype)
 
 
 def quantise_weight(weight: Tensor, format: str) -> tuple[Tensor, Tensor]:
-    """W [out, in] -> its 8 bits and fp32 scales [out]; a row's largest value takes all the range.
+    """W [out, in] -> 8-bit weights [out, in] and fp32 scales [out], by each row's largest value.
 
-    A row of zeros has a scale that is not zero, so that it stays a row of zeros.
+    A row of zeros gets a scale that is not zero, so that its weights are zeros and not NaN.
     """
     kind, largest = NUMBER_FORMATS[format], weight.float().abs().amax(1)
     scale = largest.clamp(min=torch.finfo(torch.float32).tiny * 1e6) / kind.largest
@@ -83,13 +83,13 @@ def quantise_weight(weight: Tensor, format: str) -> tuple[Tensor, Tensor]:
 def quantise_linear(
     w: FoldedLinear, x_scale: float, format: str, gain: Tensor | None = None
 ) -> QuantisedLinear:
-    """Put a linear into 8 bits. gain [in]: see FoldedLinear; the weight is divided by it first.
+    """Return w in 8 bits. gain [in]: see FoldedLinear; the weight is divided by it first.
 
-    Raises InputError for a scale that is not a positive number.
+    Raises InputError for an unknown format, or a scale that is not a positive number.
     """
     check_word("8-bit format", format, NUMBER_FORMATS)
     if not 0 < x_scale < float("inf"):
-        raise InputError(f"scale {x_scale} of a linear's input; it must be a positive number")
+        raise InputError(f"scale of {w.path}'s input is {x_scale}; it must be a positive number")
     weight = w.weight if gain is None else w.weight / gain
     weight8, scale = quantise_weight(weight, format)
     return QuantisedLinear(

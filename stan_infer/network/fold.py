@@ -1,6 +1,6 @@
-"""Weights of a Stan rewritten once for inference, in fp64, for the network of `fused`.
+"""The weights of a Stan, rewritten once for inference and in fp64 for the network of `fused`.
 
-Which rewrite does what (W x + b linear, gamma and beta of a norm, dh head width):
+The rewrites (W x + b is a linear, gamma and beta are those of a norm, dh is the head width):
 
 - scale: W_q, b_q <- W_q dh^-1/2 (times log2 e for kernels whose softmax is exp2).
 - biases: softmax(q.k + q.b_k) = softmax(q.k), so b_k goes; the weights of a softmax sum to 1, so
@@ -8,11 +8,11 @@ Which rewrite does what (W x + b linear, gamma and beta of a norm, dh head width
 - temporal_fc: W_o <- W_fc W_o, b_o <- W_fc b_o + b_fc; likewise into the convolution.
 - norms: W <- W diag(gamma), b <- b + W beta, for every norm but the one before the trunk.
 - QuickGELU as SiLU: x sigmoid(1.702 x) = SiLU(1.702 x) / 1.702.
-- pixels: W <- W / std, b = -W (mean / std), so that uint8 goes in.
+- pixels: W <- W / std, b = -W (mean / std), so that the input is uint8.
 - tables: the class token before the trunk, and its share of the branch's start, are constants.
 - one frame: softmax of one score is 1, so temporal attention is the linear map W_o W_v.
 
-It also names every linear; see `folded`.
+This is also where every linear gets its path; see `folded`.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ def fold_video(
     base2: bool = False,
     on_demand: bool = False,
 ) -> VideoWeights:
-    """Fold the video tower of `model`; the model stays as it is.
+    """Fold the video tower of `model`, which is not changed.
 
     input: "uint8" (pixels 0..255, normalisation folded) or "float" (normalised pixels). dtype: of
-    the result (default: the model's). base2: queries for a softmax of powers of two. on_demand:
-    fold each layer when it is read, for a single pass in little memory.
+    the result (default: the model's). base2: scale the queries for a softmax of powers of two.
+    on_demand: fold each layer every time it is read, for a single pass in little memory.
     """
     config, visual, branch = model.config, model.visual, model.branch
     fold = _Folder(dtype or visual.proj.dtype, base2)
@@ -97,11 +97,7 @@ def fold_video(
 
 
 def fold_text(
-    model: Stan,
-    *,
-    dtype: torch.dtype | None = None,
-    base2: bool = False,
-    on_demand: bool = False,
+    model: Stan, *, dtype: torch.dtype | None = None, base2: bool = False, on_demand: bool = False
 ) -> TextWeights:
     """Fold the text tower of `model`, which must have one; see fold_video."""
     config = model.config
@@ -125,7 +121,7 @@ def fold_text(
 
 
 class _Folder:
-    """Folds one matrix at a time in fp64, so that memory holds one such matrix more."""
+    """Folds one matrix at a time in fp64, so that memory holds only one such matrix."""
 
     def __init__(self, dtype: torch.dtype, base2: bool) -> None:
         self.dtype, self.base2 = dtype, base2
@@ -144,7 +140,7 @@ class _Folder:
         return FoldedLinear(block, name, self.done(matrix[0]), self.done(matrix[1]))
 
     def after_norm(self, norm: torch.nn.LayerNorm, weight: Tensor, bias: Tensor | None) -> _Matrix:
-        """The affine part of `norm` folded into the linear that reads it."""
+        """Fold gain and shift of `norm` into the linear that reads it."""
         w, beta = self.double(weight), self.double(norm.bias)
         b = w @ beta
         return w * self.double(norm.weight), b if bias is None else b + self.double(bias)
@@ -152,7 +148,7 @@ class _Folder:
     def attention(
         self, norm: torch.nn.LayerNorm, attn: Attention, after: Linear | None = None
     ) -> tuple[_Matrix, _Matrix]:
-        """Fold the linear of q, k, v and the output linear (`after` it, another one)."""
+        """Fold the linear of q, k, v and the output linear, with the linear `after` that."""
         qkv_weight, qkv_bias = self.after_norm(norm, attn.in_proj_weight, attn.in_proj_bias)
         d = qkv_weight.shape[1]
         scale = (d // attn.heads) ** -0.5 * (_LOG2_E if self.base2 else 1.0)

@@ -1,7 +1,7 @@
 """The weights of the network of `fused`, as `fold` makes them.
 
-Every linear knows its path, "video/branch/layer2/temporal/qkv": its name in graphs, calibrations
-and errors. `fold` gives it; nothing else puts one together or takes one apart.
+Every linear has its path, such as "video/branch/layer2/temporal/qkv", which is its name in graphs,
+calibrations and errors. Only `fold` puts paths together, and nothing takes them apart.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class FoldedLinear:
     name: str  # "qkv"
     weight: Tensor
     bias: Tensor
-    # [in]: the norm before the linear multiplies its result by it, W's columns are divided by it.
+    # [in]: the norm before the linear multiplies its result by it; W's columns were divided by it.
     gain: Tensor | None = dataclasses.field(default=None, kw_only=True)
 
     @property
@@ -103,7 +103,7 @@ class BranchLayer:
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """What is added to the trunk's rows where the branch starts."""
+    """What is added to the trunk's rows to make the input of the first branch layer."""
 
     path: str
     cls: Tensor  # [D]: to the clip's class token
@@ -118,7 +118,7 @@ class TowerConfig:
     heads: int
     eps: float
     activation: str  # silu or gelu
-    softmax_scale: float  # of the scores as they come: 1, or ln 2 with queries in base 2
+    softmax_scale: float  # factor of the scores: 1, or ln 2 where queries are for base 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +153,7 @@ class TextWeights:
 
 
 class OnDemand(Sequence[T]):
-    """Folds a layer each time it is asked for, so that memory holds one layer more, not all."""
+    """Folds a layer each time it is read, so that memory holds one folded layer and not all."""
 
     def __init__(self, count: int, make: Callable[[int], T]) -> None:
         """make: folds the layer of this index."""
@@ -171,9 +171,9 @@ class OnDemand(Sequence[T]):
 
 
 def map_weights(weights: W, change: Callable[[Any], Any]) -> W:
-    """Folded weights, or a part of them, with `change` of every part.
+    """Return folded weights, or a part of them, with parts replaced by what `change` returns.
 
-    What `change` returns None for is looked into, and stays as it is where nothing lies in it.
+    Where `change` returns None for a part, it is called for the parts inside that one.
     """
     new: Any = change(weights)
     if new is None and isinstance(weights, (tuple, OnDemand)):
@@ -186,7 +186,7 @@ def map_weights(weights: W, change: Callable[[Any], Any]) -> W:
 
 
 def map_linears(weights: W, change: Callable[[FoldedLinear], FoldedLinear]) -> W:
-    """Folded weights of either tower with `change` of every linear."""
+    """Return folded weights of either tower with every linear w replaced by change(w)."""
     return map_weights(weights, lambda w: change(w) if isinstance(w, FoldedLinear) else None)
 
 

@@ -1,13 +1,14 @@
 """The network rewritten for inference, written once against a set of operations.
 
-The set is an argument: plain torch (`torch_ops`), a writer of ONNX nodes (`export.onnx_ops`),
-kernels (`kernel_ops`). Values are whatever the set hands out; this file only passes them on. What
-the set decides is memory: patches and the clip's class token may be two tensors or one buffer.
+The set is an argument: plain torch (`torch_ops`), a writer of ONNX nodes (`export.onnx_ops`) or
+kernels (`kernel_ops`). This file only passes the values that operations return on to others, so a
+set lays them out in memory as it likes: patches and the clip's class token as two tensors or as one
+buffer.
 
-Against the reference (`model`): the class token comes last in a frame, the branch keeps patches
-frame-major, one linear makes q, k and v, the class token of the branch is projected once per clip
-and not once per frame, the last branch layer computes the class token alone, and the mean over
-frames is taken before the projection. `fold` says what became of the weights.
+Differences from the reference (`model`): the class token comes last in a frame, the branch keeps
+patches frame-major, one linear makes q, k and v, the class token of the branch is projected once
+per clip instead of once per frame, the last branch layer computes the class token alone, and the
+mean over frames is taken before the projection. `fold` describes how the weights were rewritten.
 B clips, T frames, F = B T, P patches, N = P + 1, D width, E embedding width, L tokens.
 """
 
@@ -35,95 +36,83 @@ V = TypeVar("V")
 
 
 class Ops(Protocol[V]):
-    """A set of operations. V: its values, tensors or the names of ONNX values.
+    """A set of operations. V: the type of its values, tensors or the names of ONNX values.
 
-    An operation is called like its weights (their path); `name` is the whole name of one without.
+    The name of an operation in graphs and records is the path of its weights; operations without
+    weights get their whole name as `name`.
     """
 
     def embed(self, video: V, w: Patches, tower: TowerConfig) -> V:
-        """Pixels in the layout of w -> trunk rows [F, N, D], normed, the class token last."""
-        ...
+        """Pixels in the layout that w has -> trunk rows [F, N, D], normed, the class token last."""
 
     def linear(
-        self,
-        x: V,
-        w: FoldedLinear,
-        *,
-        activation: str | None = None,
-        residual: V | None = None,
+        self, x: V, w: FoldedLinear, *, activation: str | None = None, residual: V | None = None
     ) -> V:
-        """Rows [..., in] -> [..., out]; then silu or gelu, or plus the residual."""
-        ...
+        """Rows [..., in] -> [..., out]; then the activation, silu or gelu, or plus the residual."""
 
     def norm_linear(
         self, x: V, w: FoldedLinear, tower: TowerConfig, *, activation: str | None = None
     ) -> V:
         """`linear` of (x - mean) / sqrt(var + eps) over the last axis, times w.gain."""
-        ...
 
     def attention(self, name: str, qkv: V, tower: TowerConfig, *, causal: bool = False) -> V:
         """Softmax attention along axis 1: [M, N, 3D] -> [M, N, D]."""
-        ...
 
     def start(self, trunk: V, w: Start) -> tuple[V, V]:
         """Trunk rows -> patches and class token [B, D] of branch layer 0, tables added."""
-        ...
 
     def merge(self, name: str, patches: V, cls: V, trunk: V) -> tuple[V, V]:
-        """Add trunk rows to patches and class token; of the class tokens their mean over T."""
-        ...
+        """Add trunk rows to the patches, and the mean over T of their class tokens to cls."""
 
     def temporal(self, patches: V, w: Temporal, tower: TowerConfig) -> V:
-        """Patches plus their normed attention, each to itself in all frames: folded.Temporal."""
-        ...
+        """Patches plus the attention of each, normed, to itself in all frames (folded.Temporal)."""
 
     def temporal_conv(self, patches: V, w: Conv) -> V:
         """Patches plus their 3x3x3 convolution over time, row and column."""
-        ...
 
     def join(self, name: str, patches: V, cls: V) -> V:
         """Patches and class token -> rows, so that one linear covers both."""
-        ...
 
     def split(self, name: str, rows: V) -> tuple[V, V]:
         """Rows -> patches and class token."""
-        ...
 
     def spatial_attention(self, name: str, qkv: V, tower: TowerConfig) -> V:
-        """Rows' q, k, v -> rows: each frame with the clip's class token, its output averaged."""
-        ...
+        """Attention within each frame and the clip's class token, whose output is the mean over T.
+
+        qkv: of the rows that `join` made; the result has the layout of those rows.
+        """
 
     def class_attention(self, patches: V, cls: V, w: LastSpatial, tower: TowerConfig) -> V:
-        """The class token's attention [B, D] to patches and itself, normed, averaged over frames.
+        """The mean over T of the class token's attention, to a frame's patches and itself: [B, D].
 
-        u_h = W_k,h^T q_h; score = u_h . z; out_h = W_v,h mean_t sum_p a z: mean and W_v commute.
+        With z the normed rows: u_h = W_k,h^T q_h; score = u_h . z; out_h = W_v,h mean_t sum_p a z,
+        since mean and W_v commute.
         """
-        ...
 
     def head(self, trunk: V, cls: V, w: FoldedLinear, tower: TowerConfig) -> tuple[V, V]:
-        """Trunk's class tokens plus the branch's, normed -> embeddings [B, E] of clips, the linear
-        of the mean over frames, and [B, T, E] of frames."""
-        ...
+        """The sum of the trunk's class tokens and the branch's, normed -> embeddings of clips
+        [B, E], which are the linear of the mean over frames, and of frames [B, T, E]."""
 
     def embed_text(self, ids: V, w: Tokens) -> V:
         """Ids [Q, L] -> token rows [Q, L, D], positions added."""
-        ...
 
     def text_head(self, x: V, ids: V, w: FoldedLinear, tower: TowerConfig) -> tuple[V, V]:
-        """Rows [Q, L, D], normed -> embeddings [Q, E] at the largest id of each text (the first if
-        several), and [Q, L, E] of all tokens."""
-        ...
+        """Rows [Q, L, D], which it norms -> embeddings [Q, E] at the largest id of each text (the
+        first if several), and [Q, L, E] of all tokens."""
 
 
 class Schedule:
-    """Where branch layers run. Here: in turn with the trunk. They read it, it never reads them."""
+    """When and where branch layers run: here each between two trunk layers, on the same stream.
+
+    A branch layer reads the trunk's rows; the trunk reads nothing of the branch.
+    """
 
     def branch_layer(self, trunk: object) -> AbstractContextManager[None]:
-        """Around the operations of a branch layer, which reads these trunk rows."""
+        """Entered around the operations of a branch layer, which reads these trunk rows."""
         return nullcontext()
 
     def meet(self, cls: object) -> None:
-        """Before the head, which reads the trunk and this class token of the branch."""
+        """Called before the head, which reads the trunk and this class token of the branch."""
 
 
 def video_tower(

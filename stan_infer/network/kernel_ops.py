@@ -1,9 +1,10 @@
 """The operations of `fused` on the kernels.
 
 Trunk rows are [F, P + 1, D]. The branch is one buffer [F P + B, D]: patches frame after frame, then
-one class token per clip. `patches` is that whole buffer: a linear that changes patches copies the
-class tokens behind them, so that joining both costs nothing. `cls` is its last B rows. A norm is
-part of the linear that reads it; temporal attention, where that is faster, of its q, k, v.
+one class token per clip. The value `patches` is the whole buffer, and `cls` its last B rows: a
+linear that changes the patches copies the class tokens behind them, so that joining both costs
+nothing. A norm is computed in the kernel of the linear behind it. Temporal attention shares a
+kernel with the linear of its q, k and v where that is faster.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from stan_infer.kernels.branch_merge import branch_merge
 from stan_infer.kernels.cls_attention import cls_attention
 from stan_infer.kernels.fp8_linear import fp8_linear
 from stan_infer.kernels.head_rows import head_rows
-from stan_infer.kernels.linear import linear
+from stan_infer.kernels.linear import linear, plain_epilogue
 from stan_infer.kernels.patch_embed import patch_embed
 from stan_infer.kernels.spatial_attention import spatial_attention
 from stan_infer.kernels.temporal_attention import temporal_attention
@@ -39,13 +40,13 @@ from stan_infer.network.kernel_weights import Fp8Linear, KernelLinear
 
 
 class KernelOps(Ops[Tensor]):
-    """See fused.Ops. One object per call: it knows B and T. Weights are those of `prepare`, which
-    has put the gains of norms back into them.
+    """See fused.Ops. One object per call, for its B and T. Weights are those of `prepare`, which
+    has multiplied the gains of norms back into them.
 
     counters: int32 zeros [>= B H] that spatial attention counts with and leaves at zero. kernels:
-    choices to override: "trunk" runs the trunk's attention in our kernel and not in torch's,
-    "linear" makes temporal q, k, v with a linear of their own, "library" runs every linear as
-    torch's.
+    choices of `tuned` to override: "trunk" runs the trunk's attention in our kernel instead of
+    torch's, "linear" makes temporal q, k, v with a linear of their own, "library" runs every linear
+    as torch's. family: the GPU's, of `tuned` (default: that of the device of counters).
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class KernelOps(Ops[Tensor]):
         activation: str | None = None,
         residual: Tensor | None = None,
     ) -> Tensor:
-        """See Ops.linear; a residual may have more rows than x: those are copied."""
+        """See Ops.linear; where the residual has more rows than x, those are copied."""
         return self._linear(x, w, None, activation, residual)
 
     def norm_linear(
@@ -83,12 +84,16 @@ class KernelOps(Ops[Tensor]):
     def attention(
         self, name: str, qkv: Tensor, tower: TowerConfig, *, causal: bool = False
     ) -> Tensor:
-        if not causal and self._in_kernel(qkv):
+        f, tokens = qkv.shape[:2]
+        if not causal and (
+            "trunk" in self._kernels
+            or tuned.trunk_in_kernel(self._family, qkv.dtype, f, tokens - 1)
+        ):
             y = spatial_attention(
                 qkv.flatten(0, 1), self._counters, self._b, self._t, tower.heads,
                 tower.softmax_scale, False,
             )  # fmt: skip
-            return y.view(*qkv.shape[:2], -1)
+            return y.view(f, tokens, -1)
         q, k, v = qkv.unflatten(-1, (3, tower.heads, -1)).permute(2, 0, 3, 1, 4)  # [M, H, N, dh]
         y = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=tower.softmax_scale)
         return y.transpose(1, 2).flatten(-2)
@@ -107,7 +112,7 @@ class KernelOps(Ops[Tensor]):
         return self.linear(self._temporal_qkv(patches, w.qkv, tower), w.out, residual=patches)
 
     def temporal_conv(self, patches: Tensor, w: Conv) -> Tensor:
-        """See Ops.temporal_conv; the convolution is the library's."""
+        """See Ops.temporal_conv; the convolution is torch's."""
         own = patches[: -self._b]
         x = own.unflatten(0, (self._b, self._t, -1))  # [B, T, P, D]
         side = math.isqrt(x.shape[2])
@@ -131,7 +136,7 @@ class KernelOps(Ops[Tensor]):
     def class_attention(
         self, patches: Tensor, cls: Tensor, w: LastSpatial, tower: TowerConfig
     ) -> Tensor:
-        """See Ops.class_attention; what K and V multiply is the library's, per head."""
+        """See Ops.class_attention; torch multiplies by W_k and W_v, one matrix per head."""
         q = self.norm_linear(cls, w.q, tower)
         heads = q.unflatten(1, (tower.heads, -1)).transpose(0, 1)  # [H, B, dh]
         u = torch.bmm(heads, w.k).transpose(0, 1)  # [B, H, D]
@@ -160,7 +165,7 @@ class KernelOps(Ops[Tensor]):
         return rows, rows[-self._b :]
 
     def _temporal_qkv(self, patches: Tensor, w: FoldedLinear, tower: TowerConfig) -> Tensor:
-        """Norm, q, k, v and attention of the patches [F P, D]: one kernel where that is faster."""
+        """The patches' attention [F P, D], with norm, q, k and v: one kernel where it is faster."""
         assert isinstance(w, KernelLinear)
         places_all = (patches.shape[0] - self._b) // self._t  # not len(): torch.export would fix B
         places = places_all // self._b
@@ -181,7 +186,7 @@ class KernelOps(Ops[Tensor]):
         activation: str | None = None,
         residual: Tensor | None = None,
     ) -> Tensor:
-        """A linear of x, normed first if eps is given."""
+        """Apply w to x, after a norm where eps is given."""
         assert isinstance(w, KernelLinear)
         rows, act = x.flatten(0, -2), activation or ""
         res = None if residual is None else residual.flatten(0, -2)
@@ -189,24 +194,14 @@ class KernelOps(Ops[Tensor]):
             if eps is not None:
                 rows = F.layer_norm(rows, rows.shape[-1:], eps=eps)
             y = fp8_linear(rows, w.weight, w.scale, w.x_scale, w.bias, res, act)
-        elif self._library(rows, w):
+        elif "library" in self._kernels or tuned.library_is_faster(
+            self._family, rows.dtype, rows.shape[0], *w.weight.shape
+        ):
             y = library_linear(rows, w.weight, w.bias, act, res, eps)
         else:
             sums = None if eps is None else w.sums
             y = linear(rows, w.weight, w.bias, sums, res, act, eps or 0.0, False)
         return y if x.dim() == 2 else y.view(*x.shape[:-1], -1)
-
-    def _in_kernel(self, qkv: Tensor) -> bool:
-        if "trunk" in self._kernels:
-            return True
-        f, tokens = qkv.shape[:2]
-        return tuned.trunk_in_kernel(self._family, qkv.dtype, f, tokens - 1)
-
-    def _library(self, x: Tensor, w: FoldedLinear) -> bool:
-        if "library" in self._kernels:
-            return True
-        n, k = w.weight.shape
-        return tuned.library_is_faster(self._family, x.dtype, x.shape[0], n, k)
 
 
 def library_linear(
@@ -217,14 +212,6 @@ def library_linear(
     residual: Tensor | None,
     eps: float | None,
 ) -> Tensor:
-    """The same with torch's linear: a kernel each for norm, linear, activation and sum."""
+    """The same as `linear`, with torch's: norm, linear, activation and sum are a kernel each."""
     z = x if eps is None else F.layer_norm(x, x.shape[-1:], eps=eps)
-    y = F.linear(z, weight, bias)
-    if activation:
-        y = F.silu(y) if activation == "silu" else F.gelu(y)
-    if residual is None:
-        return y
-    m = y.shape[0]
-    if residual.shape[0] == m:
-        return y + residual
-    return torch.cat([y + residual[:m], residual[m:]])
+    return plain_epilogue(F.linear(z, weight, bias), residual, activation)

@@ -1,4 +1,4 @@
-"""Folded weights as the kernels want them: on a device, with row sums, aligned, or in 8 bits."""
+"""Folded weights as the kernels need them: on a device, with row sums, aligned, or in 8 bits."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _ALIGN = 64  # columns; a row of L/14's patch weights has 588, which is not a mu
 
 @dataclasses.dataclass(frozen=True)
 class KernelLinear(FoldedLinear):
-    """A linear with sums, fp32 [out], the row sums of its weight: what a fused norm needs."""
+    """A linear with the row sums of its weight, fp32 [out], which a fused norm needs."""
 
     sums: Tensor
 
 
 @dataclasses.dataclass(frozen=True)
 class Fp8Linear(KernelLinear):
-    """A linear of which the weight is e4m3 [out, in] with one scale per row."""
+    """A linear whose weight is e4m3 [out, in] with one scale per row; its sums are empty."""
 
     scale: Tensor  # fp32 [out]
     x_scale: float  # of its input
@@ -40,9 +40,10 @@ def prepare(
 ) -> W:
     """Return folded weights of either tower with every linear made ready for the kernels.
 
-    The sums are those of the weight as rounded: a norm's mean then cancels exactly. scales: of the
-    inputs of the linears that run in 8 bits, by path; InputError for one that no linear has.
-    dtype: of all else (default: as it is); 8 bits are made of the weights as they are given.
+    Row sums are those of the rounded weight, so that a norm's mean cancels exactly. scales: of the
+    inputs of the linears that run in 8 bits, by path. dtype: of all other weights (default: as they
+    are); the 8-bit weights are rounded from those given. Raises InputError for a scale whose path
+    no linear has.
     """
     left = dict(scales or {})
     place = torch.device(device)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class _Unfilled:
-    """Leaves new weights as they lie in memory, since a checkpoint fills all of them.
+    """Does not initialise new weights, since a checkpoint fills all of them.
 
     torch's own initialisation on the meta device also imports its compiler: 3 s of every load.
     """

@@ -1,9 +1,9 @@
 """Stan: CLIP's vision tower, the STAN branch beside it, CLIP's text tower.
 
-The reference that defines right. Sources: Liu et al., "Revisiting Temporal Modeling for CLIP-based
-Image-to-Video Knowledge Transferring", CVPR 2023, sections 3.2 and 3.3; where the paper and the
-authors' released code differ, the code. B clips, T frames, P patches, N = 1 + P, D width, K branch
-layers, E embedding width.
+This is the reference with which everything else is compared. Sources: Liu et al., "Revisiting
+Temporal Modeling for CLIP-based Image-to-Video Knowledge Transferring", CVPR 2023, sections 3.2 and
+3.3; where the paper and the authors' released code differ, the code. B clips, T frames, P patches,
+N = 1 + P, D width, K branch layers, E embedding width.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from stan_infer.network.layers import (
 
 
 class VisionTower(nn.Module):
-    """CLIP ViT parameters, every frame alone."""
+    """The parameters of CLIP's ViT, which sees every frame on its own."""
 
     def __init__(self, config: StanConfig) -> None:
         """Allocate uninitialised parameters for `config`."""
@@ -45,9 +45,8 @@ class VisionTower(nn.Module):
 
     def tokens(self, frames: Tensor) -> Tensor:
         """Normalised frames [F, 3, S, S] -> tokens before the first layer [F, N, D]."""
-        patches = (
-            self.conv1(frames).flatten(2).transpose(1, 2)
-        )  # [F, P, D], row-major over the grid
+        # [F, P, D], row-major over the grid
+        patches = self.conv1(frames).flatten(2).transpose(1, 2)
         cls = self.class_embedding.expand(frames.shape[0], 1, -1)
         return self.ln_pre(torch.cat([cls, patches], 1) + self.positional_embedding)
 
@@ -120,7 +119,7 @@ class Branch(nn.Module):
 
 
 class Stan(nn.Module):
-    """A STAN or Mug-STAN model; `head` changes which features are read, not the network."""
+    """A STAN or Mug-STAN model; config.head changes which features are used, not the network."""
 
     def __init__(self, config: StanConfig) -> None:
         """Allocate uninitialised parameters: fill them with load_model or `init_random`."""
@@ -182,25 +181,27 @@ class Stan(nn.Module):
 
         L is at most config.context_positions. Causal and without a padding mask, as in CLIP.
         """
-        x = self.token_embedding(ids) + self.positional_embedding[: ids.shape[1]]
-        for block in self.transformer.resblocks:
-            x = block(x, causal=True)
-        return self.ln_final(x) @ self.text_projection
+        return self.ln_final(self._text_rows(ids)) @ self.text_projection
 
     def encode_text(self, ids: Tensor) -> Tensor:
         """Features at the end token (largest id, the first if several): int [Q, L] -> [Q, E]."""
-        x = self.token_embedding(ids) + self.positional_embedding[: ids.shape[1]]
-        for block in self.transformer.resblocks:
-            x = block(x, causal=True)
+        x = self._text_rows(ids)
         # Gathered before the norm: the same numbers, and rows that are not used need no norm.
         pooled = x[torch.arange(ids.shape[0], device=ids.device), ids.argmax(-1)]
         return self.ln_final(pooled) @ self.text_projection
+
+    def _text_rows(self, ids: Tensor) -> Tensor:
+        """Ids [Q, L] -> the last layer's token rows [Q, L, D]."""
+        x = self.token_embedding(ids) + self.positional_embedding[: ids.shape[1]]
+        for block in self.transformer.resblocks:
+            x = block(x, causal=True)
+        return x
 
 
 def init_random(model: Stan, seed: int = 0) -> Stan:
     """Fill every parameter with seeded random values of a trained network's size; return the model.
 
-    For benchmarks and tests: outputs mean nothing, but nothing is zero and nothing overflows.
+    For benchmarks and tests: outputs mean nothing, but none are zero and none overflow.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, p in sorted(model.named_parameters()):

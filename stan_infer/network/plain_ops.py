@@ -1,6 +1,6 @@
-"""Operations of `fused` put together from smaller ones, for sets that compute nothing in one piece.
+"""Operations of `fused` put together from smaller ones, for sets without fused kernels.
 
-What `Ops` asks for and a set can make of parts is written here once; the parts are its own.
+The composition is written here once; the sets (torch, ONNX) implement the smaller operations.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ class PlainOps(Ops[V]):
     def absorbed_attention(
         self, name: str, q: V, patches: V, cls: V, w: LastSpatial, tower: TowerConfig
     ) -> V:
-        """Ops.class_attention of a query [B, D], for patches and a class token that are normed."""
+        """Ops.class_attention of the query q [B, D], for patches and a class token after norms."""
 
     @abstractmethod
     def class_rows(self, name: str, trunk: V, cls: V) -> V:
-        """Trunk rows' class tokens plus the branch's: [B, T, D]."""
+        """The class tokens in the trunk rows plus the branch's: [B, T, D]."""
 
     @abstractmethod
     def frame_mean(self, name: str, x: V) -> V:
-        """[B, T, D] -> [B, D]."""
+        """Mean over T: [B, T, D] -> [B, D]."""
 
     @abstractmethod
     def end_rows(self, name: str, x: V, ids: V) -> V:

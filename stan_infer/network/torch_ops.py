@@ -1,4 +1,4 @@
-"""The operations of `fused` in plain torch: what the other sets are compared with.
+"""The operations of `fused` in plain torch, with which the other sets are compared.
 
 Patches are [B, T, P, D], the clip's class token [B, D], rows [B, T P + 1, D] with it last.
 """
@@ -28,7 +28,7 @@ from stan_infer.network.plain_ops import PlainOps
 
 
 class TorchOps(PlainOps[Tensor]):
-    """See fused.Ops. One object per call: it knows B and T.
+    """See fused.Ops. One object per call, for its B and T.
 
     record: called with the full name and the value of every operation.
     """
@@ -82,7 +82,7 @@ class TorchOps(PlainOps[Tensor]):
         return self._done(name, self._attend(name, qkv, tower, causal))
 
     def start(self, trunk: Tensor, w: Start) -> tuple[Tensor, Tensor]:
-        """See Ops.start; the two tables are added to each other first: once, not per clip."""
+        """See Ops.start; the two tables are added to each other once, not for every clip."""
         x = trunk.unflatten(0, (self._b, self._t))
         table = w.positions + w.time[: self._t, None]  # [T, P, D]
         patches = self._done(w.path, x[:, :, :-1] + table)
@@ -123,13 +123,7 @@ class TorchOps(PlainOps[Tensor]):
         return self._done(name, rows)
 
     def absorbed_attention(
-        self,
-        name: str,
-        q: Tensor,
-        patches: Tensor,
-        cls: Tensor,
-        w: LastSpatial,
-        tower: TowerConfig,
+        self, name: str, q: Tensor, patches: Tensor, cls: Tensor, w: LastSpatial, tower: TowerConfig
     ) -> Tensor:
         heads = tower.heads
         u = (q.view(self._b, heads, 1, -1) @ w.k)[:, :, 0]  # [B, H, D]

@@ -1,4 +1,4 @@
-"""Eight bits on real videos: ranges, scales, what they cost, and the verdict.
+"""Quantisation to 8 bits on real videos: ranges, scales, their cost, and a verdict.
 
 Imports evaluation, benchmarking and export, and what lies below.
 Start at `calibrate.calibrate`.

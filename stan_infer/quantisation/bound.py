@@ -1,4 +1,4 @@
-"""The bound that 8 bits must keep, what is measured against it, and the search that keeps it."""
+"""The bound that 8 bits must keep, how it is measured, and the search for what keeps it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from stan_infer.video.find import locate_videos
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bound:
-    """What must hold: a smallest cosine to fp32, or, with a task, at most `max_drop` points lost.
+    """What must hold: a smallest cosine to fp32 or, with a task, a loss of at most max_drop points.
 
     metric: top1 (recognition) or r1 (text to video). paths: the task's videos, in its order.
     """
@@ -44,9 +44,9 @@ class Bound:
 
 
 def read_bound(options: CalibrationOptions, root: Path | None) -> Bound:
-    """Return the bound that is asked for; its labelled videos lie in `root`.
+    """Return the bound that the options ask for. root: the folder of the labelled videos.
 
-    Raises InputError for labels that cannot be read, and videos that are not there.
+    Raises InputError for labels that cannot be read and for videos that are missing.
     """
     if options.labels is None:
         return Bound() if options.min_cosine is None else Bound(min_cosine=options.min_cosine)
@@ -71,7 +71,7 @@ def read_bound(options: CalibrationOptions, root: Path | None) -> Bound:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What one engine's 8 bits lose to fp32: cosines, or with a task a drop of its metric."""
+    """How 8 bits in one engine differ from fp32: cosines or, for a task, the drop of its metric."""
 
     cosine: float | None = None  # the smallest
     mean_cosine: float | None = None
@@ -81,7 +81,7 @@ class Measured:
     is_met: bool = True
 
     def figures(self) -> dict[str, Any]:
-        """What was measured, for a record."""
+        """What was measured, for the record."""
         return {k: v for k, v in vars(self).items() if k != "is_met"}
 
     @property
@@ -99,7 +99,7 @@ class Measured:
 
 
 class Comparison:
-    """Runs the bound's questions and holds the answers against those of fp32 in ONNX Runtime."""
+    """Compares what sessions give with fp32 in ONNX Runtime, on the bound's task or on clips."""
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ class Comparison:
         clips: Sequence[np.ndarray],
         options: CalibrationOptions,
     ) -> None:
-        """Run fp32. clips: uint8 [T, S, S, 3], which cosines are taken on; unused with a task."""
+        """Run fp32. clips: uint8 [T, S, S, 3], from which cosines are taken; unused with a task."""
         self._bound, self._clips, self._options = bound, clips, options
         with closing(open_session(exact.path, "ort", threads=options.threads)) as session:
             self._exact = self._answers(session)
@@ -140,7 +140,7 @@ class Comparison:
         )
 
     def _answers(self, session: Session) -> np.ndarray:
-        """Hits [questions] of a task, or embeddings [clips, E]."""
+        """1 or 0 for each question of the task, answered right or not; or embeddings [clips, E]."""
         o, task = self._options, self._bound.task
         if task is None:
             parts = [as_numpy(session.embed_video(c[None])) for c in self._clips]
@@ -153,7 +153,7 @@ class Comparison:
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """What was tried: measurements by the number of linears in fp32; `kept` are those chosen."""
+    """What was tried: measurements by the number of linears in fp32. kept: paths of the chosen."""
 
     tried: dict[int, Measured]
     kept: list[str]
@@ -173,7 +173,7 @@ class Search:
 def fewest_returned(order: Sequence[str], measure: Callable[[Sequence[str]], Measured]) -> Search:
     """Try the first n of `order` in fp32: n is doubled until the bound holds, then bisected.
 
-    Where nothing helps: the best that was tried. At least one linear stays in 8 bits.
+    Where the bound never holds, the result is the best try. At least one linear stays in 8 bits.
     """
     tried: dict[int, Measured] = {}
 

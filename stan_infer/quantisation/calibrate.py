@@ -1,7 +1,8 @@
 """A model in fp32 and videos -> a folder in 8 bits that keeps a bound, or the reason why not.
 
-Ranges of the linears' inputs on real clips, outlier channels smoothed, the layers that cost most
-returned to fp32 until the bound holds, speed measured, a verdict in one sentence.
+In this order: the strength of smoothing is chosen for each linear; the ranges of the linears'
+inputs are measured on real clips; each linear is tried alone in 8 bits; those that cost most return
+to fp32 until the bound holds; speed is measured; a verdict says in one sentence what came out.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ from stan_infer.quantisation.histogram import PERCENTILE, Histogram, clipping_po
 from stan_infer.quantisation.observe import samples_of
 from stan_infer.quantisation.options import CalibrationOptions
 from stan_infer.quantisation.ranges import (
-    Collected,
     State,
     as_input,
     check_state,
@@ -38,13 +38,7 @@ from stan_infer.quantisation.ranges import (
 )
 from stan_infer.quantisation.sensitivity import CLIPS, layer_errors, return_order, times_saved
 from stan_infer.quantisation.sensitivity_plot import draw
-from stan_infer.quantisation.smooth import (
-    Quantiser,
-    Smoothing,
-    choose,
-    through_values,
-    with_gains,
-)
+from stan_infer.quantisation.smooth import Quantiser, Smoothing, choose, through_values, with_gains
 from stan_infer.quantisation.source import check_runnable, exported_fp32, named_videos
 from stan_infer.quantisation.verdict import judge, sentence
 from stan_infer.system.atomic import check_folder, files_of, new_folder
@@ -53,13 +47,16 @@ from stan_infer.video.clip import Clip
 from stan_infer.video.decode_worker import read_clips
 from stan_infer.video.spec import ClipSpec
 
-SMOOTHED_ON = 16  # clips that strengths are chosen on
-CHECKED_ON = 64  # clips that a cosine is held to
+SMOOTHED_ON = 16  # clips on which strengths of smoothing are chosen
+CHECKED_ON = 64  # clips on which the bound's cosine must hold
 
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """What calibrate found: the record that calibration.json holds, and what was left out."""
+    """What calibrate found.
+
+    record: the content of calibration.json. failed: videos that could not be used, with the reason.
+    """
 
     record: dict[str, Any]
     failed: dict[str, str]
@@ -79,14 +76,15 @@ def calibrate(
     say: Say = lambda text: None,
     progress: Progress = lambda title, total: lambda: None,
 ) -> Calibration:
-    """Quantise the video tower of a model on real videos and write it to `out` as a folder.
+    """Quantise the video tower of a model on real videos and write it to the folder `out`.
 
     source: a folder exported in fp32, or a checkpoint, which is exported first. videos: a folder, a
     file with their paths, or the files; like those that will be embedded. options: also the bound.
-    progress: gets a step's title and how often the function that it makes will be called.
+    progress: called with a step's title and its number of ticks; returns what is called per tick.
 
     A stopped run goes on from OUT.calibrating.npz. Raises InputError for videos or a model that
-    cannot be used, CheckError where the bound cannot be met or 8 bits are not faster here.
+    cannot be used, CheckError where the bound cannot be met or 8 bits are not faster here (unless
+    options.force).
     """
     source, out, options = str(source), Path(out), options or CalibrationOptions()
     if not os.path.exists(source) and ":" not in source:
@@ -101,16 +99,16 @@ def calibrate(
         try:
             result = work.run(paths, out, state)
         except CheckError:
-            remove_state(state)  # it was not stopped: there is nothing to go on with
+            remove_state(state)  # the run has ended: nothing goes on from its state
             raise
     remove_state(state)
     return result
 
 
 def _check_out(out: Path, source: str) -> Path:
-    """Return the file from which a stopped run goes on.
+    """Return the file of the state, from which a stopped run goes on.
 
-    Raises InputError where the result could not be written, or not what is known meanwhile.
+    Raises InputError where the result or the state could not be written.
     """
     check_folder(out, why_keep, sources=files_of(source))
     absolute = Path(os.path.abspath(out))
@@ -136,15 +134,22 @@ class _Work:
         if len(chosen) < o.samples:
             self.say(f"{len(chosen)} videos are there, fewer than the {o.samples} asked for")
         first = self._pixels(chosen[:SMOOTHED_ON])
-        if not first:
-            raise InputError(f"none of the first {len(chosen[:SMOOTHED_ON])} videos can be used")
         rows, smoothing = self._smoothing(first)
         exact = through_values(self.weights, smoothing)
         key = self._key(chosen)
-        collected = self._ranges(with_gains(exact, smoothing.gains), chosen, State(state, key))
+        collected = collect_ranges(
+            with_gains(exact, smoothing.gains),
+            self.artefact.config,
+            chosen,
+            root=self.root,
+            state=State(state, key),
+            options=o,
+            on_clip=self.progress("measuring ranges", len(chosen)),
+            say=self.say,
+        )
         tensors = self._tensors(collected.ranges, smoothing)
-        plan = self._plan(exact, smoothing, tensors)
-        errors, saved = self._sensitivity(plan, first, rows)
+        quantiser = self._quantiser(exact, smoothing, tensors)
+        errors, saved = self._sensitivity(quantiser, first, rows)
         order = return_order(errors, saved)
         record: dict[str, Any] = {
             "schema": SCHEMA,
@@ -160,7 +165,7 @@ class _Work:
             "sensitivity": [{"linear": n, "error": errors[n], "saved_ms": saved[n]} for n in order],
         }
         checked = self._checked(videos, set(chosen))
-        record |= self._searched(plan, record, order, checked, first)
+        record |= self._searched(quantiser, record, order, checked, first)
         verdict = record["verdict"]
         if (not verdict["is_met"] or verdict["is_slower"]) and not o.force:
             raise CheckError(f"{verdict['sentence']}; nothing was written (--force writes it)")
@@ -168,20 +173,20 @@ class _Work:
         plots = draw(errors, record["kept"], title)
         files = {f"sensitivity.{kind}": content for kind, content in plots.items()}
         with new_folder(out, why_keep, sources=[self.artefact.path]) as folder:
-            self._write(folder, plan, record, files)
+            self._write(folder, quantiser, record, files)
         return Calibration(record, collected.failed, verdict["is_met"])
 
     def _searched(
         self,
-        plan: Quantiser,
+        quantiser: Quantiser,
         record: Mapping[str, Any],
         order: Sequence[str],
         checked: Sequence[np.ndarray],
         timed: Sequence[np.ndarray],
     ) -> dict[str, Any]:
-        """Find the fewest linears to return to fp32, and the verdict on the rest, for the record.
+        """Search for the fewest linears in fp32, and judge; return the record's entries of both.
 
-        checked: clips that the bound is held to; timed: clips to time with.
+        checked: clips on which the bound must hold; timed: clips to time with.
         """
         o = self.options
         with temporary_folder("the graphs that are tried") as above:
@@ -190,13 +195,14 @@ class _Work:
                 path = above / str(len(kept))
                 if not path.exists():
                     path.mkdir()
-                    self._write(path, plan, {**record, "kept": plan.kept(kept)})
+                    self._write(path, quantiser, {**record, "kept": quantiser.kept(kept)})
                 return read_artefact(path, check_hashes=False)
 
             def measure(kept: Sequence[str]) -> Measured:
                 found = comparison.folder(folder_of(kept))
-                back = f"{len(kept)} returned to fp32" if kept else "all in 8 bits"
-                self.say(f"{back}: {self._told(found)}")
+                tried = f"{len(kept)} returned to fp32" if kept else "all in 8 bits"
+                cost = found.loss(self.bound.metric) or f"smallest cosine {found.cosine:.5f}"
+                self.say(f"{tried}: {cost}")
                 return found
 
             comparison = Comparison(self.artefact, self.bound, checked, o)
@@ -204,67 +210,34 @@ class _Work:
             self.say("timing")
             quantised = folder_of(search.kept)
             verdict = judge(self.artefact, quantised, search, comparison, timed, o.threads)
-        kept = plan.kept(search.kept)
+        kept = quantiser.kept(search.kept)
         verdict["sentence"] = sentence(verdict, self.bound, search.best, kept)
         return {"kept": kept, "search": search.rows(), "verdict": verdict}
-
-    def _told(self, found: Measured) -> str:
-        return found.loss(self.bound.metric) or f"smallest cosine {found.cosine:.5f}"
 
     def _write(
         self,
         folder: Path,
-        plan: Quantiser,
+        quantiser: Quantiser,
         record: Mapping[str, Any],
         files: Mapping[str, bytes] | None = None,
     ) -> None:
-        weights = plan.weights(frozenset(record["kept"]))
-        write_quantised(self.artefact, folder, weights, plan.precision, record, files)
+        weights = quantiser.weights(frozenset(record["kept"]))
+        write_quantised(self.artefact, folder, weights, quantiser.precision, record, files)
 
     def _sensitivity(
-        self, plan: Quantiser, first: Sequence[np.ndarray], rows: Mapping[str, int]
+        self, quantiser: Quantiser, first: Sequence[np.ndarray], rows: Mapping[str, int]
     ) -> tuple[dict[str, float], dict[str, float]]:
         """Error of each linear alone in 8 bits, and milliseconds that it saves."""
-        everything = plan.weights(frozenset())
+        exact, low = quantiser.exact, quantiser.weights(frozenset())
         clips = [as_input(self.artefact.config, self.weights, p[None]) for p in first[:CLIPS]]
-        step = self.progress("trying each layer alone", len(plan.scales) * len(clips))
-        errors = layer_errors(plan.exact, everything, clips, step)
-        return errors, times_saved(plan.exact, everything, rows, self.options.threads)
+        step = self.progress("trying each layer alone", len(quantiser.scales) * len(clips))
+        errors = layer_errors(exact, low, clips, step)
+        return errors, times_saved(exact, low, rows, self.options.threads)
 
-    def _ranges(
-        self,
-        smoothed: VideoWeights,
-        chosen: Sequence[Path],
-        state: State,
-    ) -> Collected:
-        """Histograms of every linear's input, smoothed, over the chosen videos."""
-        tick = self.progress("measuring ranges", len(chosen))
-
-        def on_clip(error: str | None) -> None:
-            tick()
-            if error:
-                self.say(f"error: {error}")
-
-        collected = collect_ranges(
-            smoothed,
-            self.artefact.config,
-            chosen,
-            root=self.root,
-            state=state,
-            options=self.options,
-            on_clip=on_clip,
-            say=self.say,
-        )
-        if collected.flat:
-            self.say(f"{len(collected.flat)} clips are one flat colour and were left out")
-        return collected
-
-    def _plan(
-        self,
-        exact: VideoWeights,
-        smoothing: Smoothing,
-        tensors: Mapping[str, Mapping[str, Any]],
+    def _quantiser(
+        self, exact: VideoWeights, smoothing: Smoothing, tensors: Mapping[str, Mapping[str, Any]]
     ) -> Quantiser:
+        """Return what makes the 8-bit weights, from the record's entries for each linear."""
         dead = [n for n, t in tensors.items() if not t["scale"]]
         if dead:
             self.say(f"linears that read nothing but zeros stay in fp32: {', '.join(dead)}")
@@ -274,20 +247,17 @@ class _Work:
         return Quantiser(exact, smoothing.gains, scales, dead, self.options.precision)
 
     def _checked(self, videos: Sequence[Path], used: set[Path]) -> list[np.ndarray]:
-        """Clips that a cosine is held to: others than those of the ranges, if enough are there."""
+        """Clips on which the cosine must hold: not those of the ranges, if there are enough."""
         if self.bound.task is not None:
             return []
         seed = self.options.seed
         others = choose_videos([v for v in videos if v not in used], self.root, CHECKED_ON, seed)
         if len(others) < CHECKED_ON:
             others = choose_videos(videos, self.root, CHECKED_ON, seed)
-        clips = self._pixels(others)
-        if not clips:
-            raise InputError(f"none of {len(others)} videos to check on can be used: {others[0]}")
-        return clips
+        return self._pixels(others)
 
     def _key(self, chosen: Sequence[Path]) -> dict[str, Any]:
-        """What the ranges depend on: model, videos by name and content's size, preprocessing."""
+        """What the ranges depend on: model, videos (name and size), preprocessing, smoothing."""
         c, o = self.artefact.config, self.options
         graph = self.artefact.graph("video")
         assert graph is not None
@@ -302,13 +272,17 @@ class _Work:
         }
 
     def _pixels(self, paths: Sequence[Path]) -> list[np.ndarray]:
-        """Clips [T, S, S, 3] of the videos that can be read and show something."""
+        """Clips [T, S, S, 3] of the videos that can be read; InputError where none can."""
         o, spec = self.options, ClipSpec.of(self.artefact.config)
-        found = read_clips(paths, spec, workers=o.workers, timeout_s=o.timeout_s)
-        return [r.pixels for _, r in found if isinstance(r, Clip)]
+        found = [r for _, r in read_clips(paths, spec, workers=o.workers, timeout_s=o.timeout_s)]
+        clips = [r.pixels for r in found if isinstance(r, Clip)]
+        if not clips:
+            reason = found[0] if found else "no video was given"
+            raise InputError(f"none of {len(paths)} videos can be used: {reason}")
+        return clips
 
     def _smoothing(self, first: Sequence[np.ndarray]) -> tuple[dict[str, int], Smoothing]:
-        """Rows of each linear for one clip, and the strengths chosen on the first clips."""
+        """Rows of each linear's input for one clip, and the strengths chosen on the first clips."""
         o, config = self.options, self.artefact.config
         clips = (as_input(config, self.weights, pixels[None]) for pixels in first)
         seen = samples_of(self.weights, clips)
@@ -320,6 +294,7 @@ class _Work:
     def _tensors(
         self, ranges: dict[str, Histogram], smoothing: Smoothing
     ) -> dict[str, dict[str, Any]]:
+        """The record's entries for each linear's input, by path."""
         o, found = self.options, {}
         kind = NUMBER_FORMATS[o.precision]
         steps = kind.values()
@@ -338,4 +313,4 @@ def _size(path: Path) -> int:
     try:
         return path.stat().st_size
     except OSError:
-        return -1  # it will fail to open, which is told there
+        return -1  # opening it will fail too, and that error is shown

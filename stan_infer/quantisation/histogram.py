@@ -1,8 +1,8 @@
-"""Absolute values of a tensor over any number of clips, in fixed memory, whatever their order.
+"""Histogram of a tensor's absolute values over any number of clips, in fixed memory.
 
-2048 equal bins from 0 to a power of two that is above the largest value. When a larger value comes
-the power grows and pairs of bins become one, which loses nothing that a wider histogram would have
-kept: the counts are the same in whatever order the clips come.
+It has 2048 equal bins from 0 to a power of two above the largest value. When a larger value comes,
+the power grows and pairs of bins are added. The counts are those that the wider histogram would
+have had from the start, so that they do not depend on the order of the clips.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Histogram:
     counts: NDArray[np.int64] = dataclasses.field(default_factory=lambda: np.zeros(BINS, np.int64))
 
     def widen(self, largest: float) -> None:
-        """Make room for a value: the smallest power of two above it."""
+        """Make room for a value: the range becomes at least the smallest power of two above it."""
         self.largest = max(self.largest, largest)
         wanted = max(math.frexp(largest)[1], _SMALLEST)
         while self.exponent < wanted:
@@ -41,7 +41,7 @@ class Histogram:
             self.exponent += 1
 
     def add(self, other: Histogram) -> None:
-        """Add what another one has counted."""
+        """Add the counts of another histogram."""
         self.widen(other.largest)
         wider = dataclasses.replace(other, counts=other.counts.copy())
         wider.widen(self.largest)
@@ -53,18 +53,19 @@ class Histogram:
 
     @property
     def width(self) -> float:
-        """Of a bin."""
+        """The width of a bin."""
         return math.ldexp(1.0, self.exponent) / BINS
 
 
 def clipping_point(
     h: Histogram, method: str, grid: NDArray[np.float64], percentile: float = PERCENTILE
 ) -> float:
-    """Largest value that 8 bits have to reach: values beyond it saturate.
+    """Largest value that 8 bits have to reach; values beyond it saturate.
 
-    max: all of them fit. percentile: that share of them. mse: smallest mean squared error.
-    entropy: smallest Kullback-Leibler divergence of the rounded distribution (TensorRT's method).
-    grid: the format's values from 0 up (NumberFormat.values). 0.0 where nothing but zeros was seen.
+    method: "max", so that all values fit; "percentile", so that this share of them fits; "mse",
+    with the smallest mean squared error; "entropy", with the smallest Kullback-Leibler divergence
+    of the rounded distribution (TensorRT's method). grid: the format's values from 0 up
+    (NumberFormat.values). Returns 0.0 where all values were zero.
     """
     if h.largest == 0.0 or method == "max":
         return h.largest

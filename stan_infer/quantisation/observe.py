@@ -1,4 +1,4 @@
-"""What the linear layers read on real clips: ranges, channels, a few rows; one clip at a time."""
+"""The inputs of the linears on real clips: ranges, channel maxima, a few rows; a clip at a time."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from stan_infer.network.fused import video_tower
 from stan_infer.network.torch_ops import TorchOps
 from stan_infer.quantisation.histogram import BINS, Histogram
 
-ROWS = 32  # kept of a clip, evenly spaced
+ROWS = 32  # of an input that are kept per clip, evenly spaced
 
 
 @dataclasses.dataclass
 class Sample:
-    """Of one linear's input: largest |x| of each channel [in], some rows [n, in].
+    """Of one linear's input: the largest |x| of each channel [in], and some rows [n, in].
 
-    count: rows of one clip.
+    count: how many rows one clip has.
     """
 
     channels: Tensor
@@ -48,7 +48,7 @@ def sample(w: VideoWeights, video: Tensor) -> dict[str, Sample]:
 
 
 def samples_of(w: VideoWeights, clips: Iterable[Tensor]) -> dict[str, Sample]:
-    """Samples of several clips as one; a clip on which an input is not finite is left out of it."""
+    """Samples of several clips put together; an input that is not finite is left out."""
     found: dict[str, Sample] = {}
     for clip in clips:
         for name, s in sample(w, clip).items():
@@ -62,7 +62,7 @@ def samples_of(w: VideoWeights, clips: Iterable[Tensor]) -> dict[str, Sample]:
 
 
 class _Watching(TorchOps):
-    """TorchOps that keep what `look` makes of every linear's input, by path."""
+    """TorchOps that keep look(x) of every linear's input x in `found`, by path."""
 
     def __init__(self, batch: int, frames: int, look: Callable[[Tensor], Any]) -> None:
         super().__init__(batch, frames)
@@ -82,7 +82,7 @@ def _sample(x: Tensor) -> Sample:
 
 
 def count(x: Tensor) -> Histogram:
-    """Histogram of |x|; `largest` is NaN or infinite where x is."""
+    """Histogram of |x|; its `largest` is not finite where a value of x is not."""
     size = x.abs()
     largest = float(size.max())
     h = Histogram()

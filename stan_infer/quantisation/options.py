@@ -1,4 +1,4 @@
-"""What `calibrate` is asked for: how 8 bits are chosen, and the bound that they must keep."""
+"""The options of `calibrate`: how 8 bits are chosen, and the bound that they must keep."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ METRICS = ("top1", "r1")
 class CalibrationOptions:
     """Options of calibrate.
 
-    precision: int8 or fp8. method: how far each input's 8 bits reach (histogram.METHODS);
-    percentile: of the method of that name (default: 99.99). samples: videos to run, picked by seed.
-    smooth: move outlier channels into weights. force: write the folder even where it is slower or
-    misses the bound.
+    precision: int8 or fp8. method: how the largest value that 8 bits reach is chosen for each input
+    (histogram.METHODS); percentile: of the method of that name (default: 99.99). samples: how many
+    videos to run, picked by seed. smooth: move the scale of outlier channels into weights. force:
+    write the folder even where it is slower or misses the bound.
 
     The bound is min_cosine, the smallest cosine to fp32 (default: 0.995), or, with labels, a CSV of
     video,label (metric top1, the default) or video,text (r1), the largest loss of that metric in
@@ -49,7 +49,7 @@ class CalibrationOptions:
     threads: int = dataclasses.field(default_factory=usable_cpus)
 
     def __post_init__(self) -> None:
-        """Refuse unknown words, numbers out of range, and what does not belong together."""
+        """Raise InputError for unknown words, numbers out of range, and options that conflict."""
         check_word("precision", self.precision, EIGHT_BITS)
         check_word("method", self.method, METHODS)
         if self.percentile is not None:

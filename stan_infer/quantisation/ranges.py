@@ -1,7 +1,8 @@
-"""Ranges of every linear over a set of videos: one clip at a time, on disk now and then.
+"""The range of every linear's input over a set of videos, one clip at a time.
 
-What was counted so far lies in one file; a stopped run goes on from there and ends with the same
-numbers, to the last bit: histograms and maxima do not depend on the order of the clips.
+The counts so far are saved now and then in one file, the state. A stopped run goes on from there
+and ends with the same numbers to the last bit, since histograms and maxima do not depend on the
+order of the clips.
 """
 
 from __future__ import annotations
@@ -35,31 +36,38 @@ from stan_infer.video.decode_worker import read_clips
 from stan_infer.video.spec import ClipSpec
 
 SAVE_S = 20.0  # between two writes of the state: the most that a kill loses
-FLAT = 2  # grey levels: a clip whose pixels differ by no more shows nothing
+FLAT = 2  # grey levels; a clip whose pixels differ by no more is one flat colour
 
-
-_ARRAYS = ("stamp", "names", "clips", "flat", "exponents", "largest", "counts")
-why_keep_state = earlier_result.arrays(_ARRAYS, "a calibration that was stopped")
+_STATE = {
+    "stamp": Field("str", ()),
+    "names": Field("str", ("n",)),
+    "clips": Field("str", ("c",)),
+    "flat": Field("str", ("f",)),
+    "exponents": Field("int64", ("n",)),
+    "largest": Field("float64", ("n",)),
+    "counts": Field("int64", ("n", BINS)),
+}
+why_keep_state = earlier_result.arrays(_STATE, "a calibration that was stopped")
 
 
 def check_state(state: Path) -> None:
     """Raise InputError where `state` cannot be written, or is anything but an earlier state."""
     if (reason := _why_foreign(state)) is not None:
         raise InputError(
-            f"{state} is needed for what a stopped run goes on from, but {reason}: move it away, "
-            "or give the result another name"
+            f"the run saves its state in {state}, but {reason}: move it away, or give the result "
+            "another name"
         )
     check_file(state, why_keep_state)
 
 
 def remove_state(state: Path) -> None:
-    """Remove the state of this run or an earlier one; anything else of that name stays."""
+    """Remove the state of this run or of an earlier one; any other file of that name stays."""
     if _why_foreign(state) is None:
         state.unlink(missing_ok=True)
 
 
 def _why_foreign(state: Path) -> str | None:
-    """Say why what lies there is no state; None where it is one, or where there is nothing."""
+    """Say why `state` exists and is not a state; None where it is one, or where nothing exists."""
     if not os.path.lexists(state):
         return None
     if state.is_symlink():
@@ -69,9 +77,10 @@ def _why_foreign(state: Path) -> str | None:
 
 @dataclasses.dataclass
 class Collected:
-    """Histograms by the linear's path; names of the clips in them, and of those that show nothing.
+    """Histograms by the linear's path, and the names of the clips in them.
 
-    failed: what could not be used, with the reason.
+    flat: clips of one flat colour, which were left out. failed: videos that could not be used, with
+    the reason.
     """
 
     ranges: dict[str, Histogram] = dataclasses.field(default_factory=dict)
@@ -81,7 +90,7 @@ class Collected:
 
 
 def choose_videos(paths: Sequence[Path], root: Path | None, samples: int, seed: int) -> list[Path]:
-    """Pick `samples` of the videos by a hash of seed and name: their order changes nothing."""
+    """Pick `samples` of the videos by a hash of seed and name: their order has no effect."""
 
     def key(path: Path) -> str:
         text = f"{seed}:{video_name(path, root)}"
@@ -108,7 +117,10 @@ def as_input(config: StanConfig, w: VideoWeights, pixels: np.ndarray) -> Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """The file that a stopped run goes on from, and what its numbers depend on but the videos."""
+    """The file of the state, and the key of what its counts depend on.
+
+    A state with another key is not used.
+    """
 
     path: Path
     key: Mapping[str, Any]
@@ -127,25 +139,26 @@ def collect_ranges(
     root: Path | None,
     state: State,
     options: CalibrationOptions,
-    on_clip: Callable[[str | None], None] = lambda error: None,
+    on_clip: Callable[[], None] = lambda: None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Collected:
-    """Run every video once; see the module.
+    """Run every video once and count; goes on from `state` where that is of a stopped run.
 
-    on_clip: called for each video with its error or None. Raises InputError where no video can be
-    used, or where all of them show one flat colour.
+    on_clip: called for each video. say: takes errors of videos, among others. Raises InputError
+    where no video can be used, or where all of them show one flat colour; MissingError where
+    nothing decodes videos here.
     """
     try:
         found = _load(state) or Collected()
     except InputError as e:
-        say(f"what a stopped run has counted is damaged and is counted again ({e})")
+        say(f"the state of a stopped run is damaged; all clips are counted again ({e})")
         found = Collected()
     if found.clips:
         say(f"going on after {len(found.clips)} clips that a stopped run has counted")
     done = {*found.clips, *found.flat}
     todo = [p for p in paths if video_name(p, root) not in done]
     for _ in range(len(paths) - len(todo)):
-        on_clip(None)
+        on_clip()
     saved = time.monotonic()
     spec = ClipSpec.of(config)
     readings = read_clips(todo, spec, workers=options.workers, timeout_s=options.timeout_s)
@@ -155,7 +168,9 @@ def collect_ranges(
                 if isinstance(result, MissingError):
                     raise result
                 error = _count(found, weights, config, video_name(path, root), result)
-                on_clip(error)
+                on_clip()
+                if error:
+                    say(f"error: {error}")
                 if time.monotonic() - saved > SAVE_S:
                     _save(state, found)
                     saved = time.monotonic()
@@ -164,6 +179,8 @@ def collect_ranges(
             _save(state, found)
     if not found.clips:
         raise _nothing_found(found, len(paths))
+    if found.flat:
+        say(f"{len(found.flat)} clips are one flat colour and were left out")
     found.clips.sort()
     found.flat.sort()
     return found
@@ -182,7 +199,7 @@ def _nothing_found(found: Collected, count: int) -> InputError:
 def _count(
     found: Collected, weights: VideoWeights, config: StanConfig, name: str, result: Any
 ) -> str | None:
-    """Add one clip; return its error."""
+    """Add one clip to `found`; return its error, if it has one."""
     if not isinstance(result, Clip):
         found.failed[name] = str(result)
         return str(result)
@@ -223,19 +240,8 @@ def _save(state: State, found: Collected) -> None:
         temporary.write_bytes(packed.getbuffer())
 
 
-_STATE = {
-    "stamp": Field("str", ()),
-    "names": Field("str", ("n",)),
-    "clips": Field("str", ("c",)),
-    "flat": Field("str", ("f",)),
-    "exponents": Field("int64", ("n",)),
-    "largest": Field("float64", ("n",)),
-    "counts": Field("int64", ("n", BINS)),
-}
-
-
 def _load(state: State) -> Collected | None:
-    """What a stopped run with the same key left, or None; InputError where it is damaged."""
+    """The counts of a stopped run with the same key, or None; InputError where they are damaged."""
     if not os.path.lexists(state.path):
         return None
     z = read_npz(state.path, _STATE)
@@ -243,7 +249,7 @@ def _load(state: State) -> Collected | None:
         return None
     low, high = np.frexp(z["largest"])[1], 128  # powers of two, of float32
     if (z["counts"] < 0).any() or not np.isfinite(z["largest"]).all() or (z["largest"] < 0).any():
-        raise InputError(f"{state.path} holds counts or values that are none")
+        raise InputError(f"{state.path} holds counts or maxima that are negative or not finite")
     if (z["exponents"] < low).any() or (z["exponents"] > high).any():
         raise InputError(f"{state.path} holds exponents that do not belong to its values")
     rows = zip(z["names"].tolist(), z["exponents"], z["largest"], z["counts"], strict=True)

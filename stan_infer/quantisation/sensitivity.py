@@ -1,4 +1,4 @@
-"""Which linear costs how much accuracy in 8 bits, and how much time it saves: one by one."""
+"""The error that each linear causes in 8 bits, and the time that it saves, one by one."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from stan_infer.network.fused import Schedule, video_tower
 from stan_infer.network.torch_ops import TorchOps
 from stan_infer.system.temporary import temporary_folder
 
-CLIPS = 2  # that every layer is tried on: its error hardly depends on the clip
-ROUNDS = 7
+CLIPS = 2  # on which every linear is tried: its error hardly depends on the clip
+ROUNDS = 7  # of timing
 
 
 class Replay:
-    """The video tower on one clip, run again from one linear's block on.
+    """The video tower on one clip, which can be run again from one linear's block on.
 
-    Kept of the first run: the residual stream, 3 values [T, P + 1, D] per layer at most.
+    The residual stream of the first run is kept: at most 3 values [T, P + 1, D] per layer.
     """
 
     @torch.inference_mode()
@@ -61,7 +61,7 @@ class Replay:
 
 
 class _InBranch(Schedule):
-    """Tells whether what runs now reads the branch: a branch layer, or the head."""
+    """`now`: whether what runs now reads the branch, as a branch layer and the head do."""
 
     now = False
 
@@ -76,10 +76,10 @@ class _InBranch(Schedule):
 
 
 class _From(TorchOps):
-    """TorchOps that compute from a block on; before it a residual stream is what was kept.
+    """TorchOps that compute from a block on; before it they take the residual stream from `kept`.
 
-    Other operations before it hand their input through: nothing reads what they give. block None:
-    compute and keep all.
+    Other operations before it return their input, which nothing reads. block None: compute all,
+    and keep the residual stream.
     """
 
     def __init__(self, batch: int, frames: int, block: str | None, kept: dict[str, Tensor]) -> None:
@@ -89,7 +89,7 @@ class _From(TorchOps):
         self._from_branch = False
 
     def _reach(self, w: FoldedLinear) -> None:
-        """Called before the norm of a block, which is its first operation that costs."""
+        """Note that this block begins; called before its norm."""
         if w.block == self._block and not self._reached:
             self._reached, self._from_branch = True, self.schedule.now
 
@@ -148,10 +148,10 @@ def layer_errors(
     clips: Sequence[Tensor],
     on_layer: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """Relative error of video_embeds with one linear in 8 bits and all others exact, by path.
+    """Relative error of video_embeds with one linear in 8 bits and all others exact, by its path.
 
-    Both weights have the same factors through V. |y - y'| / |y| over all clips. on_layer: called
-    for each linear and clip.
+    |y - y'| / |y| over all clips. Both sets of weights have the same factors through V. on_layer:
+    called for each linear and clip.
     """
     low = {n: w for n, w in linears(quantised).items() if isinstance(w, QuantisedLinear)}
     square = dict.fromkeys(low, 0.0)
@@ -175,8 +175,8 @@ def times_saved(
 ) -> dict[str, float]:
     """Milliseconds that each linear saves in 8 bits in ONNX Runtime on this machine, by path.
 
-    rows: of each linear's input for one clip. Linears of one shape are timed once, fp32 and 8 bits
-    in turn. Negative where 8 bits are slower.
+    Negative where 8 bits are slower. rows: of each linear's input for one clip. Linears of one
+    shape are timed once, fp32 and 8 bits in turn.
     """
     shapes: dict[tuple[int, int, int], float] = {}
     found = {}
@@ -216,9 +216,9 @@ def _saved(
 
 
 def return_order(errors: Mapping[str, float], saved: Mapping[str, float]) -> list[str]:
-    """Linears in the order in which they go back: most error per millisecond lost first.
+    """Linears in the order in which they return to fp32: most error per millisecond saved first.
 
-    One that 8 bits make no faster goes first of all.
+    Those that 8 bits make no faster come before all others.
     """
 
     def worth(name: str) -> Any:

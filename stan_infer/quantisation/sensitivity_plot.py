@@ -1,4 +1,4 @@
-"""The sensitivity of every linear as one chart: blocks along x, error up, a colour per linear."""
+"""The error of every linear as a chart: blocks along x, error along y, a colour per kind."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LINEARS = ("qkv", "out", "fc1", "fc2", "single")  # each has its colour and mar
 
 
 def draw(errors: Mapping[str, float], kept: Collection[str], title: str) -> dict[str, bytes]:
-    """Return {"svg": ..., "png": ...}; linears in `kept` stay in fp32 and have a ring.
+    """Return {"svg": ..., "png": ...}. kept: linears that stay in fp32, drawn with a ring.
 
     errors: of each linear alone in 8 bits, in the order of the network. Raises MissingError without
     matplotlib.
@@ -50,7 +50,7 @@ def draw(errors: Mapping[str, float], kept: Collection[str], title: str) -> dict
 
 
 def _block(name: str) -> str:
-    """video/branch/layer2/temporal/qkv -> branch 2 temporal; of the trunk one per layer."""
+    """video/branch/layer2/temporal/qkv -> branch 2 temporal; in the trunk one block per layer."""
     parts = name.split("/")
     inner = parts[3] if parts[1] == "branch" else ""
     return f"{parts[1]} {parts[2].removeprefix('layer')} {inner}".strip()

@@ -1,9 +1,10 @@
-"""Scale moved from activations with outlier channels into weights, exact in fp32; then 8 bits.
+"""Scale moved from outlier channels of activations into weights, exactly in fp32; then 8 bits.
 
 SmoothQuant (Xiao et al., ICML 2023, eq. 4): s_j = max|X_j|^a / max|W_j|^(1-a) for channel j; X / s
-and s W give the same result, and X / s loses less in 8 bits. Before qkv and fc1 the norm
-takes 1 / s as its gain; before the out-projection 1 / s goes into the rows that make V, since
-attention mixes tokens and never channels. fc2 stands behind an activation: nothing is exact there.
+and s W give the same result, and X / s loses less in 8 bits. Before qkv and fc1, 1 / s becomes the
+gain of the norm. Before the output linear, 1 / s is multiplied into the rows that make V, since
+attention mixes tokens and never channels. The input of fc2 comes out of an activation, through
+which no factor can be moved exactly.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ from stan_infer.network.folded import FoldedLinear, VideoWeights, linears, map_l
 from stan_infer.quantisation.observe import Sample
 
 STRENGTHS = (0.25, 0.4, 0.5, 0.6, 0.75, 0.9)  # a of the formula, besides none at all
-_AFTER_NORM = ("qkv", "single", "fc1")  # linears that are alone in reading their norm
+_AFTER_NORM = ("qkv", "single", "fc1")  # linears whose norm nothing else reads
 
 
 @dataclasses.dataclass
 class Smoothing:
     """Strengths by the linear's path (0: none), and the factors 1 / s [in] of its input.
 
-    gains: those that a norm takes, by the path of the linear behind it. values: those that go into
-    the rows that make V, by the block of the out-projection.
+    gains: factors that become the gain of a norm, by the path of the linear behind it. values:
+    factors for the rows that make V, by the block of the output linear.
     """
 
     strengths: dict[str, float]
@@ -37,15 +38,15 @@ class Smoothing:
 
 @torch.inference_mode()
 def choose(weights: VideoWeights, samples: Mapping[str, Sample], format: str) -> Smoothing:
-    """For each linear the strength whose 8-bit result is nearest to the exact one on its rows.
+    """For each linear, choose the strength whose 8-bit result on its rows is nearest to the exact.
 
-    Floats stay as they are: their relative precision is the same at any scale.
+    Nothing is smoothed for 8-bit floats: their relative precision is the same at any scale.
     """
     found = Smoothing(dict.fromkeys(samples, 0.0))
     if NUMBER_FORMATS[format].is_float:
         return found
     by_path = linears(weights)
-    # The last layer's V is never multiplied out, so that it takes no factor.
+    # The last layer applies V after its attention, so that no rows can take a factor.
     with_values = {w.block for w in by_path.values() if w.name == "qkv"}
     for path, seen in samples.items():
         w = by_path[path]
@@ -68,7 +69,7 @@ def choose(weights: VideoWeights, samples: Mapping[str, Sample], format: str) ->
 
 
 def through_values(weights: VideoWeights, smoothing: Smoothing) -> VideoWeights:
-    """Weights with the factors of out-projections moved into the rows that make V."""
+    """Weights with the factors of output linears moved into the rows that make V."""
 
     def move(w: FoldedLinear) -> FoldedLinear:
         factor = smoothing.values.get(w.block)
@@ -85,7 +86,7 @@ def through_values(weights: VideoWeights, smoothing: Smoothing) -> VideoWeights:
 
 
 def with_gains(weights: VideoWeights, gains: Mapping[str, Tensor]) -> VideoWeights:
-    """Weights, still exact, whose norms take these factors and whose linears give them back."""
+    """Weights, still exact: norms multiply by these factors, the linears behind divide by them."""
 
     def change(w: FoldedLinear) -> FoldedLinear:
         gain = gains.get(w.path)
@@ -96,10 +97,10 @@ def with_gains(weights: VideoWeights, gains: Mapping[str, Tensor]) -> VideoWeigh
 
 @dataclasses.dataclass(frozen=True)
 class Quantiser:
-    """Which linears are in 8 bits, by which scales of their inputs and factors of norms, by path.
+    """Makes 8-bit weights: by the linear's path, scales of its input and the gain of its norm.
 
-    exact: weights with the factors through V. dead: linears that read nothing but zeros, so that
-    they have no scale.
+    exact: weights in fp32 with the factors through V. dead: linears whose input was always zero, so
+    that they have no scale.
     """
 
     exact: VideoWeights
@@ -109,11 +110,11 @@ class Quantiser:
     precision: str
 
     def kept(self, returned: Iterable[str]) -> list[str]:
-        """Linears that are in fp32: those returned, and the dead ones."""
+        """Linears that stay in fp32: those returned to it, and the dead ones."""
         return sorted({*returned, *self.dead})
 
     def weights(self, kept: frozenset[str]) -> VideoWeights:
-        """In 8 bits but for the linears in `kept`."""
+        """The weights, in 8 bits except for the linears in `kept`."""
 
         def change(w: FoldedLinear) -> FoldedLinear:
             if w.path not in self.scales or w.path in kept:
@@ -124,7 +125,7 @@ class Quantiser:
 
 
 def _factor(channels: Tensor, weight: Tensor, strength: float) -> Tensor:
-    """1 / s [in]; channels that are dead on either side keep 1."""
+    """1 / s [in]; 1 for channels whose inputs or weights are all zero."""
     rows = weight.abs().amax(0)
     s = channels.pow(strength) / rows.pow(1 - strength)
     alive = (channels > 0) & (rows > 0)

@@ -1,4 +1,4 @@
-"""What a calibration starts from: a folder in fp32 that runs videos, and the videos by name."""
+"""What a calibration starts from: a folder exported in fp32, and the videos."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from stan_infer.video.find import list_videos
 
 
 def named_videos(videos: str | Path | Sequence[Path]) -> tuple[list[Path], Path | None]:
-    """Paths of the videos, and the folder that they are named in."""
+    """Paths of the videos, and the folder relative to which records name them, if there is one."""
     if not isinstance(videos, (str, Path)):
         return list(videos), None
     given = Path(videos)
@@ -34,7 +34,7 @@ def named_videos(videos: str | Path | Sequence[Path]) -> tuple[list[Path], Path 
 def exported_fp32(
     source: str, settings: Mapping[str, Any], say: Callable[[str], None]
 ) -> Iterator[Path]:
-    """The exported fp32 folder: the one given, or one that a checkpoint is exported to."""
+    """Yield the exported fp32 folder: `source` itself, or a temporary one if it is a checkpoint."""
     if os.path.isdir(source):
         if settings:
             raise InputError("settings belong to a checkpoint; a folder was exported with its own")
@@ -48,7 +48,7 @@ def exported_fp32(
 
 
 def check_runnable(source: Artefact, bound: Bound) -> None:
-    """Refuse before the work a folder whose graph does not take one clip as videos are read."""
+    """Raise InputError, before the long work, for a folder that cannot run one clip of a video."""
     graph = source.graph("video")
     if graph is None:
         raise InputError(f"{source.path} holds no video graph")

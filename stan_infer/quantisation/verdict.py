@@ -1,4 +1,4 @@
-"""What 8 bits gain and cost in the engines here: timed beside fp32, told in one sentence."""
+"""What 8 bits gain and cost in the engines of this machine, timed beside fp32, in one sentence."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from stan_infer.artefacts.folder import Artefact
+from stan_infer.artefacts.folder import Artefact, Graph
 from stan_infer.benchmarking.interleave import Candidate, Schedule, bench_videos
 from stan_infer.engines.open import ENGINES, graph_engines, open_session
 from stan_infer.engines.session import Session
@@ -16,8 +16,8 @@ from stan_infer.errors import MissingError
 from stan_infer.network.eight_bits import NUMBER_FORMATS
 from stan_infer.quantisation.bound import Bound, Comparison, Measured, Search
 
-# Times the next higher precision in the same engine: at or below it, nothing was gained. Medians of
-# ten interleaved runs differ by as much on a shared machine when nothing is different.
+# Speed relative to the next higher precision in the same engine; at or below it nothing was gained.
+# On a shared machine medians of ten interleaved runs of one graph differ by as much.
 NOT_FASTER = 1.05
 
 
@@ -29,12 +29,12 @@ def judge(
     clips: Sequence[np.ndarray],
     threads: int,
 ) -> dict[str, Any]:
-    """Time fp32, bf16 where it is, and 8 bits in every engine here; return rows and findings.
+    """Time fp32, bf16 where there is one, and 8 bits in every engine; return the verdict's record.
 
-    search: found `quantised`, whose measurement in ONNX Runtime is held to the bound. clips: uint8
-    [T, S, S, 3], real ones, to time with.
+    search: its best try is `quantised`, which is held to the bound as measured in ONNX Runtime.
+    clips: real ones to time with, uint8 [T, S, S, 3].
     """
-    measured, word = search.best, _precision(quantised)
+    measured, word = search.best, _video(quantised).precision
     with ExitStack() as stack:
         candidates, absent = _candidates(exact, quantised, threads, stack)
         figures = {
@@ -68,7 +68,7 @@ _Candidates = dict[tuple[str, str], tuple[Artefact, Session]]  # by engine and p
 def _candidates(
     exact: Artefact, quantised: Artefact, threads: int, stack: ExitStack
 ) -> tuple[_Candidates, list[dict[str, Any]]]:
-    """Open what is timed, until `stack` closes it; rows of what cannot be opened here."""
+    """Open what is timed; `stack` closes it. Also return rows for what cannot be opened here."""
     candidates: _Candidates = {}
     absent: list[dict[str, Any]] = []
     wanted: list[tuple[str, Artefact, str | None]] = []
@@ -78,7 +78,7 @@ def _candidates(
             wanted.append((engine, exact, "bf16"))
         wanted.append((engine, quantised, None))
     for engine, folder, precision in wanted:
-        word = precision or _precision(folder)
+        word = precision or _video(folder).precision
         try:
             session = open_session(folder.path, engine, precision=precision, threads=threads)
         except MissingError as e:
@@ -144,7 +144,7 @@ def _next(rows: Sequence[dict[str, Any]], engine: str) -> str:
 
 
 def _ratios(rows: Sequence[dict[str, Any]], word: str) -> dict[str, float]:
-    """By engine: how many times faster 8 bits are than the next higher precision there."""
+    """By engine: the speed of 8 bits divided by that of the next higher precision there."""
     found = {}
     timed = {(r["engine"], r["precision"]): r for r in rows if "latency_ms_p50" in r}
     for (engine, precision), row in timed.items():
@@ -155,14 +155,12 @@ def _ratios(rows: Sequence[dict[str, Any]], word: str) -> dict[str, float]:
     return found
 
 
-def _precision(artefact: Artefact) -> str:
+def _video(artefact: Artefact) -> Graph:
     graph = artefact.graph("video")
-    assert graph is not None
-    return graph.precision
+    assert graph is not None  # source.check_runnable
+    return graph
 
 
 def _size(artefact: Artefact) -> int:
-    graph = artefact.graph("video")
-    assert graph is not None
-    files = artefact.manifest["files"]
+    graph, files = _video(artefact), artefact.manifest["files"]
     return sum(files[n]["bytes"] for n in (graph.file, *graph.external_data))

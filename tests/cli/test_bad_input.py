@@ -27,7 +27,7 @@ from tests.conftest import edit_json, flip, python, wait_until, write_video
     ("args", "message"),
     [
         (["inspect", "absent.pth"], "absent.pth"),
-        (["inspect", "{ckpt}", "--set", "width=3"], "told by the checkpoint's tensor shapes"),
+        (["inspect", "{ckpt}", "--set", "width=3"], "fixed by the checkpoint's tensor shapes"),
         (["inspect", "{ckpt}", "--set", "frames"], "not KEY=VALUE"),
         (["inspect", "{ckpt}", "--frames", "65"], "allowed are 1 to 64"),
         (["run", "{ckpt}", "{videos}"], "either --text"),

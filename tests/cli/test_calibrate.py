@@ -92,7 +92,7 @@ def test_a_stopped_run_goes_on_with_the_same_numbers(artefact, videos, tmp_path)
     class Stopped(Exception):
         pass
 
-    def stop(error: str | None) -> None:
+    def stop() -> None:
         raise Stopped
 
     with pytest.raises(Stopped):

@@ -20,7 +20,7 @@ def check(dtype, b, t, p, heads, head, shared, tile=None, size=1.0):
     qkv = Maker(dtype).rows(rows, 3 * heads * head, scale=size)
     counters = torch.zeros(b * heads, dtype=torch.int32)
     got = launch(qkv, counters, b, t, heads, 0.3, shared, tile)
-    wanted = spatial_attention_reference(*double(qkv), b, t, heads, 0.3, shared)
+    wanted = spatial_attention_reference(*double(qkv), counters, b, t, heads, 0.3, shared)
     assert error(got, wanted) < TOLERANCE[dtype]
     assert not counters.any()  # ready for the next call
 
@@ -91,7 +91,7 @@ def tiny_spatial_attention(m):
     for shared, rows in ((True, b * t * 21 + b), (False, b * t * 22), (True, b * t * 21 + b)):
         qkv = new.rows(rows, 96)
         got = m.launch(qkv, counters, b, t, h, 0.3, shared, Tile(16, 16, 0, 4, 1))
-        yield got, m.spatial_attention_reference(qkv.double(), b, t, h, 0.3, shared)
+        yield got, m.spatial_attention_reference(qkv.double(), counters, b, t, h, 0.3, shared)
 
 
 # See test_mutants.
