@@ -73,10 +73,10 @@ def compiled_model(
         frontend = ov.frontend.FrontEndManager().load_by_framework("onnx")
         with ExitStack() as held, ended_at_once():  # OpenVINO's frontend holds the GIL
             if isinstance(graph, bytes):
-                checked: Any = io.BytesIO(graph)
+                source: Any = io.BytesIO(graph)
             else:
-                checked = held.enter_context(openable(graph))
-            compiled = core.compile_model(frontend.convert(frontend.load(checked)), place, settings)
+                source = held.enter_context(openable(graph))
+            compiled = core.compile_model(frontend.convert(frontend.load(source)), place, settings)
     except Exception as e:
         # Frontend errors have classes of their own, which share no base but Exception.
         if "SNIPPETS_MODE" in str(e):
@@ -197,6 +197,6 @@ def _value(value: Any) -> TensorType:
 
 
 def _reason(error: Exception) -> str:
-    """Return the last line that is not blank; those before name OpenVINO's checked files."""
+    """Return the last line that is not blank; those before name OpenVINO's source files."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines or [type(error).__name__])[-1][:200]
