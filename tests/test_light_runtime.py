@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import stan_infer as si
-from stan_infer.system.packages import install_command
 from tests.conftest import ROOT, python
 from tests.exported import exported
 
@@ -80,17 +79,6 @@ def check_commands(environment, folder, cwd):
 
 def test_a_folder_runs_where_torch_cannot_be_imported(blocked, folder, tmp_path):
     check_commands(blocked, folder, tmp_path)
-
-
-def test_what_needs_torch_says_so_where_it_is_absent(blocked, folder, tmp_path):
-    checkpoint = [MOTION / "motion.safetensors", MOTION / "clips", "--text", "a shape blinks"]
-    for args, package in (
-        (["run", *checkpoint], "cpu"),
-        (["export", MOTION / "motion.safetensors", "-o", tmp_path / "x"], "cpu"),
-        (["calibrate", folder, "--videos", MOTION / "clips", "-o", tmp_path / "x"], "cpu"),
-    ):
-        done = python("-m", "stan_infer", *args, code=3, env=blocked, cwd=tmp_path)
-        assert install_command(package) in done.stderr
 
 
 def test_a_file_that_is_no_checkpoint_is_told_before_torch(blocked, tmp_path):

@@ -17,7 +17,7 @@ from stan_infer.checkpoints.load import load_model
 from stan_infer.config import StanConfig
 from stan_infer.engines.ort_session import inference_session
 from stan_infer.errors import InputError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, tiny_config
 from tests.exported import exported
 from tests.golden.make import SETTINGS
 
@@ -176,23 +176,10 @@ GREEDY = {
 
 @pytest.mark.parametrize("case", GREEDY)
 def test_what_makes_gigabytes_or_hours_is_refused(case):
-    config = StanConfig.from_dict(
-        {
-            "width": 64,
-            "layers": 1,
-            "heads": 1,
-            "patch": 16,
-            "image_size": 16,
-            "embed_dim": 4,
-            "mlp_width": 64,
-            "branch_layers": 1,
-            "short_side": 16,
-        }  # fmt: skip
-    )
     graph = read_graph(graph_of(*GREEDY[case]), "m.onnx")
     check_operations(graph)
     with pytest.raises(InputError, match=r"m\.onnx takes \d+ MiB and .* nothing of it was run"):
-        check_need(graph, config, {"x": ("float32", (2, 4))})
+        check_need(graph, tiny_config(), {"x": ("float32", (2, 4))})
 
 
 @pytest.mark.parametrize(

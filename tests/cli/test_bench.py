@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 
+import onnx.parser
 import pytest
 import torch
 
@@ -45,15 +46,9 @@ def test_a_folder_and_a_bare_graph(cli, artefact):
 
 
 def test_a_graph_without_inputs_is_told(cli, tmp_path):
-    import onnx
-    from onnx import TensorProto, helper
-
-    value = helper.make_tensor("v", TensorProto.FLOAT, [1], [1.0])
-    node = helper.make_node("Constant", [], ["y"], value=value)
-    out = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
-    graph = helper.make_graph([node], "g", [], [out])
-    opsets = [helper.make_opsetid("", 20)]
-    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "g.onnx")
+    text = """<ir_version: 10, opset_import: ["": 20]>
+    g () => (float[1] y) { y = Constant <value = float[1] {1}> () }"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "g.onnx")
     done = cli("bench", tmp_path / "g.onnx", *QUICK)
     assert done.code == 2 and "needs one input" in done.err
 
@@ -170,8 +165,6 @@ def test_rows_are_kept_and_compared(cli, checkpoint, tmp_path):
 def test_wrong_options_are_told_before_anything_is_measured(
     cli, tmp_path, monkeypatch, args, code, message
 ):
-    import torch
-
     if "cuda" in args and torch.cuda.is_available():
         pytest.skip("a GPU is here")
     (tmp_path / "mine").mkdir()

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
+from examples.motion.clips import write_mp4
 from stan_infer.artefacts.onnx_file import read_graph
 from stan_infer.checkpoints.load import load_model
 from stan_infer.export.read_weights import read_weights
@@ -107,24 +108,9 @@ def test_a_stopped_run_goes_on_with_the_same_numbers(artefact, videos, tmp_path)
         assert np.array_equal(h.counts, other.counts)
 
 
-def black_video(path):
-    import av
-
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=10)
-        stream.width = stream.height = 96
-        stream.pix_fmt = "yuv420p"
-        for _ in range(20):
-            image = np.zeros((96, 96, 3), np.uint8)
-            for packet in stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")):
-                container.mux(packet)
-        for packet in stream.encode():
-            container.mux(packet)
-
-
 def test_black_clips_are_refused(cli, artefact, tmp_path):
     (tmp_path / "v").mkdir()
-    black_video(tmp_path / "v" / "a.mp4")
+    write_mp4(tmp_path / "v" / "a.mp4", np.zeros((20, 96, 96, 3), np.uint8))
     done = cli("calibrate", artefact, "--videos", tmp_path / "v", "-o", tmp_path / "o", *RUN)
     assert done.code == 2 and "one flat colour" in done.err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["v"]

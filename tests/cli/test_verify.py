@@ -6,18 +6,9 @@ import shutil
 
 import pytest
 
-from stan_infer.cli import main as program
-from stan_infer.cli.verify import verify
 from tests.conftest import zero_weight
 
 FAST = ("--frames", "2")
-
-
-@pytest.fixture(autouse=True)
-def registered():
-    names = [c.callback.__name__ for c in program.app.registered_commands]
-    if "verify" not in names:
-        program.app.command()(verify)
 
 
 @pytest.fixture

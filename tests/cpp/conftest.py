@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import os
@@ -15,8 +14,9 @@ import pytest
 
 import stan_infer as si
 from stan_infer.network.model import Stan, init_random
-from tests.conftest import ROOT, tiny_config
+from tests.conftest import ROOT, edit_json, tiny_config
 from tests.exported import exported as make_exported
+from tests.hostile.folders import entry_of
 
 SOURCE = Path(__file__).parent
 MOTION = ROOT / "examples" / "motion"
@@ -139,22 +139,17 @@ def small(labels):
 @pytest.fixture
 def folder(small, tmp_path):
     """A copy to spoil."""
-    copy = tmp_path / "folder"
-    shutil.copytree(small, copy)
-    return copy
+    return shutil.copytree(small, tmp_path / "folder")
 
 
 def edit_manifest(folder, change):
-    path = folder / "manifest.json"
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    change(manifest)
-    path.write_text(json.dumps(manifest), encoding="utf-8")
+    edit_json(folder / "manifest.json", change)
 
 
 def put(folder, name, content):
     """Write a file, and its size and hash into the manifest, as a stranger would."""
     (folder / name).write_bytes(content)
-    entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    entry = entry_of(folder / name)
 
     def change(manifest):
         manifest["files"][name] = entry

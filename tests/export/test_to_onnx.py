@@ -12,6 +12,7 @@ import torch
 
 import stan_infer as si
 from stan_infer.artefacts.folder import CONFIG_KEY, config_sha256
+from stan_infer.engines.ort_session import inference_session
 from stan_infer.errors import CheckError, InputError, MissingError
 from stan_infer.export import onnx_graph
 from stan_infer.export.export_model import export_model
@@ -347,7 +348,8 @@ def test_class_scores_are_baked_in(demo, tmp_path, head):
     session = si.open_session(tmp_path / "c", "ort")
     video = clips(2, model.config.frames, model.config.image_size)
     wanted = np.asarray(si.open_session(model).score(labels, video)).T
-    raw = onnx_run(tmp_path / "c" / "video.onnx", video, ["scores", "probabilities"])
+    graph = inference_session(tmp_path / "c" / "video.onnx")
+    raw = graph.run(["scores", "probabilities"], {"video": video})
     assert relative_error(raw[0], wanted) < 1e-4
     weights = np.exp(wanted.astype(np.float64) / model.config.temperature)
     assert np.allclose(raw[1], weights / weights.sum(1, keepdims=True), atol=2e-3)
@@ -355,12 +357,6 @@ def test_class_scores_are_baked_in(demo, tmp_path, head):
     assert np.asarray(session.score(labels, video)).shape == (3, 2)
     card = (tmp_path / "c" / "README.md").read_text()
     assert "| `video.onnx` | `video` | `fp32` |" in card and str(tmp_path) not in card
-
-
-def onnx_run(path, video, outputs):
-    from stan_infer.engines.ort_session import inference_session
-
-    return inference_session(path).run(outputs, {"video": video})
 
 
 def test_labels_of_an_embedding_lie_beside_it(demo, tmp_path):

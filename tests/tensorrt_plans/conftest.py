@@ -51,12 +51,16 @@ def exported(folder):
     return folder
 
 
+@pytest.fixture
+def copy(exported, tmp_path):
+    """The exported folder, to put plans into."""
+    return shutil.copytree(exported, tmp_path / "tiny")
+
+
 @pytest.fixture(params=VERSIONS)
-def machine(request, exported, tmp_path, monkeypatch):
+def machine(request, copy, tmp_path, monkeypatch):
     """The stand-in takes the place of package, builder's process, GPU and torch.cuda."""
-    folder = tmp_path / "tiny"
-    shutil.copytree(exported, folder)
-    made = Machine(request.param, folder)
+    made = Machine(request.param, copy)
     monkeypatch.setitem(sys.modules, made.module.__name__, made.module)
     monkeypatch.setattr(
         build_module,

@@ -8,6 +8,7 @@ addresses given, so that a whole session is tested, numbers and all.
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import json
 import struct
 import types
@@ -46,49 +47,42 @@ def fake_tensorrt(version: str, world: World):
     module.__version__ = recorded["version"]
     is_rtx = "rtx" in version
 
+    def touch(kind, name):
+        if name not in table.get(kind, ()):
+            raise AttributeError(f"{kind} of {version} has no {name}")
+        world.touched.add((kind, name))
+
     class Meta(type):
         def __getattribute__(cls, name):
             if not name.startswith("_") and name != "mro":
                 owner = next((c for c in cls.__mro__ if c.__name__ in table), None)
-                if owner is not None and owner.__dict__.get("_strict", True):
-                    if name not in table[owner.__name__]:
-                        raise AttributeError(f"{owner.__name__} of {version} has no {name}")
-                    world.touched.add((owner.__name__, name))
+                if owner is not None:
+                    touch(owner.__name__, name)
             return super().__getattribute__(name)
 
     class Strict(metaclass=Meta):
         def __getattribute__(self, name):
             if not name.startswith("_"):
-                kind = type(self).__name__
-                if name not in table.get(kind, ()):
-                    raise AttributeError(f"{kind} of {version} has no {name}")
-                world.touched.add((kind, name))
+                touch(type(self).__name__, name)
             return object.__getattribute__(self, name)
 
         def __setattr__(self, name, value):
             if not name.startswith("_"):
-                kind = type(self).__name__
-                if name not in table.get(kind, ()):
-                    raise AttributeError(f"{kind} of {version} has no {name}")
-                world.touched.add((kind, name))
+                touch(type(self).__name__, name)
                 world.flags[name] = value
             object.__setattr__(self, name, value)
 
+    @dataclasses.dataclass(frozen=True)
     class Member:
-        def __init__(self, kind, name, value) -> None:
-            self._kind, self._name, self._value = kind, name, value
+        _kind: str
+        _name: str
+        _value: int
 
         def __int__(self):
             return self._value
 
         def __str__(self):
             return f"{self._kind}.{self._name}"
-
-        def __hash__(self):
-            return hash((self._kind, self._name))
-
-        def __eq__(self, other):
-            return str(self) == str(other)
 
     def enumeration(name):
         found = Meta(name, (), {})

@@ -206,12 +206,11 @@ def test_contexts_share_one_memory_as_large_as_what_was_seen(machine):
 def test_what_torch_raises_on_a_gpu_is_said(machine, monkeypatch):
     built(machine, roles=("video",))
     session = opened(machine)
+    full = torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB")
+    illegal = RuntimeError("CUDA error: an illegal address\nmore")
     for error, words in (
-        (torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB"), "out of memory.*fewer clips"),
-        (
-            RuntimeError("CUDA error: an illegal address\nmore"),
-            "illegal address; see: stan-infer doc",
-        ),
+        (full, "out of memory.*fewer clips"),
+        (illegal, "illegal address; see: stan-infer doc"),
     ):
 
         def empty(*args, error=error, **kwargs):
@@ -233,17 +232,14 @@ def test_a_plan_of_towers_only(machine):
 
 
 def test_auto_rebuild_reaches_this_gpu(machine):
-    plan = built(machine, roles=("video",), **({"targets": ["sm_80"]} if is_rtx(machine) else {}))
-    edit(plan, built_on=None if is_rtx(machine) else {"sm": "sm_80"})
+    is_rtx = machine.engine == "trt-rtx"
+    plan = built(machine, roles=("video",), **({"targets": ["sm_80"]} if is_rtx else {}))
+    edit(plan, built_on=None if is_rtx else {"sm": "sm_80"})
     with pytest.raises(InputError, match="built for sm_80; this GPU is Stand-in, sm_89"):
         opened(machine)
     opened(machine, auto_rebuild=True).embed_video(clips(1, 6, 16))
     found = read_plan(plan.path)
     assert (found.targets or found.built_on) in (("sm_80", "sm_89"), "sm_89")
-
-
-def is_rtx(machine):
-    return machine.engine == "trt-rtx"
 
 
 def test_a_plan_of_another_version_or_gpu(machine):
@@ -294,12 +290,15 @@ def test_open_session_by_folder_and_by_plan(machine, monkeypatch):
     ):
         si.open_session(machine.folder, machine.engine, device="cuda")
     plan = built(machine, roles=("video",))
-    monkeypatch.setattr(TrtSession, "__init__", spy := Spy())
+    given = {}
+    monkeypatch.setattr(
+        TrtSession, "__init__", lambda self, artefact, **options: given.update(options)
+    )
     session = si.open_session(machine.folder, machine.engine, device="cuda", auto_rebuild=True)
     assert type(session) is (TrtRtxSession if machine.engine == "trt-rtx" else TrtSession)
-    assert "plan" not in spy.given and spy.given["auto_rebuild"] is True
+    assert "plan" not in given and given["auto_rebuild"] is True
     si.open_session(plan.path, device="cuda")
-    assert spy.given["plan"] == plan.path
+    assert given["plan"] == plan.path
     with pytest.raises(InputError, match=f"is a plan of engine {machine.engine}, not ort"):
         si.open_session(plan.path, "ort")
     with pytest.raises(InputError, match="a plan was built with its own"):
@@ -308,16 +307,6 @@ def test_open_session_by_folder_and_by_plan(machine, monkeypatch):
     shutil.copytree(plan.path.parent, elsewhere)
     with pytest.raises(InputError, match="does not lie in engines/ of an exported folder"):
         si.open_session(elsewhere / plan.path.name)
-
-
-class Spy:
-    """Keeps what it is called with."""
-
-    def __call__(self, artefact, **given) -> None:
-        self.given = given
-
-    def __get__(self, instance, owner):
-        return lambda *args, **given: self(*args, **given)
 
 
 def test_one_tower_alone(machine):

@@ -181,10 +181,10 @@ TRUNK, BRANCH = "video/trunk/layer", "video/branch/layer"
 VIDEO, TEXT = "video tower", "text tower"
 
 
-def weight(what, block, name, change):
-    """A fault in one weight, which first shows in a block of its tower."""
+def weight(what, name, change, block=None):
+    """A fault in one weight, which first shows in its own block unless another is named."""
     tower = f"{name.partition('/')[0]} tower"
-    return Fault(what, tower, lambda f: f.weight(name, change), block)
+    return Fault(what, tower, lambda f: f.weight(name, change), block or name.rpartition("/")[0])
 
 
 def told(what, stage, part, base="uint8", **values):
@@ -205,51 +205,33 @@ SWAPPED = f"{BRANCH}0/spatial/qkv/weight"  # on one side alone this transposes t
 FAULTS = [
     weight(
         "red and blue swapped in the patch weight",
-        "video/patches",
         "video/patches/weight",
         lambda w: patch(w)[:, ::-1].reshape(w.shape),
     ),
     told("manifest says BGR", "input", "preprocess", color="BGR"),
     told("manifest samples one frame less", "decode", SAMPLING, frames=5),
     told("manifest has another sampling rule", "decode", SAMPLING, rule="trunc(n/T*i)"),
-    weight(
-        "two heads exchanged in one out weight",
-        f"{TRUNK}1/attention/out",
-        f"{TRUNK}1/attention/out/weight",
-        swap_heads,
-    ),
+    weight("heads exchanged in one out weight", f"{TRUNK}1/attention/out/weight", swap_heads),
     weight(
         "attention scale dropped in one layer",
-        f"{TRUNK}2/attention/out",
         f"{TRUNK}2/attention/qkv/weight",
         no_scale,
+        f"{TRUNK}2/attention/out",
     ),
     Fault("end of text taken from the last end", TEXT, last_end, "text/head/end"),
     told("manifest has another end token", "ids", "text", base="words", end=49405),
-    weight(
-        "one weight transposed",
-        f"{BRANCH}0/temporal/out",
-        f"{BRANCH}0/temporal/out/weight",
-        lambda w: w.T,
-    ),
+    weight("one weight transposed", f"{BRANCH}0/temporal/out/weight", lambda w: w.T),
     weight(
         "one layer overflows",
-        f"{TRUNK}0/mlp/fc2",
         f"{TRUNK}0/mlp/fc1/weight",
         lambda w: w * np.float32(1e38),
+        f"{TRUNK}0/mlp/fc2",
     ),
-    weight(
-        "time table shifted by one row",
-        f"{BRANCH}0/start",
-        f"{BRANCH}0/start/time",
-        lambda w: np.roll(w, 1, 0),
-    ),
-    told(
-        "manifest of a float graph has another mean", "input", "preprocess", "float", mean=IMAGENET
-    ),
+    weight("time table shifted by one row", f"{BRANCH}0/start/time", lambda w: np.roll(w, 1, 0)),
+    told("float graph with another mean", "input", "preprocess", base="float", mean=IMAGENET),
     Fault("another mean folded into the positions", VIDEO, other_mean, "video/patches"),
-    weight("a bias dropped", f"{TRUNK}1/mlp/fc2", f"{TRUNK}1/mlp/fc1/bias", np.zeros_like),
-    weight("queries and keys exchanged", f"{BRANCH}0/spatial/out", SWAPPED, swap_qk),
+    weight("a bias dropped", f"{TRUNK}1/mlp/fc1/bias", np.zeros_like, f"{TRUNK}1/mlp/fc2"),
+    weight("queries and keys exchanged", SWAPPED, swap_qk, f"{BRANCH}0/spatial/out"),
     Fault(
         "a residual add removed",
         VIDEO,
@@ -269,14 +251,9 @@ FAULTS = [
         lambda f: f.bypass("text/layer1/attention/softmax/Add", 0),
         "text/layer1/attention/out",
     ),
-    weight(
-        "token table shifted by one row",
-        "text/tokens",
-        "text/tokens/tokens",
-        lambda w: np.roll(w, 1, 0),
-    ),
+    weight("token table shifted by one row", "text/tokens/tokens", lambda w: np.roll(w, 1, 0)),
     Fault("two merges exchanged in the vocabulary", "ids", exchange_merges, base="words"),
-    weight("head scaled", "video/head/video", "video/head/video/weight", lambda w: w * 1.01),
+    weight("head scaled", "video/head/video/weight", lambda w: w * 1.01),
     Fault("first frame in place of the mean", VIDEO, first_frame, "video/head/mean"),
     Fault("another tau in score.onnx", "score", wrong_tau, base="mug"),
     Fault("crop off by one row", "resize", crop_off),
