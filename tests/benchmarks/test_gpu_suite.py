@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from benchmarks.gpu import kernels, suite, tune
+from benchmarks.gpu import kernels, tune
 from benchmarks.gpu.cases import Shape
 from benchmarks.gpu.suite import Suite, run_suite, table
 from benchmarks.gpu.timing import Device, interleave
@@ -169,7 +169,3 @@ def test_targets_are_held_against_rows(monkeypatch):
     monkeypatch.setattr(gpu, "read_rows", lambda kind: rows)
     lines = gpu.targets_table().splitlines()
     assert lines[2].endswith("| 9.1 | met |") and lines[3].endswith("| 1.1 | not met |")
-
-
-def test_the_suite_knows_every_part():
-    assert set(suite.PARTS) == {"tests", *suite.PART_SHAPES, "kernels"}

@@ -128,7 +128,6 @@ def test_only_bad_files_write_nothing(cli, checkpoint, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["bad.mp4"]
 
 
-@pytest.mark.skipif(os.name != "posix", reason="needs a limit on file sizes")
 @pytest.mark.parametrize("command", ["embed", "export", "convert"])
 def test_a_file_size_limit_leaves_nothing_behind(checkpoint, videos, tmp_path, command):
     """A full disk, as far as a write can tell: the process may not write files beyond 2 kB."""
@@ -271,7 +270,6 @@ def test_without_torch_the_command_that_helps_is_named(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(os.name != "posix", reason="needs POSIX pipes")
 def test_a_reader_that_leaves_is_no_bug_of_ours(checkpoint):
     read, write = os.pipe()
     os.close(read)
@@ -281,7 +279,6 @@ def test_a_reader_that_leaves_is_no_bug_of_ours(checkpoint):
     assert done.returncode == 141 and done.stderr == ""
 
 
-@pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 def test_sigterm_takes_temporary_files_and_workers_along(checkpoint, videos, tmp_path):
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     command = [sys.executable, "-m", "stan_infer", "bench", str(checkpoint), "--repeats", "100000"]

@@ -190,7 +190,6 @@ def test_views_are_one_or_three_crops(cli, checkpoint, videos, class_csv):
     assert done.code == 2 and "crops are 1 or 3" in done.err
 
 
-@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
 def test_killed_at_any_moment_it_resumes_to_the_same_figures(checkpoint, tmp_path):
     folder = tmp_path / "videos"
     folder.mkdir()
@@ -256,12 +255,18 @@ def hostile(folder, good):
             at = int(rng.integers(0, len(bad)))
             bad = np.insert(bad, at, rng.integers(0, 256, 300, np.uint8))
         write(f"fuzz{i}.mp4", bad, fails=False)
+    # With its index in front, so that a cut loses pictures only.
+    front = make.remux(good, folder.parent / "front.mp4", muxer={"movflags": "faststart"})
     builders = {
         "audio": (make.make_audio, True),
         "picture": (lambda p: make.make_png(p.with_suffix(".png")).rename(p), True),
         "count": (lambda p: make.lie_count(good, p, 2**31 - 1), True),
         "duration": (lambda p: make.lie_duration(good, p), False),
         "times": (lambda p: make.lie_times(good, p), False),
+        "cut-index": (lambda p: make.cut_off(good, p, 0.5), True),
+        "cut-data": (lambda p: make.cut_off(front, p), True),
+        # Packet 1 is a picture that others are built on; what no chosen frame needs is no damage.
+        "damaged": (lambda p: make.damage(good, p, 1), True),
         "pipe": (os.mkfifo, True),
         "dangling": (lambda p: p.symlink_to(folder / "nowhere"), True),
         "endless": (lambda p: p.symlink_to("/dev/zero"), True),
@@ -279,7 +284,6 @@ def hostile(folder, good):
     return must_fail
 
 
-@pytest.mark.skipif(os.name != "posix", reason="needs named pipes")
 def test_300_hostile_inputs_give_errors_and_nothing_worse(checkpoint, tmp_path):
     folder = tmp_path / "videos"
     folder.mkdir()

@@ -40,41 +40,25 @@ def odd(checkpoint, artefact, tmp_path_factory):
     return folder
 
 
+BENCH = "--repeats 1 --min-seconds 0 --out {out}.jsonl"
 COMMANDS = {
-    "inspect": ("inspect", "{ckpt}"),
-    "inspect folder": ("inspect", "{dir}"),
-    "run": ("run", "{ckpt}", "{videos}", "--labels", "{txt}"),
-    "run folder": ("run", "{dir}", "{videos}", "--labels", "{txt}"),
-    "run openvino": ("run", "{dir}", "{videos}", "--labels", "{txt}", "--engine", "openvino"),
-    "embed": ("embed", "{ckpt}", "{videos}", "-o", "{out}.npz"),
-    "embed folder": ("embed", "{dir}", "{videos}", "-o", "{out}.npz"),
-    "eval": (
-        *("eval", "{dir}", "--dataset", "retrieval", "--annotations", "{csv}"),
-        *("--videos", "{videos}", "--cache", "{out}.cache"),
-    ),
-    "export": (
-        *("export", "{ckpt}", "-o", "{out}", "--card", "--license", "{odd}"),
-        *("--clips", "{videos}"),
-    ),
-    "export labels": (
-        *("export", "{ckpt}", "-o", "{out}", "--labels", "{txt}", "--template", "{odd} {{}}"),
-    ),
-    "export server": ("export", "{dir}", "-o", "{out}", "--format", "triton-server"),
-    "convert": ("convert", "{ckpt}", "{out}.safetensors"),
-    "verify": ("verify", "{ckpt}", "{dir}"),
-    "bench": (
-        *("bench", "{ckpt}", "--engine", "eager", "--repeats", "1", "--min-seconds", "0"),
-        *("--no-memory", "--out", "{out}.jsonl", "--report", "{out}.page"),
-    ),
-    "bench folder": (
-        *("bench", "{dir}", "--engine", "ort", "--repeats", "1", "--min-seconds", "0"),
-        *("--include-decode", "{videos}", "--out", "{out}.jsonl"),
-    ),
-    "calibrate": (
-        *("calibrate", "{dir}", "--videos", "{videos}", "-o", "{out}", "--force"),
-        *("--min-cosine", "0.01", "--samples", "2"),
-    ),
-}  # fmt: skip
+    "inspect": "inspect {ckpt}",
+    "inspect folder": "inspect {dir}",
+    "run": "run {ckpt} {videos} --labels {txt}",
+    "run folder": "run {dir} {videos} --labels {txt}",
+    "run openvino": "run {dir} {videos} --labels {txt} --engine openvino",
+    "embed": "embed {ckpt} {videos} -o {out}.npz",
+    "embed folder": "embed {dir} {videos} -o {out}.npz",
+    "eval": "eval {dir} --dataset retrieval --annotations {csv} --videos {videos} --cache {out}",
+    "export": "export {ckpt} -o {out} --card --license {odd} --clips {videos}",
+    "export labels": "export {ckpt} -o {out} --labels {txt} --template {odd}{{}}",
+    "export server": "export {dir} -o {out} --format triton-server",
+    "convert": "convert {ckpt} {out}.safetensors",
+    "verify": "verify {ckpt} {dir}",
+    "bench": "bench {ckpt} --engine eager --no-memory --report {out}.page " + BENCH,
+    "bench folder": "bench {dir} --engine ort --include-decode {videos} " + BENCH,
+    "calibrate": "calibrate {dir} --videos {videos} -o {out} --force --min-cosine 0.01 --samples 2",
+}
 
 
 def words(odd, out, command):
@@ -87,7 +71,7 @@ def words(odd, out, command):
         "odd": ODD,
         "out": out / ODD,
     }
-    return [word.format(**names) for word in COMMANDS[command]]
+    return [word.format(**names) for word in COMMANDS[command].split()]
 
 
 def is_text(value: str) -> bool:

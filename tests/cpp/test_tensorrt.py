@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 
 import pytest
 
-from stan_infer.tensorrt_plans import build as build_module
 from stan_infer.tensorrt_plans.build import build_plans
-from stan_infer.tensorrt_plans.build_process import build
 from stan_infer.tensorrt_plans.plan_file import sidecar_path
 from tests.conftest import ROOT, edit_json, flip
 from tests.cpp.conftest import SOURCE, Program, need_tools
 from tests.cpp.conftest import build as build_program
-from tests.tensorrt_plans.conftest import GPU
+from tests.tensorrt_plans.conftest import put_in_place
 from tests.tensorrt_plans.fake import World, fake_tensorrt
 
 CPP = ROOT / "examples" / "cpp"
@@ -48,16 +45,8 @@ def program(tmp_path_factory):
 @pytest.fixture
 def folder(exported, tmp_path, monkeypatch):
     """The exported demo with plans, as the stand-in of Python builds them for 10.16."""
-    copy = tmp_path / "motion"
-    shutil.copytree(exported, copy)
-    module = fake_tensorrt("tensorrt-10.16", World())
-    monkeypatch.setitem(sys.modules, "tensorrt", module)
-    monkeypatch.setattr(build_module, "nvidia_gpus", lambda: [GPU])
-    monkeypatch.setattr(
-        build_module,
-        "run_job",
-        lambda job, progress, gpu=None: build(job, module, lambda part: True),
-    )
+    copy = shutil.copytree(exported, tmp_path / "motion")
+    put_in_place(fake_tensorrt("tensorrt-10.16", World()), monkeypatch)
     build_plans(copy, "trt")
     return copy
 

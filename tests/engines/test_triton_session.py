@@ -14,15 +14,9 @@ from stan_infer.errors import InputError, MissingError
 from stan_infer.network.model import Stan, init_random
 from tests.conftest import clips, relative_error, tiny_config
 from tests.engines.fake_cuda import FakeCuda
+from tests.engines.test_sessions import ids
 
 HALF = 1e-2  # fp16, relative to the largest value
-
-
-def ids():
-    """Token ids of three texts, the end token at place 5."""
-    values = np.random.default_rng(0).integers(1, 126, (3, 12))
-    values[:, 5], values[:, 6:] = 127, 0
-    return values
 
 
 @pytest.fixture

@@ -85,16 +85,9 @@ def known(module, name):
     return True
 
 
-def classes(text):
-    return _read_classes(text, "x")
-
-
-def msvd(text):
-    return _read_msvd(text, "x")
-
-
-def ssv2(text):
-    return _read_ssv2(text, "x")
+def lines(read):
+    """A reader of annotations, given text alone."""
+    return lambda text: read(text, "x")
 
 
 CASES = {
@@ -109,15 +102,15 @@ CASES = {
     "hint means": (trainer_hints, between("", "return_mean = "), 5_000),
     "hint patches": (trainer_hints, between("", "patch1"), 10_000),
     "hint long": (trainer_hints, between("", "scale =      "), 200_000),
-    "msvd, one word": (msvd, between("", "_1", "x y"), 20_000),
-    "msvd, digits": (msvd, between("_1_", "1", "x y"), 20_000),
-    "msvd, lines": (msvd, between("", "a_1_2 text\n"), 2_000),
-    "classes, blanks": (classes, between("", " ", "x"), 20_000),
-    "classes, header": (classes, between("video", " ", "x"), 20_000),
-    "classes, lines": (classes, between("", "a b\n"), 2_000),
-    "classes, columns": (classes, between("video,label", ",x", "\na,b"), 5_000),
-    "ssv2, brackets": (ssv2, between('[{"id":"1","template":"', "[", '"}]'), 20_000),
-    "ssv2, deep": (ssv2, between("[", "[", ""), 200),
+    "msvd, one word": (lines(_read_msvd), between("", "_1", "x y"), 20_000),
+    "msvd, digits": (lines(_read_msvd), between("_1_", "1", "x y"), 20_000),
+    "msvd, lines": (lines(_read_msvd), between("", "a_1_2 text\n"), 2_000),
+    "classes, blanks": (lines(_read_classes), between("", " ", "x"), 20_000),
+    "classes, header": (lines(_read_classes), between("video", " ", "x"), 20_000),
+    "classes, lines": (lines(_read_classes), between("", "a b\n"), 2_000),
+    "classes, columns": (lines(_read_classes), between("video,label", ",x", "\na,b"), 5_000),
+    "ssv2, brackets": (lines(_read_ssv2), between('[{"id":"1","template":"', "[", '"}]'), 20_000),
+    "ssv2, deep": (lines(_read_ssv2), between("[", "[", ""), 200),
     "a name of suffixes": (video_stem, between("a", ".mp4"), 20_000),
     "a name of folders": (video_stem, between("a", "/a"), 20_000),
     "nearest": (lambda w: nearest(w, [w + "b", "b" + w]), between("", "ab"), 500),

@@ -57,19 +57,22 @@ def copy(exported, tmp_path):
     return shutil.copytree(exported, tmp_path / "tiny")
 
 
+def put_in_place(module, monkeypatch):
+    """Have plans built by a stand-in, in this process, as on a machine with a GPU."""
+
+    def run_job(job, progress, gpu=None):
+        return build(job, module, lambda part: progress(part) or True)
+
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(build_module, "run_job", run_job)
+    monkeypatch.setattr(build_module, "nvidia_gpus", lambda: [GPU])
+
+
 @pytest.fixture(params=VERSIONS)
 def machine(request, copy, tmp_path, monkeypatch):
     """The stand-in takes the place of package, builder's process, GPU and torch.cuda."""
     made = Machine(request.param, copy)
-    monkeypatch.setitem(sys.modules, made.module.__name__, made.module)
-    monkeypatch.setattr(
-        build_module,
-        "run_job",
-        lambda job, progress, gpu=None: build(
-            job, made.module, lambda part: progress(part) or True
-        ),
-    )
-    monkeypatch.setattr(build_module, "nvidia_gpus", lambda: [GPU])
+    put_in_place(made.module, monkeypatch)
     monkeypatch.setattr(trt_session, "torch_device", lambda device: torch.device("cpu"))
     monkeypatch.setenv("STAN_INFER_CACHE", str(tmp_path / "cache"))
     return made

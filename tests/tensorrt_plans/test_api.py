@@ -65,6 +65,8 @@ def test_a_package_is_loaded(version, monkeypatch):
         ("trt", "absent", f"needs tensorrt: {re.escape(install_command('trt'))}"),
         ("trt", "stub", "installed but does not load.*libnvinfer.so.11.*pypi.nvidia.com"),
         ("trt-rtx", "stub", "tensorrt_rtx is installed but does not load.*tensorrt-rtx --extra"),
+        # The stub imports its bindings, which are a package of their own.
+        ("trt", "bindings", "installed but does not load.*tensorrt_bindings"),
         ("trt", "empty", "it has no Builder"),
         ("trt", "old", r"tensorrt 9.3.0.1 is not known.*10.0 up to 12.0: pip install"),
         ("trt", "new", r"tensorrt 12.0.0.5 is not known"),
@@ -76,8 +78,9 @@ def test_what_cannot_be_loaded_is_said_with_the_command(engine, fault, words, mo
     module = fake_tensorrt(version, World())
 
     def load(name):
-        if fault == "absent":
-            raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+        if fault in ("absent", "bindings"):
+            missing = name if fault == "absent" else "tensorrt_bindings"
+            raise ModuleNotFoundError(f"No module named '{missing}'", name=missing)
         if fault == "stub":
             raise ImportError("libnvinfer.so.11: cannot open shared object file")
         if fault == "empty":
@@ -91,17 +94,6 @@ def test_what_cannot_be_loaded_is_said_with_the_command(engine, fault, words, mo
     monkeypatch.setattr(api.importlib, "import_module", load)
     with pytest.raises(MissingError, match=words):
         load_tensorrt(engine)
-
-
-def test_the_bindings_without_their_package(monkeypatch):
-    """The stub imports its bindings, which are a package of their own."""
-
-    def load(name):
-        raise ModuleNotFoundError("No module named 'tensorrt_bindings'", name="tensorrt_bindings")
-
-    monkeypatch.setattr(api.importlib, "import_module", load)
-    with pytest.raises(MissingError, match="installed but does not load.*tensorrt_bindings"):
-        load_tensorrt("trt")
 
 
 def test_a_library_that_is_here_and_does_not_load(monkeypatch, tmp_path):

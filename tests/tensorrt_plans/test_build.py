@@ -348,7 +348,6 @@ def test_too_little_memory_is_said(rtx, copy):
     assert not (copy / "engines").exists()
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
 def test_ctrl_c_ends_the_builder_and_leaves_nothing(rtx, copy):
     command = [sys.executable, "-m", "stan_infer", "export", copy, "--format", "tensorrt-rtx"]
     command += ["--batch", "1,2,3,4,5,6,7,8"]  # a build that lasts longer than the wait below
@@ -415,7 +414,6 @@ def test_a_builder_sees_the_gpu_that_it_is_for(monkeypatch, visible, gpu, seen):
     assert build_module._only(None) is None
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
 def test_a_cancelled_builder_ends_by_itself_however_much_it_says(monkeypatch, tmp_path):
     code = (
         "import signal, sys, time\n"
