@@ -13,6 +13,7 @@ import torch
 
 import stan_infer as si
 from stan_infer.artefacts.calibration_file import fp8_scales, read_calibration
+from stan_infer.checkpoints.load import save_model
 from stan_infer.engines import triton_session
 from stan_infer.engines.triton_session import TritonSession
 from stan_infer.errors import InputError
@@ -36,8 +37,15 @@ def kernels_here(monkeypatch):
 
 
 @pytest.fixture(scope="module")
+def checkpoint(tiny_model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors"
+    save_model(tiny_model, path)
+    return path
+
+
+@pytest.fixture(scope="module")
 def calibrated(checkpoint, videos, tmp_path_factory):
-    """The tiny checkpoint's folder in fp8, as calibrate writes it."""
+    """The checkpoint's folder in fp8, as calibrate writes it."""
     out = tmp_path_factory.mktemp("fp8") / "fp8"
     exact = exported(si.load_model(checkpoint), about=provenance(str(checkpoint), {}))
     options = {"precision": "fp8", "samples": 3, "force": True, "min_cosine": 0.5, "threads": 1}

@@ -104,6 +104,14 @@ def plain(tmp_path_factory):
     return Program(build(tmp_path_factory.mktemp("cpp"), openvino=openvino), openvino)
 
 
+@pytest.fixture(params=["ort", "openvino"])
+def engine(request, plain):
+    """An engine of the C++ program, if that was built with it."""
+    if request.param == "openvino" and not plain.openvino:
+        unavailable("openvino is not installed")
+    return request.param
+
+
 @pytest.fixture(scope="session")
 def sanitized(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cpp-sanitized")

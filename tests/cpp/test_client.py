@@ -16,15 +16,9 @@ import stan_infer as si
 from stan_infer.video.clip import read_clip_info
 from stan_infer.video.spec import ClipSpec
 from tests.conftest import golden_folder
-from tests.cpp.conftest import MOTION, make_exported, unavailable
+from tests.cpp.conftest import MOTION, make_exported
 
 CLIPS = sorted((MOTION / "clips").glob("*.mp4"))
-ENGINES = ("ort", "openvino")
-
-
-def need_engine(program, engine):
-    if engine == "openvino" and not program.openvino:
-        unavailable("openvino is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +26,7 @@ def session(exported):
     return si.open_session(str(exported), engine="ort")
 
 
-@pytest.mark.parametrize("engine", ENGINES)
 def test_self_test_passes(plain, exported, engine):
-    need_engine(plain, engine)
     answer = plain.json(exported, "--self-test", "--json", "--engine", engine, "--threads", "2")
     names = [s["stage"] for s in answer["stages"]]
     assert names[:3] == ["preprocess", "video_embeds", "frame_embeds"]
@@ -56,9 +48,7 @@ def mug(request, labels):
     return make_exported(model, labels=labels)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
 def test_mug_heads(plain, labels, mug, engine):
-    need_engine(plain, engine)
     assert plain.run(mug, "--self-test", "--engine", engine).returncode == 0
     compare_ranking(plain, mug, CLIPS[0], labels, "--engine", engine)
     compare_ranking(plain, mug, CLIPS[0], labels, "--engine", engine, own=False)
@@ -76,12 +66,10 @@ def test_other_forms_of_the_video_graph(plain, model, options):
     assert cosine(got, wanted) > 0.9999
 
 
-@pytest.mark.parametrize("engine", ENGINES)
 def test_a_folder_in_8_bits(plain, exported, tmp_path, engine):
     from stan_infer.quantisation.calibrate import calibrate
     from stan_infer.quantisation.options import CalibrationOptions
 
-    need_engine(plain, engine)
     options = CalibrationOptions(samples=3, force=True, min_cosine=0.99, threads=1)
     calibrate(exported, CLIPS, tmp_path / "int8", options)
     assert plain.run(tmp_path / "int8", "--self-test", "--engine", engine).returncode == 0
@@ -97,10 +85,8 @@ def test_labels_in_the_graph(plain, model, labels):
     compare_ranking(plain, folder, CLIPS[0], labels, own=False)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("clip", CLIPS, ids=lambda p: p.stem)
 def test_embeddings_of_video_files(plain, exported, session, clip, engine):
-    need_engine(plain, engine)
     answer = plain.json(exported, clip, "--embed", "--json", "--engine", engine)
     wanted = session.embed_video(session.read_clip(clip)[None])[0]
     assert cosine(np.array(answer["embedding"]), wanted) > 0.9999
@@ -130,9 +116,7 @@ def compare_ranking(program, folder, clip, texts, *options, own=True):
     assert abs(sum(r["probability"] for r in answer) - 1) < 1e-9
 
 
-@pytest.mark.parametrize("engine", ENGINES)
 def test_ranking_of_a_hundred_texts(plain, exported, engine):
-    need_engine(plain, engine)
     compare_ranking(plain, exported, CLIPS[3], hundred_texts(), "--engine", engine)
 
 
@@ -265,13 +249,8 @@ def mixed(pool, count, longest, seed=1):
 
 
 def test_ids_of_random_mixtures(plain, exported):
-    pool = [c for text in PLAIN for c in text[:60]] + [
-        "&eacute;",
-        "&EACUTE;",
-        "n't",
-        "'LL",
-        "&#39;",
-    ]
+    pool = [c for text in PLAIN for c in text[:60]]
+    pool += ["&eacute;", "&EACUTE;", "n't", "'LL", "&#39;"]
     texts = mixed(pool, 3000, 14)
     assert len(compare_ids(plain, exported, texts)) < len(texts) // 10
 

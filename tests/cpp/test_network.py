@@ -10,11 +10,8 @@ from tests.traced import traced
 VIDEO = MOTION / "clips" / "red_cross_moves_left.mp4"
 
 
-@pytest.mark.parametrize("engine", ["ort", "openvino"])
 @pytest.mark.parametrize("arguments", [[VIDEO], ["--self-test"]], ids=["video", "self-test"])
 def test_the_program_is_silent(engine, arguments, plain, small, tmp_path):
-    if engine == "openvino" and not plain.openvino:
-        pytest.skip("built without OpenVINO")
     done = classify(plain, small, tmp_path, *arguments, "--engine", engine)
     assert done.code == 0, done.err
     done.check_silent()

@@ -75,9 +75,8 @@ def open_fake(model, cuda, **options):
     return TritonSession(model, cuda=cuda, cuda_graphs=False, **options)
 
 
-@pytest.mark.parametrize("changes", [{}, {"head": "mug"}], ids=str)
-def test_numbers(gpu, changes):
-    model = init_random(Stan(tiny_config(**changes)), seed=1).eval().requires_grad_(False)
+def test_numbers(gpu):
+    model = init_random(Stan(tiny_config(head="mug")), seed=1).eval().requires_grad_(False)
     session, eager = open_fake(model, gpu), si.open_session(model, "eager")
     video = clips(2, 3, 16)
     got = session.embed_video(video)

@@ -202,25 +202,9 @@ GRAPHS = {
 }  # fmt: skip
 
 
-def sparse_file(folder: Path, manifest: dict) -> None:
-    """A terabyte of zeros that takes no room on the disk."""
-    with (folder / "extra.bin").open("wb") as f:
-        f.truncate(2**40)
-    manifest["files"]["extra.bin"] = {"bytes": 2**40, "sha256": "0" * 64}
-
-
 def sparse_graph(folder: Path, manifest: dict) -> None:
     os.truncate(folder / "text.onnx", 2**40)
     manifest["files"]["text.onnx"] = {"bytes": 2**40, "sha256": "0" * 64}
-
-
-def unused_file(folder: Path, manifest: dict) -> None:
-    (folder / "notes.bin").write_bytes(b"x")
-    manifest["files"]["notes.bin"] = entry_of(folder / "notes.bin")
-
-
-def golden_outside(folder: Path, manifest: dict) -> None:
-    manifest["golden"]["file"] = "/etc/hostname"
 
 
 def golden_elsewhere(folder: Path, manifest: dict) -> None:
@@ -244,33 +228,11 @@ def golden_bomb(folder: Path, manifest: dict) -> None:
     manifest["files"][path.name] = entry_of(path)
 
 
-def huge_number(folder: Path, manifest: dict) -> None:
-    manifest["graphs"][0]["opset"] = 10**400
-
-
-def wrong_types(folder: Path, manifest: dict) -> None:
-    manifest["graphs"][0]["dims"] = [[1, 2], [3]]
-    manifest["source"] = ["x"]
-
-
-def served_file(folder: Path, manifest: dict) -> None:
-    """External data called model.onnx would take the checked graph's place where it is served."""
-    shutil.copy(folder / "video.onnx", folder / "model.onnx")
-    manifest["files"]["model.onnx"] = entry_of(folder / "model.onnx")
-    next(g for g in manifest["graphs"] if g["role"] == "video")["external_data"] = ["model.onnx"]
-
-
 def deep(folder: Path, manifest: dict) -> None:
     manifest["command"] = "@"  # replaced below: json.dumps cannot nest so deep
 
 
-FOLDERS = {
-    f.__name__: f
-    for f in (
-        sparse_file, sparse_graph, unused_file, golden_outside, golden_elsewhere, golden_bomb,
-        huge_number, wrong_types, served_file, deep,
-    )
-}  # fmt: skip
+FOLDERS = {f.__name__: f for f in (sparse_graph, golden_elsewhere, golden_bomb, deep)}
 
 
 def entry_of(path: Path) -> dict:

@@ -191,20 +191,13 @@ def test_surrogates_and_nuls_have_ids(text):
     assert ids[0, 0] == START and END in ids
 
 
-HOSTILE = {
-    "one word": "a" * 10_000,
+HOSTILE = {  # what else may take long: tests/hostile/test_linear_time.py
     "random word": "".join(map(chr, np.random.default_rng(0).integers(97, 123, 10_000))),
-    "symbols": "!?" * 5_000,
     "mojibake": "Ãƒâ€šÃ‚" * 1_250,
     "latin-1": "".join(map(chr, np.random.default_rng(0).integers(128, 256, 10_000))),
-    "entities": "&amp;" * 2_000,
     "half an entity": "&#x" + "1" * 9_990,
     "marks": "e" + "\u0301" * 9_999,
-    "ligatures": "ﬃ" * 10_000,
-    "special tokens": "<|endoftext|>" * 769,
-    "half special": "<|" * 5_000,
     "emoji": "👩‍👩‍👧" * 2_000,
-    "spaces": " " * 10_000,
 }
 
 
