@@ -130,11 +130,3 @@ def test_flops_saved(name):
             with FlopCounterMode(display=False) as after:
                 encode_video(weights, video)
             assert 1 - after.get_total_flops() / before.get_total_flops() >= wanted
-
-
-def test_every_operation_has_a_name_of_its_own(tiny_model):
-    names: list[str] = []
-    encode_video(fold_video(tiny_model), pixels(1, 2), lambda name, value: names.append(name))
-    assert len(names) == len(set(names))
-    assert "video/trunk/layer2/attention/qkv" in names
-    assert "video/branch/layer1/spatial/softmax" in names

@@ -12,14 +12,11 @@ import pytest
 
 from stan_infer.artefacts.folder import write_manifest
 from stan_infer.errors import InputError
-from stan_infer.verification.inputs import hard_clips, hard_ids, write_videos
-from stan_infer.verification.open import open_source
-from stan_infer.verification.source import FLOAT, UINT8
+from stan_infer.verification.inputs import write_videos
 from stan_infer.verification.stage import Stage
 from stan_infer.verification.verify import verify
 from stan_infer.video.clip import read_clip_info
 from stan_infer.video.spec import ClipSpec
-from stan_infer.video.synthetic import moving_frames
 from tests.conftest import zero_weight
 from tests.exported import exported
 
@@ -212,23 +209,3 @@ def test_golden_videos_tell_frames_apart_and_one_is_turned(videos):
     one = ClipSpec(frames=1, short_side=16, crop=16)
     height, width = read_clip_info(videos[-1], one).source_size
     assert height > width
-
-
-def test_hard_inputs():
-    assert {len(hard_clips(t, 16)) for t in (1, 2, 12)} == {6}
-    assert {len(hard_clips(t, 16)) for t in (13, 64)} == {2}
-    for t in (1, 33):
-        assert all(c.shape == (t, 16, 16, 3) and c.dtype == np.uint8 for _, c in hard_clips(t, 16))
-    for length in (2, 5, 77):
-        ids = hard_ids(length, 100)
-        assert ids.shape == (6, length) and ids.min() >= 0 and ids.max() == 99
-    assert (moving_frames(3, 8, 9)[0] != moving_frames(3, 8, 9)[1]).any()
-
-
-def test_preparation_is_the_same_by_config_and_by_manifest(tiny_model, folder):
-    pixels = hard_clips(2, 16)[2][1][None]
-    a, b = open_source(tiny_model), open_source(folder)
-    for form in (UINT8, FLOAT):
-        x, y = a.prepare(pixels, form), b.prepare(pixels, form)
-        assert x.dtype == y.dtype == form.dtype
-        np.testing.assert_allclose(x, y, atol=1e-6)
