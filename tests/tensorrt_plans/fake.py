@@ -102,14 +102,8 @@ def fake_tensorrt(version: str, world: World):
             f"Severity.{n}" for n in ("ERROR", "INTERNAL_ERROR", "WARNING", "INFO", "VERBOSE")
         )
 
-        def __init__(self) -> None:
-            pass
-
     class IProgressMonitor:
         phase_start = phase_finish = step_complete = None
-
-        def __init__(self) -> None:
-            pass
 
     class IHostMemory(bytes):
         nbytes = property(len)
@@ -188,14 +182,13 @@ def fake_tensorrt(version: str, world: World):
     class IBuilderConfig(Strict):
         def __init__(self) -> None:
             self._flags, self._profiles, self._cache, self._targets = {"TF32"}, [], None, {}
+            world.flags |= {"flags": self._flags, "targets": self._targets}
 
         def set_flag(self, flag):
             self._flags.add(flag._name)
-            world.flags["flags"] = set(self._flags)
 
         def clear_flag(self, flag):
             self._flags.discard(flag._name)
-            world.flags["flags"] = set(self._flags)
 
         def get_flag(self, flag):
             return flag._name in self._flags
@@ -221,7 +214,6 @@ def fake_tensorrt(version: str, world: World):
 
         def set_compute_capability(self, kind, i):
             self._targets[i] = str(kind)
-            world.flags["targets"] = dict(self._targets)
 
         progress_monitor = None
         builder_optimization_level = 3
@@ -357,7 +349,7 @@ def fake_tensorrt(version: str, world: World):
             return all(a <= n <= b for a, n, b in zip(low, shape, high, strict=True))
 
         def infer_shapes(self):
-            return [n for n in self._engine._io if n not in self._addresses][:0]
+            return []
 
         def get_tensor_shape(self, name):
             sizes = {}

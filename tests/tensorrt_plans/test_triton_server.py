@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 
 import numpy as np
-import onnx
 import pytest
 
 from stan_infer.artefacts.folder import read_artefact
 from stan_infer.engines.ort_session import inference_session
 from stan_infer.errors import CheckError, InputError
+from stan_infer.export import onnx_graph
+from stan_infer.export.export_model import export_model
 from stan_infer.export.to_triton_server import Word, text_format, write_repository
 from stan_infer.network.model import Stan, init_random
 from stan_infer.tensorrt_plans.build import build_plans
@@ -216,56 +216,19 @@ def test_the_command(exported, tiny_model, tmp_path, source):
     )
 
 
-def external(model):
-    """One more weight, which lies in the file video.onnx.data."""
-    tensor = onnx.TensorProto(
-        name="outside", dims=[1], data_type=onnx.TensorProto.FLOAT, data_location=1
-    )
-    for key, value in (("location", "video.onnx.data"), ("offset", "0"), ("length", "4")):
-        tensor.external_data.add(key=key, value=value)
-    model.graph.initializer.append(tensor)
-
-
-def edited(exported, folder, external_data, **files):
-    """A copy of a folder whose hashes are right; files: name -> what changes the video graph."""
-    shutil.copytree(exported, folder)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    for name, change in files.items():
-        model = onnx.load(str(exported / "video.onnx"))
-        change(model)
-        target = folder / name.replace("__", "/").replace("_", ".")
-        target.parent.mkdir(exist_ok=True)
-        target.write_bytes(model.SerializeToString())
-    for graph in manifest["graphs"]:
-        if graph["role"] == "video":
-            graph["external_data"] = external_data
-    for path in folder.rglob("*"):
-        name = path.relative_to(folder).as_posix()
-        if path.is_file() and name != "manifest.json":
-            content = path.read_bytes()
-            digest = hashlib.sha256(content).hexdigest()
-            manifest["files"][name] = {"bytes": len(content), "sha256": digest}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    return read_artefact(folder)
-
-
-def test_weights_keep_their_place_beside_the_graph(exported, tmp_path):
-    artefact = edited(
-        exported,
-        tmp_path / "f",
-        ["video.onnx.data"],
-        video_onnx_data=lambda model: None,
-        video_onnx=external,
-    )
+def test_weights_keep_their_place_beside_the_graph(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_graph, "MAX_INLINE", 10_000)
+    folder = tmp_path / "f"
+    artefact = export_model(tiny_model, folder, tower="video")
     write_repository(artefact, tmp_path / "r")
     served = tmp_path / "r/video/1"
-    assert (served / "model.onnx").read_bytes() == (tmp_path / "f/video.onnx").read_bytes()
-    weights = tmp_path / "f/video.onnx.data"
-    assert (served / "video.onnx.data").read_bytes() == weights.read_bytes()
+    assert (served / "model.onnx").read_bytes() == (folder / "video.onnx").read_bytes()
+    weights = (served / "video.onnx.data").read_bytes()
+    assert weights == (folder / "video.onnx.data").read_bytes()
 
 
 def test_a_file_that_changed_since_it_was_read(exported, tmp_path):
-    artefact = edited(exported, tmp_path / "f", [])
+    artefact = read_artefact(shutil.copytree(exported, tmp_path / "f"))
     text = tmp_path / "f" / "text.onnx"
     text.write_bytes(text.read_bytes()[:-1] + b"x")
     with pytest.raises(CheckError, match="the hash of text.onnx is not the one in manifest.json"):

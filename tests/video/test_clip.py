@@ -427,13 +427,7 @@ def test_list_videos(tmp_path):
 
 def test_a_title_that_is_not_utf8(tmp_path):
     """PyAV before 19 refuses it unless told otherwise; 19 has no such option."""
-    path = tmp_path / "a.mp4"
-    with av.open(str(path), "w") as out:
-        out.metadata["title"] = "a cafe here"
-        stream = out.add_stream("mpeg4", rate=25)
-        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
-        picture = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
-        out.mux([*stream.encode(picture), *stream.encode()])
+    path = make.make_clip(tmp_path / "a.mp4", frames=1, title="a cafe here")
     data = path.read_bytes()
     assert b"a cafe here" in data
     path.write_bytes(data.replace(b"a cafe here", "a caf\xe9 here".encode("latin-1")))
