@@ -1,7 +1,5 @@
 """Exported folders, each made once for all processes and runs while no source changes."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import os

@@ -1,7 +1,5 @@
 """How much memory reading one hostile file takes, in a process of its own."""
 
-from __future__ import annotations
-
 from tests.conftest import ROOT, python
 
 _CODE = """

@@ -1,7 +1,5 @@
 """An optional package that is absent or broken is a MissingError with the command that helps."""
 
-from __future__ import annotations
-
 import os
 
 import pytest

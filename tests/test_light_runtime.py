@@ -1,6 +1,4 @@
-"""An exported folder runs without torch, open_clip, onnx and onnxscript: extra `runtime` alone."""
-
-from __future__ import annotations
+"""What is imported: an exported folder runs with extra `runtime` alone, the command line starts light."""
 
 import json
 import os
@@ -96,3 +94,42 @@ def test_a_file_that_is_no_checkpoint_is_told_before_torch(blocked, tmp_path):
     ):
         done = python("-m", "stan_infer", *args, code=2, env=blocked, cwd=tmp_path)
         assert "wrong.txt" in done.stderr and "pip install" not in done.stderr
+
+
+NOT_AT_START = (
+    "torch",
+    "onnxruntime",
+    "onnx",
+    "cv2",
+    "av",
+    "decord",
+    "tokenizers",
+    "open_clip",
+    "numpy",
+)
+
+
+@pytest.mark.parametrize("args", [["--help"], ["bench", "--help"], ["--version"], []])
+def test_help_imports_nothing_heavy(args):
+    code = (
+        "import sys; sys.argv = ['stan-infer', *sys.argv[1:]]\n"
+        "from stan_infer.cli.main import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        f"print('HEAVY', [m for m in {NOT_AT_START!r} if m in sys.modules])"
+    )
+    done = python("-c", code, *args)
+    assert "HEAVY []" in done.stdout, done.stdout + done.stderr
+
+
+def test_importing_the_package_is_light():
+    code = f"import sys, stan_infer; print([m for m in {NOT_AT_START!r} if m in sys.modules])"
+    assert python("-c", code).stdout.strip() == "[]"
+
+
+def test_public_names_resolve():
+    import stan_infer as si
+
+    for name in si.__all__:
+        assert getattr(si, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'exprt_model'"):
+        _ = si.exprt_model

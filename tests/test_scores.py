@@ -1,7 +1,5 @@
 """Scores and metrics against the authors' code (golden data), and against plain formulas."""
 
-from __future__ import annotations
-
 import tracemalloc
 
 import numpy as np

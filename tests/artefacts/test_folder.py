@@ -1,7 +1,5 @@
 """A folder from a stranger: complete, unchanged, and inside itself."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

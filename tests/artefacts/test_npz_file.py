@@ -1,7 +1,5 @@
 """Arrays of strangers: what numpy.savez wrote comes back, everything else is one InputError."""
 
-from __future__ import annotations
-
 import io
 import random
 import struct

@@ -1,7 +1,5 @@
 """The names in an .onnx file: the onnx package is the oracle, hostile files give InputError."""
 
-from __future__ import annotations
-
 import tempfile
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Sizes, memory and work of a graph: ONNX Runtime is the oracle, hostile graphs are refused."""
 
-from __future__ import annotations
-
 import json
 from math import prod
 

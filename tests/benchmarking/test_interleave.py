@@ -1,7 +1,5 @@
 """The protocol: gate first, interleaved, inputs rotated, both minima kept, nothing thrown away."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """The HTML page: everything inside it, strangers' names escaped, and it fits a phone's screen."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """The GPU suite's own logic, on the CPU with tiny shapes: rows, going on, failures, tables."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

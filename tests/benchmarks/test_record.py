@@ -1,7 +1,5 @@
 """The benchmarks run, on a tiny model and without recording, before the day they count."""
 
-from __future__ import annotations
-
 import sys
 
 import pytest

@@ -1,7 +1,5 @@
 """Strangers' checkpoints are inspected within bounds of memory and of sizes."""
 
-from __future__ import annotations
-
 import json
 import struct
 

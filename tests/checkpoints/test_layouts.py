@@ -1,7 +1,5 @@
 """Recognition by names and shapes: one-to-one maps, and refusals that name the culprit."""
 
-from __future__ import annotations
-
 import pytest
 
 from stan_infer.checkpoints.authors import author_names

@@ -1,7 +1,5 @@
 """Loading: values bit for bit, every kind of file, every kind of refusal."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Checkpoints of strangers: the right tensors out of sound files, InputError from all others."""
 
-from __future__ import annotations
-
 import contextlib
 import datetime
 import io

@@ -1,7 +1,5 @@
 """Run the command line in this process: (exit code, stdout, stderr)."""
 
-from __future__ import annotations
-
 import json
 import sys
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Bad input: one clear error, the documented exit code, no traceback, nothing half-written."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

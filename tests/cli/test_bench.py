@@ -1,7 +1,5 @@
 """stan-infer bench: engines, gates, stages, memory, comparison, the page."""
 
-from __future__ import annotations
-
 import json
 import statistics
 

@@ -1,7 +1,5 @@
 """calibration.json: one for torch, graph and kernels; refused for anything else."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

@@ -1,7 +1,5 @@
 """A plan that was changed is told before what is missing to run it: every command, every role."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys

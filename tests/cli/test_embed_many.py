@@ -1,7 +1,5 @@
 """200 clips with 10 broken ones among them: 190 vectors, 10 named errors, memory flat."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

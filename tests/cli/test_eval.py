@@ -1,7 +1,5 @@
 """stan-infer eval: figures equal a computation by hand, every engine, errors, resuming."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -3,8 +3,6 @@
 Each name comes out as names.printable or names.storable gives it: text that any encoder takes.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Nothing leaves the machine and nothing is left on it but what a command was asked to write."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import importlib.util
 import os

@@ -1,7 +1,5 @@
 """What commands write: never over what they read, or over anything but an earlier result."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

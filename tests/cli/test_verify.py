@@ -1,7 +1,5 @@
 """stan-infer verify: what it prints, and its exit codes."""
 
-from __future__ import annotations
-
 import shutil
 
 import pytest

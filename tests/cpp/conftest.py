@@ -1,7 +1,5 @@
 """Builds of the C++ program, an exported folder, and how to run the one on the other."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import os

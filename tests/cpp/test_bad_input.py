@@ -3,8 +3,6 @@
 Every case runs in the ordinary build and in one with AddressSanitizer and UBSan.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import os

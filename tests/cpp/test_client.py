@@ -1,7 +1,5 @@
 """The C++ program gives what the Python package gives: embeddings, rankings, frames, token ids."""
 
-from __future__ import annotations
-
 import html.entities
 import itertools
 import json
@@ -16,7 +14,8 @@ import stan_infer as si
 from stan_infer.video.clip import read_clip_info
 from stan_infer.video.spec import ClipSpec
 from tests.conftest import golden_folder
-from tests.cpp.conftest import MOTION, make_exported
+from tests.cpp.conftest import MOTION, make_exported, ort_library
+from tests.traced import traced
 
 CLIPS = sorted((MOTION / "clips").glob("*.mp4"))
 
@@ -263,3 +262,30 @@ def test_mojibake_is_refused_and_never_read_otherwise(plain, exported):
     letters = "".join(bytes(range(128, 256)).decode(p, "ignore") for p in pages) + "aZ ?\ufffd"
     compare_ids(plain, exported, mixed(sorted(set(letters)), 10_000, 5))
     compare_ids(plain, exported, mixed([*map(chr, range(128, 256)), *"ab "], 10_000, 5))
+
+
+# Sockets and files left: none (tests/cli/test_network.py: the commands).
+
+VIDEO = MOTION / "clips" / "red_cross_moves_left.mp4"
+
+
+@pytest.mark.parametrize("arguments", [[VIDEO], ["--self-test"]], ids=["video", "self-test"])
+def test_the_program_is_silent(engine, arguments, plain, small, tmp_path):
+    done = classify(plain, small, tmp_path, *arguments, "--engine", engine)
+    assert done.code == 0, done.err
+    done.check_silent()
+
+
+def test_the_choice_of_a_user_is_kept_and_onnxruntime_is_then_seen(plain, small, tmp_path):
+    if tuple(map(int, ort_library().name.split(".so.")[1].split(".")[:2])) < (1, 32):
+        pytest.skip("onnxruntime before 1.32 has no telemetry on Linux")
+    done = classify(plain, small, tmp_path, VIDEO, ORT_DISABLE_TELEMETRY="0")
+    assert done.code == 0, done.err
+    assert any("deviceid" in file for file in done.files), done.files
+
+
+def classify(program, folder, place, *arguments, **environment):
+    environment["STAN_ORT_LIBRARY"] = str(ort_library())
+    return traced(
+        [program.build / "stan" / "stan_classify", folder, *arguments], place, **environment
+    )

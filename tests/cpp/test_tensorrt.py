@@ -1,7 +1,5 @@
 """The C++ program's TensorRT back end, on a stand-in for NVIDIA's libraries that computes."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess

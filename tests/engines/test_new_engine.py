@@ -1,7 +1,5 @@
 """An engine that wraps another runtime, added from outside by CONTRIBUTING's recipe."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

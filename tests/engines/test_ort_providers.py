@@ -1,7 +1,5 @@
 """ONNX Runtime's providers: what was asked for runs or an error says why; binding, on the CPU."""
 
-from __future__ import annotations
-
 import sys
 import types
 

@@ -1,7 +1,5 @@
 """What is OpenVINO's own: devices, its choice of arithmetic, its errors."""
 
-from __future__ import annotations
-
 import re
 import sys
 import threading

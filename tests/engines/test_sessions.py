@@ -1,7 +1,5 @@
 """All engines give the same numbers, and bad input the same words."""
 
-from __future__ import annotations
-
 import json
 import shutil
 

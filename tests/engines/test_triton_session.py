@@ -1,7 +1,5 @@
 """Engine "triton" without a GPU: what it says, and its logic on a stand-in for torch.cuda."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

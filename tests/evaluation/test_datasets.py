@@ -1,7 +1,5 @@
 """The public annotation formats, on small files written as the data sets' authors publish them."""
 
-from __future__ import annotations
-
 import json
 import pickle
 

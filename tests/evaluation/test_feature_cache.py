@@ -1,7 +1,5 @@
 """Features come back as they were kept, damaged parts do not, other settings are another cache."""
 
-from __future__ import annotations
-
 import os
 
 import numpy as np

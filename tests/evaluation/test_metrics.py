@@ -1,7 +1,5 @@
 """Figures against the authors' code (golden data) and against torchmetrics, SciPy, scikit-learn."""
 
-from __future__ import annotations
-
 import logging
 
 import numpy as np

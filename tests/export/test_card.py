@@ -1,7 +1,5 @@
 """What a model card takes from outside is shown as it is: nothing of it becomes markup."""
 
-from __future__ import annotations
-
 from html.parser import HTMLParser
 
 import pytest

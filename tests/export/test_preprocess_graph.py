@@ -1,7 +1,5 @@
 """preprocess.onnx and the video reader's resize give OpenCV's bytes, whatever the frames' size."""
 
-from __future__ import annotations
-
 import numpy as np
 import onnx
 import pytest

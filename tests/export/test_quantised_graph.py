@@ -1,7 +1,5 @@
 """The graph in 8 bits: nodes where ONNX Runtime's own tool puts them, and linears that run so."""
 
-from __future__ import annotations
-
 import functools
 import json
 

@@ -1,7 +1,5 @@
 """score.onnx computes scores.mug_scores, NaN included."""
 
-from __future__ import annotations
-
 import numpy as np
 import onnx
 import pytest

@@ -1,7 +1,5 @@
 """What export promises: axes that stay dynamic, proof before the folder, nothing half-written."""
 
-from __future__ import annotations
-
 import json
 import shutil
 

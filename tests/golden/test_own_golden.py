@@ -1,7 +1,5 @@
 """The project's own golden set: what a clone without the authors' data is held against."""
 
-from __future__ import annotations
-
 import copy
 
 import numpy as np

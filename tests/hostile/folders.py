@@ -1,7 +1,5 @@
 """Hostile variants of an exported folder: hashes are right, so that only the content is hostile."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -5,8 +5,6 @@ what consumes it; only StanError may come out. Input i of a seed is always the s
 runs it alone, and shows what it raised. `--kind` keeps to one kind of file.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import hashlib

@@ -4,8 +4,6 @@ Every input is a damaged copy of a small valid checkpoint; only InputError may c
 tensor that is offered must be readable. Input i of a seed is always the same: `--only i` runs it.
 """
 
-from __future__ import annotations
-
 import io
 import random
 import struct

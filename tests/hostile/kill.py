@@ -5,8 +5,6 @@ the next run must end well and leave no temporary file of either. Half of the ki
 moment, half just before a random call that makes, renames or removes a file.
 """
 
-from __future__ import annotations
-
 import argparse
 import collections
 import dataclasses
@@ -30,6 +28,7 @@ from stan_infer.system import atomic, temporary
 CALLS = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod", "os.chown", "os.listdir"}
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 COMMANDS = ("export", "calibrate", "embed", "eval")
+Done = collections.namedtuple("Done", ("code", "calls", "said"))
 
 
 class Place:
@@ -135,9 +134,6 @@ class Place:
             _, status = os.waitpid(pid, 0)
         code = os.waitstatus_to_exitcode(status)
         return Done(code, int.from_bytes(count[:], "little"), log.read_text(errors="replace"))
-
-
-Done = collections.namedtuple("Done", ("code", "calls", "said"))
 
 
 def _child(words: list, tmp: Path, log: Path, count: mmap.mmap, call: int | None) -> None:

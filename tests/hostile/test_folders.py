@@ -1,7 +1,5 @@
 """A stranger's folder ends in one line and exit code 2 or 4, before a runtime sees it."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """A few kills of tests.hostile.kill; 200 are run by hand (CONTRIBUTING.md)."""
 
-from __future__ import annotations
-
 import sys
 
 import pytest

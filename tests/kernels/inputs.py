@@ -4,8 +4,6 @@ All of it runs in Triton's interpreter, on the CPU. With TRITON_INTERPRET=0 the 
 mark `gpu`, and run there.
 """
 
-from __future__ import annotations
-
 import importlib
 from pathlib import Path
 

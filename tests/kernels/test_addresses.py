@@ -1,7 +1,5 @@
 """Sizes beyond what 16 and 32 bits hold: grids of one axis, offsets of 64 bits."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from triton.runtime.interpreter import InterpretedFunction

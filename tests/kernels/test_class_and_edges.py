@@ -1,7 +1,5 @@
 """The kernels at the edges of the network: pixels in, branch start and merge, last layer, head."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """The whole rewritten network on kernels: its numbers, its launches, its bytes."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode

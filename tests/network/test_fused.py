@@ -1,7 +1,5 @@
 """The rewritten network equals the reference in fp64, in every form."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

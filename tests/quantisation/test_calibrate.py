@@ -1,7 +1,5 @@
 """Faults planted into models, clips and speed: each is refused or told in one clear sentence."""
 
-from __future__ import annotations
-
 import json
 import sys
 

@@ -1,7 +1,5 @@
 """Results appear whole, over nothing but earlier ones; links, devices, modes, kills."""
 
-from __future__ import annotations
-
 import errno
 import os
 import signal

@@ -1,7 +1,5 @@
 """The command that a hint names is one that pip takes here, however this package was installed."""
 
-from __future__ import annotations
-
 import json
 import shlex
 from importlib.metadata import PackageNotFoundError

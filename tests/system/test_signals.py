@@ -1,7 +1,5 @@
 """Ctrl-C and SIGTERM end the command line wherever they find it."""
 
-from __future__ import annotations
-
 import signal
 import subprocess
 import sys

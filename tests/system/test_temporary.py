@@ -1,7 +1,5 @@
 """Temporary folders: one maker, what is left of the dead goes, nothing else does."""
 
-from __future__ import annotations
-
 import ast
 import errno
 import os

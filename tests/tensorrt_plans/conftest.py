@@ -1,7 +1,5 @@
 """A folder with plans that a stand-in built, and a machine on which the stand-in runs."""
 
-from __future__ import annotations
-
 import shutil
 import sys
 

@@ -5,8 +5,6 @@ it would there. A "plan" carries its ONNX graph, and running it runs ONNX Runtim
 addresses given, so that a whole session is tested, numbers and all.
 """
 
-from __future__ import annotations
-
 import ctypes
 import dataclasses
 import json

@@ -1,7 +1,5 @@
 """Our calls against the names of each version, as recorded and as installed."""
 
-from __future__ import annotations
-
 import logging
 import re
 import sys

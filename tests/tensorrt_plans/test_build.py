@@ -1,7 +1,5 @@
 """Plans from a folder: options, profiles and errors on a stand-in, real ones by TensorRT-RTX."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

@@ -1,7 +1,5 @@
 """Plans and their sidecars from strangers, read without TensorRT."""
 
-from __future__ import annotations
-
 import json
 import struct
 

@@ -1,7 +1,5 @@
 """Engines "trt" and "trt-rtx" on a stand-in that computes: numbers, shapes, graphs, refusals."""
 
-from __future__ import annotations
-
 import shutil
 import threading
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Model repositories for Triton Inference Server, against its published schema."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

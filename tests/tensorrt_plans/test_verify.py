@@ -1,7 +1,5 @@
 """verify FOLDER PLAN: the plan as it ships, on a stand-in; reported faults by version."""
 
-from __future__ import annotations
-
 import re
 from types import SimpleNamespace
 

@@ -1,7 +1,5 @@
 """Token ids against the authors' (golden), against open_clip's tokenizer, and hostile input."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import logging

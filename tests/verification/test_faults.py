@@ -1,7 +1,5 @@
 """Twenty faults, one at a time, each caught and named; clean pairs raise no alarm."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import shutil

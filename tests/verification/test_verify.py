@@ -1,7 +1,5 @@
 """verify: what a row says, what is never green, and what is an error of the user's."""
 
-from __future__ import annotations
-
 import json
 import math
 import shutil
