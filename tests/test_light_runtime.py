@@ -1,4 +1,4 @@
-"""What is imported: an exported folder runs with extra `runtime` alone, the command line starts light."""
+"""A folder runs with extra `runtime` alone, and the command line imports nothing heavy."""
 
 import json
 import os
@@ -96,17 +96,7 @@ def test_a_file_that_is_no_checkpoint_is_told_before_torch(blocked, tmp_path):
         assert "wrong.txt" in done.stderr and "pip install" not in done.stderr
 
 
-NOT_AT_START = (
-    "torch",
-    "onnxruntime",
-    "onnx",
-    "cv2",
-    "av",
-    "decord",
-    "tokenizers",
-    "open_clip",
-    "numpy",
-)
+NOT_AT_START = "torch onnxruntime onnx cv2 av decord tokenizers open_clip numpy".split()
 
 
 @pytest.mark.parametrize("args", [["--help"], ["bench", "--help"], ["--version"], []])

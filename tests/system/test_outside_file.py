@@ -1,4 +1,4 @@
-"""Files from outside: only regular ones are opened and read within bounds; JSON is what its type says."""
+"""Files from outside: regular ones within bounds; JSON that can be used as its type says."""
 
 import os
 import time
