@@ -8,8 +8,9 @@ import pytest
 
 from stan_infer.artefacts.folder import MANIFEST, sha256
 from stan_infer.tensorrt_plans.plan_file import new_plan, sidecar_path
-from tests.conftest import edit_json, flip
+from tests.conftest import flip
 from tests.grids import once
+from tests.tensorrt_plans.conftest import edit
 
 SIDECAR = {
     "flavor": "tensorrt",
@@ -40,10 +41,6 @@ def folder(artefact, tmp_path):
 
 def plan_of(folder, role):
     return folder / "engines" / f"{role}.fp32.trt-sm_89.plan"
-
-
-def edit(path, **values):
-    edit_json(sidecar_path(path), **values)
 
 
 CHANGES = {

@@ -22,7 +22,7 @@ def check_class(dtype, b, t, p, heads, d, tile=None, mean=0.0, size=1.0):
 
 @pairwise(dtype=DTYPES, t=FRAMES, b=[1, 3])
 def test_class_attention(dtype, t, b):
-    check_class(dtype, b, t, 5, 2, 32)
+    check_class(dtype, b, t, 3, 2, 16)
 
 
 @pytest.mark.parametrize("p", [1, 63, 64, 65, 196])

@@ -10,6 +10,8 @@ from stan_infer.engines import trt_session
 from stan_infer.tensorrt_plans import build as build_module
 from stan_infer.tensorrt_plans.api import message_log
 from stan_infer.tensorrt_plans.build_process import build
+from stan_infer.tensorrt_plans.plan_file import sidecar_path
+from tests.conftest import edit_json
 from tests.engines.fake_cuda import FakeCuda
 from tests.tensorrt_plans.fake import VERSIONS, World, fake_tensorrt
 
@@ -64,6 +66,11 @@ def put_in_place(module, monkeypatch):
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(build_module, "run_job", run_job)
     monkeypatch.setattr(build_module, "nvidia_gpus", lambda: [GPU])
+
+
+def edit(plan, **values):
+    """Change values of the sidecar of a plan's file."""
+    edit_json(sidecar_path(plan), **values)
 
 
 @pytest.fixture(params=VERSIONS)

@@ -18,7 +18,8 @@ from stan_infer.tensorrt_plans.plan_file import (
     read_plan,
     sidecar_path,
 )
-from tests.conftest import edit_json, flip, python
+from tests.conftest import flip, python
+from tests.tensorrt_plans.conftest import edit
 
 SIDECAR = {
     "flavor": "tensorrt_rtx",
@@ -51,10 +52,6 @@ def put(path, content, **changes):
         temporary.write_bytes(content)
         sidecar |= SIDECAR | changes
     return path
-
-
-def edit(path, **changes):
-    edit_json(sidecar_path(path), **changes)
 
 
 def test_what_is_written_is_read(tmp_path):

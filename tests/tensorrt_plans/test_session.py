@@ -18,7 +18,8 @@ from stan_infer.tensorrt_plans.api import used_names
 from stan_infer.tensorrt_plans.build import build_plans
 from stan_infer.tensorrt_plans.options import PlanOptions
 from stan_infer.tensorrt_plans.plan_file import read_plan, sidecar_path
-from tests.conftest import clips, edit_json, flip
+from tests.conftest import clips, flip
+from tests.tensorrt_plans.conftest import edit
 
 
 def built(machine, **options):
@@ -29,10 +30,6 @@ def built(machine, **options):
 def opened(machine, **options):
     kind = TrtRtxSession if machine.engine == "trt-rtx" else TrtSession
     return kind(read_artefact(machine.folder), cuda=machine.cuda, **options)
-
-
-def edit(plan, **changes):
-    edit_json(sidecar_path(plan.path), **changes)
 
 
 @pytest.mark.parametrize("cuda_graphs", [True, False])
@@ -232,7 +229,7 @@ def test_a_plan_of_towers_only(machine):
 def test_auto_rebuild_reaches_this_gpu(machine):
     is_rtx = machine.engine == "trt-rtx"
     plan = built(machine, roles=("video",), **({"targets": ["sm_80"]} if is_rtx else {}))
-    edit(plan, built_on=None if is_rtx else {"sm": "sm_80"})
+    edit(plan.path, built_on=None if is_rtx else {"sm": "sm_80"})
     with pytest.raises(InputError, match="built for sm_80; this GPU is Stand-in, sm_89"):
         opened(machine)
     opened(machine, auto_rebuild=True).embed_video(clips(1, 6, 16))
@@ -243,13 +240,13 @@ def test_auto_rebuild_reaches_this_gpu(machine):
 def test_a_plan_of_another_version_or_gpu(machine):
     plan = built(machine)
     good = plan.sidecar
-    edit(plan, trt_version=[9, 9, 9, 9])
+    edit(plan.path, trt_version=[9, 9, 9, 9])
     with pytest.raises(InputError, match="was built by .* 9.9.9.9; installed is .*--auto-rebuild"):
         opened(machine)
     rebuilt = opened(machine, auto_rebuild=True)
     assert rebuilt.embed_video(clips(1, 6, 16)).shape == (1, 24)
     assert read_plan(plan.path).version == plan.version
-    edit(plan, targets=["sm_120"], built_on={"sm": "sm_120"}, trt_version=good["trt_version"])
+    edit(plan.path, targets=["sm_120"], built_on={"sm": "sm_120"}, trt_version=good["trt_version"])
     with pytest.raises(InputError, match="built for sm_120; this GPU is Stand-in, sm_89"):
         opened(machine)
 
@@ -260,16 +257,16 @@ def test_a_plan_that_fits_is_found_among_others(machine):
     other = plan.path.with_name(name)  # sorts before
     shutil.copy(plan.path, other)
     shutil.copy(sidecar_path(plan.path), sidecar_path(other))
-    edit(read_plan(other), trt_version=[1, 1, 1, 1])
+    edit(read_plan(other).path, trt_version=[1, 1, 1, 1])
     assert opened(machine).describe()["plan"] == plan.path.name
 
 
 def test_a_plan_of_another_export(machine):
     plan = built(machine)
-    edit(plan, onnx_sha256="0" * 64)
+    edit(plan.path, onnx_sha256="0" * 64)
     with pytest.raises(InputError, match="was built from another video.onnx"):
         opened(machine)
-    edit(plan, onnx_sha256=plan.sidecar["onnx_sha256"], manifest_sha256="0" * 64)
+    edit(plan.path, onnx_sha256=plan.sidecar["onnx_sha256"], manifest_sha256="0" * 64)
     with pytest.raises(InputError, match="was built from another manifest.json"):
         opened(machine)
 

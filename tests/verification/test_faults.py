@@ -10,13 +10,12 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from stan_infer.artefacts.folder import write_manifest
 from stan_infer.export.export_model import export_model
 from stan_infer.network.model import Stan, init_random
 from stan_infer.verification.inputs import write_videos
 from stan_infer.verification.verify import verify
 from tests.conftest import edit_json, tiny_config
-from tests.exported import exported
+from tests.exported import exported, rewrite
 
 VOCABULARY = {"vocab_size": 49408, "context_positions": 77, "context_length": 32}
 LABELS = ["a dog", "a cat", "a red cross", "two people"]
@@ -85,8 +84,7 @@ class Folder:
     def save(self):
         for file, model in self.graphs.items():
             onnx.save(model, self.path / file)
-        self.manifest.pop("files")
-        write_manifest(self.path, self.manifest)
+        rewrite(self.path, lambda manifest: manifest.update(self.manifest))
 
 
 @dataclasses.dataclass(frozen=True)

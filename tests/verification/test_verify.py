@@ -8,7 +8,6 @@ import numpy as np
 import onnx
 import pytest
 
-from stan_infer.artefacts.folder import write_manifest
 from stan_infer.errors import InputError
 from stan_infer.verification.inputs import write_videos
 from stan_infer.verification.stage import Stage
@@ -16,7 +15,7 @@ from stan_infer.verification.verify import verify
 from stan_infer.video.clip import read_clip_info
 from stan_infer.video.spec import ClipSpec
 from tests.conftest import zero_weight
-from tests.exported import exported
+from tests.exported import exported, rewrite
 
 FAST = {"frames": (2,)}
 
@@ -33,13 +32,6 @@ def copy(folder, tmp_path):
 
 def row(record, stage):
     return next(r for r in record["stages"] if r["stage"] == stage)
-
-
-def hash_anew(folder, change):
-    manifest = json.loads((folder / "manifest.json").read_text())
-    change(manifest)
-    manifest.pop("files")
-    write_manifest(folder, manifest)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +128,7 @@ def test_what_the_runtime_refuses_is_a_failed_stage(tiny_model, copy, videos):
     ],
 )
 def test_a_malformed_manifest_fails_its_stage(tiny_model, copy, videos, change, stage):
-    hash_anew(copy, change)
+    rewrite(copy, change)
     record = verify(tiny_model, copy, videos=videos[2:3], **FAST)
     assert not record["pass"]
     if stage in ("decode", "input"):
