@@ -74,9 +74,8 @@ def test_sound_plans_are_told_what_is_missing(
 ):
     if not has_torch:
         monkeypatch.setitem(sys.modules, "torch", None)
-    for name, command in commands(folder, videos, tmp_path).items():
-        done = cli(*command)
-        assert done.code == 3, (name, done)
+    for command in commands(folder, videos, tmp_path).values():
+        cli(*command, code=3)
 
 
 @once(change=list(CHANGES), role=["video", "text"], has_torch=[True, False])
@@ -87,6 +86,5 @@ def test_a_changed_plan_comes_first(
     if not has_torch:
         monkeypatch.setitem(sys.modules, "torch", None)
     for name, command in commands(folder, videos, tmp_path).items():
-        done = cli(*command)
-        assert done.code in (2, 4), (name, done)
+        done = cli(*command, code=(2, 4))
         assert "plan" in done.err and "needs an NVIDIA GPU" not in done.err, (name, done)
