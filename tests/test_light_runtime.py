@@ -50,33 +50,29 @@ def blocked(tmp_path_factory):
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(block), str(ROOT)])}
 
 
-def check_commands(environment, folder, cwd):
+def test_a_folder_runs_where_torch_cannot_be_imported(blocked, folder, tmp_path):
     """`run`, `embed` and open_session give what they give with everything installed."""
     video = MOTION / "clips" / "cyan_bar_blinks.mp4"
     main = ("-m", "stan_infer")
     labels = ("--labels", MOTION / "labels.txt")
-    options = {"env": environment, "cwd": cwd}
+    options = {"env": blocked, "cwd": tmp_path}
     done = python(*main, "run", folder, video, "--engine", "ort", *labels, "--json", **options)
     record = json.loads(done.stdout)
     assert record["scores"][0]["text"] == "a shape blinks"
     assert record["session"]["engine"] == "ort"
 
-    arrays = cwd / "e.npz"
+    arrays = tmp_path / "e.npz"
     python(*main, "embed", folder, video, "--engine", "ort", "-o", arrays, **options)
     session = si.open_session(folder, engine="ort")
     clip = session.read_clip(video)[None]
     wanted = session.embed_video(clip)
     assert np.abs(np.load(arrays)["embeddings"] - wanted).max() < FP32 * np.abs(wanted).max()
 
-    assert python("-c", SESSION, folder, video, cwd / "s.npz", **options).stdout == "[]\n"
-    found = np.load(cwd / "s.npz")
+    assert python("-c", SESSION, folder, video, tmp_path / "s.npz", **options).stdout == "[]\n"
+    found = np.load(tmp_path / "s.npz")
     assert np.abs(found["video"] - wanted).max() < FP32 * np.abs(wanted).max()
     scores = session.score(["a shape blinks", "a shape moves left"], clip)
     assert np.abs(found["scores"] - scores).max() < FP32
-
-
-def test_a_folder_runs_where_torch_cannot_be_imported(blocked, folder, tmp_path):
-    check_commands(blocked, folder, tmp_path)
 
 
 def test_a_file_that_is_no_checkpoint_is_told_before_torch(blocked, tmp_path):

@@ -13,7 +13,6 @@ import pytest
 import stan_infer as si
 from stan_infer.video.clip import read_clip_info
 from stan_infer.video.spec import ClipSpec
-from tests.conftest import golden_folder
 from tests.cpp.conftest import MOTION, make_exported, ort_library
 from tests.traced import traced
 
@@ -135,14 +134,10 @@ def test_a_text_that_is_cut_is_named(plain, exported):
 # Frames
 
 
-def golden_clips():
-    return sorted((golden_folder() / "clips").glob("*.mp4"))
-
-
 @pytest.mark.parametrize("t", [1, 8, 12])
 def test_frames_are_those_of_python(plain, golden, tmp_path, t):
     """Numbers equal; pixels within one level, as FFmpeg's versions differ. Rotation included."""
-    for video in [*golden_clips(), *CLIPS[:3]]:
+    for video in [*sorted((golden / "clips").glob("*.mp4")), *CLIPS[:3]]:
         answer = plain.json("frames", video, str(t), tmp_path / "raw", probe=True)
         shape = answer["shapes"][0]
         assert all(s == shape for s in answer["shapes"])

@@ -1,6 +1,7 @@
 """The C++ program's TensorRT back end, on a stand-in for NVIDIA's libraries that computes."""
 
 import json
+import re
 import shutil
 import subprocess
 
@@ -49,11 +50,6 @@ def folder(exported, tmp_path, monkeypatch):
     return copy
 
 
-def with_settings(program, **settings):
-    environment = {f"STAND_IN_{k.upper()}": v for k, v in settings.items()}
-    return Program(program.build, program.openvino, environment)
-
-
 def clip():
     return next((ROOT / "examples" / "motion" / "clips").glob("*.mp4"))
 
@@ -89,9 +85,9 @@ def test_the_self_test_runs_through_the_plans(program, folder):
     ids=str,
 )
 def test_what_does_not_fit_is_said(program, folder, settings, code, words):
-    import re
-
-    done = with_settings(program, **settings).run(folder, clip(), "--engine", "tensorrt")
+    environment = {f"STAND_IN_{k.upper()}": v for k, v in settings.items()}
+    here = Program(program.build, program.openvino, environment)
+    done = here.run(folder, clip(), "--engine", "tensorrt")
     assert done.returncode == code, done.stderr
     assert re.search(words, done.stderr), done.stderr
 

@@ -30,16 +30,12 @@ def metrics(golden):
     return np.load(golden / "metrics.npz")
 
 
-def random_scores(seed: int, rows: int, columns: int, levels: int) -> np.ndarray:
-    """Scores with many ties: `levels` different values."""
-    return np.random.default_rng(seed).integers(0, levels, (rows, columns)) / np.float64(levels)
-
-
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 30), st.integers(1, 30), st.integers(1, 40))
 def test_expected_ranks_are_those_of_scipy(seed, rows, columns, levels):
-    scores = random_scores(seed, rows, columns, levels)
-    right = np.random.default_rng(seed).integers(0, columns, rows)
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(0, levels, (rows, columns)) / np.float64(levels)  # with many ties
+    right = rng.integers(0, columns, rows)
     theirs = scipy.stats.rankdata(-scores, method="average", axis=1)
     assert (expected_ranks(scores, right) == theirs[np.arange(rows), right]).all()
 

@@ -82,12 +82,6 @@ def test_a_changed_plan(here):
         verify(here.folder, plan.path)
 
 
-def test_an_engine_that_is_not_the_plans(here):
-    (plan,) = build_plans(here.folder, here.engine, PlanOptions(roles=("video",)))
-    with pytest.raises(InputError, match=f"is a plan of engine {here.engine}, not ort"):
-        verify(here.folder, plan.path, engine_b="ort")
-
-
 @pytest.mark.parametrize(
     ("version", "precision", "gpus", "numbers"),
     [

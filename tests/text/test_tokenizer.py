@@ -72,14 +72,6 @@ def test_ids_equal_the_release(tokens, length):
     np.testing.assert_array_equal(got, tokens[f"ids_{length}"])
 
 
-def test_pooled_position_and_mask_equal_the_release(tokens):
-    ids = tokenize(tokens["texts"], 32, truncation="authors")
-    np.testing.assert_array_equal(ids.argmax(1), tokens["pooled_position_32"])
-    np.testing.assert_array_equal(ids != 0, tokens["mask_32"])
-    full = tokenize(tokens["texts"], 77, truncation="authors")
-    np.testing.assert_array_equal(full.argmax(1), tokens["end_position_77"])
-
-
 def test_cut_texts_are_those_pooled_at_the_start(tokens):
     cut = cut_texts(tokens["texts"], 32)
     assert cut == np.nonzero(tokens["pooled_position_32"] == 0)[0].tolist()
@@ -247,15 +239,13 @@ def test_tokenizing_imports_no_torch():
     python("-c", code)
 
 
-def swapped_merges(c):
-    c["model"]["merges"][:2] = c["model"]["merges"][1::-1]
-
-
 CHANGES = {
     "another id": lambda c: c["model"]["vocab"].update({"dog</w>": 7}),
     "one entry more": lambda c: c["model"]["vocab"].update({"newword": 49408}),
     "other special ids": lambda c: c["model"]["vocab"].update({"<|endoftext|>": 0}),
-    "merges in another order": swapped_merges,
+    "merges in another order": lambda c: c["model"]["merges"].insert(
+        0, c["model"]["merges"].pop(1)
+    ),
     "a merge less": lambda c: c["model"]["merges"].pop(),
     "a merge of three": lambda c: c["model"]["merges"].__setitem__(0, ["a", "b", "c"]),
     "numbers as merges": lambda c: c["model"].update(merges=[[1, 2]] * 48894),
