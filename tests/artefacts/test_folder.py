@@ -1,4 +1,4 @@
-"""A folder from a stranger: complete, unchanged, and inside itself."""
+"""A folder from a stranger: complete, unchanged, and without names that lead out of it."""
 
 import json
 import shutil
@@ -213,7 +213,7 @@ def test_a_file_that_changes_while_it_is_held_is_told(folder):
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs names of open files")
 def test_what_is_held_is_read_whatever_takes_its_name(folder):
-    """Even if the folder itself changes places for a moment, which its files do not show."""
+    """Even if the whole folder is replaced for a moment: its files keep their times and sizes."""
     artefact = read_artefact(folder)
     aside = folder.with_name("aside")
     with artefact.held("video.onnx") as (path,):

@@ -44,7 +44,7 @@ def test_what_numpy_writes_comes_back():
         "text": Field("str", ("n",)),
     }
     found = read_npz(data, fields)
-    assert list(found) == list(fields)  # an array that nobody asked for is not looked at
+    assert list(found) == list(fields)  # other arrays are not read
     for name, value in found.items():
         np.testing.assert_array_equal(value, arrays[name])
 
@@ -105,7 +105,7 @@ def test_places_that_are_no_files(tmp_path):
 
 
 def test_single_bit_flips_change_no_value():
-    """Either the flip is noticed, or it hit what is not read and the arrays are the same."""
+    """A flip is refused, or it lies in bytes that do not matter and the arrays are the same."""
     rng, numbers = random.Random(0), np.random.default_rng(0)
     arrays = {"n": np.array(["one", "two"]), "x": numbers.standard_normal((2, 9), np.float32)}
     data = packed(**arrays)

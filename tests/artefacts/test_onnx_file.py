@@ -80,7 +80,7 @@ def written(m: onnx.ModelProto | bytes, folder: Path) -> Path:
 
 @pytest.mark.parametrize("place", places())
 def test_tensors_lie_in_weights_and_values_alone(tmp_path, place):
-    """What is no weight and no constant's value is refused, so that no tensor is overlooked."""
+    """A tensor anywhere else is refused, so that none is overlooked."""
     with pytest.raises(InputError, match="which no graph written by stan_infer has"):
         read_graph(written(places()[place], tmp_path))
 

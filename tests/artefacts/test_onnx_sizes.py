@@ -121,7 +121,7 @@ def test_honest_graphs_need_far_less_than_is_allowed(folder):
             inputs = inputs_of(entry, pick)
             need, most = measure(graph, inputs), allowed(graph, config, inputs)
             check_need(graph, config, inputs)
-            # Without what every graph has to spare, all of them still stay within two thirds.
+            # The constant allowance aside, every graph needs at most two thirds of what is allowed.
             weights = sum(prod(w.dims) * 4 for w in graph.weights.values())
             assert need.bytes - weights <= 2 / 3 * (most.bytes - 64 * 2**20)
             if entry["role"] in ("video", "text"):
@@ -216,7 +216,7 @@ def test_sizes_that_do_not_follow_are_an_error(nodes, weights):
 
 
 def test_an_input_of_a_type_that_no_graph_takes():
-    """A manifest may say so, and building plans believes it."""
+    """A stranger's manifest may name any dtype, and build_plans takes sizes from it."""
     graph = read_graph(graph_of([("Identity", ["x"], ["y"])]), "m.onnx")
     with pytest.raises(InputError, match="its input 'x' cannot be 'complex64'"):
         measure(graph, {"x": ("complex64", (2, 4))})

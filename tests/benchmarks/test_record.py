@@ -1,4 +1,4 @@
-"""The benchmarks run, on a tiny model and without recording, before the day they count."""
+"""The benchmark programs run, on a tiny model and without recording."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Recognition by names and shapes: one-to-one maps, and refusals that name the culprit."""
+"""Layouts recognised by names and shapes: one-to-one maps; an error names the key at fault."""
 
 import pytest
 

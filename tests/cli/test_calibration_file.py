@@ -1,4 +1,4 @@
-"""calibration.json: one for torch, graph and kernels; refused for anything else."""
+"""calibration.json: the same scales in torch, graph and kernels; refused for another model."""
 
 import dataclasses
 import json

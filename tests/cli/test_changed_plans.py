@@ -1,4 +1,4 @@
-"""A plan that was changed is told before what is missing to run it: every command, every role."""
+"""Each command reports a changed plan before it reports that nothing here can run plans."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Names that are not UTF-8, with controls and escapes: every command works, or says so, with them.
+"""Names that are not UTF-8, with control characters and escapes: every command takes them.
 
 Each name comes out as names.printable or names.storable gives it: text that any encoder takes.
 """

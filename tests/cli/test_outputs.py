@@ -1,4 +1,4 @@
-"""What commands write: never over what they read, or over anything but an earlier result."""
+"""Commands never overwrite what they read, and replace nothing but an earlier result."""
 
 import json
 import os

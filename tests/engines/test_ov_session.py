@@ -1,4 +1,4 @@
-"""What is OpenVINO's own: devices, its choice of arithmetic, its errors."""
+"""What only engine openvino has: its devices, arithmetic and errors."""
 
 import re
 import sys

@@ -1,4 +1,4 @@
-"""Features come back as they were kept, damaged parts do not, other settings are another cache."""
+"""Features are read as they were stored; damaged parts are not used; settings select the cache."""
 
 import os
 

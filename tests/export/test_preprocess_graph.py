@@ -41,7 +41,7 @@ def compare(graphs, frames, short, crop):
     """Largest difference in levels."""
     height, width = frames.shape[1:3]
     if max(height, width) * short / min(height, width) > 2**13:
-        return 0  # a strip that no video is
+        return 0  # no video has such a shape
     (got,) = graphs[short, crop].run(["pixels"], {"frames": frames})
     wanted = opencv(frames, short, crop)
     assert got.shape == wanted.shape and got.dtype == np.uint8

@@ -39,7 +39,7 @@ def quantise(tiny_model, videos, tmp_path_factory):
 
 @pytest.mark.parametrize("form", ["free axes", "fixed"])
 def test_every_linear_really_runs_in_8_bits(quantise, form):
-    """ONNX Runtime once ran none of them so where all sizes were known."""
+    """ONNX Runtime once ran all of them in fp32 if all sizes were fixed."""
     exact, folder = quantise(form)
     entry = json.loads((folder / "manifest.json").read_text())["graphs"][0]
     linears = entry["quant"]["linears"]

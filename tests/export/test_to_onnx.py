@@ -1,4 +1,4 @@
-"""What export promises: axes that stay dynamic, proof before the folder, nothing half-written."""
+"""Exported graphs: dynamic axes, proved equal to the model first; no folder is half-written."""
 
 import json
 import shutil

@@ -86,7 +86,7 @@ def filled(model):
 
 
 def outer(model):
-    """A gigabyte from a broadcast sum: no operation that is known for its size takes part."""
+    """A gigabyte from a broadcast sum, without an operation that takes a size."""
     constants(model, row=np.ones((1, 2**14), np.float32), turn=np.array([-1, 1]))
     add_to_result(
         model,
@@ -133,7 +133,7 @@ def many_nodes(model):
 
 
 def data_decides(model):
-    """A size that only the pixels tell."""
+    """A size that depends on the pixels."""
     add_to_result(
         model,
         [

@@ -62,7 +62,7 @@ from tests.conftest import tiny_config
 from tests.hostile.fuzzer import Found, command_line, run_inputs
 from tests.hostile.mutations import damage_bytes, damage_json, damage_lines
 
-GRAPHS_OPENED = 20  # one of so many folders is opened in a runtime, too
+GRAPHS_OPENED = 20  # one folder of this many is also opened in a runtime
 SIDECAR: dict[str, Any] = {
     "flavor": "tensorrt",
     "role": "text",
@@ -181,7 +181,7 @@ class World:
         for name, kind in self.kinds.items():  # what is sound is taken, and everything imported
             for data in kind.seeds:
                 assert "accepted" in run_one(kind.use(data)), (name, data[:80])
-        # As often as there is much in them.
+        # Kinds with more content are drawn more often.
         self._shares = {"manifest": 12, "sidecar": 6, "calibration": 4}
 
     def choose(self, rng: random.Random, only: str | None) -> tuple[str, bytes]:

@@ -180,7 +180,7 @@ def preload() -> None:
     from stan_infer.benchmarking.interleave import Schedule
     from stan_infer.quantisation import calibrate, sensitivity, verdict  # noqa: F401
 
-    # How fast 8 bits are is measured, but not well: it is most of the time that calibrate takes.
+    # Speed is measured in one round only: measuring is most of the time that calibrate takes.
     sensitivity.ROUNDS = 1
     verdict.Schedule = lambda **given: Schedule(warmup=0, repeats=1)
 

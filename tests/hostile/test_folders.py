@@ -67,7 +67,7 @@ def check(ended, clean, codes=(2, 4)):
     assert ended.peak <= clean.peak + GIB
 
 
-# What is refused before a runtime sees it is refused alike for both; some of each kind will do.
+# Graphs are refused before a runtime opens them, so a few of each kind suffice for the second.
 BOTH = ("endless_loop", "outer", "grows_with_batch", "data_decides", "one_row", "escapes")
 CASES = [*((c, "ort") for c in hostile.GRAPHS), *((c, "openvino") for c in BOTH)]
 

@@ -15,7 +15,7 @@ FAR = 1_100_000_000  # columns between two rows: the third row lies beyond 2^31
 
 @pytest.fixture(autouse=True)
 def poisoned():
-    """Not here: nothing may touch gigabytes that are only addresses."""
+    """Not here: filling gigabytes that are only reserved would need them as memory."""
 
 
 def test_every_grid_has_one_axis(monkeypatch):

@@ -74,7 +74,7 @@ def test_wide_output():
 @settings(max_examples=15, deadline=None)
 @given(m=st.integers(1, 70), n=st.integers(1, 70), k=st.integers(1, 70), more=st.integers(0, 5))
 def test_any_shape(m, n, k, more):
-    # Of a few columns the variance can be next to nothing, and single-pass sums lose it.
+    # With few columns the variance may be tiny, and single-pass sums lose it.
     check(torch.float32, m, n, k, norm=k >= 12, residual=m + more)
 
 

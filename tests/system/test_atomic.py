@@ -1,4 +1,4 @@
-"""Results appear whole, over nothing but earlier ones; links, devices, modes, kills."""
+"""Results appear whole and replace earlier results only; links, devices, modes, kills."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""Temporary folders: one maker, what is left of the dead goes, nothing else does."""
+"""Temporary folders: one module makes them; those of ended processes are removed, no others."""
 
 import ast
 import errno

@@ -13,7 +13,7 @@ from stan_infer.tensorrt_plans.api import load_tensorrt, message_log, missing_na
 from tests.tensorrt_plans.fake import VERSIONS, World, fake_tensorrt, names
 from tests.tensorrt_plans.record_api import record
 
-# What 11 took away, and what RTX never had: nobody may come to need it.
+# Names that version 11 removed or RTX never had: our code may not use them.
 GONE = {
     "BuilderFlag": {"FP16", "BF16", "INT8", "FP8", "OBEY_PRECISION_CONSTRAINTS"},
     "IBuilderConfig": {"int8_calibrator", "set_calibration_profile", "algorithm_selector"},
@@ -95,7 +95,7 @@ def test_what_cannot_be_loaded_is_said_with_the_command(engine, fault, words, mo
 
 
 def test_a_library_that_is_here_and_does_not_load(monkeypatch, tmp_path):
-    """NVIDIA's own package passes over it and its bindings say that there is no such file."""
+    """NVIDIA's package ignores such a library, and its bindings then report a missing file."""
     libraries = tmp_path / "tensorrt_libs"
     libraries.mkdir()
     (libraries / "__init__.py").write_text("")

@@ -81,7 +81,7 @@ def test_a_failed_write_leaves_the_earlier_pair(tmp_path):
     before = path.read_bytes(), sidecar_path(path).read_bytes()
     with pytest.raises(KeyboardInterrupt), new_plan(path) as (temporary, _):
         temporary.write_bytes(b"half")
-        assert is_engine_file(f"engines/{temporary.name}")  # who reads the folder is not disturbed
+        assert is_engine_file(f"engines/{temporary.name}")  # a reader of the folder passes over it
         raise KeyboardInterrupt
     assert (path.read_bytes(), sidecar_path(path).read_bytes()) == before
     assert len(list(path.parent.iterdir())) == 2

@@ -80,7 +80,7 @@ def test_the_profile_follows_the_shape(machine):
 
 
 def test_only_recorded_names_are_called_and_all_of_them(machine):
-    """The list of names is no longer and no shorter than what is called."""
+    """used_names lists exactly the names that are called."""
     options = {"timing_cache": machine.folder.parent / "t", "hardware_compatible": True}
     options["version_compatible"] = True
     if machine.engine == "trt-rtx":
@@ -184,7 +184,7 @@ def test_everything_is_done_on_the_sessions_gpu_and_stream(machine):
     machine.cuda.log.clear()
     graph.close()
     graph.close()
-    assert machine.cuda.log[0] == "synchronize"  # nothing is freed under a run
+    assert machine.cuda.log[0] == "synchronize"  # before anything is freed, a run has ended
 
 
 def test_contexts_share_one_memory_as_large_as_what_was_seen(machine):

@@ -1,4 +1,4 @@
-"""verify FOLDER PLAN: the plan as it ships, on a stand-in; reported faults by version."""
+"""verify FOLDER PLAN on a stand-in for TensorRT; reported faults of TensorRT, by version."""
 
 import re
 from types import SimpleNamespace
@@ -49,7 +49,7 @@ def test_a_plan_alone_is_one_tower(here):
 
 
 def test_a_plan_that_lies_is_found_on_the_golden_clips(here, monkeypatch):
-    """As fused attention that is wrong for some inputs: no error, other numbers."""
+    """Like a fused attention that computes wrong numbers for some inputs, without an error."""
     plan, _ = build_plans(here.folder, here.engine)
     right = PlanGraph.run
 

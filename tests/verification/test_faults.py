@@ -1,4 +1,4 @@
-"""Twenty faults, one at a time, each caught and named; clean pairs raise no alarm."""
+"""Each seeded fault is caught and its block named; pairs without a fault pass."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ BASES: dict[str, tuple[dict, dict]] = {
 
 
 class Folder:
-    """A copy of an export that is edited and then hashed anew: only its numbers tell.
+    """A copy of an export, edited and hashed anew, so that only its numbers show the edit.
 
     The first part of a name, as "video" in "video/patches", is that of the graph it lies in.
     """
@@ -285,7 +285,7 @@ def test_seeded_faults_are_caught_and_named(bases, videos, tmp_path):
         first = record["first_failed"]
         found = record["bisect"].get(first, {})
         right = first == fault.stage and found.get("block") == fault.block
-        # A changed hash or config is no proof that the numbers were looked at.
+        # A fault that only the hash or the config shows would not test the comparison of numbers.
         caught += not record["pass"] and first != "files"
         named += right
         row = next((r for r in record["stages"] if r["stage"] == first), {})
@@ -296,7 +296,6 @@ def test_seeded_faults_are_caught_and_named(bases, videos, tmp_path):
         )
     report = "\n".join(table)
     print(report)
-    # 19 and 18 of 20 were promised; all of them are caught and named.
     assert caught == len(FAULTS) and named == len(FAULTS), report
 
 

@@ -1,4 +1,4 @@
-"""verify: what a row says, what is never green, and what is an error of the user's."""
+"""verify: what a row holds, what never passes, and which inputs are errors."""
 
 import json
 import math

@@ -248,7 +248,7 @@ def run_parent(clip):
     "number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
 )
 def test_no_orphans_after_the_parent_is_stopped(clip, number):
-    # After SIGKILL nobody can kill the child but its own alarm, at twice the limit and 5 s.
+    # After SIGKILL only the child's own alarm ends it, at twice the limit and 5 s.
     code = run_parent(clip).replace("TIMEOUT", "100" if number == signal.SIGINT else "0.5")
     with subprocess.Popen(
         [sys.executable, "-c", code],
