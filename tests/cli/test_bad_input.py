@@ -111,14 +111,17 @@ def test_only_bad_files_write_nothing(cli, checkpoint, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["bad.mp4"]
 
 
-@pytest.mark.parametrize("command", ["embed", "export", "convert"])
-def test_a_file_size_limit_leaves_nothing_behind(checkpoint, videos, tmp_path, command):
+WRITERS = ["embed C V -o {}.npz", "export C -o {}", "convert C {}.safetensors"]
+
+
+def filled(words, checkpoint, videos, out):
+    places = {"C": checkpoint, "V": videos}
+    return [places.get(word) or word.format(out) for word in words.split()]
+
+
+@pytest.mark.parametrize("words", WRITERS)
+def test_a_file_size_limit_leaves_nothing_behind(checkpoint, videos, tmp_path, words):
     """A full disk, as far as a write can tell: the process may not write files beyond 2 kB."""
-    more = {
-        "embed": [videos, "-o", tmp_path / "v.npz"],
-        "export": ["-o", tmp_path / "out"],
-        "convert": [tmp_path / "c.safetensors"],
-    }[command]
     code = (
         "import resource, signal, sys\n"
         "import torch.distributed.nn\n"  # torch 2.9 writes a file when this is imported
@@ -129,7 +132,8 @@ def test_a_file_size_limit_leaves_nothing_behind(checkpoint, videos, tmp_path, c
         "main()\n"
     )
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
-    done = python("-c", code, command, checkpoint, *more, env=environment, code=2)
+    given = filled(words, checkpoint, videos, tmp_path / "x")
+    done = python("-c", code, *given, env=environment, code=2)
     assert "File too large" in done.stderr and "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
 
@@ -137,14 +141,10 @@ def test_a_file_size_limit_leaves_nothing_behind(checkpoint, videos, tmp_path, c
 @pytest.mark.skipif(
     not os.path.isdir("/sys/kernel"), reason="needs a folder that root cannot write"
 )
-@pytest.mark.parametrize("command", ["embed", "export", "convert"])
-def test_a_read_only_folder(cli, checkpoint, videos, command):
-    args = {
-        "embed": (videos, "-o", "/sys/kernel/v.npz"),
-        "export": ("-o", "/sys/kernel/out"),
-        "convert": ("/sys/kernel/c.safetensors",),
-    }
-    cli(command, checkpoint, *args[command], code=2, says="cannot write /sys/kernel")
+@pytest.mark.parametrize("words", WRITERS)
+def test_a_read_only_folder(cli, checkpoint, videos, words):
+    given = filled(words, checkpoint, videos, "/sys/kernel/x")
+    cli(*given, code=2, says="cannot write /sys/kernel")
 
 
 def test_ctrl_c_leaves_nothing_behind(checkpoint, tmp_path):
@@ -155,11 +155,8 @@ def test_ctrl_c_leaves_nothing_behind(checkpoint, tmp_path):
         (folder / f"clip{i}.mp4").symlink_to(folder / "clip.mp4")
     out = tmp_path / "out"
     out.mkdir()
-    command = [sys.executable, "-m", "stan_infer", "embed", str(checkpoint)]
-    names = [str(p) for p in sorted(folder.iterdir())]
-    process = subprocess.Popen(
-        [*command, *names, "-o", str(out / "v.npz")], stderr=subprocess.PIPE, start_new_session=True
-    )
+    command = [sys.executable, "-m", "stan_infer", "embed", checkpoint, folder, "-o", out / "v.npz"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
 
     def decoding():
         return [p for p in children(process.pid) if b"decode_worker" in command_line(p)]
@@ -176,12 +173,14 @@ def test_ctrl_c_leaves_nothing_behind(checkpoint, tmp_path):
         assert not os.path.exists(f"/proc/{pid}"), "a decoding worker lives on"
 
 
-def write_huge_model(path: Path) -> None:
+@pytest.fixture
+def huge(tmp_path):
     """A checkpoint of finite weights whose features overflow."""
     model = init_random(Stan(preset("stan-tiny")))
     with torch.no_grad():
         model.visual.proj.fill_(3e38)
-    save_model(model, path)
+    save_model(model, tmp_path / "huge.safetensors")
+    return tmp_path / "huge.safetensors"
 
 
 def children(pid: int) -> list[int]:
@@ -200,19 +199,20 @@ def command_line(pid: int) -> bytes:
     return b""
 
 
+def inspect_into(checkpoint, out):
+    command = [sys.executable, "-m", "stan_infer", "inspect", checkpoint, "--json"]
+    return subprocess.run(command, stdout=out, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_standard_output_that_is_full(checkpoint):
-    if not os.path.exists("/dev/full"):
-        pytest.skip("needs /dev/full")
-    run = [sys.executable, "-m", "stan_infer", "inspect", str(checkpoint), "--json"]
     with open("/dev/full", "w") as full:
-        done = subprocess.run(run, stdout=full, stderr=subprocess.PIPE, text=True)
+        done = inspect_into(checkpoint, full)
     assert done.returncode == 2 and "cannot write the results" in done.stderr
 
 
-def test_features_that_are_not_finite_are_errors_of_their_video(cli, videos, tmp_path):
-    write_huge_model(tmp_path / "huge.safetensors")
-    words = ("embed", tmp_path / "huge.safetensors", videos, "-o", tmp_path / "v.npz")
-    cli(*words, code=2, says="not finite")
+def test_features_that_are_not_finite_are_errors_of_their_video(cli, huge, videos, tmp_path):
+    cli("embed", huge, videos, "-o", tmp_path / "v.npz", code=2, says="not finite")
     assert not (tmp_path / "v.npz").exists()
 
 
@@ -248,9 +248,8 @@ def test_without_torch_the_command_that_helps_is_named(
 def test_a_reader_that_leaves_is_no_bug_of_ours(checkpoint):
     read, write = os.pipe()
     os.close(read)
-    run = [sys.executable, "-m", "stan_infer", "inspect", str(checkpoint)]
     with open(write, "w") as pipe:
-        done = subprocess.run(run, stdout=pipe, stderr=subprocess.PIPE, text=True)
+        done = inspect_into(checkpoint, pipe)
     assert done.returncode == 141 and done.stderr == ""
 
 
@@ -266,7 +265,5 @@ def test_sigterm_takes_temporary_files_and_workers_along(checkpoint, videos, tmp
     assert not list(tmp_path.glob("stan-infer-*"))
 
 
-def test_bench_gives_no_speed_to_a_wrong_engine(cli, tmp_path):
-    write_huge_model(tmp_path / "huge.safetensors")
-    args = ("--engine", "eager", "--repeats", "1")
-    cli("bench", tmp_path / "huge.safetensors", *args, code=4, says="not finite")
+def test_bench_gives_no_speed_to_a_wrong_engine(cli, huge):
+    cli("bench", huge, "--engine", "eager", "--repeats", "1", code=4, says="not finite")

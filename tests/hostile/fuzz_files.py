@@ -152,14 +152,16 @@ class World:
         self.place, self.folder = place, place / "folder"
         self._write_folder()
         self._count = -1
-        manifest = (self.folder / "manifest.json").read_bytes()
         self._plan = self.folder / "engines" / "text.fp32.trt.plan"
         self._beside = self._plan.with_name(f"{self._plan.name}.json")
         changed = (self.folder / "manifest.json", self._beside, self.folder / "labels.npz")
         self._sound = {path: path.read_bytes() for path in changed}
         both = (damage_json, damage_json, damage_bytes)
         lines = (damage_lines, damage_lines, damage_bytes)
-        calibration = (self.folder / "calibration.json").read_bytes()
+        manifest, calibration, labels = (
+            (self.folder / name).read_bytes()
+            for name in ("manifest.json", "calibration.json", "labels.npz")
+        )
         rows = "\n".join(map(json.dumps, (ROW, EVAL))).encode()
         self.kinds = {
             "manifest": Kind([manifest], both, self._use_manifest),
@@ -170,9 +172,7 @@ class World:
             "config": Kind([json.dumps(tiny_config().to_dict()).encode()], both, self._use_config),
             "lines": Kind([b"a dog\na cat\n\nred cross\n"], lines, self._use_lines),
             "cache": Kind([self._part()], (damage_bytes,), self._use_cache),
-            "npz": Kind(
-                [(self.folder / "labels.npz").read_bytes()], (damage_bytes,), self._use_npz
-            ),
+            "npz": Kind([labels], (damage_bytes,), self._use_npz),
         }
         for name, texts in ANNOTATIONS.items():
             seeds = [text.encode() for text in texts]
