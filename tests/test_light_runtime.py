@@ -9,6 +9,7 @@ import pytest
 import stan_infer as si
 from tests.conftest import ROOT, python
 from tests.exported import exported
+from tests.processes import run_commands
 
 MOTION = ROOT / "examples" / "motion"
 HEAVY = ("torch", "torchvision", "open_clip", "onnx", "onnxscript", "openvino")
@@ -78,7 +79,7 @@ def test_a_folder_runs_where_torch_cannot_be_imported(blocked, folder, tmp_path)
 def test_a_file_that_is_no_checkpoint_is_told_before_torch(blocked, tmp_path):
     wrong = tmp_path / "wrong.txt"
     wrong.write_text("not weights")
-    for args in (
+    commands = (
         ["run", wrong, MOTION / "clips", "--text", "a shape blinks"],
         ["run", wrong, MOTION / "clips", "--text", "a", "--engine", "triton"],
         ["convert", wrong, tmp_path / "x.safetensors"],
@@ -87,9 +88,11 @@ def test_a_file_that_is_no_checkpoint_is_told_before_torch(blocked, tmp_path):
         ["embed", wrong, MOTION / "clips", "-o", tmp_path / "x.npz"],
         ["verify", wrong, MOTION / "motion.safetensors"],
         ["bench", wrong],
-    ):
-        done = python("-m", "stan_infer", *args, code=2, env=blocked, cwd=tmp_path)
-        assert "wrong.txt" in done.stderr and "pip install" not in done.stderr
+    )
+    ended = run_commands(commands, env=blocked, cwd=tmp_path)
+    assert len(ended) == len(commands)
+    for err, code in ended:
+        assert code == "2" and "wrong.txt" in err and "pip install" not in err, err
 
 
 NOT_AT_START = "torch onnxruntime onnx cv2 av decord tokenizers open_clip numpy".split()

@@ -11,7 +11,7 @@ import pytest
 from stan_infer.artefacts.npz_file import Field, read_npz
 from stan_infer.errors import InputError
 from tests.hostile.fuzz_torch_file import write_zip
-from tests.peak import grown
+from tests.processes import grown
 
 
 def packed(save=np.savez, **arrays) -> bytes:

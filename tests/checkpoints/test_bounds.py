@@ -9,7 +9,7 @@ from stan_infer.checkpoints.load import inspect_checkpoint
 from stan_infer.checkpoints.torch_pickle import MAX_PICKLE_BYTES, MAX_STEPS
 from stan_infer.errors import InputError
 from tests.hostile.fuzz_torch_file import write_zip
-from tests.peak import grown
+from tests.processes import grown
 
 LIMIT = 512 * 2**20  # bytes above a sound file's
 SOUND = ("examples/motion/motion.safetensors", "tests/golden/tiny.pth")

@@ -19,7 +19,7 @@ from stan_infer.checkpoints.torch_file import TensorInfo, open_torch_file
 from stan_infer.errors import InputError
 from tests.conftest import GOLDEN_CASES, ROOT, python
 from tests.hostile.fuzz_torch_file import fuzz, read_zip, seed_files, write_zip
-from tests.peak import grown
+from tests.processes import grown
 
 MIB = 1 << 20
 

@@ -19,6 +19,7 @@ from stan_infer.checkpoints.presets import preset
 from stan_infer.network.model import Stan, init_random
 from stan_infer.system.packages import install_command
 from tests.conftest import flip, python, wait_until, write_video
+from tests.processes import run_commands
 
 
 @pytest.mark.parametrize(
@@ -222,9 +223,9 @@ def test_a_file_name_that_is_not_utf8(cli, checkpoint, videos, tmp_path):
     assert done.out.isascii() and len(done.records) == 1
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
+def test_without_torch_the_command_that_helps_is_named(checkpoint, artefact, videos, tmp_path):
+    places = {"C": checkpoint, "D": artefact, "V": videos}
+    commands = (
         "run C V --text a",
         "embed C V -o v.npz",
         "export C -o out",
@@ -232,16 +233,12 @@ def test_a_file_name_that_is_not_utf8(cli, checkpoint, videos, tmp_path):
         "bench C",
         "calibrate C --videos V -o out",
         "calibrate D --videos V -o out",
-    ],
-)
-def test_without_torch_the_command_that_helps_is_named(
-    checkpoint, artefact, videos, tmp_path, words
-):
-    places = {"C": checkpoint, "D": artefact, "V": videos}
-    code = "import sys; sys.modules['torch'] = None\nfrom stan_infer.cli.main import main; main()"
-    given = (places.get(word, word) for word in words.split())
-    done = python("-c", code, *given, cwd=tmp_path, code=3)
-    assert install_command("cpu") in done.stderr
+    )
+    given = [[places.get(word, word) for word in words.split()] for words in commands]
+    ended = run_commands(given, "import sys; sys.modules['torch'] = None\n", cwd=tmp_path)
+    assert len(ended) == len(commands)
+    for err, code in ended:
+        assert code == "3" and install_command("cpu") in err, err
     assert list(tmp_path.iterdir()) == []
 
 
