@@ -34,6 +34,12 @@ def video_shape(folder):
     return [d.dim_param or d.dim_value for d in video.type.tensor_type.shape.dim]
 
 
+def refused(model, place, words, error=CheckError, **options):
+    with pytest.raises(error, match=words):
+        export_model(model, place / "x", **options)
+    assert list(place.iterdir()) == []
+
+
 @pytest.mark.parametrize("opset", [18, 20, 23, 25])
 @pytest.mark.parametrize("branch", ["selfattn", "conv"])
 def test_both_axes_are_dynamic_and_only_standard_operators_are_used(tmp_path, opset, branch):
@@ -184,9 +190,8 @@ def test_fp16_that_would_overflow_is_refused_by_name(tmp_path):
         model.visual.transformer.resblocks[1].mlp.c_fc.weight *= 1e5
         model.visual.transformer.resblocks[1].mlp.c_proj.weight /= 1e5
     name = "video/trunk/layer1/mlp/fc1"
-    with pytest.raises(CheckError, match=f"{name}.*fp16 holds 65504.*--precision fp32"):
-        export_model(model, tmp_path / "x", precision="fp16")
-    assert list(tmp_path.iterdir()) == []
+    words = f"{name}.*fp16 holds 65504.*--precision fp32"
+    refused(model, tmp_path, words, precision="fp16")
     export_model(model, tmp_path / "x")
 
 
@@ -196,8 +201,8 @@ def test_a_weight_that_fp16_cannot_hold_is_refused_by_name(tmp_path):
         model.branch.spatial[0].mlp.c_proj.weight[:, 0] = 1e6
         model.branch.spatial[0].mlp.c_fc.weight[0] = 0
         model.branch.spatial[0].mlp.c_fc.bias[0] = 0
-    with pytest.raises(CheckError, match=r"branch/layer0/mlp/fc2/weight reaches.*fp16 cannot hold"):
-        export_model(model, tmp_path / "x", precision="fp16")
+    words = "branch/layer0/mlp/fc2/weight reaches.*fp16 cannot hold"
+    refused(model, tmp_path, words, precision="fp16")
 
 
 def test_the_reference_graph_gives_the_same_numbers(tiny_model, folder, tmp_path):
@@ -229,9 +234,7 @@ def test_a_graph_that_differs_is_refused_and_nothing_is_left(tiny_model, tmp_pat
         return name
 
     monkeypatch.setattr(OnnxOps, "frame_mean", wrong)
-    with pytest.raises(CheckError, match=r"video.onnx: outputs differ.*nothing was written"):
-        export_model(tiny_model, tmp_path / "x")
-    assert list(tmp_path.iterdir()) == []
+    refused(tiny_model, tmp_path, "video.onnx: outputs differ.*nothing was written")
 
 
 def test_a_baked_axis_is_refused(tiny_model, tmp_path, monkeypatch):
@@ -241,9 +244,7 @@ def test_a_baked_axis_is_refused(tiny_model, tmp_path, monkeypatch):
         return original(self, name, dtype, [2 if n == "batch" else n for n in shape])
 
     monkeypatch.setattr(GraphWriter, "input", bake)
-    with pytest.raises(CheckError, match=r"dynamic in \['frames'\], but \['batch', 'frames'\]"):
-        export_model(tiny_model, tmp_path / "x")
-    assert list(tmp_path.iterdir()) == []
+    refused(tiny_model, tmp_path, r"dynamic in \['frames'\], but \['batch', 'frames'\]")
 
 
 def test_a_size_baked_inside_is_refused(tiny_model, tmp_path, monkeypatch):
@@ -257,9 +258,7 @@ def test_a_size_baked_inside_is_refused(tiny_model, tmp_path, monkeypatch):
             self._nodes.sizes["T"] = None
 
     monkeypatch.setattr(OnnxOps, "split", bake)
-    with pytest.raises(CheckError, match=r"video.onnx (does not run|: outputs|at)"):
-        export_model(tiny_model, tmp_path / "x")
-    assert list(tmp_path.iterdir()) == []
+    refused(tiny_model, tmp_path, r"video.onnx (does not run|: outputs|at)")
 
 
 def test_a_nan_does_not_pass_as_equal(folder):
@@ -293,9 +292,7 @@ def test_cases_lie_within_the_ranges():
     ],
 )
 def test_bad_options(tiny_model, tmp_path, options, message):
-    with pytest.raises(InputError, match=message):
-        export_model(tiny_model, tmp_path / "x", **options)
-    assert list(tmp_path.iterdir()) == []
+    refused(tiny_model, tmp_path, message, InputError, **options)
 
 
 def test_range_words():
