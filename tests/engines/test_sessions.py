@@ -274,7 +274,7 @@ def test_a_graph_that_does_not_fit_the_config(tampered, engine):
 
     with pytest.raises(InputError, match="does not fit the config in manifest.json"):
         si.open_session(tampered(renamed), engine=engine)
-    for name, value in (("embed_dim", 23), ("image_size", 32), ("temperature", 0.5)):
+    for name, value in (("embed_dim", 23), ("image_size", 8), ("temperature", 0.5)):
         other = tampered(None, lambda m, name=name, value=value: m["model"].update({name: value}))
         with pytest.raises(CheckError, match="'model' in manifest.json is not what video.onnx was"):
             si.open_session(other, engine=engine)
