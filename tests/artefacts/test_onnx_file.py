@@ -142,7 +142,7 @@ def test_a_field_given_twice_hides_nothing(tmp_path):
     ):
         data = opset + field(7, whole + hidden)
         onnx.ModelProto.FromString(data)
-        with pytest.raises(InputError, match="well-formed|twice"):
+        with pytest.raises(InputError, match=r"m\.onnx.*(well-formed|twice)"):
             read_graph(written(data, tmp_path))
     for twice in (opset + opset + field(7, whole), opset + field(7, whole) + field(7, whole)):
         onnx.ModelProto.FromString(twice)

@@ -342,7 +342,7 @@ def test_too_little_memory_is_said(rtx, copy):
         "main.main()"
     )
     done = python("-c", code, code=3)
-    assert "memory" in done.stderr and "Traceback" not in done.stderr
+    assert "memory" in done.stderr.replace(str(copy), "") and "Traceback" not in done.stderr
     assert not (copy / "engines").exists()
 
 
