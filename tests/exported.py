@@ -1,15 +1,15 @@
 """Exported folders, each made once for all processes and runs while no source changes."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
+import json
 import os
 import shutil
 import time
 from importlib.metadata import version
 from pathlib import Path
 
+from stan_infer.artefacts.folder import MANIFEST, write_manifest
 from stan_infer.export.export_model import export_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,6 +32,14 @@ def exported(model, **options) -> Path:
         except OSError:  # another process was quicker
             shutil.rmtree(made)
     return folder
+
+
+def rewrite(folder, change=lambda manifest: None) -> None:
+    """Change the manifest of a folder and hash its files anew, so that only their content tells."""
+    manifest = json.loads((folder / MANIFEST).read_text())
+    change(manifest)
+    manifest.pop("files")
+    write_manifest(folder, manifest)
 
 
 @functools.cache

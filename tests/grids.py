@@ -1,7 +1,5 @@
 """Grids of parameters: `make test` runs a part of the points, `make test-all` the rest."""
 
-from __future__ import annotations
-
 import itertools
 from collections import Counter
 from collections.abc import Sequence

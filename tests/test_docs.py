@@ -1,7 +1,5 @@
 """The documents are true: commands, Python blocks, files, links, generated tables."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

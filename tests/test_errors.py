@@ -1,16 +1,12 @@
 """An optional package that is absent or broken is a MissingError with the command that helps."""
 
-from __future__ import annotations
-
 import os
-import subprocess
-import sys
 
 import pytest
 
 from stan_infer.errors import InputError, MissingError, check_word
 from stan_infer.system.packages import require
-from tests.conftest import ROOT
+from tests.conftest import ROOT, python
 
 MOTION = ROOT / "examples" / "motion"
 MODEL, CLIPS = MOTION / "motion.safetensors", MOTION / "clips"
@@ -47,23 +43,12 @@ def test_a_package_that_is_absent():
 @pytest.mark.parametrize("command", ["export", "calibrate"])
 def test_commands_whose_onnx_does_not_load(tmp_path, command):
     (tmp_path / "onnx.py").write_text("raise RuntimeError('built for protobuf 3')")
-    videos = ["--videos", str(CLIPS)] if command == "calibrate" else []
-    done = subprocess.run(
-        [sys.executable, "-m", "stan_infer", command, MODEL, *videos, "-o", tmp_path / "out"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
-    )
-    assert done.returncode == 3, done.stderr
+    videos = ["--videos", CLIPS] if command == "calibrate" else []
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    words = (command, MODEL, *videos, "-o", tmp_path / "out")
+    done = python("-m", "stan_infer", *words, env=env, code=3)
     assert "needs onnx, which does not load (RuntimeError: built for protobuf 3)" in done.stderr
     assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "out").exists()
-
-
-def test_an_interrupt_while_a_package_loads_stays_one(tmp_path, monkeypatch):
-    (tmp_path / "a_slow_package.py").write_text("raise KeyboardInterrupt")
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(KeyboardInterrupt):
-        require("a_slow_package", "a test", "cpu")
 
 
 def test_a_monstrous_name_is_cut_in_the_middle_of_the_message():

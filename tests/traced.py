@@ -1,7 +1,5 @@
 """Run a program in an empty home under strace: the sockets it opens and the files it leaves."""
 
-from __future__ import annotations
-
 import functools
 import os
 import re

@@ -1,6 +1,4 @@
-"""A folder from a stranger: complete, unchanged, and inside itself."""
-
-from __future__ import annotations
+"""A folder from a stranger: complete, unchanged, and without names that lead out of it."""
 
 import json
 import shutil
@@ -90,38 +88,11 @@ def test_links_are_refused(folder, tmp_path_factory):
         (lambda m: m.update(files=[]), "malformed: files: Expected `object`, got `array`"),
         (lambda m: m["graphs"].append(3), "malformed"),
         (lambda m: m["graphs"][0].update(dims=[1, 2]), "malformed"),
-        (lambda m: m["graphs"][0].update(opset=float("inf")), "malformed"),
+        (lambda m: m["graphs"][0].update(opset=float("inf")), "Infinity is not a number"),
         (lambda m: m["graphs"][0].update(inputs=[{}]), "malformed"),
         (lambda m: m["graphs"][0].update(inputs=[]), "malformed"),
         (lambda m: m["graphs"][0]["inputs"][0].pop("dtype"), "malformed"),
         (lambda m: m["files"].update({"x" * 300: {}}), "malformed: files"),
-    ],
-)
-def test_malformed_manifests(folder, change, message):
-    edit(folder, change)
-    with pytest.raises(InputError, match=message):
-        read_artefact(folder)
-
-
-def test_a_folder_without_a_manifest_names_the_export_command(tmp_path):
-    with pytest.raises(InputError, match="stan-infer export"):
-        read_artefact(tmp_path)
-    (tmp_path / MANIFEST).write_text("[" * 100_000)
-    with pytest.raises(InputError, match="not JSON"):
-        read_artefact(tmp_path)
-
-
-@pytest.mark.parametrize("name", ["weights.bin", "tokenizer.json", "a/b.bin"])
-def test_nothing_lies_in_the_folder_without_a_hash(folder, name):
-    (folder / name).parent.mkdir(exist_ok=True)
-    (folder / name).write_text("x")
-    with pytest.raises(InputError, match="not listed in manifest.json"):
-        read_artefact(folder)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
         (lambda m: m["graphs"].append(dict(m["graphs"][0])), "two entries have the role 'video'"),
         (lambda m: m["graphs"][0].update(role="videos"), "role 'videos' is unknown; did you mean"),
         (lambda m: m["graphs"][0].update(external_data=["model.onnx"]), "has its weights in 'mo"),
@@ -148,9 +119,25 @@ def test_nothing_lies_in_the_folder_without_a_hash(folder, name):
         (lambda m: m["files"]["video.onnx"].update(sha256="0"), "malformed: files"),
     ],
 )
-def test_what_no_export_writes(folder, change, message):
+def test_a_manifest_that_no_export_writes(folder, change, message):
     edit(folder, change)
     with pytest.raises(InputError, match=message):
+        read_artefact(folder)
+
+
+def test_a_folder_without_a_manifest_names_the_export_command(tmp_path):
+    with pytest.raises(InputError, match="stan-infer export"):
+        read_artefact(tmp_path)
+    (tmp_path / MANIFEST).write_text("[" * 100_000)
+    with pytest.raises(InputError, match="not JSON"):
+        read_artefact(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["weights.bin", "tokenizer.json", "a/b.bin"])
+def test_nothing_lies_in_the_folder_without_a_hash(folder, name):
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text("x")
+    with pytest.raises(InputError, match="not listed in manifest.json"):
         read_artefact(folder)
 
 
@@ -218,7 +205,7 @@ def test_a_file_that_changes_while_it_is_held_is_told(folder):
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs names of open files")
 def test_what_is_held_is_read_whatever_takes_its_name(folder):
-    """Even if the folder itself changes places for a moment, which its files do not show."""
+    """Even if the whole folder is replaced for a moment: its files keep their times and sizes."""
     artefact = read_artefact(folder)
     aside = folder.with_name("aside")
     with artefact.held("video.onnx") as (path,):

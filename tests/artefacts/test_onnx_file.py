@@ -1,7 +1,5 @@
 """The names in an .onnx file: the onnx package is the oracle, hostile files give InputError."""
 
-from __future__ import annotations
-
 import tempfile
 from pathlib import Path
 
@@ -82,7 +80,7 @@ def written(m: onnx.ModelProto | bytes, folder: Path) -> Path:
 
 @pytest.mark.parametrize("place", places())
 def test_tensors_lie_in_weights_and_values_alone(tmp_path, place):
-    """What is no weight and no constant's value is refused, so that no tensor is overlooked."""
+    """A tensor anywhere else is refused, so that none is overlooked."""
     with pytest.raises(InputError, match="which no graph written by stan_infer has"):
         read_graph(written(places()[place], tmp_path))
 
@@ -101,21 +99,13 @@ def test_a_model_without_external_data(tmp_path):
     check_external(read_graph(path), [])
 
 
-@pytest.mark.parametrize(
-    "location",
-    [
-        "../x",
-        "/etc/passwd",
-        "a/../../x",
-        "C:\\x",
-        "a\\b",
-        "",
-        "*/_ORT_MEM_ADDR_/*",
-        "file:///etc/passwd",
-        "m.onnx.data ",
-        "./m.onnx.data",
-    ],
-)
+OUTSIDE = (
+    "../x", "/etc/passwd", "a/../../x", "C:\\x", "a\\b", "", "*/_ORT_MEM_ADDR_/*", "file:///etc/passwd",
+    "m.onnx.data ", "./m.onnx.data",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("location", OUTSIDE)
 def test_names_outside_the_folder_are_refused_even_when_listed(tmp_path, location):
     path = written(model(tensor(location)), tmp_path)
     for allowed in ([], ["m.onnx.data"], [location]):
@@ -152,7 +142,7 @@ def test_a_field_given_twice_hides_nothing(tmp_path):
     ):
         data = opset + field(7, whole + hidden)
         onnx.ModelProto.FromString(data)
-        with pytest.raises(InputError, match="well-formed|twice"):
+        with pytest.raises(InputError, match=r"m\.onnx.*(well-formed|twice)"):
             read_graph(written(data, tmp_path))
     for twice in (opset + opset + field(7, whole), opset + field(7, whole) + field(7, whole)):
         onnx.ModelProto.FromString(twice)
@@ -186,23 +176,14 @@ def varint(n: int) -> bytes:
     return out + bytes([n])
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"\x3a",
-        b"<net></net>",
-        b"PK\x03\x04" + bytes(40),
-        b"\x3a\xff\xff\xff\xff\x0f",
-        b"\x3a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01",
-        b"\xff" * 100,
-        b"\x00\x00",
-        b"\x38\x01",
-        b"\x3b\x3c",
-        nested(100),
-        nested(20_000),
-    ],
-)
+NO_GRAPHS = (
+    b"", b"\x3a", b"<net></net>", b"PK\x03\x04" + bytes(40), b"\x3a\xff\xff\xff\xff\x0f",
+    b"\x3a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", b"\xff" * 100, b"\x00\x00", b"\x38\x01",
+    b"\x3b\x3c", nested(100), nested(20_000),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("data", NO_GRAPHS)
 def test_hostile_bytes(tmp_path, data):
     with pytest.raises(InputError, match=r"m\.onnx"):
         read_graph(written(data, tmp_path))

@@ -1,7 +1,5 @@
 """Sizes, memory and work of a graph: ONNX Runtime is the oracle, hostile graphs are refused."""
 
-from __future__ import annotations
-
 import json
 from math import prod
 
@@ -17,7 +15,7 @@ from stan_infer.checkpoints.load import load_model
 from stan_infer.config import StanConfig
 from stan_infer.engines.ort_session import inference_session
 from stan_infer.errors import InputError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, tiny_config
 from tests.exported import exported
 from tests.golden.make import SETTINGS
 
@@ -123,7 +121,7 @@ def test_honest_graphs_need_far_less_than_is_allowed(folder):
             inputs = inputs_of(entry, pick)
             need, most = measure(graph, inputs), allowed(graph, config, inputs)
             check_need(graph, config, inputs)
-            # Without what every graph has to spare, all of them still stay within two thirds.
+            # The constant allowance aside, every graph needs at most two thirds of what is allowed.
             weights = sum(prod(w.dims) * 4 for w in graph.weights.values())
             assert need.bytes - weights <= 2 / 3 * (most.bytes - 64 * 2**20)
             if entry["role"] in ("video", "text"):
@@ -176,23 +174,10 @@ GREEDY = {
 
 @pytest.mark.parametrize("case", GREEDY)
 def test_what_makes_gigabytes_or_hours_is_refused(case):
-    config = StanConfig.from_dict(
-        {
-            "width": 64,
-            "layers": 1,
-            "heads": 1,
-            "patch": 16,
-            "image_size": 16,
-            "embed_dim": 4,
-            "mlp_width": 64,
-            "branch_layers": 1,
-            "short_side": 16,
-        }  # fmt: skip
-    )
     graph = read_graph(graph_of(*GREEDY[case]), "m.onnx")
     check_operations(graph)
     with pytest.raises(InputError, match=r"m\.onnx takes \d+ MiB and .* it was not run"):
-        check_need(graph, config, {"x": ("float32", (2, 4))})
+        check_need(graph, tiny_config(), {"x": ("float32", (2, 4))})
 
 
 @pytest.mark.parametrize(
@@ -231,7 +216,7 @@ def test_sizes_that_do_not_follow_are_an_error(nodes, weights):
 
 
 def test_an_input_of_a_type_that_no_graph_takes():
-    """A manifest may say so, and building plans believes it."""
+    """A stranger's manifest may name any dtype, and build_plans takes sizes from it."""
     graph = read_graph(graph_of([("Identity", ["x"], ["y"])]), "m.onnx")
     with pytest.raises(InputError, match="its input 'x' cannot be 'complex64'"):
         measure(graph, {"x": ("complex64", (2, 4))})

@@ -1,6 +1,4 @@
-"""The protocol: gate first, interleaved, inputs rotated, both minima kept, nothing thrown away."""
-
-from __future__ import annotations
+"""The protocol of a measurement: outputs compared first, candidates in turn, inputs rotated."""
 
 import numpy as np
 import pytest
@@ -91,7 +89,7 @@ def test_wrong_outputs_are_refused_and_the_others_still_run(change):
 
 
 def test_one_that_turns_wrong_while_it_runs_is_found():
-    """As a runtime did that kept a plan from another shape."""
+    """As a runtime once did that reused the plan of another shape."""
     wrong = FakeEngine([], "b")
     wrong.change = lambda out: out if len(wrong.seen) < 3 else out + 1e9
     _, row = measure([FakeEngine([], "a"), wrong])

@@ -1,7 +1,5 @@
 """bench as a function: what it returns and writes, and what it refuses before measuring."""
 
-from __future__ import annotations
-
 import pytest
 
 from stan_infer.benchmarking.interleave import Schedule

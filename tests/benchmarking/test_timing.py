@@ -1,7 +1,5 @@
 """Figures from raw samples against Python's own statistics module, and the diagnoses."""
 
-from __future__ import annotations
-
 import statistics
 from contextlib import contextmanager
 

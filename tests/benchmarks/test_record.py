@@ -1,6 +1,4 @@
-"""The benchmarks run, on a tiny model and without recording, before the day they count."""
-
-from __future__ import annotations
+"""The benchmark programs run, on a tiny model and without recording."""
 
 import sys
 

@@ -1,6 +1,4 @@
-"""Recognition by names and shapes: one-to-one maps, and refusals that name the culprit."""
-
-from __future__ import annotations
+"""Layouts recognised by names and shapes: one-to-one maps; an error names the key at fault."""
 
 import pytest
 
@@ -97,23 +95,27 @@ def test_what_is_not_known_is_refused_by_name(shapes, message):
         recognise(shapes, HEADS)
 
 
-def test_a_clip_without_a_branch_names_the_way_to_use_it():
-    shapes = {k: s for k, s in author_shapes(tiny_config()).items() if "STAN_" not in k}
-    with pytest.raises(InputError, match="CLIP without a STAN branch.*ViT-B-32-quickgelu:openai"):
-        recognise(shapes, HEADS)
+def without(part):
+    return {k: s for k, s in author_shapes(tiny_config()).items() if part not in k}
 
 
-def test_a_missing_layer_in_the_middle_is_named():
-    shapes = {
-        k: s for k, s in author_shapes(tiny_config()).items() if "backbone.layers.1." not in k
-    }
-    with pytest.raises(InputError, match="layer backbone.layers.1 is missing"):
-        recognise(shapes, HEADS)
-
-
-def test_heads_that_shapes_cannot_tell_must_be_given():
-    with pytest.raises(InputError, match="--set heads=N"):
-        recognise(author_shapes(tiny_config()))
+@pytest.mark.parametrize(
+    ("shapes", "settings", "message"),
+    [
+        (without("STAN_"), HEADS, "CLIP without a STAN branch.*ViT-B-32-quickgelu:openai"),
+        (without("backbone.layers.1."), HEADS, "layer backbone.layers.1 is missing"),
+        (author_shapes(tiny_config()), {}, "--set heads=N"),
+        # Told before anything else.
+        (
+            author_shapes(tiny_config()),
+            {"hedas": 1},
+            "unknown setting 'hedas'; did you mean 'heads'",
+        ),
+    ],
+)
+def test_what_is_missing_names_the_way_on(shapes, settings, message):
+    with pytest.raises(InputError, match=message):
+        recognise(shapes, settings)
 
 
 def test_hints_are_found_and_nothing_is_executed():
@@ -133,8 +135,3 @@ __import__('os').system('false')
     notes = " ".join(recognise(author_shapes(preset("stan-b32")), {}, {"cfg": text}).notes)
     assert "names CLIP /16 but the trunk has patch 32" in notes
     assert "hints at head mug" in notes and "hints at frames 32" in notes
-
-
-def test_a_mistyped_setting_is_told_before_anything_else():
-    with pytest.raises(InputError, match="unknown setting 'hedas'; did you mean 'heads'"):
-        recognise(author_shapes(tiny_config()), {"hedas": 1})

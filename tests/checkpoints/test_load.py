@@ -1,7 +1,5 @@
 """Loading: values bit for bit, every kind of file, every kind of refusal."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np
@@ -11,7 +9,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.load import write_authors_checkpoint
-from stan_infer.checkpoints.authors import author_names
 from stan_infer.checkpoints.load import convert, inspect_checkpoint, load_model, save_model
 from stan_infer.checkpoints.own import METADATA_KEY
 from stan_infer.checkpoints.presets import preset
@@ -195,9 +192,3 @@ def test_inspect_reads_no_weight_and_needs_no_torch(authors_file):
     done = python("-c", code)
     count = sum(p.numel() for p in Stan(tiny_config()).parameters())
     assert done.stdout.split() == ["32", "2", str(count)], done.stderr
-
-
-def test_author_names_cover_every_parameter():
-    config = tiny_config()
-    names = author_names(config, "backbone.", "text_backbone.", "STAN")
-    assert set(names) == set(Stan(config).state_dict())

@@ -1,7 +1,7 @@
 """Checkpoints of strangers: the right tensors out of sound files, InputError from all others."""
 
-from __future__ import annotations
-
+import contextlib
+import datetime
 import io
 import os
 import pickle
@@ -19,6 +19,7 @@ from stan_infer.checkpoints.torch_file import TensorInfo, open_torch_file
 from stan_infer.errors import InputError
 from tests.conftest import GOLDEN_CASES, ROOT, python
 from tests.hostile.fuzz_torch_file import fuzz, read_zip, seed_files, write_zip
+from tests.processes import grown
 
 MIB = 1 << 20
 
@@ -55,6 +56,9 @@ def view(storage, offset, size, stride):
     return Made(torch._utils._rebuild_tensor_v2, storage, offset, size, stride, False, {})
 
 
+SOUND = pickled({"w": view(Stored(4), 0, (4,), (1,))})
+
+
 def checkpoint(path, pickle_bytes, *, data=b"\0" * 16, **records):
     named = {f"archive/{k}": v for k, v in records.items()}
     path.write_bytes(write_zip({"archive/data.pkl": pickle_bytes, "archive/data/0": data, **named}))
@@ -67,7 +71,7 @@ def refused(path, *words):
     text = str(caught.value)
     assert str(path) in text and len(text) < 1500 and text.isprintable(), text
     for word in words:
-        assert word in text, text
+        assert word in text.replace(str(path), ""), text
 
 
 def same(path, wanted):
@@ -129,6 +133,7 @@ def test_golden_files_equal_torch_load(golden, name):
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_every_kind_of_tensor(path, protocol):
     base = torch.randn(6, 4)
+    kinds = (torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32)
     state = OrderedDict(
         base=base,
         transposed=base.t(),
@@ -141,11 +146,8 @@ def test_every_kind_of_tensor(path, protocol):
         empty=torch.zeros(0, 5),
         flags=torch.tensor([True, False, True]),
         complex=torch.randn(2, dtype=torch.complex64),
-        **{str(d): torch.arange(5).to(d) for d in (torch.int8, torch.uint8, torch.int16)},
-        **{str(d): torch.arange(5).to(d) for d in (torch.bfloat16, torch.float16, torch.int32)},
-        **{str(d): torch.arange(5).to(d) for d in (torch.uint16, torch.float8_e4m3fn)},
+        **{str(d): torch.arange(5).to(d) for d in (*kinds, torch.bfloat16, torch.float16)},
     )
-    state.pop("torch.float8_e4m3fn")  # torch.equal does not know it
     torch.save(state, path, pickle_protocol=protocol)
     assert same(path, state)["layout"] == "flat"
 
@@ -166,19 +168,14 @@ def test_wrappers(path, wrapper):
     for name in reversed(wrapper.split(".")):
         whole = {"epoch": 4, name: whole, "optimizer": {"state": {0: torch.ones(9)}, "lr": 0.1}}
     torch.save(whole, path)
-    hints = same(path, state)
-    assert hints == {
-        "layout": "wrapped",
-        "wrapper": wrapper,
-        "cfg": None,
-        "epoch": 4,
-        "others": ["epoch", "optimizer"],
-    }
+    others = ["epoch", "optimizer"]
+    told = {"layout": "wrapped", "wrapper": wrapper, "cfg": None, "epoch": 4, "others": others}
+    assert same(path, state) == told
 
 
 def test_trainer_extras_are_inert_and_long_texts_are_found(path):
     cfg = "model = dict(depth=4)  # \u00e9\n" * 3000
-    meta = {"cfg": cfg, "epoch": 2, "when": __import__("datetime").datetime(2024, 1, 1)}
+    meta = {"cfg": cfg, "epoch": 2, "when": datetime.datetime(2024, 1, 1)}
     extras = {"path": Path("x"), "set": {1}, "array": np.arange(9.0), "scalar": np.float32(3)}
     extras |= {"key": {(1, 2): 3}, "long": "x" * (3 * MIB), "big": 2**200, "n": bytearray(9)}
     state = {"w": torch.randn(3)}
@@ -272,7 +269,6 @@ def test_other_formats_are_named(path, tmp_path):
         open_torch_file(Path("a\0b"))
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names on this system")
 def test_pipes_and_devices_do_not_hang(tmp_path):
     os.mkfifo(tmp_path / "pipe.pth")
     refused(tmp_path / "pipe.pth", "not a regular file")
@@ -287,7 +283,7 @@ def test_truncated_at_any_length(path):
 
 
 def test_big_endian_is_refused(path):
-    checkpoint(path, pickled({"w": view(Stored(4), 0, (4,), (1,))}), byteorder=b"big")
+    checkpoint(path, SOUND, byteorder=b"big")
     refused(path, "byte order", "big")
 
 
@@ -296,7 +292,7 @@ def test_big_endian_is_refused(path):
 
 def test_a_compressed_bomb(path):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as z:
-        z.writestr("archive/data.pkl", pickled({"w": view(Stored(4), 0, (4,), (1,))}))
+        z.writestr("archive/data.pkl", SOUND)
         z.writestr("archive/data/0", b"\0" * (64 * MIB))
     assert path.stat().st_size < MIB
     refused(path, "compressed")
@@ -309,24 +305,21 @@ def _directory_field(data, name, offset, fmt, value):
 
 
 def test_lying_directories(path):
-    good = pickled({"w": view(Stored(4), 0, (4,), (1,))})
-    data = write_zip({"archive/data.pkl": good, "archive/data/0": b"\0" * 16, "archive/x": b"y"})
-    field = lambda *a: path.write_bytes(_directory_field(data, *a))  # noqa: E731
-    field(b"archive/data/0", 42, "<I", 0)
-    refused(path, "where the directory")
-    field(b"archive/data/0", 42, "<I", 2**31)
-    refused(path, "beyond")
-    field(b"archive/data/0", 20, "<I", 2**31)
-    refused(path, "packed")
-    field(b"archive/data/0", 8, "<H", 1)
-    refused(path, "encrypted")
-    field(b"archive/data/0", 24, "<I", 2**32 - 1)
-    refused(path, "64-bit")
+    data = write_zip({"archive/data.pkl": SOUND, "archive/data/0": b"\0" * 16, "archive/x": b"y"})
+    for offset, kind, value, word in (
+        (42, "<I", 0, "where the directory"),
+        (42, "<I", 2**31, "beyond"),
+        (20, "<I", 2**31, "packed"),
+        (8, "<H", 1, "encrypted"),
+        (24, "<I", 2**32 - 1, "64-bit"),
+    ):
+        path.write_bytes(_directory_field(data, b"archive/data/0", offset, kind, value))
+        refused(path, word)
     path.write_bytes(data.replace(b"archive/data/0", b"archive/data/9", 1))
     refused(path, "where the directory")
     path.write_bytes(data.replace(b"archive/x", b"archive/\xff"))
     refused(path, "UTF-8")
-    twice = write_zip({"archive/data.pkl": good, "archive/data.pkk": good})
+    twice = write_zip({"archive/data.pkl": SOUND, "archive/data.pkk": SOUND})
     path.write_bytes(twice.replace(b"archive/data.pkk", b"archive/data.pkl"))
     refused(path, "twice")
     at = len(data) - 22
@@ -390,24 +383,27 @@ def test_tensors_that_their_bytes_do_not_back(path, numel, offset, size, stride,
 
 
 def test_storages_that_do_not_fit(path):
-    def try_(storage, *words):
-        refused(checkpoint(path, pickled({"w": view(storage, 0, (4,), (1,))})), *words)
-
-    try_(Stored(4, key="../../etc/passwd"), "key")
-    try_(Stored(4, key="1"), "missing")
-    try_(Stored(4, key=""), "key")
-    try_(Stored(4, key=[]), "key")
-    try_(Stored(4, kind="FloatStorage"), "text")
-    try_(Stored(4, kind=OrderedDict), "collections.OrderedDict")
-    try_(Stored(4, kind=torch.DoubleStorage), "has 16 bytes")
-    try_(Stored(4, kind=torch.storage.UntypedStorage), "UntypedStorage")
-    try_("storage", "text instead of a storage")
-    meta = Made(torch._utils._rebuild_tensor_v2, Stored(4), 0, (4,), (1,), False, {}, {"neg": True})
-    refused(checkpoint(path, pickled({"w": meta})), "negated")
-    few = Made(torch._utils._rebuild_tensor_v2, Stored(4))
-    refused(checkpoint(path, pickled({"w": few})), "1 arguments")
-    bare = Made(torch._utils._rebuild_parameter, {})
-    refused(checkpoint(path, pickled({"w": bare})), "parameter")
+    rebuild = torch._utils._rebuild_tensor_v2
+    for made, word in (
+        *(
+            (view(storage, 0, (4,), (1,)), word)
+            for storage, word in (
+                (Stored(4, key="../../etc/passwd"), "key"),
+                (Stored(4, key="1"), "missing"),
+                (Stored(4, key=""), "key"),
+                (Stored(4, key=[]), "key"),
+                (Stored(4, kind="FloatStorage"), "text"),
+                (Stored(4, kind=OrderedDict), "collections.OrderedDict"),
+                (Stored(4, kind=torch.DoubleStorage), "has 16 bytes"),
+                (Stored(4, kind=torch.storage.UntypedStorage), "UntypedStorage"),
+                ("storage", "text instead of a storage"),
+            )
+        ),
+        (Made(rebuild, Stored(4), 0, (4,), (1,), False, {}, {"neg": True}), "negated"),
+        (Made(rebuild, Stored(4)), "1 arguments"),
+        (Made(torch._utils._rebuild_parameter, {}), "parameter"),
+    ):
+        refused(checkpoint(path, pickled({"w": made})), word)
 
 
 def test_strange_strides_along_axes_of_one_element(path):
@@ -469,7 +465,7 @@ def _attacks(marker):
     command, code = f"touch {marker}", f"__import__('os').system('touch {marker}')"
     nested, saved = pickle.dumps(Made(os.system, command), 2), io.BytesIO()
     torch.save(Made(os.system, command), saved)
-    names = {
+    return {
         "system": pickled(Made(os.system, command)),
         "system, protocol 4": pickled(Made(os.system, command), 4),
         "eval": pickled(Made(eval, code)),
@@ -483,28 +479,22 @@ def _attacks(marker):
         "pickle.loads": pickled(Made(pickle.loads, nested)),
         "inst": b"\x80\x02(" + _text(command) + b"ios\nsystem\n.",
         "obj": b"\x80\x02(cos\nsystem\n" + _text(command) + b"o.",
-        "stack_global": b"\x80\x04"
-        + _text("os")
-        + _text("system")
-        + b"\x93"
-        + _text(command)
-        + b"\x85R.",
+        "stack_global": (
+            b"\x80\x04" + _text("os") + _text("system") + b"\x93" + _text(command) + b"\x85R."
+        ),
         "newobj_ex": b"\x80\x04cos\nsystem\n" + _text(command) + b"\x85}\x92.",
     }
-    return names
 
 
 @pytest.mark.parametrize("name", _attacks("x"))
 def test_nothing_is_executed(path, tmp_path, name):
     marker = tmp_path / "marker"
     payload = _attacks(marker)[name]
-    try:  # first see that it is a real attack
+    # First see that it is a real attack. Some need an object that Python itself cannot make.
+    may_fail = name in ("within tensors", "newobj_ex", "setstate")
+    with contextlib.suppress(*(pickle.UnpicklingError, TypeError) if may_fail else ()):
         pickle.loads(payload)
-    except (pickle.UnpicklingError, TypeError):
-        assert name in ("within tensors", "newobj_ex", "setstate"), name
-    if name not in ("within tensors", "newobj_ex", "setstate"):
-        assert marker.exists()
-        marker.unlink()
+    assert may_fail or marker.exists()
     marker.unlink(missing_ok=True)
     refused(checkpoint(path, payload), "its pickle", "byte")
     assert not marker.exists()
@@ -590,8 +580,7 @@ def test_malformed_and_oversized_pickles(path, body, word):
 def test_labels_of_trainers_stay_labels(path, tmp_path):
     marker = tmp_path / "marker"
     call = b"cmmengine.fileio\nput_text\n" + _text("x") + _text(str(marker)) + b"\x86R"
-    state = pickled({"w": view(Stored(4), 0, (4,), (1,))})[2:-1]
-    checkpoint(path, b"\x80\x02" + call + b"0" + state + b".")
+    checkpoint(path, b"\x80\x02" + call + b"0" + SOUND[2:])
     with open_torch_file(path) as file:
         assert list(file.tensors) == ["w"]
     assert not marker.exists()
@@ -607,25 +596,11 @@ def test_no_import_and_no_torch(golden):
     assert python("-c", code, golden / "a_hd32.pth", cwd=ROOT).stderr == ""
 
 
-_PEAK = """
-import gc, sys
-from pathlib import Path
-from stan_infer.errors import InputError
-from stan_infer.checkpoints.torch_file import open_torch_file
-def peak():
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(x.split()[1]) << 10 for x in lines if x.startswith("VmHWM"))
-before = peak()
-try:
-    open_torch_file(Path(sys.argv[1]))
-except InputError:
-    print(peak() - before)
-"""
-
-
 def check_memory(path):
-    grown = int(python("-c", _PEAK, path, cwd=ROOT).stdout)
-    assert grown <= 2 * path.stat().st_size + 128 * MIB, f"{grown / MIB:.0f} MiB"
+    took, error = grown(
+        "from stan_infer.checkpoints.torch_file import open_torch_file as read", path
+    )
+    assert str(path) in error and took <= 2 * path.stat().st_size + 128 * MIB, (took, error)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc on this system")

@@ -1,6 +1,4 @@
-"""Run the command line in this process: (exit code, stdout, stderr)."""
-
-from __future__ import annotations
+"""Run the command line in this process."""
 
 import json
 import sys
@@ -28,16 +26,19 @@ class Done:
 
 @pytest.fixture
 def cli(monkeypatch, capsys):
-    def run(*args) -> Done:
+    """Run a command. code: its exit code, or several that are right; says: a part of stderr."""
+
+    def run(*args, code=0, says="") -> Done:
         monkeypatch.setattr(sys, "argv", ["stan-infer", *map(str, args)])
-        code = 0
+        ended = 0
         try:
             main()
         except SystemExit as e:
-            code = e.code or 0
+            ended = e.code or 0
         out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        return Done(code, out, err)
+        assert ended in (code if isinstance(code, tuple) else (code,)), (ended, args, out, err)
+        assert "Traceback" not in err and says in err, err
+        return Done(ended, out, err)
 
     return run
 

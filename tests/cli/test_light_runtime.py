@@ -1,6 +1,4 @@
-"""An exported folder runs without torch, open_clip, onnx and onnxscript: extra `runtime` alone."""
-
-from __future__ import annotations
+"""A folder runs with extra `runtime` alone, and the command line imports nothing heavy."""
 
 import json
 import os
@@ -9,9 +7,9 @@ import numpy as np
 import pytest
 
 import stan_infer as si
-from stan_infer.system.packages import install_command
 from tests.conftest import ROOT, python
 from tests.exported import exported
+from tests.processes import run_commands
 
 MOTION = ROOT / "examples" / "motion"
 HEAVY = ("torch", "torchvision", "open_clip", "onnx", "onnxscript", "openvino")
@@ -53,50 +51,35 @@ def blocked(tmp_path_factory):
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(block), str(ROOT)])}
 
 
-def check_commands(environment, folder, cwd):
+def test_a_folder_runs_where_torch_cannot_be_imported(blocked, folder, tmp_path):
     """`run`, `embed` and open_session give what they give with everything installed."""
     video = MOTION / "clips" / "cyan_bar_blinks.mp4"
     main = ("-m", "stan_infer")
     labels = ("--labels", MOTION / "labels.txt")
-    options = {"env": environment, "cwd": cwd}
+    options = {"env": blocked, "cwd": tmp_path}
     done = python(*main, "run", folder, video, "--engine", "ort", *labels, "--json", **options)
     record = json.loads(done.stdout)
     assert record["scores"][0]["text"] == "a shape blinks"
     assert record["session"]["engine"] == "ort"
 
-    arrays = cwd / "e.npz"
+    arrays = tmp_path / "e.npz"
     python(*main, "embed", folder, video, "--engine", "ort", "-o", arrays, **options)
     session = si.open_session(folder, engine="ort")
     clip = session.read_clip(video)[None]
     wanted = session.embed_video(clip)
     assert np.abs(np.load(arrays)["embeddings"] - wanted).max() < FP32 * np.abs(wanted).max()
 
-    assert python("-c", SESSION, folder, video, cwd / "s.npz", **options).stdout == "[]\n"
-    found = np.load(cwd / "s.npz")
+    assert python("-c", SESSION, folder, video, tmp_path / "s.npz", **options).stdout == "[]\n"
+    found = np.load(tmp_path / "s.npz")
     assert np.abs(found["video"] - wanted).max() < FP32 * np.abs(wanted).max()
     scores = session.score(["a shape blinks", "a shape moves left"], clip)
     assert np.abs(found["scores"] - scores).max() < FP32
 
 
-def test_a_folder_runs_where_torch_cannot_be_imported(blocked, folder, tmp_path):
-    check_commands(blocked, folder, tmp_path)
-
-
-def test_what_needs_torch_says_so_where_it_is_absent(blocked, folder, tmp_path):
-    checkpoint = [MOTION / "motion.safetensors", MOTION / "clips", "--text", "a shape blinks"]
-    for args, package in (
-        (["run", *checkpoint], "cpu"),
-        (["export", MOTION / "motion.safetensors", "-o", tmp_path / "x"], "cpu"),
-        (["calibrate", folder, "--videos", MOTION / "clips", "-o", tmp_path / "x"], "cpu"),
-    ):
-        done = python("-m", "stan_infer", *args, code=3, env=blocked, cwd=tmp_path)
-        assert install_command(package) in done.stderr
-
-
 def test_a_file_that_is_no_checkpoint_is_told_before_torch(blocked, tmp_path):
     wrong = tmp_path / "wrong.txt"
     wrong.write_text("not weights")
-    for args in (
+    commands = (
         ["run", wrong, MOTION / "clips", "--text", "a shape blinks"],
         ["run", wrong, MOTION / "clips", "--text", "a", "--engine", "triton"],
         ["convert", wrong, tmp_path / "x.safetensors"],
@@ -105,6 +88,37 @@ def test_a_file_that_is_no_checkpoint_is_told_before_torch(blocked, tmp_path):
         ["embed", wrong, MOTION / "clips", "-o", tmp_path / "x.npz"],
         ["verify", wrong, MOTION / "motion.safetensors"],
         ["bench", wrong],
-    ):
-        done = python("-m", "stan_infer", *args, code=2, env=blocked, cwd=tmp_path)
-        assert "wrong.txt" in done.stderr and "pip install" not in done.stderr
+    )
+    ended = run_commands(commands, env=blocked, cwd=tmp_path)
+    assert len(ended) == len(commands)
+    for err, code in ended:
+        assert code == "2" and "wrong.txt" in err and "pip install" not in err, err
+
+
+NOT_AT_START = "torch onnxruntime onnx cv2 av decord tokenizers open_clip numpy".split()
+
+
+@pytest.mark.parametrize("args", [["--help"], ["bench", "--help"], ["--version"], []])
+def test_help_imports_nothing_heavy(args):
+    code = (
+        "import sys; sys.argv = ['stan-infer', *sys.argv[1:]]\n"
+        "from stan_infer.cli.main import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        f"print('HEAVY', [m for m in {NOT_AT_START!r} if m in sys.modules])"
+    )
+    done = python("-c", code, *args)
+    assert "HEAVY []" in done.stdout, done.stdout + done.stderr
+
+
+def test_importing_the_package_is_light():
+    code = f"import sys, stan_infer; print([m for m in {NOT_AT_START!r} if m in sys.modules])"
+    assert python("-c", code).stdout.strip() == "[]"
+
+
+def test_public_names_resolve():
+    import stan_infer as si
+
+    for name in si.__all__:
+        assert getattr(si, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'exprt_model'"):
+        _ = si.exprt_model

@@ -1,8 +1,5 @@
 """Builds of the C++ program, an exported folder, and how to run the one on the other."""
 
-from __future__ import annotations
-
-import hashlib
 import importlib.util
 import json
 import os
@@ -15,8 +12,9 @@ import pytest
 
 import stan_infer as si
 from stan_infer.network.model import Stan, init_random
-from tests.conftest import ROOT, tiny_config
+from tests.conftest import ROOT, edit_json, tiny_config
 from tests.exported import exported as make_exported
+from tests.hostile.folders import entry_of
 
 SOURCE = Path(__file__).parent
 MOTION = ROOT / "examples" / "motion"
@@ -104,6 +102,14 @@ def plain(tmp_path_factory):
     return Program(build(tmp_path_factory.mktemp("cpp"), openvino=openvino), openvino)
 
 
+@pytest.fixture(params=["ort", "openvino"])
+def engine(request, plain):
+    """An engine of the C++ program, if that was built with it."""
+    if request.param == "openvino" and not plain.openvino:
+        unavailable("openvino is not installed")
+    return request.param
+
+
 @pytest.fixture(scope="session")
 def sanitized(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cpp-sanitized")
@@ -139,22 +145,17 @@ def small(labels):
 @pytest.fixture
 def folder(small, tmp_path):
     """A copy to spoil."""
-    copy = tmp_path / "folder"
-    shutil.copytree(small, copy)
-    return copy
+    return shutil.copytree(small, tmp_path / "folder")
 
 
 def edit_manifest(folder, change):
-    path = folder / "manifest.json"
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    change(manifest)
-    path.write_text(json.dumps(manifest), encoding="utf-8")
+    edit_json(folder / "manifest.json", change)
 
 
 def put(folder, name, content):
     """Write a file, and its size and hash into the manifest, as a stranger would."""
     (folder / name).write_bytes(content)
-    entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    entry = entry_of(folder / name)
 
     def change(manifest):
         manifest["files"][name] = entry

@@ -3,8 +3,6 @@
 Every case runs in the ordinary build and in one with AddressSanitizer and UBSan.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import os
@@ -231,11 +229,14 @@ def test_listed_external_weights_are_read(program, folder):
 # Golden data and labels
 
 
-def golden_with(folder, **changes):
-    arrays = dict(np.load(folder / "golden.npz")) | changes
+def npz(save=np.savez, **arrays):
     out = io.BytesIO()
-    np.savez(out, **arrays)
-    put(folder, "golden.npz", out.getvalue())
+    save(out, **arrays)
+    return out.getvalue()
+
+
+def golden_with(folder, **changes):
+    put(folder, "golden.npz", npz(**dict(np.load(folder / "golden.npz")) | changes))
 
 
 def test_other_results_are_exit_4(program, folder):
@@ -251,12 +252,6 @@ def test_golden_data_of_another_shape(program, folder, name):
     fails(program, 2, folder, "--self-test")
     golden_with(folder, **{name: wrong[:0]})
     fails(program, 2, folder, "--self-test")
-
-
-def npz(save=np.savez, **arrays):
-    out = io.BytesIO()
-    save(out, **arrays)
-    return out.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 """The C++ program gives what the Python package gives: embeddings, rankings, frames, token ids."""
 
-from __future__ import annotations
-
 import html.entities
 import itertools
 import json
@@ -15,16 +13,10 @@ import pytest
 import stan_infer as si
 from stan_infer.video.clip import read_clip_info
 from stan_infer.video.spec import ClipSpec
-from tests.conftest import golden_folder
-from tests.cpp.conftest import MOTION, make_exported, unavailable
+from tests.cpp.conftest import MOTION, make_exported, ort_library
+from tests.traced import traced
 
 CLIPS = sorted((MOTION / "clips").glob("*.mp4"))
-ENGINES = ("ort", "openvino")
-
-
-def need_engine(program, engine):
-    if engine == "openvino" and not program.openvino:
-        unavailable("openvino is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +24,7 @@ def session(exported):
     return si.open_session(str(exported), engine="ort")
 
 
-@pytest.mark.parametrize("engine", ENGINES)
 def test_self_test_passes(plain, exported, engine):
-    need_engine(plain, engine)
     answer = plain.json(exported, "--self-test", "--json", "--engine", engine, "--threads", "2")
     names = [s["stage"] for s in answer["stages"]]
     assert names[:3] == ["preprocess", "video_embeds", "frame_embeds"]
@@ -56,9 +46,7 @@ def mug(request, labels):
     return make_exported(model, labels=labels)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
 def test_mug_heads(plain, labels, mug, engine):
-    need_engine(plain, engine)
     assert plain.run(mug, "--self-test", "--engine", engine).returncode == 0
     compare_ranking(plain, mug, CLIPS[0], labels, "--engine", engine)
     compare_ranking(plain, mug, CLIPS[0], labels, "--engine", engine, own=False)
@@ -76,12 +64,10 @@ def test_other_forms_of_the_video_graph(plain, model, options):
     assert cosine(got, wanted) > 0.9999
 
 
-@pytest.mark.parametrize("engine", ENGINES)
 def test_a_folder_in_8_bits(plain, exported, tmp_path, engine):
     from stan_infer.quantisation.calibrate import calibrate
     from stan_infer.quantisation.options import CalibrationOptions
 
-    need_engine(plain, engine)
     options = CalibrationOptions(samples=3, force=True, min_cosine=0.99, threads=1)
     calibrate(exported, CLIPS, tmp_path / "int8", options)
     assert plain.run(tmp_path / "int8", "--self-test", "--engine", engine).returncode == 0
@@ -97,10 +83,8 @@ def test_labels_in_the_graph(plain, model, labels):
     compare_ranking(plain, folder, CLIPS[0], labels, own=False)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("clip", CLIPS, ids=lambda p: p.stem)
 def test_embeddings_of_video_files(plain, exported, session, clip, engine):
-    need_engine(plain, engine)
     answer = plain.json(exported, clip, "--embed", "--json", "--engine", engine)
     wanted = session.embed_video(session.read_clip(clip)[None])[0]
     assert cosine(np.array(answer["embedding"]), wanted) > 0.9999
@@ -130,9 +114,7 @@ def compare_ranking(program, folder, clip, texts, *options, own=True):
     assert abs(sum(r["probability"] for r in answer) - 1) < 1e-9
 
 
-@pytest.mark.parametrize("engine", ENGINES)
 def test_ranking_of_a_hundred_texts(plain, exported, engine):
-    need_engine(plain, engine)
     compare_ranking(plain, exported, CLIPS[3], hundred_texts(), "--engine", engine)
 
 
@@ -152,14 +134,10 @@ def test_a_text_that_is_cut_is_named(plain, exported):
 # Frames
 
 
-def golden_clips():
-    return sorted((golden_folder() / "clips").glob("*.mp4"))
-
-
 @pytest.mark.parametrize("t", [1, 8, 12])
 def test_frames_are_those_of_python(plain, golden, tmp_path, t):
     """Numbers equal; pixels within one level, as FFmpeg's versions differ. Rotation included."""
-    for video in [*golden_clips(), *CLIPS[:3]]:
+    for video in [*sorted((golden / "clips").glob("*.mp4")), *CLIPS[:3]]:
         answer = plain.json("frames", video, str(t), tmp_path / "raw", probe=True)
         shape = answer["shapes"][0]
         assert all(s == shape for s in answer["shapes"])
@@ -265,13 +243,8 @@ def mixed(pool, count, longest, seed=1):
 
 
 def test_ids_of_random_mixtures(plain, exported):
-    pool = [c for text in PLAIN for c in text[:60]] + [
-        "&eacute;",
-        "&EACUTE;",
-        "n't",
-        "'LL",
-        "&#39;",
-    ]
+    pool = [c for text in PLAIN for c in text[:60]]
+    pool += ["&eacute;", "&EACUTE;", "n't", "'LL", "&#39;"]
     texts = mixed(pool, 3000, 14)
     assert len(compare_ids(plain, exported, texts)) < len(texts) // 10
 
@@ -284,3 +257,30 @@ def test_mojibake_is_refused_and_never_read_otherwise(plain, exported):
     letters = "".join(bytes(range(128, 256)).decode(p, "ignore") for p in pages) + "aZ ?\ufffd"
     compare_ids(plain, exported, mixed(sorted(set(letters)), 10_000, 5))
     compare_ids(plain, exported, mixed([*map(chr, range(128, 256)), *"ab "], 10_000, 5))
+
+
+# Sockets and files left: none (tests/cli/test_network.py: the commands).
+
+VIDEO = MOTION / "clips" / "red_cross_moves_left.mp4"
+
+
+@pytest.mark.parametrize("arguments", [[VIDEO], ["--self-test"]], ids=["video", "self-test"])
+def test_the_program_is_silent(engine, arguments, plain, small, tmp_path):
+    done = classify(plain, small, tmp_path, *arguments, "--engine", engine)
+    assert done.code == 0, done.err
+    done.check_silent()
+
+
+def test_the_choice_of_a_user_is_kept_and_onnxruntime_is_then_seen(plain, small, tmp_path):
+    if tuple(map(int, ort_library().name.split(".so.")[1].split(".")[:2])) < (1, 32):
+        pytest.skip("onnxruntime before 1.32 has no telemetry on Linux")
+    done = classify(plain, small, tmp_path, VIDEO, ORT_DISABLE_TELEMETRY="0")
+    assert done.code == 0, done.err
+    assert any("deviceid" in file for file in done.files), done.files
+
+
+def classify(program, folder, place, *arguments, **environment):
+    environment["STAN_ORT_LIBRARY"] = str(ort_library())
+    return traced(
+        [program.build / "stan" / "stan_classify", folder, *arguments], place, **environment
+    )

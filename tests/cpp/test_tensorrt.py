@@ -1,22 +1,18 @@
 """The C++ program's TensorRT back end, on a stand-in for NVIDIA's libraries that computes."""
 
-from __future__ import annotations
-
 import json
+import re
 import shutil
 import subprocess
-import sys
 
 import pytest
 
-from stan_infer.tensorrt_plans import build as build_module
 from stan_infer.tensorrt_plans.build import build_plans
-from stan_infer.tensorrt_plans.build_process import build
 from stan_infer.tensorrt_plans.plan_file import sidecar_path
 from tests.conftest import ROOT, edit_json, flip
 from tests.cpp.conftest import SOURCE, Program, need_tools
 from tests.cpp.conftest import build as build_program
-from tests.tensorrt_plans.conftest import GPU
+from tests.tensorrt_plans.conftest import put_in_place
 from tests.tensorrt_plans.fake import World, fake_tensorrt
 
 CPP = ROOT / "examples" / "cpp"
@@ -48,23 +44,10 @@ def program(tmp_path_factory):
 @pytest.fixture
 def folder(exported, tmp_path, monkeypatch):
     """The exported demo with plans, as the stand-in of Python builds them for 10.16."""
-    copy = tmp_path / "motion"
-    shutil.copytree(exported, copy)
-    module = fake_tensorrt("tensorrt-10.16", World())
-    monkeypatch.setitem(sys.modules, "tensorrt", module)
-    monkeypatch.setattr(build_module, "nvidia_gpus", lambda: [GPU])
-    monkeypatch.setattr(
-        build_module,
-        "run_job",
-        lambda job, progress, gpu=None: build(job, module, lambda part: True),
-    )
+    copy = shutil.copytree(exported, tmp_path / "motion")
+    put_in_place(fake_tensorrt("tensorrt-10.16", World()), monkeypatch)
     build_plans(copy, "trt")
     return copy
-
-
-def with_settings(program, **settings):
-    environment = {f"STAND_IN_{k.upper()}": v for k, v in settings.items()}
-    return Program(program.build, program.openvino, environment)
 
 
 def clip():
@@ -102,9 +85,9 @@ def test_the_self_test_runs_through_the_plans(program, folder):
     ids=str,
 )
 def test_what_does_not_fit_is_said(program, folder, settings, code, words):
-    import re
-
-    done = with_settings(program, **settings).run(folder, clip(), "--engine", "tensorrt")
+    environment = {f"STAND_IN_{k.upper()}": v for k, v in settings.items()}
+    here = Program(program.build, program.openvino, environment)
+    done = here.run(folder, clip(), "--engine", "tensorrt")
     assert done.returncode == code, done.stderr
     assert re.search(words, done.stderr), done.stderr
 

@@ -1,7 +1,5 @@
 """A stand-in for torch.cuda, for engines whose logic is tested without a GPU."""
 
-from __future__ import annotations
-
 from contextlib import contextmanager
 
 

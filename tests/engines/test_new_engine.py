@@ -1,7 +1,5 @@
 """An engine that wraps another runtime, added from outside by CONTRIBUTING's recipe."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 
@@ -13,7 +11,6 @@ from stan_infer.engines.graph import OpenGraph, Signature
 from stan_infer.engines.open import ENGINES, FOLDER, Engine, Trial, graph_engines, listed
 from stan_infer.engines.trials import try_engines
 from stan_infer.errors import InputError, MissingError
-from stan_infer.export.export_model import export_model
 from stan_infer.verification.verify import verify
 from tests.conftest import clips, relative_error
 
@@ -74,13 +71,6 @@ def engine(monkeypatch):
     )
     monkeypatch.setitem(ENGINES, entry.name, entry)
     return entry.name
-
-
-@pytest.fixture(scope="module")
-def folder(tiny_model, tmp_path_factory):
-    out = tmp_path_factory.mktemp("new_engine") / "tiny"
-    export_model(tiny_model, out)
-    return out
 
 
 def test_it_runs_and_the_whole_product_knows_it(engine, folder, tiny_model):

@@ -1,7 +1,5 @@
 """The public annotation formats, on small files written as the data sets' authors publish them."""
 
-from __future__ import annotations
-
 import json
 import pickle
 
@@ -45,19 +43,14 @@ testifying,---QUuC4vJs,84,94,validate,0
 testifying,--4-0ihtnBU,58,68,validate,0
 """
 SSV2 = [
-    {
-        "id": "74225",
-        "label": "spinning cube that quickly stops",
-        "template": "Spinning [something] that quickly stops spinning",
-        "placeholders": ["cube"],
-    },
-    {
-        "id": "116154",
-        "label": "showing cup on top of table",
-        "template": "Showing [something] on top of [something]",
-        "placeholders": ["cup", "table"],
-    },
-]
+    {"id": i, "label": label, "template": template, "placeholders": things}
+    for i, label, template, things in (
+        ("74225", "spinning cube that quickly stops",
+         "Spinning [something] that quickly stops spinning", ["cube"]),
+        ("116154", "showing cup on top of table",
+         "Showing [something] on top of [something]", ["cup", "table"]),
+    )
+]  # fmt: skip
 
 
 @pytest.fixture

@@ -1,6 +1,4 @@
-"""Features come back as they were kept, damaged parts do not, other settings are another cache."""
-
-from __future__ import annotations
+"""Features are read as they were stored; damaged parts are not used; settings select the cache."""
 
 import os
 
@@ -90,38 +88,24 @@ def test_a_folder_or_a_pipe_among_the_parts(tmp_path, caplog):
     assert caplog.text.count("is damaged and is not used") == 2
 
 
-def flip_bits(folder, flips: int, seed: int) -> tuple[int, int, list[str]]:
-    """Flip single bits of a part: (told, harmless, what went wrong)."""
-    rng = np.random.default_rng(seed)
+def test_a_flipped_bit_is_told_or_changes_nothing(tmp_path):
+    rng, told = np.random.default_rng(0), 0
     kept = {f"n{i}": rng.standard_normal((2, 5)).astype(np.float32) for i in range(6)}
-    cache = FeatureCache(folder, {})
+    cache = FeatureCache(tmp_path, {})
     for name, features in kept.items():
         cache.put(name, features)
     cache.flush()
-    (part,) = folder.glob("*/*.npz")
+    (part,) = tmp_path.glob("*/*.npz")
     sound = part.read_bytes()
-    told, harmless, wrong = 0, 0, []
-    for bit in rng.choice(8 * len(sound), flips, replace=flips > 8 * len(sound)).tolist():
+    for bit in rng.choice(8 * len(sound), 400, replace=False).tolist():
         flipped = bytearray(sound)
         flipped[bit // 8] ^= 1 << bit % 8
         part.write_bytes(flipped)
-        try:
-            found = FeatureCache(folder, {})
-        except Exception as e:
-            wrong.append(f"bit {bit}: {e!r}")
-            continue
+        found = FeatureCache(tmp_path, {})
         told += not len(found)
-        harmless += len(found) > 0
         for name, features in kept.items() if len(found) else ():
-            got = found.get(name, (2, 5))
-            if got is None or not np.array_equal(got, features):
-                wrong.append(f"bit {bit}: {name} is {got}")
-    return told, harmless, wrong
-
-
-def test_a_flipped_bit_is_told_or_changes_nothing(tmp_path):
-    told, harmless, wrong = flip_bits(tmp_path, 400, seed=0)
-    assert not wrong and told > 200 and told + harmless == 400
+            np.testing.assert_array_equal(found.get(name, (2, 5)), features, err_msg=f"bit {bit}")
+    assert 200 < told <= 400
 
 
 def test_a_file_that_cannot_be_a_folder(tmp_path):

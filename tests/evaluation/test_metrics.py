@@ -1,7 +1,5 @@
 """Figures against the authors' code (golden data) and against torchmetrics, SciPy, scikit-learn."""
 
-from __future__ import annotations
-
 import logging
 
 import numpy as np
@@ -32,16 +30,12 @@ def metrics(golden):
     return np.load(golden / "metrics.npz")
 
 
-def random_scores(seed: int, rows: int, columns: int, levels: int) -> np.ndarray:
-    """Scores with many ties: `levels` different values."""
-    return np.random.default_rng(seed).integers(0, levels, (rows, columns)) / np.float64(levels)
-
-
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 30), st.integers(1, 30), st.integers(1, 40))
 def test_expected_ranks_are_those_of_scipy(seed, rows, columns, levels):
-    scores = random_scores(seed, rows, columns, levels)
-    right = np.random.default_rng(seed).integers(0, columns, rows)
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(0, levels, (rows, columns)) / np.float64(levels)  # with many ties
+    right = rng.integers(0, columns, rows)
     theirs = scipy.stats.rankdata(-scores, method="average", axis=1)
     assert (expected_ranks(scores, right) == theirs[np.arange(rows), right]).all()
 
@@ -76,17 +70,6 @@ def test_accuracies_are_those_of_scikit_learn(seed):
         assert hits[f"top-{k}"].mean() == pytest.approx(theirs, rel=SAME)
     theirs = sklearn.metrics.balanced_accuracy_score(labels, scores.argmax(1))
     assert found["mean class"] == pytest.approx(100 * theirs, rel=SAME)
-
-
-def test_mean_class_accuracy_weighs_rare_classes_alike():
-    scores = np.eye(3)[[0, 0, 0, 0]]
-    found, _ = class_figures(scores, [0, 0, 0, 2])
-    assert (found["top-1"], found["mean class"]) == (75, 50)
-
-
-def test_ties_by_expected_rank_favour_nobody():
-    scores = np.array([[1.0, 1, 0, 0], [0, 0, 0, 0], [9, 8, 7, 7], [1, 2, 3, 4]])
-    assert expected_ranks(scores, [0, 1, 2, 3]).tolist() == [1.5, 2.5, 3.5, 1]
 
 
 def test_a_video_with_several_texts_asks_for_the_best_of_them():
@@ -127,16 +110,6 @@ def test_dual_softmax_is_the_product_with_the_softmax_over_questions():
     to_video, to_text = dual_softmax(s, 0.1)
     np.testing.assert_allclose(to_video, s * scipy.special.softmax(s / 0.1, axis=0), rtol=SAME)
     np.testing.assert_allclose(to_text, s * scipy.special.softmax(s / 0.1, axis=1), rtol=SAME)
-
-
-def test_dual_softmax_helps_where_one_video_attracts_every_text():
-    """A hub: video 0 is near all texts; its softmax over texts spreads and takes it back."""
-    s = np.full((4, 4), 0.1) + 0.4 * np.eye(4)
-    s[:, 0] = 0.55
-    s[0, 0] = 0.6
-    plain = rank_figures(expected_ranks(s, np.arange(4)))["R@1"]
-    dual = rank_figures(expected_ranks(dual_softmax(s, 0.01)[0], np.arange(4)))["R@1"]
-    assert (plain, dual) == (25, 100)
 
 
 def test_the_bootstrap_interval_is_that_of_scipy():

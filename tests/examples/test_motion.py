@@ -1,7 +1,5 @@
 """The motion demo: its generator, its recorded figures, and the committed weights themselves."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What a model card takes from outside is shown as it is: nothing of it becomes markup."""
 
-from __future__ import annotations
-
 from html.parser import HTMLParser
 
 import pytest
@@ -11,33 +9,14 @@ from stan_infer.checkpoints.presets import preset
 from stan_infer.export.card import write_card
 
 HOSTILE = (
-    "a\n# Heading\n",
-    "a\r\n\r\n## Heading",
-    "a\u2028# Heading\u2029",
-    "`",
-    "``` `` `",
-    "` <b>out</b> `",
-    " ` ",
-    "x`\n```\n<h1>out</h1>",
-    "<script>alert(1)</script>",
-    "<!-- ",
-    "<img src=x onerror=alert(1)>",
-    "[text](https://example.com)",
-    "![image](https://example.com/a.png)",
+    "a\n# Heading\n", "a\r\n\r\n## Heading", "a\u2028# Heading\u2029", "`", "``` `` `",
+    "` <b>out</b> `", " ` ", "x`\n```\n<h1>out</h1>", "<script>alert(1)</script>", "<!-- ",
+    "<img src=x onerror=alert(1)>", "[text](https://example.com)",
+    "![image](https://example.com/a.png)", "<https://example.com>",
     "https://example.com www.example.com a@example.com @name #1",
-    "<https://example.com>",
-    "| a | b |\n|---|---|\n| c | d |",
-    "a | b \\| c",
-    "*a* **b** __c__ ~~d~~",
-    "&lt;b&gt; &#60;b&#62;",
-    "\\",
-    "\\`",
-    "$a$ $$b$$",
-    "caf\udce9",
-    "- item",
-    "",
-    " ",
-)
+    "| a | b |\n|---|---|\n| c | d |", "a | b \\| c", "*a* **b** __c__ ~~d~~",
+    "&lt;b&gt; &#60;b&#62;", "\\", "\\`", "$a$ $$b$$", "caf\udce9", "- item", "", " ",
+)  # fmt: skip
 
 
 class Tags(HTMLParser):

@@ -1,60 +1,63 @@
 """The graph in 8 bits: nodes where ONNX Runtime's own tool puts them, and linears that run so."""
 
-from __future__ import annotations
-
+import functools
 import json
 
 import numpy as np
 import onnx
 import pytest
-import torch
 
 from stan_infer.engines.open import open_session
 from stan_infer.network.eight_bits import LINEARS
 from stan_infer.quantisation.calibrate import calibrate
 from stan_infer.quantisation.options import CalibrationOptions
+from tests.conftest import quicken
 from tests.exported import exported
 
-pytestmark = pytest.mark.usefixtures("quick_calibration")
+FIXED = {"batch": 1, "frames": 6}
+FORMS = {"free axes": ("int8", {}), "fixed": ("int8", FIXED), "fp8": ("fp8", {})}
 
 
-def quantise(model, videos, place, precision="int8", **options):
-    (place / "fp32").symlink_to(exported(model, tower="video", **options))
-    calibrate(
-        place / "fp32",
-        sorted(videos.iterdir()),
-        place / precision,
-        CalibrationOptions(
-            precision=precision, samples=2, force=True, smooth=False, min_cosine=0.01, threads=1
-        ),
-    )
-    return place / precision
+@pytest.fixture(scope="module")
+def quantise(tiny_model, videos, tmp_path_factory):
+    """Of one of FORMS: the folder in fp32 and that in 8 bits, made once."""
+
+    @functools.cache
+    def make(form):
+        precision, sizes = FORMS[form]
+        exact = exported(tiny_model, tower="video", **sizes)
+        out = tmp_path_factory.mktemp("quantised") / precision
+        options = {"samples": 2, "force": True, "smooth": False, "min_cosine": 0.01, "threads": 1}
+        with pytest.MonkeyPatch.context() as patch:
+            quicken(patch)
+            options = CalibrationOptions(precision=precision, **options)
+            calibrate(exact, sorted(videos.iterdir()), out, options)
+        return exact, out
+
+    return make
 
 
-@pytest.mark.parametrize("fixed", [{}, {"batch": 1, "frames": 6}], ids=["free axes", "fixed"])
-def test_every_linear_really_runs_in_8_bits(tiny_model, videos, tmp_path, fixed):
-    """ONNX Runtime once ran none of them so where all sizes were known."""
-    folder = quantise(tiny_model, videos, tmp_path, **fixed)
+@pytest.mark.parametrize("form", ["free axes", "fixed"])
+def test_every_linear_really_runs_in_8_bits(quantise, form):
+    """ONNX Runtime once ran all of them in fp32 if all sizes were fixed."""
+    exact, folder = quantise(form)
     entry = json.loads((folder / "manifest.json").read_text())["graphs"][0]
     linears = entry["quant"]["linears"]
     assert linears == 3 * 4 + 2 * 2 + 2 * 4
     for engine in ("ort", "openvino"):
         told = open_session(folder, engine).describe()
         assert told["linears_in_8_bits"] == told["linears_in_8_bits_in_file"] == linears, engine
-    assert "linears_in_8_bits" not in open_session(tmp_path / "fp32", "ort").describe()
+    assert "linears_in_8_bits" not in open_session(exact, "ort").describe()
 
 
-def test_without_a_place_for_temporary_files_nothing_is_counted(
-    tiny_model, videos, tmp_path, monkeypatch
-):
-    folder = quantise(tiny_model, videos, tmp_path)
+def test_without_a_place_for_temporary_files_nothing_is_counted(quantise, tmp_path, monkeypatch):
+    _, folder = quantise("free axes")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
     assert open_session(folder, "ort").describe()["linears_in_8_bits"] is None
 
 
-def test_fp8_runs_in_fp32_on_a_cpu_and_says_so(tiny_model, videos, tmp_path):
-    folder = quantise(tiny_model, videos, tmp_path, "fp8")
-    told = open_session(folder, "ort").describe()
+def test_fp8_runs_in_fp32_on_a_cpu_and_says_so(quantise):
+    told = open_session(quantise("fp8")[1], "ort").describe()
     assert told["linears_in_8_bits"] == 0 and told["linears_in_8_bits_in_file"] > 0
 
 
@@ -82,23 +85,20 @@ def surroundings(path):
     return found
 
 
-def test_nodes_stand_where_onnxruntime_puts_them(tiny_model, videos, tmp_path):
+def test_nodes_stand_where_onnxruntime_puts_them(quantise, tiny_model, tmp_path):
     """Own code all the same: the tool keeps every activation of every clip for a histogram, knows
     no smoothing and no e4m3 in this form, and its bias is an Add (see Nodes.quantised_linear)."""
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
-    model = tiny_model
-    folder = quantise(model, videos, tmp_path)
-    ours = surroundings(folder / "video.onnx")
-    plain = tmp_path / "fp32" / "video.onnx"
+    exact, folder = quantise("free axes")
+    ours, plain = surroundings(folder / "video.onnx"), exact / "video.onnx"
     names = [n.name for n in onnx.load(str(plain)).graph.node]
     linears = [n for n in names if n.rpartition("/")[0] in ours and n.endswith("MatMul")]
     assert len(linears) == len(ours)
 
     class Reader(CalibrationDataReader):
         def __init__(self):
-            torch.manual_seed(0)
-            s = model.config.image_size
+            s = tiny_model.config.image_size
             self.left = [np.random.default_rng(0).integers(0, 256, (1, 3, s, s, 3), np.uint8)]
 
         def get_next(self):

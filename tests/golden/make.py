@@ -4,8 +4,6 @@ Run it only when the reference has just passed on the authors' golden data: what
 a plain clone is held against. Random weights, seeds fixed; numbers say nothing about quality.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

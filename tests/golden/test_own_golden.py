@@ -1,6 +1,4 @@
-"""The project's own golden set: what a clone without the authors' data is held against."""
-
-from __future__ import annotations
+"""The project's own golden set, for clones without the authors' data."""
 
 import copy
 

@@ -1,7 +1,5 @@
 """Hostile variants of an exported folder: hashes are right, so that only the content is hostile."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -65,15 +63,14 @@ def functions(model):
     add_to_result(model, [node("F", ["zero"], ["v"], domain="own")], "v")
 
 
-def foreign_domain(model):
-    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-    constants(model, zero=np.float32(0))
-    add_to_result(model, [node("Gelu", ["zero"], ["v"], domain="com.microsoft")], "v")
-
-
 def foreign_node(model):
     constants(model, zero=np.float32(0))
     add_to_result(model, [node("Gelu", ["zero"], ["v"], domain="com.microsoft")], "v")
+
+
+def foreign_domain(model):
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    foreign_node(model)
 
 
 def tiled(model):
@@ -89,7 +86,7 @@ def filled(model):
 
 
 def outer(model):
-    """A gigabyte from a broadcast sum: no operation that is known for its size takes part."""
+    """A gigabyte from a broadcast sum, without an operation that takes a size."""
     constants(model, row=np.ones((1, 2**14), np.float32), turn=np.array([-1, 1]))
     add_to_result(
         model,
@@ -136,7 +133,7 @@ def many_nodes(model):
 
 
 def data_decides(model):
-    """A size that only the pixels tell."""
+    """A size that depends on the pixels."""
     add_to_result(
         model,
         [
@@ -203,25 +200,9 @@ GRAPHS = {
 }  # fmt: skip
 
 
-def sparse_file(folder: Path, manifest: dict) -> None:
-    """A terabyte of zeros that takes no room on the disk."""
-    with (folder / "extra.bin").open("wb") as f:
-        f.truncate(2**40)
-    manifest["files"]["extra.bin"] = {"bytes": 2**40, "sha256": "0" * 64}
-
-
 def sparse_graph(folder: Path, manifest: dict) -> None:
     os.truncate(folder / "text.onnx", 2**40)
     manifest["files"]["text.onnx"] = {"bytes": 2**40, "sha256": "0" * 64}
-
-
-def unused_file(folder: Path, manifest: dict) -> None:
-    (folder / "notes.bin").write_bytes(b"x")
-    manifest["files"]["notes.bin"] = entry_of(folder / "notes.bin")
-
-
-def golden_outside(folder: Path, manifest: dict) -> None:
-    manifest["golden"]["file"] = "/etc/hostname"
 
 
 def golden_elsewhere(folder: Path, manifest: dict) -> None:
@@ -245,33 +226,11 @@ def golden_bomb(folder: Path, manifest: dict) -> None:
     manifest["files"][path.name] = entry_of(path)
 
 
-def huge_number(folder: Path, manifest: dict) -> None:
-    manifest["graphs"][0]["opset"] = 10**400
-
-
-def wrong_types(folder: Path, manifest: dict) -> None:
-    manifest["graphs"][0]["dims"] = [[1, 2], [3]]
-    manifest["source"] = ["x"]
-
-
-def served_file(folder: Path, manifest: dict) -> None:
-    """External data called model.onnx would take the checked graph's place where it is served."""
-    shutil.copy(folder / "video.onnx", folder / "model.onnx")
-    manifest["files"]["model.onnx"] = entry_of(folder / "model.onnx")
-    next(g for g in manifest["graphs"] if g["role"] == "video")["external_data"] = ["model.onnx"]
-
-
 def deep(folder: Path, manifest: dict) -> None:
     manifest["command"] = "@"  # replaced below: json.dumps cannot nest so deep
 
 
-FOLDERS = {
-    f.__name__: f
-    for f in (
-        sparse_file, sparse_graph, unused_file, golden_outside, golden_elsewhere, golden_bomb,
-        huge_number, wrong_types, served_file, deep,
-    )
-}  # fmt: skip
+FOLDERS = {f.__name__: f for f in (sparse_graph, golden_elsewhere, golden_bomb, deep)}
 
 
 def entry_of(path: Path) -> dict:

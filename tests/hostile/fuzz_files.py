@@ -5,8 +5,6 @@ what consumes it; only StanError may come out. Input i of a seed is always the s
 runs it alone, and shows what it raised. `--kind` keeps to one kind of file.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import hashlib
@@ -22,12 +20,49 @@ from typing import Any
 
 import numpy as np
 
+from stan_infer.artefacts.calibration_file import (
+    calibration_of,
+    digest,
+    fp8_scales,
+    preprocessing,
+    read_calibration,
+)
+from stan_infer.artefacts.folder import read_artefact, why_keep, write_manifest
+from stan_infer.benchmarking.page import _accuracy
+from stan_infer.benchmarking.rows import compare_rows, read_json_lines
+from stan_infer.checkpoints.own import read_config
+from stan_infer.cli.export import plan_row
+from stan_infer.cli.inspect import inspect
+from stan_infer.config import parameter_shapes
+from stan_infer.engines.open import open_session
 from stan_infer.errors import StanError
+from stan_infer.evaluation.datasets import read_task
+from stan_infer.evaluation.feature_cache import FeatureCache
+from stan_infer.export.export_model import export_model
+from stan_infer.export.read_weights import read_classes, read_weights
+from stan_infer.export.to_triton_server import MARKER, why_keep_repository, write_repository
+from stan_infer.network.model import Stan, init_random
+from stan_infer.quantisation.bound import Bound
+from stan_infer.quantisation.source import check_runnable
+from stan_infer.quantisation.verdict import _size
+from stan_infer.system.outside_file import read_lines
+from stan_infer.tensorrt_plans.build import profile_fits
+from stan_infer.tensorrt_plans.known_faults import faults_of
+from stan_infer.tensorrt_plans.options import PlanOptions, profiles_of
+from stan_infer.tensorrt_plans.plan_file import (
+    check_device,
+    check_origin,
+    check_version,
+    new_plan,
+    read_plan,
+)
+from stan_infer.verification.folder_side import Folder
+from stan_infer.video.find import locate_videos
 from tests.conftest import tiny_config
 from tests.hostile.fuzzer import Found, command_line, run_inputs
 from tests.hostile.mutations import damage_bytes, damage_json, damage_lines
 
-GRAPHS_OPENED = 20  # one of so many folders is opened in a runtime, too
+GRAPHS_OPENED = 20  # one folder of this many is also opened in a runtime
 SIDECAR: dict[str, Any] = {
     "flavor": "tensorrt",
     "role": "text",
@@ -54,15 +89,10 @@ CALIBRATION: dict[str, Any] = {
     "method": "max",
     "seed": 0,
     "clips": 3,
-    "tensors": {
-        f"video/trunk/layer{i}/mlp/fc1": {
-            "absmax": 3.0,
-            "amax_used": 2.5,
-            "scale": 0.01,
-            "smoothing": 0.0,
-        }
-        for i in range(3)
-    },
+    "tensors": dict.fromkeys(
+        (f"video/trunk/layer{i}/mlp/fc1" for i in range(3)),
+        {"absmax": 3.0, "amax_used": 2.5, "scale": 0.01, "smoothing": 0.0},
+    ),
     "kept": ["video/trunk/layer2/mlp/fc1"],
     "sensitivity": [{"linear": "video/trunk/layer0/mlp/fc1", "error": 0.1, "saved_ms": 0.2}],
     "search": [{"kept": 1, "cosine": 0.99}],
@@ -108,6 +138,13 @@ class Kind:
     use: Use
 
 
+class Unopened(Folder):
+    """A folder whose graphs are not opened here: _artefact_uses does so, for one in many."""
+
+    def _open(self, role: str) -> Any:
+        return StanError("not opened")
+
+
 class World:
     """An exported folder with everything that can be in one, and the kinds of files in it."""
 
@@ -115,14 +152,16 @@ class World:
         self.place, self.folder = place, place / "folder"
         self._write_folder()
         self._count = -1
-        manifest = (self.folder / "manifest.json").read_bytes()
         self._plan = self.folder / "engines" / "text.fp32.trt.plan"
         self._beside = self._plan.with_name(f"{self._plan.name}.json")
         changed = (self.folder / "manifest.json", self._beside, self.folder / "labels.npz")
         self._sound = {path: path.read_bytes() for path in changed}
         both = (damage_json, damage_json, damage_bytes)
         lines = (damage_lines, damage_lines, damage_bytes)
-        calibration = (self.folder / "calibration.json").read_bytes()
+        manifest, calibration, labels = (
+            (self.folder / name).read_bytes()
+            for name in ("manifest.json", "calibration.json", "labels.npz")
+        )
         rows = "\n".join(map(json.dumps, (ROW, EVAL))).encode()
         self.kinds = {
             "manifest": Kind([manifest], both, self._use_manifest),
@@ -133,9 +172,7 @@ class World:
             "config": Kind([json.dumps(tiny_config().to_dict()).encode()], both, self._use_config),
             "lines": Kind([b"a dog\na cat\n\nred cross\n"], lines, self._use_lines),
             "cache": Kind([self._part()], (damage_bytes,), self._use_cache),
-            "npz": Kind(
-                [(self.folder / "labels.npz").read_bytes()], (damage_bytes,), self._use_npz
-            ),
+            "npz": Kind([labels], (damage_bytes,), self._use_npz),
         }
         for name, texts in ANNOTATIONS.items():
             seeds = [text.encode() for text in texts]
@@ -144,7 +181,7 @@ class World:
         for name, kind in self.kinds.items():  # what is sound is taken, and everything imported
             for data in kind.seeds:
                 assert "accepted" in run_one(kind.use(data)), (name, data[:80])
-        # As often as there is much in them.
+        # Kinds with more content are drawn more often.
         self._shares = {"manifest": 12, "sidecar": 6, "calibration": 4}
 
     def choose(self, rng: random.Random, only: str | None) -> tuple[str, bytes]:
@@ -155,12 +192,6 @@ class World:
         return name, rng.choice(kind.damages)(rng.choice(kind.seeds), rng)
 
     def _write_folder(self) -> None:
-        from stan_infer.artefacts.calibration_file import digest, preprocessing
-        from stan_infer.artefacts.folder import write_manifest
-        from stan_infer.export.export_model import export_model
-        from stan_infer.network.model import Stan, init_random
-        from stan_infer.tensorrt_plans.plan_file import new_plan
-
         config, folder = tiny_config(), self.folder
         self.checkpoint = self.place / "checkpoint.bin"
         self.checkpoint.write_bytes(b"weights")
@@ -191,15 +222,10 @@ class World:
             }
 
     def _marker(self) -> bytes:
-        from stan_infer.artefacts.folder import read_artefact
-        from stan_infer.export.to_triton_server import MARKER, write_repository
-
         write_repository(read_artefact(self.folder), self.place / "repository")
         return (self.place / "repository" / MARKER).read_bytes()
 
     def _part(self) -> bytes:
-        from stan_infer.evaluation.feature_cache import FeatureCache
-
         cache = FeatureCache(self.place / "seed", {"a": 1})
         for i in range(3):
             cache.put(f"video:{i}", np.ones((2, 4), np.float32))
@@ -208,8 +234,6 @@ class World:
         return part.read_bytes()
 
     def _use_manifest(self, data: bytes) -> Sequence[Callable[[], Any]]:
-        from stan_infer.artefacts.folder import why_keep
-
         self._restore()
         (self.folder / "manifest.json").write_bytes(data)
         self._count += 1
@@ -217,8 +241,6 @@ class World:
         return [*wanted, *self._artefact_uses(), *self._verify_uses()]
 
     def _inspections(self, source: str) -> list[Callable[[], Any]]:
-        from stan_infer.cli.inspect import inspect
-
         return [
             lambda: _shown(lambda: inspect(source, None, None, False)),
             lambda: _shown(lambda: inspect(source, None, None, True)),
@@ -226,16 +248,6 @@ class World:
 
     def _artefact_uses(self) -> list[Callable[[], Any]]:
         """What is done with a folder that was read; nothing where it is refused."""
-        from stan_infer.artefacts.folder import read_artefact
-        from stan_infer.engines.open import open_session
-        from stan_infer.export.read_weights import read_classes, read_weights
-        from stan_infer.export.to_triton_server import write_repository
-        from stan_infer.quantisation.bound import Bound
-        from stan_infer.quantisation.source import check_runnable
-        from stan_infer.quantisation.verdict import _size
-        from stan_infer.tensorrt_plans.options import PlanOptions, profiles_of
-        from stan_infer.tensorrt_plans.plan_file import check_origin, read_plan
-
         try:
             artefact = read_artefact(self.folder)
         except StanError:
@@ -263,12 +275,6 @@ class World:
         return found
 
     def _verify_uses(self) -> list[Callable[[], Any]]:
-        from stan_infer.verification.folder_side import Folder
-
-        class Unopened(Folder):  # graphs are opened above
-            def _open(self, role: str) -> Any:
-                return StanError("not opened")
-
         try:
             folder = Unopened(self.folder, "ort")
         except StanError:
@@ -286,18 +292,6 @@ class World:
         ]
 
     def _use_sidecar(self, data: bytes) -> Sequence[Callable[[], Any]]:
-        from stan_infer.artefacts.folder import read_artefact
-        from stan_infer.cli.export import plan_row
-        from stan_infer.export.to_triton_server import write_repository
-        from stan_infer.tensorrt_plans.build import profile_fits
-        from stan_infer.tensorrt_plans.known_faults import faults_of
-        from stan_infer.tensorrt_plans.plan_file import (
-            check_device,
-            check_origin,
-            check_version,
-            read_plan,
-        )
-
         self._restore()
         self._beside.write_bytes(data)
         wanted = self._inspections(str(self._plan))
@@ -329,12 +323,6 @@ class World:
             path.write_bytes(data)
 
     def _use_calibration(self, data: bytes) -> Sequence[Callable[[], Any]]:
-        from stan_infer.artefacts.calibration_file import (
-            calibration_of,
-            fp8_scales,
-            read_calibration,
-        )
-
         path = self.place / "calibration.json"
         path.write_bytes(data)
         given = (path, self.checkpoint, tiny_config())
@@ -350,9 +338,6 @@ class World:
         ]
 
     def _use_rows(self, data: bytes) -> Sequence[Callable[[], Any]]:
-        from stan_infer.benchmarking.page import _accuracy
-        from stan_infer.benchmarking.rows import compare_rows, read_json_lines
-
         path = self.place / "rows.jsonl"
         path.write_bytes(data)
         return [
@@ -364,23 +349,15 @@ class World:
         ]
 
     def _use_marker(self, data: bytes) -> Sequence[Callable[[], Any]]:
-        from stan_infer.export.to_triton_server import MARKER, why_keep_repository
-
         (self.place / "repository" / MARKER).write_bytes(data)
         return [lambda: why_keep_repository(self.place / "repository")]
 
     def _use_config(self, data: bytes) -> Sequence[Callable[[], Any]]:
-        from stan_infer.checkpoints.own import read_config
-        from stan_infer.config import parameter_shapes
-
         # A safetensors header holds text: what is no UTF-8 does not come that far.
         text = data.decode("utf-8", "replace")
         return [lambda: parameter_shapes(read_config(text))]
 
     def _use_lines(self, data: bytes) -> Sequence[Callable[[], Any]]:
-        from stan_infer.evaluation.datasets import read_task
-        from stan_infer.system.outside_file import read_lines
-
         path, one = self.place / "lines.txt", self.place / "one.csv"
         path.write_bytes(data)
         one.write_text("video,label\na dog,a dog\nb,a cat\n")
@@ -391,9 +368,6 @@ class World:
 
     def _use_annotation(self, dataset: str) -> Use:
         def use(data: bytes) -> Sequence[Callable[[], Any]]:
-            from stan_infer.evaluation.datasets import read_task
-            from stan_infer.video.find import locate_videos
-
             path, videos = self.place / "annotations", self.place / "videos"
             path.write_bytes(data)
             videos.mkdir(exist_ok=True)
@@ -418,8 +392,6 @@ class World:
         return use
 
     def _use_cache(self, data: bytes) -> Sequence[Callable[[], Any]]:
-        from stan_infer.evaluation.feature_cache import FeatureCache
-
         folder = self.place / "cache"
         shutil.rmtree(folder, ignore_errors=True)
         FeatureCache(folder, {"a": 1})
@@ -435,10 +407,6 @@ class World:
         return [read]
 
     def _use_npz(self, data: bytes) -> Sequence[Callable[[], Any]]:
-        from stan_infer.artefacts.folder import read_artefact
-        from stan_infer.export.read_weights import read_classes
-        from stan_infer.verification.folder_side import Folder
-
         self._restore()
         (self.folder / "labels.npz").write_bytes(data)
         manifest = json.loads(self._sound[self.folder / "manifest.json"])
@@ -446,10 +414,6 @@ class World:
         for graph in manifest["graphs"]:  # else the classes are not read
             graph["outputs"].append({"name": "scores", "dtype": "float32", "shape": ["batch", 3]})
         (self.folder / "manifest.json").write_text(json.dumps(manifest))
-
-        class Unopened(Folder):
-            def _open(self, role: str) -> Any:
-                return StanError("not opened")
 
         return [
             lambda: read_classes(read_artefact(self.folder)),

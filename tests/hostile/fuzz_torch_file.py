@@ -4,8 +4,6 @@ Every input is a damaged copy of a small valid checkpoint; only InputError may c
 tensor that is offered must be readable. Input i of a seed is always the same: `--only i` runs it.
 """
 
-from __future__ import annotations
-
 import io
 import random
 import struct
@@ -25,17 +23,10 @@ NUMBERS = (0, 1, 2, 3, 127, 128, 255, 256, 65535, 65536, 2**31 - 1, 2**31, 2**32
 WIDE = (*NUMBERS, 2**32, 2**40, 2**63 - 1, 2**63, 2**64 - 1)
 SNIPPETS = (
     *(bytes([i]) for i in range(256)),
-    *(
-        b"\x80\x02",
-        b"cos\nsystem\n",
-        b"ctorch\nFloatStorage\n",
-        b"K\x00",
-        b"K\x05",
-        b"\x8a\x01\xff",
-    ),
-    *(b"X\x04\x00\x00\x00meta", b"r\xff\xff\xff\xff", b"))R", b"h\x00", b"h\x01", b"h\x05"),
-    *(b"((((", b"]]]]", b"\x85" * 40, b"}(", b"u"),
-)
+    b"\x80\x02", b"cos\nsystem\n", b"ctorch\nFloatStorage\n", b"K\x00", b"K\x05", b"\x8a\x01\xff",
+    b"X\x04\x00\x00\x00meta", b"r\xff\xff\xff\xff", b"))R", b"h\x00", b"h\x01", b"h\x05",
+    b"((((", b"]]]]", b"\x85" * 40, b"}(", b"u",
+)  # fmt: skip
 
 
 def write_zip(records: Mapping[str, bytes]) -> bytes:

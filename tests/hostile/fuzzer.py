@@ -1,7 +1,5 @@
 """What the fuzzers share: inputs by number and seed, what came of them, the command line."""
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import os

@@ -5,8 +5,6 @@ the next run must end well and leave no temporary file of either. Half of the ki
 moment, half just before a random call that makes, renames or removes a file.
 """
 
-from __future__ import annotations
-
 import argparse
 import collections
 import dataclasses
@@ -30,6 +28,7 @@ from stan_infer.system import atomic, temporary
 CALLS = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod", "os.chown", "os.listdir"}
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 COMMANDS = ("export", "calibrate", "embed", "eval")
+Done = collections.namedtuple("Done", ("code", "calls", "said"))
 
 
 class Place:
@@ -137,9 +136,6 @@ class Place:
         return Done(code, int.from_bytes(count[:], "little"), log.read_text(errors="replace"))
 
 
-Done = collections.namedtuple("Done", ("code", "calls", "said"))
-
-
 def _child(words: list, tmp: Path, log: Path, count: mmap.mmap, call: int | None) -> None:
     code = 1
     try:
@@ -184,7 +180,7 @@ def preload() -> None:
     from stan_infer.benchmarking.interleave import Schedule
     from stan_infer.quantisation import calibrate, sensitivity, verdict  # noqa: F401
 
-    # How fast 8 bits are is measured, but not well: it is most of the time that calibrate takes.
+    # Speed is measured in one round only: measuring is most of the time that calibrate takes.
     sensitivity.ROUNDS = 1
     verdict.Schedule = lambda **given: Schedule(warmup=0, repeats=1)
 

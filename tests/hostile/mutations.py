@@ -1,7 +1,5 @@
 """Damage to files, the same for the same random generator: bytes, values of JSON, lines of text."""
 
-from __future__ import annotations
-
 import json
 import random
 import re

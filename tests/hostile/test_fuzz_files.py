@@ -1,7 +1,5 @@
 """A few hundred damaged files of every kind; CONTRIBUTING.md names the command for more."""
 
-from __future__ import annotations
-
 from tests.hostile.fuzz_files import World, fuzz
 
 

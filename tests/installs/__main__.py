@@ -5,8 +5,6 @@ venv and pip; the lowest versions are the lower bounds of the wheel's own metada
 folder and its results come from the environment that runs this; every install must give the same.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import email

@@ -1,7 +1,5 @@
 """Find an interpreter of each version that the package declares."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -4,8 +4,6 @@ Run by the environment under test: `python -P sweep.py CHECKPOINT FOLDER VIDEOS 
 one line for each command line that ends otherwise than it should.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import tempfile

@@ -1,7 +1,5 @@
 """Every test of this folder: tensors made where the kernels run, allocations poisoned."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,10 +1,8 @@
-"""Inputs that punish a kernel which reads or leaves what it must not, and how errors are measured.
+"""Inputs that show reads and writes outside a kernel's tensors, and how errors are measured.
 
 All of it runs in Triton's interpreter, on the CPU. With TRITON_INTERPRET=0 the same tests bear the
 mark `gpu`, and run there.
 """
-
-from __future__ import annotations
 
 import importlib
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Sizes beyond what 16 and 32 bits hold: grids of one axis, offsets of 64 bits."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from triton.runtime.interpreter import InterpretedFunction
@@ -17,7 +15,7 @@ FAR = 1_100_000_000  # columns between two rows: the third row lies beyond 2^31
 
 @pytest.fixture(autouse=True)
 def poisoned():
-    """Not here: nothing may touch gigabytes that are only addresses."""
+    """Not here: filling gigabytes that are only reserved would need them as memory."""
 
 
 def test_every_grid_has_one_axis(monkeypatch):

@@ -1,7 +1,5 @@
 """Every shipped configuration compiles for every GPU family, and is no worse than recorded."""
 
-from __future__ import annotations
-
 import json
 import os
 

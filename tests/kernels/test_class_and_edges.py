@@ -1,8 +1,5 @@
 """The kernels at the edges of the network: pixels in, branch start and merge, last layer, head."""
 
-from __future__ import annotations
-
-import numpy as np
 import pytest
 import torch
 
@@ -25,7 +22,7 @@ def check_class(dtype, b, t, p, heads, d, tile=None, mean=0.0, size=1.0):
 
 @once(dtype=DTYPES, t=FRAMES, b=[1, 3])
 def test_class_attention(dtype, t, b):
-    check_class(dtype, b, t, 5, 2, 32)
+    check_class(dtype, b, t, 3, 2, 16)
 
 
 @pytest.mark.parametrize("p", [1, 63, 64, 65, 196])
@@ -60,31 +57,6 @@ def test_patch_embed(dtype, b, t, side, patch):
     args = (video, weight, new(patches, d), new(d), new(d), new(d), patch, 1e-5)
     wanted = patch_embed.patch_embed_reference(*double(*args))
     assert error(patch_embed.launch(*args), wanted) < TOLERANCE[dtype]
-
-
-def test_patch_embed_reads_every_pixel_once():
-    """Each patch's product with a row of ones is the sum of its own pixels."""
-    video = torch.as_tensor(clips(1, 2, 16), device=DEVICE)
-    weight = torch.zeros(2, 192)
-    weight[0] = 1
-    table = torch.zeros(4, 2)
-    # With two columns (s, 0) a norm gives (+1, -1) only: read the linear before it.
-    grabbed = {}
-    norm = patch_embed._norm_kernel
-
-    class Grab:
-        def __getitem__(self, grid):
-            def call(rows, *args, **options):
-                grabbed["rows"] = rows.clone()
-                norm[grid](rows, *args, **options)
-
-            return call
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(patch_embed, "_norm_kernel", Grab())
-        patch_embed.launch(video, weight, table, *torch.ones(3, 2), 8, 1e-5)
-    sums = video.double().unflatten(3, (2, 8)).unflatten(2, (2, 8)).sum((3, 5, 6)).flatten()
-    assert torch.equal(grabbed["rows"][:, 0].double(), sums)
 
 
 def test_patch_embed_refuses():
@@ -125,11 +97,6 @@ def test_edges_refuse():
         branch_merge.launch(torch.zeros(4, 2, 8), None, None, None, None, 2)
     with pytest.raises(ValueError, match="2 class tokens for 3 frames"):
         head_rows.launch(torch.zeros(3, 2, 8), torch.zeros(2, 8), 1e-5)
-
-
-def test_pixels_are_exact_in_bf16():
-    every = torch.arange(256, dtype=torch.uint8, device="cpu")
-    assert np.array_equal(every.bfloat16().float().numpy(), np.arange(256, dtype=np.float32))
 
 
 def calls():

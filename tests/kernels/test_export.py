@@ -1,7 +1,5 @@
 """The network on our operations as a torch.export package: loads and runs where there is no GPU."""
 
-from __future__ import annotations
-
 import os
 
 import numpy as np

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import pytest
 import torch
 import triton
@@ -61,14 +59,6 @@ def test_what_does_not_fit_saturates():
     w, scale = quantise_weight(torch.ones(4, 16), "fp8")
     got = launch(x, w, scale, 1.0, torch.zeros(4), None, "")
     torch.testing.assert_close(got, torch.full((1, 4), 448.0 * 16))
-
-
-def test_a_dead_channel_stays_zero():
-    weight = torch.randn(4, 16)
-    weight[2] = 0
-    w, scale = quantise_weight(weight, "fp8")
-    y = fp8_linear(torch.randn(3, 16), w, scale, 0.01, torch.zeros(4), None, "")
-    assert y[:, 2].eq(0).all() and y.isfinite().all()
 
 
 def test_what_it_refuses():

@@ -4,8 +4,6 @@ The mutant is the file with one text replaced, imported under another name; the 
 smallest of those in the other tests.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import sys
 

@@ -1,7 +1,5 @@
 """The kernels as operations of torch: checked by opcheck, traced, compiled, exported, counted."""
 
-from __future__ import annotations
-
 import os
 
 import pytest

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +5,7 @@ from hypothesis import strategies as st
 
 from stan_infer.kernels import temporal_attention as packed
 from stan_infer.kernels import temporal_qkv_attention as fused
-from stan_infer.kernels.tuned import Tile, fill
+from stan_infer.kernels.tuned import Tile
 from tests.grids import pairwise
 from tests.kernels.inputs import DTYPES, FRAMES, TOLERANCE, Maker, double, error
 
@@ -80,19 +78,6 @@ def test_fused_tiles(tile, t):
 @given(b=st.integers(1, 3), t=st.integers(1, 64), p=st.integers(1, 5), h=st.integers(1, 3))
 def test_fused_any_shape(b, t, p, h):
     check_fused(torch.float32, b, t, p, h, 16)
-
-
-def test_fused_equals_linear_and_packed():
-    new, b, t, p, heads = Maker(torch.float32), 2, 5, 4, 2
-    x, w, bias = new(b * t * p, 64), new(192, 64, scale=0.1), torch.zeros(192)
-    one = fused.launch(x, w, bias, w.sum(1), b, t, p, heads, 0.2, 1e-5)
-    z = torch.nn.functional.layer_norm(x, (64,), eps=1e-5)
-    assert error(one, packed.launch(z @ w.T, t, p, heads, 0.2)) < 4e-6
-
-
-def test_fill_of_a_tile():
-    assert fill(128, 12) == pytest.approx(120 / 128)
-    assert all(fill(128, t) >= 0.9 for t in range(1, 17))
 
 
 @pytest.mark.parametrize("t", [0, 65])

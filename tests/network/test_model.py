@@ -1,14 +1,11 @@
-from __future__ import annotations
-
 import copy
+import dataclasses
 import json
 
 import numpy as np
 import open_clip
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -34,6 +31,11 @@ def load_golden(golden, name):
     return model, arrays
 
 
+def pixels(arrays, case):
+    """The clips of a golden case, [B, T, S, S, 3]."""
+    return torch.from_numpy(arrays[f"{case}_frames_u8"]).permute(0, 1, 3, 4, 2)
+
+
 @pytest.mark.parametrize("name", GOLDEN_CASES)
 def test_video_features_equal_the_authors(golden, name):
     model, arrays = load_golden(golden, name)
@@ -41,25 +43,19 @@ def test_video_features_equal_the_authors(golden, name):
     cases = [k.removesuffix("_frames_u8") for k in arrays if k.endswith("_frames_u8")]
     assert cases
     for case in cases:
-        video = torch.from_numpy(arrays[f"{case}_frames_u8"]).permute(0, 1, 3, 4, 2)
+        video = pixels(arrays, case)
         frames = model.encode_video(video)
         assert relative_error(frames, arrays[f"{case}_video_frames"]) < FP32
         assert relative_error(frames.mean(1), arrays[f"{case}_video"]) < FP32
         frames = double.encode_video(video)
         assert relative_error(frames, arrays[f"{case}_video_frames_fp64"]) < FP64
         assert relative_error(frames.mean(1), arrays[f"{case}_video_fp64"]) < FP64
-
-
-@pytest.mark.parametrize("name", GOLDEN_CASES)
-def test_exchanged_frames_equal_the_authors(golden, name):
-    model, arrays = load_golden(golden, name)
-    for key in (k for k in arrays if k.endswith("_video_swapped")):
-        case = key.removesuffix("_video_swapped")
-        video = torch.from_numpy(arrays[f"{case}_frames_u8"]).permute(0, 1, 3, 4, 2)
-        order = list(range(video.shape[1]))
-        half = len(order) // 2
-        order[0], order[half] = order[half], order[0]
-        assert relative_error(model.encode_video(video[:, order]).mean(1), arrays[key]) < FP32
+        if f"{case}_video_swapped" in arrays:  # the first frame and that in the middle
+            order = list(range(video.shape[1]))
+            half = len(order) // 2
+            order[0], order[half] = order[half], order[0]
+            swapped = model.encode_video(video[:, order]).mean(1)
+            assert relative_error(swapped, arrays[f"{case}_video_swapped"]) < FP32
 
 
 @pytest.mark.parametrize("name", GOLDEN_CASES)
@@ -76,8 +72,7 @@ def test_text_features_and_scores_equal_the_authors(golden, name):
         assert relative_error(double.encode_text(ids), arrays["text_fp64"]) < FP64
     if "score_T" not in arrays:
         return
-    video = arrays[f"T{int(arrays['score_T'])}_frames_u8"]
-    frames = model.encode_video(torch.from_numpy(video).permute(0, 1, 3, 4, 2))
+    frames = model.encode_video(pixels(arrays, f"T{int(arrays['score_T'])}"))
     cosine = cosine_scores(text.numpy(), frames.mean(1).numpy())
     assert relative_error(cosine, arrays["sim_mean"]) < FP32
     for mode, key in (("mug", "mug_simple"), ("mug_frame_token", "mug_frame_token")):
@@ -87,9 +82,9 @@ def test_text_features_and_scores_equal_the_authors(golden, name):
 
 def test_three_frames_are_frames_and_not_colours(golden):
     model, arrays = load_golden(golden, "a_hd32.pth")
-    pixels = torch.from_numpy(arrays["T3_frames_u8"]).permute(0, 1, 3, 4, 2)
-    as_bytes = model.encode_video(pixels)
-    as_floats = model.encode_video(model.normalize(pixels))
+    video = pixels(arrays, "T3")
+    as_bytes = model.encode_video(video)
+    as_floats = model.encode_video(model.normalize(video))
     assert relative_error(as_floats, as_bytes) == 0
     assert relative_error(as_bytes.mean(1), arrays["T3_video"]) < FP32
     assert relative_error(as_bytes.mean(1), arrays["T3_video_if_misread"]) > 0.01
@@ -97,7 +92,6 @@ def test_three_frames_are_frames_and_not_colours(golden):
 
 def test_intermediates_equal_the_authors(golden):
     model, arrays = load_golden(golden, "a_hd32.pth")
-    pixels = torch.from_numpy(arrays["T3_frames_u8"]).permute(0, 1, 3, 4, 2)
     seen: dict[str, torch.Tensor] = {}
     for i, block in enumerate(model.visual.transformer.resblocks):
         block.register_forward_pre_hook(
@@ -107,18 +101,19 @@ def test_intermediates_equal_the_authors(golden):
     last.register_forward_hook(lambda m, x, y: seen.__setitem__("T3_trunk_in_3", y))
     norm = model.visual.ln_post
     norm.register_forward_hook(lambda m, x, y: seen.__setitem__("T3_cls_post_ln", y[0]))
-    model.encode_video(pixels)
+    model.encode_video(pixels(arrays, "T3"))
     assert len(seen) == 5
     for name, value in seen.items():
         assert relative_error(value, arrays[name]) < FP32, name
 
 
-@pytest.mark.parametrize("name", ["ViT-B-32-quickgelu", "ViT-S-32-alt"])
-def test_towers_equal_open_clip_to_the_last_bit(name):
-    theirs = open_clip.create_model(name).eval()
+@pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
+def test_towers_equal_open_clip_to_the_last_bit(activation):
+    is_quick = activation == "quick_gelu"
+    theirs = open_clip.create_model("ViT-S-32-alt", force_quick_gelu=is_quick).eval()
     torch.backends.mha.set_fastpath_enabled(False)  # the fast path is another graph (1.7e-6 off)
     try:
-        config = clip_config(name)
+        config = dataclasses.replace(clip_config("ViT-S-32-alt"), activation=activation)
         ours = init_random(Stan(config)).eval().requires_grad_(False)
         state = {k: v for k, v in theirs.state_dict().items() if k in ours.state_dict()}
         assert set(theirs.state_dict()) - set(state) <= {"logit_scale", "attn_mask"}
@@ -143,17 +138,6 @@ def test_towers_equal_open_clip_to_the_last_bit(name):
         torch.backends.mha.set_fastpath_enabled(True)
 
 
-@settings(max_examples=10, deadline=None)
-@given(b=st.integers(2, 4), t=st.integers(1, 9), seed=st.integers(0, 99))
-def test_permuting_the_batch_permutes_the_output(tiny_model, b, t, seed):
-    video = torch.from_numpy(clips(b, t, 16, seed))
-    order = torch.randperm(b, generator=torch.Generator().manual_seed(seed))
-    error = relative_error(
-        tiny_model.encode_video(video[order]), tiny_model.encode_video(video)[order]
-    )
-    assert error < 2e-6  # other batch positions take other vector lanes
-
-
 @pytest.mark.parametrize("branch", ["selfattn", "conv"])
 def test_frame_order_matters_only_through_the_temporal_parts(branch):
     model = init_random(Stan(tiny_config(branch=branch))).eval().requires_grad_(False).double()
@@ -167,11 +151,6 @@ def test_frame_order_matters_only_through_the_temporal_parts(branch):
         layer.fc.bias.zero_()
     mean = model.encode_video(video).mean(1)
     assert relative_error(model.encode_video(video[:, order]).mean(1), mean) < FP64
-
-
-def test_every_frame_count_up_to_the_time_table(tiny_model):
-    for t in (1, 2, 3, 17, 64):
-        assert tiny_model.encode_video(torch.from_numpy(clips(1, t, 16))).shape == (1, t, 24)
 
 
 @pytest.mark.parametrize("branch", ["selfattn", "conv"])

@@ -1,7 +1,6 @@
 """Faults planted into models, clips and speed: each is refused or told in one clear sentence."""
 
-from __future__ import annotations
-
+import copy
 import json
 import sys
 
@@ -39,22 +38,15 @@ def run(model, videos, place, **options):
 
 @pytest.fixture
 def model(tiny_model):
-    import copy
-
     return copy.deepcopy(tiny_model)
 
 
 @torch.no_grad()
-def collapse(model):
+def test_a_layer_that_collapses_goes_back_to_fp32_by_name(model, videos, tmp_path):
     """One hidden unit 1e5 times the others: in 8 bits nothing is left of these."""
-    block = model.visual.transformer.resblocks[1].mlp
+    block, name = model.visual.transformer.resblocks[1].mlp, "video/trunk/layer1/mlp/fc2"
     block.c_fc.bias[0] += 1e5
     block.c_proj.weight[:, 0] /= 1e5
-    return "video/trunk/layer1/mlp/fc2"
-
-
-def test_a_layer_that_collapses_goes_back_to_fp32_by_name(model, videos, tmp_path):
-    name = collapse(model)
     found, said = run(model, videos, tmp_path)
     record = found.record
     assert found.is_met and record["kept"] == [name]

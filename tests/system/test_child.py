@@ -1,6 +1,5 @@
 """Child processes: messages, deadlines, and every way to end."""
 
-import os
 import signal
 import sys
 import time
@@ -8,8 +7,6 @@ import time
 import pytest
 
 from stan_infer.system.child import Child, how_it_ended, receive, receive_bytes, run_child, send
-
-posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 
 
 def python(code):
@@ -36,7 +33,6 @@ def test_messages_and_bytes_after_them():
     assert child.input.closed and child.output.closed
 
 
-@posix
 def test_a_deadline_kills_even_what_is_stopped():
     child = Child(python("import os, signal; os.kill(os.getpid(), signal.SIGSTOP)"))
     with child.deadline(0.3) as expired, pytest.raises(EOFError):
@@ -67,7 +63,6 @@ def test_a_child_that_does_not_read_its_request():
     assert ended.code == 3
 
 
-@posix
 @pytest.mark.parametrize("grace_s", [0.0, 5.0])
 def test_an_interrupt_ends_the_child(tmp_path, grace_s):
     told = tmp_path / "told"

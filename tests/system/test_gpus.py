@@ -1,7 +1,5 @@
 """GPUs as the driver shows them, on a stand-in for its two libraries."""
 
-from __future__ import annotations
-
 import ctypes
 
 import pytest

@@ -1,10 +1,13 @@
-"""Files from outside: only regular ones are opened, only what the bounds allow is read."""
+"""Files from outside: regular ones within bounds; JSON that can be used as its type says."""
 
 import os
+import time
+from typing import TypedDict
 
 import pytest
 
 from stan_infer.errors import InputError
+from stan_infer.system.json_file import MAX_DEPTH, checked, parse_json, read_object
 from stan_infer.system.outside_file import open_regular, read_bounded, read_text, stays_inside
 
 
@@ -42,3 +45,87 @@ def test_only_regular_files_are_opened(tmp_path):
 @pytest.mark.parametrize("name", ["/a", "a/../b", "..", "C:a", "a//b", "", "a" * 201, "a\n"])
 def test_names_that_leave_a_folder(name):
     assert stays_inside("a/b.c") and not stays_inside(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("NaN", "NaN is not a number"),
+        ("[-Infinity]", "-Infinity is not a number"),
+        ("1e999", "too large"),
+        ("1" + "0" * 400, "401 digits"),
+        ("1" * 100_000, "100000 digits"),
+        ('{"a": 1, "b": 2, "a": 3}', "'a' is there twice"),
+        ('["\\ud800"]', "surrogates"),
+        ("[" * 200_000, "nested too deeply"),
+        ("[" * (MAX_DEPTH + 2) + "]" * (MAX_DEPTH + 2), "levels are nested"),
+        ("{", "not JSON"),
+        (b'"\xff"', "not JSON"),
+        (b'"\xed\xa0\x80"', "not JSON"),
+        ("", "not JSON"),
+    ],
+    ids=lambda v: str(v)[:20],
+)
+def test_what_nobody_can_use_is_refused(text, words):
+    with pytest.raises(InputError, match=f"^FILE is not JSON.*{words}|^FILE.*{words}.*; so$") as e:
+        parse_json(text, "FILE", "; so")
+    assert str(e.value).endswith("; so") and len(str(e.value)) < 300
+
+
+def test_what_can_be_used_comes_back():
+    text = '{"a": [1, -2.5, 1e300, true, null, "\\u00e9\\ud83d\\ude00 caf\u00e9"]}'
+    assert parse_json(text, "FILE") == {"a": [1, -2.5, 1e300, True, None, "é😀 café"]}
+    deep = "[" * MAX_DEPTH + "]" * MAX_DEPTH
+    assert parse_json(deep.encode(), "FILE")
+
+
+def test_its_work_is_that_of_its_size():
+    doubled = "{" + ", ".join(f'"k{i}": 0' for i in range(200_000)) + ', "k199999": 1}'
+    begin = time.process_time()
+    with pytest.raises(InputError, match="'k199999' is there twice"):
+        parse_json(doubled, "FILE")
+    assert time.process_time() - begin < 20  # with a search for each key: hours
+
+
+class Record(TypedDict):
+    count: int
+    parts: dict[str, list[float]]
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ({"count": True, "parts": {}}, "FILE is malformed: count: Expected `int`, got `bool`; so"),
+        ({"count": 1.5, "parts": {}}, "count: Expected `int`"),
+        ({"count": "1", "parts": {}}, "count: Expected `int`, got `str`"),
+        ({"count": 1}, "missing required field `parts`"),
+        ({"count": 1, "parts": {"x": [1, "2"]}}, r"parts\[...\]\[1\]: Expected `float`, got `str`"),
+        ([], "Expected `object`, got `array`"),
+    ],
+    ids=str,
+)
+def test_types_are_told_with_their_key(value, words):
+    with pytest.raises(InputError, match=words):
+        checked(value, Record, "FILE", "; so")
+
+
+def test_further_keys_are_allowed_and_stay():
+    value = {"count": 1, "parts": {"x": [1, 2.0]}, "later": None}
+    assert checked(value, Record, "FILE") is value
+
+
+def test_a_file_is_bounded(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text('{"a": 1}')
+    assert read_object(path, 8) == {"a": 1}
+    with pytest.raises(InputError, match="has 8 bytes; at most 7 are read; so"):
+        read_object(path, 7, "; so")
+    with path.open("wb") as f:
+        f.truncate(2**40)
+    with pytest.raises(InputError, match=f"has {2**40} bytes"):
+        read_object(path, 100)
+    path.write_text("[1]")
+    with pytest.raises(InputError, match="not a JSON object"):
+        read_object(path, 100)
+    with pytest.raises(InputError, match="cannot be read"):
+        read_object(tmp_path, 100)

@@ -1,6 +1,4 @@
-"""The command that a hint names is one that pip takes here, however this package was installed."""
-
-from __future__ import annotations
+"""The install command in a hint works with pip, however this package was installed."""
 
 import json
 import shlex

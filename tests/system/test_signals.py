@@ -1,15 +1,11 @@
 """Ctrl-C and SIGTERM end the command line wherever they find it."""
 
-from __future__ import annotations
-
-import os
 import signal
 import subprocess
 import sys
 
 import pytest
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 MAIN = (
     "import sys, threading, time\n"
     "from stan_infer.cli import main as cli\n"
@@ -34,7 +30,7 @@ def ended(code, number, cwd):
 
 @pytest.mark.parametrize("number", NUMBERS)
 def test_while_an_optional_package_loads(number, tmp_path):
-    """What a package raises while it loads means that it is broken, but for a signal."""
+    """An exception while a package loads means that it is broken, unless a signal raised it."""
     (tmp_path / "slow_package.py").write_text(f"print('ready', flush=True)\nimport time\n{WAIT}")
     code = (
         "from stan_infer.errors import MissingError\n"

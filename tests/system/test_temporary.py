@@ -1,6 +1,4 @@
-"""Temporary folders: one maker, what is left of the dead goes, nothing else does."""
-
-from __future__ import annotations
+"""Temporary folders: one module makes them; those of ended processes are removed, no others."""
 
 import ast
 import errno
@@ -17,13 +15,10 @@ from stan_infer.errors import InputError
 from stan_infer.system import temporary
 from stan_infer.system.temporary import clear, temporary_file, temporary_folder, workplace
 from tests.conftest import ROOT
+from tests.system.test_atomic import listing
 
 NAME = ".stan-infer-work-abcdefgh"
 pytestmark = pytest.mark.skipif(temporary.fcntl is None, reason="needs flock")
-
-
-def listing(folder):
-    return sorted(p.name for p in folder.iterdir())
 
 
 def test_nothing_else_makes_temporary_files():
@@ -69,12 +64,11 @@ def test_the_dead_are_cleared_and_the_living_are_not(tmp_path):
         process.wait()
 
 
-def test_a_kill_while_one_is_made_leaves_nothing_for_ever(tmp_path):
-    (tmp_path / NAME).mkdir()  # before its lock
-    clear(tmp_path)
-    assert listing(tmp_path) == []
+@pytest.mark.parametrize("has_lock", [False, True])
+def test_a_kill_while_one_is_made_leaves_nothing_for_ever(tmp_path, has_lock):
     (tmp_path / NAME).mkdir()
-    (tmp_path / NAME / "lock").touch()  # before that says anything
+    if has_lock:  # which says nothing yet
+        (tmp_path / NAME / "lock").touch()
     clear(tmp_path)
     assert listing(tmp_path) == []
 

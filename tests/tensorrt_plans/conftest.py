@@ -1,7 +1,5 @@
 """A folder with plans that a stand-in built, and a machine on which the stand-in runs."""
 
-from __future__ import annotations
-
 import shutil
 import sys
 
@@ -12,6 +10,8 @@ from stan_infer.engines import trt_session
 from stan_infer.tensorrt_plans import build as build_module
 from stan_infer.tensorrt_plans.api import message_log
 from stan_infer.tensorrt_plans.build_process import build
+from stan_infer.tensorrt_plans.plan_file import sidecar_path
+from tests.conftest import edit_json
 from tests.engines.fake_cuda import FakeCuda
 from tests.tensorrt_plans.fake import VERSIONS, World, fake_tensorrt
 
@@ -51,21 +51,33 @@ def exported(folder):
     return folder
 
 
-@pytest.fixture(params=VERSIONS)
-def machine(request, exported, tmp_path, monkeypatch):
-    """The stand-in takes the place of package, builder's process, GPU and torch.cuda."""
-    folder = tmp_path / "tiny"
-    shutil.copytree(exported, folder)
-    made = Machine(request.param, folder)
-    monkeypatch.setitem(sys.modules, made.module.__name__, made.module)
-    monkeypatch.setattr(
-        build_module,
-        "run_job",
-        lambda job, progress, gpu=None: build(
-            job, made.module, lambda part: progress(part) or True
-        ),
-    )
+@pytest.fixture
+def copy(exported, tmp_path):
+    """The exported folder, to put plans into."""
+    return shutil.copytree(exported, tmp_path / "tiny")
+
+
+def put_in_place(module, monkeypatch):
+    """Have plans built by a stand-in, in this process, as on a machine with a GPU."""
+
+    def run_job(job, progress, gpu=None):
+        return build(job, module, lambda part: progress(part) or True)
+
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(build_module, "run_job", run_job)
     monkeypatch.setattr(build_module, "nvidia_gpus", lambda: [GPU])
+
+
+def edit(plan, **values):
+    """Change values of the sidecar of a plan's file."""
+    edit_json(sidecar_path(plan), **values)
+
+
+@pytest.fixture(params=VERSIONS)
+def machine(request, copy, tmp_path, monkeypatch):
+    """The stand-in takes the place of package, builder's process, GPU and torch.cuda."""
+    made = Machine(request.param, copy)
+    put_in_place(made.module, monkeypatch)
     monkeypatch.setattr(trt_session, "torch_device", lambda device: torch.device("cpu"))
     monkeypatch.setenv("STAN_INFER_CACHE", str(tmp_path / "cache"))
     return made

@@ -5,9 +5,8 @@ it would there. A "plan" carries its ONNX graph, and running it runs ONNX Runtim
 addresses given, so that a whole session is tested, numbers and all.
 """
 
-from __future__ import annotations
-
 import ctypes
+import dataclasses
 import json
 import struct
 import types
@@ -46,49 +45,42 @@ def fake_tensorrt(version: str, world: World):
     module.__version__ = recorded["version"]
     is_rtx = "rtx" in version
 
+    def touch(kind, name):
+        if name not in table.get(kind, ()):
+            raise AttributeError(f"{kind} of {version} has no {name}")
+        world.touched.add((kind, name))
+
     class Meta(type):
         def __getattribute__(cls, name):
             if not name.startswith("_") and name != "mro":
                 owner = next((c for c in cls.__mro__ if c.__name__ in table), None)
-                if owner is not None and owner.__dict__.get("_strict", True):
-                    if name not in table[owner.__name__]:
-                        raise AttributeError(f"{owner.__name__} of {version} has no {name}")
-                    world.touched.add((owner.__name__, name))
+                if owner is not None:
+                    touch(owner.__name__, name)
             return super().__getattribute__(name)
 
     class Strict(metaclass=Meta):
         def __getattribute__(self, name):
             if not name.startswith("_"):
-                kind = type(self).__name__
-                if name not in table.get(kind, ()):
-                    raise AttributeError(f"{kind} of {version} has no {name}")
-                world.touched.add((kind, name))
+                touch(type(self).__name__, name)
             return object.__getattribute__(self, name)
 
         def __setattr__(self, name, value):
             if not name.startswith("_"):
-                kind = type(self).__name__
-                if name not in table.get(kind, ()):
-                    raise AttributeError(f"{kind} of {version} has no {name}")
-                world.touched.add((kind, name))
+                touch(type(self).__name__, name)
                 world.flags[name] = value
             object.__setattr__(self, name, value)
 
+    @dataclasses.dataclass(frozen=True)
     class Member:
-        def __init__(self, kind, name, value) -> None:
-            self._kind, self._name, self._value = kind, name, value
+        _kind: str
+        _name: str
+        _value: int
 
         def __int__(self):
             return self._value
 
         def __str__(self):
             return f"{self._kind}.{self._name}"
-
-        def __hash__(self):
-            return hash((self._kind, self._name))
-
-        def __eq__(self, other):
-            return str(self) == str(other)
 
     def enumeration(name):
         found = Meta(name, (), {})
@@ -108,14 +100,8 @@ def fake_tensorrt(version: str, world: World):
             f"Severity.{n}" for n in ("ERROR", "INTERNAL_ERROR", "WARNING", "INFO", "VERBOSE")
         )
 
-        def __init__(self) -> None:
-            pass
-
     class IProgressMonitor:
         phase_start = phase_finish = step_complete = None
-
-        def __init__(self) -> None:
-            pass
 
     class IHostMemory(bytes):
         nbytes = property(len)
@@ -194,14 +180,13 @@ def fake_tensorrt(version: str, world: World):
     class IBuilderConfig(Strict):
         def __init__(self) -> None:
             self._flags, self._profiles, self._cache, self._targets = {"TF32"}, [], None, {}
+            world.flags |= {"flags": self._flags, "targets": self._targets}
 
         def set_flag(self, flag):
             self._flags.add(flag._name)
-            world.flags["flags"] = set(self._flags)
 
         def clear_flag(self, flag):
             self._flags.discard(flag._name)
-            world.flags["flags"] = set(self._flags)
 
         def get_flag(self, flag):
             return flag._name in self._flags
@@ -227,7 +212,6 @@ def fake_tensorrt(version: str, world: World):
 
         def set_compute_capability(self, kind, i):
             self._targets[i] = str(kind)
-            world.flags["targets"] = dict(self._targets)
 
         progress_monitor = None
         builder_optimization_level = 3
@@ -363,7 +347,7 @@ def fake_tensorrt(version: str, world: World):
             return all(a <= n <= b for a, n, b in zip(low, shape, high, strict=True))
 
         def infer_shapes(self):
-            return [n for n in self._engine._io if n not in self._addresses][:0]
+            return []
 
         def get_tensor_shape(self, name):
             sizes = {}

@@ -8,8 +8,6 @@ libnvinfer_plugin.so.N and libnvonnxparser.so.N exist and have the nine C functi
 were read, as tensorrt_bindings.
 """
 
-from __future__ import annotations
-
 import importlib
 import json
 import sys

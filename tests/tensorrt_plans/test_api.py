@@ -1,7 +1,5 @@
 """Our calls against the names of each version, as recorded and as installed."""
 
-from __future__ import annotations
-
 import logging
 import re
 import sys
@@ -15,7 +13,7 @@ from stan_infer.tensorrt_plans.api import load_tensorrt, message_log, missing_na
 from tests.tensorrt_plans.fake import VERSIONS, World, fake_tensorrt, names
 from tests.tensorrt_plans.record_api import record
 
-# What 11 took away, and what RTX never had: nobody may come to need it.
+# Names that version 11 removed or RTX never had: our code may not use them.
 GONE = {
     "BuilderFlag": {"FP16", "BF16", "INT8", "FP8", "OBEY_PRECISION_CONSTRAINTS"},
     "IBuilderConfig": {"int8_calibrator", "set_calibration_profile", "algorithm_selector"},
@@ -65,6 +63,8 @@ def test_a_package_is_loaded(version, monkeypatch):
         ("trt", "absent", f"needs tensorrt: {re.escape(install_command('trt'))}"),
         ("trt", "stub", "installed but does not load.*libnvinfer.so.11.*pypi.nvidia.com"),
         ("trt-rtx", "stub", "tensorrt_rtx is installed but does not load.*tensorrt-rtx --extra"),
+        # The stub imports its bindings, which are a package of their own.
+        ("trt", "bindings", "installed but does not load.*tensorrt_bindings"),
         ("trt", "empty", "it has no Builder"),
         ("trt", "old", r"tensorrt 9.3.0.1 is not known.*10.0 up to 12.0: pip install"),
         ("trt", "new", r"tensorrt 12.0.0.5 is not known"),
@@ -76,8 +76,9 @@ def test_what_cannot_be_loaded_is_said_with_the_command(engine, fault, words, mo
     module = fake_tensorrt(version, World())
 
     def load(name):
-        if fault == "absent":
-            raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+        if fault in ("absent", "bindings"):
+            missing = name if fault == "absent" else "tensorrt_bindings"
+            raise ModuleNotFoundError(f"No module named '{missing}'", name=missing)
         if fault == "stub":
             raise ImportError("libnvinfer.so.11: cannot open shared object file")
         if fault == "empty":
@@ -93,19 +94,8 @@ def test_what_cannot_be_loaded_is_said_with_the_command(engine, fault, words, mo
         load_tensorrt(engine)
 
 
-def test_the_bindings_without_their_package(monkeypatch):
-    """The stub imports its bindings, which are a package of their own."""
-
-    def load(name):
-        raise ModuleNotFoundError("No module named 'tensorrt_bindings'", name="tensorrt_bindings")
-
-    monkeypatch.setattr(api.importlib, "import_module", load)
-    with pytest.raises(MissingError, match="installed but does not load.*tensorrt_bindings"):
-        load_tensorrt("trt")
-
-
 def test_a_library_that_is_here_and_does_not_load(monkeypatch, tmp_path):
-    """NVIDIA's own package passes over it and its bindings say that there is no such file."""
+    """NVIDIA's package ignores such a library, and its bindings then report a missing file."""
     libraries = tmp_path / "tensorrt_libs"
     libraries.mkdir()
     (libraries / "__init__.py").write_text("")

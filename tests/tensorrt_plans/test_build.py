@@ -1,11 +1,8 @@
 """Plans from a folder: options, profiles and errors on a stand-in, real ones by TensorRT-RTX."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -52,7 +49,7 @@ def test_a_folder_gets_its_plans(machine):
     assert "TF32" not in machine.world.flags["flags"]
     parts = [part for name, part in seen if name.startswith("video")]
     assert parts == sorted(parts) and parts[-1] == 1 and len(parts) > 3
-    read_artefact(machine.folder)  # plans are no strangers in it
+    read_artefact(machine.folder)  # files in engines/ need no entry in the manifest
     assert not list((machine.folder / "engines").glob(".*"))
 
 
@@ -120,8 +117,8 @@ def test_cancelled(machine):
 
 
 def a_job(folder, engine="trt-rtx", out="x", **changes):
-    values = {"profiles": [{"video": [[1, 2, 16, 16, 3]] * 3}], **changes}
-    return Job(engine=engine, onnx=str(folder / "video.onnx"), out=str(folder / out), **values)
+    values = {"onnx": str(folder / "video.onnx"), "profiles": [{"video": [[1, 2, 16, 16, 3]] * 3}]}
+    return Job(engine=engine, out=str(folder / out), **values | changes)
 
 
 def test_a_timing_cache_of_another_gpu(machine, tmp_path):
@@ -314,18 +311,14 @@ def test_tensorrt_rtx_builds_a_classifier_and_fixed_sizes(rtx, tmp_path):
     assert plan.sidecar["io"][0]["shape"] == [1, 5, 16, 16, 3]
 
 
-def test_a_graph_that_nvidia_refuses(rtx, exported, tmp_path):
-    folder = tmp_path / "tiny"
-    shutil.copytree(exported, folder)
-    model = onnx.load(folder / "video.onnx")
+def test_a_graph_that_nvidia_refuses(rtx, copy, tmp_path):
+    model = onnx.load(copy / "video.onnx")
     model.graph.node[5].op_type = "NoSuchOperator"
-    onnx.save(model, folder / "broken.onnx")
-    job = Job(
-        engine="trt-rtx", onnx=str(folder / "broken.onnx"), out=str(tmp_path / "x"), profiles=[]
-    )
+    onnx.save(model, copy / "broken.onnx")
+    job = a_job(copy, onnx=str(copy / "broken.onnx"), profiles=[])
     with pytest.raises(InputError, match=f"refuses {model.graph.node[5].name}.*NoSuchOperator"):
         run_job(job, lambda part: None)
-    (folder / "broken.onnx").write_bytes(b"no graph")
+    (copy / "broken.onnx").write_bytes(b"no graph")
     with pytest.raises(InputError, match="broken.onnx"):
         run_job(job, lambda part: None)
 
@@ -340,34 +333,29 @@ def test_a_builder_that_dies_is_an_error_of_ours(rtx, exported, tmp_path, monkey
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs prlimit")
-def test_too_little_memory_is_said(rtx, exported, tmp_path):
-    folder = tmp_path / "tiny"
-    shutil.copytree(exported, folder)
+def test_too_little_memory_is_said(rtx, copy):
     code = (
         "import resource as r; r.setrlimit(r.RLIMIT_AS, (350 * 2**20,) * 2)\n"
         "from stan_infer.tensorrt_plans.build import build_plans\n"
         "from stan_infer.cli import main; import sys\n"
-        f"sys.argv = ['stan-infer', 'export', {str(folder)!r}, '--format', 'tensorrt-rtx']\n"
+        f"sys.argv = ['stan-infer', 'export', {str(copy)!r}, '--format', 'tensorrt-rtx']\n"
         "main.main()"
     )
     done = python("-c", code, code=3)
-    assert "memory" in done.stderr and "Traceback" not in done.stderr
-    assert not (folder / "engines").exists()
+    assert "memory" in done.stderr.replace(str(copy), "") and "Traceback" not in done.stderr
+    assert not (copy / "engines").exists()
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
-def test_ctrl_c_ends_the_builder_and_leaves_nothing(rtx, exported, tmp_path):
-    folder = tmp_path / "tiny"
-    shutil.copytree(exported, folder)
-    command = [sys.executable, "-m", "stan_infer", "export", folder, "--format", "tensorrt-rtx"]
+def test_ctrl_c_ends_the_builder_and_leaves_nothing(rtx, copy):
+    command = [sys.executable, "-m", "stan_infer", "export", copy, "--format", "tensorrt-rtx"]
     command += ["--batch", "1,2,3,4,5,6,7,8"]  # a build that lasts longer than the wait below
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    wait_until(lambda: list(folder.glob("engines/.stan-infer-work-*")), process)
+    wait_until(lambda: list(copy.glob("engines/.stan-infer-work-*")), process)
     time.sleep(0.5)  # the file is there before the builder is at work
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate()
     assert process.returncode == 130 and "Traceback" not in errors
-    assert not (folder / "engines").exists()
+    assert not (copy / "engines").exists()
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
@@ -376,15 +364,13 @@ def test_a_full_disk_is_said(rtx, exported):
         run_job(a_job(exported, out="/dev/full"), lambda part: None)
 
 
-def test_the_command(rtx, exported, tmp_path):
-    folder = tmp_path / "tiny"
-    shutil.copytree(exported, folder)
+def test_the_command(rtx, copy):
     options = ("--format", "tensorrt-rtx", "--plans", "text", "--target", "sm_89", "--json")
-    done = python("-m", "stan_infer", "export", folder, *options)
+    done = python("-m", "stan_infer", "export", copy, *options)
     (sidecar,) = json.loads(done.stdout)["plans"]
     assert sidecar["targets"] == ["sm_89"] and sidecar["tf32"] is False
     assert "building text.fp32.trt-rtx.plan" in done.stderr
-    plan = folder / "engines/text.fp32.trt-rtx.plan"
+    plan = copy / "engines/text.fp32.trt-rtx.plan"
     assert "tensorrt_rtx" in python("-m", "stan_infer", "inspect", plan).stdout
 
 
@@ -426,7 +412,6 @@ def test_a_builder_sees_the_gpu_that_it_is_for(monkeypatch, visible, gpu, seen):
     assert build_module._only(None) is None
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
 def test_a_cancelled_builder_ends_by_itself_however_much_it_says(monkeypatch, tmp_path):
     code = (
         "import signal, sys, time\n"

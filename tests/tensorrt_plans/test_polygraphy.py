@@ -1,7 +1,5 @@
 """NVIDIA's Polygraphy on our graphs: what it says of them, and what it computes with them."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Engines "trt" and "trt-rtx" on a stand-in that computes: numbers, shapes, graphs, refusals."""
 
-from __future__ import annotations
-
 import shutil
 import threading
 from contextlib import contextmanager
@@ -20,7 +18,8 @@ from stan_infer.tensorrt_plans.api import used_names
 from stan_infer.tensorrt_plans.build import build_plans
 from stan_infer.tensorrt_plans.options import PlanOptions
 from stan_infer.tensorrt_plans.plan_file import read_plan, sidecar_path
-from tests.conftest import clips, edit_json, flip
+from tests.conftest import clips, flip
+from tests.tensorrt_plans.conftest import edit
 
 
 def built(machine, **options):
@@ -31,10 +30,6 @@ def built(machine, **options):
 def opened(machine, **options):
     kind = TrtRtxSession if machine.engine == "trt-rtx" else TrtSession
     return kind(read_artefact(machine.folder), cuda=machine.cuda, **options)
-
-
-def edit(plan, **changes):
-    edit_json(sidecar_path(plan.path), **changes)
 
 
 @pytest.mark.parametrize("cuda_graphs", [True, False])
@@ -85,7 +80,7 @@ def test_the_profile_follows_the_shape(machine):
 
 
 def test_only_recorded_names_are_called_and_all_of_them(machine):
-    """The list of names is no longer and no shorter than what is called."""
+    """used_names lists exactly the names that are called."""
     options = {"timing_cache": machine.folder.parent / "t", "hardware_compatible": True}
     options["version_compatible"] = True
     if machine.engine == "trt-rtx":
@@ -189,7 +184,7 @@ def test_everything_is_done_on_the_sessions_gpu_and_stream(machine):
     machine.cuda.log.clear()
     graph.close()
     graph.close()
-    assert machine.cuda.log[0] == "synchronize"  # nothing is freed under a run
+    assert machine.cuda.log[0] == "synchronize"  # before anything is freed, a run has ended
 
 
 def test_contexts_share_one_memory_as_large_as_what_was_seen(machine):
@@ -206,12 +201,11 @@ def test_contexts_share_one_memory_as_large_as_what_was_seen(machine):
 def test_what_torch_raises_on_a_gpu_is_said(machine, monkeypatch):
     built(machine, roles=("video",))
     session = opened(machine)
+    full = torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB")
+    illegal = RuntimeError("CUDA error: an illegal address\nmore")
     for error, words in (
-        (torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB"), "out of memory.*fewer clips"),
-        (
-            RuntimeError("CUDA error: an illegal address\nmore"),
-            "illegal address; see: stan-infer doc",
-        ),
+        (full, "out of memory.*fewer clips"),
+        (illegal, "illegal address; see: stan-infer doc"),
     ):
 
         def empty(*args, error=error, **kwargs):
@@ -233,8 +227,9 @@ def test_a_plan_of_towers_only(machine):
 
 
 def test_auto_rebuild_reaches_this_gpu(machine):
-    plan = built(machine, roles=("video",), **({"targets": ["sm_80"]} if is_rtx(machine) else {}))
-    edit(plan, built_on=None if is_rtx(machine) else {"sm": "sm_80"})
+    is_rtx = machine.engine == "trt-rtx"
+    plan = built(machine, roles=("video",), **({"targets": ["sm_80"]} if is_rtx else {}))
+    edit(plan.path, built_on=None if is_rtx else {"sm": "sm_80"})
     with pytest.raises(InputError, match="built for sm_80; this GPU is Stand-in, sm_89"):
         opened(machine)
     opened(machine, auto_rebuild=True).embed_video(clips(1, 6, 16))
@@ -242,20 +237,16 @@ def test_auto_rebuild_reaches_this_gpu(machine):
     assert (found.targets or found.built_on) in (("sm_80", "sm_89"), "sm_89")
 
 
-def is_rtx(machine):
-    return machine.engine == "trt-rtx"
-
-
 def test_a_plan_of_another_version_or_gpu(machine):
     plan = built(machine)
     good = plan.sidecar
-    edit(plan, trt_version=[9, 9, 9, 9])
+    edit(plan.path, trt_version=[9, 9, 9, 9])
     with pytest.raises(InputError, match="was built by .* 9.9.9.9; installed is .*--auto-rebuild"):
         opened(machine)
     rebuilt = opened(machine, auto_rebuild=True)
     assert rebuilt.embed_video(clips(1, 6, 16)).shape == (1, 24)
     assert read_plan(plan.path).version == plan.version
-    edit(plan, targets=["sm_120"], built_on={"sm": "sm_120"}, trt_version=good["trt_version"])
+    edit(plan.path, targets=["sm_120"], built_on={"sm": "sm_120"}, trt_version=good["trt_version"])
     with pytest.raises(InputError, match="built for sm_120; this GPU is Stand-in, sm_89"):
         opened(machine)
 
@@ -266,16 +257,16 @@ def test_a_plan_that_fits_is_found_among_others(machine):
     other = plan.path.with_name(name)  # sorts before
     shutil.copy(plan.path, other)
     shutil.copy(sidecar_path(plan.path), sidecar_path(other))
-    edit(read_plan(other), trt_version=[1, 1, 1, 1])
+    edit(read_plan(other).path, trt_version=[1, 1, 1, 1])
     assert opened(machine).describe()["plan"] == plan.path.name
 
 
 def test_a_plan_of_another_export(machine):
     plan = built(machine)
-    edit(plan, onnx_sha256="0" * 64)
+    edit(plan.path, onnx_sha256="0" * 64)
     with pytest.raises(InputError, match="was built from another video.onnx"):
         opened(machine)
-    edit(plan, onnx_sha256=plan.sidecar["onnx_sha256"], manifest_sha256="0" * 64)
+    edit(plan.path, onnx_sha256=plan.sidecar["onnx_sha256"], manifest_sha256="0" * 64)
     with pytest.raises(InputError, match="was built from another manifest.json"):
         opened(machine)
 
@@ -294,12 +285,15 @@ def test_open_session_by_folder_and_by_plan(machine, monkeypatch):
     ):
         si.open_session(machine.folder, machine.engine, device="cuda")
     plan = built(machine, roles=("video",))
-    monkeypatch.setattr(TrtSession, "__init__", spy := Spy())
+    given = {}
+    monkeypatch.setattr(
+        TrtSession, "__init__", lambda self, artefact, **options: given.update(options)
+    )
     session = si.open_session(machine.folder, machine.engine, device="cuda", auto_rebuild=True)
     assert type(session) is (TrtRtxSession if machine.engine == "trt-rtx" else TrtSession)
-    assert "plan" not in spy.given and spy.given["auto_rebuild"] is True
+    assert "plan" not in given and given["auto_rebuild"] is True
     si.open_session(plan.path, device="cuda")
-    assert spy.given["plan"] == plan.path
+    assert given["plan"] == plan.path
     with pytest.raises(InputError, match=f"is a plan of engine {machine.engine}, not ort"):
         si.open_session(plan.path, "ort")
     with pytest.raises(InputError, match="a plan was built with its own"):
@@ -308,16 +302,6 @@ def test_open_session_by_folder_and_by_plan(machine, monkeypatch):
     shutil.copytree(plan.path.parent, elsewhere)
     with pytest.raises(InputError, match="does not lie in engines/ of an exported folder"):
         si.open_session(elsewhere / plan.path.name)
-
-
-class Spy:
-    """Keeps what it is called with."""
-
-    def __call__(self, artefact, **given) -> None:
-        self.given = given
-
-    def __get__(self, instance, owner):
-        return lambda *args, **given: self(*args, **given)
 
 
 def test_one_tower_alone(machine):

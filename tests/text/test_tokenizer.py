@@ -1,7 +1,5 @@
 """Token ids against the authors' (golden), against open_clip's tokenizer, and hostile input."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import logging
@@ -24,36 +22,12 @@ from stan_infer.text.vocabulary import END, START, write_vocabulary
 from tests.conftest import edit_json, python
 
 SPELLED = ("<start_of_text>", "<end_of_text>", "<|startoftext|>", "<|endoftext|>")
-# Letters of a newer Unicode than one of the libraries knows are not ours to judge.
+# Without unassigned characters: the libraries differ in the version of Unicode that they know.
 CHARACTERS = st.characters(exclude_categories=("Cs", "Cn"))
-PIECES = st.sampled_from(
-    [
-        "a dog's",
-        "'S",
-        "'ſ",
-        "we'LL ",
-        " \t\u00a0\u3000",
-        "&amp;",
-        "&amp;amp;",
-        "&lt;b&gt;",
-        "ﬁ",
-        "ß",
-    ]
-    + [
-        "İ",
-        "12٣",
-        "!!$!%",
-        "â€™",
-        "é",
-        "e\u0301",
-        "\u0345",
-        "👩‍👩‍👧",
-        "漢字",
-        "_",
-        "\x1f",
-        "\u2028",
-    ]
-)
+PIECES = st.sampled_from([
+    "a dog's", "'S", "'ſ", "we'LL ", " \t\u00a0\u3000", "&amp;", "&amp;amp;", "&lt;b&gt;", "ﬁ", "ß",
+    "İ", "12٣", "!!$!%", "â€™", "é", "e\u0301", "\u0345", "👩‍👩‍👧", "漢字", "_", "\x1f", "\u2028",
+])  # fmt: skip
 TEXTS = st.lists(st.text(CHARACTERS, max_size=12) | PIECES, max_size=12).map("".join)
 
 
@@ -98,32 +72,11 @@ def test_ids_equal_the_release(tokens, length):
     np.testing.assert_array_equal(got, tokens[f"ids_{length}"])
 
 
-def test_pooled_position_and_mask_equal_the_release(tokens):
-    ids = tokenize(tokens["texts"], 32, truncation="authors")
-    np.testing.assert_array_equal(ids.argmax(1), tokens["pooled_position_32"])
-    np.testing.assert_array_equal(ids != 0, tokens["mask_32"])
-    full = tokenize(tokens["texts"], 77, truncation="authors")
-    np.testing.assert_array_equal(full.argmax(1), tokens["end_position_77"])
-
-
 def test_cut_texts_are_those_pooled_at_the_start(tokens):
     cut = cut_texts(tokens["texts"], 32)
     assert cut == np.nonzero(tokens["pooled_position_32"] == 0)[0].tolist()
     assert cut
     assert cut_texts(tokens["texts"], 77) == []
-
-
-def test_keep_eot_always_keeps_it(tokens):
-    for length in (3, 8, 32, 77):
-        ids = tokenize(tokens["texts"], length)
-        assert ids.shape == (72, length)
-        assert (ids == END).any(1).all()
-        assert (ids[:, 0] == START).all()
-
-
-def test_rules_agree_on_texts_that_fit(tokens):
-    texts = [t for i, t in enumerate(tokens["texts"]) if i not in cut_texts(tokens["texts"])]
-    np.testing.assert_array_equal(tokenize(texts), tokenize(texts, truncation="authors"))
 
 
 @pytest.mark.parametrize("length", [3, 5, 16, 32, 64, 77])
@@ -203,40 +156,25 @@ def test_wrong_input_is_told(texts, options, message):
         tokenize(texts, **options)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "&#" + "9" * 5000 + ";",
-        "\ud800",
-        "\udc00" * 40,
-        "a\ud800b",
-        "\0",
-        "a\0b",
-        "&#0;",
-        "&#xd800;",
-        "\ud83d\ude00",
-    ],
-)
+NO_TEXT = (
+    "&#" + "9" * 5000 + ";", "\ud800", "\udc00" * 40, "a\ud800b", "\0", "a\0b", "&#0;", "&#xd800;",
+    "\ud83d\ude00",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", NO_TEXT)
 def test_surrogates_and_nuls_have_ids(text):
     ids = tokenize(text)
-    assert ids[0, 0] == START
-    assert END in ids
+    assert ids[0, 0] == START and END in ids
 
 
-HOSTILE = {
-    "one word": "a" * 10_000,
+HOSTILE = {  # what else may take long: tests/hostile/test_linear_time.py
     "random word": "".join(map(chr, np.random.default_rng(0).integers(97, 123, 10_000))),
-    "symbols": "!?" * 5_000,
     "mojibake": "Ãƒâ€šÃ‚" * 1_250,
     "latin-1": "".join(map(chr, np.random.default_rng(0).integers(128, 256, 10_000))),
-    "entities": "&amp;" * 2_000,
     "half an entity": "&#x" + "1" * 9_990,
     "marks": "e" + "\u0301" * 9_999,
-    "ligatures": "ﬃ" * 10_000,
-    "special tokens": "<|endoftext|>" * 769,
-    "half special": "<|" * 5_000,
     "emoji": "👩‍👩‍👧" * 2_000,
-    "spaces": " " * 10_000,
 }
 
 
@@ -289,7 +227,7 @@ def test_damaged_installed_vocabulary_is_told(monkeypatch, tmp_path):
     with pytest.raises(MissingError, match="has no vocabulary file"):
         module._installed_merges()
     (tmp_path / "bpe_simple_vocab_16e6.txt.gz").write_bytes(b"\x1f\x8bno")
-    with pytest.raises(MissingError, match="damaged"):
+    with pytest.raises(MissingError, match="vocabulary file is damaged"):
         module._installed_merges()
 
 
@@ -301,15 +239,13 @@ def test_tokenizing_imports_no_torch():
     python("-c", code)
 
 
-def swapped_merges(c):
-    c["model"]["merges"][:2] = c["model"]["merges"][1::-1]
-
-
 CHANGES = {
     "another id": lambda c: c["model"]["vocab"].update({"dog</w>": 7}),
     "one entry more": lambda c: c["model"]["vocab"].update({"newword": 49408}),
     "other special ids": lambda c: c["model"]["vocab"].update({"<|endoftext|>": 0}),
-    "merges in another order": swapped_merges,
+    "merges in another order": lambda c: c["model"]["merges"].insert(
+        0, c["model"]["merges"].pop(1)
+    ),
     "a merge less": lambda c: c["model"]["merges"].pop(),
     "a merge of three": lambda c: c["model"]["merges"].__setitem__(0, ["a", "b", "c"]),
     "numbers as merges": lambda c: c["model"].update(merges=[[1, 2]] * 48894),

@@ -28,12 +28,14 @@ def make_clip(
     b_frames=None,
     times=None,
     muxer=None,
+    title="",
 ):
     """Encode `frames` pictures at 25 a second, or at the given times (in 1/25 s)."""
     options = dict(options or {})
     if x264:
         options["x264-params"] = x264
     with av.open(str(path), "w", format=container, options=muxer or {}) as out:
+        out.metadata["title"] = title
         stream = out.add_stream(codec, rate=25, options=options)
         stream.height, stream.width, stream.pix_fmt = *size, pix_fmt
         if gop is not None:

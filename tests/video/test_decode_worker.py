@@ -22,7 +22,6 @@ pytest.importorskip("av")
 from tests.video import broken_videos as make  # noqa: E402 (after importorskip)
 
 SMALL = ClipSpec(frames=4, short_side=32, crop=32)
-posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 
 # The real child, whose decoder misbehaves by the name of the file.
 FAKE = """
@@ -112,7 +111,6 @@ def test_errors_pass_through(clip, fake, tmp_path, children):
         worker.read(clip, SMALL)
 
 
-@posix
 @pytest.mark.parametrize(
     ("name", "words"),
     [
@@ -130,7 +128,6 @@ def test_the_clip_after_a_hang_or_crash_works(clip, fake, children, name, words)
     assert len(children) == 2 and all(gone(child.pid) for child in children)
 
 
-@posix
 def test_a_child_that_died_between_clips_is_replaced(clip, children):
     with DecodeWorker() as worker:
         worker.read(clip, SMALL)
@@ -178,7 +175,6 @@ def test_a_child_that_cannot_start_names_the_command(clip, monkeypatch):
         worker.read(clip, SMALL)
 
 
-@posix
 def test_read_clips_keeps_the_order_and_yields_errors(clip, fake, children):
     paths = [clip, Path("crash"), clip, Path("nowhere.mp4"), clip, Path("hang"), clip, clip]
     results = list(read_clips(paths, SMALL, workers=2, timeout_s=1))
@@ -198,7 +194,6 @@ def test_read_clips_refuses_options_at_once(clip):
             replace(SMALL, **wrong)
 
 
-@posix
 @pytest.mark.parametrize("end", ["close", "throw"])
 def test_an_abandoned_iterator_kills_its_children(clip, fake, children, end):
     clips = read_clips([clip, *[Path("hang")] * 9], SMALL, workers=2, timeout_s=100)
@@ -249,12 +244,11 @@ def run_parent(clip):
     return textwrap.dedent(code)
 
 
-@posix
 @pytest.mark.parametrize(
     "number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
 )
 def test_no_orphans_after_the_parent_is_stopped(clip, number):
-    # After SIGKILL nobody can kill the child but its own alarm, at twice the limit and 5 s.
+    # After SIGKILL only the child's own alarm ends it, at twice the limit and 5 s.
     code = run_parent(clip).replace("TIMEOUT", "100" if number == signal.SIGINT else "0.5")
     with subprocess.Popen(
         [sys.executable, "-c", code],

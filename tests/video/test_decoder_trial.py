@@ -1,7 +1,5 @@
 """doctor says no where decoding is broken or its pixels are wrong, yes where both are right."""
 
-from __future__ import annotations
-
 import importlib.util
 import textwrap
 

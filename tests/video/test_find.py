@@ -1,7 +1,5 @@
 """Named videos are found in a folder, and nothing outside it."""
 
-from __future__ import annotations
-
 import pytest
 
 from stan_infer.errors import InputError
