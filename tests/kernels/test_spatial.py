@@ -52,7 +52,7 @@ def test_heads(head):
 
 @settings(max_examples=12, deadline=None)
 @given(
-    b=st.integers(1, 3), t=st.integers(1, 5), p=st.integers(1, 20), h=st.integers(1, 2),
+    b=st.integers(1, 3), t=st.integers(1, 5), p=st.integers(1, 40), h=st.integers(1, 2),
     shared=st.booleans(), bm=st.sampled_from([16, 32]), bn=st.sampled_from([16, 64]),
 )  # fmt: skip
 def test_any_shape(b, t, p, h, shared, bm, bn):

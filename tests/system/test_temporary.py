@@ -26,7 +26,7 @@ def test_nothing_else_makes_temporary_files():
         for path in (ROOT / folder).rglob("*.py"):
             if path.name != "temporary.py":
                 for node in ast.walk(ast.parse(path.read_text())):
-                    names = [a.name for a in getattr(node, "names", [])]
+                    names = [getattr(a, "name", a) for a in getattr(node, "names", [])]
                     assert "tempfile" not in [*names, getattr(node, "module", "")], path
 
 
