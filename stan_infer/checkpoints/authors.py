@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from stan_infer.checkpoints.layout import (
     Hints,
@@ -18,6 +18,7 @@ from stan_infer.checkpoints.layout import (
     Settings,
     Shapes,
     count_layers,
+    keys_of,
     map_keys,
     only_prefix,
     sizes,
@@ -27,12 +28,8 @@ from stan_infer.checkpoints.trainer_hints import layout_notes
 from stan_infer.config import StanConfig
 from stan_infer.errors import InputError
 
-V = TypeVar("V")
-
-# Our name of a parameter -> the authors' key. {video} and {text} stand for the prefix of a tower's
-# keys, such as "backbone."; {branch} for "STAN" or "timesFPN"; {qkv} for the keys of q, k and v,
-# which are concatenated. A weight whose key ends with ".T" here is transposed. An ending ".weight"
-# or ".bias" that both names share is left out.
+# Our name of a parameter -> the authors' key, written as layout.map_keys says. {video} and {text}
+# are the prefixes of a tower's keys, such as "backbone."; {branch} is "STAN" or "timesFPN".
 ONCE = {
     "visual.class_embedding": "{video}class_embedding",
     "visual.positional_embedding": "{video}position_embedding.weight",
@@ -106,7 +103,7 @@ def authors_layout(shapes: Shapes, hints: Hints, settings: Settings) -> Recognis
     origins = author_names(config, **places)
     if is_3d:
         origins["visual.conv1.weight"] = Origin((deep,), "squeeze")
-    ignored = {k: why for k, why in _keys(IGNORED, places).items() if k in shapes}
+    ignored = {k: why for k, why in keys_of(IGNORED, places).items() if k in shapes}
     notes = tuple(layout_notes(config, hints.get("cfg"), ignored))
     return Recognised(NAMES[places["branch"]], config, origins, ignored, notes)
 
@@ -128,14 +125,14 @@ def _config(
     patch: Mapping[str, tuple[str, ...]],
     settings: Settings,
 ) -> StanConfig:
-    values: dict[str, Any] = sizes(shapes, {**patch, **_keys(AXES, places)})
+    values: dict[str, Any] = sizes(shapes, {**patch, **keys_of(AXES, places)})
     rows = values.pop("1 + patches")
     grid = math.isqrt(max(rows - 1, 0))
     if grid < 1 or grid * grid != rows - 1:
         raise InputError(
             f"{places['video']}position_embedding.weight has {rows} rows; need 1 + a square"
         )
-    prefixes = _keys({theirs: ours for ours, theirs in LAYERS.items()}, places)
+    prefixes = keys_of({theirs: ours for ours, theirs in LAYERS.items()}, places)
     layers = {ours: count_layers(shapes, theirs) for theirs, ours in prefixes.items()}
     conv = "{video}{branch}_T_layers.0.layers.weight".format(**places)
     values |= {
@@ -146,15 +143,6 @@ def _config(
         "branch": "conv" if conv in shapes else "selfattn",
     }
     return with_settings(values, settings)
-
-
-def _keys(patterns: Mapping[str, V], places: Mapping[str, str]) -> dict[str, V]:
-    """Turn a table's patterns into keys of the file; those with {text} only if it has the tower."""
-    return {
-        pattern.format(**places): value
-        for pattern, value in patterns.items()
-        if "text" in places or "{text}" not in pattern
-    }
 
 
 def _refuse_relatives(shapes: Shapes) -> None:

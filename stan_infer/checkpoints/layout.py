@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from stan_infer.config import (
     Shape,
@@ -57,6 +57,7 @@ class Recognised:
     notes: tuple[str, ...] = ()  # remarks for `inspect`
 
 
+V = TypeVar("V")
 _NAME = re.compile(r"(?:(.+)\.(\d+)\.)?(.+?)(?:[._](weight|bias))?")
 
 
@@ -69,9 +70,11 @@ def map_keys(
 ) -> dict[str, Origin]:
     """Return where each parameter of a config stands, by a key map such as that of authors.py.
 
-    All three tables go from our names to theirs. once: names outside of layers, without an ending
-    ".weight" or ".bias" that both share. layers: what stands before a layer's number. in_a_layer:
-    what stands behind it. places: a value for each {word} in their names.
+    All three tables go from our names to theirs. once: names outside of layers. layers: the part of
+    a name before a layer's number. in_a_layer: the part behind it. An ending ".weight" or ".bias"
+    that both names share is left out. places: a value for each {word} in their names; {qkv} stands
+    for the keys of q, k and v, which are concatenated. A weight whose key ends with ".T" here is
+    transposed.
     """
     found = {}
     for name in parameter_shapes(config):
@@ -85,6 +88,18 @@ def map_keys(
         how = "transpose" if is_transposed else "rows" if len(keys) > 1 else "copy"
         found[name] = Origin(tuple(k.format(**places) + ending for k in keys), how)
     return found
+
+
+def keys_of(patterns: Mapping[str, V], places: Mapping[str, str]) -> dict[str, V]:
+    """Turn a table's patterns into keys of the file, with the parts in braces from `places`.
+
+    A pattern with a part that the file does not have, as {text} without a text tower, is left out.
+    """
+    return {
+        pattern.format(**places): value
+        for pattern, value in patterns.items()
+        if all(part in places for part in re.findall(r"{(\w+)}", pattern))
+    }
 
 
 def sizes(shapes: Shapes, axes: Mapping[str, tuple[str, ...]]) -> dict[str, int]:

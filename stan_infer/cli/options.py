@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stan_infer.engines.open import listed
+from stan_infer.engines.open import devices_listed, listed
 from stan_infer.errors import InputError
 from stan_infer.system.outside_file import read_lines
 
@@ -34,9 +34,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per re
 Engine = Annotated[str | None, typer.Option(help=f"{listed()}.")]
 Device = Annotated[
     str | None,
-    typer.Option(
-        help="cpu, cuda, cuda:1; of openvino cpu, gpu (default: cpu; cuda if the engine needs it)."
-    ),
+    typer.Option(help=f"{devices_listed()} (default: cpu; cuda if the engine needs it)."),
 ]
 AutoRebuild = Annotated[
     bool, typer.Option("--auto-rebuild", help="Rebuild a plan of another version or GPU (minutes).")

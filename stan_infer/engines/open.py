@@ -198,6 +198,16 @@ def listed() -> str:
     return f"{', '.join(ours)} (checkpoint); {', '.join(others)} (exported folder)"
 
 
+def devices_listed() -> str:
+    """The devices of all engines, and those that only some have, for the command line's help."""
+    own = [
+        f"of {e.name} {', '.join(e.devices)}"
+        for e in ENGINES.values()
+        if not e.devices.keys() <= {"cpu", "cuda"}
+    ]
+    return "; ".join(["cpu, cuda, cuda:1", *own])
+
+
 def open_session(
     source: str | Path | Stan,
     engine: str | None = None,

@@ -46,7 +46,12 @@ class Session(ABC):
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """Engine, device, precision, versions, and whatever was chosen for the user."""
+        """Facts about the session, as JSON types.
+
+        Keys: "engine", "device", "precision"; the version of each runtime, by its package
+        ("torch", "onnxruntime", ...); "provider" if the runtime has several; all that was chosen
+        for the user.
+        """
 
     @abstractmethod
     def close(self) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import stan_infer as si
+from stan_infer.engines.open import ENGINES, FOLDER
 from stan_infer.errors import CheckError, InputError, MissingError
 from stan_infer.network.model import Stan
 from tests.conftest import GOLDEN_CASES, clips, relative_error, tiny_config
@@ -16,7 +17,7 @@ from tests.network.test_model import load_golden
 
 FP32 = 1e-5
 RUNTIME = 1e-4  # another order of sums than the authors', through a deep or outlier-ridden network
-FOLDER_ENGINES = ["ort", "openvino"]
+FOLDER_ENGINES = [e.name for e in ENGINES.values() if e.takes == FOLDER and "cpu" in e.devices]
 
 
 @pytest.fixture(scope="module", params=["eager", *FOLDER_ENGINES])
