@@ -128,6 +128,15 @@ def golden() -> Path:
 
 
 @pytest.fixture(scope="session")
+def annotations() -> Path:
+    """Heads of public annotation files: ../shared/annotations."""
+    folder = ROOT.parent / "shared" / "annotations"
+    if not folder.is_dir():
+        pytest.skip(f"the heads of public annotation files are not here ({folder})")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_model():
     """A small STAN with a text tower, seeded random weights, nothing zero."""
     from stan_infer.network.model import Stan, init_random

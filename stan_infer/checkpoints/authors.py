@@ -25,7 +25,7 @@ from stan_infer.checkpoints.layout import (
     with_settings,
 )
 from stan_infer.checkpoints.trainer_hints import layout_notes
-from stan_infer.config import StanConfig
+from stan_infer.config import StanConfig, parameter_shapes
 from stan_infer.errors import InputError
 
 # Our name of a parameter -> the authors' key, written as layout.map_keys says. {video} and {text}
@@ -75,6 +75,7 @@ AXES = {
 }
 IGNORED = {
     "{text}text_model.embeddings.position_ids": "0, 1, 2, ...; saved by old transformers",
+    "{video}position_ids": "0, 1, 2, ...; saved by old transformers",
     "{video}embeddings.position_ids": "0, 1, 2, ...; saved by old transformers",
     "logit_scale": "the loss's scale; no score uses it",
     "{video}timesFPN_pos_embed.weight": "unused by the first release's forward",
@@ -116,7 +117,7 @@ def author_names(
     video, text: prefix of the keys of that tower. branch: "STAN" or "timesFPN".
     """
     places = {"video": video, "text": text, "branch": branch}
-    return map_keys(config, ONCE, LAYERS, IN_A_LAYER, places)
+    return map_keys(parameter_shapes(config), ONCE, LAYERS, IN_A_LAYER, places)
 
 
 def _config(

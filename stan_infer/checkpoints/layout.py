@@ -12,7 +12,6 @@ from stan_infer.config import (
     StanConfig,
     check_setting_names,
     default_heads,
-    parameter_shapes,
 )
 from stan_infer.errors import InputError
 
@@ -62,13 +61,13 @@ _NAME = re.compile(r"(?:(.+)\.(\d+)\.)?(.+?)(?:[._](weight|bias))?")
 
 
 def map_keys(
-    config: StanConfig,
+    parameters: Iterable[str],
     once: Mapping[str, str],
     layers: Mapping[str, str],
     in_a_layer: Mapping[str, str],
     places: Mapping[str, str],
 ) -> dict[str, Origin]:
-    """Return where each parameter of a config stands, by a key map such as that of authors.py.
+    """Return where each of our parameters stands, by a key map such as that of authors.py.
 
     All three tables go from our names to theirs. once: names outside of layers. layers: the part of
     a name before a layer's number. in_a_layer: the part behind it. An ending ".weight" or ".bias"
@@ -77,7 +76,7 @@ def map_keys(
     transposed.
     """
     found = {}
-    for name in parameter_shapes(config):
+    for name in parameters:
         match = _NAME.fullmatch(name)
         assert match is not None
         above, number, part, kind = match.groups()

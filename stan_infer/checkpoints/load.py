@@ -7,6 +7,7 @@ open_clip name with a tag (a branch on CLIP). Files may be a stranger's: nothing
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import os
 from collections import Counter
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from torch import Tensor, dtype
 
     from stan_infer.network.model import Stan
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +163,10 @@ def _opened(path: Path) -> Iterator[Reader]:
 
 
 def _recognise_file(reader: Reader, settings: Mapping[str, Any] | None) -> Recognised:
+    left = reader.hints.get("left")
+    if isinstance(left, dict):
+        entries = ", ".join(f"{name} ({what})" for name, what in list(left.items())[:5])
+        _log.warning("entries of the state dict that are not tensors are left out: %s", entries)
     return recognise({k: t.shape for k, t in reader.tensors.items()}, settings, reader.hints)
 
 

@@ -10,12 +10,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stan_infer.checkpoints.layout import Origin, Recognised, check_names, with_settings
+from stan_infer.checkpoints.layout import (
+    Origin,
+    Recognised,
+    check_names,
+    map_keys,
+    with_settings,
+)
 from stan_infer.checkpoints.presets import PRESETS, preset
 from stan_infer.checkpoints.weights_file import open_weights, read_weight
 from stan_infer.config import StanConfig, coerce, parameter_shapes
@@ -26,6 +32,42 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+# Of pixels between 0 and 1; source: open_clip's constants.
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+# transformers' names, written as layout.map_keys says.
+ONCE = {
+    "visual.class_embedding": "vision_model.embeddings.class_embedding",
+    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
+    "visual.conv1": "vision_model.embeddings.patch_embedding",
+    "visual.ln_pre": "vision_model.pre_layrnorm",
+    "visual.ln_post": "vision_model.post_layernorm",
+    "visual.proj": "visual_projection.weight.T",
+    "token_embedding": "text_model.embeddings.token_embedding",
+    "positional_embedding": "text_model.embeddings.position_embedding.weight",
+    "ln_final": "text_model.final_layer_norm",
+    "text_projection": "text_projection.weight.T",
+}
+LAYERS = {
+    "visual.transformer.resblocks": "vision_model.encoder.layers",
+    "transformer.resblocks": "text_model.encoder.layers",
+}
+IN_A_LAYER = {
+    "ln_1": "layer_norm1",
+    "attn.in_proj": "self_attn.{qkv}_proj",
+    "attn.out_proj": "self_attn.out_proj",
+    "ln_2": "layer_norm2",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
+BUFFERS = (
+    "logit_scale",
+    "logit_bias",
+    "attn_mask",
+    "text.attn_mask",
+    "vision_model.embeddings.position_ids",
+    "text_model.embeddings.position_ids",
+)
 _VISION_KEYS = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"}
 _TEXT_KEYS = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"}
 
@@ -37,12 +79,13 @@ def is_clip_name(source: str) -> bool:
     return bool(re.fullmatch(r"[A-Z][A-Za-z0-9.-]+", name)) and not name.endswith(suffixes)
 
 
-def clip_config(name: str, settings: Mapping[str, Any] | None = None) -> StanConfig:
-    """Return the config of a branch on open_clip's model `name`.
+def clip_config(name: str, settings: Mapping[str, Any] | None = None, tag: str = "") -> StanConfig:
+    """Return the config of a branch on open_clip's model `name` with its weights `tag`.
 
     settings: as in load_model, and `branch_layers` (default 4, or all layers of a shallower trunk).
-    Raises InputError for an unknown name or a tower that is not a plain CLIP ViT, MissingError
-    without open_clip.
+    Activation and normalisation of pixels are those that the tag was trained with; without one of
+    open_clip's tags, those of the model's name. Raises InputError for an unknown name or tag and
+    for a tower that is not a plain CLIP ViT, MissingError without open_clip.
     """
     open_clip = _open_clip()
     known = open_clip.get_model_config(name)
@@ -76,12 +119,50 @@ def clip_config(name: str, settings: Mapping[str, Any] | None = None) -> StanCon
         "vocab_size": text["vocab_size"],
         "context_positions": text["context_length"],
     }
+    trained = _training(name, tag)
+    is_quick = trained.get("quick_gelu", False) if trained else known.get("quick_gelu", False)
     known_settings = {
         "heads": width // vision.get("head_width", 64),
         "text_heads": text["heads"],
-        "activation": "quick_gelu" if known.get("quick_gelu") else "gelu",
+        "activation": "quick_gelu" if is_quick else "gelu",
     }
+    for key, usual in (("mean", OPENAI_MEAN), ("std", OPENAI_STD)):
+        if tuple(trained.get(key, usual)) != usual:  # CLIP's own is rounded in the config
+            known_settings[key] = tuple(255.0 * x for x in trained[key])
     return with_settings(values, known_settings | settings)
+
+
+def _training(name: str, tag: str) -> Mapping[str, Any]:
+    """What open_clip records of the training of a tag; empty for a file or no tag."""
+    if not tag or os.path.exists(tag):
+        return {}
+    _check_tag(name, tag)
+    return dict(_open_clip().get_pretrained_cfg(name, tag))
+
+
+def _notes(name: str, tag: str, config: StanConfig) -> tuple[str, ...]:
+    """What `inspect` says of the weights' own settings."""
+    notes = ["the branch is untrained: copies of the last trunk layers, zero temporal output"]
+    trained = _training(name, tag)
+    if not trained:
+        other = "gelu" if config.activation == "quick_gelu" else "quick_gelu"
+        notes.append(
+            f"activation {config.activation} is that of the name {name}; weights that were trained "
+            f"with the other one need --set activation={other}"
+        )
+        return tuple(notes)
+    theirs = "quick_gelu" if trained.get("quick_gelu") else "gelu"
+    is_used = config.activation == theirs
+    used = "which is used" if is_used else f"but {config.activation} was asked for"
+    notes.append(f"{tag} was trained with activation {theirs}, {used}")
+    if (config.mean, config.std) != (StanConfig.mean, StanConfig.std):
+        notes.append(f"{tag} has its own mean and std of pixels, which are used")
+    for key, ours in (("interpolation", "bicubic"), ("resize_mode", "shortest")):
+        if trained.get(key, ours) != ours:
+            notes.append(
+                f"{tag} was trained with {key} {trained[key]}; frames are read with {ours} here"
+            )
+    return tuple(notes)
 
 
 def named_config(name: str, settings: Mapping[str, Any] | None = None) -> StanConfig:
@@ -97,12 +178,9 @@ def named_config(name: str, settings: Mapping[str, Any] | None = None) -> StanCo
 def clip_layout(source: str, settings: Mapping[str, Any] | None = None) -> Recognised:
     """Return the layout of "NAME" or "NAME:TAG" for `inspect`, without any weight."""
     name, _, tag = source.partition(":")
-    config = clip_config(name, settings)
-    if tag and not os.path.exists(tag):
-        _check_tag(name, tag)
+    config = clip_config(name, settings, tag)
     origins = {n: Origin((n,)) for n in parameter_shapes(config) if not n.startswith("branch.")}
-    note = "the branch is untrained: copies of the last trunk layers, zero temporal output"
-    return Recognised(f"open_clip {name}", config, origins, {}, (note,))
+    return Recognised(f"open_clip {name}", config, origins, {}, _notes(name, tag, config))
 
 
 def read_clip(
@@ -124,13 +202,19 @@ def read_clip(
     path = Path(tag) if os.path.exists(tag) else _download(name, tag)
     with closing(open_weights(path)) as reader:
         wanted = {n: parameter_shapes(layout.config)[n] for n in layout.origins}
-        text = "text." if "text.ln_final.weight" in reader.tensors else ""
-        origins = {n: Origin((n if n.startswith("visual.") else text + n,)) for n in wanted}
         shapes = {k: t.shape for k, t in reader.tensors.items()}
-        buffers = ("logit_scale", "attn_mask", "text.attn_mask", "logit_bias")
-        check_names(shapes, origins, [b for b in buffers if b in shapes], wanted)
+        origins = _origins(wanted, shapes)
+        check_names(shapes, origins, [b for b in BUFFERS if b in shapes], wanted)
         state = {n: read_weight(reader, o).to(torch.float32) for n, o in origins.items()}
     return layout.config, state | _untrained_branch(layout.config, state)
+
+
+def _origins(wanted: Iterable[str], shapes: Mapping[str, Any]) -> dict[str, Origin]:
+    """Where CLIP's parameters stand: in open_clip's names or those of transformers' CLIPModel."""
+    if "vision_model.pre_layrnorm.weight" in shapes:
+        return map_keys(wanted, ONCE, LAYERS, IN_A_LAYER, {})
+    text = "text." if "text.ln_final.weight" in shapes else ""
+    return {n: Origin((n if n.startswith("visual.") else text + n,)) for n in wanted}
 
 
 def _untrained_branch(config: StanConfig, trunk: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeGuard
 
+from stan_infer.checkpoints.torch_names import STORAGE_MODULES, is_known
 from stan_infer.checkpoints.torch_pickle import (
     MAX_PICKLE_BYTES,
     Call,
@@ -36,6 +37,7 @@ MAX_NAME = 512
 _MAX_EMPTY = 1 << 40  # product of the sizes of a tensor without elements, each 0 counted as 1
 _SLACK = 1 << 20  # bytes added to the limits that grow with the file, for small files
 _MAX_READ = 16  # reading every tensor once may read so many times the file's size
+_SHOWN = 20  # names in hints
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "params")
 _ITEM_BYTES = {
     **dict.fromkeys(("float64", "int64", "uint64", "complex64"), 8),
@@ -60,38 +62,6 @@ _STORAGES = {
 }
 _ARGUMENTS = {"_rebuild_tensor": (4, 4), "_rebuild_tensor_v2": (6, 7), "_rebuild_tensor_v3": (7, 8)}
 _PARAMETERS = ("_rebuild_parameter", "_rebuild_parameter_with_state")
-_NUMPY = (
-    "ndarray dtype bool bool_ byte ubyte short ushort intc uintc intp uintp int8 int16 int32 int64 "
-    "uint8 uint16 uint32 uint64 longlong ulonglong float16 float32 float64 half single double "
-    "longdouble complex64 complex128 str_ bytes_ void object_ datetime64 timedelta64"
-)
-_TORCH = (
-    "Size device dtype float64 float32 float16 bfloat16 float8_e4m3fn float8_e5m2 complex64 "
-    "complex128 int64 int32 int16 int8 uint64 uint32 uint16 uint8 bool double float half long int "
-    "short"
-)
-_BUILTINS = (
-    "getattr set frozenset list dict tuple int long float bool str unicode bytes bytearray complex "
-    "slice range xrange object"
-)
-_PATHS = "Path PurePath PosixPath WindowsPath PurePosixPath PureWindowsPath"
-_NAMES = {
-    "collections": "OrderedDict defaultdict Counter deque",
-    "torch": _TORCH,
-    "torch._utils": "_rebuild_tensor _rebuild_tensor_v2 _rebuild_tensor_v3 _rebuild_parameter "
-    "_rebuild_parameter_with_state",
-    "numpy": _NUMPY,
-    **dict.fromkeys(("numpy.core.multiarray", "numpy._core.multiarray"), "_reconstruct scalar"),
-    **dict.fromkeys(("numpy.core.numeric", "numpy._core.numeric"), "_frombuffer"),
-    **dict.fromkeys(("__builtin__", "builtins"), _BUILTINS),
-    **dict.fromkeys(("pathlib", "pathlib._local"), _PATHS),
-    **dict.fromkeys(("copyreg", "copy_reg"), "_reconstructor"),
-    "_codecs": "encode",
-    "argparse": "Namespace",
-    "datetime": "date datetime time timedelta timezone",
-}
-_KNOWN = frozenset((module, name) for module, names in _NAMES.items() for name in names.split())
-_STORAGE_MODULES = ("torch", "torch.storage", "torch.cuda")
 
 
 @dataclass(frozen=True)
@@ -122,14 +92,23 @@ class TorchFile(AbstractContextManager["TorchFile"]):
         prefix = checkpoint_folder(file, entries)
         record = entries[f"{prefix}/data.pkl"]
         data = read_at(file, record.offset, min(record.size, MAX_PICKLE_BYTES + 1))
-        top = read_pickle(data, _is_known)
+        top = read_pickle(data, is_known)
         state, wrapper = _state_dict(top)
         self.tensors, self._places = {}, {}
+        left = {}
         for name, value in state.items():
-            key = _checked_name(name, value, len(self.tensors))
-            self.tensors[key], self._places[key] = _locate(key, value, entries, prefix)
+            if not _is_tensor(value) or not _is_name(name):
+                left[_shown(name)] = describe(value)
+                continue
+            if len(self.tensors) >= MAX_TENSORS:
+                raise InputError(
+                    f"its state dict has more than {MAX_TENSORS} tensors, which no STAN has"
+                )
+            self.tensors[name], self._places[name] = _locate(name, value, entries, prefix)
         _check_sums(self.tensors, self._places, size)
         self.hints = _hints(top, wrapper, data)
+        if left:
+            self.hints["left"] = dict(list(left.items())[:_SHOWN])
 
     def read(self, name: str) -> Tensor:
         """Return one tensor on the CPU: contiguous, in its stored dtype, its memory its own.
@@ -172,11 +151,12 @@ def open_torch_file(path: Path) -> TorchFile:
     The state dict is the file's top level, or lies under `state_dict`, `model_state_dict`, `model`,
     `module`, `net` or `params`, possibly twice. `hints` of the result: layout (`mmengine`, `mmcv`,
     `flat`, `wrapped`), wrapper (its dotted path or None), cfg (the trainer's text, never parsed),
-    epoch, others (keys of the top level that are ignored).
+    epoch, others (keys of the top level that are ignored), left (entries of the state dict that are
+    not tensors with a name, and what they are).
 
     Raises InputError, and nothing else, for any file that is missing, not a regular one, damaged,
     of another format, hostile (names code, declares sizes that its bytes do not back, shares bytes
-    to unpack to more than its size), or whose state dict holds something other than tensors.
+    to unpack to more than its size), or without a state dict.
     """
     path = Path(path)
     with _named(path):
@@ -229,21 +209,18 @@ def _state_dict(top: object) -> tuple[dict[Any, object], str | None]:
 
 
 def _keys(top: Mapping[Any, object]) -> list[str]:
-    names = [k for k in top if isinstance(k, str)]
-    return [k if k.isprintable() and len(k) <= 80 else ascii(k[:80]) for k in names[:20]]
+    return [_shown(k) for k in top if isinstance(k, str)][:_SHOWN]
 
 
-def _checked_name(name: object, value: object, count: int) -> str:
-    if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) <= MAX_NAME:
-        raise InputError(f"its state dict has key {ascii(name)[:80]}; keys are names of weights")
-    if not _is_tensor(value):
-        raise InputError(
-            f"its state dict has {describe(value)} under key {name}; every value must be a tensor: "
-            f"{RESAVE}"
-        )
-    if count >= MAX_TENSORS:
-        raise InputError(f"its state dict has more than {MAX_TENSORS} tensors, which no STAN has")
-    return name
+def _shown(key: object) -> str:
+    """A key for a message: short, and nothing in it that a terminal would obey."""
+    if isinstance(key, str) and key.isprintable() and len(key) <= 80:
+        return key
+    return ascii(key)[:80]
+
+
+def _is_name(name: object) -> TypeGuard[str]:
+    return isinstance(name, str) and name.isprintable() and 0 < len(name) <= MAX_NAME
 
 
 def _locate(
@@ -310,7 +287,7 @@ def _arguments(
 
 def _dtype(name: str, storage: object, declared: object) -> str:
     kind = describe(storage)
-    if isinstance(storage, Global) and storage.module in _STORAGE_MODULES:
+    if isinstance(storage, Global) and storage.module in STORAGE_MODULES:
         kind = storage.name
     dtype = _STORAGES.get(kind)
     if kind == "UntypedStorage" and isinstance(declared, Global) and declared.module == "torch":
@@ -381,19 +358,3 @@ def _hints(top: object, wrapper: str | None, data: bytes) -> dict[str, object]:
 
 def _get(value: object, key: str) -> object:
     return value.get(key) if isinstance(value, dict) else None
-
-
-def _is_known(module: str, name: str) -> bool:
-    """Whether checkpoints of STAN and its trainers name this class or function."""
-    if (module, name) in _KNOWN:
-        return True
-    # Names from outside may stand in a message, so they hold no control characters.
-    if not f"{module}.{name}".isascii() or not module.replace(".", "_").isidentifier():
-        return False
-    if module.split(".")[0] in ("mmengine", "mmcv"):
-        return all(p.isidentifier() and not p.startswith("__") for p in name.split("."))
-    if not name.isidentifier() or name.startswith("_"):
-        return False
-    if module in _STORAGE_MODULES:
-        return name.endswith("Storage")
-    return module == "numpy.dtypes" and name.endswith("DType")

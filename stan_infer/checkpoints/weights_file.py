@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+import re
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
@@ -18,14 +19,22 @@ from stan_infer.checkpoints.torch_file import (
     open_torch_file,
 )
 from stan_infer.errors import InputError
-from stan_infer.system.outside_file import open_regular, openable
+from stan_infer.system.json_file import read_object
+from stan_infer.system.outside_file import open_regular, openable, stays_inside
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 # The library takes 16 times as much memory as the header has bytes. A STAN's has 150 KB.
 MAX_HEADER = 8 * 2**20
+_MAX_INDEX, _MAX_SHARDS = 8 * 2**20, 64
 _MAX_CONFIG = 2**16  # characters of our metadata; it has about 1,000
+_FILES = tuple(
+    f"{name}{ending}"
+    for name in ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin",
+                 "open_clip_pytorch_model.bin")
+    for ending in ("", ".index.json")
+)  # fmt: skip
 _SAFETENSORS_DTYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -37,7 +46,11 @@ _SAFETENSORS_DTYPES = {
     "I8": "int8",
     "U8": "uint8",
     "BOOL": "bool",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
 }
+# Names that PyTorch's wrappers put into keys: torch.compile, FSDP, activation checkpointing.
+_WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 
 class Reader(Protocol):
@@ -58,8 +71,26 @@ class Reader(Protocol):
 def open_weights(path: Path) -> Reader:
     """Open a weights file by its content, never by its name: safetensors or PyTorch's zip.
 
-    Raises InputError when it is missing, not a regular file, or neither format.
+    Keys are those of the bare model: names of wrappers are taken out, and "module." if it stands
+    before all of them. Raises InputError when the file is missing, not a regular one, or of neither
+    format.
     """
+    return _Unwrapped(_open(_in_folder(path) if path.is_dir() else path))
+
+
+def _in_folder(folder: Path) -> Path:
+    """The weights in a folder of transformers or open_clip; the first of _FILES that is there."""
+    for name in _FILES:
+        if (folder / name).is_file():
+            return folder / name
+    raise InputError(f"folder {folder} holds no weights ({', '.join(_FILES)})")
+
+
+def _open(path: Path) -> Reader:
+    return _Shards(path) if path.name.endswith(".index.json") else _open_file(path)
+
+
+def _open_file(path: Path) -> Reader:
     try:
         file, _ = open_regular(path)
     except InputError as e:
@@ -75,6 +106,64 @@ def open_weights(path: Path) -> Reader:
             return open_torch_file(path)
         _check_header(path, file, int.from_bytes(head[:8], "little"))
     return _SafetensorsFile(path)
+
+
+class _Unwrapped:
+    """A file whose keys are those of the bare model."""
+
+    def __init__(self, file: Reader) -> None:
+        self._file, self.hints = file, file.hints
+        try:
+            own = {name: _WRAPPERS.sub("", name) for name in file.tensors}
+            if own and all(name.startswith("module.") for name in own.values()):
+                own = {key: name.removeprefix("module.") for key, name in own.items()}
+            self._keys = {name: key for key, name in own.items()}
+            if len(self._keys) < len(own):
+                twice = next(name for key, name in own.items() if self._keys[name] != key)
+                raise InputError(f"two weights are called {twice} without the names of wrappers")
+        except InputError:
+            file.close()
+            raise
+        self.tensors = {
+            name: TensorInfo(name, file.tensors[key].dtype, file.tensors[key].shape)
+            for name, key in self._keys.items()
+        }
+
+    def read(self, name: str) -> Tensor:
+        return self._file.read(self._keys[name])
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _Shards:
+    """Weights in several files, which an index beside them lists by key."""
+
+    def __init__(self, index: Path) -> None:
+        given = read_object(index, _MAX_INDEX).get("weight_map")
+        places: dict[str, str] = given if isinstance(given, dict) else {}
+        files = {f for f in places.values() if isinstance(f, str) and stays_inside(f)}
+        if not places or not files.issuperset(map(str, places.values())):
+            raise InputError(f"{index} has no weight_map of keys to files beside it")
+        if len(files) > _MAX_SHARDS:
+            raise InputError(f"{index} lists {len(files)} files; at most {_MAX_SHARDS} are opened")
+        with ExitStack() as stack:
+            self._files = {
+                f: stack.enter_context(closing(_open_file(index.parent / f))) for f in files
+            }
+            self._places = dict(places)
+            lost = next((k for k, f in places.items() if k not in self._files[f].tensors), None)
+            if lost is not None:
+                raise InputError(f"{index}: weight {lost[:80]} is not in {places[lost]}")
+            self._held = stack.pop_all()
+        self.tensors = {key: self._files[f].tensors[key] for key, f in places.items()}
+        self.hints: dict[str, object] = {"layout": f"{len(files)} files"}
+
+    def read(self, name: str) -> Tensor:
+        return self._files[self._places[name]].read(name)
+
+    def close(self) -> None:
+        self._held.close()
 
 
 class _SafetensorsFile:
@@ -119,6 +208,8 @@ def read_weight(reader: Reader, origin: Origin) -> Tensor:
         if not reader.tensors[key].dtype.startswith(("float", "bfloat")):
             raise InputError(f"weight {key} is {reader.tensors[key].dtype}; weights are floats")
         part = reader.read(key)
+        if reader.tensors[key].dtype.startswith("float8"):
+            part = part.float()  # torch computes almost nothing in 8 bits
         # A NaN or an infinity stays in the sum: one pass, without a second array.
         if not torch.isfinite(part.sum(dtype=torch.float64)):
             bad = int((~torch.isfinite(part)).sum())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,13 +18,14 @@ from stan_infer.cli.options import (
     Device,
     Engine,
     Json,
+    Labels,
     Provider,
     Settings,
+    SplitWords,
     Timeout,
     Workers,
     open_for,
 )
-from stan_infer.system.outside_file import read_lines
 
 if TYPE_CHECKING:
     from stan_infer.config import StanConfig
@@ -45,9 +47,8 @@ def eval(
     ],
     annotations: Annotated[Path, typer.Option(help="The data set's own annotation file.")],
     videos: Annotated[Path, typer.Option(help="Folder that holds the videos, at any depth.")],
-    labels: Annotated[
-        Path | None, typer.Option(help="File of class names, one per line, by class number.")
-    ] = None,
+    labels: Labels = None,
+    split_words: SplitWords = False,
     subset: Annotated[
         Path | None, typer.Option(help="File of the videos to keep, one name per line (a split).")
     ] = None,
@@ -98,11 +99,12 @@ def eval(
     from stan_infer.cli.progress import progress_bar
     from stan_infer.cli.report import say
     from stan_infer.errors import InputError
-    from stan_infer.evaluation.datasets import DATASETS, read_task
+    from stan_infer.evaluation.datasets import DATASETS, read_names, read_task
     from stan_infer.evaluation.evaluate import Protocol, evaluate
     from stan_infer.evaluation.feature_cache import check_cache
     from stan_infer.library.embed import EmbedOptions
     from stan_infer.system.atomic import files_of
+    from stan_infer.text.labels import read_labels
     from stan_infer.video.find import locate_videos
 
     if cache is not None:
@@ -110,9 +112,10 @@ def eval(
     task = read_task(
         dataset,
         annotations,
-        classes=None if labels is None else read_lines(labels, "labels"),
-        subset=None if subset is None else read_lines(subset, "videos"),
+        labels=None if labels is None else read_labels(labels, split_words=split_words),
+        subset=None if subset is None else read_names(subset),
     )
+    split = DATASETS[dataset].split(task)
     if not videos.is_dir():
         raise InputError(f"--videos {videos} is not a folder; give the folder of the videos")
     counts = _views(views)
@@ -129,6 +132,7 @@ def eval(
             f"no video of {annotations} is in {videos}; its files need the names that the "
             "annotations have"
         )
+    _tell_twins(task.videos, found)
     task = task.keep([i for i, path in enumerate(found) if path is not None])
     paths = [path for path in found if path is not None]
     session = open_for(context)
@@ -166,7 +170,7 @@ def eval(
                 kept.flush()
     facts = {
         "data set": dataset,
-        "split": preset.split if subset is None else f"videos of {subset.name}",
+        "split": _split(split, subset, len(found), len(paths) - len(result.failed)),
         "annotations": annotations.name,
         "settings from": preset.settings_from,
         **result.facts,
@@ -177,6 +181,28 @@ def eval(
     if result.failed:
         say(f"{len(result.failed)} of {len(paths)} videos could not be read and are in no figure")
         raise typer.Exit(2)
+
+
+def _split(name: str, subset: Path | None, videos: int, read: int) -> str:
+    """What was evaluated: the split, the list that chose it, and whether all of it was there."""
+    chosen = "" if subset is None else f", those of {subset.name}"
+    return name + chosen + (f", incomplete: {read} of {videos}" if read < videos else "")
+
+
+def _tell_twins(names: Sequence[str], found: Sequence[Path | None]) -> None:
+    """Say which names of the annotations mean the same file: its video is there twice."""
+    from stan_infer.cli.report import say
+
+    first: dict[Path, str] = {}
+    twins = [
+        f"{first[path]} and {name} are {path.name}"
+        for name, path in zip(names, found, strict=True)
+        if path is not None and first.setdefault(path, name) != name
+    ]
+    if twins:
+        say(
+            f"{len(twins)} videos are there under two names and count twice: {'; '.join(twins[:3])}"
+        )
 
 
 def _show(

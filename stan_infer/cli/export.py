@@ -11,9 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stan_infer.artefacts.folder import ENGINES_FOLDER
-from stan_infer.cli.options import CheckpointOrFolder, Json, Settings, parse_settings
+from stan_infer.cli.options import (
+    CheckpointOrFolder,
+    Json,
+    Labels,
+    Settings,
+    SplitWords,
+    parse_settings,
+    read_texts,
+)
 from stan_infer.errors import InputError, storable
-from stan_infer.system.outside_file import read_lines
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,7 +32,8 @@ if TYPE_CHECKING:
 
 # The options of graphs and those of plans; --batch and --frames belong to both.
 _OF_GRAPHS = (
-    "tower precision input head labels template graph opset clips card licence settings".split()
+    "tower precision input head labels split_words template graph opset clips card licence "
+    "settings".split()
 )
 _OF_PLANS = (
     "plans target tf32 workspace level timing_cache hardware_compatible version_compatible".split()
@@ -60,7 +68,8 @@ def export(
         str, typer.Option(help="uint8 (the graph normalises) or float (normalised by the caller).")
     ] = "uint8",
     head: Annotated[str, typer.Option(help="embed, or classify (needs --labels).")] = "embed",
-    labels: Annotated[Path | None, typer.Option(help="File with one class per line.")] = None,
+    labels: Labels = None,
+    split_words: SplitWords = False,
     template: Annotated[
         str, typer.Option(help="Text of a class; {} is its line in --labels.")
     ] = "{}",
@@ -157,7 +166,7 @@ def export(
             "frames": None if is_all else parse_range(frames or "", "--frames"),
             "batch": (1, most) if has_plans or not batch else parse_range(batch, "--batch"),
             "head": head,
-            "labels": read_lines(labels, "labels") if labels else [],
+            "labels": read_texts(None, labels, split_words) if labels else [],
             "template": storable(template),
             "graph": graph,
             "opset": opset,

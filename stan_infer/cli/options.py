@@ -10,7 +10,6 @@ import typer
 
 from stan_infer.engines.open import devices_listed, listed
 from stan_infer.errors import InputError
-from stan_infer.system.outside_file import read_lines
 
 if TYPE_CHECKING:
     from stan_infer.engines.session import Session
@@ -28,6 +27,19 @@ Settings = Annotated[
     list[str] | None,
     typer.Option(
         "--set", metavar="KEY=VALUE", help="A config field that tensor shapes do not show."
+    ),
+]
+Labels = Annotated[
+    Path | None,
+    typer.Option(
+        help="Class names: one per line, lines of a number and a name, a table with the columns "
+        "id,name, or JSON; numbers decide the order."
+    ),
+]
+SplitWords = Annotated[
+    bool,
+    typer.Option(
+        "--split-words", help="Write the names of --labels as words: brush_hair, ApplyEyeMakeup."
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per result.")]
@@ -97,12 +109,16 @@ def parse_numbers(text: str, name: str, high: int) -> list[int]:
     return list(dict.fromkeys(numbers))
 
 
-def read_texts(texts: Sequence[str] | None, labels: Path | None) -> list[str]:
-    """The texts of --text, or the lines of --labels; InputError unless one of them was given."""
+def read_texts(
+    texts: Sequence[str] | None, labels: Path | None, split_words: bool = False
+) -> list[str]:
+    """The texts of --text, or the names of --labels; InputError unless one of them was given."""
     if bool(texts) == (labels is not None):
         raise InputError("give either --text TEXT (once or more) or --labels FILE")
     if labels is not None:
-        return read_lines(labels, "labels")
+        from stan_infer.text.labels import read_labels
+
+        return list(read_labels(labels, split_words=split_words).names)
     if not all(t.strip() for t in texts or []):
         raise InputError("a text of --text is blank; give words")
     return list(texts or [])

@@ -15,8 +15,10 @@ from stan_infer.cli.options import (
     Device,
     Engine,
     Json,
+    Labels,
     Provider,
     Settings,
+    SplitWords,
     Timeout,
     open_for,
     read_texts,
@@ -28,7 +30,8 @@ def run(
     checkpoint: CheckpointOrFolder,
     videos: Annotated[list[Path], typer.Argument(help="Videos, or folders of videos.")],
     text: Annotated[list[str] | None, typer.Option(help="A text; may be repeated.")] = None,
-    labels: Annotated[Path | None, typer.Option(help="File with one label per line.")] = None,
+    labels: Labels = None,
+    split_words: SplitWords = False,
     top: Annotated[int, typer.Option(min=1, help="Texts shown per video.")] = 5,
     engine: Engine = None,
     device: Device = None,
@@ -48,7 +51,7 @@ def run(
     from stan_infer.video.find import list_videos
     from stan_infer.video.spec import ClipSpec
 
-    texts = read_texts(text, labels)
+    texts = read_texts(text, labels, split_words)
     paths = list_videos(videos)
     session = open_for(context)
     ids = token_ids(session.config, texts, session.vocabulary)

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from stan_infer.config import StanConfig
 from stan_infer.engines.session import TEXT_CHUNK, Session, as_numpy, score_features
 from stan_infer.errors import InputError
-from stan_infer.evaluation.datasets import Task
 from stan_infer.evaluation.feature_cache import FeatureCache, file_name, ids_name
 from stan_infer.evaluation.metrics import (
     bootstrap_interval,
@@ -24,6 +23,7 @@ from stan_infer.evaluation.metrics import (
     rank_figures,
     retrieval_ranks,
 )
+from stan_infer.evaluation.task import Task
 from stan_infer.library.embed import EmbedOptions, embed_videos
 from stan_infer.scores import softmax
 from stan_infer.text.tokenizer import cut_texts, tokenize
@@ -154,10 +154,10 @@ def _retrieval(
         to_video, to_text = dual_softmax(scores, protocol.config.temperature)
     found = retrieval_ranks(to_video, np.array(task.owners), ties=protocol.ties, to_text=to_text)
     figures, intervals, outcomes = {}, {}, {}
-    for name, ranks in found.items():
-        figures[name] = rank_figures(ranks)
-        intervals[name] = {f"R@{k}": _interval(ranks <= k) for k in (1, 5, 10)}
-        outcomes[name] = ranks.astype(float).tolist()
+    for name, ranking in found.items():
+        figures[name] = rank_figures(ranking)
+        intervals[name] = {f"R@{k}": _interval(ranking.recall(k)) for k in (1, 5, 10)}
+        outcomes[name] = ranking.ranks.tolist()
     return figures, intervals, outcomes
 
 
@@ -177,7 +177,7 @@ def _recognition(
     return (
         {"videos": figures},
         {"videos": intervals},
-        {"videos": hits["top-1"].astype(float).tolist()},
+        {"videos": hits["top-1"].tolist()},
     )
 
 
@@ -187,7 +187,7 @@ def _mean_probabilities(views: list[NDArray[Any]]) -> NDArray[Any]:
     return np.asarray(np.mean(parts, axis=0))
 
 
-def _interval(hit: NDArray[np.bool_]) -> tuple[float, float]:
+def _interval(hit: NDArray[np.float64]) -> tuple[float, float]:
     low, high = bootstrap_interval(hit)
     return 100 * low, 100 * high
 
@@ -218,13 +218,14 @@ def _video_features(
     on_video: Callable[[str | None], None],
 ) -> list[NDArray[np.float32] | str]:
     """Features [V, ...] of each video, or its error."""
-    names = [file_name(path, dataclasses.asdict(protocol.spec)) for path in paths]
     c = protocol.config
     frames = (c.frames,) if c.is_mug else ()
     shape = (math.prod(protocol.views), *frames, c.embed_dim)
     known: dict[int, NDArray[np.float32] | str] = {}
-    for i, name in enumerate(names):
-        if cache is not None and (features := cache.get(name, shape)) is not None:
+    names: list[str] = []
+    for i, path in enumerate(paths if cache is not None else ()):
+        names.append(file_name(path, dataclasses.asdict(protocol.spec)))
+        if cache is not None and (features := cache.get(names[i], shape)) is not None:
             known[i] = features
             on_video(None)
     todo = [i for i in range(len(paths)) if i not in known]

@@ -24,7 +24,9 @@ from numpy.typing import NDArray
 from stan_infer.artefacts.npz_file import Field, read_npz
 from stan_infer.errors import InputError
 from stan_infer.system.atomic import Sources, check_apart, new_file
+from stan_infer.system.outside_file import open_regular
 from stan_infer.system.temporary import clear
+from stan_infer.video.spec import PIXELS
 
 # A part is written after so many features or seconds; a run that is killed loses no more.
 PART_ITEMS = 64
@@ -118,12 +120,14 @@ class FeatureCache:
 
 
 def file_name(path: Path, options: Mapping[str, Any]) -> str:
-    """Name a video by its path, size, time of change and reading options; editing it changes it."""
+    """Name a video by its content and reading options; copying or moving it changes nothing."""
     try:
-        s = path.stat()
-        text = json.dumps([str(path.resolve()), s.st_size, s.st_mtime_ns, dict(options)])
-    except OSError:
-        text = str(path)  # the reader of the video says what is wrong with it
+        file, _ = open_regular(path)
+        with file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, InputError):
+        content = str(path)  # the reader of the video says what is wrong with it
+    text = json.dumps([content, PIXELS, dict(options)])
     return "video:" + hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 

@@ -1,13 +1,13 @@
 """Figures of retrieval and recognition from scores: recalls, ranks, accuracies, their intervals.
 
-Ties are counted in one of two ways. "expected": equal scores share the mean of their ranks.
-"authors": as the authors' release counts them, to reproduce its figures.
+Two ways to count ties. "expected": what a random order of equal scores gives on average, for ranks
+and for recalls. "authors": as the release counts, for its own figures.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,11 +21,27 @@ RESAMPLES = 2000  # of a bootstrap: other seeds move its ends by a few hundredth
 _log = logging.getLogger(__name__)
 
 
-def expected_ranks(scores: ArrayLike, right: ArrayLike) -> NDArray[np.float64]:
-    """Rank float64 [N] (1 is best) of the right column of each row of scores [N, M].
+class Ranking(NamedTuple):
+    """Where the right one of each question stands. better: how many others score higher, int [N];
+    equal: how many others score the same, int [N]."""
 
-    right: int [N]. Equal scores share the mean of their ranks, so a tie of two at the top is 1.5.
-    NaN counts as less than every number. Raises InputError.
+    better: NDArray[np.int64]
+    equal: NDArray[np.int64]
+
+    @property
+    def ranks(self) -> NDArray[np.float64]:
+        """Expected ranks [N] from 1: a tie of two at the top is 1.5."""
+        return np.asarray(1.0 + self.better + self.equal / 2)
+
+    def recall(self, k: int) -> NDArray[np.float64]:
+        """For each question the chance that the right one is among the first k, [N]."""
+        return np.clip((k - self.better) / (1.0 + self.equal), 0.0, 1.0)
+
+
+def rank_right(scores: ArrayLike, right: ArrayLike) -> Ranking:
+    """Rank the right column of each row of scores [N, M]. right: int [N].
+
+    NaN is below every number. Raises InputError.
     """
     matrix = float_array("scores", scores, 2)
     columns = _indices("right columns", right, *matrix.shape)
@@ -35,7 +51,7 @@ def expected_ranks(scores: ArrayLike, right: ArrayLike) -> NDArray[np.float64]:
     with np.errstate(invalid="ignore"):
         better = np.where(own_lost, ~lost, matrix > own).sum(1)
         equal = np.where(own_lost, lost, matrix == own).sum(1) - 1
-    return 1.0 + better + equal / 2
+    return Ranking(better, equal)
 
 
 def released_ranks(scores: ArrayLike) -> NDArray[np.int64]:
@@ -54,11 +70,16 @@ def released_ranks(scores: ArrayLike) -> NDArray[np.int64]:
     return np.nonzero(np.sort(-matrix, axis=1) == wanted[:, None])[1]
 
 
-def rank_figures(ranks: ArrayLike) -> dict[str, float]:
-    """R@1, R@5, R@10 in percent, MdR and MnR of ranks that start at 1."""
-    found = np.asarray(ranks)
-    recalls = {f"R@{k}": 100.0 * float(np.mean(found <= k)) for k in (1, 5, 10)}
-    return {**recalls, "MdR": float(np.median(found)), "MnR": float(np.mean(found))}
+def untied(ranks: NDArray[np.int64]) -> Ranking:
+    """Zero-based ranks that are final, as those of the release."""
+    return Ranking(ranks, np.zeros_like(ranks))
+
+
+def rank_figures(ranking: Ranking) -> dict[str, float]:
+    """R@1, R@5, R@10 in percent, MdR and MnR."""
+    recalls = {f"R@{k}": 100.0 * float(np.mean(ranking.recall(k))) for k in (1, 5, 10)}
+    ranks = ranking.ranks
+    return {**recalls, "MdR": float(np.median(ranks)), "MnR": float(np.mean(ranks))}
 
 
 def retrieval_ranks(
@@ -67,8 +88,8 @@ def retrieval_ranks(
     *,
     ties: str = "expected",
     to_text: ArrayLike | None = None,
-) -> dict[str, NDArray[Any]]:
-    """Ranks (1 is best) of scores [Q, B] in both directions: "text_to_video", "video_to_text".
+) -> dict[str, Ranking]:
+    """Rank both directions of scores [Q, B], by "text_to_video", "video_to_text".
 
     to_text: scores [Q, B] of the second direction, if they are others (dual softmax).
     video_of_text: int [Q], the video that each text describes. From video to text, the texts of one
@@ -94,8 +115,8 @@ def retrieval_ranks(
     videos = np.where(np.isneginf(best), np.nan, best)[:, asking].T
     if ties == "expected":
         return {
-            "text_to_video": expected_ranks(matrix, owner),
-            "video_to_text": expected_ranks(videos, np.arange(len(asking))),
+            "text_to_video": rank_right(matrix, owner),
+            "video_to_text": rank_right(videos, np.arange(len(asking))),
         }
     if len(owner) != len(asking) or matrix.shape[1] != len(asking):
         raise InputError(
@@ -104,8 +125,8 @@ def retrieval_ranks(
         )
     order = np.argsort(owner)  # text i is then right at video i
     return {
-        "text_to_video": released_ranks(matrix[order]) + 1,
-        "video_to_text": released_ranks(back[order].T) + 1,
+        "text_to_video": untied(released_ranks(matrix[order])),
+        "video_to_text": untied(released_ranks(back[order].T)),
     }
 
 
@@ -127,22 +148,23 @@ def dual_softmax(
 
 def class_figures(
     scores: ArrayLike, labels: ArrayLike, *, ties: str = "expected"
-) -> tuple[dict[str, float], dict[str, NDArray[np.bool_]]]:
-    """Top-1, top-5 and mean class accuracy in percent of scores [N, C]; and the hits of each video.
+) -> tuple[dict[str, float], dict[str, NDArray[np.float64]]]:
+    """Top-1, top-5 and mean class accuracy in percent of scores [N, C]; and each video's hits,
+    between 0 and 1.
 
-    labels: int [N]. Mean class accuracy is the mean, over the classes that occur, of each class's
-    top-1 accuracy. ties: "expected" takes the mean rank; "authors" ranks the higher class number
-    first, as the release's sort does if it is made stable. Raises InputError.
+    labels: int [N]. Mean class accuracy is the mean over the classes that occur of the top-1 share
+    of each. ties: "expected", see Ranking.recall; under "authors" the higher class wins, as the
+    release's sort would have it without its instability. Raises InputError.
     """
     check_word("ties", ties, TIES)
     matrix = float_array("scores", scores, 2)
     right = _indices("labels", labels, *matrix.shape)
     if ties == "authors":
         best = np.argsort(matrix, axis=1, kind="stable")[:, ::-1]
-        ranks = 1.0 + np.argmax(best == right[:, None], axis=1)
+        ranking = untied(np.argmax(best == right[:, None], axis=1))
     else:
-        ranks = expected_ranks(matrix, right)
-    hits = {"top-1": ranks <= 1, "top-5": ranks <= 5}
+        ranking = rank_right(matrix, right)
+    hits = {"top-1": ranking.recall(1), "top-5": ranking.recall(5)}
     figures = {name: 100.0 * float(hit.mean()) for name, hit in hits.items()}
     classes, group = np.unique(right, return_inverse=True)
     per_class = np.bincount(group, hits["top-1"]) / np.bincount(group)

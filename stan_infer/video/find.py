@@ -2,30 +2,46 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 
 from stan_infer.errors import InputError
 
-SUFFIXES = tuple(".mp4 .mkv .webm .avi .mov .m4v .mpg .mpeg .ts .flv .wmv .3gp .gif".split())
+SUFFIXES = tuple(
+    ".mp4 .mkv .webm .avi .mov .m4v .mpg .mpeg .ts .m2ts .mts .vob .flv .f4v .wmv .asf .3gp .3g2 "
+    ".ogv .mxf .divx .h264 .gif".split()
+)
+
+
+_log = logging.getLogger(__name__)
 
 
 def list_videos(paths: Sequence[Path]) -> list[Path]:
     """Return the videos that `paths` name: files as given, folders walked in sorted order.
 
     A folder gives everything below it with a known suffix (SUFFIXES, any case), even if it cannot
-    be read, so that this is reported; hidden names and links to folders are passed over. Raises
+    be read, so that this is reported. Links to folders are followed, each folder once; hidden names
+    are passed over, and files with other suffixes, which are counted in a warning. Raises
     InputError for a path that does not exist, a folder that cannot be read and a folder without any
     video.
     """
     found: list[Path] = []
     for path in map(Path, paths):
         if os.path.isdir(path):
-            inside = _walk(path)
+            files = _walk(path)
+            inside = [file for file in files if file.suffix.lower() in SUFFIXES]
+            others = Counter(f.suffix.lower() for f in files if f.suffix.lower() not in SUFFIXES)
             if not inside:
                 raise InputError(f"folder {path} holds no video ({' '.join(SUFFIXES)})")
+            if others:
+                kinds = (f"{s or 'no suffix'}: {n}" for s, n in others.most_common(5))
+                _log.warning(
+                    "folder %s: %d videos; %d other files are passed over (%s)",
+                    path, len(inside), others.total(), ", ".join(kinds),
+                )  # fmt: skip
             found += inside
         elif os.path.lexists(path):
             found.append(path)
@@ -35,16 +51,25 @@ def list_videos(paths: Sequence[Path]) -> list[Path]:
 
 
 def _walk(folder: Path) -> list[Path]:
+    """All files below a folder but hidden ones, sorted."""
+
     def fail(e: OSError) -> None:
         raise InputError(f"cannot read folder {e.filename}: {e.strerror}; check its permissions")
 
+    def is_new(place: str) -> bool:
+        status = os.stat(place)
+        known = (status.st_dev, status.st_ino) in seen
+        seen.add((status.st_dev, status.st_ino))
+        return not known
+
+    seen: set[tuple[int, int]] = set()
+    is_new(os.fspath(folder))
     found = []
-    for place, folders, files in os.walk(folder, onerror=fail):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in files:
-            file = Path(place, name)
-            if not name.startswith(".") and file.suffix.lower() in SUFFIXES:
-                found.append(file)
+    for place, folders, files in os.walk(folder, onerror=fail, followlinks=True):
+        visible = sorted(name for name in folders if not name.startswith("."))
+        # A folder that several links lead to is walked once, and a link to one above never.
+        folders[:] = [name for name in visible if is_new(os.path.join(place, name))]
+        found += [Path(place, name) for name in files if not name.startswith(".")]
     return sorted(found)
 
 
@@ -56,7 +81,8 @@ def video_stem(name: str) -> str:
     stem = PurePath(name.strip()).name
     end = len(stem)
     # Moves the end instead of copying: a stranger's name may consist of very many suffixes.
-    while suffix := next((s for s in SUFFIXES if stem[end - len(s) : end].lower() == s), None):
+    known = (*SUFFIXES, ".")  # in DiDeMo's lists, names of files without a suffix end with a point
+    while suffix := next((s for s in known if stem[end - len(s) : end].lower() == s), None):
         if end == len(suffix):
             break
         end -= len(suffix)
@@ -66,15 +92,18 @@ def video_stem(name: str) -> str:
 def locate_videos(folder: Path, names: Sequence[str]) -> list[Path | None]:
     """Return each named video's file anywhere below `folder`, None where there is none.
 
-    A name is a path below the folder, a file name, or one without its suffix (which must be one of
-    SUFFIXES then); the first of these that fits counts. Raises InputError where a name fits
-    several files, or the folder has no video.
+    A name is a path below the folder, the name of a file with any suffix, or one without its suffix
+    (which must be one of SUFFIXES then); the first of these that fits counts. Raises InputError
+    where a name fits several files, or the folder has no file.
     """
     by_name: dict[str, list[Path]] = defaultdict(list)
     by_stem: dict[str, list[Path]] = defaultdict(list)
-    for path in list_videos([folder]):
+    for path in _walk(folder):
         by_name[path.name].append(path)
-        by_stem[video_stem(path.name)].append(path)
+        if path.suffix.lower() in SUFFIXES:
+            by_stem[video_stem(path.name)].append(path)
+    if not by_name:
+        raise InputError(f"folder {folder} holds no video ({' '.join(SUFFIXES)})")
     found: list[Path | None] = []
     for name in names:
         near = [folder / name] if _is_below(folder, name) else by_name.get(PurePath(name).name, [])

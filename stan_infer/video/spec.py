@@ -9,6 +9,9 @@ from stan_infer.config import StanConfig
 from stan_infer.errors import InputError, check_word
 from stan_infer.video.pyav_reader import MAX_PIXELS
 
+# The version of what ClipSpec stands for: raised when a video's pixels change, so that features
+# that were kept are made again.
+PIXELS = 1
 MAX_FRAMES = 64
 MAX_CLIPS = 16  # views in time; the literature has up to 10
 DECODERS = ("auto", "pyav", "decord")

@@ -138,7 +138,7 @@ def test_a_missing_file_and_a_mistyped_name(tmp_path):
         load_model("absent.pth")
     with pytest.raises(InputError, match="did you mean 'ViT-B-32-quickgelu'"):
         load_model("ViT-B-32-quikgelu:openai")
-    with pytest.raises(InputError, match="not a regular file"):
+    with pytest.raises(InputError, match="holds no weights"):
         load_model(tmp_path)
 
 
@@ -192,3 +192,57 @@ def test_inspect_reads_no_weight_and_needs_no_torch(authors_file):
     done = python("-c", code)
     count = sum(p.numel() for p in Stan(tiny_config()).parameters())
     assert done.stdout.split() == ["32", "2", str(count)], done.stderr
+
+
+WRAPPED = {
+    "compiled": lambda key: f"_orig_mod.{key}",
+    "fsdp": lambda key: key.replace("backbone.", "backbone._fsdp_wrapped_module."),
+    "checkpointed layers": lambda key: key.replace(
+        ".layers.0.", ".layers.0._checkpoint_wrapped_module."
+    ),
+    "several GPUs": lambda key: f"module.{key}",
+    "all": lambda key: f"module._orig_mod.{key}".replace(
+        ".layers.", "._fsdp_wrapped_module.layers."
+    ),
+}
+
+
+@pytest.mark.parametrize("form", WRAPPED)
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_names_of_wrappers_change_nothing(authors_file, tmp_path, form, suffix):
+    wanted = load_model(authors_file, HEADS).state_dict()
+    state = authors_state(authors_file)
+    state |= {"logit_scale": torch.ones(()), "backbone.position_ids": torch.arange(5)[None]}
+    wrapped = {WRAPPED[form](key): value.contiguous() for key, value in state.items()}
+    path = tmp_path / f"wrapped{suffix}"
+    if suffix == ".pth":
+        torch.save({"state_dict": wrapped}, path)
+    else:
+        save_file(wrapped, path)
+    for name, value in load_model(path, HEADS).state_dict().items():
+        assert torch.equal(value, wanted[name]), name
+
+
+def test_two_weights_of_one_name_are_refused(authors_file, tmp_path):
+    state = authors_state(authors_file)
+    key = next(iter(state))
+    torch.save({**state, f"_orig_mod.{key}": state[key]}, tmp_path / "twice.pth")
+    with pytest.raises(InputError, match=f"two weights are called {key}"):
+        load_model(tmp_path / "twice.pth", HEADS)
+
+
+def test_float8_safetensors(authors_file, tmp_path):
+    state = {
+        k: v.to(torch.float8_e4m3fn).contiguous() for k, v in authors_state(authors_file).items()
+    }
+    save_file(state, tmp_path / "f8.safetensors")
+    model = load_model(tmp_path / "f8.safetensors", HEADS)
+    name = "backbone.class_embedding"
+    assert torch.equal(model.visual.class_embedding.flatten(), state[name].float().flatten())
+
+
+def test_what_is_no_tensor_is_told(authors_file, tmp_path, caplog):
+    state = authors_state(authors_file)
+    torch.save({"state_dict": {**state, "epoch": 3}}, tmp_path / "more.pth")
+    load_model(tmp_path / "more.pth", HEADS)
+    assert "are left out: epoch (a value of type int)" in caplog.text

@@ -46,9 +46,9 @@ def test_retrieval_equals_a_computation_by_hand(cli, checkpoint, videos, retriev
     session = si.open_session(checkpoint)
     clips = np.stack([session.read_clip(videos / f"clip{i}.mp4") for i in range(3)])
     scores = session.score(TEXTS, clips).numpy()
-    for name, ranks in retrieval_ranks(scores, np.arange(3)).items():
-        assert record["figures"][name] == pytest.approx(rank_figures(ranks))
-        assert record["outcomes"][name] == ranks.tolist()
+    for name, ranking in retrieval_ranks(scores, np.arange(3)).items():
+        assert record["figures"][name] == pytest.approx(rank_figures(ranking))
+        assert record["outcomes"][name] == ranking.ranks.tolist()
     protocol = record["protocol"]
     assert (protocol["frames"], protocol["text tokens"], protocol["ties"]) == (8, 32, "expected")
     assert (protocol["videos"], protocol["texts"], protocol["texts cut"]) == (3, 3, 0)
@@ -93,6 +93,40 @@ def test_data_set_settings_are_used_and_said(cli, checkpoint, videos, tmp_path):
     more = arguments("didemo", path, videos, "--frames", "4", "--text-length", "16")
     (record,) = cli("eval", checkpoint, *more).records
     assert (record["protocol"]["frames"], record["protocol"]["text tokens"]) == (4, 16)
+
+
+def test_class_names_are_read_by_their_numbers(cli, checkpoint, videos, tmp_path):
+    """The same figures whatever the form and the order of --labels."""
+    numbers, labels = tmp_path / "val.txt", tmp_path / "labels"
+    numbers.write_text("clip0.mp4 1\nclip1.mp4 0\nclip2.mp4 1\n")
+    figures = []
+    for text in ("run\nwalk_fast\n", "id,name\n1,walk fast\n0,run\n", '{"walk fast": 1, "run": 0}'):
+        labels.write_text(text)
+        more = ("--labels", labels, *(["--split-words"] if "_" in text else []))
+        done = cli("eval", checkpoint, *arguments("recognition", numbers, videos, *more))
+        figures.append(done.records[0]["figures"])
+    assert figures[0] == figures[1] == figures[2]
+    labels.write_text("run\n\nwalk\n")
+    words = arguments("recognition", numbers, videos, "--labels", labels)
+    cli("eval", checkpoint, *words, code=2, says="line 2 is blank")
+
+
+def test_a_split_is_not_named_by_guess_and_twins_are_told(cli, checkpoint, videos, tmp_path):
+    pairs, subset = tmp_path / "pairs.csv", tmp_path / "list.txt"
+    pairs.write_text("video,text\nclip0.mp4,a\nclip0,b\nclip1,c\nclip2,d\n")
+    done = cli("eval", checkpoint, *arguments("msrvtt", pairs, videos))
+    assert done.records[0]["protocol"]["split"] == "as in the file, 4 videos"
+    assert "1 videos are there under two names" in done.err and "clip0.mp4 and clip0" in done.err
+    subset.write_text("clip1\nclip2\nclip9\n")
+    more = arguments("msrvtt", pairs, videos, "--subset", subset)
+    done = cli("eval", checkpoint, *more)
+    split = done.records[0]["protocol"]["split"]
+    assert split == "as in the file, 2 videos, those of list.txt"
+    (tmp_path / "some").mkdir()
+    (tmp_path / "some" / "clip1.mp4").write_bytes((videos / "clip1.mp4").read_bytes())
+    more = arguments("msrvtt", pairs, tmp_path / "some", "--allow-missing")
+    (record,) = cli("eval", checkpoint, *more).records
+    assert record["protocol"]["split"] == "as in the file, 4 videos, incomplete: 1 of 4"
 
 
 def test_a_table_with_intervals_and_the_protocol(cli, checkpoint, videos, retrieval_csv):

@@ -1,12 +1,19 @@
-"""The public annotation formats, on small files written as the data sets' authors publish them."""
+"""Annotation files in the forms in which they lie about: heads of public ones, and small ones."""
 
+import csv
+import io
 import json
 import pickle
+import random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from stan_infer.errors import InputError
-from stan_infer.evaluation.datasets import DATASETS, read_task
+from stan_infer.evaluation.datasets import DATASETS, read_names, read_task
+from stan_infer.evaluation.task import Task
+from stan_infer.text.labels import Labels, read_labels
 
 MSRVTT_CSV = """key,vid_key,video_id,sentence
 ret0,msr9770,video9770,a person is connecting something to system
@@ -63,6 +70,10 @@ def write(tmp_path):
     return write
 
 
+def named(*names):
+    return Labels(tuple(range(len(names))), names)
+
+
 def test_msrvtt_csv(write):
     task = read_task("msrvtt", write(MSRVTT_CSV))
     assert task.videos == ("video9770", "video9771")
@@ -82,11 +93,86 @@ def test_msrvtt_json_of_lists(write):
     assert task.owners == (0, 0, 1)
 
 
-def test_a_subset_keeps_its_videos_and_their_texts(write):
-    task = read_task("msrvtt", write(MSRVTT_JSON), subset=["video9771.mp4"])
+def test_a_subset_keeps_its_videos_and_their_texts(write, caplog):
+    task = read_task("msrvtt", write(MSRVTT_JSON), subset=["video9771.mp4", "video1"])
     assert (task.videos, task.texts, task.owners) == (("video9771",), ("he sings",), (0,))
+    assert "1 of the 2 names of the subset are not in" in caplog.text and "video1" in caplog.text
     with pytest.raises(InputError, match="none of the 1 videos of the subset"):
         read_task("msrvtt", write(MSRVTT_JSON), subset=["video1"])
+
+
+def test_a_name_of_the_subset_that_occurs_means_itself_only(write):
+    path = write({"a.mp4": "one", "a.avi": "two", "b.mov": "three", "b.mp4": "four"})
+    task = read_task("retrieval", path, subset=["a.avi", "b"])
+    assert task.videos == ("a.avi", "b.mov", "b.mp4")
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["v1\nv2\n", "video_id,sentence\nv1,x\nv2,y\n", '["v1", "v2"]', "key;video\n1;v1\n2;v2\n"],
+)
+def test_lists_of_names(write, content):
+    assert read_names(write(content)) == ["v1", "v2"]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "file", "videos", "texts"),
+    [
+        ("msrvtt", "msrvtt_1ka_head.csv", 60, 60),
+        ("msrvtt", "msrvtt_1ka_semicolon_head.csv", 30, 30),
+        ("didemo", "didemo_val_sample.json", 42, 42),
+        ("msvd", "msvd_captions_head.json", 40, 480),
+        ("lsmdc", "lsmdc_test_form.json", 30, 30),
+        ("retrieval", "activitynet_val_head.json", 8, 8),
+    ],
+)
+def test_heads_of_public_files_with_texts(annotations, dataset, file, videos, texts):
+    task = read_task(dataset, annotations / file)
+    assert (len(task.videos), len(task.texts)) == (videos, texts)
+    assert DATASETS[dataset].split(task) == f"as in the file, {videos} videos"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "file", "labels", "first"),
+    [
+        ("kinetics400", "k400_val_head.txt", "k400_labels.csv", "abseiling"),
+        ("ssv2", "ssv2_val_head.txt", "ssv2_labels.csv", "Spinning something that quickly stops"),
+        ("ssv2", "ssv2_val_head.txt", "ssv2_labels_form.json", "Spinning something that quickly"),
+        ("recognition", "hmdb51_val1_head.txt", "hmdb51_labels.csv", "brush hair"),
+        ("recognition", "hmdb51_val1_head.txt", "hmdb51_label_map.txt", "brush_hair"),
+    ],
+)
+def test_heads_of_public_files_with_classes(annotations, dataset, file, labels, first):
+    task = read_task(dataset, annotations / file, labels=read_labels(annotations / labels))
+    assert len(task.videos) == 60 and task.classes[task.labels[0]].startswith(first)
+
+
+def test_lists_that_are_of_other_things_are_refused_by_name(annotations):
+    with pytest.raises(InputError, match="line 1: 'test.mp4 0 3': a list with several classes"):
+        read_task("recognition", annotations / "multilabel.txt")
+    with pytest.raises(InputError, match="a list of folders with frames"):
+        read_task("recognition", annotations / "rawframes.txt")
+
+
+def test_didemo_knows_a_video_by_its_stem(annotations, caplog):
+    file = annotations / "didemo_val_sample.json"
+    task = read_task("didemo", file, subset=read_names(annotations / "didemo_val_list_sample.txt"))
+    assert len(task.videos) == len(task.texts) == 42
+    assert "54 names are 42 videos" in caplog.text
+    moments = json.loads(file.read_text())
+    words = sum(len(m["description"].split()) for m in moments)
+    assert sum(len(t.split()) for t in task.texts) == words
+
+
+def test_a_split_is_named_by_its_counts_only():
+    def task(videos, texts):
+        owners = tuple(i % videos for i in range(texts))
+        return Task(tuple(map(str, range(videos))), ("a text",) * texts, owners)
+
+    assert DATASETS["didemo"].split(task(1004, 1004)) == "test"
+    assert DATASETS["didemo"].split(task(1037, 1037)) == "as in the file, 1037 videos"
+    assert DATASETS["msvd"].split(task(670, 27763)) == "test"
+    assert DATASETS["msrvtt"].split(task(1000, 1000)) == "1k-A test"
 
 
 def test_didemo_joins_captions_in_the_order_of_the_file(write):
@@ -113,7 +199,7 @@ def test_kinetics_csv(write):
     assert task.classes == ("eating, fast", "testifying")
     assert task.labels == (1, 0, 1)
     names = ["testifying", "yoga", "Eating, fast"]
-    task = read_task("kinetics400", write(KINETICS), classes=names)
+    task = read_task("kinetics400", write(KINETICS), labels=named(*names))
     assert (task.labels, task.classes) == ((0, 2, 0), tuple(names))
 
 
@@ -121,13 +207,15 @@ def test_kinetics_csv(write):
 @pytest.mark.parametrize("dataset", ["kinetics400", "ssv2", "recognition"])
 def test_lists_of_paths_and_numbers(write, dataset, separator):
     path = write(f"val/a b.mp4{separator}1\nval/c.mp4{separator}0\n")
-    task = read_task(dataset, path, classes=["zero", "one"])
+    task = read_task(dataset, path, labels=named("zero", "one"))
     assert task.videos == ("val/a b.mp4", "val/c.mp4")
     assert task.labels == (1, 0)
     with pytest.raises(InputError, match="class numbers without names"):
         read_task(dataset, path)
-    with pytest.raises(InputError, match="class number 1, but --labels has 1 lines"):
-        read_task(dataset, path, classes=["zero"])
+    with pytest.raises(InputError, match="class number 1, but --labels has 1 names, for numbers 0"):
+        read_task(dataset, path, labels=named("zero"))
+    task = read_task(dataset, path, labels=Labels((0, 1, 5), ("zero", "one", "five")))
+    assert [task.classes[i] for i in task.labels] == ["one", "zero"]
 
 
 def test_ssv2_takes_the_template_without_its_brackets(write):
@@ -146,27 +234,25 @@ def test_plain_tables(write):
 @pytest.mark.parametrize(
     ("dataset", "content", "message"),
     [
-        ("msrvtt", "a,b\n1,2\n", "no column video_id, sentence"),
-        ("msrvtt", "video_id,sentence\nv1,\n", "text 1 or its video's name is blank"),
-        ("msrvtt", '{"sentences": [{"video_id": "v"}]}', "missing .*`caption`; need 'sen"),
-        ("msrvtt", '{"sentences": 3}', "sentences: Expected `array`, got `int`"),
-        ("msrvtt", '{"v1": 3}', "need 'sentences' with 'video_id' and 'caption', or"),
-        ("msrvtt", '{"v1": [3]}', "Expected `str`, got `int`"),
+        ("msrvtt", "a,b\n1,2\n", "line 1: 'a,b' is of no known form; read are"),
+        ("msrvtt", "video_id,when\n1,2\n", "needs a column for the text"),
+        ("msrvtt", '{"sentences": [{"video_id": "v"}]}', "sentence 1: needs a video .* and a text"),
+        ("msrvtt", '{"sentences": 3}', "video sentences: '3' is no text"),
+        ("msrvtt", '{"v1": [{}]}', "video v1: '{}' is no text"),
+        ("msrvtt", '{"v1": {"x": 1}}', "video v1: no text"),
         ("msrvtt", "{", "is not JSON"),
         ("msrvtt", "[" * 200_000, "nested too deeply"),
-        ("msrvtt", "", "no column video_id"),
-        ("didemo", "3", "need a list of entries"),
+        ("msrvtt", "", "holds no text"),
         ("didemo", "[]", "holds no text"),
-        ("didemo", "[4]", "entries with 'video'"),
+        ("didemo", "[4]", "entry 1: needs a video"),
         ("msrvtt", '{"v": ["a"], "v": ["b"]}', "the key 'v' is there twice"),
         ("msrvtt", '{"v": ["\\ud800"]}', "surrogates not allowed"),
-        ("lsmdc", "a\tb\n", "row 1: 2 cells; need at least 6"),
-        ("msvd", "video a text\n", "line 1: need VIDEO_START_END"),
+        ("lsmdc", "a\tb\n", "line 1: .* is of no known form"),
+        ("msvd", "video a text\n", "line 1: 'video a text' is of no known form"),
         ("kinetics400", KINETICS.replace("84", "x"), "times that are not numbers"),
-        ("ssv2", "alone\n", "line 1: need a video and a class"),
-        ("recognition", "video,label\na.mp4,x\na.mp4,y\n", "gives video a.mp4 two classes"),
-        ("recognition", "video,label\na.mp4,\n", "its class is blank"),
-        ("retrieval", "video,text\na.mp4\n", "row 2: 1 cells"),
+        ("ssv2", "alone\n", "line 1: 'alone' needs a video and a class"),
+        ("recognition", "video,label\na.mp4,\n", "line 2: the video or its class is blank"),
+        ("retrieval", "video,text\na.mp4\n", "line 2: 1 cells, where the header has 2"),
         ("msrvt", "", "did you mean 'msrvtt'"),
     ],
 )
@@ -175,20 +261,136 @@ def test_wrong_files_are_told(write, dataset, content, message):
         read_task(dataset, write(content))
 
 
-def test_a_pickle_is_never_loaded(tmp_path):
+class Runs:
+    def __reduce__(self):
+        return print, ("it ran",)
+
+
+def test_a_pickle_of_plain_values_is_read_and_no_other(tmp_path, capsys):
     path = tmp_path / "raw-captions.pkl"
-    path.write_bytes(pickle.dumps({"v": [["a", "b"]]}))
-    with pytest.raises(InputError, match="pickle, which can run code"):
+    captions = {"v": [["a", "man"], ["b"]], "w": [["c"]]}
+    for protocol in range(2, 6):
+        path.write_bytes(pickle.dumps(captions, protocol))
+        task = read_task("msvd", path)
+        assert (task.videos, task.texts) == (("v", "w"), ("a man", "b", "c"))
+    path.write_bytes(pickle.dumps({"v": Runs()}))
+    with pytest.raises(InputError, match="a pickle with more than plain values"):
         read_task("msvd", path)
+    path.write_bytes(pickle.dumps({"v": 3}))
+    with pytest.raises(InputError, match="is a pickle, which can run code"):
+        read_task("ssv2", path)
+    assert capsys.readouterr().out == ""
 
 
 def test_labels_must_fit(write):
     with pytest.raises(InputError, match="--labels belongs to recognition"):
-        read_task("msvd", write(MSVD), classes=["a"])
-    with pytest.raises(InputError, match="has a class name twice"):
-        read_task("kinetics400", write(KINETICS), classes=["a", "a"])
+        read_task("msvd", write(MSVD), labels=named("a"))
     with pytest.raises(InputError, match="classes that --labels lacks: eating, fast"):
-        read_task("kinetics400", write(KINETICS), classes=["testifying", "yoga"])
+        read_task("kinetics400", write(KINETICS), labels=named("testifying", "yoga"))
+
+
+def test_a_task_with_fewer_classes_than_its_data_set_says_so(write, caplog):
+    read_task("kinetics400", write(KINETICS))
+    assert "kinetics400 has 400 classes, and here are 2" in caplog.text
+
+
+def test_one_blank_caption_is_left_out_and_named(write, caplog):
+    task = read_task("msrvtt", write("video_id,sentence\nv1,\nv2,a dog\n"))
+    assert (task.videos, task.texts) == (("v2",), ("a dog",))
+    assert "1 without a text or a video are left out: line 2" in caplog.text
+
+
+def rows_of(task):
+    """What a task says, whatever the order of its file."""
+    if task.is_retrieval and task.texts:
+        return sorted((task.videos[o], t) for t, o in zip(task.texts, task.owners, strict=True))
+    return sorted((v, task.classes[i]) for v, i in zip(task.videos, task.labels, strict=True))
+
+
+def delimited(rows, delimiter, quoting=csv.QUOTE_MINIMAL, end="\n"):
+    out = io.StringIO()
+    csv.writer(out, delimiter=delimiter, quoting=quoting, lineterminator=end).writerows(rows)
+    return out.getvalue()
+
+
+WORDS = st.text("abc ,;'\"xyz\u2028\x0b", min_size=1, max_size=20).map(str.strip).filter(bool)
+VIDEO = st.from_regex(r"[a-z]{1,6}( [a-z]{1,3})?\.(mp4|avi)", fullmatch=True)
+
+
+@settings(max_examples=80, deadline=None)
+@given(rows=st.lists(st.tuples(VIDEO, WORDS), min_size=1, max_size=6), order=st.randoms())
+def test_the_form_of_a_file_changes_nothing(tmp_path_factory, rows, order: random.Random):
+    """Order of rows and columns, delimiter, quotes, line ends, byte order mark, JSON forms."""
+    path = tmp_path_factory.getbasetemp() / "any-annotations"
+    mixed = order.sample(rows, len(rows))
+    forms = [
+        delimited([("video_id", "caption"), *mixed], d, q, e)
+        for d in ",;\t"
+        for q in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
+        for e in ("\n", "\r\n")
+    ]
+    forms.append(delimited([("caption", "x", "video"), *((t, 1, v) for v, t in mixed)], ","))
+    forms.append(json.dumps([{"video": v, "caption": t} for v, t in mixed]))
+    forms.append("\n".join(json.dumps({"video": v, "text": t}) for v, t in mixed))
+    lists: dict[str, list[str]] = {}
+    for v, t in mixed:
+        lists.setdefault(v, []).append(t)
+    forms.append(json.dumps(lists))
+    for text in forms:
+        for encoding in ("utf-8", "utf-8-sig"):
+            path.write_bytes(text.encode(encoding))
+            assert rows_of(read_task("retrieval", path)) == sorted(rows), text
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    rows=st.dictionaries(VIDEO, WORDS.filter(lambda w: w.isprintable()), min_size=2, max_size=6),
+    order=st.randoms(),
+)
+def test_the_form_of_a_list_changes_nothing(tmp_path_factory, rows, order: random.Random):
+    path = tmp_path_factory.getbasetemp() / "any-classes"
+    mixed = order.sample(sorted(rows.items()), len(rows))
+    for d in ",;\t":
+        for header in ([], [("path", "label")]):
+            for end in ("\n", "\r\n"):
+                path.write_bytes(delimited([*header, *mixed], d, csv.QUOTE_ALL, end).encode())
+                assert rows_of(read_task("recognition", path)) == sorted(rows.items())
+    classes = sorted(set(rows.values()))
+    labels = Labels(tuple(range(len(classes))), tuple(classes))
+    numbers = [(v, classes.index(c)) for v, c in mixed]
+    for d in " ,;\t":
+        path.write_text("".join(f"{v}{d}{n}\n" for v, n in numbers))
+        assert rows_of(read_task("recognition", path, labels=labels)) == sorted(rows.items())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("foo,bar\na.mp4,dog\nb.mp4,cat\n", "looks like a header without a known column"),
+        ("foo,bar\na,1\nb,2\n", "looks like a header without a known column"),
+        ("a.mp4 brush hair\nb.mp4 run\n", "cannot be told apart: separate"),
+        ("a.mp4,x,y\nb.mp4,z,w\n", "line 1: .* is not a video and a class separated by comma"),
+        ("a.mp4 1\nb.mp4 x\n", "class 1 is a number, class 'x' is a name"),
+        ("video_path,start\na.mp4,1\n", "has no column for the class"),
+        ("video,label\na.mp4,x\na.mp4,y\n", "line 3: video a.mp4 has a second class"),
+    ],
+)
+def test_lists_that_could_mean_anything_are_refused(write, content, message):
+    with pytest.raises(InputError, match=message):
+        read_task("recognition", write(content))
+
+
+def test_tables_with_other_headers(write):
+    task = read_task("recognition", write("filename,label\na.mp4,run\nb.mp4,walk\n"))
+    assert rows_of(task) == [("a.mp4", "run"), ("b.mp4", "walk")]
+    task = read_task("recognition", write("clip_name,clip_path,label\nx,k/x.mp4,run\n"))
+    assert task.videos == ("k/x.mp4",)
+
+
+def test_kinetics_json(write):
+    clip = {"annotations": {"label": "run", "segment": [1.0, 11.0]}, "subset": "validate"}
+    task = read_task("kinetics400", write({"---QUuC4vJs": clip}))
+    assert (task.videos, task.classes) == (("---QUuC4vJs_000001_000011",), ("run",))
 
 
 def test_no_file(tmp_path):

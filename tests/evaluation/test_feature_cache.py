@@ -120,6 +120,11 @@ def test_names_follow_content_and_options(tmp_path):
     first = file_name(path, {"frames": 8})
     assert file_name(path, {"frames": 8}) == first
     assert file_name(path, {"frames": 9}) != first
-    path.write_bytes(b"other")
+    copy = tmp_path / "elsewhere.mkv"
+    copy.write_bytes(b"one")
+    assert file_name(copy, {"frames": 8}) == first
+    path.write_bytes(b"two")
     assert file_name(path, {"frames": 8}) != first
+    os.mkfifo(tmp_path / "pipe.mp4")
+    assert file_name(tmp_path / "pipe.mp4", {}) != file_name(tmp_path / "none.mp4", {})
     assert ids_name(np.array([1, 2])) != ids_name(np.array([1, 3]))

@@ -14,10 +14,11 @@ from stan_infer.evaluation.metrics import (
     bootstrap_interval,
     class_figures,
     dual_softmax,
-    expected_ranks,
     rank_figures,
+    rank_right,
     released_ranks,
     retrieval_ranks,
+    untied,
 )
 from stan_infer.scores import cosine_scores
 
@@ -37,7 +38,7 @@ def test_expected_ranks_are_those_of_scipy(seed, rows, columns, levels):
     scores = rng.integers(0, levels, (rows, columns)) / np.float64(levels)  # with many ties
     right = rng.integers(0, columns, rows)
     theirs = scipy.stats.rankdata(-scores, method="average", axis=1)
-    assert (expected_ranks(scores, right) == theirs[np.arange(rows), right]).all()
+    assert (rank_right(scores, right).ranks == theirs[np.arange(rows), right]).all()
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -50,12 +51,12 @@ def test_recalls_are_those_of_torchmetrics(seed):
     right = np.random.default_rng(seed + 9).integers(0, 50, 40)
     target = torch.from_numpy(np.arange(50) == right[:, None])
     query = torch.arange(40)[:, None].expand(40, 50)
-    found = rank_figures(expected_ranks(scores, right))
+    found = rank_figures(rank_right(scores, right))
     for k in (1, 5, 10):
         theirs = RetrievalRecall(top_k=k)(torch.from_numpy(scores), target, indexes=query)
         assert found[f"R@{k}"] == pytest.approx(100 * float(theirs), rel=1e-6)  # theirs is fp32
     mrr = RetrievalMRR()(torch.from_numpy(scores), target, indexes=query)
-    assert np.mean(1 / expected_ranks(scores, right)) == pytest.approx(float(mrr), rel=1e-6)
+    assert np.mean(1 / rank_right(scores, right).ranks) == pytest.approx(float(mrr), rel=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -72,13 +73,31 @@ def test_accuracies_are_those_of_scikit_learn(seed):
     assert found["mean class"] == pytest.approx(100 * theirs, rel=SAME)
 
 
+def test_ties_count_with_the_chance_of_a_random_order():
+    """By all orders: scores with noise too small to change any other order."""
+    rng = np.random.default_rng(4)
+    scores = rng.integers(0, 4, (60, 12)) / 4.0
+    right = rng.integers(0, 12, 60)
+    drawn = [rank_right(scores + 1e-6 * rng.random(scores.shape), right).ranks for _ in range(4000)]
+    ranking = rank_right(scores, right)
+    np.testing.assert_allclose(ranking.ranks, np.mean(drawn, 0), atol=0.25)
+    for k in (1, 5, 10):
+        np.testing.assert_allclose(ranking.recall(k), np.mean(np.array(drawn) <= k, 0), atol=0.04)
+    two, nine = np.zeros((1, 2)), np.zeros((1, 9))
+    assert rank_right(two, [0]).recall(1) == 0.5
+    assert rank_right(nine, [0]).recall(5) == pytest.approx(5 / 9)
+    assert class_figures(nine, [3])[0]["top-5"] == pytest.approx(500 / 9)
+    back = retrieval_ranks(np.ones((2, 2)), [0, 1])["video_to_text"]
+    assert back.recall(1).tolist() == [0.5, 0.5]
+
+
 def test_a_video_with_several_texts_asks_for_the_best_of_them():
     # Videos 0 and 1 have two texts each; video 2 has none.
     scores = np.array([[0.9, 0.1, 0.0], [0.2, 0.8, 0.0], [0.3, 0.7, 0.0], [0.1, 0.2, 0.9]])
     ranks = retrieval_ranks(scores, [0, 0, 1, 1])
-    assert ranks["text_to_video"].tolist() == [1, 2, 1, 2]
+    assert ranks["text_to_video"].ranks.tolist() == [1, 2, 1, 2]
     # Video 0: its best 0.9 against 0.3. Video 1: its best 0.7 against 0.8.
-    assert ranks["video_to_text"].tolist() == [1, 2]
+    assert ranks["video_to_text"].ranks.tolist() == [1, 2]
 
 
 @settings(max_examples=40, deadline=None)
@@ -88,19 +107,24 @@ def test_without_ties_both_counts_agree_whatever_the_order_of_the_texts(seed, n)
     scores, owner = rng.standard_normal((n, n)), rng.permutation(n)
     ours, theirs = (retrieval_ranks(scores, owner, ties=t) for t in ("expected", "authors"))
     for name in ours:
-        assert sorted(ours[name]) == sorted(theirs[name])
+        assert sorted(ours[name].ranks) == sorted(theirs[name].ranks)
 
 
 def test_nan_is_last_or_drops_out_and_is_told(caplog):
     scores = np.eye(4)
     scores[2] = np.nan
     with caplog.at_level(logging.WARNING):
-        assert retrieval_ranks(scores, np.arange(4))["text_to_video"].tolist() == [1, 1, 2.5, 1]
+        assert retrieval_ranks(scores, np.arange(4))["text_to_video"].ranks.tolist() == [
+            1,
+            1,
+            2.5,
+            1,
+        ]
     assert "1 texts have NaN for their own video and count as ranked last" in caplog.text
     scores = np.eye(4)
     scores[2, 2] = np.nan
-    assert expected_ranks(scores, np.arange(4)).tolist() == [1, 1, 4, 1]
-    assert len(retrieval_ranks(scores, np.arange(4), ties="authors")["text_to_video"]) == 3
+    assert rank_right(scores, np.arange(4)).ranks.tolist() == [1, 1, 4, 1]
+    assert len(retrieval_ranks(scores, np.arange(4), ties="authors")["text_to_video"].better) == 3
     with pytest.raises(InputError, match="all NaN"):
         retrieval_ranks(np.full((2, 2), np.nan), [0, 1])
 
@@ -110,6 +134,16 @@ def test_dual_softmax_is_the_product_with_the_softmax_over_questions():
     to_video, to_text = dual_softmax(s, 0.1)
     np.testing.assert_allclose(to_video, s * scipy.special.softmax(s / 0.1, axis=0), rtol=SAME)
     np.testing.assert_allclose(to_text, s * scipy.special.softmax(s / 0.1, axis=1), rtol=SAME)
+
+
+def test_dual_softmax_helps_where_one_video_attracts_every_text():
+    """A hub: video 0 is near all texts; its softmax over texts spreads and takes it back."""
+    s = np.full((4, 4), 0.1) + 0.4 * np.eye(4)
+    s[:, 0] = 0.55
+    s[0, 0] = 0.6
+    plain = rank_figures(rank_right(s, np.arange(4)))["R@1"]
+    dual = rank_figures(rank_right(dual_softmax(s, 0.01)[0], np.arange(4)))["R@1"]
+    assert (plain, dual) == (25, 100)
 
 
 def test_the_bootstrap_interval_is_that_of_scipy():
@@ -131,7 +165,7 @@ def test_metrics_equal_the_release(metrics, case):
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, sim, rtol=0, atol=1e-6)
     np.testing.assert_array_equal(released_ranks(sim), metrics[f"{case}_ranks0"])
-    found = rank_figures(released_ranks(sim) + 1)
+    found = rank_figures(untied(released_ranks(sim)))
     assert list(found) == METRICS
     assert list(found.values()) == pytest.approx(list(metrics[f"{case}_metrics"]), rel=1e-12)
 

@@ -3,7 +3,7 @@
 import pytest
 
 from stan_infer.errors import InputError
-from stan_infer.video.find import locate_videos, video_stem
+from stan_infer.video.find import list_videos, locate_videos, video_stem
 
 
 def test_stems_lose_known_suffixes_only():
@@ -43,3 +43,32 @@ def test_an_ambiguous_name_is_told(tmp_path):
         (tmp_path / name).write_bytes(b"x")
     with pytest.raises(InputError, match=r"x could be any of 2 files .*: c/x.mp4, d/x.mp4"):
         locate_videos(tmp_path, ["x"])
+
+
+def test_links_to_folders_are_followed_and_loops_end(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "a.mp4").touch()
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "videos" / "again").symlink_to(tmp_path / "real")
+    (tmp_path / "real" / "up").symlink_to(tmp_path / "videos")
+    found = list_videos([tmp_path / "videos"])
+    assert found == [tmp_path / "videos" / "again" / "a.mp4"]
+    assert locate_videos(tmp_path / "videos", ["a"]) == found
+
+
+def test_all_suffixes_of_videos_count_and_others_are_told(tmp_path, caplog):
+    names = ["a.m2ts", "b.MTS", "c.vob", "d.ogv", "e.mxf", "f.3g2", "g.asf", "h.f4v", "i.h264"]
+    for name in [*names, "list.txt", "x.json", "y.json", "plain", ".hidden.txt"]:
+        (tmp_path / name).touch()
+    assert [p.name for p in list_videos([tmp_path])] == names
+    assert "9 videos; 4 other files are passed over (.json: 2, .txt: 1, no suffix: 1)" in (
+        caplog.text.replace("no suffix: 1, .txt: 1", ".txt: 1, no suffix: 1")
+    )
+
+
+def test_a_name_that_is_asked_for_may_have_any_suffix(tmp_path):
+    for name in ("a.dat", "b.", "c.mov.mp4", "d"):
+        (tmp_path / name).touch()
+    found = locate_videos(tmp_path, ["a.dat", "b.", "c.mov", "d", "a.mp4"])
+    assert [p and p.name for p in found] == ["a.dat", "b.", "c.mov.mp4", "d", None]

@@ -1,0 +1,67 @@
+"""The classes and functions that a checkpoint may name; all of them stay labels."""
+
+from __future__ import annotations
+
+_NUMPY = (
+    "ndarray dtype bool bool_ byte ubyte short ushort intc uintc intp uintp int8 int16 int32 int64 "
+    "uint8 uint16 uint32 uint64 longlong ulonglong float16 float32 float64 half single double "
+    "longdouble complex64 complex128 str_ bytes_ void object_ datetime64 timedelta64"
+)
+_TORCH = (
+    "Size device dtype float64 float32 float16 bfloat16 float8_e4m3fn float8_e5m2 complex64 "
+    "complex128 int64 int32 int16 int8 uint64 uint32 uint16 uint8 bool double float half long int "
+    "short"
+)
+_BUILTINS = (
+    "getattr set frozenset list dict tuple int long float bool str unicode bytes bytearray complex "
+    "slice range xrange object"
+)
+_PATHS = "Path PurePath PosixPath WindowsPath PurePosixPath PureWindowsPath"
+_NAMES = {
+    "collections": "OrderedDict defaultdict Counter deque",
+    "torch": _TORCH,
+    "torch._utils": "_rebuild_tensor _rebuild_tensor_v2 _rebuild_tensor_v3 _rebuild_parameter "
+    "_rebuild_parameter_with_state",
+    "numpy": _NUMPY,
+    **dict.fromkeys(("numpy.core.multiarray", "numpy._core.multiarray"), "_reconstruct scalar"),
+    **dict.fromkeys(("numpy.core.numeric", "numpy._core.numeric"), "_frombuffer"),
+    **dict.fromkeys(("__builtin__", "builtins"), _BUILTINS),
+    **dict.fromkeys(("pathlib", "pathlib._local"), _PATHS),
+    **dict.fromkeys(("copyreg", "copy_reg"), "_reconstructor"),
+    "_codecs": "encode",
+    "argparse": "Namespace",
+    "functools": "partial",
+    "datetime": "date datetime time timedelta timezone",
+}
+_KNOWN = frozenset((module, name) for module, names in _NAMES.items() for name in names.split())
+STORAGE_MODULES = ("torch", "torch.storage", "torch.cuda")
+# Modules that run or open things.
+_ATTACKED = frozenset(
+    "os posix nt subprocess sys builtins __builtin__ importlib imp runpy code codeop types marshal "
+    "ctypes socket socketserver shutil pty pickle _pickle cPickle dill cloudpickle multiprocessing "
+    "signal webbrowser commands platform timeit cProfile profile pdb bdb trace asyncio pip "
+    "setuptools distutils urllib http ftplib smtplib telnetlib requests tempfile io _io threading "
+    "concurrent ssl xmlrpc operator".split()
+)
+
+
+def is_known(module: str, name: str) -> bool:
+    """Whether a checkpoint may name this: what state dicts need, and any class as a label.
+
+    Trainers keep configs, enums and optimizers of classes of their own beside the weights. Every
+    name stays a label; one of a function, or of a module that runs or opens things, shows a file
+    that was made to attack, which is refused and not read.
+    """
+    if (module, name) in _KNOWN:
+        return True
+    words, parts = module.split("."), name.split(".")
+    # Names from outside may stand in a message, so they hold no control characters.
+    if not f"{module}.{name}".isascii() or not all(w.isidentifier() for w in words + parts):
+        return False
+    if any(p.startswith("__") for p in parts) or words[0] in _ATTACKED:
+        return False
+    if words[0] in ("mmengine", "mmcv"):
+        return True
+    if module in STORAGE_MODULES and name.endswith("Storage"):
+        return not name.startswith("_")
+    return parts[-1][:1].isupper()  # a class, as Python's style guide has it

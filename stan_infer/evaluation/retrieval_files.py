@@ -1,0 +1,147 @@
+"""Annotation files with texts -> (video, text) pairs, whichever form they have.
+
+A form is known by its content, so every data set is read in every form that it is published in. A
+pickle is read by the inert reader of checkpoints and may hold plain values only.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from stan_infer.errors import InputError
+from stan_infer.evaluation.task import Pair
+from stan_infer.system.json_file import parse_json
+from stan_infer.system.table import MAX_ROWS, lines_of, read_table
+
+# Of several columns or keys the first of these counts.
+VIDEOS = tuple(
+    "clip_path video_path path filepath file_path video_id video videoid video_name clip_id clip "
+    "clip_name filename file_name file vid youtube_id name id".split()
+)
+TEXTS = tuple("sentence caption text description query sentences captions texts desc".split())
+FORMS = (
+    "; read are tables (comma, tab or semicolon) with a header that has a column such as video_id "
+    'and one such as sentence, JSON ({"video": "text"}, {"video": ["text", ...]}, '
+    '{"video": {"sentences": [...]}}, [{"video": ..., "caption": ...}] or such objects by line), '
+    "and the own files of MSR-VTT, MSVD and LSMDC"
+)
+
+
+def read_pairs(text: str, name: str) -> list[Pair]:
+    """The pairs in file order. Raises InputError, with the place, for any other form."""
+    begin = text.lstrip()[:1]
+    if begin == "{" and _is_json_lines(text):
+        pairs = _entries(
+            ((parse_json(line, f"{name}, line {n}"), f"line {n}") for n, line in lines_of(text)),
+            name,
+        )
+    elif begin in ("{", "["):
+        pairs = pairs_of(parse_json(text, name, FORMS), name)
+    else:
+        pairs = _text_pairs(text, name)
+    found = []
+    for pair in pairs:
+        found.append(pair)
+        if len(found) > MAX_ROWS:
+            raise InputError(f"{name} has more than {MAX_ROWS} texts")
+    return found
+
+
+def pairs_of(value: Any, name: str) -> Iterator[Pair]:
+    """The pairs of a decoded value: what JSON or a pickle of plain values holds."""
+    if isinstance(value, list):
+        yield from _entries(((v, f"entry {i}") for i, v in enumerate(value, 1)), name)
+    elif isinstance(value, dict) and isinstance(value.get("sentences"), list):  # MSR-VTT
+        yield from _entries(
+            ((v, f"sentence {i}") for i, v in enumerate(value["sentences"], 1)), name
+        )
+    elif isinstance(value, dict) and value.keys() & set(VIDEOS) and value.keys() & set(TEXTS):
+        yield from _entries(iter([(value, "entry 1")]), name)
+    elif isinstance(value, dict):
+        for video, given in value.items():
+            yield from _texts(str(video), given, name)
+    else:
+        raise InputError(f"{name} holds no texts of videos{FORMS}")
+
+
+def _texts(video: str, given: Any, name: str) -> Iterator[Pair]:
+    """What an object keyed by videos gives for one of them."""
+    place = f"video {video[:60]}"
+    if isinstance(given, dict):
+        key = next((k for k in TEXTS if k in given), None)
+        if key is None:
+            raise InputError(f"{name}, {place}: no text ({', '.join(TEXTS[:5])}, ...){FORMS}")
+        if key == "sentences" and isinstance(given[key], list):  # ActivityNet: a paragraph
+            parts = [_words(part, name, place) for part in given[key]]
+            yield Pair(video, " ".join(part.strip() for part in parts), place)
+            return
+        given = given[key]
+    for part in given if isinstance(given, list) else [given]:
+        yield Pair(video, _words(part, name, place), place)
+
+
+def _entries(values: Iterator[tuple[Any, str]], name: str) -> Iterator[Pair]:
+    """Objects with a key for the video and one for its text, or several."""
+    for value, place in values:
+        video = next((k for k in VIDEOS if isinstance(value, dict) and k in value), None)
+        text = next((k for k in TEXTS if isinstance(value, dict) and k in value), None)
+        if video is None or text is None:
+            what = ", ".join(map(str, value))[:80] if isinstance(value, dict) else str(value)[:80]
+            raise InputError(
+                f"{name}, {place}: needs a video ({', '.join(VIDEOS[4:8])}, ...) and a text "
+                f"({', '.join(TEXTS[:4])}, ...), has {what!r}{FORMS}"
+            )
+        if not isinstance(value[video], (str, int)):
+            raise InputError(f"{name}, {place}: {video} is no name of a video")
+        given = value[text]
+        for part in given if isinstance(given, list) else [given]:
+            words = str(part) if isinstance(part, int) else _words(part, name, place)
+            yield Pair(str(value[video]), words, place)
+
+
+def _words(value: Any, name: str, place: str) -> str:
+    """A text; a list of words, as MSVD's pickle has, is one."""
+    if isinstance(value, list) and value and all(isinstance(w, str) for w in value):
+        return " ".join(value)
+    if isinstance(value, str):
+        return value
+    raise InputError(f"{name}, {place}: {str(value)[:60]!r} is no text{FORMS}")
+
+
+def _is_json_lines(text: str) -> bool:
+    lines = lines_of(text)
+    first, second = next(lines, None), next(lines, None)
+    if first is None or second is None:
+        return False
+    return first[1].rstrip().endswith("}") and second[1].lstrip().startswith("{")
+
+
+def _text_pairs(text: str, name: str) -> Iterator[Pair]:
+    table = read_table(text, name, {*VIDEOS, *TEXTS})
+    if table is not None:
+        video, sentence = table.column(VIDEOS), table.column(TEXTS)
+        if video is None or sentence is None:
+            raise InputError(
+                f"{name}: the header {','.join(table.header)[:200]!r} needs a column for the "
+                f"{'video' if video is None else 'text'}{FORMS}"
+            )
+        for number, row in zip(table.lines, table.rows, strict=True):
+            yield Pair(row[video], row[sentence], f"line {number}")
+        return
+    lines = list(lines_of(text))
+    if all(line.count("\t") >= 5 for _, line in lines):  # LSMDC: clip, four times, sentence
+        for number, line in lines:
+            cells = line.split("\t")
+            yield Pair(cells[0], cells[5], f"line {number}")
+        return
+    for number, line in lines:  # MSVD: VIDEO_START_END a sentence
+        if line.startswith("#"):
+            continue
+        clip, _, words = line.strip().partition(" ")
+        if not re.fullmatch(r".+_\d+_\d+", clip) or not words.strip():
+            raise InputError(
+                f"{name}, line {number}: {line.strip()[:60]!r} is of no known form{FORMS}"
+            )
+        yield Pair(clip, words, f"line {number}")
