@@ -36,9 +36,9 @@ class Labels:
 def read_labels(path: Path, *, split_words: bool = False) -> Labels:
     """Read class names; each keeps the number that the file gives it.
 
-    split_words: write "brush_hair" and "ApplyEyeMakeup" as words. Raises InputError for a number or
-    a name that is there twice, for a blank line between others (is it a class without a name?) and
-    for files of another form.
+    Of plain lines the number is that of the line, from 0: a blank line is a number without a name.
+    Numbers with gaps are told. split_words: write "brush_hair" and "ApplyEyeMakeup" as words.
+    Raises InputError for a number or a name that is there twice and for files of another form.
     """
     name = f"labels {path}"
     text = read_text(path, _MAX_BYTES, name=name, hint=_FORMS)
@@ -53,7 +53,13 @@ def read_labels(path: Path, *, split_words: bool = False) -> Labels:
     _check_once(name, "number", (n for n, _ in pairs))
     _check_once(name, "name", (c for _, c in pairs))
     pairs.sort()
-    names = tuple(c for _, c in pairs)
+    numbers, names = tuple(n for n, _ in pairs), tuple(c for _, c in pairs)
+    if numbers != tuple(range(len(numbers))):
+        _log.warning(
+            "%s: its %d names have the numbers %d to %d, not 0 to %d; results that count names "
+            "from 0 begin with number %d",
+            name, len(names), numbers[0], numbers[-1], len(names) - 1, numbers[0],
+        )  # fmt: skip
     if split_words:
         names = _in_words(names, name)
     elif any(words(c) != c for c in names):
@@ -63,7 +69,7 @@ def read_labels(path: Path, *, split_words: bool = False) -> Labels:
             "them %r",
             name, example[:60], words(example)[:60],
         )  # fmt: skip
-    return Labels(tuple(n for n, _ in pairs), names)
+    return Labels(numbers, names)
 
 
 def words(name: str) -> str:
@@ -135,21 +141,22 @@ def _table(text: str, name: str) -> list[tuple[int, str]]:
 def _lines(text: str, name: str) -> list[tuple[int, str]]:
     """One name per line; or on every line its number, before it or behind it."""
     lines = list(lines_of(text))
-    if not lines:
-        return []
-    last = lines[-1][0]
-    for style in (_NUMBER_FIRST, _NUMBER_LAST):
+    for style, place in ((_NUMBER_FIRST, "before"), (_NUMBER_LAST, "behind")):
         parts = [style.fullmatch(line.strip()) for _, line in lines]
         pairs = [(int(m["number"]), m["name"].strip().strip('"')) for m in parts if m]
         # Names may hold numbers of their own ("digit 0", "digit 1"): those leave no names apart.
-        if len(pairs) == len(lines) == len({c for _, c in pairs}) and all(c for _, c in pairs):
+        if not pairs or len(pairs) < len(lines) or len({c for _, c in pairs}) < len(pairs):
+            continue
+        numbers = sorted(n for n, _ in pairs)
+        if numbers[0] in (0, 1) and numbers == list(range(numbers[0], numbers[0] + len(pairs))):
+            _log.warning("%s: the numbers %s its names are taken for those of classes", name, place)
             return pairs
-    if len(lines) != last:
-        blank = next(i for i in range(1, last) if i not in {n for n, _ in lines})
-        raise InputError(
-            f"{name}: line {blank} is blank, and line N names class N - 1: delete it if it is a "
-            "slip, or write the numbers before the names"
-        )
+        if style is _NUMBER_FIRST and len(pairs) > 1:
+            raise InputError(
+                f"{name}: each line begins with a number, but they are not 0 to {len(pairs) - 1}; "
+                "if they are class numbers give a table with the columns id,name, and if they are "
+                "part of the names a JSON list of names"
+            )
     return [(number - 1, line.strip()) for number, line in lines]
 
 

@@ -108,7 +108,7 @@ def test_class_names_are_read_by_their_numbers(cli, checkpoint, videos, tmp_path
     assert figures[0] == figures[1] == figures[2]
     labels.write_text("run\n\nwalk\n")
     words = arguments("recognition", numbers, videos, "--labels", labels)
-    cli("eval", checkpoint, *words, code=2, says="line 2 is blank")
+    cli("eval", checkpoint, *words, code=2, says="class number 1, but --labels has 2 names")
 
 
 def test_a_split_is_not_named_by_guess_and_twins_are_told(cli, checkpoint, videos, tmp_path):

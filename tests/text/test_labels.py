@@ -65,8 +65,11 @@ def test_public_files(annotations, file, count, last):
     assert labels.numbers == tuple(range(count)) and labels.names[-1] == last
 
 
-def test_numbers_keep_what_they_are(read):
+def test_numbers_keep_what_they_are(read, caplog):
     assert read("1 Archery\n2 Bowling\n") == Labels((1, 2), ("Archery", "Bowling"))
+    assert "the numbers before its names are taken for those of classes" in caplog.text
+    assert "2 names have the numbers 1 to 2, not 0 to 1" in caplog.text
+    assert read("a\n\nb\n") == Labels((0, 2), ("a", "b"))
 
 
 @pytest.mark.parametrize(
@@ -74,6 +77,8 @@ def test_numbers_keep_what_they_are(read):
     [
         ("digit 0\ndigit 1\n", ("digit 0", "digit 1")),
         ("3 point shot\nrun\n", ("3 point shot", "run")),
+        ("3 point shot\n", ("3 point shot",)),
+        ("room 101\nroof 7\n", ("room 101", "roof 7")),
         ("action, comedy\nrun\n", ("action, comedy", "run")),
         ("a\x0bb\x85c\u2028d\nrun\n", ("a\x0bb\x85c\u2028d", "run")),
     ],
@@ -117,10 +122,9 @@ def test_names_as_words(read, caplog):
     ("text", "message"),
     [
         ("", "is empty; it holds one name per line"),
-        ("a\n\nb\n", "line 2 is blank, and line N names class N - 1"),
-        ("\na\n", "line 1 is blank"),
         ("a\nb\na\n", "the name 'a' is there twice"),
-        ("0 a\n0 b\n", "the number '0' is there twice"),
+        ("0 a\n0 b\n", "each line begins with a number"),
+        ("2 dogs\n3 cats\n", "each line begins with a number, but they are not 0 to 1"),
         ("id,name\n0,a\nx,b\n", "line 3: 'x' is not the number of a class"),
         ("id,name\n0,a\n1\n", "line 3: 1 cells, where the header has 2"),
         ("label,foo\na,1\nb,2\n", "the header 'label,foo' needs a column of numbers"),
