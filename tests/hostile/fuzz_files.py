@@ -36,7 +36,7 @@ from stan_infer.cli.inspect import inspect
 from stan_infer.config import parameter_shapes
 from stan_infer.engines.open import open_session
 from stan_infer.errors import StanError
-from stan_infer.evaluation.datasets import read_task
+from stan_infer.evaluation.datasets import read_names, read_task
 from stan_infer.evaluation.feature_cache import FeatureCache
 from stan_infer.export.export_model import export_model
 from stan_infer.export.read_weights import read_classes, read_weights
@@ -56,6 +56,7 @@ from stan_infer.tensorrt_plans.plan_file import (
     new_plan,
     read_plan,
 )
+from stan_infer.text.labels import Labels, read_labels
 from stan_infer.verification.folder_side import Folder
 from stan_infer.video.find import locate_videos
 from tests.conftest import tiny_config
@@ -112,8 +113,19 @@ ANNOTATIONS: dict[str, tuple[str, ...]] = {
         "val/a.mp4 1\nval/b.mp4 0\n",
     ),
     "ssv2": ('[{"id": "74225", "template": "Spinning [something]"}]', "74225.webm,0\n2.webm,1\n"),
-    "retrieval": ("video,text\na.mp4,one\na.mp4,two\n", '{"a.mp4": ["one", "two"]}'),
-    "recognition": ("label,video\nwalk,a.mp4\nrun,b.mp4\n", "a b.mp4;1\nc.mp4;0\n"),
+    "retrieval": (
+        "video,text\na.mp4,one\na.mp4,two\n",
+        'caption;x;path\n"one; two";1;a.mp4\n',
+        '{"a.mp4": ["one", "two"]}',
+        '{"v_1": {"sentences": ["one", "two"], "duration": 3}}',
+        '{"video": "a.mp4", "caption": "one"}\n{"video": "b.mp4", "caption": "two"}\n',
+    ),
+    "recognition": (
+        "label,video\nwalk,a.mp4\nrun,b.mp4\n",
+        "a b.mp4;1\nc.mp4;0\n",
+        'a.mp4,"a, b"\nc.mp4,run\n',
+        '{"abc": {"annotations": {"label": "run", "segment": [1.0, 11.0]}}}',
+    ),
 }
 ROW: dict[str, Any] = {
     "schema": "stan-infer/bench/1",
@@ -362,8 +374,10 @@ class World:
         path.write_bytes(data)
         one.write_text("video,label\na dog,a dog\nb,a cat\n")
         return [
-            lambda: read_task("recognition", one, classes=read_lines(path, "labels")),
-            lambda: read_task("recognition", one, subset=read_lines(path, "subset")),
+            lambda: read_lines(path, "texts"),
+            lambda: read_task("recognition", one, labels=read_labels(path)),
+            lambda: read_labels(path, split_words=True),
+            lambda: read_task("recognition", one, subset=read_names(path)),
         ]
 
     def _use_annotation(self, dataset: str) -> Use:
@@ -385,7 +399,7 @@ class World:
 
             return [
                 read,
-                lambda: read(classes=["yoga", "a, b", "walk", "run"]),
+                lambda: read(labels=Labels((0, 1, 2, 3), ("yoga", "a, b", "walk", "run"))),
                 lambda: read(subset=["a.mp4", "v1"]),
             ]
 

@@ -6,7 +6,9 @@ sixteen times.
 
 import io
 import re
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 
@@ -18,9 +20,12 @@ from stan_infer.checkpoints.torch_pickle import read_pickle
 from stan_infer.checkpoints.trainer_hints import trainer_hints
 from stan_infer.cli.eval import _views
 from stan_infer.errors import InputError, nearest
-from stan_infer.evaluation.datasets import _read_classes, _read_msvd, _read_ssv2
+from stan_infer.evaluation.class_files import read_class_pairs
+from stan_infer.evaluation.retrieval_files import read_pairs
+from stan_infer.evaluation.task import keep_videos, recognition_task, retrieval_task
 from stan_infer.system.outside_file import stays_inside
 from stan_infer.system.stored_zip import read_directory
+from stan_infer.text.labels import read_labels
 from stan_infer.text.tokenizer import tokenize
 from stan_infer.verification.bisect import _BLOCK
 from stan_infer.video.find import video_stem
@@ -83,9 +88,22 @@ def known(module, name):
     return True
 
 
-def lines(read):
-    """A reader of annotations, given text alone."""
-    return lambda text: read(text, "x")
+def pairs(text):
+    """Read annotations with texts, as DiDeMo's, and look for some of their videos."""
+    task = retrieval_task(read_pairs(text, "x"), "x", joined=True)
+    keep_videos(task, task.videos[::2], "x")
+
+
+def classes(text):
+    recognition_task(read_class_pairs(text, "x"), "x")
+
+
+def labels_of(text):
+    """Read class names; the file is written anew for each text."""
+    with tempfile.NamedTemporaryFile("w") as file:
+        file.write(text)
+        file.flush()
+        read_labels(Path(file.name), split_words=True)
 
 
 CASES = {
@@ -100,15 +118,26 @@ CASES = {
     "hint means": (trainer_hints, between("", "return_mean = "), 5_000),
     "hint patches": (trainer_hints, between("", "patch1"), 10_000),
     "hint long": (trainer_hints, between("", "scale =      "), 200_000),
-    "msvd, one word": (lines(_read_msvd), between("", "_1", "x y"), 20_000),
-    "msvd, digits": (lines(_read_msvd), between("_1_", "1", "x y"), 20_000),
-    "msvd, lines": (lines(_read_msvd), between("", "a_1_2 text\n"), 2_000),
-    "classes, blanks": (lines(_read_classes), between("", " ", "x"), 20_000),
-    "classes, header": (lines(_read_classes), between("video", " ", "x"), 20_000),
-    "classes, lines": (lines(_read_classes), between("", "a b\n"), 2_000),
-    "classes, columns": (lines(_read_classes), between("video,label", ",x", "\na,b"), 5_000),
-    "ssv2, brackets": (lines(_read_ssv2), between('[{"id":"1","template":"', "[", '"}]'), 20_000),
-    "ssv2, deep": (lines(_read_ssv2), between("[", "[", ""), 200),
+    "msvd, one word": (pairs, between("", "_1", "x y"), 20_000),
+    "msvd, digits": (pairs, between("_1_", "1", "x y"), 20_000),
+    "msvd, lines": (pairs, between("", "a_1_2 text\n"), 2_000),
+    "texts, table": (pairs, between("video;text\n", 'a.mp4;"a ""b"" c"\n'), 2_000),
+    "texts, one cell": (pairs, between('video,text\na,"', '""', '"'), 20_000),
+    "texts, objects": (pairs, between("", '{"video": "a", "text": "b"}\n'), 1_000),
+    "texts, suffixes": (pairs, between("video,text\na", ".mp4.", ",b"), 20_000),
+    "classes, blanks": (classes, between("", " ", "x"), 20_000),
+    "classes, header": (classes, between("video", " ", "x"), 20_000),
+    "classes, lines": (classes, between("", "a b\n"), 2_000),
+    "classes, numbers": (classes, lambda n: "".join(f"a{i}.mp4 {i}\n" for i in range(n)), 2_000),
+    "classes, separators": (classes, between("", "a,b;c\td e\n"), 2_000),
+    "classes, columns": (classes, between("video,label", ",x", "\na,b"), 5_000),
+    "classes, brackets": (classes, between('[{"id":"1","template":"', "[", '"}]'), 20_000),
+    "classes, deep": (classes, between("[", "[", ""), 200),
+    "labels, lines": (labels_of, lambda n: "".join(f"a{i}_b\n" for i in range(n)), 2_000),
+    "labels, numbers": (labels_of, lambda n: "".join(f"{i} a{i}\n" for i in range(n)), 2_000),
+    "labels, digits": (labels_of, between("", "1", " a"), 20_000),
+    "labels, blanks": (labels_of, between("a", " ", "1"), 20_000),
+    "labels, capitals": (labels_of, between("", "Ab"), 20_000),
     "a name of suffixes": (video_stem, between("a", ".mp4"), 20_000),
     "a name of folders": (video_stem, between("a", "/a"), 20_000),
     "nearest": (lambda w: nearest(w, [w + "b", "b" + w]), between("", "ab"), 500),
