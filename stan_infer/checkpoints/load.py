@@ -167,7 +167,19 @@ def _recognise_file(reader: Reader, settings: Mapping[str, Any] | None) -> Recog
     if isinstance(left, dict):
         entries = ", ".join(f"{name} ({what})" for name, what in list(left.items())[:5])
         _log.warning("entries of the state dict that are not tensors are left out: %s", entries)
-    return recognise({k: t.shape for k, t in reader.tensors.items()}, settings, reader.hints)
+    layout = recognise({k: t.shape for k, t in reader.tensors.items()}, settings, reader.hints)
+    if layout.config.is_mug and _trained_head(reader.hints) == "mean":
+        note = f"trained with head mean, and was not trained for head {layout.config.head}"
+        _log.warning("the checkpoint was %s, which is used", note)
+        layout = dataclasses.replace(layout, notes=(*layout.notes, f"the model was {note}"))
+    return layout
+
+
+def _trained_head(hints: Mapping[str, object]) -> object:
+    """The head that our own file or the trainer's config names; None where neither does."""
+    if "config" in hints:
+        return own.read_config(str(hints["config"])).head
+    return trainer_hints(hints.get("cfg")).get("head")
 
 
 def _is_file(source: str | Path) -> bool:

@@ -246,3 +246,12 @@ def test_what_is_no_tensor_is_told(authors_file, tmp_path, caplog):
     torch.save({"state_dict": {**state, "epoch": 3}}, tmp_path / "more.pth")
     load_model(tmp_path / "more.pth", HEADS)
     assert "are left out: epoch (a value of type int)" in caplog.text
+
+
+def test_a_mug_head_on_a_model_that_was_trained_without_is_told(tiny_model, tmp_path, caplog):
+    save_model(tiny_model, tmp_path / "mean.safetensors")
+    load_model(tmp_path / "mean.safetensors")
+    assert "trained with head" not in caplog.text
+    found = inspect_checkpoint(tmp_path / "mean.safetensors", {"head": "mug"})
+    assert "the checkpoint was trained with head mean" in caplog.text
+    assert "was not trained for head mug" in found.layout.notes[-1]
