@@ -163,10 +163,6 @@ def _opened(path: Path) -> Iterator[Reader]:
 
 
 def _recognise_file(reader: Reader, settings: Mapping[str, Any] | None) -> Recognised:
-    left = reader.hints.get("left")
-    if isinstance(left, dict):
-        entries = ", ".join(f"{name} ({what})" for name, what in list(left.items())[:5])
-        _log.warning("entries of the state dict that are not tensors are left out: %s", entries)
     layout = recognise({k: t.shape for k, t in reader.tensors.items()}, settings, reader.hints)
     if layout.config.is_mug and _trained_head(reader.hints) == "mean":
         note = f"trained with head mean, and was not trained for head {layout.config.head}"

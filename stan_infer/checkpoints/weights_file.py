@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 MAX_HEADER = 8 * 2**20
 _MAX_INDEX, _MAX_SHARDS = 8 * 2**20, 64
 _MAX_CONFIG = 2**16  # characters of our metadata; it has about 1,000
+_log = logging.getLogger(__name__)
 _FILES = tuple(
     f"{name}{ending}"
     for name in ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin",
@@ -72,8 +74,8 @@ def open_weights(path: Path) -> Reader:
     """Open a weights file by its content, never by its name: safetensors or PyTorch's zip.
 
     Keys are those of the bare model: names of wrappers are taken out, and "module." if it stands
-    before all of them. Raises InputError when the file is missing, not a regular one, or of neither
-    format.
+    before all of them. Entries that are not tensors are logged. Raises InputError when the file is
+    missing, not a regular one, or of neither format.
     """
     return _Unwrapped(_open(_in_folder(path) if path.is_dir() else path))
 
@@ -113,6 +115,10 @@ class _Unwrapped:
 
     def __init__(self, file: Reader) -> None:
         self._file, self.hints = file, file.hints
+        left = file.hints.get("left")
+        if isinstance(left, dict):
+            entries = ", ".join(f"{name} ({what})" for name, what in list(left.items())[:5])
+            _log.warning("what is not a tensor in the state dict is left out: %s", entries)
         try:
             own = {name: _WRAPPERS.sub("", name) for name in file.tensors}
             if own and all(name.startswith("module.") for name in own.values()):
@@ -143,7 +149,7 @@ class _Shards:
         given = read_object(index, _MAX_INDEX).get("weight_map")
         places: dict[str, str] = given if isinstance(given, dict) else {}
         files = {f for f in places.values() if isinstance(f, str) and stays_inside(f)}
-        if not places or not files.issuperset(map(str, places.values())):
+        if not places or not all(isinstance(f, str) and f in files for f in places.values()):
             raise InputError(f"{index} has no weight_map of keys to files beside it")
         if len(files) > _MAX_SHARDS:
             raise InputError(f"{index} lists {len(files)} files; at most {_MAX_SHARDS} are opened")

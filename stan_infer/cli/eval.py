@@ -197,7 +197,7 @@ def _tell_twins(names: Sequence[str], found: Sequence[Path | None]) -> None:
     twins = [
         f"{first[path]} and {name} are {path.name}"
         for name, path in zip(names, found, strict=True)
-        if path is not None and first.setdefault(path, name) != name
+        if path is not None and first.setdefault(path.resolve(), name) != name
     ]
     if twins:
         say(

@@ -52,8 +52,18 @@ def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks, and log more.")] = False,
 ) -> None:
     level = logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING
-    logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_OneLine("%(levelname)s: %(message)s"))
+    logging.basicConfig(handlers=[handler])
     logging.getLogger("stan_infer").setLevel(level)
+
+
+class _OneLine(logging.Formatter):
+    """Messages in one line that a terminal shows as it is: names in them are strangers'."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """Return the message without control characters; a traceback behind it keeps its lines."""
+        return one_line(super().formatMessage(record))
 
 
 def main() -> None:

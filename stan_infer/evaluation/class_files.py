@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from stan_infer.errors import InputError
-from stan_infer.evaluation.retrieval_files import VIDEOS
+from stan_infer.evaluation.retrieval_files import TIMES, VIDEOS, json_lines
 from stan_infer.evaluation.task import Pair
 from stan_infer.system.json_file import parse_json
-from stan_infer.system.table import DELIMITERS, header_of, lines_of, read_table
+from stan_infer.system.table import DELIMITERS, MAX_ROWS, header_of, lines_of, read_table
 from stan_infer.video.find import SUFFIXES
 
 # Names first: where a file has both, its names tell more than numbers whose meaning lies elsewhere.
@@ -26,14 +26,23 @@ FORMS = (
     "and Something-Something"
 )
 _TIMES = ("time_start", "time_end")  # of Kinetics
+_HEADER_WORDS = frozenset(
+    "video videos clip file filename path name id label labels class action activity category type "
+    "target index idx".split()
+)
 Line = tuple[int, str]
 
 
 def read_class_pairs(text: str, name: str) -> Iterator[Pair]:
     """The pairs in file order. Raises InputError, with the place, for any other form."""
+    if (values := json_lines(text, name)) is not None:
+        yield from _entries(values, name)
+        return
     if text.lstrip()[:1] in ("{", "["):
         yield from _json(parse_json(text, name, FORMS), name)
         return
+    if text.count("\n") > MAX_ROWS:
+        raise InputError(f"{name} has more than {MAX_ROWS} lines")
     lines = list(lines_of(text))
     if not lines:
         return
@@ -57,6 +66,11 @@ def _table(text: str, name: str, known: set[str]) -> Iterator[Pair]:
             f"{'video' if video is None else 'class'}{FORMS}"
         )
     times = [table.column([t]) for t in _TIMES]
+    if TIMES & set(header) and (header[video] != "youtube_id" or None in times):
+        raise InputError(
+            f"{name}: its rows have times, so they describe parts of videos; only Kinetics' "
+            f"columns youtube_id, {', '.join(_TIMES)} say what the file of a part is called"
+        )
     for line, row in zip(table.lines, table.rows, strict=True):
         place = f"line {line}"
         if header[video] == "youtube_id" and None not in times:
@@ -67,19 +81,10 @@ def _table(text: str, name: str, known: set[str]) -> Iterator[Pair]:
 
 
 def _json(value: Any, name: str) -> Iterator[Pair]:
+    if isinstance(value, dict) and value.keys() & set(VIDEOS) and value.keys() & set(CLASSES):
+        value = [value]
     if isinstance(value, list):
-        for i, entry in enumerate(value, 1):
-            place = f"entry {i}"
-            own = entry if isinstance(entry, dict) else {}
-            video = next((k for k in ("id", *VIDEOS) if k in own), None)
-            label = next((k for k in ("template", *CLASSES) if k in own), None)
-            if video is None or label is None:
-                raise InputError(f"{name}, {place}: needs a video and a class{FORMS}")
-            yield Pair(
-                _word(own[video], name, place),
-                _template(label, _word(own[label], name, place)),
-                place,
-            )
+        yield from _entries(((v, f"entry {i}") for i, v in enumerate(value, 1)), name)
         return
     for video, given in value.items() if isinstance(value, dict) else ():
         place = f"video {video[:60]}"
@@ -93,6 +98,18 @@ def _json(value: Any, name: str) -> Iterator[Pair]:
             yield Pair(clip, _word(label, name, place), place)
         else:
             yield Pair(video, _word(given, name, place), place)
+
+
+def _entries(values: Iterable[tuple[Any, str]], name: str) -> Iterator[Pair]:
+    """Objects with a key for the video and one for its class."""
+    for entry, place in values:
+        own = entry if isinstance(entry, dict) else {}
+        video = next((k for k in ("id", *VIDEOS) if k in own), None)
+        label = next((k for k in ("template", *CLASSES) if k in own), None)
+        if video is None or label is None:
+            raise InputError(f"{name}, {place}: needs a video and a class{FORMS}")
+        words = _word(own[label], name, place)
+        yield Pair(_word(own[video], name, place), _template(label, words), place)
 
 
 def _clip(video: str, start: str, end: str, where: str) -> str:
@@ -121,6 +138,7 @@ def _list(lines: Sequence[Line], name: str) -> Iterator[Pair]:
         place = f"line {number}"
         if delimiter == " ":
             video, _, label = line.strip().rpartition(" ")
+            video = video.strip().strip('"')
         else:
             video, label = _two(line, delimiter)
         yield Pair(video, label, place)
@@ -169,6 +187,7 @@ def _delimiter(lines: Sequence[Line], name: str) -> str:
             )
     if " " not in ends:
         raise InputError(f"{name}: no separator is in every line{FORMS}")
+    _check_no_header(lines, " ", name)
     return " "
 
 
@@ -196,12 +215,17 @@ def _check_one_number(lines: Sequence[Line], delimiter: str, name: str) -> None:
 
 
 def _check_no_header(lines: Sequence[Line], delimiter: str, name: str) -> None:
-    """Refuse a header of unknown words: all videos but the first line's have a suffix."""
+    """Refuse a header of unknown words: words of headers, or a first video alone without suffix."""
     firsts = (next(csv.reader([line.strip()], delimiter=delimiter)) for _, line in lines)
-    videos = [cells[0].lower() for cells in firsts]
-    if len(videos) > 1 and not videos[0].endswith(SUFFIXES):
-        if all(v.endswith(SUFFIXES) for v in videos[1:]):
-            _refuse_header(lines[0], name)
+    head, *others = (tuple(cell.lower() for cell in cells) for cells in firsts)
+    words = [set(re.split(r"[\W_]+", cell)) for cell in head]
+    if all(cell & _HEADER_WORDS for cell in words):
+        _refuse_header(lines[0], name)
+    if others and not head[0].endswith(SUFFIXES) and all(c[0].endswith(SUFFIXES) for c in others):
+        _refuse_header(lines[0], name)
+    videos = sum(cell[-1].endswith(SUFFIXES) for cell in (head, *others))
+    if videos > len(lines) / 2:
+        raise InputError(f"{name}: the video comes first in each line, and its class behind it")
 
 
 def _refuse_header(line: Line, name: str) -> None:

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stan_infer.checkpoints.torch_pickle import Placeholder, read_pickle
+from stan_infer.checkpoints.torch_pickle import read_pickle
 from stan_infer.errors import InputError, check_word
 from stan_infer.evaluation.class_files import read_class_pairs
-from stan_infer.evaluation.retrieval_files import VIDEOS, pairs_of, read_pairs
+from stan_infer.evaluation.retrieval_files import VIDEOS, pickled_pairs, read_pairs
 from stan_infer.evaluation.task import (
     Task,
     keep_videos,
@@ -122,9 +122,7 @@ def _pairs(path: Path, name: str) -> Any:
             f"{path} is a pickle with more than plain values, which can run code and "
             f"is never loaded ({e}); give the text form that the data set's authors publish"
         ) from e
-    if isinstance(value, Placeholder):
-        raise InputError(f"{path} is a pickle that holds no texts of videos")
-    return pairs_of(value, name)
+    return pickled_pairs(value, name)
 
 
 def _bytes(path: Path) -> bytes:

@@ -101,6 +101,11 @@ def retrieval_ranks(
     check_word("ties", ties, TIES)
     matrix = float_array("scores", scores, 2)
     back = matrix if to_text is None else float_array("scores to text", to_text, 2)
+    if back.shape != matrix.shape:
+        raise InputError(
+            f"scores to text have shape {list(back.shape)}, those to video {list(matrix.shape)}; "
+            "they need the same"
+        )
     owner = _indices("video_of_text", video_of_text, *matrix.shape)
     lost = int(np.isnan(np.take_along_axis(matrix, owner[:, None], axis=1)).sum())
     if lost == len(owner):
@@ -160,6 +165,8 @@ def class_figures(
     matrix = float_array("scores", scores, 2)
     right = _indices("labels", labels, *matrix.shape)
     if ties == "authors":
+        # NaN would be sorted behind every number, and so come first here.
+        matrix = np.where(np.isnan(matrix), -np.inf, matrix)
         best = np.argsort(matrix, axis=1, kind="stable")[:, ::-1]
         ranking = untied(np.argmax(best == right[:, None], axis=1))
     else:

@@ -17,9 +17,12 @@ from stan_infer.system.table import MAX_ROWS, lines_of, read_table
 
 # Of several columns or keys the first of these counts.
 VIDEOS = tuple(
-    "clip_path video_path path filepath file_path video_id video videoid video_name clip_id clip "
+    "clip_path video_path path filepath file_path clip_id video_id video videoid video_name clip "
     "clip_name filename file_name file vid youtube_id name id".split()
 )
+MAX_WORDS, MAX_WORD = 5_000_000, 4096  # of a pickle; MSVD has 600,000 words
+# Where a file has these, its rows describe parts of a video.
+TIMES = frozenset("start end start_time end_time time_start time_end start_sec end_sec".split())
 TEXTS = tuple("sentence caption text description query sentences captions texts desc".split())
 FORMS = (
     "; read are tables (comma, tab or semicolon) with a header that has a column such as video_id "
@@ -32,11 +35,8 @@ FORMS = (
 def read_pairs(text: str, name: str) -> list[Pair]:
     """The pairs in file order. Raises InputError, with the place, for any other form."""
     begin = text.lstrip()[:1]
-    if begin == "{" and _is_json_lines(text):
-        pairs = _entries(
-            ((parse_json(line, f"{name}, line {n}"), f"line {n}") for n, line in lines_of(text)),
-            name,
-        )
+    if (values := json_lines(text, name)) is not None:
+        pairs = _entries(values, name)
     elif begin in ("{", "["):
         pairs = pairs_of(parse_json(text, name, FORMS), name)
     else:
@@ -47,6 +47,27 @@ def read_pairs(text: str, name: str) -> list[Pair]:
         if len(found) > MAX_ROWS:
             raise InputError(f"{name} has more than {MAX_ROWS} texts")
     return found
+
+
+def pickled_pairs(value: object, name: str) -> Iterator[Pair]:
+    """The pairs of MSVD's raw-captions.pkl, as the inert reader gives it: {video: [[word, ...]]}.
+
+    Raises InputError for other values: a few bytes of a pickle can stand for very many.
+    """
+    if not isinstance(value, dict):
+        raise InputError(f"{name} is a pickle without a dict of videos{FORMS}")
+    budget = MAX_WORDS
+    for video, captions in value.items():
+        place = f"video {str(video)[:60]}"
+        for caption in captions if isinstance(captions, list | tuple) else [captions]:
+            words = caption if isinstance(caption, list | tuple) else [caption]
+            budget -= len(words) + 1
+            if budget < 0 or not all(isinstance(w, str) and len(w) <= MAX_WORD for w in words):
+                raise InputError(
+                    f"{name}, {place}: captions are lists of words, {MAX_WORDS} in all; this is "
+                    "something else"
+                )
+            yield Pair(str(video), " ".join(words), place)
 
 
 def pairs_of(value: Any, name: str) -> Iterator[Pair]:
@@ -73,13 +94,16 @@ def _texts(video: str, given: Any, name: str) -> Iterator[Pair]:
         key = next((k for k in TEXTS if k in given), None)
         if key is None:
             raise InputError(f"{name}, {place}: no text ({', '.join(TEXTS[:5])}, ...){FORMS}")
-        if key == "sentences" and isinstance(given[key], list):  # ActivityNet: a paragraph
-            parts = [_words(part, name, place) for part in given[key]]
-            yield Pair(video, " ".join(part.strip() for part in parts), place)
-            return
-        given = given[key]
+        given = _whole(key, given[key], name, place)
     for part in given if isinstance(given, list) else [given]:
         yield Pair(video, _words(part, name, place), place)
+
+
+def _whole(key: str, given: Any, name: str, place: str) -> Any:
+    """ActivityNet's sentences of a video are one paragraph; other texts stay as they are."""
+    if key != "sentences" or not isinstance(given, list):
+        return given
+    return " ".join(_words(part, name, place).strip() for part in given)
 
 
 def _entries(values: Iterator[tuple[Any, str]], name: str) -> Iterator[Pair]:
@@ -95,7 +119,9 @@ def _entries(values: Iterator[tuple[Any, str]], name: str) -> Iterator[Pair]:
             )
         if not isinstance(value[video], (str, int)):
             raise InputError(f"{name}, {place}: {video} is no name of a video")
-        given = value[text]
+        if value.keys() & TIMES and "times" not in value:
+            raise _parts(name, place)
+        given = _whole(text, value[text], name, place)
         for part in given if isinstance(given, list) else [given]:
             words = str(part) if isinstance(part, int) else _words(part, name, place)
             yield Pair(str(value[video]), words, place)
@@ -110,12 +136,22 @@ def _words(value: Any, name: str, place: str) -> str:
     raise InputError(f"{name}, {place}: {str(value)[:60]!r} is no text{FORMS}")
 
 
-def _is_json_lines(text: str) -> bool:
+def json_lines(text: str, name: str) -> Iterator[tuple[Any, str]] | None:
+    """The values of a text of one JSON object per line, and their places; None for another."""
     lines = lines_of(text)
     first, second = next(lines, None), next(lines, None)
-    if first is None or second is None:
-        return False
-    return first[1].rstrip().endswith("}") and second[1].lstrip().startswith("{")
+    if first is None or second is None or not first[1].lstrip().startswith("{"):
+        return None
+    if not (first[1].rstrip().endswith("}") and second[1].lstrip().startswith("{")):
+        return None
+    return ((parse_json(line, f"{name}, line {n}"), f"line {n}") for n, line in lines_of(text))
+
+
+def _parts(name: str, place: str) -> InputError:
+    return InputError(
+        f"{name}, {place}: its rows have times, so they describe parts of videos; whole videos are "
+        "evaluated: cut the clips, and give the file of each"
+    )
 
 
 def _text_pairs(text: str, name: str) -> Iterator[Pair]:
@@ -127,20 +163,27 @@ def _text_pairs(text: str, name: str) -> Iterator[Pair]:
                 f"{name}: the header {','.join(table.header)[:200]!r} needs a column for the "
                 f"{'video' if video is None else 'text'}{FORMS}"
             )
+        if TIMES & set(table.header):
+            raise _parts(name, "line 1")
         for number, row in zip(table.lines, table.rows, strict=True):
             yield Pair(row[video], row[sentence], f"line {number}")
         return
     lines = list(lines_of(text))
-    if all(line.count("\t") >= 5 for _, line in lines):  # LSMDC: clip, four times, sentence
+    if lines and lines[0][1].count("\t") >= 5:  # LSMDC: clip, four times, sentence
         for number, line in lines:
             cells = line.split("\t")
+            if len(cells) != 6 or not all(re.fullmatch(r"[\d:.,]+", c.strip()) for c in cells[1:5]):
+                raise InputError(
+                    f"{name}, line {number}: {len(cells)} cells; lines of LSMDC have a clip, four "
+                    f"times and a sentence{FORMS}"
+                )
             yield Pair(cells[0], cells[5], f"line {number}")
         return
     for number, line in lines:  # MSVD: VIDEO_START_END a sentence
         if line.startswith("#"):
             continue
         clip, _, words = line.strip().partition(" ")
-        if not re.fullmatch(r".+_\d+_\d+", clip) or not words.strip():
+        if not re.fullmatch(r".+_\d+_\d+", clip):
             raise InputError(
                 f"{name}, line {number}: {line.strip()[:60]!r} is of no known form{FORMS}"
             )

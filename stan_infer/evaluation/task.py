@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import PurePath
 from typing import NamedTuple
 
 from stan_infer.errors import InputError, nearest
@@ -118,7 +121,13 @@ def recognition_task(pairs: Iterable[Pair], name: str) -> Task:
             "one kind"
         )
     if numbers:
-        return Task(tuple(found), labels=tuple(int(label[:9]) for label in found.values()))
+        long = next((n for n in numbers if len(n) > 9), None)
+        if long is not None:
+            raise InputError(f"{name}: class {long[:20]} is not a number of a class")
+        return Task(tuple(found), labels=tuple(map(int, found.values())))
+    if all(re.fullmatch(r"-?\d+(\.\d*)?", label) for label in found.values()):
+        shown = next(iter(found.values()))
+        raise InputError(f"{name}: class {shown[:20]} is not a whole number from 0 on")
     classes = sorted(set(found.values()))
     number = {c: i for i, c in enumerate(classes)}
     return Task(
@@ -134,14 +143,17 @@ def name_classes(task: Task, labels: Labels, name: str) -> Task:
     if not task.labels:
         raise InputError(f"{name} has texts, not classes: --labels belongs to recognition")
     if task.classes:
-        place = {c.lower(): i for i, c in enumerate(labels.names)}
-        lost = [c for c in task.classes if c.lower() not in place]
+        lower = Counter(c.lower() for c in labels.names)
+        place = {c.lower(): i for i, c in enumerate(labels.names) if lower[c.lower()] == 1}
+        place |= {c: i for i, c in enumerate(labels.names)}
+        own = [c if c in place else c.lower() for c in task.classes]
+        lost = [c for c, key in zip(task.classes, own, strict=True) if key not in place]
         if lost:
             raise InputError(
                 f"{name} has classes that --labels lacks: {listed(lost)}"
                 f"{nearest(lost[0], labels.names)}"
             )
-        found = [place[task.classes[i].lower()] for i in task.labels]
+        found = [place[own[i]] for i in task.labels]
         return dataclasses.replace(task, labels=tuple(found), classes=labels.names)
     index = {number: i for i, number in enumerate(labels.numbers)}
     unknown = sorted(set(task.labels) - index.keys())
@@ -169,6 +181,11 @@ def keep_videos(task: Task, wanted: Sequence[str], name: str) -> Task:
     unknown = []
     for video in dict.fromkeys(wanted):
         own = [place[video]] if video in place else stems.get(video_stem(video), [])
+        folder = PurePath(video).parent
+        if (
+            len(own) > 1 and folder.name
+        ):  # of videos that differ in their folders only the named one
+            own = [i for i in own if PurePath(task.videos[i]).parent == folder]
         kept.update(own)
         if not own:
             unknown.append(video)

@@ -87,7 +87,7 @@ def read_lines(path: Path, name: str) -> list[str]:
     """
     one = f"it holds one of the {name} per line"
     text = read_text(path, _MAX_TEXT_BYTES, name=f"{name} {path}", hint=f"; {one}")
-    found = [line for line in map(str.strip, text.splitlines()) if line]
+    found = [line for line in map(str.strip, text.split("\n")) if line]
     if not found:
         raise InputError(f"{name} {path} is empty; {one}")
     if len(found) > MAX_LINES:

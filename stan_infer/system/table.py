@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from stan_infer.errors import InputError
 
 DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon"}
+MAX_COLUMNS = 1000
 MAX_ROWS = 1_500_000  # a row takes 0.4 KiB; the longest list, Kinetics 700, has 650,000
 
 
@@ -28,6 +30,8 @@ class Table:
 
 def lines_of(text: str) -> Iterator[tuple[int, str]]:
     """The lines that are not blank, numbered from 1, cut at line feeds and nowhere else."""
+    if text.count("\n") > 2 * MAX_ROWS:
+        raise InputError(f"a text has more than {2 * MAX_ROWS} lines; the longest have 650,000")
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             yield number, line
@@ -41,6 +45,8 @@ def header_of(text: str, known: Collection[str]) -> tuple[str, tuple[str, ...]] 
     first = next((line for _, line in lines_of(text)), "")
     found = []
     for delimiter in DELIMITERS:
+        if first.count(delimiter) >= MAX_COLUMNS:
+            return None
         cells = tuple(c.strip().lower() for c in _cells(first, delimiter))
         found.append((sum(c in known for c in cells), delimiter, cells))
     count, delimiter, cells = max(found, key=lambda f: f[0])
@@ -50,16 +56,16 @@ def header_of(text: str, known: Collection[str]) -> tuple[str, tuple[str, ...]] 
 def read_table(text: str, name: str, known: Collection[str]) -> Table | None:
     """The table of a text whose header has one of the known names; None for another text.
 
-    Comma, tab or semicolon part the cells, whichever the header shows. Raises InputError with the
-    line of a row that has fewer or more cells than the header.
+    Comma, tab or semicolon separate the cells, whichever the header shows. Raises InputError with
+    the line of a row that has fewer or more cells than the header.
     """
     found = header_of(text, known)
     if found is None:
         return None
     delimiter, header = found
-    twice = next((c for c in header if c and header.count(c) > 1), None)
+    twice = [c for c, count in Counter(header).items() if c and count > 1]
     if twice:
-        raise InputError(f"{name}: its header has the column {twice[:40]!r} twice")
+        raise InputError(f"{name}: its header has the column {twice[0][:40]!r} twice")
     table = Table(header, [], [])
     for line, row in _rows(text, name, delimiter):
         if len(row) != len(header):
@@ -79,7 +85,8 @@ def _rows(text: str, name: str, delimiter: str) -> Iterator[tuple[int, list[str]
             _check_count(count, name)
             yield line, _cells(content, delimiter)
         return
-    reader, start = csv.reader(io.StringIO(text), delimiter=delimiter), 1
+    # Strict: a quote that is not closed would swallow the lines behind it.
+    reader, start = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True), 1
     try:
         for count, row in enumerate(reader):
             _check_count(count, name)
@@ -87,7 +94,9 @@ def _rows(text: str, name: str, delimiter: str) -> Iterator[tuple[int, list[str]
                 yield start, [cell.strip() for cell in row]
             start = reader.line_num + 1
     except csv.Error as e:
-        raise InputError(f"{name}, line {start}: {e}") from e
+        raise InputError(
+            f"{name}, line {start}: a quote at the start of a cell is not closed at its end ({e})"
+        ) from e
 
 
 def _check_count(count: int, name: str) -> None:

@@ -15,8 +15,9 @@ from stan_infer.system.table import header_of, lines_of, read_table
 
 NUMBERS = ("id", "label_id", "class_id", "class_index", "index", "number", "target")
 NAMES = ("name", "label", "class", "class_name", "label_name", "category", "action")
-_NUMBER_FIRST = re.compile(r"(?P<number>[0-9]{1,9})(?:\s*[,;:\t]\s*|\s+)(?P<name>.*)")
-_NUMBER_LAST = re.compile(r"(?P<name>.*\S)(?:\s*[,;:\t]\s*|\s+)(?P<number>[0-9]{1,9})")
+# A number and what separates it from the name; anything that looks so but is not is refused.
+_NUMBER_FIRST = re.compile(r"([0-9]{1,9})(?:[ \t]*[,;:\t][ \t]*|[ \t]+)(\S.*)")
+_NUMBER_LIKE = re.compile(r"[\"']?[0-9]+[\"']?[ \t]*(?:[.,;:=|)\t]|[ \t]|$)")
 _MAX_BYTES = 16 * 2**20
 _FORMS = (
     "; it holds one name per line (line 1 is class 0), lines of a number and a name, a table with "
@@ -140,24 +141,56 @@ def _table(text: str, name: str) -> list[tuple[int, str]]:
 
 def _lines(text: str, name: str) -> list[tuple[int, str]]:
     """One name per line; or on every line its number, before it or behind it."""
-    lines = list(lines_of(text))
-    for style, place in ((_NUMBER_FIRST, "before"), (_NUMBER_LAST, "behind")):
-        parts = [style.fullmatch(line.strip()) for _, line in lines]
-        pairs = [(int(m["number"]), m["name"].strip().strip('"')) for m in parts if m]
+    if text.count("\n") > 2 * MAX_LINES:
+        raise InputError(
+            f"{name} has more than {2 * MAX_LINES} lines; at most {MAX_LINES} are read"
+        )
+    lines = [(n, line.strip()) for n, line in lines_of(text)]
+    for split, place in ((_first, "before"), (_last, "behind")):
+        pairs = [pair for _, line in lines if (pair := split(line))]
         # Names may hold numbers of their own ("digit 0", "digit 1"): those leave no names apart.
         if not pairs or len(pairs) < len(lines) or len({c for _, c in pairs}) < len(pairs):
             continue
         numbers = sorted(n for n, _ in pairs)
         if numbers[0] in (0, 1) and numbers == list(range(numbers[0], numbers[0] + len(pairs))):
             _log.warning("%s: the numbers %s its names are taken for those of classes", name, place)
-            return pairs
-        if style is _NUMBER_FIRST and len(pairs) > 1:
-            raise InputError(
-                f"{name}: each line begins with a number, but they are not 0 to {len(pairs) - 1}; "
-                "if they are class numbers give a table with the columns id,name, and if they are "
-                "part of the names a JSON list of names"
-            )
-    return [(number - 1, line.strip()) for number, line in lines]
+            return [(n, _clean(c, name)) for n, c in pairs]
+    like = sum(bool(_NUMBER_LIKE.match(line)) for _, line in lines)
+    if len(lines) > 1 and like > len(lines) / 2:
+        raise InputError(
+            f"{name}: {like} of {len(lines)} lines begin with a number, but not all with 0 to "
+            f"{len(lines) - 1} and one separator; if they are class numbers give a table with the "
+            "columns id,name, and if they are part of the names a JSON list of names"
+        )
+    if lines and lines[0][1].startswith("#"):
+        raise InputError(f"{name}: its first line is a comment; names stand on lines of their own")
+    return [(number - 1, _clean(line, name)) for number, line in lines]
+
+
+def _first(line: str) -> tuple[int, str] | None:
+    match = _NUMBER_FIRST.fullmatch(line)
+    return (int(match[1]), match[2]) if match else None
+
+
+def _last(line: str) -> tuple[int, str] | None:
+    label = line.rstrip("0123456789")
+    number, label = line[len(label) :], label
+    bare = label.rstrip(" \t").rstrip(",;:\t").rstrip()
+    if not 0 < len(number) <= 9 or bare == label or not bare:
+        return None
+    return int(number), bare
+
+
+def _clean(name: str, file: str) -> str:
+    """A name without quotes around it. Raises InputError where a separator is left at its end."""
+    if len(name) > 1 and name[0] == name[-1] == '"':
+        name = name[1:-1].replace('""', '"').strip()
+    if not name or name[-1] in ",;|" or "\t" in name:
+        raise InputError(
+            f"{file}: {name[:60]!r} is not the name of a class: a separator is left in it; give a "
+            "table with the columns id,name"
+        )
+    return name
 
 
 def _name(value: object, name: str) -> str:

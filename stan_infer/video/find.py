@@ -63,13 +63,17 @@ def _walk(folder: Path) -> list[Path]:
         return not known
 
     seen: set[tuple[int, int]] = set()
-    is_new(os.fspath(folder))
+    for above in (folder, *Path(os.path.realpath(folder)).parents):
+        is_new(os.fspath(above))
     found = []
-    for place, folders, files in os.walk(folder, onerror=fail, followlinks=True):
-        visible = sorted(name for name in folders if not name.startswith("."))
-        # A folder that several links lead to is walked once, and a link to one above never.
-        folders[:] = [name for name in visible if is_new(os.path.join(place, name))]
-        found += [Path(place, name) for name in files if not name.startswith(".")]
+    try:
+        for place, folders, files in os.walk(folder, onerror=fail, followlinks=True):
+            visible = sorted(name for name in folders if not name.startswith("."))
+            # A folder that several links lead to is walked once, and a link to one above never.
+            folders[:] = [name for name in visible if is_new(os.path.join(place, name))]
+            found += [Path(place, name) for name in files if not name.startswith(".")]
+    except RecursionError as e:
+        raise InputError(f"folders below {folder} are nested too deeply; give a lower one") from e
     return sorted(found)
 
 
@@ -105,9 +109,13 @@ def locate_videos(folder: Path, names: Sequence[str]) -> list[Path | None]:
     if not by_name:
         raise InputError(f"folder {folder} holds no video ({' '.join(SUFFIXES)})")
     found: list[Path | None] = []
+    # Where names differ in their folders only, a file in another folder is another video.
+    asked = Counter(PurePath(name).name for name in dict.fromkeys(names))
     for name in names:
         near = [folder / name] if _is_below(folder, name) else by_name.get(PurePath(name).name, [])
         near = near or by_stem.get(video_stem(name), [])
+        if asked[PurePath(name).name] > 1 and not _is_below(folder, name):
+            near = []
         if len(near) > 1:
             raise InputError(
                 f"video {name} could be any of {len(near)} files in {folder}: "

@@ -245,7 +245,7 @@ def test_what_is_no_tensor_is_told(authors_file, tmp_path, caplog):
     state = authors_state(authors_file)
     torch.save({"state_dict": {**state, "epoch": 3}}, tmp_path / "more.pth")
     load_model(tmp_path / "more.pth", HEADS)
-    assert "are left out: epoch (a value of type int)" in caplog.text
+    assert "is left out: epoch (a value of type int)" in caplog.text
 
 
 def test_a_mug_head_on_a_model_that_was_trained_without_is_told(tiny_model, tmp_path, caplog):

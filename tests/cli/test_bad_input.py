@@ -264,3 +264,11 @@ def test_sigterm_takes_temporary_files_and_workers_along(checkpoint, videos, tmp
 
 def test_bench_gives_no_speed_to_a_wrong_engine(cli, huge):
     cli("bench", huge, "--engine", "eager", "--repeats", "1", code=4, says="not finite")
+
+
+def test_names_in_warnings_do_not_reach_the_terminal_raw(checkpoint, tmp_path):
+    (tmp_path / "a.\x1b[31mred").touch()
+    (tmp_path / "b.mp4").touch()
+    done = python("-m", "stan_infer", "run", checkpoint, tmp_path, "--text", "x", code=2)
+    assert r"1 other files are passed over (.\x1b[31mred: 1)" in done.stderr
+    assert "\x1b" not in done.stderr

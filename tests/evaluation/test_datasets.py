@@ -366,6 +366,72 @@ def test_the_form_of_a_list_changes_nothing(tmp_path_factory, rows, order: rando
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        (
+            'video_id,caption\nv1,a\nv2,"so he said\nv3,b\n',
+            "line 3: a quote at the start of a cell",
+        ),
+        ("video_id,start,end,caption\nv,0,5,a\nv,5,9,b\n", "describe parts of videos"),
+        (
+            '{"video":"v","start":0,"text":"a"}\n{"video":"v","start":5,"text":"b"}\n',
+            "parts of videos",
+        ),
+        ("index\tsplit\tstart\tend\tvideo-id\ttext-of\n0\ttest\t1\t2\tv\ta cat\n", "four times"),
+        ("c\t1\t2\t3\t4\ta cat\tcut\n", "7 cells; lines of LSMDC have"),
+    ],
+)
+def test_texts_that_could_mean_anything_are_refused(write, content, message):
+    with pytest.raises(InputError, match=message):
+        read_task("retrieval", write(content))
+
+
+def test_what_is_read_by_name_and_not_by_place(write, tmp_path):
+    task = read_task("retrieval", write("video_id,clip_id,text\nv,v_1,a\nv,v_2,b\n"))
+    assert task.videos == ("v_1", "v_2")
+    task = read_task("retrieval", write([{"video": "v", "sentences": ["a.", "b."]}]))
+    assert task.texts == ("a. b.",)
+    task = read_task("recognition", write('{"video": "a.mp4", "label": "run"}\n'))
+    assert rows_of(task) == [("a.mp4", "run")]
+    lines = '{"video": "a.mp4", "label": "run"}\n{"video": "b.mp4", "label": "walk"}\n'
+    assert rows_of(read_task("recognition", write(lines))) == [("a.mp4", "run"), ("b.mp4", "walk")]
+    task = read_task("recognition", write('"a.mp4" 0\n"b.mp4" 1\n'), labels=named("x", "y"))
+    assert task.videos == ("a.mp4", "b.mp4")
+    labels = named("run", "Run", "walk")
+    path = write("video,label\na.mp4,run\nb.mp4,Run\nc.mp4,WALK\n")
+    assert rows_of(read_task("recognition", path, labels=labels)) == [
+        ("a.mp4", "run"), ("b.mp4", "Run"), ("c.mp4", "walk"),
+    ]  # fmt: skip
+    path = write("video,text\ncat/001.mp4,a\ndog/001.mp4,b\n")
+    assert read_task("retrieval", path, subset=["dog/001.mp4"]).videos == ("dog/001.mp4",)
+    with pytest.raises(InputError, match="none of the 1 videos"):
+        read_task("retrieval", path, subset=["bird/001.mp4"])
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"v": [["a"] * 3, 3]},
+        {"v": [[["a"]]]},
+        {"v": [["a" * 5000]]},
+        {"v": [["a"] * 1000] * 6000},
+        ["a"],
+    ],
+)
+def test_pickles_of_other_plain_values_are_refused(tmp_path, value):
+    path = tmp_path / "raw-captions.pkl"
+    path.write_bytes(pickle.dumps(value))
+    with pytest.raises(InputError, match="something else|without a dict"):
+        read_task("msvd", path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("video_file,action_type\n74225,push\n", "looks like a header"),
+        ("path label\na.mp4 run\nb.mp4 walk\n", "looks like a header"),
+        ("run,a.mp4\nwalk,b.mp4\n", "the video comes first"),
+        ("a.mp4 0.0\nb.mp4 1.0\n", "not a whole number"),
+        ("a.mp4 0000000001\n", "is not a number of a class"),
+        ("video_id,start,end,label\nv,0,1,run\n", "describe parts of videos"),
         ("foo,bar\na.mp4,dog\nb.mp4,cat\n", "looks like a header without a known column"),
         ("foo,bar\na,1\nb,2\n", "looks like a header without a known column"),
         ("a.mp4 brush hair\nb.mp4 run\n", "cannot be told apart: separate"),

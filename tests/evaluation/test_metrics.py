@@ -202,7 +202,16 @@ def test_recognition_ties_go_to_the_higher_class():
     assert recognition_accuracy(video, text, [1]) == (0.0, 0.0)
 
 
+def test_a_class_without_a_score_is_no_hit():
+    scores = np.array([[0.1, np.nan, 0.3]])
+    for ties in ("expected", "authors"):
+        figures, _ = class_figures(scores, [1], ties=ties)
+        assert (figures["top-1"], figures["top-5"]) == (0, 100), ties
+
+
 def test_wrong_input_is_told():
+    with pytest.raises(InputError, match="they need the same"):
+        retrieval_ranks(np.eye(2), [0, 1], to_text=np.ones((2, 3)))
     with pytest.raises(InputError, match=r"\[2, 3\]; the release's count of ties needs \[N, N\]"):
         released_ranks(np.ones((2, 3)))
     with pytest.raises(InputError, match="did you mean 'authors'"):

@@ -448,7 +448,7 @@ def _damage_row(data: bytes, rng: random.Random) -> bytes:
 
 def _damage_text(data: bytes, rng: random.Random) -> bytes:
     """JSON by its values, other text by its lines."""
-    return (damage_json if data[:1] in b"{[" else damage_lines)(data, rng)
+    return (damage_json if data[:1] in b"{[" and b"}\n{" not in data else damage_lines)(data, rng)
 
 
 def _shown(work: Callable[[], Any]) -> None:

@@ -137,6 +137,8 @@ CASES = {
     "labels, numbers": (labels_of, lambda n: "".join(f"{i} a{i}\n" for i in range(n)), 2_000),
     "labels, digits": (labels_of, between("", "1", " a"), 20_000),
     "labels, blanks": (labels_of, between("a", " ", "1"), 20_000),
+    "labels, tabs": (labels_of, between("a", "\t", "x\nb"), 20_000),
+    "labels, columns": (labels_of, between("id,name", ",x"), 5_000),
     "labels, capitals": (labels_of, between("", "Ab"), 20_000),
     "a name of suffixes": (video_stem, between("a", ".mp4"), 20_000),
     "a name of folders": (video_stem, between("a", "/a"), 20_000),

@@ -14,6 +14,7 @@ from stan_infer.text.labels import Labels, read_labels, words
 
 NAMES = ("abseiling", "air drumming", "eating, fast", "zumba")
 FORMS = {
+    "lines, quoted": '"abseiling"\n"air drumming"\n"eating, fast"\n"zumba"\n',
     "lines": "abseiling\nair drumming\neating, fast\nzumba\n",
     "numbered": "0 abseiling\n1 air drumming\n2 eating, fast\n3 zumba",
     "numbered, other order": "3\tzumba\n1\tair drumming\n0\tabseiling\n2\teating, fast\n",
@@ -78,6 +79,7 @@ def test_numbers_keep_what_they_are(read, caplog):
         ("digit 0\ndigit 1\n", ("digit 0", "digit 1")),
         ("3 point shot\nrun\n", ("3 point shot", "run")),
         ("3 point shot\n", ("3 point shot",)),
+        ('"abseiling"\n"a ""b"""\n', ("abseiling", 'a "b"')),
         ("room 101\nroof 7\n", ("room 101", "roof 7")),
         ("action, comedy\nrun\n", ("action, comedy", "run")),
         ("a\x0bb\x85c\u2028d\nrun\n", ("a\x0bb\x85c\u2028d", "run")),
@@ -123,8 +125,18 @@ def test_names_as_words(read, caplog):
     [
         ("", "is empty; it holds one name per line"),
         ("a\nb\na\n", "the name 'a' is there twice"),
-        ("0 a\n0 b\n", "each line begins with a number"),
-        ("2 dogs\n3 cats\n", "each line begins with a number, but they are not 0 to 1"),
+        ("0 a\n0 b\n", "2 of 2 lines begin with a number"),
+        ("2 dogs\n3 cats\n", "2 of 2 lines begin with a number, but not all with 0 to 1"),
+        ("idx,classname\n0,a\n1,b\n", "2 of 3 lines begin with a number"),
+        ("id name\n0 a\n1 b\n2 c\n", "3 of 4 lines begin with a number"),
+        (",classname\n0,a\n1,b\n", "2 of 3 lines begin with a number"),
+        ('"0","a"\n"1","b"\n', "2 of 2 lines begin with a number"),
+        ("1. a\n2. b\n", "2 of 2 lines begin with a number"),
+        ("0=a\n1=b\n", "2 of 2 lines begin with a number"),
+        ("0 a\n1\n2 c\n", "3 of 3 lines begin with a number"),
+        ("# classes\na\nb\n", "its first line is a comment"),
+        ("0,a,\n1,b,\n", "'a,' is not the name of a class"),
+        ('id,name\n0,"a\n1,b\n', "line 2: a quote at the start of a cell is not closed"),
         ("id,name\n0,a\nx,b\n", "line 3: 'x' is not the number of a class"),
         ("id,name\n0,a\n1\n", "line 3: 1 cells, where the header has 2"),
         ("label,foo\na,1\nb,2\n", "the header 'label,foo' needs a column of numbers"),

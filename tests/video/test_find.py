@@ -72,3 +72,19 @@ def test_a_name_that_is_asked_for_may_have_any_suffix(tmp_path):
         (tmp_path / name).touch()
     found = locate_videos(tmp_path, ["a.dat", "b.", "c.mov", "d", "a.mp4"])
     assert [p and p.name for p in found] == ["a.dat", "b.", "c.mov.mp4", "d", None]
+
+
+def test_a_link_up_and_folders_without_end(tmp_path):
+    (tmp_path / "outside.mp4").touch()
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "a.mp4").touch()
+    (tmp_path / "videos" / "up").symlink_to("..")
+    assert list_videos([tmp_path / "videos"]) == [tmp_path / "videos" / "a.mp4"]
+
+
+def test_videos_that_differ_in_their_folders_only(tmp_path):
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "001.mp4").touch()
+    found = locate_videos(tmp_path, ["cat/001.mp4", "dog/001.mp4"])
+    assert found == [tmp_path / "cat" / "001.mp4", None]
+    assert locate_videos(tmp_path, ["val/001.mp4"]) == [tmp_path / "cat" / "001.mp4"]
