@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -193,12 +194,12 @@ def _tell_twins(names: Sequence[str], found: Sequence[Path | None]) -> None:
     """Say which names of the annotations mean the same file: its video is there twice."""
     from stan_infer.cli.report import say
 
-    first: dict[Path, str] = {}
-    twins = [
-        f"{first[path]} and {name} are {path.name}"
-        for name, path in zip(names, found, strict=True)
-        if path is not None and first.setdefault(path.resolve(), name) != name
-    ]
+    first: dict[str, str] = {}
+    twins = []
+    for name, path in zip(names, found, strict=True):
+        if path is not None:
+            same = first.setdefault(os.path.realpath(path), name)
+            twins += [f"{same} and {name} are {path.name}"] if same != name else []
     if twins:
         say(
             f"{len(twins)} videos are there under two names and count twice: {'; '.join(twins[:3])}"
@@ -266,8 +267,6 @@ def _views(text: str) -> tuple[int, int]:
 
 
 def _open_cache(folder: Path, checkpoint: str, session: Session) -> FeatureCache:
-    import os
-
     from stan_infer.artefacts.folder import MANIFEST, sha256
     from stan_infer.evaluation.feature_cache import FeatureCache
 

@@ -124,7 +124,10 @@ def test_a_split_is_not_named_by_guess_and_twins_are_told(cli, checkpoint, video
     assert split == "as in the file, 2 videos, those of list.txt"
     (tmp_path / "some").mkdir()
     (tmp_path / "some" / "clip1.mp4").write_bytes((videos / "clip1.mp4").read_bytes())
+    (tmp_path / "some" / "clip2.mp4").symlink_to("clip1.mp4")
     more = arguments("msrvtt", pairs, tmp_path / "some", "--allow-missing")
+    assert "clip1 and clip2 are clip2.mp4" in cli("eval", checkpoint, *more).err
+    (tmp_path / "some" / "clip2.mp4").unlink()
     (record,) = cli("eval", checkpoint, *more).records
     assert record["protocol"]["split"] == "as in the file, 4 videos, incomplete: 1 of 4"
 
