@@ -11,8 +11,7 @@ import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,7 @@ from stan_infer.checkpoints.layout import Recognised
 from stan_infer.checkpoints.openclip import clip_layout, is_clip_name, read_clip
 from stan_infer.checkpoints.recognise import recognise
 from stan_infer.checkpoints.trainer_hints import trainer_hints
-from stan_infer.checkpoints.weights_file import Reader, open_weights, read_weight
+from stan_infer.checkpoints.weights_file import Reader, opened, read_weight
 from stan_infer.config import StanConfig
 from stan_infer.errors import InputError, MissingError, nearest
 from stan_infer.system.atomic import Sources, check_file, files_of
@@ -72,7 +71,7 @@ def _read(
     """Return the config and the weights by our names. dtype: of the weights; None: as stored."""
     if not _is_file(source):
         return read_clip(str(source), settings)
-    with _opened(Path(source)) as reader:
+    with opened(Path(source)) as reader:
         layout = _recognise_file(reader, settings)
         weights = ((name, read_weight(reader, o)) for name, o in layout.origins.items())
         return layout.config, {name: w.to(dtype) if dtype else w for name, w in weights}
@@ -100,7 +99,7 @@ def inspect_checkpoint(source: str | Path, settings: Mapping[str, Any] | None = 
     """
     if not _is_file(source):
         return Inspection(clip_layout(str(source), settings), None, {}, {})
-    with _opened(Path(source)) as reader:
+    with opened(Path(source)) as reader:
         layout = _recognise_file(reader, settings)
         dtypes: Counter[str] = Counter()
         for info in reader.tensors.values():
@@ -150,16 +149,6 @@ def convert_counted(
     require_torch("converting a checkpoint", "cpu", source, settings)
     config, state = _read(source, settings)
     return config, own.write(state, config, target, sources)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Reader]:
-    """Open a weights file; every InputError raised inside names it."""
-    try:
-        with closing(open_weights(path)) as reader:
-            yield reader
-    except InputError as e:
-        raise e if str(path) in str(e) else InputError(f"checkpoint {path}: {e}") from e
 
 
 def _recognise_file(reader: Reader, settings: Mapping[str, Any] | None) -> Recognised:

@@ -11,10 +11,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stan_infer.checkpoints.authors import IN_A_LAYER
 from stan_infer.checkpoints.layout import (
     Origin,
     Recognised,
@@ -23,7 +23,7 @@ from stan_infer.checkpoints.layout import (
     with_settings,
 )
 from stan_infer.checkpoints.presets import PRESETS, preset
-from stan_infer.checkpoints.weights_file import open_weights, read_weight
+from stan_infer.checkpoints.weights_file import opened, read_weight
 from stan_infer.config import StanConfig, coerce, parameter_shapes
 from stan_infer.errors import InputError, MissingError, nearest
 from stan_infer.system.packages import require
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 # Of pixels between 0 and 1; source: open_clip's constants.
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
-# transformers' names, written as layout.map_keys says.
+# transformers' names, written as layout.map_keys says; inside a layer the authors' are the same.
 ONCE = {
     "visual.class_embedding": "vision_model.embeddings.class_embedding",
     "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
@@ -51,14 +51,6 @@ ONCE = {
 LAYERS = {
     "visual.transformer.resblocks": "vision_model.encoder.layers",
     "transformer.resblocks": "text_model.encoder.layers",
-}
-IN_A_LAYER = {
-    "ln_1": "layer_norm1",
-    "attn.in_proj": "self_attn.{qkv}_proj",
-    "attn.out_proj": "self_attn.out_proj",
-    "ln_2": "layer_norm2",
-    "mlp.c_fc": "mlp.fc1",
-    "mlp.c_proj": "mlp.fc2",
 }
 BUFFERS = (
     "logit_scale",
@@ -200,7 +192,7 @@ def read_clip(
         tags = ", ".join(_open_clip().list_pretrained_tags_by_model(name)) or "a file with weights"
         raise InputError(f"'{name}' alone has random weights; add a tag, as {name}:TAG ({tags})")
     path = Path(tag) if os.path.exists(tag) else _download(name, tag)
-    with closing(open_weights(path)) as reader:
+    with opened(path) as reader:
         wanted = {n: parameter_shapes(layout.config)[n] for n in layout.origins}
         shapes = {k: t.shape for k, t in reader.tensors.items()}
         origins = _origins(wanted, shapes)

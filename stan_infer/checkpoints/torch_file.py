@@ -14,15 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeGuard
 
-from stan_infer.checkpoints.torch_names import STORAGE_MODULES, is_known
-from stan_infer.checkpoints.torch_pickle import (
-    MAX_PICKLE_BYTES,
-    Call,
-    Global,
-    describe,
-    read_pickle,
-    text_of,
-)
+from stan_infer.checkpoints.pickle_values import Call, Global, describe
+from stan_infer.checkpoints.torch_names import STORAGE_MODULES, may_call, may_name
+from stan_infer.checkpoints.torch_pickle import MAX_PICKLE_BYTES, read_pickle, text_of
 from stan_infer.checkpoints.torch_zip import RESAVE, checkpoint_folder, read_records
 from stan_infer.errors import InputError, nearest
 from stan_infer.system.outside_file import open_regular, read_at, read_into
@@ -92,7 +86,7 @@ class TorchFile(AbstractContextManager["TorchFile"]):
         prefix = checkpoint_folder(file, entries)
         record = entries[f"{prefix}/data.pkl"]
         data = read_at(file, record.offset, min(record.size, MAX_PICKLE_BYTES + 1))
-        top = read_pickle(data, is_known)
+        top = read_pickle(data, may_name, may_call)
         state, wrapper = _state_dict(top)
         self.tensors, self._places = {}, {}
         left = {}

@@ -45,12 +45,12 @@ _ATTACKED = frozenset(
 )
 
 
-def is_known(module: str, name: str) -> bool:
-    """Whether a checkpoint may name this: what state dicts need, and any class as a label.
+def may_name(module: str, name: str) -> bool:
+    """Whether a checkpoint may name this class or function, which stays a label.
 
-    Trainers keep configs, enums and optimizers of classes of their own beside the weights. Every
-    name stays a label; one of a function, or of a module that runs or opens things, shows a file
-    that was made to attack, which is refused and not read.
+    Trainers keep configs, enums, optimizers and loss scalers beside the weights, with names of
+    their own. A name in a module that runs or opens things shows a file that was made to attack: it
+    is refused and not read.
     """
     if (module, name) in _KNOWN:
         return True
@@ -58,10 +58,14 @@ def is_known(module: str, name: str) -> bool:
     # Names from outside may stand in a message, so they hold no control characters.
     if not f"{module}.{name}".isascii() or not all(w.isidentifier() for w in words + parts):
         return False
-    if any(p.startswith("__") for p in parts) or words[0] in _ATTACKED:
-        return False
-    if words[0] in ("mmengine", "mmcv"):
+    return not any(p.startswith("__") for p in parts) and words[0] not in _ATTACKED
+
+
+def may_call(module: str, name: str) -> bool:
+    """Whether a checkpoint may want this called: what state dicts need, and any class.
+
+    The call is not made either. One of another function shows an attack.
+    """
+    if (module, name) in _KNOWN or module.split(".")[0] in ("mmengine", "mmcv"):
         return True
-    if module in STORAGE_MODULES and name.endswith("Storage"):
-        return not name.startswith("_")
-    return parts[-1][:1].isupper()  # a class, as Python's style guide has it
+    return name.rpartition(".")[2][:1].isupper()  # a class, as Python's style guide has it

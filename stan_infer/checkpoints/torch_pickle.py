@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
+from stan_infer.checkpoints.pickle_values import Call, Global, LongText, Placeholder, describe
 from stan_infer.checkpoints.torch_zip import RESAVE
 from stan_infer.errors import InputError
 
@@ -22,53 +22,20 @@ MAX_NAME_BYTES = 256
 _LAZY_BYTES = 4096  # longer text is decoded only by text_of
 _TEXT_BUDGET = 24 << 20  # memory for all decoded text and names
 _MAX_INT_BYTES = 64
+Rule = Callable[[str, str], bool]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Global:
-    """The name of a class or function: a label, never looked up."""
-
-    module: str
-    name: str
-
-    def __str__(self) -> str:
-        """Return the dotted name."""
-        return f"{self.module}.{self.name}"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Placeholder:
-    """Stands for a value that is not kept: what would have made it."""
-
-    maker: Global | str
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class LongText:
-    """Text that lies in the pickle at `start`, `size` bytes long, not yet decoded."""
-
-    start: int
-    size: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Call:
-    """A function of torch._utils, or "storage", and the arguments that the pickle gives it."""
-
-    function: str
-    args: tuple[object, ...]
-
-
-def read_pickle(data: bytes, is_known: Callable[[str, str], bool]) -> object:
+def read_pickle(data: bytes, may_name: Rule, may_call: Rule) -> object:
     """Return what the pickle describes, as dicts, lists, tuples, plain values and records.
 
     Text beyond 4 KiB is LongText (see `text_of`), bytes and text beyond 1 MiB a Placeholder.
-    is_known(module, name) says which classes and functions may be named at all. Raises InputError,
-    with the position, for any pickle that is malformed, names others, or exceeds the limits above.
+    may_name, may_call: of which classes and functions (module, name) it may hold the name or want
+    a call; neither is looked up or made. Raises InputError, with the position, for any pickle that
+    is malformed, names or calls others, or exceeds the limits above.
     """
     if len(data) > MAX_PICKLE_BYTES:
         raise InputError(f"its pickle has more than {MAX_PICKLE_BYTES} bytes: {RESAVE}")
-    return _Machine(data, is_known).run()
+    return _Machine(data, may_name, may_call).run()
 
 
 def text_of(data: bytes, value: object) -> str | None:
@@ -78,21 +45,10 @@ def text_of(data: bytes, value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def describe(value: object) -> str:
-    """Say in a word or two what a value of `read_pickle` is, for messages."""
-    if isinstance(value, Global | Placeholder):
-        return str(value if isinstance(value, Global) else value.maker)
-    if isinstance(value, Call):
-        return "a storage" if value.function == "storage" else "a tensor"
-    if isinstance(value, str | LongText):
-        return "text"
-    return "None" if value is None else f"a value of type {type(value).__name__}"
-
-
 class _Machine:
-    def __init__(self, data: bytes, is_known: Callable[[str, str], bool]) -> None:
+    def __init__(self, data: bytes, may_name: Rule, may_call: Rule) -> None:
         self.data = data
-        self.is_known = is_known
+        self.may_name, self.may_call = may_name, may_call
         self.at = 0  # of the next byte
         self.op = 0  # where the running opcode stands
         self.steps = 0
@@ -300,7 +256,7 @@ def _global(m: _Machine, module: object, name: object) -> None:
     if not isinstance(name, str) or not isinstance(module, str):
         raise m.error(f"names {describe(module)} and {describe(name)} instead of a class")
     m.charge_text(0)
-    if max(len(module), len(name)) > MAX_NAME_BYTES or not m.is_known(module, name):
+    if max(len(module), len(name)) > MAX_NAME_BYTES or not m.may_name(module, name):
         raise m.error(f"names {ascii(f'{module[:80]}.{name[:80]}')}, which no state dict needs")
     m.push(Global(module, name))
 
@@ -309,6 +265,8 @@ def _reduce(m: _Machine, *, is_new: bool = False) -> None:
     args, function = m.pop(), m.pop()
     if not isinstance(function, Global) or not isinstance(args, tuple):
         raise m.error(f"calls {describe(function)} with {describe(args)}")
+    if not m.may_call(function.module, function.name):
+        raise m.error(f"calls {function}, which no state dict needs")
     if is_new:
         m.push(Placeholder(function))
     elif function.module == "torch._utils":

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
@@ -78,6 +79,16 @@ def open_weights(path: Path) -> Reader:
     missing, not a regular one, or of neither format.
     """
     return _Unwrapped(_open(_in_folder(path) if path.is_dir() else path))
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Reader]:
+    """Open a weights file; every InputError raised inside names it."""
+    try:
+        with closing(open_weights(path)) as reader:
+            yield reader
+    except InputError as e:
+        raise e if str(path) in str(e) else InputError(f"checkpoint {path}: {e}") from e
 
 
 def _in_folder(folder: Path) -> Path:

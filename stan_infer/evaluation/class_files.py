@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from stan_infer.errors import InputError
-from stan_infer.evaluation.retrieval_files import TIMES, VIDEOS, json_lines
+from stan_infer.evaluation.retrieval_files import TIMES, VIDEOS, json_lines, of_parts
 from stan_infer.evaluation.task import Pair
 from stan_infer.system.json_file import parse_json
 from stan_infer.system.table import DELIMITERS, MAX_ROWS, header_of, lines_of, read_table
@@ -25,7 +25,7 @@ FORMS = (
     'label, JSON ({"video": "class"}, [{"id": ..., "label": ...}]), and the own files of Kinetics '
     "and Something-Something"
 )
-_TIMES = ("time_start", "time_end")  # of Kinetics
+_KINETICS = ("time_start", "time_end")
 _HEADER_WORDS = frozenset(
     "video videos clip file filename path name id label labels class action activity category type "
     "target index idx".split()
@@ -46,7 +46,7 @@ def read_class_pairs(text: str, name: str) -> Iterator[Pair]:
     lines = list(lines_of(text))
     if not lines:
         return
-    known = {*VIDEOS, *CLASSES, *_TIMES}
+    known = {*VIDEOS, *CLASSES, *_KINETICS}
     found = header_of(text, known)
     # A name of a video or class may be such a word too, but no number stands in a header.
     if found is not None and len(found[1]) > 1 and not any(c.isdigit() for c in found[1]):
@@ -65,16 +65,14 @@ def _table(text: str, name: str, known: set[str]) -> Iterator[Pair]:
             f"{name}: the header {','.join(header)[:200]!r} has no column for the "
             f"{'video' if video is None else 'class'}{FORMS}"
         )
-    times = [table.column([t]) for t in _TIMES]
-    if TIMES & set(header) and (header[video] != "youtube_id" or None in times):
-        raise InputError(
-            f"{name}: its rows have times, so they describe parts of videos; only Kinetics' "
-            f"columns youtube_id, {', '.join(_TIMES)} say what the file of a part is called"
-        )
+    times = [header.index(t) for t in _KINETICS if t in header]
+    is_kinetics = header[video] == "youtube_id" and len(times) == 2
+    if TIMES & set(header) and not is_kinetics:
+        raise of_parts(name, "line 1")
     for line, row in zip(table.lines, table.rows, strict=True):
         place = f"line {line}"
-        if header[video] == "youtube_id" and None not in times:
-            start, end = (row[t] for t in times if t is not None)
+        if is_kinetics:
+            start, end = (row[t] for t in times)
             yield Pair(_clip(row[video], start, end, f"{name}, {place}"), row[label], place)
         else:
             yield Pair(row[video], _template(header[label], row[label]), place)
@@ -104,10 +102,12 @@ def _entries(values: Iterable[tuple[Any, str]], name: str) -> Iterator[Pair]:
     """Objects with a key for the video and one for its class."""
     for entry, place in values:
         own = entry if isinstance(entry, dict) else {}
-        video = next((k for k in ("id", *VIDEOS) if k in own), None)
+        video = next((k for k in VIDEOS if k in own), None)
         label = next((k for k in ("template", *CLASSES) if k in own), None)
         if video is None or label is None:
             raise InputError(f"{name}, {place}: needs a video and a class{FORMS}")
+        if own.keys() & TIMES:
+            raise of_parts(name, place)
         words = _word(own[label], name, place)
         yield Pair(_word(own[video], name, place), _template(label, words), place)
 
@@ -127,12 +127,14 @@ def _template(key: str, text: str) -> str:
 
 def _word(value: Any, name: str, place: str) -> str:
     if not isinstance(value, (str, int)) or isinstance(value, bool):
-        raise InputError(f"{name}, {place}: {str(value)[:60]!r} is no video and no class{FORMS}")
+        raise InputError(
+            f"{name}, {place}: {str(value)[:60]!r} is neither a video nor a class{FORMS}"
+        )
     return str(value)
 
 
 def _list(lines: Sequence[Line], name: str) -> Iterator[Pair]:
-    """Lines of a video and its class without a header; all parted alike."""
+    """Lines of a video and its class without a header; all separated alike."""
     delimiter = _delimiter(lines, name)
     for number, line in lines:
         place = f"line {number}"

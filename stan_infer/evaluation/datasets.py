@@ -24,7 +24,7 @@ from stan_infer.evaluation.task import (
     retrieval_task,
 )
 from stan_infer.system.json_file import parse_json
-from stan_infer.system.outside_file import read_bounded, read_lines, read_text
+from stan_infer.system.outside_file import decode_text, read_bounded, read_lines, read_text
 from stan_infer.system.table import read_table
 from stan_infer.text.labels import Labels
 
@@ -77,7 +77,7 @@ def read_task(
     check_word("data set", dataset, DATASETS)
     data, name = DATASETS[dataset], str(path)
     if data.kind == "recognition":
-        task = recognition_task(read_class_pairs(_text(path), name), name)
+        task = recognition_task(read_class_pairs(_text(_bytes(path), path), name), name)
     else:
         joined = data.kind == "joined"
         task = retrieval_task(_pairs(path, name), name, joined=joined)
@@ -114,9 +114,9 @@ def read_names(path: Path) -> list[str]:
 def _pairs(path: Path, name: str) -> Any:
     data = _bytes(path)
     if data[:2] not in _PICKLES:
-        return read_pairs(_text(path), name)
+        return read_pairs(_text(data, path), name)
     try:
-        value = read_pickle(data, lambda module, function: False)
+        value = read_pickle(data, _nothing, _nothing)
     except InputError as e:
         raise InputError(
             f"{path} is a pickle with more than plain values, which can run code and "
@@ -129,13 +129,18 @@ def _bytes(path: Path) -> bytes:
     return read_bounded(path, MAX_BYTES, name=f"the file of annotations {path}", hint=_HINT)
 
 
-def _text(path: Path) -> str:
-    if _bytes(path)[:2] in _PICKLES:
+def _text(data: bytes, path: Path) -> str:
+    if data[:2] in _PICKLES:
         raise InputError(
             f"{path} is a pickle, which can run code and is never loaded; give the "
             "text form that the data set's authors publish"
         )
-    return read_text(path, MAX_BYTES, name=f"the file of annotations {path}", hint=_HINT)
+    return decode_text(data, name=f"the file of annotations {path}", hint=_HINT)
+
+
+def _nothing(module: str, name: str) -> bool:
+    """No class or function may stand in a pickle of captions."""
+    return False
 
 
 _HINT = "; give the data set's own annotation file"

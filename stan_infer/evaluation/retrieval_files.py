@@ -38,7 +38,7 @@ def read_pairs(text: str, name: str) -> list[Pair]:
     if (values := json_lines(text, name)) is not None:
         pairs = _entries(values, name)
     elif begin in ("{", "["):
-        pairs = pairs_of(parse_json(text, name, FORMS), name)
+        pairs = _pairs_of(parse_json(text, name, FORMS), name)
     else:
         pairs = _text_pairs(text, name)
     found = []
@@ -70,8 +70,8 @@ def pickled_pairs(value: object, name: str) -> Iterator[Pair]:
             yield Pair(str(video), " ".join(words), place)
 
 
-def pairs_of(value: Any, name: str) -> Iterator[Pair]:
-    """The pairs of a decoded value: what JSON or a pickle of plain values holds."""
+def _pairs_of(value: Any, name: str) -> Iterator[Pair]:
+    """The pairs of decoded JSON."""
     if isinstance(value, list):
         yield from _entries(((v, f"entry {i}") for i, v in enumerate(value, 1)), name)
     elif isinstance(value, dict) and isinstance(value.get("sentences"), list):  # MSR-VTT
@@ -118,9 +118,9 @@ def _entries(values: Iterator[tuple[Any, str]], name: str) -> Iterator[Pair]:
                 f"({', '.join(TEXTS[:4])}, ...), has {what!r}{FORMS}"
             )
         if not isinstance(value[video], (str, int)):
-            raise InputError(f"{name}, {place}: {video} is no name of a video")
-        if value.keys() & TIMES and "times" not in value:
-            raise _parts(name, place)
+            raise InputError(f"{name}, {place}: {video} is not the name of a video")
+        if value.keys() & TIMES:
+            raise of_parts(name, place)
         given = _whole(text, value[text], name, place)
         for part in given if isinstance(given, list) else [given]:
             words = str(part) if isinstance(part, int) else _words(part, name, place)
@@ -128,12 +128,12 @@ def _entries(values: Iterator[tuple[Any, str]], name: str) -> Iterator[Pair]:
 
 
 def _words(value: Any, name: str, place: str) -> str:
-    """A text; a list of words, as MSVD's pickle has, is one."""
+    """A text; a list of words is one."""
     if isinstance(value, list) and value and all(isinstance(w, str) for w in value):
         return " ".join(value)
     if isinstance(value, str):
         return value
-    raise InputError(f"{name}, {place}: {str(value)[:60]!r} is no text{FORMS}")
+    raise InputError(f"{name}, {place}: {str(value)[:60]!r} is not a text{FORMS}")
 
 
 def json_lines(text: str, name: str) -> Iterator[tuple[Any, str]] | None:
@@ -147,7 +147,8 @@ def json_lines(text: str, name: str) -> Iterator[tuple[Any, str]] | None:
     return ((parse_json(line, f"{name}, line {n}"), f"line {n}") for n, line in lines_of(text))
 
 
-def _parts(name: str, place: str) -> InputError:
+def of_parts(name: str, place: str) -> InputError:
+    """The error for a file that describes parts of videos, whose files it does not name."""
     return InputError(
         f"{name}, {place}: its rows have times, so they describe parts of videos; whole videos are "
         "evaluated: cut the clips, and give the file of each"
@@ -164,7 +165,7 @@ def _text_pairs(text: str, name: str) -> Iterator[Pair]:
                 f"{'video' if video is None else 'text'}{FORMS}"
             )
         if TIMES & set(table.header):
-            raise _parts(name, "line 1")
+            raise of_parts(name, "line 1")
         for number, row in zip(table.lines, table.rows, strict=True):
             yield Pair(row[video], row[sentence], f"line {number}")
         return

@@ -182,9 +182,8 @@ def keep_videos(task: Task, wanted: Sequence[str], name: str) -> Task:
     for video in dict.fromkeys(wanted):
         own = [place[video]] if video in place else stems.get(video_stem(video), [])
         folder = PurePath(video).parent
-        if (
-            len(own) > 1 and folder.name
-        ):  # of videos that differ in their folders only the named one
+        if len(own) > 1 and folder.name:
+            # Of videos that differ in their folders only the named one.
             own = [i for i in own if PurePath(task.videos[i]).parent == folder]
         kept.update(own)
         if not own:

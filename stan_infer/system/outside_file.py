@@ -71,12 +71,17 @@ def read_bounded(path: Path, limit: int, *, name: str = "", hint: str = "") -> b
 
 
 def read_text(path: Path, limit: int, *, name: str = "", hint: str = "") -> str:
-    """As read_bounded, for UTF-8 text: a byte order mark is dropped, every line ends with "\\n"."""
+    """As read_bounded, for text: see decode_text."""
     data = read_bounded(path, limit, name=name, hint=hint)
+    return decode_text(data, name=name or str(path), hint=hint)
+
+
+def decode_text(data: bytes, *, name: str, hint: str = "") -> str:
+    """Decode UTF-8: a byte order mark is dropped, every line ends with "\\n". Raises InputError."""
     try:
         return io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig").read()
     except UnicodeDecodeError as e:
-        raise InputError(f"{name or path} cannot be read as UTF-8 text: {e}{hint}") from e
+        raise InputError(f"{name} cannot be read as UTF-8 text: {e}{hint}") from e
 
 
 def read_lines(path: Path, name: str) -> list[str]:

@@ -160,5 +160,12 @@ def test_an_index_that_misleads_is_refused(clip, tmp_path, change, message):
     index = json.loads(path.read_text())
     change(index)
     path.write_text(json.dumps(index))
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as caught:
         load_model(f"{NAME}:{path}")
+    assert str(path.parent) in str(caught.value)
+
+
+def test_an_error_in_the_weights_names_their_file(clip, tmp_path):
+    torch.save({k: v for k, v in clip.items() if k != "visual.proj"}, tmp_path / "cut.pt")
+    with pytest.raises(InputError, match=r"cut\.pt: 1 weights are missing: visual\.proj"):
+        load_model(f"{NAME}:{tmp_path / 'cut.pt'}")

@@ -626,7 +626,7 @@ def test_classes_of_trainers_stay_labels(path, monkeypatch):
     extras = {
         "hyper_parameters": Attributes(lr=0.1, kind=Kind.LARGE),
         "config": Config(Kind.LARGE, Attributes(a=[Config(Kind.LARGE)])),
-        "scaler": torch.amp.GradScaler("cpu", enabled=False),
+        "scaler": torch.amp.GradScaler("cpu"),
         "schedule": functools.partial(Config, kind=Kind.LARGE),
         "optimizer": torch.optim.AdamW([torch.ones(3, requires_grad=True)]),
     }

@@ -237,8 +237,8 @@ def test_plain_tables(write):
         ("msrvtt", "a,b\n1,2\n", "line 1: 'a,b' is of no known form; read are"),
         ("msrvtt", "video_id,when\n1,2\n", "needs a column for the text"),
         ("msrvtt", '{"sentences": [{"video_id": "v"}]}', "sentence 1: needs a video .* and a text"),
-        ("msrvtt", '{"sentences": 3}', "video sentences: '3' is no text"),
-        ("msrvtt", '{"v1": [{}]}', "video v1: '{}' is no text"),
+        ("msrvtt", '{"sentences": 3}', "video sentences: '3' is not a text"),
+        ("msrvtt", '{"v1": [{}]}', "video v1: '{}' is not a text"),
         ("msrvtt", '{"v1": {"x": 1}}', "video v1: no text"),
         ("msrvtt", "{", "is not JSON"),
         ("msrvtt", "[" * 200_000, "nested too deeply"),
@@ -389,6 +389,8 @@ def test_what_is_read_by_name_and_not_by_place(write, tmp_path):
     assert task.videos == ("v_1", "v_2")
     task = read_task("retrieval", write([{"video": "v", "sentences": ["a.", "b."]}]))
     assert task.texts == ("a. b.",)
+    task = read_task("recognition", write([{"id": 7, "video": "a.mp4", "label": "run"}]))
+    assert rows_of(task) == [("a.mp4", "run")]
     task = read_task("recognition", write('{"video": "a.mp4", "label": "run"}\n'))
     assert rows_of(task) == [("a.mp4", "run")]
     lines = '{"video": "a.mp4", "label": "run"}\n{"video": "b.mp4", "label": "walk"}\n'
@@ -432,6 +434,7 @@ def test_pickles_of_other_plain_values_are_refused(tmp_path, value):
         ("a.mp4 0.0\nb.mp4 1.0\n", "not a whole number"),
         ("a.mp4 0000000001\n", "is not a number of a class"),
         ("video_id,start,end,label\nv,0,1,run\n", "describe parts of videos"),
+        ('[{"video": "v", "start": 0, "label": "run"}]', "describe parts of videos"),
         ("foo,bar\na.mp4,dog\nb.mp4,cat\n", "looks like a header without a known column"),
         ("foo,bar\na,1\nb,2\n", "looks like a header without a known column"),
         ("a.mp4 brush hair\nb.mp4 run\n", "cannot be told apart: separate"),
