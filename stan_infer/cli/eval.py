@@ -25,6 +25,7 @@ from stan_infer.cli.options import (
     SplitWords,
     Timeout,
     Workers,
+    class_names,
     open_for,
 )
 
@@ -105,7 +106,6 @@ def eval(
     from stan_infer.evaluation.feature_cache import check_cache
     from stan_infer.library.embed import EmbedOptions
     from stan_infer.system.atomic import files_of
-    from stan_infer.text.labels import read_labels
     from stan_infer.video.find import locate_videos
 
     if cache is not None:
@@ -113,7 +113,7 @@ def eval(
     task = read_task(
         dataset,
         annotations,
-        labels=None if labels is None else read_labels(labels, split_words=split_words),
+        labels=class_names(labels, split_words),
         subset=None if subset is None else read_names(subset),
     )
     split = DATASETS[dataset].split(task)

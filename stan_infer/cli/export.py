@@ -17,8 +17,8 @@ from stan_infer.cli.options import (
     Labels,
     Settings,
     SplitWords,
+    class_names,
     parse_settings,
-    read_texts,
 )
 from stan_infer.errors import InputError, storable
 
@@ -166,7 +166,7 @@ def export(
             "frames": None if is_all else parse_range(frames or "", "--frames"),
             "batch": (1, most) if has_plans or not batch else parse_range(batch, "--batch"),
             "head": head,
-            "labels": read_texts(None, labels, split_words) if labels else [],
+            "labels": list(found.names) if (found := class_names(labels, split_words)) else [],
             "template": storable(template),
             "graph": graph,
             "opset": opset,

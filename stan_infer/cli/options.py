@@ -13,6 +13,7 @@ from stan_infer.errors import InputError
 
 if TYPE_CHECKING:
     from stan_infer.engines.session import Session
+    from stan_infer.text.labels import Labels as ClassNames
 
 Checkpoint = Annotated[
     str, typer.Argument(metavar="CKPT", help="Checkpoint file, or an open_clip NAME:TAG.")
@@ -109,16 +110,26 @@ def parse_numbers(text: str, name: str, high: int) -> list[int]:
     return list(dict.fromkeys(numbers))
 
 
+def class_names(labels: Path | None, split_words: bool) -> ClassNames | None:
+    """The class names of --labels, None without it; InputError for --split-words alone."""
+    if labels is None:
+        if split_words:
+            raise InputError("--split-words changes the names of --labels; give --labels FILE")
+        return None
+    from stan_infer.text.labels import read_labels
+
+    return read_labels(labels, split_words=split_words)
+
+
 def read_texts(
     texts: Sequence[str] | None, labels: Path | None, split_words: bool = False
 ) -> list[str]:
     """The texts of --text, or the names of --labels; InputError unless one of them was given."""
     if bool(texts) == (labels is not None):
         raise InputError("give either --text TEXT (once or more) or --labels FILE")
-    if labels is not None:
-        from stan_infer.text.labels import read_labels
-
-        return list(read_labels(labels, split_words=split_words).names)
+    found = class_names(labels, split_words)
+    if found is not None:
+        return list(found.names)
     if not all(t.strip() for t in texts or []):
         raise InputError("a text of --text is blank; give words")
     return list(texts or [])

@@ -43,6 +43,8 @@ from tests.processes import run_commands
         (["export", "{ckpt}", "-o", "{videos}"], "not empty"),
         (["inspect", "a" * 5000], "no such file"),
         (["run", "{ckpt}", "a" * 5000, "--text", "a"], "no such video"),
+        (["run", "{ckpt}", "{videos}", "--text", "a", "--split-words"], "give --labels FILE"),
+        (["export", "{ckpt}", "-o", "x", "--split-words"], "give --labels FILE"),
         (["run", "{ckpt}", "{videos}", "--text", "  "], "blank"),
         (["export", "{ckpt}", "-o", "x", "--frames", "1-8"], "neither a number nor a range"),
         (["export", "{ckpt}", "-o", "x", "--clips", "nowhere"], "nowhere"),
