@@ -21,7 +21,7 @@ from stan_infer.cli.run import run
 from stan_infer.cli.verify import verify
 from stan_infer.errors import StanError, one_line
 from stan_infer.system.cache_folder import keep_library_caches
-from stan_infer.system.signals import EndedBySignal, end_on_signals, ending
+from stan_infer.system.signals import EndedBySignal, end_on_signals, ended_by, ending
 
 app = typer.Typer(
     name="stan-infer",
@@ -73,18 +73,16 @@ def main() -> None:
         end_on_signals()
         keep_library_caches()
         app()
-    except StanError as e:
-        if debug:
-            raise
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(e.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except EndedBySignal as e:
-        sys.exit(e.exit_code)
+    except (KeyboardInterrupt, EndedBySignal):
+        sys.exit(ended_by() or 130)
     except Exception as e:
         if debug:
             raise
+        if (code := ended_by()) is not None:
+            sys.exit(code)  # the error is what a library made of the signal
+        if isinstance(e, StanError):
+            print(f"error: {e}", file=sys.stderr)
+            sys.exit(e.exit_code)
         print(
             f"internal error: {type(e).__name__}: {one_line(str(e))}\n"
             "This is a bug of stan_infer; `stan-infer --debug ...` shows where.",

@@ -15,6 +15,7 @@ from stan_infer.errors import MissingError
 
 GRACE_S = 3.0  # for the main thread to notice; a library's code may occupy it for hours
 _handled: list[signal.Signals] = []  # those that have our handler
+_raised: list[BaseException] = []  # by our handler, the last one
 _over = threading.Event()  # set when the program ends anyway
 
 
@@ -60,7 +61,7 @@ def end_on_signals() -> None:
     wanted = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
     wanted = [s for s in wanted if signal.getsignal(s) is not signal.SIG_IGN]
     taken_up = threading.Event()
-    last: list[BaseException] = []
+    last = _raised
 
     def handle(number: int, frame: FrameType | None) -> None:
         last[:] = [KeyboardInterrupt() if number == signal.SIGINT else EndedBySignal(number)]
@@ -94,6 +95,17 @@ def end_on_signals() -> None:
         threading.Thread(target=watch, name="signals", daemon=True).start()
     except RuntimeError as e:
         raise MissingError(f"{e}: give the process more memory, or more threads") from e
+
+
+def ended_by() -> int | None:
+    """The exit code of the signal that came, None without one.
+
+    Code of a library may catch what the handler raises and report an error of its own instead.
+    """
+    if not _raised:
+        return None
+    raised = _raised[0]
+    return raised.exit_code if isinstance(raised, EndedBySignal) else 128 + signal.SIGINT
 
 
 def ending() -> None:

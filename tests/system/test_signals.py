@@ -59,6 +59,22 @@ def test_in_a_destructor_whose_exceptions_python_drops(number, tmp_path):
 
 
 @pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("error", ["ValueError('no shape')", "MissingError('does not load')"])
+def test_where_a_library_makes_an_error_of_it(number, error, tmp_path):
+    """As torch does where it asks an object for its length and that was interrupted."""
+    code = (
+        "from stan_infer.errors import MissingError\n"
+        "def app():\n"
+        "    try:\n"
+        "        ready()\n"
+        f"        {WAIT}\n"
+        "    except BaseException:\n"
+        f"        raise {error} from None\n"
+    )
+    assert ended(code, number, tmp_path) == (128 + number, "")
+
+
+@pytest.mark.parametrize("number", NUMBERS)
 def test_what_cleans_up_is_not_disturbed(number, tmp_path):
     code = (
         "def app():\n"
