@@ -9,7 +9,7 @@ from typing import Any
 
 from stan_infer.errors import InputError
 from stan_infer.evaluation.retrieval_files import TIMES, VIDEOS, json_lines, of_parts
-from stan_infer.evaluation.task import Pair
+from stan_infer.evaluation.task import SPLITS, Pair, tell_splits
 from stan_infer.system.json_file import parse_json
 from stan_infer.system.table import DELIMITERS, MAX_ROWS, header_of, lines_of, read_table
 from stan_infer.video.find import SUFFIXES
@@ -30,6 +30,7 @@ _HEADER_WORDS = frozenset(
     "video videos clip file filename path name id label labels class action activity category type "
     "target index idx".split()
 )
+_HMDB_SPLIT = re.compile(r"_test_split\d+\.txt$")
 Line = tuple[int, str]
 
 
@@ -69,6 +70,7 @@ def _table(text: str, name: str, known: set[str]) -> Iterator[Pair]:
     is_kinetics = header[video] == "youtube_id" and len(times) == 2
     if TIMES & set(header) and not is_kinetics:
         raise of_parts(name, "line 1")
+    tell_splits(table.as_dicts(SPLITS), name)
     for line, row in zip(table.lines, table.rows, strict=True):
         place = f"line {line}"
         if is_kinetics:
@@ -81,6 +83,7 @@ def _table(text: str, name: str, known: set[str]) -> Iterator[Pair]:
 def _json(value: Any, name: str) -> Iterator[Pair]:
     if isinstance(value, dict) and value.keys() & set(VIDEOS) and value.keys() & set(CLASSES):
         value = [value]
+    tell_splits(value.values() if isinstance(value, dict) else value, name)
     if isinstance(value, list):
         yield from _entries(((v, f"entry {i}") for i, v in enumerate(value, 1)), name)
         return
@@ -136,6 +139,11 @@ def _word(value: Any, name: str, place: str) -> str:
 def _list(lines: Sequence[Line], name: str) -> Iterator[Pair]:
     """Lines of a video and its class without a header; all separated alike."""
     delimiter = _delimiter(lines, name)
+    if _HMDB_SPLIT.search(name) and {x.split()[-1] for _, x in lines} <= {"0", "1", "2"}:
+        raise InputError(
+            f"{name}: the numbers in HMDB51's own split files say test (2), training (1) or "
+            "neither (0), not the class; give lines of a video and its class"
+        )
     for number, line in lines:
         place = f"line {number}"
         if delimiter == " ":

@@ -85,6 +85,11 @@ def read_task(
         task = name_classes(task, labels, name)
     elif task.labels and not task.classes:
         raise InputError(f"{name} has class numbers without names: give the names with --labels")
+    empty = len(task.classes) - len(set(task.labels))
+    if labels is not None and empty:
+        _log.warning(
+            "%s: %d of the %d classes of --labels have no video", name, empty, len(task.classes)
+        )
     if data.classes is not None and len(task.classes) != data.classes:
         _log.warning(
             "%s has %d classes, and here are %d: the figures are not those of its whole test",

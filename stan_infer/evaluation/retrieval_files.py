@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from stan_infer.errors import InputError
-from stan_infer.evaluation.task import Pair
+from stan_infer.evaluation.task import SPLITS, Pair, tell_splits
 from stan_infer.system.json_file import parse_json
 from stan_infer.system.table import MAX_ROWS, lines_of, read_table
 
@@ -73,8 +73,10 @@ def pickled_pairs(value: object, name: str) -> Iterator[Pair]:
 def _pairs_of(value: Any, name: str) -> Iterator[Pair]:
     """The pairs of decoded JSON."""
     if isinstance(value, list):
+        tell_splits(value, name)
         yield from _entries(((v, f"entry {i}") for i, v in enumerate(value, 1)), name)
     elif isinstance(value, dict) and isinstance(value.get("sentences"), list):  # MSR-VTT
+        tell_splits(value["videos"] if isinstance(value.get("videos"), list) else (), name)
         yield from _entries(
             ((v, f"sentence {i}") for i, v in enumerate(value["sentences"], 1)), name
         )
@@ -166,6 +168,7 @@ def _text_pairs(text: str, name: str) -> Iterator[Pair]:
             )
         if TIMES & set(table.header):
             raise of_parts(name, "line 1")
+        tell_splits(table.as_dicts(SPLITS), name)
         for number, row in zip(table.lines, table.rows, strict=True):
             yield Pair(row[video], row[sentence], f"line {number}")
         return

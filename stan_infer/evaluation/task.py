@@ -15,6 +15,7 @@ from stan_infer.text.labels import Labels
 from stan_infer.video.find import video_stem
 
 _SHOWN = 5  # names in a message
+SPLITS = ("split", "subset")  # keys and columns that name it
 _log = logging.getLogger(__name__)
 
 
@@ -194,6 +195,16 @@ def keep_videos(task: Task, wanted: Sequence[str], name: str) -> Task:
         _log.warning("%d of the %d names of the subset are not in %s: %s", len(unknown),
                      len(wanted), name, listed(unknown))  # fmt: skip
     return task.keep(sorted(kept))
+
+
+def tell_splits(rows: Iterable[object], name: str) -> None:
+    """Warn where JSON objects, or rows as such, say that they are of several splits."""
+    own = (next((r[k] for k in SPLITS if k in r), None) for r in rows if isinstance(r, dict))
+    found = Counter(str(split) for split in own if isinstance(split, (str, int)))
+    if len(found) > 1:
+        counts = listed([f"{split} ({count})" for split, count in found.most_common()])
+        _log.warning("%s has several splits, and all are evaluated: %s; --subset keeps the videos "
+                     "of one", name, counts)  # fmt: skip
 
 
 def listed(names: Sequence[str]) -> str:

@@ -27,6 +27,11 @@ class Table:
         """The place of the column with the first of these names that the header has."""
         return next((self.header.index(n) for n in names if n in self.header), None)
 
+    def as_dicts(self, names: Sequence[str]) -> Iterator[dict[str, str]]:
+        """Each row's cells of the columns with these names."""
+        places = [(n, self.header.index(n)) for n in names if n in self.header]
+        return ({n: row[i] for n, i in places} for row in self.rows)
+
 
 def lines_of(text: str) -> Iterator[tuple[int, str]]:
     """The lines that are not blank, numbered from 1, cut at line feeds and nowhere else."""

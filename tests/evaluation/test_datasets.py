@@ -294,6 +294,37 @@ def test_a_task_with_fewer_classes_than_its_data_set_says_so(write, caplog):
     assert "kinetics400 has 400 classes, and here are 2" in caplog.text
 
 
+def test_classes_without_videos_are_counted(write, caplog):
+    labels = read_labels(write("a\nb\nc\n", "labels.txt"))
+    read_task("recognition", write("v1.mp4 0\nv2.mp4 2\n"), labels=labels)
+    assert "1 of the 3 classes of --labels have no video" in caplog.text
+
+
+def test_the_split_files_of_hmdb_hold_no_classes(write):
+    labels = read_labels(write("a\nb\nc\n", "labels.txt"))
+    file = write("v_0.avi 1 \nv_1.avi 2 \nv_2.avi 0 \n", "chew_test_split1.txt")
+    with pytest.raises(InputError, match="say test"):
+        read_task("recognition", file, labels=labels)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "content"),
+    [
+        ("msrvtt", {"videos": [{"video_id": "a", "split": "train"}, {"video_id": "b", "split":
+         "test"}], "sentences": [{"video_id": "a", "caption": "x"}]}),
+        ("retrieval", [{"video": "a", "caption": "x", "split": "train"}, {"video": "b",
+         "caption": "y", "split": "test"}]),
+        ("retrieval", "video,caption,split\na,x,train\nb,y,test\n"),
+        ("recognition", "video,label,split\na,x,train\nb,y,test\n"),
+        ("recognition", [{"video": "a", "label": "x", "split": "train"}, {"video": "b",
+         "label": "y", "split": "test"}]),
+    ],
+)  # fmt: skip
+def test_a_file_of_several_splits_says_so(write, caplog, dataset, content):
+    read_task(dataset, write(content if isinstance(content, str) else json.dumps(content)))
+    assert "train (1), test (1)" in caplog.text
+
+
 def test_one_blank_caption_is_left_out_and_named(write, caplog):
     task = read_task("msrvtt", write("video_id,sentence\nv1,\nv2,a dog\n"))
     assert (task.videos, task.texts) == (("v2",), ("a dog",))
