@@ -20,7 +20,7 @@ from onnx import TensorProto
 
 from stan_infer.config import StanConfig
 from stan_infer.export.onnx_graph import GraphWriter
-from stan_infer.video.clip import SAMPLING_RULE
+from stan_infer.video.clip import RULES
 
 _ONE = 2048.0  # weight 1 in OpenCV's 11 bits
 _LONGEST = 16384  # for frames whose shorter side is longer, a size of exactly n + 1/2 rounds up
@@ -58,20 +58,12 @@ def preprocess_entry(config: StanConfig, input: str) -> dict[str, Any]:
         "input_dtype": "uint8" if input == "uint8" else "float32",
         "layout": "BTHWC" if input == "uint8" else "BTCHW",
         "color": "RGB",
-        "resize": {
-            "short_side": config.short_side,
-            "filter": "bilinear",
-            "antialias": False,
-            "rounding": "int(side * scale + 0.5)",
-        },
-        "crop": "center",
+        "resize": {"short_side": config.short_side, **RULES["resize"]},
+        "crop": RULES["crop"],
         "mean": list(config.mean),
         "std": list(config.std),
         "folded_in_graph": input == "uint8",
-        "sampling": {
-            "frames": config.frames,
-            "rule": SAMPLING_RULE,
-        },
+        "sampling": {"frames": config.frames, **RULES["sampling"]},
     }
 
 

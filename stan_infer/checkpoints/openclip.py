@@ -149,10 +149,11 @@ def _notes(name: str, tag: str, config: StanConfig) -> tuple[str, ...]:
     notes.append(f"{tag} was trained with activation {theirs}, {used}")
     if (config.mean, config.std) != (StanConfig.mean, StanConfig.std):
         notes.append(f"{tag} has its own mean and std of pixels, which are used")
-    for key, ours in (("interpolation", "bicubic"), ("resize_mode", "shortest")):
+    for key, ours in (("interpolation", "bilinear"), ("resize_mode", "shortest")):
         if trained.get(key, ours) != ours:
             notes.append(
-                f"{tag} was trained with {key} {trained[key]}; frames are read with {ours} here"
+                f"{tag} was trained with {key} {trained[key]}; frames are read with {ours} here, "
+                "as STAN is trained"
             )
     return tuple(notes)
 

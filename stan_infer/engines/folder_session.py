@@ -24,6 +24,7 @@ from stan_infer.engines.session import (
     token_ids,
 )
 from stan_infer.errors import CheckError, InputError
+from stan_infer.video.clip import check_rules
 
 
 class FolderSession(Session):
@@ -46,6 +47,7 @@ class FolderSession(Session):
         threads: CPU threads; None leaves it to the runtime. Raises InputError and MissingError.
         """
         self._artefact, self._device, self._precision = artefact, device, precision
+        check_rules(artefact.manifest.get("preprocess") or {}, f"{artefact.path}: preprocess")
         graphs = {role: artefact.graph(role) for role in ("video", "text")}
         self._graphs = {
             role: graph for role, graph in graphs.items() if graph is not None and self.has(graph)

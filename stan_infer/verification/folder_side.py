@@ -29,7 +29,7 @@ from stan_infer.text.tokenizer import text_rules, tokenize
 from stan_infer.text.vocabulary import END, START
 from stan_infer.verification.graph_side import ROLES, form, tower, usable
 from stan_infer.verification.side import Arrays, Form, Side, score_arrays, to_input
-from stan_infer.video.clip import SAMPLING_RULE, resize_crop, sample_indices
+from stan_infer.video.clip import RULES, check_rules, resize_crop, sample_indices
 
 _MAX_LABELS = 256 * 2**20  # bytes of a file of labels, and characters of their texts
 
@@ -88,16 +88,13 @@ class Folder(Side):
         return self._at("preprocess", "sampling", "frames", kind=int)
 
     def indices(self, total: int, frames: int) -> np.ndarray:
-        # A client refuses a rule whose name it does not know, and so does this one.
-        rule = self._at("preprocess", "sampling", "rule", kind=str)
-        if rule != SAMPLING_RULE:
-            raise InputError(
-                f"{MANIFEST}: the sampling rule is {rule[:80]!r}, not {SAMPLING_RULE!r}"
-            )
+        # A client refuses a rule that it does not know, and so does this one.
+        self._check_rules("sampling")
         return sample_indices(total, frames)
 
     def pixels(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        # Older exports have no preprocess.onnx; the manifest says then how to resize.
+        self._check_rules("resize", "crop")
+        # Older exports have no preprocess.onnx; the manifest says then to which side to resize.
         if "preprocess" not in self._graphs:
             side = self._at("preprocess", "resize", "short_side", kind=int)
             return resize_crop(images, side, self.config.image_size)
@@ -105,6 +102,10 @@ class Folder(Side):
         signature = opened.signature()
         output = next(iter(signature.outputs))
         return opened.run({next(iter(signature.inputs)): np.stack(images)}, [output])[output]
+
+    def _check_rules(self, *keys: str) -> None:
+        said = self._at("preprocess", kind=dict[str, Any])
+        check_rules(said, f"{MANIFEST}: preprocess", {key: RULES[key] for key in keys})
 
     def prepare(self, pixels: np.ndarray, form: Form | None = None) -> np.ndarray:
         mean, std = (self._at("preprocess", k, kind=Triple) for k in ("mean", "std"))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,13 @@ from stan_infer.video.pyav_reader import Image, Indices, errors_named, read_pyav
 from stan_infer.video.resize import resize_and_crop
 from stan_infer.video.spec import ClipSpec, check_frames
 
-SAMPLING_RULE = "round_half_even((n-1)/T*i) + trunc((n-1)/T/2)"  # what sample_indices computes
+# How a folder's manifest describes what `sample_indices` and `resize_and_crop` compute: whoever
+# changes one of these changes its words here, and older versions refuse such a folder.
+RULES: dict[str, Any] = {
+    "sampling": {"rule": "round_half_even((n-1)/T*i) + trunc((n-1)/T/2)"},
+    "resize": {"filter": "bilinear", "antialias": False, "rounding": "int(side * scale + 0.5)"},
+    "crop": "center",
+}
 _READERS = {"pyav": read_pyav, "decord": read_decord}
 
 
@@ -113,6 +120,22 @@ def resize_crop(
             )
         result[i] = resize_and_crop(image, short_side, crop)[0]
     return result
+
+
+def check_rules(preprocess: Mapping[str, Any], name: str, rules: Mapping[str, Any] = RULES) -> None:
+    """Raise InputError where a manifest's "preprocess" asks for another sampling, resize or crop.
+
+    What it does not say is as here: early exports said less.
+    """
+    for key, known in rules.items():
+        value = preprocess.get(key, known)
+        if isinstance(known, dict) and isinstance(value, dict):
+            check_rules(value, f"{name}.{key}", known)
+        elif value != known or type(value) is not type(known):
+            raise InputError(
+                f"{name}.{key} is {str(value)[:80]!r}; this version reads clips by {known!r} only: "
+                "export the model again"
+            )
 
 
 def regular_file(path: Path) -> Path:

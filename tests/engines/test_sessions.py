@@ -300,6 +300,22 @@ def test_sizes_outside_the_manifest_are_refused(tampered, engine):
     assert session.embed_video(clips(2, 8, 16)).shape == (2, 24)
 
 
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [(("resize", "filter"), "bicubic"), (("resize", "antialias"), 1), (("crop",), "none"),
+     (("resize",), "none"), (("sampling", "rule"), "random")],
+)  # fmt: skip
+def test_another_rule_for_clips_is_refused(tampered, keys, value):
+    def other(manifest):
+        entry = manifest["preprocess"]
+        for key in keys[:-1]:
+            entry = entry[key]
+        entry[keys[-1]] = value
+
+    with pytest.raises(InputError, match=rf"preprocess\.{'.'.join(keys)} is .* reads clips by"):
+        si.open_session(tampered(edit_manifest=other), engine="ort")
+
+
 def test_a_folder_of_one_tower(tiny_model, engine):
     session = si.open_session(exported(tiny_model, tower="video"), engine=engine)
     assert session.embed_video(clips(1, 2, 16)).shape == (1, 24)

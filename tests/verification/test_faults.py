@@ -207,6 +207,7 @@ FAULTS = [
     told("manifest says BGR", "input", "preprocess", color="BGR"),
     told("manifest samples one frame less", "decode", SAMPLING, frames=5),
     told("manifest has another sampling rule", "decode", SAMPLING, rule="trunc(n/T*i)"),
+    told("manifest resizes by another filter", "resize", "preprocess/resize", filter="bicubic"),
     weight("heads exchanged in one out weight", f"{TRUNK}1/attention/out/weight", swap_heads),
     weight(
         "attention scale dropped in one layer",

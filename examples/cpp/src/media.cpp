@@ -167,6 +167,7 @@ Tensor to_rgb(Media& media, const AVFrame& frame) {
                     std::to_string(kMaxPixels) + " pixels are allowed: make it smaller");
   }
   const auto format = static_cast<AVPixelFormat>(frame.format);
+  // This converts pixels at the frame's own size; preprocess.onnx resizes.
   const std::unique_ptr<SwsContext, void (*)(SwsContext*)> scaler(
       sws_getContext(frame.width, frame.height, format, frame.width, frame.height, AV_PIX_FMT_RGB24,
                      SWS_BILINEAR, nullptr, nullptr, nullptr),
