@@ -35,7 +35,7 @@ def places(
         return None
     # A B picture is shown at once, another when the next that is not B has been decoded.
     order: list[int] = []
-    held = []
+    held: list[int] = []
     for number, kind in enumerate(kinds):
         if kind != ord("B"):
             order += held

@@ -22,6 +22,7 @@ from stan_infer.video.coded_order import KINDS, UNKNOWN, begins_anew, places
 if TYPE_CHECKING:
     from av import Packet
     from av.container import InputContainer
+    from av.stream import Stream
     from av.video.stream import VideoStream
 
 MAX_PACKETS = 10_000_000
@@ -82,7 +83,7 @@ class _Packets:
     broken: bool = False  # a time is missing, or decode times fall: parts that were joined
     anew: bool | None = None
 
-    def add(self, packet: Packet[VideoStream], codec: str, extradata: bytes | None) -> None:
+    def add(self, packet: Packet[Stream], codec: str, extradata: bytes | None) -> None:
         # VP8 stores pictures that are only references as packets of their own (RFC 6386, 9.1).
         hidden = codec == "vp8" and not memoryview(packet)[0] & 0x10
         visible = not (packet.is_discard or hidden)

@@ -118,7 +118,7 @@ class Pictures:
                         if frame.pts is None or (
                             last >= 0 and index.time[which] <= index.time[last]
                         ):
-                            raise Misordered
+                            raise self._disorder()
                         last = which
                         if which == start != index.first and not frame.key_frame:
                             raise Damaged(
@@ -159,8 +159,8 @@ class Pictures:
             raise
         except av.error.FFmpegError as e:
             if self._known is None:
-                raise self._damaged(number, e.strerror) from e
-            log.append((av.logging.ERROR, "", e.strerror))
+                raise self._damaged(number, str(e.strerror)) from e
+            log.append((av.logging.ERROR, "", str(e.strerror)))
         if self._known is not None:
             self._judge(number, log, self._known[number] if strange else "")
         for frame in frames:
@@ -187,6 +187,11 @@ class Pictures:
                 self._damage.setdefault(number, text.strip())
         if known and not harmless and number not in self._lost:
             self._damage.setdefault(number, known)
+
+    def _disorder(self) -> Damaged | Misordered:
+        for packet, text in {**self._lost, **self._damage}.items():
+            return self._damaged(packet, text)  # damage puts pictures in a wrong order, too
+        return Misordered()
 
     def _damaged(self, packet: int, text: str) -> Damaged:
         return Damaged(packet, f"{self._index.named(packet)} is damaged: {text}", text)

@@ -205,7 +205,8 @@ class _Taken:
         self, missing: list[int], back: int, *, strict: bool
     ) -> dict[int, Damaged | Misordered]:
         """Decode frames by number; return what failed, by the packet from which it was decoded."""
-        index, failures = self._index, {}
+        index = self._index
+        failures: dict[int, Damaged | Misordered] = {}
         packets = index.order[missing]
         wanted = dict(zip(packets.tolist(), missing, strict=True))
         known = None if strict else {} if back else self._known
