@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 # Complaints of FFmpeg that leave all pictures right: on what the decoder may forget, on what is
 # written beside the pictures. Where a picture builds on one that is missing, others follow.
 _HARMLESS = re.compile(
-    r"mmco: unref short failure|SEI type \d+ size \d+ truncated|Invalid SEI|"
+    r"mmco: unref short failure|number of reference frames .* exceeds max|Invalid SEI|"
+    r"SEI type \d+ size \d+ truncated|"
     r"unable to decode APP fields|\(repeated"
 )
 # The packet gives no picture, but those that do not build on it are right.
@@ -115,20 +116,21 @@ class Pictures:
                 for frame in self._pictures(fed, number):
                     which = frame.pts if frame.pts is not None else number
                     if index.ordered:
-                        if frame.pts is None or (
-                            last >= 0 and index.time[which] <= index.time[last]
-                        ):
-                            raise self._disorder()
+                        self._check(frame, which, last, start)
                         last = which
-                        if which == start != index.first and not frame.key_frame:
-                            raise Damaged(
-                                which, f"{index.named(start)} is marked as key, but is not"
-                            )
                     if index.key[which] and frame.key_frame:
                         group = which
                     yield which, frame, self._wrong(which, group)
             if number >= end:
                 return
+
+    def _check(self, frame: VideoFrame, which: int, last: int, start: int) -> None:
+        index = self._index
+        if frame.pts is None or (last >= 0 and index.time[which] <= index.time[last]):
+            raise self._disorder()
+        # In a stream without key frames, marks say where pictures are nearly right again.
+        if last < 0 and start != index.first and not (which == start and frame.key_frame):
+            raise Damaged(start, f"{index.named(start)} is marked as key, but is not")
 
     def _fed(
         self, number: int, packet: Packet[VideoStream], start: int, end: int
