@@ -103,11 +103,15 @@ class DecodeWorker(AbstractContextManager["DecodeWorker"]):
         late = expired.is_set()
         if late or header is None or (header["status"] == "clip" and not pixels):
             code = child.end()
-            end = f"did not answer within {timeout_s:g} s (killed)"
-            if not late:
-                end = f"crashed ({how_it_ended(code)})"
+            if late:
+                raise InputError(
+                    f"{os.fspath(path)}: reading it took longer than --timeout {timeout_s:g} s and "
+                    "was stopped; for a long video or on a busy machine allow more (--timeout, "
+                    "in Python timeout_s); if that does not help, re-encode the file"
+                )
             raise InputError(
-                f"{os.fspath(path)}: the decoder {end}; the file is likely damaged: re-encode it"
+                f"{os.fspath(path)}: the decoder crashed ({how_it_ended(code)}); the file is "
+                "likely damaged: re-encode it"
             )
         self._clips += 1
         if self._clips >= self._recycle:
