@@ -80,6 +80,7 @@ SLOW = {
     "tests/test_packaging.py",
     "tests/test_scores.py::test_memory_stays_in_its_limit",
     "tests/verification/test_faults.py::test_clean_pairs_raise_no_alarm",
+    "tests/video/test_against_ffmpeg.py",
     "tests/video/test_decoder_trial.py",
 }
 
