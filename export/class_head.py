@@ -9,7 +9,7 @@ import torch
 
 from stan_infer.config import StanConfig
 from stan_infer.export.onnx_graph import GraphWriter
-from stan_infer.export.score_graph import add_mug_score
+from stan_infer.export.score_graph import add_length, add_mug_score
 from stan_infer.network.model import Stan
 from stan_infer.scores import head_scores
 from stan_infer.text.tokenizer import tokenize
@@ -64,8 +64,7 @@ def add_class_head(
             both = add_mug_score(graph, tokens, ids, frames, mode=config.head, tau=config.mug_tau)
             scores = graph.node("Transpose", [both], perm=[1, 0])
         else:
-            length = graph.node("ReduceL2", [mean, graph.constant([-1])], keepdims=1)
-            unit = graph.node("Div", [mean, length])
+            unit = graph.node("Div", [mean, add_length(graph, mean)])
             weight = graph.weight("embeddings", classes["embeddings"].T)
             scores = graph.node("MatMul", [unit, weight])
         scale = graph.constant(1 / config.temperature, np.float32)

@@ -47,11 +47,13 @@ def export_model(
         require(module, "exporting", "cpu")
     from torch import nn
 
-    from stan_infer.export.options import ExportOptions
+    from stan_infer.export.options import ExportOptions, check_opset
     from stan_infer.export.to_onnx import export_onnx
     from stan_infer.tensorrt_plans.build import build_plans, check_buildable
     from stan_infer.tensorrt_plans.options import PlanOptions
 
+    graphs = ExportOptions(**options)
+    check_opset(graphs.opset)
     engine, wanted = FORMATS[format], plan or PlanOptions()
     if engine:
         check_buildable(engine, wanted)  # now, because writing the graphs takes minutes
@@ -62,4 +64,4 @@ def export_model(
 
     load: Callable[[], Any] = (lambda: model) if isinstance(model, nn.Module) else model
     say = progress or (lambda text: None)
-    return export_onnx(load, Path(out), ExportOptions(**options), say=say, then=add_plans)
+    return export_onnx(load, Path(out), graphs, say=say, then=add_plans)

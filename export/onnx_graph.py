@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from stan_infer.artefacts.opsets import OPSETS
 from stan_infer.system.temporary import temporary_file
 
 MAX_INLINE = 1_900_000_000  # bytes of weights; a protocol buffer ends at 2 GiB
@@ -149,7 +150,7 @@ class GraphWriter:
         graph = helper.make_graph(self._nodes, self._name, self._inputs, self._outputs, self._small)
         opset = helper.make_opsetid("", self.opset)
         model = helper.make_model(graph, opset_imports=[opset], producer_name="stan_infer")
-        model.ir_version = max(10, helper.find_min_ir_version_for([opset]))
+        model.ir_version = OPSETS[self.opset].ir
         helper.set_model_props(model, self._metadata)
         return model
 

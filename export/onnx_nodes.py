@@ -142,11 +142,10 @@ class Nodes:
         """Mean along one axis."""
         return self.graph.node("ReduceMean", [x, self.graph.constant([axis])], keepdims=keep)
 
-    def layer_norm(self, x: str, gamma: str, beta: str | None, eps: float) -> str:
+    def layer_norm(self, x: str, gamma: str, beta: str, eps: float) -> str:
         """LayerNormalization of the last axis, in fp32; gamma and beta are fp32."""
-        affine = [gamma] if beta is None else [gamma, beta]
         x = self.cast(x, TensorProto.FLOAT)
-        y = self.graph.node("LayerNormalization", [x, *affine], axis=-1, epsilon=eps)
+        y = self.graph.node("LayerNormalization", [x, gamma, beta], axis=-1, epsilon=eps)
         return self.cast(y, self.type)
 
     def softmax(self, scores: str, axis: int, scale: float = 1.0) -> str:

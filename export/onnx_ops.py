@@ -50,11 +50,12 @@ class OnnxOps(PlainOps[str]):
     def embed(self, video: str, w: Patches, tower: TowerConfig) -> str:
         p, side = w.patch, math.isqrt(len(w.table))
         with self._operation(w.path) as (g, n):
-            # The cast comes first, because TensorRT has no Reshape of uint8.
-            x = g.node("Cast", [video], to=n.type)
             if w.layout == "BTHWC":
+                # The cast comes first, because TensorRT has no Reshape of uint8.
+                x = g.node("Cast", [video], to=n.type)
                 x = n.transpose(n.reshape(x, [-1, side, p, side, 3 * p]), 0, 1, 3, 2, 4)
             else:
+                x = n.cast(video, n.type)
                 x = n.transpose(n.reshape(x, [-1, 3, side, p, side, p]), 0, 2, 4, 1, 3, 5)
             x = n.reshape(x, [-1, side * side, 3 * p * p])
             x = g.node("MatMul", [x, n.weight("weight", w.weight.T)])
@@ -75,7 +76,10 @@ class OnnxOps(PlainOps[str]):
                 scale = g.constant(np.ones(self._d), np.float32)
             else:
                 scale = n.weight("gain", gain, exact=True)
-            n.layer_norm(x, scale, None, tower.eps)
+            # The bias is folded into the linear behind. ONNX allows to leave it out, but ONNX
+            # Runtime's transformers.optimizer fails then, and ONNX Runtime 1.17 aborts the process.
+            zero = g.constant(np.zeros(self._d), np.float32)
+            n.layer_norm(x, scale, zero, tower.eps)
         return name
 
     def linear(

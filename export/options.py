@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from stan_infer.artefacts.manifest import MAX_LABELS
+from stan_infer.artefacts.opsets import OPSETS, check_runtime
 from stan_infer.config import StanConfig
-from stan_infer.errors import InputError, check_word
+from stan_infer.errors import InputError, MissingError, check_word
+from stan_infer.system.packages import require
 
-OPSETS = (18, 25)  # smallest, largest; ReduceMean takes its axes as an input from 18 on
 MAX_BATCH = 4096
 _WORDS = {
     "tower": ("both", "video", "text"),
@@ -56,9 +57,6 @@ class ExportOptions:
         """Raise InputError for an unknown word, or values that `config` or each other rule out."""
         for name, known in _WORDS.items():
             check_word(name, getattr(self, name), known)
-        low, high = OPSETS
-        if not low <= self.opset <= high:
-            raise InputError(f"opset is {self.opset}; allowed are {low} to {high} (default 20)")
         _check_range("frames", self.frame_range(config), config.max_frames)
         _check_range("batch", self.batch_range(), MAX_BATCH)
         if self.tower == "text" and not config.has_text:
@@ -107,6 +105,25 @@ class ExportOptions:
         for label in self.labels:
             if not label.strip() or len(label.splitlines()) != 1:
                 raise InputError(f"label {label[:40]!r} is blank or has more than one line")
+
+
+def check_opset(opset: int) -> None:
+    """Raise InputError for an opset that exports do not write, MissingError for one too new here.
+
+    Written graphs are checked with onnx and run in ONNX Runtime, which must know the opset.
+    """
+    if opset not in OPSETS:
+        low, high = min(OPSETS), max(OPSETS)
+        raise InputError(f"opset is {opset}; allowed are {low} to {high} (default 20)")
+    onnx = require("onnx", "exporting", "cpu")
+    newest = onnx.defs.onnx_opset_version()
+    if opset > newest:
+        raise MissingError(
+            f"onnx {onnx.__version__} knows opsets to {newest}, not {opset}: pip install -U onnx, "
+            f"or --opset {newest}"
+        )
+    ort = require("onnxruntime", "exporting", "cpu")
+    check_runtime(opset, ort.__version__, "the export")
 
 
 def parse_range(text: str, name: str) -> int | Range:

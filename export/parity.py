@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from stan_infer.artefacts.difference import Difference
+from stan_infer.artefacts.opsets import oldest_runtime
 from stan_infer.artefacts.precision import TOLERANCES
 from stan_infer.engines.graph import OpenGraph
 from stan_infer.engines.open import ENGINES, graph_engines, open_graph
@@ -41,7 +42,9 @@ def case_sizes(batch: Range, frames: Range) -> list[tuple[int, int]]:
     return sorted({(within(b, batch), within(t, frames)) for b, t in pairs})
 
 
-def check_graph(path: Path, opset: int, dims: Mapping[str, Range]) -> dict[str, Any]:
+def check_graph(
+    path: Path, opset: int, dims: Mapping[str, Range], precision: str
+) -> dict[str, Any]:
     """Check form and axes of a written graph; return its part of the manifest.
 
     dims: range of each dimension. Dimensions whose range is a single value must be fixed in the
@@ -67,6 +70,7 @@ def check_graph(path: Path, opset: int, dims: Mapping[str, Range]) -> dict[str, 
     return {
         "opset": opset,
         "ir": proto.ir_version,
+        "min_onnxruntime": oldest_runtime(opset, precision),
         "nodes": len(proto.graph.node),
         "inputs": inputs,
         "outputs": outputs,

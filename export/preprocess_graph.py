@@ -83,7 +83,8 @@ def _resized(g: GraphWriter, sides: list[str], short_side: int) -> list[str]:
         index = g.node("Div", [short, g.constant([unit])])
         index = g.node("Min", [index, g.constant([len(errors) - 1])])
         error = g.node("Gather", [g.weight("scale_errors", errors), index])
-        powers = g.constant(2.0 ** np.arange(31), np.float32)
+        each = 2.0 ** np.arange(31)
+        powers, ulps = g.constant(each, np.float32), g.constant([0, *each], np.float32)
         found = []
         for side in sides:
             total = g.node("Add", [g.node("Mul", [side, g.constant([2 * short_side])]), short])
@@ -91,10 +92,9 @@ def _resized(g: GraphWriter, sides: list[str], short_side: int) -> list[str]:
             tie = g.node("Equal", [g.node("Mul", [size, twice]), total])
             halves = g.node("Sub", [g.node("Mul", [size, two]), g.constant([1])])
             halves = g.node("Cast", [halves], to=TensorProto.FLOAT)
-            below = g.node(
-                "Where", [_not_less(g, halves, powers), powers, g.constant(0, np.float32)]
-            )
-            ulp = g.node("ReduceMax", [below, g.constant([0])], keepdims=1)
+            below = g.node("Cast", [_not_less(g, halves, powers)], to=TensorProto.INT64)
+            count = g.node("ReduceSum", [below, g.constant([0])], keepdims=1)
+            ulp = g.node("Gather", [ulps, count])  # 0 for no half at all
             carried = g.node("Less", [g.node("Mul", [halves, error]), g.node("Neg", [ulp])])
             down = g.node("Cast", [g.node("And", [tie, carried])], to=TensorProto.INT64)
             found.append(g.node("Sub", [size, down]))

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stan_infer.artefacts.opsets import OPSETS
 from stan_infer.export.onnx_graph import MAX_INLINE
 from stan_infer.export.options import Range
 from stan_infer.network.model import Stan
@@ -75,6 +76,7 @@ def write_reference(
         verbose=False,
     )
     assert program is not None
+    program.model.ir_version = OPSETS[opset].ir  # torch writes 10 for all, which is too new or old
     size = sum(p.numel() * p.element_size() for p in module.parameters())
     program.save(str(path), external_data=size > MAX_INLINE)
     data = path.with_name(f"{path.name}.data")

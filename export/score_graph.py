@@ -70,8 +70,18 @@ def add_mug_score(
     return g.node("Mul", [scores, g.constant(1 / tau, np.float32)])
 
 
+def add_length(g: GraphWriter, x: str) -> str:
+    """Add the nodes of the Euclidean norm along the last axis, which stays; return its name.
+
+    Not ReduceL2, because ONNX Runtime's symbolic shape inference, on which its quantiser and
+    transformers.optimizer build, cannot read axes that are an input of that operation.
+    """
+    squares = g.node("ReduceSum", [g.node("Mul", [x, x]), g.constant([-1])], keepdims=1)
+    return g.node("Sqrt", [squares])
+
+
 def _unit(g: GraphWriter, x: str) -> str:
-    norm = g.node("ReduceL2", [x, g.constant([-1])], keepdims=1)
+    norm = add_length(g, x)
     return g.node("Div", [x, g.node("Max", [norm, g.constant(_SMALLEST, np.float32)])])
 
 

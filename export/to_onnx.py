@@ -126,7 +126,7 @@ class _Export:
         """Check every graph, and compare its outputs with the model's."""
         for w in self.written:
             self.say(f"comparing {w.path.name} with the model")
-            record = check_graph(w.path, self.options.opset, w.dims)
+            record = check_graph(w.path, self.options.opset, w.dims, w.precision)
             self.graphs.append(self._entry(w, record))
             if w.cases:
                 self.parity.append(prove(w.path, w.cases, w.precision))

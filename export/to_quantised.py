@@ -73,7 +73,7 @@ def write_quantised(
             "kept": calibration["kept"],
             "calibration_sha256": sha256(folder / CALIBRATION),
         },
-        **check_graph(path, graph.opset, graph.dims),
+        **check_graph(path, graph.opset, graph.dims, precision),
     }
     run = partial(encode_video, weights)
     sizes = case_sizes(graph.dims["batch"], graph.dims["frames"])

@@ -56,6 +56,7 @@ class GraphEntry(TypedDict):
     outputs: Annotated[list[Port], Meta(max_length=16)]
     dims: Annotated[dict[Word, Pair], Meta(max_length=16)]
     ir: NotRequired[Count]
+    min_onnxruntime: NotRequired[Word]  # of that opset; earlier exports lack it
     bytes: NotRequired[Count]
     nodes: NotRequired[Count]
     graph: NotRequired[Word]  # fused or reference

@@ -87,6 +87,7 @@ def _inspect_folder(
                 "mib": manifest["files"][g["file"]]["bytes"] / 2**20,
                 "opset": g["opset"],
                 "ir": g.get("ir"),
+                "onnxruntime": f">={g['min_onnxruntime']}" if "min_onnxruntime" in g else None,
                 "dims": " ".join(f"{k} {a}:{b}" for k, (a, b) in g["dims"].items()),
                 "max_rel_error": parity.get(g["file"]),
             }

@@ -20,7 +20,7 @@ from stan_infer.engines.graph import OpenGraph, Signature
 from stan_infer.engines.session import (
     TEXT_CHUNK,
     Session,
-    check_video,
+    clip_array,
     token_ids,
 )
 from stan_infer.errors import CheckError, InputError
@@ -87,7 +87,7 @@ class FolderSession(Session):
     def embed_video(self, video: Any) -> Any:
         """See Session.embed_video; the input's dtype must be the one exported."""
         graph, _ = self._role("video")
-        clips = np.ascontiguousarray(video)
+        clips = clip_array(self.config, video)
         output, wanted = self._check_clips(graph, clips.shape, str(clips.dtype))
         return self._run("video", output, {"video": clips}, wanted)
 
@@ -134,8 +134,7 @@ class FolderSession(Session):
         """Linears of the first graph that run in 8 bits; counting them may take a while."""
         return next(iter(self._opened.values())).count_8_bits()
 
-    def close(self) -> None:
-        """Free the graphs."""
+    def _free(self) -> None:
         for opened in self._opened.values():
             opened.close()
         self._opened.clear()
@@ -152,7 +151,6 @@ class FolderSession(Session):
                 f"video is {dtype}; this exported folder takes {wanted}: "
                 f"convert it, or export with --input {word}"
             )
-        check_video(self.config, shape, dtype == "uint8")
         check_size(graph, "batch", shape[0], "video has {} clips")
         check_size(graph, "frames", shape[1], "video has {} frames")
         if self.config.is_mug:

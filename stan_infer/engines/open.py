@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, Unpack
 
 from stan_infer.artefacts.precision import EIGHT_BITS
-from stan_infer.errors import InputError, MissingError, check_word
+from stan_infer.errors import CheckError, InputError, MissingError, check_word
 from stan_infer.system.packages import require
 
 if TYPE_CHECKING:
@@ -235,6 +235,44 @@ def open_session(
     Nothing falls back: InputError for a wrong source, option or word, MissingError for a package or
     device that is not here.
     """
+    words = {"device": device, "precision": precision, "settings": settings, **options}
+    found = _open(source, engine, device, precision, settings, options)
+    if isinstance(source, (str, Path)) and os.path.exists(source):
+        source = Path(source).absolute()  # where it is unpickled may be another folder
+    found.reopened_by(_reopen, source, engine, words, _manifest_hash(source))
+    return found
+
+
+def _reopen(
+    source: Path | str | Stan, engine: str | None, words: dict[str, Any], manifest: str | None
+) -> Session:
+    """Open a session that was pickled; CheckError for a folder that was exported anew since."""
+    if manifest is not None and _manifest_hash(source) != manifest:
+        raise CheckError(
+            f"{source} is not what it was when this session was pickled: open it with open_session"
+        )
+    return open_session(source, engine, **words)
+
+
+def _manifest_hash(source: Path | str | Stan) -> str | None:
+    """Return the hash of the manifest of a folder, or of the folder of a plan, if it is either."""
+    from stan_infer.artefacts.folder import MANIFEST, sha256
+
+    if not isinstance(source, (str, Path)):
+        return None
+    path = Path(source)
+    path = (path.absolute().parent.parent if path.suffix == ".plan" else path) / MANIFEST
+    return sha256(path) if path.is_file() else None
+
+
+def _open(
+    source: str | Path | Stan,
+    engine: str | None,
+    device: str | None,
+    precision: str | None,
+    settings: Mapping[str, Any] | None,
+    options: Mapping[str, Any],
+) -> Session:
     given: dict[str, Any] = dict(options)
     if isinstance(source, (str, Path)) and str(source).endswith(".plan"):
         if given.get("provider") is not None:

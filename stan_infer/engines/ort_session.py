@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from stan_infer.artefacts.checked_graph import CheckedGraph
 from stan_infer.artefacts.folder import Artefact, Graph
 from stan_infer.artefacts.onnx_file import count_ops
+from stan_infer.artefacts.opsets import check_runtime
 from stan_infer.artefacts.precision import EIGHT_BITS
 from stan_infer.engines.folder_session import FolderSession
 from stan_infer.engines.graph import OpenGraph, Signature, TensorType, graph_name
@@ -69,10 +70,7 @@ def inference_session(
     if threads:
         options.intra_op_num_threads = threads
     try:
-        if isinstance(graph, bytes):
-            return open_with(chosen, graph, options)
-        with openable(graph) as path:
-            return open_with(chosen, path, options)
+        return _opened(chosen, graph, options)
     except StanError:
         raise
     except Exception as e:
@@ -87,6 +85,21 @@ def inference_session(
         if "fallback" in reason and chosen.device != "cpu":
             raise chosen.missing(f"it leaves nodes of {name} to the CPU") from e
         raise InputError(f"ONNX Runtime refuses {name}: {reason[:200]}") from e
+
+
+def _opened(
+    provider: Provider, graph: Path | bytes, options: onnxruntime.SessionOptions
+) -> onnxruntime.InferenceSession:
+    with nullcontext(graph) if isinstance(graph, bytes) else openable(graph) as source:
+        try:
+            return open_with(provider, source, options)
+        except Exception as e:
+            # Before 1.32, linears in fp8 are fused to an operation that has int8 only. On a CPU
+            # they run in fp32 in any case.
+            if provider.device != "cpu" or "float8" not in str(e) or "MatMulInteger" not in str(e):
+                raise
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
+            return open_with(provider, source, options)
 
 
 class OrtSession(FolderSession):
@@ -113,6 +126,8 @@ class OrtSession(FolderSession):
         self, graph: Graph, checked: CheckedGraph, precision: str, threads: int | None
     ) -> OrtGraph:
         """See FolderSession.open; of a graph in 8 bits, count the linears that really run so."""
+        ort = require("onnxruntime", "engine ort", "runtime")
+        check_runtime(graph.opset, ort.__version__, graph.file)
         options: dict[str, Any] = {
             "name": graph.file,
             "device": self._device,

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from stan_infer.config import StanConfig
+from stan_infer.engines.lifetime import Lifetime
 from stan_infer.errors import InputError, nearest
 from stan_infer.scores import head_scores
 from stan_infer.text.tokenizer import tokenize
@@ -19,12 +20,18 @@ from stan_infer.video.spec import ClipSpec
 TEXT_CHUNK = 256  # texts per call of a network: 100,000 labels at once would take 130 GB
 
 
-class Session(ABC):
+class Session(Lifetime):
     """A model opened on a device.
 
-    It takes tensors or numpy arrays. Engines of torch return tensors, TensorRT's return tensors for
-    clips and numpy arrays for texts, the others numpy arrays; all are float32. B clips, T frames,
-    Q texts, L tokens, E embedding width.
+    Every engine takes the same inputs and refuses the same ones: see embed_video and embed_text.
+    Engines of torch return tensors, TensorRT's return tensors for clips and numpy arrays for texts,
+    the others numpy arrays; all are float32. B clips, T frames, Q texts, L tokens, E embedding
+    width.
+
+    `with open_session(...) as session` closes it at the end; after `close` every method raises
+    InputError. A pickle holds what was given to open_session, not the weights of a file, and opens
+    it again where it is loaded, as in a process of multiprocessing: a folder that was exported anew
+    in between is a CheckError.
     """
 
     @property
@@ -36,13 +43,22 @@ class Session(ABC):
     def embed_video(self, video: Any) -> Any:
         """Clips -> [B, E], or [B, T, E] with a Mug head; features are not normalised.
 
-        video: uint8 [B, T, H, W, 3] RGB, or float32 [B, T, 3, H, W] normalised by the config's mean
-        and std. The layout follows the dtype and is never guessed. Raises InputError.
+        video: an array, a tensor on any device, or a list of them of one size, contiguous or not:
+        uint8 [B, T, H, W, 3] RGB, or floats [B, T, 3, H, W] normalised by the config's mean and
+        std, which are taken as float32 whatever their width. The layout follows the dtype and is
+        never guessed. A folder takes the one of the two with which it was exported, engine triton
+        and the fused graph uint8. Raises InputError for those, other dtypes and shapes, no clips,
+        and floats that are not finite.
         """
 
     @abstractmethod
     def embed_text(self, texts: Sequence[str] | Any) -> Any:
-        """Texts or int ids [Q, L] -> [Q, E], or [Q, L, E] with a Mug head; not normalised."""
+        """Texts or int ids [Q, L] -> [Q, E], or [Q, L, E] with a Mug head; not normalised.
+
+        texts: a string, any iterable of strings (a generator, an array of numpy's strings), or ids
+        as an array, a tensor or lists. Raises InputError for none, ids out of range, or an item
+        that is no string.
+        """
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
@@ -52,10 +68,6 @@ class Session(ABC):
         ("torch", "onnxruntime", ...); "provider" if the runtime has several; all that was chosen
         for the user.
         """
-
-    @abstractmethod
-    def close(self) -> None:
-        """Free the memory; the session cannot be used afterwards."""
 
     @property
     def vocabulary(self) -> Path | None:
@@ -71,6 +83,39 @@ class Session(ABC):
     def read_clip(self, path: str | Path, decoder: str = "auto") -> np.ndarray:
         """Read one video as this model wants it: uint8 [T, H, W, 3]."""
         return read_config_clip(self.config, path, decoder)
+
+
+def clip_array(config: StanConfig, video: Any) -> np.ndarray:
+    """Clips, see Session.embed_video -> a contiguous array uint8 or float32, checked."""
+    if isinstance(video, (list, tuple)):
+        if not video:
+            raise InputError("video holds no clips: B is 0")
+        video = _stacked(video, "clips")
+    clips = np.asarray(as_numpy(video))
+    is_uint8 = clips.dtype == np.uint8
+    if not is_uint8 and clips.dtype.kind != "f":
+        raise wrong_dtype(clips.dtype)
+    check_video(config, clips.shape, is_uint8)
+    if is_uint8:
+        return np.ascontiguousarray(clips)
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused
+        clips = np.ascontiguousarray(clips, np.float32)
+    check_finite(i for i, clip in enumerate(clips) if not np.isfinite(clip).all())
+    return clips
+
+
+def wrong_dtype(dtype: object) -> InputError:
+    """Return the error for clips of a dtype that no engine takes."""
+    return InputError(f"video is {dtype}; give uint8 [B,T,H,W,3] or float [B,T,3,H,W]")
+
+
+def check_finite(bad: Iterable[int]) -> None:
+    """Raise InputError if there is a number of a clip that holds NaN or infinity."""
+    for i in bad:
+        raise InputError(
+            f"clip {i} of video holds NaN or infinite values, for which engines differ: give "
+            "finite floats"
+        )
 
 
 def check_video(config: StanConfig, shape: tuple[int, ...], is_uint8: bool) -> None:
@@ -91,24 +136,25 @@ def check_video(config: StanConfig, shape: tuple[int, ...], is_uint8: bool) -> N
 
 
 def token_ids(config: StanConfig, texts: Any, vocabulary: Path | None = None) -> np.ndarray:
-    """Strings or ids -> int64 [Q, L], checked against the text tower's tables.
+    """Texts or ids, see Session.embed_text -> int64 [Q, L], checked against the tower's tables.
 
-    Raises InputError for a model without a text tower, wrong shapes, ids out of range.
+    Raises InputError for a model without a text tower, no texts, wrong shapes, ids out of range.
     """
     if not config.has_text:
         raise InputError("this model has no text tower: its checkpoint holds the video side only")
-    if isinstance(texts, str) or (
-        not hasattr(texts, "shape") and all(isinstance(t, str) for t in texts)
-    ):
+    ids = _texts_or_ids(texts)
+    if isinstance(ids, list):
         if config.vocab_size != 49408:
             raise InputError(
                 f"the vocabulary has {config.vocab_size} entries, not CLIP's 49408: strings cannot "
                 "be tokenised; give int ids [Q, L]"
             )
-        return tokenize(texts, config.context_length, vocabulary=vocabulary)
-    ids = np.asarray(texts)
+        return tokenize(ids, config.context_length, vocabulary=vocabulary)
     if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer) or 0 in ids.shape:
-        raise InputError(f"token ids have shape {list(ids.shape)}, {ids.dtype}; need int [Q, L]")
+        raise InputError(
+            f"token ids have shape {list(ids.shape)}, {ids.dtype}; need int [Q, L], or a "
+            "list of strings"
+        )
     if ids.shape[1] > config.context_positions:
         raise InputError(
             f"token ids are {ids.shape[1]} long; the text tower has {config.context_positions} rows"
@@ -127,9 +173,50 @@ def score_features(
     return head_scores(config.head, text, ids != 0, video, tau=config.mug_tau)
 
 
+def _texts_or_ids(texts: Any) -> list[str] | np.ndarray:
+    """Return a list of strings, or an array of what should be ids."""
+    if isinstance(texts, (str, bytes)):
+        texts = [texts]
+    if hasattr(texts, "dtype"):
+        values = np.asarray(as_numpy(texts))
+        if values.dtype.kind not in "OSTU" or values.ndim > 1:
+            return values
+        texts = np.atleast_1d(values)
+    try:
+        items = list(texts)
+    except TypeError as e:
+        raise InputError(
+            f"texts is {_a(texts)}; give a string, a list of strings, or int ids [Q, L]"
+        ) from e
+    if not items:
+        raise InputError("no texts: Q is 0")
+    if not any(isinstance(t, (str, bytes)) for t in items):
+        return _stacked(items, "token ids")
+    for i, text in enumerate(items):
+        if not isinstance(text, str):
+            raise InputError(f"text {i} is {_a(text)}, not a string")
+    return [str(t) for t in items]
+
+
+def _stacked(items: Sequence[Any], name: str) -> np.ndarray:
+    try:
+        return np.asarray([as_numpy(item) for item in items])
+    except ValueError as e:
+        raise InputError(f"{name} have different sizes: make them equal, or give them apart") from e
+
+
+def _a(value: Any) -> str:
+    return f"of type {type(value).__name__}"
+
+
 def as_numpy(values: Any) -> Any:
     """Return a tensor on any device as a numpy array; anything else as it is."""
-    return values.cpu().numpy() if hasattr(values, "cpu") else values
+    if not hasattr(values, "cpu"):
+        return values
+    values = values.detach().cpu()
+    if str(values.dtype) == "torch.bfloat16":  # numpy has no such type
+        values = values.float()
+    return values.numpy()
 
 
 def read_config_clip(config: StanConfig, path: str | Path, decoder: str = "auto") -> np.ndarray:

@@ -16,10 +16,12 @@ from stan_infer.config import StanConfig
 from stan_infer.engines.session import (
     TEXT_CHUNK,
     Session,
-    as_numpy,
+    check_finite,
     check_video,
+    clip_array,
     split_device,
     token_ids,
+    wrong_dtype,
 )
 from stan_infer.errors import InputError, MissingError, check_word, nearest
 from stan_infer.network.fold import fold_video
@@ -79,13 +81,9 @@ class TorchSession(Session):
     @torch.inference_mode()
     def embed_video(self, video: Tensor | np.ndarray) -> Tensor:
         """See Session.embed_video; returns a float32 tensor on the session's device."""
-        clips = torch.as_tensor(video)
-        is_uint8 = clips.dtype == torch.uint8
-        if not is_uint8 and not clips.is_floating_point():
-            raise InputError(f"video is {clips.dtype}; give uint8 [B,T,H,W,3] or float [B,T,3,H,W]")
-        if self._graph == "fused" and not is_uint8:
-            raise InputError(f"video is {clips.dtype}; the fused graph takes uint8 [B,T,H,W,3]")
-        check_video(self.config, tuple(clips.shape), is_uint8)
+        clips = clip_tensor(self.config, video)
+        if self._graph == "fused" and clips.dtype != torch.uint8:
+            raise InputError("video is float32; the fused graph takes uint8 [B,T,H,W,3]")
         features = self._encoded(clips.to(self._device)).float()  # [B, T, E]
         return features if self.config.is_mug else features.mean(1)
 
@@ -101,7 +99,7 @@ class TorchSession(Session):
     @torch.inference_mode()
     def embed_text(self, texts: Sequence[str] | Tensor | np.ndarray) -> Tensor:
         """See Session.embed_text; returns a float32 tensor on the session's device."""
-        ids = torch.from_numpy(token_ids(self.config, as_numpy(texts))).to(self._device)
+        ids = torch.from_numpy(token_ids(self.config, texts)).to(self._device)
         encode = self._model.encode_text_tokens if self.config.is_mug else self._model.encode_text
         return torch.cat([encode(part).float() for part in ids.split(TEXT_CHUNK)])
 
@@ -121,9 +119,25 @@ class TorchSession(Session):
             "threads": torch.get_num_threads(),
         }
 
-    def close(self) -> None:
-        """Drop the model."""
+    def _free(self) -> None:
         del self._model, self._encode
+
+
+def clip_tensor(config: StanConfig, video: Any) -> Tensor:
+    """As session.clip_array, as a tensor; one that is given stays on its device."""
+    if not isinstance(video, Tensor):
+        clips = clip_array(config, video)
+        return torch.from_numpy(clips if clips.flags.writeable else clips.copy())
+    is_uint8 = video.dtype == torch.uint8
+    if not is_uint8 and not video.is_floating_point():
+        raise wrong_dtype(str(video.dtype).removeprefix("torch."))
+    check_video(config, tuple(video.shape), is_uint8)
+    if is_uint8:
+        return video
+    video = video.detach().float()
+    finite = torch.isfinite(video).flatten(1).all(1)
+    check_finite(i for i, is_finite in enumerate(finite.tolist()) if not is_finite)
+    return video
 
 
 def torch_device(device: str) -> torch.device:

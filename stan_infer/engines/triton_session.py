@@ -18,11 +18,10 @@ from stan_infer.engines.cuda_graphs import CudaGraphs
 from stan_infer.engines.session import (
     TEXT_CHUNK,
     Session,
-    as_numpy,
     check_video,
     token_ids,
 )
-from stan_infer.engines.torch_session import torch_device
+from stan_infer.engines.torch_session import clip_tensor, torch_device
 from stan_infer.errors import InputError, MissingError, nearest
 from stan_infer.network.fold import fold_text, fold_video
 from stan_infer.network.fused import Schedule, text_tower, video_tower
@@ -121,10 +120,9 @@ class TritonSession(Session):
 
         Does not wait for the GPU: the next batch can be uploaded while this one runs.
         """
-        clips = torch.as_tensor(video)
+        clips = clip_tensor(self._config, video)
         if clips.dtype != torch.uint8:
-            raise InputError(f"video is {clips.dtype}; engine triton takes uint8 [B, T, S, S, 3]")
-        check_video(self._config, tuple(clips.shape), True)
+            raise InputError("video is float32; engine triton takes uint8 [B, T, S, S, 3]")
         # Kernels are launched on the current device, wherever their tensors are.
         with self._cuda.device(self._device):
             parts = [self._embed(part) for part in clips.split(64)]
@@ -135,7 +133,7 @@ class TritonSession(Session):
         """See Session.embed_text; returns a float32 tensor on the device."""
         from stan_infer.network.kernel_ops import KernelOps
 
-        ids = torch.from_numpy(token_ids(self._config, as_numpy(texts))).to(self._device)
+        ids = torch.from_numpy(token_ids(self._config, texts)).to(self._device)
         assert self._text is not None  # token_ids has refused a model without
         found = []
         with self._cuda.device(self._device):
@@ -169,8 +167,7 @@ class TritonSession(Session):
             **self._graphs.describe(),
         }
 
-    def close(self) -> None:
-        """Drop weights and graphs."""
+    def _free(self) -> None:
         self._graphs.clear()
         del self._video, self._text
 

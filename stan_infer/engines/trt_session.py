@@ -14,7 +14,7 @@ from stan_infer.artefacts.checked_graph import CheckedGraph
 from stan_infer.artefacts.folder import Artefact, Graph
 from stan_infer.engines.folder_session import FolderSession, check_output
 from stan_infer.engines.graph import OpenGraph
-from stan_infer.engines.torch_session import torch_device
+from stan_infer.engines.torch_session import clip_tensor, torch_device
 from stan_infer.engines.trt_graph import PlanGraph
 from stan_infer.errors import InputError, MissingError
 from stan_infer.tensorrt_plans.api import load_tensorrt, version_of
@@ -111,7 +111,7 @@ class TrtSession(FolderSession):
         """See Session.embed_video; a float32 tensor on the device, perhaps still being computed."""
         graph, opened = self._role("video")
         assert isinstance(opened, PlanGraph)
-        clips = torch.as_tensor(video)
+        clips = clip_tensor(self.config, video)
         dtype = str(clips.dtype).removeprefix("torch.")
         output, wanted = self._check_clips(graph, tuple(clips.shape), dtype)
         if clips.device != self._where and self._cuda.is_available() and not clips.is_cuda:

@@ -94,7 +94,7 @@ def calibrate(
     bound = read_bound(options, root)
     with exported_fp32(source, options.settings, say) as folder:
         artefact = read_artefact(folder)
-        check_runnable(artefact, bound)
+        check_runnable(artefact, bound, options.precision)
         work = _Work(artefact, read_weights(artefact), options, bound, root, say, progress)
         try:
             result = work.run(paths, out, state)

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from stan_infer.artefacts.folder import Artefact
+from stan_infer.artefacts.opsets import OPSETS, SMALLEST_FP8
 from stan_infer.checkpoints.load import load_model
 from stan_infer.errors import InputError
 from stan_infer.export.export_model import export_model
 from stan_infer.export.provenance import provenance
+from stan_infer.network.eight_bits import NUMBER_FORMATS
 from stan_infer.quantisation.bound import Bound
 from stan_infer.system.outside_file import read_lines
 from stan_infer.system.temporary import temporary_folder
@@ -47,7 +49,7 @@ def exported_fp32(
         yield folder
 
 
-def check_runnable(source: Artefact, bound: Bound) -> None:
+def check_runnable(source: Artefact, bound: Bound, precision: str) -> None:
     """Raise InputError, before the long work, for a folder that cannot run one clip of a video."""
     graph = source.graph("video")
     if graph is None:
@@ -56,6 +58,16 @@ def check_runnable(source: Artefact, bound: Bound) -> None:
         raise InputError(
             f"{source.path} takes normalised floats; calibration runs videos: export with "
             "--input uint8"
+        )
+    if graph.opset not in OPSETS:
+        raise InputError(
+            f"{source.path} has opset {graph.opset}; an export writes {min(OPSETS)} to "
+            f"{max(OPSETS)}: export the checkpoint again"
+        )
+    if NUMBER_FORMATS[precision].is_float and graph.opset < SMALLEST_FP8:
+        raise InputError(
+            f"{source.path} has opset {graph.opset}, and ONNX has {precision} from opset "
+            f"{SMALLEST_FP8} on: export with --opset {SMALLEST_FP8} or more, or take int8"
         )
     low, high = graph.dims.get("batch", (1, 1))
     if low > 1:

@@ -2,17 +2,21 @@
 
 import functools
 import json
+import shutil
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
+from stan_infer.artefacts.folder import read_artefact
 from stan_infer.engines.open import open_session
+from stan_infer.errors import InputError
 from stan_infer.network.eight_bits import LINEARS
 from stan_infer.quantisation.calibrate import calibrate
 from stan_infer.quantisation.options import CalibrationOptions
-from tests.conftest import quicken
-from tests.exported import exported
+from tests.conftest import clips, quicken, relative_error
+from tests.exported import exported, rewrite
 
 FIXED = {"batch": 1, "frames": 6}
 FORMS = {"free axes": ("int8", {}), "fixed": ("int8", FIXED), "fp8": ("fp8", {})}
@@ -54,6 +58,39 @@ def test_without_a_place_for_temporary_files_nothing_is_counted(quantise, tmp_pa
     _, folder = quantise("free axes")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
     assert open_session(folder, "ort").describe()["linears_in_8_bits"] is None
+
+
+def test_fp8_needs_an_opset_that_has_it(tiny_model, videos, tmp_path):
+    folder = exported(tiny_model, tower="video", opset=18)
+    with pytest.raises(InputError, match="opset 18, and ONNX has fp8 from opset 19 on.*int8"):
+        calibrate(folder, videos, tmp_path / "x", CalibrationOptions(precision="fp8"))
+    folder = shutil.copytree(folder, tmp_path / "c")
+    rewrite(folder, lambda manifest: manifest["graphs"][0].update(opset=40))
+    with pytest.raises(InputError, match="opset 40; an export writes 18 to 25"):
+        calibrate(folder, videos, tmp_path / "x", CalibrationOptions())
+
+
+def test_a_runtime_that_fuses_fp8_wrongly_runs_it_unfused(quantise, monkeypatch):
+    """As ONNX Runtime before 1.32 does, which refuses the graph with these words."""
+    real, seen = onnxruntime.InferenceSession, []
+
+    def session(source, options, **given):
+        try:
+            seen.append(options.get_session_config_entry("session.disable_quant_qdq"))
+        except RuntimeError:
+            raise onnxruntime.capi.onnxruntime_pybind11_state.InvalidGraph(
+                "Type 'tensor(float8e4m3fn)' of operator (MatMulIntegerToFloat) is invalid"
+            ) from None
+        return real(source, options, **given)
+
+    folder = quantise("fp8")[1]
+    (entry,) = (g for g in read_artefact(folder).manifest["graphs"] if g["role"] == "video")
+    assert entry["min_onnxruntime"] == "1.32"
+    clip = clips(1, 3, 16)
+    wanted = open_session(folder, "ort").embed_video(clip)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    assert relative_error(open_session(folder, "ort").embed_video(clip), wanted) < 1e-5
+    assert set(seen) == {"1"}
 
 
 def test_fp8_runs_in_fp32_on_a_cpu_and_says_so(quantise):

@@ -10,6 +10,7 @@ import torch
 
 import stan_infer as si
 from stan_infer.artefacts.folder import CONFIG_KEY, config_sha256
+from stan_infer.artefacts.opsets import OPSETS, check_runtime
 from stan_infer.engines.ort_session import inference_session
 from stan_infer.errors import CheckError, InputError, MissingError
 from stan_infer.export import onnx_graph
@@ -40,23 +41,26 @@ def refused(model, place, words, error=CheckError, **options):
     assert list(place.iterdir()) == []
 
 
-@pytest.mark.parametrize("opset", [18, 20, 23, 25])
+@pytest.mark.parametrize(("opset", "ir"), [(18, 8), (20, 9), (23, 11), (25, 13)])
 @pytest.mark.parametrize("branch", ["selfattn", "conv"])
-def test_both_axes_are_dynamic_and_only_standard_operators_are_used(tmp_path, opset, branch):
+def test_both_axes_are_dynamic_and_only_standard_operators_are_used(tmp_path, opset, ir, branch):
     model = init_random(Stan(tiny_config(branch=branch))).eval()
-    export_model(model, tmp_path / "x", opset=opset)
+    manifest = export_model(model, tmp_path / "x", opset=opset).manifest
+    assert {g["min_onnxruntime"] for g in manifest["graphs"]} == {OPSETS[opset].onnxruntime}
     for file in ("video.onnx", "text.onnx", "preprocess.onnx"):
         proto = graph_of(tmp_path / "x", file)
         assert [(o.domain, o.version) for o in proto.opset_import] == [("", opset)]
         assert {n.domain for n in proto.graph.node} == {""}
         assert not {"If", "Loop", "Scan", "Einsum"} & {n.op_type for n in proto.graph.node}
-        assert proto.ir_version >= 10
+        assert proto.ir_version == ir
     assert video_shape(tmp_path / "x") == ["batch", "frames", 16, 16, 3]
 
 
 def test_each_norm_is_one_node_and_only_what_is_read_is_computed(folder):
     nodes = graph_of(folder).graph.node
     norms = [n.name for n in nodes if n.op_type == "LayerNormalization"]
+    # Without a bias, ONNX Runtime 1.14 to 1.18 aborts the process.
+    assert all(len(n.input) == 3 and all(n.input) for n in nodes if n.name in norms)
     # One before the trunk and one after; two per trunk layer; three per branch layer, and in the
     # last one the class token apart from its keys.
     assert len(norms) == 2 + 2 * 3 + 3 * 2 + 1
@@ -207,6 +211,7 @@ def test_a_weight_that_fp16_cannot_hold_is_refused_by_name(tmp_path):
 
 def test_the_reference_graph_gives_the_same_numbers(tiny_model, folder, tmp_path):
     export_model(tiny_model, tmp_path / "r", graph="reference")
+    assert graph_of(tmp_path / "r").ir_version == graph_of(folder).ir_version == 9
     video = clips(2, 7, 16)
     a, b = (si.open_session(f, "ort").embed_video(video) for f in (folder, tmp_path / "r"))
     assert relative_error(a, b) < 1e-5
@@ -293,6 +298,31 @@ def test_cases_lie_within_the_ranges():
 )
 def test_bad_options(tiny_model, tmp_path, options, message):
     refused(tiny_model, tmp_path, message, InputError, **options)
+
+
+@pytest.mark.parametrize("opset", OPSETS)
+def test_the_ir_version_is_that_of_the_opset(opset):
+    """ONNX's own table of its releases gives the smallest that a reader of the opset knows."""
+    wanted = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)])
+    assert OPSETS[opset].ir == wanted
+
+
+def test_packages_that_are_too_old_for_an_opset(tiny_model, tmp_path, monkeypatch):
+    check_runtime(22, "1.21.0", "video.onnx")
+    words = "video.onnx has opset 22.* from 1.21 on, and 1.20.1.*--opset 21"
+    with pytest.raises(MissingError, match=words):
+        check_runtime(22, "1.20.1", "video.onnx")
+    monkeypatch.setattr("onnxruntime.__version__", "1.20.1")
+    refused(tiny_model, tmp_path, "has opset 23.*--opset 21", MissingError, opset=23)
+    monkeypatch.setattr("onnx.defs.onnx_opset_version", lambda: 23)
+    refused(tiny_model, tmp_path, "opsets to 23, not 24.*--opset 23", MissingError, opset=24)
+
+
+def test_a_folder_of_an_opset_that_is_too_new(tiny_model, tmp_path, monkeypatch):
+    export_model(tiny_model, tmp_path / "x", opset=23)
+    monkeypatch.setattr("onnxruntime.__version__", "1.22.0")
+    with pytest.raises(MissingError, match="video.onnx has opset 23, which .* from 1.23 on"):
+        si.open_session(tmp_path / "x")
 
 
 def test_range_words():

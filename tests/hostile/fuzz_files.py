@@ -272,7 +272,7 @@ class World:
             lambda: [profiles_of(artefact, g, PlanOptions()) for g in artefact.graphs],
             lambda: [check_origin(artefact, g, plan) for g in artefact.graphs],
             lambda: read_classes(artefact),
-            lambda: check_runnable(artefact, Bound(min_cosine=0.5)),
+            lambda: check_runnable(artefact, Bound(min_cosine=0.5), "int8"),
             lambda: artefact.graph("video") and _size(artefact),
         ]
         if self._count % GRAPHS_OPENED == 0:

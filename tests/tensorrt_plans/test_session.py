@@ -19,6 +19,7 @@ from stan_infer.tensorrt_plans.build import build_plans
 from stan_infer.tensorrt_plans.options import PlanOptions
 from stan_infer.tensorrt_plans.plan_file import read_plan, sidecar_path
 from tests.conftest import clips, flip
+from tests.engines.test_session_inputs import check_closed
 from tests.tensorrt_plans.conftest import edit
 
 
@@ -44,7 +45,13 @@ def test_it_gives_what_onnx_runtime_gives(machine, cuda_graphs):
     ids = np.random.default_rng(0).integers(1, 127, (5, 12))
     assert np.array_equal(session.embed_text(ids), oracle.embed_text(ids))
     assert np.allclose(session.score(ids, video), oracle.score(ids, video))
-    session.close()
+    for form in (list, torch.from_numpy, lambda v: v[:, ::-1].copy()[:, ::-1]):
+        assert np.array_equal(session.embed_video(form(video)).numpy(), oracle.embed_video(video))
+    with pytest.raises(InputError, match="video holds no clips: B is 0"):
+        session.embed_video([])
+    with pytest.raises(InputError, match="video is float32; this exported folder takes uint8"):
+        session.embed_video(np.zeros((1, 2, 3, 16, 16)))
+    check_closed(session)
 
 
 def test_results_are_the_callers_own(machine):
