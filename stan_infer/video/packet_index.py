@@ -116,12 +116,9 @@ def scan(path: Path, container: InputContainer, stream: VideoStream) -> Index:
         packets.add(packet, codec, extradata)
         if len(packets.pts) > MAX_PACKETS:
             raise InputError(f"{path} has more than {MAX_PACKETS} frames; cut it into parts")
-    if partial and stream.frames > len(packets.pts):
-        raise InputError(
-            f"{path} is cut off: {len(packets.pts)} of the {stream.frames} frames that it lists "
-            "are there; fetch it again"
-        )
     time = np.frombuffer(packets.pts, np.int64)
+    if partial:
+        _check_end(path, container, stream, time)
     key = np.frombuffer(packets.key, np.bool_)
     shown = np.frombuffer(packets.shown, np.bool_)
     first = int(key.argmax()) if key.any() else 0
@@ -140,6 +137,22 @@ def scan(path: Path, container: InputContainer, stream: VideoStream) -> Index:
     order = order[np.argsort(time[order])]
     lead = int((time[order] < time[first]).sum())
     return Index(time, key, order, True, first, lead, anew)
+
+
+def _check_end(path: Path, container: InputContainer, stream: VideoStream, time: Indices) -> None:
+    """Refuse a file that ends within a packet, if it says how much more there was."""
+    if stream.frames > len(time):
+        raise InputError(
+            f"{path} is cut off: {len(time)} of the {stream.frames} frames that it lists are "
+            "there; fetch it again"
+        )
+    there = float(np.ptp(time)) * float(stream.time_base or 0) if len(time) else 0.0
+    stated = (container.duration or 0) / 1e6
+    if container.format.name not in _UNTIMED and there + 1 < stated:
+        raise InputError(
+            f"{path} is cut off: it ends within a packet after {there:.1f} of {stated:.1f} s; "
+            "fetch it again"
+        )
 
 
 def _told_by(time: Indices, order: Indices, stream: VideoStream) -> bool:

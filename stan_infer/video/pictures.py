@@ -162,7 +162,8 @@ class Pictures:
         except av.error.FFmpegError as e:
             if self._known is None:
                 raise self._damaged(number, str(e.strerror)) from e
-            log.append((av.logging.ERROR, "", str(e.strerror)))
+            if all(level > av.logging.ERROR for level, _, _ in log):  # else it has the reason
+                log.append((av.logging.ERROR, "", str(e.strerror)))
         if self._known is not None:
             self._judge(number, log, self._known[number] if strange else "")
         for frame in frames:

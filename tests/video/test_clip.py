@@ -375,6 +375,16 @@ def test_cut_off_files_whose_index_lists_more(tmp_path, name):
     fails(path, "cut off", "of the 30 frames")
 
 
+@pytest.mark.parametrize(
+    ("name", "muxer"), [("a.flv", {}), ("a.mp4", {"movflags": "dash+frag_keyframe+global_sidx"})]
+)
+def test_cut_off_files_that_state_a_longer_duration(tmp_path, name, muxer):
+    source = make.make_clip(tmp_path / name, frames=100, x264=DENSE, muxer=muxer)
+    assert chosen(source, [0]).total_frames == 100
+    path = make.cut_off(source, tmp_path / f"cut_{name}", 0.6)
+    fails(path, "is cut off: it ends within a packet after", "of 4.")
+
+
 def test_cut_off_files_without_index(tmp_path):
     for name in ("a.mkv", "a.ts"):
         source = make.make_clip(tmp_path / name, x264=DENSE)

@@ -92,7 +92,13 @@ def join(target, *parts):
 def test_parts_put_together_follow_each_other(tmp_path, name):
     options = {"size": (96, 128), **JOINED[name]}
     parts = [
-        make.make_clip(tmp_path / f"{i}{name}", frames=n, **options) for i, n in enumerate((25, 20))
+        make.make_clip(  # pictures of one part lie between those of the other
+            tmp_path / f"{i}{name}",
+            frames=n,
+            muxer={"output_ts_offset": str(1 + i * 0.02)},
+            **options,
+        )
+        for i, n in enumerate((25, 20))
     ]
     path = join(tmp_path / name, *parts)
     expected = straight(path)
@@ -110,10 +116,13 @@ def test_parts_of_another_size_or_at_another_time(tmp_path):
     found = read(join(tmp_path / "sizes.ts", first, small), [29, 30, 49])
     assert found.total_frames == 50
     assert [found.images[i].shape for i in (29, 30, 49)] == [(96, 128, 3), (48, 64, 3), (48, 64, 3)]
-    for start in (20, 100):  # they overlap; the second is later, so that times tell the order
-        times = range(start, start + 20)
+    for start in ("0.58", "9"):  # they overlap; the second is later, so that times tell the order
         part = make.make_clip(
-            tmp_path / f"{start}.ts", frames=20, times=times, size=(96, 128), x264=CLOSED
+            tmp_path / f"{start}.ts",
+            frames=20,
+            size=(96, 128),
+            x264=CLOSED,
+            muxer={"output_ts_offset": start},
         )
         path = join(tmp_path / f"at{start}.ts", first, part)
         assert_reads(path, straight(first) + straight(part), step=7)
@@ -124,11 +133,12 @@ def test_a_clock_that_wraps(tmp_path):
     for before in (0.5, 100):
         path = make.make_clip(
             tmp_path / f"{before}.ts",
+            frames=60,
             x264=CLOSED,
             muxer={"output_ts_offset": str(2**33 / 90000 - before)},
         )
         expected = straight(path)
-        assert len(expected) == 30
+        assert len(expected) == 60
         assert_reads(path, expected, step=7)
 
 
@@ -176,18 +186,16 @@ def test_a_slice_of_the_wrong_kind(tmp_path):
     path.write_bytes(data)
     for i in (0, 7, 16, 29):
         np.testing.assert_array_equal(read(path, [i]).images[i], expected[i])
-    with pytest.raises(InputError) as e:
+    with pytest.raises(InputError, match="frame 1[0-9] of 30 is damaged: A non-intra slice"):
         read_all(path)
-    assert "frame " in str(e.value) and "-1" not in str(e.value)
 
 
 def test_damage_before_the_first_picture_has_no_negative_number(tmp_path):
-    """Frames of H.264 in AVI are counted as they decode, so that packets are named."""
-    source = make.make_clip(tmp_path / "a.avi", size=(96, 128), x264=CLOSED)
-    path = make.damage(source, tmp_path / "b.avi", 0, keep=60)
-    with pytest.raises(InputError) as e:
+    """Frames of H.263 in AVI are counted as they decode, so that packets are named."""
+    source = make.make_clip(tmp_path / "a.avi", size=(144, 176), codec="h263")
+    path = make.damage(source, tmp_path / "b.avi", 0)
+    with pytest.raises(InputError, match="the picture in packet 0 is damaged"):
         read_all(path)
-    assert "-1" not in str(e.value)
 
 
 # Where decoding starts
@@ -211,7 +219,7 @@ def test_avi_is_entered_at_a_key_frame(tmp_path, codec, fed):
     path = make.make_clip(tmp_path / "a.avi", frames=40, **{"codec": codec, **AVI[codec]})
     expected = straight(path)
     found = read(path, [3, 39])
-    assert len(fed) <= 14 and found.total_frames == len(expected) == 40
+    assert 0 < len(fed) <= 14 and found.total_frames == len(expected) == 40
     assert_reads(path, expected, step=3)
 
 
@@ -266,14 +274,15 @@ def test_a_range_that_fails_is_decoded_from_a_key_frame_before(tmp_path, fed, mo
     images = read(path, [60, 110, 190]).images
     for i, image in images.items():
         np.testing.assert_array_equal(image, expected[i])
-    assert min(n for n in fed if n > 64) >= 96 and len(fed) < 70
+    assert min(n for n in fed if n > 64) >= 96 and 0 < len(fed) < 70
 
 
 def test_streams_without_key_frames_are_decoded_from_the_start(tmp_path):
-    """Marks in them say where pictures are nearly right: they were off by up to 93 of 255."""
-    path = make.make_clip(tmp_path / "a.mp4", frames=60, size=(144, 176), x264=REFRESH)
+    """Marks in them say where pictures are nearly right: they are off by up to 93 of 255."""
+    x264 = "intra-refresh=1:keyint=10:bframes=0"
+    path = make.make_clip(tmp_path / "a.mp4", size=(96, 128), x264=x264)
     expected = straight(path)
-    for i in (19, 49, 50, 51, 59):
+    for i in range(10, 30):
         np.testing.assert_array_equal(read(path, [i]).images[i], expected[i])
 
 
