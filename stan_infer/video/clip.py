@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from stan_infer.errors import InputError
 from stan_infer.system.outside_file import open_regular
 from stan_infer.video.decord_reader import read_decord
-from stan_infer.video.pyav_reader import Image, Indices, errors_named, read_pyav
+from stan_infer.video.picture import Image
+from stan_infer.video.pyav_reader import Indices, errors_named, read_pyav
 from stan_infer.video.resize import resize_and_crop
 from stan_infer.video.spec import ClipSpec, check_frames
 

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from stan_infer.errors import InputError
 from stan_infer.system.packages import require
+from stan_infer.video.picture import Image, upright_rgb
 
 if TYPE_CHECKING:
     from av import Packet, VideoFrame
@@ -40,7 +41,6 @@ _FORMATS = (
 # These hold no presentation times; FFmpeg reports guesses that follow the order of decoding.
 _UNTIMED = {"avi", "h264", "hevc", "m4v", "mpegvideo", "obu"}
 
-Image: TypeAlias = NDArray[np.uint8]  # [H, W, 3], RGB
 Indices: TypeAlias = NDArray[np.int64]
 Sample: TypeAlias = Callable[[int], Indices]  # count of frames -> the chosen ones
 Shrink: TypeAlias = Callable[[Image], Image]  # a full picture -> what is kept of it
@@ -376,8 +376,4 @@ def _rgb(path: Path, frame: VideoFrame) -> Image:
             f"{path}: a frame of {frame.width}x{frame.height} is too large; at most {MAX_PIXELS} "
             "pixels are allowed: make it smaller"
         )
-    # PyAV before 17 takes BT.709 for BT.601 here, unlike decord: hence the lower bound on av.
-    image = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
-    # FFmpeg's angle is anticlockwise, as rot90's; other angles are left alone, as decord does.
-    turns = frame.rotation // 90 % 4 if frame.rotation % 90 == 0 else 0
-    return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
+    return upright_rgb(frame, path)

@@ -11,7 +11,7 @@ from stan_infer.video.pyav_reader import MAX_PIXELS
 
 # The version of what ClipSpec stands for: raised when a video's pixels change, so that features
 # that were kept are made again.
-PIXELS = 1
+PIXELS = 2
 MAX_FRAMES = 64
 MAX_CLIPS = 16  # views in time; the literature has up to 10
 DECODERS = ("auto", "pyav", "decord")
