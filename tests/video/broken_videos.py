@@ -129,12 +129,18 @@ def _patch(source, target, box, offset, values):
 
 
 def turn(source, target, degrees):
-    """Ask players to turn the picture, by any angle (the matrix of tkhd, 16.16 fixed point)."""
+    """Ask players to turn the picture, by any angle."""
     a, b = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-    matrix = np.rint(np.array([a, b, 0, -b, a, 0, 0, 0, 0x4000]) * 0x10000)
+    return orient(source, target, (a, b, -b, a))
+
+
+def orient(source, target, matrix):
+    """Ask players to move pixel (x, y) to (a x + c y, b x + d y): tkhd, 16.16 fixed point."""
+    a, b, c, d = matrix
+    values = np.rint(np.array([a, b, 0, c, d, 0, 0, 0, 0x4000]) * 0x10000)
     data = bytearray(Path(source).read_bytes())
     at = data.find(b"tkhd") + 4 + 40
-    data[at : at + 36] = matrix.astype(">i4").tobytes()
+    data[at : at + 36] = values.astype(">i4").tobytes()
     Path(target).write_bytes(data)
     return Path(target)
 
