@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stan_infer.errors import InputError
+from stan_infer.system.file_kind import read_kind
 from stan_infer.system.outside_file import open_regular
 from stan_infer.video.decord_reader import read_decord
 from stan_infer.video.picture import Image
-from stan_infer.video.pyav_reader import Indices, errors_named, read_pyav
+from stan_infer.video.pyav_reader import Found, Indices, Sample, Shrink, errors_named, read_pyav
 from stan_infer.video.resize import resize_and_crop
 from stan_infer.video.spec import ClipSpec, check_frames
 
 SAMPLING_RULE = "round_half_even((n-1)/T*i) + trunc((n-1)/T/2)"  # what sample_indices computes
-_READERS = {"pyav": read_pyav, "decord": read_decord}
+_READERS: dict[str, Callable[[Path, Sample, Shrink], Found]] = {
+    "pyav": read_pyav,
+    "decord": read_decord,
+    "decord-as-is": partial(read_decord, as_is=True),
+}
 
 
 @dataclass(frozen=True)
@@ -27,8 +33,9 @@ class Clip:
     """T frames of one video, and where they come from.
 
     pixels: uint8 [T, crop, crop, 3], RGB; of V views [V, T, crop, crop, 3]. indices: int64 [T],
-    frame numbers from 0; of views [V, T]. total_frames: frames of the video. decoder: "pyav" or
-    "decord". source_size: (height, width) of the first frame read, after rotation, before resizing.
+    frame numbers from 0; of views [V, T]. total_frames: frames of the video. decoder: "pyav",
+    "decord" or "decord-as-is". source_size: (height, width) of the first frame read, after
+    rotation, before resizing.
     """
 
     pixels: NDArray[np.uint8]
@@ -70,9 +77,9 @@ def read_clip(
 def read_clip_info(path: str | os.PathLike[str], spec: ClipSpec) -> Clip:
     """Sample, decode, resize and crop one video file.
 
-    The container's rotation is applied. Raises InputError for a file that is not a video, is cut
-    off, or is damaged where a frame is needed (decord conceals damage; PyAV does not); MissingError
-    without the decoder's package.
+    The container's rotation and mirroring are applied. Raises InputError for a file that is not a
+    video, is cut off, or is damaged where a frame is needed (decord conceals damage; PyAV does
+    not); MissingError without the decoder's package.
     """
     clips, crops = spec.views or (1, 1)
     name = "pyav" if spec.decoder == "auto" else spec.decoder
@@ -117,12 +124,19 @@ def resize_crop(
 
 
 def regular_file(path: Path) -> Path:
-    """Return the path if it is that of a regular file that is not empty; else InputError."""
+    """Return the path if it may be that of a video: a regular file, not empty, of no other kind.
+
+    Raises InputError, which says what the file is. A file of unknown kind, or one that FFmpeg knows
+    better, such as sound with a video stream, is let through.
+    """
     try:
         file, size = open_regular(path)
-        file.close()
+        with file:
+            kind = read_kind(file)
     except (InputError, OSError) as e:
         raise InputError(f"cannot read video {path}: {getattr(e, 'strerror', e)}") from e
     if not size:
         raise InputError(f"{path} is empty (0 bytes); fetch or encode it again")
+    if kind is not None and kind.family not in ("video", "sound"):
+        raise InputError(f"{path} is not a video: it is {kind.what}; {kind.help}")
     return path

@@ -103,7 +103,8 @@ def display_matrix(frame: VideoFrame) -> tuple[float, float, float, float] | Non
 
     if "_missing_" not in vars(Type):  # before PyAV 19 a type that it does not know is an error
         Type._missing_ = classmethod(_unknown_type)  # type: ignore[method-assign,assignment]
-    data = frame.side_data.get(Type.DISPLAYMATRIX)  # type: ignore[attr-defined]
+    found: Any = frame.side_data
+    data = found.get(Type.DISPLAYMATRIX)
     if data is None:
         return None
     a, b, _, c, d = np.frombuffer(data, np.int32, 5).astype(np.float64)

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stan_infer.errors import InputError
+from stan_infer.system.file_kind import kind_of_file
 from stan_infer.system.packages import require
 from stan_infer.video.picture import Image, upright_rgb
 
@@ -114,10 +115,16 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
             f"file:{path.absolute()}", container_options=options, **_any_metadata(av)
         )
     except av.error.FFmpegError as e:
+        kind = kind_of_file(path)
+        if kind is not None and kind.family != "video":
+            raise InputError(f"{path} is not a video: it is {kind.what}; {kind.help}") from e
         if e.errno == errno.EINVAL:  # FFmpeg's answer to a format that is not on the list
             raise InputError(
-                f"{path} is not a video: its contents look like a picture, text, sound or a "
-                "playlist; allowed are containers such as MP4, MKV, WebM, AVI, MPEG and GIF"
+                f"{path} is not a video: its contents are of no kind that is read; allowed are "
+                "containers such as MP4, MKV, WebM, AVI, MPEG and GIF"
+                if kind is None
+                else f"{path} is not a video for FFmpeg: its name looks like something else; "
+                "rename it"
             ) from e
         raise InputError(
             f"{path} is not a video, or is cut off or damaged: {_reason(e)}; fetch it again"
@@ -125,8 +132,12 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     with container:
         stream = container.streams.best("video")
         if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
-            kinds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
-            raise InputError(f"{path} holds no video stream, only {kinds}; give a file with video")
+            kinds = sorted({s.type for s in container.streams if s.type != "video"})
+            kinds += ["a cover picture"] if stream is not None else []
+            raise InputError(
+                f"{path} holds no video stream, only {' and '.join(kinds) or 'nothing'}; give a "
+                "file with video"
+            )
         context = stream.codec_context
         if context is None:
             raise InputError(f"{path}: FFmpeg has no decoder for its codec; re-encode it as H.264")
