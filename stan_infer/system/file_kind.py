@@ -18,6 +18,17 @@ HEAD = 4096  # bytes that are looked at
 Family = Literal["video", "sound", "picture", "weights", "other"]
 
 
+_VIDEO = ""
+_CONVERT = "convert it: ffmpeg -i IN OUT.mp4"
+_SOUND = "give a file with video"
+_PICTURE = "make a video of it or give one: ffmpeg -i IN OUT.mp4"
+_LIST = "it only names other files, which are not opened: fetch the video itself"
+_PAGE = "a server sent it in place of the file (a log-in, an error?): fetch the file again"
+_UNPACK = "unpack it and give the files inside"
+_ORDER = "the order is CKPT VIDEO: give the checkpoint first"
+_OTHER = "give a video, such as MP4, MKV, WebM, AVI or MPEG"
+
+
 @dataclass(frozen=True)
 class FileKind:
     """A kind of file. what: with its article. help: what to do where a video is expected.
@@ -30,16 +41,12 @@ class FileKind:
     help: str
     demuxer: str = ""
 
+    def refused(self, path: Path) -> InputError:
+        """The error of a file of this kind where a video is expected."""
+        if self.help == _CONVERT:
+            return InputError(f"{path} is {self.what}, which is not read; {self.help}")
+        return InputError(f"{path} is not a video: it is {self.what}; {self.help}")
 
-_VIDEO = ""
-_CONVERT = "convert it: ffmpeg -i IN OUT.mp4"
-_SOUND = "give a file with pictures"
-_PICTURE = "make a video of it or give one: ffmpeg -i IN OUT.mp4"
-_LIST = "it only names other files, which are not opened: fetch the video itself"
-_PAGE = "a server sent it in place of the file (a log-in, an error?): fetch the file again"
-_UNPACK = "unpack it and give the files inside"
-_ORDER = "the order is CKPT VIDEO: give the checkpoint first"
-_OTHER = "give a video, such as MP4, MKV, WebM, AVI or MPEG"
 
 # The first pattern that fits decides. Patterns are matched at the first byte; "." is any byte.
 _TABLE: tuple[tuple[bytes, Family, str, str, str], ...] = (

@@ -138,5 +138,5 @@ def regular_file(path: Path) -> Path:
     if not size:
         raise InputError(f"{path} is empty (0 bytes); fetch or encode it again")
     if kind is not None and kind.family not in ("video", "sound"):
-        raise InputError(f"{path} is not a video: it is {kind.what}; {kind.help}")
+        raise kind.refused(path)
     return path

@@ -117,7 +117,7 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     except av.error.FFmpegError as e:
         kind = kind_of_file(path)
         if kind is not None and kind.family != "video":
-            raise InputError(f"{path} is not a video: it is {kind.what}; {kind.help}") from e
+            raise kind.refused(path) from e
         if e.errno == errno.EINVAL:  # FFmpeg's answer to a format that is not on the list
             raise InputError(
                 f"{path} is not a video: its contents are of no kind that is read; allowed are "
