@@ -15,6 +15,7 @@ from stan_infer.errors import InputError
 from stan_infer.system.file_kind import read_kind
 from stan_infer.system.outside_file import open_regular
 from stan_infer.video.decord_reader import read_decord
+from stan_infer.video.gaps import seconds_between
 from stan_infer.video.picture import Image
 from stan_infer.video.pyav_reader import Found, Indices, Sample, Shrink, errors_named, read_pyav
 from stan_infer.video.resize import resize_and_crop
@@ -35,7 +36,7 @@ class Clip:
     pixels: uint8 [T, crop, crop, 3], RGB; of V views [V, T, crop, crop, 3]. indices: int64 [T],
     frame numbers from 0; of views [V, T]. total_frames: frames of the video. decoder: "pyav",
     "decord" or "decord-as-is". source_size: (height, width) of the first frame read, after
-    rotation, before resizing.
+    rotation, before resizing. gap_s: see gaps.seconds_between.
     """
 
     pixels: NDArray[np.uint8]
@@ -43,6 +44,7 @@ class Clip:
     total_frames: int
     decoder: str
     source_size: tuple[int, int]
+    gap_s: float | None = 0.0
 
 
 def sample_indices(total_frames: int, frames: int, clip: int = 0, clips: int = 1) -> Indices:
@@ -100,7 +102,8 @@ def read_clip_info(path: str | os.PathLike[str], spec: ClipSpec) -> Clip:
     indices = found.indices.reshape(clips, spec.frames).repeat(crops, axis=0)
     if spec.views is None:
         indices = indices[0]
-    return Clip(pixels, indices, found.total_frames, name, found.size)
+    gap = seconds_between(file, found.total_frames, spec.frames)
+    return Clip(pixels, indices, found.total_frames, name, found.size, gap)
 
 
 def resize_crop(
