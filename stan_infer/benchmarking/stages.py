@@ -31,29 +31,20 @@ def bench_stages(
     """Time decode (with sampling, resize and crop), embed (B = 1) and score; one row per candidate.
 
     In each of `repeats` rounds every video is read once and given to every candidate. A row has
-    medians in milliseconds; total_ms_p50 is their sum. on_round: is called after each round with
-    its share of the work. Also returns the videos that cannot be read, which are left out, and why;
-    raises InputError if none can.
+    medians in milliseconds; total_ms_p50 is their sum. on_round: called after each round with its
+    share of the work. Also returns why videos were left out; InputError if none can be read.
     """
     decode: list[float] = []
     embed: dict[str, list[float]] = {candidate.name: [] for candidate in candidates}
     score: dict[str, list[float]] = {candidate.name: [] for candidate in candidates}
     texts = _texts(config)
     wall = WallClock()
-    good: list[Path] = []
-    failed: dict[str, str] = {}
-    for video in videos:  # not counted: libraries are loaded and caches filled
-        try:
-            clip = read_config_clip(config, video)
-        except InputError as e:
-            failed[str(video)] = str(e)
-            continue
-        good.append(video)
+
+    def warm(clip: np.ndarray) -> None:  # not counted: libraries are loaded and caches filled
         for candidate in candidates:
             texts(as_numpy(candidate.embed(clip[None])))
-    if not good:
-        reason = next(iter(failed.values()))
-        raise InputError(f"none of the {len(videos)} videos could be read: {reason}")
+
+    good, failed = _readable(config, videos, warm)
     for _ in range(repeats):
         for video in good:
             clip, ms, _ = wall.time(partial(read_config_clip, config, video))
@@ -89,6 +80,26 @@ def bench_stages(
             }
         )
     return rows, failed
+
+
+def _readable(
+    config: StanConfig, videos: Sequence[Path], use: Callable[[np.ndarray], None]
+) -> tuple[list[Path], dict[str, str]]:
+    """Videos that can be read, whose clips are given to `use`, and the others with the reason."""
+    good: list[Path] = []
+    failed: dict[str, str] = {}
+    for video in videos:
+        try:
+            clip = read_config_clip(config, video)
+        except InputError as e:
+            failed[str(video)] = str(e)
+        else:
+            good.append(video)
+            use(clip)
+    if not good:
+        reason = next(iter(failed.values()), "no video was given")
+        raise InputError(f"none of the {len(videos)} videos could be read: {reason}")
+    return good, failed
 
 
 def _texts(config: StanConfig) -> Callable[[np.ndarray], Any]:
