@@ -21,14 +21,7 @@ from stan_infer.errors import InputError
 from stan_infer.system.file_kind import read_kind
 from stan_infer.system.outside_file import open_regular
 from stan_infer.video.picture import display_matrix
-from stan_infer.video.pyav_reader import (
-    MAX_PACKETS,
-    Found,
-    Sample,
-    Shrink,
-    open_video,
-    package,
-)
+from stan_infer.video.pyav_reader import Found, Sample, Shrink, open_video, package
 
 if TYPE_CHECKING:
     from av import Packet
@@ -37,6 +30,7 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 _PROBED = 2**20 + 2**16  # bytes; FFmpeg looks at the first MiB to find out what a file is
+_MAX_PACKETS = 10_000_000  # as PyAV's reader
 _OPENING = 32  # pictures that are decoded of a codec that reorders them
 # What FFmpeg takes for a file that names others. It must stand at the start, where a container's
 # own bytes are, except for the third, a line anywhere; none of them is in a video by chance.
@@ -148,8 +142,8 @@ def _check(container: InputContainer, stream: VideoStream) -> tuple[str | None, 
             opening.append(packet)
         pts.append(packet.pts or 0)
         key.append(packet.is_keyframe)
-        if len(pts) > MAX_PACKETS:
-            return f"it has more than {MAX_PACKETS} frames", 0
+        if len(pts) > _MAX_PACKETS:
+            return f"it has more than {_MAX_PACKETS} frames", 0
     if not key or not key[0]:
         return "it does not begin with a key frame", 0
     fault = None if reader == "avi" else _times_fault(pts, key)
