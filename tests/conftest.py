@@ -85,6 +85,10 @@ SLOW = {
     "tests/verification/test_faults.py::test_clean_pairs_raise_no_alarm",
     "tests/video/test_against_ffmpeg.py",
     "tests/video/test_decoder_trial.py",
+    "tests/video/test_decord_reader.py::test_a_name_that_is_a_pattern_is_not_followed",
+    "tests/video/test_decord_reader.py::test_right_frames",
+    "tests/video/test_decord_reader.py::test_tracks_that_lie_in_other_files_are_not_opened",
+    "tests/video/test_decord_reader.py::test_wrong_frames_are_refused",
 }
 
 

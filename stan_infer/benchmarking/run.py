@@ -45,13 +45,14 @@ class BenchResult:
 
     title: name of the model. rows: one per engine, precision and shape; one that did not run or
     whose outputs were wrong has the reason under `refused`, and no speed. stages: rows of
-    bench_stages. changes: records of compare_rows.
+    bench_stages. changes: records of compare_rows. failed: videos that could not be read, and why.
     """
 
     title: str
     rows: list[dict[str, Any]]
     stages: list[dict[str, Any]]
     changes: list[dict[str, Any]]
+    failed: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def is_wrong(self) -> bool:
@@ -89,7 +90,7 @@ def bench(
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     with pinned(threads) as cpus, temporary_folder("the graphs that are timed") as folder:
         with closing(_open(options, device, threads, folder, say)) as candidates:
-            rows, stages = _measure(candidates, options, device, threads, progress)
+            rows, stages, failed = _measure(candidates, options, device, threads, progress)
     title = options.source or f"{options.preset} (random weights)"
     common = {
         "model": storable(Path(title).name if options.source else title),
@@ -110,7 +111,7 @@ def bench(
         name = f"stan-infer bench: {common['model']}"
         write_page(options.report, name, rows, stages, evals, sources=sources)
     changes = compare_rows(earlier, rows, options.tolerance) if options.compare else []
-    return BenchResult(title, rows, stages, changes)
+    return BenchResult(title, rows, stages, changes, failed)
 
 
 def _kind(source: str | None) -> str:
@@ -199,8 +200,8 @@ def _open(options: BenchOptions, device: str, threads: int, folder: Path, say: S
 
 def _measure(
     candidates: Candidates, options: BenchOptions, device: str, threads: int, progress: Progress
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows, and rows of stages if videos are given."""
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, str]]:
+    """Rows, and rows of stages and videos that cannot be read if videos are given."""
     config, opened = candidates.config, candidates.opened
     if config is not None:
         check_range("--frames", options.frames, config.max_frames)
@@ -213,7 +214,8 @@ def _measure(
     can = device == "cpu" or device.startswith("cuda")
     peak = PeakGemm(config, max(options.frames), threads, device) if config and can else None
     shapes = [(b, t) for b in options.batches for t in options.frames]
-    stages = []
+    stages: list[dict[str, Any]] = []
+    failed: dict[str, str] = {}
     with progress("measuring", len(shapes) + bool(videos)) as step:
 
         def on_round(part: float) -> None:
@@ -232,7 +234,7 @@ def _measure(
         )
         if videos and config:
             repeats = options.schedule.repeats
-            stages = bench_stages(opened, config, videos, repeats=repeats, on_round=step)
+            stages, failed = bench_stages(opened, config, videos, repeats=repeats, on_round=step)
     if options.memory:
         with progress("measuring memory", len(opened)) as step:
             b, t = max(shapes, key=lambda s: (s[0] * s[1], *s))
@@ -242,4 +244,4 @@ def _measure(
                 add_peaks(rows, candidate.facts, took)
     if peak:
         peak.add_share(rows)
-    return [*rows, *candidates.absent], stages
+    return [*rows, *candidates.absent], stages, failed

@@ -13,6 +13,7 @@ from stan_infer.benchmarking.interleave import Candidate
 from stan_infer.benchmarking.timing import WallClock
 from stan_infer.config import StanConfig
 from stan_infer.engines.session import as_numpy, read_config_clip
+from stan_infer.errors import InputError
 from stan_infer.scores import head_scores
 
 TEXTS = 100  # scored for each clip; their features are random, as speed does not depend on them
@@ -26,24 +27,26 @@ def bench_stages(
     *,
     repeats: int,
     on_round: Callable[[float], None],
-) -> list[dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Time decode (with sampling, resize and crop), embed (B = 1) and score; one row per candidate.
 
     In each of `repeats` rounds every video is read once and given to every candidate. A row has
-    medians in milliseconds; total_ms_p50 is their sum. on_round: is called after each round with
-    its share of the work. Raises InputError for a video that cannot be read.
+    medians in milliseconds; total_ms_p50 is their sum. on_round: called after each round with its
+    share of the work. Also returns why videos were left out; InputError if none can be read.
     """
     decode: list[float] = []
     embed: dict[str, list[float]] = {candidate.name: [] for candidate in candidates}
     score: dict[str, list[float]] = {candidate.name: [] for candidate in candidates}
     texts = _texts(config)
     wall = WallClock()
-    for video in videos:  # not counted: libraries are loaded and caches filled
-        clip = read_config_clip(config, video)
+
+    def warm(clip: np.ndarray) -> None:  # not counted: libraries are loaded and caches filled
         for candidate in candidates:
             texts(as_numpy(candidate.embed(clip[None])))
+
+    good, failed = _readable(config, videos, warm)
     for _ in range(repeats):
-        for video in videos:
+        for video in good:
             clip, ms, _ = wall.time(partial(read_config_clip, config, video))
             decode.append(ms)
             for candidate in candidates:
@@ -67,7 +70,7 @@ def bench_stages(
                 "frames": config.frames,
                 **parts,
                 "total_ms_p50": sum(parts.values()),
-                "videos": len(videos),
+                "videos": len(good),
                 "repeats": repeats,
                 "scored_texts": TEXTS,
                 "diagnosis": [_DECODE_BOUND] if decode_bound else [],
@@ -76,7 +79,27 @@ def bench_stages(
                 ),
             }
         )
-    return rows
+    return rows, failed
+
+
+def _readable(
+    config: StanConfig, videos: Sequence[Path], use: Callable[[np.ndarray], None]
+) -> tuple[list[Path], dict[str, str]]:
+    """Videos that can be read, whose clips are given to `use`, and the others with the reason."""
+    good: list[Path] = []
+    failed: dict[str, str] = {}
+    for video in videos:
+        try:
+            clip = read_config_clip(config, video)
+        except InputError as e:
+            failed[str(video)] = str(e)
+        else:
+            good.append(video)
+            use(clip)
+    if not good:
+        reason = next(iter(failed.values()), "no video was given")
+        raise InputError(f"none of the {len(videos)} videos could be read: {reason}")
+    return good, failed
 
 
 def _texts(config: StanConfig) -> Callable[[np.ndarray], Any]:

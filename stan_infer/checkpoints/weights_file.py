@@ -21,6 +21,7 @@ from stan_infer.checkpoints.torch_file import (
     open_torch_file,
 )
 from stan_infer.errors import InputError
+from stan_infer.system.file_kind import refuse_video
 from stan_infer.system.json_file import read_object
 from stan_infer.system.outside_file import open_regular, openable, stays_inside
 
@@ -116,6 +117,7 @@ def _open_file(path: Path) -> Reader:
         head = file.read(9)
         # safetensors: 8 bytes of header length, then a JSON object.
         if len(head) < 9 or head[8:] != b"{" or head.startswith(b"PK"):
+            refuse_video(path)
             return open_torch_file(path)
         _check_header(path, file, int.from_bytes(head[:8], "little"))
     return _SafetensorsFile(path)

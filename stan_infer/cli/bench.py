@@ -92,7 +92,7 @@ def bench(
 
     An exported folder has no eager mode: its first engine is the baseline. If an engine cannot run
     here, the reason is shown and the exit code is 3. If its outputs are wrong, no speed is shown
-    and the exit code is 4.
+    and the exit code is 4. Videos that cannot be read are named and left out; exit code 2.
     """
     from stan_infer.benchmarking.interleave import Schedule
     from stan_infer.benchmarking.options import MAX_BATCH, MAX_FRAMES, BenchOptions
@@ -121,8 +121,13 @@ def bench(
         tolerance=tolerance,
     )
     _show(result := run(options, say=say, progress=progress_bar), json)
+    for error in result.failed.values():
+        say(f"error: {error}")
     if result.is_wrong or not result.is_complete:
         raise typer.Exit(4 if result.is_wrong else 3)
+    if result.failed:
+        say(f"{len(result.failed)} videos could not be read and were not timed")
+        raise typer.Exit(2)
 
 
 def _show(result: BenchResult, json: bool) -> None:

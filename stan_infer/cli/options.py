@@ -62,7 +62,13 @@ Calibration = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="Folder that `calibrate` wrote, for triton in fp8."),
 ]
-Decoder = Annotated[str, typer.Option(help="auto (PyAV), pyav or decord.")]
+Decoder = Annotated[
+    str,
+    typer.Option(
+        help="auto (PyAV), pyav, decord (refused where it returns other frames than it says) or "
+        "decord-as-is."
+    ),
+]
 Timeout = Annotated[float, typer.Option(help="Seconds allowed to decode one video.")]
 Batch = Annotated[int, typer.Option(min=1, max=64, help="Videos per call of the network.")]
 Workers = Annotated[int, typer.Option(min=1, max=64, help="Number of decoding processes.")]

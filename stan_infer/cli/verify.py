@@ -39,7 +39,10 @@ def verify(
     settings: Settings = None,
     json: Json = False,
 ) -> None:
-    """Compare two models from video bytes to rank, stage by stage; exit code 4 if they differ."""
+    """Compare two models from video bytes to rank, stage by stage; exit code 4 if they differ.
+
+    Videos that cannot be read are named and left out; the exit code is then 2.
+    """
     import sys
 
     from stan_infer.cli.report import print_json, print_table, say
@@ -66,8 +69,13 @@ def verify(
         print_json("verify", record)
     else:
         print_table([{**r, "pass": _word(r["pass"])} for r in record["stages"]], _COLUMNS)
+    for failure in record["failures"]:
+        say(f"error: {failure['error']}")
     if not record["pass"]:
         raise CheckError(_message(record))
+    if record["failures"]:
+        say(f"{len(record['failures'])} videos could not be read and were not compared")
+        raise typer.Exit(2)
 
 
 def _word(passed: bool | None) -> str:

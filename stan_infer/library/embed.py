@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import logging
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -18,9 +19,11 @@ from stan_infer.system import earlier_result
 from stan_infer.system.atomic import new_file
 from stan_infer.video.clip import Clip
 from stan_infer.video.decode_worker import read_clips
+from stan_infer.video.gaps import Gaps
 from stan_infer.video.spec import ClipSpec
 
 _ARRAYS = ("paths", "embeddings", "indices", "total_frames", "decoders", "info")
+_log = logging.getLogger(__name__)
 why_keep = earlier_result.arrays(_ARRAYS, "stan-infer embed")
 
 
@@ -57,10 +60,12 @@ def embed_videos(
     """Embed each video, in the given order; a video that fails yields a Reading with its error.
 
     spec: how clips are read, by default as the model's config says. If it has views, features are
-    [V, ...], one row per view. Raises MissingError if the decoder is not installed.
+    [V, ...], one row per view. One warning at the end tells of videos whose frames lie far apart.
+    Raises MissingError if the decoder is not installed.
     """
     spec = spec or ClipSpec.of(session.config)
     views = spec.views is not None
+    gaps = Gaps()
     readings = read_clips(paths, spec, workers=options.workers, timeout_s=options.timeout_s)
     waiting: list[tuple[Path, Clip | StanError]] = []
     running: _Batch | None = None
@@ -69,6 +74,8 @@ def embed_videos(
             if isinstance(result, MissingError):
                 raise result
             waiting.append((path, result))
+            if isinstance(result, Clip):
+                gaps.add(path, result.gap_s)
             if sum(isinstance(r, Clip) for _, r in waiting) == options.batch:
                 started = _start(session, waiting, views)
                 # A GPU works on the next batch while the features of this one are fetched.
@@ -76,6 +83,8 @@ def embed_videos(
                 running, waiting = started, []
         yield from _finish(running)
         yield from _finish(_start(session, waiting, views))
+    if note := gaps.note(spec.frames):
+        _log.warning("%s", note)
 
 
 def save_embeddings(

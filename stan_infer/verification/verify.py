@@ -45,9 +45,10 @@ def verify(
     fields of VerifyOptions.
 
     Returns a record: stages (a row for each: stage, max_rel, min_cos, agreement, tolerance, pass,
-    which is None if it was not compared, worst, cases, note), pass, first_failed, not_compared,
-    bisect, known_faults, and for a and b each kind, name, engine and precision. Raises InputError
-    for a model or video that cannot be read, MissingError for a package that is not installed.
+    which is None if it was not compared, worst, cases, note), pass, first_failed, failures (videos
+    that neither side can read, which are left out), not_compared, bisect, known_faults, and for a
+    and b each kind, name, engine and precision. Raises InputError for a model that cannot be read
+    or if no video can, MissingError for a package that is not installed.
     """
     o, say = VerifyOptions(**options), progress or (lambda text: None)
     say("opening both sides")
@@ -65,6 +66,7 @@ def verify(
     first = next((n for n in failed if n != "files"), failed[0] if failed else None)
     compared = any(r["pass"] for r in rows if r["stage"] != "files")
     record |= {"pass": compared and not failed, "first_failed": first, "stages": rows}
+    record["failures"] = [{"video": v, "error": e} for v, e in work.failed.items()]
     record["not_compared"] = [r["stage"] for r in rows if r["pass"] is None]
     record["bisect"] = work.blocks() if o.bisect else {}
     record["known_faults"] = [fault for side in pair for fault in side.known_faults()]
@@ -94,6 +96,7 @@ class _Comparison:
         text = TOLERANCES["fp32"] if self.is_8_bits else coarse  # no text tower is in 8 bits
         by["text tower"].tolerance = text if tolerance is None else tolerance
         by["score"].tolerance = ARITHMETIC if tolerance is None else tolerance
+        self.failed: dict[str, str] = {}  # videos that neither side can read, and why
         self.pixels: list[list[np.ndarray]] = [[], []]  # of A and B, each by its own steps alone
         self.clips: dict[str, np.ndarray] = {}  # the clips that both video towers get
         self.ids: np.ndarray | None = None
@@ -140,8 +143,9 @@ class _Comparison:
                     got[i] = decode(side, path)
                 except (InputError, ValueError) as e:
                     reasons.append(str(e))
-            if len(reasons) == 2:
-                raise InputError(reasons[0])
+            if len(reasons) == 2:  # the file is at fault, not a side
+                self.failed[str(path)] = reasons[0]
+                continue
             if reasons:
                 decoded.fail(path.name, reasons[0])
             else:
@@ -160,6 +164,10 @@ class _Comparison:
             shown = made[0] if made[0] is not None else made[1]
             if shown is not None:
                 self.clips[path.name] = shown
+        if paths and not any(str(path) not in self.failed for path in paths):
+            raise InputError(
+                f"none of the {len(paths)} videos could be read: {next(iter(self.failed.values()))}"
+            )
         for name, images in inputs.noise_frames(self.short_side):
             self._resize(name, images)
         decoded.agreement = decoded.equal / max(decoded.count, 1)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stan_infer.errors import InputError
+from stan_infer.system.file_kind import read_kind
 from stan_infer.system.outside_file import open_regular
 from stan_infer.video.decord_reader import read_decord
-from stan_infer.video.pyav_reader import Image, Indices, errors_named, read_pyav
+from stan_infer.video.gaps import seconds_between
+from stan_infer.video.pyav_reader import Found, Indices, Sample, Shrink, errors_named, read_pyav
 from stan_infer.video.resize import resize_and_crop
+from stan_infer.video.rgb import Image
 from stan_infer.video.spec import ClipSpec, check_frames
 
 # How a folder's manifest describes what `sample_indices` and `resize_and_crop` compute: whoever
@@ -25,7 +29,11 @@ RULES: dict[str, Any] = {
     "resize": {"filter": "bilinear", "antialias": False, "rounding": "int(side * scale + 0.5)"},
     "crop": "center",
 }
-_READERS = {"pyav": read_pyav, "decord": read_decord}
+_READERS: dict[str, Callable[[Path, Sample, Shrink], Found]] = {
+    "pyav": read_pyav,
+    "decord": read_decord,
+    "decord-as-is": partial(read_decord, as_is=True),
+}
 
 
 @dataclass(frozen=True)
@@ -33,8 +41,9 @@ class Clip:
     """T frames of one video, and where they come from.
 
     pixels: uint8 [T, crop, crop, 3], RGB; of V views [V, T, crop, crop, 3]. indices: int64 [T],
-    frame numbers from 0; of views [V, T]. total_frames: frames of the video. decoder: "pyav" or
-    "decord". source_size: (height, width) of the first frame read, after rotation, before resizing.
+    frame numbers from 0; of views [V, T]. total_frames: frames of the video. decoder: "pyav",
+    "decord" or "decord-as-is". source_size: (height, width) of the first frame read, after
+    rotation, before resizing. gap_s: see gaps.seconds_between.
     """
 
     pixels: NDArray[np.uint8]
@@ -42,6 +51,7 @@ class Clip:
     total_frames: int
     decoder: str
     source_size: tuple[int, int]
+    gap_s: float | None = 0.0
 
 
 def sample_indices(total_frames: int, frames: int, clip: int = 0, clips: int = 1) -> Indices:
@@ -76,9 +86,9 @@ def read_clip(
 def read_clip_info(path: str | os.PathLike[str], spec: ClipSpec) -> Clip:
     """Sample, decode, resize and crop one video file.
 
-    The container's rotation is applied. Raises InputError for a file that is not a video, is cut
-    off, or is damaged where a frame is needed (decord conceals damage; PyAV does not); MissingError
-    without the decoder's package.
+    The container's rotation and mirroring are applied. Raises InputError for a file that is not a
+    video, is cut off, or is damaged where a frame is needed (decord conceals damage; PyAV does
+    not); MissingError without the decoder's package.
     """
     clips, crops = spec.views or (1, 1)
     name = "pyav" if spec.decoder == "auto" else spec.decoder
@@ -99,7 +109,8 @@ def read_clip_info(path: str | os.PathLike[str], spec: ClipSpec) -> Clip:
     indices = found.indices.reshape(clips, spec.frames).repeat(crops, axis=0)
     if spec.views is None:
         indices = indices[0]
-    return Clip(pixels, indices, found.total_frames, name, found.size)
+    gap = seconds_between(file, found.total_frames, spec.frames)
+    return Clip(pixels, indices, found.total_frames, name, found.size, gap)
 
 
 def resize_crop(
@@ -139,12 +150,19 @@ def check_rules(preprocess: Mapping[str, Any], name: str, rules: Mapping[str, An
 
 
 def regular_file(path: Path) -> Path:
-    """Return the path if it is that of a regular file that is not empty; else InputError."""
+    """Return the path if it may be that of a video: a regular file, not empty, of no other kind.
+
+    Raises InputError, which says what the file is. A file of unknown kind, or one that FFmpeg knows
+    better, such as sound with a video stream, is let through.
+    """
     try:
         file, size = open_regular(path)
-        file.close()
+        with file:
+            kind = read_kind(file)
     except (InputError, OSError) as e:
         raise InputError(f"cannot read video {path}: {getattr(e, 'strerror', e)}") from e
     if not size:
         raise InputError(f"{path} is empty (0 bytes); fetch or encode it again")
+    if kind is not None and kind.family not in ("video", "sound"):
+        raise kind.refused(path)
     return path

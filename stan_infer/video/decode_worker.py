@@ -212,6 +212,7 @@ def _clip(header: dict[str, Any], pixels: bytes, spec: ClipSpec) -> Clip:
         total_frames=int(header["total_frames"]),
         decoder=str(header["decoder"]),
         source_size=(int(height), int(width)),
+        gap_s=None if header["gap_s"] is None else float(header["gap_s"]),
     )
 
 
@@ -282,6 +283,7 @@ def _answer(asked: dict[str, Any]) -> tuple[dict[str, Any], bytes | memoryview]:
         "total_frames": clip.total_frames,
         "decoder": clip.decoder,
         "source_size": list(clip.source_size),
+        "gap_s": clip.gap_s,
     }
     return header, np.ascontiguousarray(clip.pixels).data.cast("B")
 

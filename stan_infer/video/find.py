@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path, PurePath
@@ -15,7 +16,7 @@ SUFFIXES = tuple(
     ".ogv .mxf .divx .h264 .gif".split()
 )
 
-
+_STREAM = re.compile(r"-|/dev/std(in|out|err)|(/dev|/proc/[^/]+)/fd/.*")
 _log = logging.getLogger(__name__)
 
 
@@ -25,17 +26,26 @@ def list_videos(paths: Sequence[Path]) -> list[Path]:
     A folder gives everything below it with a known suffix (SUFFIXES, any case), even if it cannot
     be read, so that this is reported. Links to folders are followed, each folder once; hidden names
     are passed over, and files with other suffixes, which are counted in a warning. Raises
-    InputError for a path that does not exist, a folder that cannot be read and a folder without any
-    video.
+    InputError for a path that does not exist, standard input, a folder that cannot be read and a
+    folder without any video.
     """
     found: list[Path] = []
     for path in map(Path, paths):
+        if _STREAM.fullmatch(os.fspath(path)) and not (path.name == "-" and os.path.lexists(path)):
+            raise InputError(
+                f"{path}: videos are not read from standard input or other streams, as decoding "
+                "goes to and fro in a file: save it and give the file's name"
+            )
         if os.path.isdir(path):
             files = _walk(path)
             inside = [file for file in files if file.suffix.lower() in SUFFIXES]
             others = Counter(f.suffix.lower() for f in files if f.suffix.lower() not in SUFFIXES)
             if not inside:
-                raise InputError(f"folder {path} holds no video ({' '.join(SUFFIXES)})")
+                swapped = os.path.isfile(path / "manifest.json")
+                raise InputError(
+                    f"folder {path} holds no video ({' '.join(SUFFIXES)})"
+                    + ("; it looks like an exported one, which goes first" if swapped else "")
+                )
             if others:
                 kinds = (f"{s or 'no suffix'}: {n}" for s, n in others.most_common(5))
                 _log.warning(

@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from stan_infer.errors import InputError
+from stan_infer.system.file_kind import kind_of_file
 from stan_infer.system.packages import require
 from stan_infer.video.packet_index import Index, Indices, scan
 from stan_infer.video.pictures import Damaged, Misordered, Pictures
+from stan_infer.video.rgb import Image, upright_rgb
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -37,7 +38,6 @@ _FORMATS = (
     "mov,matroska,webm,avi,flv,mpegts,mpeg,mpegvideo,asf,gif,h264,hevc,m4v,obu,ivf,ogg,mxf,nut"
 )
 
-Image: TypeAlias = NDArray[np.uint8]  # [H, W, 3], RGB
 Sample: TypeAlias = Callable[[int], Indices]  # count of frames -> the chosen ones
 Shrink: TypeAlias = Callable[[Image], Image]  # a full picture -> what is kept of it
 
@@ -90,10 +90,16 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
             f"file:{path.absolute()}", container_options=options, **_any_metadata(av)
         )
     except av.error.FFmpegError as e:
+        kind = kind_of_file(path)
+        if kind is not None and kind.family != "video":
+            raise kind.refused(path) from e
         if e.errno == errno.EINVAL:  # FFmpeg's answer to a format that is not on the list
             raise InputError(
-                f"{path} is not a video: its contents look like a picture, text, sound or a "
-                "playlist; allowed are containers such as MP4, MKV, WebM, AVI, MPEG and GIF"
+                f"{path} is not a video: its contents are of no kind that is read; allowed are "
+                "containers such as MP4, MKV, WebM, AVI, MPEG and GIF"
+                if kind is None
+                else f"{path} is not a video for FFmpeg: its name looks like something else; "
+                "rename it"
             ) from e
         raise InputError(
             f"{path} is not a video, or is cut off or damaged: {_reason(e)}; fetch it again"
@@ -101,8 +107,12 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     with container:
         stream = container.streams.best("video")
         if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
-            kinds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
-            raise InputError(f"{path} holds no video stream, only {kinds}; give a file with video")
+            kinds = sorted({s.type for s in container.streams if s.type != "video"})
+            kinds += ["a cover picture"] if stream is not None else []
+            raise InputError(
+                f"{path} holds no video stream, only {' and '.join(kinds) or 'nothing'}; give a "
+                "file with video"
+            )
         context = stream.codec_context
         if context is None:
             raise InputError(f"{path}: FFmpeg has no decoder for its codec; re-encode it as H.264")
@@ -273,8 +283,4 @@ def _rgb(path: Path, frame: VideoFrame) -> Image:
             f"{path}: a frame of {frame.width}x{frame.height} is too large; at most {MAX_PIXELS} "
             "pixels are allowed: make it smaller"
         )
-    # PyAV before 17 takes BT.709 for BT.601 here, unlike decord: hence the lower bound on av.
-    image = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
-    # FFmpeg's angle is anticlockwise, as rot90's; other angles are left alone, as decord does.
-    turns = frame.rotation // 90 % 4 if frame.rotation % 90 == 0 else 0
-    return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
+    return upright_rgb(frame, path)

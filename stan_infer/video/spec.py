@@ -14,7 +14,7 @@ from stan_infer.video.pyav_reader import MAX_PIXELS
 PIXELS = 2
 MAX_FRAMES = 64
 MAX_CLIPS = 16  # views in time; the literature has up to 10
-DECODERS = ("auto", "pyav", "decord")
+DECODERS = ("auto", "pyav", "decord", "decord-as-is")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class ClipSpec:
     crop: side in pixels of the centred square, at most short_side.
     views: (clips, crops) of a test with several views: samples in time, and 1 or 3 squares along
     the longer side (start, middle, end).
-    decoder: "auto" (PyAV), "pyav", "decord".
+    decoder: "auto" (PyAV), "pyav", "decord", "decord-as-is" (also where its frames are wrong).
     Raises InputError for a value that is not allowed.
     """
 

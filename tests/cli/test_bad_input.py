@@ -36,6 +36,9 @@ from tests.processes import run_commands
         (["run", "{ckpt}", "{videos}", "--text", "word " * 10_000], "10,?000"),
         (["run", "{ckpt}", "absent.mp4", "--text", "a"], "absent.mp4"),
         (["run", "{ckpt}", "{nothing}", "--text", "a"], "no video"),
+        (["run", "{video}", "{ckpt}", "--text", "a"], "an MP4 .* the order is CKPT VIDEO"),
+        (["run", "{ckpt}", "-", "--text", "a"], "not read from standard input"),
+        (["run", "{ckpt}", "/dev/stdin", "--text", "a"], "not read from standard input"),
         (["run", "{ckpt}", "{videos}", "--text", "a", "--engine", "eagre"], "mean 'eager'"),
         (["run", "{ckpt}", "{videos}", "--text", "a", "--decoder", "pyva"], "mean 'pyav'"),
         (["embed", "{ckpt}", "{videos}", "-o", "x.txt"], "must end in .npz"),
@@ -61,6 +64,7 @@ def test_exit_code_2(cli, checkpoint, videos, tmp_path, monkeypatch, args, messa
     places = {
         "ckpt": checkpoint,
         "videos": videos,
+        "video": sorted(videos.iterdir())[0],
         "empty": tmp_path / "empty.txt",
         "nothing": tmp_path / "nothing",
     }

@@ -1,6 +1,7 @@
 """stan-infer bench: engines, gates, stages, memory, comparison, the page."""
 
 import json
+import shutil
 import statistics
 
 import onnx.parser
@@ -108,6 +109,20 @@ def test_peak_memory_is_each_engines_own(cli, checkpoint):
     eager, ort = cli("bench", checkpoint, *args).records
     assert ort["peak_host_mib"] < eager["peak_host_mib"]  # it needs no torch
     assert eager["peak_device_mib"] is None and ort["memory_shape"] == [1, 8]
+
+
+def test_a_bad_video_is_named_and_left_out(cli, checkpoint, videos, tmp_path):
+    shutil.copytree(videos, tmp_path / "v")
+    (tmp_path / "v" / "a_bad.mp4").write_bytes(b"%PDF-1.7")
+    args = ("bench", checkpoint, "--engine", "eager", "--no-memory", "--json", *QUICK)
+    done = cli(*args, "--include-decode", tmp_path / "v", code=2, says="a_bad.mp4 is not a video")
+    stages = [r for r in done.records if r["schema"].startswith("stan-infer/bench-stages")]
+    assert stages and stages[0]["videos"] == len(list(videos.iterdir()))
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w" / "a_bad.mp4").write_bytes(b"%PDF-1.7")
+    cli(
+        *args, "--include-decode", tmp_path / "w", code=2, says="none of the 1 videos could be read"
+    )
 
 
 def test_the_whole_way_from_file_to_scores(cli, checkpoint, videos):

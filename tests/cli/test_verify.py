@@ -38,6 +38,27 @@ def test_nothing_in_common_is_exit_code_4(cli, artefact):
     cli(*words, code=4, says="nothing was compared")
 
 
+def test_a_bad_video_is_named_and_left_out(cli, checkpoint, artefact, videos, tmp_path):
+    shutil.copytree(videos, tmp_path / "v")
+    (tmp_path / "v" / "bad.mp4").write_bytes(b"<!doctype html>")
+    words = ("verify", checkpoint, artefact, "--videos", tmp_path / "v", *FAST, "--json")
+    done = cli(*words, code=2, says="bad.mp4 is not a video: it is a web page")
+    assert done.records[0]["pass"] and len(done.records[0]["failures"]) == 1
+    zero_weight(
+        shutil.copytree(artefact, tmp_path / "c") / "video.onnx", "video/trunk/layer1/mlp/fc2/bias"
+    )
+    cli(
+        "verify",
+        checkpoint,
+        tmp_path / "c",
+        "--videos",
+        tmp_path / "v",
+        *FAST,
+        code=4,
+        says="bad.mp4",
+    )
+
+
 @pytest.mark.parametrize(
     "args",
     [

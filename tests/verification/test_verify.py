@@ -163,6 +163,17 @@ def test_bisect_needs_our_names(tiny_model, copy, videos):
     assert found["block"] is None and "fused graph" in found["reason"]
 
 
+def test_a_bad_video_does_not_stop_the_rest(tiny_model, folder, videos, tmp_path):
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(b"hello\n")
+    record = verify(tiny_model, folder, videos=[bad, videos[2], bad], **FAST)
+    assert record["pass"] and [f["video"] for f in record["failures"]] == [str(bad)]
+    assert "bad.mp4 is not a video: it is a text" in record["failures"][0]["error"]
+    assert not verify(tiny_model, folder, videos=videos[2:3], **FAST)["failures"]
+    with pytest.raises(InputError, match=r"none of the 2 videos could be read: .*bad\.mp4"):
+        verify(tiny_model, folder, videos=[bad, bad], **FAST)
+
+
 def test_bad_input_is_an_error(tiny_model, folder, videos, tmp_path):
     (tmp_path / "x.onnx").write_bytes(b"nothing")
     (tmp_path / "x.mp4").write_bytes(b"nothing")

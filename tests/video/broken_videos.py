@@ -78,8 +78,11 @@ def packets(path):
         return [(bytes(p), p.pts, p.is_keyframe) for p in container.demux(video=0) if p.size]
 
 
-def remux(source, target, *, skip=0, earlier=0, muxer=None):
-    """Copy without the first `skip` packets; `earlier` shifts times: an edit list."""
+def remux(source, target, *, skip=0, earlier=0, pts_is_dts=False, muxer=None):
+    """Copy without the first `skip` packets; `earlier` shifts times: an edit list.
+
+    pts_is_dts: times rise as packets do, as programs write them that know no other time.
+    """
     with av.open(str(source)) as container, av.open(str(target), "w", options=muxer or {}) as out:
         stream = container.streams.video[0]
         copy = out.add_stream_from_template(stream)
@@ -87,6 +90,7 @@ def remux(source, target, *, skip=0, earlier=0, muxer=None):
         for packet in kept:
             packet.pts -= earlier
             packet.dts -= earlier
+            packet.pts = packet.dts if pts_is_dts else packet.pts
             packet.stream = copy
             out.mux(packet)
     return Path(target)
@@ -129,13 +133,44 @@ def _patch(source, target, box, offset, values):
 
 
 def turn(source, target, degrees):
-    """Ask players to turn the picture, by any angle (the matrix of tkhd, 16.16 fixed point)."""
+    """Ask players to turn the picture, by any angle."""
     a, b = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-    matrix = np.rint(np.array([a, b, 0, -b, a, 0, 0, 0, 0x4000]) * 0x10000)
+    return orient(source, target, (a, b, -b, a))
+
+
+def orient(source, target, matrix):
+    """Ask players to move pixel (x, y) to (a x + c y, b x + d y): tkhd, 16.16 fixed point."""
+    a, b, c, d = matrix
+    values = np.rint(np.array([a, b, 0, c, d, 0, 0, 0, 0x4000]) * 0x10000)
     data = bytearray(Path(source).read_bytes())
     at = data.find(b"tkhd") + 4 + 40
-    data[at : at + 36] = matrix.astype(">i4").tobytes()
+    data[at : at + 36] = values.astype(">i4").tobytes()
     Path(target).write_bytes(data)
+    return Path(target)
+
+
+def refer(source, target, other):
+    """The track's samples lie in the file `other` (an alias in dref, as QuickTime writes them)."""
+    data, name = Path(source).read_bytes(), str(other).encode()
+    # Fields of an alias: Inside Macintosh, Files, and mov_read_dref of FFmpeg.
+    alias = bytes(10) + bytes([0]) + bytes(27) + bytes(12) + bytes(63 + 1) + bytes(16)
+    alias = bytearray(150)
+    alias[4:6] = b"\0\x96"
+    alias[50] = 4
+    alias[51:55] = b"film"
+    alias[128 - 0 : 128] = b""
+    found = data.find(b"dref")
+    entry = bytes(alias) + struct.pack(">hh", 2, len(name)) + name + bytes(len(name) % 2)
+    entry += struct.pack(">hh", -1, 0)
+    box = struct.pack(">I4sI", 12 + len(entry), b"alis", 0) + entry
+    dref = struct.pack(">I4sII", 16 + len(box), b"dref", 0, 1) + box
+    old = int.from_bytes(data[found - 4 : found], "big")
+    out = bytearray(data[: found - 4] + dref + data[found - 4 + old :])
+    grown = len(dref) - old
+    for name in (b"dinf", b"minf", b"mdia", b"trak", b"moov"):
+        at = out.rfind(name, 0, found)
+        out[at - 4 : at] = (int.from_bytes(out[at - 4 : at], "big") + grown).to_bytes(4, "big")
+    Path(target).write_bytes(out)
     return Path(target)
 
 

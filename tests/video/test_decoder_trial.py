@@ -58,7 +58,7 @@ def test_an_open_that_does_not_take_what_we_give(broken):
     ("error", "reason"),
     [
         ("InvalidDataError(1094995529, 'Invalid data found')", "Invalid data found"),
-        ("ArgumentError(22, 'Invalid argument')", "its contents look like a picture"),
+        ("ArgumentError(22, 'Invalid argument')", "its name looks like something else"),
     ],
 )
 def test_a_clip_of_our_own_is_not_blamed(broken, error, reason):
