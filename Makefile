@@ -43,8 +43,10 @@ check: $(VENV)/ready
 	$(BIN)/python -m benchmarks.tables --check
 
 # Extra runtime on every declared Python, lowest and newest packages; PYTHONS='/path/to/python3.12 ...'
+# Then exported graphs in the oldest ONNX Runtime of each opset.
 installs: $(VENV)/ready
 	$(BIN)/python -m tests.installs
+	$(BIN)/python -m tests.installs.old_runtimes
 
 # Extra cpu; not in CI, as torch is several GB for each.
 installs-cpu: $(VENV)/ready

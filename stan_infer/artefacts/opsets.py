@@ -18,8 +18,8 @@ class Opset(NamedTuple):
 
 # A runtime refuses a file whose IR version is newer than it knows, whatever is in it, so each opset
 # is written with its own. The oldest runtimes were found by running every graph that an export
-# writes in 1.14 to 1.26; tests/installs/old_runtimes.py does so again. The smallest is 18, because
-# ReduceMean takes its axes as an input from there on.
+# writes; `make installs` does so again from 1.15 on, as 1.14 has no wheel for Python 3.11. The
+# smallest opset is 18, because ReduceMean takes its axes as an input from there on.
 OPSETS = {
     18: Opset(8, "1.14"),
     19: Opset(9, "1.16"),

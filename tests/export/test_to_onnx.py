@@ -1,6 +1,7 @@
 """Exported graphs: dynamic axes, proved equal to the model first; no folder is half-written."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 
 import stan_infer as si
 from stan_infer.artefacts.folder import CONFIG_KEY, config_sha256
-from stan_infer.artefacts.opsets import OPSETS, check_runtime
+from stan_infer.artefacts.opsets import OPSETS, Opset, check_runtime
 from stan_infer.engines.ort_session import inference_session
 from stan_infer.errors import CheckError, InputError, MissingError
 from stan_infer.export import onnx_graph
@@ -22,6 +23,7 @@ from stan_infer.export.parity import Case, case_sizes, prove
 from stan_infer.network.model import Stan, init_random
 from tests.conftest import ROOT, clips, relative_error, tiny_config
 
+PAGE = (ROOT / "GRAPHS.md").read_text()
 FP16, BF16 = 1e-2, 1e-1
 ROUNDED = 1e-6
 
@@ -305,6 +307,16 @@ def test_the_ir_version_is_that_of_the_opset(opset):
     """ONNX's own table of its releases gives the smallest that a reader of the opset knows."""
     wanted = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)])
     assert OPSETS[opset].ir == wanted
+
+
+def test_the_page_has_the_same_table():
+    rows = re.findall(r"^\| ([\d, ]+) \| ([\d, ]+) \| ([\d.]+) \|$", PAGE, re.MULTILINE)
+    told = {
+        int(n): Opset(int(ir), oldest)
+        for opsets, irs, oldest in rows
+        for n, ir in zip(opsets.split(","), irs.split(","), strict=True)
+    }
+    assert told == OPSETS
 
 
 def test_packages_that_are_too_old_for_an_opset(tiny_model, tmp_path, monkeypatch):
