@@ -1,7 +1,7 @@
 """An inert reader of the pickle in a PyTorch checkpoint: nothing is imported, called or built.
 
 A pickle is a program for a stack machine. This machine keeps plain values; the name of a class or
-function is only a label, and what the program wants called becomes a record or a Placeholder.
+function is only a label, and what the program wants called becomes a record (pickle_calls).
 Opcodes as in CPython's `pickletools`, protocols 2 to 5.
 """
 
@@ -10,7 +10,16 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Sequence
 
-from stan_infer.checkpoints.pickle_values import Call, Global, LongText, Placeholder, describe
+from stan_infer.checkpoints.pickle_calls import (
+    give_state,
+    is_key,
+    name_of_line,
+    push_call,
+    push_global,
+    push_new,
+    push_storage,
+)
+from stan_infer.checkpoints.pickle_values import LongText, Placeholder, describe
 from stan_infer.checkpoints.torch_zip import RESAVE
 from stan_infer.errors import InputError
 
@@ -18,7 +27,6 @@ MAX_PICKLE_BYTES = 128 << 20
 MAX_STEPS = 1_000_000  # opcodes, and values copied by one of them; real files need some 100,000
 MAX_MARKS = 1_000
 MAX_TEXT_BYTES = 1 << 20  # longer text is skipped: curves of a training log
-MAX_NAME_BYTES = 256
 _LAZY_BYTES = 4096  # longer text is decoded only by text_of
 _TEXT_BUDGET = 24 << 20  # memory for all decoded text and names
 _MAX_INT_BYTES = 64
@@ -105,6 +113,13 @@ class _Machine:
         start = self.skip(size)
         return self.data[start : self.at]
 
+    def decode(self, raw: bytes) -> str:
+        self.charge_text(len(raw) if raw.isascii() else 4 * len(raw))
+        try:
+            return raw.decode("utf-8")
+        except UnicodeDecodeError as e:
+            raise self.error("has text that is not UTF-8") from e
+
     def number(self, size: int) -> int:
         return int.from_bytes(self.take(size), "little")
 
@@ -169,17 +184,9 @@ def _text(width: int) -> _Action:
         elif size > _LAZY_BYTES:
             m.push(LongText(start, size))
         else:
-            m.push(_decode(m, m.data[start : m.at]))
+            m.push(m.decode(m.data[start : m.at]))
 
     return action
-
-
-def _decode(m: _Machine, raw: bytes) -> str:
-    m.charge_text(len(raw) if raw.isascii() else 4 * len(raw))
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as e:
-        raise m.error("has text that is not UTF-8") from e
 
 
 def _bytes(width: int) -> _Action:
@@ -236,77 +243,7 @@ def _update(m: _Machine, flat: Sequence[object]) -> None:
         return
     if not isinstance(target, dict):
         raise m.error(f"sets an item of {describe(target)}")
-    target.update((k, v) for k, v in zip(flat[::2], flat[1::2], strict=True) if _is_key(k))
-
-
-def _is_key(key: object) -> bool:
-    """Whether to keep a dict's key: no tuples, whose hash may cost, no ints made to collide."""
-    short = isinstance(key, int) and abs(key) < 1 << 63
-    return short or key is None or isinstance(key, str | float)
-
-
-def _line(m: _Machine) -> str:
-    end = m.data.find(b"\n", m.at, m.at + MAX_NAME_BYTES + 1)
-    if end < 0:
-        raise m.error(f"has a name that does not end within {MAX_NAME_BYTES} bytes")
-    return _decode(m, m.take(end + 1 - m.at)[:-1])
-
-
-def _global(m: _Machine, module: object, name: object) -> None:
-    if not isinstance(name, str) or not isinstance(module, str):
-        raise m.error(f"names {describe(module)} and {describe(name)} instead of a class")
-    m.charge_text(0)
-    if max(len(module), len(name)) > MAX_NAME_BYTES or not m.may_name(module, name):
-        raise m.error(f"names {ascii(f'{module[:80]}.{name[:80]}')}, which no state dict needs")
-    m.push(Global(module, name))
-
-
-def _reduce(m: _Machine, *, is_new: bool = False) -> None:
-    args, function = m.pop(), m.pop()
-    if not isinstance(function, Global) or not isinstance(args, tuple):
-        raise m.error(f"calls {describe(function)} with {describe(args)}")
-    if not m.may_call(function.module, function.name):
-        raise m.error(f"calls {function}, which no state dict needs")
-    if is_new:
-        m.push(Placeholder(function))
-    elif function.module == "torch._utils":
-        m.push(Call(function.name, args))
-    elif str(function) == "collections.OrderedDict":
-        m.push(_ordered_dict(m, args))
-    elif str(function) == "collections.defaultdict":
-        m.push({})
-    else:
-        if function.name == "getattr":
-            _check_getattr(m, args)
-        m.push(Placeholder(function))
-
-
-def _ordered_dict(m: _Machine, args: tuple[object, ...]) -> dict[object, object]:
-    items = args[0] if len(args) == 1 else args
-    items = items if isinstance(items, list | tuple) else [None]
-    m.charge(len(items))  # the same list can be recalled again and again
-    pairs = [item for item in items if isinstance(item, list | tuple) and len(item) == 2]
-    if len(pairs) != len(items):
-        raise m.error("makes an OrderedDict of something else than pairs")
-    return {key: value for key, value in pairs if _is_key(key)}
-
-
-def _check_getattr(m: _Machine, args: tuple[object, ...]) -> None:
-    """Allow what a trainer's log writes, such as getattr(HistoryBuffer, "mean"), and no more."""
-    owner, name = args if len(args) == 2 else (None, None)
-    roots = ("mmengine", "mmcv", "numpy", "builtins", "__builtin__")
-    known = isinstance(owner, Global) and owner.module.split(".")[0] in roots
-    if not (known or isinstance(owner, Placeholder)) or not isinstance(name, str):
-        raise m.error(f"calls getattr on {describe(owner)}")
-    if name.startswith("_"):
-        raise m.error(f"calls getattr for {ascii(name[:80])}")
-
-
-def _persistent(m: _Machine) -> None:
-    value = m.pop()
-    if not isinstance(value, tuple) or len(value) != 5 or value[0] != "storage":
-        raise m.error(f"refers to {describe(value)} where it should refer to a storage")
-    m.push(Call("storage", value[1:]))
+    target.update((k, v) for k, v in zip(flat[::2], flat[1::2], strict=True) if is_key(k))
 
 
 def _of_width(make: Callable[[int], _Action], widths: dict[str, int]) -> dict[int, _Action]:
@@ -343,13 +280,12 @@ _ACTIONS: dict[int, _Action] = {
     0x90: lambda m: _extend(m, m.pop_mark()),
     ord("s"): lambda m: _update(m, [m.pop(), m.pop()][::-1]),
     ord("u"): lambda m: _update(m, m.pop_mark()),
-    ord("c"): lambda m: _global(m, _line(m), _line(m)),
-    0x93: lambda m: _global(m, *[m.pop(), m.pop()][::-1]),
-    ord("R"): _reduce,
-    0x81: lambda m: _reduce(m, is_new=True),
-    # An object's state, such as the version numbers beside a state dict, is dropped.
-    ord("b"): lambda m: (m.pop(), m.top()),
-    ord("Q"): _persistent,
+    ord("c"): lambda m: push_global(m, name_of_line(m), name_of_line(m)),
+    0x93: lambda m: push_global(m, *[m.pop(), m.pop()][::-1]),
+    ord("R"): push_call,
+    0x81: push_new,
+    ord("b"): give_state,
+    ord("Q"): push_storage,
 }
 _REFUSED_NAMES = (
     "FLOAT INT LONG STRING UNICODE PERSID DICT GET INST LIST OBJ PUT "
