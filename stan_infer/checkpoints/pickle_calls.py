@@ -1,17 +1,13 @@
 """What a pickle names and wants called, as records: the part of the inert reader about code.
 
-The functions take the stack machine of torch_pickle, which runs them as its opcodes.
+The functions are opcodes of torch_pickle.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from stan_infer.checkpoints.pickle_machine import Machine
 from stan_infer.checkpoints.pickle_values import Call, Global, Placeholder, describe
 from stan_infer.checkpoints.torch_names import is_maker
-
-if TYPE_CHECKING:
-    from stan_infer.checkpoints.torch_pickle import _Machine as Machine
 
 MAX_NAME_BYTES = 256
 

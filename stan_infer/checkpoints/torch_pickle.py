@@ -19,18 +19,16 @@ from stan_infer.checkpoints.pickle_calls import (
     push_new,
     push_storage,
 )
+from stan_infer.checkpoints.pickle_machine import MAX_STEPS, Machine, Rule
 from stan_infer.checkpoints.pickle_values import LongText, Placeholder, describe
 from stan_infer.checkpoints.torch_zip import RESAVE
 from stan_infer.errors import InputError
 
 MAX_PICKLE_BYTES = 128 << 20
-MAX_STEPS = 1_000_000  # opcodes, and values copied by one of them; real files need some 100,000
 MAX_MARKS = 1_000
 MAX_TEXT_BYTES = 1 << 20  # longer text is skipped: curves of a training log
 _LAZY_BYTES = 4096  # longer text is decoded only by text_of
-_TEXT_BUDGET = 24 << 20  # memory for all decoded text and names
 _MAX_INT_BYTES = 64
-Rule = Callable[[str, str], bool]
 
 
 def read_pickle(data: bytes, may_name: Rule, may_call: Rule) -> object:
@@ -43,7 +41,7 @@ def read_pickle(data: bytes, may_name: Rule, may_call: Rule) -> object:
     """
     if len(data) > MAX_PICKLE_BYTES:
         raise InputError(f"its pickle has more than {MAX_PICKLE_BYTES} bytes: {RESAVE}")
-    return _Machine(data, may_name, may_call).run()
+    return _run(Machine(data, may_name, may_call))
 
 
 def text_of(data: bytes, value: object) -> str | None:
@@ -53,112 +51,43 @@ def text_of(data: bytes, value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-class _Machine:
-    def __init__(self, data: bytes, may_name: Rule, may_call: Rule) -> None:
-        self.data = data
-        self.may_name, self.may_call = may_name, may_call
-        self.at = 0  # of the next byte
-        self.op = 0  # where the running opcode stands
-        self.steps = 0
-        self.text_bytes = 0
-        self.stack: list[object] = []
-        self.marks: list[int] = []  # heights of the stack
-        self.memo: dict[int, object] = {}
-        self.push = self.stack.append
-
-    def run(self) -> object:
-        if self.data[:1] != b"\x80":
-            raise self.error("does not begin with opcode PROTO; protocols 2 to 5 are read")
-        while True:
-            self.op = self.at
-            self.charge(1)
-            code = self.take(1)[0]
-            if code == ord("."):
-                break
-            action = _ACTIONS.get(code)
-            if action is None:
-                name = _REFUSED.get(code, "unknown")
-                raise self.error(f"has opcode {name} (0x{code:02x}), which no checkpoint needs")
-            action(self)
-        value = self.pop()
-        if self.stack or self.marks or self.at != len(self.data):
-            raise self.error("ends with values or bytes left over")
-        return value
-
-    def error(self, what: str) -> InputError:
-        return InputError(
-            f"its pickle {what} (byte {self.op} of {len(self.data)}): refused, because the file is "
-            f"damaged or holds more than plain data; {RESAVE}"
-        )
-
-    def charge(self, steps: int) -> None:
-        self.steps += steps
-        if self.steps > MAX_STEPS:
-            raise self.error(f"needs more than {MAX_STEPS} steps")
-
-    def charge_text(self, size: int) -> None:
-        self.text_bytes += size + 64  # of an object's header
-        if self.text_bytes > _TEXT_BUDGET:
-            raise self.error(f"holds more than {_TEXT_BUDGET} bytes of names and short texts")
-
-    def skip(self, size: int) -> int:
-        """Pass over `size` bytes and return where they began."""
-        start = self.at
-        if size > len(self.data) - start:
-            raise self.error(f"asks for {size} bytes where {len(self.data) - start} are left")
-        self.at = start + size
-        return start
-
-    def take(self, size: int) -> bytes:
-        start = self.skip(size)
-        return self.data[start : self.at]
-
-    def decode(self, raw: bytes) -> str:
-        self.charge_text(len(raw) if raw.isascii() else 4 * len(raw))
-        try:
-            return raw.decode("utf-8")
-        except UnicodeDecodeError as e:
-            raise self.error("has text that is not UTF-8") from e
-
-    def number(self, size: int) -> int:
-        return int.from_bytes(self.take(size), "little")
-
-    def pop(self) -> object:
-        if len(self.stack) <= (self.marks[-1] if self.marks else 0):
-            raise self.error("takes a value from an empty stack")
-        return self.stack.pop()
-
-    def top(self) -> object:
-        value = self.pop()
-        self.stack.append(value)
-        return value
-
-    def pop_mark(self) -> list[object]:
-        if not self.marks:
-            raise self.error("closes a group that was not opened")
-        height = self.marks.pop()
-        items = self.stack[height:]
-        del self.stack[height:]
-        return items
+def _run(m: Machine) -> object:
+    if m.data[:1] != b"\x80":
+        raise m.error("does not begin with opcode PROTO; protocols 2 to 5 are read")
+    while True:
+        m.op = m.at
+        m.charge(1)
+        code = m.take(1)[0]
+        if code == ord("."):
+            break
+        action = _ACTIONS.get(code)
+        if action is None:
+            name = _REFUSED.get(code, "unknown")
+            raise m.error(f"has opcode {name} (0x{code:02x}), which no checkpoint needs")
+        action(m)
+    value = m.pop()
+    if m.stack or m.marks or m.at != len(m.data):
+        raise m.error("ends with values or bytes left over")
+    return value
 
 
-_Action = Callable[[_Machine], object]
+_Action = Callable[[Machine], object]
 _SET = Placeholder("a set")
 
 
-def _proto(m: _Machine) -> None:
+def _proto(m: Machine) -> None:
     version = m.number(1)
     if m.op or not 2 <= version <= 5:
         raise m.error(f"declares protocol {version}; read are 2 to 5, declared once")
 
 
-def _mark(m: _Machine) -> None:
+def _mark(m: Machine) -> None:
     if len(m.marks) >= MAX_MARKS:
         raise m.error(f"opens more than {MAX_MARKS} groups within each other")
     m.marks.append(len(m.stack))
 
 
-def _pop(m: _Machine) -> None:
+def _pop(m: Machine) -> None:
     if m.marks and m.marks[-1] == len(m.stack):
         m.marks.pop()
     else:
@@ -166,7 +95,7 @@ def _pop(m: _Machine) -> None:
 
 
 def _long(width: int) -> _Action:
-    def action(m: _Machine) -> None:
+    def action(m: Machine) -> None:
         size = m.number(width)
         if size > _MAX_INT_BYTES:
             raise m.error(f"has an integer of {size} bytes; at most {_MAX_INT_BYTES} are read")
@@ -176,7 +105,7 @@ def _long(width: int) -> _Action:
 
 
 def _text(width: int) -> _Action:
-    def action(m: _Machine) -> None:
+    def action(m: Machine) -> None:
         size = m.number(width)
         start = m.skip(size)
         if size > MAX_TEXT_BYTES:
@@ -190,7 +119,7 @@ def _text(width: int) -> _Action:
 
 
 def _bytes(width: int) -> _Action:
-    def action(m: _Machine) -> None:
+    def action(m: Machine) -> None:
         m.skip(m.number(width))
         m.push(Placeholder("bytes"))
 
@@ -198,7 +127,7 @@ def _bytes(width: int) -> _Action:
 
 
 def _put(width: int) -> _Action:
-    def action(m: _Machine) -> None:
+    def action(m: Machine) -> None:
         index = m.number(width) if width else len(m.memo)
         if index > MAX_STEPS:
             raise m.error(f"stores value number {index}; at most {MAX_STEPS} are kept")
@@ -208,7 +137,7 @@ def _put(width: int) -> _Action:
 
 
 def _get(width: int) -> _Action:
-    def action(m: _Machine) -> None:
+    def action(m: Machine) -> None:
         index = m.number(width)
         if index not in m.memo:
             raise m.error(f"recalls value number {index}, which was not stored")
@@ -218,7 +147,7 @@ def _get(width: int) -> _Action:
 
 
 def _tuple(size: int) -> _Action:
-    def action(m: _Machine) -> None:
+    def action(m: Machine) -> None:
         height = len(m.stack) - size
         if height < (m.marks[-1] if m.marks else 0):
             raise m.error(f"makes a tuple of {size} values and has fewer")
@@ -227,7 +156,7 @@ def _tuple(size: int) -> _Action:
     return action
 
 
-def _extend(m: _Machine, values: Sequence[object]) -> None:
+def _extend(m: Machine, values: Sequence[object]) -> None:
     target = m.top()
     if isinstance(target, list):
         target.extend(values)
@@ -235,7 +164,7 @@ def _extend(m: _Machine, values: Sequence[object]) -> None:
         raise m.error(f"appends to {describe(target)}")
 
 
-def _update(m: _Machine, flat: Sequence[object]) -> None:
+def _update(m: Machine, flat: Sequence[object]) -> None:
     target = m.top()
     if len(flat) % 2:
         raise m.error("has a key without a value")
