@@ -26,6 +26,7 @@ LAYERS = {
     "visual.transformer.resblocks": "{at}vision_model.encoder.layers",
     "transformer.resblocks": "{at}text_model.encoder.layers",
 }
+_BRANCH = (".STAN_", ".timesFPN_", ".branch.spatial.", ".branch.temporal.")
 OPENAI_ONLY = ("input_resolution", "context_length", "vocab_size")  # numbers in OpenAI's archives
 # What is in such files beside the weights, and no score needs.
 _UNUSED = {
@@ -46,14 +47,18 @@ _OPEN_CLIP, _TRANSFORMERS = "visual.class_embedding", ONCE["visual.class_embeddi
 
 
 def is_clip(shapes: Shapes) -> bool:
-    """Whether a state dict is a CLIP ViT's, with a text tower and without a branch of STAN."""
-    if any("STAN_" in key or "timesFPN_" in key or key.startswith("branch.") for key in shapes):
+    """Whether a state dict is a CLIP ViT's, and has no branch of STAN."""
+    if _has_branch(shapes):
         return False
     return any(
         key == end or key.endswith(f".{end}")
         for key in shapes
         for end in (_OPEN_CLIP, _TRANSFORMERS)
     )
+
+
+def _has_branch(shapes: Shapes) -> bool:
+    return any(part in f".{key}" for key in shapes for part in _BRANCH)
 
 
 def prefix_of(shapes: Shapes) -> tuple[str, bool]:
@@ -85,6 +90,8 @@ def checked_names(config: StanConfig, shapes: Shapes) -> tuple[dict[str, Origin]
     wanted = {n: s for n, s in all_shapes.items() if not n.startswith("branch.")}
     at, _ = prefix_of(shapes)
     ignored = {f"{at}{key}": why for key, why in _UNUSED.items() if f"{at}{key}" in shapes}
+    if _has_branch(shapes):
+        raise InputError("this is a STAN, with a branch: give it alone, without a name before it")
     if not is_clip(shapes):
         raise InputError(
             f"these are not a CLIP ViT's weights: there is no key {_OPEN_CLIP} (open_clip, OpenAI) "
