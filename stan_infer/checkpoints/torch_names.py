@@ -34,6 +34,7 @@ _NAMES = {
     "datetime": "date datetime time timedelta timezone",
     "types": "SimpleNamespace",
     "numpy.random._pickle": "__randomstate_ctor __generator_ctor __bit_generator_ctor",
+    "numpy.random.bit_generator": "__pyx_unpickle_SeedSequence",
     "torch.jit._pickle": "build_intlist build_doublelist build_boollist build_tensorlist "
     "restore_type_tag",
     "torch.serialization": "_get_layout",
