@@ -43,6 +43,7 @@ _AXES = {
     "token_embedding.weight": ("vocab_size", ""),
     "transformer.resblocks.0.mlp.c_fc.weight": ("text_mlp_width", ""),
 }
+ALONE = "CLIP"  # the name of this layout
 _ACTIVATIONS = ("quick_gelu", "gelu")
 
 
@@ -67,7 +68,7 @@ def clip_alone(shapes: Shapes, hints: Hints, settings: Settings, path: Path) -> 
         f"this is CLIP without a STAN branch; {UNTRAINED}",
         f"activation {config.activation}: {said}",
     )
-    return Recognised("CLIP", config, origins, ignored, notes)
+    return Recognised(ALONE, config, origins, ignored, notes)
 
 
 def _sizes(shapes: Shapes) -> dict[str, Any]:
@@ -151,7 +152,7 @@ def _which(config: StanConfig, path: Path) -> str:
     known = names_like(config)
     commands = " or ".join(f"{name}:{path} ({activation})" for name, activation in known.items())
     return (
-        "this is open_clip's CLIP without a STAN branch, and weights do not show with which "
-        f"activation they were trained: give {commands or f'NAME:{path}'}, or --set activation= "
+        "this is CLIP without a STAN branch, and its weights do not show with which activation "
+        f"they were trained: give {commands or f'NAME:{path}'}, or --set activation= "
         "with quick_gelu (OpenAI's CLIP and what was trained from it) or gelu"
     )

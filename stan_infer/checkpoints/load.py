@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stan_infer.checkpoints import own
-from stan_infer.checkpoints.clip_alone import clip_alone
+from stan_infer.checkpoints.clip_alone import ALONE, clip_alone
 from stan_infer.checkpoints.clip_names import is_clip
 from stan_infer.checkpoints.layout import Recognised
 from stan_infer.checkpoints.openclip import (
@@ -88,6 +88,9 @@ def _read(
     weights, settings = _chosen(settings)
     with opened(_path(source, settings), weights) as reader:
         layout = _recognise(source, reader, settings)
+        alone = layout.notes if layout.name == ALONE else ()
+        for note in (*reader.notes, *alone):
+            _log.warning("%s", note)
         stored = ((name, read_weight(reader, o)) for name, o in layout.origins.items())
         state = {name: w.to(dtype) if dtype else w for name, w in stored}
         missing = layout.origins.keys() != parameter_shapes(layout.config).keys()
@@ -209,9 +212,7 @@ def _recognise(source: str | Path, reader: Reader, settings: Mapping[str, Any]) 
     if not _is_file(source):
         return clip_file_layout(str(source), shapes, settings)
     if "config" not in reader.hints and is_clip(shapes):
-        layout = clip_alone(shapes, reader.hints, settings, Path(source))
-        _log.warning("%s", "; ".join(layout.notes))
-        return layout
+        return clip_alone(shapes, reader.hints, settings, Path(source))
     layout = recognise(shapes, settings, reader.hints)
     if layout.config.is_mug and _trained_head(reader.hints) == "mean":
         note = f"trained with head mean, and was not trained for head {layout.config.head}"

@@ -65,9 +65,7 @@ class Reader:
         if isinstance(left, dict):
             entries = ", ".join(f"{name} ({what})" for name, what in list(left.items())[:5])
             _log.warning("what is not a tensor in the state dict is left out: %s", entries)
-        if told:
-            _log.warning("weights: %s", told)
-        self.notes = (told,) if told else ()
+        self.notes = (f"weights: {told}",) if told else ()
         self.tensors = {
             name: TensorInfo(name, file.tensors[key].dtype, file.tensors[key].shape)
             for name, key in self._keys.items()
@@ -88,8 +86,8 @@ def open_weights(path: Path, weights: str | None = None) -> Reader:
     path: a file, an index of several, or a folder of transformers or open_clip with one of these.
     weights: which of several sets, see weight_sets.choose. Keys are those of the bare model: names
     of wrappers are taken out, and "module." if it stands before all of them. Entries that are not
-    tensors, and other sets, are logged. Raises InputError when the file is missing, not a regular
-    one, of neither format, or without such a set.
+    tensors are logged; other sets are told in `notes`. Raises InputError when the file is missing,
+    not a regular one, of neither format, or without such a set.
     """
     place = weights_in(path) if path.is_dir() else path
     file: File = _Shards(place) if place.name.endswith(INDEX) else _open_file(place)
