@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from stan_infer.checkpoints.authors import IN_A_LAYER
-from stan_infer.checkpoints.layout import Origin, Shapes, check_names, map_keys, only_prefix
+from stan_infer.checkpoints.layout import Origin, Shapes, check_names, map_keys, only_prefix, unused
 from stan_infer.config import StanConfig, parameter_shapes
 from stan_infer.errors import InputError
 
@@ -28,21 +28,6 @@ LAYERS = {
 }
 _BRANCH = (".STAN_", ".timesFPN_", ".branch.spatial.", ".branch.temporal.")
 OPENAI_ONLY = ("input_resolution", "context_length", "vocab_size")  # numbers in OpenAI's archives
-# What is in such files beside the weights, and no score needs.
-_UNUSED = {
-    **dict.fromkeys(("logit_scale", "logit_bias"), "the loss's scale; no score uses it"),
-    **dict.fromkeys(
-        ("attn_mask", "text.attn_mask", "transformer.attn_mask"), "which tokens see which: computed"
-    ),
-    **dict.fromkeys(
-        (
-            "vision_model.embeddings.position_ids",
-            "text_model.embeddings.position_ids",
-        ),
-        "0, 1, 2, ...; saved by old transformers",
-    ),
-    **dict.fromkeys(OPENAI_ONLY, "a size that the shapes show"),
-}
 _OPEN_CLIP, _TRANSFORMERS = "visual.class_embedding", ONCE["visual.class_embedding"].format(at="")
 
 
@@ -89,7 +74,8 @@ def checked_names(config: StanConfig, shapes: Shapes) -> tuple[dict[str, Origin]
     all_shapes = parameter_shapes(config)
     wanted = {n: s for n, s in all_shapes.items() if not n.startswith("branch.")}
     at, _ = prefix_of(shapes)
-    ignored = {f"{at}{key}": why for key, why in _UNUSED.items() if f"{at}{key}" in shapes}
+    sizes = {key for name in OPENAI_ONLY if (key := f"{at}{name}") in shapes}
+    ignored = unused(shapes) | dict.fromkeys(sorted(sizes), "a size that the shapes show")
     if _has_branch(shapes):
         raise InputError("this is a STAN, with a branch: give it alone, without a name before it")
     if not is_clip(shapes):

@@ -175,7 +175,21 @@ def read_hints(top: object, wrapper: str | None, data: bytes) -> dict[str, objec
         "cfg": cfg,
         "epoch": epoch if is_count else None,
         "others": shown_keys(others) if wrapper else [],
+        "nameless": _nameless(top),
     }
+
+
+def _nameless(top: object) -> tuple[str, ...]:
+    """Paths of lists of tensors at most two keys deep, as torch-ema and NeMo store averages."""
+    found = []
+    outer = top if isinstance(top, dict) else {}
+    for first, value in list(outer.items())[:_MAX_KEY]:
+        inner = value.items() if isinstance(value, dict) else ()
+        for path, entry in ((first, value), *((f"{first}.{k}", v) for k, v in list(inner)[:9])):
+            is_list = isinstance(entry, list | tuple) and any(map(is_tensor, entry))
+            if is_list and _is_key(path) and len(found) < _SHOWN:
+                found.append(path)
+    return tuple(found)
 
 
 def _get(value: object, key: str) -> object:

@@ -73,11 +73,14 @@ def find_sets(
     return [main, *others]
 
 
-def choose(sets: Sequence[WeightSet], asked: str | None) -> tuple[WeightSet, str | None]:
+def choose(
+    sets: Sequence[WeightSet], asked: str | None, nameless: Sequence[str] = ()
+) -> tuple[WeightSet, str | None]:
     """Return the set that was asked for (None: the default), and what the user should be told.
 
-    asked: a set's name, or "ema" for the averaged one. Raises InputError, with what is there, for a
-    name that no set has and where it does not decide.
+    asked: a set's name, or "ema" for the averaged one. nameless: lists of tensors in the file, by
+    their paths, for the error: averages are among them. Raises InputError, with what is there, for
+    a name that no set has and where it does not decide.
     """
     listed = ", ".join(map(str, sets[:_SHOWN])) + (", ..." if len(sets) > _SHOWN else "")
     if asked is None:
@@ -98,7 +101,9 @@ def choose(sets: Sequence[WeightSet], asked: str | None) -> tuple[WeightSet, str
             )
     if len(named) != 1:
         fault = f"several sets of weights '{asked}'" if named else f"no weights '{asked}'"
-        raise InputError(f"{fault}; it has {listed}: choose one of these with --weights")
+        if nameless:
+            listed += f", and lists of tensors without names ({', '.join(nameless)}), not read"
+        raise InputError(f"{fault}; it has {listed}: choose one of the sets with --weights")
     return named[0], f"{named[0]} is read" if named[0].kind in (BEFORE, UNKNOWN) else None
 
 
@@ -106,7 +111,7 @@ def _told(sets: Sequence[WeightSet]) -> str | None:
     """What to say where nobody asked for a set, and there are several."""
     main, others = sets[0], sets[1:]
     if not others:
-        return None
+        return f"{main} is read, and the file has no others" if main.kind == AVERAGED else None
     told = f"{main} is read; the file also has {', '.join(map(str, others[:_SHOWN]))}"
     if main.kind == AVERAGED:
         return f"{told}: the trainer put the average in the place of the ordinary weights"
@@ -128,8 +133,8 @@ def _split(place: str, keys: Collection[str], *, is_main: bool) -> list[WeightSe
         else:  # no dots at all: ema_backbone_layers_0_...
             word, _, rest = name.partition("_")
             parts.setdefault(f"{word}_", {})[key] = rest
-    if not own:  # all of it is an average's
-        parts, own = {}, names
+    if not own and len(parts) == 1:  # all of it is one average's
+        return [WeightSet(place or next(iter(parts)), place, names, AVERAGED, is_main)]
     own = _bare(own)
     kind = AVERAGED if _is_averages(place) and not parts else OTHER
     found = []

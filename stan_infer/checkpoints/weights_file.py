@@ -55,7 +55,9 @@ class Reader:
         self._file, self.bytes, self.hints = file, file.bytes, file.hints
         try:
             self.sets: list[WeightSet] = find_sets(file.sets, file.ordinary, file.hints)
-            self.chosen, told = choose(self.sets, weights)
+            nameless = file.hints.pop("nameless", ())
+            assert isinstance(nameless, tuple)
+            self.chosen, told = choose(self.sets, weights, nameless)
             self._keys = self.chosen.keys()
             file.select(self.chosen.place)
         except BaseException:

@@ -149,6 +149,16 @@ def test_a_file_of_one_set(plain, tmp_path, caplog):
     with pytest.raises(InputError, match=r"do not lie where .*--weights ema.shadow"):
         first(tmp_path / "only.pth")
     first(tmp_path / "only.pth", {"weights": "ema"})
+    torch.save(under("ema_model.", plain), tmp_path / "all.pth")
+    for chosen in ({}, {"weights": "ema"}):
+        caplog.clear()
+        first(tmp_path / "all.pth", chosen)
+        is_told = "averaged) is read, and the file has no others" in caplog.text
+        assert is_told == (chosen == {})
+    shadows = {"shadow_params": list(plain.values()), "decay": 0.9}
+    torch.save({"model": plain, "ema": shadows}, tmp_path / "list.pth")
+    with pytest.raises(InputError, match=r"without names \(ema.shadow_params\), not read"):
+        first(tmp_path / "list.pth", {"weights": "ema"})
 
 
 def test_an_average_without_some_weights_names_them(plain, tmp_path):
