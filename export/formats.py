@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stan_infer.artefacts.folder import ENGINES_FOLDER, read_artefact, why_keep
+from stan_infer.checkpoints.weights_folder import is_exported
 from stan_infer.errors import InputError, check_word
 from stan_infer.export.export_model import FORMATS as MODEL_FORMATS
 from stan_infer.export.export_model import export_model
@@ -65,7 +65,7 @@ def used_options(format: str, backend: str, given: str) -> set[str]:
     """
     check_word("format", format, (*MODEL_FORMATS, SERVED))
     check_word("backend", backend, BACKENDS)
-    used, is_folder = {SIZES}, os.path.isdir(given)
+    used, is_folder = {SIZES}, is_exported(given)
     if format == SERVED:
         if is_folder:
             return {BACKEND}
@@ -82,7 +82,7 @@ def write(request: Request) -> Written:
     """Write the export; raises as the writer of its format does."""
     if request.format == SERVED:
         return _write_repository(request)
-    return (_add_plans if os.path.isdir(request.given) else _write_folder)(request)
+    return (_add_plans if is_exported(request.given) else _write_folder)(request)
 
 
 def _write_folder(request: Request) -> Written:
@@ -114,7 +114,7 @@ def _add_plans(request: Request) -> Written:
 def _write_repository(request: Request) -> Written:
     """Write a repository from an exported folder; from a checkpoint, export a temporary one."""
     out, backend = _checked_out(request, why_keep_repository), request.backend
-    if os.path.isdir(request.given):
+    if is_exported(request.given):
         return Written(models=write_repository(read_artefact(request.given), out, backend=backend))
     with temporary_folder("the export that is served") as above:
         folder = above / "folder"

@@ -6,11 +6,11 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from stan_infer.artefacts.folder import sha256
-from stan_infer.checkpoints.load import inspect_checkpoint
+from stan_infer.checkpoints.load import WEIGHTS, inspect_checkpoint
+from stan_infer.checkpoints.weights_folder import weights_files
 from stan_infer.errors import storable
 
 
@@ -22,14 +22,17 @@ def provenance(
     checkpoint: a file, or an open_clip name with a tag. Raises as inspect_checkpoint does.
     """
     source: dict[str, Any] = {"file": storable(os.path.basename(checkpoint))}
-    if os.path.isfile(checkpoint):
+    files = weights_files(checkpoint)
+    if len(files) == 1:
         layout = inspect_checkpoint(checkpoint, settings).layout
         source |= {
-            "checkpoint_sha256": sha256(Path(checkpoint)),
+            "checkpoint_sha256": sha256(files[0]),
             "checkpoint_format": layout.name,
             "state_dict_tensors": len(layout.origins),
         }
-    elif checkpoint.endswith(":openai"):
+    if WEIGHTS in settings:
+        source[WEIGHTS] = storable(str(settings[WEIGHTS]))
+    if checkpoint.endswith(":openai"):
         licence = licence or "MIT (OpenAI CLIP)"
     words = [os.path.basename(w) if os.path.isabs(w) else w for w in sys.argv[1:]]
     return {

@@ -168,8 +168,16 @@ def check_setting_names(settings: Iterable[str]) -> None:
             )
 
 
+_WIDE = (1280, 1408, 1664, 1792)  # trunks of open_clip's ViT-H, g, bigG and e
+
+
 def default_heads(width: int, name: str) -> int:
-    """Return width / 64, as in every public CLIP; InputError where that is not a whole number."""
+    """Return the heads of CLIP towers of a width: width / 64, and 16 in open_clip's widest trunks.
+
+    Raises InputError where width / 64 is not a whole number.
+    """
+    if name == "heads" and width in _WIDE:
+        return 16
     if width % 64:
         raise InputError(
             f"{name} cannot be derived from the shapes: width {width} is not a multiple of 64; "

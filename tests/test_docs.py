@@ -106,3 +106,19 @@ def test_a_stale_table_fails(monkeypatch):
 
     monkeypatch.setitem(render.TABLES, "engines_two", lambda: "other figures")
     assert render.render(README) != README
+
+
+def held(text: str) -> list[str]:
+    """The tests that CHECKPOINTS.md names, as file::name below tests/."""
+    names = re.findall(r"`((?:tests/\w+/)?test_\w+\.py)::(test_\w+)`", text)
+    return [f"{n if '/' in n else f'tests/checkpoints/{n}'}::{test}" for n, test in names]
+
+
+def test_the_tests_that_hold_the_forms_of_checkpoints_exist():
+    text = (ROOT / "CHECKPOINTS.md").read_text()
+    rows = re.findall(r"^\| .*(?<!test) \|$", text, re.MULTILINE)  # without the heads of tables
+    assert len(rows) > 40
+    for row in rows:
+        assert held(row), row
+    for file, _, test in (name.partition("::") for name in held(text)):
+        assert f"def {test}(" in (ROOT / file).read_text(), (file, test)

@@ -96,6 +96,7 @@ class Origin(TypedDict):
 
     file: NotRequired[Text | None]
     checkpoint_sha256: NotRequired[Digest | None]
+    weights: NotRequired[Text]  # the set of weights that was chosen in a file of several
 
 
 class Tool(TypedDict):

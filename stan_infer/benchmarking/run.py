@@ -22,6 +22,7 @@ from stan_infer.benchmarking.rows import (
     write_json_lines,
 )
 from stan_infer.benchmarking.stages import bench_stages
+from stan_infer.checkpoints.weights_folder import is_exported
 from stan_infer.config import video_flops
 from stan_infer.engines.open import engine_named
 from stan_infer.errors import InputError, MissingError, storable
@@ -120,7 +121,7 @@ def _kind(source: str | None) -> str:
         return "preset"
     if source.endswith(".plan"):
         return "plan"
-    if os.path.isdir(source):
+    if is_exported(source):
         return "folder"
     return "graph" if source.endswith(".onnx") else "checkpoint"
 

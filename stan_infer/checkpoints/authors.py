@@ -22,6 +22,7 @@ from stan_infer.checkpoints.layout import (
     map_keys,
     only_prefix,
     sizes,
+    unused,
     with_settings,
 )
 from stan_infer.checkpoints.trainer_hints import layout_notes
@@ -74,10 +75,6 @@ AXES = {
     "{text}text_model.embeddings.position_embedding.weight": ("context_positions", ""),
 }
 IGNORED = {
-    "{text}text_model.embeddings.position_ids": "0, 1, 2, ...; saved by old transformers",
-    "{video}position_ids": "0, 1, 2, ...; saved by old transformers",
-    "{video}embeddings.position_ids": "0, 1, 2, ...; saved by old transformers",
-    "logit_scale": "the loss's scale; no score uses it",
     "{video}timesFPN_pos_embed.weight": "unused by the first release's forward",
     "{video}timesFPN_cls_token": "unused by the first release's forward",
 }
@@ -105,6 +102,7 @@ def authors_layout(shapes: Shapes, hints: Hints, settings: Settings) -> Recognis
     if is_3d:
         origins["visual.conv1.weight"] = Origin((deep,), "squeeze")
     ignored = {k: why for k, why in keys_of(IGNORED, places).items() if k in shapes}
+    ignored |= unused(shapes)
     notes = tuple(layout_notes(config, hints.get("cfg"), ignored))
     return Recognised(NAMES[places["branch"]], config, origins, ignored, notes)
 

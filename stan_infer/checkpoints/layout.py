@@ -101,6 +101,21 @@ def keys_of(patterns: Mapping[str, V], places: Mapping[str, str]) -> dict[str, V
     }
 
 
+# What trainers and libraries store beside the weights of any CLIP, by the last word of its key.
+_UNUSED = {
+    "position_ids": "0, 1, 2, ...; saved by old transformers",
+    "logit_scale": "the loss's scale; no score uses it",
+    "logit_bias": "the loss's bias; no score uses it",
+    "attn_mask": "which tokens see which: computed here",
+}
+
+
+def unused(shapes: Shapes) -> dict[str, str]:
+    """Return the keys that no STAN and no CLIP needs, wherever they lie, each with the reason."""
+    words = ((key, key.rpartition(".")[2]) for key in shapes)
+    return {key: _UNUSED[word] for key, word in words if word in _UNUSED}
+
+
 def sizes(shapes: Shapes, axes: Mapping[str, tuple[str, ...]]) -> dict[str, int]:
     """Read sizes off shapes; axes: key -> the name of each axis, "" where none is needed."""
     found: dict[str, int] = {}

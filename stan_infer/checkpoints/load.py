@@ -1,7 +1,8 @@
 """Load a trained model from any source into a Stan; write a model in our own format.
 
-A source is the authors' file (.pth, .pt, .bin), a safetensors file in their names or ours, or an
-open_clip name with a tag (a branch on CLIP). Files may be a stranger's: nothing in them is run.
+A source is the authors' file (.pth, .pt, .bin), a safetensors file in their names or ours, CLIP's
+weights, or an open_clip name with a tag (a branch on CLIP). Files may be a stranger's: nothing in
+them is run.
 """
 
 from __future__ import annotations
@@ -16,12 +17,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stan_infer.checkpoints import own
+from stan_infer.checkpoints.clip_alone import ALONE, clip_alone
+from stan_infer.checkpoints.clip_names import is_clip
 from stan_infer.checkpoints.layout import Recognised
-from stan_infer.checkpoints.openclip import clip_layout, is_clip_name, read_clip
+from stan_infer.checkpoints.openclip import (
+    clip_file_layout,
+    clip_layout,
+    is_clip_name,
+    weights_path,
+)
 from stan_infer.checkpoints.recognise import recognise
 from stan_infer.checkpoints.trainer_hints import trainer_hints
+from stan_infer.checkpoints.untrained_branch import untrained_branch
 from stan_infer.checkpoints.weights_file import Reader, opened, read_weight
-from stan_infer.config import StanConfig
+from stan_infer.checkpoints.weights_folder import CONFIGS
+from stan_infer.config import StanConfig, parameter_shapes
 from stan_infer.errors import InputError, MissingError, nearest
 from stan_infer.system.atomic import Sources, check_file, files_of
 from stan_infer.system.packages import require
@@ -31,6 +41,7 @@ if TYPE_CHECKING:
 
     from stan_infer.network.model import Stan
 
+WEIGHTS = "weights"  # the setting that is no field of the config: which set of weights is read
 _log = logging.getLogger(__name__)
 
 
@@ -39,17 +50,19 @@ class Inspection:
     """What a source holds, found without reading a weight."""
 
     layout: Recognised
-    bytes: int | None  # of the file
+    bytes: int | None  # of the weights' files
     dtypes: dict[str, int]  # stored dtype -> number of values
     hints: dict[str, object]  # what the file says of itself
+    weights: list[dict[str, Any]]  # the sets of weights in it: name, kind, tensors, read (or not)
 
 
 def load_model(source: str | Path, settings: Mapping[str, Any] | None = None) -> Stan:
     """Load a checkpoint as a Stan in eval mode, on the CPU, in float32.
 
     source: a file, or an open_clip name and tag such as "ViT-B-32-quickgelu:openai" (the tag may be
-    a path to that CLIP's weights), which gives an untrained branch on CLIP. settings: StanConfig
-    fields that tensor shapes do not determine.
+    a path to that CLIP's weights), which gives an untrained branch on CLIP, as CLIP's weights alone
+    do where they show what they are. settings: StanConfig fields that tensor shapes do not
+    determine, and `weights`: which set of a file that has several, such as "ema".
 
     Raises InputError for a missing, damaged, hostile or unknown file, a missing or left-over
     weight, a shape that contradicts the rest, a value that is not finite. No weight is ever left
@@ -68,13 +81,20 @@ def load_model(source: str | Path, settings: Mapping[str, Any] | None = None) ->
 def _read(
     source: str | Path, settings: Mapping[str, Any] | None, dtype: dtype | None = None
 ) -> tuple[StanConfig, dict[str, Tensor]]:
-    """Return the config and the weights by our names. dtype: of the weights; None: as stored."""
-    if not _is_file(source):
-        return read_clip(str(source), settings)
-    with opened(Path(source)) as reader:
-        layout = _recognise_file(reader, settings)
-        weights = ((name, read_weight(reader, o)) for name, o in layout.origins.items())
-        return layout.config, {name: w.to(dtype) if dtype else w for name, w in weights}
+    """Return the config and the weights by our names. dtype: of the weights; None: as stored.
+
+    A branch that is untrained has the dtype of the trunk's layers.
+    """
+    weights, settings = _chosen(settings)
+    with opened(_path(source, settings), weights) as reader:
+        layout = _recognise(source, reader, settings)
+        alone = layout.notes if layout.name == ALONE else ()
+        for note in (*reader.notes, *alone):
+            _log.warning("%s", note)
+        stored = ((name, read_weight(reader, o)) for name, o in layout.origins.items())
+        state = {name: w.to(dtype) if dtype else w for name, w in stored}
+        missing = layout.origins.keys() != parameter_shapes(layout.config).keys()
+        return layout.config, state | (untrained_branch(layout.config, state) if missing else {})
 
 
 def require_torch(
@@ -95,18 +115,53 @@ def require_torch(
 def inspect_checkpoint(source: str | Path, settings: Mapping[str, Any] | None = None) -> Inspection:
     """Recognise a source without reading its weights (and, for a file, without torch).
 
-    An open_clip name needs no tag here. Raises InputError as load_model does, except for values.
+    An open_clip name needs no tag here, and nothing is downloaded for one. Raises InputError as
+    load_model does, except for values.
     """
-    if not _is_file(source):
-        return Inspection(clip_layout(str(source), settings), None, {}, {})
-    with opened(Path(source)) as reader:
-        layout = _recognise_file(reader, settings)
+    weights, settings = _chosen(settings)
+    if not _is_file(source) and not os.path.exists(str(source).partition(":")[2]):
+        if weights is not None:
+            raise InputError(f"--weights {weights} chooses in a file, and {source} is none")
+        return Inspection(clip_layout(str(source), settings), None, {}, {}, [])
+    with opened(_path(source, settings), weights) as reader:
+        layout = _recognise(source, reader, settings)
         dtypes: Counter[str] = Counter()
         for info in reader.tensors.values():
             dtypes[info.dtype] += math.prod(info.shape)
-        hints = {k: v for k, v in reader.hints.items() if k not in ("cfg", "config")}
+        hints = {k: v for k, v in reader.hints.items() if k not in ("cfg", "config", *CONFIGS)}
         hints["trainer"] = trainer_hints(reader.hints.get("cfg"))
-        return Inspection(layout, Path(source).stat().st_size, dtypes, hints)
+        layout = dataclasses.replace(layout, notes=(*layout.notes, *reader.notes))
+        return Inspection(layout, reader.bytes, dtypes, hints, _listed(reader))
+
+
+def _path(source: str | Path, settings: Mapping[str, Any]) -> Path:
+    """Return the file or folder to open; a faulty name or setting is reported before a download."""
+    if _is_file(source):
+        return Path(source)
+    clip_layout(str(source), settings)
+    return weights_path(str(source))
+
+
+def _listed(reader: Reader) -> list[dict[str, Any]]:
+    """The sets of weights in a file, for `inspect`."""
+    return [
+        {
+            "name": found.name,
+            "kind": found.kind,
+            "tensors": len(found.names),
+            "read": found == reader.chosen,
+        }
+        for found in reader.sets
+    ]
+
+
+def _chosen(settings: Mapping[str, Any] | None) -> tuple[str | None, dict[str, Any]]:
+    """Part the settings: the name of the set of weights, and the fields of the config."""
+    fields = dict(settings or {})
+    weights = fields.pop(WEIGHTS, None)
+    if weights is not None and not isinstance(weights, str):
+        raise InputError(f"setting {WEIGHTS} is the name of a set of weights, such as 'ema'")
+    return weights, fields
 
 
 def save_model(
@@ -151,8 +206,14 @@ def convert_counted(
     return config, own.write(state, config, target, sources)
 
 
-def _recognise_file(reader: Reader, settings: Mapping[str, Any] | None) -> Recognised:
-    layout = recognise({k: t.shape for k, t in reader.tensors.items()}, settings, reader.hints)
+def _recognise(source: str | Path, reader: Reader, settings: Mapping[str, Any]) -> Recognised:
+    """Return the layout of an open file; source: as it was given, NAME:PATH or the file itself."""
+    shapes = {k: t.shape for k, t in reader.tensors.items()}
+    if not _is_file(source):
+        return clip_file_layout(str(source), shapes, settings)
+    if "config" not in reader.hints and is_clip(shapes):
+        return clip_alone(shapes, reader.hints, settings, Path(source))
+    layout = recognise(shapes, settings, reader.hints)
     if layout.config.is_mug and _trained_head(reader.hints) == "mean":
         note = f"trained with head mean, and was not trained for head {layout.config.head}"
         _log.warning("the checkpoint was %s, which is used", note)

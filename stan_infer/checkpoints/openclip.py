@@ -1,65 +1,25 @@
-"""A STAN branch on a CLIP that open_clip knows by name: config, weights, an untrained branch.
-
-The branch is set as training starts it (paper section 3.2): spatial and temporal layers are copies
-of the last K trunk layers and the temporal output layer is zero; the time table is zero. So the
-result is CLIP with a branch that does not yet see time: a start for training, a baseline, and a
-check of the towers. Nothing in it is random.
-"""
+"""CLIP models that open_clip knows by name: config, tag, the file with their weights."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from stan_infer.checkpoints.authors import IN_A_LAYER
-from stan_infer.checkpoints.layout import (
-    Origin,
-    Recognised,
-    check_names,
-    map_keys,
-    with_settings,
-)
+from stan_infer.checkpoints.clip_names import checked_names
+from stan_infer.checkpoints.layout import Origin, Recognised, Shapes, with_settings
 from stan_infer.checkpoints.presets import PRESETS, preset
-from stan_infer.checkpoints.weights_file import opened, read_weight
+from stan_infer.checkpoints.untrained_branch import UNTRAINED
 from stan_infer.config import StanConfig, coerce, parameter_shapes
 from stan_infer.errors import InputError, MissingError, nearest
 from stan_infer.system.packages import require
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-
 # Of pixels between 0 and 1; source: open_clip's constants.
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
-# transformers' names, written as layout.map_keys says; inside a layer the authors' are the same.
-ONCE = {
-    "visual.class_embedding": "vision_model.embeddings.class_embedding",
-    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
-    "visual.conv1": "vision_model.embeddings.patch_embedding",
-    "visual.ln_pre": "vision_model.pre_layrnorm",
-    "visual.ln_post": "vision_model.post_layernorm",
-    "visual.proj": "visual_projection.weight.T",
-    "token_embedding": "text_model.embeddings.token_embedding",
-    "positional_embedding": "text_model.embeddings.position_embedding.weight",
-    "ln_final": "text_model.final_layer_norm",
-    "text_projection": "text_projection.weight.T",
-}
-LAYERS = {
-    "visual.transformer.resblocks": "vision_model.encoder.layers",
-    "transformer.resblocks": "text_model.encoder.layers",
-}
-BUFFERS = (
-    "logit_scale",
-    "logit_bias",
-    "attn_mask",
-    "text.attn_mask",
-    "vision_model.embeddings.position_ids",
-    "text_model.embeddings.position_ids",
-)
 _VISION_KEYS = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"}
 _TEXT_KEYS = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"}
 
@@ -134,7 +94,7 @@ def _training(name: str, tag: str) -> Mapping[str, Any]:
 
 def _notes(name: str, tag: str, config: StanConfig) -> tuple[str, ...]:
     """What `inspect` says of the weights' own settings."""
-    notes = ["the branch is untrained: copies of the last trunk layers, zero temporal output"]
+    notes = [UNTRAINED]
     trained = _training(name, tag)
     if not trained:
         other = "gelu" if config.activation == "quick_gelu" else "quick_gelu"
@@ -176,58 +136,46 @@ def clip_layout(source: str, settings: Mapping[str, Any] | None = None) -> Recog
     return Recognised(f"open_clip {name}", config, origins, {}, _notes(name, tag, config))
 
 
-def read_clip(
-    source: str, settings: Mapping[str, Any] | None = None
-) -> tuple[StanConfig, dict[str, Tensor]]:
-    """Read "NAME:TAG": the config, and float32 weights on the CPU with an untrained branch.
+def clip_file_layout(
+    source: str, shapes: Shapes, settings: Mapping[str, Any] | None = None
+) -> Recognised:
+    """Return the layout of "NAME:PATH", where the file has these keys and shapes.
 
-    TAG is one of open_clip's for that model (downloaded through open_clip, read by our own reader)
-    or the path of a file with that CLIP's weights. Raises InputError without a tag: a model with
-    random weights is never loaded.
+    Raises InputError unless they are that CLIP's.
     """
-    import torch
-
-    name, _, tag = source.partition(":")
     layout = clip_layout(source, settings)
+    origins, ignored = checked_names(layout.config, shapes)
+    return dataclasses.replace(layout, origins=origins, ignored=ignored)
+
+
+def weights_path(source: str) -> Path:
+    """Return the file of "NAME:TAG": TAG itself, if it is a path, or the one that is downloaded.
+
+    The download is open_clip's. Raises InputError without a tag: a model with random weights is
+    never loaded.
+    """
+    name, _, tag = source.partition(":")
     if not tag:
         tags = ", ".join(_open_clip().list_pretrained_tags_by_model(name)) or "a file with weights"
         raise InputError(f"'{name}' alone has random weights; add a tag, as {name}:TAG ({tags})")
-    path = Path(tag) if os.path.exists(tag) else _download(name, tag)
-    with opened(path) as reader:
-        wanted = {n: parameter_shapes(layout.config)[n] for n in layout.origins}
-        shapes = {k: t.shape for k, t in reader.tensors.items()}
-        origins = _origins(wanted, shapes)
-        check_names(shapes, origins, [b for b in BUFFERS if b in shapes], wanted)
-        state = {n: read_weight(reader, o).to(torch.float32) for n, o in origins.items()}
-    return layout.config, state | _untrained_branch(layout.config, state)
+    return Path(tag) if os.path.exists(tag) else _download(name, tag)
 
 
-def _origins(wanted: Iterable[str], shapes: Mapping[str, Any]) -> dict[str, Origin]:
-    """Where CLIP's parameters stand: in open_clip's names or those of transformers' CLIPModel."""
-    if "vision_model.pre_layrnorm.weight" in shapes:
-        return map_keys(wanted, ONCE, LAYERS, IN_A_LAYER, {})
-    text = "text." if "text.ln_final.weight" in shapes else ""
-    return {n: Origin((n if n.startswith("visual.") else text + n,)) for n in wanted}
-
-
-def _untrained_branch(config: StanConfig, trunk: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the branch as training starts it; see the docstring of the module."""
-    import torch
-
-    state: dict[str, Tensor] = {}
-    first = config.layers - config.branch_layers
-    for name, shape in parameter_shapes(config).items():
-        if not name.startswith("branch."):
+def names_like(config: StanConfig) -> dict[str, str]:
+    """Return open_clip's models of the same sizes with their activation; {} without open_clip."""
+    try:
+        known = _open_clip().list_models()
+    except MissingError:
+        return {}
+    found = {}
+    for name in known:
+        try:
+            theirs = clip_config(name, {"branch_layers": config.branch_layers})
+        except InputError:
             continue
-        _, kind, *rest = name.split(".")
-        if kind == "time_embedding" or rest[1] in ("fc", "conv"):
-            state[name] = torch.zeros(shape)
-            continue
-        layer = f"visual.transformer.resblocks.{first + int(rest[0])}"
-        part = ".".join(rest[1:])
-        part = part.replace("ln.", "ln_1.") if kind == "temporal" else part
-        state[name] = trunk[f"{layer}.{part}"].clone()
-    return state
+        if parameter_shapes(theirs) == parameter_shapes(config):
+            found[name] = theirs.activation
+    return found
 
 
 def _download(name: str, tag: str) -> Path:

@@ -17,11 +17,12 @@ class Global:
         return f"{self.module}.{self.name}"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Placeholder:
-    """Stands for a value that is not kept: what would have made it."""
+    """Stands for a value that is not made: what would have made it, and its attributes if known."""
 
     maker: Global | str
+    state: dict[object, object] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,7 +35,7 @@ class LongText:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Call:
-    """A function of torch._utils, or "storage", and the arguments that the pickle gives it."""
+    """A function of torch that makes a tensor, or "storage", and the arguments of the pickle."""
 
     function: str
     args: tuple[object, ...]

@@ -32,8 +32,18 @@ _NAMES = {
     "argparse": "Namespace",
     "functools": "partial",
     "datetime": "date datetime time timedelta timezone",
+    "types": "SimpleNamespace",
+    "numpy.random._pickle": "__randomstate_ctor __generator_ctor __bit_generator_ctor",
+    "numpy.random.bit_generator": "__pyx_unpickle_SeedSequence",
+    "torch.jit._pickle": "build_intlist build_doublelist build_boollist build_tensorlist "
+    "restore_type_tag",
+    "torch.serialization": "_get_layout",
+    "torch._tensor": "_rebuild_from_type_v2",
+    "re": "_compile",
 }
 _KNOWN = frozenset((module, name) for module, names in _NAMES.items() for name in names.split())
+# Modules whose functions make tensors.
+_MAKERS = ("torch._utils", "torch._tensor")
 STORAGE_MODULES = ("torch", "torch.storage", "torch.cuda")
 # Modules that run or open things.
 _ATTACKED = frozenset(
@@ -61,11 +71,19 @@ def may_name(module: str, name: str) -> bool:
     return not any(p.startswith("__") for p in parts) and words[0] not in _ATTACKED
 
 
+def is_maker(module: str, name: str) -> bool:
+    """Whether this is one of torch's functions that make a tensor of a storage."""
+    return module in _MAKERS and name.startswith("_rebuild_")
+
+
 def may_call(module: str, name: str) -> bool:
     """Whether a checkpoint may want this called: what state dicts need, and any class.
 
     The call is not made either. One of another function shows an attack.
     """
-    if (module, name) in _KNOWN or module.split(".")[0] in ("mmengine", "mmcv"):
+    # What a script itself defines, __main__, names nothing on another machine.
+    if (module, name) in _KNOWN or module.split(".")[0] in ("mmengine", "mmcv", "__main__"):
+        return True
+    if is_maker(module, name):
         return True
     return name.rpartition(".")[2][:1].isupper()  # a class, as Python's style guide has it

@@ -1,7 +1,7 @@
 """An inert reader of the pickle in a PyTorch checkpoint: nothing is imported, called or built.
 
 A pickle is a program for a stack machine. This machine keeps plain values; the name of a class or
-function is only a label, and what the program wants called becomes a record or a Placeholder.
+function is only a label, and what the program wants called becomes a record (pickle_calls).
 Opcodes as in CPython's `pickletools`, protocols 2 to 5.
 """
 
@@ -10,19 +10,25 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Sequence
 
-from stan_infer.checkpoints.pickle_values import Call, Global, LongText, Placeholder, describe
+from stan_infer.checkpoints.pickle_calls import (
+    give_state,
+    is_key,
+    name_of_line,
+    push_call,
+    push_global,
+    push_new,
+    push_storage,
+)
+from stan_infer.checkpoints.pickle_machine import MAX_STEPS, Machine, Rule
+from stan_infer.checkpoints.pickle_values import LongText, Placeholder, describe
 from stan_infer.checkpoints.torch_zip import RESAVE
 from stan_infer.errors import InputError
 
 MAX_PICKLE_BYTES = 128 << 20
-MAX_STEPS = 1_000_000  # opcodes, and values copied by one of them; real files need some 100,000
 MAX_MARKS = 1_000
 MAX_TEXT_BYTES = 1 << 20  # longer text is skipped: curves of a training log
-MAX_NAME_BYTES = 256
 _LAZY_BYTES = 4096  # longer text is decoded only by text_of
-_TEXT_BUDGET = 24 << 20  # memory for all decoded text and names
 _MAX_INT_BYTES = 64
-Rule = Callable[[str, str], bool]
 
 
 def read_pickle(data: bytes, may_name: Rule, may_call: Rule) -> object:
@@ -35,7 +41,7 @@ def read_pickle(data: bytes, may_name: Rule, may_call: Rule) -> object:
     """
     if len(data) > MAX_PICKLE_BYTES:
         raise InputError(f"its pickle has more than {MAX_PICKLE_BYTES} bytes: {RESAVE}")
-    return _Machine(data, may_name, may_call).run()
+    return _run(Machine(data, may_name, may_call))
 
 
 def text_of(data: bytes, value: object) -> str | None:
@@ -45,105 +51,43 @@ def text_of(data: bytes, value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-class _Machine:
-    def __init__(self, data: bytes, may_name: Rule, may_call: Rule) -> None:
-        self.data = data
-        self.may_name, self.may_call = may_name, may_call
-        self.at = 0  # of the next byte
-        self.op = 0  # where the running opcode stands
-        self.steps = 0
-        self.text_bytes = 0
-        self.stack: list[object] = []
-        self.marks: list[int] = []  # heights of the stack
-        self.memo: dict[int, object] = {}
-        self.push = self.stack.append
-
-    def run(self) -> object:
-        if self.data[:1] != b"\x80":
-            raise self.error("does not begin with opcode PROTO; protocols 2 to 5 are read")
-        while True:
-            self.op = self.at
-            self.charge(1)
-            code = self.take(1)[0]
-            if code == ord("."):
-                break
-            action = _ACTIONS.get(code)
-            if action is None:
-                name = _REFUSED.get(code, "unknown")
-                raise self.error(f"has opcode {name} (0x{code:02x}), which no checkpoint needs")
-            action(self)
-        value = self.pop()
-        if self.stack or self.marks or self.at != len(self.data):
-            raise self.error("ends with values or bytes left over")
-        return value
-
-    def error(self, what: str) -> InputError:
-        return InputError(
-            f"its pickle {what} (byte {self.op} of {len(self.data)}): refused, because the file is "
-            f"damaged or holds more than plain data; {RESAVE}"
-        )
-
-    def charge(self, steps: int) -> None:
-        self.steps += steps
-        if self.steps > MAX_STEPS:
-            raise self.error(f"needs more than {MAX_STEPS} steps")
-
-    def charge_text(self, size: int) -> None:
-        self.text_bytes += size + 64  # of an object's header
-        if self.text_bytes > _TEXT_BUDGET:
-            raise self.error(f"holds more than {_TEXT_BUDGET} bytes of names and short texts")
-
-    def skip(self, size: int) -> int:
-        """Pass over `size` bytes and return where they began."""
-        start = self.at
-        if size > len(self.data) - start:
-            raise self.error(f"asks for {size} bytes where {len(self.data) - start} are left")
-        self.at = start + size
-        return start
-
-    def take(self, size: int) -> bytes:
-        start = self.skip(size)
-        return self.data[start : self.at]
-
-    def number(self, size: int) -> int:
-        return int.from_bytes(self.take(size), "little")
-
-    def pop(self) -> object:
-        if len(self.stack) <= (self.marks[-1] if self.marks else 0):
-            raise self.error("takes a value from an empty stack")
-        return self.stack.pop()
-
-    def top(self) -> object:
-        value = self.pop()
-        self.stack.append(value)
-        return value
-
-    def pop_mark(self) -> list[object]:
-        if not self.marks:
-            raise self.error("closes a group that was not opened")
-        height = self.marks.pop()
-        items = self.stack[height:]
-        del self.stack[height:]
-        return items
+def _run(m: Machine) -> object:
+    if m.data[:1] != b"\x80":
+        raise m.error("does not begin with opcode PROTO; protocols 2 to 5 are read")
+    while True:
+        m.op = m.at
+        m.charge(1)
+        code = m.take(1)[0]
+        if code == ord("."):
+            break
+        action = _ACTIONS.get(code)
+        if action is None:
+            name = _REFUSED.get(code, "unknown")
+            raise m.error(f"has opcode {name} (0x{code:02x}), which no checkpoint needs")
+        action(m)
+    value = m.pop()
+    if m.stack or m.marks or m.at != len(m.data):
+        raise m.error("ends with values or bytes left over")
+    return value
 
 
-_Action = Callable[[_Machine], object]
+_Action = Callable[[Machine], object]
 _SET = Placeholder("a set")
 
 
-def _proto(m: _Machine) -> None:
+def _proto(m: Machine) -> None:
     version = m.number(1)
     if m.op or not 2 <= version <= 5:
         raise m.error(f"declares protocol {version}; read are 2 to 5, declared once")
 
 
-def _mark(m: _Machine) -> None:
+def _mark(m: Machine) -> None:
     if len(m.marks) >= MAX_MARKS:
         raise m.error(f"opens more than {MAX_MARKS} groups within each other")
     m.marks.append(len(m.stack))
 
 
-def _pop(m: _Machine) -> None:
+def _pop(m: Machine) -> None:
     if m.marks and m.marks[-1] == len(m.stack):
         m.marks.pop()
     else:
@@ -151,7 +95,7 @@ def _pop(m: _Machine) -> None:
 
 
 def _long(width: int) -> _Action:
-    def action(m: _Machine) -> None:
+    def action(m: Machine) -> None:
         size = m.number(width)
         if size > _MAX_INT_BYTES:
             raise m.error(f"has an integer of {size} bytes; at most {_MAX_INT_BYTES} are read")
@@ -161,7 +105,7 @@ def _long(width: int) -> _Action:
 
 
 def _text(width: int) -> _Action:
-    def action(m: _Machine) -> None:
+    def action(m: Machine) -> None:
         size = m.number(width)
         start = m.skip(size)
         if size > MAX_TEXT_BYTES:
@@ -169,21 +113,13 @@ def _text(width: int) -> _Action:
         elif size > _LAZY_BYTES:
             m.push(LongText(start, size))
         else:
-            m.push(_decode(m, m.data[start : m.at]))
+            m.push(m.decode(m.data[start : m.at]))
 
     return action
 
 
-def _decode(m: _Machine, raw: bytes) -> str:
-    m.charge_text(len(raw) if raw.isascii() else 4 * len(raw))
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as e:
-        raise m.error("has text that is not UTF-8") from e
-
-
 def _bytes(width: int) -> _Action:
-    def action(m: _Machine) -> None:
+    def action(m: Machine) -> None:
         m.skip(m.number(width))
         m.push(Placeholder("bytes"))
 
@@ -191,7 +127,7 @@ def _bytes(width: int) -> _Action:
 
 
 def _put(width: int) -> _Action:
-    def action(m: _Machine) -> None:
+    def action(m: Machine) -> None:
         index = m.number(width) if width else len(m.memo)
         if index > MAX_STEPS:
             raise m.error(f"stores value number {index}; at most {MAX_STEPS} are kept")
@@ -201,7 +137,7 @@ def _put(width: int) -> _Action:
 
 
 def _get(width: int) -> _Action:
-    def action(m: _Machine) -> None:
+    def action(m: Machine) -> None:
         index = m.number(width)
         if index not in m.memo:
             raise m.error(f"recalls value number {index}, which was not stored")
@@ -211,7 +147,7 @@ def _get(width: int) -> _Action:
 
 
 def _tuple(size: int) -> _Action:
-    def action(m: _Machine) -> None:
+    def action(m: Machine) -> None:
         height = len(m.stack) - size
         if height < (m.marks[-1] if m.marks else 0):
             raise m.error(f"makes a tuple of {size} values and has fewer")
@@ -220,7 +156,7 @@ def _tuple(size: int) -> _Action:
     return action
 
 
-def _extend(m: _Machine, values: Sequence[object]) -> None:
+def _extend(m: Machine, values: Sequence[object]) -> None:
     target = m.top()
     if isinstance(target, list):
         target.extend(values)
@@ -228,7 +164,7 @@ def _extend(m: _Machine, values: Sequence[object]) -> None:
         raise m.error(f"appends to {describe(target)}")
 
 
-def _update(m: _Machine, flat: Sequence[object]) -> None:
+def _update(m: Machine, flat: Sequence[object]) -> None:
     target = m.top()
     if len(flat) % 2:
         raise m.error("has a key without a value")
@@ -236,77 +172,7 @@ def _update(m: _Machine, flat: Sequence[object]) -> None:
         return
     if not isinstance(target, dict):
         raise m.error(f"sets an item of {describe(target)}")
-    target.update((k, v) for k, v in zip(flat[::2], flat[1::2], strict=True) if _is_key(k))
-
-
-def _is_key(key: object) -> bool:
-    """Whether to keep a dict's key: no tuples, whose hash may cost, no ints made to collide."""
-    short = isinstance(key, int) and abs(key) < 1 << 63
-    return short or key is None or isinstance(key, str | float)
-
-
-def _line(m: _Machine) -> str:
-    end = m.data.find(b"\n", m.at, m.at + MAX_NAME_BYTES + 1)
-    if end < 0:
-        raise m.error(f"has a name that does not end within {MAX_NAME_BYTES} bytes")
-    return _decode(m, m.take(end + 1 - m.at)[:-1])
-
-
-def _global(m: _Machine, module: object, name: object) -> None:
-    if not isinstance(name, str) or not isinstance(module, str):
-        raise m.error(f"names {describe(module)} and {describe(name)} instead of a class")
-    m.charge_text(0)
-    if max(len(module), len(name)) > MAX_NAME_BYTES or not m.may_name(module, name):
-        raise m.error(f"names {ascii(f'{module[:80]}.{name[:80]}')}, which no state dict needs")
-    m.push(Global(module, name))
-
-
-def _reduce(m: _Machine, *, is_new: bool = False) -> None:
-    args, function = m.pop(), m.pop()
-    if not isinstance(function, Global) or not isinstance(args, tuple):
-        raise m.error(f"calls {describe(function)} with {describe(args)}")
-    if not m.may_call(function.module, function.name):
-        raise m.error(f"calls {function}, which no state dict needs")
-    if is_new:
-        m.push(Placeholder(function))
-    elif function.module == "torch._utils":
-        m.push(Call(function.name, args))
-    elif str(function) == "collections.OrderedDict":
-        m.push(_ordered_dict(m, args))
-    elif str(function) == "collections.defaultdict":
-        m.push({})
-    else:
-        if function.name == "getattr":
-            _check_getattr(m, args)
-        m.push(Placeholder(function))
-
-
-def _ordered_dict(m: _Machine, args: tuple[object, ...]) -> dict[object, object]:
-    items = args[0] if len(args) == 1 else args
-    items = items if isinstance(items, list | tuple) else [None]
-    m.charge(len(items))  # the same list can be recalled again and again
-    pairs = [item for item in items if isinstance(item, list | tuple) and len(item) == 2]
-    if len(pairs) != len(items):
-        raise m.error("makes an OrderedDict of something else than pairs")
-    return {key: value for key, value in pairs if _is_key(key)}
-
-
-def _check_getattr(m: _Machine, args: tuple[object, ...]) -> None:
-    """Allow what a trainer's log writes, such as getattr(HistoryBuffer, "mean"), and no more."""
-    owner, name = args if len(args) == 2 else (None, None)
-    roots = ("mmengine", "mmcv", "numpy", "builtins", "__builtin__")
-    known = isinstance(owner, Global) and owner.module.split(".")[0] in roots
-    if not (known or isinstance(owner, Placeholder)) or not isinstance(name, str):
-        raise m.error(f"calls getattr on {describe(owner)}")
-    if name.startswith("_"):
-        raise m.error(f"calls getattr for {ascii(name[:80])}")
-
-
-def _persistent(m: _Machine) -> None:
-    value = m.pop()
-    if not isinstance(value, tuple) or len(value) != 5 or value[0] != "storage":
-        raise m.error(f"refers to {describe(value)} where it should refer to a storage")
-    m.push(Call("storage", value[1:]))
+    target.update((k, v) for k, v in zip(flat[::2], flat[1::2], strict=True) if is_key(k))
 
 
 def _of_width(make: Callable[[int], _Action], widths: dict[str, int]) -> dict[int, _Action]:
@@ -343,13 +209,12 @@ _ACTIONS: dict[int, _Action] = {
     0x90: lambda m: _extend(m, m.pop_mark()),
     ord("s"): lambda m: _update(m, [m.pop(), m.pop()][::-1]),
     ord("u"): lambda m: _update(m, m.pop_mark()),
-    ord("c"): lambda m: _global(m, _line(m), _line(m)),
-    0x93: lambda m: _global(m, *[m.pop(), m.pop()][::-1]),
-    ord("R"): _reduce,
-    0x81: lambda m: _reduce(m, is_new=True),
-    # An object's state, such as the version numbers beside a state dict, is dropped.
-    ord("b"): lambda m: (m.pop(), m.top()),
-    ord("Q"): _persistent,
+    ord("c"): lambda m: push_global(m, name_of_line(m), name_of_line(m)),
+    0x93: lambda m: push_global(m, *[m.pop(), m.pop()][::-1]),
+    ord("R"): push_call,
+    0x81: push_new,
+    ord("b"): give_state,
+    ord("Q"): push_storage,
 }
 _REFUSED_NAMES = (
     "FLOAT INT LONG STRING UNICODE PERSID DICT GET INST LIST OBJ PUT "

@@ -9,10 +9,6 @@ from stan_infer.errors import InputError
 from stan_infer.system.outside_file import read_at
 from stan_infer.system.stored_zip import LOCAL, Entry, read_directory
 
-_TORCHSCRIPT = (
-    "it is a TorchScript archive, which holds a program: where it is trusted, run "
-    "torch.save(torch.jit.load(path).state_dict(), new_path) and give that"
-)
 RESAVE = (
     'on a machine where the file is trusted, run torch.save(torch.load(path)["state_dict"], '
     "new_path) with PyTorch 1.6 or newer, or convert the weights to safetensors"
@@ -25,13 +21,14 @@ def read_records(file: BinaryIO, size: int) -> dict[str, Entry]:
     Raises InputError for another file, and says which format that has if it is known.
     """
     _refuse_other_formats(read_at(file, 0, min(size, 512)))
-    return read_directory(file, size, refuse_packed=_refuse_program)
+    return read_directory(file, size, leave_packed=_is_program)
 
 
 def checkpoint_folder(file: BinaryIO, entries: Mapping[str, Entry]) -> str:
     """Return the name of the archive's one folder, which holds data.pkl and all other records.
 
-    Raises InputError if there is none, for TorchScript, and for big-endian files.
+    In a TorchScript archive they are those of its tensors. Raises InputError if there is none, and
+    for big-endian files.
     """
     found = [n for n in entries if n.endswith("/data.pkl") and n.count("/") == 1]
     if len(found) != 1:
@@ -40,10 +37,6 @@ def checkpoint_folder(file: BinaryIO, entries: Mapping[str, Entry]) -> str:
             "give a file written by torch.save"
         )
     prefix = found[0].removesuffix("/data.pkl")
-    if f"{prefix}/constants.pkl" in entries or any(
-        n.startswith(f"{prefix}/code/") for n in entries
-    ):
-        raise InputError(_TORCHSCRIPT)
     entry = entries.get(f"{prefix}/byteorder")
     if entry is not None:
         order = read_at(file, entry.offset, min(entry.size, 16))
@@ -52,9 +45,9 @@ def checkpoint_folder(file: BinaryIO, entries: Mapping[str, Entry]) -> str:
     return prefix
 
 
-def _refuse_program(name: bytes) -> None:
-    if b"/code/" in name:
-        raise InputError(_TORCHSCRIPT)
+def _is_program(name: bytes) -> bool:
+    """Whether a record is a TorchScript archive's code, which is compressed and never read."""
+    return b"/code/" in name
 
 
 def _refuse_other_formats(head: bytes) -> None:

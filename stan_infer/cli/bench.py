@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stan_infer.cli.options import Json, Settings, parse_numbers, parse_settings
+from stan_infer.cli.options import Json, Settings, Weights, parse_numbers, parse_settings
 from stan_infer.engines.open import ENGINES
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ def bench(
         float, typer.Option(min=0, max=1, help="Loss of speed that --compare allows, as a share.")
     ] = 0.1,
     settings: Settings = None,
+    weights: Weights = None,
     json: Json = False,
 ) -> None:
     """Time engines against eager mode, in turn in one process, and compare their outputs.
@@ -103,7 +104,7 @@ def bench(
     options = BenchOptions(
         source=checkpoint,
         preset=preset,
-        settings=parse_settings(settings),
+        settings=parse_settings(settings, weights),
         engines=_words(engine),
         precisions=_words(precision),
         device=device,

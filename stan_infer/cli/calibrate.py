@@ -12,6 +12,7 @@ from stan_infer.cli.options import (
     Json,
     Settings,
     Timeout,
+    Weights,
     Workers,
     parse_settings,
 )
@@ -58,6 +59,7 @@ def calibrate(
     ] = None,
     workers: Workers = 1,
     settings: Settings = None,
+    weights: Weights = None,
     timeout: Timeout = 60.0,
     json: Json = False,
 ) -> None:
@@ -68,7 +70,7 @@ def calibrate(
     """
     from stan_infer.checkpoints.load import require_torch
 
-    given = parse_settings(settings)
+    given = parse_settings(settings, weights)
     require_torch("calibrating", "cpu", checkpoint, given)
     for module in ("onnx", "onnxruntime"):
         require(module, "calibrating", "cpu")

@@ -7,20 +7,21 @@ from typing import Annotated
 
 import typer
 
-from stan_infer.cli.options import Checkpoint, Json, Settings, parse_settings
+from stan_infer.cli.options import Checkpoint, Json, Settings, Weights, parse_settings
 
 
 def convert(
     checkpoint: Checkpoint,
     target: Annotated[Path, typer.Argument(metavar="DST.safetensors", help="File to write.")],
     settings: Settings = None,
+    weights: Weights = None,
     json: Json = False,
 ) -> None:
     """Rewrite a checkpoint as safetensors: weights bit for bit, the config as metadata."""
     from stan_infer.checkpoints.load import convert_counted
     from stan_infer.cli.report import print_facts, print_json
 
-    _, size = convert_counted(checkpoint, target, parse_settings(settings))
+    _, size = convert_counted(checkpoint, target, parse_settings(settings, weights))
     record = {"source": checkpoint, "target": str(target), "bytes": size}
     if json:
         print_json("convert", record)

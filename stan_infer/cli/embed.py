@@ -19,6 +19,7 @@ from stan_infer.cli.options import (
     Provider,
     Settings,
     Timeout,
+    Weights,
     Workers,
     open_for,
 )
@@ -35,6 +36,7 @@ def embed(
     batch: Batch = 1,
     workers: Workers = 1,
     settings: Settings = None,
+    weights: Weights = None,
     decoder: Decoder = "auto",
     timeout: Timeout = 60.0,
     calibration: Calibration = None,

@@ -24,6 +24,7 @@ from stan_infer.cli.options import (
     Settings,
     SplitWords,
     Timeout,
+    Weights,
     Workers,
     class_names,
     open_for,
@@ -88,6 +89,7 @@ def eval(
     batch: Batch = 1,
     workers: Workers = 1,
     settings: Settings = None,
+    weights: Weights = None,
     decoder: Decoder = "auto",
     timeout: Timeout = 60.0,
     calibration: Calibration = None,
@@ -148,7 +150,7 @@ def eval(
         dual_softmax=dual_softmax,
     )
     ran = session.describe()
-    kept = None if cache is None else _open_cache(cache, checkpoint, session)
+    kept = None if cache is None else _open_cache(cache, checkpoint, weights, session)
     with progress_bar("evaluating", len(paths)) as step:
 
         def on_video(error: str | None) -> None:
@@ -266,14 +268,19 @@ def _views(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def _open_cache(folder: Path, checkpoint: str, session: Session) -> FeatureCache:
+def _open_cache(
+    folder: Path, checkpoint: str, weights: str | None, session: Session
+) -> FeatureCache:
     from stan_infer.artefacts.folder import MANIFEST, sha256
+    from stan_infer.checkpoints.weights_folder import is_exported, weights_files
     from stan_infer.evaluation.feature_cache import FeatureCache
 
-    if os.path.isdir(checkpoint):
+    if is_exported(checkpoint):
         model = sha256(Path(checkpoint) / MANIFEST)  # which holds the hash of every other file
     else:
-        model = sha256(Path(checkpoint)) if os.path.isfile(checkpoint) else checkpoint
+        files = weights_files(checkpoint)
+        model = " ".join(map(sha256, files)) if files else checkpoint
+        model += f" {weights}" if weights else ""
     # The number of threads differs from run to run and changes no feature.
     ran = {k: v for k, v in session.describe().items() if k != "threads"}
     key = {"model": model, "config": session.config.to_dict(), "session": ran}

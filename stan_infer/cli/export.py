@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stan_infer.artefacts.folder import ENGINES_FOLDER
+from stan_infer.checkpoints.weights_folder import is_exported
 from stan_infer.cli.options import (
     CheckpointOrFolder,
     Json,
     Labels,
     Settings,
     SplitWords,
+    Weights,
     class_names,
     parse_settings,
 )
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 # The options of graphs and those of plans; --batch and --frames belong to both.
 _OF_GRAPHS = (
     "tower precision input head labels split_words template graph opset clips card licence "
-    "settings".split()
+    "settings weights".split()
 )
 _OF_PLANS = (
     "plans target tf32 workspace level timing_cache hardware_compatible version_compatible".split()
@@ -110,6 +112,7 @@ def export(
         str, typer.Option(help="What runs the towers in triton-server: onnxruntime, tensorrt.")
     ] = "onnxruntime",
     settings: Settings = None,
+    weights: Weights = None,
     json: Json = False,
 ) -> None:
     """Export a checkpoint to a folder that runs without torch, and compare it with eager mode.
@@ -154,7 +157,7 @@ def export(
         check_outside(timing_cache, out, "-o")
     # The graphs must take every size of the profiles of their plans.
     most = max([32, *(high for _, _, high in plan_options.batch)])
-    given = parse_settings(settings)
+    given = parse_settings(settings, weights)
 
     def graph_options() -> dict[str, Any]:
         config = inspect_checkpoint(checkpoint, given).layout.config if clips else None
@@ -219,7 +222,7 @@ def _refuse_idle(context: typer.Context, source: str, idle: Sequence[str]) -> No
     for name in idle:
         if (given := context.get_parameter_source(name)) and given.name == "COMMANDLINE":
             option = _SPELT.get(name, f"--{name.replace('_', '-')}")
-            what = "a folder" if os.path.isdir(source) else "a checkpoint"
+            what = "a folder" if is_exported(source) else "a checkpoint"
             raise InputError(
                 f"{option} changes nothing in the export of {what} with this --format: leave it "
                 f"out{', or export the checkpoint anew' if name in _OF_GRAPHS else ''}"

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stan_infer.cli.options import CheckpointOrFolder, Json, Settings, parse_settings
+from stan_infer.cli.options import CheckpointOrFolder, Json, Settings, Weights, parse_settings
 
 if TYPE_CHECKING:
     from stan_infer.config import StanConfig
 
 
+_OF_CHECKPOINTS = "--set and --weights belong to a checkpoint"
+
+
 def inspect(
     checkpoint: CheckpointOrFolder,
     settings: Settings = None,
+    weights: Weights = None,
     frames: Annotated[
         int | None, typer.Option(help="T of the GFLOPs (default: the config's).")
     ] = None,
@@ -23,21 +26,26 @@ def inspect(
 ) -> None:
     """Show a checkpoint, an exported folder or a plan: architecture, GFLOPs, hashes."""
     if checkpoint.endswith(".plan"):
-        _inspect_plan(checkpoint, settings, json)
+        _inspect_plan(checkpoint, parse_settings(settings, weights), json)
         return
     from stan_infer.checkpoints.load import inspect_checkpoint
-    from stan_infer.cli.report import print_facts, print_json, say
+    from stan_infer.checkpoints.weights_folder import is_exported
+    from stan_infer.cli.report import print_facts, print_json, print_table, say
 
-    if os.path.isdir(checkpoint):
-        _inspect_folder(checkpoint, settings, frames, json)
+    if is_exported(checkpoint):
+        _inspect_folder(checkpoint, parse_settings(settings, weights), frames, json)
         return
-    found = inspect_checkpoint(checkpoint, parse_settings(settings))
+    found = inspect_checkpoint(checkpoint, parse_settings(settings, weights))
     record = _record(checkpoint, found, frames)
     if json:
         print_json("inspect", record)
         return
-    facts = {k: v for k, v in record.items() if k not in ("config", "notes", "ignored", "hints")}
+    apart = ("config", "notes", "ignored", "hints", "weights")
+    facts = {k: v for k, v in record.items() if k not in apart}
     print_facts(facts | {f"  {k}": v for k, v in record["config"].items()})
+    if len(record["weights"]) > 1:
+        rows = [{**r, "read": "yes" if r["read"] else "no"} for r in record["weights"]]
+        print_table(rows, ["name", "kind", "tensors", "read"])
     hints = {k: v for k, v in record["hints"].items() if v not in (None, {}, [])}
     if hints:
         print_facts({f"hint {k}": v for k, v in hints.items()})
@@ -47,16 +55,14 @@ def inspect(
         say(f"note: {note}")
 
 
-def _inspect_folder(
-    folder: str, settings: list[str] | None, frames: int | None, json: bool
-) -> None:
+def _inspect_folder(folder: str, settings: dict[str, Any], frames: int | None, json: bool) -> None:
     """Show an exported folder, after comparing every hash."""
     from stan_infer.artefacts.folder import read_artefact
     from stan_infer.cli.report import print_facts, print_json, print_table
     from stan_infer.errors import InputError
 
     if settings:
-        raise InputError("--set belongs to a checkpoint; a folder was exported with its settings")
+        raise InputError(f"{_OF_CHECKPOINTS}; a folder was exported with its own")
     artefact = read_artefact(folder)
     manifest, config = artefact.manifest, artefact.config
     record = {
@@ -96,7 +102,7 @@ def _inspect_folder(
     )
 
 
-def _inspect_plan(path: str, settings: list[str] | None, json: bool) -> None:
+def _inspect_plan(path: str, settings: dict[str, Any], json: bool) -> None:
     """Show a TensorRT plan by its sidecar and header, without TensorRT; its hash is compared."""
     from stan_infer.cli.report import print_facts, print_json, print_table, say
     from stan_infer.errors import InputError
@@ -104,7 +110,7 @@ def _inspect_plan(path: str, settings: list[str] | None, json: bool) -> None:
     from stan_infer.tensorrt_plans.plan_file import read_header, read_plan, size_text
 
     if settings:
-        raise InputError("--set belongs to a checkpoint; a plan was built with its settings")
+        raise InputError(f"{_OF_CHECKPOINTS}; a plan was built with its own")
     plan = read_plan(path)
     faults = faults_of(plan)
     record = {
@@ -185,6 +191,7 @@ def _record(checkpoint: str, found: Any, frames: int | None) -> dict[str, Any]:
         **{f"parameters_{k}": v for k, v in parts.items()},
         **_cost(config, frames),
         "config": config.to_dict(),
+        "weights": found.weights,
         "hints": found.hints,
         "ignored": found.layout.ignored,
         "notes": list(found.layout.notes),

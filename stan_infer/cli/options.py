@@ -30,6 +30,13 @@ Settings = Annotated[
         "--set", metavar="KEY=VALUE", help="A config field that tensor shapes do not show."
     ),
 ]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Which of several sets in a checkpoint, as `inspect` lists them; ema: the average.",
+    ),
+]
 Labels = Annotated[
     Path | None,
     typer.Option(
@@ -80,27 +87,30 @@ _OF_SESSIONS = ("engine", "device", "precision", "provider", "calibration", "aut
 def open_for(context: typer.Context) -> Session:
     """Open the session that the arguments and options of a command describe.
 
-    These are checkpoint, settings and those of _OF_SESSIONS that the command has. The session is
-    closed when the command ends, however it ends. Raises what open_session raises.
+    These are checkpoint, settings, weights and those of _OF_SESSIONS that the command has. The
+    session is closed when the command ends, however it ends. Raises what open_session raises.
     """
     from stan_infer.engines.open import open_session
 
     given = context.params
     options = {name: given[name] for name in _OF_SESSIONS if name in given}
-    settings = parse_settings(given["settings"]) or None
+    settings = parse_settings(given["settings"], given["weights"]) or None
     session = open_session(given["checkpoint"], settings=settings, **options)
     context.call_on_close(session.close)
     return session
 
 
-def parse_settings(pairs: Sequence[str] | None) -> dict[str, Any]:
-    """["heads=2"] -> {"heads": "2"}. Names and values are checked by the config."""
-    settings: dict[str, Any] = {}
+def parse_settings(pairs: Sequence[str] | None, weights: str | None = None) -> dict[str, Any]:
+    """["heads=2"] -> {"heads": "2"}, and --weights as `weights`; load_model checks them."""
+    settings: dict[str, Any] = {} if weights is None else {"weights": weights}
     for pair in pairs or []:
         name, separator, value = pair.partition("=")
         if not separator or not name.strip():
             raise InputError(f"--set {pair!r} is not KEY=VALUE, as in --set heads=2")
-        settings[name.strip().replace("-", "_")] = value.strip()
+        name = name.strip().replace("-", "_")
+        if name == "weights":
+            raise InputError(f"--set {pair}: give --weights {value.strip()}")
+        settings[name] = value.strip()
     return settings
 
 

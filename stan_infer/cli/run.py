@@ -20,6 +20,7 @@ from stan_infer.cli.options import (
     Settings,
     SplitWords,
     Timeout,
+    Weights,
     open_for,
     read_texts,
 )
@@ -37,6 +38,7 @@ def run(
     device: Device = None,
     provider: Provider = None,
     settings: Settings = None,
+    weights: Weights = None,
     decoder: Decoder = "auto",
     timeout: Timeout = 60.0,
     calibration: Calibration = None,

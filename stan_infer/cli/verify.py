@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stan_infer.cli.options import Json, Settings, parse_numbers, parse_settings
+from stan_infer.cli.options import Json, Settings, Weights, parse_numbers, parse_settings
 from stan_infer.engines.open import graph_engines
 from stan_infer.system.outside_file import read_lines
 
@@ -37,6 +37,7 @@ def verify(
         bool, typer.Option("--bisect", help="Name the block of the network that differs.")
     ] = False,
     settings: Settings = None,
+    weights: Weights = None,
     json: Json = False,
 ) -> None:
     """Compare two models from video bytes to rank, stage by stage; exit code 4 if they differ.
@@ -61,7 +62,7 @@ def verify(
         progress=say if sys.stderr.isatty() else None,
         engine_a=engine_a,
         engine_b=engine_b,
-        settings=parse_settings(settings) or None,
+        settings=parse_settings(settings, weights) or None,
     )
     for fault in record["known_faults"]:
         say(f"reported for this version of TensorRT: {fault['what']} ({fault['link']})")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, Unpack
 
 from stan_infer.artefacts.precision import EIGHT_BITS
+from stan_infer.checkpoints.weights_folder import is_exported
 from stan_infer.errors import CheckError, InputError, MissingError, check_word
 from stan_infer.system.packages import require
 
@@ -281,7 +282,7 @@ def _open(
             )
         given["plan"] = Path(source)
         engine, source = _owner(given["plan"], engine, settings)
-    is_folder = isinstance(source, (str, Path)) and os.path.isdir(source)
+    is_folder = isinstance(source, (str, Path)) and is_exported(source)
     entry = engine_named(engine or ("ort" if is_folder else "eager"))
     given = _options(entry, given)
     given |= {k: v for k, v in (("device", device), ("precision", precision)) if v is not None}

@@ -11,6 +11,7 @@ from typing import Any
 from stan_infer.artefacts.folder import Artefact
 from stan_infer.artefacts.opsets import OPSETS, SMALLEST_FP8
 from stan_infer.checkpoints.load import load_model
+from stan_infer.checkpoints.weights_folder import is_exported
 from stan_infer.errors import InputError
 from stan_infer.export.export_model import export_model
 from stan_infer.export.provenance import provenance
@@ -37,7 +38,7 @@ def exported_fp32(
     source: str, settings: Mapping[str, Any], say: Callable[[str], None]
 ) -> Iterator[Path]:
     """Yield the exported fp32 folder: `source` itself, or a temporary one if it is a checkpoint."""
-    if os.path.isdir(source):
+    if is_exported(source):
         if settings:
             raise InputError("settings belong to a checkpoint; a folder was exported with its own")
         yield Path(source)

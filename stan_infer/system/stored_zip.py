@@ -50,24 +50,26 @@ class _Listed(NamedTuple):
     size: int
     name: bytes
     crc: int
+    is_left: bool  # a compressed record, which is not read
 
 
 def read_directory(
-    f: BinaryIO, size: int, *, refuse_packed: Callable[[bytes], None] = lambda name: None
+    f: BinaryIO, size: int, *, leave_packed: Callable[[bytes], bool] = lambda name: False
 ) -> dict[str, Entry]:
     """Return name -> place of every record of a zip archive of `size` bytes.
 
     Reads the directory and the local headers, no record. Raises InputError unless the archive is
     exactly what PyTorch and numpy write: records stored uncompressed and in clear, no two of them
     overlapping, local headers that agree with a directory of bounded size at the end of the file.
-    So all records together are smaller than the file. refuse_packed: is called with the name of a
-    compressed record before it is refused, and may raise a better error.
+    So all records together are smaller than the file. leave_packed: whether a compressed record of
+    this name is left out of the result instead of being refused; its place is checked all the same.
     """
     directory = _find_directory(f, size)
     raw = read_at(f, directory.offset, directory.size)
     entries: dict[str, Entry] = {}
+    left: set[str] = set()
     previous = 0
-    for listed in sorted(_listed(raw, directory, refuse_packed)):
+    for listed in sorted(_listed(raw, directory, leave_packed)):
         if listed.header < previous:
             raise InputError(f"zip entry {_shown(listed.name)} overlaps another one; {DAMAGED}")
         name = _decoded(listed.name)
@@ -81,7 +83,9 @@ def read_directory(
                 f"at byte {directory.offset}; {DAMAGED}"
             )
         entries[name] = Entry(offset, listed.size, listed.crc)
-    return entries
+        if listed.is_left:
+            left.add(name)
+    return {name: entry for name, entry in entries.items() if name not in left}
 
 
 def _find_directory(f: BinaryIO, size: int) -> _Directory:
@@ -143,7 +147,7 @@ def _checked(found: tuple[_Directory, int]) -> _Directory:
 
 
 def _listed(
-    raw: bytes, directory: _Directory, refuse_packed: Callable[[bytes], None]
+    raw: bytes, directory: _Directory, leave_packed: Callable[[bytes], bool]
 ) -> list[_Listed]:
     found, at = [], 0
     for i in range(directory.entries):
@@ -163,17 +167,18 @@ def _listed(
                 f"{MAX_NAME_BYTES}"
             )
         name = raw[name_at:extra_at]
-        if method != 0:
-            refuse_packed(name)
-        _check_stored(name, flags, method)
+        is_left = method != 0 and leave_packed(name)
+        _check_stored(name, flags, 0 if is_left else method)
         extra = raw[extra_at : extra_at + n_extra]
         size, packed, header = _with_64_bit(name, extra, (size, packed, header), disk)
+        if is_left:
+            size = packed
         if packed != size:
             raise InputError(
                 f"zip entry {_shown(name)} is {packed} bytes packed and {size} unpacked; records "
                 f"of a checkpoint are stored as they are; {DAMAGED}"
             )
-        found.append(_Listed(header, size, name, crc))
+        found.append(_Listed(header, size, name, crc, is_left))
     if at != len(raw):
         raise InputError(f"the zip directory has {len(raw) - at} bytes too many; {DAMAGED}")
     return found
@@ -236,6 +241,8 @@ def _data_offset(f: BinaryIO, listed: _Listed, limit: int) -> int:
             f"zip entry {_shown(listed.name)} is not at byte {listed.header}, where the directory "
             f"says; {DAMAGED}"
         )
+    if listed.is_left:
+        return listed.header + want + n_extra
     _check_stored(listed.name, flags, method)
     known = {listed.size, _FULL32} | ({0} if flags & _HAS_DESCRIPTOR else set())
     if size not in known or packed not in known:

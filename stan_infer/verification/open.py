@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stan_infer.checkpoints.weights_folder import is_exported
 from stan_infer.engines.open import engine_named, graph_engines, open_session
 from stan_infer.errors import InputError, MissingError
 from stan_infer.system.packages import require
@@ -45,7 +46,7 @@ def open_side(
         from stan_infer.verification.plan_side import PlanFile
 
         return PlanFile(path)
-    is_folder = isinstance(model, (str, Path)) and os.path.isdir(path)
+    is_folder = isinstance(model, (str, Path)) and is_exported(path)
     is_graph = is_folder or path.suffix == ".onnx"
     takes = "a checkpoint" if engine == "eager" else "an exported folder or an .onnx file"
     if engine is not None and is_graph != (engine != "eager"):

@@ -213,6 +213,7 @@ def test_names_of_wrappers_change_nothing(authors_file, tmp_path, form, suffix):
     wanted = load_model(authors_file, HEADS).state_dict()
     state = authors_state(authors_file)
     state |= {"logit_scale": torch.ones(()), "backbone.position_ids": torch.arange(5)[None]}
+    state |= {"loss.logit_scale": torch.ones(()), "text_backbone.x.position_ids": torch.ones(1, 2)}
     wrapped = {WRAPPED[form](key): value.contiguous() for key, value in state.items()}
     path = tmp_path / f"wrapped{suffix}"
     if suffix == ".pth":

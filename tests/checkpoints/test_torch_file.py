@@ -254,12 +254,9 @@ def test_reading_what_is_not_there_and_what_has_gone(path):
 # Other files.
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
 def test_other_formats_are_named(path, tmp_path):
     torch.save({"w": torch.zeros(2)}, path, _use_new_zipfile_serialization=False)
     refused(path, "before 1.6", "torch.save(torch.load(path)")
-    torch.jit.script(torch.nn.Linear(2, 2)).save(path)
-    refused(path, "TorchScript", "torch.jit.load")
     path.write_bytes(b"\0" * 257 + b"ustar\0" + b"\0" * 1000)
     refused(path, "tar archive")
     path.write_bytes(b"")

@@ -1,20 +1,23 @@
 """Fuzz the checkpoint reader: `python -m tests.hostile.fuzz_torch_file --inputs 100000 --seed 0`.
 
 Every input is a damaged copy of a small valid checkpoint; only InputError may come out, and every
-tensor that is offered must be readable. Input i of a seed is always the same: `--only i` runs it.
+tensor of every set of weights that is offered must be readable. Input i of a seed is always the
+same: `--only i` runs it.
 """
 
 import io
 import random
 import struct
 import sys
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 
-from stan_infer.checkpoints.torch_file import open_torch_file
+from stan_infer.checkpoints.torch_file import TorchFile, open_torch_file
+from stan_infer.checkpoints.weight_sets import choose, find_sets
 from stan_infer.errors import InputError
 from stan_infer.system.stored_zip import read_directory
 from tests.hostile.fuzzer import Found, command_line, run_inputs
@@ -44,8 +47,8 @@ def write_zip(records: Mapping[str, bytes]) -> bytes:
 
 
 def read_zip(data: bytes) -> dict[str, bytes]:
-    """Return the records of a valid archive."""
-    entries = read_directory(io.BytesIO(data), len(data))
+    """Return the records of a valid archive, without those of a TorchScript's compressed code."""
+    entries = read_directory(io.BytesIO(data), len(data), leave_packed=lambda name: True)
     return {k: data[e.offset : e.offset + e.size] for k, e in entries.items()}
 
 
@@ -72,7 +75,25 @@ def seed_files() -> list[bytes]:
             torch.save(whole, file, pickle_protocol=protocol)
             out.append(file.getvalue())
     out.append(write_zip(read_zip(out[1])))
-    return out
+    return [*out, *_files_of_modules(state)]
+
+
+def _files_of_modules(state: OrderedDict[str, torch.Tensor]) -> list[bytes]:
+    """A TorchScript archive, a whole module, averages beside weights, tensors with attributes."""
+    inner = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.LayerNorm(2))
+    scripted, whole, averages, typed = (io.BytesIO() for _ in range(4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.script(inner), scripted)
+    torch.save({"model": inner, "ema": {"module": inner}}, whole)
+    counted = OrderedDict({f"module.{k}": v for k, v in state.items()}, n_averaged=torch.tensor(3))
+    torch.save({"state_dict": state, "ema_state_dict": counted}, averages)
+    tagged = torch.ones(4)
+    tagged.tag = "x"  # type: ignore[attr-defined]
+    parameter = torch.nn.Parameter(torch.ones(3))
+    parameter.tag = "y"  # type: ignore[attr-defined]
+    torch.save({"model.a": tagged, "ema_model.a": parameter}, typed)
+    return [scripted.getvalue(), whole.getvalue(), averages.getvalue(), typed.getvalue()]
 
 
 def mutate(seeds: list[bytes], rng: random.Random) -> bytes:
@@ -153,18 +174,27 @@ def outcome(path: Path, data: bytes) -> str:
     path.write_bytes(data)
     try:
         with open_torch_file(path) as file:
-            for name, info in file.tensors.items():
-                tensor = file.read(name)
-                same = (str(tensor.dtype), tuple(tensor.shape)) == (
-                    f"torch.{info.dtype}",
-                    info.shape,
-                )
-                if not same or not tensor.is_contiguous():
-                    raise AssertionError(f"{name}: {tensor.dtype} {tensor.shape}, said {info}")
+            _read_all(file)
+            sets = find_sets(file.sets, file.ordinary, file.hints)
+            for one in sets:
+                choose(sets, one.name)
+                one.keys()
+                file.select(one.place)
+                _read_all(file)
+            choose(sets, None)
     except InputError as e:
         text = str(e).removeprefix(f"checkpoint {path}: ")
         return next((k for k in ("its pickle", "tensor", "zip") if k in text[:40]), "other")
     return "accepted"
+
+
+def _read_all(file: TorchFile) -> None:
+    """Read every tensor of the set that is selected; it must be what was promised."""
+    for name, info in file.tensors.items():
+        tensor = file.read(name)
+        same = (str(tensor.dtype), tuple(tensor.shape)) == (f"torch.{info.dtype}", info.shape)
+        if not same or not tensor.is_contiguous():
+            raise AssertionError(f"{name}: {tensor.dtype} {tensor.shape}, said {info}")
 
 
 def fuzz(folder: Path, inputs: range, seed: int, kind: str | None = None) -> Found:

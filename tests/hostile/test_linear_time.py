@@ -15,9 +15,13 @@ import pytest
 from stan_infer.artefacts.folder import is_engine_file
 from stan_infer.artefacts.onnx_file import check_external, read_graph
 from stan_infer.checkpoints import recognise
+from stan_infer.checkpoints.clip_names import is_clip
 from stan_infer.checkpoints.openclip import is_clip_name
+from stan_infer.checkpoints.pickle_values import Call, Global, Placeholder
+from stan_infer.checkpoints.state_dicts import find_state_dicts
 from stan_infer.checkpoints.torch_pickle import read_pickle
 from stan_infer.checkpoints.trainer_hints import trainer_hints
+from stan_infer.checkpoints.weight_sets import find_sets
 from stan_infer.cli.eval import _views
 from stan_infer.errors import InputError, nearest
 from stan_infer.evaluation.class_files import read_class_pairs
@@ -98,6 +102,18 @@ def classes(text):
     recognition_task(read_class_pairs(text, "x"), "x")
 
 
+TENSOR = Call("_rebuild_tensor_v2", ())
+
+
+def nested_modules(n):
+    """A module in a module, n deep, each with a tensor."""
+    inside = None
+    for _ in range(n):
+        state = {"_parameters": {"w": TENSOR}, "_buffers": {}, "_modules": {"a": inside}}
+        inside = Placeholder(Global("a", "B"), state)
+    return inside
+
+
 def labels_of(text):
     """Read class names; the file is written anew for each text."""
     with tempfile.NamedTemporaryFile("w") as file:
@@ -166,6 +182,43 @@ CASES = {
         lambda n: b"\x80\x04]\x94(" + b"h\x00" * n + b"e.",
         5_000,
     ),
+    "state dicts": (
+        find_state_dicts,
+        lambda n: {f"a{i}": {"b": {"c": TENSOR}} for i in range(n)},
+        500,
+    ),
+    "state dicts, recalled": (
+        find_state_dicts,
+        lambda n: {f"a{i}": shared for i in range(n) for shared in [dict.fromkeys("abc", TENSOR)]},
+        500,
+    ),
+    "modules": (find_state_dicts, nested_modules, 100),
+    "modules, recalled": (
+        find_state_dicts,
+        lambda n: {f"m{i}": shared for shared in [nested_modules(20)] for i in range(n)},
+        500,
+    ),
+    "sets, names": (
+        lambda keys: find_sets({"model": keys, "ema": keys}, "model", {}),
+        lambda n: [f"module.backbone.layers.{i}" for i in range(n)],
+        500,
+    ),
+    "sets, places": (
+        lambda keys: find_sets({k: [k] for k in keys} | {"": ["a"]}, "", {}),
+        lambda n: [f"ema_{i}" for i in range(n)],
+        500,
+    ),
+    "sets, one name": (
+        lambda key: find_sets({"": [key, f"ema_{key}"]}, "", {}),
+        between("", "module._orig_mod.", "x"),
+        500,
+    ),
+    "sets, no dots": (
+        lambda keys: find_sets({"": keys}, "", {}),
+        lambda n: [name for i in range(n) for name in (f"a.{i}", f"ema_a_{i}")],
+        500,
+    ),
+    "clip's names": (is_clip, lambda n: {f"a{i}.visual": (1,) for i in range(n)}, 1_000),
     "zip entries": (
         lambda z: read_directory(io.BytesIO(z), len(z)),
         lambda n: write_zip({f"a/{i}": b"" for i in range(n)}),
