@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from stan_infer.errors import InputError, MissingError
 from stan_infer.video import clip as clip_module
 from stan_infer.video.find import list_videos
+from stan_infer.video.picture import upright_rgb
 from stan_infer.video.pyav_reader import _scan, read_pyav
 from stan_infer.video.resize import resized_size
 from stan_infer.video.spec import ClipSpec
@@ -26,14 +27,14 @@ OPEN = "open-gop=1:keyint=8:bframes=3:b-adapt=0:scenecut=0"
 
 
 def straight(path):
-    """Every picture that decodes, in order: the reference."""
+    """Every picture that decodes, in order: the reference of frames (test_picture: of pixels)."""
     pictures = []
     with av.open(str(path)) as container:
         stream = container.streams.best("video")
         stream.thread_type = "NONE"
         for packet in container.demux(stream):
             try:
-                pictures += [f.to_ndarray(format="rgb24") for f in packet.decode()]
+                pictures += [upright_rgb(f, path) for f in packet.decode()]
             except av.error.FFmpegError:
                 pass
     return pictures
