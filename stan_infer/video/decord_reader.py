@@ -147,7 +147,7 @@ def _check(container: InputContainer, stream: VideoStream) -> tuple[str | None, 
     if not key or not key[0]:
         return "it does not begin with a key frame", 0
     fault = None if reader == "avi" else _times_fault(pts, key)
-    return fault or _opening_fault(opening, codec), len(pts)
+    return fault or _opening_fault(opening, codec, reader), len(pts)
 
 
 def _times_fault(pts: array[int], key: bytearray) -> str | None:
@@ -174,8 +174,8 @@ def _restarts(packet: Packet, codec: VideoCodecContext) -> bool:
     return False
 
 
-def _opening_fault(packets: list[Packet], codec: VideoCodecContext) -> str | None:
-    """What the first pictures show. decord turns pictures, but never mirrors them."""
+def _opening_fault(packets: list[Packet], codec: VideoCodecContext, reader: str) -> str | None:
+    """What the first pictures show. decord turns pictures as MP4 and MOV say, and does no more."""
     av = package("av")
     try:
         frames = [frame for packet in (*packets, None) for frame in codec.decode(packet)]
@@ -187,6 +187,8 @@ def _opening_fault(packets: list[Packet], codec: VideoCodecContext) -> str | Non
     matrix = display_matrix(frames[0]) if frames else None
     if matrix is None:
         return None
-    a, b, c, d = matrix
-    turned = round(a * d - b * c, 3) == 1 and round(max(abs(a), abs(b)), 3) == 1
-    return None if turned else "it does not mirror or slant pictures, which the container asks for"
+    a, b, c, d = (round(x, 3) for x in matrix)
+    turned = a * d - b * c == 1 and max(abs(a), abs(b)) == 1
+    if turned and (a == 1 or (reader == "mov" and codec.name != "mjpeg")):  # JPEG turns by EXIF
+        return None
+    return "it does not turn or mirror pictures as this file asks for"

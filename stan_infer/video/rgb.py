@@ -50,8 +50,9 @@ def _plain(frame: VideoFrame) -> VideoFrame:
     if not found or any(p.line_size <= 0 for p in frame.planes):
         return frame
     kind, sampling, bits = found[1], found[2], int(found[3] or 8)
-    spread = sampling == "420" and (bits > 8 or frame.height % 2 == 1)
-    depth = min(16, bits + 2 + bits % 2) if spread else bits  # 2 bits more, for halves
+    odd = frame.height % 2 == 1
+    spread = sampling == "420" and (bits > 8 or odd)
+    depth = min(16, bits + 2 + bits % 2) if spread and odd else bits  # 2 bits more, for halves
     name = f"yuv{'422' if spread else sampling}p{f'{depth}le' if depth > 8 else ''}"
     import av
 
@@ -61,11 +62,11 @@ def _plain(frame: VideoFrame) -> VideoFrame:
     for source, target in zip(frame.planes, copy.planes, strict=False):  # an alpha plane is left
         rows, to = _rows(source, bits), _rows(target, depth)
         if len(rows) == len(to):
-            np.left_shift(rows, depth - bits, out=to, dtype=to.dtype)
+            to[:] = rows if depth == bits else rows.astype(to.dtype) << (depth - bits)
         else:
             upper, lower = _neighbours(len(rows), len(to))
-            both = rows[upper].astype(np.uint32) + rows[lower]
-            to[:] = both << (depth - bits) >> 1
+            both = np.add(rows[upper], rows[lower], dtype=np.uint32 if depth == 16 else np.uint16)
+            np.right_shift(both << (depth - bits), 1, out=to, casting="unsafe")
     return copy
 
 

@@ -72,6 +72,26 @@ def make_png(path):
     return Path(path)
 
 
+def make_exif(path, orientation):
+    """Three JPEG pictures of 64 x 48 whose EXIF asks for an orientation (1 to 8)."""
+    tag = struct.pack(">4sIHHHIHHI", b"MM\0*", 8, 1, 0x0112, 3, 1, orientation, 0, 0)
+    exif = b"Exif\0\0" + tag
+    plain = make_clip(
+        Path(path).with_suffix(".plain.avi"), frames=3, codec="mjpeg", pix_fmt="yuvj420p"
+    )
+    with av.open(str(plain)) as container, av.open(str(path), "w") as out:
+        copy = out.add_stream_from_template(container.streams.video[0])
+        for packet in container.demux(video=0):
+            if packet.size:
+                data = bytes(packet)
+                app1 = b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif
+                made = av.Packet(data[:2] + app1 + data[2:])
+                made.pts, made.dts, made.time_base = packet.pts, packet.dts, packet.time_base
+                made.stream, made.is_keyframe = copy, True
+                out.mux(made)
+    return Path(path)
+
+
 def packets(path):
     """The packets that hold pictures, as (bytes, pts, is_keyframe)."""
     with av.open(str(path)) as container:
@@ -152,13 +172,9 @@ def orient(source, target, matrix):
 def refer(source, target, other):
     """The track's samples lie in the file `other` (an alias in dref, as QuickTime writes them)."""
     data, name = Path(source).read_bytes(), str(other).encode()
-    # Fields of an alias: Inside Macintosh, Files, and mov_read_dref of FFmpeg.
-    alias = bytes(10) + bytes([0]) + bytes(27) + bytes(12) + bytes(63 + 1) + bytes(16)
+    # An alias as mov_read_dref of FFmpeg takes it apart; fields that it passes over are 0.
     alias = bytearray(150)
-    alias[4:6] = b"\0\x96"
-    alias[50] = 4
-    alias[51:55] = b"film"
-    alias[128 - 0 : 128] = b""
+    alias[4:6], alias[50], alias[51:55] = b"\0\x96", 4, b"film"
     found = data.find(b"dref")
     entry = bytes(alias) + struct.pack(">hh", 2, len(name)) + name + bytes(len(name) % 2)
     entry += struct.pack(">hh", -1, 0)

@@ -17,6 +17,7 @@ from stan_infer.video.find import list_videos
 from stan_infer.video.pictures import Pictures
 from stan_infer.video.pyav_reader import read_pyav
 from stan_infer.video.resize import resized_size
+from stan_infer.video.rgb import upright_rgb
 from stan_infer.video.spec import ClipSpec
 
 av = pytest.importorskip("av")
@@ -27,14 +28,14 @@ OPEN = "open-gop=1:keyint=8:bframes=3:b-adapt=0:scenecut=0"
 
 
 def straight(path):
-    """Every picture that decodes, in order: the reference."""
+    """Every picture that decodes, in order: the reference of frames (test_picture: of pixels)."""
     pictures = []
     with av.open(str(path)) as container:
         stream = container.streams.best("video")
         stream.thread_type = "NONE"
         for packet in container.demux(stream):
             try:
-                pictures += [f.to_ndarray(format="rgb24") for f in packet.decode()]
+                pictures += [upright_rgb(f, path) for f in packet.decode()]
             except av.error.FFmpegError:
                 pass
     return pictures

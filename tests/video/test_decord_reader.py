@@ -12,6 +12,7 @@ from stan_infer.video import clip as clip_module
 from stan_infer.video.decode_worker import read_clips
 from stan_infer.video.decord_reader import read_decord
 from stan_infer.video.pyav_reader import read_pyav
+from stan_infer.video.rgb import upright_rgb
 from stan_infer.video.spec import ClipSpec
 from tests.traced import traced
 
@@ -99,7 +100,7 @@ def test_what_a_container_hides_or_mirrors_is_refused(tmp_path):
     source = make.make_clip(tmp_path / "a.mp4", x264=CLOSED, size=(128, 64))
     cases = {
         "edit list": make.remux(source, tmp_path / "edit.mp4", earlier=512 * 10),
-        "mirror": make.orient(source, tmp_path / "mirrored.mp4", (-1, 0, 0, 1)),
+        "mirror pictures": make.orient(source, tmp_path / "mirrored.mp4", (-1, 0, 0, 1)),
         "times of decoding": make.remux(source, tmp_path / "dts.mkv", pts_is_dts=True),
         "hides": make.lie_times(source, tmp_path / "times.mp4"),
     }
@@ -109,6 +110,18 @@ def test_what_a_container_hides_or_mirrors_is_refused(tmp_path):
     for degrees in (90, 180, 270):  # which decord does
         path = make.turn(source, tmp_path / f"{degrees}.mp4", degrees)
         np.testing.assert_array_equal(found(path, [0, 12]), pyav(path, [0, 12]))
+
+
+def test_pictures_that_jpeg_turns(tmp_path):
+    """EXIF in a picture; PyAV before 19 does not know this kind of side data, but reads it."""
+    if av.library_versions["libavcodec"] < (62,):
+        pytest.skip("this FFmpeg does not read EXIF")
+    path = make.make_exif(tmp_path / "a.avi", 6)
+    with av.open(str(path)) as container:
+        assert upright_rgb(next(container.decode(video=0)), path).shape == (64, 48, 3)
+    assert read_pyav(path, lambda n: np.array([0]), lambda i: i).size == (64, 48)
+    with pytest.raises(InputError, match="does not turn or mirror"):
+        read(path, [0])
 
 
 def test_as_is_is_named_in_the_result(tmp_path):
