@@ -56,7 +56,7 @@ def calibrate(
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads while timing (default: all).")
     ] = None,
-    workers: Workers = 1,
+    workers: Workers = None,
     settings: Settings = None,
     timeout: Timeout = 60.0,
     json: Json = False,

@@ -33,7 +33,7 @@ def embed(
     device: Device = None,
     provider: Provider = None,
     batch: Batch = 1,
-    workers: Workers = 1,
+    workers: Workers = None,
     settings: Settings = None,
     decoder: Decoder = "auto",
     timeout: Timeout = 60.0,
@@ -65,7 +65,7 @@ def embed(
     paths = list_videos(videos)
     sources = [*files_of(checkpoint), *([calibration] if calibration else []), *paths]
     check_file(out, why_keep, sources=sources)
-    session = open_for(context)
+    session = open_for(context, yielding=True)
     with progress_bar("embedding", len(paths)) as step:
 
         def on_reading(reading: Reading) -> None:

@@ -34,12 +34,14 @@ from stan_infer.system.child import (
     receive_bytes,
     send,
 )
+from stan_infer.system.machine import usable_cpus
 from stan_infer.system.packages import install_command
 from stan_infer.video.clip import Clip, read_clip_info
 from stan_infer.video.spec import ClipSpec
 
 MEMORY_LIMIT = 8 * 2**30  # bytes of address space of one worker
 START_S = 60.0  # for the imports of a new worker, on a busy machine
+MAX_WORKERS = 8  # by default: each holds 100 MB, and an engine needs cores, too
 _PREFETCH = 2  # clips per worker that are being decoded or wait to be taken
 _COMMAND = python("stan_infer.video.decode_worker")
 
@@ -140,14 +142,17 @@ class DecodeWorker(AbstractContextManager["DecodeWorker"]):
 
 
 def read_clips(
-    paths: Sequence[Path], spec: ClipSpec, *, workers: int = 1, timeout_s: float = 60.0
+    paths: Sequence[Path], spec: ClipSpec, *, workers: int | None = None, timeout_s: float = 60.0
 ) -> Generator[tuple[Path, _Result], None, None]:
     """Yield (path, clip or error) for every path, in order, decoded by `workers` processes.
 
-    At most two clips per worker are decoded ahead. An error of one file is yielded, not raised;
-    wrong options raise InputError at once. Closing the iterator, or Ctrl-C, kills all children.
+    workers: None is one per CPU that this process may use, at most MAX_WORKERS. At most two clips
+    per worker are decoded ahead. An error of one file is yielded, not raised; wrong options raise
+    InputError at once. Closing the iterator, or Ctrl-C, kills all children.
     """
     _check_timeout(timeout_s)
+    if workers is None:
+        workers = min(usable_cpus(), MAX_WORKERS)
     if workers < 1:
         raise InputError(f"workers is {workers}; at least 1 is needed")
     return _in_order(paths, spec, timeout_s, min(workers, max(1, len(paths))))

@@ -194,6 +194,18 @@ def test_read_clips_refuses_options_at_once(clip):
             replace(SMALL, **wrong)
 
 
+@pytest.mark.parametrize(
+    ("cpus", "limit", "paths", "expected"), [(3, 8, 5, 3), (9, 2, 5, 2), (3, 8, 1, 1)]
+)
+def test_there_is_a_worker_for_each_cpu(clip, children, monkeypatch, cpus, limit, paths, expected):
+    monkeypatch.setattr(decode_worker, "usable_cpus", lambda: cpus)
+    monkeypatch.setattr(decode_worker, "MAX_WORKERS", limit)
+    alone = clip_module.read_clip_info(clip, SMALL)
+    for _, result in read_clips([clip] * paths, SMALL):
+        np.testing.assert_array_equal(result.pixels, alone.pixels)
+    assert len(children) == expected
+
+
 @pytest.mark.parametrize("end", ["close", "throw"])
 def test_an_abandoned_iterator_kills_its_children(clip, fake, children, end):
     clips = read_clips([clip, *[Path("hang")] * 9], SMALL, workers=2, timeout_s=100)
@@ -238,7 +250,7 @@ def run_parent(clip):
     subprocess.Popen = popen
     paths = [Path({str(clip)!r}), Path("hang")]
     spec = worker.ClipSpec(frames=4, short_side=32, crop=32)
-    for path, result in worker.read_clips(paths, spec, timeout_s=TIMEOUT):
+    for path, result in worker.read_clips(paths, spec, workers=1, timeout_s=TIMEOUT):
         print("read", flush=True)
     """
     return textwrap.dedent(code)
