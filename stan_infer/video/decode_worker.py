@@ -15,9 +15,9 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from queue import SimpleQueue
@@ -47,6 +47,40 @@ _COMMAND = python("stan_infer.video.decode_worker")
 
 _Result: TypeAlias = Clip | StanError
 _Task: TypeAlias = tuple[Path, Future[_Result]]
+
+
+_spare: deque[Child] = deque()  # children that were started early and serve no worker yet
+
+
+@contextmanager
+def early_workers(workers: int | None, videos: int) -> Iterator[None]:
+    """Start the processes now that `read_clips` will use inside the block, each for one worker.
+
+    They import their packages while this process does other things, such as opening a model.
+    Those that are not used are ended with the block.
+    """
+    try:
+        for _ in range(min(default_workers() if workers is None else workers, videos)):
+            _spare.append(Child(_COMMAND))
+        yield
+    finally:
+        while _spare:
+            _spare.popleft().end()
+
+
+def _new_child() -> Child:
+    with suppress(IndexError):  # none is left; several threads may ask
+        while True:
+            child = _spare.popleft()
+            if child.runs:
+                return child
+            child.end()
+    return Child(_COMMAND)
+
+
+def default_workers() -> int:
+    """How many processes decode unless a number is given: one per CPU, at most MAX_WORKERS."""
+    return min(usable_cpus(), MAX_WORKERS)
 
 
 class DecodeWorker(AbstractContextManager["DecodeWorker"]):
@@ -126,7 +160,7 @@ class DecodeWorker(AbstractContextManager["DecodeWorker"]):
                 if self._child.runs:
                     return self._child
                 self._child.end()
-            child = self._child = Child(_COMMAND)
+            child = self._child = _new_child()
             self._clips = 0
         with child.deadline(START_S) as expired, suppress(OSError, EOFError, ValueError):
             if receive(child.output)["status"] == "ready" and not expired.is_set():
@@ -152,7 +186,7 @@ def read_clips(
     """
     _check_timeout(timeout_s)
     if workers is None:
-        workers = min(usable_cpus(), MAX_WORKERS)
+        workers = default_workers()
     if workers < 1:
         raise InputError(f"workers is {workers}; at least 1 is needed")
     return _in_order(paths, spec, timeout_s, min(workers, max(1, len(paths))))

@@ -206,6 +206,22 @@ def test_there_is_a_worker_for_each_cpu(clip, children, monkeypatch, cpus, limit
     assert len(children) == expected
 
 
+def test_processes_that_are_started_early_are_used_and_never_left(clip, children):
+    with decode_worker.early_workers(2, 9):
+        assert len(children) == 2
+        assert len(list(read_clips([clip] * 4, SMALL, workers=2))) == 4
+        assert len(children) == 2 and all(gone(child.pid) for child in children)
+    with pytest.raises(KeyboardInterrupt), decode_worker.early_workers(9, 3):
+        assert len(children) == 5
+        raise KeyboardInterrupt
+    assert all(gone(child.pid) for child in children)
+    with decode_worker.early_workers(1, 1):  # one that died meanwhile is replaced
+        children[-1].kill()
+        children[-1].wait()
+        ((_, result),) = read_clips([clip], SMALL)
+    assert result.total_frames == 12 and all(gone(child.pid) for child in children)
+
+
 @pytest.mark.parametrize("end", ["close", "throw"])
 def test_an_abandoned_iterator_kills_its_children(clip, fake, children, end):
     clips = read_clips([clip, *[Path("hang")] * 9], SMALL, workers=2, timeout_s=100)
