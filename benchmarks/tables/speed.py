@@ -131,6 +131,23 @@ def load_table() -> str:
     return text
 
 
+def embed_table() -> str:
+    """`stan-infer embed` and a loop of decord and ONNX Runtime: the newest run of each."""
+    rows = newest("embed", "clips")
+    if not rows:
+        return NOT_MEASURED
+    names = {"short": "{} clips of 16 frames, 64x64", "long": "{} films of a minute, 1080p"}
+    lines = [
+        f"{names[r['clips']].format(r['videos'])} | {r['embed_s_p50']:.1f} | {r['loop_s_p50']:.1f} "
+        f"| {r['speedup']:.2f}x ({r['speedup_range'][0]:.2f} to {r['speedup_range'][1]:.2f}) "
+        f"| {r['rounds']}"
+        for r in rows
+    ]
+    packages = ", ".join(f"{name} {v}" for name, v in rows[-1]["packages"].items())
+    where = machine_line(rows[-1]).replace(":\n\n", f", {packages}:\n\n")
+    return where + markdown("videos | embed, s | the loop, s | ratio (range) | pairs", lines)
+
+
 def plans_table() -> str:
     """Time and memory of building plans: the newest run of each model, graph and precision."""
     rows = newest("plans", "model", "role", "precision")

@@ -57,7 +57,7 @@ def calibrate(
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads while timing (default: all).")
     ] = None,
-    workers: Workers = 1,
+    workers: Workers = None,
     settings: Settings = None,
     weights: Weights = None,
     timeout: Timeout = 60.0,

@@ -34,7 +34,7 @@ def embed(
     device: Device = None,
     provider: Provider = None,
     batch: Batch = 1,
-    workers: Workers = 1,
+    workers: Workers = None,
     settings: Settings = None,
     weights: Weights = None,
     decoder: Decoder = "auto",
@@ -59,6 +59,7 @@ def embed(
         why_keep,
     )
     from stan_infer.system.atomic import check_file, files_of
+    from stan_infer.video.decode_worker import early_workers
     from stan_infer.video.find import list_videos
     from stan_infer.video.spec import ClipSpec
 
@@ -67,21 +68,22 @@ def embed(
     paths = list_videos(videos)
     sources = [*files_of(checkpoint), *([calibration] if calibration else []), *paths]
     check_file(out, why_keep, sources=sources)
-    session = open_for(context)
-    with progress_bar("embedding", len(paths)) as step:
+    with early_workers(workers, len(paths)):
+        session = open_for(context, yielding=True)
+        with progress_bar("embedding", len(paths)) as step:
 
-        def on_reading(reading: Reading) -> None:
-            step()
-            if reading.error:
-                say(f"error: {reading.error}")
+            def on_reading(reading: Reading) -> None:
+                step()
+                if reading.error:
+                    say(f"error: {reading.error}")
 
-        readings = embed_videos(
-            session,
-            paths,
-            EmbedOptions(batch, workers, timeout),
-            spec=ClipSpec.of(session.config, decoder=decoder),
-        )
-        good, bad = collect(readings, on_reading)
+            readings = embed_videos(
+                session,
+                paths,
+                EmbedOptions(batch, workers, timeout),
+                spec=ClipSpec.of(session.config, decoder=decoder),
+            )
+            good, bad = collect(readings, on_reading)
     if not good:
         raise InputError(f"none of the {len(paths)} videos could be read; {out} was not written")
     save_embeddings(out, good, session, checkpoint, sources=sources)

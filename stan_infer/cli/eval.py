@@ -87,7 +87,7 @@ def eval(
         Path | None, typer.Option(help="Folder that keeps features, so that a stopped run goes on.")
     ] = None,
     batch: Batch = 1,
-    workers: Workers = 1,
+    workers: Workers = None,
     settings: Settings = None,
     weights: Weights = None,
     decoder: Decoder = "auto",
@@ -138,7 +138,7 @@ def eval(
     _tell_twins(task.videos, found)
     task = task.keep([i for i, path in enumerate(found) if path is not None])
     paths = [path for path in found if path is not None]
-    session = open_for(context)
+    session = open_for(context, yielding=True)
     preset = DATASETS[dataset]
     protocol = Protocol(
         _config(session.config, preset, frames, text_length),

@@ -78,14 +78,19 @@ Decoder = Annotated[
 ]
 Timeout = Annotated[float, typer.Option(help="Seconds allowed to decode one video.")]
 Batch = Annotated[int, typer.Option(min=1, max=64, help="Videos per call of the network.")]
-Workers = Annotated[int, typer.Option(min=1, max=64, help="Number of decoding processes.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, max=64, help="Decoding processes (default: one per CPU, at most 8)."),
+]
 
 
 _OF_SESSIONS = ("engine", "device", "precision", "provider", "calibration", "auto_rebuild")
 
 
-def open_for(context: typer.Context) -> Session:
+def open_for(context: typer.Context, **options: Any) -> Session:
     """Open the session that the arguments and options of a command describe.
+
+    options: further ones of open_session.
 
     These are checkpoint, settings, weights and those of _OF_SESSIONS that the command has. The
     session is closed when the command ends, however it ends. Raises what open_session raises.
@@ -93,7 +98,7 @@ def open_for(context: typer.Context) -> Session:
     from stan_infer.engines.open import open_session
 
     given = context.params
-    options = {name: given[name] for name in _OF_SESSIONS if name in given}
+    options |= {name: given[name] for name in _OF_SESSIONS if name in given}
     settings = parse_settings(given["settings"], given["weights"]) or None
     session = open_session(given["checkpoint"], settings=settings, **options)
     context.call_on_close(session.close)

@@ -80,6 +80,7 @@ class EngineOptions(TypedDict, total=False):
     """Options of open_session that only some engines have."""
 
     threads: int | None  # CPU threads; torch's belong to the process: torch.set_num_threads
+    yielding: bool  # idle CPU threads leave the cores to others, such as decoding processes
     graph: str  # "reference", or "fused": the rewritten network
     scales: Mapping[str, float] | None  # of the linears' inputs in fp8, by name
     calibration: str | Path | None  # the calibration.json of this checkpoint, or its folder
@@ -158,7 +159,8 @@ ENGINES = {
         ),
         Engine(
             "ort", FOLDER, _ort, "runtime",
-            {"cpu": ("fp32", "fp16", *EIGHT_BITS), "cuda": _ALL}, ("threads", "provider"),
+            {"cpu": ("fp32", "fp16", *EIGHT_BITS), "cuda": _ALL},
+            ("threads", "provider", "yielding"),
             load_graph=_ort_graph, trials=(Trial("cpu", "runtime"), Trial("cuda", "gpu")),
         ),
         Engine(
@@ -178,7 +180,7 @@ ENGINES = {
 }
 # fmt: on
 # Engines that lack these ignore them, because one command may open several engines.
-_IGNORED = ("threads", "auto_rebuild")
+_IGNORED = ("threads", "auto_rebuild", "yielding")
 
 
 def engine_named(name: str) -> Engine:
@@ -230,8 +232,8 @@ def open_session(
     precision: of weights and linears; None is fp32 for a checkpoint (fp16 for "triton") and that of
     the export for a folder; "openvino" also runs an fp32 folder in bf16, if the CPU has it.
     settings: StanConfig fields that a checkpoint's shapes do not determine.
-    options: see EngineOptions; ENGINES says which engine has which. threads and auto_rebuild are
-    ignored by engines without them, another option is an InputError there.
+    options: see EngineOptions; ENGINES says which engine has which. threads, yielding and
+    auto_rebuild are ignored by engines without them, another option is an InputError there.
 
     Nothing falls back: InputError for a wrong source, option or word, MissingError for a package or
     device that is not here.

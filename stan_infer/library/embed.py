@@ -31,12 +31,12 @@ why_keep = earlier_result.arrays(_ARRAYS, "stan-infer embed")
 class EmbedOptions:
     """How the work is divided; no option changes a feature.
 
-    batch: videos per call of the network. workers: decoding processes. timeout_s: seconds that one
-    video may take to decode.
+    batch: videos per call of the network. workers: decoding processes, None: see read_clips.
+    timeout_s: seconds that one video may take to decode.
     """
 
     batch: int = 1
-    workers: int = 1
+    workers: int | None = None
     timeout_s: float = 60.0
 
 

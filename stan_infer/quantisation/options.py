@@ -28,8 +28,8 @@ class CalibrationOptions:
     video,label (metric top1, the default) or video,text (r1), the largest loss of that metric in
     points, max_drop (default: 0.5).
 
-    settings: of a checkpoint, see load_model. workers: decoding processes; timeout_s: seconds that
-    one video may take. threads: of the CPU, to time with.
+    settings: of a checkpoint, see load_model. workers: decoding processes, None: see read_clips.
+    timeout_s: seconds that one video may take. threads: of the CPU, to time with.
     """
 
     precision: str = "int8"
@@ -44,7 +44,7 @@ class CalibrationOptions:
     metric: str | None = None
     labels: Path | None = None
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    workers: int = 1
+    workers: int | None = None
     timeout_s: float = 60.0
     threads: int = dataclasses.field(default_factory=usable_cpus)
 

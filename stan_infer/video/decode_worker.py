@@ -15,9 +15,9 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from queue import SimpleQueue
@@ -34,17 +34,53 @@ from stan_infer.system.child import (
     receive_bytes,
     send,
 )
+from stan_infer.system.machine import usable_cpus
 from stan_infer.system.packages import install_command
 from stan_infer.video.clip import Clip, read_clip_info
 from stan_infer.video.spec import ClipSpec
 
 MEMORY_LIMIT = 8 * 2**30  # bytes of address space of one worker
 START_S = 60.0  # for the imports of a new worker, on a busy machine
+MAX_WORKERS = 8  # by default: each holds 100 MB, and an engine needs cores, too
 _PREFETCH = 2  # clips per worker that are being decoded or wait to be taken
 _COMMAND = python("stan_infer.video.decode_worker")
 
 _Result: TypeAlias = Clip | StanError
 _Task: TypeAlias = tuple[Path, Future[_Result]]
+
+
+_spare: deque[Child] = deque()  # children that were started early and serve no worker yet
+
+
+@contextmanager
+def early_workers(workers: int | None, videos: int) -> Iterator[None]:
+    """Start the processes now that `read_clips` will use inside the block, each for one worker.
+
+    They import their packages while this process does other things, such as opening a model.
+    Those that are not used are ended with the block.
+    """
+    try:
+        for _ in range(min(default_workers() if workers is None else workers, videos)):
+            _spare.append(Child(_COMMAND))
+        yield
+    finally:
+        while _spare:
+            _spare.popleft().end()
+
+
+def _new_child() -> Child:
+    with suppress(IndexError):  # none is left; several threads may ask
+        while True:
+            child = _spare.popleft()
+            if child.runs:
+                return child
+            child.end()
+    return Child(_COMMAND)
+
+
+def default_workers() -> int:
+    """How many processes decode unless a number is given: one per CPU, at most MAX_WORKERS."""
+    return min(usable_cpus(), MAX_WORKERS)
 
 
 class DecodeWorker(AbstractContextManager["DecodeWorker"]):
@@ -128,7 +164,7 @@ class DecodeWorker(AbstractContextManager["DecodeWorker"]):
                 if self._child.runs:
                     return self._child
                 self._child.end()
-            child = self._child = Child(_COMMAND)
+            child = self._child = _new_child()
             self._clips = 0
         with child.deadline(START_S) as expired, suppress(OSError, EOFError, ValueError):
             if receive(child.output)["status"] == "ready" and not expired.is_set():
@@ -144,14 +180,17 @@ class DecodeWorker(AbstractContextManager["DecodeWorker"]):
 
 
 def read_clips(
-    paths: Sequence[Path], spec: ClipSpec, *, workers: int = 1, timeout_s: float = 60.0
+    paths: Sequence[Path], spec: ClipSpec, *, workers: int | None = None, timeout_s: float = 60.0
 ) -> Generator[tuple[Path, _Result], None, None]:
     """Yield (path, clip or error) for every path, in order, decoded by `workers` processes.
 
-    At most two clips per worker are decoded ahead. An error of one file is yielded, not raised;
-    wrong options raise InputError at once. Closing the iterator, or Ctrl-C, kills all children.
+    workers: None is one per CPU that this process may use, at most MAX_WORKERS. At most two clips
+    per worker are decoded ahead. An error of one file is yielded, not raised; wrong options raise
+    InputError at once. Closing the iterator, or Ctrl-C, kills all children.
     """
     _check_timeout(timeout_s)
+    if workers is None:
+        workers = default_workers()
     if workers < 1:
         raise InputError(f"workers is {workers}; at least 1 is needed")
     return _in_order(paths, spec, timeout_s, min(workers, max(1, len(paths))))

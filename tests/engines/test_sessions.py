@@ -212,6 +212,28 @@ def test_many_texts_are_embedded_in_parts(session):
     assert relative_error(whole, np.concatenate(parts)) < FP32
 
 
+def test_threads_wait_asleep_where_others_need_the_cores(folder, tiny_model, monkeypatch):
+    """Only ONNX Runtime's threads spin; the other engines take the option and need not know it."""
+    import onnxruntime
+
+    settings, real = [], onnxruntime.SessionOptions.add_session_config_entry
+
+    def record(options, name, value):
+        settings.append((name, value))
+        real(options, name, value)
+
+    monkeypatch.setattr(onnxruntime.SessionOptions, "add_session_config_entry", record)
+    asleep = ("session.intra_op.allow_spinning", "0")
+    video = clips(2, 5, 16)
+    expected = si.open_session(folder).embed_video(video)
+    assert asleep not in settings
+    np.testing.assert_array_equal(
+        si.open_session(folder, yielding=True).embed_video(video), expected
+    )
+    assert asleep in settings
+    si.open_session(tiny_model, yielding=True)
+
+
 def test_threads_are_those_asked_for(folder, engine):
     session = si.open_session(folder, engine=engine, threads=1)
     assert session.describe()["threads"] == 1

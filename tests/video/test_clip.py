@@ -16,7 +16,7 @@ from stan_infer.video import clip as clip_module
 from stan_infer.video.find import list_videos
 from stan_infer.video.pictures import Pictures
 from stan_infer.video.pyav_reader import read_pyav
-from stan_infer.video.resize import resized_size
+from stan_infer.video.resize import resize_and_crop, resized_size
 from stan_infer.video.rgb import upright_rgb
 from stan_infer.video.spec import ClipSpec
 
@@ -286,6 +286,16 @@ def test_missing_package_names_the_command(tmp_path, monkeypatch):
 
 def test_a_very_long_frame_costs_no_more_than_its_crop():
     assert clip_module.resize_crop(np.full((1, 1, 60000, 3), 7, np.uint8), 224, 224).mean() == 7
+
+
+@pytest.mark.parametrize("crop", [63, 48, 1])
+def test_pictures_of_the_right_size_stay_as_they_are(crop):
+    image = np.random.default_rng(0).integers(0, 256, (63, 81, 3), np.uint8)
+    (found,) = clip_module.resize_crop([image], 63, crop)
+    whole = cv2.resize(image, (81, 63), interpolation=cv2.INTER_LINEAR)
+    top, left = (63 - crop) // 2, (81 - crop) // 2
+    np.testing.assert_array_equal(found, whole[top : top + crop, left : left + crop])
+    assert not np.shares_memory(resize_and_crop(image, 63, crop), image)  # else it stays in memory
 
 
 def test_resize_crop_refuses():

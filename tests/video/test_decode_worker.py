@@ -194,6 +194,34 @@ def test_read_clips_refuses_options_at_once(clip):
             replace(SMALL, **wrong)
 
 
+@pytest.mark.parametrize(
+    ("cpus", "limit", "paths", "expected"), [(3, 8, 5, 3), (9, 2, 5, 2), (3, 8, 1, 1)]
+)
+def test_there_is_a_worker_for_each_cpu(clip, children, monkeypatch, cpus, limit, paths, expected):
+    monkeypatch.setattr(decode_worker, "usable_cpus", lambda: cpus)
+    monkeypatch.setattr(decode_worker, "MAX_WORKERS", limit)
+    alone = clip_module.read_clip_info(clip, SMALL)
+    for _, result in read_clips([clip] * paths, SMALL):
+        np.testing.assert_array_equal(result.pixels, alone.pixels)
+    assert len(children) == expected
+
+
+def test_processes_that_are_started_early_are_used_and_never_left(clip, children):
+    with decode_worker.early_workers(2, 9):
+        assert len(children) == 2
+        assert len(list(read_clips([clip] * 4, SMALL, workers=2))) == 4
+        assert len(children) == 2 and all(gone(child.pid) for child in children)
+    with pytest.raises(KeyboardInterrupt), decode_worker.early_workers(9, 3):
+        assert len(children) == 5
+        raise KeyboardInterrupt
+    assert all(gone(child.pid) for child in children)
+    with decode_worker.early_workers(1, 1):  # one that died meanwhile is replaced
+        children[-1].kill()
+        children[-1].wait()
+        ((_, result),) = read_clips([clip], SMALL)
+    assert result.total_frames == 12 and all(gone(child.pid) for child in children)
+
+
 @pytest.mark.parametrize("end", ["close", "throw"])
 def test_an_abandoned_iterator_kills_its_children(clip, fake, children, end):
     clips = read_clips([clip, *[Path("hang")] * 9], SMALL, workers=2, timeout_s=100)
@@ -238,7 +266,7 @@ def run_parent(clip):
     subprocess.Popen = popen
     paths = [Path({str(clip)!r}), Path("hang")]
     spec = worker.ClipSpec(frames=4, short_side=32, crop=32)
-    for path, result in worker.read_clips(paths, spec, timeout_s=TIMEOUT):
+    for path, result in worker.read_clips(paths, spec, workers=1, timeout_s=TIMEOUT):
         print("read", flush=True)
     """
     return textwrap.dedent(code)

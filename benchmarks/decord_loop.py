@@ -1,0 +1,45 @@
+"""python -m benchmarks.decord_loop FOLDER CLIPS OUT.npz: the loop that users write by hand.
+
+decord and ONNX Runtime in one process, one video after the other, without any of this package: what
+`stan-infer embed` is compared with. decord runs with its own default of threads.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import cv2
+import decord
+import numpy as np
+import onnxruntime
+
+
+def main() -> None:
+    """Embed every video of a folder with an exported model; write paths and embeddings."""
+    model, clips, out = map(Path, sys.argv[1:])
+    config = json.loads((model / "manifest.json").read_text())["model"]
+    frames, short_side, crop = config["frames"], config["short_side"], config["image_size"]
+    session = onnxruntime.InferenceSession(model / "video.onnx", providers=["CPUExecutionProvider"])
+    paths = sorted(clips.iterdir())
+    vectors = []
+    for path in paths:
+        reader = decord.VideoReader(str(path))
+        segment = (len(reader) - 1) / frames
+        numbers = np.round(segment * np.arange(frames)).astype(int) + int(segment / 2)
+        images = []
+        for image in reader.get_batch(numbers).asnumpy():
+            height, width = image.shape[:2]
+            scale = short_side / min(height, width)
+            size = (int(width * scale + 0.5), int(height * scale + 0.5))
+            image = cv2.resize(image, size)
+            top, left = (size[1] - crop) // 2, (size[0] - crop) // 2
+            images.append(image[top : top + crop, left : left + crop])
+        feed = {session.get_inputs()[0].name: np.stack(images)[None]}
+        vectors.append(session.run(["video_embeds"], feed)[0][0])
+    np.savez(out, paths=[str(p) for p in paths], embeddings=np.stack(vectors))
+
+
+if __name__ == "__main__":
+    main()
