@@ -119,7 +119,8 @@ def scan(path: Path, container: InputContainer, stream: VideoStream) -> Index:
     time = np.frombuffer(packets.pts, np.int64)
     if partial:
         _check_end(path, container, stream, time)
-    key = np.frombuffer(packets.key, np.bool_)
+    intra = bool(context.codec.intra_only)
+    key = np.ones(len(time), np.bool_) if intra else np.frombuffer(packets.key, np.bool_)
     shown = np.frombuffer(packets.shown, np.bool_)
     first = int(key.argmax()) if key.any() else 0
     order = first + np.flatnonzero(shown[first:])
@@ -127,13 +128,10 @@ def scan(path: Path, container: InputContainer, stream: VideoStream) -> Index:
         raise InputError(f"{path} holds no frame: its video stream is empty; fetch it again")
     anew = bool(packets.anew)
     if packets.broken or container.format.name in _UNTIMED or not _told_by(time, order, stream):
-        intra = bool(context.codec.intra_only)
         known = places(codec, intra=intra, kinds=bytes(packets.kinds), shown=shown)
         if known is None:
             return Index(time, key, order, False, first, 0, anew)
         time = known
-        if intra:
-            key = np.ones_like(key)
     order = order[np.argsort(time[order])]
     lead = int((time[order] < time[first]).sum())
     return Index(time, key, order, True, first, lead, anew)

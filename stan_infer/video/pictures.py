@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from stan_infer.video.packet_index import Index
@@ -23,14 +24,15 @@ if TYPE_CHECKING:
 # written beside the pictures. Where a picture builds on one that is missing, others follow.
 _HARMLESS = re.compile(
     r"mmco: unref short failure|number of reference frames .* exceeds max|Invalid SEI|"
-    r"SEI type \d+ size \d+ truncated|"
-    r"unable to decode APP fields|\(repeated"
+    r"SEI type \d+ size \d+ truncated|unable to decode APP fields|\(repeated"
 )
 # The packet gives no picture, but those that do not build on it are right.
 _LOST = re.compile(
     r"A non-intra slice in an IDR NAL unit|Invalid inter IDR frame|decode_slice_header error|"
     r"no frame!"
 )
+
+_LISTENING = Lock()
 
 
 class Damaged(Exception):
@@ -55,15 +57,16 @@ def _complaints(level: int) -> Iterator[list[tuple[int, str, str]]]:
     """Collect what FFmpeg says in this thread; it is a setting of the whole process meanwhile."""
     from av import logging
 
-    before, skips = logging.get_level(), logging.get_skip_repeated()
-    logging.set_level(level)
-    logging.set_skip_repeated(False)
-    try:
-        with logging.Capture() as log:
-            yield log
-    finally:
-        logging.set_skip_repeated(skips)
-        logging.set_level(before)
+    with _LISTENING:
+        before, skips = logging.get_level(), logging.get_skip_repeated()
+        logging.set_level(level)
+        logging.set_skip_repeated(False)
+        try:
+            with logging.Capture() as log:
+                yield log
+        finally:
+            logging.set_skip_repeated(skips)
+            logging.set_level(before)
 
 
 class Pictures:
@@ -114,7 +117,7 @@ class Pictures:
                 if fed is not None and needed is not None and self._thin:
                     self._context.skip_frame = "DEFAULT" if number in needed else "NONREF"
                 for frame in self._pictures(fed, number):
-                    which = frame.pts if frame.pts is not None else number
+                    which = self._packet_of(frame, number)
                     if index.ordered:
                         self._check(frame, which, last, start)
                         last = which
@@ -126,7 +129,7 @@ class Pictures:
 
     def _check(self, frame: VideoFrame, which: int, last: int, start: int) -> None:
         index = self._index
-        if frame.pts is None or (last >= 0 and index.time[which] <= index.time[last]):
+        if frame.pts != which or (last >= 0 and index.time[which] <= index.time[last]):
             raise self._disorder()
         # In a stream without key frames, marks say where pictures are nearly right again.
         if last < 0 and start != index.first and not (which == start and frame.key_frame):
@@ -168,12 +171,17 @@ class Pictures:
             self._judge(number, log, self._known[number] if strange else "")
         for frame in frames:
             if frame.is_corrupt:
-                which = frame.pts if frame.pts is not None else number
+                which = self._packet_of(frame, number)
                 text = "its data is marked as corrupt"
                 if self._known is None:
                     raise self._damaged(which, text)
                 self._damage.setdefault(which, text)
         return frames
+
+    def _packet_of(self, frame: VideoFrame, number: int) -> int:
+        """Return the packet of a picture; packet `number` if the decoder does not tell."""
+        told = frame.pts
+        return number if told is None or not 0 <= told < len(self._index.key) else told
 
     def _judge(self, number: int, log: list[tuple[int, str, str]], known: str) -> None:
         import av

@@ -355,7 +355,7 @@ def test_every_frame_is_that_of_decoding_all(tmp_path, suffix, codec):
     options = CODECS[codec]
     if options.get("codec", "libx264") not in av.codecs_available:
         pytest.skip(f"this FFmpeg has no {options['codec']}")
-    for frames in (3, 9, 41):
+    for frames in (12, 41) if suffix == "ts" else (3, 9, 41):  # FFmpeg opens no smaller TS
         path = make.make_clip(tmp_path / f"{frames}.{suffix}", frames=frames, **options)
         expected = straight(path)
         assert len(expected) == frames
