@@ -20,7 +20,7 @@ from tests.engines.test_triton_session import gpu, open_fake  # noqa: F401
 from tests.exported import exported, rewrite
 
 KINDS = ["eager", "fused", *FOLDER_ENGINES]
-BOTH = ["eager", *FOLDER_ENGINES]  # those that take floats
+BOTH = ["eager", *FOLDER_ENGINES]  # those that take floats, or whose text towers differ
 
 
 def opened(kind, model, **options):
@@ -133,7 +133,7 @@ def test_a_folder_takes_what_it_was_exported_for(tiny_model, engine):
 TEXTS = ["a shape moves left", "a shape moves right"]
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=BOTH)
 def reader(request):
     return opened(request.param, si.load_model(ROOT / "examples" / "motion" / "motion.safetensors"))
 

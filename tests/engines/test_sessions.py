@@ -287,6 +287,26 @@ def test_a_graph_that_no_runtime_can_open(tampered, engine):
         si.open_session(tampered(unknown), engine=engine)
 
 
+def test_folders_of_earlier_versions_open(tampered, folder, engine):
+    """Norms without a bias, IR 10 whatever the opset, no oldest runtime in the manifest."""
+
+    def old_form(proto):
+        proto.ir_version = 10
+        norms = [n for n in proto.graph.node if n.op_type == "LayerNormalization"]
+        for node in norms:
+            if node.input[2].startswith("constant/"):
+                del node.input[2]
+        assert {len(n.input) for n in norms} == {2, 3}
+
+    def old_manifest(manifest):
+        for graph in manifest["graphs"]:
+            del graph["min_onnxruntime"]
+
+    old = si.open_session(tampered(old_form, old_manifest), engine=engine)
+    new, video = si.open_session(folder, engine=engine), clips(2, 3, 16)
+    assert relative_error(old.embed_video(video), new.embed_video(video)) < FP32
+
+
 def test_a_graph_that_does_not_fit_the_config(tampered, engine):
     def renamed(proto):
         old = proto.graph.output[0].name

@@ -18,9 +18,9 @@ from tests.exported import exported
 
 ROUNDED = 1e-5  # nodes are only removed, fused or computed beforehand
 HALF = 1e-2  # fp16 has 11 bits, and some ten rounded operations follow each other
-# int8 with one scale a tensor, chosen while it runs, on tiny networks: least cosine of embeddings;
-# largest difference of scores and probabilities, which lie between -1 and 1.
-COSINE, SCORE = 0.99, 0.05
+# int8 with one scale a tensor, chosen while it runs, on tiny networks: least cosine of embeddings,
+# and largest difference of class scores (cosines) and of probabilities, a steep function of these.
+COSINE, SCORES = 0.99, {"scores": 0.05, "probabilities": 0.1}
 SECONDS = 120  # one tool loops for ever over some graphs
 
 LABELS = ["a shape moves left", "a shape moves right", "a circle"]
@@ -162,7 +162,7 @@ def cases():
                 yield pytest.param(tool, kind, id=f"{tool.__name__}-{kind}")
 
 
-@pytest.mark.parametrize(("tool", "kind"), cases())
+@pytest.mark.parametrize(("tool", "kind"), list(cases()))
 def test_outputs_stay_right(tool, kind, tmp_path):
     allowed, is_for_fp32, _ = TOOLS[tool]
     name, options, files = KINDS[kind]
@@ -200,7 +200,7 @@ def compare(got, wanted, allowed):
             g, w = g.ravel().astype(np.float64), w.ravel().astype(np.float64)
             if allowed:
                 assert np.abs(g - w).max() <= allowed * np.abs(w).max(), name
-            elif not name.endswith("_embeds"):
-                assert np.abs(g - w).max() <= SCORE, name
+            elif name in SCORES:
+                assert np.abs(g - w).max() <= SCORES[name], name
             else:
                 assert g @ w >= COSINE * np.linalg.norm(g) * np.linalg.norm(w), name
