@@ -140,7 +140,9 @@ def _split(place: str, keys: Collection[str], *, is_main: bool) -> list[WeightSe
     averages = []
     for first, part in parts.items():
         above = f"{place}." if place and not is_main else ""
-        averaged = _with_dots(_bare(part), bare.values())
+        averaged = _bare(part)
+        if 2 * len(averaged) >= len(bare):  # else comparing many small parts would take long
+            averaged = _with_dots(averaged, bare.values())
         if own and not _is_same(averaged.values(), bare.values()):
             own |= {key: names[key] for key in part}  # a layer that is only called so
         else:
@@ -158,8 +160,10 @@ def _bare(names: Mapping[str, str]) -> dict[str, str]:
     return {key: bare[name] for key, name in kept.items() if bare[name] not in _COUNTERS}
 
 
-def _is_same(names: Iterable[str], main: Iterable[str]) -> bool:
+def _is_same(names: Collection[str], main: Collection[str]) -> bool:
     """Whether names are those of the same model: at least half of `main` are among them."""
+    if 2 * len(names) < len(main):  # without work that grows with both
+        return False
     wanted = _relative(main)
     return 2 * len(wanted & _relative(names)) >= len(wanted)
 
