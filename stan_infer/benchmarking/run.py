@@ -176,6 +176,8 @@ def _open(options: BenchOptions, device: str, threads: int, folder: Path, say: S
         raise InputError(
             "--calibration belongs to a checkpoint file: a folder in 8 bits has its own"
         )
+    if settings and kind in ("folder", "graph"):
+        raise InputError(f"settings belong to a checkpoint; {source} was exported with its own")
     if source is not None and kind in ("folder", "plan"):
         return open_folder(source, options, device=device, threads=threads)
     if source is not None and kind == "graph":

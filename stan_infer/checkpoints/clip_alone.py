@@ -119,9 +119,8 @@ def _of_open_clip(given: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {"activation": _ACTIVATIONS[0 if model.get("quick_gelu") else 1]}
     pixels = given.get("preprocess_cfg")
     for key in ("mean", "std"):
-        value = pixels.get(key) if isinstance(pixels, dict) else None
-        if isinstance(value, list) and all(isinstance(v, int | float) for v in value):
-            found[key] = tuple(255.0 * v for v in value)
+        if isinstance(pixels, dict) and key in pixels:
+            found[key] = tuple(255.0 * v for v in coerce(key, pixels[key]))
     return found
 
 
@@ -131,15 +130,14 @@ def _of_transformers(given: Mapping[str, Any]) -> dict[str, Any]:
         part if isinstance(part := given.get(f"{tower}_config"), dict) else {}
         for tower in ("vision", "text")
     )
-    activations = {part.get("hidden_act", "quick_gelu") for part in (vision, text)}
-    activation = activations.pop()
-    if activations or activation not in _ACTIVATIONS:
+    both = [part.get("hidden_act", "quick_gelu") for part in (vision, text)]
+    if both not in ([a, a] for a in _ACTIVATIONS):
         raise InputError(
-            f"config.json beside it has hidden_act {ascii(activation)[:40]}; supported is one of "
+            f"config.json beside it has hidden_act {ascii(both)[:80]}; supported is one of "
             f"{' and '.join(_ACTIVATIONS)} for both towers"
         )
     return {
-        "activation": activation,
+        "activation": both[0],
         "heads": vision.get("num_attention_heads", 12),
         "text_heads": text.get("num_attention_heads", 8),
         "norm_eps": vision.get("layer_norm_eps", 1e-5),

@@ -180,8 +180,8 @@ def read_hints(top: object, wrapper: str | None, data: bytes) -> dict[str, objec
 
 
 def _nameless(top: object) -> tuple[str, ...]:
-    """Paths of lists of tensors at most two keys deep, as torch-ema and NeMo store averages."""
-    found = []
+    """Paths of lists of tensors, at most two keys deep: averages of torch-ema and diffusers."""
+    found: list[str] = []
     outer = top if isinstance(top, dict) else {}
     for first, value in list(outer.items())[:_MAX_KEY]:
         inner = value.items() if isinstance(value, dict) else ()

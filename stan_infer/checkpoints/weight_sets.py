@@ -62,11 +62,10 @@ def find_sets(
     if ordinary is None or not found:
         return found
     main = found[0]
-    names = _relative(main.names.values())
     others = [
         dataclasses.replace(s, kind=_kind(s, main, hints))
         for s in found[1:]
-        if 2 * len(names & _relative(s.names.values())) >= len(names)
+        if _is_same(s.names.values(), main.names.values())
     ]
     if any(s.kind == BEFORE for s in others):
         main = dataclasses.replace(main, kind=AVERAGED)
@@ -82,6 +81,8 @@ def choose(
     their paths, for the error: averages are among them. Raises InputError, with what is there, for
     a name that no set has and where it does not decide.
     """
+    if not sets:
+        raise InputError("it holds counters of a trainer, and no weights: give the checkpoint")
     listed = ", ".join(map(str, sets[:_SHOWN])) + (", ..." if len(sets) > _SHOWN else "")
     if asked is None:
         if sets[0].is_default:
@@ -135,16 +136,21 @@ def _split(place: str, keys: Collection[str], *, is_main: bool) -> list[WeightSe
             parts.setdefault(f"{word}_", {})[key] = rest
     if not own and len(parts) == 1:  # all of it is one average's
         return [WeightSet(place or next(iter(parts)), place, names, AVERAGED, is_main)]
-    own = _bare(own)
-    kind = AVERAGED if _is_averages(place) and not parts else OTHER
-    found = []
-    if own:
-        found = [WeightSet(place or ORDINARY, place, own, ORDINARY if is_main else kind, is_main)]
+    bare = _bare(own)
+    averages = []
     for first, part in parts.items():
         above = f"{place}." if place and not is_main else ""
-        names = _with_dots(_bare(part), own.values())
-        found.append(WeightSet(above + first, place, names, AVERAGED))
-    return found
+        averaged = _bare(part)
+        if 2 * len(averaged) >= len(bare):  # else comparing many small parts would take long
+            averaged = _with_dots(averaged, bare.values())
+        if own and not _is_same(averaged.values(), bare.values()):
+            own |= {key: names[key] for key in part}  # a layer that is only called so
+        else:
+            averages.append(WeightSet(above + first, place, averaged, AVERAGED))
+    bare = _bare(own)
+    kind = AVERAGED if _is_averages(place) and not averages else OTHER
+    main = WeightSet(place or ORDINARY, place, bare, ORDINARY if is_main else kind, is_main)
+    return [main, *averages] if bare else averages
 
 
 def _bare(names: Mapping[str, str]) -> dict[str, str]:
@@ -152,6 +158,14 @@ def _bare(names: Mapping[str, str]) -> dict[str, str]:
     kept = {key: name for key, name in names.items() if name not in _COUNTERS}
     bare = without_wrappers(kept.values())
     return {key: bare[name] for key, name in kept.items() if bare[name] not in _COUNTERS}
+
+
+def _is_same(names: Collection[str], main: Collection[str]) -> bool:
+    """Whether names are those of the same model: at least half of `main` are among them."""
+    if 2 * len(names) < len(main):  # without work that grows with both
+        return False
+    wanted = _relative(main)
+    return 2 * len(wanted & _relative(names)) >= len(wanted)
 
 
 def _relative(names: Iterable[str]) -> set[str]:

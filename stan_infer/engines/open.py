@@ -231,7 +231,8 @@ def open_session(
     device: "cpu", "cuda", "cuda:1"; None is the one that engine and provider need, or the CPU.
     precision: of weights and linears; None is fp32 for a checkpoint (fp16 for "triton") and that of
     the export for a folder; "openvino" also runs an fp32 folder in bf16, if the CPU has it.
-    settings: StanConfig fields that a checkpoint's shapes do not determine.
+    settings: StanConfig fields that a checkpoint's shapes do not determine, and `weights`; see
+    load_model.
     options: see EngineOptions; ENGINES says which engine has which. threads, yielding and
     auto_rebuild are ignored by engines without them, another option is an InputError there.
 

@@ -53,6 +53,8 @@ def verify(
     o, say = VerifyOptions(**options), progress or (lambda text: None)
     say("opening both sides")
     pair = open_side(a, o.engine_a, o.settings), open_side(b, o.engine_b, o.settings)
+    if o.settings and not any(side.kind == "checkpoint" for side in pair):
+        raise InputError("settings belong to a checkpoint, and neither side is one: leave them out")
     work = _Comparison(pair, o, say)
     with temporary_folder("the videos that are made to compare") as folder:
         work.run(o.videos, folder)

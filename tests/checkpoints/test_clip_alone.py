@@ -1,10 +1,14 @@
 """CLIP's weights given alone: what the file proves is taken, what it does not show is asked for."""
 
+import contextlib
+import functools
 import json
 
+import hypothesis.strategies as st
 import open_clip
 import pytest
 import torch
+from hypothesis import given, settings
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from safetensors.torch import save_file
 
@@ -131,8 +135,8 @@ def hf_folder(folder, **config):
 def test_a_folder_of_transformers_says_its_activation(tmp_path):
     folder = hf_folder(tmp_path)
     size = (folder / "model.safetensors").stat().st_size
-    for given in (folder, folder / "model.safetensors"):
-        found = inspect_checkpoint(given)
+    for source in (folder, folder / "model.safetensors"):
+        found = inspect_checkpoint(source)
         assert found.layout.config.activation == "gelu" and found.bytes == size
         assert "activation gelu: as config.json says" in found.layout.notes
     # What equals transformers' defaults may be absent: quick_gelu.
@@ -153,6 +157,37 @@ def test_a_folder_of_open_clip_says_its_activation_and_pixels(tmp_path):
     (tmp_path / "open_clip_config.json").write_text(json.dumps(said))
     config = load_model(tmp_path).config
     assert config.activation == "quick_gelu" and config.mean == (127.5,) * 3
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=4,
+)
+TOWER = st.fixed_dictionaries(
+    {}, optional=dict.fromkeys(("hidden_act", "num_attention_heads", "layer_norm_eps"), JSON)
+)
+CONFIG = st.fixed_dictionaries(
+    {"model_type": st.just("clip"), "vision_config": TOWER | JSON, "text_config": TOWER | JSON}
+)
+PIXELS = st.fixed_dictionaries({"mean": JSON | st.lists(st.floats() | st.integers())})
+OPEN_CLIP = st.fixed_dictionaries(
+    {"model_cfg": st.fixed_dictionaries({"quick_gelu": JSON}), "preprocess_cfg": PIXELS | JSON}
+)
+
+
+@functools.cache
+def clip_shapes():
+    return {k: tuple(v.shape) for k, v in tiny_clip().state_dict().items()}
+
+
+@settings(max_examples=300, deadline=None)
+@given(theirs=st.none() | CONFIG, ours=st.none() | OPEN_CLIP)
+def test_a_strangers_config_gives_a_model_or_one_error(theirs, ours):
+    hints = {"config.json": theirs, "open_clip_config.json": ours}
+    shapes = clip_shapes()
+    with contextlib.suppress(InputError):
+        clip_alone(shapes, {k: v for k, v in hints.items() if v is not None}, {}, "x")
 
 
 def test_the_heads_of_open_clips_widest_towers():

@@ -183,6 +183,15 @@ def test_other_parts_of_a_trainer_are_no_sets(plain, tmp_path):
     ]
 
 
+def test_a_layer_that_is_only_called_like_an_average_stays_a_weight(plain, tmp_path):
+    torch.save({**plain, "avg_pool.weight": torch.ones(2), "step": torch.ones(())}, tmp_path / "a")
+    with pytest.raises(InputError, match=r"1 unexpected weights: avg_pool\.weight"):
+        first(tmp_path / "a")
+    torch.save({"step": torch.ones(()), "decay": torch.ones(())}, tmp_path / "b")
+    with pytest.raises(InputError, match="counters of a trainer"):
+        first(tmp_path / "b")
+
+
 def test_two_averages_must_be_chosen_by_name():
     keys = [f"a.{i}" for i in range(4)]
     sets = find_sets({"model": keys, "ema_fast": keys, "ema_slow": keys}, "model", {})

@@ -1,11 +1,15 @@
 """Commands on checkpoints of several sets of weights, on CLIP's weights, and what they refuse."""
 
+from contextlib import closing
+
 import pytest
 import torch
 
 from stan_infer.checkpoints.load import load_model, save_model
+from stan_infer.cli.eval import _open_cache
+from stan_infer.engines.open import open_session
 from tests.checkpoints.test_clip_alone import IGNORE, openai_archive, tiny_clip
-from tests.conftest import tiny_config
+from tests.conftest import ROOT, tiny_config
 from tests.exported import exported
 
 pytestmark = pytest.mark.filterwarnings(*IGNORE)
@@ -24,6 +28,7 @@ def both(tmp_path_factory):
     return folder / "both.pth"
 
 
+MOTION = ROOT / "examples" / "motion" / "clips"
 HEADS = ("--set", "heads=2", "--set", "text_heads=2")
 
 
@@ -39,7 +44,7 @@ def test_inspect_lists_the_sets(cli, both):
     cli("inspect", both, "--set", "weights=ema", code=2, says="give --weights ema")
 
 
-def test_convert_of_a_set_and_verify_against_it(cli, both, tmp_path):
+def test_convert_of_a_set(cli, both, tmp_path):
     cli("convert", both, tmp_path / "ema.safetensors", *HEADS, "--weights", "ema")
     ema = load_model(both, {"heads": 2, "text_heads": 2, "weights": "ema"}).state_dict()
     for key, value in load_model(tmp_path / "ema.safetensors").state_dict().items():
@@ -51,7 +56,22 @@ def test_a_folder_and_a_name_have_no_sets(cli, tiny_model):
     cli("inspect", folder, "--weights", "ema", code=2, says="--weights belong to a checkpoint")
     cli("export", folder, "--format", "triton-server", "-o", "x", "--weights", "ema", code=2,
         says="--weights changes nothing")  # fmt: skip
+    cli("verify", folder, folder, "--weights", "ema", code=2, says="neither side is one")
+    cli("bench", folder, "--weights", "ema", code=2, says="belong to a checkpoint")
+    cli("embed", folder, MOTION, "-o", "v.npz", "--weights", "ema", code=2, says="to a checkpoint")
     cli("inspect", "ViT-B-32", "--weights", "ema", code=2, says="chooses in a file")
+
+
+def test_kept_features_belong_to_a_set_and_to_the_bytes_behind_a_name(tmp_path, tiny_model):
+    with closing(open_session(tiny_model)) as session:
+        (tmp_path / "a.pt").write_bytes(b"1")
+        places = set()
+        for source, weights in (("a.pt", None), ("a.pt", "ema"), ("ViT-B-32:a.pt", None)):
+            source = source.replace("a.pt", str(tmp_path / "a.pt"))
+            places.add(_open_cache(tmp_path / "kept", source, weights, session)._folder)
+        (tmp_path / "a.pt").write_bytes(b"2")
+        places.add(_open_cache(tmp_path / "kept", source, None, session)._folder)
+    assert len(places) == 3  # the same bytes with and without a name give the same config here
 
 
 def test_inspect_looks_into_the_path_behind_a_name(cli, tmp_path):

@@ -208,6 +208,16 @@ CASES = {
         lambda n: [f"ema_{i}" for i in range(n)],
         500,
     ),
+    "sets, small places": (
+        lambda keys: find_sets({"model": keys, **{f"ema{k}": [k] for k in keys}}, "model", {}),
+        lambda n: [f"a{i}.w" for i in range(n)],
+        500,
+    ),
+    "sets, small parts": (
+        lambda keys: find_sets({"": [*keys, *(f"ema_{k}" for k in keys)]}, "", {}),
+        lambda n: [f"{i}.w" for i in range(n)],
+        500,
+    ),
     "sets, one name": (
         lambda key: find_sets({"": [key, f"ema_{key}"]}, "", {}),
         between("", "module._orig_mod.", "x"),
