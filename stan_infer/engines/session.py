@@ -213,10 +213,17 @@ def as_numpy(values: Any) -> Any:
     """Return a tensor on any device as a numpy array; anything else as it is."""
     if not hasattr(values, "cpu"):
         return values
-    values = values.detach().cpu()
-    if str(values.dtype) == "torch.bfloat16":  # numpy has no such type
-        values = values.float()
-    return values.numpy()
+    try:
+        values = values.detach().cpu()
+        if str(values.dtype) == "torch.bfloat16":  # numpy has no such type
+            values = values.float()
+        return values.numpy()
+    except (TypeError, NotImplementedError, RuntimeError) as e:  # sparse, without values
+        raise InputError(f"this tensor cannot be read as an array ({_first_line(e)})") from e
+
+
+def _first_line(e: Exception) -> str:
+    return (str(e).splitlines() or [type(e).__name__])[0][:200]
 
 
 def read_config_clip(config: StanConfig, path: str | Path, decoder: str = "auto") -> np.ndarray:
