@@ -22,7 +22,7 @@ from stan_infer.cli.options import (
     class_names,
     parse_settings,
 )
-from stan_infer.errors import InputError, storable
+from stan_infer.errors import InputError, MissingError, storable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -159,9 +159,15 @@ def export(
     most = max([32, *(high for _, _, high in plan_options.batch)])
     given = parse_settings(settings, weights)
 
+    failed = 0
+
     def graph_options() -> dict[str, Any]:
+        nonlocal failed
         config = inspect_checkpoint(checkpoint, given).layout.config if clips else None
         is_all = has_plans or frames is None
+        readable = None
+        if clips and config:
+            readable, failed = _clips(clips, config)
         return {
             "tower": tower,
             "precision": precision,
@@ -173,7 +179,7 @@ def export(
             "template": storable(template),
             "graph": graph,
             "opset": opset,
-            "clips": _clips(clips, config) if clips and config else None,
+            "clips": readable,
             "about": provenance(checkpoint, given, licence),
             "card": card,
         }
@@ -194,6 +200,9 @@ def export(
             )
         )
     _report(written, str(out or checkpoint), backend, json)
+    if failed:
+        say(f"{failed} videos of --clips could not be used")
+        raise typer.Exit(2)
 
 
 def _report(written: Written, out: str, backend: str, json: bool) -> None:
@@ -287,20 +296,26 @@ def _row(graph: Mapping[str, Any], parity: Mapping[str, Any] | None) -> dict[str
     return row
 
 
-def _clips(folder: Path, config: StanConfig) -> list[np.ndarray]:
-    """One clip of each readable video; the others are named. InputError if there is none."""
+def _clips(folder: Path, config: StanConfig) -> tuple[list[np.ndarray], int]:
+    """One clip of each readable video, and how many others, which are named, there are.
+
+    Raises InputError where none can be read, MissingError where nothing reads videos here.
+    """
     from stan_infer.cli.report import say
     from stan_infer.video.clip import Clip
     from stan_infer.video.decode_worker import read_clips
     from stan_infer.video.find import list_videos
     from stan_infer.video.spec import ClipSpec
 
-    found = []
-    for path, result in read_clips(list_videos([folder]), ClipSpec.of(config)):
+    found, failed = [], 0
+    for _, result in read_clips(list_videos([folder]), ClipSpec.of(config)):
+        if isinstance(result, MissingError):
+            raise result
         if isinstance(result, Clip):
             found.append(result.pixels[None])
         else:
-            say(f"error: {path}: {result}")
+            say(f"error: {result}")
+            failed += 1
     if not found:
         raise InputError(f"--clips {folder}: no video could be read")
-    return found
+    return found, failed

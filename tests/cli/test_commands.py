@@ -1,6 +1,7 @@
 """Every command on good input: what it prints, what it writes."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -156,3 +157,20 @@ def test_control_characters_do_not_reach_the_terminal(capsys):
     print_table([{"name": HOSTILE, "n": 1.5}, {"name": "b", "n": None}])
     out, err = capsys.readouterr()
     assert "\x1b" not in out + err and len(out.splitlines()) == 3 and len(err.splitlines()) == 1
+
+
+def test_export_names_a_bad_clip_and_ends_with_2(cli, checkpoint, videos, tmp_path):
+    shutil.copytree(videos, tmp_path / "v")
+    (tmp_path / "v" / "bad.mp4").write_bytes(b"no video")
+    words = (
+        "export",
+        checkpoint,
+        "-o",
+        tmp_path / "o",
+        "--clips",
+        tmp_path / "v",
+        "--tower",
+        "video",
+    )
+    done = cli(*words, code=2, says="1 videos of --clips could not be used")
+    assert done.err.count("bad.mp4") == 1 and (tmp_path / "o" / "manifest.json").exists()
