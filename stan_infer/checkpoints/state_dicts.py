@@ -175,7 +175,7 @@ def read_hints(top: object, wrapper: str | None, data: bytes) -> dict[str, objec
         "cfg": cfg,
         "epoch": epoch if is_count else None,
         "others": shown_keys(others) if wrapper else [],
-        "nameless": _nameless(top),
+        **({"nameless": nameless} if (nameless := _nameless(top)) else {}),
     }
 
 
