@@ -9,6 +9,7 @@ here, fields are taken as one picture, and matrix and range are always written d
 from __future__ import annotations
 
 import re
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -19,6 +20,7 @@ from stan_infer.errors import InputError
 
 if TYPE_CHECKING:
     from av import VideoFrame
+    from av.video.reformatter import VideoReformatter
 
 Image: TypeAlias = NDArray[np.uint8]  # [H, W, 3], RGB
 
@@ -27,6 +29,7 @@ _YUV = re.compile(r"yuv([aj]?)(4\d\d)p(?:(\d+)le)?")  # FFmpeg's names of format
 # decord does. BT.2020 with constant luminance (10) is taken for the other one (9).
 _MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}
 _LIMITED, _FULL = 1, 2  # FFmpeg's numbers of ranges
+_local = threading.local()
 _NEARLY_1 = 0.998  # FFmpeg drops weights below 0.002
 _TOLERANCE = 0.02  # of a matrix whose columns have length 1: one degree, as the ffmpeg program
 
@@ -37,10 +40,20 @@ def upright_rgb(frame: VideoFrame, path: Path) -> Image:
     path: names the file in errors. Raises InputError for a picture that is to be slanted, or turned
     by an angle that is not a multiple of 90 degrees.
     """
-    rgb = _plain(frame).reformat(
-        format="rgb24", interpolation="BILINEAR", dst_color_range=_FULL, threads=1
+    rgb = _converter().reformat(
+        _plain(frame), format="rgb24", interpolation="BILINEAR", dst_color_range=_FULL, threads=1
     )
     return _upright(np.asarray(rgb.to_ndarray(), np.uint8), display_matrix(frame), path)
+
+
+def _converter() -> VideoReformatter:
+    """This thread's converter, which keeps what FFmpeg prepares for a size and a format."""
+    if not hasattr(_local, "converter"):
+        from av.video.reformatter import VideoReformatter
+
+        _local.converter = VideoReformatter()
+    found: VideoReformatter = _local.converter
+    return found
 
 
 def _plain(frame: VideoFrame) -> VideoFrame:
