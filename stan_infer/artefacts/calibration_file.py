@@ -74,11 +74,16 @@ def scales(record: Record) -> dict[str, float]:
 
 
 def calibration_of(
-    path: str | Path, precision: str, checkpoint: str | Path, config: StanConfig
+    path: str | Path,
+    precision: str,
+    checkpoint: str | Path,
+    config: StanConfig,
+    weights: str | None = None,
 ) -> Record:
     """Read a calibration and check that it is for this checkpoint file, precision and config.
 
-    precision: int8 or fp8. Raises InputError for a calibration of another precision, checkpoint or
+    precision: int8 or fp8. weights: the set of the checkpoint's weights, None for the default one.
+    Raises InputError for a calibration of another precision, checkpoint, set of weights or
     preprocessing, and as read_calibration does.
     """
     record = read_calibration(path)
@@ -102,6 +107,12 @@ def calibration_of(
             f"calibration {path} is of another model than {checkpoint}: stan-infer calibrate "
             f"{checkpoint} --precision {precision}"
         )
+    if record["key"].get("weights") != weights:
+        own, asked = (
+            "the default weights" if name is None else f"--weights {name[:80]}"
+            for name in (record["key"].get("weights"), weights)
+        )
+        raise InputError(f"calibration {path} is of {own}, not of {asked}: calibrate again")
     wanted = preprocessing(config)
     if record["key"].get("preprocessing_sha256") != digest(wanted):
         old = record.get("preprocessing") or {}
@@ -115,6 +126,8 @@ def calibration_of(
     return record
 
 
-def fp8_scales(path: str | Path, checkpoint: str | Path, config: StanConfig) -> dict[str, float]:
+def fp8_scales(
+    path: str | Path, checkpoint: str | Path, config: StanConfig, weights: str | None = None
+) -> dict[str, float]:
     """Scales of the linears' inputs in a calibration for fp8; raises as calibration_of does."""
-    return scales(calibration_of(path, "fp8", checkpoint, config))
+    return scales(calibration_of(path, "fp8", checkpoint, config, weights))

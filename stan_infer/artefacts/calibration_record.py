@@ -21,10 +21,11 @@ class Tensor(TypedDict):
 
 
 class Key(TypedDict):
-    """Hashes of what the scales were measured with."""
+    """Hashes of what the scales were measured with; weights: the set that was chosen by name."""
 
     checkpoint_sha256: NotRequired[Digest | None]
     preprocessing_sha256: NotRequired[Digest | None]
+    weights: NotRequired[Word | None]
 
 
 class Record(TypedDict):

@@ -131,14 +131,14 @@ def _open_calibrated(
     """Open one engine in 8 bits; folder: what `calibrate` wrote of this checkpoint."""
     from stan_infer.artefacts.calibration_file import calibration_of, fp8_scales
 
-    source = origin.get("source")
+    source, weights = origin.get("source"), origin.get("settings", {}).get("weights")
     if folder is None or source is None:
         raise MissingError(
             f"{precision} needs a calibration: stan-infer calibrate CKPT --precision {precision} "
             "--videos DIR -o OUT, then bench CKPT --calibration OUT"
         )
     if "scales" in engine_named(engine).options:
-        scales = fp8_scales(folder, source, model.config)
+        scales = fp8_scales(folder, source, model.config, weights)
         session = open_session(model, engine, device=device, precision=precision, scales=scales)
         how = {**origin, "device": device, "calibration": str(folder)}
         return _candidate(engine, session), session, how
@@ -147,7 +147,7 @@ def _open_calibrated(
             f"engine {engine} runs the calibrated folder alone: stan-infer bench {folder} "
             f"--engine {engine}"
         )
-    calibration_of(folder, precision, source, model.config)
+    calibration_of(folder, precision, source, model.config, weights)
     session = open_session(folder, engine, device=device, precision=precision, threads=threads)
     return _candidate(engine, session), session, {"source": str(folder), "device": device}
 

@@ -17,7 +17,7 @@ from stan_infer.errors import InputError
 from stan_infer.scores import head_scores
 
 TEXTS = 100  # scored for each clip; their features are random, as speed does not depend on them
-_DECODE_BOUND = "decode-bound: more --workers help, a faster engine does not"
+_DECODE_BOUND = "decode-bound: more CPUs that decode help, a faster engine does not"
 
 
 def bench_stages(

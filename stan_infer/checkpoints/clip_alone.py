@@ -115,8 +115,9 @@ def _proven(shapes: Shapes, hints: Hints) -> tuple[dict[str, Any], str]:
 
 
 def _of_open_clip(given: Mapping[str, Any]) -> dict[str, Any]:
-    model = given["model_cfg"]
-    found: dict[str, Any] = {"activation": _ACTIVATIONS[0 if model.get("quick_gelu") else 1]}
+    from stan_infer.checkpoints.openclip import plain_settings
+
+    found = plain_settings(given["model_cfg"], "open_clip_config.json beside it")
     pixels = given.get("preprocess_cfg")
     for key in ("mean", "std"):
         if isinstance(pixels, dict) and key in pixels:

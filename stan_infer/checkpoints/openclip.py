@@ -31,6 +31,9 @@ def is_clip_name(source: str) -> bool:
     return bool(re.fullmatch(r"[A-Z][A-Za-z0-9.-]+", name)) and not name.endswith(suffixes)
 
 
+_ACTIVATIONS = {False: "gelu", True: "quick_gelu"}
+
+
 def clip_config(name: str, settings: Mapping[str, Any] | None = None, tag: str = "") -> StanConfig:
     """Return the config of a branch on open_clip's model `name` with its weights `tag`.
 
@@ -44,15 +47,8 @@ def clip_config(name: str, settings: Mapping[str, Any] | None = None, tag: str =
     if known is None:
         hint = nearest(name, [m for m in open_clip.list_models() if m.startswith("ViT")])
         raise InputError(f"no such file, and no open_clip model is called '{name}'{hint}")
+    known_settings = plain_settings(known, f"open_clip model '{name}'")
     vision, text = known["vision_cfg"], known["text_cfg"]
-    odd = sorted(set(vision) - _VISION_KEYS) + sorted(set(text) - _TEXT_KEYS)
-    odd += sorted(set(known) - {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg", "custom_text"})
-    odd += [k for k in ("layers", "width", "patch_size") if not isinstance(vision.get(k), int)]
-    if odd:
-        raise InputError(
-            f"open_clip model '{name}' is not a plain CLIP ViT (it sets {', '.join(odd)[:150]}); "
-            "STAN is defined on OpenAI's CLIP form, such as ViT-B-32-quickgelu"
-        )
     settings = dict(settings or {})
     width = vision["width"]
     depth = settings.pop("branch_layers", min(4, vision["layers"]))
@@ -72,16 +68,41 @@ def clip_config(name: str, settings: Mapping[str, Any] | None = None, tag: str =
         "context_positions": text["context_length"],
     }
     trained = _training(name, tag)
-    is_quick = trained.get("quick_gelu", False) if trained else known.get("quick_gelu", False)
-    known_settings = {
-        "heads": width // vision.get("head_width", 64),
-        "text_heads": text["heads"],
-        "activation": "quick_gelu" if is_quick else "gelu",
-    }
+    if trained:
+        known_settings["activation"] = _ACTIVATIONS[bool(trained.get("quick_gelu"))]
     for key, usual in (("mean", OPENAI_MEAN), ("std", OPENAI_STD)):
         if tuple(trained.get(key, usual)) != usual:  # CLIP's own is rounded in the config
             known_settings[key] = tuple(255.0 * x for x in trained[key])
     return with_settings(values, known_settings | settings)
+
+
+def plain_settings(known: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """Return the settings that open_clip's config of a model gives beside the sizes in its shapes.
+
+    what: names the config in the InputError for a model that is not a plain CLIP ViT, whose values
+    no shape shows.
+    """
+    vision, text = known.get("vision_cfg"), known.get("text_cfg")
+    if not isinstance(vision, dict) or not isinstance(text, dict):
+        raise InputError(f"{what} has no two towers (vision_cfg, text_cfg)")
+    odd = sorted(set(vision) - _VISION_KEYS) + sorted(set(text) - _TEXT_KEYS)
+    odd += sorted(set(known) - {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg", "custom_text"})
+    odd += [k for k in ("layers", "width", "patch_size") if not _is_size(vision.get(k))]
+    odd += [k for k in ("width", "heads") if not _is_size(text.get(k))]
+    if odd or not _is_size(vision.get("head_width", 64)):
+        raise InputError(
+            f"{what} is not a plain CLIP ViT (it sets {ascii(', '.join(map(str, odd)))[:150]}); "
+            "STAN is defined on OpenAI's CLIP form, such as ViT-B-32-quickgelu"
+        )
+    return {
+        "heads": vision["width"] // vision.get("head_width", 64),
+        "text_heads": text["heads"],
+        "activation": _ACTIVATIONS[bool(known.get("quick_gelu"))],
+    }
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _training(name: str, tag: str) -> Mapping[str, Any]:

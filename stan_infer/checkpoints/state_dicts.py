@@ -17,7 +17,9 @@ from stan_infer.errors import InputError
 
 MAX_TENSORS = 20_000
 MAX_NAME = 512
+_MAX_HELD = 10 * MAX_TENSORS  # of all modules together
 _MAX_NODES = 200_000  # dicts and modules that are looked at; a large trainer's file has 20,000
+_ENTRIES = 20  # of a module that are looked at as fast as another module
 _DEPTH = 4  # keys above a state dict, as in callbacks.EMA.state.weights
 _MAX_KEY = 80
 _SHOWN = 20  # names in hints
@@ -70,7 +72,7 @@ def _ordinary(found: Mapping[str, StateDict]) -> str | None:
 def _search(top: object) -> Iterator[tuple[str, StateDict]]:
     """Yield (path, state dict), those above before those below."""
     seen: set[int] = set()
-    left = [_MAX_NODES]
+    left, held = [_MAX_NODES], 0
     queue: deque[tuple[str, int, object]] = deque([("", 0, top)])
     while queue:
         path, depth, value = queue.popleft()
@@ -80,6 +82,10 @@ def _search(top: object) -> Iterator[tuple[str, StateDict]]:
         state = _tensors_of(value, left) if isinstance(value, Placeholder) else value
         _count(left)
         assert isinstance(state, dict)
+        if isinstance(value, Placeholder):
+            held += len(state)  # made here, unlike a dict of the file
+            if held > _MAX_HELD:
+                raise InputError(f"its modules hold more than {_MAX_HELD} tensors: {RESAVE}")
         if any(is_weight(k, v) for k, v in state.items()):
             yield path, state
         if depth == _DEPTH or not isinstance(value, dict):
@@ -94,10 +100,10 @@ def _is_key(key: object) -> TypeGuard[str]:
     return isinstance(key, str) and key.isprintable() and 0 < len(key) <= _MAX_KEY
 
 
-def _count(left: list[int]) -> None:
-    left[0] -= 1
+def _count(left: list[int], steps: int = 1) -> None:
+    left[0] -= steps
     if left[0] < 0:
-        raise InputError(f"it holds more than {_MAX_NODES} dicts and modules: {RESAVE}")
+        raise InputError(f"it holds too many dicts and modules to search: {RESAVE}")
 
 
 def _is_module(value: object) -> TypeGuard[Placeholder]:
@@ -122,9 +128,10 @@ def _tensors_of(module: Placeholder, left: list[int]) -> dict[str, object]:
         prefix, value = stack.pop()
         if not _is_module(value):
             continue
-        _count(left)
         state = value.state or {}
         parts: list[Any] = [state] if is_scripted(value) else [state[k] for k in _PARTS]
+        # Modules may share their entries, each of which is looked at once for each of them.
+        _count(left, 1 + sum(map(len, parts)) // _ENTRIES)
         below = []
         for key, entry in (item for part in parts for item in part.items()):
             if not isinstance(key, str) or not (is_tensor(entry) or _is_module(entry)):
@@ -183,11 +190,15 @@ def _nameless(top: object) -> tuple[str, ...]:
     """Paths of lists of tensors, at most two keys deep: averages of torch-ema and diffusers."""
     found: list[str] = []
     outer = top if isinstance(top, dict) else {}
+    looked_at: dict[int, bool] = {}  # one list may stand under many names
     for first, value in list(outer.items())[:_MAX_KEY]:
         inner = value.items() if isinstance(value, dict) else ()
         for path, entry in ((first, value), *((f"{first}.{k}", v) for k, v in list(inner)[:9])):
-            is_list = isinstance(entry, list | tuple) and any(map(is_tensor, entry))
-            if is_list and _is_key(path) and len(found) < _SHOWN:
+            if not isinstance(entry, list | tuple):
+                continue
+            if id(entry) not in looked_at:
+                looked_at[id(entry)] = any(map(is_tensor, entry))
+            if looked_at[id(entry)] and _is_key(path) and len(found) < _SHOWN:
                 found.append(path)
     return tuple(found)
 

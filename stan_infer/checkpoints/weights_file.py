@@ -8,6 +8,7 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from stan_infer.checkpoints.clip_names import is_clip
 from stan_infer.checkpoints.layout import Origin
 from stan_infer.checkpoints.safetensors_file import SafetensorsFile, check_header
 from stan_infer.checkpoints.torch_file import open_torch_file
@@ -95,8 +96,17 @@ def open_weights(path: Path, weights: str | None = None) -> Reader:
     place = weights_in(path) if path.is_dir() else path
     file: File = _Shards(place) if place.name.endswith(INDEX) else _open_file(place)
     reader = Reader(file, weights)
-    if place.name in NAMES:
-        reader.hints |= _configs(place.parent)
+    # Our own format and trainers' files say themselves what they are.
+    if (
+        place.name in NAMES
+        and "config" not in reader.hints
+        and is_clip({k: t.shape for k, t in reader.tensors.items()})
+    ):
+        try:
+            reader.hints |= _configs(place.parent)
+        except BaseException:
+            reader.close()
+            raise
     return reader
 
 

@@ -239,12 +239,24 @@ def open_session(
     Nothing falls back: InputError for a wrong source, option or word, MissingError for a package or
     device that is not here.
     """
-    words = {"device": device, "precision": precision, "settings": settings, **options}
     found = _open(source, engine, device, precision, settings, options)
-    if isinstance(source, (str, Path)) and os.path.exists(source):
-        source = Path(source).absolute()  # where it is unpickled may be another folder
+    # Where it is unpickled may be another folder.
+    words: dict[str, Any] = {"device": device, "precision": precision, "settings": settings}
+    words |= {k: _absolute(v) if isinstance(v, Path) else v for k, v in options.items()}
+    if options.get("calibration") is not None:
+        words["calibration"] = _absolute(str(options["calibration"]))
+    if isinstance(source, (str, Path)):
+        source = _absolute(source)
     found.reopened_by(_reopen, source, engine, words, _manifest_hash(source))
     return found
+
+
+def _absolute(source: str | Path) -> str | Path:
+    """A path, or the path behind a name of open_clip, from the root; anything else as it is."""
+    if os.path.exists(source):
+        return Path(source).absolute()
+    name, colon, path = str(source).partition(":")
+    return f"{name}:{os.path.abspath(path)}" if colon and os.path.exists(path) else source
 
 
 def _reopen(

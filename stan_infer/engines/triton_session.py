@@ -238,7 +238,8 @@ def open_triton(
     if calibration is not None:
         if not isinstance(source, (str, Path)):
             raise InputError("a calibration is compared with a checkpoint's file: give its path")
-        options["scales"] = fp8_scales(calibration, source, model.config)
+        weights = (settings or {}).get("weights")
+        options["scales"] = fp8_scales(calibration, source, model.config, weights)
     return TritonSession(model, **options)
 
 

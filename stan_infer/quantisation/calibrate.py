@@ -265,8 +265,8 @@ class _Work:
         source = self.artefact.manifest.get("source") or {}
         return {
             "model_sha256": sha256(self.artefact.path / graph.file),
-            # Of a chosen set of weights the file's hash would say too little.
-            "checkpoint_sha256": None if "weights" in source else source.get("checkpoint_sha256"),
+            "checkpoint_sha256": source.get("checkpoint_sha256"),
+            "weights": source.get("weights"),
             "data_sha256": digest(listed),
             "preprocessing_sha256": digest(preprocessing(c)),
             "smooth": o.smooth and not NUMBER_FORMATS[o.precision].is_float,

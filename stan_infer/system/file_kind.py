@@ -15,7 +15,7 @@ from stan_infer.errors import InputError
 from stan_infer.system.outside_file import open_regular
 
 HEAD = 4096  # bytes that are looked at
-Family = Literal["video", "sound", "picture", "weights", "other"]
+Family = Literal["video", "sound", "picture", "weights", "other", "unsure"]
 
 
 _VIDEO = ""
@@ -33,7 +33,8 @@ _OTHER = "give a video, such as MP4, MKV, WebM, AVI or MPEG"
 class FileKind:
     """A kind of file. what: with its article. help: what to do where a video is expected.
 
-    demuxer: FFmpeg's name of the reader of a container, of the videos that we read.
+    demuxer: FFmpeg's name of the reader of a container, of the videos that we read. family: of
+    "unsure" files FFmpeg decides, and the kind only explains why it refused one.
     """
 
     family: Family
@@ -77,7 +78,7 @@ _TABLE: tuple[tuple[bytes, Family, str, str, str], ...] = (
     (rb"\.RMF|\.ra\xfd", "other", "a RealMedia file", _CONVERT, ""),
     (rb"\x1f\x07\0[?\xbf]", "other", "a raw DV video", _CONVERT, ""),
     (rb"YUV4MPEG2 ", "other", "a raw YUV4MPEG video", _CONVERT, ""),
-    (rb"RIFF....CDXA", "other", "a track of a Video CD", _CONVERT, ""),
+    (rb"RIFF....CDXA", "unsure", "a track of a Video CD", _CONVERT, ""),
     (rb"[FCZ]WS[\x01-\x40].{4}", "other", "a Flash program", _OTHER, ""),
     (rb"\xb7\xd8\0 7I\xda\x11", "other", "a WTV recording", _CONVERT, ""),
     (rb"BIK[a-k]|KB2[a-k]|SMK[24]", "other", "a video of a game (Bink or Smacker)", _CONVERT, ""),
@@ -129,7 +130,7 @@ _COMPILED = tuple(
     for pattern, family, what, help, demuxer in _TABLE
 )
 _TEXT = FileKind("other", "a text", _OTHER)
-_ZEROS = FileKind("other", "a file that begins with zeros only",
+_ZEROS = FileKind("unsure", "a file that begins with zeros only",
                   "its download did not finish: fetch it again")  # fmt: skip
 _CONTROLS = bytes(set(range(32)) - set(b"\t\n\f\r")) + b"\x7f"
 

@@ -163,6 +163,6 @@ def regular_file(path: Path) -> Path:
         raise InputError(f"cannot read video {path}: {getattr(e, 'strerror', e)}") from e
     if not size:
         raise InputError(f"{path} is empty (0 bytes); fetch or encode it again")
-    if kind is not None and kind.family not in ("video", "sound"):
+    if kind is not None and kind.family not in ("video", "sound", "unsure"):
         raise kind.refused(path)
     return path

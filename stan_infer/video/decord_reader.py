@@ -20,6 +20,8 @@ import numpy as np
 from stan_infer.errors import InputError
 from stan_infer.system.file_kind import read_kind
 from stan_infer.system.outside_file import open_regular
+from stan_infer.video.coded_order import begins_anew
+from stan_infer.video.packet_index import MAX_PACKETS
 from stan_infer.video.pyav_reader import Found, Sample, Shrink, open_video, package
 from stan_infer.video.rgb import display_matrix
 
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 _PROBED = 2**20 + 2**16  # bytes; FFmpeg looks at the first MiB to find out what a file is
-_MAX_PACKETS = 10_000_000  # as PyAV's reader
 _OPENING = 32  # pictures that are decoded of a codec that reorders them
 # What FFmpeg takes for a file that names others. It must stand at the start, where a container's
 # own bytes are, except for the third, a line anywhere; none of them is in a video by chance.
@@ -136,14 +137,18 @@ def _check(container: InputContainer, stream: VideoStream) -> tuple[str | None, 
             return "it counts frames that the container hides (an edit list)", 0
         if packet.pts is None and reader != "avi":
             return "the container gives no times", 0
-        if opening and packet.is_keyframe and not _restarts(packet, codec):
+        if (
+            opening
+            and packet.is_keyframe
+            and not begins_anew(codec.name, bytes(packet), codec.extradata)
+        ):
             return "a key frame does not restart decoding (open GOP)", 0
         if len(opening) < (_OPENING if codec.has_b_frames else 1):
             opening.append(packet)
         pts.append(packet.pts or 0)
         key.append(packet.is_keyframe)
-        if len(pts) > _MAX_PACKETS:
-            return f"it has more than {_MAX_PACKETS} frames", 0
+        if len(pts) > MAX_PACKETS:
+            return f"it has more than {MAX_PACKETS} frames", 0
     if not key or not key[0]:
         return "it does not begin with a key frame", 0
     fault = None if reader == "avi" else _times_fault(pts, key)
@@ -160,31 +165,23 @@ def _times_fault(pts: array[int], key: bytearray) -> str | None:
     return None
 
 
-def _restarts(packet: Packet, codec: VideoCodecContext) -> bool:
-    """Whether decoding can start at a key packet as if nothing were before it; True if unknown."""
-    setup = codec.extradata
-    if codec.name != "h264" or not setup or setup[0] != 1:
-        return True
-    # Units of H.264 behind their lengths, ISO/IEC 14496-15, 5.3; type 5 is a picture of an IDR.
-    data, width, at = memoryview(packet), (setup[4] & 3) + 1, 0
-    while at + width < len(data):
-        if data[at + width] & 31 == 5:
-            return True
-        at += width + int.from_bytes(data[at : at + width], "big")
-    return False
-
-
 def _opening_fault(packets: list[Packet], codec: VideoCodecContext, reader: str) -> str | None:
     """What the first pictures show. decord turns pictures as MP4 and MOV say, and does no more."""
     av = package("av")
+    times: list[int] = []
+    matrix, is_first = None, True
     try:
-        frames = [frame for packet in (*packets, None) for frame in codec.decode(packet)]
+        for packet in (*packets, None):
+            for frame in codec.decode(packet):
+                matrix = display_matrix(frame) if is_first else matrix
+                is_first = False
+                times += [] if frame.pts is None else [frame.pts]
+    except av.error.MemoryError:
+        raise
     except av.error.FFmpegError:
         return None  # damage, which decord conceals
-    times = [frame.pts for frame in frames if frame.pts is not None]
     if times != sorted(times):
         return "the container stores times of decoding"
-    matrix = display_matrix(frames[0]) if frames else None
     if matrix is None:
         return None
     a, b, c, d = (round(x, 3) for x in matrix)

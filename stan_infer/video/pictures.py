@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
+from logging import NullHandler, getLogger
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -59,6 +60,10 @@ def _complaints(level: int) -> Iterator[list[tuple[int, str, str]]]:
 
     with _LISTENING:
         before, skips = logging.get_level(), logging.get_skip_repeated()
+        # What FFmpeg says meanwhile in other threads would be printed, unescaped.
+        others, nowhere = getLogger("libav"), NullHandler()
+        others.addHandler(nowhere)
+        propagate, others.propagate = others.propagate, False
         logging.set_level(level)
         logging.set_skip_repeated(False)
         try:
@@ -67,6 +72,8 @@ def _complaints(level: int) -> Iterator[list[tuple[int, str, str]]]:
         finally:
             logging.set_skip_repeated(skips)
             logging.set_level(before)
+            others.propagate = propagate
+            others.removeHandler(nowhere)
 
 
 class Pictures:

@@ -13,7 +13,7 @@ from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from safetensors.torch import save_file
 
 from stan_infer.checkpoints.clip_alone import clip_alone
-from stan_infer.checkpoints.load import inspect_checkpoint, load_model
+from stan_infer.checkpoints.load import inspect_checkpoint, load_model, save_model
 from stan_infer.checkpoints.openclip import clip_config, names_like
 from stan_infer.checkpoints.torch_file import open_torch_file
 from stan_infer.config import parameter_shapes
@@ -153,10 +153,27 @@ def test_a_folder_of_transformers_says_its_activation(tmp_path):
 
 def test_a_folder_of_open_clip_says_its_activation_and_pixels(tmp_path):
     save_file(tiny_clip().state_dict(), tmp_path / "open_clip_model.safetensors")
-    said = {"model_cfg": {"quick_gelu": True}, "preprocess_cfg": {"mean": [0.5] * 3}}
-    (tmp_path / "open_clip_config.json").write_text(json.dumps(said))
+    vision = {"layers": 2, "width": 64, "patch_size": 16, "image_size": SIDE, "head_width": 32}
+    text = {"width": 64, "heads": 4, "layers": 2}
+    model = {"quick_gelu": True, "vision_cfg": vision, "text_cfg": text}
+    said = {"model_cfg": model, "preprocess_cfg": {"mean": [0.5] * 3}}
+    place = tmp_path / "open_clip_config.json"
+    place.write_text(json.dumps(said))
     config = load_model(tmp_path).config
     assert config.activation == "quick_gelu" and config.mean == (127.5,) * 3
+    assert (config.heads, config.text_heads) == (2, 4)
+    for part, odd in ((vision, "pool_type"), (text, "no_causal_mask"), (model, "nonscalar")):
+        part[odd] = True
+        place.write_text(json.dumps(said))
+        with pytest.raises(InputError, match=f"not a plain CLIP ViT .*{odd}"):
+            load_model(tmp_path)
+        del part[odd]
+
+
+def test_a_foreign_config_beside_our_own_file_is_not_read(tmp_path, tiny_model):
+    save_model(tiny_model, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("// of another program")
+    assert load_model(tmp_path / "model.safetensors").config == tiny_model.config
 
 
 JSON = st.recursive(
@@ -172,7 +189,12 @@ CONFIG = st.fixed_dictionaries(
 )
 PIXELS = st.fixed_dictionaries({"mean": JSON | st.lists(st.floats() | st.integers())})
 OPEN_CLIP = st.fixed_dictionaries(
-    {"model_cfg": st.fixed_dictionaries({"quick_gelu": JSON}), "preprocess_cfg": PIXELS | JSON}
+    {
+        "model_cfg": st.fixed_dictionaries(
+            {"quick_gelu": JSON}, optional=dict.fromkeys(("vision_cfg", "text_cfg"), JSON)
+        ),
+        "preprocess_cfg": PIXELS | JSON,
+    }
 )
 
 

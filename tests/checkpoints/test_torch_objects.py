@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from stan_infer.checkpoints import state_dicts
+from stan_infer.checkpoints.pickle_values import Call, Placeholder
+from stan_infer.checkpoints.state_dicts import find_state_dicts
 from stan_infer.checkpoints.torch_file import open_torch_file
+from stan_infer.errors import InputError
 from tests.checkpoints.test_torch_file import SOUND, _text, checkpoint, refused, same
 
 
@@ -90,3 +94,34 @@ def test_enums_of_a_script_stay_labels(path):
     checkpoint(path, b"\x80\x02" + call + b"0" + SOUND[2:])
     with open_torch_file(path) as file:
         assert list(file.tensors) == ["w"]
+
+
+def shared_modules(count, entries, *, tensors):
+    """Modules under `count` names that share one dict of entries, as a memoised pickle gives."""
+    entry = Call("tensor", ()) if tensors else None
+    parts = {
+        "_parameters": {f"w{i}": entry for i in range(entries)},
+        "_buffers": {},
+        "_modules": {},
+    }
+    return {f"m{i}": Placeholder("Module", parts) for i in range(count)}
+
+
+@pytest.mark.parametrize(
+    ("top", "words"),
+    [
+        (shared_modules(50, 19_000, tensors=True), "modules hold more than"),
+        (shared_modules(2000, 20_000, tensors=False), "too many dicts and modules"),
+    ],
+)
+def test_modules_that_share_their_entries_are_bounded(top, words):
+    with pytest.raises(InputError, match=words):
+        find_state_dicts(top)
+
+
+def test_a_list_under_many_names_is_looked_at_once(monkeypatch):
+    looked_at = []
+    monkeypatch.setattr(state_dicts, "is_tensor", lambda value: looked_at.append(1))
+    entries = [None] * 1000
+    top = {f"a{i}": {f"b{j}": entries for j in range(9)} for i in range(79)}
+    assert state_dicts._nameless(top) == () and len(looked_at) == 1000

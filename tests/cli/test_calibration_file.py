@@ -107,6 +107,10 @@ def test_a_calibration_for_something_else_is_refused(calibrated, checkpoint, tmp
         fp8_scales(changed(precision="int8"), checkpoint, config)
     with pytest.raises(InputError, match="does not name its checkpoint"):
         fp8_scales(changed(key__checkpoint_sha256=None), checkpoint, config)
+    with pytest.raises(InputError, match="is of the default weights, not of --weights ema"):
+        fp8_scales(calibrated, checkpoint, config, "ema")
+    with pytest.raises(InputError, match="is of --weights ema, not of the default weights"):
+        fp8_scales(changed(key__weights="ema"), checkpoint, config)
     for scale, words in {
         0: "is 0.0, not a positive number",
         1e-40: "is 1e-40, not a positive number",  # less than a float32 holds

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import stan_infer as si
+from stan_infer.engines import open as open_module
 from stan_infer.engines.ort_session import OrtSession
 from stan_infer.engines.triton_session import TritonSession
 from stan_infer.errors import CheckError, InputError
@@ -312,3 +313,11 @@ def test_sessions_go_to_spawned_processes(folder):
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         got = pool.starmap(embed, [(session, video), (session, video[:1])])
     assert np.array_equal(got[0], embed(session, video)) and got[1].shape == (1, 24)
+
+
+def test_paths_of_a_pickle_are_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "clip.pt").touch()
+    assert open_module._absolute("clip.pt") == tmp_path / "clip.pt"
+    assert open_module._absolute("ViT-B-32:clip.pt") == f"ViT-B-32:{tmp_path / 'clip.pt'}"
+    assert open_module._absolute("ViT-B-32:openai") == "ViT-B-32:openai"

@@ -50,7 +50,7 @@ KINDS = [
     (iso(b"avif"), "picture", "AVIF"), (iso(b"heic"), "picture", "HEIC"),
     (iso(b"M4A "), "sound", "M4A"), (b"\x1aE\xdf\xa3\x01", "video", "Matroska"),
     (riff(b"AVI "), "video", "AVI"), (riff(b"WAVE"), "sound", "sound"),
-    (riff(b"WEBP"), "picture", "WebP"), (riff(b"CDXA"), "other", "Video CD"),
+    (riff(b"WEBP"), "picture", "WebP"), (riff(b"CDXA"), "unsure", "Video CD"),
     (b"FLV\x01\x05", "video", "FLV"), (b"GIF89a", "video", "GIF"), (b"DKIF\0\0", "video", "IVF"),
     ((b"G" + bytes(187)) * 4, "video", "transport"),
     ((bytes(4) + b"G" + bytes(187)) * 4, "video", "transport"),
@@ -76,7 +76,7 @@ KINDS = [
     (XML + b"<Error><Code>AccessDenied", "other", "XML"), (b'{"error": 403}', "other", "JSON"),
     (b"version https://git-lfs.github.com/spec/v1\noid", "other", "git-lfs"),
     (b"../.git/annex/objects/Xx/", "other", "git-annex"), (b"WEBVTT\n", "other", "subtitles"),
-    (b"1\r\n00:00:01,000 --> 00:00:02,000", "other", "subtitles"), (bytes(600), "other", "zeros"),
+    (b"1\r\n00:00:01,000 --> 00:00:02,000", "other", "subtitles"), (bytes(600), "unsure", "zeros"),
     (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "other", "office"),
 ]  # fmt: skip
 

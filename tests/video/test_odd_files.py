@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from stan_infer.errors import InputError
-from stan_infer.video.clip import read_clip
+from stan_infer.video.clip import read_clip, read_clip_info
 from stan_infer.video.decode_worker import read_clips
 from stan_infer.video.find import list_videos
 from stan_infer.video.spec import ClipSpec
@@ -71,3 +71,15 @@ def test_an_exported_folder_in_the_place_of_the_videos(tmp_path):
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(InputError, match="holds no video .*an exported one, which goes first"):
         list_videos([tmp_path])
+
+
+@pytest.mark.parametrize("suffix", ["ts", "mpg"])
+def test_zeros_before_a_stream_are_passed_over(tmp_path, suffix):
+    size = (240, 320)
+    source = make.make_clip(tmp_path / f"a.{suffix}", codec="mpeg2video", gop=6, size=size)
+    padded = tmp_path / f"padded.{suffix}"
+    padded.write_bytes(bytes(4096) + source.read_bytes())
+    assert read_clip_info(padded, ClipSpec(frames=2)).total_frames == 30
+    (tmp_path / "zeros.mp4").write_bytes(bytes(8192))
+    with pytest.raises(InputError, match="begins with zeros only; its download did not finish"):
+        read_clip_info(tmp_path / "zeros.mp4", ClipSpec(frames=2))

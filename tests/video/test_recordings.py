@@ -3,6 +3,7 @@
 The reference is the decoder's own order of all pictures, as the ffmpeg command line gives it.
 """
 
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from tests.grids import once
 
 av = pytest.importorskip("av")
 from stan_infer.video import pyav_reader  # noqa: E402 (after importorskip)
-from stan_infer.video.pictures import Pictures  # noqa: E402
+from stan_infer.video.pictures import Pictures, _complaints  # noqa: E402
 from stan_infer.video.pyav_reader import read_pyav  # noqa: E402
 from stan_infer.video.rgb import upright_rgb  # noqa: E402
 from tests.video import broken_videos as make  # noqa: E402
@@ -361,3 +362,14 @@ def test_every_frame_is_that_of_decoding_all(tmp_path, suffix, codec):
         expected = straight(path)
         assert len(expected) == frames
         assert_reads(path, expected)
+
+
+def test_other_threads_are_not_printed_while_a_decoder_is_listened_to(capfd, caplog):
+    def other():
+        av.logging.log(av.logging.ERROR, "decoder", "of another thread")
+
+    with _complaints(av.logging.INFO) as log:
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+    assert not log and not caplog.records and "another" not in capfd.readouterr().err
