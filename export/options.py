@@ -145,4 +145,5 @@ def fixed_size(limits: Range) -> int | None:
 def _check_range(name: str, value: Range, largest: int) -> None:
     low, high = value
     if not 1 <= low <= high <= largest:
-        raise InputError(f"{name} {low}:{high} is out of range; allowed are 1 to {largest}")
+        what = "ends before it begins" if high < low else "is out of range"
+        raise InputError(f"{name} {low}:{high} {what}; allowed are 1 to {largest}")

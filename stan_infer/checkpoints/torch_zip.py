@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import BinaryIO
 
 from stan_infer.errors import InputError
+from stan_infer.system.file_kind import kind_of
 from stan_infer.system.outside_file import read_at
 from stan_infer.system.stored_zip import LOCAL, Entry, read_directory
 
@@ -65,6 +66,11 @@ def _refuse_other_formats(head: bytes) -> None:
             "this is a tar archive, as PyTorch before 0.1.10 saved checkpoints; only the zip "
             f"format is read: {RESAVE}"
         )
+    if head[:1] == b"\x08" and b"stan_infer" in head:
+        raise InputError("this is an ONNX graph, not a checkpoint: give its exported folder")
+    if (kind := kind_of(head)) is not None:
+        unpack = "unpack it" if kind.what == "an archive" else "give a checkpoint, or a folder"
+        raise InputError(f"this is {kind.what}, not a checkpoint: {unpack}")
     raise InputError(
         f"this is not a PyTorch checkpoint: it begins with {head[:8]!r} instead of {LOCAL!r}; "
         "give a .pth, .pt or .bin file written by torch.save, or a .safetensors file"

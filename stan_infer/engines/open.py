@@ -241,8 +241,7 @@ def open_session(
     """
     found = _open(source, engine, device, precision, settings, options)
     # Where it is unpickled may be another folder.
-    words: dict[str, Any] = {"device": device, "precision": precision, "settings": settings}
-    words |= {k: _absolute(v) if isinstance(v, Path) else v for k, v in options.items()}
+    words = {"device": device, "precision": precision, "settings": settings, **options}
     if options.get("calibration") is not None:
         words["calibration"] = _absolute(str(options["calibration"]))
     if isinstance(source, (str, Path)):
@@ -318,7 +317,9 @@ def _open(
             f"stan-infer export {name} -o FOLDER, then give FOLDER"
         )
     if settings:
-        raise InputError("settings belong to a checkpoint; a folder was exported with its own")
+        raise InputError(
+            "--set and --weights belong to a checkpoint; a folder was exported with its own"
+        )
     assert isinstance(source, (str, Path))
     return _open_folder(entry, source, given)
 
@@ -379,7 +380,9 @@ def _owner(path: Path, engine: str | None, settings: Mapping[str, Any] | None) -
     from stan_infer.tensorrt_plans.plan_file import read_plan
 
     if settings:
-        raise InputError("settings belong to a checkpoint; a plan was built with its own")
+        raise InputError(
+            "--set and --weights belong to a checkpoint; a plan was built with its own"
+        )
     plan = read_plan(path, check_hash=False)
     if engine not in (None, plan.engine):
         raise InputError(f"{path} is a plan of engine {plan.engine}, not {engine}")

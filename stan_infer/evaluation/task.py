@@ -162,6 +162,14 @@ def name_classes(task: Task, labels: Labels, name: str) -> Task:
         raise InputError(
             f"{name} has class number {unknown[-1]}, but --labels has {len(index)} names, for "
             f"numbers {labels.numbers[0]} to {labels.numbers[-1]}"
+            + (", and a blank line or a gap there" if unknown[-1] < labels.numbers[-1] else "")
+        )
+    lowest = min(task.labels)
+    if lowest == 1 and labels.numbers[0] == 0:
+        _log.warning(
+            "%s: no video has class 0, and the lowest number is 1; if its numbers count from 1, "
+            "every class here is the next one: give --labels with numbers, such as a table id,name",
+            name,
         )
     return dataclasses.replace(
         task, labels=tuple(index[i] for i in task.labels), classes=labels.names

@@ -40,7 +40,9 @@ def exported_fp32(
     """Yield the exported fp32 folder: `source` itself, or a temporary one if it is a checkpoint."""
     if is_exported(source):
         if settings:
-            raise InputError("settings belong to a checkpoint; a folder was exported with its own")
+            raise InputError(
+                "--set and --weights belong to a checkpoint; a folder was exported with its own"
+            )
         yield Path(source)
         return
     with temporary_folder("the fp32 export that is calibrated") as above:

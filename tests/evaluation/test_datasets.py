@@ -300,6 +300,19 @@ def test_classes_without_videos_are_counted(write, caplog):
     assert "1 of the 3 classes of --labels have no video" in caplog.text
 
 
+def test_numbers_that_may_count_from_1_are_told(write, caplog):
+    labels = read_labels(write("a\nb\nc\n", "labels.txt"))
+    read_task("recognition", write("v1.mp4 1\nv2.mp4 2\n"), labels=labels)
+    assert "no video has class 0, and the lowest number is 1" in caplog.text
+    caplog.clear()
+    numbered = read_labels(write("id,name\n1,a\n2,b\n", "numbered.csv"))
+    read_task("recognition", write("v1.mp4 1\nv2.mp4 2\n"), labels=numbered)
+    assert "class 0" not in caplog.text
+    gap = read_labels(write("a\n\nc\n", "gap.txt"))
+    with pytest.raises(InputError, match="numbers 0 to 2, and a blank line or a gap there"):
+        read_task("recognition", write("v1.mp4 1\nv2.mp4 2\n"), labels=gap)
+
+
 def test_the_split_files_of_hmdb_hold_no_classes(write):
     labels = read_labels(write("a\nb\nc\n", "labels.txt"))
     file = write("v_0.avi 1 \nv_1.avi 2 \nv_2.avi 0 \n", "chew_test_split1.txt")
