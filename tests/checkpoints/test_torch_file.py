@@ -267,7 +267,7 @@ def test_other_formats_are_named(path, tmp_path):
     refused(path, "an ONNX graph, not a checkpoint: give its exported folder")
     path.write_bytes(b"\x1f\x8b\x08" + bytes(20))
     refused(path, "an archive, not a checkpoint: unpack it")
-    path.write_bytes(bytes(range(200, 250)))
+    path.write_bytes(b"\x01\x02\x03" * 20)
     refused(path, "not a PyTorch checkpoint")
     path.write_bytes(write_zip({"word/document.xml": b"x"}))
     refused(path, "0 records")
