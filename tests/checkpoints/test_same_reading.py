@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from benchmarks.load import write_authors_checkpoint
 from stan_infer.checkpoints.weights_file import opened
 from stan_infer.errors import InputError
+from tests.checkpoints.modules import Whole
 from tests.conftest import tiny_config
 
 WRAPPERS = (None, "state_dict", "model", "model_state_dict", "module", "net", "params",
@@ -70,21 +71,6 @@ def ways(draw):
         "dtype": draw(st.sampled_from(DTYPES)),
         "left": draw(st.booleans()),
     }
-
-
-class Whole(torch.nn.Module):
-    """A module with parameters at dotted names, which is pickled whole."""
-
-    def __init__(self, state):
-        super().__init__()
-        for name, value in state.items():
-            *above, last = name.split(".")
-            place = self
-            for part in above:
-                if part not in place._modules:
-                    place.add_module(part, torch.nn.Module())
-                place = place._modules[part]
-            place.register_parameter(last, torch.nn.Parameter(value, requires_grad=False))
 
 
 def save(path, state, way):

@@ -10,6 +10,7 @@ from benchmarks.load import write_authors_checkpoint
 from stan_infer.checkpoints.load import convert, inspect_checkpoint, load_model
 from stan_infer.checkpoints.weight_sets import choose, find_sets
 from stan_infer.errors import InputError
+from tests.checkpoints.modules import Whole
 from tests.conftest import tiny_config
 
 HEADS = {"heads": 2, "text_heads": 2}
@@ -33,21 +34,6 @@ def counted(state):
     return {"n_averaged": torch.tensor(7), "steps": torch.tensor(3), **under("module.", state)}
 
 
-class Everything(torch.nn.Module):
-    """A module with given parameters at dotted names, to be pickled whole."""
-
-    def __init__(self, state):
-        super().__init__()
-        for name, value in state.items():
-            *above, last = name.split(".")
-            place = self
-            for part in above:
-                if part not in place._modules:
-                    place.add_module(part, torch.nn.Module())
-                place = place._modules[part]
-            place.register_parameter(last, torch.nn.Parameter(value, requires_grad=False))
-
-
 OPTIMIZER = {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 0.1}]}
 # Form -> (what is saved, of ordinary weights w and their average a; what is read by default; the
 # name of the averaged set).
@@ -61,7 +47,7 @@ FORMS = {
     "several GPUs": (
         lambda w, a: {"state_dict": under("module.", w), "ema_state_dict": counted(
             under("_orig_mod.", a))}, "w", "ema_state_dict"),
-    "modules": (lambda w, a: {"model": Everything(w), "ema": Everything(a)}, "w", "ema"),
+    "modules": (lambda w, a: {"model": Whole(w), "ema": Whole(a)}, "w", "ema"),
     "callback": (
         lambda w, a: {"state_dict": w, "callbacks": {"EMACallback": {"ema_state": a}}}, "w",
         "callbacks.EMACallback.ema_state"),

@@ -7,6 +7,9 @@ from pathlib import Path
 import av
 import numpy as np
 
+from stan_infer.video.pictures import Pictures
+from stan_infer.video.rgb import upright_rgb
+
 
 def picture(i, height=48, width=64):
     """A picture that differs for every frame number."""
@@ -208,3 +211,33 @@ def lie_times(source, target):
 def lie_keys(source, target, second):
     """The second key frame is claimed to be frame number `second`, from 0 (stss)."""
     return _patch(source, target, b"stss", 12, [second + 1])
+
+
+# What is compared with
+
+
+def straight(path):
+    """Every picture that decodes, in order: the reference of frames (test_rgb: of pixels)."""
+    pictures = []
+    with av.open(str(path)) as container:
+        stream = container.streams.best("video")
+        stream.thread_type = "NONE"
+        for packet in container.demux(stream):
+            try:
+                pictures += [upright_rgb(f, path) for f in packet.decode()]
+            except av.error.FFmpegError:
+                pass
+    return pictures
+
+
+def packets_fed(monkeypatch):
+    """The numbers of the packets that are given to the decoder from now on."""
+    fed, real = [], Pictures._pictures
+
+    def counting(self, packet, number):
+        if packet is not None:
+            fed.append(number)
+        return real(self, packet, number)
+
+    monkeypatch.setattr(Pictures, "_pictures", counting)
+    return fed

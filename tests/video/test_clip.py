@@ -14,10 +14,8 @@ from hypothesis import strategies as st
 from stan_infer.errors import InputError, MissingError
 from stan_infer.video import clip as clip_module
 from stan_infer.video.find import list_videos
-from stan_infer.video.pictures import Pictures
 from stan_infer.video.pyav_reader import read_pyav
 from stan_infer.video.resize import resize_and_crop, resized_size
-from stan_infer.video.rgb import upright_rgb
 from stan_infer.video.spec import ClipSpec
 
 av = pytest.importorskip("av")
@@ -25,20 +23,6 @@ from tests.video import broken_videos as make  # noqa: E402 (after importorskip)
 
 SPARSE, DENSE = "keyint=999:scenecut=0", "keyint=6:scenecut=0:bframes=2"
 OPEN = "open-gop=1:keyint=8:bframes=3:b-adapt=0:scenecut=0"
-
-
-def straight(path):
-    """Every picture that decodes, in order: the reference of frames (test_picture: of pixels)."""
-    pictures = []
-    with av.open(str(path)) as container:
-        stream = container.streams.best("video")
-        stream.thread_type = "NONE"
-        for packet in container.demux(stream):
-            try:
-                pictures += [upright_rgb(f, path) for f in packet.decode()]
-            except av.error.FFmpegError:
-                pass
-    return pictures
 
 
 def chosen(path, numbers):
@@ -194,7 +178,7 @@ def test_every_frame_is_the_nth_decoded_one(tmp_path, name):
     if options.get("codec", "libx264") not in av.codecs_available:
         pytest.skip(f"this FFmpeg has no {options.get('codec', 'libx264')}")
     path = make.make_clip(tmp_path / name, **options)
-    expected = straight(path)
+    expected = make.straight(path)
     assert len(expected) == 30
     assert_every_frame(path, expected)
     if name in CLIPS:
@@ -202,22 +186,9 @@ def test_every_frame_is_the_nth_decoded_one(tmp_path, name):
         np.testing.assert_array_equal(reader.get_batch(range(30)).asnumpy(), np.stack(expected))
 
 
-def packets_fed(monkeypatch):
-    """The numbers of the packets that are given to the decoder from now on."""
-    fed, real = [], Pictures._pictures
-
-    def counting(self, packet, number):
-        if packet is not None:
-            fed.append(number)
-        return real(self, packet, number)
-
-    monkeypatch.setattr(Pictures, "_pictures", counting)
-    return fed
-
-
 def test_only_needed_groups_are_decoded(tmp_path, monkeypatch):
     path = make.make_clip(tmp_path / "a.mp4", x264=DENSE)
-    fed = packets_fed(monkeypatch)
+    fed = make.packets_fed(monkeypatch)
     chosen(path, [1, 20])
     assert len(fed) < 15
 
@@ -231,7 +202,7 @@ def test_cut_starts(tmp_path):
         with av.open(str(path)) as container:
             first = next(i for i, p in enumerate(container.demux(video=0)) if p.is_keyframe)
         assert first == (min(k for k in keys if k >= skip) - skip)
-        whole = straight(source)
+        whole = make.straight(source)
         last = len(whole) - 1
         total = chosen(path, [0]).total_frames
         np.testing.assert_array_equal(chosen(path, [total - 1]).images[total - 1], whole[last])
@@ -241,7 +212,7 @@ def test_cut_starts(tmp_path):
 def test_edit_list_hides_frames(tmp_path):
     source = make.make_clip(tmp_path / "a.mp4", x264=SPARSE)
     path = make.remux(source, tmp_path / "edit.mp4", earlier=512 * 10)
-    expected = straight(path)
+    expected = make.straight(path)
     assert 0 < len(expected) < 30
     assert_every_frame(path, expected)
 
@@ -249,7 +220,7 @@ def test_edit_list_hides_frames(tmp_path):
 def test_vp8_pictures_that_are_never_shown(tmp_path):
     source = make.make_clip(tmp_path / "a.webm", codec="libvpx", gop=99)
     path = make.hide_vp8_picture(source, tmp_path / "hidden.webm", 10)
-    expected = straight(path)
+    expected = make.straight(path)
     assert len(expected) == 29
     assert_every_frame(path, expected)
 
@@ -367,7 +338,7 @@ def test_damaged_middle(tmp_path):
     source = make.make_clip(
         tmp_path / "a.mp4", size=(96, 128), x264="keyint=10:scenecut=0:bframes=0"
     )
-    expected = straight(source)
+    expected = make.straight(source)
     path = make.damage(source, tmp_path / "damaged.mp4", 15)
     for number in (0, 14, 20, 29):  # before it, or in groups that do not build on it
         np.testing.assert_array_equal(chosen(path, [number]).images[number], expected[number])
@@ -400,7 +371,7 @@ def test_cut_off_files_without_index(tmp_path):
     for name in ("a.mkv", "a.ts"):
         source = make.make_clip(tmp_path / name, x264=DENSE)
         path = make.cut_off(source, tmp_path / f"cut_{name}", 0.7)
-        expected = straight(source)
+        expected = make.straight(source)
         found = chosen(path, [3])
         assert 3 < found.total_frames < 30
         np.testing.assert_array_equal(found.images[3], expected[3])
@@ -410,7 +381,7 @@ def test_cut_off_files_without_index(tmp_path):
 
 def test_containers_that_lie(tmp_path):
     source = make.make_clip(tmp_path / "a.mp4", x264="keyint=6:scenecut=0:bframes=0")
-    expected = straight(source)
+    expected = make.straight(source)
     keys = [i for i, (_, _, key) in enumerate(make.packets(source)) if key]
     assert keys[1] == 6
     assert_every_frame(make.lie_duration(source, tmp_path / "long.mp4"), expected)
@@ -419,7 +390,7 @@ def test_containers_that_lie(tmp_path):
     mpeg4 = make.make_clip(tmp_path / "mpeg4.mp4", codec="mpeg4", gop=6)
     lied = make.lie_keys(mpeg4, tmp_path / "keys.mp4", 9)
     assert [i for i, (_, _, key) in enumerate(make.packets(lied)) if key][1] == 9
-    assert_every_frame(lied, straight(mpeg4))
+    assert_every_frame(lied, make.straight(mpeg4))
     for count in (1000, 2**20):
         fails(make.lie_count(source, tmp_path / f"count{count}.mp4", count))
 

@@ -14,29 +14,14 @@ from tests.grids import once
 
 av = pytest.importorskip("av")
 from stan_infer.video import pyav_reader  # noqa: E402 (after importorskip)
-from stan_infer.video.pictures import Pictures, _complaints  # noqa: E402
+from stan_infer.video.pictures import _complaints  # noqa: E402
 from stan_infer.video.pyav_reader import read_pyav  # noqa: E402
-from stan_infer.video.rgb import upright_rgb  # noqa: E402
 from tests.video import broken_videos as make  # noqa: E402
 
 CLOSED = "keyint=8:scenecut=0:bframes=2"
 OPEN = "open-gop=1:keyint=12:bframes=3:b-pyramid=normal:scenecut=0:ref=4"
 REFRESH = "intra-refresh=1:keyint=10:bframes=2:ref=3"
 X265 = "log-level=none:keyint=8:min-keyint=8:bframes=3"
-
-
-def straight(path):
-    """Every picture that decodes, in order."""
-    pictures = []
-    with av.open(str(path)) as container:
-        stream = container.streams.best("video")
-        stream.thread_type = "NONE"
-        for packet in container.demux(stream):
-            try:
-                pictures += [upright_rgb(f, path) for f in packet.decode()]
-            except av.error.FFmpegError:
-                pass
-    return pictures
 
 
 def read(path, numbers):
@@ -60,15 +45,7 @@ def assert_reads(path, expected, step=1):
 @pytest.fixture
 def fed(monkeypatch):
     """The numbers of all packets that are given to the decoder."""
-    numbers, real = [], Pictures._pictures
-
-    def counting(self, packet, number):
-        if packet is not None:
-            numbers.append(number)
-        return real(self, packet, number)
-
-    monkeypatch.setattr(Pictures, "_pictures", counting)
-    return numbers
+    return make.packets_fed(monkeypatch)
 
 
 # Joined
@@ -103,8 +80,8 @@ def test_parts_put_together_follow_each_other(tmp_path, name):
         for i, n in enumerate((25, 20))
     ]
     path = join(tmp_path / name, *parts)
-    expected = straight(path)
-    alone = [picture for part in parts for picture in straight(part)]
+    expected = make.straight(path)
+    alone = [picture for part in parts for picture in make.straight(part)]
     assert len(expected) == len(alone) == 45
     # The first pictures of the second part may build on the part before it.
     np.testing.assert_array_equal(np.stack(expected[:25]), np.stack(alone[:25]))
@@ -127,7 +104,7 @@ def test_parts_of_another_size_or_at_another_time(tmp_path):
             muxer={"output_ts_offset": start},
         )
         path = join(tmp_path / f"at{start}.ts", first, part)
-        assert_reads(path, straight(first) + straight(part), step=7)
+        assert_reads(path, make.straight(first) + make.straight(part), step=7)
 
 
 def test_a_clock_that_wraps(tmp_path):
@@ -139,7 +116,7 @@ def test_a_clock_that_wraps(tmp_path):
             x264=CLOSED,
             muxer={"output_ts_offset": str(2**33 / 90000 - before)},
         )
-        expected = straight(path)
+        expected = make.straight(path)
         assert len(expected) == 60
         assert_reads(path, expected, step=7)
 
@@ -157,7 +134,7 @@ def test_cuts_give_the_pictures_of_the_whole_file(tmp_path, suffix, skip, x264):
         path.write_bytes(data[len(data) * skip // 60 :])
     else:
         make.remux(source, path, skip=skip)
-    whole, expected = straight(source), straight(path)
+    whole, expected = make.straight(source), make.straight(path)
     assert 10 < len(expected) < 60
     np.testing.assert_array_equal(np.stack(expected), np.stack(whole[-len(expected) :]))
     assert_reads(path, expected, step=9)
@@ -167,7 +144,7 @@ def test_cuts_give_the_pictures_of_the_whole_file(tmp_path, suffix, skip, x264):
 def test_a_complaint_does_not_cover_damage(tmp_path):
     source = make.make_clip(tmp_path / "a.ts", frames=60, size=(96, 128), x264=OPEN)
     cut = make.remux(source, tmp_path / "cut.mkv", skip=17)
-    expected = straight(cut)
+    expected = make.straight(cut)
     keys = [i for i, (_, _, key) in enumerate(make.packets(cut)) if key]
     path = make.damage(cut, tmp_path / "damaged.mkv", keys[1] + 1)
     with pytest.raises(InputError, match=r"frame \d+ of 36 is damaged"):
@@ -179,7 +156,7 @@ def test_a_complaint_does_not_cover_damage(tmp_path):
 def test_a_slice_of_the_wrong_kind(tmp_path):
     """FFmpeg passes over it ("A non-intra slice in an IDR NAL unit"); what follows is right."""
     source = make.make_clip(tmp_path / "a.mp4", size=(96, 128), x264=CLOSED)
-    expected = straight(source)
+    expected = make.straight(source)
     data, number = bytearray(source.read_bytes()), 13
     payload = make.packets(source)[number][0]
     assert payload[4] & 31 == 1
@@ -219,7 +196,7 @@ AVI = {
 @once(codec=list(AVI))
 def test_avi_is_entered_at_a_key_frame(tmp_path, codec, fed):
     path = make.make_clip(tmp_path / "a.avi", frames=40, **{"codec": codec, **AVI[codec]})
-    expected = straight(path)
+    expected = make.straight(path)
     found = read(path, [3, 39])
     assert 0 < len(fed) <= 14 and found.total_frames == len(expected) == 40
     assert_reads(path, expected, step=3)
@@ -237,7 +214,7 @@ def test_avi_whose_key_frames_are_not_sure(tmp_path, codec):
         size=sizes.get(codec, (48, 64)),
         pix_fmt=formats.get(codec, "yuv420p"),
     )
-    expected = straight(path)
+    expected = make.straight(path)
     assert len(expected) == 30
     assert_reads(path, expected, step=3)
 
@@ -255,7 +232,7 @@ def test_mpeg4_pictures_that_are_not_coded_are_counted_by_decoding(tmp_path):
             new.pts, new.dts, new.time_base = packet.pts, packet.dts, packet.time_base
             new.stream = copy
             out.mux(new)
-    expected = straight(path)
+    expected = make.straight(path)
     assert len(expected) == 29
     assert read(path, [28]).total_frames == 29
     np.testing.assert_array_equal(read(path, [20]).images[20], expected[20])
@@ -263,7 +240,7 @@ def test_mpeg4_pictures_that_are_not_coded_are_counted_by_decoding(tmp_path):
 
 def test_a_range_that_fails_is_decoded_from_a_key_frame_before(tmp_path, fed, monkeypatch):
     path = make.make_clip(tmp_path / "a.mp4", frames=200, x264=CLOSED)
-    expected = straight(path)
+    expected = make.straight(path)
     scan = pyav_reader.scan
 
     def lying(*args):
@@ -283,7 +260,7 @@ def test_streams_without_key_frames_are_decoded_from_the_start(tmp_path):
     """Marks in them say where pictures are nearly right: they are off by up to 5 of 255."""
     x264 = "intra-refresh=1:keyint=10:bframes=0"
     path = make.make_clip(tmp_path / "a.mp4", size=(96, 128), x264=x264)
-    expected = straight(path)
+    expected = make.straight(path)
     for i in range(10, 30):
         np.testing.assert_array_equal(read(path, [i]).images[i], expected[i])
 
@@ -359,7 +336,7 @@ def test_every_frame_is_that_of_decoding_all(tmp_path, suffix, codec):
         pytest.skip(f"this FFmpeg has no {options['codec']}")
     for frames in (12, 41) if suffix == "ts" else (3, 9, 41):  # FFmpeg opens no smaller TS
         path = make.make_clip(tmp_path / f"{frames}.{suffix}", frames=frames, **options)
-        expected = straight(path)
+        expected = make.straight(path)
         assert len(expected) == frames
         assert_reads(path, expected)
 
