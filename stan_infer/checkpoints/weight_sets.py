@@ -104,6 +104,8 @@ def choose(
         fault = f"several sets of weights '{asked}'" if named else f"no weights '{asked}'"
         if nameless:
             listed += f", and lists of tensors without names ({', '.join(nameless)}), not read"
+        if len(sets) == 1:
+            raise InputError(f"{fault}; it has one set, {listed}: leave --weights out")
         raise InputError(f"{fault}; it has {listed}: choose one of the sets with --weights")
     return named[0], f"{named[0]} is read" if named[0].kind in (BEFORE, UNKNOWN) else None
 
