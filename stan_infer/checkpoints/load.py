@@ -131,7 +131,7 @@ def inspect_checkpoint(source: str | Path, settings: Mapping[str, Any] | None = 
         hints = {k: v for k, v in reader.hints.items() if k not in ("cfg", "config", *CONFIGS)}
         hints["trainer"] = trainer_hints(reader.hints.get("cfg"))
         layout = dataclasses.replace(layout, notes=(*layout.notes, *reader.notes))
-        return Inspection(layout, reader.bytes, dtypes, hints, _listed(reader))
+        return Inspection(layout, reader.bytes, dict(dtypes), hints, _listed(reader))
 
 
 def _path(source: str | Path, settings: Mapping[str, Any]) -> Path:

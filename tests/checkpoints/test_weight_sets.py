@@ -127,9 +127,7 @@ def test_mmcv_exchanges_the_two_so_nothing_is_guessed(plain, tmp_path):
 
 def test_a_file_of_one_set(plain, tmp_path, caplog):
     torch.save({"state_dict": plain}, tmp_path / "one.pth")
-    with pytest.raises(
-        InputError, match=r"no weights 'ema'; it has one set, state_dict \(\d+ tensors, ord"
-    ):
+    with pytest.raises(InputError, match=r"no weights 'ema'; it has one set, state_dict \(\d+ t"):
         first(tmp_path / "one.pth", {"weights": "ema"})
     first(tmp_path / "one.pth", {"weights": "state_dict"})
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
