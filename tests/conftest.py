@@ -230,6 +230,15 @@ def videos(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def more_videos(tmp_path_factory):
+    """A folder with 16 short clips: enough to measure ranges and to check on others."""
+    folder = tmp_path_factory.mktemp("more_videos")
+    for i in range(16):
+        write_video(folder / f"clip{i:02d}.mp4", seed=i)
+    return folder
+
+
 def python(*words, code=0, **options):
     """Run Python with these words to its end; check its exit code, unless that is None."""
     command = [sys.executable, *map(str, words)]

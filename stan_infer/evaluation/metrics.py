@@ -7,6 +7,7 @@ and for recalls. "authors": as the release counts, for its own figures.
 from __future__ import annotations
 
 import logging
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -185,6 +186,35 @@ def bootstrap_interval(values: ArrayLike, *, seed: int = 0) -> tuple[float, floa
     means = [v[rng.integers(0, len(v), len(v))].mean() for _ in range(RESAMPLES)]
     low, high = np.percentile(means, (2.5, 97.5))
     return float(low), float(high)
+
+
+def paired_interval(lost: int, gained: int, count: int) -> tuple[float, float]:
+    """95 % interval of the difference of two paired proportions, (lost - gained) / count.
+
+    lost: answers right in the first only; gained: right in the second only. Tango's score interval
+    (Statistics in Medicine 17, 1998), which stays honest where a bootstrap knows nothing: with 10
+    answers and none changed it is -0.28 to 0.28.
+    """
+    z2 = 1.959963985**2
+
+    def excess(d: float) -> float:
+        """How far the score test is from rejecting a difference of d."""
+        b = -lost - gained + (2 * count - lost + gained) * d
+        c = -gained * d * (1 - d)
+        q = (math.sqrt(max(b * b - 8 * count * c, 0.0)) - b) / (4 * count)
+        variance = count * (2 * q + d * (1 - d))
+        return (lost - gained - count * d) ** 2 - z2 * max(variance, 0.0)
+
+    def edge(inside: float, outside: float) -> float:
+        if excess(outside) <= 0:
+            return outside
+        for _ in range(60):
+            middle = (inside + outside) / 2
+            inside, outside = (middle, outside) if excess(middle) <= 0 else (inside, middle)
+        return outside
+
+    found = (lost - gained) / count
+    return edge(found, -1.0), edge(found, 1.0)
 
 
 def _indices(name: str, values: ArrayLike, rows: int, columns: int) -> NDArray[np.int64]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from stan_infer.engines.session import Session, as_numpy
 from stan_infer.errors import InputError
 from stan_infer.evaluation.datasets import Task, read_task
 from stan_infer.evaluation.evaluate import Protocol, evaluate
-from stan_infer.evaluation.metrics import bootstrap_interval
+from stan_infer.evaluation.metrics import paired_interval
 from stan_infer.library.embed import EmbedOptions
 from stan_infer.quantisation.options import CalibrationOptions
 from stan_infer.video.find import locate_videos
@@ -27,6 +27,7 @@ class Bound:
     """What must hold: a smallest cosine to fp32 or, with a task, a loss of at most max_drop points.
 
     metric: top1 (recognition) or r1 (text to video). paths: the task's videos, in its order.
+    held: of these the ones that count; None for all.
     """
 
     min_cosine: float = 0.995
@@ -34,6 +35,18 @@ class Bound:
     metric: str = "top1"
     task: Task | None = None
     paths: Sequence[Path] = ()
+    held: Collection[Path] | None = None
+
+    def questions(self, failed: Collection[str] = ()) -> np.ndarray:
+        """Which of the task's questions count, bool [N]: those whose video is in `held`.
+
+        failed: names of videos that cannot be read, whose questions are not among the N.
+        """
+        assert self.task is not None
+        counts = [self.held is None or path in self.held for path in self.paths]
+        owners = self.task.owners if self.task.is_retrieval else range(len(self.paths))
+        lost = {i for i, name in enumerate(self.task.videos) if name in failed}
+        return np.array([counts[owner] for owner in owners if owner not in lost], bool)
 
     @property
     def asked(self) -> str:
@@ -89,13 +102,23 @@ class Measured:
         """Larger is better."""
         return -self.drop if self.drop is not None else float(self.cosine or -1.0)
 
-    def loss(self, metric: str) -> str | None:
-        """The drop in words; None where a cosine was measured."""
+    def in_words(self, bound: Bound) -> str:
+        """What 8 bits keep or lose, in so many digits that one sees whether the bound holds."""
         if self.drop is None or self.interval is None:
-            return None
+            return f"a cosine of {deciding(self.cosine or 0.0, bound.min_cosine, 5)}"
         low, high = self.interval
-        change = f"loses {self.drop:.2f}" if self.drop >= 0 else f"gains {-self.drop:.2f}"
-        return f"{change} points ({low:.2f} to {high:.2f}) of {metric}"
+        points = deciding(abs(self.drop), bound.max_drop, 2)
+        change = f"{'a loss' if self.drop >= 0 else 'a gain'} of {points} points"
+        return f"{change} of {bound.metric} (95 %: {low:.2f} to {high:.2f} lost)"
+
+
+def deciding(value: float, limit: float, digits: int) -> str:
+    """`value` with at least `digits` decimals: more where rounding would take it past `limit`."""
+    for count in range(digits, 17):
+        text = f"{value:.{count}f}"
+        if np.sign(float(text) - limit) == np.sign(value - limit):
+            return text
+    return repr(value)
 
 
 class Comparison:
@@ -129,13 +152,13 @@ class Comparison:
                 mean_cosine=float(cosines.mean()),
                 is_met=smallest >= self._bound.min_cosine,  # a NaN fails
             )
-        lost = b - a
-        low, high = bootstrap_interval(lost)
-        drop = 100 * float(lost.mean())
+        lost, gained = int((b > a).sum()), int((b < a).sum())
+        low, high = paired_interval(lost, gained, len(a))
+        drop = 100 * (lost - gained) / len(a)
         return Measured(
             drop=drop,
             interval=(100 * low, 100 * high),
-            agreement=100 * float((lost == 0).mean()),
+            agreement=100 * (1 - (lost + gained) / len(a)),
             is_met=drop <= self._bound.max_drop,
         )
 
@@ -147,8 +170,8 @@ class Comparison:
             return np.concatenate([p.mean(1) if p.ndim == 3 else p for p in parts])  # a Mug head's
         how = EmbedOptions(workers=o.workers, timeout_s=o.timeout_s)
         result = evaluate(session, task, self._bound.paths, Protocol(session.config), how)
-        outcomes = result.outcomes["text_to_video" if task.is_retrieval else "videos"]
-        return (np.array(outcomes) == 1).astype(float)
+        outcomes = np.array(result.outcomes["text_to_video" if task.is_retrieval else "videos"])
+        return (outcomes == 1)[self._bound.questions(result.failed)].astype(float)
 
 
 @dataclasses.dataclass(frozen=True)

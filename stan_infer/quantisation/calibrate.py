@@ -18,20 +18,20 @@ import numpy as np
 import stan_infer
 from stan_infer.artefacts.calibration_file import SCHEMA, digest, preprocessing
 from stan_infer.artefacts.folder import Artefact, read_artefact, sha256, why_keep
-from stan_infer.errors import CheckError, InputError
+from stan_infer.errors import CheckError, InputError, MissingError
 from stan_infer.export.read_weights import read_weights
 from stan_infer.export.to_quantised import write_quantised
 from stan_infer.network.eight_bits import NUMBER_FORMATS
 from stan_infer.network.folded import VideoWeights
 from stan_infer.quantisation.bound import Bound, Comparison, Measured, fewest_returned, read_bound
 from stan_infer.quantisation.histogram import PERCENTILE, Histogram, clipping_point
+from stan_infer.quantisation.hold_out import MIN_CHECKED, Parts, divide, too_few
 from stan_infer.quantisation.observe import samples_of
 from stan_infer.quantisation.options import CalibrationOptions
 from stan_infer.quantisation.ranges import (
     State,
     as_input,
     check_state,
-    choose_videos,
     collect_ranges,
     remove_state,
     video_name,
@@ -48,7 +48,6 @@ from stan_infer.video.decode_worker import read_clips
 from stan_infer.video.spec import ClipSpec
 
 SMOOTHED_ON = 16  # clips on which strengths of smoothing are chosen
-CHECKED_ON = 64  # clips on which the bound's cosine must hold
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,12 +91,22 @@ def calibrate(
     state = _check_out(out, source)
     paths, root = named_videos(videos)
     bound = read_bound(options, root)
+    parts = divide(paths, root, samples=options.samples, seed=options.seed, asked=bound.paths)
+    bound = dataclasses.replace(bound, held=frozenset(parts.held)) if bound.task else bound
+    if parts.copies:
+        say(f"{parts.copies} videos are copies of others and count once")
+    if not parts.is_checked and not options.force:
+        raise too_few(f"{parts.different} different videos are there", options)
+    if len(parts.ranged) < options.samples:
+        say(
+            f"{len(parts.ranged)} videos set the ranges, fewer than the {options.samples} asked for"
+        )
     with exported_fp32(source, options.settings, say) as folder:
         artefact = read_artefact(folder)
         check_runnable(artefact, bound, options.precision)
-        work = _Work(artefact, read_weights(artefact), options, bound, root, say, progress)
+        work = _Work(artefact, read_weights(artefact), options, bound, parts, root, say, progress)
         try:
-            result = work.run(paths, out, state)
+            result = work.run(out, state)
         except CheckError:
             remove_state(state)  # the run has ended: nothing goes on from its state
             raise
@@ -124,16 +133,18 @@ class _Work:
     weights: VideoWeights
     options: CalibrationOptions
     bound: Bound
+    parts: Parts
     root: Path | None
     say: Say
     progress: Progress
 
-    def run(self, videos: Sequence[Path], out: Path, state: Path) -> Calibration:
+    def run(self, out: Path, state: Path) -> Calibration:
         o = self.options
-        chosen = choose_videos(videos, self.root, o.samples, o.seed)
-        if len(chosen) < o.samples:
-            self.say(f"{len(chosen)} videos are there, fewer than the {o.samples} asked for")
-        first = self._pixels(chosen[:SMOOTHED_ON])
+        chosen = self.parts.ranged
+        first, _ = self._pixels(chosen[:SMOOTHED_ON])
+        checked, failed = ([], {}) if self.bound.task else self._pixels(self.parts.held)
+        if self.bound.task is None and self.parts.is_checked and len(checked) < MIN_CHECKED:
+            raise too_few(f"{len(checked)} of {len(self.parts.held)} held out can be read", o)
         rows, smoothing = self._smoothing(first)
         exact = through_values(self.weights, smoothing)
         key = self._key(chosen)
@@ -159,22 +170,22 @@ class _Work:
             **({"percentile": o.percentile or PERCENTILE} if o.method == "percentile" else {}),
             "seed": o.seed,
             "clips": len(collected.clips),
+            "checked": self._checked_on(checked),
             "key": key,
             "preprocessing": preprocessing(self.artefact.config),
             "tensors": tensors,
             "sensitivity": [{"linear": n, "error": errors[n], "saved_ms": saved[n]} for n in order],
         }
-        checked = self._checked(videos, set(chosen))
         record |= self._searched(quantiser, record, order, checked, first)
         verdict = record["verdict"]
-        if (not verdict["is_met"] or verdict["is_slower"]) and not o.force:
+        if (not verdict["is_met"] or not verdict["is_faster"]) and not o.force:
             raise CheckError(f"{verdict['sentence']}; nothing was written (--force writes it)")
         title = f"Error of each linear alone in {o.precision} ({o.method})"
         plots = draw(errors, record["kept"], title)
         files = {f"sensitivity.{kind}": content for kind, content in plots.items()}
         with new_folder(out, why_keep, sources=[self.artefact.path]) as folder:
             self._write(folder, quantiser, record, files)
-        return Calibration(record, collected.failed, verdict["is_met"])
+        return Calibration(record, failed | collected.failed, verdict["is_met"])
 
     def _searched(
         self,
@@ -201,8 +212,7 @@ class _Work:
             def measure(kept: Sequence[str]) -> Measured:
                 found = comparison.folder(folder_of(kept))
                 tried = f"{len(kept)} returned to fp32" if kept else "all in 8 bits"
-                cost = found.loss(self.bound.metric) or f"smallest cosine {found.cosine:.5f}"
-                self.say(f"{tried}: {cost}")
+                self.say(f"{tried}: {found.in_words(self.bound)}")
                 return found
 
             comparison = Comparison(self.artefact, self.bound, checked, o)
@@ -211,8 +221,23 @@ class _Work:
             quantised = folder_of(search.kept)
             verdict = judge(self.artefact, quantised, search, comparison, timed, o.threads)
         kept = quantiser.kept(search.kept)
-        verdict["sentence"] = sentence(verdict, self.bound, search.best, kept)
+        verdict["sentence"] = sentence(
+            verdict, self.bound, search.best, kept, self._rests_on(record)
+        )
         return {"kept": kept, "search": search.rows(), "verdict": verdict}
+
+    def _rests_on(self, record: Mapping[str, Any]) -> str:
+        """What the verdict's accuracy rests on, in words."""
+        ranged, task = record["clips"], self.bound.task
+        what = "clips" if task is None else "questions"
+        if not record["checked"]:
+            return f"not checked: measured on the {ranged} clips that set the ranges"
+        text = f"checked on {record['checked']} {what} apart from the {ranged} clips of the ranges"
+        if task is not None and task.labels:
+            held = self.bound.questions()
+            if len({label for label, counts in zip(task.labels, held, strict=True) if counts}) == 1:
+                text += ", all of one class"
+        return text
 
     def _write(
         self,
@@ -246,15 +271,11 @@ class _Work:
             raise InputError("every linear reads nothing but zeros: there is nothing to quantise")
         return Quantiser(exact, smoothing.gains, scales, dead, self.options.precision)
 
-    def _checked(self, videos: Sequence[Path], used: set[Path]) -> list[np.ndarray]:
-        """Clips on which the cosine must hold: not those of the ranges, if there are enough."""
-        if self.bound.task is not None:
-            return []
-        seed = self.options.seed
-        others = choose_videos([v for v in videos if v not in used], self.root, CHECKED_ON, seed)
-        if len(others) < CHECKED_ON:
-            others = choose_videos(videos, self.root, CHECKED_ON, seed)
-        return self._pixels(others)
+    def _checked_on(self, clips: Sequence[np.ndarray]) -> int:
+        """How many clips or questions outside the ranges the bound is measured on."""
+        if not self.parts.is_checked:
+            return 0
+        return len(clips) if self.bound.task is None else int(self.bound.questions().sum())
 
     def _key(self, chosen: Sequence[Path]) -> dict[str, Any]:
         """What the ranges depend on: model, videos (name and size), preprocessing, smoothing."""
@@ -272,15 +293,24 @@ class _Work:
             "smooth": o.smooth and not NUMBER_FORMATS[o.precision].is_float,
         }
 
-    def _pixels(self, paths: Sequence[Path]) -> list[np.ndarray]:
-        """Clips [T, S, S, 3] of the videos that can be read; InputError where none can."""
+    def _pixels(self, paths: Sequence[Path]) -> tuple[list[np.ndarray], dict[str, str]]:
+        """Clips [T, S, S, 3] of the videos that can be read, and why others cannot, by name.
+
+        Raises InputError where none can.
+        """
         o, spec = self.options, ClipSpec.of(self.artefact.config)
-        found = [r for _, r in read_clips(paths, spec, workers=o.workers, timeout_s=o.timeout_s)]
-        clips = [r.pixels for r in found if isinstance(r, Clip)]
+        clips, failed = [], {}
+        for path, r in read_clips(paths, spec, workers=o.workers, timeout_s=o.timeout_s):
+            if isinstance(r, Clip):
+                clips.append(r.pixels)
+            elif isinstance(r, MissingError):
+                raise r
+            else:
+                failed[video_name(path, self.root)] = str(r)
         if not clips:
-            reason = found[0] if found else "no video was given"
+            reason = next(iter(failed.values()), "no video was given")
             raise InputError(f"none of {len(paths)} videos can be used: {reason}")
-        return clips
+        return clips, failed
 
     def _smoothing(self, first: Sequence[np.ndarray]) -> tuple[dict[str, int], Smoothing]:
         """Rows of each linear's input for one clip, and the strengths chosen on the first clips."""

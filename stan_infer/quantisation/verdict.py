@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,8 +18,8 @@ from stan_infer.network.eight_bits import NUMBER_FORMATS
 from stan_infer.quantisation.bound import Bound, Comparison, Measured, Search
 
 # Speed relative to the next higher precision in the same engine; at or below it nothing was gained.
-# On a shared machine medians of ten interleaved runs of one graph differ by as much.
 NOT_FASTER = 1.05
+ROUNDS = (10, 40, 160)  # more are timed while the intervals of the ratios hold NOT_FASTER
 
 
 def judge(
@@ -42,18 +43,22 @@ def judge(
             for key, (_, session) in candidates.items()
             if key not in (("ort", "fp32"), ("ort", word))
         }
-        rows = _timed(exact, candidates, clips)
+        for rounds in ROUNDS:
+            rows = _timed(exact, candidates, clips, rounds)
+            ratios = _ratios(rows, word)
+            if _is_faster(ratios) is not None:
+                break
     figures["ort", word] = measured
     for row in rows:
         one = figures.get((row["engine"], row["precision"]))
         if one is not None:
             row |= {**one.figures(), "is_met": one.is_met}
-    ratios = _ratios(rows, word)
     is_simulated = NUMBER_FORMATS[word].is_float
     return {
         "rows": rows + absent,
-        "ratios": ratios,
-        "is_slower": not is_simulated and not any(r > NOT_FASTER for r in ratios.values()),
+        "ratios": {engine: ratio.middle for engine, ratio in ratios.items()},
+        "ratio_intervals": {engine: [r.low, r.high] for engine, r in ratios.items()},
+        "is_faster": True if is_simulated else _is_faster(ratios),
         "is_simulated": is_simulated,
         "is_met": measured.is_met,
         "precision": word,
@@ -90,7 +95,7 @@ def _candidates(
 
 
 def _timed(
-    exact: Artefact, candidates: _Candidates, clips: Sequence[np.ndarray]
+    exact: Artefact, candidates: _Candidates, clips: Sequence[np.ndarray], rounds: int
 ) -> list[dict[str, Any]]:
     return bench_videos(
         [
@@ -105,36 +110,49 @@ def _timed(
         flops=None,
         batches=[1],
         frames=[exact.config.frames],
-        schedule=Schedule(warmup=2, repeats=10, min_seconds=1.0),
+        schedule=Schedule(warmup=2, repeats=rounds, min_seconds=1.0),
         clips=[c[None] for c in clips],
     )
 
 
-def sentence(verdict: dict[str, Any], bound: Bound, measured: Measured, kept: Sequence[str]) -> str:
-    """The verdict in one sentence."""
-    word = verdict["precision"]
-    cost = measured.loss(bound.metric) or f"keeps a cosine of {measured.cosine:.5f}"
+def sentence(
+    verdict: dict[str, Any], bound: Bound, measured: Measured, kept: Sequence[str], rests_on: str
+) -> str:
+    """The verdict in one sentence. rests_on: which clips the accuracy was measured on."""
+    word, cost = verdict["precision"], measured.in_words(bound)
     back = f" with {len(kept)} linear{'s' * (len(kept) > 1)} in fp32" if kept else ""
     if not verdict["is_met"]:
-        return f"{word} does not reach {bound.asked}: the best found{back} {cost}"
-    if verdict["is_simulated"]:
-        return f"{word} {cost}{back}; it is for GPUs from sm_89 on: speed not measured here"
-    ratios = verdict["ratios"]
+        return f"{word} does not reach {bound.asked}: the best found{back} is {cost}; {rests_on}"
     rows = [r for r in verdict["rows"] if r["precision"] == word]
     missed = [r["engine"] for r in rows if r.get("is_met") is False]
+    back += f", {rests_on}"
     back += f"; in {', '.join(missed)} it misses the bound" if missed else ""
+    if measured.interval is not None and measured.interval[1] > bound.max_drop:
+        back += f"; only the estimate keeps {bound.asked}, the interval does not"
+    if verdict["is_simulated"]:
+        return f"{word} has {cost}{back}; it is for GPUs from sm_89 on: speed not measured here"
+    ratios, spread = verdict["ratios"], verdict["ratio_intervals"]
     if not ratios:
         return f"{word} runs in no engine here: {'; '.join(r['refused'] for r in rows)}"
     best = max(ratios, key=lambda e: ratios[e])
     others = [f"{ratios[e]:.2f}x in {e}" for e in ratios if e != best]
     beside = f" ({', '.join(others)})" if others else ""
     higher = _next(verdict["rows"], best)
-    if verdict["is_slower"]:
+    if verdict["is_faster"] is None:
+        low, high = spread[best]
+        return (
+            f"whether {word} is faster cannot be told on this machine now: {low:.2f}x to "
+            f"{high:.2f}x of {higher} in {best}{beside}; it has {cost}{back}; run it again when "
+            "nothing else runs"
+        )
+    if not verdict["is_faster"]:
         return (
             f"{word} is no faster here: {ratios[best]:.2f}x of {higher} in {best}{beside}; it "
-            f"{cost}{back}; use {higher}"
+            f"has {cost}{back}; use {higher}"
         )
-    return f"{word} is {ratios[best]:.2f}x as fast as {higher} in {best}{beside} and {cost}{back}"
+    return (
+        f"{word} is {ratios[best]:.2f}x as fast as {higher} in {best}{beside} and has {cost}{back}"
+    )
 
 
 def _next(rows: Sequence[dict[str, Any]], engine: str) -> str:
@@ -143,16 +161,42 @@ def _next(rows: Sequence[dict[str, Any]], engine: str) -> str:
     return "bf16" if "bf16" in timed else "fp32"
 
 
-def _ratios(rows: Sequence[dict[str, Any]], word: str) -> dict[str, float]:
+class _Ratio(NamedTuple):
+    low: float
+    middle: float
+    high: float
+
+
+def _ratios(rows: Sequence[dict[str, Any]], word: str) -> dict[str, _Ratio]:
     """By engine: the speed of 8 bits divided by that of the next higher precision there."""
     found = {}
-    timed = {(r["engine"], r["precision"]): r for r in rows if "latency_ms_p50" in r}
+    timed = {(r["engine"], r["precision"]): r for r in rows if "samples_ms" in r}
     for (engine, precision), row in timed.items():
-        if precision == word:
-            higher = timed.get((engine, "bf16")) or timed.get((engine, "fp32"))
-            if higher:
-                found[engine] = row["speedup"] / higher["speedup"]  # both paired with one candidate
+        higher = timed.get((engine, _next(rows, engine)))
+        if precision == word and higher:
+            found[engine] = paired_ratio(higher["samples_ms"], row["samples_ms"])
     return found
+
+
+def paired_ratio(slow_ms: Sequence[float], fast_ms: Sequence[float]) -> _Ratio:
+    """Median of the ratios of rounds that ran both, and what it may be: at least 95 %.
+
+    The interval is that of order statistics, which takes rounds for independent; work beside it
+    comes and goes, so the interval also spans the medians of both halves of the run.
+    """
+    ratios = np.asarray(slow_ms) / np.asarray(fast_ms)
+    ordered, n = np.sort(ratios), len(ratios)
+    rank = max(int(n / 2 - 0.98 * math.sqrt(n)) - 1, 0)
+    halves = [float(np.median(half)) for half in np.array_split(ratios, 2) if len(half)]
+    low, high = min(float(ordered[rank]), *halves), max(float(ordered[n - 1 - rank]), *halves)
+    return _Ratio(low, float(np.median(ratios)), high)
+
+
+def _is_faster(ratios: Mapping[str, _Ratio]) -> bool | None:
+    """Whether 8 bits are faster in some engine; None where that cannot be told."""
+    if any(r.low > NOT_FASTER for r in ratios.values()):
+        return True
+    return None if any(r.high > NOT_FASTER for r in ratios.values()) else False
 
 
 def _video(artefact: Artefact) -> Graph:

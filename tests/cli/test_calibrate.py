@@ -121,9 +121,9 @@ def test_a_broken_video_is_named_and_left_out(cli, artefact, tmp_path):
     assert json.loads((tmp_path / "o" / "calibration.json").read_text())["clips"] == 1
 
 
-def test_a_bound_that_cannot_be_met_is_exit_code_4(cli, artefact, videos, tmp_path):
+def test_a_bound_that_cannot_be_met_is_exit_code_4(cli, artefact, more_videos, tmp_path):
     cli(
-        "calibrate", artefact, "--videos", videos, "-o", tmp_path / "o", "--samples", "3",
+        "calibrate", artefact, "--videos", more_videos, "-o", tmp_path / "o", "--samples", "3",
         "--min-cosine", "1", code=4, says="does not reach a cosine of 1")  # fmt: skip
     assert not (tmp_path / "o").exists()
 

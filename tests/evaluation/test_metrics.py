@@ -14,6 +14,7 @@ from stan_infer.evaluation.metrics import (
     bootstrap_interval,
     class_figures,
     dual_softmax,
+    paired_interval,
     rank_figures,
     rank_right,
     released_ranks,
@@ -227,3 +228,17 @@ def test_wrong_input_is_told():
     ):
         with pytest.raises(InputError, match=message):
             recognition_accuracy(np.eye(2), np.eye(2), labels)
+
+
+def test_paired_intervals_are_honest_for_few_answers():
+    """Coverage of the true difference, over random tables; a bootstrap gives 0 to 0 for none."""
+    low, high = paired_interval(0, 0, 10)
+    assert low == pytest.approx(-high) and 0.27 < high < 0.28  # z^2 / (n + z^2)
+    assert paired_interval(0, 0, 1)[1] > 0.75
+    assert paired_interval(5, 0, 5)[1] == 1.0 and paired_interval(0, 5, 5)[0] == -1.0
+    rng = np.random.default_rng(0)
+    for n, lost, gained in ((10, 0.1, 0.05), (40, 0.02, 0.02), (200, 0.05, 0.01)):
+        tables = rng.multinomial(n, (lost, gained, 1 - lost - gained), 400)
+        found = [paired_interval(int(b), int(c), n) for b, c, _ in tables]
+        held = [low <= lost - gained <= high for low, high in found]
+        assert np.mean(held) > 0.93, (n, np.mean(held))

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -9,10 +10,13 @@ import pytest
 import torch
 
 from stan_infer.cli.main import main
-from stan_infer.errors import CheckError
+from stan_infer.errors import CheckError, InputError
+from stan_infer.evaluation.task import Task
 from stan_infer.quantisation import ranges as ranges_module
 from stan_infer.quantisation import verdict
+from stan_infer.quantisation.bound import Bound, Measured, deciding
 from stan_infer.quantisation.calibrate import calibrate
+from stan_infer.quantisation.hold_out import divide
 from stan_infer.quantisation.options import CalibrationOptions
 from tests.conftest import python
 from tests.exported import exported
@@ -102,31 +106,120 @@ def measured(monkeypatch):
     return put
 
 
-def test_int8_that_is_slower_is_not_written(model, videos, tmp_path, measured):
-    measured(lambda row: row | {"speedup": row["speedup"] / 1000})
+def slower(times):
+    """A change for `measured`: each round takes so many times as long."""
+    return lambda row: row | {"samples_ms": [times * ms for ms in row["samples_ms"]]}
+
+
+def test_int8_that_is_slower_is_not_written(model, more_videos, tmp_path, measured):
+    measured(slower(1000))
     with pytest.raises(
         CheckError, match="int8 is no faster here: .* use fp32; nothing was written"
     ):
-        run(model, videos, tmp_path, force=False)
+        run(model, more_videos, tmp_path, force=False)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["fp32"]
-    found, _ = run(model, videos, tmp_path)
-    assert found.record["verdict"]["is_slower"] and (tmp_path / "out" / "manifest.json").exists()
+    found, _ = run(model, more_videos, tmp_path)
+    assert (
+        found.record["verdict"]["is_faster"] is False
+        and (tmp_path / "out" / "manifest.json").exists()
+    )
 
 
-def test_int8_that_is_faster_is_written(model, videos, tmp_path, measured):
-    measured(lambda row: row | {"speedup": row["speedup"] * 1000})
-    found, _ = run(model, videos, tmp_path, force=False)
+def test_int8_that_is_faster_is_written(model, more_videos, tmp_path, measured):
+    measured(slower(1 / 1000))
+    found, _ = run(model, more_videos, tmp_path, force=False)
     assert "x as fast as fp32" in found.record["verdict"]["sentence"]
 
 
-def test_no_engine_that_gives_the_same(model, videos, tmp_path, measured):
+def test_a_speed_that_cannot_be_told_is_said_and_not_written(
+    model, more_videos, tmp_path, measured
+):
+    rounds = []
+
+    def noisy(row):
+        rounds.append(row["rounds"])
+        ms = row["samples_ms"]
+        return row | {"samples_ms": [m * (3 if i % 2 else 1 / 3) for i, m in enumerate(ms)]}
+
+    measured(noisy)
+    with pytest.raises(CheckError, match="faster cannot be told on this machine now: 0.* run it"):
+        run(model, more_videos, tmp_path, force=False)
+    assert len(rounds) == len(verdict.ROUNDS) * len(verdict.graph_engines())
+
+
+def test_ratios_of_rounds():
+    even = np.full(40, 10.0)
+    low, middle, high = verdict.paired_ratio(even, even / 2)
+    assert low == middle == high == 2.0
+    rng = np.random.default_rng(0)
+    noise = rng.lognormal(0, 0.3, (500, 40))
+    inside = [r.low <= 1.2 <= r.high for n in noise for r in [verdict.paired_ratio(12 * n, even)]]
+    assert np.mean(inside) > 0.95
+    drifted = np.concatenate([np.full(20, 9.0), np.full(20, 12.0)])  # one half beside other work
+    low, _, high = verdict.paired_ratio(even, drifted)
+    assert low < 0.9 and high > 1.1
+
+
+def test_the_ranges_and_the_check_share_no_content(model, more_videos, tmp_path):
+    paths = sorted(more_videos.iterdir())
+    for i, path in enumerate(paths[:4]):
+        shutil.copy(path, tmp_path / f"copy{i}.mp4")
+    everything = [*paths, *tmp_path.iterdir()]
+    parts = divide(everything, None, samples=256, seed=0)
+    again = divide(everything[::-1], None, samples=256, seed=0)
+    assert parts.is_checked and (parts.copies, parts.different) == (4, 16)
+    assert (len(parts.ranged), len(parts.held)) == (8, 8)
+    contents = [{path.read_bytes() for path in side} for side in (parts.ranged, parts.held)]
+    assert not contents[0] & contents[1] and len(contents[0] | contents[1]) == 16
+    assert {p.read_bytes() for p in again.held} == contents[1]
+    assert not divide(paths[:15], None, samples=256, seed=0).is_checked
+    assert divide(paths[:11], None, samples=3, seed=0).is_checked
+
+
+def test_a_task_keeps_a_quarter_of_its_videos_to_itself(more_videos):
+    paths = sorted(more_videos.iterdir())
+    asked = paths[4:]  # 12 of the 16
+    parts = divide(paths, more_videos, samples=256, seed=0, asked=asked)
+    assert parts.is_checked and set(paths[:4]) < set(parts.ranged)
+    assert set(parts.held) == set(asked) - set(parts.ranged) and len(parts.held) == 8
+    assert not divide(paths, more_videos, samples=256, seed=0, asked=paths[:7]).is_checked
+
+
+def test_too_few_videos_give_no_verdict(model, videos, more_videos, tmp_path):
+    with pytest.raises(InputError, match="3 different videos are there, and 11 are needed: 3 for"):
+        run(model, videos, tmp_path, force=False)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["fp32"]
+    forced, _ = run(model, videos, tmp_path)
+    assert forced.record["checked"] == 0
+    assert "not checked: measured on the 3 clips that set" in forced.record["verdict"]["sentence"]
+    found, _ = run(model, more_videos, tmp_path)
+    assert (found.record["clips"], found.record["checked"]) == (3, 8)
+    sentence = found.record["verdict"]["sentence"]
+    assert "checked on 8 clips apart from the 3 clips of the ranges" in sentence
+
+
+def test_figures_have_the_digits_that_decide():
+    assert deciding(0.9999983, 1.0, 5) == "0.999998"
+    assert deciding(0.99973, 0.995, 5) == "0.99973"
+    assert deciding(1.0, 1.0, 5) == "1.00000"
+    assert deciding(0.50004, 0.5, 2) == "0.5000" + "4"
+    one_row = Measured(drop=0.0, interval=(-79.3, 79.3))
+    bound = Bound(task=Task(("a",), labels=(0,), classes=("x",)))
+    assert "0.00 points of top1 (95 %: -79.30 to 79.30 lost)" in one_row.in_words(bound)
+    words = {"precision": "int8", "is_met": True, "is_simulated": True, "rows": []}
+    assert "only the estimate keeps at most 0.5 points lost" in verdict.sentence(
+        words, bound, one_row, [], "x"
+    )
+
+
+def test_no_engine_that_gives_the_same(model, more_videos, tmp_path, measured):
     def refused(row):
-        kept = {k: v for k, v in row.items() if k not in ("latency_ms_p50", "speedup")}
+        kept = {k: v for k, v in row.items() if k not in ("latency_ms_p50", "samples_ms")}
         return kept | {"refused": "it is wrong"}
 
     measured(refused)
     with pytest.raises(CheckError, match="int8 runs in no engine here: it is wrong"):
-        run(model, videos, tmp_path, force=False)
+        run(model, more_videos, tmp_path, force=False)
 
 
 def test_a_clip_that_makes_nan_is_named_and_left_out(model, videos, tmp_path, monkeypatch, capsys):
