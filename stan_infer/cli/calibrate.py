@@ -18,7 +18,7 @@ from stan_infer.cli.options import (
 )
 from stan_infer.system.packages import require
 
-_COLUMNS = ("engine", "precision", "file_mib", "latency_ms_p50", "speedup")
+_COLUMNS = ("engine", "precision", "file_mib", "latency_ms_p50", "speed")
 
 
 def calibrate(
@@ -35,7 +35,9 @@ def calibrate(
     percentile: Annotated[
         float | None, typer.Option(help="For --method percentile (default: 99.99).")
     ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Videos to use, chosen by --seed.")] = 256,
+    samples: Annotated[
+        int, typer.Option(min=1, help="Videos for the ranges, chosen by --seed.")
+    ] = 256,
     seed: Annotated[int, typer.Option(help="Seed of the choice of videos.")] = 0,
     max_drop: Annotated[
         float | None, typer.Option(help="Largest loss of --metric, in points (with --labels).")
@@ -52,7 +54,10 @@ def calibrate(
         bool, typer.Option("--smooth/--no-smooth", help="Move the scale of outliers into weights.")
     ] = True,
     force: Annotated[
-        bool, typer.Option("--force", help="Write it though it is slower or misses the bound.")
+        bool,
+        typer.Option(
+            "--force", help="Write it though it is slower, misses the bound or is unchecked."
+        ),
     ] = False,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads while timing (default: all).")
@@ -65,8 +70,10 @@ def calibrate(
 ) -> None:
     """Quantise the video tower on real videos, within a bound, and report gain and loss.
 
-    If the bound cannot be met, or 8 bits are not faster on this machine, the exit code is 4 and
-    nothing is written without --force. A run that was stopped goes on when it is started again.
+    A quarter of the videos, at least 8, set no range and check the bound: 16 or more are needed.
+    Where the bound cannot be met, or 8 bits are not faster on this machine, or that cannot be told
+    now because of other work, the exit code is 4 and nothing is written without --force. A run that
+    was stopped goes on when it is started again.
     """
     from stan_infer.checkpoints.load import require_torch
 
@@ -79,6 +86,7 @@ def calibrate(
     from stan_infer.errors import CheckError
     from stan_infer.quantisation.calibrate import calibrate as run
     from stan_infer.quantisation.options import CalibrationOptions
+    from stan_infer.quantisation.sentence import facts, table_rows
     from stan_infer.system.machine import peak_mib
 
     options = CalibrationOptions(
@@ -106,18 +114,10 @@ def calibrate(
         failures = [{"video": k, "error": v} for k, v in found.failed.items()]
         print_json("calibrate", {"out": str(out), **found.record, "failures": failures, **memory})
     else:
-        worst = sorted(found.record["sensitivity"], key=lambda r: -r["error"])[:10]
-        print_table(worst)
+        print_table(sorted(found.record["sensitivity"], key=lambda r: -r["error"])[:10])
         measured = ("cosine",) if verdict["drop"] is None else ("drop", "interval", "agreement")
-        rows = [
-            {**r, "interval": "{:.2f} to {:.2f}".format(*r["interval"])} if r.get("interval") else r
-            for r in verdict["rows"]
-        ]
-        print_table(rows, (*_COLUMNS, *measured, "refused"))
-        names = ("cosine", "mean_cosine", "drop", "agreement")
-        facts = {k: verdict[k] for k in names if verdict[k] is not None}
-        kept = {"in fp32": ", ".join(found.record["kept"])} if found.record["kept"] else {}
-        print_facts({**facts, **kept, "verdict": verdict["sentence"]})
+        print_table(table_rows(found.record), (*_COLUMNS, *measured, "refused"))
+        print_facts(facts(found.record))
     if not found.is_met:
         raise CheckError(verdict["sentence"])
     if found.failed:

@@ -18,6 +18,7 @@ from stan_infer.evaluation.datasets import Task, read_task
 from stan_infer.evaluation.evaluate import Protocol, evaluate
 from stan_infer.evaluation.metrics import paired_interval
 from stan_infer.library.embed import EmbedOptions
+from stan_infer.quantisation.hold_out import Parts
 from stan_infer.quantisation.options import CalibrationOptions
 from stan_infer.video.find import locate_videos
 
@@ -37,23 +38,31 @@ class Bound:
     paths: Sequence[Path] = ()
     held: Collection[Path] | None = None
 
-    def questions(self, failed: Collection[str] = ()) -> np.ndarray:
-        """Which of the task's questions count, bool [N]: those whose video is in `held`.
+    def figures(self) -> dict[str, Any]:
+        """The bound, for the record."""
+        if self.task is None:
+            return {"min_cosine": self.min_cosine}
+        return {"max_drop": self.max_drop, "metric": self.metric}
 
-        failed: names of videos that cannot be read, whose questions are not among the N.
+    def on(self, parts: Parts) -> Bound:
+        """The same bound where only the task's videos in parts.held count, and no copy.
+
+        A search for a text still has all other videos to choose from.
         """
-        assert self.task is not None
-        counts = [self.held is None or path in self.held for path in self.paths]
-        owners = self.task.owners if self.task.is_retrieval else range(len(self.paths))
-        lost = {i for i, name in enumerate(self.task.videos) if name in failed}
-        return np.array([counts[owner] for owner in owners if owner not in lost], bool)
+        if self.task is None:
+            return self
+        held = frozenset(parts.held)
+        away = parts.double if self.task.is_retrieval else set(self.paths) - held
+        kept = [i for i, path in enumerate(self.paths) if path not in away]
+        paths = [self.paths[i] for i in kept]
+        return dataclasses.replace(self, task=self.task.keep(kept), paths=paths, held=held)
 
     @property
-    def asked(self) -> str:
-        """The bound in words."""
-        if self.task is not None:
-            return f"at most {self.max_drop:g} points lost"
-        return f"a cosine of {self.min_cosine:g}"
+    def counts(self) -> np.ndarray:
+        """Which of the task's questions count, bool [N]: those whose video is in `held`."""
+        assert self.task is not None
+        is_held = np.array([self.held is None or path in self.held for path in self.paths])
+        return is_held[list(self.task.owners)] if self.task.is_retrieval else is_held
 
 
 def read_bound(options: CalibrationOptions, root: Path | None) -> Bound:
@@ -102,24 +111,6 @@ class Measured:
         """Larger is better."""
         return -self.drop if self.drop is not None else float(self.cosine or -1.0)
 
-    def in_words(self, bound: Bound) -> str:
-        """What 8 bits keep or lose, in so many digits that one sees whether the bound holds."""
-        if self.drop is None or self.interval is None:
-            return f"a cosine of {deciding(self.cosine or 0.0, bound.min_cosine, 5)}"
-        low, high = self.interval
-        points = deciding(abs(self.drop), bound.max_drop, 2)
-        change = f"{'a loss' if self.drop >= 0 else 'a gain'} of {points} points"
-        return f"{change} of {bound.metric} (95 %: {low:.2f} to {high:.2f} lost)"
-
-
-def deciding(value: float, limit: float, digits: int) -> str:
-    """`value` with at least `digits` decimals: more where rounding would take it past `limit`."""
-    for count in range(digits, 17):
-        text = f"{value:.{count}f}"
-        if np.sign(float(text) - limit) == np.sign(value - limit):
-            return text
-    return repr(value)
-
 
 class Comparison:
     """Compares what sessions give with fp32 in ONNX Runtime, on the bound's task or on clips."""
@@ -133,8 +124,15 @@ class Comparison:
     ) -> None:
         """Run fp32. clips: uint8 [T, S, S, 3], from which cosines are taken; unused with a task."""
         self._bound, self._clips, self._options = bound, clips, options
+        self.failed: dict[str, str] = {}  # videos of the task that cannot be read, with the reason
         with closing(open_session(exact.path, "ort", threads=options.threads)) as session:
             self._exact = self._answers(session)
+        # A clip on which fp32 gives NaN shows nothing of 8 bits.
+        known = np.isfinite(self._exact.reshape(len(self._exact), -1)).all(1)
+        self.count, self.lost = int(known.sum()), int((~known).sum())
+        if bound.task is None:
+            self._exact = self._exact[known]
+            self._clips = [clip for clip, kept in zip(clips, known, strict=True) if kept]
 
     def folder(self, artefact: Artefact) -> Measured:
         """Measure a folder in ONNX Runtime."""
@@ -152,26 +150,35 @@ class Comparison:
                 mean_cosine=float(cosines.mean()),
                 is_met=smallest >= self._bound.min_cosine,  # a NaN fails
             )
-        lost, gained = int((b > a).sum()), int((b < a).sum())
-        low, high = paired_interval(lost, gained, len(a))
-        drop = 100 * (lost - gained) / len(a)
+        both = np.isfinite(a) & np.isfinite(b)
+        lost, gained, count = int((b[both] > a[both]).sum()), int((b < a).sum()), int(both.sum())
+        low, high = paired_interval(lost, gained, count)
+        drop = 100 * (lost - gained) / count
         return Measured(
             drop=drop,
             interval=(100 * low, 100 * high),
-            agreement=100 * (1 - (lost + gained) / len(a)),
+            agreement=100 * (1 - (lost + gained) / count),
             is_met=drop <= self._bound.max_drop,
         )
 
     def _answers(self, session: Session) -> np.ndarray:
-        """1 or 0 for each question of the task, answered right or not; or embeddings [clips, E]."""
+        """Embeddings [clips, E]; or [Q], 1 for each question of the task that is answered right,
+        else 0, and NaN where its video cannot be read.
+        """
         o, task = self._options, self._bound.task
         if task is None:
             parts = [as_numpy(session.embed_video(c[None])) for c in self._clips]
-            return np.concatenate([p.mean(1) if p.ndim == 3 else p for p in parts])  # a Mug head's
+            found = [p.mean(1) if p.ndim == 3 else p for p in parts]  # a Mug head's
+            return np.concatenate(found).astype(np.float64)
         how = EmbedOptions(workers=o.workers, timeout_s=o.timeout_s)
         result = evaluate(session, task, self._bound.paths, Protocol(session.config), how)
+        self.failed |= result.failed
+        owners = np.array(task.owners if task.is_retrieval else range(len(task.videos)))
+        is_read = np.array([name not in result.failed for name in task.videos])[owners]
+        answers = np.full(len(owners), np.nan)
         outcomes = np.array(result.outcomes["text_to_video" if task.is_retrieval else "videos"])
-        return (outcomes == 1)[self._bound.questions(result.failed)].astype(float)
+        answers[is_read] = outcomes == 1
+        return answers[self._bound.counts]
 
 
 @dataclasses.dataclass(frozen=True)

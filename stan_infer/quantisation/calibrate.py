@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,11 @@ from stan_infer.network.eight_bits import NUMBER_FORMATS
 from stan_infer.network.folded import VideoWeights
 from stan_infer.quantisation.bound import Bound, Comparison, Measured, fewest_returned, read_bound
 from stan_infer.quantisation.histogram import PERCENTILE, Histogram, clipping_point
-from stan_infer.quantisation.hold_out import MIN_CHECKED, Parts, divide, too_few
+from stan_infer.quantisation.hold_out import MIN_CHECKED, Parts, divide, least_ranged, too_few
 from stan_infer.quantisation.observe import samples_of
 from stan_infer.quantisation.options import CalibrationOptions
 from stan_infer.quantisation.ranges import (
+    FLAT,
     State,
     as_input,
     check_state,
@@ -38,9 +40,10 @@ from stan_infer.quantisation.ranges import (
 )
 from stan_infer.quantisation.sensitivity import CLIPS, layer_errors, return_order, times_saved
 from stan_infer.quantisation.sensitivity_plot import draw
+from stan_infer.quantisation.sentence import in_words, label_remarks, sentence
 from stan_infer.quantisation.smooth import Quantiser, Smoothing, choose, through_values, with_gains
 from stan_infer.quantisation.source import check_runnable, exported_fp32, named_videos
-from stan_infer.quantisation.verdict import judge, sentence
+from stan_infer.quantisation.verdict import judge
 from stan_infer.system.atomic import check_folder, files_of, new_folder
 from stan_infer.system.temporary import temporary_folder
 from stan_infer.video.clip import Clip
@@ -91,20 +94,22 @@ def calibrate(
     state = _check_out(out, source)
     paths, root = named_videos(videos)
     bound = read_bound(options, root)
-    parts = divide(paths, root, samples=options.samples, seed=options.seed, asked=bound.paths)
-    bound = dataclasses.replace(bound, held=frozenset(parts.held)) if bound.task else bound
+    parts = divide(paths, options, bound.paths)
     if parts.copies:
         say(f"{parts.copies} videos are copies of others and count once")
     if not parts.is_checked and not options.force:
-        raise too_few(f"{parts.different} different videos are there", options)
+        raise too_few(parts.why)
     if len(parts.ranged) < options.samples:
         say(
             f"{len(parts.ranged)} videos set the ranges, fewer than the {options.samples} asked for"
         )
+    remarks = label_remarks(bound.on(parts), bound, parts.double)
+    bound = bound.on(parts)
     with exported_fp32(source, options.settings, say) as folder:
         artefact = read_artefact(folder)
         check_runnable(artefact, bound, options.precision)
-        work = _Work(artefact, read_weights(artefact), options, bound, parts, root, say, progress)
+        weights = read_weights(artefact)
+        work = _Work(artefact, weights, options, bound, parts, remarks, root, say, progress)
         try:
             result = work.run(out, state)
         except CheckError:
@@ -127,6 +132,16 @@ def _check_out(out: Path, source: str) -> Path:
     return state
 
 
+@dataclasses.dataclass
+class _Read:
+    """Clips [T, S, S, 3] that were read; how many videos were looked at; what came of others."""
+
+    clips: list[np.ndarray] = dataclasses.field(default_factory=list)
+    count: int = 0
+    flat: int = 0
+    failed: dict[str, str] = dataclasses.field(default_factory=dict)  # by name, with the reason
+
+
 @dataclasses.dataclass(frozen=True)
 class _Work:
     artefact: Artefact
@@ -134,17 +149,15 @@ class _Work:
     options: CalibrationOptions
     bound: Bound
     parts: Parts
+    remarks: Sequence[str]
     root: Path | None
     say: Say
     progress: Progress
 
     def run(self, out: Path, state: Path) -> Calibration:
         o = self.options
-        chosen = self.parts.ranged
-        first, _ = self._pixels(chosen[:SMOOTHED_ON])
-        checked, failed = ([], {}) if self.bound.task else self._pixels(self.parts.held)
-        if self.bound.task is None and self.parts.is_checked and len(checked) < MIN_CHECKED:
-            raise too_few(f"{len(checked)} of {len(self.parts.held)} held out can be read", o)
+        comparison, chosen, failed = self._held_out()
+        first = self._pixels(chosen, SMOOTHED_ON).clips
         rows, smoothing = self._smoothing(first)
         exact = through_values(self.weights, smoothing)
         key = self._key(chosen)
@@ -158,6 +171,8 @@ class _Work:
             on_clip=self.progress("measuring ranges", len(chosen)),
             say=self.say,
         )
+        if self.parts.is_checked and len(collected.clips) < least_ranged(o):
+            raise too_few(f"{len(collected.clips)} clips can set the ranges; {self.parts.why}")
         tensors = self._tensors(collected.ranges, smoothing)
         quantiser = self._quantiser(exact, smoothing, tensors)
         errors, saved = self._sensitivity(quantiser, first, rows)
@@ -170,13 +185,15 @@ class _Work:
             **({"percentile": o.percentile or PERCENTILE} if o.method == "percentile" else {}),
             "seed": o.seed,
             "clips": len(collected.clips),
-            "checked": self._checked_on(checked),
+            "checked": comparison.count if self.parts.is_checked else 0,
+            "bound": self.bound.figures(),
+            "remarks": list(self.remarks),
             "key": key,
             "preprocessing": preprocessing(self.artefact.config),
             "tensors": tensors,
             "sensitivity": [{"linear": n, "error": errors[n], "saved_ms": saved[n]} for n in order],
         }
-        record |= self._searched(quantiser, record, order, checked, first)
+        record |= self._searched(quantiser, record, order, comparison, first)
         verdict = record["verdict"]
         if (not verdict["is_met"] or not verdict["is_faster"]) and not o.force:
             raise CheckError(f"{verdict['sentence']}; nothing was written (--force writes it)")
@@ -185,21 +202,21 @@ class _Work:
         files = {f"sensitivity.{kind}": content for kind, content in plots.items()}
         with new_folder(out, why_keep, sources=[self.artefact.path]) as folder:
             self._write(folder, quantiser, record, files)
-        return Calibration(record, failed | collected.failed, verdict["is_met"])
+        failed |= comparison.failed | collected.failed
+        return Calibration(record, failed, verdict["is_met"])
 
     def _searched(
         self,
         quantiser: Quantiser,
         record: Mapping[str, Any],
         order: Sequence[str],
-        checked: Sequence[np.ndarray],
+        comparison: Comparison,
         timed: Sequence[np.ndarray],
     ) -> dict[str, Any]:
         """Search for the fewest linears in fp32, and judge; return the record's entries of both.
 
-        checked: clips on which the bound must hold; timed: clips to time with.
+        comparison: on what the bound must hold. timed: clips to time with.
         """
-        o = self.options
         with temporary_folder("the graphs that are tried") as above:
 
             def folder_of(kept: Sequence[str]) -> Artefact:
@@ -212,32 +229,42 @@ class _Work:
             def measure(kept: Sequence[str]) -> Measured:
                 found = comparison.folder(folder_of(kept))
                 tried = f"{len(kept)} returned to fp32" if kept else "all in 8 bits"
-                self.say(f"{tried}: {found.in_words(self.bound)}")
+                self.say(f"{tried}: {in_words(found, self.bound)}")
                 return found
 
-            comparison = Comparison(self.artefact, self.bound, checked, o)
             search = fewest_returned(order, measure)
             self.say("timing")
             quantised = folder_of(search.kept)
-            verdict = judge(self.artefact, quantised, search, comparison, timed, o.threads)
-        kept = quantiser.kept(search.kept)
-        verdict["sentence"] = sentence(
-            verdict, self.bound, search.best, kept, self._rests_on(record)
-        )
-        return {"kept": kept, "search": search.rows(), "verdict": verdict}
+            threads = self.options.threads
+            verdict = judge(self.artefact, quantised, search, comparison, timed, threads)
+        found = {"kept": quantiser.kept(search.kept), "search": search.rows(), "verdict": verdict}
+        verdict["sentence"] = sentence({**record, **found}, self.bound, search.best)
+        return found
 
-    def _rests_on(self, record: Mapping[str, Any]) -> str:
-        """What the verdict's accuracy rests on, in words."""
-        ranged, task = record["clips"], self.bound.task
-        what = "clips" if task is None else "questions"
-        if not record["checked"]:
-            return f"not checked: measured on the {ranged} clips that set the ranges"
-        text = f"checked on {record['checked']} {what} apart from the {ranged} clips of the ranges"
-        if task is not None and task.labels:
-            held = self.bound.questions()
-            if len({label for label, counts in zip(task.labels, held, strict=True) if counts}) == 1:
-                text += ", all of one class"
-        return text
+    def _held_out(self) -> tuple[Comparison, Sequence[Path], dict[str, str]]:
+        """What the bound is checked on, the videos that set the ranges, and those that failed.
+
+        A held-out video that cannot be used is replaced by the next one of the ranges, as long as
+        enough are left there. Raises InputError where too few can be used.
+        """
+        o, p = self.options, self.parts
+        clips, ranged, failed = [], p.ranged, {}
+        if self.bound.task is None:
+            queue, enough = p.held, len(p.held)
+            if p.is_checked:
+                queue = [*p.held, *p.ranged][: enough + len(p.ranged) - least_ranged(o)]
+            read = self._pixels(queue, enough)
+            clips, failed = read.clips, read.failed
+            if p.is_checked:
+                ranged = [*p.held, *p.ranged][read.count :]
+            if p.is_checked and read.flat:
+                self.say(f"{read.flat} held out are one flat colour and check nothing")
+        comparison = Comparison(self.artefact, self.bound, clips, o)
+        if comparison.lost:
+            self.say(f"{comparison.lost} held out have no result in fp32 and check nothing")
+        if p.is_checked and comparison.count < MIN_CHECKED:
+            raise too_few(f"{comparison.count} of those held out can be used; {p.why}")
+        return comparison, ranged, failed
 
     def _write(
         self,
@@ -271,12 +298,6 @@ class _Work:
             raise InputError("every linear reads nothing but zeros: there is nothing to quantise")
         return Quantiser(exact, smoothing.gains, scales, dead, self.options.precision)
 
-    def _checked_on(self, clips: Sequence[np.ndarray]) -> int:
-        """How many clips or questions outside the ranges the bound is measured on."""
-        if not self.parts.is_checked:
-            return 0
-        return len(clips) if self.bound.task is None else int(self.bound.questions().sum())
-
     def _key(self, chosen: Sequence[Path]) -> dict[str, Any]:
         """What the ranges depend on: model, videos (name and size), preprocessing, smoothing."""
         c, o = self.artefact.config, self.options
@@ -293,24 +314,29 @@ class _Work:
             "smooth": o.smooth and not NUMBER_FORMATS[o.precision].is_float,
         }
 
-    def _pixels(self, paths: Sequence[Path]) -> tuple[list[np.ndarray], dict[str, str]]:
-        """Clips [T, S, S, 3] of the videos that can be read, and why others cannot, by name.
+    def _pixels(self, paths: Sequence[Path], enough: int) -> _Read:
+        """Read videos until `enough` can be used; clips of one flat colour are left out.
 
-        Raises InputError where none can.
+        Raises InputError where none can be used.
         """
-        o, spec = self.options, ClipSpec.of(self.artefact.config)
-        clips, failed = [], {}
-        for path, r in read_clips(paths, spec, workers=o.workers, timeout_s=o.timeout_s):
-            if isinstance(r, Clip):
-                clips.append(r.pixels)
-            elif isinstance(r, MissingError):
-                raise r
-            else:
-                failed[video_name(path, self.root)] = str(r)
-        if not clips:
-            reason = next(iter(failed.values()), "no video was given")
+        o, spec, found = self.options, ClipSpec.of(self.artefact.config), _Read()
+        with closing(read_clips(paths, spec, workers=o.workers, timeout_s=o.timeout_s)) as readings:
+            for path, r in readings:
+                found.count += 1
+                if isinstance(r, MissingError):
+                    raise r
+                if not isinstance(r, Clip):
+                    found.failed[video_name(path, self.root)] = str(r)
+                elif int(r.pixels.max()) - int(r.pixels.min()) <= FLAT:
+                    found.flat += 1
+                else:
+                    found.clips.append(r.pixels)
+                if len(found.clips) == enough:
+                    break
+        if not found.clips:
+            reason = next(iter(found.failed.values()), "they are one flat colour (black?)")
             raise InputError(f"none of {len(paths)} videos can be used: {reason}")
-        return clips, failed
+        return found
 
     def _smoothing(self, first: Sequence[np.ndarray]) -> tuple[dict[str, int], Smoothing]:
         """Rows of each linear's input for one clip, and the strengths chosen on the first clips."""

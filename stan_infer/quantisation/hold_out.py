@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from stan_infer.errors import InputError
 from stan_infer.quantisation.options import CalibrationOptions
-from stan_infer.quantisation.ranges import choose_videos
 from stan_infer.system.outside_file import open_regular
 
 MIN_RANGED = 8  # videos for the ranges
@@ -21,78 +20,115 @@ _ENDS = 2**16  # bytes of a file's head and of its tail that tell its content
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """ranged: videos for the ranges. held: others, to check on; with a task those that it asks for.
+    """Videos of different contents, divided by content, so that copies are on one side.
 
-    different: how many of the videos looked at have different contents. copies: how many others
-    have the content of one of those. is_checked: False where there are too few to hold any out;
-    then `held` are those of the ranges.
+    ranged: for the ranges. held: others, to check on; with a task all of its videos that are not in
+    `ranged`. is_checked: False where there are too few to hold any out; then `held` are those of
+    the ranges, or all of the task's. why: how many there are and are needed, in words. copies: how
+    many others have the content of one. double: of the task's videos those that have the content of
+    another of them, which counts in their place.
     """
 
     ranged: list[Path]
     held: list[Path]
-    different: int
-    copies: int
     is_checked: bool
+    why: str
+    copies: int
+    double: Mapping[Path, Path] = dataclasses.field(default_factory=dict)
 
 
-def too_few(found: str, options: CalibrationOptions) -> InputError:
-    """The error where nothing, or not enough, can be held out."""
-    ranged = min(MIN_RANGED, options.samples)
+def least_ranged(options: CalibrationOptions) -> int:
+    """How many videos must set the ranges where others check."""
+    return min(MIN_RANGED, options.samples)
+
+
+def too_few(found: str) -> InputError:
+    """The error where not enough can be held out. found: how many there are and are needed."""
     return InputError(
-        f"{found}, and {ranged + MIN_CHECKED} are needed: {ranged} for the ranges and "
-        f"{MIN_CHECKED} others to check on; give more videos, or --force, which checks nothing"
+        f"{found}: give more videos, or --force, which writes a result that nothing checked"
     )
 
 
 def divide(
-    videos: Sequence[Path],
-    root: Path | None,
-    *,
-    samples: int,
-    seed: int,
-    asked: Collection[Path] = (),
+    videos: Sequence[Path], options: CalibrationOptions, asked: Sequence[Path] = ()
 ) -> Parts:
-    """Choose at most `samples` videos for the ranges, and hold a quarter of all out, at least 8.
+    """Choose at most options.samples videos for the ranges; hold a quarter of all out, at least 8.
 
-    The choice depends on names and contents, not on the order. Copies of one file count once, so
-    they cannot stand on both sides. asked: the videos of a labelled task; ranges take others first,
-    and always leave a quarter of these.
+    The choice depends on options.seed and on contents, not on names or the order: with a video
+    more, at most one other changes sides. asked: the videos of a labelled task, of which a quarter,
+    at least 8, is always held out; ranges take others first.
     """
+    samples, seed = options.samples, options.seed
     want = max(MIN_CHECKED, samples // (PART - 1))
-    named = choose_videos(videos, root, len(videos), seed)
-    tasked = set(asked)
-    named.sort(key=lambda path: path in tasked)
-    looked_at = named[: PART * (samples + want)]
-    pool = _by_content(looked_at, seed)
-    of_task = _by_content(asked, seed)
-    copies = len(looked_at) - len(pool)
-    if tasked:
-        copies = max(copies, len(tasked) - len(of_task))
-        free = [key for key in pool if key not in of_task]
-        most = len(of_task) - max(MIN_CHECKED, len(of_task) // PART)
-        ranged = (free + [key for key in pool if key in of_task][: max(most, 0)])[:samples]
-        taken = set(ranged)
-        held = [path for path in asked if content_key(path, seed) not in taken]
-        different, is_checked = len({*pool, *of_task}), len(held) >= MIN_CHECKED
-        if not is_checked:
-            ranged, held = list(pool)[:samples], list(asked)
-    else:
-        different = len(pool)
-        count = want if len(pool) >= samples + want else max(MIN_CHECKED, len(pool) // PART)
-        ranged, others = list(pool)[count:][:samples], list(pool)[:count]
-        is_checked = len(ranged) >= min(MIN_RANGED, samples)
-        if not is_checked:
-            ranged = others = list(pool)[:samples]
-        held = [pool[key] for key in others]
-    return Parts([pool[key] for key in ranged], held, different, copies, is_checked)
+    others = _by_size(set(videos) - set(asked), seed)
+    pool, copies = _different(others, seed, samples + want)
+    if asked:
+        tasked, more = _different(asked, seed, len(asked))
+        parts = _beside_a_task(pool, tasked, options)
+        twins = len(pool.keys() & tasked.keys())
+        return dataclasses.replace(parts, copies=len(copies) + len(more) + twins, double=more)
+    found = list(pool.values())
+    held = min(want, max(MIN_CHECKED, len(found) // PART))
+    least = least_ranged(options)
+    why = (
+        f"{len(found)} different videos are there, and {least + MIN_CHECKED} are needed, {least} "
+        f"for the ranges and {MIN_CHECKED} others to check on"
+    )
+    if len(found) < held + least:
+        return Parts(found[:samples], found[:samples], False, why, len(copies))
+    return Parts(found[held:][:samples], found[:held], True, why, len(copies))
 
 
-def _by_content(paths: Collection[Path], seed: int) -> dict[str, Path]:
-    """Paths by their contents, in the order of these; of copies the first by name."""
-    found: dict[str, Path] = {}
-    for path in paths:
-        found.setdefault(content_key(path, seed), path)
-    return dict(sorted(found.items()))
+def _beside_a_task(
+    pool: Mapping[str, Path], tasked: Mapping[str, Path], options: CalibrationOptions
+) -> Parts:
+    """Divide, where `tasked` have labels, and `pool` are others, which may be copies of those."""
+    samples, least = options.samples, least_ranged(options)
+    free = [path for key, path in pool.items() if key not in tasked]
+    spare = list(tasked.values())[max(MIN_CHECKED, len(tasked) // PART) :]
+    ranged = (free + spare)[:samples]
+    held = list(tasked.values())[: len(tasked) - max(len(ranged) - len(free), 0)]
+    why = (
+        f"{len(tasked)} different videos with labels and {len(free)} others are there, and needed "
+        f"are {MIN_CHECKED} with labels to check on and {least} others for the ranges"
+    )
+    if len(held) < MIN_CHECKED or len(ranged) < least:
+        return Parts((free + list(tasked.values()))[:samples], list(tasked.values()), False, why, 0)
+    return Parts(ranged, held, True, why, 0)
+
+
+def _by_size(videos: Collection[Path], seed: int) -> list[Path]:
+    """Paths in an order of their files' sizes that `seed` shuffles: copies are together.
+
+    So the first of very many are chosen by what they hold, without reading all.
+    """
+
+    def key(path: Path) -> tuple[str, str]:
+        try:
+            size = path.stat().st_size
+        except (OSError, ValueError):
+            size = -1
+        return hashlib.sha256(f"{seed}:{size}".encode()).hexdigest(), os.fspath(path)
+
+    return sorted(videos, key=key)
+
+
+def _different(
+    videos: Iterable[Path], seed: int, most: int
+) -> tuple[dict[str, Path], dict[Path, Path]]:
+    """The first videos of different contents, at most `most`, by a hash of these and sorted by it;
+    and by the path of each copy among them the one that counts, the first in the order of names.
+    """
+    found: dict[str, list[Path]] = {}
+    for path in dict.fromkeys(videos):
+        key = content_key(path, seed)
+        if key not in found and len(found) == most:
+            break
+        found.setdefault(key, []).append(path)
+    for same in found.values():
+        same.sort(key=os.fspath)
+    copies = {copy: same[0] for same in found.values() for copy in same[1:]}
+    return {key: found[key][0] for key in sorted(found)}, copies
 
 
 def content_key(path: Path, seed: int) -> str:

@@ -21,8 +21,9 @@ class CalibrationOptions:
 
     precision: int8 or fp8. method: how the largest value that 8 bits reach is chosen for each input
     (histogram.METHODS); percentile: of the method of that name (default: 99.99). samples: how many
-    videos to run, picked by seed. smooth: move the scale of outlier channels into weights. force:
-    write the folder even where it is slower or misses the bound.
+    videos set the ranges, picked by seed. smooth: move the scale of outlier channels into weights.
+    force: write the folder even where it is slower, misses the bound, or too few videos are there
+    to check it on others.
 
     The bound is min_cosine, the smallest cosine to fp32 (default: 0.995), or, with labels, a CSV of
     video,label (metric top1, the default) or video,text (r1), the largest loss of that metric in

@@ -9,19 +9,18 @@ import numpy as np
 import pytest
 import torch
 
+from examples.motion.clips import write_mp4
 from stan_infer.cli.main import main
 from stan_infer.errors import CheckError, InputError
-from stan_infer.evaluation.task import Task
 from stan_infer.quantisation import ranges as ranges_module
 from stan_infer.quantisation import verdict
-from stan_infer.quantisation.bound import Bound, Measured, deciding
 from stan_infer.quantisation.calibrate import calibrate
-from stan_infer.quantisation.hold_out import divide
 from stan_infer.quantisation.options import CalibrationOptions
 from tests.conftest import python
 from tests.exported import exported
 
 pytestmark = pytest.mark.usefixtures("quick_calibration")
+FP8 = {"precision": "fp8"}  # has no speed on a CPU
 DEFAULTS = {"samples": 3, "force": True, "min_cosine": 0.99, "threads": 1}
 
 
@@ -91,6 +90,9 @@ def test_dead_channels_and_a_dead_linear(model, videos, tmp_path):
         assert np.isfinite(found.record["verdict"][name])
 
 
+ROUNDS = 12
+
+
 @pytest.fixture
 def measured(monkeypatch):
     """Change what is measured of engines in int8, beside 1 ms in all else: measured(function)."""
@@ -99,7 +101,7 @@ def measured(monkeypatch):
     def put(change):
         def bench(candidates, **options):
             rows = real(candidates, **options)
-            rows = [row | {"samples_ms": [1.0] * row["rounds"]} for row in rows]
+            rows = [row | {"samples_ms": [1.0] * ROUNDS, "starved": []} for row in rows]
             return [change(row) if row["precision"] == "int8" else row for row in rows]
 
         monkeypatch.setattr(verdict, "bench_videos", bench)
@@ -109,107 +111,91 @@ def measured(monkeypatch):
 
 def slower(times):
     """A change for `measured`: each round takes so many times as long as in fp32."""
-    return lambda row: row | {"samples_ms": [times] * row["rounds"]}
+    return lambda row: row | {"samples_ms": [times] * ROUNDS}
 
 
 def test_int8_that_is_slower_is_not_written(model, more_videos, tmp_path, measured):
-    measured(slower(1000))
+    measured(slower(2.0))
     with pytest.raises(
         CheckError, match="int8 is no faster here: .* use fp32; nothing was written"
     ):
         run(model, more_videos, tmp_path, force=False)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["fp32"]
     found, _ = run(model, more_videos, tmp_path)
-    assert (
-        found.record["verdict"]["is_faster"] is False
-        and (tmp_path / "out" / "manifest.json").exists()
-    )
+    assert found.record["verdict"]["is_faster"] is False
+    assert (tmp_path / "out" / "manifest.json").exists()
 
 
 def test_int8_that_is_faster_is_written(model, more_videos, tmp_path, measured):
-    measured(slower(1 / 1000))
+    measured(slower(0.5))
     found, _ = run(model, more_videos, tmp_path, force=False)
-    assert "x as fast as fp32" in found.record["verdict"]["sentence"]
+    sentence = found.record["verdict"]["sentence"]
+    assert "int8 is faster here: 2.00x (2.00 to 2.00) the speed of fp32 in" in sentence
 
 
 def test_a_speed_that_cannot_be_told_is_said_and_not_written(
     model, more_videos, tmp_path, measured
 ):
-    rounds = []
+    tries = []
 
     def noisy(row):
-        rounds.append(row["rounds"])
-        return row | {"samples_ms": [3.0 if i % 2 else 1 / 3 for i in range(row["rounds"])]}
+        tries.append(row["engine"])
+        return row | {"samples_ms": [3.0 if i % 2 else 1 / 3 for i in range(ROUNDS)]}
 
     measured(noisy)
-    with pytest.raises(CheckError, match="faster cannot be told on this machine now: 0.* run it"):
+    with pytest.raises(CheckError, match="faster cannot be told on this machine now: .* run it"):
         run(model, more_videos, tmp_path, force=False)
-    assert len(rounds) == len(verdict.ROUNDS) * len(verdict.graph_engines())
+    assert tries.count("ort") == verdict.TRIES
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["fp32"]
 
 
-def test_ratios_of_rounds():
-    even = np.full(40, 10.0)
-    low, middle, high = verdict.paired_ratio(even, even / 2)
-    assert low == middle == high == 2.0
-    rng = np.random.default_rng(0)
-    noise = rng.lognormal(0, 0.3, (500, 40))
-    inside = [r.low <= 1.2 <= r.high for n in noise for r in [verdict.paired_ratio(12 * n, even)]]
-    assert np.mean(inside) > 0.95
-    drifted = np.concatenate([np.full(20, 9.0), np.full(20, 12.0)])  # one half beside other work
-    low, _, high = verdict.paired_ratio(even, drifted)
-    assert low < 0.9 and high > 1.1
+def test_a_ratio_while_other_work_had_the_cpus_says_nothing(model, more_videos, tmp_path, measured):
+    """However clear it looks: beside one process OpenVINO's int8 seemed 6 times as fast."""
+    measured(lambda row: slower(1 / 6)(row) | {"starved": ["starved: other work had it"]})
+    with pytest.raises(CheckError, match="cannot be told .* other work had the CPUs while"):
+        run(model, more_videos, tmp_path, force=False)
 
 
-def test_the_ranges_and_the_check_share_no_content(model, more_videos, tmp_path):
-    paths = sorted(more_videos.iterdir())
-    for i, path in enumerate(paths[:4]):
-        shutil.copy(path, tmp_path / f"copy{i}.mp4")
-    everything = [*paths, *tmp_path.iterdir()]
-    parts = divide(everything, None, samples=256, seed=0)
-    again = divide(everything[::-1], None, samples=256, seed=0)
-    assert parts.is_checked and (parts.copies, parts.different) == (4, 16)
-    assert (len(parts.ranged), len(parts.held)) == (8, 8)
-    contents = [{path.read_bytes() for path in side} for side in (parts.ranged, parts.held)]
-    assert not contents[0] & contents[1] and len(contents[0] | contents[1]) == 16
-    assert {p.read_bytes() for p in again.held} == contents[1]
-    assert not divide(paths[:15], None, samples=256, seed=0).is_checked
-    assert divide(paths[:11], None, samples=3, seed=0).is_checked
-
-
-def test_a_task_keeps_a_quarter_of_its_videos_to_itself(more_videos):
-    paths = sorted(more_videos.iterdir())
-    asked = paths[4:]  # 12 of the 16
-    parts = divide(paths, more_videos, samples=256, seed=0, asked=asked)
-    assert parts.is_checked and set(paths[:4]) < set(parts.ranged)
-    assert set(parts.held) == set(asked) - set(parts.ranged) and len(parts.held) == 8
-    assert not divide(paths, more_videos, samples=256, seed=0, asked=paths[:7]).is_checked
+def test_an_engine_that_misses_the_bound_is_not_what_makes_int8_faster():
+    speed = {"beside": "fp32", "ratio": 2.0, "low": 1.9, "high": 2.1, "is_starved": False}
+    slow = speed | {"ratio": 0.9, "low": 0.8, "high": 1.0, "is_met": True}
+    assert verdict.is_faster({"ort": slow, "openvino": speed | {"is_met": True}}) is True
+    assert verdict.is_faster({"ort": slow, "openvino": speed | {"is_met": False}}) is False
+    assert verdict.is_faster({"ort": slow | {"is_starved": True}}) is None
+    assert verdict.is_faster({"ort": slow | {"high": 1.1}}) is None
+    assert verdict.is_faster({"ort": slow | {"low": None, "high": None}}) is None
+    assert verdict.is_faster({}) is False
 
 
 def test_too_few_videos_give_no_verdict(model, videos, more_videos, tmp_path):
-    with pytest.raises(InputError, match="3 different videos are there, and 11 are needed: 3 for"):
+    with pytest.raises(InputError, match="3 different videos are there, and 11 are needed, 3 for"):
         run(model, videos, tmp_path, force=False)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["fp32"]
     forced, _ = run(model, videos, tmp_path)
-    assert forced.record["checked"] == 0
-    assert "not checked: measured on the 3 clips that set" in forced.record["verdict"]["sentence"]
+    assert (forced.record["clips"], forced.record["checked"]) == (3, 0)
+    sentence = forced.record["verdict"]["sentence"]
+    assert "not checked: measured on clips that set the ranges (3 clips)" in sentence
     found, _ = run(model, more_videos, tmp_path)
     assert (found.record["clips"], found.record["checked"]) == (3, 8)
+    assert found.record["bound"] == {"min_cosine": 0.99}
     sentence = found.record["verdict"]["sentence"]
-    assert "checked on 8 clips apart from the 3 clips of the ranges" in sentence
-
-
-def test_figures_have_the_digits_that_decide():
-    assert deciding(0.9999983, 1.0, 5) == "0.999998"
-    assert deciding(0.99973, 0.995, 5) == "0.99973"
-    assert deciding(1.0, 1.0, 5) == "1.00000"
-    assert deciding(0.50004, 0.5, 2) == "0.5000" + "4"
-    one_row = Measured(drop=0.0, interval=(-79.3, 79.3))
-    bound = Bound(task=Task(("a",), labels=(0,), classes=("x",)))
-    assert "0.00 points of top1 (95 %: -79.30 to 79.30 lost)" in one_row.in_words(bound)
-    words = {"precision": "int8", "is_met": True, "is_simulated": True, "rows": []}
-    assert "only the estimate keeps at most 0.5 points lost" in verdict.sentence(
-        words, bound, one_row, [], "x"
+    assert "checked on 8 clips apart from the 3 clips of the ranges (about 1 other clip in 9" in (
+        sentence
     )
+
+
+def test_a_held_out_video_that_cannot_be_used_is_replaced(model, more_videos, tmp_path):
+    """Broken ones, copies and black ones beside 16 that are good: 8 still check, 8 set ranges."""
+    folder = shutil.copytree(more_videos, tmp_path / "videos")
+    (folder / "copy.mp4").write_bytes((folder / "clip00.mp4").read_bytes())
+    for i in range(12):
+        (folder / f"broken{i}.mp4").write_bytes(b"no video %d" % i)
+    for i in range(4):
+        write_mp4(folder / f"black{i}.mp4", np.zeros((20 + i, 96, 96, 3), np.uint8))
+    found, said = run(model, folder, tmp_path, force=False, samples=8, min_cosine=0.5, **FP8)
+    assert found.record["checked"] == 8 and 8 >= found.record["clips"] >= 6
+    assert "1 videos are copies of others and count once" in said
+    assert all(name.startswith("broken") for name in found.failed)
 
 
 def test_no_engine_that_gives_the_same(model, more_videos, tmp_path, measured):
