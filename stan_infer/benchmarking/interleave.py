@@ -23,7 +23,7 @@ from stan_infer.video.synthetic import moving_frames
 CACHE_BYTES = 96 * 2**20  # the pool of inputs is larger than this, and so than any CPU's cache
 MAX_CLIPS = 256  # of the pool, as many tiny inputs would take long to make
 MAX_ROUNDS = 100_000
-WARM_MS, MAX_WARM = 30.0, 8  # of calls before each timed one, unless it takes ten times as long
+WARM_MS, MAX_WARM = 60.0, 64  # of calls before each timed one, unless it takes five times as long
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,13 +200,13 @@ def _warm(candidate: Candidate, clips: np.ndarray, last_ms: float) -> bool:
 
     Else a round would time what no user of one engine has: the threads of the engine before, which
     look for work for some milliseconds more, and its own, which wake on one CPU and are spread over
-    all of them only after some. Eager mode on two cores then takes twice as long.
+    all of them only after some tens of them. Eager mode on two cores then takes twice as long.
     """
     if not candidate.is_on_cpu:
         return True
     is_quiet, spent = let_others_sleep(), 0.0
     for _ in range(MAX_WARM):
-        if spent >= WARM_MS or last_ms > 10 * WARM_MS:
+        if spent >= WARM_MS or last_ms > 5 * WARM_MS:
             break
         spent += candidate.clock.time(partial(candidate.embed, clips))[1]
     return is_quiet

@@ -39,7 +39,6 @@ th:first-child, td:first-child { text-align: left; }
 figure { margin: 0; } svg { width: 100%; height: auto; }
 p, li { max-width: 46rem; } .soft { color: var(--soft); }
 .doubt { border-left: 4px solid #D55E00; padding-left: .7rem; font-weight: 600; }
-tr.doubt td { color: var(--soft); }
 """
 _COLUMNS = {
     "engine": "engine",
@@ -209,7 +208,7 @@ def _table(rows: Rows, columns: Mapping[str, str]) -> str:
     shown = {k: v for k, v in columns.items() if any(r.get(k) is not None for r in rows)}
     head = "".join(f"<th>{_text(v)}</th>" for v in shown.values())
     lines = [
-        f"<tr{' class=doubt' * bool(r.get('doubts'))}>"
+        f"<tr{' class=soft' * bool(r.get('doubts'))}>"
         + "".join(f"<td>{_cell(k, r.get(k))}</td>" for k in shown)
         + "</tr>"
         for r in rows
@@ -226,6 +225,8 @@ def _cell(name: str, value: Any) -> str:
         return _text(value)
     if name == "share_of_ceiling":
         return f"{100 * value:.0f} %"
+    if abs(value) >= 1000:
+        return f"{value:.0f}"
     return f"{value:.1e}" if 0 < abs(value) < 1e-2 else f"{value:.4g}"
 
 

@@ -105,7 +105,7 @@ def ratio_in_words(row: Mapping[str, Any]) -> str:
     or too few rounds, or only the interval.
     """
     ratio, low, high = (row.get(f"speedup{end}") for end in ("", "_low", "_high"))
-    if ratio is None:
+    if row.get("refused") or ratio is None:
         return "-"
     if row.get("starved"):
         return "starved"

@@ -129,7 +129,7 @@ def add_doubts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """
     bases: dict[tuple[Any, Any], dict[str, Any]] = {}
     for row in rows:
-        if row.get("speedup") is None:
+        if row.get("refused") or row.get("speedup") is None:
             continue
         base = bases.setdefault((row["batch"], row["frames"]), row)
         row["doubts"] = [f"{why}; {NOT_ITS_OWN}" for why in row.get("starved") or ()]

@@ -69,7 +69,7 @@ def test_all_run_once_before_any_runs_again_and_each_is_first_in_turn():
 
 def test_a_timed_call_follows_others_of_its_own_unless_it_is_long(monkeypatch):
     monkeypatch.setattr(interleave, "WARM_MS", 30.0)
-    for ms, before in ((12.0, 3), (0.1, 8), (40.0, 1), (300.0, 1), (301.0, 0)):
+    for ms, before in ((12.0, 3), (0.1, interleave.MAX_WARM), (40.0, 1), (150.0, 1), (151.0, 0)):
         log = []
         measure([FakeEngine(log, "a", ms), FakeEngine(log, "b", 12.0)], Schedule(0, 2))
         # compare; two rounds, of which the first knows no call before it; compare
