@@ -55,7 +55,8 @@ class _Calls:
     host: list[float] = dataclasses.field(default_factory=list)
     uses: list[CpuUse] = dataclasses.field(default_factory=list)
     restless: int = 0  # calls that began while threads of others ran
-    last_ms: float = 0.0  # of the last call, counted or not
+    last_ms: float = 0.0  # of the last timed call, counted or not
+    ran_ms: float = 0.0  # in counted rounds, with the calls before timed ones
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +172,7 @@ def _time(
         for candidate in (*running[first:], *running[:first]):
             own = calls[candidate.name]
             clips = pool[(i + 1) % len(pool)], pool[(i + 2) % len(pool)]
-            is_quiet = _warm(candidate, clips[0], own.last_ms)
+            is_quiet, spent = _warm(candidate, clips[0], own.last_ms)
             run = partial(candidate.clock.time, partial(candidate.embed, clips[1]))
             (_, ms, issued), use = meter.around(run)
             own.last_ms = ms
@@ -179,10 +180,11 @@ def _time(
                 own.ms.append(ms)
                 own.uses.append(use)
                 own.restless += not is_quiet
+                own.ran_ms += spent + ms
                 if issued is not None:
                     own.host.append(issued)
         counted = i + 1 - schedule.warmup
-        seconds = min(sum(own.ms) for own in calls.values()) / 1e3
+        seconds = min(own.ran_ms for own in calls.values()) / 1e3
         part = min(
             max(counted, 0) / schedule.repeats,
             seconds / schedule.min_seconds if schedule.min_seconds else 1.0,
@@ -195,21 +197,22 @@ def _time(
     return calls, machine.read()
 
 
-def _warm(candidate: Candidate, clips: np.ndarray, last_ms: float) -> bool:
-    """Run a candidate uncounted for WARM_MS, when the threads of others sleep; False: they do not.
+def _warm(candidate: Candidate, clips: np.ndarray, last_ms: float) -> tuple[bool, float]:
+    """Run a candidate for WARM_MS, when the threads of others sleep.
 
     Else a round would time what no user of one engine has: the threads of the engine before, which
     look for work for some milliseconds more, and its own, which wake on one CPU and are spread over
     all of them only after some tens of them. Eager mode on two cores then takes twice as long.
+    Returns whether the others sleep, and how many milliseconds it ran.
     """
     if not candidate.is_on_cpu:
-        return True
+        return True, 0.0
     is_quiet, spent = let_others_sleep(), 0.0
     for _ in range(MAX_WARM):
         if spent >= WARM_MS or last_ms > 5 * WARM_MS:
             break
         spent += candidate.clock.time(partial(candidate.embed, clips))[1]
-    return is_quiet
+    return is_quiet, spent
 
 
 def _finite(value: float) -> float | None:

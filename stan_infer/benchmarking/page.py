@@ -159,7 +159,7 @@ def _charts(rows: Rows) -> list[str]:
         draw(latency, f"Latency against batch, T = {frames[0]}", "clips a call", "p50, ms"),
         draw(speed, f"Throughput against frames, B = {batches[0]}", "frames", "clips/s"),
     ]
-    if ratios:
+    if len(ratios) > 1:
         charts.append(bar_chart(ratios, f"Times the baseline, {where}", "", line=1))
     shares = {_name(r): 100 * r["share_of_ceiling"] for r in at if r.get("share_of_ceiling")}
     if shares:

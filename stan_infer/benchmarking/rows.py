@@ -91,11 +91,15 @@ def compare_rows(
 
 
 def remarks(row: Mapping[str, Any]) -> list[str]:
-    """Lines about a row: why it has no speed, or the warnings about its samples."""
+    """Lines about a row: why it has no speed or no ratio, or the warnings about its samples.
+
+    Of a starved one only that it is: the other warnings are about times that are not its own.
+    """
     name = f"{row['engine']} {row.get('precision') or ''}".strip()
     where = f" at B={row['batch']}, T={row['frames']}" if row.get("batch") else ""
     notes = [*([row["refused"]] if row.get("refused") else []), *row.get("doubts", [])]
-    return [f"{name}{where}: {note}" for note in (*notes, *row.get("diagnosis", []))]
+    notes += [] if row.get("starved") else row.get("diagnosis", [])
+    return [f"{name}{where}: {note}" for note in notes]
 
 
 def ratio_in_words(row: Mapping[str, Any]) -> str:

@@ -54,8 +54,8 @@ def bench(
     warmup: Annotated[int, typer.Option(min=1, help="Rounds that are not counted.")] = 2,
     repeats: Annotated[int, typer.Option(min=1, help="Least number of counted rounds.")] = 10,
     min_seconds: Annotated[
-        float, typer.Option(min=0, max=3600, help="Least counted seconds of each engine.")
-    ] = 1.0,
+        float, typer.Option(min=0, max=3600, help="Least seconds that each engine runs.")
+    ] = 3.0,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads of every engine (default: all CPUs).")
     ] = None,
