@@ -121,14 +121,15 @@ def ratio_in_words(row: Mapping[str, Any]) -> str:
 
 def machine_remarks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """What else ran on the machine meanwhile, and what to do if it was too much."""
-    row = next((r for r in rows if "others_share" in r), None)
-    if row is None:
+    judged = [r for r in rows if "others_share" in r]
+    if not judged:
         return []
-    others, before, after = (row.get(k) for k in ("others_share", "load_before", "load_after"))
-    share = "not known on this system" if others is None else f"{100 * others:.0f} %"
+    before, after = (judged[0].get(f"load_{when}") for when in ("before", "after"))
+    others = [r["others_share"] for r in judged if r["others_share"] is not None]
+    share = f"{100 * max(others):.0f} %" if others else "not known on this system"
     load = "" if before is None else f"; load {before:.1f} before, {after:.1f} after"
     told = [f"CPU time that other work had meanwhile: {share}{load}"]
-    if all(r.get("starved", []) is None for r in rows if "others_share" in r):
+    if all(r["starved"] is None for r in judged):
         told.append(
             "whether other work starved the engines is not known on this system; with --threads 1 "
             "it is"
@@ -136,7 +137,8 @@ def machine_remarks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     if starved := sum(bool(r.get("starved")) for r in rows):
         told.append(
             f"{starved} of {len(rows)} rows are starved: their times and ratios are not the "
-            "engines' own. Stop the other work, or leave it a CPU: fewer --threads; then run again"
+            "engines' own. Stop the other work, or take CPUs that it leaves free "
+            "(fewer --threads, taskset); then run again"
         )
     return told
 

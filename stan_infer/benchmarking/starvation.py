@@ -63,7 +63,7 @@ def cpu_figures(
     starved: why its figures are not its own, in words; [] if they are, None where the system does
     not tell.
     """
-    wall, used = sum(samples_ms) / 1e3, sum(u.used for u in uses)
+    wall, used = max(sum(samples_ms) / 1e3, 1e-9), sum(u.used for u in uses)
     waiting = [u.waiting for u in uses if u.waiting is not None]
     throttled = [u.throttled for u in uses if u.throttled is not None]
     is_known = len(waiting) == len(uses)

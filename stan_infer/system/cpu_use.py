@@ -17,6 +17,7 @@ from typing import Any
 _ROOT = Path("/")
 _BUSY = (1, 2, 3, 6, 7)  # fields of a line of /proc/stat: user, nice, system, irq, softirq
 _STOLEN = 8
+_TICKS = 0.1  # seconds; /proc/stat counts hundredths, by what runs at a tick of the clock
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +103,11 @@ class MachineMeter:
         others = stolen = None
         if times and times_0 and self._cpus and wall > wall_0:
             whole = (wall - wall_0) * len(self._cpus)
-            others = min(max((times[0] - times_0[0] - (own - own_0)) / whole, 0.0), 1.0)
-            stolen = min(max((times[1] - times_0[1]) / whole, 0.0), 1.0)
+            busy, stole, own = times[0] - times_0[0], times[1] - times_0[1], own - own_0
+            # Some sandboxes write zeros; what this process had is a part of what is true.
+            if busy >= own / 2 or own < _TICKS:
+                others = min(max((busy - own) / whole, 0.0), 1.0)
+                stolen = min(max(stole / whole, 0.0), 1.0)
         return MachineUse(others, stolen, (load_0, load))
 
 

@@ -112,6 +112,14 @@ def test_cpus_that_others_had(tmp_path):
     assert seen.others == seen.stolen == 0.0
 
 
+def test_a_sandbox_that_writes_zeros_tells_nothing(tmp_path):
+    meter = MachineMeter([0], tree(tmp_path, {"proc/stat": "cpu0 0 0 0 0 0 0 0 0 0 0\n"}))
+    end = time.process_time() + 0.11
+    while time.process_time() < end:
+        pass
+    assert meter.read().others is meter.read().stolen is None
+
+
 @pytest.mark.parametrize("cpus", [None, [], [0, 7]])
 def test_cpus_that_the_system_does_not_tell(tmp_path, cpus):
     tree(tmp_path, {"proc/stat": "cpu 1 2 3\ncpu0 1 2 3 4 5 6 7 8 9 10\n"})
