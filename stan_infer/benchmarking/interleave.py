@@ -172,7 +172,8 @@ def _time(
         for candidate in (*running[first:], *running[:first]):
             own = calls[candidate.name]
             clips = pool[(i + 1) % len(pool)], pool[(i + 2) % len(pool)]
-            is_quiet, spent = _warm(candidate, clips[0], own.last_ms)
+            is_quiet = len(running) == 1 or not candidate.is_on_cpu or let_others_sleep()
+            spent = _warm(candidate, clips[0], own.last_ms)
             run = partial(candidate.clock.time, partial(candidate.embed, clips[1]))
             (_, ms, issued), use = meter.around(run)
             own.last_ms = ms
@@ -197,22 +198,20 @@ def _time(
     return calls, machine.read()
 
 
-def _warm(candidate: Candidate, clips: np.ndarray, last_ms: float) -> tuple[bool, float]:
-    """Run a candidate for WARM_MS, when the threads of others sleep.
+def _warm(candidate: Candidate, clips: np.ndarray, last_ms: float) -> float:
+    """Run a candidate for WARM_MS, unless it is on a GPU; return how many milliseconds it ran.
 
-    Else a round would time what no user of one engine has: the threads of the engine before, which
-    look for work for some milliseconds more, and its own, which wake on one CPU and are spread over
-    all of them only after some tens of them. Eager mode on two cores then takes twice as long.
-    Returns whether the others sleep, and how many milliseconds it ran.
+    Threads wake on one CPU and are spread over all of them only after some tens of milliseconds, in
+    which eager mode on two cores takes twice as long. Who runs one engine does not see that.
     """
+    spent = 0.0
     if not candidate.is_on_cpu:
-        return True, 0.0
-    is_quiet, spent = let_others_sleep(), 0.0
+        return spent
     for _ in range(MAX_WARM):
         if spent >= WARM_MS or last_ms > 5 * WARM_MS:
             break
         spent += candidate.clock.time(partial(candidate.embed, clips))[1]
-    return is_quiet, spent
+    return spent
 
 
 def _finite(value: float) -> float | None:
