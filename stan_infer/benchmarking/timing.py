@@ -84,8 +84,8 @@ def summarise(
         "clips_per_s": clips / p50 * 1e3,
         "gflop_per_s": None if flops is None else clips * flops / p50 / 1e6,
         "speedup": ratio.middle,
-        "speedup_low": ratio.low,
-        "speedup_high": ratio.high,
+        "speedup_low": ratio.low if ratio.is_known else None,
+        "speedup_high": ratio.high if ratio.is_known else None,
         "speedup_p20": p20_ratio,
         "speedup_p80": p80_ratio,
         "rounds": len(ms),
@@ -94,28 +94,32 @@ def summarise(
 
 
 class Ratio(NamedTuple):
-    """A ratio of speeds and its interval, which is None to None where the rounds are too few."""
+    """A ratio of speeds and its interval, which is 0 to infinity where the rounds are too few."""
 
-    low: float | None
+    low: float
     middle: float
-    high: float | None
+    high: float
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there were rounds enough for an interval."""
+        return math.isfinite(self.high)
 
 
 def paired_ratio(baseline_ms: Sequence[float], samples_ms: Sequence[float]) -> Ratio:
     """How many times as fast as the baseline: the median over rounds that ran both.
 
     Pairs of one round cancel drifts of the machine's speed. The interval holds the true median in
-    95 % of runs if rounds are independent: it is that of order statistics, whose miss is exactly
-    binomial whatever the distribution (https://en.wikipedia.org/wiki/Median#Confidence_interval is
-    of no use below 6 rounds, where there is none). As work beside a run comes and goes, it also
-    spans the medians of both halves.
+    at least 95 % of runs if rounds are independent, whatever their distribution: that of order
+    statistics (David and Nagaraja, Order Statistics, 7.1), of which there is none below 6 rounds.
+    As work beside a run comes and goes, it also spans the medians of both halves.
     """
     ratios = np.asarray(baseline_ms, float) / np.asarray(samples_ms, float)
     ordered, n = np.sort(ratios), len(ratios)
     middle = float(np.median(ratios))
     rank = _rank(n)
     if rank is None:
-        return Ratio(None, middle, None)
+        return Ratio(0.0, middle, math.inf)
     halves = [float(np.median(half)) for half in np.array_split(ratios, 2)]
     low, high = float(ordered[rank]), float(ordered[n - 1 - rank])
     return Ratio(min(low, *halves), middle, max(high, *halves))
