@@ -11,6 +11,7 @@ from benchmarks.tables.markdown import (
     newest,
     percent,
 )
+from stan_infer.benchmarking.rows import ratio_in_words
 
 _CANDIDATES = {
     ("eager", "reference"): "eager",
@@ -56,7 +57,12 @@ def _engine_cell(r: Row | None) -> str:
     if r is None:
         return NOT_MEASURED
     ms, share = r["latency_ms_p50"], percent(r["share_of_ceiling"])
-    return f"{ms:.0f} ms, {r['speedup']:.2f}x, {share}"
+    return f"{ms:.0f} ms, {_ratio(r)}, {share}"
+
+
+def _ratio(r: Row, digits: int = 2) -> str:
+    """The ratio, or what is known of one that cannot be believed."""
+    return ratio_in_words(r) if r.get("doubts") else f"{r['speedup']:.{digits}f}x"
 
 
 def graphs_table() -> str:
@@ -68,18 +74,23 @@ def graphs_table() -> str:
     for (model, threads), run in runs.items():
         fused, counted = run["fused"], run["reference"]["graph_gflop"] / run["fused"]["graph_gflop"]
         pairs = fused.get("rounds", fused.get("repeats"))
-        lines.append(f"{model}, {threads} | {fused['speedup']:.3f}x | {counted:.3f}x | {pairs}")
+        lines.append(f"{model}, {threads} | {_ratio(fused, 3)} | {counted:.3f}x | {pairs}")
     head = "model, threads | faster than the reference graph | ratio of their FLOPs | pairs"
     return markdown(head, lines)
 
 
 def repeat_table() -> str:
-    """Ratios to eager of two runs of the same `bench`, newest of each engine."""
+    """Ratios to eager of two runs of the same `bench`, newest of each engine and company."""
     lines = []
-    for r in newest("repeat", "model", "engine", "precision"):
-        (one, two), apart = r["speedups"], 100 * r["apart"]
-        lines.append(f"{r['model']}, {r['engine']} | {one:.3f}x | {two:.3f}x | {apart:.1f} %")
-    return markdown("model, engine | first run | second run | apart", lines)
+    found = {(r["model"], r["engine"], r.get("beside", 0)): r for r in read_rows("repeat")}
+    for r in sorted(found.values(), key=lambda r: r.get("beside", 0)):
+        one, two = r.get("ratios") or (f"{x:.3f}x" for x in r["speedups"])
+        beside = r.get("beside", 0) or "nothing"
+        lines.append(
+            f"{r['model']}, {r['engine']} | {beside} | {one} | {two} | {100 * r['apart']:.1f} %"
+        )
+    head = "model, engine | beside | first run | second run | medians apart"
+    return markdown(head, lines)
 
 
 def int8_table() -> str:
@@ -104,7 +115,7 @@ def int8_table() -> str:
 def _int8_cell(r: Row | None) -> str:
     if r is None or "latency_ms_p50" not in r:
         return NOT_MEASURED
-    return f"{r['latency_ms_p50']:.0f} ms, {r['speedup']:.2f}x"
+    return f"{r['latency_ms_p50']:.0f} ms, {_ratio(r)}"
 
 
 def load_table() -> str:

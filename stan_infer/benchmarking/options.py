@@ -40,7 +40,7 @@ class BenchOptions:
     device: str | None = None
     batches: Sequence[int] = (1,)
     frames: Sequence[int] = (8,)
-    schedule: Schedule = Schedule(min_seconds=1.0)
+    schedule: Schedule = Schedule(min_seconds=3.0)
     threads: int | None = None
     calibration: Path | None = None
     include_decode: Path | None = None

@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from stan_infer.benchmarking.plots import Points, bar_chart, line_chart
-from stan_infer.benchmarking.rows import remarks, write_json_lines
+from stan_infer.benchmarking.rows import (
+    machine_remarks,
+    ratio_in_words,
+    remarks,
+    write_json_lines,
+)
 from stan_infer.errors import InputError, printable
 from stan_infer.system.atomic import Sources, new_folder
 from stan_infer.system.json_file import checked
@@ -33,6 +38,7 @@ th:first-child, td:first-child { text-align: left; }
   gap: 1rem; }
 figure { margin: 0; } svg { width: 100%; height: auto; }
 p, li { max-width: 46rem; } .soft { color: var(--soft); }
+.doubt { border-left: 4px solid #D55E00; padding-left: .7rem; font-weight: 600; }
 """
 _COLUMNS = {
     "engine": "engine",
@@ -40,7 +46,7 @@ _COLUMNS = {
     "batch": "B",
     "frames": "T",
     "latency_ms_p50": "p50 ms",
-    "speedup": "x baseline",
+    "ratio": "x baseline (95 %)",
     "latency_ms_p20": "p20 ms",
     "latency_ms_p95": "p95 ms",
     "latency_ms_p99": "p99 ms",
@@ -95,15 +101,18 @@ def render_page(title: str, rows: Rows, stages: Rows, evals: Rows) -> str:
         raise InputError("nothing was measured: there is no page to write")
     first = ran[0]
     machine = first["machine"]
-    charts = _charts(ran) + _accuracy(ran, evals)
+    # Times that are not an engine's own are in the table only.
+    own = [r for r in ran if not r.get("starved")]
+    charts = _charts(own) + _accuracy(own, evals) if own else []
     parts = [
         f"<h1>{_text(title)}</h1>",
         f"<p>{_text(machine['cpu'])}, {machine['cores']} cores, {_text(machine['system'])}, "
         f"{first['threads']} threads, {_text(first['date'])}. All engines in turn in one process; "
         f"{first['warmup']} uncounted and at least {first['rounds']} counted rounds. Ratio: median "
-        f"over the rounds of {_text(_name(first))} / engine. Error: largest difference from it, "
-        "relative to its largest value.</p>",
-        _table(rows, _COLUMNS),
+        f"over the rounds of {_text(_name(first))} / engine, and its 95 % interval. Error: largest "
+        "difference from the baseline, relative to its largest value.</p>",
+        *_about_machine(ran),
+        _table([{**r, "ratio": ratio_in_words(r)} for r in rows], _COLUMNS),
     ]
     if first.get("ceiling_gflop_per_s"):
         parts.append(
@@ -127,6 +136,15 @@ def render_page(title: str, rows: Rows, stages: Rows, evals: Rows) -> str:
     )
 
 
+def _about_machine(rows: Rows) -> list[str]:
+    """Paragraphs about what else ran; rows that are in no plot are told."""
+    told = [f"<p class=soft>{_text(line)}.</p>" for line in machine_remarks(rows)]
+    if any(r.get("starved") for r in rows):
+        words = told.pop().replace("class=soft", "class=doubt")
+        told.append(words.replace("</p>", " They are left out of the plots.</p>"))
+    return told
+
+
 def _charts(rows: Rows) -> list[str]:
     batches = sorted({r["batch"] for r in rows})
     frames = sorted({r["frames"] for r in rows})
@@ -136,12 +154,13 @@ def _charts(rows: Rows) -> list[str]:
     at = [r for r in rows if all(r[k] == v for k, v in shape.items())]
     where = f"B = {batches[0]}, T = {frames[0]}"
     draw = partial(line_chart, names=[_name(r) for r in at])  # one colour per name
-    ratios = {_name(r): r["speedup"] for r in at}
+    ratios = {_name(r): r["speedup"] for r in at if not r.get("doubts")}
     charts = [
         draw(latency, f"Latency against batch, T = {frames[0]}", "clips a call", "p50, ms"),
         draw(speed, f"Throughput against frames, B = {batches[0]}", "frames", "clips/s"),
-        bar_chart(ratios, f"Times the baseline, {where}", "", line=1),
     ]
+    if len(ratios) > 1:
+        charts.append(bar_chart(ratios, f"Times the baseline, {where}", "", line=1))
     shares = {_name(r): 100 * r["share_of_ceiling"] for r in at if r.get("share_of_ceiling")}
     if shares:
         charts.append(bar_chart(shares, f"Share of peak GEMM, {where}", "percent", line=100))
@@ -189,7 +208,10 @@ def _table(rows: Rows, columns: Mapping[str, str]) -> str:
     shown = {k: v for k, v in columns.items() if any(r.get(k) is not None for r in rows)}
     head = "".join(f"<th>{_text(v)}</th>" for v in shown.values())
     lines = [
-        "<tr>" + "".join(f"<td>{_cell(k, r.get(k))}</td>" for k in shown) + "</tr>" for r in rows
+        f"<tr{' class=soft' * bool(r.get('doubts'))}>"
+        + "".join(f"<td>{_cell(k, r.get(k))}</td>" for k in shown)
+        + "</tr>"
+        for r in rows
     ]
     notes = [f"<li>{_text(line)}</li>" for r in rows for line in remarks(r)]
     below = f"<ul class=soft>{''.join(notes)}</ul>" if notes else ""
@@ -203,8 +225,8 @@ def _cell(name: str, value: Any) -> str:
         return _text(value)
     if name == "share_of_ceiling":
         return f"{100 * value:.0f} %"
-    if name == "speedup":
-        return f"{value:.2f}"
+    if abs(value) >= 1000:
+        return f"{value:.0f}"
     return f"{value:.1e}" if 0 < abs(value) < 1e-2 else f"{value:.4g}"
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from stan_infer.benchmarking.starvation import add_doubts, add_far_below
 from stan_infer.benchmarking.timing import Clock, CudaClock, WallClock
 from stan_infer.config import StanConfig
 from stan_infer.engines.open import graph_engines, open_graph
@@ -29,6 +30,7 @@ class PeakGemm:
     def __init__(self, config: StanConfig, frames: int, threads: int, device: str = "cpu") -> None:
         """Prepare the products; frames: T of the largest clip."""
         self._best: dict[str, tuple[float, str]] = {}
+        self._threads = threads
         self._clock: Clock = WallClock()
         rng = np.random.default_rng(0)
         rows = frames * (1 + config.patches)
@@ -43,16 +45,19 @@ class PeakGemm:
             self._clock = CudaClock(require("torch", "timing a GPU", "gpu").cuda)
         self._start = self._spent = 0.0
 
-    def add_share(self, rows: Iterable[dict[str, Any]]) -> None:
+    def add_share(self, rows: list[dict[str, Any]]) -> None:
         """Add ceiling_gflop_per_s, ceiling_by and share_of_ceiling to rows that have a speed.
 
-        The share is of the fastest product in the row's precision, or in fp32 if there is none.
+        The share is of the fastest product in the row's precision, or in fp32 if there is none. One
+        that is far too small adds to the rows' doubts.
         """
         for row in rows:
             best = self._best.get(row["precision"]) or self._best.get("fp32")
             if best and row.get("gflop_per_s"):
                 row["ceiling_gflop_per_s"], row["ceiling_by"] = best
                 row["share_of_ceiling"] = row["gflop_per_s"] / best[0]
+                add_far_below(row, self._threads)
+        add_doubts(rows)
 
     def sample(self) -> None:
         """Time every product three times, unless earlier samples took more than SHARE."""

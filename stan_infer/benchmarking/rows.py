@@ -57,8 +57,8 @@ def compare_rows(
     A record has `change` (above 1 is faster), `by` and `regression`. `change` compares the ratios
     to the baseline of the same run, which do not depend on how fast or busy the machine is; the
     baseline itself, whose ratio is 1, is compared by its latency. A row is a regression if
-    change < 1 - tolerance, or if its engine ran then and is refused now. Raises InputError if no
-    row matches.
+    change < 1 - tolerance, or if its engine ran then and is refused now. Where one of the rows has
+    doubts, it is None: not known. Raises InputError if no row matches.
     """
     before = {_key(r): r for r in old}
     records = []
@@ -77,7 +77,11 @@ def compare_rows(
             raise InputError(f"a row for {row.get('engine')} has no usable {name}")
         change = now / then if by_ratio else then / now
         record |= {"change": change, "by": "ratio to baseline" if by_ratio else "latency"}
-        records.append({**record, "regression": change < 1 - tolerance})
+        doubted = [when for when, r in (("now", row), ("then", was)) if r.get("doubts")]
+        if doubted:
+            record |= {"change": None, "by": f"not known: doubts {' and '.join(doubted)}"}
+        record["regression"] = None if doubted else change < 1 - tolerance
+        records.append(record)
     if not records:
         raise InputError(
             "no new row has the model, engine, precision, device, batch, frames and threads of a "
@@ -87,11 +91,56 @@ def compare_rows(
 
 
 def remarks(row: Mapping[str, Any]) -> list[str]:
-    """Lines about a row: why it has no speed, or the warnings about its samples."""
+    """Lines about a row: why it has no speed or no ratio, or the warnings about its samples.
+
+    Of a starved one only that it is: the other warnings are about times that are not its own.
+    """
     name = f"{row['engine']} {row.get('precision') or ''}".strip()
     where = f" at B={row['batch']}, T={row['frames']}" if row.get("batch") else ""
-    notes = [*([row["refused"]] if row.get("refused") else []), *row.get("diagnosis", [])]
+    notes = [*([row["refused"]] if row.get("refused") else []), *row.get("doubts", [])]
+    notes += [] if row.get("starved") else row.get("diagnosis", [])
     return [f"{name}{where}: {note}" for note in notes]
+
+
+def ratio_in_words(row: Mapping[str, Any]) -> str:
+    """The ratio of a row with its interval, as 1.31x (1.28 to 1.35), if it can be believed.
+
+    Else what is known of it: "starved" for the row's own starvation, "unknown" for the baseline's
+    or too few rounds, or only the interval.
+    """
+    ratio, low, high = (row.get(f"speedup{end}") for end in ("", "_low", "_high"))
+    if row.get("refused") or ratio is None:
+        return "-"
+    if row.get("starved"):
+        return "starved"
+    if row.get("doubts"):
+        is_wide = all(why.startswith("wide:") for why in row["doubts"])
+        return f"{low:.2f}x to {high:.2f}x" if is_wide else "unknown"
+    return f"{ratio:.2f}x" if low in (None, high) else f"{ratio:.2f}x ({low:.2f} to {high:.2f})"
+
+
+def machine_remarks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What else ran on the machine meanwhile, and what to do if it was too much."""
+    judged = [r for r in rows if "others_share" in r]
+    if not judged:
+        return []
+    before, after = (judged[0].get(f"load_{when}") for when in ("before", "after"))
+    others = [r["others_share"] for r in judged if r["others_share"] is not None]
+    share = f"{100 * max(others):.0f} %" if others else "not known on this system"
+    load = "" if before is None else f"; load {before:.1f} before, {after:.1f} after"
+    told = [f"CPU time that other work had meanwhile: {share}{load}"]
+    if all(r["starved"] is None for r in judged):
+        told.append(
+            "whether other work starved the engines is not known on this system; with --threads 1 "
+            "it is"
+        )
+    if starved := sum(bool(r.get("starved")) for r in rows):
+        told.append(
+            f"{starved} of {len(rows)} rows are starved: their times and ratios are not the "
+            "engines' own. Stop the other work, or take CPUs that it leaves free "
+            "(fewer --threads, taskset); then run again"
+        )
+    return told
 
 
 def _number(value: Any) -> bool:

@@ -27,6 +27,7 @@ from stan_infer.config import video_flops
 from stan_infer.engines.open import engine_named
 from stan_infer.errors import InputError, MissingError, storable
 from stan_infer.system.atomic import check_file, check_folder, check_outside, files_of
+from stan_infer.system.cpu_use import load_average
 from stan_infer.system.machine import installed_versions, machine_record, pinned, usable_cpus
 from stan_infer.system.packages import require
 from stan_infer.system.temporary import temporary_folder
@@ -57,8 +58,8 @@ class BenchResult:
 
     @property
     def is_wrong(self) -> bool:
-        """Whether an engine's outputs were wrong, or one became slower than in `compare`."""
-        slower = any(c["regression"] for c in self.changes)
+        """Whether outputs were wrong, or an engine is slower than in `compare`, or may be."""
+        slower = any(c["regression"] is not False for c in self.changes)
         return slower or any(r.get("refused") and "max_rel_error" in r for r in self.rows)
 
     @property
@@ -88,7 +89,7 @@ def bench(
     _check_targets(options, sources)
     device = options.device or _device(options.engines, say)
     threads = options.threads or usable_cpus()
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    load_before = load_average()
     with pinned(threads) as cpus, temporary_folder("the graphs that are timed") as folder:
         with closing(_open(options, device, threads, folder, say)) as candidates:
             rows, stages, failed = _measure(candidates, options, device, threads, progress)
@@ -97,7 +98,8 @@ def bench(
         "model": storable(Path(title).name if options.source else title),
         "machine": machine_record(),
         "versions": {k: v for k, v in installed_versions().items() if v},
-        "load_before": load,
+        "load_before": load_before,
+        "load_after": load_average(),
         "threads": threads,
         "pinned_cpus": cpus,
         "date": datetime.date.today().isoformat(),
@@ -205,7 +207,10 @@ def _measure(
     candidates: Candidates, options: BenchOptions, device: str, threads: int, progress: Progress
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, str]]:
     """Rows, and rows of stages and videos that cannot be read if videos are given."""
-    config, opened = candidates.config, candidates.opened
+    config = candidates.config
+    opened = [
+        dataclasses.replace(c, facts={**c.facts, "threads": threads}) for c in candidates.opened
+    ]
     if config is not None:
         check_range("--frames", options.frames, config.max_frames)
     videos = list_videos([options.include_decode])[:_MAX_VIDEOS] if options.include_decode else []

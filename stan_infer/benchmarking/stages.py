@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 
 from stan_infer.benchmarking.interleave import Candidate
+from stan_infer.benchmarking.starvation import NOT_ITS_OWN, cpu_figures, let_others_sleep
 from stan_infer.benchmarking.timing import WallClock
 from stan_infer.config import StanConfig
 from stan_infer.engines.session import as_numpy, read_config_clip
 from stan_infer.errors import InputError
 from stan_infer.scores import head_scores
+from stan_infer.system.cpu_use import CpuMeter, CpuUse, MachineMeter
+from stan_infer.system.machine import cpus_of_this_process
 
 TEXTS = 100  # scored for each clip; their features are random, as speed does not depend on them
 _DECODE_BOUND = "decode-bound: more CPUs that decode help, a faster engine does not"
@@ -37,49 +40,54 @@ def bench_stages(
     decode: list[float] = []
     embed: dict[str, list[float]] = {candidate.name: [] for candidate in candidates}
     score: dict[str, list[float]] = {candidate.name: [] for candidate in candidates}
+    uses: dict[str, list[CpuUse]] = {candidate.name: [] for candidate in candidates}
     texts = _texts(config)
-    wall = WallClock()
+    wall, meter = WallClock(), CpuMeter()
 
     def warm(clip: np.ndarray) -> None:  # not counted: libraries are loaded and caches filled
         for candidate in candidates:
             texts(as_numpy(candidate.embed(clip[None])))
 
     good, failed = _readable(config, videos, warm)
+    machine = MachineMeter(cpus_of_this_process())
     for _ in range(repeats):
         for video in good:
             clip, ms, _ = wall.time(partial(read_config_clip, config, video))
             decode.append(ms)
             for candidate in candidates:
-                out, ms, _ = candidate.clock.time(partial(candidate.embed, clip[None]))
+                let_others_sleep()  # those that decode, too
+                run = partial(candidate.embed, clip[None])
+                (out, ms, _), use = meter.around(partial(candidate.clock.time, run))
                 embed[candidate.name].append(ms)
+                uses[candidate.name].append(use)
                 _, ms, _ = wall.time(partial(texts, as_numpy(out)))
                 score[candidate.name].append(ms)
         on_round(1 / repeats)
+    seen = machine.read()
+    common = {"frames": config.frames, "videos": len(good), "repeats": repeats}
     rows = []
     for candidate in candidates:
-        parts = {
-            "decode_ms_p50": float(np.median(decode)),
-            "embed_ms_p50": float(np.median(embed[candidate.name])),
-            "score_ms_p50": float(np.median(score[candidate.name])),
-        }
-        decode_bound = parts["decode_ms_p50"] > parts["embed_ms_p50"]
-        rows.append(
-            {
-                "engine": candidate.name,
-                **candidate.facts,
-                "frames": config.frames,
-                **parts,
-                "total_ms_p50": sum(parts.values()),
-                "videos": len(good),
-                "repeats": repeats,
-                "scored_texts": TEXTS,
-                "diagnosis": [_DECODE_BOUND] if decode_bound else [],
-                "samples_ms": dict(
-                    decode=decode, embed=embed[candidate.name], score=score[candidate.name]
-                ),
-            }
-        )
+        samples = dict(decode=decode, embed=embed[candidate.name], score=score[candidate.name])
+        row = {"engine": candidate.name, **candidate.facts, **common, **_figures(samples)}
+        if candidate.is_on_cpu:
+            threads = candidate.facts.get("threads")
+            row |= cpu_figures(samples["embed"], uses[candidate.name], seen, threads=threads)
+            row["doubts"] = [f"{why}; {NOT_ITS_OWN}" for why in row["starved"] or ()]
+        rows.append(row)
     return rows, failed
+
+
+def _figures(samples: dict[str, list[float]]) -> dict[str, Any]:
+    """Medians of the milliseconds of each stage, and what they say."""
+    parts = {f"{name}_ms_p50": float(np.median(ms)) for name, ms in samples.items()}
+    decode_bound = parts["decode_ms_p50"] > parts["embed_ms_p50"]
+    return {
+        **parts,
+        "total_ms_p50": sum(parts.values()),
+        "scored_texts": TEXTS,
+        "diagnosis": [_DECODE_BOUND] if decode_bound else [],
+        "samples_ms": samples,
+    }
 
 
 def _readable(

@@ -13,7 +13,7 @@ from stan_infer.engines.open import ENGINES
 if TYPE_CHECKING:
     from stan_infer.benchmarking.run import BenchResult
 
-_COLUMNS = "engine precision batch frames latency_ms_p50 latency_ms_p95 clips_per_s speedup".split()
+_COLUMNS = "engine precision batch frames latency_ms_p50 latency_ms_p95 clips_per_s ratio".split()
 _COLUMNS += ["share_of_ceiling", "max_rel_error", "peak_host_mib"]
 _STAGES = "engine precision frames decode_ms_p50 embed_ms_p50 score_ms_p50 total_ms_p50".split()
 _CHANGES = "engine precision batch frames by change regression".split()
@@ -54,8 +54,8 @@ def bench(
     warmup: Annotated[int, typer.Option(min=1, help="Rounds that are not counted.")] = 2,
     repeats: Annotated[int, typer.Option(min=1, help="Least number of counted rounds.")] = 10,
     min_seconds: Annotated[
-        float, typer.Option(min=0, max=3600, help="Least counted seconds of each engine.")
-    ] = 1.0,
+        float, typer.Option(min=0, max=3600, help="Least seconds that each engine runs.")
+    ] = 3.0,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads of every engine (default: all CPUs).")
     ] = None,
@@ -76,7 +76,10 @@ def bench(
     ] = None,
     compare: Annotated[
         Path | None,
-        typer.Option(metavar="OLD.jsonl", help="Rows to compare with; exit code 4 if slower."),
+        typer.Option(
+            metavar="OLD.jsonl",
+            help="Rows to compare with; exit code 4 if slower, or if that cannot be told.",
+        ),
     ] = None,
     calibration: Annotated[
         Path | None,
@@ -93,7 +96,8 @@ def bench(
 
     An exported folder has no eager mode: its first engine is the baseline. If an engine cannot run
     here, the reason is shown and the exit code is 3. If its outputs are wrong, no speed is shown
-    and the exit code is 4. Videos that cannot be read are named and left out; exit code 2.
+    and the exit code is 4. If other work kept it from the CPUs, its row says "starved" in place of
+    a ratio. Videos that cannot be read are named and left out; exit code 2.
     """
     from stan_infer.benchmarking.interleave import Schedule
     from stan_infer.benchmarking.options import MAX_BATCH, MAX_FRAMES, BenchOptions
@@ -132,7 +136,7 @@ def bench(
 
 
 def _show(result: BenchResult, json: bool) -> None:
-    from stan_infer.benchmarking.rows import remarks
+    from stan_infer.benchmarking.rows import machine_remarks, ratio_in_words, remarks
     from stan_infer.cli.report import print_json, print_table, say
 
     rows, stages = result.rows, result.stages
@@ -147,8 +151,10 @@ def _show(result: BenchResult, json: bool) -> None:
         return
     first, machine = rows[0], rows[0]["machine"]
     where = f"{machine['cpu']}, {machine['cores']} cores, {first['threads']} threads"
-    say(f"{result.title} on {where}")
-    print_table([r for r in rows if not r.get("refused")], _COLUMNS)
+    for line in (f"{result.title} on {where}", *machine_remarks(rows)):
+        say(line)
+    shown = [r | {"ratio": ratio_in_words(r)} for r in rows if not r.get("refused")]
+    print_table(shown, _COLUMNS)
     print_table(stages, _STAGES)
     print_table(result.changes, _CHANGES)
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from stan_infer.errors import InputError
+from stan_infer.system.cpu_use import quota_cpus
 
 _PACKAGES = (
     "numpy",
@@ -130,11 +131,20 @@ def pinned(threads: int) -> Iterator[list[int] | None]:
         os.sched_setaffinity(0, allowed)
 
 
+def cpus_of_this_process() -> list[int] | None:
+    """The numbers of the CPUs that it may use; None where the system does not tell."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+
+
 def usable_cpus() -> int:
-    """How many CPUs this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """How many CPUs this process may use: no more than a container's quota, rounded down, but one.
+
+    With more threads than that, all of them are stopped for a part of every tenth of a second.
+    """
+    allowed = cpus_of_this_process()
+    count = len(allowed) if allowed else os.cpu_count() or 1
+    quota = quota_cpus()
+    return count if quota is None else max(1, min(count, int(quota)))
 
 
 def _sibling_rank(cpu: int) -> int:

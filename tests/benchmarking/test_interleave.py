@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from stan_infer.benchmarking import interleave
 from stan_infer.benchmarking.interleave import (
     CACHE_BYTES,
     Candidate,
@@ -11,7 +12,14 @@ from stan_infer.benchmarking.interleave import (
     clip_pool,
 )
 from stan_infer.benchmarking.rows import compare_rows, read_json_lines, write_json_lines
+from stan_infer.benchmarking.run import BenchResult
 from stan_infer.errors import CheckError, InputError
+
+
+@pytest.fixture(autouse=True)
+def cold(monkeypatch):
+    """No uncounted calls before timed ones: logs of calls are those of the rounds."""
+    monkeypatch.setattr(interleave, "WARM_MS", 0.0)
 
 
 class FakeEngine:
@@ -38,17 +46,43 @@ THREE = Schedule(1, 3)
 
 
 def measure(engines, schedule=THREE, **more):
+    return measure_candidates(candidates(*engines), schedule, **more)
+
+
+def measure_candidates(found, schedule, **more):
     given = {"batches": [1], "frames": [2], "flops": lambda t: t * 10**6, **more}
-    return bench_videos(candidates(*engines), side=8, schedule=schedule, **given)
+    return bench_videos(found, side=8, schedule=schedule, **given)
 
 
-def test_all_run_once_before_any_runs_again():
+def test_all_run_once_before_any_runs_again_and_each_is_first_in_turn():
     log = []
     rows = measure([FakeEngine(log, "a", 4.0), FakeEngine(log, "b", 2.0)])
     # compare, one warm-up round, three counted ones, compare again
-    assert log == ["a", "b"] * 6
+    assert log == list("ababbaabbaab")
+    log.clear()
+    measure([FakeEngine(log, name) for name in "abc"], Schedule(1, 6))
+    first = log[3:-3][::3]
+    assert [first.count(name) for name in "abc"] == [3, 2, 2]  # of 7 rounds
     assert [(r["engine"], r["speedup"], r["rounds"]) for r in rows] == [("a", 1, 3), ("b", 2, 3)]
     assert rows[1]["gflop_per_s"] == pytest.approx(2e6 / 2e-3 / 1e9)
+
+
+def test_a_timed_call_follows_others_of_its_own_unless_it_is_long(monkeypatch):
+    monkeypatch.setattr(interleave, "WARM_MS", 30.0)
+    for ms, before in ((12.0, 3), (0.1, interleave.MAX_WARM), (40.0, 1), (150.0, 1), (151.0, 0)):
+        log = []
+        measure([FakeEngine(log, "a", ms), FakeEngine(log, "b", 12.0)], Schedule(0, 2))
+        # compare; two rounds, of which the first knows no call before it; compare
+        first = before or 1
+        a, b = "a" * (before + 1), "b" * 4
+        assert "".join(log) == "ab" + "a" * (first + 1) + b + b + a + "ab", ms
+
+
+def test_a_gpu_is_not_judged_by_cpu_time():
+    engine = FakeEngine([], "a")
+    facts = {"precision": "fp32", "device": "cuda:0"}
+    (row,) = measure_candidates([Candidate("a", engine.embed, facts, engine)], Schedule(1, 6))
+    assert row["doubts"] == [] and not {"starved", "cpus_used", "others_share"} & set(row)
 
 
 def test_minimum_duration_and_minimum_repeats_both_hold():
@@ -123,6 +157,16 @@ def test_a_regression_is_told_by_the_ratio_to_the_baseline(old, new, change, reg
     (record,) = compare_rows([old], [new], 0.1)
     assert record["change"] == pytest.approx(change)
     assert record["regression"] is regression
+
+
+@pytest.mark.parametrize("which", ["old", "new"])
+def test_what_is_in_doubt_is_no_regression_and_no_success(which):
+    rows = {"old": row(), "new": row(speedup=0.1), which: row(speedup=0.1, doubts=["starved: x"])}
+    (record,) = compare_rows([rows["old"]], [rows["new"]], 0.1)
+    assert record["change"] is None and record["regression"] is None
+    assert record["by"] == f"not known: doubts {'now' if which == 'new' else 'then'}"
+    result = BenchResult("t", [rows["new"]], [], [record])
+    assert result.is_wrong
 
 
 def test_an_engine_that_no_longer_runs_is_a_regression():

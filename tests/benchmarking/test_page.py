@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from stan_infer.benchmarking.page import render_page, write_page
+from stan_infer.benchmarking.rows import ratio_in_words
+from stan_infer.benchmarking.starvation import add_doubts
 from stan_infer.benchmarking.timing import summarise
 from stan_infer.errors import InputError
 
@@ -106,7 +108,37 @@ def test_the_page_is_whole_and_fetches_nothing():
 def test_figures_in_the_page_are_those_of_the_rows():
     page = render_page("t", rows(), [], [])
     for row in rows()[:-1]:
-        assert f"<td>{row['latency_ms_p50']:.4g}</td>" in page
+        ms = row["latency_ms_p50"]
+        assert f"<td>{ms:.4g}</td>" in page if ms < 1000 else f"<td>{ms:.0f}</td>" in page
+
+
+def starved(*engines):
+    """The rows, as if other work had the CPUs of these engines."""
+    found = rows()
+    for row in found[:-1]:
+        told = ["starved: its threads got no CPU"] if row["engine"] in engines else []
+        row |= {"starved": told, "others_share": 0.6, "load_before": 3.0, "load_after": 4.0}
+    return add_doubts(found)
+
+
+def test_a_starved_row_has_no_ratio_and_no_place_in_a_plot():
+    page = render_page("t", starved("ort"), [], [])
+    plots = "".join(re.findall("<svg.*?</svg>", page, re.DOTALL))
+    assert "openvino bf16" in plots and "ort fp32" not in plots
+    assert page.count("<td>starved</td>") == 6
+    assert "6 of 18 rows are starved" in page and "They are left out of the plots" in page
+    assert "CPU time that other work had meanwhile: 60 %; load 3.0 before, 4.0 after" in page
+    for row in rows()[:-1]:
+        ratio = f"<td>{ratio_in_words(row)}</td>"
+        assert (ratio in page) == (row["engine"] != "ort")
+
+
+def test_without_its_baseline_no_ratio_is_known_and_without_all_there_is_no_plot():
+    page = render_page("t", starved("eager"), [], [])
+    assert "Times the baseline" not in page and "Latency against batch" in page
+    assert page.count("<td>unknown</td>") == 12 and not re.search(r"\d\.\d+x", page)
+    page = render_page("t", starved("eager", "ort", "openvino"), STAGES, EVALS)
+    assert "<svg" not in page and page.count("<td>starved</td>") == 18
 
 
 def test_it_is_written_whole_and_spares_other_folders(tmp_path):

@@ -1,5 +1,6 @@
 """Figures from raw samples against Python's own statistics module, and the diagnoses."""
 
+import math
 import statistics
 from contextlib import contextmanager
 
@@ -7,7 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stan_infer.benchmarking.timing import CudaClock, WallClock, diagnose, summarise
+from stan_infer.benchmarking.timing import (
+    CudaClock,
+    WallClock,
+    diagnose,
+    paired_ratio,
+    summarise,
+)
 
 SAME = 1e-9  # two ways to interpolate in double
 MS = st.floats(0.01, 1e5)
@@ -30,6 +37,32 @@ def test_percentiles_and_ratios_are_those_of_another_computation(pairs, clips):
     assert row["clips_per_s"] == pytest.approx(clips / median_s, rel=SAME)
     assert row["gflop_per_s"] == pytest.approx(clips * 2e6 / median_s / 1e9, rel=SAME)
     assert row["samples_ms"] == mine and row["rounds"] == len(mine)  # nothing is left out
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(MS, MS), min_size=1, max_size=60))
+def test_the_interval_of_a_ratio_leaves_out_as_many_rounds_as_coins_allow(pairs):
+    """The ranks from exact integers: at most 5 % of the 2 ** n outcomes of n coins may miss."""
+    n = len(pairs)
+    low, middle, high = paired_ratio([p[1] for p in pairs], [p[0] for p in pairs])
+    ratios = sorted(b / m for m, b in pairs)
+    assert middle == pytest.approx(statistics.median(ratios), rel=SAME)
+    fits = [k for k in range(n) if 40 * sum(math.comb(n, heads) for heads in range(k + 1)) <= 2**n]
+    if not fits:
+        assert n < 6 and (low, high) == (0, math.inf)
+        return
+    halves = [pairs[: -(n // 2)], pairs[-(n // 2) :]]
+    medians = [statistics.median(b / m for m, b in half) for half in halves]
+    k = fits[-1]
+    assert low == pytest.approx(min(ratios[k], *medians), rel=SAME)
+    assert high == pytest.approx(max(ratios[n - 1 - k], *medians), rel=SAME)
+
+
+def test_work_that_came_halfway_is_in_the_interval():
+    """Each half alone is certain of another ratio; neither may be called the ratio."""
+    base = [10.0] * 40
+    low, _, high = paired_ratio(base, [5.0] * 20 + [10.0] * 20)
+    assert (low, high) == (1.0, 2.0)
 
 
 def test_a_steady_run_needs_no_diagnosis():

@@ -1,12 +1,15 @@
 """stan-infer bench: engines, gates, stages, memory, comparison, the page."""
 
 import json
+import re
 import shutil
 import statistics
 
 import onnx.parser
 import pytest
 import torch
+
+from stan_infer.system.cpu_use import CpuMeter, CpuUse, MachineMeter, MachineUse
 
 QUICK = ("--repeats", "2", "--warmup", "1", "--min-seconds", "0", "--no-memory")
 
@@ -142,14 +145,26 @@ def test_rows_are_kept_and_compared(cli, checkpoint, tmp_path):
     cli(*args, "--out", old)
     rows = [json.loads(line) for line in old.read_text().splitlines()]
     assert len(rows) == 2 and len(rows[0]["samples_ms"]) == 2
-    # The clock of a shared machine: a comparison that must pass allows for everything.
-    done = cli(*args, "--compare", old, "--tolerance", "1")
-    assert "ratio to baseline" in done.out
-    for row in rows:
-        row["speedup"] *= 100 if row["engine"] == "ort" else 1
-    old.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    done = cli(*args, "--compare", old, code=4)
-    assert "yes" in done.out
+    # Two rounds tell no ratio, so whether an engine became slower is not known.
+    done = cli(*args, "--compare", old, "--tolerance", "1", code=4)
+    assert "not known: doubts now and then" in done.out
+    assert rows[1]["doubts"] and rows[1]["speedup_low"] is None
+
+
+def test_starvation_is_in_the_table_and_in_json(cli, checkpoint, monkeypatch):
+    """The threads of `ort` wait as long as they compute, and other work has most CPUs."""
+    monkeypatch.setattr(CpuMeter, "around", lambda self, run: (run(), CpuUse(0.01, 0.01)))
+    monkeypatch.setattr(MachineMeter, "read", lambda self: MachineUse(0.7, 0.0, (5.0, 6.0)))
+    args = ("bench", checkpoint, "--frames", "2", *QUICK)
+    done = cli(*args)
+    assert re.search(r"^eager .* starved ", done.out, re.M)
+    assert not re.search(r"\d\.\d+x", done.out), "no ratio is shown"
+    assert "its threads got no CPU for 50 % of the time that they wanted one" in done.err
+    assert "CPU time that other work had meanwhile: 70 %" in done.err
+    assert "2 of 2 rows are starved" in done.err and "Stop the other work" in done.err
+    rows = cli(*args, "--json").records
+    assert all(r["starved"] and r["doubts"] and r["denied_share"] == 0.5 for r in rows)
+    assert all(r["others_share"] == 0.7 for r in rows)
 
 
 @pytest.mark.parametrize(
