@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from stan_infer.artefacts.folder import Artefact, Graph
 from stan_infer.benchmarking.interleave import Candidate, Schedule, bench_videos
+from stan_infer.benchmarking.timing import paired_ratio
 from stan_infer.engines.open import ENGINES, graph_engines, open_session
 from stan_infer.engines.session import Session
 from stan_infer.errors import MissingError
@@ -127,12 +127,6 @@ def _next(rows: Sequence[dict[str, Any]], engine: str) -> str:
     return "bf16" if "bf16" in timed else "fp32"
 
 
-class _Ratio(NamedTuple):
-    low: float
-    middle: float
-    high: float
-
-
 def _speeds(rows: Sequence[dict[str, Any]], word: str) -> dict[str, dict[str, Any]]:
     """By engine: the speed of 8 bits divided by that of the next higher precision there.
 
@@ -156,24 +150,10 @@ def _speeds(rows: Sequence[dict[str, Any]], word: str) -> dict[str, dict[str, An
     return found
 
 
-def paired_ratio(slow_ms: Sequence[float], fast_ms: Sequence[float]) -> _Ratio:
-    """Median of the ratios of rounds that ran both, and what it may be: at least 95 %.
-
-    The interval is that of order statistics, which takes rounds for independent; work beside it
-    comes and goes, so the interval also spans the medians of both halves of the run.
-    """
-    ratios = np.asarray(slow_ms) / np.asarray(fast_ms)
-    ordered, n = np.sort(ratios), len(ratios)
-    rank = max(int(n / 2 - 0.98 * math.sqrt(n)) - 1, 0)
-    halves = [float(np.median(half)) for half in np.array_split(ratios, 2) if len(half)]
-    low, high = min(float(ordered[rank]), *halves), max(float(ordered[n - 1 - rank]), *halves)
-    return _Ratio(low, float(np.median(ratios)), high)
-
-
 def is_faster(speeds: Mapping[str, Mapping[str, Any]]) -> bool | None:
     """Whether 8 bits are faster in an engine where they keep the bound; None: it cannot be told."""
     usable = [s for s in speeds.values() if s["is_met"]]
-    known = [s for s in usable if not s["is_starved"] and s["low"] is not None]
+    known = [s for s in usable if not s["is_starved"]]
     if any(s["low"] > NOT_FASTER for s in known):
         return True
     if len(known) < len(usable) or any(s["high"] > NOT_FASTER for s in known):
