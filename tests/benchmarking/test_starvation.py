@@ -160,14 +160,17 @@ PAIRS = [
 
 @pytest.mark.parametrize("pair", PAIRS, ids=[f"{a['name']}-{b['name']}" for a, b in PAIRS])
 def test_two_runs_agree_within_a_tenth_or_cannot_be_believed(pair):
-    for one, two in zip(*map(judged, pair), strict=True):
+    first, second = ({r["engine"]: r for r in judged(run)} for run in pair)
+    for engine in first.keys() & second.keys():
+        one, two = first[engine], second[engine]
         agree = abs(one["speedup"] / two["speedup"] - 1) <= WIDE
         assert agree or one["doubts"] or two["doubts"], (one["engine"], one["speedup"])
 
 
 def test_the_case_that_looked_steady_is_seen():
     """Eager beside other work, p95 near p50 and many times slower: no other diagnosis tells it."""
-    run = next(r for r in RUNS if r["name"] == "steady beside two")
-    eager = judged(run)[0]
-    assert eager["starved"] and eager["latency_ms_p50"] > 5 * run["quiet_ms"]
+    found = {r["name"]: judged(r) for r in RUNS}
+    (eager, ort), (quiet, *_) = found["steady beside two"], found["quiet"]
+    assert eager["latency_ms_p50"] > 100 * quiet["latency_ms_p50"] and ort["speedup"] > 35
     assert not [d for d in diagnose(eager["samples_ms"]) if d.startswith("unstable")]
+    assert eager["starved"] and ort["starved"]
