@@ -59,9 +59,9 @@ def cpu_figures(
 
     samples_ms, uses: of the same calls. machine: during all engines' calls. threads: of the engine;
     None: not known. restless: calls before which let_others_sleep gave up. cpus_used: CPUs that it
-    had on average; denied_share: of the CPU time that it wanted; throttled_share: of the wall time.
-    starved: why its figures are not its own, in words; [] if they are, None where the system does
-    not tell.
+    had on average; denied_share: of the CPU time that it wanted; throttled_share: seconds of all
+    CPUs in a second. starved: why its figures are not its own, in words; [] if they are, None where
+    the system does not tell.
     """
     wall, used = max(sum(samples_ms) / 1e3, 1e-9), sum(u.used for u in uses)
     waiting = [u.waiting for u in uses if u.waiting is not None]
@@ -91,13 +91,15 @@ def _starved(figures: dict[str, Any], threads: int | None) -> list[str] | None:
         wanted = np.asarray(figures["samples_cpu_ms"]) + waiting
         often = float(np.mean(np.asarray(waiting) > DENIED * wanted))
         denied = f"its threads got no CPU for {100 * figures['denied_share']:.0f} % of the time"
-        if often > OFTEN and quota:
-            found.append(f"starved: {denied} that they wanted one: a CPU quota holds them back")
-        elif often > OFTEN and (others is None or others > OTHERS):
+        if often > OFTEN and (others is None or others > OTHERS):
             found.append(f"starved: {denied} that they wanted one: other work had it")
     elif threads == 1 and figures["cpus_used"] < ONE_THREAD:
         found.append(
             f"starved: its one thread had a CPU for {100 * figures['cpus_used']:.0f} % of the time"
+        )
+    if quota is not None and quota > DENIED:
+        found.append(
+            f"starved: a container's CPU quota held it back for {quota:.2f} s of each second"
         )
     if stolen is not None and stolen > STOLEN:
         found.append(
@@ -117,7 +119,8 @@ def add_far_below(row: dict[str, Any], threads: int) -> None:
     share = row["share_of_ceiling"] * threads
     if share < FAR_BELOW and not row.get("starved"):
         words = (
-            f"starved: it reaches {100 * share:.1f} % of what one thread does in a matrix product"
+            f"starved: it reaches {100 * share:.1f} % of what one thread does in a matrix product; "
+            "--threads 1 shows whether its threads wait for each other"
         )
         row["starved"] = [words]
 

@@ -76,13 +76,11 @@ class MachineUse:
     """What the machine did between two moments, as shares of the CPUs that were watched.
 
     others: the CPU time of other processes. stolen: the time for which a virtual machine's host
-    gave the CPUs to others. load: the mean number of threads that ran or wanted to, over the last
-    minute, at the first and the second moment. None: the system does not tell.
+    gave the CPUs to others. None: the system does not tell.
     """
 
-    others: float | None
-    stolen: float | None
-    load: tuple[float | None, float | None]
+    others: float | None = None
+    stolen: float | None = None
 
 
 class MachineMeter:
@@ -93,22 +91,20 @@ class MachineMeter:
         self._cpus, self._root = cpus, root
         self._start = self._now()
 
-    def _now(self) -> tuple[float, float, tuple[float, float] | None, float | None]:
+    def _now(self) -> tuple[float, float, tuple[float, float] | None]:
         times = _cpu_seconds(self._cpus, self._root) if self._cpus else None
-        return time.perf_counter(), time.process_time(), times, load_average()
+        return time.perf_counter(), time.process_time(), times
 
     def read(self) -> MachineUse:
         """What happened since this was made."""
-        (wall, own, times, load), (wall_0, own_0, times_0, load_0) = self._now(), self._start
-        others = stolen = None
-        if times and times_0 and self._cpus and wall > wall_0:
-            whole = (wall - wall_0) * len(self._cpus)
-            busy, stole, own = times[0] - times_0[0], times[1] - times_0[1], own - own_0
-            # Some sandboxes write zeros; what this process had is a part of what is true.
-            if busy >= own / 2 or own < _TICKS:
-                others = min(max((busy - own) / whole, 0.0), 1.0)
-                stolen = min(max(stole / whole, 0.0), 1.0)
-        return MachineUse(others, stolen, (load_0, load))
+        (wall, own, times), (wall_0, own_0, times_0) = self._now(), self._start
+        if not times or not times_0 or not self._cpus or wall <= wall_0:
+            return MachineUse()
+        whole = (wall - wall_0) * len(self._cpus)
+        busy, stolen, own = times[0] - times_0[0], times[1] - times_0[1], own - own_0
+        if own > _TICKS and busy < own / 2:
+            return MachineUse()  # some sandboxes write zeros: it lacks what this process had
+        return MachineUse(*(min(max(x / whole, 0.0), 1.0) for x in (busy - own, stolen)))
 
 
 def load_average() -> float | None:
@@ -142,7 +138,7 @@ def _cpu_seconds(cpus: Collection[int], root: Path) -> tuple[float, float] | Non
 
 def _cpu_groups(root: Path) -> list[Path]:
     """The cgroup of this process that bounds its CPU time, and those above it that are visible."""
-    with suppress(OSError, ValueError, IndexError):
+    with suppress(OSError, ValueError, LookupError):
         lines = (root / "proc/self/cgroup").read_text().splitlines()
         own = {
             name: path
@@ -151,8 +147,8 @@ def _cpu_groups(root: Path) -> list[Path]:
         }
         wanted = "cpu" if "cpu" in own else ""  # version 1 has a tree for each purpose, 2 has one
         for top, point in _mounts(root, wanted):
-            inside = Path(own[wanted]).relative_to(top) if own[wanted].startswith(top) else Path()
-            here = point / inside
+            path = Path(own[wanted])
+            here = point / (path.relative_to(top) if path.is_relative_to(top) else "")
             return [here, *(p for p in here.parents if p.is_relative_to(point))]
     return []
 

@@ -19,8 +19,8 @@ from stan_infer.system.cpu_use import CpuUse, MachineUse
 # Runs of `bench --preset stan-tiny` (one of the demo) on two cores, with what ran beside them: the
 # samples of the rows that --out wrote, in milliseconds, and their others_share and stolen_share.
 RUNS = json.loads((Path(__file__).parent / "cpu_samples.json").read_text())
-QUIET = MachineUse(0.01, 0.0, (0.1, 1.9))
-BUSY = MachineUse(0.5, 0.0, (3.0, 3.5))
+QUIET = MachineUse(0.01, 0.0)
+BUSY = MachineUse(0.5, 0.0)
 
 
 def figures(use, machine=QUIET, *, calls=10, ms=100.0, **more):
@@ -36,10 +36,11 @@ def figures(use, machine=QUIET, *, calls=10, ms=100.0, **more):
         (CpuUse(0.1, 0.1), QUIET, {}, []),
         # other work that takes nothing from the engine, as on cores that it leaves idle
         (CpuUse(0.1, 0.001), BUSY, {}, []),
-        (CpuUse(0.1, 0.1), MachineUse(None, None, (None, None)), {}, ["no CPU for 50 %"]),
-        (CpuUse(0.1, 0.1, 0.05), QUIET, {}, ["a CPU quota holds them back"]),
-        (CpuUse(0.2, 0.0, 0.0), QUIET, {}, []),
-        (CpuUse(0.2, 0.0), MachineUse(0.0, 0.2, (1, 1)), {}, ["gave 20 % of its CPUs away"]),
+        (CpuUse(0.1, 0.1), MachineUse(), {}, ["no CPU for 50 %"]),
+        (CpuUse(0.1, 0.1, 0.05), QUIET, {}, ["CPU quota held it back for 0.50 s of each second"]),
+        (CpuUse(0.1, None, 0.05), QUIET, {}, ["CPU quota held it back"]),
+        (CpuUse(0.2, 0.0, 0.001), QUIET, {}, []),
+        (CpuUse(0.2, 0.0), MachineUse(0.0, 0.2), {}, ["gave 20 % of its CPUs away"]),
         (CpuUse(0.2, 0.0), QUIET, {"restless": 9}, ["did not sleep"]),
         (CpuUse(0.2, 0.0), QUIET, {"restless": 1}, []),
         # where the system does not tell how long threads waited
@@ -121,7 +122,7 @@ def test_rows_of_earlier_versions_are_read():
 
 
 def test_what_is_not_known_is_said():
-    use = figures(CpuUse(0.1), MachineUse(None, None, (None, None)))
+    use = figures(CpuUse(0.1), MachineUse())
     told = machine_remarks([{"engine": "ort", **use, "load_before": None, "load_after": None}])
     assert told[0].endswith("not known on this system")
     assert "with --threads 1 it is" in told[1]
@@ -136,7 +137,7 @@ def judged(run):
             CpuUse(used / 1e3, waiting / 1e3)
             for used, waiting in zip(r["samples_cpu_ms"], r["samples_waiting_ms"], strict=True)
         ]
-        machine = MachineUse(run["others_share"], run["stolen_share"], (None, None))
+        machine = MachineUse(run["others_share"], run["stolen_share"])
         found = row(r["samples_ms"], base, r["engine"])
         found |= cpu_figures(r["samples_ms"], uses, machine, threads=run["threads"])
         rows.append(found)
@@ -160,14 +161,17 @@ PAIRS = [
 
 @pytest.mark.parametrize("pair", PAIRS, ids=[f"{a['name']}-{b['name']}" for a, b in PAIRS])
 def test_two_runs_agree_within_a_tenth_or_cannot_be_believed(pair):
-    for one, two in zip(*map(judged, pair), strict=True):
+    first, second = ({r["engine"]: r for r in judged(run)} for run in pair)
+    for engine in first.keys() & second.keys():
+        one, two = first[engine], second[engine]
         agree = abs(one["speedup"] / two["speedup"] - 1) <= WIDE
         assert agree or one["doubts"] or two["doubts"], (one["engine"], one["speedup"])
 
 
 def test_the_case_that_looked_steady_is_seen():
     """Eager beside other work, p95 near p50 and many times slower: no other diagnosis tells it."""
-    run = next(r for r in RUNS if r["name"] == "steady beside two")
-    eager = judged(run)[0]
-    assert eager["starved"] and eager["latency_ms_p50"] > 5 * run["quiet_ms"]
+    found = {r["name"]: judged(r) for r in RUNS}
+    (eager, ort), (quiet, *_) = found["steady beside two"], found["quiet"]
+    assert eager["latency_ms_p50"] > 100 * quiet["latency_ms_p50"] and ort["speedup"] > 35
     assert not [d for d in diagnose(eager["samples_ms"]) if d.startswith("unstable")]
+    assert eager["starved"] and ort["starved"]

@@ -58,6 +58,8 @@ def version_1(quota, period=100000):
                    **{"sys/fs/cgroup/pod/cpu.max": "50000 100000\n"}), 0.5),
         # seen from inside, where the topmost visible group is the container's own
         (version_2("200000 100000", own="/docker/1", top="/docker/1"), 2.0),
+        (version_2("200000 100000", own="/docker/12", top="/docker/1"), 2.0),
+        ({**version_2("200000 100000"), "proc/self/cgroup": "4:memory:/\n"}, None),
         (version_1(250000), 2.5),
         (version_1(-1), None),
         ({}, None),
