@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from benchmarks.record import ROOT, read_rows
-from benchmarks.tables.markdown import NOT_MEASURED, markdown, newest
+from benchmarks.tables.markdown import NOT_MEASURED, Row, machine_line, markdown, newest
 
 
 def accuracy_table(reduced: bool = False) -> str:
@@ -62,6 +62,32 @@ def outliers_table() -> str:
         sizes = f"{r['cosine']:.5f} | {r['file_ratio']:.2f}x | {count}"
         lines.append(f"{r['model']}, {form} | {sizes}")
     return markdown("model, INT8 | smallest cosine | file of fp32 | linears in 8 bits", lines)
+
+
+def quantisers_table(model: str) -> str:
+    """Our calibration beside other tools on one model: the newest run of each."""
+    rows = [r for r in newest("quantisers", "model", "tool") if r["model"] == model]
+    lines = [quantiser_line(r) for r in rows]
+    head = "INT8 by | smallest cosine | mean | of fp32's speed | file | seconds | peak MiB"
+    if any("accuracy" in r for r in rows):
+        head = head.replace("INT8 by |", "INT8 by | motion, of 10 | lost, gained | agrees |")
+    table = markdown(head, lines)
+    return table if table == NOT_MEASURED else machine_line(rows[-1]) + table
+
+
+def quantiser_line(r: Row) -> str:
+    """Cells of one tool; one that failed, or whose file does not run, has the reason instead."""
+    costs = f"{r['seconds']:.1f} | {r['peak_mib']:.0f}" if "seconds" in r else "- | -"
+    if reason := r.get("failed") or r.get("refused"):
+        what = "no file" if "failed" in r else "ONNX Runtime does not run its file"
+        labelled = "- | - | - | " if r["model"] == "motion" else ""
+        return f"{r['tool']}: {what} (`{reason[:80]}`) | {labelled}- | - | - | - | {costs}"
+    answers = ""
+    if "accuracy" in r:
+        answers = f"{r['accuracy']:.2f} % | {r['lost']}, {r['gained']} | {r['agreement']:.2f} % | "
+    cosines = f"{r['cosine']:.5f} | {r['mean_cosine']:.5f}"
+    spread = f"{r['speed']:.2f}x ({r['speed_low']:.2f} to {r['speed_high']:.2f})"
+    return f"{r['tool']} | {answers}{cosines} | {spread} | {r['file_ratio']:.2f}x | {costs}"
 
 
 def sensitivity_table() -> str:

@@ -15,13 +15,15 @@ from functools import partial
 from benchmarks.record import ROOT
 from benchmarks.tables import gpu, quality, speed
 
-FILES = ("README.md", "BENCHMARKS.md")
+FILES = ("README.md", "BENCHMARKS.md", "CALIBRATION.md")
 TABLES: dict[str, Callable[[], str]] = {
     "graphs": speed.graphs_table,
     "accuracy": quality.accuracy_table,
     "accuracy_reduced": partial(quality.accuracy_table, reduced=True),
     "repeat": speed.repeat_table,
     "outliers": quality.outliers_table,
+    "quantisers": partial(quality.quantisers_table, "motion"),
+    "quantisers_outliers": partial(quality.quantisers_table, "stan-b32"),
     "int8_speed": speed.int8_table,
     "sensitivity": quality.sensitivity_table,
     "engines": speed.engines_table,

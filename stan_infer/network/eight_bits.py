@@ -75,9 +75,13 @@ def quantise_weight(weight: Tensor, format: str) -> tuple[Tensor, Tensor]:
 
     A row of zeros gets a scale that is not zero, so that its weights are zeros and not NaN.
     """
-    kind, largest = NUMBER_FORMATS[format], weight.float().abs().amax(1)
-    scale = largest.clamp(min=torch.finfo(torch.float32).tiny * 1e6) / kind.largest
-    return kind.round(weight.float() / scale[:, None]), scale
+    scale = weight_scale(weight.float().abs().amax(1), format)
+    return NUMBER_FORMATS[format].round(weight.float() / scale[:, None]), scale
+
+
+def weight_scale(largest: Tensor, format: str) -> Tensor:
+    """Scales fp32 [out] of rows whose largest |W| is `largest` [out]; never zero."""
+    return largest.clamp(min=torch.finfo(torch.float32).tiny * 1e6) / NUMBER_FORMATS[format].largest
 
 
 def quantise_linear(

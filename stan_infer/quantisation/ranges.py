@@ -144,10 +144,13 @@ def collect_ranges(
 ) -> Collected:
     """Run every video once and count; goes on from `state` where that is of a stopped run.
 
+    Method max needs no counts, and gets none: a state without them serves no other method.
     on_clip: called for each video. say: takes errors of videos, among others. Raises InputError
     where no video can be used, or where all of them show one flat colour; MissingError where
     nothing decodes videos here.
     """
+    only_largest = options.method == "max"
+    state = dataclasses.replace(state, key={**state.key, "only_largest": only_largest})
     try:
         found = _load(state) or Collected()
     except InputError as e:
@@ -161,13 +164,18 @@ def collect_ranges(
         on_clip()
     saved = time.monotonic()
     spec = ClipSpec.of(config)
+
+    def run(pixels: np.ndarray) -> tuple[dict[str, Histogram], Tensor]:
+        video = as_input(config, weights, pixels[None])
+        return observe(weights, video, only_largest=only_largest)
+
     readings = read_clips(todo, spec, workers=options.workers, timeout_s=options.timeout_s)
     try:
         with closing(readings):
             for path, result in readings:
                 if isinstance(result, MissingError):
                     raise result
-                error = _count(found, weights, config, video_name(path, root), result)
+                error = _count(found, run, video_name(path, root), result)
                 on_clip()
                 if error:
                     say(f"error: {error}")
@@ -197,9 +205,12 @@ def _nothing_found(found: Collected, count: int) -> InputError:
 
 
 def _count(
-    found: Collected, weights: VideoWeights, config: StanConfig, name: str, result: Any
+    found: Collected,
+    run: Callable[[np.ndarray], tuple[dict[str, Histogram], Tensor]],
+    name: str,
+    result: Any,
 ) -> str | None:
-    """Add one clip to `found`; return its error, if it has one."""
+    """Add one clip to `found`; return its error, if it has one. run: pixels -> see observe."""
     if not isinstance(result, Clip):
         found.failed[name] = str(result)
         return str(result)
@@ -207,7 +218,7 @@ def _count(
     if int(pixels.max()) - int(pixels.min()) <= FLAT:
         found.flat.append(name)
         return None
-    ranges, embedding = observe(weights, as_input(config, weights, pixels[None]))
+    ranges, embedding = run(pixels)
     if not bool(torch.isfinite(embedding).all()) or not all(
         np.isfinite(h.largest) for h in ranges.values()
     ):

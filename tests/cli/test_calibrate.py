@@ -76,12 +76,13 @@ def test_the_order_of_the_list_changes_nothing(cli, artefact, videos, tmp_path):
     assert found[0] == found[1]
 
 
-def test_a_stopped_run_goes_on_with_the_same_numbers(artefact, videos, tmp_path):
+@pytest.mark.parametrize("method", ["max", "entropy"])
+def test_a_stopped_run_goes_on_with_the_same_numbers(artefact, videos, tmp_path, method):
     from stan_infer.artefacts.folder import read_artefact
 
     folder = read_artefact(artefact)
     weights, paths = read_weights(folder), sorted(videos.iterdir())
-    given = {"root": videos, "options": CalibrationOptions()}
+    given = {"root": videos, "options": CalibrationOptions(method=method)}
     first, second = (State(tmp_path / name, {"a": 1}) for name in ("a.npz", "b.npz"))
     whole = collect_ranges(weights, folder.config, paths, state=first, **given)
 
@@ -101,6 +102,27 @@ def test_a_stopped_run_goes_on_with_the_same_numbers(artefact, videos, tmp_path)
         other = again.ranges[name]
         assert (h.largest, h.exponent) == (other.largest, other.exponent)
         assert np.array_equal(h.counts, other.counts)
+        assert h.counts.any() == (method != "max")
+
+
+def test_a_state_without_counts_serves_no_method_that_needs_them(artefact, videos, tmp_path):
+    from stan_infer.artefacts.folder import read_artefact
+
+    folder = read_artefact(artefact)
+    weights, paths = read_weights(folder), sorted(videos.iterdir())
+    state, said = State(tmp_path / "a.npz", {"a": 1}), []
+    given = {"root": videos, "state": state, "say": said.append}
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        options = CalibrationOptions(method="max")
+        collect_ranges(weights, folder.config, paths, options=options, on_clip=stop, **given)
+    assert state.path.exists()
+    options = CalibrationOptions(method="entropy")
+    found = collect_ranges(weights, folder.config, paths, options=options, **given)
+    assert all(h.counts.any() for h in found.ranges.values()) and said == []
 
 
 def test_black_clips_are_refused(cli, artefact, tmp_path):

@@ -14,9 +14,9 @@ from stan_infer.network.model import Stan, init_random
 from stan_infer.network.torch_ops import encode_video
 from stan_infer.quantisation.bound import Measured, fewest_returned
 from stan_infer.quantisation.histogram import METHODS, Histogram, clipping_point
-from stan_infer.quantisation.observe import count, sample
+from stan_infer.quantisation.observe import Sample, count, find_largest, sample
 from stan_infer.quantisation.sensitivity import Replay
-from stan_infer.quantisation.smooth import choose, through_values, with_gains
+from stan_infer.quantisation.smooth import _error, choose, through_values, with_gains
 from stan_infer.verification.bisect import _BLOCK
 from tests.conftest import tiny_config
 
@@ -63,6 +63,29 @@ def test_histograms_do_not_depend_on_the_order():
         assert np.array_equal(other.counts, first.counts)
     assert np.array_equal(count(torch.cat(parts)).counts, first.counts)
     assert first.counts.sum() == sum(len(p) for p in parts)
+
+
+def test_bins_are_those_of_histc_and_the_largest_needs_none():
+    for x in (torch.randn(9999) * 3, torch.tensor([2.0, -4.0, 0.0, 1e-30]), torch.zeros(3)):
+        h, bare = count(x), find_largest(x)
+        wanted = torch.histc(x.abs(), len(h.counts), 0.0, h.width * len(h.counts))
+        assert np.array_equal(h.counts, wanted.numpy())
+        assert (bare.largest, bare.exponent) == (h.largest, h.exponent)
+        assert not bare.counts.any() and h.largest == float(x.abs().max())
+    for value in ("nan", "inf", "-inf"):
+        assert not np.isfinite(find_largest(torch.tensor([1.0, float(value)])).largest)
+
+
+def test_the_error_of_a_strength_is_that_of_the_quantised_linear():
+    """To the bit: the search computes it in fewer passes over the weight."""
+    w, x = FoldedLinear("a", "b", torch.randn(48, 64), torch.zeros(48)), torch.randn(40, 64) * 3
+    w.weight[5] = 0
+    exact = x @ w.weight.T
+    for factor in (None, torch.rand(64) + 0.5):
+        channels, rows = (v if factor is None else v * factor for v in (x.abs().amax(0), x))
+        q = quantise_linear(w, float(channels.max()) / 127, "int8", factor)
+        wanted = float((q.apply(rows) - exact).square().sum())
+        assert _error(w, Sample(x.abs().amax(0), x, 40), exact, "int8", factor) == wanted
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -210,8 +210,8 @@ def test_no_engine_that_gives_the_same(model, more_videos, tmp_path, measured):
 def test_a_clip_that_makes_nan_is_named_and_left_out(model, videos, tmp_path, monkeypatch, capsys):
     real, calls = ranges_module.observe, []
 
-    def observe(weights, video):
-        ranges, embedding = real(weights, video)
+    def observe(weights, video, **options):
+        ranges, embedding = real(weights, video, **options)
         calls.append(1)
         return ranges, embedding * float("nan") if len(calls) == 2 else embedding
 

@@ -1,0 +1,158 @@
+"""python -m benchmarks.quantise_with TOOL FOLDER VIDEOS OUT: one tool quantises one exported graph.
+
+TOOL: a key of TOOLS. FOLDER: exported in fp32. VIDEOS: the clips to calibrate with, all of them,
+decoded in the same way for every tool. OUT: a folder that is not there yet; its video.onnx is the
+result. Prints the peak memory of this process in MiB. A process of its own, so that memory and time
+are those of one tool, imports included.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from stan_infer.artefacts.folder import read_artefact
+from stan_infer.system.machine import peak_mib
+from stan_infer.video.clip import Clip
+from stan_infer.video.decode_worker import read_clips
+from stan_infer.video.spec import ClipSpec
+
+GRAPH = "video.onnx"
+
+
+def main() -> None:
+    """Run the tool that the arguments name."""
+    tool, *places = sys.argv[1:]
+    folder, videos, out = map(Path, places)
+    TOOLS[tool](folder, videos, out)
+    print(peak_mib())
+
+
+def _feeds(folder: Path, videos: Path) -> Iterator[dict[str, np.ndarray]]:
+    """The clips as inputs of the graph, one at a time."""
+    spec = ClipSpec.of(read_artefact(folder).config)
+    for _, result in read_clips(sorted(videos.iterdir()), spec):
+        if not isinstance(result, Clip):
+            raise result
+        yield {"video": result.pixels[None]}
+
+
+def ours(folder: Path, videos: Path, out: Path) -> None:
+    """What `stan-infer calibrate` does up to its graph, without the checks behind it.
+
+    Those are the bound on other clips, the error of each linear alone, and the verdict's timing,
+    which no other tool has.
+    """
+    from stan_infer.export.read_weights import read_weights
+    from stan_infer.export.to_quantised import write_quantised
+    from stan_infer.network.eight_bits import NUMBER_FORMATS
+    from stan_infer.quantisation import ranges, smooth
+    from stan_infer.quantisation.calibrate import SMOOTHED_ON
+    from stan_infer.quantisation.observe import samples_of
+    from stan_infer.quantisation.options import CalibrationOptions
+
+    artefact = read_artefact(folder)
+    weights, config = read_weights(artefact), artefact.config
+    paths = list(videos.iterdir())
+    options = CalibrationOptions(samples=len(paths))
+    chosen = ranges.choose_videos(paths, videos, options.samples, options.seed)
+    first = [r.pixels for _, r in read_clips(chosen[:SMOOTHED_ON], ClipSpec.of(config))]
+    seen = samples_of(weights, (ranges.as_input(config, weights, p[None]) for p in first))
+    smoothing = smooth.choose(weights, seen, options.precision)
+    exact = smooth.through_values(weights, smoothing)
+    state = ranges.State(out.with_suffix(".npz"), {})
+    collected = ranges.collect_ranges(
+        smooth.with_gains(exact, smoothing.gains),
+        config,
+        chosen,
+        root=videos,
+        state=state,
+        options=options,
+    )
+    largest = NUMBER_FORMATS[options.precision].largest
+    scales = {n: h.largest / largest for n, h in collected.ranges.items() if h.largest}
+    quantiser = smooth.Quantiser(exact, smoothing.gains, scales, [], options.precision)
+    out.mkdir()
+    record = {"method": options.method, "kept": []}
+    write_quantised(artefact, out, quantiser.weights(frozenset()), options.precision, record)
+
+
+def _quantize_static(method: str, only_linears: bool = False) -> Callable[[Path, Path, Path], None]:
+    def run(folder: Path, videos: Path, out: Path) -> None:
+        from onnxruntime.quantization import (
+            CalibrationDataReader,
+            CalibrationMethod,
+            quantize_static,
+        )
+
+        feeds = _feeds(folder, videos)
+
+        class Reader(CalibrationDataReader):  # type: ignore[misc]
+            def get_next(self) -> dict[str, np.ndarray] | None:
+                return next(feeds, None)
+
+        more = _only_linears(folder / GRAPH) if only_linears else {}
+        out.mkdir()
+        quantize_static(
+            str(folder / GRAPH),
+            str(out / GRAPH),
+            Reader(),
+            op_types_to_quantize=["MatMul"],
+            per_channel=True,
+            calibrate_method=getattr(CalibrationMethod, method),
+            **more,
+        )
+
+    return run
+
+
+def _only_linears(path: Path) -> dict[str, object]:
+    """The most accurate use of quantize_static that we know: our own placement of the nodes."""
+    import onnx
+
+    graph = onnx.load(str(path)).graph
+    weights = {w.name for w in graph.initializer}
+    linears = [n.name for n in graph.node if n.op_type == "MatMul" and n.input[1] in weights]
+    return {
+        "nodes_to_quantize": linears,
+        "extra_options": {
+            "ActivationSymmetric": True,
+            "WeightSymmetric": True,
+            "OpTypesToExcludeOutputQuantization": ["MatMul"],
+        },
+    }
+
+
+def _nncf(**options: str) -> Callable[[Path, Path, Path], None]:
+    def run(folder: Path, videos: Path, out: Path) -> None:
+        import nncf
+        import onnx
+
+        feeds = list(_feeds(folder, videos))
+        kind = {k: nncf.ModelType(v) for k, v in options.items()}
+        model = onnx.load(str(folder / GRAPH))
+        found = nncf.quantize(model, nncf.Dataset(feeds), subset_size=len(feeds), **kind)
+        out.mkdir()
+        onnx.save(found, str(out / GRAPH))
+
+    return run
+
+
+OURS = "stan-infer, to the graph"
+WHOLE = "stan-infer calibrate"  # a command, which benchmarks.quantisers runs
+TOOLS: dict[str, Callable[[Path, Path, Path], None]] = {
+    OURS: ours,
+    "quantize_static, MinMax": _quantize_static("MinMax"),
+    "quantize_static, MinMax, our nodes": _quantize_static("MinMax", only_linears=True),
+    "quantize_static, Percentile": _quantize_static("Percentile"),
+    "quantize_static, Entropy": _quantize_static("Entropy"),
+    "NNCF, default": _nncf(),
+    "NNCF, transformer": _nncf(model_type="transformer"),
+}
+
+
+if __name__ == "__main__":
+    main()
