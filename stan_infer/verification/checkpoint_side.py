@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -77,3 +77,13 @@ class Checkpoint(Side):
 
     def score(self, text: Arrays, ids: np.ndarray, video: Arrays) -> np.ndarray:
         return score_arrays(self.config, text, ids != 0, video)
+
+    def exact_weights(self, role: str, input: str) -> tuple[Any, StanConfig]:
+        import torch
+
+        from stan_infer.network.fold import fold_text, fold_video
+
+        with torch.inference_mode():
+            if role == "text":
+                return fold_text(self.model), self.config
+            return fold_video(self.model, input=input), self.config

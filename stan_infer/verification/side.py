@@ -11,6 +11,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from stan_infer.config import StanConfig
 from stan_infer.scores import head_scores
 from stan_infer.video.clip import regular_file
 from stan_infer.video.pyav_reader import errors_named, read_pyav
+
+if TYPE_CHECKING:
+    from stan_infer.artefacts.calibration_record import Record
 
 Arrays = dict[str, np.ndarray]
 
@@ -41,6 +45,16 @@ def to_input(
     if form.dtype != "uint8":
         x = (x.astype(np.float32) - np.array(mean, np.float32)) / np.array(std, np.float32)
     return np.ascontiguousarray(x if form.layout == "BTHWC" else np.moveaxis(x, -1, 2))
+
+
+@dataclasses.dataclass(frozen=True)
+class Claims:
+    """What is said of a tower's graph; sizes that are fixed, None for a dynamic axis."""
+
+    precision: str | None = None
+    version: str | None = None  # of the stan_infer that wrote it
+    batch: int | None = None
+    frames: int | None = None
 
 
 class Side(ABC):
@@ -104,6 +118,21 @@ class Side(ABC):
 
     def graph_path(self, role: str) -> Path | None:
         """The ONNX file of a tower, if there is one."""
+        return None
+
+    def claims(self, role: str) -> Claims:
+        """What the side says of the ONNX graph of a tower that it has."""
+        return Claims()
+
+    def calibration(self) -> Record | None:
+        """The calibration of a folder in 8 bits, if it has one."""
+        return None
+
+    def exact_weights(self, role: str, input: str) -> tuple[Any, StanConfig] | None:
+        """Folded weights in fp32 of a tower, and the config, if the side has them.
+
+        input: "uint8" or "float", of the video tower. Raises MissingError without torch.
+        """
         return None
 
     def known_faults(self) -> list[dict[str, str]]:
