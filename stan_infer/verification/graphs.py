@@ -86,33 +86,33 @@ class Graphs:
         suspect = self.suspects.get(role)
         if suspect is None:
             return {"block": None, "reason": self.reasons.get(role, "there is no graph")}
-        stored = suspect.stored
-        order = {name: i for i, name in enumerate(stored.makers)}
-        found: list[tuple[int, str, str, float, str]] = []
-        for c in suspect.compared:
-            if not c.error <= suspect.tolerance:
-                name = stored.operation_of(c.name) or c.name
-                found.append((order.get(c.name, 0), name, c.name, c.error, c.reason))
-        for d in suspect.weights:
-            name = stored.operation_of(d.name) or d.name
-            first = order.get(name, len(order))
-            found.append((first, name, d.name, d.error, f"{d.name} {d.reason}"))
+        stored, wanted = suspect.stored, suspect.wanted
+        order = {name: i for i, name in enumerate(wanted.makers)}
+        found = [
+            (c.name, c.error, c.reason)
+            for c in suspect.compared
+            if not c.error <= suspect.tolerance
+        ]
+        found += [(d.name, d.error, f"{d.name} {d.reason}") for d in suspect.weights]
         named = {
             "graph": stored.path.name,
             "block": None,
             "operation": None,
             "error": 0.0,
-            "reason": None,
+            "reason": "each operation agrees on the reference's inputs: rounding adds up",
             "weights": [d.name for d in suspect.weights[:100]],
-            "blocks": len({stored.block_of(c.name) for c in suspect.compared}),
+            "blocks": len({wanted.block_of(c.name) for c in suspect.compared}),
         }
-        if not found:
-            reason = "each operation agrees on the reference's inputs"
-            return {**named, "reason": f"{reason}: rounding adds up"}
-        _, operation, name, error, reason = min(found, key=lambda f: f[0])
-        block = stored.block_of(name) or stored.block_of(operation) or operation
-        error_ = {"block": block, "operation": operation, "error": error, "reason": reason or None}
-        return {**named, **error_}
+        places = []
+        for name, error, reason in found:
+            operation = wanted.operation_of(name) or name
+            places.append((order.get(operation, len(order)), operation, name, error, reason))
+        if not places:
+            return named
+        _, operation, name, error, reason = min(places, key=lambda p: p[0])
+        block = wanted.block_of(name) or operation
+        facts = {"block": block, "operation": operation, "error": error, "reason": reason or None}
+        return {**named, **facts}
 
     def _compare(self, stage: Stage, suspect: Suspect) -> None:
         wanted = suspect.wanted

@@ -109,10 +109,9 @@ def _recomputed(
     written = write_graph(weights, kind, exact[1], stored.form.opset, folder)
     words = f"{letter}'s weights"
     if precision in EIGHT_BITS:
-        scales = (
-            "calibration.json" if calibration else "the graph's own scales: no calibration.json"
-        )
-        words = f"{letter} in {precision}, recomputed with {scales}"
+        words = f"{letter} in {precision}, recomputed with calibration.json"
+        if calibration is None:
+            words = f"{letter} in {precision}, with the graph's own scales: no calibration.json"
     elif precision != "fp32":
         words += f" in {precision}"
     return Suspect(
