@@ -114,6 +114,25 @@ class Graphs:
         facts = {"block": block, "operation": operation, "error": error, "reason": reason or None}
         return {**named, **facts}
 
+    def costliest(self, role: str, clip: np.ndarray, tensor: Tensor) -> dict[str, Any]:
+        """Name the linear whose 8 bits differ most from fp32 on fp32's values.
+
+        clip: pixels [1, T, S, S, 3].
+        """
+        suspect = self.suspects[role]
+        assert suspect.smoothed is not None
+        given = tensor(clip, suspect.other), tensor(clip, suspect.side)
+        found = compare_operations(Cut(suspect.stored.path), suspect.smoothed(), given, self.say)
+        worst = max(found, key=lambda c: c.error)
+        operation = suspect.wanted.operation_of(worst.name) or worst.name
+        return {
+            "graph": suspect.stored.path.name,
+            "block": suspect.wanted.block_of(worst.name) or operation,
+            "operation": operation,
+            "error": worst.error,
+            "reason": worst.reason or "its 8 bits differ most from fp32",
+        }
+
     def _compare(self, stage: Stage, suspect: Suspect) -> None:
         wanted = suspect.wanted
         suspect.weights += departures(wanted, suspect.stored, whole=suspect.whole, but=suspect.but)

@@ -56,18 +56,24 @@ class GraphKind:
 
 @torch.inference_mode()
 def recompute(
-    exact: Weights, kind: GraphKind, stored: StoredGraph, calibration: Record | None
+    weights: Weights,
+    kind: GraphKind,
+    stored: StoredGraph,
+    calibration: Record | None,
+    *,
+    exact: bool = False,
 ) -> Weights:
     """Folded weights in fp32 -> those that a graph of this kind should hold.
 
-    stored: the graph. calibration: without one, scales of inputs are the graph's own.
+    stored: the graph. calibration: without one, scales of inputs are the graph's own. exact: as
+    smoothed for 8 bits, but still in fp32.
     """
     if kind.precision in EIGHT_BITS:
-        assert isinstance(exact, VideoWeights)
-        return _Quantised(stored, kind.precision, calibration).weights(exact)
-    if kind.precision in _DTYPES:
-        return _rounded(exact, _DTYPES[kind.precision], kind.frames)
-    return exact
+        assert isinstance(weights, VideoWeights)
+        return _Quantised(stored, kind.precision, calibration, exact).weights(weights)
+    if kind.precision in _DTYPES and not exact:
+        return _rounded(weights, _DTYPES[kind.precision], kind.frames)
+    return weights
 
 
 def write_graph(
@@ -142,6 +148,7 @@ class _Quantised:
     stored: StoredGraph
     format: str
     calibration: Record | None
+    exact: bool
 
     def weights(self, exact: VideoWeights) -> VideoWeights:
         by_path = linears(exact)
@@ -154,6 +161,9 @@ class _Quantised:
             gain = gains.get(w.path)
             if w.path not in given:
                 return w
+            if self.exact:
+                weight = w.weight if gain is None else w.weight / gain
+                return dataclasses.replace(w, weight=weight, gain=gain)
             return quantise_linear(w, given[w.path], self.format, gain)
 
         return map_linears(exact, change)

@@ -28,7 +28,7 @@ class Stage:
         self.count, self.equal, self.error, self.cosine = 0, 0, 0.0, math.inf
         self.agreement: float | None = None
         self.worst, self.note, self.absent = "", "", ""
-        self.failed = False
+        self.failed, self.has_errors = False, True  # has_errors: False for cosines alone
 
     def compare(self, where: str, pair: Pair, scale: float | None = None) -> None:
         """Compare B's array with A's: the largest difference relative to A's largest value.
@@ -64,7 +64,12 @@ class Stage:
     def fail(self, where: str, reason: str) -> None:
         """Note that a case could not be computed or compared."""
         self.count += 1
-        self.failed, self.error = True, math.inf
+        self.error = math.inf
+        self.wrong(where, reason)
+
+    def wrong(self, where: str, reason: str) -> None:
+        """Note what is wrong with a case that is counted already; the first is kept."""
+        self.failed = True
         self.note, self.worst = self.note or reason, self.worst or where
 
     @contextmanager
@@ -91,10 +96,10 @@ class Stage:
         done = not self.absent
         return {
             "stage": self.name,
-            "max_rel": self.error if done else None,
+            "max_rel": self.error if done and self.has_errors else None,
             "min_cos": self.cosine if done and math.isfinite(self.cosine) else None,
             "agreement": self.agreement,
-            "tolerance": self.limit if done else None,
+            "tolerance": self.limit if done and self.has_errors else None,
             "pass": not self.failed if done else None,
             "worst": self.worst or None,
             "cases": self.count,

@@ -23,7 +23,6 @@ from stan_infer.verification.weights import Departure, is_ours
 
 if TYPE_CHECKING:
     from stan_infer.artefacts.calibration_record import Record
-    from stan_infer.verification.recomputed import Weights
 
 # Largest difference of one operation on the same inputs, relative to its largest value: fp32's
 # rounding alone. Where one graph is in fp32 and the other in 16 bits it is that of TOLERANCES.
@@ -45,7 +44,9 @@ class Suspect:
     reference: str  # in words
     tolerance: float = OPERATION  # of an operation
     but: str = "-"  # how the names of weights begin that are not compared
-    recomputed: Weights | None = None
+    letter: str = "A"  # of the other side
+    calibration: Record | None = None
+    smoothed: Callable[[], Run] | None = None  # the exact network's operations, smoothed
     weights: list[Departure] = dataclasses.field(default_factory=list)
     compared: list[Compared] = dataclasses.field(default_factory=list)
 
@@ -123,7 +124,11 @@ def _recomputed(
         whole=claims.version == stan_infer.__version__,
         run=lambda: operations(weights, kind),
         reference=words,
-        recomputed=weights,
+        letter=letter,
+        calibration=calibration,
+        smoothed=lambda: operations(
+            recompute(exact[0], kind, stored, calibration, exact=True), kind
+        ),
         weights=_contradictions(calibration, precision) if calibration else [],
     )
 
@@ -152,6 +157,7 @@ def _beside(
         whole=bool(is_same and a.version and a.version == b.version),
         run=lambda: graph_operations(Cut(wanted.path)),
         reference=f"{letter}'s graph",
+        letter=letter,
         tolerance=tolerance,
         but="-" if same_form or role == "text" else "video/patches",
     )

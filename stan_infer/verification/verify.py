@@ -18,10 +18,12 @@ from stan_infer.artefacts.precision import EIGHT_BITS, TOLERANCES
 from stan_infer.errors import InputError
 from stan_infer.system.temporary import temporary_folder
 from stan_infer.verification import inputs
+from stan_infer.verification.bound import check_bound
 from stan_infer.verification.graphs import Graphs
 from stan_infer.verification.labels import compare_labels
 from stan_infer.verification.open import open_side
 from stan_infer.verification.options import VerifyOptions
+from stan_infer.verification.rank import compare_ranks
 from stan_infer.verification.side import FLOAT, Arrays, Side, decode, to_input
 from stan_infer.verification.stage import Stage
 from stan_infer.video.synthetic import moving_frames
@@ -92,7 +94,8 @@ class _Comparison:
         self.config = next((s.config for s in pair if s.config), None)
         self.short_side = self.config.short_side if self.config else 224
         names = ("files", "decode", "resize", "input", "ids", "video tower", "text tower")
-        self.stages = [Stage(n) for n in (*names, "weights", "score", "labels", "rank")]
+        bound = ["bound"] if self.is_8_bits else []
+        self.stages = [Stage(n) for n in (*names, "weights", *bound, "score", "labels", "rank")]
         by = self.by = {s.name: s for s in self.stages}
         by["resize"].tolerance, by["input"].tolerance = LEVELS / 255, ARITHMETIC
         by["video tower"].tolerance = by["labels"].tolerance = self.tolerance
@@ -117,6 +120,8 @@ class _Comparison:
         self.graphs.check_weights(self.by["weights"])
         self._towers()
         self._operations()
+        if self.is_8_bits:
+            self._bound(self.by["bound"])
         self._score()
         compare_labels(self.by["labels"], self.pair, self.clips, self._tensor, self.say)
         self._rank()
@@ -322,22 +327,9 @@ class _Comparison:
                 made.append(side.score(side.text(ids), ids, seen))
         if len(made) < 2:
             return
-        a, b = made
-        if a.shape != b.shape:
-            return stage.fail("all texts", f"{b.shape} scores instead of {a.shape}")
         # Resized pixels may differ by LEVELS, which moves scores more than rounding does.
         slack = 10 if self.by["resize"].error else 1
-        scale = float(np.abs(a).max())
-        tie = 2 * self.tolerance * slack * scale
-        lead, other = (x[:, :, None] - x[:, None, :] for x in (a, b))
-        with np.errstate(invalid="ignore"):
-            swapped = ~((lead <= tie) | (other >= 0) | (other >= -tie))
-        wrong = swapped.any((1, 2)) | ~np.isfinite(a).all(1) | ~np.isfinite(b).all(1)
-        stage.agreement = float(1 - wrong.mean())
-        stage.tolerance = self.tolerance * slack
-        stage.compare("all texts with all clips", (a, b))
-        if wrong.any():
-            stage.fail(f"text {np.flatnonzero(wrong)[0]}", "videos change places")
+        compare_ranks(stage, made, self.tolerance * slack)
 
     def _operations(self) -> None:
         """Run each operation of the towers' graphs on the reference's values."""
@@ -355,12 +347,31 @@ class _Comparison:
             with self.by["text tower"].catch("operations"):
                 self.graphs.check_operations("text", self.by["text tower"], [ids], self._tensor)
 
+    def _bound(self, stage: Stage) -> None:
+        suspect = self.graphs.suspects.get("video")
+        if suspect is None or suspect.smoothed is None:
+            reason = self.graphs.reasons.get("video", "neither side has the weights in fp32")
+            stage.absent = f"not compared: {reason}"
+            return
+        exact, coarse = (self.seen[self.pair.index(s)] for s in (suspect.other, suspect.side))
+        made = {n: (exact[n], coarse[n]) for n in exact if n in coarse}
+        low, side = self._range("batch")[0], suspect.side
+
+        def given(name: str) -> np.ndarray:
+            return self._tensor(np.repeat(self.clips[name][None], low, 0), side)
+
+        with stage.catch("the clips"):
+            check_bound(stage, suspect, made, given)
+
     def blocks(self) -> dict[str, Any]:
         """The block that differs, for each tower that failed, and where weights differ."""
         found: dict[str, Any] = {}
         for role in ("video", "text"):
             if self.by[f"{role} tower"].row()["pass"] is False:
                 found[f"{role} tower"] = self.graphs.bisect(role)
+        if "bound" in self.by and self.by["bound"].row()["pass"] is False:
+            clip = next(iter(self.clips.values()))[None]
+            found["bound"] = self.graphs.costliest("video", clip, self._tensor)
         if self.by["weights"].row()["pass"] is False:
             role = next((r for r, s in self.graphs.suspects.items() if s.weights), "video")
             found["weights"] = self.graphs.bisect(role)
