@@ -62,12 +62,13 @@ def check_bound(
         stage.count += 1
         if not cosine >= stage.cosine:
             stage.cosine, stage.worst = cosine, name
-        if not cosine >= least:
-            stage.wrong(name, f"a cosine of {cosine:.5f}; calibration.json's bound is {least:g}")
     stage.has_errors = False
     stage.reference = (
         f"{suspect.letter} in fp32, by a cosine of at least {least:g} (calibration.json)"
     )
+    if stage.count and not stage.cosine >= least:
+        reason = f"a cosine of {stage.cosine:.5f}; calibration.json's bound is {least:g}"
+        stage.wrong(stage.worst, reason)
     if beyond:
         stage.reference += f"; {len(beyond)} clips left out, beyond the calibrated ranges"
     if not stage.count:

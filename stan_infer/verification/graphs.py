@@ -15,12 +15,13 @@ import numpy as np
 from stan_infer.errors import MissingError
 from stan_infer.verification.cut import Cut
 from stan_infer.verification.operations import compare_operations
-from stan_infer.verification.side import Side
+from stan_infer.verification.side import Arrays, Side
 from stan_infer.verification.stage import Stage
 from stan_infer.verification.suspect import Suspect, find_suspect
 from stan_infer.verification.weights import count_shared, departures
 
 Tensor = Callable[[np.ndarray, Side], np.ndarray]
+_OUTPUTS = {"video/head/video": "video_embeds", "video/head/frames": "frame_embeds"}
 
 
 class Graphs:
@@ -31,6 +32,7 @@ class Graphs:
         self.pair, self.folder, self.say = pair, folder, say
         self.suspects: dict[str, Suspect] = {}
         self.reasons: dict[str, str] = {}
+        self.outputs = "A"  # what outputs of the video tower are compared with, in words
 
     def check_weights(self, stage: Stage) -> None:
         """Compare the files of both towers with what they should hold."""
@@ -47,9 +49,31 @@ class Graphs:
                 references.append(suspect.reference)
         if references:
             stage.reference = references[0]
+        video = self.suspects.get("video")
+        if video is not None and video.is_8_bits:
+            self.outputs = video.reference
         if not stage.count:
             reasons = dict.fromkeys(r for r in self.reasons.values())
             stage.absent = f"not compared: {'; '.join(reasons)}"
+
+    def expected(
+        self, role: str, made: Sequence[Arrays], case: np.ndarray, tensor: Tensor
+    ) -> tuple[Arrays, Arrays]:
+        """What to compare: what A and B made or, of 8 bits, the recomputed outputs and theirs.
+
+        case: pixels [B, T, S, S, 3]. tensor: see check_operations.
+        """
+        suspect = self.suspects.get(role)
+        if suspect is None or not suspect.is_8_bits:
+            return made[0], made[1]
+        found: Arrays = {}
+
+        def note(name: str, value: np.ndarray) -> None:
+            if name in _OUTPUTS:
+                found[_OUTPUTS[name]] = value
+
+        suspect.run()(tensor(case, suspect.side), note)
+        return found, made[self.pair.index(suspect.side)]
 
     def check_operations(
         self, role: str, stage: Stage, cases: Sequence[np.ndarray], tensor: Tensor
@@ -78,8 +102,9 @@ class Graphs:
             suspect.compared += found
             for one in found:
                 stage.add(f"operation {one.name}", one.error, suspect.tolerance, one.reason)
-        names = len({c.name for c in suspect.compared})
-        stage.reference += f"; {names} operations: {suspect.reference}"
+        names, words = len({c.name for c in suspect.compared}), suspect.reference
+        same = words == stage.reference
+        stage.reference += f"; {names} operations" + ("" if same else f": {words}")
 
     def bisect(self, role: str) -> dict[str, Any]:
         """Name the first block of a tower whose graph departed; {} if nothing was compared."""

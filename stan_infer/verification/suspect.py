@@ -47,6 +47,7 @@ class Suspect:
     letter: str = "A"  # of the other side
     calibration: Record | None = None
     smoothed: Callable[[], Run] | None = None  # the exact network's operations, smoothed
+    is_8_bits: bool = False  # and recomputed
     weights: list[Departure] = dataclasses.field(default_factory=list)
     compared: list[Compared] = dataclasses.field(default_factory=list)
 
@@ -126,6 +127,7 @@ def _recomputed(
         reference=words,
         letter=letter,
         calibration=calibration,
+        is_8_bits=precision in EIGHT_BITS,
         smoothed=lambda: operations(
             recompute(exact[0], kind, stored, calibration, exact=True), kind
         ),
