@@ -179,8 +179,9 @@ class Folder(Side):
         for axis in ("batch", "frames"):
             low, high = Folder.limits(self, axis)  # a plan's are those of its profile
             fixed.append(low if low == high and role == "video" else None)
-        precision = self._at("precision", kind=str, of=entry)
-        return Claims(precision, self._at("tool", "version", kind=str), *fixed)
+        tool = self._manifest.get("tool")
+        version = tool.get("version") if isinstance(tool, dict) else None
+        return Claims(self._at("precision", kind=str, of=entry), version, *fixed)
 
     def calibration(self) -> Record | None:
         from stan_infer.artefacts.calibration_file import CALIBRATION, read_calibration

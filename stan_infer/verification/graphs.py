@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from stan_infer.errors import MissingError
+from stan_infer.errors import CheckError, InputError, MissingError
 from stan_infer.verification.cut import Cut
 from stan_infer.verification.operations import compare_operations
 from stan_infer.verification.side import Arrays, Side
@@ -36,10 +36,10 @@ class Graphs:
 
     def check_weights(self, stage: Stage) -> None:
         """Compare the files of both towers with what they should hold."""
-        references = []
+        references, stage.has_errors = [], False
         for role in ("video", "text"):
             self.say(f"weights of the {role} tower")
-            with stage.catch(f"{role} graph"):
+            try:
                 suspect = find_suspect(self.pair, role, self.folder)
                 if isinstance(suspect, str):
                     self.reasons[role] = suspect
@@ -47,8 +47,14 @@ class Graphs:
                 self.suspects[role] = suspect
                 self._compare(stage, suspect)
                 references.append(suspect.reference)
+            except (InputError, CheckError, ValueError, KeyError) as e:
+                self.reasons[role] = str(e)[:300]
+                stage.fail(f"{role} graph", self.reasons[role])
         if references:
             stage.reference = references[0]
+            for role, reason in self.reasons.items():
+                if not any(side.lacks(role) for side in self.pair):
+                    stage.reference += f" ({role} tower not compared: {reason})"
         video = self.suspects.get("video")
         if video is not None and video.is_8_bits:
             self.outputs = video.reference
@@ -110,7 +116,7 @@ class Graphs:
         """Name the first block of a tower whose graph departed; {} if nothing was compared."""
         suspect = self.suspects.get(role)
         if suspect is None:
-            return {"block": None, "reason": self.reasons.get(role, "there is no graph")}
+            return {"block": None, "reason": self.reasons.get(role)}
         stored, wanted = suspect.stored, suspect.wanted
         order = {name: i for i, name in enumerate(wanted.makers)}
         found = [
@@ -163,4 +169,4 @@ class Graphs:
         suspect.weights += departures(wanted, suspect.stored, whole=suspect.whole, but=suspect.but)
         stage.count += max(count_shared(wanted, suspect.stored) - len(suspect.weights), 0)
         for d in suspect.weights:
-            stage.add(d.name, max(d.error, 1e-30), 0.0, f"{d.name} {d.reason}")
+            stage.fail(d.name, d.reason)

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 # Largest difference of one operation on the same inputs, relative to its largest value: fp32's
 # rounding alone. Where one graph is in fp32 and the other in 16 bits it is that of TOLERANCES.
 OPERATION = 1e-4
-_LARGEST = {"int8": 127.0, "fp8": 448.0}
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -37,6 +36,7 @@ class Suspect:
     role: str
     side: Side
     other: Side
+    precision: str
     stored: StoredGraph
     wanted: StoredGraph  # what its file should hold
     whole: bool  # the nodes should be the same too
@@ -120,6 +120,7 @@ def _recomputed(
         role=role,
         side=side,
         other=other,
+        precision=precision,
         stored=stored,
         wanted=StoredGraph(written),
         whole=claims.version == stan_infer.__version__,
@@ -154,6 +155,7 @@ def _beside(
         role=role,
         side=side,
         other=other,
+        precision=kinds[1],
         stored=stored,
         wanted=wanted,
         whole=bool(is_same and a.version and a.version == b.version),
@@ -167,15 +169,16 @@ def _beside(
 
 def _contradictions(record: Record, precision: str) -> list[Departure]:
     """Scales of calibration.json that do not follow from the ranges that it records."""
-    found = []
+    from stan_infer.network.eight_bits import NUMBER_FORMATS
+
+    found, top = [], NUMBER_FORMATS[precision].largest
     for name, entry in record["tensors"].items():
         told: Mapping[str, Any] = entry  # type: ignore[assignment]
         used, scale = told.get("amax_used"), float(told["scale"])
         if not isinstance(used, (int, float)):
             continue
-        if not math.isclose(used / _LARGEST[precision], scale, rel_tol=1e-5, abs_tol=1e-30):
-            reason = f"is {scale:.3g} in calibration.json, whose range gives {used / 127:.3g}"
-            found.append(
-                Departure(f"{name}/x_scale", abs(used / 127 - scale) / max(used, 1e-30), reason, 0)
-            )
+        if not math.isclose(used / top, scale, rel_tol=1e-5, abs_tol=1e-30):
+            reason = f"is {scale:.3g} in calibration.json, whose range gives {used / top:.3g}"
+            error = abs(used / top - scale) / max(abs(scale), 1e-30)
+            found.append(Departure(f"{name}/x_scale", error, reason, 0))
     return found
