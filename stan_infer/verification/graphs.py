@@ -170,3 +170,7 @@ class Graphs:
         stage.count += max(count_shared(wanted, suspect.stored) - len(suspect.weights), 0)
         for d in suspect.weights:
             stage.fail(d.name, d.reason)
+        if suspect.is_written:  # it is as large as the suspected one
+            wanted.close()
+            for file in (wanted.path, wanted.path.with_name(f"{wanted.path.name}.data")):
+                file.unlink(missing_ok=True)

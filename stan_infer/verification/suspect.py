@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import stan_infer
+from stan_infer.artefacts.opsets import OPSETS
 from stan_infer.artefacts.precision import EIGHT_BITS, TOLERANCES
 from stan_infer.errors import MissingError
 from stan_infer.verification.cut import Cut
@@ -48,6 +49,7 @@ class Suspect:
     calibration: Record | None = None
     smoothed: Callable[[], Run] | None = None  # the exact network's operations, smoothed
     is_8_bits: bool = False  # and recomputed
+    is_written: bool = False  # `wanted` is a file of ours
     weights: list[Departure] = dataclasses.field(default_factory=list)
     compared: list[Compared] = dataclasses.field(default_factory=list)
 
@@ -59,16 +61,16 @@ def find_suspect(pair: tuple[Side, Side], role: str, folder: Path) -> Suspect | 
     """
     a, b = pair
     side, other = (b, a) if b.graph_path(role) else (a, b)
-    if _claimed(other, role) in (None, "fp32"):
-        pass
-    elif _claimed(side, role) == "fp32":  # the exact one is the reference
-        side, other = other, side
+    if _claimed(other, role) not in (None, "fp32") and _claimed(side, role) == "fp32":
+        side, other = other, side  # the exact one is the reference
     path = side.graph_path(role)
     if path is None:
         return f"neither side has an ONNX graph of the {role} tower"
     stored = StoredGraph(path)
     if not is_ours(stored):
         return f"{path.name} has none of the names of the fused graph (export --graph fused)"
+    if stored.form.opset not in OPSETS:
+        return f"{path.name} has opset {stored.form.opset}, which export does not write"
     claims, letter = side.claims(role), "AB"[other is b]
     precision = claims.precision or stored.precision
     input = "uint8" if side.form.dtype == "uint8" else "float"
@@ -129,6 +131,7 @@ def _recomputed(
         letter=letter,
         calibration=calibration,
         is_8_bits=precision in EIGHT_BITS,
+        is_written=True,
         smoothed=lambda: operations(
             recompute(exact[0], kind, stored, calibration, exact=True), kind
         ),

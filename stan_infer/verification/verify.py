@@ -277,9 +277,10 @@ class _Comparison:
         if errors:
             stage.fail(name, errors[0])
             return made
-        want, got = self.graphs.expected(role, made, given, self._tensor)
-        for key in sorted(set(want) & set(got)):
-            stage.compare(f"{name}: {key}", (want[key], got[key]))
+        with stage.catch(name):
+            want, got = self.graphs.expected(role, made, given, self._tensor)
+            for key in sorted(set(want) & set(got)):
+                stage.compare(f"{name}: {key}", (want[key], got[key]))
         return made
 
     def _tensor(self, pixels: np.ndarray, side: Side) -> np.ndarray:
