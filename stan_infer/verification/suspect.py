@@ -118,6 +118,10 @@ def _recomputed(
             words = f"{letter} in {precision}, with the graph's own scales: no calibration.json"
     elif precision != "fp32":
         words += f" in {precision}"
+    wrong = _contradictions(calibration, precision) if calibration else []
+    if stored.precision != precision:
+        reason = f"is in {stored.precision}, and the manifest says {precision}"
+        wrong.insert(0, Departure(stored.path.name, math.inf, reason, 0))
     return Suspect(
         role=role,
         side=side,
@@ -135,7 +139,7 @@ def _recomputed(
         smoothed=lambda: operations(
             recompute(exact[0], kind, stored, calibration, exact=True), kind
         ),
-        weights=_contradictions(calibration, precision) if calibration else [],
+        weights=wrong,
     )
 
 
