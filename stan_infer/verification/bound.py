@@ -23,6 +23,7 @@ BEYOND = 1.001
 # How many times the loss of cosine that calibrate measured a clip may lose. On clean folders clips
 # that calibrate had not seen lost up to three times as much.
 MARGIN = 10
+LEAST_LOSS = 1e-3  # always allowed
 
 
 def recorded_bound(record: Mapping[str, Any], engine: str) -> tuple[float, str] | str:
@@ -43,9 +44,8 @@ def recorded_bound(record: Mapping[str, Any], engine: str) -> tuple[float, str] 
     if _is_cosine(asked) and row.get("is_met", told.get("is_met")) is not False:
         found.append((float(asked), "calibration.json's bound"))
     if _is_cosine(measured):
-        loss = 1 - float(measured)
         words = f"{MARGIN} times the loss that calibration.json records"
-        found.append((1 - MARGIN * loss, words))
+        found.append((1 - max(MARGIN * (1 - float(measured)), LEAST_LOSS), words))
     if found:
         return max(found)
     if told.get("drop") is not None:
@@ -69,11 +69,9 @@ def check_bound(
     the graph for a clip's name.
     """
     record = suspect.calibration
-    bound = (
-        recorded_bound(record, suspect.side.engine)
-        if record is not None
-        else "there is no calibration.json"
-    )  # type: ignore[arg-type]
+    bound: tuple[float, str] | str = "there is no calibration.json"
+    if record is not None:
+        bound = recorded_bound(record, suspect.side.engine)  # type: ignore[arg-type]
     if isinstance(bound, str):
         stage.tolerance = TOLERANCES[suspect.precision]
         stage.reference = f"{suspect.letter} in fp32, only coarsely: {bound}"

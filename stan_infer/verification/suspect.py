@@ -53,6 +53,11 @@ class Suspect:
     weights: list[Departure] = dataclasses.field(default_factory=list)
     compared: list[Compared] = dataclasses.field(default_factory=list)
 
+    @property
+    def source(self) -> Side:
+        """The side that takes its input as the reference's operations do."""
+        return self.side if self.is_written else self.other
+
 
 def find_suspect(pair: tuple[Side, Side], role: str, folder: Path) -> Suspect | str:
     """Return the suspected graph of a tower, or the reason why there is none.
