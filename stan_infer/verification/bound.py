@@ -90,9 +90,9 @@ def check_bound(
         if not cosine >= stage.cosine:
             stage.cosine, stage.worst = cosine, name
     stage.has_errors = False
-    stage.reference = f"{suspect.letter} in fp32: a cosine of at least {least:.5g}, {words}"
+    stage.reference = f"{suspect.letter} in fp32: a cosine of at least {least:.5g} ({words})"
     if stage.count and not stage.cosine >= least:
-        reason = f"a cosine of {stage.cosine:.5f}; at least {least:.5g} is wanted, {words}"
+        reason = f"a cosine of {stage.cosine:.6f}; at least {least:.5g} is wanted ({words})"
         stage.wrong(stage.worst, reason)
     if beyond:
         stage.reference += f"; {len(beyond)} clips left out, beyond the calibrated ranges"

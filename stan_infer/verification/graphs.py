@@ -27,9 +27,15 @@ _OUTPUTS = {"video/head/video": "video_embeds", "video/head/frames": "frame_embe
 class Graphs:
     """The graphs of a pair of sides, opened when they are asked for."""
 
-    def __init__(self, pair: tuple[Side, Side], folder: Path, say: Callable[[str], None]) -> None:
-        """folder: for graphs that are written to compare with."""
-        self.pair, self.folder, self.say = pair, folder, say
+    def __init__(
+        self,
+        pair: tuple[Side, Side],
+        folder: Path,
+        say: Callable[[str], None],
+        tolerance: float | None = None,
+    ) -> None:
+        """folder: for graphs that are written to compare with. tolerance: of an operation."""
+        self.pair, self.folder, self.say, self.tolerance = pair, folder, say, tolerance
         self.suspects: dict[str, Suspect] = {}
         self.reasons: dict[str, str] = {}
         self.outputs = "A"  # what outputs of the video tower are compared with, in words
@@ -45,6 +51,8 @@ class Graphs:
                     self.reasons[role] = suspect
                     continue
                 self.suspects[role] = suspect
+                if self.tolerance is not None:
+                    suspect.tolerance = self.tolerance
                 self._compare(stage, suspect)
                 references.append(suspect.reference)
             except (InputError, CheckError, ValueError, KeyError) as e:

@@ -91,6 +91,7 @@ class _Comparison:
         self.texts = list(options.texts or inputs.TEXTS)
         self.frames = sorted(set(options.frames))
         self.tolerance = coarse if tolerance is None else tolerance
+        self.given_tolerance = tolerance
         self.config = next((s.config for s in pair if s.config), None)
         self.short_side = self.config.short_side if self.config else 224
         names = ("files", "decode", "resize", "input", "ids", "video tower", "text tower")
@@ -116,7 +117,7 @@ class _Comparison:
         self.by["resize"].lacks(self.pair, "resize")
         self._input()
         self._ids()
-        self.graphs = Graphs(self.pair, folder, self.say)
+        self.graphs = Graphs(self.pair, folder, self.say, self.given_tolerance)
         self.graphs.check_weights(self.by["weights"])
         self.by["video tower"].reference = self.graphs.outputs
         self._towers()
@@ -136,6 +137,7 @@ class _Comparison:
                     stage.count += 1
                 if wrong:
                     stage.fail(letter, "; ".join(wrong))
+        stage.reference = "hashes in its own manifest.json"
         if not stage.count:
             stage.absent = "not compared: neither side has a manifest"
 
