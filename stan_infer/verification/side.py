@@ -60,7 +60,7 @@ class Side(ABC):
 
     @abstractmethod
     def limits(self, axis: str) -> tuple[int, int]:
-        """Smallest and largest size of the axis "frames", "batch" or "length"."""
+        """Smallest and largest size of the axis "frames", "batch", "texts" or "length"."""
 
     @abstractmethod
     def sampled(self) -> int:
@@ -102,6 +102,10 @@ class Side(ABC):
         """The video graph's own class scores, if it has that head."""
         return {}
 
+    def patches(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """W [D, p p 3] and table [P, D]: a row before the first norm is W uint8 pixels + table."""
+        return None
+
     def graph_path(self, role: str) -> Path | None:
         """The ONNX file of a tower, if there is one."""
         return None
@@ -113,6 +117,11 @@ class Side(ABC):
     def damage(self) -> list[str] | None:
         """Sentences about files that changed since the export; None if no manifest lists them."""
         return None
+
+
+def tower_of(axis: str) -> str:
+    """The tower that an axis of Side.limits belongs to: "video" or "text"."""
+    return "text" if axis in ("length", "texts") else "video"
 
 
 def decode(side: Side, path: Path) -> tuple[np.ndarray, list[np.ndarray]]:
