@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -89,3 +89,13 @@ class Checkpoint(Side):
 
         made = fold_video(self.model, on_demand=True).patches
         return made.weight.detach().numpy(), made.table.detach().numpy()
+
+    def exact_weights(self, role: str, input: str) -> tuple[Any, StanConfig]:
+        import torch
+
+        from stan_infer.network.fold import fold_text, fold_video
+
+        with torch.inference_mode():
+            if role == "text":
+                return fold_text(self.model), self.config
+            return fold_video(self.model, input=input), self.config

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,11 +25,23 @@ from stan_infer.engines.bare_graph import open_bare
 from stan_infer.engines.graph import OpenGraph
 from stan_infer.errors import InputError
 from stan_infer.system.json_file import checked
+from stan_infer.system.packages import require
 from stan_infer.text.tokenizer import text_rules, tokenize
 from stan_infer.text.vocabulary import END, START
 from stan_infer.verification.graph_side import ROLES, form, tower, usable
-from stan_infer.verification.side import Arrays, Form, Side, score_arrays, to_input, tower_of
+from stan_infer.verification.side import (
+    Arrays,
+    Claims,
+    Form,
+    Side,
+    score_arrays,
+    to_input,
+    tower_of,
+)
 from stan_infer.video.clip import RULES, check_rules, resize_crop, sample_indices
+
+if TYPE_CHECKING:
+    from stan_infer.artefacts.calibration_record import Record
 
 _MAX_LABELS = 256 * 2**20  # bytes of a file of labels, and characters of their texts
 
@@ -175,6 +187,32 @@ class Folder(Side):
 
     def graph_path(self, role: str) -> Path | None:
         return self._file(self._graphs[role].get("file")) if role in self._graphs else None
+
+    def claims(self, role: str) -> Claims:
+        entry, fixed = self._graphs.get(role, {}), []
+        for axis in ("batch", "frames"):
+            low, high = Folder.limits(self, axis)  # a plan's are those of its profile
+            fixed.append(low if low == high and role == "video" else None)
+        precision = self._at("precision", kind=str, of=entry)
+        return Claims(precision, self._at("tool", "version", kind=str), *fixed)
+
+    def calibration(self) -> Record | None:
+        from stan_infer.artefacts.calibration_file import CALIBRATION, read_calibration
+
+        return read_calibration(self._file(CALIBRATION)) if CALIBRATION in self._limits else None
+
+    def exact_weights(self, role: str, input: str) -> tuple[Any, StanConfig] | None:
+        entry = self._graphs.get(role, {})
+        if role != "video" or (entry.get("precision"), entry.get("graph")) != ("fp32", "fused"):
+            return None
+        if (input == "uint8") != (self.form.dtype == "uint8"):
+            return None
+        for package in ("torch", "onnx"):
+            require(package, "recomputing a graph in another precision", "cpu")
+        from stan_infer.artefacts.folder import read_artefact
+        from stan_infer.export.read_weights import read_weights
+
+        return read_weights(read_artefact(self._folder, check_hashes=False)), self.config
 
     def damage(self) -> list[str] | None:
         wrong = [str(self._wrong)] if self._wrong else []

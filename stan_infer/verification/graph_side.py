@@ -11,8 +11,8 @@ from stan_infer.artefacts.onnx_file import read_graph
 from stan_infer.engines.bare_graph import open_bare
 from stan_infer.engines.graph import OpenGraph
 from stan_infer.errors import InputError
-from stan_infer.verification.bisect import graph_precision
-from stan_infer.verification.side import Arrays, Form, Side
+from stan_infer.verification.side import Arrays, Claims, Form, Side
+from stan_infer.verification.stored import StoredGraph
 
 ROLES = {"video": "video", "text": "input_ids"}  # role -> the graph's one input
 OUTPUTS = {"video": ("video_embeds", "frame_embeds"), "text": ("text_embeds", "token_embeds")}
@@ -24,6 +24,14 @@ def input_names(path: Path) -> list[str]:
         return list(read_graph(path).inputs)
     except InputError:
         return []
+
+
+def graph_precision(path: Path) -> str:
+    """The precision of a graph; fp32, the strictest, if the file cannot be read."""
+    try:
+        return StoredGraph(path).precision
+    except InputError:  # it fails in its own stage
+        return "fp32"
 
 
 class GraphFile(Side):
@@ -53,6 +61,11 @@ class GraphFile(Side):
             size = self._opened.signature().inputs["video"][1][3]
             self.image_size = size or self.image_size
         self.role, self.precision = role, graph_precision(path)
+
+    def claims(self, role: str) -> Claims:
+        batch, frames = (self.limits(axis) for axis in ("batch", "frames"))
+        fixed = (low if low == high else None for low, high in (batch, frames))
+        return Claims(None, None, *fixed)
 
     def lacks(self, step: str) -> str | None:
         return None if step == self.role else f"nothing but a {self.role} graph"

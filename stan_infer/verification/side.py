@@ -11,13 +11,19 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stan_infer.config import StanConfig
+from stan_infer.errors import InputError
 from stan_infer.scores import head_scores
+from stan_infer.verification.stored import StoredGraph
 from stan_infer.video.clip import regular_file
 from stan_infer.video.pyav_reader import errors_named, read_pyav
+
+if TYPE_CHECKING:
+    from stan_infer.artefacts.calibration_record import Record
 
 Arrays = dict[str, np.ndarray]
 
@@ -41,6 +47,16 @@ def to_input(
     if form.dtype != "uint8":
         x = (x.astype(np.float32) - np.array(mean, np.float32)) / np.array(std, np.float32)
     return np.ascontiguousarray(x if form.layout == "BTHWC" else np.moveaxis(x, -1, 2))
+
+
+@dataclasses.dataclass(frozen=True)
+class Claims:
+    """What is said of a tower's graph; sizes that are fixed, None for a dynamic axis."""
+
+    precision: str | None = None
+    version: str | None = None  # of the stan_infer that wrote it
+    batch: int | None = None
+    frames: int | None = None
 
 
 class Side(ABC):
@@ -104,10 +120,34 @@ class Side(ABC):
 
     def patches(self) -> tuple[np.ndarray, np.ndarray] | None:
         """W [D, p p 3] and table [P, D]: a row before the first norm is W uint8 pixels + table."""
-        return None
+        try:
+            path = self.graph_path("video") if self.form == UINT8 else None
+            stored = StoredGraph(path) if path is not None else None
+        except InputError:  # a fault that stages name
+            return None
+        names = [f"video/patches/{n}" for n in ("weight", "positions")]
+        if stored is None or any(n not in stored.weights for n in names):
+            return None
+        weight, table = (stored.array(n) for n in names)
+        return weight.T, table
 
     def graph_path(self, role: str) -> Path | None:
         """The ONNX file of a tower, if there is one."""
+        return None
+
+    def claims(self, role: str) -> Claims:
+        """What the side says of the ONNX graph of a tower that it has."""
+        return Claims()
+
+    def calibration(self) -> Record | None:
+        """The calibration of a folder in 8 bits, if it has one."""
+        return None
+
+    def exact_weights(self, role: str, input: str) -> tuple[Any, StanConfig] | None:
+        """Folded weights in fp32 of a tower, and the config, if the side has them.
+
+        input: "uint8" or "float", of the video tower. Raises MissingError without torch.
+        """
         return None
 
     def known_faults(self) -> list[dict[str, str]]:

@@ -19,9 +19,12 @@ from stan_infer.artefacts.precision import EIGHT_BITS, TOLERANCES
 from stan_infer.errors import InputError
 from stan_infer.system.temporary import temporary_folder
 from stan_infer.verification import inputs
-from stan_infer.verification.bisect import bisect as name_block
+from stan_infer.verification.bound import check_bound
+from stan_infer.verification.graphs import Graphs
+from stan_infer.verification.labels import compare_labels
 from stan_infer.verification.open import open_side
 from stan_infer.verification.options import VerifyOptions
+from stan_infer.verification.rank import compare_ranks
 from stan_infer.verification.side import FLOAT, Arrays, Side, decode, to_input, tower_of
 from stan_infer.verification.stage import Stage
 from stan_infer.video.synthetic import moving_frames
@@ -46,10 +49,10 @@ def verify(
     fields of VerifyOptions.
 
     Returns a record: stages (a row for each: stage, max_rel, min_cos, agreement, tolerance, pass,
-    which is None if it was not compared, worst, cases, note), pass, first_failed, failures (videos
-    that neither side can read, which are left out), not_compared, bisect, known_faults, and for a
-    and b each kind, name, engine and precision. Raises InputError for a model that cannot be read
-    or if no video can, MissingError for a package that is not installed.
+    which is None if it was not compared, worst, cases, reference, note), pass, first_failed,
+    failures (videos that neither side can read, which are left out), not_compared, bisect,
+    known_faults, and for a and b each kind, name, engine and precision. Raises InputError for a
+    model that cannot be read or if no video can, MissingError for a package that is not installed.
     """
     o, say = VerifyOptions(**options), progress or (lambda text: None)
     say("opening both sides")
@@ -91,8 +94,9 @@ class _Comparison:
         self.tolerance = coarse if tolerance is None else tolerance
         self.config = next((s.config for s in pair if s.config), None)
         self.short_side = self.config.short_side if self.config else 224
-        names = ("files", "decode", "resize", "input", "ids", "video tower", "text tower", "score")
-        self.stages = [Stage(n) for n in (*names, "labels", "rank")]
+        names = ("files", "decode", "resize", "input", "ids", "video tower", "text tower")
+        bound = ["bound"] if self.is_8_bits else []
+        self.stages = [Stage(n) for n in (*names, "weights", *bound, "score", "labels", "rank")]
         by = self.by = {s.name: s for s in self.stages}
         by["resize"].tolerance, by["input"].tolerance = LEVELS / 255, ARITHMETIC
         by["video tower"].tolerance = by["labels"].tolerance = self.tolerance
@@ -113,9 +117,14 @@ class _Comparison:
         self.by["resize"].lacks(self.pair, "resize")
         self._input()
         self._ids()
+        self.graphs = Graphs(self.pair, folder, self.say)
+        self.graphs.check_weights(self.by["weights"])
         self._towers()
+        self._operations()
+        if self.is_8_bits:
+            self._bound(self.by["bound"])
         self._score()
-        self._labels()
+        compare_labels(self.by["labels"], self.pair, self.clips, self._tensor, self.say)
         self._rank()
 
     def _files(self) -> None:
@@ -270,10 +279,10 @@ class _Comparison:
         if len(errors) == 2 and free and stage.count:
             return made  # a size beyond what either takes, which a bare graph does not say
         if errors:
-            stage.fail(name, errors[0], given)
+            stage.fail(name, errors[0])
             return made
         for key in sorted(set(made[0]) & set(made[1])):
-            stage.compare(f"{name}: {key}", (made[0][key], made[1][key]), None, given)
+            stage.compare(f"{name}: {key}", (made[0][key], made[1][key]))
         return made
 
     def _tensor(self, pixels: np.ndarray, side: Side) -> np.ndarray:
@@ -306,42 +315,6 @@ class _Comparison:
             pair = [s.score(words, self.ids, seen) for s in self.pair]
             stage.compare("the texts with the clips", pair)
 
-    def _labels(self) -> None:
-        """Compare a folder's stored class features and scores with the first text tower's."""
-        stage = self.by["labels"]
-        by = next((s for s in self.pair if not (s.lacks("ids") or s.lacks("text"))), None)
-        stage.absent = "not compared: no folder has labels"
-        for letter, side in zip("AB", self.pair, strict=True):
-            with stage.catch(f"{letter}'s labels"):
-                found = side.labels()
-                if found is None or by is None or by.config is None:
-                    continue
-                self.say("labels")
-                stage.absent = ""
-                ids = by.ids(found[0])
-                text, baked = by.text(ids), found[1]
-                if "token_embeds" in baked:
-                    pair = text["token_embeds"], baked["token_embeds"]
-                else:
-                    rows = text["text_embeds"]
-                    pair = rows / np.linalg.norm(rows, axis=-1, keepdims=True), baked["embeddings"]
-                stage.compare(f"{letter}'s {len(ids)} labels", pair)
-                if not self.clips:
-                    continue
-                clip = next(iter(self.clips.values()))[None]
-                outputs = side.class_outputs(self._tensor(clip, side))
-                if outputs:
-                    logits = by.score(text, ids, by.video(self._tensor(clip, by))).T
-                    scores = logits * by.config.temperature
-                    stage.compare(f"{letter}'s class scores", (scores, outputs["scores"]))
-                    with np.errstate(divide="ignore"):
-                        got = np.log(outputs["probabilities"].astype(np.float64))
-                    want = scores - scores.max(-1, keepdims=True)
-                    got = (got - got.max(-1, keepdims=True)) * by.config.temperature
-                    # Probabilities below e^-80 of the largest underflow and are not compared.
-                    kept = np.where(got > -80 * by.config.temperature, got, want)
-                    stage.compare(f"{letter}'s probabilities", (want, kept), np.abs(scores).max())
-
     def _rank(self) -> None:
         stage = self.by["rank"]
         if stage.lacks(self.pair, "decode", "resize", "input", "video", "text", "score"):
@@ -359,31 +332,54 @@ class _Comparison:
                 made.append(side.score(side.text(ids), ids, seen))
         if len(made) < 2:
             return
-        a, b = made
-        stage.count = 1
-        if a.shape != b.shape:
-            return stage.fail("all texts", f"{b.shape} scores instead of {a.shape}")
         # Resized pixels may differ by LEVELS, which moves scores more than rounding does.
         slack = 10 if self.by["resize"].error else 1
-        scale = float(np.abs(a).max())
-        tie = 2 * self.tolerance * slack * scale
-        lead, other = (x[:, :, None] - x[:, None, :] for x in (a, b))
-        with np.errstate(invalid="ignore"):
-            swapped = ~((lead <= tie) | (other >= 0) | (other >= -tie))
-        wrong = swapped.any((1, 2)) | ~np.isfinite(a).all(1) | ~np.isfinite(b).all(1)
-        stage.agreement = float(1 - wrong.mean())
-        stage.tolerance = self.tolerance * slack
-        stage.compare("all texts with all clips", (a, b))
-        if wrong.any():
-            stage.fail(f"text {np.flatnonzero(wrong)[0]}", "videos change places")
+        compare_ranks(stage, made, self.tolerance * slack)
+
+    def _operations(self) -> None:
+        """Run each operation of the towers' graphs on the reference's values."""
+        if not self.by["video tower"].absent:
+            size, cases = self.a.image_size, []
+            batch = self._common("batch", [2])[0]
+            for t in self._common("frames", [1, 3]):
+                clips = [c for _, c in inputs.hard_clips(t, size)]
+                cases.append(np.stack((clips * batch)[:batch]))
+            with self.by["video tower"].catch("operations"):
+                self.graphs.check_operations("video", self.by["video tower"], cases, self._tensor)
+        if not self.by["text tower"].absent:
+            longest = self._range("length")[1]
+            ids = inputs.hard_ids(longest, self.config.vocab_size if self.config else 100)
+            with self.by["text tower"].catch("operations"):
+                self.graphs.check_operations("text", self.by["text tower"], [ids], self._tensor)
+
+    def _bound(self, stage: Stage) -> None:
+        suspect = self.graphs.suspects.get("video")
+        if suspect is None or suspect.smoothed is None:
+            reason = self.graphs.reasons.get("video", "neither side has the weights in fp32")
+            stage.absent = f"not compared: {reason}"
+            return
+        exact, coarse = (self.seen[self.pair.index(s)] for s in (suspect.other, suspect.side))
+        made = {n: (exact[n], coarse[n]) for n in exact if n in coarse}
+        low, side = self._range("batch")[0], suspect.side
+
+        def given(name: str) -> np.ndarray:
+            return self._tensor(np.repeat(self.clips[name][None], low, 0), side)
+
+        with stage.catch("the clips"):
+            check_bound(stage, suspect, made, given)
 
     def blocks(self) -> dict[str, Any]:
-        """The block that differs, for each tower that failed."""
+        """The block that differs, for each tower that failed, and where weights differ."""
         found: dict[str, Any] = {}
         for role in ("video", "text"):
-            stage = self.by[f"{role} tower"]
-            named = name_block(role, stage, self.pair, self._tensor, self.tolerance, self.say)
-            found |= {stage.name: named} if named else {}
+            if self.by[f"{role} tower"].row()["pass"] is False:
+                found[f"{role} tower"] = self.graphs.bisect(role)
+        if "bound" in self.by and self.by["bound"].row()["pass"] is False:
+            clip = next(iter(self.clips.values()))[None]
+            found["bound"] = self.graphs.costliest("video", clip, self._tensor)
+        if self.by["weights"].row()["pass"] is False:
+            role = next((r for r, s in self.graphs.suspects.items() if s.weights), "video")
+            found["weights"] = self.graphs.bisect(role)
         return found
 
     def _range(self, axis: str) -> tuple[int, int]:

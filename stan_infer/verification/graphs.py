@@ -1,0 +1,141 @@
+"""The ONNX graph of a tower, held to what it should be: its weights, nodes and operations.
+
+What it should be is recomputed from the other side's checkpoint or fp32 graph, in the precision of
+the suspected graph, or is the other side's graph itself where both are of one kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stan_infer.errors import MissingError
+from stan_infer.verification.cut import Cut
+from stan_infer.verification.operations import compare_operations
+from stan_infer.verification.side import Side
+from stan_infer.verification.stage import Stage
+from stan_infer.verification.suspect import Suspect, find_suspect
+from stan_infer.verification.weights import count_shared, departures
+
+Tensor = Callable[[np.ndarray, Side], np.ndarray]
+
+
+class Graphs:
+    """The graphs of a pair of sides, opened when they are asked for."""
+
+    def __init__(self, pair: tuple[Side, Side], folder: Path, say: Callable[[str], None]) -> None:
+        """folder: for graphs that are written to compare with."""
+        self.pair, self.folder, self.say = pair, folder, say
+        self.suspects: dict[str, Suspect] = {}
+        self.reasons: dict[str, str] = {}
+
+    def check_weights(self, stage: Stage) -> None:
+        """Compare the files of both towers with what they should hold."""
+        references = []
+        for role in ("video", "text"):
+            self.say(f"weights of the {role} tower")
+            with stage.catch(f"{role} graph"):
+                suspect = find_suspect(self.pair, role, self.folder)
+                if isinstance(suspect, str):
+                    self.reasons[role] = suspect
+                    continue
+                self.suspects[role] = suspect
+                self._compare(stage, suspect)
+                references.append(suspect.reference)
+        if references:
+            stage.reference = references[0]
+        if not stage.count:
+            reasons = dict.fromkeys(r for r in self.reasons.values())
+            stage.absent = f"not compared: {'; '.join(reasons)}"
+
+    def check_operations(
+        self, role: str, stage: Stage, cases: Sequence[np.ndarray], tensor: Tensor
+    ) -> None:
+        """Run every operation of a tower's graph on the reference's values.
+
+        cases: pixels [B, T, S, S, 3], or ids. tensor: a function from pixels and a side to the
+        input of that side's graph.
+        """
+        suspect = self.suspects.get(role)
+        if suspect is None:
+            reason = self.reasons.get(role)
+            stage.reference += f" (operations not compared: {reason})" if reason else ""
+            return
+        try:
+            cut, run = Cut(suspect.stored.path), suspect.run()
+        except MissingError as e:
+            stage.reference += f" (operations not compared: {e})"
+            return
+        for case in cases:
+            if role == "video":
+                given = tensor(case, suspect.other), tensor(case, suspect.side)
+            else:
+                given = case.astype(np.int32), case.astype(np.int32)
+            found = compare_operations(cut, run, given, self.say)
+            suspect.compared += found
+            for one in found:
+                stage.add(f"operation {one.name}", one.error, suspect.tolerance, one.reason)
+        names = len({c.name for c in suspect.compared})
+        stage.reference += f"; {names} operations: {suspect.reference}"
+
+    def bisect(self, role: str) -> dict[str, Any]:
+        """Name the first block of a tower whose graph departed; {} if nothing was compared."""
+        suspect = self.suspects.get(role)
+        if suspect is None:
+            return {"block": None, "reason": self.reasons.get(role, "there is no graph")}
+        stored, wanted = suspect.stored, suspect.wanted
+        order = {name: i for i, name in enumerate(wanted.makers)}
+        found = [
+            (c.name, c.error, c.reason)
+            for c in suspect.compared
+            if not c.error <= suspect.tolerance
+        ]
+        found += [(d.name, d.error, f"{d.name} {d.reason}") for d in suspect.weights]
+        named = {
+            "graph": stored.path.name,
+            "block": None,
+            "operation": None,
+            "error": 0.0,
+            "reason": "each operation agrees on the reference's inputs: rounding adds up",
+            "weights": [d.name for d in suspect.weights[:100]],
+            "blocks": len({wanted.block_of(c.name) for c in suspect.compared}),
+        }
+        places = []
+        for name, error, reason in found:
+            operation = wanted.operation_of(name) or name
+            places.append((order.get(operation, len(order)), operation, name, error, reason))
+        if not places:
+            return named
+        _, operation, name, error, reason = min(places, key=lambda p: p[0])
+        block = wanted.block_of(name) or operation
+        facts = {"block": block, "operation": operation, "error": error, "reason": reason or None}
+        return {**named, **facts}
+
+    def costliest(self, role: str, clip: np.ndarray, tensor: Tensor) -> dict[str, Any]:
+        """Name the linear whose 8 bits differ most from fp32 on fp32's values.
+
+        clip: pixels [1, T, S, S, 3].
+        """
+        suspect = self.suspects[role]
+        assert suspect.smoothed is not None
+        given = tensor(clip, suspect.other), tensor(clip, suspect.side)
+        found = compare_operations(Cut(suspect.stored.path), suspect.smoothed(), given, self.say)
+        worst = max(found, key=lambda c: c.error)
+        operation = suspect.wanted.operation_of(worst.name) or worst.name
+        return {
+            "graph": suspect.stored.path.name,
+            "block": suspect.wanted.block_of(worst.name) or operation,
+            "operation": operation,
+            "error": worst.error,
+            "reason": worst.reason or "its 8 bits differ most from fp32",
+        }
+
+    def _compare(self, stage: Stage, suspect: Suspect) -> None:
+        wanted = suspect.wanted
+        suspect.weights += departures(wanted, suspect.stored, whole=suspect.whole, but=suspect.but)
+        stage.count += max(count_shared(wanted, suspect.stored) - len(suspect.weights), 0)
+        for d in suspect.weights:
+            stage.add(d.name, max(d.error, 1e-30), 0.0, f"{d.name} {d.reason}")

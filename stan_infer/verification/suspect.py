@@ -1,0 +1,179 @@
+"""Find the graph of a tower that is suspected, and what it should be.
+
+What it should be is recomputed from the other side's checkpoint or fp32 graph, in the precision of
+the suspected graph, or is the other side's graph itself where both are of one kind.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import stan_infer
+from stan_infer.artefacts.precision import EIGHT_BITS, TOLERANCES
+from stan_infer.errors import MissingError
+from stan_infer.verification.cut import Cut
+from stan_infer.verification.operations import Compared, Run, graph_operations
+from stan_infer.verification.side import Side
+from stan_infer.verification.stored import StoredGraph
+from stan_infer.verification.weights import Departure, is_ours
+
+if TYPE_CHECKING:
+    from stan_infer.artefacts.calibration_record import Record
+
+# Largest difference of one operation on the same inputs, relative to its largest value: fp32's
+# rounding alone. Where one graph is in fp32 and the other in 16 bits it is that of TOLERANCES.
+OPERATION = 1e-4
+_LARGEST = {"int8": 127.0, "fp8": 448.0}
+
+
+@dataclasses.dataclass(kw_only=True)
+class Suspect:
+    """A graph that is held to a reference, and how it departed."""
+
+    role: str
+    side: Side
+    other: Side
+    stored: StoredGraph
+    wanted: StoredGraph  # what its file should hold
+    whole: bool  # the nodes should be the same too
+    run: Callable[[], Run]  # makes the reference's operations; MissingError without onnx
+    reference: str  # in words
+    tolerance: float = OPERATION  # of an operation
+    but: str = "-"  # how the names of weights begin that are not compared
+    letter: str = "A"  # of the other side
+    calibration: Record | None = None
+    smoothed: Callable[[], Run] | None = None  # the exact network's operations, smoothed
+    weights: list[Departure] = dataclasses.field(default_factory=list)
+    compared: list[Compared] = dataclasses.field(default_factory=list)
+
+
+def find_suspect(pair: tuple[Side, Side], role: str, folder: Path) -> Suspect | str:
+    """Return the suspected graph of a tower, or the reason why there is none.
+
+    folder: for a graph that is written to compare with. Raises InputError for a damaged file.
+    """
+    a, b = pair
+    side, other = (b, a) if b.graph_path(role) else (a, b)
+    if _claimed(other, role) in (None, "fp32"):
+        pass
+    elif _claimed(side, role) == "fp32":  # the exact one is the reference
+        side, other = other, side
+    path = side.graph_path(role)
+    if path is None:
+        return f"neither side has an ONNX graph of the {role} tower"
+    stored = StoredGraph(path)
+    if not is_ours(stored):
+        return f"{path.name} has none of the names of the fused graph (export --graph fused)"
+    claims, letter = side.claims(role), "AB"[other is b]
+    precision = claims.precision or stored.precision
+    input = "uint8" if side.form.dtype == "uint8" else "float"
+    beside = other.graph_path(role)
+    if precision != "fp32" or beside is None:
+        try:
+            exact = other.exact_weights(role, input)
+        except MissingError as e:
+            return str(e)
+        if exact is not None:
+            return _recomputed(role, (side, other), stored, exact, folder, letter)
+    if beside is None:
+        return f"one side has no {role} tower"
+    return _beside(role, (side, other), stored, StoredGraph(beside), letter)
+
+
+def _claimed(side: Side, role: str) -> str | None:
+    """The precision of a side's graph; None if it has none."""
+    path = side.graph_path(role)
+    return (side.claims(role).precision or StoredGraph(path).precision) if path else None
+
+
+def _recomputed(
+    role: str,
+    sides: tuple[Side, Side],
+    stored: StoredGraph,
+    exact: tuple[Any, Any],
+    folder: Path,
+    letter: str,
+) -> Suspect:
+    from stan_infer.verification.recomputed import GraphKind, operations, recompute, write_graph
+
+    side, other = sides
+    claims = side.claims(role)
+    precision = claims.precision or stored.precision
+    input = "uint8" if side.form.dtype == "uint8" else "float"
+    kind = GraphKind(role, precision, input, claims.batch, claims.frames)
+    calibration = side.calibration() if precision in EIGHT_BITS else None
+    weights = recompute(exact[0], kind, stored, calibration)
+    written = write_graph(weights, kind, exact[1], stored.form.opset, folder)
+    words = f"{letter}'s weights"
+    if precision in EIGHT_BITS:
+        words = f"{letter} in {precision}, recomputed with calibration.json"
+        if calibration is None:
+            words = f"{letter} in {precision}, with the graph's own scales: no calibration.json"
+    elif precision != "fp32":
+        words += f" in {precision}"
+    return Suspect(
+        role=role,
+        side=side,
+        other=other,
+        stored=stored,
+        wanted=StoredGraph(written),
+        whole=claims.version == stan_infer.__version__,
+        run=lambda: operations(weights, kind),
+        reference=words,
+        letter=letter,
+        calibration=calibration,
+        smoothed=lambda: operations(
+            recompute(exact[0], kind, stored, calibration, exact=True), kind
+        ),
+        weights=_contradictions(calibration, precision) if calibration else [],
+    )
+
+
+def _beside(
+    role: str, sides: tuple[Side, Side], stored: StoredGraph, wanted: StoredGraph, letter: str
+) -> Suspect | str:
+    side, other = sides
+    (a, x), (b, y) = ((s.claims(role), g) for s, g in ((other, wanted), (side, stored)))
+    kinds = [c.precision or g.precision for c, g in ((a, x), (b, y))]
+    if kinds[0] != kinds[1] and set(kinds) & set(EIGHT_BITS):
+        return f"{kinds[1]} cannot be recomputed from {wanted.path.name} in {kinds[0]}"
+    if not is_ours(wanted):
+        return f"{wanted.path.name} has none of the names of the fused graph"
+    same_form = side.form == other.form
+    is_same = same_form and dataclasses.replace(a, version=None) == dataclasses.replace(
+        b, version=None
+    )
+    tolerance = OPERATION if kinds[0] == kinds[1] else max(TOLERANCES[k] for k in kinds)
+    return Suspect(
+        role=role,
+        side=side,
+        other=other,
+        stored=stored,
+        wanted=wanted,
+        whole=bool(is_same and a.version and a.version == b.version),
+        run=lambda: graph_operations(Cut(wanted.path)),
+        reference=f"{letter}'s graph",
+        letter=letter,
+        tolerance=tolerance,
+        but="-" if same_form or role == "text" else "video/patches",
+    )
+
+
+def _contradictions(record: Record, precision: str) -> list[Departure]:
+    """Scales of calibration.json that do not follow from the ranges that it records."""
+    found = []
+    for name, entry in record["tensors"].items():
+        told: Mapping[str, Any] = entry  # type: ignore[assignment]
+        used, scale = told.get("amax_used"), float(told["scale"])
+        if not isinstance(used, (int, float)):
+            continue
+        if not math.isclose(used / _LARGEST[precision], scale, rel_tol=1e-5, abs_tol=1e-30):
+            reason = f"is {scale:.3g} in calibration.json, whose range gives {used / 127:.3g}"
+            found.append(
+                Departure(f"{name}/x_scale", abs(used / 127 - scale) / max(used, 1e-30), reason, 0)
+            )
+    return found

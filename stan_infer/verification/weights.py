@@ -1,0 +1,162 @@
+"""Two stored graphs compared without running them: every weight, and the nodes.
+
+Weights of one type are equal but for the last bit, which another machine's sums may round
+otherwise; a weight in 16 bits is within half a step of the fp32 one. So no fault hides behind the
+tolerance of a number format.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from stan_infer.artefacts.onnx_file import Weight
+from stan_infer.verification.stored import OURS, StoredGraph
+
+# Relative step between neighbouring numbers, and the smallest step, by TensorProto's type.
+_STEPS = {1: (2.0**-23, 2.0**-149), 10: (2.0**-10, 2.0**-24), 16: (2.0**-7, 2.0**-133)}
+_FP32, _INT8, _FP8 = 1, 3, 17
+# Of weights in 16 and 8 bits: a number between two steps may be rounded to either if the weight
+# that is rounded differs in its last bit. On clean folders no more than 2 in a million did.
+FLIPS = 1e-3
+# Below this share of a weight's largest element its elements are what sums of others cancel to.
+_CANCELLED = 1e-9
+_COMPARED = (*OURS, "sizes/")  # how the names of nodes begin; a class head has others
+
+
+@dataclasses.dataclass(frozen=True)
+class Departure:
+    """One weight or node that differs."""
+
+    name: str
+    error: float  # largest difference relative to the largest element; inf: not comparable
+    reason: str
+    place: int  # of the first node that reads it, in the graph's order
+
+
+def departures(
+    wanted: StoredGraph, got: StoredGraph, *, whole: bool, but: str = "-"
+) -> list[Departure]:
+    """What differs, in the order of the graph.
+
+    whole: both graphs are written by this version, so that their nodes are the same too; otherwise
+    only weights of the same name, and attributes of nodes of the same name, are compared. but: how
+    names begin that are not compared.
+    """
+    found: list[Departure] = []
+    places: dict[str, int] = {}
+    for i, node in enumerate(wanted.form.nodes):
+        for name in node.inputs:
+            places.setdefault(name, i)
+        for name in node.outputs:
+            places[name] = i
+    for name in wanted.weights:
+        if name.startswith(but):
+            continue
+        if name not in got.form.weights:
+            if whole:
+                found.append(Departure(name, np.inf, "is missing", places.get(name, 0)))
+            continue
+        error, reason = _weight(wanted, got, name)
+        if reason:
+            found.append(Departure(name, error, reason, places.get(name, 0)))
+    for name in wanted.makers:
+        if not name.startswith(_COMPARED) or name.startswith(but):
+            continue
+        reason = _node(wanted, got, name, whole)
+        if reason:
+            found.append(Departure(name, np.inf, reason, places[name]))
+    return sorted(found, key=lambda d: d.place)
+
+
+def count_shared(wanted: StoredGraph, got: StoredGraph) -> int:
+    """How many weights of ours both graphs have by name."""
+    return len(wanted.weights.keys() & got.weights.keys())
+
+
+def _weight(wanted: StoredGraph, got: StoredGraph, name: str) -> tuple[float, str]:
+    """The error of one weight, and what is wrong with it; "" if nothing is."""
+    a, b = wanted.form.weights[name], got.form.weights[name]
+    if a.dims != b.dims:
+        return np.inf, f"has the shape {list(b.dims)} instead of {list(a.dims)}"
+    same = a.dtype == b.dtype
+    if not same and not {a.dtype, b.dtype} <= _STEPS.keys():
+        return np.inf, f"has another type than {wanted.path.name}'s"
+    want, have = (g.array(name).ravel() for g in (wanted, got))
+    if same and np.array_equal(want, have):
+        return 0.0, ""
+    with np.errstate(all="ignore"):
+        want, have = want.astype(np.float64), have.astype(np.float64)
+        apart = np.abs(want - have)
+        largest = max(float(np.abs(want).max(initial=0)), 1e-300)
+        error = float(apart.max(initial=0)) / largest
+        allowed, share = _allowed(a, b, want, largest)
+    if not np.isfinite(error):
+        return np.inf, "holds a value that is not finite"
+    wrong, moved = int((apart > allowed).sum()), float((apart > 0).mean())
+    if wrong:
+        return error, f"differs in {wrong} of {len(want)} elements"
+    if moved > share and (apart > 0).sum() > 1:
+        return error, f"is rounded otherwise in {moved:.0%} of its elements"
+    return error, ""
+
+
+def _allowed(a: Weight, b: Weight, want: np.ndarray, largest: float) -> tuple[Any, float]:
+    """How far each element may be off, and the share of elements that may be."""
+    if a.dtype in (_INT8, _FP8) and len(a.dims) < 2:  # a zero point
+        return 0.0, 0.0
+    if a.dtype == _INT8:
+        return 1.0, FLIPS
+    if a.dtype == _FP8:
+        return np.abs(want) * 2.0**-3 + 2.0**-9, FLIPS
+    if a.dtype not in _STEPS:
+        return 0.0, 0.0
+    if a.dtype != b.dtype:  # one of them was rounded from the other
+        step, least = max(_STEPS[a.dtype], _STEPS[b.dtype])
+        return np.abs(want) * step * 0.51 + least * 0.51, 1.0
+    step, least = _STEPS[a.dtype]
+    if a.dtype == _FP32:
+        return np.abs(want) * 2 * step + largest * _CANCELLED, 1.0
+    return np.abs(want) * step + least, FLIPS
+
+
+def _node(wanted: StoredGraph, got: StoredGraph, name: str, whole: bool) -> str:
+    """What is wrong with a node; "" if nothing is."""
+    a, b = wanted.makers[name], got.makers.get(name)
+    if b is None:
+        return "is missing" if whole else ""
+    if a.op != b.op:
+        return f"is {b.op} instead of {a.op}" if whole else ""
+    for key in sorted(a.attributes.keys() | b.attributes.keys()):
+        x, y = (_plain(n.attributes.get(key)) for n in (a, b))
+        if x != y and (whole or None not in (x, y)):
+            return f"has {key} {_short(y)} instead of {_short(x)}"
+    if whole:
+        for i in range(max(len(a.inputs), len(b.inputs))):
+            x, y = (n.inputs[i] if i < len(n.inputs) else "nothing" for n in (a, b))
+            if _constant(wanted, x) != _constant(got, y):
+                return f"reads {y[:80]} instead of {x[:80]}"
+    return ""
+
+
+def _constant(graph: StoredGraph, name: str) -> Any:
+    """The value of a small constant, whose name is a number; the name of anything else."""
+    weight = graph.form.weights.get(name)
+    return name if weight is None or name.startswith(OURS) else _plain(weight)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Weight):
+        return value.dtype, value.dims, None if value.value is None else value.value.tolist()
+    return value
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)[:60]
+
+
+def is_ours(graph: StoredGraph) -> bool:
+    """Whether a graph has the names of our operations."""
+    return any(name.startswith(OURS) for name in graph.makers if graph.is_operation(name))
