@@ -703,7 +703,7 @@ weight(
     bases=("int8",),
 )
 plant(
-    "a residual add removed",
+    "a residual add removed in 8 bits",
     "residual",
     VIDEO,
     lambda f: f.bypass(f"{fc2}/Add", 0),
@@ -714,4 +714,11 @@ plant("no saturation", "saturation", VIDEO, not_saturated, fc2, bases=("fp8",))
 plant(
     "calibration of another model", "calibration", VIDEO, calibration_of_another, own, bases=EIGHT
 )
-plant("clips mixed for B > 3", "sizes", VIDEO, mixed_if(0, "Greater", 3), fc2, bases=("int8",))
+plant(
+    "clips mixed for B > 3 in 8 bits",
+    "sizes",
+    VIDEO,
+    mixed_if(0, "Greater", 3),
+    fc2,
+    bases=("int8",),
+)

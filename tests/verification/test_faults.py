@@ -9,7 +9,24 @@ from stan_infer.verification.inputs import write_videos
 from stan_infer.verification.verify import verify
 from tests.verification.planted import ENGINES, FAULTS, Bases, Folder
 
-CAUGHT, NAMED = 58, 55  # at least, of the first 60; today all are
+QUICK = {  # each stage, and each way in which a graph can be wrong; the table as a whole is slow
+    "heads exchanged in one out weight",
+    "last row of the time table repeated",
+    "one element of a weight set to 0",
+    "epsilon 1e-6 in all norms",
+    "a residual add removed",
+    "clips mixed for B = 32",
+    "other numbers for T = 7",
+    "causal mask dropped in one layer",
+    "manifest resizes to another side than its model",
+    "manifest has another mean for a uint8 graph",
+    "manifest has another temperature",
+    "activation scale x 1.1, int8",
+    "weights in 4 bits",
+    "a linear in 8 bits, int8",
+    "fp32 head x 1.1, int8",
+    "smoothing left out",
+}
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +63,21 @@ def tried(fault, bases, videos, place):
 def test_the_table():
     assert len(FAULTS) >= 60 and len({f.kind for f in FAULTS}) >= 20
     assert {f.base for f in FAULTS} >= {"uint8", "fp16", "bf16", "int8", "fp8"}
-    assert max(Counter((f.base, f.name) for f in FAULTS).values()) == 1
+    assert max(Counter(f.name for f in FAULTS).values()) == 1
 
 
-def test_planted_faults_are_caught_and_named(bases, videos, tmp_path):
-    made = [tried(f, bases, videos, tmp_path / str(i)) for i, f in enumerate(FAULTS)]
+def check(faults, bases, videos, place):
+    made = [tried(f, bases, videos, place / str(i)) for i, f in enumerate(faults)]
     table = "\n".join(row for *_, row in made)
     print(table)
     assert all(caught and named for caught, named, _ in made), table
+
+
+def test_some_faults_are_caught_and_named(bases, videos, tmp_path):
+    few = [f for f in FAULTS if f.name in QUICK]
+    assert len(few) == len(QUICK)
+    check(few, bases, videos, tmp_path)
+
+
+def test_planted_faults_are_caught_and_named(bases, videos, tmp_path):
+    check([f for f in FAULTS if f.name not in QUICK], bases, videos, tmp_path)
