@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from stan_infer.artefacts.calibration_file import CALIBRATION, read_calibration
 from stan_infer.artefacts.folder import (
     CONFIG_KEY,
     MANIFEST,
@@ -193,12 +194,11 @@ class Folder(Side):
         for axis in ("batch", "frames"):
             low, high = Folder.limits(self, axis)  # a plan's are those of its profile
             fixed.append(low if low == high and role == "video" else None)
-        precision = self._at("precision", kind=str, of=entry)
-        return Claims(precision, self._at("tool", "version", kind=str), *fixed)
+        tool = self._manifest.get("tool")
+        version = tool.get("version") if isinstance(tool, dict) else None
+        return Claims(self._at("precision", kind=str, of=entry), version, *fixed)
 
     def calibration(self) -> Record | None:
-        from stan_infer.artefacts.calibration_file import CALIBRATION, read_calibration
-
         return read_calibration(self._file(CALIBRATION)) if CALIBRATION in self._limits else None
 
     def exact_weights(self, role: str, input: str) -> tuple[Any, StanConfig] | None:
@@ -224,6 +224,12 @@ class Folder(Side):
                     wrong.append(f"{name} changed after the export")
             except InputError as e:
                 wrong.append(str(e))
+        quant = self._graphs.get("video", {}).get("quant")
+        told = quant.get("calibration_sha256") if isinstance(quant, dict) else None
+        held = self._manifest.get("files") or {}
+        entry = held.get(CALIBRATION) if isinstance(held, dict) else None
+        if told and isinstance(entry, dict) and entry.get("sha256") != told:
+            wrong.append(f"{CALIBRATION} is not the one that the video graph was made from")
         found = {p.relative_to(self._folder).as_posix() for p in self._folder.rglob("*.*")}
         wrong += [
             f"{n[:80]} is not in {MANIFEST}"

@@ -12,15 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from stan_infer.errors import MissingError
+from stan_infer.errors import CheckError, InputError, MissingError
 from stan_infer.verification.cut import Cut
 from stan_infer.verification.operations import compare_operations
-from stan_infer.verification.side import Side
+from stan_infer.verification.side import Arrays, Side
 from stan_infer.verification.stage import Stage
 from stan_infer.verification.suspect import Suspect, find_suspect
 from stan_infer.verification.weights import count_shared, departures
 
 Tensor = Callable[[np.ndarray, Side], np.ndarray]
+_OUTPUTS = {"video/head/video": "video_embeds", "video/head/frames": "frame_embeds"}
 
 
 class Graphs:
@@ -31,13 +32,14 @@ class Graphs:
         self.pair, self.folder, self.say = pair, folder, say
         self.suspects: dict[str, Suspect] = {}
         self.reasons: dict[str, str] = {}
+        self.outputs = "A"  # what outputs of the video tower are compared with, in words
 
     def check_weights(self, stage: Stage) -> None:
         """Compare the files of both towers with what they should hold."""
-        references = []
+        references, stage.has_errors = [], False
         for role in ("video", "text"):
             self.say(f"weights of the {role} tower")
-            with stage.catch(f"{role} graph"):
+            try:
                 suspect = find_suspect(self.pair, role, self.folder)
                 if isinstance(suspect, str):
                     self.reasons[role] = suspect
@@ -45,11 +47,39 @@ class Graphs:
                 self.suspects[role] = suspect
                 self._compare(stage, suspect)
                 references.append(suspect.reference)
+            except (InputError, CheckError, ValueError, KeyError) as e:
+                self.reasons[role] = str(e)[:300]
+                stage.fail(f"{role} graph", self.reasons[role])
         if references:
             stage.reference = references[0]
+            for role, reason in self.reasons.items():
+                if not any(side.lacks(role) for side in self.pair):
+                    stage.reference += f" ({role} tower not compared: {reason})"
+        video = self.suspects.get("video")
+        if video is not None and video.is_8_bits:
+            self.outputs = video.reference
         if not stage.count:
             reasons = dict.fromkeys(r for r in self.reasons.values())
             stage.absent = f"not compared: {'; '.join(reasons)}"
+
+    def expected(
+        self, role: str, made: Sequence[Arrays], case: np.ndarray, tensor: Tensor
+    ) -> tuple[Arrays, Arrays]:
+        """What to compare: what A and B made or, of 8 bits, the recomputed outputs and theirs.
+
+        case: pixels [B, T, S, S, 3]. tensor: see check_operations.
+        """
+        suspect = self.suspects.get(role)
+        if suspect is None or not suspect.is_8_bits:
+            return made[0], made[1]
+        found: Arrays = {}
+
+        def note(name: str, value: np.ndarray) -> None:
+            if name in _OUTPUTS:
+                found[_OUTPUTS[name]] = value
+
+        suspect.run()(tensor(case, suspect.side), note)
+        return found, made[self.pair.index(suspect.side)]
 
     def check_operations(
         self, role: str, stage: Stage, cases: Sequence[np.ndarray], tensor: Tensor
@@ -78,14 +108,15 @@ class Graphs:
             suspect.compared += found
             for one in found:
                 stage.add(f"operation {one.name}", one.error, suspect.tolerance, one.reason)
-        names = len({c.name for c in suspect.compared})
-        stage.reference += f"; {names} operations: {suspect.reference}"
+        names, words = len({c.name for c in suspect.compared}), suspect.reference
+        same = words == stage.reference
+        stage.reference += f"; {names} operations" + ("" if same else f": {words}")
 
     def bisect(self, role: str) -> dict[str, Any]:
         """Name the first block of a tower whose graph departed; {} if nothing was compared."""
         suspect = self.suspects.get(role)
         if suspect is None:
-            return {"block": None, "reason": self.reasons.get(role, "there is no graph")}
+            return {"block": None, "reason": self.reasons.get(role)}
         stored, wanted = suspect.stored, suspect.wanted
         order = {name: i for i, name in enumerate(wanted.makers)}
         found = [
@@ -138,4 +169,8 @@ class Graphs:
         suspect.weights += departures(wanted, suspect.stored, whole=suspect.whole, but=suspect.but)
         stage.count += max(count_shared(wanted, suspect.stored) - len(suspect.weights), 0)
         for d in suspect.weights:
-            stage.add(d.name, max(d.error, 1e-30), 0.0, f"{d.name} {d.reason}")
+            stage.fail(d.name, d.reason)
+        if suspect.is_written:  # it is as large as the suspected one
+            wanted.close()
+            for file in (wanted.path, wanted.path.with_name(f"{wanted.path.name}.data")):
+                file.unlink(missing_ok=True)

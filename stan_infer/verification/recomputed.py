@@ -8,7 +8,9 @@ graph: a wrong one shows in the weights that it was not taken from.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,7 @@ from torch import Tensor
 from stan_infer.artefacts.calibration_file import scales
 from stan_infer.artefacts.precision import EIGHT_BITS
 from stan_infer.config import StanConfig
+from stan_infer.errors import InputError
 from stan_infer.network.eight_bits import NUMBER_FORMATS, quantise_linear
 from stan_infer.network.folded import (
     FoldedLinear,
@@ -69,8 +72,10 @@ def recompute(
     smoothed for 8 bits, but still in fp32.
     """
     if kind.precision in EIGHT_BITS:
-        assert isinstance(weights, VideoWeights)
-        return _Quantised(stored, kind.precision, calibration, exact).weights(weights)
+        if not isinstance(weights, VideoWeights):
+            raise InputError(f"{stored.path.name} is a text tower in {kind.precision}")
+        with _named():
+            return _Quantised(stored, kind.precision, calibration, exact).weights(weights)
     if kind.precision in _DTYPES and not exact:
         return _rounded(weights, _DTYPES[kind.precision], kind.frames)
     return weights
@@ -111,7 +116,7 @@ def operations(weights: Weights, kind: GraphKind) -> Callable[[np.ndarray, Note]
         def note(name: str, value: Tensor) -> None:
             record(name, value.numpy())
 
-        with torch.inference_mode():
+        with torch.inference_mode(), _named():
             if isinstance(weights, TextWeights):
                 ids = torch.from_numpy(np.asarray(given, np.int64))
                 text_tower(TorchOps(len(ids), 1, note), weights, ids)
@@ -122,6 +127,15 @@ def operations(weights: Weights, kind: GraphKind) -> Callable[[np.ndarray, Note]
                 video_tower(ops, weights, video)
 
     return run
+
+
+@contextmanager
+def _named() -> Iterator[None]:
+    """Turn torch's error about sizes, as of a clip of another model, into an InputError."""
+    try:
+        yield
+    except RuntimeError as e:
+        raise InputError(f"the recomputed network cannot take this: {str(e)[:200]}") from e
 
 
 def _rounded(exact: Weights, dtype: torch.dtype, frames: int | None) -> Weights:
@@ -172,7 +186,8 @@ class _Quantised:
         if self.calibration is not None:
             return {n: s for n, s in scales(self.calibration).items() if n in by_path}
         names = {n: f"{n}/x_scale" for n in by_path if f"{n}/x_scale" in self.stored.weights}
-        found = {n: float(self.stored.array(key).ravel()[0]) for n, key in names.items()}
+        single = {n: key for n, key in names.items() if prod(self.stored.weights[key].dims) == 1}
+        found = {n: float(self.stored.array(key).ravel()[0]) for n, key in single.items()}
         return {n: s for n, s in found.items() if 0 < s < float("inf")}
 
     def strength(self, path: str) -> float | None:
@@ -190,8 +205,10 @@ class _Quantised:
             or self.strength(w.path) == 0
         ):
             return None
+        if self.stored.weights[name].dims != tuple(w.weight.shape[1:]):
+            return None
         gain = torch.from_numpy(np.array(self.stored.array(name), np.float32))
-        return gain if gain.shape == w.weight.shape[1:] and _usable(gain) else None
+        return gain if _usable(gain) else None
 
     def factors(
         self, by_path: Mapping[str, FoldedLinear], gains: Mapping[str, Tensor | None]

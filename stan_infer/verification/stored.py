@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stan_infer.artefacts.onnx_file import DTYPES, Node, Weight, read_graph
+from stan_infer.artefacts.onnx_file import DTYPES, Node, Weight, check_external, read_graph
 from stan_infer.errors import InputError
 from stan_infer.system.outside_file import open_regular
 
@@ -111,6 +111,7 @@ class StoredGraph:
 
     def _data(self, external: str | None) -> mmap.mmap:
         if external not in self._opened:
+            check_external(self.form, [f"{self.path.name}.data"])
             path = self.path if external is None else self.path.parent / external
             try:
                 with open_regular(path)[0] as f:
@@ -118,6 +119,12 @@ class StoredGraph:
             except (OSError, ValueError) as e:
                 raise InputError(f"{path} cannot be read: {str(e)[:200]}") from e
         return self._opened[external]
+
+    def close(self) -> None:
+        """Close the files; nodes and small weights stay."""
+        for data in self._opened.values():
+            data.close()
+        self._opened.clear()
 
     @cached_property
     def _opened(self) -> dict[str | None, mmap.mmap]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import stan_infer
+from stan_infer.artefacts.opsets import OPSETS
 from stan_infer.artefacts.precision import EIGHT_BITS, TOLERANCES
 from stan_infer.errors import MissingError
 from stan_infer.verification.cut import Cut
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 # Largest difference of one operation on the same inputs, relative to its largest value: fp32's
 # rounding alone. Where one graph is in fp32 and the other in 16 bits it is that of TOLERANCES.
 OPERATION = 1e-4
-_LARGEST = {"int8": 127.0, "fp8": 448.0}
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -37,6 +37,7 @@ class Suspect:
     role: str
     side: Side
     other: Side
+    precision: str
     stored: StoredGraph
     wanted: StoredGraph  # what its file should hold
     whole: bool  # the nodes should be the same too
@@ -47,6 +48,8 @@ class Suspect:
     letter: str = "A"  # of the other side
     calibration: Record | None = None
     smoothed: Callable[[], Run] | None = None  # the exact network's operations, smoothed
+    is_8_bits: bool = False  # and recomputed
+    is_written: bool = False  # `wanted` is a file of ours
     weights: list[Departure] = dataclasses.field(default_factory=list)
     compared: list[Compared] = dataclasses.field(default_factory=list)
 
@@ -58,16 +61,16 @@ def find_suspect(pair: tuple[Side, Side], role: str, folder: Path) -> Suspect | 
     """
     a, b = pair
     side, other = (b, a) if b.graph_path(role) else (a, b)
-    if _claimed(other, role) in (None, "fp32"):
-        pass
-    elif _claimed(side, role) == "fp32":  # the exact one is the reference
-        side, other = other, side
+    if _claimed(other, role) not in (None, "fp32") and _claimed(side, role) == "fp32":
+        side, other = other, side  # the exact one is the reference
     path = side.graph_path(role)
     if path is None:
         return f"neither side has an ONNX graph of the {role} tower"
     stored = StoredGraph(path)
     if not is_ours(stored):
         return f"{path.name} has none of the names of the fused graph (export --graph fused)"
+    if stored.form.opset not in OPSETS:
+        return f"{path.name} has opset {stored.form.opset}, which export does not write"
     claims, letter = side.claims(role), "AB"[other is b]
     precision = claims.precision or stored.precision
     input = "uint8" if side.form.dtype == "uint8" else "float"
@@ -119,6 +122,7 @@ def _recomputed(
         role=role,
         side=side,
         other=other,
+        precision=precision,
         stored=stored,
         wanted=StoredGraph(written),
         whole=claims.version == stan_infer.__version__,
@@ -126,6 +130,8 @@ def _recomputed(
         reference=words,
         letter=letter,
         calibration=calibration,
+        is_8_bits=precision in EIGHT_BITS,
+        is_written=True,
         smoothed=lambda: operations(
             recompute(exact[0], kind, stored, calibration, exact=True), kind
         ),
@@ -152,6 +158,7 @@ def _beside(
         role=role,
         side=side,
         other=other,
+        precision=kinds[1],
         stored=stored,
         wanted=wanted,
         whole=bool(is_same and a.version and a.version == b.version),
@@ -165,15 +172,16 @@ def _beside(
 
 def _contradictions(record: Record, precision: str) -> list[Departure]:
     """Scales of calibration.json that do not follow from the ranges that it records."""
-    found = []
+    from stan_infer.network.eight_bits import NUMBER_FORMATS
+
+    found, top = [], NUMBER_FORMATS[precision].largest
     for name, entry in record["tensors"].items():
         told: Mapping[str, Any] = entry  # type: ignore[assignment]
         used, scale = told.get("amax_used"), float(told["scale"])
         if not isinstance(used, (int, float)):
             continue
-        if not math.isclose(used / _LARGEST[precision], scale, rel_tol=1e-5, abs_tol=1e-30):
-            reason = f"is {scale:.3g} in calibration.json, whose range gives {used / 127:.3g}"
-            found.append(
-                Departure(f"{name}/x_scale", abs(used / 127 - scale) / max(used, 1e-30), reason, 0)
-            )
+        if not math.isclose(used / top, scale, rel_tol=1e-5, abs_tol=1e-30):
+            reason = f"is {scale:.3g} in calibration.json, whose range gives {used / top:.3g}"
+            error = abs(used / top - scale) / max(abs(scale), 1e-30)
+            found.append(Departure(f"{name}/x_scale", error, reason, 0))
     return found

@@ -119,6 +119,7 @@ class _Comparison:
         self._ids()
         self.graphs = Graphs(self.pair, folder, self.say)
         self.graphs.check_weights(self.by["weights"])
+        self.by["video tower"].reference = self.graphs.outputs
         self._towers()
         self._operations()
         if self.is_8_bits:
@@ -281,8 +282,10 @@ class _Comparison:
         if errors:
             stage.fail(name, errors[0])
             return made
-        for key in sorted(set(made[0]) & set(made[1])):
-            stage.compare(f"{name}: {key}", (made[0][key], made[1][key]))
+        with stage.catch(name):
+            want, got = self.graphs.expected(role, made, given, self._tensor)
+            for key in sorted(set(want) & set(got)):
+                stage.compare(f"{name}: {key}", (want[key], got[key]))
         return made
 
     def _tensor(self, pixels: np.ndarray, side: Side) -> np.ndarray:
@@ -354,7 +357,7 @@ class _Comparison:
 
     def _bound(self, stage: Stage) -> None:
         suspect = self.graphs.suspects.get("video")
-        if suspect is None or suspect.smoothed is None:
+        if suspect is None or not suspect.is_8_bits:
             reason = self.graphs.reasons.get("video", "neither side has the weights in fp32")
             stage.absent = f"not compared: {reason}"
             return

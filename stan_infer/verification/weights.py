@@ -97,7 +97,8 @@ def _weight(wanted: StoredGraph, got: StoredGraph, name: str) -> tuple[float, st
         return np.inf, "holds a value that is not finite"
     wrong, moved = int((apart > allowed).sum()), float((apart > 0).mean())
     if wrong:
-        return error, f"differs in {wrong} of {len(want)} elements"
+        many = f"{wrong} of {len(want)} elements"
+        return error, f"differs in {many}, by up to {error:.1e} of the largest"
     if moved > share and (apart > 0).sum() > 1:
         return error, f"is rounded otherwise in {moved:.0%} of its elements"
     return error, ""
