@@ -101,7 +101,7 @@ class Graphs:
             return
         for case in cases:
             if role == "video":
-                given = tensor(case, suspect.other), tensor(case, suspect.side)
+                given = tensor(case, suspect.source), tensor(case, suspect.side)
             else:
                 given = case.astype(np.int32), case.astype(np.int32)
             found = compare_operations(cut, run, given, self.say)
@@ -152,8 +152,9 @@ class Graphs:
         """
         suspect = self.suspects[role]
         assert suspect.smoothed is not None
-        given = tensor(clip, suspect.other), tensor(clip, suspect.side)
-        found = compare_operations(Cut(suspect.stored.path), suspect.smoothed(), given, self.say)
+        given = tensor(clip, suspect.side)
+        cut = Cut(suspect.stored.path)
+        found = compare_operations(cut, suspect.smoothed(), (given, given), self.say)
         worst = max(found, key=lambda c: c.error)
         operation = suspect.wanted.operation_of(worst.name) or worst.name
         return {

@@ -40,7 +40,7 @@ class StoredGraph:
     def precision(self) -> str:
         """int8 or fp8 if a matrix is in it, else the type of most weights; fp32 without any."""
         sizes = dict.fromkeys(_FLOATS, 0)
-        for weight in self.form.weights.values():
+        for weight in self.weights.values():
             if weight.dtype in _IN_8_BITS and len(weight.dims) == 2:
                 return _IN_8_BITS[weight.dtype]
             if weight.dtype in sizes:

@@ -53,6 +53,11 @@ class Suspect:
     weights: list[Departure] = dataclasses.field(default_factory=list)
     compared: list[Compared] = dataclasses.field(default_factory=list)
 
+    @property
+    def source(self) -> Side:
+        """The side that takes its input as the reference's operations do."""
+        return self.side if self.is_written else self.other
+
 
 def find_suspect(pair: tuple[Side, Side], role: str, folder: Path) -> Suspect | str:
     """Return the suspected graph of a tower, or the reason why there is none.
@@ -118,6 +123,10 @@ def _recomputed(
             words = f"{letter} in {precision}, with the graph's own scales: no calibration.json"
     elif precision != "fp32":
         words += f" in {precision}"
+    wrong = _contradictions(calibration, precision) if calibration else []
+    if stored.precision != precision:
+        reason = f"is in {stored.precision}, and the manifest says {precision}"
+        wrong.insert(0, Departure(stored.path.name, math.inf, reason, 0))
     return Suspect(
         role=role,
         side=side,
@@ -135,7 +144,7 @@ def _recomputed(
         smoothed=lambda: operations(
             recompute(exact[0], kind, stored, calibration, exact=True), kind
         ),
-        weights=_contradictions(calibration, precision) if calibration else [],
+        weights=wrong,
     )
 
 
