@@ -30,7 +30,15 @@ from stan_infer.system.packages import require
 from stan_infer.text.tokenizer import text_rules, tokenize
 from stan_infer.text.vocabulary import END, START
 from stan_infer.verification.graph_side import ROLES, form, tower, usable
-from stan_infer.verification.side import Arrays, Claims, Form, Side, score_arrays, to_input
+from stan_infer.verification.side import (
+    Arrays,
+    Claims,
+    Form,
+    Side,
+    score_arrays,
+    to_input,
+    tower_of,
+)
 from stan_infer.video.clip import RULES, check_rules, resize_crop, sample_indices
 
 if TYPE_CHECKING:
@@ -83,8 +91,9 @@ class Folder(Side):
         return None
 
     def limits(self, axis: str) -> tuple[int, int]:
-        entry = self._graphs.get("text" if axis == "length" else "video", {})
-        low, high = self._at("dims", axis, kind=Pair, of=entry)
+        entry = self._graphs.get(tower_of(axis), {})
+        name = "batch" if axis == "texts" else axis
+        low, high = self._at("dims", name, kind=Pair, of=entry)
         if not 1 <= low <= high <= (64 if axis == "frames" else 4096):
             raise InputError(f"{MANIFEST}: {axis} {low} to {high} is out of range")
         return low, high
@@ -99,10 +108,15 @@ class Folder(Side):
 
     def pixels(self, images: Sequence[np.ndarray]) -> np.ndarray:
         self._check_rules("resize", "crop")
+        said = self._at("preprocess", "resize", "short_side", kind=int)
+        if said != self.config.short_side:
+            raise InputError(
+                f"{MANIFEST}: preprocess.resize.short_side is {said}, but model.short_side is "
+                f"{self.config.short_side}"
+            )
         # Older exports have no preprocess.onnx; the manifest says then to which side to resize.
         if "preprocess" not in self._graphs:
-            side = self._at("preprocess", "resize", "short_side", kind=int)
-            return resize_crop(images, side, self.config.image_size)
+            return resize_crop(images, said, self.config.image_size)
         opened = usable(self._open("preprocess"))
         signature = opened.signature()
         output = next(iter(signature.outputs))

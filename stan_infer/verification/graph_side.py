@@ -72,11 +72,11 @@ class GraphFile(Side):
 
     def limits(self, axis: str) -> tuple[int, int]:
         # A dynamic axis does not say how far it goes: every size that a STAN can have is tried.
-        high = {"frames": 64, "batch": 32, "length": 77}[axis]
+        high = {"frames": 64, "batch": 32, "texts": 32, "length": 77}[axis]
         if not isinstance(self._opened, OpenGraph):
             return 1, high
         ((_, sizes),) = self._opened.signature().inputs.values()
-        size = sizes[0 if axis == "batch" else 1]
+        size = sizes[0 if axis in ("batch", "texts") else 1]
         return (size, size) if size else (1, high)
 
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:

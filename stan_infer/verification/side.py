@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stan_infer.config import StanConfig
+from stan_infer.errors import InputError
 from stan_infer.scores import head_scores
+from stan_infer.verification.stored import StoredGraph
 from stan_infer.video.clip import regular_file
 from stan_infer.video.pyav_reader import errors_named, read_pyav
 
@@ -74,7 +76,7 @@ class Side(ABC):
 
     @abstractmethod
     def limits(self, axis: str) -> tuple[int, int]:
-        """Smallest and largest size of the axis "frames", "batch" or "length"."""
+        """Smallest and largest size of the axis "frames", "batch", "texts" or "length"."""
 
     @abstractmethod
     def sampled(self) -> int:
@@ -116,6 +118,19 @@ class Side(ABC):
         """The video graph's own class scores, if it has that head."""
         return {}
 
+    def patches(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """W [D, p p 3] and table [P, D]: a row before the first norm is W uint8 pixels + table."""
+        try:
+            path = self.graph_path("video") if self.form == UINT8 else None
+            stored = StoredGraph(path) if path is not None else None
+        except InputError:  # a fault that stages name
+            return None
+        names = [f"video/patches/{n}" for n in ("weight", "positions")]
+        if stored is None or any(n not in stored.weights for n in names):
+            return None
+        weight, table = (stored.array(n) for n in names)
+        return weight.T, table
+
     def graph_path(self, role: str) -> Path | None:
         """The ONNX file of a tower, if there is one."""
         return None
@@ -142,6 +157,11 @@ class Side(ABC):
     def damage(self) -> list[str] | None:
         """Sentences about files that changed since the export; None if no manifest lists them."""
         return None
+
+
+def tower_of(axis: str) -> str:
+    """The tower that an axis of Side.limits belongs to: "video" or "text"."""
+    return "text" if axis in ("length", "texts") else "video"
 
 
 def decode(side: Side, path: Path) -> tuple[np.ndarray, list[np.ndarray]]:

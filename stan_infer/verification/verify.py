@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from stan_infer.verification.labels import compare_labels
 from stan_infer.verification.open import open_side
 from stan_infer.verification.options import VerifyOptions
 from stan_infer.verification.rank import compare_ranks
-from stan_infer.verification.side import FLOAT, Arrays, Side, decode, to_input
+from stan_infer.verification.side import FLOAT, Arrays, Side, decode, to_input, tower_of
 from stan_infer.verification.stage import Stage
 from stan_infer.video.synthetic import moving_frames
 
@@ -198,9 +199,9 @@ class _Comparison:
 
     def _input(self) -> None:
         stage = self.by["input"]
-        if stage.lacks(self.pair, "input"):
+        if stage.lacks(self.pair, "input") or not self._case_clips:
             return
-        pixels = self._case_clips()[0][1]
+        pixels = self._case_clips[0][1]
         for form in dict.fromkeys((self.a.form, self.b.form, FLOAT)):
             with stage.catch(f"{form.dtype} {form.layout}"):
                 # A side's own form is the one that its manifest names.
@@ -229,37 +230,41 @@ class _Comparison:
             self.ids = made[0] if made else None
             self.own_ids = made if len(made) == 2 else []
 
+    @cached_property
     def _case_clips(self) -> list[tuple[str, np.ndarray]]:
-        frames, limits = self._common("frames", self.frames), self._range("batch")
-        return inputs.hard_batches(frames, self.a.image_size, *limits, calm=self.is_8_bits)
+        exact = all(s.precision == "fp32" for s in self.pair)
+        return inputs.video_cases(
+            self._common("frames", self.frames),
+            self.a.image_size,
+            {axis: self._range(axis) for axis in ("batch", "frames")},
+            calm=self.is_8_bits,
+            patches=next((p for s in self.pair if (p := s.patches())), None) if exact else None,
+        )
 
     def _towers(self) -> None:
         video, text = self.by["video tower"], self.by["text tower"]
         self.seen: list[dict[str, Arrays]] = [{}, {}]  # A's and B's video features by clip
         if not video.lacks(self.pair, "video"):
-            batch, frames = self._range("batch"), self._range("frames")
-            if batch[0] > batch[1] or frames[0] > frames[1]:
+            least = self._range("batch")[0]
+            if not self._case_clips:
                 video.absent = "not compared: the sides share no batch size or number of frames"
             else:
-                for name, pixels in self._case_clips():
+                for name, pixels in self._case_clips:
                     self._tower(video, name, "video", pixels)
                 if not self.clips:
                     t, size = self._common("frames", [12])[0], self.a.image_size
                     for seed in range(4):
                         self.clips[f"moving {seed}"] = moving_frames(t, size, size, seed)
                 for name, clip in self.clips.items():
-                    made = self._tower(video, name, "video", np.repeat(clip[None], batch[0], 0))
+                    made = self._tower(video, name, "video", np.repeat(clip[None], least, 0))
                     for seen, arrays in zip(self.seen, made, strict=True):
                         if arrays:
                             seen[name] = {k: v[:1] for k, v in arrays.items()}
         if not text.lacks(self.pair, "text"):
-            longest = self._range("length")[1]
-            entries = self.config.vocab_size if self.config else 100
-            wanted = [2, 5, self.config.context_length if self.config else 32, longest]
-            for n in sorted({min(max(n, 2), longest) for n in wanted}):
-                self._tower(text, f"ids of length {n}", "text", inputs.hard_ids(n, entries))
-            if self.ids is None:
-                self.ids = inputs.hard_ids(wanted[2], entries)
+            longest, most = self._range("length")[1], self._range("texts")[1]
+            for name, ids in inputs.text_cases(self.config, longest, most):
+                self._tower(text, name, "text", ids)
+                self.ids = ids if self.ids is None else self.ids
             self.words = self._tower(text, "the texts", "text", self.ids)
 
     def _tower(self, stage: Stage, name: str, role: str, given: np.ndarray) -> list[Arrays]:
@@ -386,7 +391,7 @@ class _Comparison:
         """Smallest and largest size of an axis that both sides take."""
         found = []
         for side in self.pair:
-            with self.by["text tower" if axis == "length" else "video tower"].catch(axis):
+            with self.by[f"{tower_of(axis)} tower"].catch(axis):
                 found.append(side.limits(axis))
         return max((r[0] for r in found), default=1), min((r[1] for r in found), default=0)
 

@@ -70,7 +70,7 @@ def test_a_folder_equals_its_checkpoint(tiny_model, folder, videos):
     record = verify(tiny_model, folder, videos=videos, frames=(1, 2, 64))
     assert record["pass"] and record["first_failed"] is None
     assert record["not_compared"] == ["ids", "labels"]
-    assert row(record, "video tower")["max_rel"] < 1e-5
+    assert row(record, "video tower")["max_rel"] < 5e-5
     assert row(record, "rank")["agreement"] == 1
     assert row(record, "decode")["agreement"] == 1
     assert "T=64" in str(row(record, "video tower")) or row(record, "video tower")["cases"] > 10
