@@ -228,8 +228,9 @@ class Folder(Side):
         told = quant.get("calibration_sha256") if isinstance(quant, dict) else None
         held = self._manifest.get("files") or {}
         entry = held.get(CALIBRATION) if isinstance(held, dict) else None
-        if told and isinstance(entry, dict) and entry.get("sha256") != told:
-            wrong.append(f"{CALIBRATION} is not the one that the video graph was made from")
+        if told and (not isinstance(entry, dict) or entry.get("sha256") != told):
+            how = "is not the one" if entry else "is missing: it is the one"
+            wrong.append(f"{CALIBRATION} {how} that the video graph was made from")
         found = {p.relative_to(self._folder).as_posix() for p in self._folder.rglob("*.*")}
         wrong += [
             f"{n[:80]} is not in {MANIFEST}"

@@ -6,19 +6,20 @@ the suspected graph, or is the other side's graph itself where both are of one k
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from stan_infer.errors import CheckError, InputError, MissingError
+from stan_infer.verification.bound import check_bound
 from stan_infer.verification.cut import Cut
 from stan_infer.verification.operations import compare_operations
 from stan_infer.verification.side import Arrays, Side
 from stan_infer.verification.stage import Stage
-from stan_infer.verification.suspect import Suspect, find_suspect
-from stan_infer.verification.weights import count_shared, departures
+from stan_infer.verification.suspect import Suspect, find_helper, find_suspect
+from stan_infer.verification.weights import count_other_nodes, count_shared, departures
 
 Tensor = Callable[[np.ndarray, Side], np.ndarray]
 _OUTPUTS = {"video/head/video": "video_embeds", "video/head/frames": "frame_embeds"}
@@ -42,33 +43,31 @@ class Graphs:
 
     def check_weights(self, stage: Stage) -> None:
         """Compare the files of both towers with what they should hold."""
-        references, stage.has_errors = [], False
-        for role in ("video", "text"):
-            self.say(f"weights of the {role} tower")
+        stage.has_errors = False
+        references: list[str] = []
+        for role in ("video", "text", "preprocess", "score"):
+            self.say(f"weights of {role}.onnx")
+            is_tower = role in ("video", "text")
             try:
-                suspect = find_suspect(self.pair, role, self.folder)
-                if isinstance(suspect, str):
+                find = find_suspect if is_tower else find_helper
+                suspect = find(self.pair, role, self.folder)
+                if isinstance(suspect, Suspect):
+                    self.suspects[role] = suspect
+                    references.append(self._compare(stage, suspect))
+                elif suspect is not None:
                     self.reasons[role] = suspect
-                    continue
-                self.suspects[role] = suspect
-                if self.tolerance is not None:
-                    suspect.tolerance = self.tolerance
-                self._compare(stage, suspect)
-                references.append(suspect.reference)
             except (InputError, CheckError, ValueError, KeyError) as e:
                 self.reasons[role] = str(e)[:300]
                 stage.fail(f"{role} graph", self.reasons[role])
-        if references:
-            stage.reference = references[0]
-            for role, reason in self.reasons.items():
-                if not any(side.lacks(role) for side in self.pair):
-                    stage.reference += f" ({role} tower not compared: {reason})"
+        for role, reason in self.reasons.items():
+            if references and not any(side.lacks(role) for side in self.pair):
+                references.append(f"{role} not compared: {reason}")
+        stage.reference = "; ".join(dict.fromkeys(references))
         video = self.suspects.get("video")
         if video is not None and video.is_8_bits:
             self.outputs = video.reference
         if not stage.count:
-            reasons = dict.fromkeys(r for r in self.reasons.values())
-            stage.absent = f"not compared: {'; '.join(reasons)}"
+            stage.absent = f"not compared: {'; '.join(dict.fromkeys(self.reasons.values()))}"
 
     def expected(
         self, role: str, made: Sequence[Arrays], case: np.ndarray, tensor: Tensor
@@ -153,6 +152,27 @@ class Graphs:
         facts = {"block": block, "operation": operation, "error": error, "reason": reason or None}
         return {**named, **facts}
 
+    def check_bound(
+        self,
+        stage: Stage,
+        seen: Sequence[Mapping[str, Arrays]],
+        batches: Mapping[str, np.ndarray],
+        tensor: Tensor,
+    ) -> None:
+        """Hold the video tower in 8 bits to its bound; see `bound`.
+
+        seen: A's and B's features of whole clips, by name. batches: pixels of the clips.
+        """
+        suspect = self.suspects.get("video")
+        if suspect is None or not suspect.is_8_bits:
+            reason = self.reasons.get("video", "neither side has the weights in fp32")
+            stage.absent = f"not compared: {reason}"
+            return
+        exact, coarse = (seen[self.pair.index(s)] for s in (suspect.other, suspect.side))
+        made = {n: (exact[n], coarse[n]) for n in exact if n in coarse}
+        side = suspect.side
+        check_bound(stage, suspect, made, lambda name: tensor(batches[name], side))
+
     def costliest(self, role: str, clip: np.ndarray, tensor: Tensor) -> dict[str, Any]:
         """Name the linear whose 8 bits differ most from fp32 on fp32's values.
 
@@ -173,13 +193,21 @@ class Graphs:
             "reason": worst.reason or "its 8 bits differ most from fp32",
         }
 
-    def _compare(self, stage: Stage, suspect: Suspect) -> None:
-        wanted = suspect.wanted
-        suspect.weights += departures(wanted, suspect.stored, whole=suspect.whole, but=suspect.but)
-        stage.count += max(count_shared(wanted, suspect.stored) - len(suspect.weights), 0)
+    def _compare(self, stage: Stage, suspect: Suspect) -> str:
+        """Compare one file, and return in words with what."""
+        wanted, words = suspect.wanted, suspect.reference
+        if self.tolerance is not None:
+            suspect.tolerance = self.tolerance
+        but = suspect.but
+        suspect.weights += departures(wanted, suspect.stored, whole=suspect.whole, but=but)
+        stage.count += max(count_shared(wanted, suspect.stored), 1)
         for d in suspect.weights:
-            stage.fail(d.name, d.reason)
+            stage.wrong(d.name, d.reason)
+        if not suspect.whole and (other := count_other_nodes(wanted, suspect.stored, but)):
+            words += f" ({other} other nodes of {suspect.stored.path.name} are not judged: "
+            words += f"{suspect.unjudged})"
         if suspect.is_written:  # it is as large as the suspected one
             wanted.close()
             for file in (wanted.path, wanted.path.with_name(f"{wanted.path.name}.data")):
                 file.unlink(missing_ok=True)
+        return words

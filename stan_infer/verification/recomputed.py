@@ -82,9 +82,14 @@ def recompute(
 
 
 def write_graph(
-    weights: Weights, kind: GraphKind, config: StanConfig, opset: int, folder: Path
+    weights: Weights,
+    kind: GraphKind,
+    config: StanConfig,
+    opset: int,
+    folder: Path,
+    classes: Mapping[str, np.ndarray] | None = None,
 ) -> Path:
-    """Write the graph of these weights, as `export` does, without a class head."""
+    """Write the graph of these weights, as `export` does. classes: of a class head."""
     from stan_infer.export.text_graph import write_text_graph
     from stan_infer.export.video_graph import write_video_graph
 
@@ -102,8 +107,22 @@ def write_graph(
         input=kind.input,
         precision=precision,
         opset=opset,
+        classes=classes,
     )
     return path
+
+
+def write_helper(role: str, config: StanConfig, opset: int, path: Path) -> None:
+    """Write the graph "preprocess" or "score", as `export` does."""
+    from stan_infer.export.preprocess_graph import write_preprocess
+    from stan_infer.export.score_graph import write_mug_score
+
+    if role == "preprocess":
+        side = config.short_side
+        write_preprocess(path, short_side=side, crop=config.image_size, opset=opset)
+    else:
+        e, tau = config.embed_dim, config.mug_tau
+        write_mug_score(path, embed_dim=e, mode=config.head, tau=tau, opset=opset)
 
 
 def operations(weights: Weights, kind: GraphKind) -> Callable[[np.ndarray, Note], None]:

@@ -16,9 +16,10 @@ import stan_infer
 from stan_infer.artefacts.opsets import OPSETS
 from stan_infer.artefacts.precision import EIGHT_BITS, TOLERANCES
 from stan_infer.errors import MissingError
+from stan_infer.system.packages import require
 from stan_infer.verification.cut import Cut
 from stan_infer.verification.operations import Compared, Run, graph_operations
-from stan_infer.verification.side import Side
+from stan_infer.verification.side import Claims, Side
 from stan_infer.verification.stored import StoredGraph
 from stan_infer.verification.weights import Departure, is_ours
 
@@ -50,6 +51,7 @@ class Suspect:
     smoothed: Callable[[], Run] | None = None  # the exact network's operations, smoothed
     is_8_bits: bool = False  # and recomputed
     is_written: bool = False  # `wanted` is a file of ours
+    unjudged: str = ""  # why nodes may differ
     weights: list[Departure] = dataclasses.field(default_factory=list)
     compared: list[Compared] = dataclasses.field(default_factory=list)
 
@@ -115,7 +117,10 @@ def _recomputed(
     kind = GraphKind(role, precision, input, claims.batch, claims.frames)
     calibration = side.calibration() if precision in EIGHT_BITS else None
     weights = recompute(exact[0], kind, stored, calibration)
-    written = write_graph(weights, kind, exact[1], stored.form.opset, folder)
+    held = side.labels() if role == "video" and "scores" in stored.form.outputs else None
+    written = write_graph(
+        weights, kind, exact[1], stored.form.opset, folder, held[1] if held else None
+    )
     words = f"{letter}'s weights"
     if precision in EIGHT_BITS:
         words = f"{letter} in {precision}, recomputed with calibration.json"
@@ -135,6 +140,7 @@ def _recomputed(
         stored=stored,
         wanted=StoredGraph(written),
         whole=claims.version == stan_infer.__version__,
+        unjudged=_author(claims),
         run=lambda: operations(weights, kind),
         reference=words,
         letter=letter,
@@ -171,11 +177,56 @@ def _beside(
         stored=stored,
         wanted=wanted,
         whole=bool(is_same and a.version and a.version == b.version),
+        unjudged=_author(b) if is_same else "of another kind",
         run=lambda: graph_operations(Cut(wanted.path)),
         reference=f"{letter}'s graph",
         letter=letter,
         tolerance=tolerance,
         but="-" if same_form or role == "text" else "video/patches",
+    )
+
+
+def _author(claims: Claims) -> str:
+    if claims.version is None:
+        return "it does not say which version wrote it"
+    return f"written by version {claims.version[:40]}"
+
+
+def find_helper(pair: tuple[Side, Side], role: str, folder: Path) -> Suspect | str | None:
+    """Return a folder's graph "preprocess" or "score", which follows from the other side's config.
+
+    It is a reason if it cannot be compared, None if neither side has the graph.
+    """
+    a, b = pair
+    side, other = (b, a) if b.graph_path(role) else (a, b)
+    path = side.graph_path(role)
+    if path is None:
+        return None
+    stored, config, written = StoredGraph(path), other.config, folder / f"{role}.onnx"
+    if config is None or stored.form.opset not in OPSETS:
+        return f"{path.name} not compared"
+    try:
+        for package in ("torch", "onnx"):
+            require(package, "writing a graph to compare with", "cpu")
+    except MissingError as e:
+        return f"{path.name} not compared: {e}"
+    from stan_infer.verification.recomputed import write_helper
+
+    write_helper(role, config, stored.form.opset, written)
+    claims, letter = side.claims(role), "AB"[other is b]
+    return Suspect(
+        role=role,
+        side=side,
+        other=other,
+        precision=stored.precision,
+        stored=stored,
+        wanted=StoredGraph(written),
+        whole=claims.version == stan_infer.__version__,
+        unjudged=_author(claims),
+        run=lambda: lambda given, note: None,
+        reference=f"{letter}'s config",
+        letter=letter,
+        is_written=True,
     )
 
 

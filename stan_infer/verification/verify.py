@@ -19,7 +19,6 @@ from stan_infer.artefacts.precision import EIGHT_BITS, TOLERANCES
 from stan_infer.errors import InputError
 from stan_infer.system.temporary import temporary_folder
 from stan_infer.verification import inputs
-from stan_infer.verification.bound import check_bound
 from stan_infer.verification.graphs import Graphs
 from stan_infer.verification.labels import compare_labels
 from stan_infer.verification.open import open_side
@@ -124,7 +123,10 @@ class _Comparison:
         self._towers()
         self._operations()
         if self.is_8_bits:
-            self._bound(self.by["bound"])
+            with self.by["bound"].catch("the clips"):
+                low = max(self._range("batch")[0], 1)
+                batches = {n: np.repeat(c[None], low, 0) for n, c in self.clips.items()}
+                self.graphs.check_bound(self.by["bound"], self.seen, batches, self._tensor)
         self._score()
         compare_labels(self.by["labels"], self.pair, self.clips, self._tensor, self.say)
         self._rank()
@@ -356,22 +358,6 @@ class _Comparison:
             ids = inputs.hard_ids(longest, self.config.vocab_size if self.config else 100)
             with self.by["text tower"].catch("operations"):
                 self.graphs.check_operations("text", self.by["text tower"], [ids], self._tensor)
-
-    def _bound(self, stage: Stage) -> None:
-        suspect = self.graphs.suspects.get("video")
-        if suspect is None or not suspect.is_8_bits:
-            reason = self.graphs.reasons.get("video", "neither side has the weights in fp32")
-            stage.absent = f"not compared: {reason}"
-            return
-        exact, coarse = (self.seen[self.pair.index(s)] for s in (suspect.other, suspect.side))
-        made = {n: (exact[n], coarse[n]) for n in exact if n in coarse}
-        low, side = self._range("batch")[0], suspect.side
-
-        def given(name: str) -> np.ndarray:
-            return self._tensor(np.repeat(self.clips[name][None], low, 0), side)
-
-        with stage.catch("the clips"):
-            check_bound(stage, suspect, made, given)
 
     def blocks(self) -> dict[str, Any]:
         """The block that differs, for each tower that failed, and where weights differ."""

@@ -8,6 +8,7 @@ tolerance of a number format.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ _FP32, _INT8, _FP8 = 1, 3, 17
 FLIPS = 1e-3
 # Below this share of a weight's largest element its elements are what sums of others cancel to.
 _CANCELLED = 1e-9
-_COMPARED = (*OURS, "sizes/")  # how the names of nodes begin; a class head has others
+_CONSTANT = "constant/"  # how the names of small constants begin; a number follows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +43,8 @@ def departures(
     """What differs, in the order of the graph.
 
     whole: both graphs are written by this version, so that their nodes are the same too; otherwise
-    only weights of the same name, and attributes of nodes of the same name, are compared. but: how
-    names begin that are not compared.
+    only our weights of the same name, and attributes of our nodes of the same name, are compared.
+    but: how names begin that are not compared.
     """
     found: list[Departure] = []
     places: dict[str, int] = {}
@@ -52,8 +53,8 @@ def departures(
             places.setdefault(name, i)
         for name in node.outputs:
             places[name] = i
-    for name in wanted.weights:
-        if name.startswith(but):
+    for name in wanted.form.weights if whole else wanted.weights:
+        if name.startswith((but, _CONSTANT)):  # constants are compared where nodes read them
             continue
         if name not in got.form.weights:
             if whole:
@@ -62,13 +63,23 @@ def departures(
         error, reason = _weight(wanted, got, name)
         if reason:
             found.append(Departure(name, error, reason, places.get(name, 0)))
-    for name in wanted.makers:
-        if not name.startswith(_COMPARED if whole else OURS) or name.startswith(but):
-            continue
-        reason = _node(wanted, got, name, whole)
-        if reason:
-            found.append(Departure(name, np.inf, reason, places[name]))
+    found += [Departure(n, np.inf, r, places[n]) for n, r in _nodes(wanted, got, whole, but)]
     return sorted(found, key=lambda d: d.place)
+
+
+def count_other_nodes(wanted: StoredGraph, got: StoredGraph, but: str = "-") -> int:
+    """How many nodes differ in anything."""
+    return sum(1 for _ in _nodes(wanted, got, True, but))
+
+
+def _nodes(
+    wanted: StoredGraph, got: StoredGraph, whole: bool, but: str
+) -> Iterator[tuple[str, str]]:
+    for name in wanted.makers:
+        if name.startswith(but) or not (whole or name.startswith(OURS)):
+            continue
+        if reason := _node(wanted, got, name, whole):
+            yield name, reason
 
 
 def count_shared(wanted: StoredGraph, got: StoredGraph) -> int:
@@ -146,7 +157,7 @@ def _node(wanted: StoredGraph, got: StoredGraph, name: str, whole: bool) -> str:
 def _constant(graph: StoredGraph, name: str) -> Any:
     """The value of a small constant, whose name is a number; the name of anything else."""
     weight = graph.form.weights.get(name)
-    if weight is None or weight.value is None or name.startswith(OURS):
+    if weight is None or weight.value is None or not name.startswith(_CONSTANT):
         return name
     return weight.value.tolist()
 
