@@ -191,9 +191,9 @@ class Folder(Side):
 
     def claims(self, role: str) -> Claims:
         entry, fixed = self._graphs.get(role, {}), []
-        for axis in ("batch", "frames"):
+        for axis in ("batch", "frames") if role == "video" else ():
             low, high = Folder.limits(self, axis)  # a plan's are those of its profile
-            fixed.append(low if low == high and role == "video" else None)
+            fixed.append(low if low == high else None)
         tool = self._manifest.get("tool")
         version = tool.get("version") if isinstance(tool, dict) else None
         return Claims(self._at("precision", kind=str, of=entry), version, *fixed)
