@@ -194,9 +194,8 @@ class Folder(Side):
         for axis in ("batch", "frames") if role == "video" else ():
             low, high = Folder.limits(self, axis)  # a plan's are those of its profile
             fixed.append(low if low == high else None)
-        tool = self._manifest.get("tool")
-        version = tool.get("version") if isinstance(tool, dict) else None
-        return Claims(self._at("precision", kind=str, of=entry), version, *fixed)
+        writer = entry.get("writer")
+        return Claims(self._at("precision", kind=str, of=entry), writer, *fixed)
 
     def calibration(self) -> Record | None:
         return read_calibration(self._file(CALIBRATION)) if CALIBRATION in self._limits else None

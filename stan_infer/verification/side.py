@@ -54,7 +54,7 @@ class Claims:
     """What is said of a tower's graph; sizes that are fixed, None for a dynamic axis."""
 
     precision: str | None = None
-    version: str | None = None  # of the stan_infer that wrote it
+    writer: str | None = None  # the source that wrote it, see export.writer
     batch: int | None = None
     frames: int | None = None
 

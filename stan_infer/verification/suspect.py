@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import stan_infer
 from stan_infer.artefacts.opsets import OPSETS
 from stan_infer.artefacts.precision import EIGHT_BITS, TOLERANCES
 from stan_infer.errors import MissingError
+from stan_infer.export.writer import writer
 from stan_infer.system.packages import require
 from stan_infer.verification.cut import Cut
 from stan_infer.verification.operations import Compared, Run, graph_operations
@@ -139,7 +139,7 @@ def _recomputed(
         precision=precision,
         stored=stored,
         wanted=StoredGraph(written),
-        whole=claims.version == stan_infer.__version__,
+        whole=claims.writer == writer(),
         unjudged=_author(claims),
         run=lambda: operations(weights, kind),
         reference=words,
@@ -165,8 +165,8 @@ def _beside(
     if not is_ours(wanted):
         return f"{wanted.path.name} has none of the names of the fused graph"
     same_form = side.form == other.form
-    is_same = same_form and dataclasses.replace(a, version=None) == dataclasses.replace(
-        b, version=None
+    is_same = same_form and dataclasses.replace(a, writer=None) == dataclasses.replace(
+        b, writer=None
     )
     tolerance = OPERATION if kinds[0] == kinds[1] else max(TOLERANCES[k] for k in kinds)
     return Suspect(
@@ -176,7 +176,7 @@ def _beside(
         precision=kinds[1],
         stored=stored,
         wanted=wanted,
-        whole=bool(is_same and a.version and a.version == b.version),
+        whole=bool(is_same and a.writer and a.writer == b.writer),
         unjudged=_author(b) if is_same else "of another kind",
         run=lambda: graph_operations(Cut(wanted.path)),
         reference=f"{letter}'s graph",
@@ -187,9 +187,9 @@ def _beside(
 
 
 def _author(claims: Claims) -> str:
-    if claims.version is None:
-        return "it does not say which version wrote it"
-    return f"written by version {claims.version[:40]}"
+    if claims.writer is None:
+        return "no manifest says which export wrote it"
+    return f"it was written by another export, {claims.writer[:40]}"
 
 
 def find_helper(pair: tuple[Side, Side], role: str, folder: Path) -> Suspect | str | None:
@@ -221,10 +221,10 @@ def find_helper(pair: tuple[Side, Side], role: str, folder: Path) -> Suspect | s
         precision=stored.precision,
         stored=stored,
         wanted=StoredGraph(written),
-        whole=claims.version == stan_infer.__version__,
+        whole=claims.writer == writer(),
         unjudged=_author(claims),
         run=lambda: lambda given, note: None,
-        reference=f"{letter}'s config",
+        reference=f"{role}.onnx: {letter}'s config",
         letter=letter,
         is_written=True,
     )
