@@ -206,8 +206,10 @@ class Graphs:
         for d in suspect.weights:
             stage.wrong(d.name, d.reason)
         if not suspect.whole and (other := count_other_nodes(wanted, suspect.stored, but)):
-            words += f" ({other} other nodes of {suspect.stored.path.name} are not judged: "
-            words += f"{suspect.unjudged})"
+            many = (
+                "1 node that differs and is" if other == 1 else f"{other} nodes that differ and are"
+            )
+            words += f" ({suspect.stored.path.name}: {many} not judged: {suspect.unjudged})"
         if suspect.is_written:  # it is as large as the suspected one
             wanted.close()
             for file in (wanted.path, wanted.path.with_name(f"{wanted.path.name}.data")):
