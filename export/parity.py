@@ -17,6 +17,7 @@ from stan_infer.engines.graph import OpenGraph
 from stan_infer.engines.open import ENGINES, graph_engines, open_graph
 from stan_infer.errors import CheckError, InputError
 from stan_infer.export.options import Range
+from stan_infer.export.writer import writer
 from stan_infer.system.outside_file import openable
 
 
@@ -71,6 +72,7 @@ def check_graph(
         "opset": opset,
         "ir": proto.ir_version,
         "min_onnxruntime": oldest_runtime(opset, precision),
+        "writer": writer(),
         "nodes": len(proto.graph.node),
         "inputs": inputs,
         "outputs": outputs,

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from onnx import TensorProto
 
 import stan_infer
 from stan_infer.artefacts.folder import Artefact, read_artefact, sha256, why_keep, write_manifest
@@ -20,16 +19,14 @@ from stan_infer.export.card import write_card
 from stan_infer.export.class_head import class_scores, embed_classes
 from stan_infer.export.fp16_ranges import Ranges
 from stan_infer.export.golden import random_clips, random_ids, video_case, write_golden
-from stan_infer.export.onnx_nodes import Nodes
-from stan_infer.export.onnx_ops import OnnxOps
 from stan_infer.export.options import MAX_BATCH, ExportOptions, Range, fixed_size
 from stan_infer.export.parity import Case, case_sizes, check_graph, prove
 from stan_infer.export.preprocess_graph import preprocess_entry, write_preprocess
 from stan_infer.export.reference_graph import TextGraph, VideoGraph, write_reference
 from stan_infer.export.score_graph import write_mug_score
-from stan_infer.export.video_graph import new_graph, write_video_graph
+from stan_infer.export.text_graph import write_text_graph
+from stan_infer.export.video_graph import write_video_graph
 from stan_infer.network.fold import fold_text, fold_video
-from stan_infer.network.fused import text_tower
 from stan_infer.network.model import Stan
 from stan_infer.network.torch_ops import encode_text, encode_video
 from stan_infer.scores import mug_scores
@@ -247,16 +244,9 @@ class _Export:
                 for case in cases:
                     encode_text(weights, torch.from_numpy(case.feeds["input_ids"]).long(), ranges)
                 self.ranges.append({"tower": "text", **ranges.check_fp16("random token ids")})
-            graph = new_graph("text", self.folder, self.options.opset, config)
-            graph.input("input_ids", TensorProto.INT32, ["batch", "length"])
-            nodes = Nodes(graph, "input_ids", batch=None, frames=None, precision=options.precision)
-            ops = OnnxOps(nodes, width=config.text_width, tokens=config.context_positions)
-            end, tokens = (
-                nodes.cast(x, TensorProto.FLOAT) for x in text_tower(ops, weights, "input_ids")
+            external = write_text_graph(
+                path, config, weights, precision=options.precision, opset=options.opset
             )
-            graph.output(end, "text_embeds", ["batch", config.embed_dim])
-            graph.output(tokens, "token_embeds", ["batch", "length", config.embed_dim])
-            external = graph.save(path)
         self.written.append(_Written(path, "text", options.precision, dims, external, cases))
 
     def _score(self) -> None:

@@ -57,6 +57,7 @@ class GraphEntry(TypedDict):
     dims: Annotated[dict[Word, Pair], Meta(max_length=16)]
     ir: NotRequired[Count]
     min_onnxruntime: NotRequired[Word]  # of that opset; earlier exports lack it
+    writer: NotRequired[Word]  # the source that wrote it; earlier exports lack it
     bytes: NotRequired[Count]
     nodes: NotRequired[Count]
     graph: NotRequired[Word]  # fused or reference

@@ -58,6 +58,7 @@ class Weight:
     dims: tuple[int, ...]
     value: np.ndarray | None = None  # the elements, where they are few
     external: str | None = None  # name of the file that holds the elements
+    place: tuple[int, int] | None = None  # first byte and end of the elements in their file
 
     @property
     def bytes(self) -> int:
@@ -245,8 +246,12 @@ class _Reader:
         if message.of(13) or (message.number(14) or 0):
             if found.bytes >= 2**45:
                 raise self.refuse(f"has a weight of sizes {dims}")
-            location = self.entries(message, 13, "a weight's external data").get("location", "")
-            return Weight(dtype, dims, external=location)
+            told = self.entries(message, 13, "a weight's external data")
+            start = told.get("offset", "0")
+            if not start.isascii() or not start.isdecimal() or len(start) > 15:
+                raise self.refuse(f"has a weight at the offset {start[:40]!r} of a file")
+            place = int(start), int(start) + found.bytes
+            return Weight(dtype, dims, external=told.get("location", ""), place=place)
         raw = message.spans(9)
         if len(raw) > 1 or (raw and any(message.of(n) for n in (4, 5, 6, 7, 10, 11))):
             raise self.refuse("has a weight that is given twice")
@@ -257,9 +262,9 @@ class _Reader:
             raise self.refuse(f"has a weight of sizes {dims} in {end - start} bytes")
         word = DTYPES[dtype][0]
         if word is None or prod(dims) > MAX_NUMBERS:
-            return found
+            return Weight(dtype, dims, place=(start, end))
         values = np.frombuffer(self.file.bytes(start, end), np.dtype(word).newbyteorder("<"))
-        return Weight(dtype, dims, values.astype(word).reshape(dims))
+        return Weight(dtype, dims, values.astype(word).reshape(dims), place=(start, end))
 
     def listed(self, message: Message, weight: Weight) -> np.ndarray | None:
         """The elements of a small weight that is stored as numbers instead of raw bytes."""

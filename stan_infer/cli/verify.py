@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +13,8 @@ from stan_infer.engines.open import graph_engines
 from stan_infer.system.outside_file import read_lines
 
 _ENGINES = ", ".join(("eager", *graph_engines()))
-_COLUMNS = ("stage", "pass", "max_rel", "tolerance", "min_cos", "agreement", "worst", "note")
+_COLUMNS = ("stage", "pass", "max_rel", "tolerance", "min_cos", "agreement", "worst", "reference")
+_COLUMNS += ("note",)
 
 
 def verify(
@@ -42,6 +44,9 @@ def verify(
 ) -> None:
     """Compare two models from video bytes to rank, stage by stage; exit code 4 if they differ.
 
+    Each stage is compared with what its row names as reference. Weights, nodes and operations of a
+    fused graph are held to A's in the graph's own precision, recomputed: 8 bits too.
+
     Videos that cannot be read are named and left out; the exit code is then 2.
     """
     import sys
@@ -69,7 +74,7 @@ def verify(
     if json:
         print_json("verify", record)
     else:
-        print_table([{**r, "pass": _word(r["pass"])} for r in record["stages"]], _COLUMNS)
+        print_table([_cells(row) for row in record["stages"]], _COLUMNS)
     for failure in record["failures"]:
         say(f"error: {failure['error']}")
     if not record["pass"]:
@@ -77,6 +82,13 @@ def verify(
     if record["failures"]:
         say(f"{len(record['failures'])} videos could not be read and were not compared")
         raise typer.Exit(2)
+
+
+def _cells(row: dict[str, Any]) -> dict[str, Any]:
+    """A row for the table. A cosine is cut off, so that none below 1 reads as 1."""
+    cosine = row["min_cos"]
+    shown = None if cosine is None else f"{math.floor(cosine * 1e6) / 1e6:.6f}"
+    return {**row, "pass": _word(row["pass"]), "min_cos": shown}
 
 
 def _word(passed: bool | None) -> str:

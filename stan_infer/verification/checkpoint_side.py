@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -36,7 +36,13 @@ class Checkpoint(Side):
 
     def limits(self, axis: str) -> tuple[int, int]:
         c = self.config
-        return 1, {"frames": c.max_frames, "batch": 4096, "length": c.context_positions}[axis]
+        known = {
+            "frames": c.max_frames,
+            "batch": 4096,
+            "texts": 4096,
+            "length": c.context_positions,
+        }
+        return 1, known[axis]
 
     def sampled(self) -> int:
         return self.config.frames
@@ -77,3 +83,19 @@ class Checkpoint(Side):
 
     def score(self, text: Arrays, ids: np.ndarray, video: Arrays) -> np.ndarray:
         return score_arrays(self.config, text, ids != 0, video)
+
+    def patches(self) -> tuple[np.ndarray, np.ndarray]:
+        from stan_infer.network.fold import fold_video
+
+        made = fold_video(self.model, on_demand=True).patches
+        return made.weight.detach().numpy(), made.table.detach().numpy()
+
+    def exact_weights(self, role: str, input: str) -> tuple[Any, StanConfig]:
+        import torch
+
+        from stan_infer.network.fold import fold_text, fold_video
+
+        with torch.inference_mode():
+            if role == "text":
+                return fold_text(self.model), self.config
+            return fold_video(self.model, input=input), self.config

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from stan_infer.artefacts.calibration_file import CALIBRATION, read_calibration
 from stan_infer.artefacts.folder import (
     CONFIG_KEY,
     MANIFEST,
@@ -25,11 +26,23 @@ from stan_infer.engines.bare_graph import open_bare
 from stan_infer.engines.graph import OpenGraph
 from stan_infer.errors import InputError
 from stan_infer.system.json_file import checked
+from stan_infer.system.packages import require
 from stan_infer.text.tokenizer import text_rules, tokenize
 from stan_infer.text.vocabulary import END, START
 from stan_infer.verification.graph_side import ROLES, form, tower, usable
-from stan_infer.verification.side import Arrays, Form, Side, score_arrays, to_input
+from stan_infer.verification.side import (
+    Arrays,
+    Claims,
+    Form,
+    Side,
+    score_arrays,
+    to_input,
+    tower_of,
+)
 from stan_infer.video.clip import RULES, check_rules, resize_crop, sample_indices
+
+if TYPE_CHECKING:
+    from stan_infer.artefacts.calibration_record import Record
 
 _MAX_LABELS = 256 * 2**20  # bytes of a file of labels, and characters of their texts
 
@@ -78,8 +91,9 @@ class Folder(Side):
         return None
 
     def limits(self, axis: str) -> tuple[int, int]:
-        entry = self._graphs.get("text" if axis == "length" else "video", {})
-        low, high = self._at("dims", axis, kind=Pair, of=entry)
+        entry = self._graphs.get(tower_of(axis), {})
+        name = "batch" if axis == "texts" else axis
+        low, high = self._at("dims", name, kind=Pair, of=entry)
         if not 1 <= low <= high <= (64 if axis == "frames" else 4096):
             raise InputError(f"{MANIFEST}: {axis} {low} to {high} is out of range")
         return low, high
@@ -94,10 +108,15 @@ class Folder(Side):
 
     def pixels(self, images: Sequence[np.ndarray]) -> np.ndarray:
         self._check_rules("resize", "crop")
+        said = self._at("preprocess", "resize", "short_side", kind=int)
+        if said != self.config.short_side:
+            raise InputError(
+                f"{MANIFEST}: preprocess.resize.short_side is {said}, but model.short_side is "
+                f"{self.config.short_side}"
+            )
         # Older exports have no preprocess.onnx; the manifest says then to which side to resize.
         if "preprocess" not in self._graphs:
-            side = self._at("preprocess", "resize", "short_side", kind=int)
-            return resize_crop(images, side, self.config.image_size)
+            return resize_crop(images, said, self.config.image_size)
         opened = usable(self._open("preprocess"))
         signature = opened.signature()
         output = next(iter(signature.outputs))
@@ -170,6 +189,30 @@ class Folder(Side):
     def graph_path(self, role: str) -> Path | None:
         return self._file(self._graphs[role].get("file")) if role in self._graphs else None
 
+    def claims(self, role: str) -> Claims:
+        entry, fixed = self._graphs.get(role, {}), []
+        for axis in ("batch", "frames") if role == "video" else ():
+            low, high = Folder.limits(self, axis)  # a plan's are those of its profile
+            fixed.append(low if low == high else None)
+        writer = entry.get("writer")
+        return Claims(self._at("precision", kind=str, of=entry), writer, *fixed)
+
+    def calibration(self) -> Record | None:
+        return read_calibration(self._file(CALIBRATION)) if CALIBRATION in self._limits else None
+
+    def exact_weights(self, role: str, input: str) -> tuple[Any, StanConfig] | None:
+        entry = self._graphs.get(role, {})
+        if role != "video" or (entry.get("precision"), entry.get("graph")) != ("fp32", "fused"):
+            return None
+        if (input == "uint8") != (self.form.dtype == "uint8"):
+            return None
+        for package in ("torch", "onnx"):
+            require(package, "recomputing a graph in another precision", "cpu")
+        from stan_infer.artefacts.folder import read_artefact
+        from stan_infer.export.read_weights import read_weights
+
+        return read_weights(read_artefact(self._folder, check_hashes=False)), self.config
+
     def damage(self) -> list[str] | None:
         wrong = [str(self._wrong)] if self._wrong else []
         for name in self._limits:
@@ -180,6 +223,13 @@ class Folder(Side):
                     wrong.append(f"{name} changed after the export")
             except InputError as e:
                 wrong.append(str(e))
+        quant = self._graphs.get("video", {}).get("quant")
+        told = quant.get("calibration_sha256") if isinstance(quant, dict) else None
+        held = self._manifest.get("files") or {}
+        entry = held.get(CALIBRATION) if isinstance(held, dict) else None
+        if told and (not isinstance(entry, dict) or entry.get("sha256") != told):
+            how = "is not the one" if entry else "is missing: it is the one"
+            wrong.append(f"{CALIBRATION} {how} that the video graph was made from")
         found = {p.relative_to(self._folder).as_posix() for p in self._folder.rglob("*.*")}
         wrong += [
             f"{n[:80]} is not in {MANIFEST}"

@@ -11,8 +11,8 @@ from stan_infer.artefacts.onnx_file import read_graph
 from stan_infer.engines.bare_graph import open_bare
 from stan_infer.engines.graph import OpenGraph
 from stan_infer.errors import InputError
-from stan_infer.verification.bisect import graph_precision
-from stan_infer.verification.side import Arrays, Form, Side
+from stan_infer.verification.side import Arrays, Claims, Form, Side
+from stan_infer.verification.stored import StoredGraph
 
 ROLES = {"video": "video", "text": "input_ids"}  # role -> the graph's one input
 OUTPUTS = {"video": ("video_embeds", "frame_embeds"), "text": ("text_embeds", "token_embeds")}
@@ -24,6 +24,14 @@ def input_names(path: Path) -> list[str]:
         return list(read_graph(path).inputs)
     except InputError:
         return []
+
+
+def graph_precision(path: Path) -> str:
+    """The precision of a graph; fp32, the strictest, if the file cannot be read."""
+    try:
+        return StoredGraph(path).precision
+    except InputError:  # it fails in its own stage
+        return "fp32"
 
 
 class GraphFile(Side):
@@ -54,16 +62,21 @@ class GraphFile(Side):
             self.image_size = size or self.image_size
         self.role, self.precision = role, graph_precision(path)
 
+    def claims(self, role: str) -> Claims:
+        batch, frames = (self.limits(axis) for axis in ("batch", "frames"))
+        fixed = (low if low == high else None for low, high in (batch, frames))
+        return Claims(None, None, *fixed)
+
     def lacks(self, step: str) -> str | None:
         return None if step == self.role else f"nothing but a {self.role} graph"
 
     def limits(self, axis: str) -> tuple[int, int]:
         # A dynamic axis does not say how far it goes: every size that a STAN can have is tried.
-        high = {"frames": 64, "batch": 32, "length": 77}[axis]
+        high = {"frames": 64, "batch": 32, "texts": 32, "length": 77}[axis]
         if not isinstance(self._opened, OpenGraph):
             return 1, high
         ((_, sizes),) = self._opened.signature().inputs.values()
-        size = sizes[0 if axis == "batch" else 1]
+        size = sizes[0 if axis in ("batch", "texts") else 1]
         return (size, size) if size else (1, high)
 
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:

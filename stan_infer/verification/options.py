@@ -16,9 +16,10 @@ class VerifyOptions:
 
     videos, texts: by default those of `inputs`. frames: numbers of frames T with which the video
     towers are compared; one that a side does not take is replaced by the nearest that both take.
-    tolerance: allowed difference of towers and scores, relative to the largest value (default: the
-    larger tolerance of the two precisions). bisect: find the block where a tower differs. engine_a,
-    engine_b: see open_side. settings: of checkpoints. Raises InputError for numbers out of range.
+    tolerance: allowed difference of towers, operations and scores, relative to the largest value
+    (default: by precision; of outputs the larger one of the two). Weights have none. bisect: find
+    the block where a tower differs. engine_a, engine_b: see open_side. settings: of checkpoints.
+    Raises InputError for numbers out of range.
     """
 
     videos: Sequence[Path] | None = None

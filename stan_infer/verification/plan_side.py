@@ -11,6 +11,7 @@ from stan_infer.errors import InputError
 from stan_infer.tensorrt_plans.known_faults import faults_of
 from stan_infer.tensorrt_plans.plan_file import Plan, read_plan
 from stan_infer.verification.folder_side import Folder
+from stan_infer.verification.side import tower_of
 
 
 class PlanFile(Folder):
@@ -36,10 +37,10 @@ class PlanFile(Folder):
     def limits(self, axis: str) -> tuple[int, int]:
         """See Side.limits: sizes that both the manifest and the widest profile allow."""
         low, high = super().limits(axis)
-        plan = self._session.plan("text" if axis == "length" else "video")
+        plan = self._session.plan(tower_of(axis))
         if plan is None:
             return low, high
-        place = 0 if axis == "batch" else 1
+        place = 0 if axis in ("batch", "texts") else 1
         # All axes take the same profile, as ranges of two profiles may have no shape in common.
         ((least, _, most),) = plan.profiles[plan.widest()].values()
         return max(low, least[place]), min(high, most[place])

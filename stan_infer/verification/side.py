@@ -11,13 +11,19 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stan_infer.config import StanConfig
+from stan_infer.errors import InputError
 from stan_infer.scores import head_scores
+from stan_infer.verification.stored import StoredGraph
 from stan_infer.video.clip import regular_file
 from stan_infer.video.pyav_reader import errors_named, read_pyav
+
+if TYPE_CHECKING:
+    from stan_infer.artefacts.calibration_record import Record
 
 Arrays = dict[str, np.ndarray]
 
@@ -43,6 +49,16 @@ def to_input(
     return np.ascontiguousarray(x if form.layout == "BTHWC" else np.moveaxis(x, -1, 2))
 
 
+@dataclasses.dataclass(frozen=True)
+class Claims:
+    """What is said of a tower's graph; sizes that are fixed, None for a dynamic axis."""
+
+    precision: str | None = None
+    writer: str | None = None  # the source that wrote it, see export.writer
+    batch: int | None = None
+    frames: int | None = None
+
+
 class Side(ABC):
     """A model of a comparison. `lacks` says why it has no such step; its other steps still run."""
 
@@ -60,7 +76,7 @@ class Side(ABC):
 
     @abstractmethod
     def limits(self, axis: str) -> tuple[int, int]:
-        """Smallest and largest size of the axis "frames", "batch" or "length"."""
+        """Smallest and largest size of the axis "frames", "batch", "texts" or "length"."""
 
     @abstractmethod
     def sampled(self) -> int:
@@ -102,8 +118,36 @@ class Side(ABC):
         """The video graph's own class scores, if it has that head."""
         return {}
 
+    def patches(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """W [D, p p 3] and table [P, D]: a row before the first norm is W uint8 pixels + table."""
+        try:
+            path = self.graph_path("video") if self.form == UINT8 else None
+            stored = StoredGraph(path) if path is not None else None
+        except InputError:  # a fault that stages name
+            return None
+        names = [f"video/patches/{n}" for n in ("weight", "positions")]
+        if stored is None or any(n not in stored.weights for n in names):
+            return None
+        weight, table = (stored.array(n) for n in names)
+        return weight.T, table
+
     def graph_path(self, role: str) -> Path | None:
         """The ONNX file of a tower, if there is one."""
+        return None
+
+    def claims(self, role: str) -> Claims:
+        """What the side says of the ONNX graph of a tower that it has."""
+        return Claims()
+
+    def calibration(self) -> Record | None:
+        """The calibration of a folder in 8 bits, if it has one."""
+        return None
+
+    def exact_weights(self, role: str, input: str) -> tuple[Any, StanConfig] | None:
+        """Folded weights in fp32 of a tower, and the config, if the side has them.
+
+        input: "uint8" or "float", of the video tower. Raises MissingError without torch.
+        """
         return None
 
     def known_faults(self) -> list[dict[str, str]]:
@@ -113,6 +157,11 @@ class Side(ABC):
     def damage(self) -> list[str] | None:
         """Sentences about files that changed since the export; None if no manifest lists them."""
         return None
+
+
+def tower_of(axis: str) -> str:
+    """The tower that an axis of Side.limits belongs to: "video" or "text"."""
+    return "text" if axis in ("length", "texts") else "video"
 
 
 def decode(side: Side, path: Path) -> tuple[np.ndarray, list[np.ndarray]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +19,12 @@ from stan_infer.artefacts.precision import EIGHT_BITS, TOLERANCES
 from stan_infer.errors import InputError
 from stan_infer.system.temporary import temporary_folder
 from stan_infer.verification import inputs
-from stan_infer.verification.bisect import bisect as name_block
+from stan_infer.verification.graphs import Graphs
+from stan_infer.verification.labels import compare_labels
 from stan_infer.verification.open import open_side
 from stan_infer.verification.options import VerifyOptions
-from stan_infer.verification.side import FLOAT, Arrays, Side, decode, to_input
+from stan_infer.verification.rank import compare_ranks
+from stan_infer.verification.side import FLOAT, Arrays, Side, decode, to_input, tower_of
 from stan_infer.verification.stage import Stage
 from stan_infer.video.synthetic import moving_frames
 
@@ -45,10 +48,10 @@ def verify(
     fields of VerifyOptions.
 
     Returns a record: stages (a row for each: stage, max_rel, min_cos, agreement, tolerance, pass,
-    which is None if it was not compared, worst, cases, note), pass, first_failed, failures (videos
-    that neither side can read, which are left out), not_compared, bisect, known_faults, and for a
-    and b each kind, name, engine and precision. Raises InputError for a model that cannot be read
-    or if no video can, MissingError for a package that is not installed.
+    which is None if it was not compared, worst, cases, reference, note), pass, first_failed,
+    failures (videos that neither side can read, which are left out), not_compared, bisect,
+    known_faults, and for a and b each kind, name, engine and precision. Raises InputError for a
+    model that cannot be read or if no video can, MissingError for a package that is not installed.
     """
     o, say = VerifyOptions(**options), progress or (lambda text: None)
     say("opening both sides")
@@ -88,10 +91,12 @@ class _Comparison:
         self.texts = list(options.texts or inputs.TEXTS)
         self.frames = sorted(set(options.frames))
         self.tolerance = coarse if tolerance is None else tolerance
+        self.given_tolerance = tolerance
         self.config = next((s.config for s in pair if s.config), None)
         self.short_side = self.config.short_side if self.config else 224
-        names = ("files", "decode", "resize", "input", "ids", "video tower", "text tower", "score")
-        self.stages = [Stage(n) for n in (*names, "labels", "rank")]
+        names = ("files", "decode", "resize", "input", "ids", "video tower", "text tower")
+        bound = ["bound"] if self.is_8_bits else []
+        self.stages = [Stage(n) for n in (*names, "weights", *bound, "score", "labels", "rank")]
         by = self.by = {s.name: s for s in self.stages}
         by["resize"].tolerance, by["input"].tolerance = LEVELS / 255, ARITHMETIC
         by["video tower"].tolerance = by["labels"].tolerance = self.tolerance
@@ -112,9 +117,18 @@ class _Comparison:
         self.by["resize"].lacks(self.pair, "resize")
         self._input()
         self._ids()
+        self.graphs = Graphs(self.pair, folder, self.say, self.given_tolerance)
+        self.graphs.check_weights(self.by["weights"])
+        self.by["video tower"].reference = self.graphs.outputs
         self._towers()
+        self._operations()
+        if self.is_8_bits:
+            with self.by["bound"].catch("the clips"):
+                low = max(self._range("batch")[0], 1)
+                batches = {n: np.repeat(c[None], low, 0) for n, c in self.clips.items()}
+                self.graphs.check_bound(self.by["bound"], self.seen, batches, self._tensor)
         self._score()
-        self._labels()
+        compare_labels(self.by["labels"], self.pair, self.clips, self._tensor, self.say)
         self._rank()
 
     def _files(self) -> None:
@@ -126,6 +140,7 @@ class _Comparison:
                     stage.count += 1
                 if wrong:
                     stage.fail(letter, "; ".join(wrong))
+        stage.reference = "hashes in its own manifest.json"
         if not stage.count:
             stage.absent = "not compared: neither side has a manifest"
 
@@ -186,9 +201,9 @@ class _Comparison:
 
     def _input(self) -> None:
         stage = self.by["input"]
-        if stage.lacks(self.pair, "input"):
+        if stage.lacks(self.pair, "input") or not self._case_clips:
             return
-        pixels = self._case_clips()[0][1]
+        pixels = self._case_clips[0][1]
         for form in dict.fromkeys((self.a.form, self.b.form, FLOAT)):
             with stage.catch(f"{form.dtype} {form.layout}"):
                 # A side's own form is the one that its manifest names.
@@ -217,37 +232,41 @@ class _Comparison:
             self.ids = made[0] if made else None
             self.own_ids = made if len(made) == 2 else []
 
+    @cached_property
     def _case_clips(self) -> list[tuple[str, np.ndarray]]:
-        frames, limits = self._common("frames", self.frames), self._range("batch")
-        return inputs.hard_batches(frames, self.a.image_size, *limits, calm=self.is_8_bits)
+        exact = all(s.precision == "fp32" for s in self.pair)
+        return inputs.video_cases(
+            self._common("frames", self.frames),
+            self.a.image_size,
+            {axis: self._range(axis) for axis in ("batch", "frames")},
+            calm=self.is_8_bits,
+            patches=next((p for s in self.pair if (p := s.patches())), None) if exact else None,
+        )
 
     def _towers(self) -> None:
         video, text = self.by["video tower"], self.by["text tower"]
         self.seen: list[dict[str, Arrays]] = [{}, {}]  # A's and B's video features by clip
         if not video.lacks(self.pair, "video"):
-            batch, frames = self._range("batch"), self._range("frames")
-            if batch[0] > batch[1] or frames[0] > frames[1]:
+            least = self._range("batch")[0]
+            if not self._case_clips:
                 video.absent = "not compared: the sides share no batch size or number of frames"
             else:
-                for name, pixels in self._case_clips():
+                for name, pixels in self._case_clips:
                     self._tower(video, name, "video", pixels)
                 if not self.clips:
                     t, size = self._common("frames", [12])[0], self.a.image_size
                     for seed in range(4):
                         self.clips[f"moving {seed}"] = moving_frames(t, size, size, seed)
                 for name, clip in self.clips.items():
-                    made = self._tower(video, name, "video", np.repeat(clip[None], batch[0], 0))
+                    made = self._tower(video, name, "video", np.repeat(clip[None], least, 0))
                     for seen, arrays in zip(self.seen, made, strict=True):
                         if arrays:
                             seen[name] = {k: v[:1] for k, v in arrays.items()}
         if not text.lacks(self.pair, "text"):
-            longest = self._range("length")[1]
-            entries = self.config.vocab_size if self.config else 100
-            wanted = [2, 5, self.config.context_length if self.config else 32, longest]
-            for n in sorted({min(max(n, 2), longest) for n in wanted}):
-                self._tower(text, f"ids of length {n}", "text", inputs.hard_ids(n, entries))
-            if self.ids is None:
-                self.ids = inputs.hard_ids(wanted[2], entries)
+            longest, most = self._range("length")[1], self._range("texts")[1]
+            for name, ids in inputs.text_cases(self.config, longest, most):
+                self._tower(text, name, "text", ids)
+                self.ids = ids if self.ids is None else self.ids
             self.words = self._tower(text, "the texts", "text", self.ids)
 
     def _tower(self, stage: Stage, name: str, role: str, given: np.ndarray) -> list[Arrays]:
@@ -265,10 +284,12 @@ class _Comparison:
         if len(errors) == 2 and free and stage.count:
             return made  # a size beyond what either takes, which a bare graph does not say
         if errors:
-            stage.fail(name, errors[0], given)
+            stage.fail(name, errors[0])
             return made
-        for key in sorted(set(made[0]) & set(made[1])):
-            stage.compare(f"{name}: {key}", (made[0][key], made[1][key]), None, given)
+        with stage.catch(name):
+            want, got = self.graphs.expected(role, made, given, self._tensor)
+            for key in sorted(set(want) & set(got)):
+                stage.compare(f"{name}: {key}", (want[key], got[key]))
         return made
 
     def _tensor(self, pixels: np.ndarray, side: Side) -> np.ndarray:
@@ -301,42 +322,6 @@ class _Comparison:
             pair = [s.score(words, self.ids, seen) for s in self.pair]
             stage.compare("the texts with the clips", pair)
 
-    def _labels(self) -> None:
-        """Compare a folder's stored class features and scores with the first text tower's."""
-        stage = self.by["labels"]
-        by = next((s for s in self.pair if not (s.lacks("ids") or s.lacks("text"))), None)
-        stage.absent = "not compared: no folder has labels"
-        for letter, side in zip("AB", self.pair, strict=True):
-            with stage.catch(f"{letter}'s labels"):
-                found = side.labels()
-                if found is None or by is None or by.config is None:
-                    continue
-                self.say("labels")
-                stage.absent = ""
-                ids = by.ids(found[0])
-                text, baked = by.text(ids), found[1]
-                if "token_embeds" in baked:
-                    pair = text["token_embeds"], baked["token_embeds"]
-                else:
-                    rows = text["text_embeds"]
-                    pair = rows / np.linalg.norm(rows, axis=-1, keepdims=True), baked["embeddings"]
-                stage.compare(f"{letter}'s {len(ids)} labels", pair)
-                if not self.clips:
-                    continue
-                clip = next(iter(self.clips.values()))[None]
-                outputs = side.class_outputs(self._tensor(clip, side))
-                if outputs:
-                    logits = by.score(text, ids, by.video(self._tensor(clip, by))).T
-                    scores = logits * by.config.temperature
-                    stage.compare(f"{letter}'s class scores", (scores, outputs["scores"]))
-                    with np.errstate(divide="ignore"):
-                        got = np.log(outputs["probabilities"].astype(np.float64))
-                    want = scores - scores.max(-1, keepdims=True)
-                    got = (got - got.max(-1, keepdims=True)) * by.config.temperature
-                    # Probabilities below e^-80 of the largest underflow and are not compared.
-                    kept = np.where(got > -80 * by.config.temperature, got, want)
-                    stage.compare(f"{letter}'s probabilities", (want, kept), np.abs(scores).max())
-
     def _rank(self) -> None:
         stage = self.by["rank"]
         if stage.lacks(self.pair, "decode", "resize", "input", "video", "text", "score"):
@@ -354,38 +339,45 @@ class _Comparison:
                 made.append(side.score(side.text(ids), ids, seen))
         if len(made) < 2:
             return
-        a, b = made
-        stage.count = 1
-        if a.shape != b.shape:
-            return stage.fail("all texts", f"{b.shape} scores instead of {a.shape}")
         # Resized pixels may differ by LEVELS, which moves scores more than rounding does.
         slack = 10 if self.by["resize"].error else 1
-        scale = float(np.abs(a).max())
-        tie = 2 * self.tolerance * slack * scale
-        lead, other = (x[:, :, None] - x[:, None, :] for x in (a, b))
-        with np.errstate(invalid="ignore"):
-            swapped = ~((lead <= tie) | (other >= 0) | (other >= -tie))
-        wrong = swapped.any((1, 2)) | ~np.isfinite(a).all(1) | ~np.isfinite(b).all(1)
-        stage.agreement = float(1 - wrong.mean())
-        stage.tolerance = self.tolerance * slack
-        stage.compare("all texts with all clips", (a, b))
-        if wrong.any():
-            stage.fail(f"text {np.flatnonzero(wrong)[0]}", "videos change places")
+        compare_ranks(stage, made, self.tolerance * slack)
+
+    def _operations(self) -> None:
+        """Run each operation of the towers' graphs on the reference's values."""
+        if not self.by["video tower"].absent:
+            size, cases = self.a.image_size, []
+            batch = self._common("batch", [2])[0]
+            for t in self._common("frames", [1, 3]):
+                clips = [c for _, c in inputs.hard_clips(t, size)]
+                cases.append(np.stack((clips * batch)[:batch]))
+            with self.by["video tower"].catch("operations"):
+                self.graphs.check_operations("video", self.by["video tower"], cases, self._tensor)
+        if not self.by["text tower"].absent:
+            longest = self._range("length")[1]
+            ids = inputs.hard_ids(longest, self.config.vocab_size if self.config else 100)
+            with self.by["text tower"].catch("operations"):
+                self.graphs.check_operations("text", self.by["text tower"], [ids], self._tensor)
 
     def blocks(self) -> dict[str, Any]:
-        """The block that differs, for each tower that failed."""
+        """The block that differs, for each tower that failed, and where weights differ."""
         found: dict[str, Any] = {}
         for role in ("video", "text"):
-            stage = self.by[f"{role} tower"]
-            named = name_block(role, stage, self.pair, self._tensor, self.tolerance, self.say)
-            found |= {stage.name: named} if named else {}
+            if self.by[f"{role} tower"].row()["pass"] is False:
+                found[f"{role} tower"] = self.graphs.bisect(role)
+        if "bound" in self.by and self.by["bound"].row()["pass"] is False:
+            clip = next(iter(self.clips.values()))[None]
+            found["bound"] = self.graphs.costliest("video", clip, self._tensor)
+        if self.by["weights"].row()["pass"] is False:
+            role = next((r for r, s in self.graphs.suspects.items() if s.weights), "video")
+            found["weights"] = self.graphs.bisect(role)
         return found
 
     def _range(self, axis: str) -> tuple[int, int]:
         """Smallest and largest size of an axis that both sides take."""
         found = []
         for side in self.pair:
-            with self.by["text tower" if axis == "length" else "video tower"].catch(axis):
+            with self.by[f"{tower_of(axis)} tower"].catch(axis):
                 found.append(side.limits(axis))
         return max((r[0] for r in found), default=1), min((r[1] for r in found), default=0)
 

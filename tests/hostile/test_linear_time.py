@@ -31,7 +31,7 @@ from stan_infer.system.outside_file import stays_inside
 from stan_infer.system.stored_zip import read_directory
 from stan_infer.text.labels import read_labels
 from stan_infer.text.tokenizer import tokenize
-from stan_infer.verification.bisect import _BLOCK
+from stan_infer.verification.stored import BLOCK
 from stan_infer.video.find import video_stem
 from tests.hostile.fuzz_torch_file import write_zip
 
@@ -169,7 +169,7 @@ CASES = {
         lambda n: {"pre_layrnorm.weight": (64,), **{f"layers.{i}.x": (1,) for i in range(n)}},
         1_000,
     ),
-    "a block": (_BLOCK.fullmatch, between("", "a/attention/"), 5_000),
+    "a block": (BLOCK.fullmatch, between("", "a/attention/"), 5_000),
     "clip name": (is_clip_name, between("A", "a.", "!"), 20_000),
     "file name": (stays_inside, between("a", "/a", "!"), 40),
     "plan name": (is_engine_file, between("engines/", ".plan.a"), 500),

@@ -17,7 +17,7 @@ from stan_infer.quantisation.histogram import METHODS, Histogram, clipping_point
 from stan_infer.quantisation.observe import Sample, count, find_largest, sample
 from stan_infer.quantisation.sensitivity import Replay
 from stan_infer.quantisation.smooth import _error, choose, through_values, with_gains
-from stan_infer.verification.bisect import _BLOCK
+from stan_infer.verification.stored import BLOCK
 from tests.conftest import tiny_config
 
 
@@ -146,7 +146,7 @@ def test_a_replay_from_any_block_is_the_whole_run(branch):
     video = torch.randint(0, 256, (2, 3, s, s, 3), dtype=torch.uint8)
     replay = Replay(weights, video)
     # What bisect looks at one by one: a block ends where it is added to the residual stream.
-    assert all(_BLOCK.fullmatch(name) for name in replay._kept)
+    assert all(BLOCK.fullmatch(name) for name in replay._kept)
     assert torch.equal(replay.embeds, encode_video(weights, video)[0])
     tried = [w for w in linears(weights).values() if w.name in LINEARS and w.name != "single"]
     for linear in tried:

@@ -70,7 +70,7 @@ def test_a_folder_equals_its_checkpoint(tiny_model, folder, videos):
     record = verify(tiny_model, folder, videos=videos, frames=(1, 2, 64))
     assert record["pass"] and record["first_failed"] is None
     assert record["not_compared"] == ["ids", "labels"]
-    assert row(record, "video tower")["max_rel"] < 1e-5
+    assert row(record, "video tower")["max_rel"] < 5e-5
     assert row(record, "rank")["agreement"] == 1
     assert row(record, "decode")["agreement"] == 1
     assert "T=64" in str(row(record, "video tower")) or row(record, "video tower")["cases"] > 10
@@ -85,7 +85,8 @@ def test_two_folders_and_the_other_way_round(tiny_model, folder, copy, videos):
 def test_a_single_graph_is_one_stage_and_the_rest_is_not_green(tiny_model, folder):
     record = verify(tiny_model, folder / "text.onnx")
     assert record["pass"] and row(record, "text tower")["pass"]
-    others = [r for r in record["stages"] if r["stage"] != "text tower"]
+    assert row(record, "weights")["pass"]
+    others = [r for r in record["stages"] if r["stage"] not in ("text tower", "weights")]
     assert all(r["pass"] is None and "not compared" in r["note"] for r in others)
     record = verify(folder / "video.onnx", folder / "video.onnx", **FAST)
     assert record["pass"] and record["b"]["kind"] == "graph"
