@@ -172,6 +172,7 @@ class _Work:
             say=self.say,
         )
         if self.parts.is_checked and len(collected.clips) < least_ranged(o):
+            remove_state(state)
             raise too_few(f"{len(collected.clips)} clips can set the ranges; {self.parts.why}")
         tensors = self._tensors(collected.ranges, smoothing)
         quantiser = self._quantiser(exact, smoothing, tensors)
