@@ -265,7 +265,7 @@ class _Work:
             self.say(f"{comparison.lost} held out have no result in fp32 and check nothing")
         if p.is_checked and comparison.count < MIN_CHECKED:
             raise too_few(f"{comparison.count} of those held out can be used; {p.why}")
-        return comparison, ranged, failed
+        return comparison, ranged[: o.samples], failed
 
     def _write(
         self,
