@@ -23,7 +23,7 @@ _ENDS = 2**16  # bytes of a file's head and of its tail that tell its content
 class Parts:
     """Videos of different contents, divided by content, so that copies are on one side.
 
-    ranged: for the ranges, the first options.samples of them; the others stand in for held ones that
+    ranged: for the ranges, the first options.samples of them; others stand in for held ones that
     cannot be used. held: to check on; with a task all of its videos that are not in `ranged`.
     is_checked: False where there are too few to hold any out; then `held` are those of
     the ranges, or all of the task's. why: how many there are and are needed, in words. copies: how
