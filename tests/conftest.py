@@ -178,7 +178,7 @@ def same_for_each(exact, quantised, rows, threads):
 def quicken(patch):
     from stan_infer.benchmarking.interleave import Schedule
 
-    short = Schedule(warmup=1, repeats=6)  # fewer give no interval
+    short = Schedule(warmup=1, repeats=2)
     patch.setattr("stan_infer.quantisation.verdict.Schedule", lambda **given: short)
     patch.setattr("stan_infer.quantisation.calibrate.times_saved", same_for_each)
     patch.setattr("stan_infer.quantisation.calibrate.draw", lambda *given: {})

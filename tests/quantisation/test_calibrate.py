@@ -163,6 +163,7 @@ def test_an_engine_that_misses_the_bound_is_not_what_makes_int8_faster():
     assert verdict.is_faster({"ort": slow, "openvino": speed | {"is_met": False}}) is False
     assert verdict.is_faster({"ort": slow | {"is_starved": True}}) is None
     assert verdict.is_faster({"ort": slow | {"high": 1.1}}) is None
+    assert verdict.is_faster({"ort": slow | {"low": 0.0, "high": None}}) is None
     assert verdict.is_faster({}) is False
 
 
