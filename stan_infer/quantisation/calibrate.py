@@ -261,6 +261,9 @@ class _Work:
             if p.is_checked and read.flat:
                 self.say(f"{read.flat} held out are one flat colour and check nothing")
         comparison = Comparison(self.artefact, self.bound, clips, o)
+        if p.is_checked:  # else they are told with the ranges
+            for reason in (failed | comparison.failed).values():
+                self.say(f"error: {reason}")
         if comparison.lost:
             self.say(f"{comparison.lost} held out have no result in fp32 and check nothing")
         if p.is_checked and comparison.count < MIN_CHECKED:
