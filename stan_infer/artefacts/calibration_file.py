@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from stan_infer.artefacts.calibration_record import Record
 
 CALIBRATION = "calibration.json"
-SCHEMA = "1.0"
+SCHEMA = "1.1"  # 1.0 lacks `checked` and `bound`; readers take any of 1
 _MAX_BYTES = 4 * 2**20
 _AGAIN = ": calibrate again"
 

@@ -144,11 +144,12 @@ class Comparison:
         a, b = self._answers(session), self._exact
         if self._bound.task is None:
             cosines = (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
+            cosines = np.nan_to_num(cosines, nan=-1.0)  # NaN is as wrong as can be
             smallest = float(cosines.min())
             return Measured(
                 cosine=smallest,
                 mean_cosine=float(cosines.mean()),
-                is_met=smallest >= self._bound.min_cosine,  # a NaN fails
+                is_met=smallest >= self._bound.min_cosine,
             )
         both = np.isfinite(a) & np.isfinite(b)
         lost, gained, count = int((b[both] > a[both]).sum()), int((b < a).sum()), int(both.sum())

@@ -172,6 +172,7 @@ class _Work:
             say=self.say,
         )
         if self.parts.is_checked and len(collected.clips) < least_ranged(o):
+            remove_state(state)
             raise too_few(f"{len(collected.clips)} clips can set the ranges; {self.parts.why}")
         tensors = self._tensors(collected.ranges, smoothing)
         quantiser = self._quantiser(exact, smoothing, tensors)
@@ -260,11 +261,14 @@ class _Work:
             if p.is_checked and read.flat:
                 self.say(f"{read.flat} held out are one flat colour and check nothing")
         comparison = Comparison(self.artefact, self.bound, clips, o)
+        if p.is_checked:  # else they are told with the ranges
+            for reason in (failed | comparison.failed).values():
+                self.say(f"error: {reason}")
         if comparison.lost:
             self.say(f"{comparison.lost} held out have no result in fp32 and check nothing")
         if p.is_checked and comparison.count < MIN_CHECKED:
             raise too_few(f"{comparison.count} of those held out can be used; {p.why}")
-        return comparison, ranged, failed
+        return comparison, ranged[: o.samples], failed
 
     def _write(
         self,

@@ -15,6 +15,7 @@ from stan_infer.system.outside_file import open_regular
 MIN_RANGED = 8  # videos for the ranges
 MIN_CHECKED = 8  # others to check on: fewer do not show what 8 bits do to the worst clip
 PART = 4  # one video in PART is held out
+_LOOKED_AT = 2  # times as many videos as are needed, as some may turn out to be broken
 _ENDS = 2**16  # bytes of a file's head and of its tail that tell its content
 
 
@@ -22,8 +23,9 @@ _ENDS = 2**16  # bytes of a file's head and of its tail that tell its content
 class Parts:
     """Videos of different contents, divided by content, so that copies are on one side.
 
-    ranged: for the ranges. held: others, to check on; with a task all of its videos that are not in
-    `ranged`. is_checked: False where there are too few to hold any out; then `held` are those of
+    ranged: for the ranges, the first options.samples of them; others stand in for held ones that
+    cannot be used. held: to check on; with a task all of its videos that are not in `ranged`.
+    is_checked: False where there are too few to hold any out; then `held` are those of
     the ranges, or all of the task's. why: how many there are and are needed, in words. copies: how
     many others have the content of one. double: of the task's videos those that have the content of
     another of them, which counts in their place.
@@ -61,14 +63,14 @@ def divide(
     samples, seed = options.samples, options.seed
     want = max(MIN_CHECKED, samples // (PART - 1))
     others = _by_size(set(videos) - set(asked), seed)
-    pool, copies = _different(others, seed, samples + want)
+    pool, copies = _different(others, seed, _LOOKED_AT * (samples + want))
     if asked:
         tasked, more = _different(asked, seed, len(asked))
         parts = _beside_a_task(pool, tasked, options)
         twins = len(pool.keys() & tasked.keys())
         return dataclasses.replace(parts, copies=len(copies) + len(more) + twins, double=more)
     found = list(pool.values())
-    held = min(want, max(MIN_CHECKED, len(found) // PART))
+    held = min(want, max(MIN_CHECKED, len(found) // PART))  # all of `want` where there are enough
     least = least_ranged(options)
     why = (
         f"{len(found)} different videos are there, and {least + MIN_CHECKED} are needed, {least} "
@@ -76,7 +78,7 @@ def divide(
     )
     if len(found) < held + least:
         return Parts(found[:samples], found[:samples], False, why, len(copies))
-    return Parts(found[held:][:samples], found[:held], True, why, len(copies))
+    return Parts(found[held:], found[:held], True, why, len(copies))
 
 
 def _beside_a_task(

@@ -8,7 +8,6 @@ order of the clips.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import io
 import os
 import time
@@ -87,16 +86,6 @@ class Collected:
     clips: list[str] = dataclasses.field(default_factory=list)
     flat: list[str] = dataclasses.field(default_factory=list)
     failed: dict[str, str] = dataclasses.field(default_factory=dict)
-
-
-def choose_videos(paths: Sequence[Path], root: Path | None, samples: int, seed: int) -> list[Path]:
-    """Pick `samples` of the videos by a hash of seed and name: their order has no effect."""
-
-    def key(path: Path) -> str:
-        text = f"{seed}:{video_name(path, root)}"
-        return hashlib.sha256(text.encode(errors="replace")).hexdigest()
-
-    return sorted(dict.fromkeys(paths), key=key)[:samples]
 
 
 def video_name(path: Path, root: Path | None) -> str:

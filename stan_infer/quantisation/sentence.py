@@ -171,7 +171,8 @@ def speed_in_words(speed: Mapping[str, Any], engine: str) -> str:
 
 def spread_in_words(speed: Mapping[str, Any]) -> str:
     """A ratio of speeds and what it may be."""
-    return f"{speed['ratio']:.2f}x ({speed['low']:.2f} to {speed['high']:.2f})"
+    end = "or more" if speed["high"] is None else f"to {speed['high']:.2f}"
+    return f"{speed['ratio']:.2f}x ({speed['low']:.2f} {end})"
 
 
 def table_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -180,8 +181,8 @@ def table_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     for row in verdict["rows"]:
         speed = verdict["speeds"].get(row["engine"])
         if speed and row["precision"] == verdict["precision"]:
-            words = "starved" if speed["is_starved"] else spread_in_words(speed)
-            row = {**row, "speed": f"{words} of {speed['beside']}"}
+            words = f"{spread_in_words(speed)} of {speed['beside']}"
+            row = {**row, "speed": "starved" if speed["is_starved"] else words}
         if row.get("cosine") is not None:
             row = {**row, "cosine": deciding(row["cosine"], limits["min_cosine"], 5)}
         if row.get("interval"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -130,8 +131,9 @@ def _next(rows: Sequence[dict[str, Any]], engine: str) -> str:
 def _speeds(rows: Sequence[dict[str, Any]], word: str) -> dict[str, dict[str, Any]]:
     """By engine: the speed of 8 bits divided by that of the next higher precision there.
 
-    ratio: the median over rounds; low, high: what it may be, see paired_ratio. is_starved: other
-    work had the CPUs, so that the ratio says nothing. is_met: 8 bits keep the bound in the engine.
+    ratio: the median over rounds; low, high: what it may be, see paired_ratio (None: too few
+    rounds). is_starved: other work had the CPUs, so that the ratio says nothing. is_met: 8 bits
+    keep the bound in the engine.
     """
     found = {}
     timed = {(r["engine"], r["precision"]): r for r in rows if "samples_ms" in r}
@@ -143,7 +145,7 @@ def _speeds(rows: Sequence[dict[str, Any]], word: str) -> dict[str, dict[str, An
                 "beside": higher["precision"],
                 "ratio": middle,
                 "low": low,
-                "high": high,
+                "high": high if math.isfinite(high) else None,
                 "is_starved": bool(row.get("starved") or higher.get("starved")),
                 "is_met": row["is_met"],
             }
@@ -156,7 +158,7 @@ def is_faster(speeds: Mapping[str, Mapping[str, Any]]) -> bool | None:
     known = [s for s in usable if not s["is_starved"]]
     if any(s["low"] > NOT_FASTER for s in known):
         return True
-    if len(known) < len(usable) or any(s["high"] > NOT_FASTER for s in known):
+    if len(known) < len(usable) or any((s["high"] or math.inf) > NOT_FASTER for s in known):
         return None
     return False
 

@@ -50,7 +50,7 @@ def test_the_folder_runs_and_says_what_it_is(cli, quantised, artefact, checkpoin
     assert (quantised / "video.onnx").stat().st_size < 0.6 * whole
     assert read_graph(quantised / "video.onnx").metadata
     record = json.loads((quantised / "calibration.json").read_text())
-    assert record["schema"] == SCHEMA and record["clips"] == 3
+    assert record["schema"] == SCHEMA and (record["clips"], record["checked"]) == (3, 0)
     assert all(t["scale"] > 0 for t in record["tensors"].values())
     assert {r["linear"] for r in record["sensitivity"]} == set(record["tensors"])
     assert (quantised / "sensitivity.png").read_bytes().startswith(b"\x89PNG")
@@ -171,7 +171,7 @@ def test_an_empty_folder_and_a_folder_in_8_bits(cli, artefact, quantised, videos
     cli(*words, code=2, says="holds no video")
     words = ("calibrate", artefact, "--videos", videos, "-o", artefact, *RUN)
     cli(*words, code=2, says="is also read")
-    words = ("calibrate", quantised, "--videos", videos, "-o", tmp_path / "o")
+    words = ("calibrate", quantised, "--videos", videos, "-o", tmp_path / "o", "--force")
     cli(*words, code=2, says="starts from the fused graph")
 
 
@@ -194,7 +194,7 @@ def test_a_folder_that_takes_no_such_clips_is_refused_before_the_work(
 def test_labels_need_a_text_tower(cli, checkpoint, videos, tmp_path):
     folder = exported(load_model(checkpoint), tower="video")
     (tmp_path / "l.csv").write_text("video,label\nclip0.mp4,a\nclip1.mp4,b\n")
-    given = ("--videos", videos, "-o", tmp_path / "o", "--labels", tmp_path / "l.csv")
+    given = ("--videos", videos, "-o", tmp_path / "o", "--labels", tmp_path / "l.csv", "--force")
     cli("calibrate", folder, *given, code=2, says="has no text tower, which labels need")
 
 
@@ -207,6 +207,7 @@ def test_a_fixed_folder_with_a_class_head(cli, checkpoint, videos, tmp_path):
         "calibrate", folder, "--videos", videos, "-o", tmp_path / "o", "--force",
         "--labels", tmp_path / "l.csv", "--max-drop", "100", "--samples", "3",
     )  # fmt: skip
-    assert "points" in done.out and cli("inspect", tmp_path / "o").code == 0
+    assert "points" in done.out and "not checked" in done.out
+    assert cli("inspect", tmp_path / "o").code == 0
     clip = next(videos.iterdir())
     cli("run", tmp_path / "o", clip, "--text", "a", "--text", "b")

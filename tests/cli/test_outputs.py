@@ -207,7 +207,10 @@ def test_calibrate_with_a_full_tmpdir(cli, place, videos, monkeypatch, small_dis
 def test_commands_name_a_tmpdir_that_cannot_be_used(cli, place, videos, monkeypatch, where):
     monkeypatch.setenv("TMPDIR", str(place / where))
     for args in (
-        ["calibrate", place / "model.safetensors", "--videos", videos, "-o", place / "out"],
+        [
+            *("calibrate", place / "model.safetensors", "--videos", videos, "-o", place / "out"),
+            "--force",
+        ],
         ["bench", place / "model.safetensors", *BENCH],
         ["verify", place / "folder", place / "folder"],
         ["export", place / "model.safetensors", "--format", "triton-server", "-o", place / "out"],

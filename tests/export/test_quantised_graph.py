@@ -62,12 +62,13 @@ def test_without_a_place_for_temporary_files_nothing_is_counted(quantise, tmp_pa
 
 def test_fp8_needs_an_opset_that_has_it(tiny_model, videos, tmp_path):
     folder = exported(tiny_model, tower="video", opset=18)
+    options = CalibrationOptions(precision="fp8", force=True)
     with pytest.raises(InputError, match="opset 18, and ONNX has fp8 from opset 19 on.*int8"):
-        calibrate(folder, videos, tmp_path / "x", CalibrationOptions(precision="fp8"))
+        calibrate(folder, videos, tmp_path / "x", options)
     folder = shutil.copytree(folder, tmp_path / "c")
     rewrite(folder, lambda manifest: manifest["graphs"][0].update(opset=40))
     with pytest.raises(InputError, match="opset 40; an export writes 18 to 25"):
-        calibrate(folder, videos, tmp_path / "x", CalibrationOptions())
+        calibrate(folder, videos, tmp_path / "x", CalibrationOptions(force=True))
 
 
 def test_a_runtime_that_fuses_fp8_wrongly_runs_it_unfused(quantise, monkeypatch):

@@ -97,7 +97,9 @@ def test_folders(place, clean, case, command, tmp_path):
     words = {
         "inspect": ["inspect", folder],
         "run": ["run", folder, place / "clips" / "0.mp4", "--text", "a"],
-        "calibrate": ["calibrate", folder, "--videos", place / "clips", "-o", tmp_path / "o"],
+        "calibrate": [
+            *("calibrate", folder, "--videos", place / "clips", "-o", tmp_path / "o", "--force")
+        ],
         "triton-server": ["export", folder, "--format", "triton-server", "-o", tmp_path / "o"],
     }[command]
     ended = measured(*words)

@@ -135,4 +135,4 @@ def test_a_starved_engine_has_no_ratio():
     speeds = {"ort": SPEED | {"is_met": True, "is_starved": True}}
     found = record(Bound(), Measured(cosine=0.999, mean_cosine=1.0), speeds=speeds, is_faster=None)
     assert "other work had the CPUs while ort was timed" in found["verdict"]["sentence"]
-    assert table_rows(found)[1]["speed"] == "starved of fp32"
+    assert table_rows(found)[1]["speed"] == "starved"
