@@ -38,7 +38,7 @@ from stan_infer.video.spec import ClipSpec
 
 FP32 = "fp32"
 SLOW = "quantize_static, Entropy"  # left out for B/32, as it takes minutes
-ROUNDS = 21  # of timing the graphs
+ROUNDS = 15  # of timing the graphs
 SHOWN = 300  # characters of an error
 
 Embed = Callable[[np.ndarray], np.ndarray]
@@ -53,7 +53,7 @@ def main() -> None:
         labelled=2000,
         large=8,
         checked=16,
-        runs=2,
+        runs=1,
     )
     for name in args.models:
         with tempfile.TemporaryDirectory() as place:
