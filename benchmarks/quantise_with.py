@@ -8,6 +8,7 @@ are those of one tool, imports included.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,7 +29,7 @@ def main() -> None:
     tool, *places = sys.argv[1:]
     folder, videos, out = map(Path, places)
     TOOLS[tool](folder, videos, out)
-    print(peak_mib())
+    print(json.dumps(peak_mib()))
 
 
 def _feeds(folder: Path, videos: Path) -> Iterator[dict[str, np.ndarray]]:
