@@ -18,7 +18,7 @@ from stan_infer.network.torch_ops import TorchOps
 from stan_infer.quantisation.histogram import BINS, Histogram
 
 ROWS = 32  # of an input that are kept per clip, evenly spaced
-SMALL = 5e9  # operations of one clip, which one thread computes in about 50 ms
+SMALL = 2e8  # operations of one product, which one thread computes in about 2 ms
 
 
 @dataclasses.dataclass
@@ -42,7 +42,7 @@ def observe(
     only_largest: histograms without counts, for which the clip takes half the time.
     """
     ops = _Watching(video.shape[0], video.shape[1], find_largest if only_largest else count)
-    with _threads_for(w, video):
+    with threads_for(w, _rows(w, video)):
         mean, _ = video_tower(ops, w, video)
     return ops.found, mean
 
@@ -51,7 +51,7 @@ def observe(
 def sample(w: VideoWeights, video: Tensor) -> dict[str, Sample]:
     """Run one clip: channel maxima and rows of every linear's input, by path."""
     ops = _Watching(video.shape[0], video.shape[1], _sample)
-    with _threads_for(w, video):
+    with threads_for(w, _rows(w, video)):
         video_tower(ops, w, video)
     return ops.found
 
@@ -71,20 +71,23 @@ def samples_of(w: VideoWeights, clips: Iterable[Tensor]) -> dict[str, Sample]:
 
 
 @contextmanager
-def _threads_for(w: VideoWeights, video: Tensor) -> Iterator[None]:
-    """One thread of the CPU for a small clip, torch's own number for others.
+def threads_for(w: VideoWeights, rows: int) -> Iterator[None]:
+    """One thread of the CPU where all products of the linears are small; else torch's own number.
 
-    The threads of a product that takes microseconds wait for each other after it. Where another
-    process has one of their cores, that takes longer than the products themselves.
+    rows: of a linear's input. The threads of a product that takes microseconds wait for each other
+    after it. Where another process has one of their cores, that takes longer than the product.
     """
-    rows = video.shape[0] * video.shape[1] * (len(w.patches.table) + 1)
-    products = 2 * rows * sum(linear.weight.numel() for linear in linears(w).values())
+    product = 2 * rows * max(linear.weight.numel() for linear in linears(w).values())
     before = torch.get_num_threads()
-    torch.set_num_threads(1 if products < SMALL else before)
+    torch.set_num_threads(1 if product < SMALL else before)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _rows(w: VideoWeights, video: Tensor) -> int:
+    return video.shape[0] * video.shape[1] * (len(w.patches.table) + 1)
 
 
 class _Watching(TorchOps):
