@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,13 @@ import torch
 from torch import Tensor
 
 from stan_infer.network.eight_bits import LINEARS, NUMBER_FORMATS
-from stan_infer.network.folded import FoldedLinear, VideoWeights
+from stan_infer.network.folded import FoldedLinear, VideoWeights, linears
 from stan_infer.network.fused import video_tower
 from stan_infer.network.torch_ops import TorchOps
 from stan_infer.quantisation.histogram import BINS, Histogram
 
 ROWS = 32  # of an input that are kept per clip, evenly spaced
+SMALL = 2e8  # operations of one product, which one thread computes in about 2 ms
 
 
 @dataclasses.dataclass
@@ -40,7 +42,8 @@ def observe(
     only_largest: histograms without counts, for which the clip takes half the time.
     """
     ops = _Watching(video.shape[0], video.shape[1], find_largest if only_largest else count)
-    mean, _ = video_tower(ops, w, video)
+    with threads_for(w, _rows(w, video)):
+        mean, _ = video_tower(ops, w, video)
     return ops.found, mean
 
 
@@ -48,7 +51,8 @@ def observe(
 def sample(w: VideoWeights, video: Tensor) -> dict[str, Sample]:
     """Run one clip: channel maxima and rows of every linear's input, by path."""
     ops = _Watching(video.shape[0], video.shape[1], _sample)
-    video_tower(ops, w, video)
+    with threads_for(w, _rows(w, video)):
+        video_tower(ops, w, video)
     return ops.found
 
 
@@ -64,6 +68,26 @@ def samples_of(w: VideoWeights, clips: Iterable[Tensor]) -> dict[str, Sample]:
                 s = Sample(channels, torch.cat([old.rows, s.rows]), s.count)
             found[name] = s
     return found
+
+
+@contextmanager
+def threads_for(w: VideoWeights, rows: int) -> Iterator[None]:
+    """One thread of the CPU where all products of the linears are small; else torch's own number.
+
+    rows: of a linear's input. The threads of a product that takes microseconds wait for each other
+    after it. Where another process has one of their cores, that takes longer than the product.
+    """
+    product = 2 * rows * max(linear.weight.numel() for linear in linears(w).values())
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if product < SMALL else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _rows(w: VideoWeights, video: Tensor) -> int:
+    return video.shape[0] * video.shape[1] * (len(w.patches.table) + 1)
 
 
 class _Watching(TorchOps):

@@ -155,8 +155,7 @@ def collect_ranges(
     spec = ClipSpec.of(config)
 
     def run(pixels: np.ndarray) -> tuple[dict[str, Histogram], Tensor]:
-        video = as_input(config, weights, pixels[None])
-        return observe(weights, video, only_largest=only_largest)
+        return observe(weights, as_input(config, weights, pixels), only_largest=only_largest)
 
     readings = read_clips(todo, spec, workers=options.workers, timeout_s=options.timeout_s)
     try:
@@ -199,7 +198,7 @@ def _count(
     name: str,
     result: Any,
 ) -> str | None:
-    """Add one clip to `found`; return its error, if it has one. run: pixels -> see observe."""
+    """Add one clip to `found`; return its error, if it has one. run: observe, of pixels [1, T]."""
     if not isinstance(result, Clip):
         found.failed[name] = str(result)
         return str(result)
@@ -207,7 +206,7 @@ def _count(
     if int(pixels.max()) - int(pixels.min()) <= FLAT:
         found.flat.append(name)
         return None
-    ranges, embedding = run(pixels)
+    ranges, embedding = run(pixels[None])
     if not bool(torch.isfinite(embedding).all()) or not all(
         np.isfinite(h.largest) for h in ranges.values()
     ):

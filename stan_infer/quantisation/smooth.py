@@ -18,7 +18,7 @@ from torch import Tensor
 
 from stan_infer.network.eight_bits import NUMBER_FORMATS, quantise_linear, weight_scale
 from stan_infer.network.folded import FoldedLinear, VideoWeights, linears, map_linears
-from stan_infer.quantisation.observe import Sample
+from stan_infer.quantisation.observe import Sample, threads_for
 
 STRENGTHS = (0.25, 0.4, 0.5, 0.6, 0.75, 0.9)  # a of the formula, besides none at all
 _AFTER_NORM = ("qkv", "single", "fc1")  # linears whose norm nothing else reads
@@ -49,6 +49,19 @@ def choose(weights: VideoWeights, samples: Mapping[str, Sample], format: str) ->
     by_path = linears(weights)
     # The last layer applies V after its attention, so that no rows can take a factor.
     with_values = {w.block for w in by_path.values() if w.name == "qkv"}
+    with threads_for(weights, max((len(s.rows) for s in samples.values()), default=0)):
+        _choose(found, by_path, with_values, samples, format)
+    return found
+
+
+def _choose(
+    found: Smoothing,
+    by_path: Mapping[str, FoldedLinear],
+    with_values: set[str],
+    samples: Mapping[str, Sample],
+    format: str,
+) -> None:
+    """Put into `found` what `choose` finds. with_values: blocks whose qkv makes V."""
     for path, seen in samples.items():
         w = by_path[path]
         # The norm before the last layer's q is read by its class attention too.
@@ -66,7 +79,6 @@ def choose(weights: VideoWeights, samples: Mapping[str, Sample], format: str) ->
                     found.values[w.block] = factor
                 else:
                     found.gains[path] = factor
-    return found
 
 
 def through_values(weights: VideoWeights, smoothing: Smoothing) -> VideoWeights:

@@ -12,6 +12,7 @@ from benchmarks.script import write_clips
 from examples.motion.evaluate import MODEL
 from stan_infer.checkpoints.load import load_model
 from stan_infer.export.export_model import export_model
+from stan_infer.network.eight_bits import LINEARS
 
 
 def test_a_tool_that_is_absent_or_writes_nonsense_is_a_row(tmp_path):
@@ -51,6 +52,10 @@ def test_a_run_of_ours_gives_the_same_file_again_and_is_measured(place):
     assert fp32["cosine"] == pytest.approx(1) and fp32["speed"] == 1 and fp32["file_ratio"] == 1
     assert 0.99 < ours["cosine"] < 1 and ours["file_ratio"] < 0.5 and ours["speed"] > 0
     assert "ONNX Runtime refuses" in broken["refused"] and "cosine" not in broken
+
+
+def test_our_nodes_are_our_linears():
+    assert quantise_with._LINEARS == LINEARS
 
 
 def test_quantize_static_is_run_on_the_same_clips(place):
