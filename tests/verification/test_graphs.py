@@ -10,6 +10,7 @@ import torch
 from onnx import numpy_helper
 
 from stan_infer.errors import InputError, MissingError
+from stan_infer.export.writer import writer
 from stan_infer.quantisation.calibrate import calibrate
 from stan_infer.quantisation.options import CalibrationOptions
 from stan_infer.verification.bound import recorded_bound
@@ -290,3 +291,9 @@ def test_the_bound_is_that_of_the_engine():
     record = {"precision": "int8", "verdict": verdict}
     assert recorded_bound(record, "openvino")[0] == pytest.approx(0.9)
     assert recorded_bound(record, "trt")[0] == 0.995
+
+
+def test_every_graph_names_its_writer(folder, quantised):
+    for path in (folder, quantised):
+        graphs = json.loads((path / "manifest.json").read_text())["graphs"]
+        assert len(graphs) > 2 and {g["writer"] for g in graphs} == {writer()}
