@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,6 +92,8 @@ def find_suspect(pair: tuple[Side, Side], role: str, folder: Path) -> Suspect | 
             return _recomputed(role, (side, other), stored, exact, folder, letter)
     if beside is None:
         return f"one side has no {role} tower"
+    if os.path.samefile(path, beside):
+        return f"{path.name} is the same file on both sides"
     return _beside(role, (side, other), stored, StoredGraph(beside), letter)
 
 

@@ -195,7 +195,9 @@ def test_a_scale_that_is_wrong_in_both_files_misses_the_bound(tiny_model, copy, 
     assert "whose range gives" in row(record, "weights")["note"]
 
 
-def test_what_is_not_compared_is_said(tiny_model, folder, quantised, copy, videos, monkeypatch):
+def test_what_is_not_compared_is_said(
+    tiny_model, folder, quantised, copy, videos, tmp_path, monkeypatch
+):
     (copy / "calibration.json").unlink()
     rewrite(copy)
     record = run(tiny_model, copy, videos)
@@ -208,6 +210,10 @@ def test_what_is_not_compared_is_said(tiny_model, folder, quantised, copy, video
     assert record["pass"] and "none of the names" in row(record, "weights")["note"]
     assert "operations not compared" in row(record, "video tower")["reference"]
     record = run(quantised, quantised, videos)
+    assert record["pass"] and "same file on both sides" in row(record, "weights")["note"]
+    other = shutil.copytree(quantised, tmp_path / "other")
+    record = run(quantised, other, videos)
+    assert record["pass"] and row(record, "weights")["pass"]
     assert "neither side has the weights in fp32" in row(record, "bound")["note"]
 
     def absent(package, *words):
@@ -215,7 +221,7 @@ def test_what_is_not_compared_is_said(tiny_model, folder, quantised, copy, video
 
     monkeypatch.setattr("stan_infer.verification.cut.require", absent)
     monkeypatch.setattr("stan_infer.verification.folder_side.require", absent)
-    record = run(folder, folder, videos)
+    record = run(folder, shutil.copytree(folder, tmp_path / "more"), videos)
     assert record["pass"] and row(record, "weights")["pass"]
     assert "operations not compared: needs onnx" in row(record, "video tower")["reference"]
     record = run(folder, quantised, videos)
