@@ -116,7 +116,8 @@ class Graphs:
             found = compare_operations(cut, run, given, self.say)
             suspect.compared += found
             for one in found:
-                stage.add(f"operation {one.name}", one.error, suspect.tolerance, one.reason)
+                for where, error, tolerance in suspect.judged(one):
+                    stage.add(where, error, tolerance, one.reason)
         names, words = len({c.name for c in suspect.compared}), suspect.reference
         same = words == stage.reference
         stage.reference += f"; {names} operations" + ("" if same else f": {words}")
@@ -128,11 +129,7 @@ class Graphs:
             return {"block": None, "reason": self.reasons.get(role)}
         stored, wanted = suspect.stored, suspect.wanted
         order = {name: i for i, name in enumerate(wanted.makers)}
-        found = [
-            (c.name, c.error, c.reason)
-            for c in suspect.compared
-            if not c.error <= suspect.tolerance
-        ]
+        found = [(c.name, c.error, c.reason) for c in suspect.compared if suspect.departed(c)]
         found += [(d.name, d.error, f"{d.name} {d.reason}") for d in suspect.weights]
         named = {
             "graph": stored.path.name,
