@@ -63,10 +63,9 @@ def compare_operations(
     def note(name: str, value: np.ndarray) -> None:
         here = name
         if name.endswith("/Add"):  # a linear with its bias, before an activation or residual
-            here = name if name in inner else f"{name[:-3]}Sub"  # Sub: in 8 bits
-        elif name not in values:
-            return
-        if here not in inner:
+            in_8_bits = f"{name[:-3]}Sub"  # where Add is another node, as of a gelu
+            here = in_8_bits if in_8_bits in inner else name
+        if here not in (inner if name.endswith("/Add") else values):
             return
         new[here] = value
         if here in values and BLOCK.fullmatch(here):
