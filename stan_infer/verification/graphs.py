@@ -58,7 +58,7 @@ class Graphs:
                     references.append(self._compare(stage, suspect))
                 elif suspect is not None:
                     self.reasons[role] = suspect
-            except (InputError, CheckError, ValueError, KeyError) as e:
+            except (InputError, CheckError, ValueError, TypeError, KeyError) as e:
                 self.reasons[role] = str(e)[:300]
                 stage.fail(f"{role} graph", self.reasons[role])
         for role, reason in self.reasons.items():

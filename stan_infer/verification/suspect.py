@@ -223,12 +223,14 @@ def find_helper(pair: tuple[Side, Side], role: str, folder: Path) -> Suspect | s
         return None
     stored, config, written = StoredGraph(path), other.config, folder / f"{role}.onnx"
     if config is None or stored.form.opset not in OPSETS:
-        return f"{path.name} not compared"
+        return f"the other side has no config, or opset {stored.form.opset} is none of export's"
+    if role == "score" and not config.is_mug:
+        return "the other side has no Mug head"
     try:
         for package in ("torch", "onnx"):
             require(package, "writing a graph to compare with", "cpu")
     except MissingError as e:
-        return f"{path.name} not compared: {e}"
+        return str(e)
     from stan_infer.verification.recomputed import write_helper
 
     write_helper(role, config, stored.form.opset, written)
