@@ -151,7 +151,7 @@ def test_a_folder_in_8_bits_is_what_its_calibration_says(tiny_model, folder, qua
         assert record["pass"], record
         tower = row(record, "video tower")
         assert "int8, recomputed with calibration.json; 70 operations" in tower["reference"]
-        assert tower["tolerance"] == 1e-4 and tower["max_rel"] < 1e-5
+        assert tower["max_rel"] < 1e-5
         assert row(record, "weights")["pass"] and row(record, "bound")["min_cos"] > 0.99
         assert record["bisect"] == {}
 
