@@ -195,7 +195,9 @@ class Folder(Side):
             low, high = Folder.limits(self, axis)  # a plan's are those of its profile
             fixed.append(low if low == high else None)
         writer = entry.get("writer")
-        return Claims(self._at("precision", kind=str, of=entry), writer, *fixed)
+        precision, is_fused = self._at("precision", kind=str, of=entry), entry.get("graph")
+        sizes = dict(zip(("batch", "frames"), fixed, strict=False))
+        return Claims(precision, writer, **sizes, is_fused=is_fused == "fused")
 
     def calibration(self) -> Record | None:
         return read_calibration(self._file(CALIBRATION)) if CALIBRATION in self._limits else None

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from stan_infer.artefacts.opsets import OPSETS
 from stan_infer.artefacts.precision import EIGHT_BITS, TOLERANCES
-from stan_infer.errors import MissingError
+from stan_infer.errors import InputError, MissingError
 from stan_infer.export.writer import writer
 from stan_infer.system.packages import require
 from stan_infer.verification.cut import Cut
@@ -94,6 +94,11 @@ def find_suspect(pair: tuple[Side, Side], role: str, folder: Path) -> Suspect | 
         return f"neither side has an ONNX graph of the {role} tower"
     stored = StoredGraph(path)
     if not is_ours(stored):
+        if side.claims(role).is_fused:
+            raise InputError(
+                f"{path.name} has none of the names of the fused graph, and the manifest says that "
+                "it is one"
+            )
         return f"{path.name} has none of the names of the fused graph (export --graph fused)"
     if stored.form.opset not in OPSETS:
         return f"{path.name} has opset {stored.form.opset}, which export does not write"
@@ -186,9 +191,7 @@ def _beside(
     if not is_ours(wanted):
         return f"{wanted.path.name} has none of the names of the fused graph"
     same_form = side.form == other.form
-    is_same = same_form and dataclasses.replace(a, writer=None) == dataclasses.replace(
-        b, writer=None
-    )
+    is_same = same_form and dataclasses.replace(a, writer=b.writer) == b
     tolerance = OPERATION if kinds[0] == kinds[1] else max(TOLERANCES[k] for k in kinds)
     return Suspect(
         role=role,

@@ -303,3 +303,21 @@ def test_every_graph_names_its_writer(folder, quantised):
     for path in (folder, quantised):
         graphs = json.loads((path / "manifest.json").read_text())["graphs"]
         assert len(graphs) > 2 and {g["writer"] for g in graphs} == {writer()}
+
+
+def test_a_graph_without_our_names_is_a_fault_where_the_manifest_says_fused(
+    tiny_model, folder, videos, tmp_path
+):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    model = onnx.load(copy / "video.onnx")
+    for node in model.graph.node:
+        node.input[:] = [n.replace("video/", "v/") for n in node.input]
+        node.output[:] = [n.replace("video/", "v/") for n in node.output]
+    for tensor in model.graph.initializer:
+        tensor.name = tensor.name.replace("video/", "v/")
+    onnx.save(model, copy / "video.onnx")
+    rewrite(copy)
+    record = run(tiny_model, copy, videos)
+    assert record["first_failed"] == "weights"
+    assert "the manifest says that it is one" in row(record, "weights")["note"]
+    assert verify(tiny_model, copy / "video.onnx", frames=(2,))["pass"]
