@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 # Largest difference of one operation on the same inputs, relative to its largest value: fp32's
 # rounding alone. Where one graph is in fp32 and the other in 16 bits it is that of TOLERANCES.
 OPERATION = 1e-4
+# Of a linear in 8 bits the root mean square is held to OPERATION, and single values to this: one
+# level of one input or weight. B/32 with outlier channels measures 8e-4; a wrong scale 1e-2 and up.
+LEVEL = 2e-2
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -54,6 +58,19 @@ class Suspect:
     unjudged: str = ""  # why nodes may differ
     weights: list[Departure] = dataclasses.field(default_factory=list)
     compared: list[Compared] = dataclasses.field(default_factory=list)
+
+    def judged(self, one: Compared) -> list[tuple[str, float, float]]:
+        """What is compared of an operation: where, error and tolerance."""
+        if f"{self.wanted.operation_of(one.name)}/weight_scale" not in self.wanted.weights:
+            return [(f"operation {one.name}", one.error, self.tolerance)]
+        return [
+            (f"operation {one.name}", one.error, max(self.tolerance, LEVEL)),
+            (f"operation {one.name}, root mean square", one.rms, self.tolerance),
+        ]
+
+    def departed(self, one: Compared) -> bool:
+        """Whether an operation differs more than it may."""
+        return any(not error <= most for _, error, most in self.judged(one))
 
     @property
     def source(self) -> Side:
@@ -91,6 +108,8 @@ def find_suspect(pair: tuple[Side, Side], role: str, folder: Path) -> Suspect | 
             return _recomputed(role, (side, other), stored, exact, folder, letter)
     if beside is None:
         return f"one side has no {role} tower"
+    if os.path.samefile(path, beside):
+        return f"{path.name} is the same file on both sides"
     return _beside(role, (side, other), stored, StoredGraph(beside), letter)
 
 

@@ -10,6 +10,7 @@ import torch
 from onnx import numpy_helper
 
 from stan_infer.errors import InputError, MissingError
+from stan_infer.export.writer import writer
 from stan_infer.quantisation.calibrate import calibrate
 from stan_infer.quantisation.options import CalibrationOptions
 from stan_infer.verification.bound import recorded_bound
@@ -194,7 +195,9 @@ def test_a_scale_that_is_wrong_in_both_files_misses_the_bound(tiny_model, copy, 
     assert "whose range gives" in row(record, "weights")["note"]
 
 
-def test_what_is_not_compared_is_said(tiny_model, folder, quantised, copy, videos, monkeypatch):
+def test_what_is_not_compared_is_said(
+    tiny_model, folder, quantised, copy, videos, tmp_path, monkeypatch
+):
     (copy / "calibration.json").unlink()
     rewrite(copy)
     record = run(tiny_model, copy, videos)
@@ -207,6 +210,10 @@ def test_what_is_not_compared_is_said(tiny_model, folder, quantised, copy, video
     assert record["pass"] and "none of the names" in row(record, "weights")["note"]
     assert "operations not compared" in row(record, "video tower")["reference"]
     record = run(quantised, quantised, videos)
+    assert record["pass"] and "same file on both sides" in row(record, "weights")["note"]
+    other = shutil.copytree(quantised, tmp_path / "other")
+    record = run(quantised, other, videos)
+    assert record["pass"] and row(record, "weights")["pass"]
     assert "neither side has the weights in fp32" in row(record, "bound")["note"]
 
     def absent(package, *words):
@@ -214,7 +221,7 @@ def test_what_is_not_compared_is_said(tiny_model, folder, quantised, copy, video
 
     monkeypatch.setattr("stan_infer.verification.cut.require", absent)
     monkeypatch.setattr("stan_infer.verification.folder_side.require", absent)
-    record = run(folder, folder, videos)
+    record = run(folder, shutil.copytree(folder, tmp_path / "more"), videos)
     assert record["pass"] and row(record, "weights")["pass"]
     assert "operations not compared: needs onnx" in row(record, "video tower")["reference"]
     record = run(folder, quantised, videos)
@@ -290,3 +297,9 @@ def test_the_bound_is_that_of_the_engine():
     record = {"precision": "int8", "verdict": verdict}
     assert recorded_bound(record, "openvino")[0] == pytest.approx(0.9)
     assert recorded_bound(record, "trt")[0] == 0.995
+
+
+def test_every_graph_names_its_writer(folder, quantised):
+    for path in (folder, quantised):
+        graphs = json.loads((path / "manifest.json").read_text())["graphs"]
+        assert len(graphs) > 2 and {g["writer"] for g in graphs} == {writer()}
