@@ -133,6 +133,13 @@ class Folder(Side):
         color = self._at("preprocess", "color", kind=str)
         if color not in ("RGB", "BGR"):
             raise InputError(f"{MANIFEST}: preprocess.color is {color[:20]!r}, not RGB or BGR")
+        dtype = self._manifest_form().dtype
+        folded = self._at("preprocess", kind=dict[str, Any]).get("folded_in_graph")
+        if folded not in (None, dtype == "uint8"):  # early exports did not say it
+            raise InputError(
+                f"{MANIFEST}: preprocess.folded_in_graph is {str(folded)[:20]}, which contradicts "
+                f"input_dtype {dtype[:20]}"
+            )
         return to_input(pixels, form or self._manifest_form(), mean, std, color)
 
     def ids(self, texts: Sequence[str]) -> np.ndarray:

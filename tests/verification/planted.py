@@ -547,6 +547,7 @@ told("manifest has another context", "ids", "text", base="words", context_length
 told("manifest has another mean for a float graph", "input", "preprocess", "float", mean=IMAGENET)
 told("manifest has another mean for a uint8 graph", "input", "preprocess", mean=IMAGENET)
 told("manifest has another std", "input", "preprocess", std=[58.395, 57.12, 57.375])
+told("manifest denies the graph's own mean", "input", "preprocess", folded_in_graph=False)
 told("manifest has another temperature", "score", "model", temperature=0.02)
 plant("two merges exchanged in the vocabulary", "tokens", "ids", exchange_merges, bases=("words",))
 plant("another tau in score.onnx", "score", "score", wrong_tau, bases=("mug",))
