@@ -197,14 +197,18 @@ class Folder(Side):
         return self._file(self._graphs[role].get("file")) if role in self._graphs else None
 
     def claims(self, role: str) -> Claims:
-        entry, fixed = self._graphs.get(role, {}), []
-        for axis in ("batch", "frames") if role == "video" else ():
+        entry = self._graphs.get(role, {})
+        fixed: dict[str, int | None] = {"batch": None, "frames": None}
+        for axis in fixed if role == "video" else ():
             low, high = Folder.limits(self, axis)  # a plan's are those of its profile
-            fixed.append(low if low == high else None)
-        writer = entry.get("writer")
-        precision, is_fused = self._at("precision", kind=str, of=entry), entry.get("graph")
-        sizes = dict(zip(("batch", "frames"), fixed, strict=False))
-        return Claims(precision, writer, **sizes, is_fused=is_fused == "fused")
+            fixed[axis] = low if low == high else None
+        return Claims(
+            self._at("precision", kind=str, of=entry),
+            entry.get("writer"),
+            fixed["batch"],
+            fixed["frames"],
+            is_fused=entry.get("graph") == "fused",
+        )
 
     def calibration(self) -> Record | None:
         return read_calibration(self._file(CALIBRATION)) if CALIBRATION in self._limits else None

@@ -51,8 +51,11 @@ class Graphs:
             if not is_tower and not references:  # they alone prove nothing
                 break
             try:
-                find = find_suspect if is_tower else find_helper
-                suspect = find(self.pair, role, self.folder)
+                suspect: Suspect | str | None
+                if is_tower:
+                    suspect = find_suspect(self.pair, role, self.folder)
+                else:
+                    suspect = find_helper(self.pair, role, self.folder)
                 if isinstance(suspect, Suspect):
                     self.suspects[role] = suspect
                     references.append(self._compare(stage, suspect))
