@@ -266,7 +266,14 @@ def _contradictions(record: Record, precision: str) -> list[Departure]:
         used, scale = told.get("amax_used"), float(told["scale"])
         if not isinstance(used, (int, float)):
             continue
-        if not math.isclose(used / top, scale, rel_tol=1e-5, abs_tol=1e-30):
+        most = told.get("absmax")
+        all_fit = record.get("method") == "max"
+        if isinstance(most, (int, float)) and (
+            used > most * (1 + 1e-5) or (all_fit and used < most * (1 - 1e-5))
+        ):
+            reason = f"has the range {used:.3g} in calibration.json, and the largest was {most:.3g}"
+            found.append(Departure(f"{name}/x_scale", math.inf, reason, 0))
+        elif not math.isclose(used / top, scale, rel_tol=1e-5, abs_tol=1e-30):
             reason = f"is {scale:.3g} in calibration.json, whose range gives {used / top:.3g}"
             error = abs(used / top - scale) / max(abs(scale), 1e-30)
             found.append(Departure(f"{name}/x_scale", error, reason, 0))

@@ -272,9 +272,9 @@ def test_weights_in_another_file_must_be_the_graph_s(folder, tmp_path):
 
 
 RECORDS = [
-    ({"verdict": {"is_met": True, "cosine": 0.9999, "bound": {"min_cosine": 0.995}}}, 0.999),
+    ({"verdict": {"is_met": True, "cosine": 0.9999, "bound": {"min_cosine": 0.995}}}, 0.997),
     ({"verdict": {"is_met": True, "cosine": 0.998}, "bound": {"min_cosine": 0.995}}, 0.995),
-    ({"verdict": {"is_met": False, "cosine": 0.9, "bound": {"min_cosine": 0.995}}}, 0.0),
+    ({"verdict": {"is_met": False, "cosine": 0.99, "bound": {"min_cosine": 0.995}}}, 0.7),
     ({"verdict": {"is_met": True, "drop": 0.1, "bound": {"max_drop": 0.5}}}, None),
     ({"verdict": {"cosine": "x"}}, None),
     ({"verdict": 3}, None),
@@ -295,7 +295,7 @@ def test_the_bound_is_that_of_the_engine():
     rows = [{"engine": "openvino", "precision": "int8", "cosine": 0.99, "is_met": False}]
     verdict = {"is_met": True, "cosine": 0.9999, "bound": {"min_cosine": 0.995}, "rows": rows}
     record = {"precision": "int8", "verdict": verdict}
-    assert recorded_bound(record, "openvino")[0] == pytest.approx(0.9)
+    assert recorded_bound(record, "openvino")[0] == pytest.approx(0.7)
     assert recorded_bound(record, "trt")[0] == 0.995
 
 
