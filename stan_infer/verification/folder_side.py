@@ -133,6 +133,13 @@ class Folder(Side):
         color = self._at("preprocess", "color", kind=str)
         if color not in ("RGB", "BGR"):
             raise InputError(f"{MANIFEST}: preprocess.color is {color[:20]!r}, not RGB or BGR")
+        dtype = self._manifest_form().dtype
+        folded = self._at("preprocess", kind=dict[str, Any]).get("folded_in_graph")
+        if folded not in (None, dtype == "uint8"):  # early exports did not say it
+            raise InputError(
+                f"{MANIFEST}: preprocess.folded_in_graph is {str(folded)[:20]}, which contradicts "
+                f"input_dtype {dtype[:20]}"
+            )
         return to_input(pixels, form or self._manifest_form(), mean, std, color)
 
     def ids(self, texts: Sequence[str]) -> np.ndarray:
@@ -190,12 +197,18 @@ class Folder(Side):
         return self._file(self._graphs[role].get("file")) if role in self._graphs else None
 
     def claims(self, role: str) -> Claims:
-        entry, fixed = self._graphs.get(role, {}), []
-        for axis in ("batch", "frames") if role == "video" else ():
+        entry = self._graphs.get(role, {})
+        fixed: dict[str, int | None] = {"batch": None, "frames": None}
+        for axis in fixed if role == "video" else ():
             low, high = Folder.limits(self, axis)  # a plan's are those of its profile
-            fixed.append(low if low == high else None)
-        writer = entry.get("writer")
-        return Claims(self._at("precision", kind=str, of=entry), writer, *fixed)
+            fixed[axis] = low if low == high else None
+        return Claims(
+            self._at("precision", kind=str, of=entry),
+            entry.get("writer"),
+            fixed["batch"],
+            fixed["frames"],
+            is_fused=entry.get("graph") == "fused",
+        )
 
     def calibration(self) -> Record | None:
         return read_calibration(self._file(CALIBRATION)) if CALIBRATION in self._limits else None

@@ -63,9 +63,9 @@ class GraphFile(Side):
         self.role, self.precision = role, graph_precision(path)
 
     def claims(self, role: str) -> Claims:
-        batch, frames = (self.limits(axis) for axis in ("batch", "frames"))
-        fixed = (low if low == high else None for low, high in (batch, frames))
-        return Claims(None, None, *fixed)
+        (least, most), (first, last) = (self.limits(axis) for axis in ("batch", "frames"))
+        batch, frames = least if least == most else None, first if first == last else None
+        return Claims(batch=batch, frames=frames)
 
     def lacks(self, step: str) -> str | None:
         return None if step == self.role else f"nothing but a {self.role} graph"

@@ -2,6 +2,8 @@
 
 So a fault in one operation does not reach the next, rounding does not add up, and 8 bits round to
 the same levels on both sides: each operation agrees to fp32's rounding, whatever the precision.
+Only a number between two of 255 levels may be rounded to either, which is rare, so that a linear in
+8 bits is judged by the root mean square too.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ class Compared:
 
     name: str
     error: float  # largest difference relative to the largest wanted value; inf: not comparable
+    rms: float  # root of the mean square of the difference, relative to that of the wanted values
     reason: str = ""
 
 
@@ -60,10 +63,9 @@ def compare_operations(
     def note(name: str, value: np.ndarray) -> None:
         here = name
         if name.endswith("/Add"):  # a linear with its bias, before an activation or residual
-            here = name if name in inner else f"{name[:-3]}Sub"  # Sub: in 8 bits
-        elif name not in values:
-            return
-        if here not in inner:
+            in_8_bits = f"{name[:-3]}Sub"  # where Add is another node, as of a gelu
+            here = in_8_bits if in_8_bits in inner else name
+        if here not in (inner if name.endswith("/Add") else values):
             return
         new[here] = value
         if here in values and BLOCK.fullmatch(here):
@@ -99,7 +101,7 @@ def _compare(
         got = cut.run(names, known, given)
     except InputError as e:
         if len(names) == 1:
-            return [Compared(names[0], math.inf, str(e)[:300])]
+            return [Compared(names[0], math.inf, math.inf, str(e)[:300])]
         return [c for n in names for c in _compare(cut, {n: wanted[n]}, known, given)]
     return [_compared(n, g, wanted[n]) for n, g in zip(names, got, strict=True)]
 
@@ -107,9 +109,10 @@ def _compare(
 def _compared(name: str, got: np.ndarray, want: np.ndarray) -> Compared:
     if got.shape != want.shape:
         reason = f"its shape is {list(got.shape)} instead of {list(want.shape)}"
-        return Compared(name, math.inf, reason)
+        return Compared(name, math.inf, math.inf, reason)
     want = want.astype(np.float64)
     error = relative_error(got, want, max(float(np.abs(want).max(initial=0)), 1e-30))
     if not math.isfinite(error):
-        return Compared(name, math.inf, "values that are not finite")
-    return Compared(name, error)
+        return Compared(name, math.inf, math.inf, "values that are not finite")
+    rms = float(np.linalg.norm(got - want) / max(float(np.linalg.norm(want)), 1e-30))
+    return Compared(name, error, rms)

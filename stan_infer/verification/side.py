@@ -57,6 +57,7 @@ class Claims:
     writer: str | None = None  # the source that wrote it, see export.writer
     batch: int | None = None
     frames: int | None = None
+    is_fused: bool = False  # it has our names
 
 
 class Side(ABC):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import mmap
 import re
+from collections.abc import Callable
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -98,14 +99,14 @@ class StoredGraph:
             return False
         return not re.fullmatch(rf".*/{re.escape(node.op)}(_\d+)?", output)
 
-    def _first_behind(self, name: str, wanted: object) -> str | None:
+    def _first_behind(self, name: str, wanted: Callable[[str], bool]) -> str | None:
         reached = {name}
-        if name in self.makers and wanted(name):  # type: ignore[operator]
+        if name in self.makers and wanted(name):
             return name
         for node in self.form.nodes:  # in the order of computation
             if reached.intersection(node.inputs):
                 reached.update(node.outputs)
-                if wanted(node.outputs[0]):  # type: ignore[operator]
+                if wanted(node.outputs[0]):
                     return node.outputs[0]
         return None
 

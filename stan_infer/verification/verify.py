@@ -334,13 +334,14 @@ class _Comparison:
                 assert ids is not None
                 low = side.limits("batch")[0]
                 clips = [np.repeat(p[None], low, 0) for p in self.pixels[i]]
-                each = [side.video(side.prepare(c)) for c in clips]
+                each = [self.graphs.own_video(side, c) for c in clips]
                 seen = {k: np.concatenate([f[k][:1] for f in each]) for k in each[0]}
                 made.append(side.score(side.text(ids), ids, seen))
         if len(made) < 2:
             return
         # Resized pixels may differ by LEVELS, which moves scores more than rounding does.
         slack = 10 if self.by["resize"].error else 1
+        stage.reference = self.graphs.outputs
         compare_ranks(stage, made, self.tolerance * slack)
 
     def _operations(self) -> None:

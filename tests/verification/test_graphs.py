@@ -10,6 +10,7 @@ import torch
 from onnx import numpy_helper
 
 from stan_infer.errors import InputError, MissingError
+from stan_infer.export.writer import writer
 from stan_infer.quantisation.calibrate import calibrate
 from stan_infer.quantisation.options import CalibrationOptions
 from stan_infer.verification.bound import recorded_bound
@@ -150,7 +151,7 @@ def test_a_folder_in_8_bits_is_what_its_calibration_says(tiny_model, folder, qua
         assert record["pass"], record
         tower = row(record, "video tower")
         assert "int8, recomputed with calibration.json; 70 operations" in tower["reference"]
-        assert tower["tolerance"] == 1e-4 and tower["max_rel"] < 1e-5
+        assert tower["max_rel"] < 1e-5
         assert row(record, "weights")["pass"] and row(record, "bound")["min_cos"] > 0.99
         assert record["bisect"] == {}
 
@@ -183,6 +184,7 @@ def test_a_scale_that_is_wrong_in_both_files_misses_the_bound(tiny_model, copy, 
         entry = record["tensors"][FC1]
         entry["scale"] /= 8
         entry["amax_used"] /= 8
+        record["method"] = "mse"  # with "max" the largest input would contradict it
 
     recalibrate(copy, change)
     record = run(tiny_model, copy, videos)
@@ -194,7 +196,9 @@ def test_a_scale_that_is_wrong_in_both_files_misses_the_bound(tiny_model, copy, 
     assert "whose range gives" in row(record, "weights")["note"]
 
 
-def test_what_is_not_compared_is_said(tiny_model, folder, quantised, copy, videos, monkeypatch):
+def test_what_is_not_compared_is_said(
+    tiny_model, folder, quantised, copy, videos, tmp_path, monkeypatch
+):
     (copy / "calibration.json").unlink()
     rewrite(copy)
     record = run(tiny_model, copy, videos)
@@ -207,6 +211,10 @@ def test_what_is_not_compared_is_said(tiny_model, folder, quantised, copy, video
     assert record["pass"] and "none of the names" in row(record, "weights")["note"]
     assert "operations not compared" in row(record, "video tower")["reference"]
     record = run(quantised, quantised, videos)
+    assert record["pass"] and "same file on both sides" in row(record, "weights")["note"]
+    other = shutil.copytree(quantised, tmp_path / "other")
+    record = run(quantised, other, videos)
+    assert record["pass"] and row(record, "weights")["pass"]
     assert "neither side has the weights in fp32" in row(record, "bound")["note"]
 
     def absent(package, *words):
@@ -214,7 +222,7 @@ def test_what_is_not_compared_is_said(tiny_model, folder, quantised, copy, video
 
     monkeypatch.setattr("stan_infer.verification.cut.require", absent)
     monkeypatch.setattr("stan_infer.verification.folder_side.require", absent)
-    record = run(folder, folder, videos)
+    record = run(folder, shutil.copytree(folder, tmp_path / "more"), videos)
     assert record["pass"] and row(record, "weights")["pass"]
     assert "operations not compared: needs onnx" in row(record, "video tower")["reference"]
     record = run(folder, quantised, videos)
@@ -265,9 +273,9 @@ def test_weights_in_another_file_must_be_the_graph_s(folder, tmp_path):
 
 
 RECORDS = [
-    ({"verdict": {"is_met": True, "cosine": 0.9999, "bound": {"min_cosine": 0.995}}}, 0.999),
+    ({"verdict": {"is_met": True, "cosine": 0.9999, "bound": {"min_cosine": 0.995}}}, 0.997),
     ({"verdict": {"is_met": True, "cosine": 0.998}, "bound": {"min_cosine": 0.995}}, 0.995),
-    ({"verdict": {"is_met": False, "cosine": 0.9, "bound": {"min_cosine": 0.995}}}, 0.0),
+    ({"verdict": {"is_met": False, "cosine": 0.99, "bound": {"min_cosine": 0.995}}}, 0.7),
     ({"verdict": {"is_met": True, "drop": 0.1, "bound": {"max_drop": 0.5}}}, None),
     ({"verdict": {"cosine": "x"}}, None),
     ({"verdict": 3}, None),
@@ -288,5 +296,29 @@ def test_the_bound_is_that_of_the_engine():
     rows = [{"engine": "openvino", "precision": "int8", "cosine": 0.99, "is_met": False}]
     verdict = {"is_met": True, "cosine": 0.9999, "bound": {"min_cosine": 0.995}, "rows": rows}
     record = {"precision": "int8", "verdict": verdict}
-    assert recorded_bound(record, "openvino")[0] == pytest.approx(0.9)
+    assert recorded_bound(record, "openvino")[0] == pytest.approx(0.7)
     assert recorded_bound(record, "trt")[0] == 0.995
+
+
+def test_every_graph_names_its_writer(folder, quantised):
+    for path in (folder, quantised):
+        graphs = json.loads((path / "manifest.json").read_text())["graphs"]
+        assert len(graphs) > 2 and {g["writer"] for g in graphs} == {writer()}
+
+
+def test_a_graph_without_our_names_is_a_fault_where_the_manifest_says_fused(
+    tiny_model, folder, videos, tmp_path
+):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    model = onnx.load(copy / "video.onnx")
+    for node in model.graph.node:
+        node.input[:] = [n.replace("video/", "v/") for n in node.input]
+        node.output[:] = [n.replace("video/", "v/") for n in node.output]
+    for tensor in model.graph.initializer:
+        tensor.name = tensor.name.replace("video/", "v/")
+    onnx.save(model, copy / "video.onnx")
+    rewrite(copy)
+    record = run(tiny_model, copy, videos)
+    assert record["first_failed"] == "weights"
+    assert "the manifest says that it is one" in row(record, "weights")["note"]
+    assert verify(tiny_model, copy / "video.onnx", frames=(2,))["pass"]

@@ -13,8 +13,8 @@ from tests.exported import exported
 @pytest.mark.parametrize(
     "config", [{}, {"image_size": 64, "short_side": 64}, {"width": 64, "patch": 4}]
 )
-def test_nearly_flat_patches_vary_by_ten_eps(config):
-    """Known by computing the rows: eps is 1e-5, so 1e-6 in its place changes them by 4 %."""
+def test_nearly_flat_patches_vary_by_thirty_eps(config):
+    """Known by computing the rows: eps is 1e-5, so 1e-6 in its place changes them by 1.5 %."""
     model = init_random(Stan(tiny_config(**config)), seed=3).eval().requires_grad_(False)
     patches, size, p = open_side(model).patches(), model.config.image_size, model.config.patch
     ((_, clip),) = inputs.nearly_flat(patches, size, 2, 3)
@@ -24,8 +24,8 @@ def test_nearly_flat_patches_vary_by_ten_eps(config):
     variances = np.sort(rows.var(-1), axis=-1)
     count = min(max(len(patches[1]) // 8, 1), inputs.FLAT_PATCHES)
     # A patch of fewer pixels than channels has no exact solution, and is as flat as it can be.
-    most = 3e-4 if 3 * p * p > model.config.width else 0.2
-    assert (variances[:, :count] < most).all() and variances[0, 0] > 1e-5
+    most = 5e-4 if 3 * p * p > model.config.width else 0.2
+    assert (variances[:, :count] < most).all() and variances[0, 0] > 1e-4
     assert (variances[:, count:] > 0.05).all()  # the others are as always
 
 

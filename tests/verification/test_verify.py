@@ -136,6 +136,12 @@ def test_a_malformed_manifest_fails_its_stage(tiny_model, copy, videos, change, 
         assert record["first_failed"] == stage
 
 
+def test_towers_that_share_no_number_of_frames_are_not_compared(tiny_model, videos):
+    few, more = (exported(tiny_model, tower="video", frames=n) for n in (4, 6))
+    tower = row(verify(few, more, videos=videos[2:3], **FAST), "video tower")
+    assert tower["pass"] is None and "share no batch size or number of frames" in tower["note"]
+
+
 def test_openvino_against_ort(folder, videos):
     pytest.importorskip("openvino")
     record = verify(folder, folder, engine_b="openvino", videos=videos[2:3], **FAST)
