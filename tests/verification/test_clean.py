@@ -69,7 +69,7 @@ CLEAN: dict[str, list[Case]] = {
     + [({"branch": branch}, {"precision": "int8"}, "openvino") for branch in BRANCHES]
     + [
         ({}, {"precision": "int8", "frames": 6}, None),
-        ({}, {"precision": "int8", "frames": 1}, None),
+        ({"frames": 1}, {"precision": "int8", "frames": 1}, None),
         ({"width": 64}, {"precision": "int8", "batch": 1}, None),
         (WORDS, {"precision": "int8", "labels": LABELS, "head": "classify"}, None),
     ],
