@@ -62,13 +62,14 @@ CLEAN: dict[str, list[Case]] = {
     ],
     "int8": [
         ({"head": head, "branch": branch, "activation": activation}, {"precision": "int8"}, engine)
-        for head, engine in (("mean", None), ("mug", None), ("mean", "openvino"))
+        for head, engine in (("mean", None), ("mug", None))
         for branch in BRANCHES
         for activation in ACTIVATIONS
     ]
+    + [({"branch": branch}, {"precision": "int8"}, "openvino") for branch in BRANCHES]
     + [
         ({}, {"precision": "int8", "frames": 6}, None),
-        ({}, {"precision": "int8", "frames": 1}, None),
+        ({"frames": 1}, {"precision": "int8", "frames": 1}, None),
         ({"width": 64}, {"precision": "int8", "batch": 1}, None),
         (WORDS, {"precision": "int8", "labels": LABELS, "head": "classify"}, None),
     ],
@@ -77,7 +78,8 @@ CLEAN: dict[str, list[Case]] = {
         for branch in BRANCHES
         for activation in ACTIVATIONS
         for opset in (23, 25)
-    ],
+    ]
+    + [({"head": head}, {"precision": "fp8", "opset": 23}, None) for head in HEADS[1:]],
 }
 
 
@@ -97,7 +99,8 @@ def test_clean_pairs_raise_no_alarm(group, videos, tmp_path):
         model = init_random(Stan(tiny_config(**config)), seed=seed).eval().requires_grad_(False)
         folder, others = tmp_path / str(seed), dict(options)
         if options.get("precision") in ("int8", "fp8"):
-            if seed % 2:
+            # OpenVINO's int8 departs by half of the largest value where channels are so unequal.
+            if seed % 2 and engine is None:
                 model = outlying(model)
             calibrated(model, folder, others.pop("precision"), **others)
         else:
