@@ -167,9 +167,8 @@ class _Comparison:
             if shown is not None:
                 self.clips[path.name] = shown
         if paths and not any(str(path) not in self.failed for path in paths):
-            raise InputError(
-                f"none of the {len(paths)} videos could be read: {next(iter(self.failed.values()))}"
-            )
+            why = reasons(self.failed.values(), "")
+            raise InputError(f"none of the {len(paths)} videos could be read: {why}")
         for name, images in inputs.noise_frames(self.short_side):
             self._resize(name, images)
         decoded.agreement = decoded.equal / max(decoded.count, 1)
