@@ -64,7 +64,7 @@ def check_word(name: str, word: str, known: Iterable[str]) -> None:
         raise InputError(f"{name} '{word}' is unknown{nearest(word, words)} ({', '.join(words)})")
 
 
-def reasons(found: Iterable[object], empty: str) -> str:
+def first_reasons(found: Iterable[object], empty: str) -> str:
     """Return the first reasons and how many more there are, or `empty` where there are none."""
     texts = list(dict.fromkeys(map(str, found)))
     more = [f"and {len(texts) - _REASONS} more"] if len(texts) > _REASONS else []

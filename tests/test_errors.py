@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from stan_infer.errors import InputError, MissingError, check_word, nearest, reasons
+from stan_infer.errors import InputError, MissingError, check_word, first_reasons, nearest
 from stan_infer.system.packages import require
 from tests.conftest import ROOT, python
 
@@ -73,7 +73,7 @@ def test_the_nearest_word_is_found_whatever_its_case(word, known, meant):
 
 
 def test_reasons_are_all_told_up_to_a_number():
-    assert reasons([], "no video was given") == "no video was given"
-    assert reasons(["a: bad", InputError("b: worse"), "a: bad"], "") == "a: bad; b: worse"
-    many = reasons((f"{i}: bad" for i in range(100)), "")
+    assert first_reasons([], "no video was given") == "no video was given"
+    assert first_reasons(["a: bad", InputError("b: worse"), "a: bad"], "") == "a: bad; b: worse"
+    many = first_reasons((f"{i}: bad" for i in range(100)), "")
     assert many == "0: bad; 1: bad; 2: bad; 3: bad; 4: bad; and 95 more"

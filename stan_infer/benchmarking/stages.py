@@ -13,7 +13,7 @@ from stan_infer.benchmarking.interleave import Candidate
 from stan_infer.benchmarking.timing import WallClock
 from stan_infer.config import StanConfig
 from stan_infer.engines.session import as_numpy, read_config_clip
-from stan_infer.errors import InputError, reasons
+from stan_infer.errors import InputError, first_reasons
 from stan_infer.scores import head_scores
 
 TEXTS = 100  # scored for each clip; their features are random, as speed does not depend on them
@@ -97,7 +97,7 @@ def _readable(
             good.append(video)
             use(clip)
     if not good:
-        why = reasons(failed.values(), "no video was given")
+        why = first_reasons(failed.values(), "no video was given")
         raise InputError(f"none of the {len(videos)} videos could be read: {why}")
     return good, failed
 

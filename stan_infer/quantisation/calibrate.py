@@ -18,7 +18,7 @@ import numpy as np
 import stan_infer
 from stan_infer.artefacts.calibration_file import SCHEMA, digest, preprocessing
 from stan_infer.artefacts.folder import Artefact, read_artefact, sha256, why_keep
-from stan_infer.errors import CheckError, InputError, reasons
+from stan_infer.errors import CheckError, InputError, first_reasons
 from stan_infer.export.read_weights import read_weights
 from stan_infer.export.to_quantised import write_quantised
 from stan_infer.network.eight_bits import NUMBER_FORMATS
@@ -278,8 +278,8 @@ class _Work:
         found = [r for _, r in read_clips(paths, spec, workers=o.workers, timeout_s=o.timeout_s)]
         clips = [r.pixels for r in found if isinstance(r, Clip)]
         if not clips:
-            why = reasons(found, "no video was given")
-            raise InputError(f"none of the {len(paths)} videos could be used: {why}")
+            why = first_reasons(found, "no video was given")
+            raise InputError(f"none of the {len(paths)} videos could be read: {why}")
         return clips
 
     def _smoothing(self, first: Sequence[np.ndarray]) -> tuple[dict[str, int], Smoothing]:
