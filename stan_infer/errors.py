@@ -44,15 +44,17 @@ class CheckError(StanError):
 
 _LONGEST, _COMPARED = 100, 1000  # characters of a word, and number of words, that nearest takes
 
+_REASONS = 5  # in one message
+
 
 def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
     """Return `"; did you mean 'x'?"` for the known word closest to `word`, or an empty string."""
     from difflib import get_close_matches
 
     # The time grows with the square of the lengths, and the words may come from a stranger's file.
-    short = [k for k in known[:_COMPARED] if len(k) <= _LONGEST]
+    short = {k.lower(): k for k in known[:_COMPARED] if len(k) <= _LONGEST}
     match = get_close_matches(word.lower(), short, n=1, cutoff=0.5) if len(word) <= _LONGEST else []
-    return f"; did you mean '{match[0]}'?" if match else ""
+    return f"; did you mean '{short[match[0]]}'?" if match else ""
 
 
 def check_word(name: str, word: str, known: Iterable[str]) -> None:
@@ -60,6 +62,13 @@ def check_word(name: str, word: str, known: Iterable[str]) -> None:
     words = list(known)
     if word not in words:
         raise InputError(f"{name} '{word}' is unknown{nearest(word, words)} ({', '.join(words)})")
+
+
+def first_reasons(found: Iterable[object], empty: str) -> str:
+    """Return the first reasons and how many more there are, or `empty` where there are none."""
+    texts = list(dict.fromkeys(map(str, found)))
+    more = [f"and {len(texts) - _REASONS} more"] if len(texts) > _REASONS else []
+    return "; ".join([*texts[:_REASONS], *more]) or empty
 
 
 def storable(text: str | os.PathLike[str]) -> str:

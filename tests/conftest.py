@@ -65,6 +65,7 @@ SLOW = {
     "tests/cli/test_commands.py::test_doctor_finds_two_onnxruntimes",
     "tests/cli/test_commands.py::test_doctor_tries_every_engine",
     "tests/cli/test_commands.py::test_export_and_run_again_over_the_same_folder",
+    "tests/engines/test_ov_session.py::test_what_is_kept_for_shapes_is_bounded",
     "tests/engines/test_session_inputs.py::test_one_text",
     "tests/engines/test_session_inputs.py::test_our_kernels_take_the_same_forms",
     "tests/engines/test_session_inputs.py::test_sessions_go_to_spawned_processes",

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from stan_infer.errors import InputError, MissingError, check_word
+from stan_infer.errors import InputError, MissingError, check_word, first_reasons, nearest
 from stan_infer.system.packages import require
 from tests.conftest import ROOT, python
 
@@ -57,3 +57,23 @@ def test_a_monstrous_name_is_cut_in_the_middle_of_the_message():
     message = str(caught.value)
     assert len(message) < 2000 and message.isprintable()
     assert message.startswith("head 'mean") and message.endswith("is unknown (mean, mug)")
+
+
+@pytest.mark.parametrize(
+    ("word", "known", "meant"),
+    [
+        ("Vit-b-32", ["ViT-L-32", "EVA-b-32", "ViT-B-32"], "ViT-B-32"),
+        ("vit-b-32", ["ViT-B-16", "ViT-B-32"], "ViT-B-32"),
+        ("CPU", ["cuda", "cpu"], "cpu"),
+        ("nothing", ["ViT-B-32"], None),
+    ],
+)
+def test_the_nearest_word_is_found_whatever_its_case(word, known, meant):
+    assert nearest(word, known) == (f"; did you mean '{meant}'?" if meant else "")
+
+
+def test_reasons_are_all_told_up_to_a_number():
+    assert first_reasons([], "no video was given") == "no video was given"
+    assert first_reasons(["a: bad", InputError("b: worse"), "a: bad"], "") == "a: bad; b: worse"
+    many = first_reasons((f"{i}: bad" for i in range(100)), "")
+    assert many == "0: bad; 1: bad; 2: bad; 3: bad; 4: bad; and 95 more"

@@ -29,6 +29,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "engines": speed.engines_table,
     "engines_two": partial(speed.engines_table, threads=2),
     "load": speed.load_table,
+    "shapes": speed.shapes_table,
     "embed": speed.embed_table,
     "motion": quality.motion_table,
     "videos": quality.videos_table,

@@ -142,6 +142,25 @@ def load_table() -> str:
     return text
 
 
+def shapes_table() -> str:
+    """Memory of each engine after few and after many shapes: the newest run of each."""
+    rows = newest("shapes", "engine")
+    if not rows:
+        return NOT_MEASURED
+    lines = [
+        f"{r['engine']} | {r['mib_first']:.0f} | {r['mib_early']:.0f} | {r['mib_last']:.0f} "
+        f"| {r['growth']:.2f}x"
+        for r in rows
+    ]
+    (batch, frames), last = rows[-1]["largest"], rows[-1]
+    head = (
+        f"engine | MiB after the largest | after {last['early']} | after {last['shapes']} | growth"
+    )
+    where = machine_line(last).replace(":\n\n", f", OpenVINO {last['versions']['openvino']}:\n\n")
+    text = f"\n\nShapes (B, T) up to ({batch}, {frames}) in random order, the largest first."
+    return where + markdown(head, lines) + text
+
+
 def embed_table() -> str:
     """`stan-infer embed` and a loop of decord and ONNX Runtime: the newest run of each."""
     rows = newest("embed", "clips")

@@ -14,7 +14,7 @@ from stan_infer.benchmarking.starvation import NOT_ITS_OWN, cpu_figures, let_oth
 from stan_infer.benchmarking.timing import WallClock
 from stan_infer.config import StanConfig
 from stan_infer.engines.session import as_numpy, read_config_clip
-from stan_infer.errors import InputError
+from stan_infer.errors import InputError, first_reasons
 from stan_infer.scores import head_scores
 from stan_infer.system.cpu_use import CpuMeter, CpuUse, MachineMeter
 from stan_infer.system.machine import cpus_of_this_process
@@ -105,8 +105,8 @@ def _readable(
             good.append(video)
             use(clip)
     if not good:
-        reason = next(iter(failed.values()), "no video was given")
-        raise InputError(f"none of the {len(videos)} videos could be read: {reason}")
+        why = first_reasons(failed.values(), "no video was given")
+        raise InputError(f"none of the {len(videos)} videos could be read: {why}")
     return good, failed
 
 

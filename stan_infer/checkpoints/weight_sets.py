@@ -20,6 +20,8 @@ BEFORE, UNKNOWN = "before averaging", "averaged or not"
 _WORDS = {"ema", "ewa", "swa", "averaged", "average", "avg"}
 # What averages keep among their weights: torch's AveragedModel, mmengine, LitEma, ema-pytorch.
 _COUNTERS = {"n_averaged", "steps", "num_updates", "decay", "initted", "step", "updates"}
+# Two networks of one training. Which of them is the model, no name tells.
+_PAIR = {"student", "teacher"}
 _SHOWN = 8  # sets in a message
 # Averages whose names may hold no dots: LitEma, mmcv's EMAHook.
 _MANGLED: tuple[Callable[[str], str], ...] = (
@@ -59,7 +61,7 @@ def find_sets(
     found: list[WeightSet] = []
     for place in sorted(places, key=lambda p: p != ordinary):  # stable
         found += _split(place, places[place], is_main=place == ordinary)
-    if ordinary is None or not found:
+    if ordinary is None or not found or not found[0].is_default:
         return found
     main = found[0]
     others = [
@@ -88,8 +90,8 @@ def choose(
         if sets[0].is_default:
             return sets[0], _told(sets)
         raise InputError(
-            f"its weights do not lie where trainers put them; it has {listed}: choose, as with "
-            f"--weights {sets[0].name}"
+            f"it does not show which of its weights are the model's; it has {listed}: choose, as "
+            f"with --weights {sets[0].name}"
         )
     named = [s for s in sets if s.name == asked]
     if not named and asked == EMA:
@@ -150,9 +152,28 @@ def _split(place: str, keys: Collection[str], *, is_main: bool) -> list[WeightSe
         else:
             averages.append(WeightSet(above + first, place, averaged, AVERAGED))
     bare = _bare(own)
+    if pair := _pair(bare):
+        above = f"{place}." if place and not is_main else ""
+        return [WeightSet(above + w, place, part, OTHER) for w, part in pair.items()] + averages
     kind = AVERAGED if _is_averages(place) and not averages else OTHER
     main = WeightSet(place or ORDINARY, place, bare, ORDINARY if is_main else kind, is_main)
     return [main, *averages] if bare else averages
+
+
+def _pair(names: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """Part the names of a student and its teacher, and others; empty where the two are not there.
+
+    The others, such as the centre of a loss, come last, as "ordinary".
+    """
+    parts: dict[str, dict[str, str]] = {}
+    if all(name.startswith("model.") for name in names.values()):  # a class around the two
+        names = {key: name.removeprefix("model.") for key, name in names.items()}
+    for key, name in names.items():
+        first, dot, rest = name.partition(".")
+        is_one = bool(dot) and bool(_PAIR & set(first.lower().split("_")))
+        parts.setdefault(first if is_one else ORDINARY, {})[key] = rest if is_one else name
+    words = sorted(parts, key=lambda w: (w == ORDINARY, w))
+    return {w: _bare(parts[w]) for w in words} if len(set(words) - {ORDINARY}) > 1 else {}
 
 
 def _bare(names: Mapping[str, str]) -> dict[str, str]:

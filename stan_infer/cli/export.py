@@ -125,7 +125,7 @@ def export(
     from stan_infer.export import formats
     from stan_infer.export.options import parse_range
     from stan_infer.export.provenance import provenance
-    from stan_infer.system.atomic import check_outside, files_of
+    from stan_infer.system.atomic import check_file, check_outside, files_of
     from stan_infer.tensorrt_plans.options import PlanOptions, parse_ranges
 
     used = formats.used_options(format, backend, checkpoint)
@@ -155,6 +155,8 @@ def export(
     )
     if timing_cache and out:
         check_outside(timing_cache, out, "-o")
+    if timing_cache:
+        check_file(timing_cache)
     # The graphs must take every size of the profiles of their plans.
     most = max([32, *(high for _, _, high in plan_options.batch)])
     given = parse_settings(settings, weights)

@@ -87,7 +87,7 @@ class FolderSession(Session):
     def embed_video(self, video: Any) -> Any:
         """See Session.embed_video; the input's dtype must be the one exported."""
         graph, _ = self._role("video")
-        clips = clip_array(self.config, video)
+        clips = clip_array(self.config, video, functools.partial(self._check_clips, graph))
         output, wanted = self._check_clips(graph, clips.shape, str(clips.dtype))
         return self._run("video", output, {"video": clips}, wanted)
 

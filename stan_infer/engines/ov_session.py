@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import threading
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,16 @@ CompiledModel = Any
 _KINDS = ("cpu", "gpu")
 # Arithmetic -> OpenVINO's word. Not f16: it would apply to the norms, too, which may overflow.
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
+# OpenVINO's CPU plugin keeps what it generates for every shape that it meets: up to 5000 entries of
+# each kind in a compiled model, and 1024 primitives of oneDNN in the process. Both together grew by
+# 4 MiB with each (B, T) of a tiny model. A shape needs about ten of either.
+_KEPT_ENTRIES, _KEPT_PRIMITIVES = 64, 16
+_PRIMITIVES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "DNNL_PRIMITIVE_CACHE_CAPACITY")
+# Setting -> what was seen without it.
+_NEEDED = {
+    "SNIPPETS_MODE": "its results were wrong",
+    "CPU_RUNTIME_CACHE_CAPACITY": "its memory grew with every new shape",
+}
 _LINEARS = ("FullyConnected", "MatMul")
 _DTYPES = {"f32": "float32", "i32": "int32", "i64": "int64", "u8": "uint8"}
 
@@ -63,6 +74,7 @@ def compiled_model(
         # run with one frame its results for 8 frames and more are wrong by half of their size. This
         # was seen in graphs of torch.onnx.export. Without the fusion B/32 is 1 % slower.
         settings["SNIPPETS_MODE"] = "DISABLE"
+        settings["CPU_RUNTIME_CACHE_CAPACITY"] = _KEPT_ENTRIES
         if threads:
             settings["INFERENCE_NUM_THREADS"] = threads
     # Errors come as exceptions; OpenVINO's log lines hold names from the file unescaped.
@@ -71,7 +83,8 @@ def compiled_model(
     try:
         # The frontend by name: read_model would guess the format from the content.
         frontend = ov.frontend.FrontEndManager().load_by_framework("onnx")
-        with ExitStack() as held, ended_at_once():  # OpenVINO's frontend holds the GIL
+        # OpenVINO's frontend holds the GIL
+        with ExitStack() as held, ended_at_once(), _few_primitives():
             if isinstance(graph, bytes):
                 source: Any = io.BytesIO(graph)
             else:
@@ -79,11 +92,12 @@ def compiled_model(
             compiled = core.compile_model(frontend.convert(frontend.load(source)), place, settings)
     except Exception as e:
         # Frontend errors have classes of their own, which share no base but Exception.
-        if "SNIPPETS_MODE" in str(e):
-            raise MissingError(
-                f"openvino {ov.__version__} no longer has the setting SNIPPETS_MODE, without which "
-                'its results were wrong: pip install "openvino<=2026.4.1"'
-            ) from e
+        for setting, fault in _NEEDED.items():
+            if setting in str(e):
+                raise MissingError(
+                    f"openvino {ov.__version__} no longer has the setting {setting}, without which "
+                    f'{fault}: pip install "openvino<=2026.4.1"'
+                ) from e
         raise InputError(f"OpenVINO refuses {name}: {_reason(e)}") from e
     got = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
     if got != _HINTS[precision]:
@@ -172,6 +186,24 @@ class OvGraph(OpenGraph):
 
 def _openvino() -> Any:
     return require("openvino", "engine openvino", "openvino")
+
+
+@contextmanager
+def _few_primitives() -> Iterator[None]:
+    """Have oneDNN in OpenVINO keep few primitives, unless the user has said how many.
+
+    It reads the variable once, when the process makes its first primitive, which is in compiling a
+    model; torch's oneDNN, which reads the same, must keep its own number.
+    """
+    name = _PRIMITIVES[0]
+    if any(n in os.environ for n in _PRIMITIVES):
+        yield
+        return
+    os.environ[name] = str(_KEPT_PRIMITIVES)
+    try:
+        yield
+    finally:
+        os.environ.pop(name, None)
 
 
 def _device_name(core: Core, device: str) -> str:

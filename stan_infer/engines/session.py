@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from stan_infer.text.tokenizer import tokenize
 from stan_infer.video.clip import read_clip_info
 from stan_infer.video.spec import ClipSpec
 
+Check = Callable[[tuple[int, ...], str], object]  # see clip_array
 TEXT_CHUNK = 256  # texts per call of a network: 100,000 labels at once would take 130 GB
 
 
@@ -85,17 +86,28 @@ class Session(Lifetime):
         return read_config_clip(self.config, path, decoder)
 
 
-def clip_array(config: StanConfig, video: Any) -> np.ndarray:
-    """Clips, see Session.embed_video -> a contiguous array uint8 or float32, checked."""
+def any_clips(shape: tuple[int, ...], dtype: str) -> None:
+    """The check of an engine that takes all clips; see clip_array."""
+
+
+def clip_array(config: StanConfig, video: Any, check: Check = any_clips) -> np.ndarray:
+    """Clips, see Session.embed_video -> a contiguous array uint8 or float32, checked.
+
+    check: the engine's own check of shape and dtype ("uint8" or "float32"), before values are read.
+    """
+    given = video
     if isinstance(video, (list, tuple)):
         if not video:
             raise InputError("video holds no clips: B is 0")
-        video = _stacked(video, "clips")
+        given, video = video[0], _stacked(video, "clips")
     clips = np.asarray(as_numpy(video))
     is_uint8 = clips.dtype == np.uint8
+    if clips.dtype.kind in "OSTU":
+        raise wrong_dtype(_a(given))
     if not is_uint8 and clips.dtype.kind != "f":
         raise wrong_dtype(clips.dtype)
     check_video(config, clips.shape, is_uint8)
+    check(clips.shape, "uint8" if is_uint8 else "float32")
     if is_uint8:
         return np.ascontiguousarray(clips)
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused
@@ -105,8 +117,11 @@ def clip_array(config: StanConfig, video: Any) -> np.ndarray:
 
 
 def wrong_dtype(dtype: object) -> InputError:
-    """Return the error for clips of a dtype that no engine takes."""
-    return InputError(f"video is {dtype}; give uint8 [B,T,H,W,3] or float [B,T,3,H,W]")
+    """Return the error for clips of a dtype, or of a type, that no engine takes."""
+    return InputError(
+        f"video is {dtype}; give uint8 [B,T,H,W,3] or float [B,T,3,H,W]: an array, a tensor or a "
+        "list of clips"
+    )
 
 
 def check_finite(bad: Iterable[int]) -> None:

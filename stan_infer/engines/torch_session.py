@@ -15,7 +15,9 @@ from stan_infer.checkpoints.load import load_model
 from stan_infer.config import StanConfig
 from stan_infer.engines.session import (
     TEXT_CHUNK,
+    Check,
     Session,
+    any_clips,
     check_finite,
     check_video,
     clip_array,
@@ -81,9 +83,8 @@ class TorchSession(Session):
     @torch.inference_mode()
     def embed_video(self, video: Tensor | np.ndarray) -> Tensor:
         """See Session.embed_video; returns a float32 tensor on the session's device."""
-        clips = clip_tensor(self.config, video)
-        if self._graph == "fused" and clips.dtype != torch.uint8:
-            raise InputError("video is float32; the fused graph takes uint8 [B,T,H,W,3]")
+        check = only_uint8("the fused graph") if self._graph == "fused" else any_clips
+        clips = clip_tensor(self.config, video, check)
         features = self._encoded(clips.to(self._device)).float()  # [B, T, E]
         return features if self.config.is_mug else features.mean(1)
 
@@ -123,15 +124,26 @@ class TorchSession(Session):
         del self._model, self._encode
 
 
-def clip_tensor(config: StanConfig, video: Any) -> Tensor:
+def only_uint8(what: str) -> Check:
+    """Return a check for clip_tensor: clips are uint8, because `what` takes no others."""
+
+    def check(shape: tuple[int, ...], dtype: str) -> None:
+        if dtype != "uint8":
+            raise InputError(f"video is {dtype}; {what} takes uint8 [B, T, S, S, 3]")
+
+    return check
+
+
+def clip_tensor(config: StanConfig, video: Any, check: Check = any_clips) -> Tensor:
     """As session.clip_array, as a tensor; one that is given stays on its device."""
     if not isinstance(video, Tensor):
-        clips = clip_array(config, video)
+        clips = clip_array(config, video, check)
         return torch.from_numpy(clips if clips.flags.writeable else clips.copy())
     is_uint8 = video.dtype == torch.uint8
     if not is_uint8 and not video.is_floating_point():
         raise wrong_dtype(str(video.dtype).removeprefix("torch."))
     check_video(config, tuple(video.shape), is_uint8)
+    check(tuple(video.shape), "uint8" if is_uint8 else "float32")
     if is_uint8:
         return video
     video = video.detach().float()

@@ -21,7 +21,7 @@ from stan_infer.engines.session import (
     check_video,
     token_ids,
 )
-from stan_infer.engines.torch_session import clip_tensor, torch_device
+from stan_infer.engines.torch_session import clip_tensor, only_uint8, torch_device
 from stan_infer.errors import InputError, MissingError, nearest
 from stan_infer.network.fold import fold_text, fold_video
 from stan_infer.network.fused import Schedule, text_tower, video_tower
@@ -120,9 +120,7 @@ class TritonSession(Session):
 
         Does not wait for the GPU: the next batch can be uploaded while this one runs.
         """
-        clips = clip_tensor(self._config, video)
-        if clips.dtype != torch.uint8:
-            raise InputError("video is float32; engine triton takes uint8 [B, T, S, S, 3]")
+        clips = clip_tensor(self._config, video, only_uint8("engine triton"))
         # Kernels are launched on the current device, wherever their tensors are.
         with self._cuda.device(self._device):
             parts = [self._embed(part) for part in clips.split(64)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,7 @@ class TrtSession(FolderSession):
         """See Session.embed_video; a float32 tensor on the device, perhaps still being computed."""
         graph, opened = self._role("video")
         assert isinstance(opened, PlanGraph)
-        clips = clip_tensor(self.config, video)
+        clips = clip_tensor(self.config, video, functools.partial(self._check_clips, graph))
         dtype = str(clips.dtype).removeprefix("torch.")
         output, wanted = self._check_clips(graph, tuple(clips.shape), dtype)
         if clips.device != self._where and self._cuda.is_available() and not clips.is_cuda:

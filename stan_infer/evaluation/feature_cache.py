@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from stan_infer.artefacts.npz_file import Field, read_npz
 from stan_infer.errors import InputError
-from stan_infer.system.atomic import Sources, check_apart, new_file
+from stan_infer.system.atomic import Sources, check_apart, check_not_inside, new_file
 from stan_infer.system.outside_file import open_regular
 from stan_infer.system.temporary import clear
 from stan_infer.video.spec import PIXELS
@@ -44,6 +44,7 @@ def check_cache(folder: Path, sources: Sources) -> None:
     sources: what is read; see atomic.check_apart.
     """
     check_apart(folder, sources)
+    check_not_inside(folder)
     try:
         if not os.path.exists(folder) and os.path.islink(folder):
             raise InputError(

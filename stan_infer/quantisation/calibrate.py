@@ -19,7 +19,7 @@ import numpy as np
 import stan_infer
 from stan_infer.artefacts.calibration_file import SCHEMA, digest, preprocessing
 from stan_infer.artefacts.folder import Artefact, read_artefact, sha256, why_keep
-from stan_infer.errors import CheckError, InputError, MissingError
+from stan_infer.errors import CheckError, InputError, MissingError, first_reasons
 from stan_infer.export.read_weights import read_weights
 from stan_infer.export.to_quantised import write_quantised
 from stan_infer.network.eight_bits import NUMBER_FORMATS
@@ -338,8 +338,8 @@ class _Work:
                 if len(found.clips) == enough:
                     break
         if not found.clips:
-            reason = next(iter(found.failed.values()), "they are one flat colour (black?)")
-            raise InputError(f"none of {len(paths)} videos can be used: {reason}")
+            why = first_reasons(found.failed.values(), "they are one flat colour (black?)")
+            raise InputError(f"none of {len(paths)} videos can be used: {why}")
         return found
 
     def _smoothing(self, first: Sequence[np.ndarray]) -> tuple[dict[str, int], Smoothing]:

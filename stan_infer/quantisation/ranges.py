@@ -23,7 +23,7 @@ from torch import Tensor
 from stan_infer.artefacts.calibration_file import digest
 from stan_infer.artefacts.npz_file import Field, read_npz
 from stan_infer.config import StanConfig
-from stan_infer.errors import InputError, MissingError
+from stan_infer.errors import InputError, MissingError, first_reasons
 from stan_infer.network.folded import VideoWeights
 from stan_infer.quantisation.histogram import BINS, Histogram
 from stan_infer.quantisation.observe import observe
@@ -188,8 +188,8 @@ def _nothing_found(found: Collected, count: int) -> InputError:
             f"all {len(found.flat)} clips are one flat colour (black?): ranges from them would "
             "cut off real videos; give videos like those that will be embedded"
         )
-    reason = next(iter(found.failed.values()), "no video was given")
-    return InputError(f"none of the {count} videos could be used: {reason}")
+    why = first_reasons(found.failed.values(), "no video was given")
+    return InputError(f"none of the {count} videos could be read: {why}")
 
 
 def _count(

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from stan_infer.errors import InputError, StanError
-from stan_infer.system.earlier_result import WhyKeep
+from stan_infer.system.earlier_result import WhyKeep, whole_folder
 from stan_infer.system.temporary import (
     ASIDE,
     NoRoomError,
@@ -46,18 +46,22 @@ def files_of(checkpoint: str | Path) -> list[Path]:
 
 @contextmanager
 def new_file(
-    path: Path, why_keep: WhyKeep | None = None, *, sources: Sources = ()
+    path: Path,
+    why_keep: WhyKeep | None = None,
+    *,
+    sources: Sources = (),
+    part_of: Path | None = None,
 ) -> Iterator[Path]:
     """Yield an empty temporary file; on success it becomes `path`, else it is deleted.
 
     A link stays and its target is replaced. The mode and, as far as that is allowed, the owner of
     an earlier file are kept; a new one has the mode that the umask gives. A device or a pipe stays,
-    and the content is written into it. Raises what check_file does, and InputError where `path`
-    cannot be written.
+    and the content is written into it. part_of: the folder of ours that takes files of this kind.
+    Raises what check_file does, and InputError where `path` cannot be written.
     """
     path = Path(path)
     with _errors_named(path):
-        check_file(path, why_keep, sources=sources)
+        _check_file(path, why_keep, sources, part_of)
         if _is_stream(path):
             with temporary_folder(f"what goes to {path}") as folder:
                 made = folder / f"new{path.suffix}"
@@ -71,7 +75,7 @@ def new_file(
             made.touch()
             mode = made.stat().st_mode
             yield made
-            check_file(path, why_keep, sources=sources)  # the work took a while
+            _check_file(path, why_keep, sources, part_of)  # the work took a while
             made.chmod(stat.S_IMODE(mode))  # a library may have replaced the file
             _take_over(made, place)
             os.replace(made, place)
@@ -87,7 +91,7 @@ def new_folder(path: Path, why_keep: WhyKeep, *, sources: Sources = ()) -> Itera
     """
     path = Path(path)
     with _errors_named(path):
-        check_folder(path, why_keep, sources=sources)
+        _check_folder(path, why_keep, sources)
         place = Path(os.path.realpath(path))
         made = _make_parents(place)
         done = False
@@ -96,7 +100,7 @@ def new_folder(path: Path, why_keep: WhyKeep, *, sources: Sources = ()) -> Itera
                 new = work / "new"
                 new.mkdir()
                 yield new
-                check_folder(path, why_keep, sources=sources)  # the work took a while
+                _check_folder(path, why_keep, sources)  # the work took a while
                 _take_over(new, place)
                 try:
                     _exchange(new, place, work / ASIDE)
@@ -123,25 +127,9 @@ def check_file(path: Path, why_keep: WhyKeep | None = None, *, sources: Sources 
     are read and so must not be written; see check_apart.
     """
     with _errors_named(path):
-        if _own_stream(path) is not None:
-            return
-        seen = _stat(path)
-        if seen is not None and stat.S_ISDIR(seen.st_mode):
-            raise InputError(f"cannot write {path}: it is a folder; give a file name")
-        if seen is not None and (stat.S_ISBLK(seen.st_mode) or stat.S_ISSOCK(seen.st_mode)):
-            what = "a disk" if stat.S_ISBLK(seen.st_mode) else "a socket"
-            raise InputError(f"cannot write {path}: it is {what}; give a file name")
-        check_apart(path, sources)
-        if seen is not None and not stat.S_ISREG(seen.st_mode):
-            return
-        if seen is not None and _is_mount_point(Path(os.path.realpath(path))):
-            raise InputError(f"cannot write {path}: it is a mount point; give another file name")
-        _check_above(path, Path(os.path.realpath(path)).parent)
-        reason = why_keep(path) if why_keep and seen is not None and seen.st_size else None
-        if reason:
-            raise InputError(
-                f"{path} will not be replaced, because {reason}: give another name, or move it away"
-            )
+        place = _check_file(path, why_keep, sources, None)
+        if place is not None:
+            _try_place(place.parent)
 
 
 def check_folder(path: Path, why_keep: WhyKeep, *, sources: Sources = ()) -> None:
@@ -152,24 +140,7 @@ def check_folder(path: Path, why_keep: WhyKeep, *, sources: Sources = ()) -> Non
     is ever deleted. sources: see check_file.
     """
     with _errors_named(path):
-        place = Path(os.path.realpath(path))
-        if place == Path(os.path.realpath(".")) or place == place.parent:
-            raise InputError(f"folder {path} is the current one or the root; give a folder in it")
-        seen = _stat(path)
-        if seen is not None and not stat.S_ISDIR(seen.st_mode):
-            raise InputError(f"cannot write folder {path}: a file of that name exists")
-        if _is_mount_point(place):
-            raise InputError(
-                f"folder {path} is a mount point: give a folder in it, as in {path / 'model'}"
-            )
-        check_apart(path, sources)
-        _check_above(path, next(p for p in place.parents if os.path.lexists(p)))
-        reason = why_keep(place) if seen is not None and any(place.iterdir()) else None
-        if reason:
-            raise InputError(
-                f"folder {path} is not empty and will not be replaced, because {reason}: "
-                "give a new or an empty folder"
-            )
+        _try_place(_check_folder(path, why_keep, sources))
 
 
 def check_apart(path: str | Path, sources: Sources) -> None:
@@ -210,6 +181,72 @@ def check_outside(path: Path, folder: Path, option: str) -> None:
         )
 
 
+def check_not_inside(path: Path, part_of: Path | None = None) -> None:
+    """Raise InputError where `path` lies in an exported folder, or another that lists its files.
+
+    part_of: the one such folder in which it may lie.
+    """
+    folder = whole_folder(Path(os.path.realpath(path)))
+    if folder is not None and (part_of is None or folder != Path(os.path.realpath(part_of))):
+        raise InputError(
+            f"{path} lies in {folder}, an export that would no longer open with another file in "
+            "it: give a place outside of it"
+        )
+
+
+def _check_file(
+    path: Path, why_keep: WhyKeep | None, sources: Sources, part_of: Path | None
+) -> Path | None:
+    """See check_file; return the path without links, or None for a stream."""
+    if _own_stream(path) is not None:
+        return None
+    seen = _stat(path)
+    if seen is not None and stat.S_ISDIR(seen.st_mode):
+        raise InputError(f"cannot write {path}: it is a folder; give a file name")
+    if seen is not None and (stat.S_ISBLK(seen.st_mode) or stat.S_ISSOCK(seen.st_mode)):
+        what = "a disk" if stat.S_ISBLK(seen.st_mode) else "a socket"
+        raise InputError(f"cannot write {path}: it is {what}; give a file name")
+    check_apart(path, sources)
+    if seen is not None and not stat.S_ISREG(seen.st_mode):
+        return None
+    place = Path(os.path.realpath(path))
+    if seen is not None and _is_mount_point(place):
+        raise InputError(f"cannot write {path}: it is a mount point; give another file name")
+    check_not_inside(path, part_of)
+    _check_above(path, place.parent)
+    reason = why_keep(path) if why_keep and seen is not None and seen.st_size else None
+    if reason:
+        raise InputError(
+            f"{path} will not be replaced, because {reason}: give another name, or move it away"
+        )
+    return place
+
+
+def _check_folder(path: Path, why_keep: WhyKeep, sources: Sources) -> Path:
+    """See check_folder; return the nearest folder above `path` that exists."""
+    place = Path(os.path.realpath(path))
+    if place == Path(os.path.realpath(".")) or place == place.parent:
+        raise InputError(f"folder {path} is the current one or the root; give a folder in it")
+    seen = _stat(path)
+    if seen is not None and not stat.S_ISDIR(seen.st_mode):
+        raise InputError(f"cannot write folder {path}: a file of that name exists")
+    if _is_mount_point(place):
+        raise InputError(
+            f"folder {path} is a mount point: give a folder in it, as in {path / 'model'}"
+        )
+    check_apart(path, sources)
+    above = next(p for p in place.parents if os.path.lexists(p))
+    check_not_inside(path)
+    _check_above(path, above)
+    reason = why_keep(place) if seen is not None and any(place.iterdir()) else None
+    if reason:
+        raise InputError(
+            f"folder {path} is not empty and will not be replaced, because {reason}: "
+            "give a new or an empty folder"
+        )
+    return above
+
+
 def _stat(path: Path) -> os.stat_result | None:
     """os.stat of a path, or None where nothing is there; other errors are raised."""
     try:
@@ -235,6 +272,12 @@ def _check_above(path: Path, above: Path) -> None:
         raise InputError(f"cannot write {path}: no such folder: {above}; make it first")
     if not os.access(above, os.W_OK):
         raise InputError(f"cannot write {path}: folder {above} is read-only; give another place")
+
+
+def _try_place(above: Path) -> None:
+    """Make what a result is made in: /proc and others refuse that whatever their mode says."""
+    with workplace(above):
+        pass
 
 
 def _own_stream(path: Path) -> int | None:

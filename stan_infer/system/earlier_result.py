@@ -7,8 +7,14 @@ import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from stan_infer.errors import InputError
+from stan_infer.system.json_file import read_object
+
 _MAX_HEADER = 100 * 2**20  # bytes of a safetensors header, by its format
 _MAX_LINE = 2**20  # bytes
+# The files that list everything in a folder of ours: of an export, of a repository for Triton.
+_LISTS = ("manifest.json", "stan_infer.json")
+_MAX_LIST = 2**22  # bytes
 
 # Returns why a file must be kept, or None where it is an earlier result.
 WhyKeep = Callable[[Path], str | None]
@@ -48,6 +54,22 @@ def safetensors(metadata_key: str, what: str) -> WhyKeep:
         return isinstance(metadata, dict) and metadata_key in metadata
 
     return _unless(is_ours, what)
+
+
+def whole_folder(place: Path) -> Path | None:
+    """Return the nearest folder above `place` that lists its own files, or None.
+
+    Such a folder, an export or a repository of ours, is refused once it holds another file.
+    """
+    for folder in place.parents:
+        for name in _LISTS:
+            try:
+                tool = read_object(folder / name, _MAX_LIST).get("tool")
+            except (InputError, OSError):
+                continue
+            if isinstance(tool, dict) and tool.get("name") == "stan_infer":
+                return folder
+    return None
 
 
 def _unless(is_ours: Callable[[Path], bool], what: str) -> WhyKeep:

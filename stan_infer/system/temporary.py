@@ -167,7 +167,8 @@ def _is_full(place: Path) -> bool:
     except (OSError, AttributeError):  # AttributeError: Windows
         return False
     free = s.f_bfree if os.geteuid() == 0 else s.f_bavail
-    return free == 0 or (s.f_files > 0 and s.f_ffree == 0)
+    # /proc and a tmpfs without a limit have 0 blocks.
+    return (s.f_blocks > 0 and free == 0) or (s.f_files > 0 and s.f_ffree == 0)
 
 
 def _claim(above: Path, prefix: str, target: str) -> tuple[Path, int | None]:

@@ -126,7 +126,11 @@ def new_plan(path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     same holds if two builds of one plan end at the same time and their renames mix.
     """
     values: dict[str, Any] = {}
-    with new_file(sidecar_path(path)) as beside, new_file(path) as plan:
+    folder = path.absolute().parent.parent
+    with (
+        new_file(sidecar_path(path), part_of=folder) as beside,
+        new_file(path, part_of=folder) as plan,
+    ):
         yield plan, values
         size, digest = plan.stat().st_size, sha256(plan)
         full = {"schema": SCHEMA, **values, "plan_bytes": size, "plan_sha256": digest}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stan_infer.artefacts.precision import EIGHT_BITS, TOLERANCES
-from stan_infer.errors import InputError
+from stan_infer.errors import InputError, first_reasons
 from stan_infer.system.temporary import temporary_folder
 from stan_infer.verification import inputs
 from stan_infer.verification.graphs import Graphs
@@ -182,9 +182,8 @@ class _Comparison:
             if shown is not None:
                 self.clips[path.name] = shown
         if paths and not any(str(path) not in self.failed for path in paths):
-            raise InputError(
-                f"none of the {len(paths)} videos could be read: {next(iter(self.failed.values()))}"
-            )
+            why = first_reasons(self.failed.values(), "")
+            raise InputError(f"none of the {len(paths)} videos could be read: {why}")
         for name, images in inputs.noise_frames(self.short_side):
             self._resize(name, images)
         decoded.agreement = decoded.equal / max(decoded.count, 1)

@@ -132,7 +132,7 @@ def test_a_file_of_one_set(plain, tmp_path, caplog):
     first(tmp_path / "one.pth", {"weights": "state_dict"})
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
     torch.save({"ema": {"shadow": plain}}, tmp_path / "only.pth")
-    with pytest.raises(InputError, match=r"do not lie where .*--weights ema.shadow"):
+    with pytest.raises(InputError, match=r"does not show which .*--weights ema.shadow"):
         first(tmp_path / "only.pth")
     first(tmp_path / "only.pth", {"weights": "ema"})
     torch.save(under("ema_model.", plain), tmp_path / "all.pth")
@@ -176,6 +176,23 @@ def test_a_layer_that_is_only_called_like_an_average_stays_a_weight(plain, tmp_p
     torch.save({"step": torch.ones(()), "decay": torch.ones(())}, tmp_path / "b")
     with pytest.raises(InputError, match="counters of a trainer"):
         first(tmp_path / "b")
+
+
+@pytest.mark.parametrize("wrap", ["", "module.", "model."])
+def test_a_student_and_its_teacher_must_be_chosen_from(plain, tmp_path, wrap):
+    pair = {**under("student.", plain), "loss.center": torch.zeros(2)}
+    pair |= under("teacher.module.", {key: value + 1 for key, value in plain.items()})
+    path = tmp_path / "pair.pth"
+    torch.save({"state_dict": under(wrap, pair)}, path)
+    names = rf"student \({len(plain)} t.*teacher \({len(plain)} t.*: choose, .*--weights student"
+    with pytest.raises(InputError, match=names):
+        first(path)
+    with pytest.raises(InputError, match="no weights 'ema'; it has student"):
+        first(path, {"weights": "ema"})
+    assert torch.equal(first(path, {"weights": "student"}), plain["backbone.class_embedding"])
+    assert torch.equal(first(path, {"weights": "teacher"}), plain["backbone.class_embedding"] + 1)
+    torch.save(under("student.", plain), path)  # alone it is no choice
+    assert torch.equal(first(path), plain["backbone.class_embedding"])
 
 
 def test_two_averages_must_be_chosen_by_name():

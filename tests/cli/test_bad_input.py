@@ -111,6 +111,27 @@ def test_one_bad_file_does_not_stop_the_rest(cli, checkpoint, videos, tmp_path):
     assert "error" in done.records[0] and "scores" in done.records[1]
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["calibrate", "FOLDER", "--videos", "BAD", "-o", "out"],
+        ["verify", "FOLDER", "FOLDER", "--videos", "BAD"],
+        ["bench", "CKPT", "--engine", "eager", "--include-decode", "BAD"],
+    ],
+)
+def test_bad_files_alone_are_all_named(cli, checkpoint, artefact, tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    for name in ("one", "two"):
+        (bad / f"{name}.mp4").write_bytes(b"no video " + name.encode())
+    known = {"FOLDER": artefact, "CKPT": checkpoint, "BAD": bad}
+    done = cli(*(known.get(w, w) for w in words), code=2, says="none of the 2 videos could be read")
+    last = done.err.splitlines()[-1]
+    assert "one.mp4" in last and "two.mp4" in last
+    assert [p.name for p in tmp_path.iterdir()] == ["bad"]
+
+
 def test_only_bad_files_write_nothing(cli, checkpoint, tmp_path):
     bad = tmp_path / "bad.mp4"
     bad.write_bytes(b"")

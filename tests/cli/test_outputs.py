@@ -51,6 +51,8 @@ def place(tmp_path, checkpoint, artefact, videos):
 
 ANEW = "lies in the folder of {}, which is written anew: give another place"
 READ = "is also read"
+LISTED = "lies in .*/folder, an export that would no longer open"
+PROC = r"^error: cannot write /proc/x(\.\w+)?: "
 NOWHERE = "is a link that leads nowhere"
 EVAL = "--dataset recognition --annotations clip.csv --videos"
 
@@ -88,6 +90,24 @@ EVAL = "--dataset recognition --annotations clip.csv --videos"
         ("calibrate folder --videos VIDEOS -o folder", READ),
         ("calibrate folder --videos VIDEOS -o to_folder", READ),
         ("calibrate folder --videos VIDEOS -o folder/int8", READ),
+        ("embed model.safetensors VIDEOS -o folder/x.npz", LISTED),
+        ("embed model.safetensors VIDEOS -o to_folder/x.npz", LISTED),
+        ("embed model.safetensors VIDEOS -o folder/engines/x.npz", LISTED),
+        ("convert model.safetensors folder/x.safetensors", LISTED),
+        ("export model.safetensors -o folder/sub", LISTED),
+        ("export model.safetensors -o folder/a/b", LISTED),
+        ("export model.safetensors --format triton-server -o folder/served", LISTED),
+        ("export model.safetensors --format tensorrt --timing-cache folder/t -o out", LISTED),
+        ("calibrate model.safetensors --videos VIDEOS -o folder/int8", LISTED),
+        ("bench model.safetensors --report folder/page", LISTED),
+        ("bench model.safetensors --out folder/rows.jsonl", LISTED),
+        (f"eval model.safetensors {EVAL} VIDEOS --cache folder/cache", LISTED),
+        ("embed model.safetensors VIDEOS -o /proc/x.npz", PROC),
+        ("convert model.safetensors /proc/x.safetensors", PROC),
+        ("export model.safetensors -o /proc/x", PROC),
+        ("calibrate model.safetensors --videos VIDEOS -o /proc/x", PROC),
+        ("bench model.safetensors --report /proc/x", PROC),
+        ("bench model.safetensors --out /proc/x.jsonl", PROC),
         (f"eval folder {EVAL} VIDEOS --cache folder/cache", READ),
         (f"eval folder {EVAL} clips --cache clips", READ),
         (f"eval folder {EVAL} clips --cache to_clips", READ),

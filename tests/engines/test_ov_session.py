@@ -1,5 +1,7 @@
 """What only engine openvino has: its devices, arithmetic and errors."""
 
+import json
+import os
 import re
 import sys
 import threading
@@ -13,7 +15,7 @@ import stan_infer as si
 from stan_infer.engines import ov_session
 from stan_infer.errors import InputError, MissingError
 from stan_infer.system.packages import install_command
-from tests.conftest import clips, relative_error
+from tests.conftest import clips, python, relative_error
 
 FP32 = 1e-5
 BF16 = 5e-2  # of the largest value; 1.2e-2 was measured on B/32
@@ -98,13 +100,14 @@ def test_a_missing_package(folder, monkeypatch):
         open_ov(folder)
 
 
-def test_a_release_that_no_longer_takes_the_setting(folder, monkeypatch):
+@pytest.mark.parametrize("setting", ["SNIPPETS_MODE", "CPU_RUNTIME_CACHE_CAPACITY"])
+def test_a_release_that_no_longer_takes_the_setting(folder, monkeypatch, setting):
     class Core(openvino.Core):
         def compile_model(self, model, name, settings):
-            raise RuntimeError("NotFound: Unsupported property SNIPPETS_MODE")
+            raise RuntimeError(f"NotFound: Unsupported property {setting}")
 
     monkeypatch.setattr(openvino, "Core", Core)
-    with pytest.raises(MissingError, match="no longer has the setting SNIPPETS_MODE"):
+    with pytest.raises(MissingError, match=f"no longer has the setting {setting}"):
         open_ov(folder)
 
 
@@ -112,6 +115,42 @@ def test_bytes_that_are_no_graph():
     for data in (b"junk" * 100, b"<?xml version='1.0'?><net/>"):
         with pytest.raises(InputError, match="OpenVINO refuses the graph"):
             ov_session.compiled_model(data)
+
+
+@pytest.mark.parametrize("given", [None, *ov_session._PRIMITIVES])
+def test_onednn_keeps_few_primitives_unless_the_user_says_how_many(monkeypatch, given):
+    """The variable is there while a model is compiled, and not for torch, which reads it, too."""
+    name, seen = ov_session._PRIMITIVES[0], []
+
+    class Core(openvino.Core):
+        def compile_model(self, model, place, settings):
+            seen.append((os.environ.get(name), settings["CPU_RUNTIME_CACHE_CAPACITY"]))
+            return super().compile_model(model, place, settings)
+
+    for n in ov_session._PRIMITIVES:
+        monkeypatch.delenv(n, raising=False)
+    if given:
+        monkeypatch.setenv(given, "7")
+    monkeypatch.setattr(openvino, "Core", Core)
+    graph = onnx.parser.parse_model(ATTENTION).SerializeToString()
+    ov_session.compiled_model(graph)
+    few = str(ov_session._KEPT_PRIMITIVES)
+    assert seen == [({None: few, name: "7"}.get(given), ov_session._KEPT_ENTRIES)]
+    assert os.environ.get(name) == ("7" if given == name else None)
+
+
+SHAPES = """
+import json, sys
+from benchmarks.shapes import grow, random_shapes
+print(json.dumps(grow(sys.argv[1], "openvino", 1, random_shapes(200, 20, 12))))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_what_is_kept_for_shapes_is_bounded(folder):
+    """It was kept for every shape: memory grew to 2.5 times that after 20."""
+    seen = json.loads(python("-c", SHAPES, folder).stdout)
+    assert seen["growth"] <= 1.3, seen
 
 
 def test_threads_of_the_caller_may_share_a_session(folder):

@@ -101,6 +101,15 @@ def test_floats_that_are_not_finite_are_refused(of_floats):
                 of_floats.embed_video(given)
 
 
+@pytest.mark.parametrize("kind", ["fused", *FOLDER_ENGINES])
+def test_floats_for_an_engine_of_pixels_are_told_by_their_dtype(tiny_model, kind):
+    """Even where one is NaN, because finite floats would be refused, too."""
+    session, floats = opened(kind, tiny_model), np.full((1, 2, 3, 16, 16), np.nan, np.float32)
+    for given in (floats, torch.from_numpy(floats)):
+        with pytest.raises(InputError, match="video is float32; .* takes uint8"):
+            session.embed_video(given)
+
+
 @pytest.mark.parametrize(
     ("video", "message"),
     [
@@ -114,8 +123,10 @@ def test_floats_that_are_not_finite_are_refused(of_floats):
         (np.zeros((1, 2, 16, 16, 3), bool), "video is bool; give uint8"),
         (np.zeros((1, 2, 16, 16, 3), complex), "video is complex128; give uint8"),
         (np.zeros((1, 2, 16, 16, 3)), r"float clips are \[B,T,3,H,W\]"),
-        (None, "video is object"),
-        ("clip.mp4", "video is <U8; give uint8"),
+        (None, "video is of type NoneType; give uint8"),
+        ("clip.mp4", "video is of type str; give uint8"),
+        ((clip for clip in ()), "video is of type generator; give uint8 .* or a list of clips"),
+        ([{"clip": 1}], "video is of type dict; give uint8"),
         ([np.zeros((2, 16, 16, 3), np.uint8), np.zeros((3, 16, 16, 3), np.uint8)], "different"),
     ],
 )

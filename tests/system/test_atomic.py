@@ -393,6 +393,36 @@ def test_places_that_cannot_be_written_are_told_before_the_work(tmp_path):
     run_as_nobody(tmp_path, refuse)
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc")
+def test_a_place_whose_mode_lies_is_told_before_the_work():
+    """As root, /proc can be written as far as its mode says."""
+    for check in (check_file, check_folder):
+        with pytest.raises(InputError, match="cannot write /proc/x: .*; give another place") as e:
+            check(Path("/proc/x"), str)
+        assert "free some space" not in str(e.value)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "stan_infer.json"])
+def test_nothing_is_added_to_a_folder_that_lists_its_files(tmp_path, name):
+    folder = tmp_path / "folder"
+    (folder / "sub").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("folder/sub")
+    (folder / name).write_text('{"tool": {"name": "stan_infer"}}')
+    before = listing(folder)
+    for place in (folder / "x", folder / "sub" / "x", tmp_path / "link" / "x"):
+        for new in (new_file, new_folder):
+            refused(new, place, "folder, an export that would no longer open", str)
+    assert listing(folder) == before and listing(folder / "sub") == []
+    with new_file(folder / "sub" / "x", part_of=folder):  # a plan
+        pass
+    with pytest.raises(InputError, match="an export that would"):
+        with new_file(folder / "sub" / "x", part_of=folder / "sub"):
+            pass
+    for other in ('{"tool": {"name": "vite"}}', '{"tool": "stan_infer"}', "[]", "{", ""):
+        (folder / name).write_text(other)  # somebody's project
+        write(folder / "own")
+
+
 def run_as_nobody(tmp_path, work):
     """Run as a user who is not root, in a child process."""
     folder = tmp_path
