@@ -247,10 +247,10 @@ class _Reader:
             if found.bytes >= 2**45:
                 raise self.refuse(f"has a weight of sizes {dims}")
             told = self.entries(message, 13, "a weight's external data")
-            start = told.get("offset", "0")
-            if not start.isascii() or not start.isdecimal() or len(start) > 15:
-                raise self.refuse(f"has a weight at the offset {start[:40]!r} of a file")
-            place = int(start), int(start) + found.bytes
+            offset = told.get("offset", "0")
+            if not offset.isascii() or not offset.isdecimal() or len(offset) > 15:
+                raise self.refuse(f"has a weight at the offset {offset[:40]!r} of a file")
+            place = int(offset), int(offset) + found.bytes
             return Weight(dtype, dims, external=told.get("location", ""), place=place)
         raw = message.spans(9)
         if len(raw) > 1 or (raw and any(message.of(n) for n in (4, 5, 6, 7, 10, 11))):

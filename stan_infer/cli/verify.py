@@ -13,8 +13,10 @@ from stan_infer.engines.open import graph_engines
 from stan_infer.system.outside_file import read_lines
 
 _ENGINES = ", ".join(("eager", *graph_engines()))
-_COLUMNS = ("stage", "pass", "max_rel", "tolerance", "min_cos", "agreement", "worst", "reference")
-_COLUMNS += ("note",)
+_COLUMNS = (
+    *("stage", "pass", "max_rel", "tolerance", "min_cos", "agreement", "worst", "reference"),
+    "note",
+)
 
 
 def verify(

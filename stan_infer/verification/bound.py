@@ -9,7 +9,7 @@ of those says nothing about it, so such clips count only if they keep the bound.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -53,7 +53,7 @@ def recorded_bound(record: Mapping[str, Any], engine: str) -> tuple[float, str] 
     return f"calibration.json records no cosine in {engine}"
 
 
-def _is_cosine(value: Any) -> bool:
+def _is_cosine(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= 1
 
 

@@ -165,8 +165,8 @@ def _rounded(exact: Weights, dtype: torch.dtype, frames: int | None) -> Weights:
 
     def change(part: Any) -> Any:
         if isinstance(part, Patches):  # the norm's weights stay in fp32
-            changed = {k: rounded(getattr(part, k)) for k in ("weight", "table", "cls_row")}
-            return dataclasses.replace(part, **changed)
+            table, cls = rounded(part.table), rounded(part.cls_row)
+            return dataclasses.replace(part, weight=rounded(part.weight), table=table, cls_row=cls)
         if isinstance(part, Start) and frames is not None:  # the sum of the tables is rounded
             table = rounded(part.positions + part.time[:frames, None])
             zeros = torch.zeros_like(part.time)

@@ -266,6 +266,7 @@ class _Comparison:
             for name, ids in inputs.text_cases(self.config, longest, most):
                 self._tower(text, name, "text", ids)
                 self.ids = ids if self.ids is None else self.ids
+            assert self.ids is not None  # of `_ids`, or of the first case
             self.words = self._tower(text, "the texts", "text", self.ids)
 
     def _tower(self, stage: Stage, name: str, role: str, given: np.ndarray) -> list[Arrays]:

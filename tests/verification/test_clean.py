@@ -8,7 +8,7 @@ from stan_infer.network.model import Stan, init_random
 from stan_infer.verification.inputs import write_videos
 from stan_infer.verification.verify import verify
 from tests.conftest import tiny_config
-from tests.verification.planted import LABELS, VOCABULARY, calibrated, outlying
+from tests.verification.folders import LABELS, VOCABULARY, calibrated, outlying
 
 HEADS, BRANCHES = ("mean", "mug", "mug_frame_token"), ("selfattn", "conv")
 ACTIVATIONS = ("quick_gelu", "gelu")

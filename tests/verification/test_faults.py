@@ -7,7 +7,8 @@ import pytest
 
 from stan_infer.verification.inputs import write_videos
 from stan_infer.verification.verify import verify
-from tests.verification.planted import ENGINES, FAULTS, Bases, Folder
+from tests.verification.folders import ENGINES, Bases, Folder
+from tests.verification.planted import FAULTS
 
 QUICK = {  # each stage, and each way in which a graph can be wrong; the table as a whole is slow
     "heads exchanged in one out weight",
