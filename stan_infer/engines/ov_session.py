@@ -158,7 +158,8 @@ class OvGraph(OpenGraph):
     def run(
         self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
     ) -> dict[str, np.ndarray]:
-        names = outputs or [next(iter(v.names)) for v in self._compiled.outputs]
+        # OpenVINO gives an output that another node only hands on both names.
+        names = outputs or [name for v in self._compiled.outputs for name in v.names]
         try:
             with self._lock:
                 results = self._request.infer(dict(feeds))

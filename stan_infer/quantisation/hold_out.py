@@ -72,8 +72,9 @@ def divide(
     found = list(pool.values())
     held = min(want, max(MIN_CHECKED, len(found) // PART))  # all of `want` where there are enough
     least = least_ranged(options)
+    there = "1 different video is" if len(found) == 1 else f"{len(found)} different videos are"
     why = (
-        f"{len(found)} different videos are there, and {least + MIN_CHECKED} are needed, {least} "
+        f"{there} there, and {least + MIN_CHECKED} are needed, {least} "
         f"for the ranges and {MIN_CHECKED} others to check on"
     )
     if len(found) < held + least:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -23,6 +24,7 @@ NOT_FASTER = 1.05
 # More rounds are timed, at most so often, while the intervals of the ratios hold NOT_FASTER: four
 # times as many, which halve an interval, or as many again where other work had the CPUs.
 ROUNDS, TRIES, MORE = 10, 3, 4
+LONGEST_S = 300.0  # of one try; a large model is not timed for an hour because two speeds are close
 
 
 def judge(
@@ -50,6 +52,7 @@ def judge(
         figures["ort", word] = search.best
         rounds = ROUNDS
         for _ in range(TRIES):
+            start = time.monotonic()
             rows = _timed(exact, candidates, clips, rounds, threads)
             for row in rows:
                 if (one := figures.get((row["engine"], row["precision"]))) is not None:
@@ -57,7 +60,10 @@ def judge(
             speeds = _speeds(rows, word)
             if is_simulated or is_faster(speeds) is not None:
                 break
-            rounds *= 1 if any(s["is_starved"] for s in speeds.values()) else MORE
+            more = 1 if any(s["is_starved"] for s in speeds.values()) else MORE
+            if more * (time.monotonic() - start) > LONGEST_S:
+                break
+            rounds *= more
     return {
         "rows": rows + absent,
         "speeds": speeds,

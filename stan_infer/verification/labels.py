@@ -44,7 +44,8 @@ def compare_labels(
             clip = next(iter(clips.values()))[None]
             outputs = side.class_outputs(tensor(clip, side))
             if outputs:
-                logits = by.score(text, ids, by.video(tensor(clip, by))).T
+                # Of its own features, which the stage of the video tower compares.
+                logits = by.score(text, ids, side.video(tensor(clip, side))).T
                 scores = logits * by.config.temperature
                 stage.compare(f"{letter}'s class scores", (scores, outputs["scores"]))
                 with np.errstate(divide="ignore"):

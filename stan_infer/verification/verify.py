@@ -31,6 +31,7 @@ from stan_infer.video.synthetic import moving_frames
 if TYPE_CHECKING:
     from stan_infer.network.model import Stan
 
+_STORED = ("weights", "files")  # stages that compare what is stored, and run nothing
 LEVELS = 1  # of 255, of resized pixels: another implementation may round a half the other way
 ARITHMETIC = 1e-5  # of normalised pixels, and of fp32 scores of the same features: rounding alone
 
@@ -67,8 +68,8 @@ def verify(
         side: {k: getattr(s, k) for k in ("kind", "name", "engine", "precision")}
         for side, s in zip("ab", pair, strict=True)
     }
-    # A changed file may change no number, so a stage that differs is named before "files".
-    first = next((n for n in failed if n != "files"), failed[0] if failed else None)
+    # Files and weights may differ and change no number: a stage whose numbers differ goes first.
+    first = min(failed, key=lambda n: _STORED.index(n) + 1 if n in _STORED else 0, default=None)
     compared = any(r["pass"] for r in rows if r["stage"] != "files")
     record |= {"pass": compared and not failed, "first_failed": first, "stages": rows}
     record["failures"] = [{"video": v, "error": e} for v, e in work.failed.items()]
@@ -325,6 +326,9 @@ class _Comparison:
     def _rank(self) -> None:
         stage = self.by["rank"]
         if stage.lacks(self.pair, "decode", "resize", "input", "video", "text", "score"):
+            return
+        if not all(self.pixels):
+            stage.absent = "not compared: a side has no clip of its own"
             return
         self.say("rank")
         made = []

@@ -105,15 +105,17 @@ def _weight(wanted: StoredGraph, got: StoredGraph, name: str) -> tuple[float, st
     with np.errstate(all="ignore"):
         want, have = want.astype(np.float64), have.astype(np.float64)
         apart = np.abs(want - have)
-        largest = max(float(np.abs(want).max(initial=0)), 1e-300)
-        error = float(apart.max(initial=0)) / largest
+        largest = float(np.abs(want).max(initial=0))
+        error = float(apart.max(initial=0)) / largest if largest else np.inf
         allowed, share = _allowed(a, b, want, largest)
-    if not np.isfinite(error):
+    if not np.isfinite(have).all():
         return np.inf, "holds a value that is not finite"
     wrong, moved = int((apart > allowed).sum()), int((apart > 0).sum())
     if wrong:
-        many = f"{wrong} of {len(want)} elements"
-        return error, f"differs in {many}, by up to {error:.1e} of the largest"
+        if len(want) == 1:
+            return error, f"is {have[0]:.6g} instead of {want[0]:.6g}"
+        far = f", by up to {error:.1e} of the largest" if largest else ", where all should be 0"
+        return error, f"differs in {wrong} of {len(want)} elements{far}"
     if moved > max(3, share * len(want)):
         return error, f"is rounded otherwise in {moved} of {len(want)} elements"
     return error, ""

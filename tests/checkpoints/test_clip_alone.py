@@ -237,5 +237,5 @@ def test_what_is_not_a_whole_clip_is_named(tmp_path):
         load_model(tmp_path / "more.pt", {"activation": "gelu"})
     both = {f"{p}.{k}": v for k, v in state.items() for p in ("student", "teacher")}
     torch.save(both, tmp_path / "two.pt")
-    with pytest.raises(InputError, match="more than one model"):
+    with pytest.raises(InputError, match="choose, as with --weights student"):
         load_model(tmp_path / "two.pt", {"activation": "gelu"})

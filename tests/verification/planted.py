@@ -588,3 +588,13 @@ plant(
     fc2,
     bases=("int8",),
 )
+
+
+# Numbers show these only beyond the tolerance of 8 bits: a scale of floats may be doubled without
+# loss, one channel of many is scaled by little, few clips are mixed.
+_FAINT = (
+    "activation scale x 2, fp8",
+    "one weight scale x 1.1, fp8",
+    "clips mixed for B > 3 in 8 bits",
+)
+FAULTS = [dataclasses.replace(f, stage=FILE) if f.name in _FAINT else f for f in FAULTS]

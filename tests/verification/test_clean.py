@@ -43,7 +43,7 @@ CLEAN: dict[str, list[Case]] = {
     ]
     + [
         ({}, {"precision": "fp16", "input": "float", "batch": (1, 3)}, None),
-        ({}, {"precision": "fp16", "frames": 1}, None),
+        ({"frames": 1}, {"precision": "fp16", "frames": 1}, None),
     ]
     + [
         (
