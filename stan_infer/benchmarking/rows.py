@@ -136,8 +136,8 @@ def machine_remarks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         )
     if starved := sum(bool(r.get("starved")) for r in rows):
         told.append(
-            f"{starved} of {len(rows)} rows are starved: their times and ratios are not the "
-            "engines' own. Stop the other work, or take CPUs that it leaves free "
+            f"{starved} of {len(rows)} rows are starved: their times (in brackets) are not "
+            "the engines' own. Stop the other work, or take CPUs that it leaves free "
             "(fewer --threads, taskset); then run again"
         )
     return told

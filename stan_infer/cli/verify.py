@@ -81,6 +81,7 @@ def verify(
         say(f"error: {failure['error']}")
     if not record["pass"]:
         raise CheckError(_message(record))
+    say(_agreement(record))
     if record["failures"]:
         say(f"{len(record['failures'])} videos could not be read and were not compared")
         raise typer.Exit(2)
@@ -95,6 +96,20 @@ def _cells(row: dict[str, Any]) -> dict[str, Any]:
 
 def _word(passed: bool | None) -> str:
     return "not compared" if passed is None else "yes" if passed else "NO"
+
+
+def _agreement(record: dict[str, Any]) -> str:
+    """What a record without a fault shows, and what it does not."""
+    a, b = record["a"], record["b"]
+    text = f"{b['name']} ({b['precision']}, engine {b['engine']}) agrees with {a['name']}"
+    bound = next((r for r in record["stages"] if r["stage"] == "bound"), None)
+    if bound and bound["pass"] and bound["min_cos"] is not None:
+        text += (
+            f"; 8 bits are compared with fp32 in stage bound alone, on {bound['cases']} clips, "
+            "which shows a fault and not the accuracy on your data: for that, stan-infer eval"
+        )
+    absent = ", ".join(record["not_compared"])
+    return text + (f"; not compared: {absent}" if absent else "")
 
 
 def _message(record: dict[str, Any]) -> str:
@@ -116,5 +131,9 @@ def _message(record: dict[str, Any]) -> str:
         text += f", operation {operation}" if operation not in (None, found["block"]) else ""
     elif found:
         text += f"; no block is named: {found['reason'] or 'none differs alone'}"
-    others = [r["stage"] for r in record["stages"] if r["pass"] is False and r["stage"] != first]
+    others = [
+        f"{r['stage']}: {r['worst']} {r['note']}" if r["stage"] == "weights" else r["stage"]
+        for r in record["stages"]
+        if r["pass"] is False and r["stage"] != first
+    ]
     return text + (f" (also: {', '.join(others)})" if others else "")

@@ -100,9 +100,7 @@ def calibrate(
     if not parts.is_checked and not options.force:
         raise too_few(parts.why)
     if len(parts.ranged) < options.samples:
-        say(
-            f"{len(parts.ranged)} videos set the ranges, fewer than the {options.samples} asked for"
-        )
+        say(f"{len(parts.ranged)} videos set the ranges; up to {options.samples} would (--samples)")
     remarks = label_remarks(bound.on(parts), bound, parts.double)
     bound = bound.on(parts)
     with exported_fp32(source, options.settings, say) as folder:

@@ -18,7 +18,7 @@ from stan_infer.verification.cut import Cut
 from stan_infer.verification.operations import compare_operations
 from stan_infer.verification.side import Arrays, Side
 from stan_infer.verification.stage import Stage
-from stan_infer.verification.suspect import Suspect, find_helper, find_suspect
+from stan_infer.verification.suspect import ROOT_MEAN_SQUARE, Suspect, find_helper, find_suspect
 from stan_infer.verification.weights import count_other_nodes, count_shared, departures
 
 Tensor = Callable[[np.ndarray, Side], np.ndarray]
@@ -124,7 +124,10 @@ class Graphs:
                     stage.add(where, error, tolerance, one.reason)
         names, words = len({c.name for c in suspect.compared}), suspect.reference
         same = words == stage.reference
-        stage.reference += f"; {names} operations" + ("" if same else f": {words}")
+        strict = f"; {names} operations alone, each within {suspect.tolerance:g}"
+        if suspect.is_8_bits:
+            strict += f" (8 bits: root mean square {ROOT_MEAN_SQUARE:g})"
+        stage.reference += strict + ("" if same else f": {words}")
 
     def bisect(self, role: str) -> dict[str, Any]:
         """Name the first block of a tower whose graph departed; {} if nothing was compared."""
