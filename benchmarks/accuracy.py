@@ -21,7 +21,6 @@ from examples.motion import clips
 from examples.motion.evaluate import MODEL, SEED
 from stan_infer.artefacts.precision import EIGHT_BITS
 from stan_infer.checkpoints.load import load_model
-from stan_infer.evaluation.metrics import paired_interval
 from stan_infer.export.export_model import export_model
 
 TASKS = {"motion": clips.prompts, "caption": clips.captions}
@@ -70,9 +69,6 @@ def main() -> None:
                 row |= {f"{task}_interval": record["intervals"]["videos"]["top-1"]}
                 row |= {f"{task}_agreement": 100 * float((hits == base).mean())}
                 row |= {f"{task}_loss": 100 * float((base - hits).mean())}
-                changed = int((base > hits).sum()), int((base < hits).sum())
-                interval = paired_interval(*changed, len(hits))
-                row |= {f"{task}_loss_interval": [100 * x for x in interval]}
                 row |= {"session": record["session"], "protocol": record["protocol"]}
             rows.append({**row, "clips": args.clips, "seed": args.seed})
             print(json.dumps({k: v for k, v in row.items() if k not in ("session", "protocol")}))
