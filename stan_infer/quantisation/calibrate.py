@@ -96,7 +96,7 @@ def calibrate(
     bound = read_bound(options, root)
     parts = divide(paths, options, bound.paths)
     if parts.copies:
-        say(f"{parts.copies} videos are copies of others and count once")
+        say(f"copies of other videos, which count once: {parts.copies}")
     if not parts.is_checked and not options.force:
         raise too_few(parts.why)
     if len(parts.ranged) < options.samples:

@@ -183,8 +183,9 @@ def speed_in_words(speed: Mapping[str, Any], engine: str) -> str:
 
 def spread_in_words(speed: Mapping[str, Any]) -> str:
     """A ratio of speeds and what it may be."""
-    end = "or more" if speed["high"] is None else f"to {speed['high']:.2f}"
-    return f"{speed['ratio']:.2f}x ({speed['low']:.2f} {end})"
+    if speed["high"] is None:
+        return f"{speed['ratio']:.2f}x (too few rounds to know)"
+    return f"{speed['ratio']:.2f}x ({speed['low']:.2f} to {speed['high']:.2f})"
 
 
 def table_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
