@@ -59,9 +59,8 @@ def ours(folder: Path, videos: Path, out: Path) -> None:
 
     artefact = read_artefact(folder)
     weights, config = read_weights(artefact), artefact.config
-    paths = list(videos.iterdir())
-    options = CalibrationOptions(samples=len(paths))
-    chosen = ranges.choose_videos(paths, videos, options.samples, options.seed)
+    chosen = sorted(videos.iterdir())
+    options = CalibrationOptions(samples=len(chosen))
     first = [r.pixels for _, r in read_clips(chosen[:SMOOTHED_ON], ClipSpec.of(config))]
     seen = samples_of(weights, (ranges.as_input(config, weights, p[None]) for p in first))
     smoothing = smooth.choose(weights, seen, options.precision)
