@@ -228,18 +228,18 @@ def relative_error(got, wanted) -> float:
 @pytest.fixture(scope="session")
 def videos(tmp_path_factory):
     """A folder with three short clips."""
-    folder = tmp_path_factory.mktemp("videos")
-    for i in range(3):
-        write_video(folder / f"clip{i}.mp4", seed=i)
-    return folder
+    return _clips(tmp_path_factory.mktemp("videos"), ["clip0", "clip1", "clip2"])
 
 
 @pytest.fixture(scope="session")
 def more_videos(tmp_path_factory):
     """A folder with 16 short clips: enough to measure ranges and to check on others."""
-    folder = tmp_path_factory.mktemp("more_videos")
-    for i in range(16):
-        write_video(folder / f"clip{i:02d}.mp4", seed=i)
+    return _clips(tmp_path_factory.mktemp("more_videos"), [f"clip{i:02d}" for i in range(16)])
+
+
+def _clips(folder, names):
+    for seed, name in enumerate(names):
+        write_video(folder / f"{name}.mp4", seed=seed)
     return folder
 
 

@@ -5,6 +5,7 @@ They are a module of their own because msgspec, which they need, is slow to impo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, NotRequired, TypedDict
 
 from msgspec import Meta
@@ -37,3 +38,8 @@ class Record(TypedDict):
     kept: Annotated[list[Word], Meta(max_length=10_000)]
     key: Key
     preprocessing: NotRequired[dict[str, Any] | None]
+
+
+# A part of the file with what a calibration tells beyond Record: figures that no scale depends on,
+# so that readers check them where they use them.
+Told = Mapping[str, Any]

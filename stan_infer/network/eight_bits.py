@@ -70,6 +70,21 @@ class QuantisedLinear(FoldedLinear):
         return y + self.bias.to(x.dtype)
 
 
+def through_v(w: FoldedLinear, factor: Tensor | None) -> FoldedLinear:
+    """Move smoothing factors [D] from the input of linear "out" into the rows that make V.
+
+    Changes nothing in fp32. Linears other than qkv and out are returned as they are.
+    """
+    if factor is None or w.name not in ("qkv", "out"):
+        return w
+    if w.name == "out":
+        return dataclasses.replace(w, weight=w.weight / factor)
+    weight, bias = w.weight.clone(), w.bias.clone()
+    weight[-len(factor) :] *= factor[:, None]
+    bias[-len(factor) :] *= factor
+    return dataclasses.replace(w, weight=weight, bias=bias)
+
+
 def quantise_weight(weight: Tensor, format: str) -> tuple[Tensor, Tensor]:
     """W [out, in] -> 8-bit weights [out, in] and fp32 scales [out], by each row's largest value.
 

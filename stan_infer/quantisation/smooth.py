@@ -16,7 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stan_infer.network.eight_bits import NUMBER_FORMATS, quantise_linear, weight_scale
+from stan_infer.network.eight_bits import (
+    NUMBER_FORMATS,
+    quantise_linear,
+    through_v,
+    weight_scale,
+)
 from stan_infer.network.folded import FoldedLinear, VideoWeights, linears, map_linears
 from stan_infer.quantisation.observe import Sample, threads_for
 
@@ -85,15 +90,7 @@ def through_values(weights: VideoWeights, smoothing: Smoothing) -> VideoWeights:
     """Weights with the factors of output linears moved into the rows that make V."""
 
     def move(w: FoldedLinear) -> FoldedLinear:
-        factor = smoothing.values.get(w.block)
-        if factor is None or w.name not in ("qkv", "out"):
-            return w
-        if w.name == "out":
-            return dataclasses.replace(w, weight=w.weight / factor)
-        weight, bias = w.weight.clone(), w.bias.clone()
-        weight[-len(factor) :] *= factor[:, None]
-        bias[-len(factor) :] *= factor
-        return dataclasses.replace(w, weight=weight, bias=bias)
+        return through_v(w, smoothing.values.get(w.block))
 
     return map_linears(weights, move)
 

@@ -9,10 +9,11 @@ of those says nothing about it, so such clips count only if they keep the bound.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, cast
 
 import numpy as np
 
+from stan_infer.artefacts.calibration_record import Told
 from stan_infer.artefacts.precision import TOLERANCES
 from stan_infer.verification.side import Arrays
 from stan_infer.verification.stage import Stage
@@ -26,7 +27,7 @@ MARGIN = 30
 LEAST_LOSS = 1e-3  # always allowed
 
 
-def recorded_bound(record: Mapping[str, Any], engine: str) -> tuple[float, str] | str:
+def recorded_bound(record: Told, engine: str) -> tuple[float, str] | str:
     """The smallest cosine that a calibration promises, and why; a sentence if there is none.
 
     engine: the one that runs the 8 bits; `calibrate` measures each that it can open. It is the
@@ -71,7 +72,7 @@ def check_bound(
     record = suspect.calibration
     bound: tuple[float, str] | str = "there is no calibration.json"
     if record is not None:
-        bound = recorded_bound(record, suspect.side.engine)  # type: ignore[arg-type]
+        bound = recorded_bound(cast(Told, record), suspect.side.engine)
     if isinstance(bound, str):
         stage.tolerance = TOLERANCES[suspect.precision]
         stage.reference = f"{suspect.letter} in fp32, only coarsely: {bound}"
@@ -108,7 +109,7 @@ def _largest(suspect: Suspect, given: np.ndarray) -> float:
     assert suspect.calibration is not None
     readers: dict[str, list[float]] = {}  # largest of the calibration, by the value that is read
     for path, told in suspect.calibration["tensors"].items():
-        entry: Mapping[str, Any] = told  # type: ignore[assignment]
+        entry = cast(Told, told)
         node, most = suspect.wanted.makers.get(f"{path}/QuantizeLinear"), entry.get("absmax")
         if node is not None and isinstance(most, (int, float)) and most > 0:
             readers.setdefault(node.inputs[0], []).append(float(most))

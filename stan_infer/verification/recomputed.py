@@ -22,7 +22,7 @@ from stan_infer.artefacts.calibration_file import scales
 from stan_infer.artefacts.precision import EIGHT_BITS
 from stan_infer.config import StanConfig
 from stan_infer.errors import InputError
-from stan_infer.network.eight_bits import NUMBER_FORMATS, quantise_linear
+from stan_infer.network.eight_bits import NUMBER_FORMATS, quantise_linear, through_v
 from stan_infer.network.folded import (
     FoldedLinear,
     Patches,
@@ -190,7 +190,7 @@ class _Quantised:
         factors = self.factors(by_path, gains)
 
         def change(w: FoldedLinear) -> FoldedLinear:
-            w = _moved(w, factors.get(w.block))
+            w = through_v(w, factors.get(w.block))
             gain = gains.get(w.path)
             if w.path not in given:
                 return w
@@ -268,15 +268,3 @@ class _Quantised:
 
 def _usable(factor: Tensor) -> bool:
     return bool(torch.isfinite(factor).all()) and bool((factor > 0).all())
-
-
-def _moved(w: FoldedLinear, factor: Tensor | None) -> FoldedLinear:
-    """A linear with the factors moved from the input of "out" into the rows that make V."""
-    if factor is None or w.name not in ("qkv", "out"):
-        return w
-    if w.name == "out":
-        return dataclasses.replace(w, weight=w.weight / factor)
-    weight, bias = w.weight.clone(), w.bias.clone()
-    weight[-len(factor) :] *= factor[:, None]
-    bias[-len(factor) :] *= factor
-    return dataclasses.replace(w, weight=weight, bias=bias)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from stan_infer.artefacts.calibration_record import Told
 from stan_infer.artefacts.opsets import OPSETS
 from stan_infer.artefacts.precision import EIGHT_BITS, TOLERANCES
 from stan_infer.errors import InputError, MissingError
@@ -262,7 +263,7 @@ def _contradictions(record: Record, precision: str) -> list[Departure]:
 
     found, top = [], NUMBER_FORMATS[precision].largest
     for name, entry in record["tensors"].items():
-        told: Mapping[str, Any] = entry  # type: ignore[assignment]
+        told = cast(Told, entry)
         used, scale = told.get("amax_used"), float(told["scale"])
         if not isinstance(used, (int, float)):
             continue
