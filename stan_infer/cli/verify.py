@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from stan_infer.artefacts.precision import EIGHT_BITS
 from stan_infer.cli.options import Json, Settings, Weights, parse_numbers, parse_settings
 from stan_infer.engines.open import graph_engines
 from stan_infer.system.outside_file import read_lines
@@ -108,6 +109,9 @@ def _agreement(record: dict[str, Any]) -> str:
             f"; 8 bits are compared with fp32 in stage bound alone, on {bound['cases']} clips, "
             "which shows a fault and not the accuracy on your data: for that, stan-infer eval"
         )
+    elif {a["precision"], b["precision"]} & set(EIGHT_BITS) and "weights" in record["not_compared"]:
+        video = next(r for r in record["stages"] if r["stage"] == "video tower")
+        text += f", as far as 8 bits held to {video['tolerance']} of the largest value show it"
     absent = ", ".join(record["not_compared"])
     return text + (f"; not compared: {absent}" if absent else "")
 

@@ -67,6 +67,8 @@ class Graphs:
         for role, reason in self.reasons.items():
             if references and not any(side.lacks(role) for side in self.pair):
                 references.append(f"{role} not compared: {reason}")
+                if role in ("video", "text") and not stage.failed:  # the other is no proof of it
+                    stage.absent = f"not compared as a whole: {role}: {reason}"
         stage.reference = "; ".join(dict.fromkeys(references))
         video = self.suspects.get("video")
         if video is not None and video.is_8_bits:
@@ -105,12 +107,12 @@ class Graphs:
         suspect = self.suspects.get(role)
         if suspect is None:
             reason = self.reasons.get(role)
-            stage.reference += f" (operations not compared: {reason})" if reason else ""
+            stage.reference += f" (operations not compared: {_brief(reason)})" if reason else ""
             return
         try:
             cut, run = Cut(suspect.stored.path), suspect.run()
         except MissingError as e:
-            stage.reference += f" (operations not compared: {e})"
+            stage.reference += f" (operations not compared: {_brief(str(e))})"
             return
         for case in cases:
             if role == "video":
@@ -172,7 +174,7 @@ class Graphs:
         suspect = self.suspects.get("video")
         if suspect is None or not suspect.is_8_bits:
             reason = self.reasons.get("video", "neither side has the weights in fp32")
-            stage.absent = f"not compared: {reason}"
+            stage.absent = f"not compared: {_brief(reason)}"
             return
         exact, coarse = (seen[self.pair.index(s)] for s in (suspect.other, suspect.side))
         made = {n: (exact[n], coarse[n]) for n in exact if n in coarse}
@@ -231,3 +233,8 @@ def _outputs(suspect: Suspect, given: np.ndarray) -> Arrays:
 
     suspect.run()(given, note)
     return found
+
+
+def _brief(reason: str) -> str:
+    """A reason without the command that helps, which stage "weights" has."""
+    return reason.partition(": pip install")[0]
