@@ -20,7 +20,7 @@ from stan_infer.network.torch_ops import encode_video
 def main() -> None:
     """Measure and record."""
     presets = ("stan-b32", "stan-b16", "stan-l14")
-    args = options(__doc__, presets=presets, threads=(1, 2), frames=12, repeats=5, warmup=1)
+    args = options(__doc__, presets=presets, threads=(1, 2), frames=12, repeats=6, warmup=1)
     schedule = Schedule(args.warmup, args.repeats)
     for name in args.presets:
         model = random_model(name)
