@@ -61,11 +61,13 @@ def ours(folder: Path, videos: Path, out: Path) -> None:
     weights, config = read_weights(artefact), artefact.config
     chosen = sorted(videos.iterdir())
     options = CalibrationOptions(samples=len(chosen))
-    first = [r.pixels for _, r in read_clips(chosen[:SMOOTHED_ON], ClipSpec.of(config))]
-    seen = samples_of(weights, (ranges.as_input(config, weights, p[None]) for p in first))
-    smoothing = smooth.choose(weights, seen, options.precision)
+    first = list(read_clips(chosen[:SMOOTHED_ON], ClipSpec.of(config)))
+    clips = ((p, ranges.as_input(config, weights, r.pixels[None])) for p, r in first)
+    seen = samples_of(weights, clips)
+    smoothing = smooth.choose(weights, seen.inputs, options.precision)
+    largest = smooth.largest_inputs(weights, seen.inputs, smoothing)
     exact = smooth.through_values(weights, smoothing)
-    state = ranges.State(out.with_suffix(".npz"), {})
+    state = ranges.State(out.with_suffix(".npz"), {}, ranges.Known(seen.paths, largest))
     collected = ranges.collect_ranges(
         smooth.with_gains(exact, smoothing.gains),
         config,

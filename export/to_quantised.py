@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from stan_infer.export.golden import video_case
 from stan_infer.export.parity import case_sizes, check_graph, prove
 from stan_infer.export.read_weights import read_classes
 from stan_infer.export.video_graph import write_video_graph
+from stan_infer.network.cpu_threads import rows_of, threads_for
 from stan_infer.network.eight_bits import QuantisedLinear
 from stan_infer.network.folded import VideoWeights, linears
 from stan_infer.network.torch_ops import encode_video
@@ -75,7 +75,11 @@ def write_quantised(
         },
         **check_graph(path, graph.opset, graph.dims, precision),
     }
-    run = partial(encode_video, weights)
+
+    def run(video: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        with threads_for(weights, rows_of(weights, video)):
+            return encode_video(weights, video)
+
     sizes = case_sizes(graph.dims["batch"], graph.dims["frames"])
     with torch.inference_mode():
         cases = (video_case(artefact.config, size, input, run) for size in sizes)

@@ -27,10 +27,11 @@ from stan_infer.network.folded import VideoWeights
 from stan_infer.quantisation.bound import Bound, Comparison, Measured, fewest_returned, read_bound
 from stan_infer.quantisation.histogram import PERCENTILE, Histogram, clipping_point
 from stan_infer.quantisation.hold_out import MIN_CHECKED, Parts, divide, least_ranged, too_few
-from stan_infer.quantisation.observe import samples_of
+from stan_infer.quantisation.observe import Sampled, samples_of
 from stan_infer.quantisation.options import CalibrationOptions
 from stan_infer.quantisation.ranges import (
     FLAT,
+    Known,
     State,
     as_input,
     check_state,
@@ -41,7 +42,14 @@ from stan_infer.quantisation.ranges import (
 from stan_infer.quantisation.sensitivity import CLIPS, layer_errors, return_order, times_saved
 from stan_infer.quantisation.sensitivity_plot import draw
 from stan_infer.quantisation.sentence import in_words, label_remarks, sentence
-from stan_infer.quantisation.smooth import Quantiser, Smoothing, choose, through_values, with_gains
+from stan_infer.quantisation.smooth import (
+    Quantiser,
+    Smoothing,
+    choose,
+    largest_inputs,
+    through_values,
+    with_gains,
+)
 from stan_infer.quantisation.source import check_runnable, exported_fp32, named_videos
 from stan_infer.quantisation.verdict import judge
 from stan_infer.system.atomic import check_folder, files_of, new_folder
@@ -132,9 +140,9 @@ def _check_out(out: Path, source: str) -> Path:
 
 @dataclasses.dataclass
 class _Read:
-    """Clips [T, S, S, 3] that were read; how many videos were looked at; what came of others."""
+    """Clips [T, S, S, 3] by video; how many videos were looked at; what came of others."""
 
-    clips: list[np.ndarray] = dataclasses.field(default_factory=list)
+    clips: dict[Path, np.ndarray] = dataclasses.field(default_factory=dict)
     count: int = 0
     flat: int = 0
     failed: dict[str, str] = dataclasses.field(default_factory=dict)  # by name, with the reason
@@ -155,16 +163,18 @@ class _Work:
     def run(self, out: Path, state: Path) -> Calibration:
         o = self.options
         comparison, chosen, failed = self._held_out()
-        first = self._pixels(chosen, SMOOTHED_ON).clips
-        rows, smoothing = self._smoothing(first)
+        read = self._pixels(chosen, SMOOTHED_ON).clips
+        first = list(read.values())
+        sampled, smoothing = self._smoothing(read)
         exact = through_values(self.weights, smoothing)
+        largest = largest_inputs(self.weights, sampled.inputs, smoothing)
         key = self._key(chosen)
         collected = collect_ranges(
             with_gains(exact, smoothing.gains),
             self.artefact.config,
             chosen,
             root=self.root,
-            state=State(state, key),
+            state=State(state, key, Known(sampled.paths, largest)),
             options=o,
             on_clip=self.progress("measuring ranges", len(chosen)),
             say=self.say,
@@ -174,6 +184,7 @@ class _Work:
             raise too_few(f"{len(collected.clips)} clips can set the ranges; {self.parts.why}")
         tensors = self._tensors(collected.ranges, smoothing)
         quantiser = self._quantiser(exact, smoothing, tensors)
+        rows = {name: s.count for name, s in sampled.inputs.items()}
         errors, saved = self._sensitivity(quantiser, first, rows)
         order = return_order(errors, saved)
         record: dict[str, Any] = {
@@ -253,7 +264,7 @@ class _Work:
             if p.is_checked:
                 queue = [*p.held, *p.ranged][: enough + len(p.ranged) - least_ranged(o)]
             read = self._pixels(queue, enough)
-            clips, failed = read.clips, read.failed
+            clips, failed = list(read.clips.values()), read.failed
             if p.is_checked:
                 ranged = [*p.held, *p.ranged][read.count :]
             if p.is_checked and read.flat:
@@ -332,7 +343,7 @@ class _Work:
                 elif int(r.pixels.max()) - int(r.pixels.min()) <= FLAT:
                     found.flat += 1
                 else:
-                    found.clips.append(r.pixels)
+                    found.clips[path] = r.pixels
                 if len(found.clips) == enough:
                     break
         if not found.clips:
@@ -340,15 +351,14 @@ class _Work:
             raise InputError(f"none of {len(paths)} videos can be used: {why}")
         return found
 
-    def _smoothing(self, first: Sequence[np.ndarray]) -> tuple[dict[str, int], Smoothing]:
-        """Rows of each linear's input for one clip, and the strengths chosen on the first clips."""
+    def _smoothing(self, first: Mapping[Path, np.ndarray]) -> tuple[Sampled, Smoothing]:
+        """What the linears read on the first clips, and the strengths chosen on it."""
         o, config = self.options, self.artefact.config
-        clips = (as_input(config, self.weights, pixels[None]) for pixels in first)
+        clips = ((p, as_input(config, self.weights, x[None])) for p, x in first.items())
         seen = samples_of(self.weights, clips)
-        rows = {name: s.count for name, s in seen.items()}
         if not o.smooth:
-            return rows, Smoothing(dict.fromkeys(seen, 0.0))
-        return rows, choose(self.weights, seen, o.precision)
+            return seen, Smoothing(dict.fromkeys(seen.inputs, 0.0))
+        return seen, choose(self.weights, seen.inputs, o.precision)
 
     def _tensors(
         self, ranges: dict[str, Histogram], smoothing: Smoothing

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from stan_infer.network.cpu_threads import rows_of, threads_for
 from stan_infer.network.eight_bits import LINEARS, NUMBER_FORMATS
-from stan_infer.network.folded import FoldedLinear, VideoWeights, linears
+from stan_infer.network.folded import FoldedLinear, VideoWeights
 from stan_infer.network.fused import video_tower
 from stan_infer.network.torch_ops import TorchOps
 from stan_infer.quantisation.histogram import BINS, Histogram
 
 ROWS = 32  # of an input that are kept per clip, evenly spaced
-SMALL = 2e8  # operations of one product, which one thread computes in about 2 ms
 
 
 @dataclasses.dataclass
@@ -42,52 +42,43 @@ def observe(
     only_largest: histograms without counts, for which the clip takes half the time.
     """
     ops = _Watching(video.shape[0], video.shape[1], find_largest if only_largest else count)
-    with threads_for(w, _rows(w, video)):
+    with threads_for(w, rows_of(w, video)):
         mean, _ = video_tower(ops, w, video)
     return ops.found, mean
 
 
 @torch.inference_mode()
-def sample(w: VideoWeights, video: Tensor) -> dict[str, Sample]:
-    """Run one clip: channel maxima and rows of every linear's input, by path."""
+def sample(w: VideoWeights, video: Tensor) -> tuple[dict[str, Sample], Tensor]:
+    """Run one clip: channel maxima and rows of every linear's input by path, and video_embeds."""
     ops = _Watching(video.shape[0], video.shape[1], _sample)
-    with threads_for(w, _rows(w, video)):
-        video_tower(ops, w, video)
-    return ops.found
+    with threads_for(w, rows_of(w, video)):
+        mean, _ = video_tower(ops, w, video)
+    return ops.found, mean
 
 
-def samples_of(w: VideoWeights, clips: Iterable[Tensor]) -> dict[str, Sample]:
-    """Samples of several clips put together; an input that is not finite is left out."""
-    found: dict[str, Sample] = {}
-    for clip in clips:
-        for name, s in sample(w, clip).items():
-            if not bool(torch.isfinite(s.channels).all()):
-                continue
-            if old := found.get(name):
+@dataclasses.dataclass(frozen=True)
+class Sampled:
+    """Samples of several clips put together, by the linear's path, and the videos of these."""
+
+    inputs: dict[str, Sample] = dataclasses.field(default_factory=dict)
+    paths: list[Path] = dataclasses.field(default_factory=list)
+
+
+def samples_of(w: VideoWeights, clips: Iterable[tuple[Path, Tensor]]) -> Sampled:
+    """Sample several clips; one that gives any value that is not finite is left out."""
+    found = Sampled()
+    for path, clip in clips:
+        inputs, mean = sample(w, clip)
+        values = [mean, *(s.channels for s in inputs.values())]
+        if not all(bool(torch.isfinite(v).all()) for v in values):
+            continue
+        found.paths.append(path)
+        for name, s in inputs.items():
+            if old := found.inputs.get(name):
                 channels = torch.maximum(old.channels, s.channels)
                 s = Sample(channels, torch.cat([old.rows, s.rows]), s.count)
-            found[name] = s
+            found.inputs[name] = s
     return found
-
-
-@contextmanager
-def threads_for(w: VideoWeights, rows: int) -> Iterator[None]:
-    """One thread of the CPU where all products of the linears are small; else torch's own number.
-
-    rows: of a linear's input. The threads of a product that takes microseconds wait for each other
-    after it. Where another process has one of their cores, that takes longer than the product.
-    """
-    product = 2 * rows * max(linear.weight.numel() for linear in linears(w).values())
-    before = torch.get_num_threads()
-    torch.set_num_threads(1 if product < SMALL else before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _rows(w: VideoWeights, video: Tensor) -> int:
-    return video.shape[0] * video.shape[1] * (len(w.patches.table) + 1)
 
 
 class _Watching(TorchOps):
@@ -133,6 +124,6 @@ def count(x: Tensor) -> Histogram:
 
 def activation_scales(weights: VideoWeights, video: Tensor) -> dict[str, float]:
     """Largest input of each linear over `video`, as a scale for e4m3: a calibration on one clip."""
-    seen = sample(weights, video)
+    seen, _ = sample(weights, video)
     top = NUMBER_FORMATS["fp8"].largest
     return {path: max(float(s.channels.max()), 1e-6) / top for path, s in seen.items()}

@@ -11,7 +11,7 @@ import dataclasses
 import io
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -105,14 +105,23 @@ def as_input(config: StanConfig, w: VideoWeights, pixels: np.ndarray) -> Tensor:
 
 
 @dataclasses.dataclass(frozen=True)
+class Known:
+    """Videos that have run before, and the largest |x| of each linear's input on them, by path."""
+
+    paths: Collection[Path] = ()
+    largest: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
 class State:
     """The file of the state, and the key of what its counts depend on.
 
-    A state with another key is not used.
+    A state with another key is not used. known: what need not be run for method max.
     """
 
     path: Path
     key: Mapping[str, Any]
+    known: Known = dataclasses.field(default_factory=Known)
 
     @property
     def stamp(self) -> str:
@@ -149,6 +158,11 @@ def collect_ranges(
         say(f"going on after {len(found.clips)} clips that a stopped run has counted")
     done = {*found.clips, *found.flat}
     todo = [p for p in paths if video_name(p, root) not in done]
+    if only_largest:
+        for path, largest in state.known.largest.items():
+            found.ranges.setdefault(path, Histogram()).widen(largest)
+        found.clips += [video_name(p, root) for p in todo if p in state.known.paths]
+        todo = [p for p in todo if p not in state.known.paths]
     for _ in range(len(paths) - len(todo)):
         on_clip()
     saved = time.monotonic()

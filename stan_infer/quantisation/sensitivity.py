@@ -18,6 +18,7 @@ from stan_infer.engines.open import open_graph
 from stan_infer.export.onnx_graph import GraphWriter
 from stan_infer.export.onnx_nodes import Nodes
 from stan_infer.export.onnx_ops import OnnxOps
+from stan_infer.network.cpu_threads import rows_of, threads_for
 from stan_infer.network.eight_bits import QuantisedLinear
 from stan_infer.network.folded import (
     Conv,
@@ -157,12 +158,13 @@ def layer_errors(
     square = dict.fromkeys(low, 0.0)
     whole = 0.0
     for clip in clips:  # outside, so that what is kept is that of one clip
-        replay = Replay(exact, clip)
-        whole += float(replay.embeds.square().sum())
-        for path, linear in low.items():
-            got = replay.changed(_with(exact, linear), linear)
-            square[path] += float((got - replay.embeds).square().sum())
-            on_layer()
+        with threads_for(exact, rows_of(exact, clip)):
+            replay = Replay(exact, clip)
+            whole += float(replay.embeds.square().sum())
+            for path, linear in low.items():
+                got = replay.changed(_with(exact, linear), linear)
+                square[path] += float((got - replay.embeds).square().sum())
+                on_layer()
     return {path: math.sqrt(s / whole) for path, s in square.items()}
 
 

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stan_infer.network.cpu_threads import threads_for
 from stan_infer.network.eight_bits import (
     NUMBER_FORMATS,
     quantise_linear,
@@ -23,9 +24,10 @@ from stan_infer.network.eight_bits import (
     weight_scale,
 )
 from stan_infer.network.folded import FoldedLinear, VideoWeights, linears, map_linears
-from stan_infer.quantisation.observe import Sample, threads_for
+from stan_infer.quantisation.observe import Sample
 
 STRENGTHS = (0.25, 0.4, 0.5, 0.6, 0.75, 0.9)  # a of the formula, besides none at all
+OUTPUTS = 384  # of a linear, evenly spaced, in which the error of a strength is measured, at least
 _AFTER_NORM = ("qkv", "single", "fc1")  # linears whose norm nothing else reads
 
 
@@ -73,17 +75,36 @@ def _choose(
         can_move = w.block in with_values if w.name == "out" else w.name in _AFTER_NORM
         if not can_move or not bool(seen.channels.any()):
             continue
-        exact = seen.rows @ w.weight.T
-        best = _error(w, seen, exact, format, None)
+        low, high = torch.aminmax(w.weight, dim=0)
+        largest = torch.maximum(-low, high)
+        part = w.weight[:: max(len(w.weight) // OUTPUTS, 1)]
+        exact = seen.rows @ part.T
+        best = _error(part, seen, exact, format, None)
         for strength in STRENGTHS:
-            factor = _factor(seen.channels, w.weight, strength)
-            error = _error(w, seen, exact, format, factor)
+            factor = _factor(seen.channels, largest, strength)
+            error = _error(part, seen, exact, format, factor)
             if error < best:
                 best, found.strengths[path] = error, strength
                 if w.name == "out":
                     found.values[w.block] = factor
                 else:
                     found.gains[path] = factor
+
+
+def largest_inputs(
+    weights: VideoWeights, samples: Mapping[str, Sample], smoothing: Smoothing
+) -> dict[str, float]:
+    """The largest |x| that the smoothed linears read on the clips of `samples`, by path.
+
+    A factor of a channel is moved exactly, so its largest value needs no second run.
+    """
+    found, by_path = {}, linears(weights)
+    for path, seen in samples.items():
+        w = by_path[path]
+        factor = smoothing.values.get(w.block) if w.name == "out" else smoothing.gains.get(path)
+        x = seen.channels if factor is None else seen.channels * factor
+        found[path] = float(x.max())
+    return found
 
 
 def through_values(weights: VideoWeights, smoothing: Smoothing) -> VideoWeights:
@@ -134,30 +155,30 @@ class Quantiser:
         return map_linears(self.exact, change)
 
 
-def _factor(channels: Tensor, weight: Tensor, strength: float) -> Tensor:
-    """1 / s [in]; 1 for channels whose inputs or weights are all zero."""
-    rows = weight.abs().amax(0)
-    s = channels.pow(strength) / rows.pow(1 - strength)
-    alive = (channels > 0) & (rows > 0)
+def _factor(channels: Tensor, largest: Tensor, strength: float) -> Tensor:
+    """1 / s [in], from the largest |x| and the largest |W| of each channel; 1 where one is zero."""
+    s = channels.pow(strength) / largest.pow(1 - strength)
+    alive = (channels > 0) & (largest > 0)
     s = torch.where(alive, s, torch.ones_like(s))
     middle = s[alive].log().mean().exp() if bool(alive.any()) else s.new_tensor(1.0)
     return torch.where(alive, (s / middle).clamp(1e-4, 1e4).reciprocal(), torch.ones_like(s))
 
 
 def _error(
-    w: FoldedLinear, seen: Sample, exact: Tensor, format: str, factor: Tensor | None
+    weight: Tensor, seen: Sample, exact: Tensor, format: str, factor: Tensor | None
 ) -> float:
     """Squared error of integers of 8 bits on the rows: to the bit that of QuantisedLinear.
 
-    Most of the time of `choose` goes here, and most of that to memory: a weight of B/32 has 9 MB.
-    So there is one copy of it, whose values are those of 8 bits, but in fp32, as apply takes them.
+    weight: [out, in], of the linear or of some of its outputs. exact: rows W^T. Most of the time of
+    `choose` goes here, and most of that to memory. So there is one copy of the weight, whose values
+    are those of 8 bits, but in fp32, as apply takes them.
     """
     kind = NUMBER_FORMATS[format]
     channels, rows = seen.channels, seen.rows
     if factor is None:
-        weight = w.weight.to(torch.float32, copy=True)
+        weight = weight.to(torch.float32, copy=True)
     else:
-        weight = (w.weight / factor).float()
+        weight = (weight / factor).float()
         channels, rows = channels * factor, rows * factor
     x_scale = float(channels.max()) / kind.largest
     low, high = torch.aminmax(weight, dim=1)

@@ -7,6 +7,7 @@ import torch
 
 from stan_infer.artefacts.precision import EIGHT_BITS
 from stan_infer.errors import InputError
+from stan_infer.network import cpu_threads
 from stan_infer.network.eight_bits import LINEARS, NUMBER_FORMATS, NumberFormat, quantise_linear
 from stan_infer.network.fold import fold_video
 from stan_infer.network.folded import FoldedLinear, linears, map_linears
@@ -90,9 +91,9 @@ def test_a_small_clip_takes_one_thread_and_gives_them_back(tiny_model, monkeypat
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        for small, wanted in ((observe.SMALL, 1), (0, 2)):
+        for small, wanted in ((cpu_threads.SMALL, 1), (0, 2)):
             seen.clear()
-            monkeypatch.setattr(observe, "SMALL", small)
+            monkeypatch.setattr(cpu_threads, "SMALL", small)
             observe.observe(weights, video, only_largest=True)
             assert set(seen) == {wanted} and torch.get_num_threads() == 2
     finally:
@@ -108,7 +109,7 @@ def test_the_error_of_a_strength_is_that_of_the_quantised_linear():
         channels, rows = (v if factor is None else v * factor for v in (x.abs().amax(0), x))
         q = quantise_linear(w, float(channels.max()) / 127, "int8", factor)
         wanted = float((q.apply(rows) - exact).square().sum())
-        assert _error(w, Sample(x.abs().amax(0), x, 40), exact, "int8", factor) == wanted
+        assert _error(w.weight, Sample(x.abs().amax(0), x, 40), exact, "int8", factor) == wanted
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -149,14 +150,14 @@ def test_smoothing_is_exact_and_helps_outliers(tiny_model):
     gamma = patches.gamma.clone()
     gamma[:2] *= 40  # outlier channels of the residual stream
     weights = dataclasses.replace(weights, patches=dataclasses.replace(patches, gamma=gamma))
-    found = choose(weights, sample(weights, video), "int8")
+    found = choose(weights, sample(weights, video)[0], "int8")
     assert max(found.strengths.values()) > 0
     assert found.values
 
     exact = encode_video(weights, video)[0]
     smoothed = with_gains(through_values(weights, found), found.gains)
     assert (encode_video(smoothed, video)[0] - exact).norm() / exact.norm() < 1e-10
-    in_fp8 = choose(weights, sample(weights, video), "fp8")
+    in_fp8 = choose(weights, sample(weights, video)[0], "fp8")
     assert in_fp8.gains == in_fp8.values == {}
     assert set(found.strengths) <= set(linears(weights))
 
