@@ -10,8 +10,9 @@ from contextlib import closing
 import pytest
 
 import stan_infer as si
+from stan_infer.checkpoints.catalogue import PUBLIC
 from stan_infer.checkpoints.hub import located
-from stan_infer.checkpoints.hub_names import chosen_file, parse_name
+from stan_infer.checkpoints.hub_names import COMMIT, chosen_file, parse_name
 from stan_infer.checkpoints.load import inspect_checkpoint, load_model
 from stan_infer.checkpoints.lock_file import LOCK
 from stan_infer.errors import CheckError, InputError, MissingError, StanError
@@ -205,6 +206,13 @@ def test_no_clear_choice_lists_the_files(name, files, said):
 def test_names_of_another_form(name, said):
     with pytest.raises(InputError, match=said):
         located(name)
+
+
+def test_names_of_the_catalogue_can_be_given():
+    for public in PUBLIC:
+        name = parse_name(public.name)
+        assert name.file and COMMIT.fullmatch(name.revision), public
+        assert public.what and public.figure and public.source.startswith("https://")
 
 
 def test_other_sources_stay_what_they_are(tiny_model):
