@@ -59,6 +59,7 @@ SLOW = {
     "tests/benchmarking/test_run.py::test_bench_from_python",
     "tests/checkpoints/test_bounds.py::test_memory_is_bounded",
     "tests/checkpoints/test_clip_alone.py::test_the_message_has_the_exact_commands",
+    "tests/checkpoints/test_hub.py::test_the_command_line",
     "tests/checkpoints/test_same_reading.py::test_many_ways_of_writing_are_read_as_the_same",
     "tests/checkpoints/test_torch_file.py::test_memory_of_a_large_directory",
     "tests/checkpoints/test_torch_file.py::test_memory_stays_bounded",

@@ -1,7 +1,7 @@
 """python -m benchmarks.tables --write | --check: the tables of the documents, from recorded runs.
 
 The text between the markers `<!-- table:NAME -->` and `<!-- /table -->` of a document is generated
-from benchmarks/results/ and examples/motion/results.json.
+from benchmarks/results/, examples/motion/results.json and the catalogue of public checkpoints.
 """
 
 from __future__ import annotations
@@ -14,9 +14,23 @@ from functools import partial
 
 from benchmarks.record import ROOT
 from benchmarks.tables import gpu, quality, speed
+from stan_infer.checkpoints.catalogue import PUBLIC
 
-FILES = ("README.md", "BENCHMARKS.md", "CALIBRATION.md")
+FILES = ("README.md", "BENCHMARKS.md", "CALIBRATION.md", "CHECKPOINTS.md")
+
+
+def catalogue_table() -> str:
+    """The public checkpoints, as stan_infer/checkpoints/catalogue.py has them."""
+    lines = ["| name | what | the paper's figure | test |", "|---|---|---|---|"]
+    lines += [
+        f"| `{p.name}` | {p.what} ([page]({p.source})) | {p.figure} | `{_HELD}` |" for p in PUBLIC
+    ]
+    return "\n".join(lines)
+
+
+_HELD = "test_hub.py::test_names_of_the_catalogue_can_be_given"
 TABLES: dict[str, Callable[[], str]] = {
+    "catalogue": catalogue_table,
     "graphs": speed.graphs_table,
     "accuracy": quality.accuracy_table,
     "accuracy_reduced": partial(quality.accuracy_table, reduced=True),

@@ -22,6 +22,7 @@ from stan_infer.benchmarking.rows import (
     write_json_lines,
 )
 from stan_infer.benchmarking.stages import bench_stages
+from stan_infer.checkpoints.hub import located
 from stan_infer.checkpoints.weights_folder import is_exported
 from stan_infer.config import video_flops
 from stan_infer.engines.open import engine_named
@@ -80,6 +81,8 @@ def bench(
     are checked before anything is measured. Raises InputError for wrong options or files,
     MissingError if no engine can run here, CheckError if the baseline's outputs are not finite.
     """
+    if options.source is not None:
+        options = dataclasses.replace(options, source=str(located(options.source)))
     options = dataclasses.replace(options, engines=options.engines or _engines(options.source))
     earlier = (
         read_json_lines(options.compare, "bench", "bench --out FILE") if options.compare else []

@@ -1,8 +1,8 @@
 """Load a trained model from any source into a Stan; write a model in our own format.
 
 A source is the authors' file (.pth, .pt, .bin), a safetensors file in their names or ours, CLIP's
-weights, or an open_clip name with a tag (a branch on CLIP). Files may be a stranger's: nothing in
-them is run.
+weights, an open_clip name with a tag (a branch on CLIP), or a name on the hub of one of these
+files. Files may be a stranger's: nothing in them is run.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from stan_infer.checkpoints import own
 from stan_infer.checkpoints.clip_alone import ALONE, clip_alone
 from stan_infer.checkpoints.clip_names import is_clip
+from stan_infer.checkpoints.hub import located
 from stan_infer.checkpoints.layout import Recognised
 from stan_infer.checkpoints.openclip import (
     clip_file_layout,
@@ -59,15 +60,17 @@ class Inspection:
 def load_model(source: str | Path, settings: Mapping[str, Any] | None = None) -> Stan:
     """Load a checkpoint as a Stan in eval mode, on the CPU, in float32.
 
-    source: a file, or an open_clip name and tag such as "ViT-B-32-quickgelu:openai" (the tag may be
-    a path to that CLIP's weights), which gives an untrained branch on CLIP, as CLIP's weights alone
-    do where they show what they are. settings: StanConfig fields that tensor shapes do not
-    determine, and `weights`: which set of a file that has several, such as "ema".
+    source: a file, a name on the hub, "hf:OWNER/NAME[@REVISION][/FILE]", or an open_clip name and
+    tag such as "ViT-B-32-quickgelu:openai" (the tag may be a path to that CLIP's weights), which
+    gives an untrained branch on CLIP, as CLIP's weights alone do where they show what they are.
+    settings: StanConfig fields that tensor shapes do not determine, and `weights`: which set of a
+    file that has several, such as "ema".
 
     Raises InputError for a missing, damaged, hostile or unknown file, a missing or left-over
-    weight, a shape that contradicts the rest, a value that is not finite. No weight is ever left
-    random.
+    weight, a shape that contradicts the rest, a value that is not finite; and as hub.located
+    does. No weight is ever left random.
     """
+    source = located(source)
     torch = require_torch("loading a checkpoint", "cpu", source, settings)
     config, state = _read(source, settings, torch.float32)
     from stan_infer.network.model import Stan
@@ -118,6 +121,7 @@ def inspect_checkpoint(source: str | Path, settings: Mapping[str, Any] | None = 
     An open_clip name needs no tag here, and nothing is downloaded for one. Raises InputError as
     load_model does, except for values.
     """
+    source = located(source)
     weights, settings = _chosen(settings)
     if not _is_file(source) and not os.path.exists(str(source).partition(":")[2]):
         if weights is not None:
@@ -196,7 +200,7 @@ def convert_counted(
     Raises InputError as load_model does, or when the target is not a .safetensors file, is the
     source itself, or is a file that this did not write.
     """
-    target = Path(target)
+    source, target = located(source), Path(target)
     if target.suffix != ".safetensors":
         raise InputError(f"target {target} must end in .safetensors, the one format written")
     sources = files_of(source)

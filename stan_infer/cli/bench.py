@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stan_infer.cli.options import Json, Settings, Weights, parse_numbers, parse_settings
+from stan_infer.cli.options import (
+    Json,
+    Locked,
+    Settings,
+    Weights,
+    fetched,
+    parse_numbers,
+    parse_settings,
+)
 from stan_infer.engines.open import ENGINES
 
 if TYPE_CHECKING:
@@ -24,7 +32,8 @@ def bench(
         str | None,
         typer.Argument(
             metavar="[CKPT_OR_DIR]",
-            help="Checkpoint, exported folder, .plan or bare .onnx; without it, --preset.",
+            callback=fetched,
+            help="Checkpoint, hf: name, exported folder, .plan or .onnx; without it, --preset.",
         ),
     ] = None,
     engine: Annotated[
@@ -90,6 +99,7 @@ def bench(
     ] = 0.1,
     settings: Settings = None,
     weights: Weights = None,
+    locked: Locked = False,
     json: Json = False,
 ) -> None:
     """Time engines against eager mode, in turn in one process, and compare their outputs.

@@ -10,6 +10,7 @@ import typer
 from stan_infer.cli.options import (
     CheckpointOrFolder,
     Json,
+    Locked,
     Settings,
     Timeout,
     Weights,
@@ -65,6 +66,7 @@ def calibrate(
     workers: Workers = None,
     settings: Settings = None,
     weights: Weights = None,
+    locked: Locked = False,
     timeout: Timeout = 60.0,
     json: Json = False,
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from stan_infer.cli.options import Checkpoint, Json, Settings, Weights, parse_settings
+from stan_infer.cli.options import Checkpoint, Json, Locked, Settings, Weights, parse_settings
 
 
 def convert(
@@ -15,6 +15,7 @@ def convert(
     target: Annotated[Path, typer.Argument(metavar="DST.safetensors", help="File to write.")],
     settings: Settings = None,
     weights: Weights = None,
+    locked: Locked = False,
     json: Json = False,
 ) -> None:
     """Rewrite a checkpoint as safetensors: weights bit for bit, the config as metadata."""

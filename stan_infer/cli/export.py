@@ -16,6 +16,7 @@ from stan_infer.cli.options import (
     CheckpointOrFolder,
     Json,
     Labels,
+    Locked,
     Settings,
     SplitWords,
     Weights,
@@ -113,6 +114,7 @@ def export(
     ] = "onnxruntime",
     settings: Settings = None,
     weights: Weights = None,
+    locked: Locked = False,
     json: Json = False,
 ) -> None:
     """Export a checkpoint to a folder that runs without torch, and compare it with eager mode.

@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stan_infer.cli.options import CheckpointOrFolder, Json, Settings, Weights, parse_settings
+from stan_infer.cli.options import (
+    CheckpointOrFolder,
+    Json,
+    Locked,
+    Settings,
+    Weights,
+    parse_settings,
+)
 
 if TYPE_CHECKING:
     from stan_infer.config import StanConfig
@@ -19,6 +26,7 @@ def inspect(
     checkpoint: CheckpointOrFolder,
     settings: Settings = None,
     weights: Weights = None,
+    locked: Locked = False,
     frames: Annotated[
         int | None, typer.Option(help="T of the GFLOPs (default: the config's).")
     ] = None,

@@ -15,13 +15,41 @@ if TYPE_CHECKING:
     from stan_infer.engines.session import Session
     from stan_infer.text.labels import Labels as ClassNames
 
+
+def fetched(context: typer.Context, source: str | None) -> str | None:
+    """Replace a name on the hub by the path of its file or folder, which is fetched."""
+    from stan_infer.checkpoints.hub import located
+    from stan_infer.cli.report import say
+
+    if source is None or context.resilient_parsing:
+        return source
+    # --locked is eager: its value is there before that of any argument.
+    return str(located(source, locked=bool(context.params.get("locked")), say=say, write=True))
+
+
+Locked = Annotated[
+    bool,
+    typer.Option(
+        "--locked",
+        is_eager=True,
+        help="Take of names on the hub only what stan-infer.lock has, unchanged.",
+    ),
+]
 Checkpoint = Annotated[
-    str, typer.Argument(metavar="CKPT", help="Checkpoint file, or an open_clip NAME:TAG.")
+    str,
+    typer.Argument(
+        metavar="CKPT",
+        callback=fetched,
+        help="Checkpoint file, hf:OWNER/NAME[@REVISION][/FILE], or an open_clip NAME:TAG.",
+    ),
 ]
 CheckpointOrFolder = Annotated[
     str,
     typer.Argument(
-        metavar="CKPT_OR_DIR", help="Checkpoint file, open_clip NAME:TAG, exported folder or .plan."
+        metavar="CKPT_OR_DIR",
+        callback=fetched,
+        help="Checkpoint file, hf:OWNER/NAME[@REVISION][/FILE], open_clip NAME:TAG, exported "
+        "folder or .plan.",
     ),
 ]
 Settings = Annotated[

@@ -9,7 +9,15 @@ from typing import Annotated, Any
 import typer
 
 from stan_infer.artefacts.precision import EIGHT_BITS
-from stan_infer.cli.options import Json, Settings, Weights, parse_numbers, parse_settings
+from stan_infer.cli.options import (
+    Json,
+    Locked,
+    Settings,
+    Weights,
+    fetched,
+    parse_numbers,
+    parse_settings,
+)
 from stan_infer.engines.open import graph_engines
 from stan_infer.system.outside_file import read_lines
 
@@ -21,8 +29,18 @@ _COLUMNS = (
 
 
 def verify(
-    a: Annotated[str, typer.Argument(metavar="A", help="Reference: checkpoint, folder, .onnx.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="Compared with A; the same, or a .plan.")],
+    a: Annotated[
+        str,
+        typer.Argument(
+            metavar="A", callback=fetched, help="Reference: checkpoint, folder, .onnx; or hf: name."
+        ),
+    ],
+    b: Annotated[
+        str,
+        typer.Argument(
+            metavar="B", callback=fetched, help="Compared with A; the same, or a .plan."
+        ),
+    ],
     videos: Annotated[
         Path | None, typer.Option(help="Video or folder of videos (default: generated ones).")
     ] = None,
@@ -43,6 +61,7 @@ def verify(
     ] = False,
     settings: Settings = None,
     weights: Weights = None,
+    locked: Locked = False,
     json: Json = False,
 ) -> None:
     """Compare two models from video bytes to rank, stage by stage; exit code 4 if they differ.

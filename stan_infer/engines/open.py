@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, Unpack
 
 from stan_infer.artefacts.precision import EIGHT_BITS
+from stan_infer.checkpoints.hub import located
 from stan_infer.checkpoints.weights_folder import is_exported
 from stan_infer.errors import CheckError, InputError, MissingError, check_word
 from stan_infer.system.packages import require
@@ -222,8 +223,8 @@ def open_session(
 ) -> Session:
     """Open a model for inference.
 
-    source: a checkpoint, an open_clip name and tag or a loaded Stan for "eager", "compile" and
-    "triton"; an exported folder for the others, or a .plan in one.
+    source: a checkpoint as load_model takes it or a loaded Stan for "eager", "compile" and
+    "triton"; an exported folder for the others (also "hf:OWNER/NAME"), or a .plan in one.
     engine: None is "ort" for a folder, that of a plan, "eager" for anything else; describe() of the
     session gives it. "compile" is eager under torch.compile, which compiles at the first run of a
     shape. "triton" runs our kernels, "trt" and "trt-rtx" the plans of a folder, all on an NVIDIA
@@ -231,14 +232,13 @@ def open_session(
     device: "cpu", "cuda", "cuda:1"; None is the one that engine and provider need, or the CPU.
     precision: of weights and linears; None is fp32 for a checkpoint (fp16 for "triton") and that of
     the export for a folder; "openvino" also runs an fp32 folder in bf16, if the CPU has it.
-    settings: StanConfig fields that a checkpoint's shapes do not determine, and `weights`; see
-    load_model.
-    options: see EngineOptions; ENGINES says which engine has which. threads, yielding and
-    auto_rebuild are ignored by engines without them, another option is an InputError there.
+    settings: see load_model. options: see EngineOptions; ENGINES says which engine has which.
+    threads, yielding and auto_rebuild are ignored by engines without them, another is an error.
 
     Nothing falls back: InputError for a wrong source, option or word, MissingError for a package or
     device that is not here.
     """
+    source = located(source)
     found = _open(source, engine, device, precision, settings, options)
     # Where it is unpickled may be another folder.
     words = {"device": device, "precision": precision, "settings": settings, **options}

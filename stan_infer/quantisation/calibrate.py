@@ -19,6 +19,7 @@ import numpy as np
 import stan_infer
 from stan_infer.artefacts.calibration_file import SCHEMA, digest, preprocessing
 from stan_infer.artefacts.folder import Artefact, read_artefact, sha256, why_keep
+from stan_infer.checkpoints.hub import located
 from stan_infer.errors import CheckError, InputError, MissingError, first_reasons
 from stan_infer.export.read_weights import read_weights
 from stan_infer.export.to_quantised import write_quantised
@@ -96,7 +97,7 @@ def calibrate(
     cannot be used, CheckError where the bound cannot be met or 8 bits are not faster here (unless
     options.force).
     """
-    source, out, options = str(source), Path(out), options or CalibrationOptions()
+    source, out, options = str(located(source)), Path(out), options or CalibrationOptions()
     if not os.path.exists(source) and ":" not in source:
         raise InputError(f"{source}: no such file or folder; check the spelling")
     state = _check_out(out, source)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stan_infer.checkpoints.hub import located
 from stan_infer.checkpoints.weights_folder import is_exported
 from stan_infer.engines.open import engine_named, graph_engines, open_session
 from stan_infer.errors import InputError, MissingError
@@ -30,6 +31,7 @@ def open_side(
     """
     if engine is not None:
         engine_named(engine)
+    model = located(model)
     path = Path(model) if isinstance(model, (str, Path)) else Path()
     if path.suffix == ".plan":
         from stan_infer.tensorrt_plans.plan_file import read_plan
