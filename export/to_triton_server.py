@@ -29,7 +29,7 @@ from stan_infer.system.atomic import new_folder
 from stan_infer.system.json_file import checked, read_object
 from stan_infer.tensorrt_plans.options import DEFAULT_TEXTS
 from stan_infer.tensorrt_plans.plan_file import Plan, check_origin, read_plan
-from stan_infer.text.vocabulary import CLIP_LICENCE, CLIP_LICENCE_FILE
+from stan_infer.text.vocabulary import CLIP_LICENCE
 
 FORMAT = "triton-server"  # the --format of export
 # Backend of the towers -> the format of an exported folder that has their files.
@@ -88,7 +88,7 @@ def write_repository(artefact: Artefact, out: Path, *, backend: str = "onnxrunti
             if artefact.has(name):
                 artefact.copy(name, folder / name)
         if (folder / "tokenizer.json").exists():
-            (folder / CLIP_LICENCE_FILE).write_text(CLIP_LICENCE, encoding="utf-8")
+            (folder / CLIP_LICENCE.name).write_bytes(CLIP_LICENCE.read_bytes())
         files = sorted(p for p in folder.rglob("*") if p.is_file())
         marker = {
             "tool": {"name": "stan_infer", "version": stan_infer.__version__},

@@ -20,8 +20,8 @@ import torch
 
 from examples.motion import clips, evaluate
 from stan_infer.checkpoints.load import load_model
+from stan_infer.engines.inputs import as_numpy
 from stan_infer.engines.open import open_session
-from stan_infer.engines.session import as_numpy
 from stan_infer.system.machine import machine_record
 
 # What of README.md is generated, between its markers.

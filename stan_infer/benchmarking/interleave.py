@@ -14,7 +14,7 @@ from stan_infer.artefacts.difference import relative_error
 from stan_infer.artefacts.precision import EIGHT_BITS, TOLERANCES
 from stan_infer.benchmarking.starvation import add_doubts, cpu_figures, let_others_sleep
 from stan_infer.benchmarking.timing import Clock, WallClock, diagnose, summarise
-from stan_infer.engines.session import as_numpy
+from stan_infer.engines.inputs import as_numpy
 from stan_infer.errors import CheckError
 from stan_infer.system.cpu_use import CpuMeter, CpuUse, MachineMeter, MachineUse
 from stan_infer.system.machine import cpus_of_this_process

@@ -24,7 +24,9 @@ class BenchOptions:
     settings: config fields of a checkpoint or preset. engines: by default eager and ort; of a
     folder or graph ort; of a plan its own. precisions: by default fp32, for engines that need a GPU
     fp16, of a folder its own. device: by default cuda if an engine needs it and it is here, else
-    cpu. batches, frames: B and T; every combination is timed. threads: by default all CPUs.
+    cpu. batches, frames: B and T; every combination is timed. warmup, repeats, min_seconds: rounds
+    that are not counted, the least number of those that are, and how long each engine runs at
+    least. threads: by default all CPUs.
     calibration: what `calibrate` wrote of the checkpoint. include_decode: video or folder; time
     also all from file to scores. memory: measure each engine's peak in a process of its own. out:
     file for the rows. report: folder for the page. evals: files that `eval --json` wrote. compare:
@@ -40,7 +42,9 @@ class BenchOptions:
     device: str | None = None
     batches: Sequence[int] = (1,)
     frames: Sequence[int] = (8,)
-    schedule: Schedule = Schedule(min_seconds=3.0)
+    warmup: int = 2
+    repeats: int = 10
+    min_seconds: float = 3.0
     threads: int | None = None
     calibration: Path | None = None
     include_decode: Path | None = None
@@ -55,12 +59,26 @@ class BenchOptions:
         """Drop repeats; check words and numbers."""
         for name in ("engines", "precisions", "batches", "frames"):
             object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
+        for name in ("calibration", "include_decode", "out", "report", "compare"):
+            if isinstance(value := getattr(self, name), str):
+                object.__setattr__(self, name, Path(value))
+        object.__setattr__(self, "evals", tuple(map(Path, self.evals)))
         for engine in self.engines:
             engine_named(engine)
         for precision in self.precisions:
             check_word("precision", precision, PRECISIONS)
         check_range("--batch", self.batches, MAX_BATCH)
         check_range("--frames", self.frames, MAX_FRAMES)
+        if self.warmup < 1 or self.repeats < 1 or not 0 <= self.min_seconds <= 3600:
+            raise InputError(
+                f"warmup {self.warmup}, repeats {self.repeats}, min_seconds {self.min_seconds}: "
+                "rounds are at least 1, seconds 0 to 3600"
+            )
+
+    @property
+    def schedule(self) -> Schedule:
+        """How many rounds are measured."""
+        return Schedule(self.warmup, self.repeats, self.min_seconds)
 
 
 def check_range(name: str, numbers: Sequence[int], high: int) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import os
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -31,24 +31,27 @@ from stan_infer.system.atomic import check_file, check_folder, check_outside, fi
 from stan_infer.system.cpu_use import load_average
 from stan_infer.system.machine import installed_versions, machine_record, pinned, usable_cpus
 from stan_infer.system.packages import require
+from stan_infer.system.result import Progress, Result, Say, no_progress, silent
 from stan_infer.system.temporary import temporary_folder
 from stan_infer.tensorrt_plans.plan_file import read_plan
 from stan_infer.video.find import list_videos
 
-Say = Callable[[str], None]
-# A function of title and number of steps; its context gives a function that is called with the
-# number of steps just done.
-Progress = Callable[[str, float], AbstractContextManager[Callable[..., None]]]
 _MAX_VIDEOS = 8  # of include_decode
 
 
-@dataclasses.dataclass(frozen=True)
-class BenchResult:
+@dataclasses.dataclass(frozen=True, repr=False)
+class BenchResult(Result):
     """What was measured.
 
-    title: name of the model. rows: one per engine, precision and shape; one that did not run or
-    whose outputs were wrong has the reason under `refused`, and no speed. stages: rows of
-    bench_stages. changes: records of compare_rows. failed: videos that could not be read, and why.
+    Attributes:
+        title: name of the model.
+        rows: one per engine, precision and shape: "engine", "precision", "batch", "frames",
+            "latency_ms_p50", "clips_per_s", "ratio" to the first engine and more (BENCHMARKS.md);
+            one that did not run or whose outputs were wrong has the reason under "refused", and no
+            speed.
+        stages: rows of the time from file to scores, with include_decode.
+        changes: rows against an earlier run, with compare.
+        failed: videos that could not be read, and why.
     """
 
     title: str
@@ -68,21 +71,56 @@ class BenchResult:
         """Whether every engine ran at every shape."""
         return not any(r.get("refused") for r in self.rows)
 
+    def summary(self) -> str:
+        """The median latency of each row, or that it was refused."""
+        parts = [
+            f"{r['engine']} {r.get('precision', '')} "
+            + ("refused" if r.get("refused") else f"{r['latency_ms_p50']:.4g} ms")
+            + (f" (B {r['batch']}, T {r['frames']})" if "batch" in r else "")
+            for r in self.rows
+        ]
+        return f"{self.title}: {', '.join(parts)}"
+
 
 def bench(
-    options: BenchOptions,
+    source: str | Path | None = None,
     *,
-    say: Say = lambda text: None,
-    progress: Progress = lambda title, total: nullcontext(lambda amount=1.0: None),
+    say: Say = silent,
+    progress: Progress = no_progress,
+    **options: Any,
 ) -> BenchResult:
-    """Time engines against the first one, write what `options` ask for, return the rows.
+    """Time engines against the first one, in turn in one process, and compare their outputs.
 
-    say: is called with messages about what is being done; progress: see Progress. Options and files
-    are checked before anything is measured. Raises InputError for wrong options or files,
-    MissingError if no engine can run here, CheckError if the baseline's outputs are not finite.
+    Args:
+        source: a checkpoint, exported folder, .plan or bare .onnx; None: `preset`, with random
+            weights.
+        say: called with a sentence about what is being done.
+        progress: called with a title and a number of steps; a context manager that gives a
+            function, which is called with the number of steps just done.
+        options: the fields of BenchOptions: preset, settings, engines, precisions, device, batches,
+            frames, warmup, repeats, min_seconds, threads, calibration, include_decode, memory, out,
+            report, evals, compare, tolerance.
+
+    Returns:
+        BenchResult: rows with milliseconds, `is_wrong`, `is_complete`.
+
+    Raises:
+        InputError: wrong options or files, which are checked before anything is measured.
+        MissingError: no engine can run here.
+        CheckError: the baseline's outputs are not finite.
+
+    Example:
+        >>> import stan_infer as si
+        >>> quick = dict(warmup=1, repeats=1, min_seconds=0, memory=False)
+        >>> found = si.bench(preset="stan-tiny", engines=["eager"], frames=[2], **quick)
+        >>> found.is_wrong, found.rows[0]["latency_ms_p50"] > 0
+        (False, True)
     """
-    if options.source is not None:
-        options = dataclasses.replace(options, source=str(located(options.source)))
+    name = None if source is None else str(located(str(source)))
+    return _bench(BenchOptions(source=name, **options), say, progress)
+
+
+def _bench(options: BenchOptions, say: Say, progress: Progress) -> BenchResult:
     options = dataclasses.replace(options, engines=options.engines or _engines(options.source))
     earlier = (
         read_json_lines(options.compare, "bench", "bench --out FILE") if options.compare else []

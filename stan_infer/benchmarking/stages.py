@@ -13,7 +13,8 @@ from stan_infer.benchmarking.interleave import Candidate
 from stan_infer.benchmarking.starvation import NOT_ITS_OWN, cpu_figures, let_others_sleep
 from stan_infer.benchmarking.timing import WallClock
 from stan_infer.config import StanConfig
-from stan_infer.engines.session import as_numpy, read_config_clip
+from stan_infer.engines.inputs import as_numpy
+from stan_infer.engines.session import read_config_clip
 from stan_infer.errors import InputError, first_reasons
 from stan_infer.scores import head_scores
 from stan_infer.system.cpu_use import CpuMeter, CpuUse, MachineMeter

@@ -109,14 +109,15 @@ def bench(
     and the exit code is 4. If other work kept it from the CPUs, its row says "starved" in place of
     a ratio. Videos that cannot be read are named and left out; exit code 2.
     """
-    from stan_infer.benchmarking.interleave import Schedule
-    from stan_infer.benchmarking.options import MAX_BATCH, MAX_FRAMES, BenchOptions
+    from stan_infer.benchmarking.options import MAX_BATCH, MAX_FRAMES
     from stan_infer.benchmarking.run import bench as run
     from stan_infer.cli.progress import progress_bar
     from stan_infer.cli.report import say
 
-    options = BenchOptions(
-        source=checkpoint,
+    result = run(
+        checkpoint,
+        say=say,
+        progress=progress_bar,
         preset=preset,
         settings=parse_settings(settings, weights),
         engines=_words(engine),
@@ -124,7 +125,9 @@ def bench(
         device=device,
         batches=parse_numbers(batch, "--batch", MAX_BATCH),
         frames=parse_numbers(frames, "--frames", MAX_FRAMES),
-        schedule=Schedule(warmup, repeats, min_seconds),
+        warmup=warmup,
+        repeats=repeats,
+        min_seconds=min_seconds,
         threads=threads,
         calibration=calibration,
         include_decode=include_decode,
@@ -135,7 +138,7 @@ def bench(
         compare=compare,
         tolerance=tolerance,
     )
-    _show(result := run(options, say=say, progress=progress_bar), json)
+    _show(result, json)
     for error in result.failed.values():
         say(f"error: {error}")
     if result.is_wrong or not result.is_complete:

@@ -17,7 +17,6 @@ from stan_infer.cli.options import (
     Workers,
     parse_settings,
 )
-from stan_infer.system.packages import require
 
 _COLUMNS = ("engine", "precision", "file_mib", "latency_ms_p50", "speed")
 
@@ -77,39 +76,36 @@ def calibrate(
     now because of other work, the exit code is 4 and nothing is written without --force. A run that
     was stopped goes on when it is started again.
     """
-    from stan_infer.checkpoints.load import require_torch
-
-    given = parse_settings(settings, weights)
-    require_torch("calibrating", "cpu", checkpoint, given)
-    for module in ("onnx", "onnxruntime"):
-        require(module, "calibrating", "cpu")
     from stan_infer.cli.progress import progress_bars
     from stan_infer.cli.report import print_facts, print_json, print_table, say
     from stan_infer.errors import CheckError
-    from stan_infer.quantisation.calibrate import calibrate as run
-    from stan_infer.quantisation.options import CalibrationOptions
+    from stan_infer.quantisation.from_videos import calibrate as run
     from stan_infer.quantisation.sentence import facts, table_rows
     from stan_infer.system.machine import peak_mib
 
-    options = CalibrationOptions(
-        precision=precision,
-        method=method,
-        percentile=percentile,
-        samples=samples,
-        seed=seed,
-        smooth=smooth,
-        force=force,
-        min_cosine=min_cosine,
-        max_drop=max_drop,
-        metric=metric,
-        labels=labels,
-        settings=given,
-        workers=workers,
-        timeout_s=timeout,
-        **({} if threads is None else {"threads": threads}),
-    )
     with progress_bars() as progress:
-        found = run(checkpoint, videos, out, options, say=say, progress=progress)
+        found = run(
+            checkpoint,
+            videos,
+            out,
+            say=say,
+            progress=progress,
+            precision=precision,
+            method=method,
+            percentile=percentile,
+            samples=samples,
+            seed=seed,
+            smooth=smooth,
+            force=force,
+            min_cosine=min_cosine,
+            max_drop=max_drop,
+            metric=metric,
+            labels=labels,
+            settings=parse_settings(settings, weights),
+            workers=workers,
+            timeout_s=timeout,
+            **({} if threads is None else {"threads": threads}),
+        )
     verdict = found.record["verdict"]
     if json:
         memory = {"peak_host_mib": peak_mib()}

@@ -22,7 +22,7 @@ from stan_infer.cli.options import (
     Timeout,
     Weights,
     Workers,
-    open_for,
+    session_options,
 )
 
 
@@ -51,55 +51,31 @@ def embed(
     """
     from stan_infer.cli.progress import progress_bar
     from stan_infer.cli.report import print_facts, print_json, say
-    from stan_infer.errors import InputError
-    from stan_infer.library.embed import (
-        EmbedOptions,
-        Reading,
-        collect,
-        embed_videos,
-        save_embeddings,
-        why_keep,
+    from stan_infer.library.embeddings import embed_videos
+
+    found = embed_videos(
+        checkpoint,
+        videos,
+        out,
+        batch=batch,
+        workers=workers,
+        decoder=decoder,
+        timeout_s=timeout,
+        say=say,
+        progress=progress_bar,
+        **session_options(context),
     )
-    from stan_infer.system.atomic import check_file, files_of
-    from stan_infer.video.decode_worker import early_workers
-    from stan_infer.video.find import list_videos
-    from stan_infer.video.spec import ClipSpec
-
-    if out.suffix != ".npz":
-        raise InputError(f"--out {out} must end in .npz")
-    paths = list_videos(videos)
-    sources = [*files_of(checkpoint), *([calibration] if calibration else []), *paths]
-    check_file(out, why_keep, sources=sources)
-    with early_workers(workers, len(paths)):
-        session = open_for(context, yielding=True)
-        with progress_bar("embedding", len(paths)) as step:
-
-            def on_reading(reading: Reading) -> None:
-                step()
-                if reading.error:
-                    say(f"error: {reading.error}")
-
-            readings = embed_videos(
-                session,
-                paths,
-                EmbedOptions(batch, workers, timeout),
-                spec=ClipSpec.of(session.config, decoder=decoder),
-            )
-            good, bad = collect(readings, on_reading)
-    if not good:
-        raise InputError(f"none of the {len(paths)} videos could be read; {out} was not written")
-    save_embeddings(out, good, session, checkpoint, sources=sources)
     record = {
         "out": str(out),
-        "videos": len(good),
-        "failed": len(bad),
-        **session.describe(),
-        "decoders": sorted({r.clip.decoder for r in good if r.clip}),
+        "videos": len(found.paths),
+        "failed": len(found.failed),
+        **found.session,
+        "decoders": sorted(set(found.decoders)),
     }
     if json:
-        failures = [{"video": str(r.path), "error": r.error} for r in bad]
+        failures = [{"video": k, "error": v} for k, v in found.failed.items()]
         print_json("embed", {**record, "failures": failures})
     else:
         print_facts(record)
-    if bad:
+    if found.failed:
         raise typer.Exit(2)

@@ -115,20 +115,21 @@ Workers = Annotated[
 _OF_SESSIONS = ("engine", "device", "precision", "provider", "calibration", "auto_rebuild")
 
 
-def open_for(context: typer.Context, **options: Any) -> Session:
+def session_options(context: typer.Context) -> dict[str, Any]:
+    """The options of open_session that a command was given: settings and those of _OF_SESSIONS."""
+    given = context.params
+    found = {name: given[name] for name in _OF_SESSIONS if name in given}
+    return found | {"settings": parse_settings(given["settings"], given["weights"]) or None}
+
+
+def open_for(context: typer.Context) -> Session:
     """Open the session that the arguments and options of a command describe.
 
-    options: further ones of open_session.
-
-    These are checkpoint, settings, weights and those of _OF_SESSIONS that the command has. The
-    session is closed when the command ends, however it ends. Raises what open_session raises.
+    It is closed when the command ends, however it ends. Raises what open_session raises.
     """
     from stan_infer.engines.open import open_session
 
-    given = context.params
-    options |= {name: given[name] for name in _OF_SESSIONS if name in given}
-    settings = parse_settings(given["settings"], given["weights"]) or None
-    session = open_session(given["checkpoint"], settings=settings, **options)
+    session = open_session(context.params["checkpoint"], **session_options(context))
     context.call_on_close(session.close)
     return session
 

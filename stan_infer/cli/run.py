@@ -49,7 +49,8 @@ def run(
 ) -> None:
     """Score videos against texts: which text fits each video best."""
     from stan_infer.cli.report import print_json, print_table, say
-    from stan_infer.engines.session import score_features, token_ids
+    from stan_infer.engines.inputs import token_ids
+    from stan_infer.engines.session import score_features
     from stan_infer.library.embed import EmbedOptions, embed_videos
     from stan_infer.text.tokenizer import cut_texts
     from stan_infer.video.find import list_videos

@@ -75,22 +75,22 @@ def verify(
 
     from stan_infer.cli.report import print_json, print_table, say
     from stan_infer.errors import CheckError
-    from stan_infer.verification.verify import verify as run
-    from stan_infer.video.find import list_videos
+    from stan_infer.system.result import silent
+    from stan_infer.verification.verification import verify as run
 
     record = run(
         a,
         b,
-        videos=list_videos([videos]) if videos else None,
+        videos,
         texts=read_lines(texts, "texts") if texts else None,
         frames=parse_numbers(frames, "--frames", 64),
         tolerance=tolerance,
         bisect=bisect,
-        progress=say if sys.stderr.isatty() else None,
+        say=say if sys.stderr.isatty() else silent,
         engine_a=engine_a,
         engine_b=engine_b,
         settings=parse_settings(settings, weights) or None,
-    )
+    ).record()
     for fault in record["known_faults"]:
         say(f"reported for this version of TensorRT: {fault['what']} ({fault['link']})")
     if json:

@@ -17,12 +17,8 @@ from stan_infer.artefacts.onnx_sizes import Inputs
 from stan_infer.artefacts.precision import EIGHT_BITS
 from stan_infer.config import StanConfig
 from stan_infer.engines.graph import OpenGraph, Signature
-from stan_infer.engines.session import (
-    TEXT_CHUNK,
-    Session,
-    clip_array,
-    token_ids,
-)
+from stan_infer.engines.inputs import clip_array, token_ids
+from stan_infer.engines.session import TEXT_CHUNK, Session
 from stan_infer.errors import CheckError, InputError
 from stan_infer.video.clip import check_rules
 
@@ -84,15 +80,13 @@ class FolderSession(Session):
         """The model's config."""
         return self._artefact.config
 
-    def embed_video(self, video: Any) -> Any:
-        """See Session.embed_video; the input's dtype must be the one exported."""
+    def _video(self, video: Any) -> Any:
         graph, _ = self._role("video")
         clips = clip_array(self.config, video, functools.partial(self._check_clips, graph))
         output, wanted = self._check_clips(graph, clips.shape, str(clips.dtype))
         return self._run("video", output, {"video": clips}, wanted)
 
-    def embed_text(self, texts: Sequence[str] | np.ndarray) -> np.ndarray:
-        """See Session.embed_text; uses the vocabulary inside the folder."""
+    def _text(self, texts: Any) -> Any:
         ids = token_ids(self.config, texts, self.vocabulary)
         graph, _ = self._role("text")
         check_size(graph, "length", ids.shape[1], "token ids are {} long")

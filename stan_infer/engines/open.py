@@ -7,7 +7,6 @@ error messages and help read it. A new engine needs a session in a file of its o
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, Unpack
 from stan_infer.artefacts.precision import EIGHT_BITS
 from stan_infer.checkpoints.hub import located
 from stan_infer.checkpoints.weights_folder import is_exported
+from stan_infer.engines.sources import absolute, manifest_hash, owner
 from stan_infer.errors import CheckError, InputError, MissingError, check_word
 from stan_infer.system.packages import require
 
@@ -221,63 +221,59 @@ def open_session(
     settings: Mapping[str, Any] | None = None,
     **options: Unpack[EngineOptions],
 ) -> Session:
-    """Open a model for inference.
+    """Open a model for inference. Nothing falls back: what was asked for runs, or is an error.
 
-    source: a checkpoint as load_model takes it or a loaded Stan for "eager", "compile" and
-    "triton"; an exported folder for the others (also "hf:OWNER/NAME"), or a .plan in one.
-    engine: None is "ort" for a folder, that of a plan, "eager" for anything else; describe() of the
-    session gives it. "compile" is eager under torch.compile, which compiles at the first run of a
-    shape. "triton" runs our kernels, "trt" and "trt-rtx" the plans of a folder, all on an NVIDIA
-    GPU.
-    device: "cpu", "cuda", "cuda:1"; None is the one that engine and provider need, or the CPU.
-    precision: of weights and linears; None is fp32 for a checkpoint (fp16 for "triton") and that of
-    the export for a folder; "openvino" also runs an fp32 folder in bf16, if the CPU has it.
-    settings: see load_model. options: see EngineOptions; ENGINES says which engine has which.
-    threads, yielding and auto_rebuild are ignored by engines without them, another is an error.
+    Args:
+        source: a checkpoint, an open_clip name and tag or a loaded Stan for "eager", "compile" and
+            "triton"; an exported folder for the others, or a .plan in one; any of these by its
+            name on the hub, "hf:OWNER/NAME".
+        engine: None is "ort" for a folder, that of a plan, "eager" for anything else; describe() of
+            the session gives it. "compile" is eager under torch.compile, which compiles at the
+            first run of a shape. "triton" runs our kernels, "trt" and "trt-rtx" the plans of a
+            folder, all on an NVIDIA GPU; "ort" and "openvino" run a folder.
+        device: "cpu", "cuda", "cuda:1"; None is the one that engine and provider need, or the CPU.
+        precision: of weights and linears; None is fp32 for a checkpoint (fp16 for "triton") and
+            that of the export for a folder; "openvino" also runs an fp32 folder in bf16, if the CPU
+            has it.
+        settings: StanConfig fields that a checkpoint's shapes do not determine, and `weights`; see
+            load_model.
+        options: see EngineOptions; ENGINES says which engine has which. threads, yielding and
+            auto_rebuild are ignored by engines without them.
 
-    Nothing falls back: InputError for a wrong source, option or word, MissingError for a package or
-    device that is not here.
+    Returns:
+        Session: close it, or use it in a `with` block.
+
+    Raises:
+        InputError: a wrong source, option or word, or an option of another engine.
+        MissingError: a package or device that is not here, with what to do.
+
+    Example:
+        >>> import stan_infer as si
+        >>> with si.open_session("examples/motion/motion.safetensors") as session:
+        ...     session.config.frames, session.config.image_size
+        (8, 64)
     """
     source = located(source)
     found = _open(source, engine, device, precision, settings, options)
     # Where it is unpickled may be another folder.
     words = {"device": device, "precision": precision, "settings": settings, **options}
     if options.get("calibration") is not None:
-        words["calibration"] = _absolute(str(options["calibration"]))
+        words["calibration"] = absolute(str(options["calibration"]))
     if isinstance(source, (str, Path)):
-        source = _absolute(source)
-    found.reopened_by(_reopen, source, engine, words, _manifest_hash(source))
+        source = absolute(source)
+    found.reopened_by(_reopen, source, engine, words, manifest_hash(source))
     return found
-
-
-def _absolute(source: str | Path) -> str | Path:
-    """A path, or the path behind a name of open_clip, from the root; anything else as it is."""
-    if os.path.exists(source):
-        return Path(source).absolute()
-    name, colon, path = str(source).partition(":")
-    return f"{name}:{os.path.abspath(path)}" if colon and os.path.exists(path) else source
 
 
 def _reopen(
     source: Path | str | Stan, engine: str | None, words: dict[str, Any], manifest: str | None
 ) -> Session:
     """Open a session that was pickled; CheckError for a folder that was exported anew since."""
-    if manifest is not None and _manifest_hash(source) != manifest:
+    if manifest is not None and manifest_hash(source) != manifest:
         raise CheckError(
             f"{source} is not what it was when this session was pickled: open it with open_session"
         )
     return open_session(source, engine, **words)
-
-
-def _manifest_hash(source: Path | str | Stan) -> str | None:
-    """Return the hash of the manifest of a folder, or of the folder of a plan, if it is either."""
-    from stan_infer.artefacts.folder import MANIFEST, sha256
-
-    if not isinstance(source, (str, Path)):
-        return None
-    path = Path(source)
-    path = (path.absolute().parent.parent if path.suffix == ".plan" else path) / MANIFEST
-    return sha256(path) if path.is_file() else None
 
 
 def _open(
@@ -295,7 +291,7 @@ def _open(
                 f"provider {given['provider']} is a choice of engine ort; {source} is a plan"
             )
         given["plan"] = Path(source)
-        engine, source = _owner(given["plan"], engine, settings)
+        engine, source = owner(given["plan"], engine, settings)
     is_folder = isinstance(source, (str, Path)) and is_exported(source)
     entry = engine_named(engine or ("ort" if is_folder else "eager"))
     given = _options(entry, given)
@@ -373,28 +369,3 @@ def _open_folder(entry: Engine, folder: str | Path, given: Mapping[str, Any]) ->
             plan = given.get("plan")
             check_plans(artefact, entry.name, read_plan(plan, check_hash=False) if plan else None)
         raise
-
-
-def _owner(path: Path, engine: str | None, settings: Mapping[str, Any] | None) -> tuple[str, Path]:
-    """Return the engine of a plan and the exported folder that it lies in."""
-    from stan_infer.tensorrt_plans.plan_file import read_plan
-
-    if settings:
-        raise InputError(
-            "--set and --weights belong to a checkpoint; a plan was built with its own"
-        )
-    plan = read_plan(path, check_hash=False)
-    if engine not in (None, plan.engine):
-        raise InputError(f"{path} is a plan of engine {plan.engine}, not {engine}")
-    if plan.role not in ("video", "text"):
-        raise InputError(
-            f"{path} is a plan of the {plan.role} graph; engines run those of video and text, and "
-            "this one is for programs of your own"
-        )
-    folder = path.absolute().parent.parent
-    if not os.path.isfile(folder / "manifest.json"):
-        raise InputError(
-            f"{path} does not lie in engines/ of an exported folder, which holds its config and "
-            "vocabulary: copy the whole folder"
-        )
-    return plan.engine, folder

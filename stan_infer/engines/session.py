@@ -1,184 +1,245 @@
-"""Session: the interface of every engine, and the checks that do not depend on the engine."""
+"""Session: the interface of every engine, and what does not depend on the engine."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from stan_infer.config import StanConfig
+from stan_infer.engines.inputs import as_numpy, token_ids
 from stan_infer.engines.lifetime import Lifetime
 from stan_infer.errors import InputError, nearest
 from stan_infer.scores import head_scores
-from stan_infer.text.tokenizer import tokenize
 from stan_infer.video.clip import read_clip_info
+from stan_infer.video.frames import clip_of_frames
 from stan_infer.video.spec import ClipSpec
 
-Check = Callable[[tuple[int, ...], str], object]  # see clip_array
 TEXT_CHUNK = 256  # texts per call of a network: 100,000 labels at once would take 130 GB
 
 
 class Session(Lifetime):
-    """A model opened on a device.
+    """A model opened on a device: what `open_session` returns, for annotations.
 
-    Every engine takes the same inputs and refuses the same ones: see embed_video and embed_text.
-    Engines of torch return tensors, TensorRT's return tensors for clips and numpy arrays for texts,
-    the others numpy arrays; all are float32. B clips, T frames, Q texts, L tokens, E embedding
-    width.
+    Every engine takes the same inputs, refuses the same ones, and returns float32 numpy arrays.
+    B clips, T frames, Q texts, L tokens, E embedding width, S side of a frame in pixels.
 
     `with open_session(...) as session` closes it at the end; after `close` every method raises
     InputError. A pickle holds what was given to open_session, not the weights of a file, and opens
     it again where it is loaded, as in a process of multiprocessing: a folder that was exported anew
     in between is a CheckError.
+
+    An engine defines `_video` and `_text`; where these return tensors also `_tensors_on`, the
+    torch.device on which they lie.
+
+    Example:
+        >>> import stan_infer as si
+        >>> with si.open_session("examples/motion/motion.safetensors") as session:
+        ...     clip = session.read_clip("examples/motion/clips/red_cross_moves_left.mp4")
+        ...     scores = session.score(["a shape moves left", "a shape moves right"], clip[None])
+        >>> scores.shape, int(scores[:, 0].argmax())
+        ((2, 1), 0)
     """
+
+    _tensors_on: Any = None
 
     @property
     @abstractmethod
     def config(self) -> StanConfig:
-        """The model's config."""
-
-    @abstractmethod
-    def embed_video(self, video: Any) -> Any:
-        """Clips -> [B, E], or [B, T, E] with a Mug head; features are not normalised.
-
-        video: an array, a tensor on any device, or a list of them of one size, contiguous or not:
-        uint8 [B, T, H, W, 3] RGB, or floats [B, T, 3, H, W] normalised by the config's mean and
-        std, which are taken as float32 whatever their width. The layout follows the dtype and is
-        never guessed. A folder takes the one of the two with which it was exported, engine triton
-        and the fused graph uint8. Raises InputError for those, other dtypes and shapes, no clips,
-        and floats that are not finite.
-        """
-
-    @abstractmethod
-    def embed_text(self, texts: Sequence[str] | Any) -> Any:
-        """Texts or int ids [Q, L] -> [Q, E], or [Q, L, E] with a Mug head; not normalised.
-
-        texts: a string, any iterable of strings (a generator, an array of numpy's strings), or ids
-        as an array, a tensor or lists. Raises InputError for none, ids out of range, or an item
-        that is no string.
-        """
+        """The model's config: T is `config.frames`, S `config.image_size`, E `config.embed_dim`."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Facts about the session, as JSON types.
 
-        Keys: "engine", "device", "precision"; the version of each runtime, by its package
-        ("torch", "onnxruntime", ...); "provider" if the runtime has several; all that was chosen
-        for the user.
+        Returns:
+            "engine", "device", "precision"; the version of each runtime, by its package ("torch",
+            "onnxruntime", ...); "provider" if the runtime has several; all that was chosen for the
+            user.
+
+        Example:
+            >>> import stan_infer as si
+            >>> with si.open_session("examples/motion/motion.safetensors") as session:
+            ...     session.describe()["engine"]
+            'eager'
         """
+
+    @abstractmethod
+    def _video(self, video: Any) -> Any:
+        """embed_video in the engine's own kind of array, on a GPU perhaps still being computed."""
+
+    @abstractmethod
+    def _text(self, texts: Any) -> Any:
+        """embed_text in the engine's own kind of array."""
 
     @property
     def vocabulary(self) -> Path | None:
-        """The tokenizer.json that strings are tokenised with; None: that of installed open_clip."""
+        """The tokenizer.json that strings are tokenised with; None: CLIP's own vocabulary."""
         return None
 
-    def score(self, texts: Sequence[str] | Any, video: Any) -> Any:
-        """Texts x clips -> [Q, B]: cosine, or the Mug score."""
+    @property
+    def source(self) -> Any:
+        """What open_session was given: a path, a name of open_clip, a model; None: unknown."""
+        return self._reopen[1][0] if self._reopen else None
+
+    @property
+    def has_tensors(self) -> bool:
+        """Whether as_tensor=True is allowed: in engines that run in torch."""
+        return self._tensors_on is not None
+
+    def embed_video(self, video: Any, *, as_tensor: bool = False) -> Any:
+        """Clips -> their features, which are not normalised.
+
+        Args:
+            video: clips as an array, a torch tensor on any device, or a list of them of one size,
+                contiguous or not: uint8 [B, T, S, S, 3] RGB, or floats [B, T, 3, S, S] normalised
+                by the config's mean and std, which are taken as float32 whatever their width. The
+                layout follows the dtype and is never guessed. A folder takes the one of the two
+                with which it was exported, engine triton and the fused graph uint8.
+            as_tensor: return a torch tensor on the session's device, of which a GPU may still be
+                computing the values.
+
+        Returns:
+            float32 [B, E], or [B, T, E] with a Mug head: a numpy array unless as_tensor.
+
+        Raises:
+            InputError: other dtypes and shapes, no clips, floats that are not finite, as_tensor in
+                an engine without torch, a closed session.
+
+        Example:
+            >>> import numpy as np, stan_infer as si
+            >>> with si.open_session("examples/motion/motion.safetensors") as session:
+            ...     s = session.config.image_size
+            ...     session.embed_video(np.zeros((2, 8, s, s, 3), np.uint8)).shape
+            (2, 128)
+        """
+        self._check_tensors(as_tensor)
+        return self._result(self._video(video), as_tensor)
+
+    def embed_text(self, texts: Any, *, as_tensor: bool = False) -> Any:
+        """Texts -> their features, which are not normalised.
+
+        Args:
+            texts: a string, any iterable of strings (a generator, an array of numpy's strings), or
+                token ids, ints [Q, L] as an array, a tensor or lists. Strings are tokenised by
+                CLIP's rules, to L = `config.context_length`.
+            as_tensor: return a torch tensor on the session's device.
+
+        Returns:
+            float32 [Q, E], or [Q, L, E] with a Mug head: a numpy array unless as_tensor.
+
+        Raises:
+            InputError: no texts, an item that is no string, ids out of range, a model without a
+                text tower, as_tensor in an engine without torch, a closed session.
+
+        Example:
+            >>> import stan_infer as si
+            >>> with si.open_session("examples/motion/motion.safetensors") as session:
+            ...     session.embed_text(["a shape moves left", "a shape grows"]).shape
+            (2, 128)
+        """
+        self._check_tensors(as_tensor)
+        return self._result(self._text(texts), as_tensor)
+
+    def score(self, texts: Any, video: Any, *, as_tensor: bool = False) -> Any:
+        """Texts x clips -> scores: the cosine, or the Mug score; larger fits better.
+
+        Args:
+            texts: see embed_text.
+            video: see embed_video.
+            as_tensor: return a torch tensor on the session's device.
+
+        Returns:
+            float32 [Q, B]: a numpy array unless as_tensor. `softmax(scores / config.temperature)`
+            over the texts gives the probabilities that `stan-infer run` prints.
+
+        Raises:
+            InputError: see embed_text and embed_video.
+
+        Example:
+            >>> import stan_infer as si
+            >>> with si.open_session("examples/motion/motion.safetensors") as session:
+            ...     clip = session.read_clip("examples/motion/clips/blue_square_fades_in.mp4")
+            ...     session.score("a shape fades in", clip[None]).round(1).tolist()
+            [[0.5]]
+        """
+        self._check_tensors(as_tensor)
         ids = token_ids(self.config, as_numpy(texts), self.vocabulary)
-        text, clips = as_numpy(self.embed_text(ids)), as_numpy(self.embed_video(video))
-        return score_features(self.config, text, ids, clips)
+        text, clips = as_numpy(self._text(ids)), as_numpy(self._video(video))
+        return self._result(score_features(self.config, text, ids, clips), as_tensor)
 
     def read_clip(self, path: str | Path, decoder: str = "auto") -> np.ndarray:
-        """Read one video as this model wants it: uint8 [T, H, W, 3]."""
+        """Read one video file as this model wants it.
+
+        Args:
+            path: a video file.
+            decoder: "auto" (PyAV), "pyav", "decord" (the authors'), "decord-as-is".
+
+        Returns:
+            uint8 [T, S, S, 3] RGB: T frames spread over the whole video, resized and cropped to the
+            same bytes as the authors' code. `clip[None]` is a batch of one.
+
+        Raises:
+            InputError: no video, or one that is damaged where a frame is needed.
+            MissingError: the decoder is not installed.
+
+        Example:
+            >>> import stan_infer as si
+            >>> with si.open_session("examples/motion/motion.safetensors") as session:
+            ...     session.read_clip("examples/motion/clips/green_bar_grows.mp4").shape
+            (8, 64, 64, 3)
+        """
         return read_config_clip(self.config, path, decoder)
 
+    def prepare(
+        self, frames: Any, *, order: str = "rgb", timestamps: Any = None, sample: bool = True
+    ) -> np.ndarray:
+        """Frames of a camera or a DataLoader -> one clip, as read_clip makes it of a file.
 
-def any_clips(shape: tuple[int, ...], dtype: str) -> None:
-    """The check of an engine that takes all clips; see clip_array."""
+        Of all frames of a video, as its decoder gave them, it returns the bytes of read_clip.
 
+        Args:
+            frames: N frames in their order, uint8 [H, W, 3] of any size, each its own: a list, a
+                collections.deque, an array or a tensor [N, H, W, 3].
+            order: of the three channels, "rgb", or "bgr" as OpenCV has it.
+            timestamps: seconds of each frame [N], where frames come at an uneven rate: the clip is
+                then spread evenly by time, and not by frame number, as read_clip does.
+            sample: False takes all N frames, 1 to 64, which were chosen before.
 
-def clip_array(config: StanConfig, video: Any, check: Check = any_clips) -> np.ndarray:
-    """Clips, see Session.embed_video -> a contiguous array uint8 or float32, checked.
+        Returns:
+            uint8 [T, S, S, 3] RGB; T is `config.frames`, or N with sample=False. Fewer than T
+            frames are repeated. `clip[None]` is a batch of one.
 
-    check: the engine's own check of shape and dtype ("uint8" or "float32"), before values are read.
-    """
-    given = video
-    if isinstance(video, (list, tuple)):
-        if not video:
-            raise InputError("video holds no clips: B is 0")
-        given, video = video[0], _stacked(video, "clips")
-    clips = np.asarray(as_numpy(video))
-    is_uint8 = clips.dtype == np.uint8
-    if clips.dtype.kind in "OSTU":
-        raise wrong_dtype(_a(given))
-    if not is_uint8 and clips.dtype.kind != "f":
-        raise wrong_dtype(clips.dtype)
-    check_video(config, clips.shape, is_uint8)
-    check(clips.shape, "uint8" if is_uint8 else "float32")
-    if is_uint8:
-        return np.ascontiguousarray(clips)
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused
-        clips = np.ascontiguousarray(clips, np.float32)
-    check_finite(i for i, clip in enumerate(clips) if not np.isfinite(clip).all())
-    return clips
+        Raises:
+            InputError: no frames, grey ones, floats, four channels, channels first, timestamps that
+                fall or are not N, an iterator, which may have no end.
 
+        Example:
+            >>> import numpy as np, stan_infer as si
+            >>> with si.open_session("examples/motion/motion.safetensors") as session:
+            ...     frames = [np.zeros((480, 640, 3), np.uint8)] * 100
+            ...     session.prepare(frames, order="bgr").shape
+            (8, 64, 64, 3)
+        """
+        spec = ClipSpec.of(self.config)
+        return clip_of_frames(frames, spec, order=order, timestamps=timestamps, sample=sample)
 
-def wrong_dtype(dtype: object) -> InputError:
-    """Return the error for clips of a dtype, or of a type, that no engine takes."""
-    return InputError(
-        f"video is {dtype}; give uint8 [B,T,H,W,3] or float [B,T,3,H,W]: an array, a tensor or a "
-        "list of clips"
-    )
-
-
-def check_finite(bad: Iterable[int]) -> None:
-    """Raise InputError if there is a number of a clip that holds NaN or infinity."""
-    for i in bad:
-        raise InputError(
-            f"clip {i} of video holds NaN or infinite values, for which engines differ: give "
-            "finite floats"
-        )
-
-
-def check_video(config: StanConfig, shape: tuple[int, ...], is_uint8: bool) -> None:
-    """Raise InputError for clips of a wrong shape; the layout follows the dtype, not the sizes."""
-    s, layout = config.image_size, "[B,T,H,W,3]" if is_uint8 else "[B,T,3,H,W]"
-    kind = "uint8" if is_uint8 else "float"
-    want = (s, s, 3) if is_uint8 else (3, s, s)
-    if len(shape) != 5 or shape[2:] != want:
-        full = ", ".join(map(str, ("B", "T", *want)))
-        raise InputError(f"video has shape {list(shape)}; {kind} clips are {layout}: [{full}]")
-    if shape[0] < 1:
-        raise InputError("video holds no clips: B is 0")
-    if not 1 <= shape[1] <= config.max_frames:
-        raise InputError(
-            f"video has {shape[1]} frames; this model's time table has {config.max_frames} rows: "
-            f"give 1 to {config.max_frames} frames"
-        )
-
-
-def token_ids(config: StanConfig, texts: Any, vocabulary: Path | None = None) -> np.ndarray:
-    """Texts or ids, see Session.embed_text -> int64 [Q, L], checked against the tower's tables.
-
-    Raises InputError for a model without a text tower, no texts, wrong shapes, ids out of range.
-    """
-    if not config.has_text:
-        raise InputError("this model has no text tower: its checkpoint holds the video side only")
-    ids = _texts_or_ids(texts)
-    if isinstance(ids, list):
-        if config.vocab_size != 49408:
+    def _check_tensors(self, as_tensor: bool) -> None:
+        if as_tensor and not self.has_tensors:
             raise InputError(
-                f"the vocabulary has {config.vocab_size} entries, not CLIP's 49408: strings cannot "
-                "be tokenised; give int ids [Q, L]"
+                f"as_tensor: engine {self.describe()['engine']} does not run in torch and has no "
+                "tensors; leave it away, and torch.from_numpy makes one of the array"
             )
-        return tokenize(ids, config.context_length, vocabulary=vocabulary)
-    if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer) or 0 in ids.shape:
-        raise InputError(
-            f"token ids have shape {list(ids.shape)}, {ids.dtype}; need int [Q, L], or a "
-            "list of strings"
-        )
-    if ids.shape[1] > config.context_positions:
-        raise InputError(
-            f"token ids are {ids.shape[1]} long; the text tower has {config.context_positions} rows"
-        )
-    if ids.min() < 0 or ids.max() >= config.vocab_size:
-        raise InputError(
-            f"token ids span {ids.min()} to {ids.max()}; allowed are 0 to {config.vocab_size - 1}"
-        )
-    return ids.astype(np.int64)
+
+    def _result(self, values: Any, as_tensor: bool) -> Any:
+        if not as_tensor:
+            return as_numpy(values)
+        import torch
+
+        return torch.as_tensor(values, device=self._tensors_on)
 
 
 def score_features(
@@ -186,59 +247,6 @@ def score_features(
 ) -> np.ndarray:
     """Return the scores [Q, B] of features from embed_text, for `ids` [Q, L], and embed_video."""
     return head_scores(config.head, text, ids != 0, video, tau=config.mug_tau)
-
-
-def _texts_or_ids(texts: Any) -> list[str] | np.ndarray:
-    """Return a list of strings, or an array of what should be ids."""
-    if isinstance(texts, (str, bytes)):
-        texts = [texts]
-    if hasattr(texts, "dtype"):
-        values = np.asarray(as_numpy(texts))
-        if values.dtype.kind not in "OSTU" or values.ndim > 1:
-            return values
-        texts = np.atleast_1d(values)
-    try:
-        items = list(texts)
-    except TypeError as e:
-        raise InputError(
-            f"texts is {_a(texts)}; give a string, a list of strings, or int ids [Q, L]"
-        ) from e
-    if not items:
-        raise InputError("no texts: Q is 0")
-    if not any(isinstance(t, (str, bytes)) for t in items):
-        return _stacked(items, "token ids")
-    for i, text in enumerate(items):
-        if not isinstance(text, str):
-            raise InputError(f"text {i} is {_a(text)}, not a string")
-    return [str(t) for t in items]
-
-
-def _stacked(items: Sequence[Any], name: str) -> np.ndarray:
-    try:
-        return np.asarray([as_numpy(item) for item in items])
-    except ValueError as e:
-        raise InputError(f"{name} have different sizes: make them equal, or give them apart") from e
-
-
-def _a(value: Any) -> str:
-    return f"of type {type(value).__name__}"
-
-
-def as_numpy(values: Any) -> Any:
-    """Return a tensor on any device as a numpy array; anything else as it is."""
-    if not hasattr(values, "cpu"):
-        return values
-    try:
-        values = values.detach().cpu()
-        if str(values.dtype) == "torch.bfloat16":  # numpy has no such type
-            values = values.float()
-        return values.numpy()
-    except (TypeError, NotImplementedError, RuntimeError) as e:  # sparse, without values
-        raise InputError(f"this tensor cannot be read as an array ({_first_line(e)})") from e
-
-
-def _first_line(e: Exception) -> str:
-    return (str(e).splitlines() or [type(e).__name__])[0][:200]
 
 
 def read_config_clip(config: StanConfig, path: str | Path, decoder: str = "auto") -> np.ndarray:

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from stan_infer.checkpoints.load import load_model
 from stan_infer.config import StanConfig
-from stan_infer.engines.session import (
-    TEXT_CHUNK,
+from stan_infer.engines.inputs import (
     Check,
-    Session,
     any_clips,
     check_finite,
     check_video,
     clip_array,
-    split_device,
     token_ids,
     wrong_dtype,
 )
+from stan_infer.engines.session import TEXT_CHUNK, Session, split_device
 from stan_infer.errors import InputError, MissingError, check_word, nearest
 from stan_infer.network.fold import fold_video
 from stan_infer.network.model import Stan
@@ -58,7 +55,7 @@ class TorchSession(Session):
                 f"torch engines have no precision '{precision}'"
                 f"{nearest(precision, list(PRECISIONS))} ({known})"
             )
-        self._device = torch_device(device)
+        self._device = self._tensors_on = torch_device(device)
         self._precision = precision
         now, wanted = model.visual.proj, PRECISIONS[precision]
         if now.dtype != wanted or now.device != self._device:
@@ -81,8 +78,7 @@ class TorchSession(Session):
         return self._model.config
 
     @torch.inference_mode()
-    def embed_video(self, video: Tensor | np.ndarray) -> Tensor:
-        """See Session.embed_video; returns a float32 tensor on the session's device."""
+    def _video(self, video: Any) -> Tensor:
         check = only_uint8("the fused graph") if self._graph == "fused" else any_clips
         clips = clip_tensor(self.config, video, check)
         features = self._encoded(clips.to(self._device)).float()  # [B, T, E]
@@ -98,17 +94,10 @@ class TorchSession(Session):
             ) from e
 
     @torch.inference_mode()
-    def embed_text(self, texts: Sequence[str] | Tensor | np.ndarray) -> Tensor:
-        """See Session.embed_text; returns a float32 tensor on the session's device."""
+    def _text(self, texts: Any) -> Tensor:
         ids = torch.from_numpy(token_ids(self.config, texts)).to(self._device)
         encode = self._model.encode_text_tokens if self.config.is_mug else self._model.encode_text
         return torch.cat([encode(part).float() for part in ids.split(TEXT_CHUNK)])
-
-    def score(
-        self, texts: Sequence[str] | Tensor | np.ndarray, video: Tensor | np.ndarray
-    ) -> Tensor:
-        """See Session.score; returns a float32 tensor [Q, B] on the CPU."""
-        return torch.from_numpy(super().score(texts, video))
 
     def describe(self) -> dict[str, Any]:
         return {

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,12 +14,8 @@ from stan_infer.artefacts.calibration_file import fp8_scales, read_calibration
 from stan_infer.checkpoints.load import load_model
 from stan_infer.config import StanConfig
 from stan_infer.engines.cuda_graphs import CudaGraphs
-from stan_infer.engines.session import (
-    TEXT_CHUNK,
-    Session,
-    check_video,
-    token_ids,
-)
+from stan_infer.engines.inputs import check_video, token_ids
+from stan_infer.engines.session import TEXT_CHUNK, Session
 from stan_infer.engines.torch_session import clip_tensor, only_uint8, torch_device
 from stan_infer.errors import InputError, MissingError, nearest
 from stan_infer.network.fold import fold_text, fold_video
@@ -72,6 +67,7 @@ class TritonSession(Session):
         if self._device.type == "cuda" and self._device.index is None:
             # The device of a tensor has a number, so a device without one would equal none.
             self._device = torch.device("cuda", cuda.current_device())
+        self._tensors_on = self._device
         if precision == "fp8":
             _check_fp8(self._device)
         self._precision, self._scales, self._kernels = precision, scales, kernels
@@ -92,10 +88,10 @@ class TritonSession(Session):
         # As in an exported graph, 8 bits are made from fp32 weights: rounded once, not twice.
         exact = torch.float32 if self._scales is not None else dtype
         folded = fold_video(model, dtype=exact, base2=True)
-        self._video = prepare(folded, self._device, self._scales, dtype)
-        self._text = None
+        self._tower = prepare(folded, self._device, self._scales, dtype)
+        self._words = None
         if model.config.has_text:
-            self._text = prepare(fold_text(model, dtype=dtype, base2=True), self._device)
+            self._words = prepare(fold_text(model, dtype=dtype, base2=True), self._device)
         # Counters of the spatial attention kernel, for the 64 clips that embed_video runs at once.
         heads = model.config.heads
         self._counters = torch.zeros(64 * heads, dtype=torch.int32, device=self._device)
@@ -115,11 +111,8 @@ class TritonSession(Session):
                     self._graphs.capture((b, t, s, s, 3))
 
     @torch.inference_mode()
-    def embed_video(self, video: Tensor | np.ndarray) -> Tensor:
-        """See Session.embed_video; takes uint8 [B, T, S, S, 3], returns float32 on the device.
-
-        Does not wait for the GPU: the next batch can be uploaded while this one runs.
-        """
+    def _video(self, video: Any) -> Tensor:
+        """Take uint8; do not wait for the GPU: the next batch can be uploaded meanwhile."""
         clips = clip_tensor(self._config, video, only_uint8("engine triton"))
         # Kernels are launched on the current device, wherever their tensors are.
         with self._cuda.device(self._device):
@@ -127,25 +120,18 @@ class TritonSession(Session):
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     @torch.inference_mode()
-    def embed_text(self, texts: Sequence[str] | Tensor | np.ndarray) -> Tensor:
-        """See Session.embed_text; returns a float32 tensor on the device."""
+    def _text(self, texts: Any) -> Tensor:
         from stan_infer.network.kernel_ops import KernelOps
 
         ids = torch.from_numpy(token_ids(self._config, texts)).to(self._device)
-        assert self._text is not None  # token_ids has refused a model without
+        assert self._words is not None  # token_ids has refused a model without
         found = []
         with self._cuda.device(self._device):
             for part in ids.split(TEXT_CHUNK):
                 ops = KernelOps(len(part), 1, self._counters)
-                end, tokens = text_tower(ops, self._text, part)
+                end, tokens = text_tower(ops, self._words, part)
                 found.append((tokens if self._config.is_mug else end).float())
         return torch.cat(found)
-
-    def score(
-        self, texts: Sequence[str] | Tensor | np.ndarray, video: Tensor | np.ndarray
-    ) -> Tensor:
-        """See Session.score; returns a float32 tensor [Q, B] on the CPU."""
-        return torch.from_numpy(super().score(texts, video))
 
     def describe(self) -> dict[str, Any]:
         """See Session.describe; "tiles" says if they were measured on this GPU family."""
@@ -167,7 +153,7 @@ class TritonSession(Session):
 
     def _free(self) -> None:
         self._graphs.clear()
-        del self._video, self._text
+        del self._tower, self._words
 
     def _embed(self, clips: Tensor) -> Tensor:
         cuda = self._cuda
@@ -189,7 +175,7 @@ class TritonSession(Session):
 
         ops = KernelOps(clips.shape[0], clips.shape[1], self._counters, kernels=self._kernels)
         schedule = TwoStreams(self._branch, self._cuda) if self._branch is not None else None
-        return video_tower(ops, self._video, clips, schedule)
+        return video_tower(ops, self._tower, clips, schedule)
 
 
 class TwoStreams(Schedule):

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,7 +32,7 @@ from stan_infer.tensorrt_plans.plan_file import (
 class TrtSession(FolderSession):
     """A folder's plans in TensorRT; see engines.session.Session. For the thread that opens it.
 
-    Clips may lie on the GPU; their embeddings stay there.
+    Clips may lie on the GPU; with as_tensor=True their embeddings stay there.
     """
 
     engine = "trt"
@@ -108,8 +107,8 @@ class TrtSession(FolderSession):
         assert found is None or isinstance(found, PlanGraph)
         return found
 
-    def embed_video(self, video: Tensor | np.ndarray) -> Tensor:
-        """See Session.embed_video; a float32 tensor on the device, perhaps still being computed."""
+    def _video(self, video: Any) -> Tensor:
+        """Return a tensor on the device, perhaps still being computed."""
         graph, opened = self._role("video")
         assert isinstance(opened, PlanGraph)
         clips = clip_tensor(self.config, video, functools.partial(self._check_clips, graph))
@@ -163,7 +162,7 @@ class TrtSession(FolderSession):
                 f"engine {self.engine} runs on NVIDIA GPUs, not on {self._device}: leave --device "
                 "out, or give cuda"
             )
-        self._where = torch_device(self._device)
+        self._where = self._tensors_on = torch_device(self._device)
 
     def _sm(self) -> str:
         return "sm_" + "".join(map(str, self._cuda.get_device_capability(self._where)))

@@ -1,5 +1,5 @@
 """The figures of the paper: data sets, metrics of retrieval and recognition, a feature cache.
 
 Imports library and engines.
-Start at `evaluate.evaluate`.
+Start at `from_files.evaluate`.
 """

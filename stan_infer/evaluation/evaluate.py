@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stan_infer.config import StanConfig
-from stan_infer.engines.session import TEXT_CHUNK, Session, as_numpy, score_features
+from stan_infer.engines.inputs import as_numpy
+from stan_infer.engines.session import TEXT_CHUNK, Session, score_features
 from stan_infer.errors import InputError
 from stan_infer.evaluation.feature_cache import FeatureCache, file_name, ids_name
 from stan_infer.evaluation.metrics import (

@@ -1,5 +1,5 @@
 """Embed many videos.
 
 Imports engines and video, and what lies below.
-Start at `embed.embed_videos`.
+Start at `embeddings.embed_videos`.
 """

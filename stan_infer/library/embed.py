@@ -8,12 +8,14 @@ import json
 import logging
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from stan_infer.engines.session import Session, as_numpy
+from stan_infer.engines.inputs import as_numpy
+from stan_infer.engines.session import Session
 from stan_infer.errors import MissingError, StanError, storable
 from stan_infer.system import earlier_result
 from stan_infer.system.atomic import new_file
@@ -153,10 +155,11 @@ def _start(session: Session, waiting: list[tuple[Path, Clip | StanError]], views
     if not clips:
         return _Batch(waiting, [], views)
     pixels = np.stack(clips)
+    embed = partial(session.embed_video, as_tensor=session.has_tensors)
     if not views:
-        return _Batch(waiting, [session.embed_video(pixels)], views)
+        return _Batch(waiting, [embed(pixels)], views)
     # One view after the other, so that no call has more clips than the batch size.
-    parts = [session.embed_video(pixels[:, i]) for i in range(pixels.shape[1])]
+    parts = [embed(pixels[:, i]) for i in range(pixels.shape[1])]
     return _Batch(waiting, parts, views)
 
 

@@ -1,5 +1,5 @@
 """Quantisation to 8 bits on real videos: ranges, scales, their cost, and a verdict.
 
 Imports evaluation, benchmarking and export, and what lies below.
-Start at `calibrate.calibrate`.
+Start at `from_videos.calibrate`.
 """

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from stan_infer.artefacts.folder import Artefact
+from stan_infer.engines.inputs import as_numpy
 from stan_infer.engines.open import open_session
-from stan_infer.engines.session import Session, as_numpy
+from stan_infer.engines.session import Session
 from stan_infer.errors import InputError
 from stan_infer.evaluation.datasets import Task, read_task
 from stan_infer.evaluation.evaluate import Protocol, evaluate

@@ -26,6 +26,7 @@ from stan_infer.export.to_quantised import write_quantised
 from stan_infer.network.eight_bits import NUMBER_FORMATS
 from stan_infer.network.folded import VideoWeights
 from stan_infer.quantisation.bound import Bound, Comparison, Measured, fewest_returned, read_bound
+from stan_infer.quantisation.calibration import Calibration
 from stan_infer.quantisation.histogram import PERCENTILE, Histogram, clipping_point
 from stan_infer.quantisation.hold_out import MIN_CHECKED, Parts, divide, least_ranged, too_few
 from stan_infer.quantisation.observe import Sampled, samples_of
@@ -60,18 +61,6 @@ from stan_infer.video.decode_worker import read_clips
 from stan_infer.video.spec import ClipSpec
 
 SMOOTHED_ON = 16  # clips on which strengths of smoothing are chosen
-
-
-@dataclasses.dataclass(frozen=True)
-class Calibration:
-    """What calibrate found.
-
-    record: the content of calibration.json. failed: videos that could not be used, with the reason.
-    """
-
-    record: dict[str, Any]
-    failed: dict[str, str]
-    is_met: bool
 
 
 Say = Callable[[str], None]

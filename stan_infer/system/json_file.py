@@ -84,20 +84,21 @@ def json_line(value: Any) -> str:
 
     NaN and infinity become null, arrays lists, and other objects the text of `str`.
     """
-    return json.dumps(_plain(value), allow_nan=False)
+    return json.dumps(plain(value), allow_nan=False)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """The value as JSON types, as json_line writes them."""
     if isinstance(value, Mapping):
-        return {storable(str(k)): _plain(v) for k, v in value.items()}
+        return {storable(str(k)): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, (int, float, bool, type(None))):
         return value
     if hasattr(value, "tolist"):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     return storable(str(value))
 
 

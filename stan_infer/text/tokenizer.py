@@ -42,9 +42,9 @@ def tokenize(
     an end token, then to L without, so that all texts that lose their end token get the same
     embedding. Under both rules one logged warning names the texts that do not fit.
 
-    vocabulary: a tokenizer.json written by write_vocabulary; None is the installed open_clip's.
-    Raises InputError (wrong texts, length 3 to 77, rule or file), MissingError (no vocabulary or
-    no tokenizers or ftfy package). Source: OpenAI CLIP's tokenizer as the STAN authors call it.
+    vocabulary: a tokenizer.json written by write_vocabulary; None is CLIP's own.
+    Raises InputError (wrong texts, length 3 to 77, rule or file), MissingError (no
+    tokenizers or ftfy package). Source: OpenAI CLIP's tokenizer as the STAN authors call it.
     """
     check_word("truncation", str(truncation), _RULES)
     captions, length = _check_texts(texts), _check_length(context_length)

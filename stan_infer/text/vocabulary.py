@@ -1,13 +1,9 @@
-"""CLIP's vocabulary: from the installed open_clip package, or from a tokenizer.json.
-
-open_clip itself is never imported, because that would import torch.
-"""
+"""CLIP's vocabulary: the one that this package brings, or that of a tokenizer.json."""
 
 from __future__ import annotations
 
 import functools
 import gzip
-import importlib.util
 import json
 import zlib
 from collections.abc import Sequence
@@ -17,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from stan_infer.errors import InputError, MissingError
 from stan_infer.system.atomic import new_file
 from stan_infer.system.outside_file import read_bounded
-from stan_infer.system.packages import install_command, require
+from stan_infer.system.packages import require
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -33,44 +29,19 @@ _PATTERN = (
     r"|'[sſ]|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}\x{345}]+"
 )
 
-# This file is written beside every tokenizer.json.
-CLIP_LICENCE_FILE = "LICENSE-CLIP.txt"
-CLIP_LICENCE = """\
-tokenizer.json holds the vocabulary and the text rules of OpenAI's CLIP
-(https://github.com/openai/CLIP), whose licence is:
-
-MIT License
-
-Copyright (c) 2021 OpenAI
-
-Permission is hereby granted, free of charge, to any person obtaining a copy
-of this software and associated documentation files (the "Software"), to deal
-in the Software without restriction, including without limitation the rights
-to use, copy, modify, merge, publish, distribute, sublicense, and/or sell
-copies of the Software, and to permit persons to whom the Software is
-furnished to do so, subject to the following conditions:
-
-The above copyright notice and this permission notice shall be included in all
-copies or substantial portions of the Software.
-
-THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR
-IMPLIED, INCLUDING BUT NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY,
-FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE
-AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER
-LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM,
-OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE
-SOFTWARE.
-"""
+# OpenAI's file (bpe_simple_vocab_16e6.txt.gz) without the merges that CLIP leaves out: 0.2 MB.
+_MERGES_FILE = Path(__file__).with_name("clip_merges.txt.gz")
+CLIP_LICENCE = _MERGES_FILE.with_name("LICENSE-CLIP.txt")  # also beside every tokenizer.json
 
 
 def load_vocabulary(path: Path | None) -> Tokenizer:
-    """Load the tokenizer from a file that write_vocabulary wrote; None: from installed open_clip.
+    """Load the tokenizer from a file that write_vocabulary wrote; None: with CLIP's vocabulary.
 
-    Raises InputError (wrong file), MissingError (no vocabulary or no package).
+    Raises InputError (wrong file), MissingError (no package, or a damaged installation).
     """
     _need_packages()
     if path is None:
-        return _installed()
+        return _clip()
     path = Path(path)
     if not path.is_file():
         raise InputError(f"vocabulary {path} is not a file; give a tokenizer.json")
@@ -79,7 +50,7 @@ def load_vocabulary(path: Path | None) -> Tokenizer:
 
 
 def write_vocabulary(path: Path) -> None:
-    """Write the installed open_clip's vocabulary as a tokenizer.json of the tokenizers library.
+    """Write CLIP's vocabulary as a tokenizer.json of the tokenizers library.
 
     Its licence is written beside it. The text rules (ftfy, html, white space, lower case) are not
     in the file. The library adds the start and end tokens. Raises MissingError, and InputError if
@@ -88,15 +59,15 @@ def write_vocabulary(path: Path) -> None:
     _need_packages()
     from tokenizers.processors import TemplateProcessing
 
-    tokenizer = _build(_installed_merges())
+    tokenizer = _build(_clip_merges())
     (start, end) = SPECIAL
     tokenizer.post_processor = TemplateProcessing(
         single=f"{start} $A {end}", special_tokens=list(SPECIAL.items())
     )
     with new_file(Path(path)) as temporary:
         temporary.write_text(tokenizer.to_str(), encoding="utf-8")
-    with new_file(Path(path).with_name(CLIP_LICENCE_FILE)) as temporary:
-        temporary.write_text(CLIP_LICENCE, encoding="utf-8")
+    with new_file(Path(path).with_name(CLIP_LICENCE.name)) as temporary:
+        temporary.write_bytes(CLIP_LICENCE.read_bytes())
 
 
 def _need_packages() -> None:
@@ -105,29 +76,20 @@ def _need_packages() -> None:
 
 
 @functools.lru_cache(maxsize=1)
-def _installed() -> Tokenizer:
-    return _build(_installed_merges())
+def _clip() -> Tokenizer:
+    return _build(_clip_merges())
 
 
-def _installed_merges() -> list[tuple[str, str]]:
-    # find_spec only locates a top-level package: open_clip and torch stay unimported.
-    spec = importlib.util.find_spec("open_clip")
-    folders = list(spec.submodule_search_locations or []) if spec else []
-    paths = [Path(folder) / "bpe_simple_vocab_16e6.txt.gz" for folder in folders]
-    path = next((p for p in paths if p.is_file()), None)
-    if path is None:
-        seen = "has no vocabulary file" if folders else "is not installed"
-        raise MissingError(
-            f"no vocabulary: open_clip_torch 3 {seen} and no tokenizer.json was given: "
-            f"{install_command('cpu')}"
-        )
+def _clip_merges() -> list[tuple[str, str]]:
     try:
-        lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")
-        pairs = [(a, b) for a, b in (line.split() for line in lines[1 : _MERGES + 1])]
+        lines = gzip.decompress(_MERGES_FILE.read_bytes()).decode("utf-8").splitlines()
+        pairs = [(a, b) for a, b in (line.split(" ") for line in lines)]
+        if len(pairs) != _MERGES:
+            raise ValueError(f"{len(pairs)} merges, not {_MERGES}")
     except (OSError, EOFError, ValueError, zlib.error) as e:
         raise MissingError(
-            f"open_clip's vocabulary file is damaged ({e}): "
-            'pip install --force-reinstall "open_clip_torch>=3,<4"'
+            f"the vocabulary {_MERGES_FILE} of this installation is missing or damaged ({e}): "
+            "pip install --force-reinstall --no-deps stan-infer"
         ) from e
     return pairs
 

@@ -36,25 +36,10 @@ LEVELS = 1  # of 255, of resized pixels: another implementation may round a half
 ARITHMETIC = 1e-5  # of normalised pixels, and of fp32 scores of the same features: rounding alone
 
 
-def verify(
-    a: str | Path | Stan,
-    b: str | Path | Stan,
-    *,
-    progress: Callable[[str], None] | None = None,
-    **options: Any,
+def comparison_record(
+    a: str | Path | Stan, b: str | Path | Stan, o: VerifyOptions, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Compare B with the reference A, stage by stage.
-
-    a, b: each a checkpoint, a loaded Stan, an exported folder, .onnx file or plan. options: the
-    fields of VerifyOptions.
-
-    Returns a record: stages (a row for each: stage, max_rel, min_cos, agreement, tolerance, pass,
-    which is None if it was not compared, worst, cases, reference, note), pass, first_failed,
-    failures (videos that neither side can read, which are left out), not_compared, bisect,
-    known_faults, and for a and b each kind, name, engine and precision. Raises InputError for a
-    model that cannot be read or if no video can, MissingError for a package that is not installed.
-    """
-    o, say = VerifyOptions(**options), progress or (lambda text: None)
+    """Compare B with the reference A, stage by stage: the record of verification.Verification."""
     say("opening both sides")
     pair = open_side(a, o.engine_a, o.settings), open_side(b, o.engine_b, o.settings)
     if o.settings and not any(side.kind == "checkpoint" for side in pair):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stan_infer.config import StanConfig
 from stan_infer.errors import InputError
 from stan_infer.system.file_kind import read_kind
 from stan_infer.system.outside_file import open_regular
@@ -72,14 +74,48 @@ def sample_indices(total_frames: int, frames: int, clip: int = 0, clips: int = 1
 
 def read_clip(
     path: str | os.PathLike[str],
-    frames: int = 12,
+    frames: int | None = None,
     *,
-    short_side: int = 224,
-    crop: int = 224,
+    config: StanConfig | None = None,
+    short_side: int | None = None,
+    crop: int | None = None,
     decoder: str = "auto",
 ) -> NDArray[np.uint8]:
-    """Return the pixels uint8 [frames, crop, crop, 3] (RGB) of `read_clip_info`."""
-    spec = ClipSpec(frames=frames, short_side=short_side, crop=crop, decoder=decoder)
+    """Read one video file as a clip; `session.read_clip` takes the sizes from its model.
+
+    Args:
+        path: a video file.
+        frames: T, 1 to 64. Without it and config 12, which the released MSR-VTT models have.
+        config: of a model, which gives T and sizes; each of the others replaces its value.
+        short_side: pixels of the shorter side after resizing. Without it and config 224.
+        crop: side S of the centred square in pixels. Without it and config 224: CLIP's B/32, B/16
+            and L/14.
+        decoder: "auto" (PyAV), "pyav", "decord" (the authors'), "decord-as-is".
+
+    Returns:
+        uint8 [T, S, S, 3] RGB.
+
+    Raises:
+        InputError: see read_clip_info; a number that is not allowed.
+        MissingError: the decoder is not installed.
+
+    Example:
+        >>> import stan_infer as si
+        >>> si.read_clip("examples/motion/clips/green_bar_grows.mp4", 4).shape
+        (4, 224, 224, 3)
+        >>> with si.open_session("examples/motion/motion.safetensors") as session:
+        ...     config = session.config
+        >>> si.read_clip("examples/motion/clips/green_bar_grows.mp4", config=config).shape
+        (8, 64, 64, 3)
+    """
+    if config is not None and not isinstance(config, StanConfig):
+        raise InputError(
+            f"config is of type {type(config).__name__}; give a StanConfig, such as session.config"
+        )
+    spec = ClipSpec(decoder=decoder) if config is None else ClipSpec.of(config, decoder=decoder)
+    given = {"frames": frames, "short_side": short_side, "crop": crop}
+    replaced: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
+    spec = dataclasses.replace(spec, **replaced)
     return read_clip_info(path, spec).pixels
 
 

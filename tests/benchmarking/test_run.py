@@ -1,8 +1,9 @@
 """bench as a function: what it returns and writes, and what it refuses before measuring."""
 
+import json
+
 import pytest
 
-from stan_infer.benchmarking.interleave import Schedule
 from stan_infer.benchmarking.options import BenchOptions
 from stan_infer.benchmarking.rows import read_json_lines
 from stan_infer.benchmarking.run import bench
@@ -11,16 +12,19 @@ from stan_infer.errors import InputError
 
 def test_bench_from_python(tmp_path):
     out = tmp_path / "rows.jsonl"
-    options = BenchOptions(
+    said = []
+    result = bench(
         preset="stan-tiny",
         engines=["eager", "trt", "eager"],
         frames=[2],
-        schedule=Schedule(1, 2),
+        warmup=1,
+        repeats=2,
+        min_seconds=0,
         memory=False,
         out=out,
+        say=said.append,
     )
-    said = []
-    result = bench(options, say=said.append)
+    assert json.dumps(result.to_dict()) and "eager fp32" in str(result) and "trt" in repr(result)
     assert [r["engine"] for r in result.rows] == ["eager", "trt"]
     assert result.title == "stan-tiny (random weights)" and not result.stages
     assert not result.is_wrong and not result.is_complete
@@ -34,6 +38,7 @@ def test_bench_from_python(tmp_path):
         ({"precisions": ["fp23"]}, "did you mean 'fp32'"),
         ({"batches": [0]}, "--batch 0 is out of range"),
         ({"frames": [65]}, "--frames 65 is out of range"),
+        ({"repeats": 0}, "rounds are at least 1"),
     ],
 )
 def test_wrong_options_are_refused(given, message):

@@ -45,7 +45,7 @@ def test_retrieval_equals_a_computation_by_hand(cli, checkpoint, videos, retriev
     (record,) = done.records
     session = si.open_session(checkpoint)
     clips = np.stack([session.read_clip(videos / f"clip{i}.mp4") for i in range(3)])
-    scores = session.score(TEXTS, clips).numpy()
+    scores = session.score(TEXTS, clips)
     for name, ranking in retrieval_ranks(scores, np.arange(3)).items():
         assert record["figures"][name] == pytest.approx(rank_figures(ranking))
         assert record["outcomes"][name] == ranking.ranks.tolist()
@@ -69,12 +69,12 @@ def test_recognition_averages_the_probabilities_of_views(cli, checkpoint, videos
     (record,) = cli("eval", checkpoint, *more).records
     session = si.open_session(checkpoint)
     c = session.config
-    text = session.embed_text(tokenize(["to run", "to walk"], c.context_length)).numpy()
+    text = session.embed_text(tokenize(["to run", "to walk"], c.context_length))
     scores = []
     for i in range(3):
         clip = read_clip_info(videos / f"clip{i}.mp4", ClipSpec.of(c, views=(2, 3)))
         assert clip.pixels.shape == (6, 8, 64, 64, 3)
-        logits = 100 * cosine_scores(text, session.embed_video(clip.pixels).numpy()).T
+        logits = 100 * cosine_scores(text, session.embed_video(clip.pixels)).T
         e = np.exp(logits.astype(np.float64))
         scores.append((e / e.sum(1, keepdims=True)).mean(0))
     found, _ = class_figures(np.array(scores), [1, 0, 1])

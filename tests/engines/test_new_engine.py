@@ -11,8 +11,8 @@ from stan_infer.engines.graph import OpenGraph, Signature
 from stan_infer.engines.open import ENGINES, FOLDER, Engine, Trial, graph_engines, listed
 from stan_infer.engines.trials import try_engines
 from stan_infer.errors import InputError, MissingError
-from stan_infer.verification.verify import verify
 from tests.conftest import clips, relative_error
+from tests.verification.records import verify
 
 # The session's file.
 

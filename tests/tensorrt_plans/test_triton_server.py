@@ -16,7 +16,7 @@ from stan_infer.export.to_triton_server import EnumValue, text_format, write_rep
 from stan_infer.network.model import Stan, init_random
 from stan_infer.tensorrt_plans.build import build_plans
 from stan_infer.tensorrt_plans.options import PlanOptions
-from stan_infer.text.vocabulary import CLIP_LICENCE, CLIP_LICENCE_FILE
+from stan_infer.text.vocabulary import CLIP_LICENCE
 from tests.conftest import python, tiny_config
 from tests.exported import exported as make_exported
 
@@ -114,7 +114,7 @@ def test_fixed_sizes_classes_and_mug(tmp_path):
     assert not configs["score"].HasField("dynamic_batching")
     assert (tmp_path / "r" / "labels.txt").is_file()
     assert (tmp_path / "r" / "tokenizer.json").is_file()  # with the licence of its vocabulary
-    assert (tmp_path / "r" / CLIP_LICENCE_FILE).read_text() == CLIP_LICENCE
+    assert (tmp_path / "r" / CLIP_LICENCE.name).read_text() == CLIP_LICENCE.read_text()
 
 
 def test_a_float_graph_has_no_ensemble(tiny_model, tmp_path):

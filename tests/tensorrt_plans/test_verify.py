@@ -14,7 +14,7 @@ from stan_infer.tensorrt_plans.build import build_plans
 from stan_infer.tensorrt_plans.known_faults import FAULTS, faults_of, known_faults
 from stan_infer.tensorrt_plans.options import PlanOptions
 from stan_infer.verification import plan_side
-from stan_infer.verification.verify import verify
+from tests.verification.records import verify
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
 """Token ids against the authors' (golden), against open_clip's tokenizer, and hostile input."""
 
+import gzip
 import importlib.util
 import json
 import logging
-import re
 import shutil
 import sys
 import time
@@ -201,14 +201,21 @@ def test_written_vocabulary_works_in_the_library_alone(written):
     assert loaded.token_to_id("<|endoftext|>") == END
 
 
-def test_written_vocabulary_needs_no_openclip(written, monkeypatch):
-    module._installed.cache_clear()
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert tokenize("a dog", vocabulary=written)[0, 0] == START
-    for call in (lambda: tokenize("a dog"), lambda: write_vocabulary(written)):
-        with pytest.raises(MissingError, match=re.escape(install_command("cpu"))):
-            call()
-    assert tokenize("a dog", vocabulary=written)[0, 0] == START
+def test_no_open_clip_is_needed(written, tmp_path, monkeypatch):
+    module._clip.cache_clear()
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    wanted = tokenize("a dog", vocabulary=written)
+    np.testing.assert_array_equal(tokenize("a dog"), wanted)
+    write_vocabulary(tmp_path / "tokenizer.json")
+    assert (tmp_path / "tokenizer.json").read_bytes() == written.read_bytes()
+    assert "Copyright (c) 2021 OpenAI" in (tmp_path / "LICENSE-CLIP.txt").read_text()
+
+
+def test_the_vocabulary_is_open_clips():
+    (folder,) = importlib.util.find_spec("open_clip").submodule_search_locations
+    lines = gzip.open(f"{folder}/bpe_simple_vocab_16e6.txt.gz", "rt", encoding="utf-8").readlines()
+    merges = module._clip_merges()
+    assert merges == [tuple(line.split()) for line in lines[1:48895]]
 
 
 @pytest.mark.parametrize("package", ["ftfy", "tokenizers"])
@@ -219,16 +226,14 @@ def test_missing_package_is_told(monkeypatch, package):
     assert install_command("runtime") in str(error.value)
 
 
-def test_damaged_installed_vocabulary_is_told(monkeypatch, tmp_path):
-    class Spec:
-        submodule_search_locations = [str(tmp_path)]
-
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: Spec)
-    with pytest.raises(MissingError, match="has no vocabulary file"):
-        module._installed_merges()
-    (tmp_path / "bpe_simple_vocab_16e6.txt.gz").write_bytes(b"\x1f\x8bno")
-    with pytest.raises(MissingError, match="vocabulary file is damaged"):
-        module._installed_merges()
+@pytest.mark.parametrize("content", [None, b"\x1f\x8bno", gzip.compress(b"a b\n"), b""])
+def test_damaged_installed_vocabulary_is_told(monkeypatch, tmp_path, content):
+    path = tmp_path / "clip_merges.txt.gz"
+    monkeypatch.setattr(module, "_MERGES_FILE", path)
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(MissingError, match="missing or damaged.*force-reinstall"):
+        module._clip_merges()
 
 
 def test_tokenizing_imports_no_torch():

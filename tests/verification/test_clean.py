@@ -6,9 +6,9 @@ from stan_infer.artefacts.opsets import OPSETS
 from stan_infer.export.export_model import export_model
 from stan_infer.network.model import Stan, init_random
 from stan_infer.verification.inputs import write_videos
-from stan_infer.verification.verify import verify
 from tests.conftest import tiny_config
 from tests.verification.folders import LABELS, VOCABULARY, calibrated, outlying
+from tests.verification.records import verify
 
 HEADS, BRANCHES = ("mean", "mug", "mug_frame_token"), ("selfattn", "conv")
 ACTIVATIONS = ("quick_gelu", "gelu")

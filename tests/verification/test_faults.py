@@ -6,9 +6,9 @@ from collections import Counter
 import pytest
 
 from stan_infer.verification.inputs import write_videos
-from stan_infer.verification.verify import verify
 from tests.verification.folders import ENGINES, Bases, Folder
 from tests.verification.planted import FAULTS
+from tests.verification.records import verify
 
 QUICK = {  # each stage, and each way in which a graph can be wrong; the table as a whole is slow
     "heads exchanged in one out weight",

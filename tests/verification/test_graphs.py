@@ -17,10 +17,10 @@ from stan_infer.verification.bound import recorded_bound
 from stan_infer.verification.inputs import write_videos
 from stan_infer.verification.stage import Stage
 from stan_infer.verification.stored import E4M3, StoredGraph
-from stan_infer.verification.verify import verify
 from stan_infer.verification.weights import departures
 from tests.conftest import quicken
 from tests.exported import exported, rewrite
+from tests.verification.records import verify
 
 MLP = "video/trunk/layer1/mlp"
 FC1 = f"{MLP}/fc1"

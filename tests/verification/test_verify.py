@@ -11,11 +11,11 @@ import pytest
 from stan_infer.errors import InputError
 from stan_infer.verification.inputs import write_videos
 from stan_infer.verification.stage import Stage
-from stan_infer.verification.verify import verify
 from stan_infer.video.clip import read_clip_info
 from stan_infer.video.spec import ClipSpec
 from tests.conftest import zero_weight
 from tests.exported import exported, rewrite
+from tests.verification.records import verify
 
 FAST = {"frames": (2,)}
 

@@ -1,0 +1,7 @@
+"""verify as a record, as the command prints it."""
+
+from stan_infer.verification import verification
+
+
+def verify(a, b, **options):
+    return verification.verify(a, b, **options).record()
