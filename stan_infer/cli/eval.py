@@ -23,6 +23,7 @@ from stan_infer.cli.options import (
     Provider,
     Settings,
     SplitWords,
+    Template,
     Timeout,
     Weights,
     Workers,
@@ -55,7 +56,7 @@ def eval(
     subset: Annotated[
         Path | None, typer.Option(help="File of the videos to keep, one name per line (a split).")
     ] = None,
-    template: Annotated[str, typer.Option(help="Text of a class, as in 'a video of {}'.")] = "{}",
+    template: Template = None,
     engine: Engine = None,
     device: Device = None,
     provider: Provider = None,
@@ -108,6 +109,7 @@ def eval(
     from stan_infer.evaluation.feature_cache import check_cache
     from stan_infer.library.embed import EmbedOptions
     from stan_infer.system.atomic import files_of
+    from stan_infer.text.templates import PLAIN
     from stan_infer.video.find import locate_videos
 
     if cache is not None:
@@ -145,7 +147,7 @@ def eval(
         views=counts,
         decoder=decoder,
         truncation=truncation,
-        template=template,
+        template=template or PLAIN,
         ties=ties,
         dual_softmax=dual_softmax,
     )

@@ -50,6 +50,14 @@ SplitWords = Annotated[
         "--split-words", help="Write the names of --labels as words: brush_hair, ApplyEyeMakeup."
     ),
 ]
+Template = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="SENTENCE|SET",
+        help="Sentence with {} for the text or class, or openai-80, kinetics-16, kinetics-28; "
+        "may be repeated: embeddings are averaged (default: the text alone).",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per result.")]
 Engine = Annotated[str | None, typer.Option(help=f"{listed()}.")]
 Device = Annotated[
