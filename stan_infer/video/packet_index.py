@@ -54,8 +54,11 @@ class Index:
         Where the container has no times that can be right, frames follow each other at its rate.
         """
         if self.ordered and self.unit is not None:
-            return (self.time[self.order] - self.time[self.order[0]]) * self.unit
-        return None if self.period is None else np.arange(len(self.order)) * self.period
+            units = self.time[self.order] - self.time[self.order[0]]
+            return np.asarray(units * self.unit, np.float64)
+        if self.period is None:
+            return None
+        return np.asarray(np.arange(len(self.order)) * self.period, np.float64)
 
     def named(self, packet: int) -> str:
         """Return the name of a packet's picture for a message: its frame number, if it has one."""

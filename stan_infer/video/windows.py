@@ -62,12 +62,12 @@ class Windows:
 
 
 class Window(NamedTuple):
-    """A part of a video: from start_s to end_s, with `count` frames from number `first` on."""
+    """A part of a video: from start_s to end_s, with `frames` frames from number `first` on."""
 
     start_s: float
     end_s: float
     first: int
-    count: int
+    frames: int
 
 
 class Plan(NamedTuple):
@@ -174,7 +174,7 @@ def read_windows(
 
 
 def _read(file: Path, spec: ClipSpec, total: int, windows: Sequence[Window]) -> Iterator[Clip]:
-    taken = [w.first + sample_indices(w.count, spec.frames) for w in windows]
+    taken = [w.first + sample_indices(w.frames, spec.frames) for w in windows]
 
     def sample(count: int) -> Indices:
         if count != total:

@@ -55,10 +55,10 @@ def test_no_frame_is_lost_between_windows(rate, seconds, stride):
     found = cut(times, Windows(seconds=seconds, stride=stride))
     seen = np.zeros(len(times), bool)
     for w in found:
-        own = times[w.first : w.first + w.count]
+        own = times[w.first : w.first + w.frames]
         assert own[0] >= w.start_s - 1e-6 and own[-1] < w.end_s
         assert w.end_s - w.start_s == pytest.approx(seconds)
-        seen[w.first : w.first + w.count] = True
+        seen[w.first : w.first + w.frames] = True
     assert seen.all() or stride > seconds
 
 
@@ -115,7 +115,7 @@ def test_windows_are_as_files_cut_there(long, tmp_path):
     clips = read_windows(long, SPEC, 500, plan.windows)
     for i, (window, clip) in enumerate(zip(plan.windows, clips, strict=True)):
         name = tmp_path / f"{i}.mp4"
-        copied(long, name, window.first, window.first + window.count - 1)
+        copied(long, name, window.first, window.first + window.frames - 1)
         alone = read_clip_info(name, SPEC)
         np.testing.assert_array_equal(clip.pixels, alone.pixels)
         np.testing.assert_array_equal(clip.indices, alone.indices + window.first)
