@@ -12,25 +12,26 @@ from stan_infer.export.onnx_graph import GraphWriter
 from stan_infer.export.score_graph import add_length, add_mug_score
 from stan_infer.network.model import Stan
 from stan_infer.scores import head_scores
+from stan_infer.text.templates import Templates
 from stan_infer.text.tokenizer import tokenize
 
 Classes = dict[str, np.ndarray]
 
 
-def embed_classes(model: Stan, labels: Sequence[str], template: str) -> Classes:
+def embed_classes(model: Stan, labels: Sequence[str], templates: Templates) -> Classes:
     """The arrays that a class head is made from, as labels.npz has them.
 
-    template: the text of a class, with {} for its label. Mean head: "embeddings" float32 [n, E],
-    normalised. Mug heads: "token_embeds" float32 [n, L, E] and "input_ids" int32 [n, L].
+    Mean head: "embeddings" float32 [n, E], normalised, of several templates the average. Mug heads:
+    "token_embeds" float32 [n, L, E] and "input_ids" int32 [n, L].
     """
-    texts = [template.replace("{}", label) for label in labels]
-    ids = tokenize(texts, model.config.context_length)
+    ids = tokenize(templates.fill(labels), model.config.context_length)
     parts = torch.from_numpy(ids).split(256)
     with torch.inference_mode():
         if model.config.is_mug:
             tokens = torch.cat([model.encode_text_tokens(p).float() for p in parts]).numpy()
             return {"token_embeds": tokens, "input_ids": ids.astype(np.int32)}
         vectors = torch.cat([model.encode_text(p).float() for p in parts]).numpy()
+    vectors = templates.average(vectors)
     return {"embeddings": vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)}
 
 

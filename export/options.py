@@ -13,6 +13,7 @@ from stan_infer.artefacts.opsets import OPSETS, check_runtime
 from stan_infer.config import StanConfig
 from stan_infer.errors import InputError, MissingError, check_word
 from stan_infer.system.packages import require
+from stan_infer.text.templates import read_templates
 
 MAX_BATCH = 4096
 _WORDS = {
@@ -33,8 +34,9 @@ class ExportOptions:
     precision: of weights and linears; norms and softmaxes stay in fp32. input: "uint8"
     [B, T, H, W, 3] RGB with the normalisation inside the graph, or "float" [B, T, 3, H, W]
     normalised. frames, batch: one fixed size, or smallest and largest of a dynamic axis. labels:
-    texts of classes, each put into `template`; their embeddings are written beside the graph. head:
-    "classify" adds class scores and probabilities [B, n] over the labels to the video graph.
+    texts of classes, each put into `template` (or several, see text.templates); their embeddings
+    are written beside the graph. head: "classify" adds class scores and probabilities [B, n] over
+    the labels to the video graph.
     graph: "fused", or "reference", which goes through torch.onnx.export.
     """
 
@@ -45,7 +47,7 @@ class ExportOptions:
     batch: int | Range = (1, 32)
     head: str = "embed"
     labels: Sequence[str] = ()
-    template: str = "{}"
+    template: str | Sequence[str] = "{}"
     graph: str = "fused"
     opset: int = 20  # 18 to 25
     # uint8 [B, T, S, S, 3], to measure the ranges of fp16 on; None: synthetic clips
@@ -97,11 +99,7 @@ class ExportOptions:
             raise InputError("labels need a text tower with CLIP's vocabulary of 49408 entries")
         if len(self.labels) > MAX_LABELS:
             raise InputError(f"{len(self.labels)} labels; allowed are {MAX_LABELS}")
-        if self.template.count("{}") != 1:
-            raise InputError(
-                f"template {self.template[:60]!r} must contain {{}} exactly once, where the label "
-                "goes, as in 'a video of {}'"
-            )
+        read_templates(self.template).check(is_mug=config.is_mug)
         for label in self.labels:
             if not label.strip() or len(label.splitlines()) != 1:
                 raise InputError(f"label {label[:40]!r} is blank or has more than one line")

@@ -31,6 +31,7 @@ from stan_infer.network.model import Stan
 from stan_infer.network.torch_ops import encode_text, encode_video
 from stan_infer.scores import mug_scores
 from stan_infer.system.atomic import new_folder
+from stan_infer.text.templates import read_templates
 from stan_infer.text.tokenizer import text_rules
 from stan_infer.text.vocabulary import write_vocabulary
 from stan_infer.video.synthetic import moving_frames
@@ -149,7 +150,10 @@ class _Export:
     def _labels(self) -> dict[str, Any]:
         self.say("embedding the labels")
         options = self.options
-        self.classes = embed_classes(self.model, options.labels, options.template)
+        templates = read_templates(options.template)
+        self.classes = embed_classes(self.model, options.labels, templates)
+        sentences = list(templates.sentences)
+        entry = {"templates": sentences} if len(sentences) > 1 else {"template": sentences[0]}
         lines = "".join(f"{label.strip()}\n" for label in options.labels)
         (self.folder / "labels.txt").write_text(lines, encoding="utf-8")
         # numpy's stub takes any keyword for its own allow_pickle.
@@ -157,7 +161,7 @@ class _Export:
         return {
             "file": "labels.txt",
             "embeddings": "labels.npz",
-            "template": options.template,
+            **entry,
             "count": len(options.labels),
         }
 

@@ -74,11 +74,15 @@ class Parity(TypedDict):
 
 
 class Labels(TypedDict):
-    """The classes of a folder, and the file with their embeddings."""
+    """The classes of a folder, and the file with their embeddings.
+
+    template: the text of a class; or templates: several, of which the embeddings are averages.
+    """
 
     file: Word
     embeddings: NotRequired[Word | None]
-    template: Text
+    template: NotRequired[Text]
+    templates: NotRequired[Annotated[list[Text], Meta(min_length=2, max_length=1000)]]
     count: NotRequired[Annotated[int, Meta(ge=1, le=MAX_LABELS)]]
 
 

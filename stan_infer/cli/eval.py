@@ -21,6 +21,7 @@ from stan_infer.cli.options import (
     Provider,
     Settings,
     SplitWords,
+    Template,
     Timeout,
     Weights,
     Workers,
@@ -48,7 +49,7 @@ def eval(
     subset: Annotated[
         Path | None, typer.Option(help="File of the videos to keep, one name per line (a split).")
     ] = None,
-    template: Annotated[str, typer.Option(help="Text of a class, as in 'a video of {}'.")] = "{}",
+    template: Template = None,
     engine: Engine = None,
     device: Device = None,
     provider: Provider = None,
@@ -97,6 +98,7 @@ def eval(
     from stan_infer.cli.progress import progress_bar
     from stan_infer.cli.report import say
     from stan_infer.evaluation.from_files import evaluate
+    from stan_infer.text.templates import PLAIN
 
     result = evaluate(
         checkpoint,
@@ -106,7 +108,7 @@ def eval(
         labels=labels,
         split_words=split_words,
         subset=subset,
-        template=template,
+        template=template or PLAIN,
         frames=frames,
         text_length=text_length,
         views=views,

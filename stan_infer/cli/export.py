@@ -19,6 +19,7 @@ from stan_infer.cli.options import (
     Locked,
     Settings,
     SplitWords,
+    Template,
     Weights,
     class_names,
     parse_settings,
@@ -73,9 +74,7 @@ def export(
     head: Annotated[str, typer.Option(help="embed, or classify (needs --labels).")] = "embed",
     labels: Labels = None,
     split_words: SplitWords = False,
-    template: Annotated[
-        str, typer.Option(help="Text of a class; {} is its line in --labels.")
-    ] = "{}",
+    template: Template = None,
     graph: Annotated[
         str, typer.Option(help="fused, or reference (torch.onnx.export, for comparison).")
     ] = "fused",
@@ -180,7 +179,7 @@ def export(
             "batch": (1, most) if has_plans or not batch else parse_range(batch, "--batch"),
             "head": head,
             "labels": list(found.names) if (found := class_names(labels, split_words)) else [],
-            "template": storable(template),
+            "template": [storable(t) for t in template or ["{}"]],
             "graph": graph,
             "opset": opset,
             "clips": readable,

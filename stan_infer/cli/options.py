@@ -52,6 +52,7 @@ CheckpointOrFolder = Annotated[
         "folder or .plan.",
     ),
 ]
+Videos = Annotated[list[Path], typer.Argument(help="Videos, or folders of videos.")]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
@@ -65,6 +66,8 @@ Weights = Annotated[
         help="Which of several sets in a checkpoint, as `inspect` lists them; ema: the average.",
     ),
 ]
+Text = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="A text; may be repeated.")]
+Texts = Annotated[Path | None, typer.Option(metavar="FILE", help="File with one text per line.")]
 Labels = Annotated[
     Path | None,
     typer.Option(
@@ -76,6 +79,14 @@ SplitWords = Annotated[
     bool,
     typer.Option(
         "--split-words", help="Write the names of --labels as words: brush_hair, ApplyEyeMakeup."
+    ),
+]
+Template = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="SENTENCE|SET",
+        help="Sentence with {} for the text or class, or openai-80, kinetics-16, kinetics-28; "
+        "may be repeated: embeddings are averaged (default: the text alone).",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per result.")]
@@ -106,13 +117,24 @@ Decoder = Annotated[
 ]
 Timeout = Annotated[float, typer.Option(help="Seconds allowed to decode one video.")]
 Batch = Annotated[int, typer.Option(min=1, max=64, help="Videos per call of the network.")]
+Precision = Annotated[
+    str | None, typer.Option(help="fp32, fp16, bf16 (default: fp32; of a folder its own).")
+]
+Frames = Annotated[
+    int | None, typer.Option(min=1, max=64, help="Frames per clip (default: the model's).")
+]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="CPU threads of the engine (default: all CPUs).")
+]
 Workers = Annotated[
     int | None,
     typer.Option(min=1, max=64, help="Decoding processes (default: one per CPU, at most 8)."),
 ]
 
 
-_OF_SESSIONS = ("engine", "device", "precision", "provider", "calibration", "auto_rebuild")
+_OF_SESSIONS = (
+    *("engine", "device", "precision", "provider", "threads", "calibration", "auto_rebuild"),
+)
 
 
 def session_options(context: typer.Context) -> dict[str, Any]:
@@ -122,14 +144,14 @@ def session_options(context: typer.Context) -> dict[str, Any]:
     return found | {"settings": parse_settings(given["settings"], given["weights"]) or None}
 
 
-def open_for(context: typer.Context) -> Session:
+def open_for(context: typer.Context, **options: Any) -> Session:
     """Open the session that the arguments and options of a command describe.
 
-    It is closed when the command ends, however it ends. Raises what open_session raises.
+    options: further ones of open_session. It is closed when the command ends, however it ends. Raises what open_session raises.
     """
     from stan_infer.engines.open import open_session
 
-    session = open_session(context.params["checkpoint"], **session_options(context))
+    session = open_session(context.params["checkpoint"], **session_options(context), **options)
     context.call_on_close(session.close)
     return session
 
@@ -172,14 +194,27 @@ def class_names(labels: Path | None, split_words: bool) -> ClassNames | None:
 
 
 def read_texts(
-    texts: Sequence[str] | None, labels: Path | None, split_words: bool = False
+    text: Sequence[str] | None,
+    labels: Path | None,
+    split_words: bool = False,
+    texts: Path | None = None,
 ) -> list[str]:
-    """The texts of --text, or the names of --labels; InputError unless one of them was given."""
-    if bool(texts) == (labels is not None):
-        raise InputError("give either --text TEXT (once or more) or --labels FILE")
+    """The texts of --text, of the file of --texts, or the names of --labels.
+
+    Raises InputError unless one of them was given, and for a blank text.
+    """
+    if [bool(text), texts is not None, labels is not None].count(True) != 1:
+        raise InputError(
+            "give either --text TEXT (once or more), --texts FILE (one per line) or --labels FILE "
+            "(class names)"
+        )
     found = class_names(labels, split_words)
     if found is not None:
         return list(found.names)
-    if not all(t.strip() for t in texts or []):
+    if texts is not None:
+        from stan_infer.system.outside_file import read_lines
+
+        return read_lines(texts, "texts")
+    if not all(t.strip() for t in text or []):
         raise InputError("a text of --text is blank; give words")
-    return list(texts or [])
+    return list(text or [])

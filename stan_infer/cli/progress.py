@@ -28,7 +28,15 @@ def progress_bar(title: str, total: float) -> Iterator[Callable[..., None]]:
     )
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+    # rich writes what is printed meanwhile above the bar, which is the terminal: results that go
+    # elsewhere are left alone.
+    shown = Progress(
+        *columns,
+        TimeRemainingColumn(),
+        console=Console(stderr=True, soft_wrap=True),
+        redirect_stdout=sys.stdout.isatty(),
+    )
+    with shown as progress:
         task = progress.add_task(title, total=total)
         yield lambda amount=1.0: progress.advance(task, amount)
 

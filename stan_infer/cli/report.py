@@ -6,7 +6,7 @@ import errno
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from stan_infer.errors import InputError, printable
@@ -24,17 +24,35 @@ def print_table(rows: Sequence[dict[str, Any]], columns: Sequence[str] | None = 
     if not rows:
         return
     columns = list(columns or rows[0])
-    cells = [[_cell(row.get(c)) for c in columns] for row in rows]
-    widths = [max(len(c), *(len(line[i]) for line in cells)) for i, c in enumerate(columns)]
-    right = [all(isinstance(r.get(c), (int, float, type(None))) for r in rows) for c in columns]
-    lines = []
-    for line in [columns, *cells]:
+    right = {
+        c for c in columns if all(isinstance(r.get(c), (int, float, type(None))) for r in rows)
+    }
+    RowPrinter({c: max(len(_cell(r.get(c))) for r in rows) for c in columns}, right).print(rows)
+
+
+class RowPrinter:
+    """An aligned table whose rows are printed as they come, the header with the first ones."""
+
+    def __init__(self, widths: Mapping[str, int], right: Collection[str]) -> None:
+        """widths: characters of each column; longer cells move what follows. right: aligned so."""
+        self._widths = {name: max(width, len(name)) for name, width in widths.items()}
+        self._right = right
+        self._lines: list[list[str]] = [list(widths)]
+
+    def print(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Print rows; nothing for none."""
+        if not rows:
+            return
+        lines = self._lines + [[_cell(row.get(c)) for c in self._widths] for row in rows]
+        self._lines = []
+        _write("\n".join(map(self._line, lines)))
+
+    def _line(self, cells: list[str]) -> str:
         padded = [
-            text.rjust(w) if r else text.ljust(w)
-            for text, w, r in zip(line, widths, right, strict=True)
+            text.rjust(width) if name in self._right else text.ljust(width)
+            for text, (name, width) in zip(cells, self._widths.items(), strict=True)
         ]
-        lines.append("  ".join(padded).rstrip())
-    _write("\n".join(lines))
+        return "  ".join(padded).rstrip()
 
 
 def print_facts(facts: dict[str, Any]) -> None:

@@ -3,41 +3,81 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from stan_infer.cli.options import (
     AutoRebuild,
+    Batch,
     Calibration,
     CheckpointOrFolder,
     Decoder,
     Device,
     Engine,
+    Frames,
     Json,
     Labels,
     Locked,
+    Precision,
     Provider,
     Settings,
     SplitWords,
+    Template,
+    Text,
+    Texts,
+    Threads,
     Timeout,
+    Videos,
     Weights,
+    Workers,
     open_for,
     read_texts,
 )
+
+if TYPE_CHECKING:
+    from stan_infer.video.clip import Clip
+    from stan_infer.video.windows import Windows
 
 
 def run(
     context: typer.Context,
     checkpoint: CheckpointOrFolder,
-    videos: Annotated[list[Path], typer.Argument(help="Videos, or folders of videos.")],
-    text: Annotated[list[str] | None, typer.Option(help="A text; may be repeated.")] = None,
+    videos: Videos,
+    text: Text = None,
+    texts: Texts = None,
     labels: Labels = None,
     split_words: SplitWords = False,
-    top: Annotated[int, typer.Option(min=1, help="Texts shown per video.")] = 5,
+    template: Template = None,
+    by: Annotated[
+        str, typer.Option(help="video: the best texts of each clip; text: the best clips of each.")
+    ] = "video",
+    top: Annotated[int, typer.Option(min=0, help="How many of the best are shown; 0: all.")] = 5,
+    windows: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SECONDS[:STRIDE]",
+            help="Score every part of so many seconds apart, one part every STRIDE seconds "
+            "(default: end to end).",
+        ),
+    ] = None,
+    start: Annotated[
+        float, typer.Option(metavar="SECONDS", help="Leave out what comes before in each video.")
+    ] = 0.0,
+    end: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Leave out what comes after.")
+    ] = None,
+    csv: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the rows as a CSV file, too.")
+    ] = None,
     engine: Engine = None,
     device: Device = None,
     provider: Provider = None,
+    precision: Precision = None,
+    threads: Threads = None,
+    frames: Frames = None,
+    batch: Batch = 1,
+    workers: Workers = None,
     settings: Settings = None,
     weights: Weights = None,
     locked: Locked = False,
@@ -47,70 +87,92 @@ def run(
     auto_rebuild: AutoRebuild = False,
     json: Json = False,
 ) -> None:
-    """Score videos against texts: which text fits each video best."""
-    from stan_infer.cli.report import print_json, print_table, say
-    from stan_infer.engines.inputs import token_ids
-    from stan_infer.engines.session import score_features
+    """Score videos against texts, and rank the texts of each clip or the clips of each text.
+
+    Videos that cannot be read are named and left out; the exit code is then 2.
+    """
+    import dataclasses
+    from contextlib import closing
+
+    from stan_infer.cli.progress import progress_bar
+    from stan_infer.cli.report import print_json, say
+    from stan_infer.cli.run_results import CSV, ClipsOfTexts, Output, TextsOfClips
+    from stan_infer.errors import check_word
     from stan_infer.library.embed import EmbedOptions, embed_videos
-    from stan_infer.text.tokenizer import cut_texts
+    from stan_infer.library.texts import embed_texts
+    from stan_infer.system.atomic import check_file, files_of
+    from stan_infer.text.templates import PLAIN, read_templates
+    from stan_infer.video.decode_worker import early_workers
     from stan_infer.video.find import list_videos
+    from stan_infer.video.gaps import gap_note
     from stan_infer.video.spec import ClipSpec
 
-    texts = read_texts(text, labels, split_words)
+    check_word("--by", by, ("video", "text"))
+    parts = _windows(windows, start, end)
+    templates = read_templates(template or PLAIN)
+    names = read_texts(text, labels, split_words, texts)
     paths = list_videos(videos)
-    session = open_for(context)
-    ids = token_ids(session.config, texts, session.vocabulary)
-    features = session.embed_text(ids)
-    cut = cut_texts(texts, session.config.context_length, vocabulary=session.vocabulary)
-    failed, shown = 0, []
-    for reading in embed_videos(
-        session,
-        paths,
-        EmbedOptions(timeout_s=timeout),
-        spec=ClipSpec.of(session.config, decoder=decoder),
-    ):
-        if reading.clip is None or reading.features is None:
-            failed += 1
-            say(f"error: {reading.error}")
-            if json:
-                print_json("run", {"video": str(reading.path), "error": reading.error})
-            continue
-        scores = score_features(session.config, features, ids, reading.features[None])[:, 0]
-        rows = _rows(reading, texts, scores, session.config.temperature, cut)
-        if json:
-            record = {
-                "video": str(reading.path),
-                "decoder": reading.clip.decoder,
-                "total_frames": reading.clip.total_frames,
-                "frame_indices": reading.clip.indices,
-                "session": session.describe(),
-                "scores": [{k: v for k, v in r.items() if k != "video"} for r in rows],
-            }
-            print_json("run", record)
-        else:
-            shown += rows[:top]
-    print_table(shown, ["video", "text", "score", "probability"])
+    files = [p for p in (labels, texts, calibration) if p is not None]
+    sources = [*files_of(checkpoint), *files, *paths]
+    if csv is not None:
+        check_file(csv, CSV, sources=sources)
+    with early_workers(workers, len(paths) if windows is None else 64):
+        session = open_for(context, yielding=True)
+        scored = embed_texts(session, names, templates)
+        spec = ClipSpec.of(session.config, decoder=decoder)
+        spec = dataclasses.replace(spec, frames=frames or spec.frames)
+        output = Output(scored, top, json, csv, sources, has_parts=parts is not None)
+        results = ClipsOfTexts(output) if by == "text" else TextsOfClips(output, paths)
+        readings = embed_videos(
+            session,
+            paths,
+            EmbedOptions(batch, workers, timeout),
+            spec=spec,
+            windows=parts,
+            note=False,
+        )
+        failed: set[Path] = set()
+        told: set[Path] = set()
+        seen: set[Path] = set()
+        try:
+            with closing(readings), progress_bar("scoring", len(paths)) as step:
+                shown = 0.0
+                for reading in readings:
+                    path, clip = reading.path, reading.clip
+                    seen.add(path)
+                    part = 1.0 if parts is None or clip is None else _place(clip)
+                    step(max(0.0, len(seen) - 1 + part - shown))
+                    shown = max(shown, len(seen) - 1 + part)
+                    if clip is None or reading.features is None:
+                        failed.add(path)
+                        say(f"error: {reading.error}")
+                        if json:
+                            print_json("run", {"video": str(path), "error": reading.error})
+                        continue
+                    if path not in told and (note := gap_note(path, clip.gap_s, spec.frames)):
+                        told.add(path)
+                        say(note)
+                    results.add(path, clip, scored.scores(reading.features))
+        except KeyboardInterrupt:
+            say(f"interrupted: these are the results of {results.clips} clips")
+            results.finish()
+            raise
+    results.finish()
     if failed:
-        say(f"{failed} of {len(paths)} videos could not be read")
+        say(f"{len(failed)} of {len(paths)} videos could not be read")
         raise typer.Exit(2)
 
 
-def _rows(
-    reading: Any, texts: list[str], scores: Any, temperature: float, cut: list[int]
-) -> list[dict[str, Any]]:
-    import numpy as np
+def _place(clip: Clip) -> float:
+    """Which part of its video has been read with a clip, 0 to 1."""
+    return float(clip.indices[-1] + 1) / clip.total_frames
 
-    from stan_infer.scores import softmax
 
-    probabilities = softmax(scores.astype(np.float64) / temperature, 0)
-    rows = [
-        {
-            "video": str(reading.path),
-            "text": t,
-            "score": float(s),
-            "probability": float(p),
-            "cut": i in cut,
-        }
-        for i, (t, s, p) in enumerate(zip(texts, scores, probabilities, strict=True))
-    ]
-    return sorted(rows, key=lambda r: -r["score"])
+def _windows(text: str | None, start: float, end: float | None) -> Windows | None:
+    """The parts that the options ask for, None for whole videos."""
+    from stan_infer.video.windows import Windows, parse_windows
+
+    if text is None and start == 0 and end is None:
+        return None
+    seconds, stride = (None, None) if text is None else parse_windows(text)
+    return Windows(seconds=seconds, stride=stride, start=start, end=end)

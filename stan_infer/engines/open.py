@@ -80,7 +80,7 @@ class Engine:
 class EngineOptions(TypedDict, total=False):
     """Options of open_session that only some engines have."""
 
-    threads: int | None  # CPU threads; torch's belong to the process: torch.set_num_threads
+    threads: int | None  # CPU threads; torch's are those of the whole process
     yielding: bool  # idle CPU threads leave the cores to others, such as decoding processes
     graph: str  # "reference", or "fused": the rewritten network
     scales: Mapping[str, float] | None  # of the linears' inputs in fp8, by name
@@ -150,10 +150,10 @@ ENGINES = {
     e.name: e
     for e in (
         Engine(
-            "eager", CHECKPOINT, _torch, "cpu", _TORCH, ("graph",),
+            "eager", CHECKPOINT, _torch, "cpu", _TORCH, ("graph", "threads"),
             trials=(Trial("cpu", "cpu"), Trial("cuda", "gpu")),
         ),
-        Engine("compile", CHECKPOINT, _compile, "cpu", _TORCH, ("graph",)),
+        Engine("compile", CHECKPOINT, _compile, "cpu", _TORCH, ("graph", "threads")),
         Engine(
             "triton", CHECKPOINT, _triton, "gpu", {"cuda": ("fp16", "bf16", "fp8")},
             ("scales", "calibration"), trials=(Trial("cuda", "gpu", _NVIDIA),),

@@ -159,8 +159,14 @@ def open_torch(
     source: str | Path | Stan,
     *,
     settings: Mapping[str, Any] | None = None,
+    threads: int | None = None,
     **options: Any,
 ) -> TorchSession:
-    """Load a checkpoint, unless it is a Stan already; options: see TorchSession."""
+    """Load a checkpoint, unless it is a Stan already.
+
+    threads: CPU threads of torch, which are those of the whole process. options: see TorchSession.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
     model = load_model(source, settings) if isinstance(source, (str, Path)) else source
     return TorchSession(model, **options)

@@ -27,6 +27,7 @@ from stan_infer.evaluation.metrics import (
 from stan_infer.evaluation.task import Task
 from stan_infer.library.embed import EmbedOptions, embed_videos
 from stan_infer.scores import softmax
+from stan_infer.text.templates import Templates, read_templates
 from stan_infer.text.tokenizer import cut_texts, tokenize
 from stan_infer.video.spec import ClipSpec
 
@@ -40,21 +41,26 @@ class Protocol:
 
     config: the model's, with the number of frames, text length and short side of the task. views:
     (clips, crops) per video, over which recognition averages. truncation: see tokenizer.tokenize.
-    template: text of a class, with one {} for its name. ties, dual_softmax: see metrics.
+    template: texts of a class: a sentence with one {} for its name, the name of a set, or several
+    of these, which are averaged; see text.templates. ties, dual_softmax: see metrics.
     """
 
     config: StanConfig
     views: tuple[int, int] = (1, 1)
     decoder: str = "auto"
     truncation: str = "keep-eot"
-    template: str = "{}"
+    template: str | Sequence[str] = "{}"
     ties: str = "expected"
     dual_softmax: bool = False
 
     def __post_init__(self) -> None:
-        """Check the template."""
-        if self.template.count("{}") != 1:
-            raise InputError(f"template {self.template!r} needs one {{}} for the class name")
+        """Check the templates."""
+        self.templates.check(is_mug=self.config.is_mug)
+
+    @property
+    def templates(self) -> Templates:
+        """The sentences that a class is put into."""
+        return read_templates(self.template)
 
     @property
     def spec(self) -> ClipSpec:
@@ -98,7 +104,8 @@ def evaluate(
     if task.is_retrieval and protocol.views != (1, 1):
         raise InputError("several views are averaged over class probabilities: recognition only")
     config = protocol.config
-    texts = list(task.texts) or [protocol.template.replace("{}", c) for c in task.classes]
+    templates = protocol.templates
+    texts = list(task.texts) or templates.fill(task.classes)
     # Texts first, so that a model without a text tower fails before hours of decoding.
     ids = tokenize(
         texts, config.context_length, truncation=protocol.truncation, vocabulary=session.vocabulary
@@ -118,7 +125,9 @@ def evaluate(
         ids, texts = ids[rows], [texts[q] for q in rows]
     else:
         task = task.keep(kept)
-        figures, intervals, outcomes = _recognition(text, ids, video, task, protocol)
+        figures, intervals, outcomes = _recognition(
+            templates.average(text), templates.first(ids), video, task, protocol
+        )
     cut = cut_texts(texts, config.context_length, vocabulary=session.vocabulary)
     return Evaluation(
         figures, intervals, outcomes, _facts(task, protocol, len(texts), len(cut)), failed
@@ -129,7 +138,7 @@ def _facts(task: Task, protocol: Protocol, texts: int, cut: int) -> dict[str, An
     c, p = protocol.config, protocol
     facts: dict[str, Any] = {
         "videos": len(task.videos),
-        ("texts" if task.is_retrieval else "classes"): texts,
+        **({"texts": texts} if task.is_retrieval else {"classes": len(task.classes)}),
         "frames": c.frames,
         "views": "{}x{}".format(*p.views),
         "resize, crop": f"{c.short_side}, {c.image_size}",
@@ -143,7 +152,7 @@ def _facts(task: Task, protocol: Protocol, texts: int, cut: int) -> dict[str, An
     if task.is_retrieval:
         facts["dual softmax"] = f"yes, temperature {c.temperature:g}" if p.dual_softmax else "no"
     else:
-        facts["template"] = p.template
+        facts["template"] = p.templates.named
     return facts
 
 

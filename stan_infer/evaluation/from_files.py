@@ -24,6 +24,7 @@ from stan_infer.library.embed import EmbedOptions
 from stan_infer.system.atomic import files_of
 from stan_infer.system.result import Progress, Result, Say, divided, no_progress, silent
 from stan_infer.text.labels import read_labels
+from stan_infer.text.templates import PLAIN
 from stan_infer.video.find import locate_videos
 
 
@@ -32,7 +33,7 @@ class EvaluationOptions:
     """Options of evaluate.
 
     labels: a file of class names by number; split_words: write "brush_hair" as words. subset: a
-    file of the videos to keep (a split). template: text of a class, one {} for its name. frames,
+    file of the videos to keep (a split). template: texts of a class, see Protocol. frames,
     text_length: T and tokens per text, by default the data set's, then the model's. views: clips x
     crops per video, whose probabilities are averaged. ties: "expected" or "authors". dual_softmax:
     multiply scores by a softmax over all queries. truncation: "keep-eot" or "authors".
@@ -43,7 +44,7 @@ class EvaluationOptions:
     labels: str | Path | None = None
     split_words: bool = False
     subset: str | Path | None = None
-    template: str = "{}"
+    template: str | Sequence[str] = PLAIN
     frames: int | None = None
     text_length: int | None = None
     views: str = "1x1"

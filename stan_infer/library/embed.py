@@ -20,9 +20,10 @@ from stan_infer.errors import MissingError, StanError, storable
 from stan_infer.system import earlier_result
 from stan_infer.system.atomic import new_file
 from stan_infer.video.clip import Clip
-from stan_infer.video.decode_worker import read_clips
+from stan_infer.video.decode_worker import read_all_windows, read_clips
 from stan_infer.video.gaps import Gaps
 from stan_infer.video.spec import ClipSpec
+from stan_infer.video.windows import Windows
 
 _ARRAYS = ("paths", "embeddings", "indices", "total_frames", "decoders", "info")
 _log = logging.getLogger(__name__)
@@ -58,17 +59,24 @@ def embed_videos(
     options: EmbedOptions = EmbedOptions(),
     *,
     spec: ClipSpec | None = None,
+    windows: Windows | None = None,
+    note: bool = True,
 ) -> Generator[Reading, None, None]:
     """Embed each video, in the given order; a video that fails yields a Reading with its error.
 
     spec: how clips are read, by default as the model's config says. If it has views, features are
-    [V, ...], one row per view. One warning at the end tells of videos whose frames lie far apart.
-    Raises MissingError if the decoder is not installed.
+    [V, ...], one row per view. windows: yield a Reading for each of these parts of a video instead.
+    note: one warning at the end tells of clips whose frames lie far apart. Raises MissingError if
+    the decoder is not installed.
     """
     spec = spec or ClipSpec.of(session.config)
     views = spec.views is not None
     gaps = Gaps()
-    readings = read_clips(paths, spec, workers=options.workers, timeout_s=options.timeout_s)
+    how: Any = {"workers": options.workers, "timeout_s": options.timeout_s}
+    if windows is None:
+        readings = read_clips(paths, spec, **how)
+    else:
+        readings = read_all_windows(paths, spec, windows, **how)
     waiting: list[tuple[Path, Clip | StanError]] = []
     running: _Batch | None = None
     with closing(readings):
@@ -85,8 +93,8 @@ def embed_videos(
                 running, waiting = started, []
         yield from _finish(running)
         yield from _finish(_start(session, waiting, views))
-    if note := gaps.note(spec.frames):
-        _log.warning("%s", note)
+    if note and (text := gaps.note(spec.frames)):
+        _log.warning("%s", text)
 
 
 def save_embeddings(

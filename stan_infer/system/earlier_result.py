@@ -43,6 +43,17 @@ def json_lines(schemas: Iterable[str], what: str) -> WhyKeep:
     return _unless(is_ours, what)
 
 
+def csv(headers: Iterable[str], what: str) -> WhyKeep:
+    """An earlier result begins with one of these header lines. what: see arrays."""
+    known = {header.encode() for header in headers}
+
+    def is_ours(path: Path) -> bool:
+        with path.open("rb") as f:
+            return f.readline(_MAX_LINE).rstrip(b"\r\n") in known
+
+    return _unless(is_ours, what)
+
+
 def safetensors(metadata_key: str, what: str) -> WhyKeep:
     """An earlier result is a safetensors file with this key in its metadata. what: see arrays."""
 

@@ -27,6 +27,7 @@ from stan_infer.engines.graph import OpenGraph
 from stan_infer.errors import InputError
 from stan_infer.system.json_file import checked
 from stan_infer.system.packages import require
+from stan_infer.text.templates import Templates, read_templates
 from stan_infer.text.tokenizer import text_rules, tokenize
 from stan_infer.text.vocabulary import END, START
 from stan_infer.verification.graph_side import ROLES, form, tower, usable
@@ -172,21 +173,24 @@ class Folder(Side):
         feeds = {"token_embeds": tokens, "input_ids": ids.astype(np.int32), "frame_embeds": frames}
         return usable(self._open("score")).run(feeds)["scores"] / self.config.temperature
 
-    def labels(self) -> tuple[list[str], Arrays] | None:
+    def labels(self) -> tuple[list[str], Templates, Arrays] | None:
         if not isinstance(self._manifest.get("labels"), dict):
             return None
         files = [self._file(self._at("labels", k, kind=str)) for k in ("file", "embeddings")]
         if any(f.stat().st_size > _MAX_LABELS for f in files):
             raise InputError(f"a file of labels has more than {_MAX_LABELS} bytes")
-        template = self._at("labels", "template", kind=str)
+        entry = self._at("labels", kind=dict)
+        several = self._at("templates", kind=list, of=entry) if "templates" in entry else None
+        given = several or [self._at("template", kind=str, of=entry)]
         try:
             lines = files[0].read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as e:
             raise InputError(f"the labels cannot be read: {str(e)[:200]}") from e
-        if sum(len(template) + template.count("{}") * len(line) for line in lines) > _MAX_LABELS:
+        sentences = read_templates(given).sentences
+        if sum(len(s) + len(line) for line in lines for s in sentences) > _MAX_LABELS:
             raise InputError(f"the labels' texts have more than {_MAX_LABELS} characters")
         arrays = read_npz(files[1], label_fields(self.config, len(lines)))
-        return [template.replace("{}", line) for line in lines], arrays
+        return lines, Templates(sentences, sentences), arrays
 
     def class_outputs(self, tensor: np.ndarray) -> Arrays:
         opened = usable(self._open("video"))

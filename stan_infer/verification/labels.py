@@ -31,8 +31,11 @@ def compare_labels(
                 continue
             say("labels")
             stage.absent, stage.reference = "", f"{'AB'[by is pair[1]]}'s text tower"
-            ids = by.ids(found[0])
-            text, baked = by.text(ids), found[1]
+            names, templates, baked = found
+            ids = by.ids(templates.fill(names))
+            text = by.text(ids)
+            text["text_embeds"] = templates.average(text["text_embeds"])
+            ids = templates.first(ids)
             if "token_embeds" in baked:
                 held = text["token_embeds"], baked["token_embeds"]
             else:

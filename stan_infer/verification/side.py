@@ -18,6 +18,7 @@ import numpy as np
 from stan_infer.config import StanConfig
 from stan_infer.errors import InputError
 from stan_infer.scores import head_scores
+from stan_infer.text.templates import Templates
 from stan_infer.verification.stored import StoredGraph
 from stan_infer.video.clip import regular_file
 from stan_infer.video.pyav_reader import errors_named, read_pyav
@@ -111,8 +112,8 @@ class Side(ABC):
     def score(self, text: Arrays, ids: np.ndarray, video: Arrays) -> np.ndarray:
         """Scores [Q, B], divided by the temperature."""
 
-    def labels(self) -> tuple[list[str], Arrays] | None:
-        """Texts of the classes and their stored features, if a folder has classes."""
+    def labels(self) -> tuple[list[str], Templates, Arrays] | None:
+        """Names of the classes, their templates and stored features, if a folder has classes."""
         return None
 
     def class_outputs(self, tensor: np.ndarray) -> Arrays:

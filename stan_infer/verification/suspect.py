@@ -146,7 +146,7 @@ def _recomputed(
     weights = recompute(exact[0], kind, stored, calibration)
     held = side.labels() if role == "video" and "scores" in stored.form.outputs else None
     written = write_graph(
-        weights, kind, exact[1], stored.form.opset, folder, held[1] if held else None
+        weights, kind, exact[1], stored.form.opset, folder, held[2] if held else None
     )
     words = f"{letter}'s weights"
     if precision in EIGHT_BITS:

@@ -31,7 +31,7 @@ RULES: dict[str, Any] = {
     "resize": {"filter": "bilinear", "antialias": False, "rounding": "int(side * scale + 0.5)"},
     "crop": "center",
 }
-_READERS: dict[str, Callable[[Path, Sample, Shrink], Found]] = {
+READERS: dict[str, Callable[[Path, Sample, Shrink], Found]] = {
     "pyav": read_pyav,
     "decord": read_decord,
     "decord-as-is": partial(read_decord, as_is=True),
@@ -45,7 +45,8 @@ class Clip:
     pixels: uint8 [T, crop, crop, 3], RGB; of V views [V, T, crop, crop, 3]. indices: int64 [T],
     frame numbers from 0; of views [V, T]. total_frames: frames of the video. decoder: "pyav",
     "decord" or "decord-as-is". source_size: (height, width) of the first frame read, after
-    rotation, before resizing. gap_s: see gaps.seconds_between.
+    rotation, before resizing. gap_s: see gaps.seconds_between. seconds: start and end of the part
+    of the video that it shows, None: all.
     """
 
     pixels: NDArray[np.uint8]
@@ -54,6 +55,7 @@ class Clip:
     decoder: str
     source_size: tuple[int, int]
     gap_s: float | None = 0.0
+    seconds: tuple[float, float] | None = None
 
 
 def sample_indices(total_frames: int, frames: int, clip: int = 0, clips: int = 1) -> Indices:
@@ -127,7 +129,7 @@ def read_clip_info(path: str | os.PathLike[str], spec: ClipSpec) -> Clip:
     not); MissingError without the decoder's package.
     """
     clips, crops = spec.views or (1, 1)
-    name = "pyav" if spec.decoder == "auto" else spec.decoder
+    name = reader_of(spec)
     file = regular_file(Path(path))
 
     def shrink(image: Image) -> Image:
@@ -137,7 +139,7 @@ def read_clip_info(path: str | os.PathLike[str], spec: ClipSpec) -> Clip:
         return np.concatenate([sample_indices(total, spec.frames, i, clips) for i in range(clips)])
 
     with errors_named(file):
-        found = _READERS[name](file, sample, shrink)
+        found = READERS[name](file, sample, shrink)
     # [crops, clips * T, S, S, 3] -> one view after the other
     taken = np.stack([found.images[i] for i in found.indices.tolist()], axis=1)
     views = taken.reshape(crops, clips, spec.frames, *taken.shape[2:]).swapaxes(0, 1)
@@ -145,8 +147,13 @@ def read_clip_info(path: str | os.PathLike[str], spec: ClipSpec) -> Clip:
     indices = found.indices.reshape(clips, spec.frames).repeat(crops, axis=0)
     if spec.views is None:
         indices = indices[0]
-    gap = seconds_between(file, found.total_frames, spec.frames)
+    gap = seconds_between(found.seconds, found.total_frames, spec.frames)
     return Clip(pixels, indices, found.total_frames, name, found.size, gap)
+
+
+def reader_of(spec: ClipSpec) -> str:
+    """The name of the decoder in READERS that a spec asks for."""
+    return "pyav" if spec.decoder == "auto" else spec.decoder
 
 
 def resize_crop(

@@ -2,23 +2,22 @@
 
 decord can hang for ever while it holds the GIL (when a container gives a wrong number of frames),
 any decoder can crash on a stranger's file, and all leak memory. So the parent keeps a child, asks
-it for one clip at a time over pipes, and kills it when it does not answer.
-Messages have the format of system.child; a clip's pixels follow its message, and the parent knows
-their size from what it asked for.
+it for one clip at a time over pipes, or for a group of parts of a long video, and kills it when it
+does not answer. `decode_child` is the child. Messages have the format of system.child; the pixels
+of clips follow their message, and the parent knows their size from what it asked for.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import signal
-import sys
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeAlias
@@ -36,18 +35,16 @@ from stan_infer.system.child import (
 )
 from stan_infer.system.machine import usable_cpus
 from stan_infer.system.packages import install_command
-from stan_infer.video.clip import Clip, read_clip_info
+from stan_infer.video.clip import Clip
 from stan_infer.video.spec import ClipSpec
+from stan_infer.video.windows import Plan, Window, Windows
 
-MEMORY_LIMIT = 8 * 2**30  # bytes of address space of one worker
 START_S = 60.0  # for the imports of a new worker, on a busy machine
 MAX_WORKERS = 8  # by default: each holds 100 MB, and an engine needs cores, too
-_PREFETCH = 2  # clips per worker that are being decoded or wait to be taken
-_COMMAND = python("stan_infer.video.decode_worker")
+PREFETCH = 2  # clips per worker that are being decoded or wait to be taken
+_COMMAND = python("stan_infer.video.decode_child")
 
-_Result: TypeAlias = Clip | StanError
-_Task: TypeAlias = tuple[Path, Future[_Result]]
-
+Result: TypeAlias = Clip | StanError
 
 _spare: deque[Child] = deque()  # children that were started early and serve no worker yet
 
@@ -110,34 +107,65 @@ class DecodeWorker(AbstractContextManager["DecodeWorker"]):
                 self._child.end()
 
     def read(
-        self,
-        path: str | os.PathLike[str],
-        spec: ClipSpec,
-        *,
-        timeout_s: float = 60.0,
+        self, path: str | os.PathLike[str], spec: ClipSpec, *, timeout_s: float = 60.0
     ) -> Clip:
         """Return what `clip.read_clip_info` returns, from the child.
 
         Raises its InputError or MissingError, and InputError when the child does not answer within
         timeout_s seconds (it is killed) or dies. The next call starts a new child.
         """
+        header, pixels = self._ask(path, {"spec": asdict(spec)}, timeout_s, math.prod(spec.shape))
+        return _clip(header["clips"][0], pixels, spec)
+
+    def plan(self, path: Path, windows: Windows, *, timeout_s: float = 60.0) -> Plan:
+        """Return what `windows.plan_windows` returns, from the child; raises as `read`."""
+        header, _ = self._ask(path, {"plan": asdict(windows)}, timeout_s, 0)
+        return Plan(header["total_frames"], [Window(*w) for w in header["windows"]])
+
+    def read_windows(
+        self,
+        path: Path,
+        spec: ClipSpec,
+        total_frames: int,
+        windows: Sequence[Window],
+        *,
+        timeout_s: float = 60.0,
+    ) -> list[Clip | InputError]:
+        """Return what `windows.read_windows` returns, from the child; raises as `read`."""
+        asked = {"spec": asdict(spec), "total_frames": total_frames, "windows": windows}
+        size = math.prod(spec.shape)
+        header, pixels = self._ask(path, asked, timeout_s, size)
+        found: list[Clip | InputError] = []
+        at = 0
+        for one in header["clips"]:
+            if "error" in one:
+                found.append(InputError(one["error"]))
+            else:
+                found.append(_clip(one, pixels[at : at + size], spec))
+                at += size
+        return found
+
+    def _ask(
+        self, path: str | os.PathLike[str], what: dict[str, Any], timeout_s: float, size: int
+    ) -> tuple[dict[str, Any], bytes]:
+        """Send one request; return the reply and the pixels behind it, `size` bytes per clip."""
         _check_timeout(timeout_s)
         child = self._running()
         header: dict[str, Any] | None = None
-        pixels = b""
-        asked = {"path": os.fspath(path), "spec": asdict(spec), "timeout_s": timeout_s}
+        pixels: bytes | None = None
+        asked = {"path": os.fspath(path), "timeout_s": timeout_s, **what}
         try:
             # A child that dies shows as a broken pipe or as the end of its output.
             with child.deadline(timeout_s) as expired, suppress(OSError, EOFError, ValueError):
                 send(child.input, asked)
                 header = receive(child.output)
-                if header["status"] == "clip":
-                    pixels = receive_bytes(child.output, math.prod(spec.shape))
+                good = sum("error" not in clip for clip in header.get("clips", ()))
+                pixels = receive_bytes(child.output, size * good)
         except BaseException:
             child.end()  # interrupted: the next reply read from it would be that of this clip
             raise
         late = expired.is_set()
-        if late or header is None or (header["status"] == "clip" and not pixels):
+        if late or header is None or pixels is None:
             code = child.end()
             if late:
                 raise InputError(
@@ -152,8 +180,8 @@ class DecodeWorker(AbstractContextManager["DecodeWorker"]):
         self._clips += 1
         if self._clips >= self._recycle:
             child.end()
-        if header["status"] == "clip":
-            return _clip(header, pixels, spec)
+        if header["status"] == "done":
+            return header, pixels
         raise _error(header)
 
     def _running(self) -> Child:
@@ -181,7 +209,7 @@ class DecodeWorker(AbstractContextManager["DecodeWorker"]):
 
 def read_clips(
     paths: Sequence[Path], spec: ClipSpec, *, workers: int | None = None, timeout_s: float = 60.0
-) -> Generator[tuple[Path, _Result], None, None]:
+) -> Generator[tuple[Path, Result], None, None]:
     """Yield (path, clip or error) for every path, in order, decoded by `workers` processes.
 
     workers: None is one per CPU that this process may use, at most MAX_WORKERS. At most two clips
@@ -196,49 +224,139 @@ def read_clips(
     return _in_order(paths, spec, timeout_s, min(workers, max(1, len(paths))))
 
 
+def read_all_windows(
+    paths: Sequence[Path],
+    spec: ClipSpec,
+    windows: Windows,
+    *,
+    workers: int | None = None,
+    timeout_s: float = 60.0,
+) -> Generator[tuple[Path, Result], None, None]:
+    """As `read_clips`, for the parts of every video: (path, clip or error) part after part.
+
+    Several processes share one long video. timeout_s: for the packets of a video, and then for
+    every group of its parts; see windows.Plan.groups.
+    """
+    _check_timeout(timeout_s)
+    workers = default_workers() if workers is None else workers
+    if workers < 1:
+        raise InputError(f"workers is {workers}; at least 1 is needed")
+    return _windows_in_order(paths, spec, windows, timeout_s, workers)
+
+
 def _in_order(
     paths: Sequence[Path], spec: ClipSpec, timeout_s: float, workers: int
-) -> Generator[tuple[Path, _Result], None, None]:
-    tasks: SimpleQueue[_Task | None] = SimpleQueue()
-    pool = [DecodeWorker() for _ in range(workers)]
-    threads = [
-        threading.Thread(target=_serve, args=(worker, tasks, spec, timeout_s), daemon=True)
-        for worker in pool
-    ]
-    waiting: deque[_Task] = deque()
-    try:
-        for thread in threads:
-            thread.start()
-        todo = iter(paths)
-        while True:
-            while len(waiting) < _PREFETCH * workers and (path := next(todo, None)) is not None:
-                waiting.append((path, Future()))
-                tasks.put(waiting[-1])
-            if not waiting:
-                return
-            path, future = waiting.popleft()
+) -> Generator[tuple[Path, Result], None, None]:
+    with closing(_Pool(workers)) as pool:
+
+        def tasks() -> Iterator[tuple[Path, Future[Any]]]:
+            for path in paths:
+                yield path, pool.submit(partial(_read_one, path, spec, timeout_s))
+
+        for path, future in _ahead(tasks(), PREFETCH * workers):
             yield path, future.result()
-    finally:
-        for worker in pool:
+
+
+def _windows_in_order(
+    paths: Sequence[Path], spec: ClipSpec, windows: Windows, timeout_s: float, workers: int
+) -> Generator[tuple[Path, Result], None, None]:
+    with closing(_Pool(workers)) as pool:
+
+        def plans() -> Iterator[tuple[Path, Future[Any]]]:
+            for path in paths:
+                yield path, pool.submit(partial(_plan_one, path, windows, timeout_s))
+
+        def tasks() -> Iterator[tuple[Path, Future[Any]]]:
+            for path, planned in _ahead(plans(), PREFETCH):
+                plan = planned.result()
+                if isinstance(plan, StanError):
+                    yield path, planned
+                    continue
+                for group in plan.groups(spec):
+                    work = partial(_read_group, path, spec, plan.total_frames, group, timeout_s)
+                    yield path, pool.submit(work)
+
+        for path, future in _ahead(tasks(), PREFETCH * workers):
+            found = future.result()
+            for result in found if isinstance(found, list) else [found]:
+                yield path, result
+
+
+def _ahead(
+    tasks: Iterator[tuple[Path, Future[Any]]], count: int
+) -> Iterator[tuple[Path, Future[Any]]]:
+    """The tasks in order, of which `count` are begun before the first has to be done."""
+    waiting: deque[tuple[Path, Future[Any]]] = deque()
+    while True:
+        while len(waiting) < count and (task := next(tasks, None)) is not None:
+            waiting.append(task)
+        if not waiting:
+            return
+        yield waiting.popleft()
+
+
+def _read_one(path: Path, spec: ClipSpec, timeout_s: float, worker: DecodeWorker) -> Clip:
+    return worker.read(path, spec, timeout_s=timeout_s)
+
+
+def _plan_one(path: Path, windows: Windows, timeout_s: float, worker: DecodeWorker) -> Plan:
+    return worker.plan(path, windows, timeout_s=timeout_s)
+
+
+def _read_group(
+    path: Path,
+    spec: ClipSpec,
+    total_frames: int,
+    group: list[Window],
+    timeout_s: float,
+    worker: DecodeWorker,
+) -> list[Clip | InputError]:
+    return worker.read_windows(path, spec, total_frames, group, timeout_s=timeout_s)
+
+
+class _Pool:
+    """Workers, each served by a thread, that take what is submitted in order."""
+
+    def __init__(self, workers: int) -> None:
+        self._tasks: SimpleQueue[tuple[Callable[[DecodeWorker], Any], Future[Any]] | None]
+        self._tasks = SimpleQueue()
+        self._workers = [DecodeWorker() for _ in range(workers)]
+        self._threads = [
+            threading.Thread(target=self._serve, args=(worker,), daemon=True)
+            for worker in self._workers
+        ]
+        try:
+            for thread in self._threads:
+                thread.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def submit(self, work: Callable[[DecodeWorker], Any]) -> Future[Any]:
+        """Give work to the next free worker; its result is what it returns, or its StanError."""
+        future: Future[Any] = Future()
+        self._tasks.put((work, future))
+        return future
+
+    def close(self) -> None:
+        """Kill all children and wait for the threads."""
+        for worker in self._workers:
             worker.close()
-        for _ in threads:
-            tasks.put(None)
-        for thread in threads:
+        for _ in self._threads:
+            self._tasks.put(None)
+        for thread in self._threads:
             if thread.ident is not None:
                 thread.join()
 
-
-def _serve(
-    worker: DecodeWorker, tasks: SimpleQueue[_Task | None], spec: ClipSpec, timeout_s: float
-) -> None:
-    while (task := tasks.get()) is not None:
-        path, future = task
-        try:
-            future.set_result(worker.read(path, spec, timeout_s=timeout_s))
-        except StanError as e:
-            future.set_result(e)
-        except Exception as e:
-            future.set_exception(e)
+    def _serve(self, worker: DecodeWorker) -> None:
+        while (task := self._tasks.get()) is not None:
+            work, future = task
+            try:
+                future.set_result(work(worker))
+            except StanError as e:
+                future.set_result(e)
+            except Exception as e:
+                future.set_exception(e)
 
 
 def _clip(header: dict[str, Any], pixels: bytes, spec: ClipSpec) -> Clip:
@@ -252,6 +370,7 @@ def _clip(header: dict[str, Any], pixels: bytes, spec: ClipSpec) -> Clip:
         decoder=str(header["decoder"]),
         source_size=(int(height), int(width)),
         gap_s=None if header["gap_s"] is None else float(header["gap_s"]),
+        seconds=header["seconds"] and tuple(header["seconds"]),
     )
 
 
@@ -269,72 +388,3 @@ def _error(header: dict[str, Any]) -> Exception:
 def _check_timeout(timeout_s: float) -> None:
     if not 0 < timeout_s <= threading.TIMEOUT_MAX:
         raise InputError(f"timeout_s is {timeout_s}; it must be a number of seconds above 0")
-
-
-def main() -> None:
-    """Serve clips on standard input and output until the input ends (the child's side)."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
-    replies = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a C library prints must not come between replies
-    _limit_memory()
-    with suppress(Exception, SystemExit):  # a missing package is reported for the first clip
-        import av  # noqa: F401
-    send(replies, {"status": "ready"})
-    # FFmpeg in decord prints every flaw of a file; the reply has the one that matters.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    os.dup2(2, 1)
-    while True:
-        try:
-            asked = receive(sys.stdin.buffer)
-        except (EOFError, OSError):
-            return
-        header, pixels = _answer(asked)
-        try:
-            send(replies, header, pixels)
-        except OSError:
-            return  # the parent is gone
-
-
-def _answer(asked: dict[str, Any]) -> tuple[dict[str, Any], bytes | memoryview]:
-    timeout_s, values = asked["timeout_s"], asked["spec"]
-    views = values["views"] and tuple(values["views"])  # a list in JSON
-    spec = ClipSpec(**{**values, "views": views})
-    # If the parent dies while this process hangs, the kernel ends it by this alarm.
-    alarm = hasattr(signal, "setitimer")
-    if alarm:
-        signal.setitimer(signal.ITIMER_REAL, min(2 * timeout_s + 5, 1e6))
-    try:
-        clip = read_clip_info(asked["path"], spec)
-    except InputError as e:
-        return {"status": "input", "message": str(e)}, b""
-    except MissingError as e:
-        return {"status": "missing", "message": str(e)}, b""
-    except Exception:
-        import traceback
-
-        return {"status": "bug", "message": traceback.format_exc()[-8000:]}, b""
-    finally:
-        if alarm:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-    header = {
-        "status": "clip",
-        "indices": clip.indices.tolist(),
-        "total_frames": clip.total_frames,
-        "decoder": clip.decoder,
-        "source_size": list(clip.source_size),
-        "gap_s": clip.gap_s,
-    }
-    return header, np.ascontiguousarray(clip.pixels).data.cast("B")
-
-
-def _limit_memory() -> None:
-    with suppress(ImportError, ValueError, OSError):
-        import resource
-
-        _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        limit = MEMORY_LIMIT if hard == resource.RLIM_INFINITY else min(hard, MEMORY_LIMIT)
-        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
-
-
-if __name__ == "__main__":
-    main()

@@ -4,37 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stan_infer.errors import InputError
-from stan_infer.video.pyav_reader import open_video
-
-# Seconds. The models were trained on clips of some 10 to 180 s, with a second to 15 between two
-# frames; within a minute whole actions pass that no frame shows.
-LONG_S = 60.0
-_FEW = 300  # frames between two sampled ones, which last less than LONG_S at 5 or more a second
-_GUESSED = {"h264", "hevc", "m4v", "mpegvideo", "obu"}  # FFmpeg makes up the rate of bare streams
+# Seconds. The models were trained with a frame in 2.5 s at most: MSR-VTT's clips last 10 to 30 s
+# (12 frames), DiDeMo's 30 s (64), LSMDC's 2 to 20 s (12), WebVid's up to 60 s, 18 on average (8).
+# Twice that is another kind of input: actions pass that no frame shows.
+LONG_S = 5.0
+_FEW = 150  # frames between two sampled ones that tell nothing: LONG_S at 30 a second
+_WHY = "the models were trained on one in 0.5 to 2.5 s, and what happens in between is not seen"
 
 
-def seconds_between(path: Path, total: int, frames: int) -> float | None:
-    """Return the mean time between two of the `frames` sampled of `total`, by the file's header.
+def seconds_between(seconds: float | None, total: int, frames: int) -> float | None:
+    """Return the mean time between two of the `frames` sampled of `total`, which last `seconds`.
 
-    0 for a video with few frames between them, which is not opened. None: the times are not known.
+    None: not known, and there are so many that it should be.
     """
-    if total < _FEW * frames:
-        return 0.0
-    try:
-        with open_video(path) as (container, stream):
-            if container.format.name in _GUESSED:
-                return None
-            seconds = 0.0
-            if stream.duration and stream.time_base:
-                seconds = float(stream.duration * stream.time_base)
-            elif container.duration:
-                seconds = container.duration / 1e6
-            elif stream.average_rate:
-                seconds = total / float(stream.average_rate)
-    except InputError:
-        return None
-    return seconds / frames if seconds > 0 else None
+    if seconds is None:
+        return 0.0 if total < _FEW * frames else None
+    return seconds / frames
 
 
 class Gaps:
@@ -60,7 +45,7 @@ class Gaps:
             parts.append(
                 f"{self._far} of {self._count} videos: more than {LONG_S:g} s lie between two of "
                 f"the {frames} frames that are looked at (about {self._longest:.0f} s in "
-                f"{self._name}); what happens in between is not seen: cut long videos into parts"
+                f"{self._name}); {_WHY}: cut long videos into parts"
             )
         if self._unknown:
             parts.append(
@@ -68,3 +53,13 @@ class Gaps:
                 "that are looked at, and their files do not say how long these last"
             )
         return "; ".join(parts) or None
+
+
+def gap_note(path: Path, gap_s: float | None, frames: int) -> str | None:
+    """The note about one clip, None if its frames do not lie far apart."""
+    if gap_s is None or gap_s <= LONG_S:
+        return None
+    return (
+        f"{path}: {frames} frames of {gap_s * frames:.0f} s are looked at, one in {gap_s:.1f} s; "
+        f"{_WHY} (told from one in {LONG_S:g} s on): --windows 10 scores it part by part"
+    )

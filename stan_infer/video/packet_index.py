@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 MAX_PACKETS = 10_000_000
 # These hold no presentation times; FFmpeg reports guesses that follow the order of decoding.
 _UNTIMED = {"avi", "h264", "hevc", "m4v", "mpegvideo", "obu"}
+_RATE_GUESSED = _UNTIMED - {"avi"}  # bare streams, whose rate FFmpeg makes up
 
 Indices: TypeAlias = NDArray[np.int64]
 
@@ -43,6 +44,21 @@ class Index:
     first: int  # the first key packet; those before it cannot be decoded
     lead: int  # frames shown before the first key frame
     anew: bool  # the first key packet says that no later one builds on an earlier one
+    unit: float | None  # seconds of a unit of time; None: time is not the container's
+    period: float | None  # seconds between two frames by the container's rate; None: not known
+
+    @property
+    def seconds(self) -> NDArray[np.float64] | None:
+        """When each frame is shown, in seconds from the first [frames]; None: nothing says it.
+
+        Where the container has no times that can be right, frames follow each other at its rate.
+        """
+        if self.ordered and self.unit is not None:
+            units = self.time[self.order] - self.time[self.order[0]]
+            return np.asarray(units * self.unit, np.float64)
+        if self.period is None:
+            return None
+        return np.asarray(np.arange(len(self.order)) * self.period, np.float64)
 
     def named(self, packet: int) -> str:
         """Return the name of a packet's picture for a message: its frame number, if it has one."""
@@ -127,14 +143,30 @@ def scan(path: Path, container: InputContainer, stream: VideoStream) -> Index:
     if not len(order):
         raise InputError(f"{path} holds no frame: its video stream is empty; fetch it again")
     anew = bool(packets.anew)
+    rate = 0 if container.format.name in _RATE_GUESSED else stream.average_rate or 0
+    unit, period = float(stream.time_base or 0) or None, 1 / float(rate) if rate else None
     if packets.broken or container.format.name in _UNTIMED or not _told_by(time, order, stream):
         known = places(codec, intra=intra, kinds=bytes(packets.kinds), shown=shown)
         if known is None:
-            return Index(time, key, order, False, first, 0, anew)
-        time = known
+            return Index(time, key, order, False, first, 0, anew, None, period)
+        time, unit = known, None
     order = order[np.argsort(time[order])]
     lead = int((time[order] < time[first]).sum())
-    return Index(time, key, order, True, first, lead, anew)
+    return Index(time, key, order, True, first, lead, anew, unit, period)
+
+
+def stated_seconds(container: InputContainer, stream: VideoStream, frames: int) -> float | None:
+    """How long a video of so many frames lasts by its header, None where nothing says it."""
+    if container.format.name in _RATE_GUESSED:
+        return None
+    seconds = 0.0
+    if stream.duration and stream.time_base:
+        seconds = float(stream.duration * stream.time_base)
+    elif container.duration:
+        seconds = container.duration / 1e6
+    elif stream.average_rate:
+        seconds = frames / float(stream.average_rate)
+    return seconds if seconds > 0 else None
 
 
 def _check_end(path: Path, container: InputContainer, stream: VideoStream, time: Indices) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 from stan_infer.errors import InputError
 from stan_infer.system.file_kind import kind_of_file
 from stan_infer.system.packages import require
-from stan_infer.video.packet_index import Index, Indices, scan
+from stan_infer.video.packet_index import Index, Indices, scan, stated_seconds
 from stan_infer.video.pictures import Damaged, Misordered, Pictures
 from stan_infer.video.rgb import Image, upright_rgb
 
@@ -44,12 +44,16 @@ Shrink: TypeAlias = Callable[[Image], Image]  # a full picture -> what is kept o
 
 @dataclass(frozen=True)
 class Found:
-    """The chosen frames. images: by frame number, after Shrink. size: (height, width) before it."""
+    """The chosen frames. images: by frame number, after Shrink. size: (height, width) before it.
+
+    seconds: how long the video lasts, see packet_index.stated_seconds.
+    """
 
     images: dict[int, Image]
     indices: Indices
     total_frames: int
     size: tuple[int, int]
+    seconds: float | None
 
 
 def package(module: Literal["av", "decord"]) -> Any:
@@ -142,16 +146,50 @@ def read_pyav(path: Path, sample: Sample, shrink: Shrink) -> Found:
     Frames are numbered as they are shown. Raises InputError for a file that cannot be read or is
     damaged.
     """
+    return read_indexed(path, index_of(path), sample, shrink)
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """What is known of a file before a frame of it is decoded. seconds: see Found."""
+
+    index: Index
+    seconds: float | None
+
+
+def index_of(path: Path) -> Indexed:
+    """Read the packets of a file, as the first of the two passes. Raises InputError."""
     with open_video(path) as (container, stream):
         index = scan(path, container, stream)
-    try:
+        seconds = stated_seconds(container, stream, len(index.order))
+    with _damage_named(path):
+        try:
+            return Indexed(_from_first_picture(path, index) if index.ordered else index, seconds)
+        except Misordered:
+            return Indexed(_as_decoded(index), seconds)
+
+
+def read_indexed(path: Path, indexed: Indexed, sample: Sample, shrink: Shrink) -> Found:
+    """As `read_pyav`, of a file whose packets were read by `index_of`."""
+    index, seconds = indexed.index, indexed.seconds
+    with _damage_named(path):
         if index.ordered:
             try:
-                index = _from_first_picture(path, index)
-                return _by_time(path, index, sample(len(index.order)), shrink)
+                return _by_time(path, index, sample(len(index.order)), shrink, seconds)
             except Misordered:
-                index = replace(index, ordered=False, order=np.sort(index.order), lead=0)
-        return _by_count(path, index, sample, shrink)
+                index = _as_decoded(index)
+        return _by_count(path, index, sample, shrink, seconds)
+
+
+def _as_decoded(index: Index) -> Index:
+    """The same frames in the order of decoding, for times that turned out to be wrong."""
+    return replace(index, ordered=False, order=np.sort(index.order), lead=0, unit=None)
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    try:
+        yield
     except Damaged as e:
         raise InputError(f"{path}: {e}; fetch it again or re-encode it") from e
 
@@ -178,7 +216,9 @@ def _from_first_picture(path: Path, index: Index) -> Index:
     return replace(index, order=order, lead=lead)
 
 
-def _by_time(path: Path, index: Index, indices: Indices, shrink: Shrink) -> Found:
+def _by_time(
+    path: Path, index: Index, indices: Indices, shrink: Shrink, seconds: float | None
+) -> Found:
     taken = _Taken(path, index, shrink)
     missing = np.unique(indices).tolist()
     failures = taken.take(missing, 0, strict=True)
@@ -195,7 +235,7 @@ def _by_time(path: Path, index: Index, indices: Indices, shrink: Shrink) -> Foun
                 raise failure
         back = max(1, 2 * back)
     size = taken.sizes[min(taken.sizes)]
-    return Found(taken.images, indices, len(index.order), size)
+    return Found(taken.images, indices, len(index.order), size, seconds)
 
 
 def _same(failures: list[Damaged | Misordered]) -> bool:
@@ -245,7 +285,9 @@ class _Taken:
         self.images[number] = self._shrink(image)
 
 
-def _by_count(path: Path, index: Index, sample: Sample, shrink: Shrink) -> Found:
+def _by_count(
+    path: Path, index: Index, sample: Sample, shrink: Shrink, seconds: float | None
+) -> Found:
     """Decode everything in order: the only way to number frames whose order is not known."""
     total, known = len(index.order), None
     while True:
@@ -274,7 +316,7 @@ def _by_count(path: Path, index: Index, sample: Sample, shrink: Shrink) -> Found
         elif failure:
             raise failure
         else:
-            return Found(images, indices, total, sizes[0])
+            return Found(images, indices, total, sizes[0], seconds)
 
 
 def _rgb(path: Path, frame: VideoFrame) -> Image:

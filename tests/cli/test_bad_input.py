@@ -188,7 +188,7 @@ def test_ctrl_c_leaves_nothing_behind(checkpoint, tmp_path):
     process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
 
     def decoding():
-        return [p for p in children(process.pid) if b"decode_worker" in command_line(p)]
+        return [p for p in children(process.pid) if b"decode_child" in command_line(p)]
 
     workers = wait_until(decoding, process)
     time.sleep(0.5)

@@ -14,7 +14,7 @@ import pytest
 
 from stan_infer.errors import InputError, MissingError
 from stan_infer.video import clip as clip_module
-from stan_infer.video import decode_worker
+from stan_infer.video import decode_child, decode_worker
 from stan_infer.video.decode_worker import DecodeWorker, read_clips
 from stan_infer.video.spec import ClipSpec
 
@@ -26,7 +26,7 @@ SMALL = ClipSpec(frames=4, short_side=32, crop=32)
 # The real child, whose decoder misbehaves by the name of the file.
 FAKE = """
 import os, signal, sys, time
-import stan_infer.video.decode_worker as worker
+import stan_infer.video.decode_child as worker
 from stan_infer.errors import MissingError
 real = worker.read_clip_info
 def fake(path, spec):
@@ -166,7 +166,7 @@ def test_memory_is_limited(clip, children):
         worker.read(clip, SMALL)
         limits = Path(f"/proc/{children[0].pid}/limits").read_text()
     line = next(line for line in limits.splitlines() if line.startswith("Max address space"))
-    assert int(line.split()[3]) <= decode_worker.MEMORY_LIMIT
+    assert int(line.split()[3]) <= decode_child.MEMORY_LIMIT
 
 
 def test_a_child_that_cannot_start_names_the_command(clip, monkeypatch):
@@ -296,7 +296,7 @@ def test_no_orphans_after_the_parent_is_stopped(clip, number):
 
 
 def test_the_child_imports_no_torch():
-    code = "import stan_infer.video.decode_worker, sys; sys.exit('torch' in sys.modules)"
+    code = "import stan_infer.video.decode_child, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

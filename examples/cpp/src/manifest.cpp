@@ -174,6 +174,9 @@ std::optional<Labels> labels_of(const Json& manifest) {
   if (const auto t = found->find("template"); t != found->end() && !t->is_null()) {
     labels.text_template = text(*t, "labels.template");
   }
+  if (found->contains("templates") && !labels.embeddings) {
+    fail("labels.templates are averaged in labels.embeddings, which is missing");
+  }
   return labels;
 }
 

@@ -1,0 +1,211 @@
+"""Parts of a long video: which frames each has, and the clips that are read from them.
+
+A part is treated as if it were a video of its own: its frames are those that begin in it, and the
+same rule samples them. Time counts from the first frame.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stan_infer.errors import InputError
+from stan_infer.video.clip import READERS, Clip, reader_of, regular_file, sample_indices
+from stan_infer.video.packet_index import Indices
+from stan_infer.video.pyav_reader import Indexed, errors_named, index_of, read_indexed
+from stan_infer.video.resize import resize_and_crop
+from stan_infer.video.rgb import Image
+from stan_infer.video.spec import ClipSpec
+
+MAX_WINDOWS = 100_000  # of one video: 27 hours in steps of a second
+MIN_SECONDS = 0.01
+_BYTES = 32 * 2**20  # pixels that are read at once: what a reply holds
+_EARLY = 1e-6  # seconds; times are rounded to container units, of which none is smaller
+
+
+@dataclass(frozen=True, kw_only=True)
+class Windows:
+    """Which parts of every video are looked at.
+
+    seconds: length of a part, None: one part from start to end. stride: from the start of one part
+    to the next, by default `seconds`. start, end: the stretch that is looked at; None: to the end.
+    Raises InputError for values that are not allowed.
+    """
+
+    seconds: float | None = None
+    stride: float | None = None
+    start: float = 0.0
+    end: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        for name, value in (("length", self.seconds), ("stride", self.stride)):
+            if value is not None and not (MIN_SECONDS <= value < math.inf):
+                raise InputError(
+                    f"the {name} of windows is {value:g} s; give at least {MIN_SECONDS} s, as in "
+                    "--windows 10 or --windows 10:5"
+                )
+        if not 0 <= self.start < math.inf:
+            raise InputError(f"--start {self.start:g} is no time in a video; give seconds from 0")
+        if self.end is not None and not self.start < self.end < math.inf:
+            raise InputError(
+                f"--end {self.end:g} is not after --start {self.start:g}; give seconds"
+            )
+
+
+class Window(NamedTuple):
+    """A part of a video: from start_s to end_s, with `frames` frames from number `first` on."""
+
+    start_s: float
+    end_s: float
+    first: int
+    frames: int
+
+
+class Plan(NamedTuple):
+    """The parts of one video, of so many frames."""
+
+    total_frames: int
+    windows: list[Window]
+
+    def groups(self, spec: ClipSpec) -> Iterator[list[Window]]:
+        """The parts in groups that are read at once, of at most 32 MiB of pixels, or one part."""
+        size = max(1, _BYTES // math.prod(spec.shape))
+        for i in range(0, len(self.windows), size):
+            yield self.windows[i : i + size]
+
+
+def parse_windows(text: str) -> tuple[float, float | None]:
+    """ "10" -> (10, None), "10:5" -> (10, 5); InputError for anything else."""
+    length, colon, stride = text.partition(":")
+    try:
+        return float(length), float(stride) if colon else None
+    except ValueError:
+        raise InputError(
+            f"--windows {text!r} is not SECONDS or SECONDS:STRIDE, as in --windows 10:5"
+        ) from None
+
+
+def plan_windows(path: Path, windows: Windows) -> Plan:
+    """Read the packets of a video and say which parts it has.
+
+    Raises InputError for a file that cannot be read, whose frames have no times, or that ends
+    before the stretch begins.
+    """
+    file = regular_file(Path(path))
+    with errors_named(file):
+        seconds = _indexed(file).index.seconds
+    if seconds is None:
+        raise InputError(
+            f"{path}: this kind of file does not say when its frames are shown, so that it has no "
+            "windows; put it into a container, as in: ffmpeg -r 25 -i FILE -c copy OUT.mkv"
+        )
+    try:
+        return Plan(len(seconds), cut(seconds, windows))
+    except InputError as e:
+        raise InputError(f"{path}: {e}") from e
+
+
+def cut(seconds: NDArray[np.float64], windows: Windows) -> list[Window]:
+    """The parts of a video whose frames are shown at these times, which rise from 0.
+
+    A video lasts until one mean interval after its last frame. Parts that overlap or touch cover
+    the stretch: the last one ends with it and is moved back so that it has the full length. A part
+    in which no frame begins has the frame that is still shown.
+    """
+    total = len(seconds)
+    period = float(seconds[-1]) / (total - 1) if total > 1 else 0.0
+    length = float(seconds[-1]) + period
+    if windows.start > 0 and windows.start >= length - _EARLY:
+        raise InputError(f"--start {windows.start:g} is not in it: it lasts {length:.3f} s")
+    end = length if windows.end is None else min(windows.end, length)
+    whole = windows.seconds
+    if whole is None or whole >= end - windows.start - _EARLY:
+        return [_window(seconds, windows.start, end)]
+    stride = whole if windows.stride is None else windows.stride
+    count = math.floor((end - windows.start - whole + _EARLY) / stride) + 1
+    if count > MAX_WINDOWS:
+        raise InputError(
+            f"{count} windows; allowed are {MAX_WINDOWS}: take a longer stride, or --start and "
+            "--end"
+        )
+    starts = [windows.start + i * stride for i in range(count)]
+    if stride <= whole + _EARLY and starts[-1] + whole < end - period / 2 - _EARLY:
+        starts.append(end - whole)
+    return [_window(seconds, s, min(s + whole, end)) for s in starts]
+
+
+def _window(seconds: NDArray[np.float64], start: float, end: float) -> Window:
+    first, last = (int(i) for i in np.searchsorted(seconds, [start - _EARLY, end - _EARLY]))
+    if last <= first:
+        return Window(start, end, max(0, first - 1), 1)
+    return Window(start, end, first, last - first)
+
+
+def read_windows(
+    path: str | os.PathLike[str], spec: ClipSpec, total_frames: int, windows: Sequence[Window]
+) -> list[Clip | InputError]:
+    """Read parts of a plan of `plan_windows`: clips [T, S, S, 3], or why one cannot be read.
+
+    Groups of pictures that several parts need are decoded once. Raises InputError if the file is
+    gone, MissingError without the decoder's package.
+    """
+    if spec.views is not None:
+        raise InputError("several views of windows are not read: give one of the two")
+    file = regular_file(Path(path))
+    try:
+        return [*_read(file, spec, total_frames, windows)]
+    except InputError as e:
+        if len(windows) == 1:
+            return [e]
+    # Damage in one part leaves the others.
+    found: list[Clip | InputError] = []
+    for window in windows:
+        found += read_windows(file, spec, total_frames, [window])
+    return found
+
+
+def _read(file: Path, spec: ClipSpec, total: int, windows: Sequence[Window]) -> Iterator[Clip]:
+    taken = [w.first + sample_indices(w.frames, spec.frames) for w in windows]
+
+    def sample(count: int) -> Indices:
+        if count != total:
+            raise InputError(
+                f"{file} has {total} frames by its packets and {count} when decoded, so that their "
+                "times are not known; re-encode it, or use --decoder pyav"
+            )
+        return np.concatenate(taken)
+
+    def shrink(image: Image) -> Image:
+        return resize_and_crop(image, spec.short_side, spec.crop)
+
+    name = reader_of(spec)
+    with errors_named(file):
+        if name == "pyav":
+            found = read_indexed(file, _indexed(file), sample, shrink)
+        else:
+            found = READERS[name](file, sample, shrink)
+    for window, indices in zip(windows, taken, strict=True):
+        pixels = np.stack([found.images[i][0] for i in indices.tolist()])
+        seconds = (window.start_s, window.end_s)
+        gap = (window.end_s - window.start_s) / spec.frames
+        yield Clip(pixels, indices, total, name, found.size, gap, seconds)
+
+
+def _indexed(file: Path) -> Indexed:
+    """What `index_of` returns; kept, so that an hour is not read anew for each of its groups."""
+    status = os.stat(file)
+    return _index_kept(file, (status.st_ino, status.st_size, status.st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=1)
+def _index_kept(file: Path, stamp: tuple[int, int, int]) -> Indexed:
+    return index_of(file)

@@ -1,0 +1,197 @@
+"""`stan-infer run`: rankings both ways, parts of videos, CSV, templates, an interrupt."""
+
+import csv
+import io
+import sys
+
+import numpy as np
+import pytest
+
+import stan_infer as si
+from stan_infer.cli.run_results import _csv_text
+from stan_infer.library import embed
+from stan_infer.text.templates import template_sets
+from tests.conftest import write_video
+
+TEXTS = ("--text", "a dog runs", "--text", "a red square", "--text", "nothing")
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory):
+    """30 s, of which `--windows 5` makes six parts."""
+    path = tmp_path_factory.mktemp("long") / "long.mp4"
+    write_video(path, seed=7, frames=300, size=64)
+    return path
+
+
+def rows_of(path):
+    return list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
+
+
+def test_by_text_ranks_clips_and_by_video_texts(cli, checkpoint, videos, tmp_path):
+    by_video = cli("run", checkpoint, videos, *TEXTS, "--json").records
+    scores = {(r["video"], s["text"]): s["score"] for r in by_video for s in r["scores"]}
+    out = tmp_path / "out.csv"
+    more = ("--by", "text", "--top", "2", "--csv", out)
+    records = cli("run", checkpoint, videos, *TEXTS, *more, "--json").records
+    assert [r["text"] for r in records] == ["a dog runs", "a red square", "nothing"]
+    for record in records:
+        assert (record["schema"], record["clips"]) == ("stan-infer/run-by-text/1", 3)
+        own = sorted((s for (_, text), s in scores.items() if text == record["text"]), reverse=True)
+        assert [r["score"] for r in record["ranking"]] == own[:2]
+        assert [scores[r["video"], record["text"]] for r in record["ranking"]] == own[:2]
+    rows = rows_of(out)
+    flat = [(r["text"], x["video"], x["rank"]) for r in records for x in r["ranking"]]
+    assert [(r["text"], r["video"], int(r["rank"])) for r in rows] == flat
+    assert [float(r["score"]) for r in rows] == [x["score"] for r in records for x in r["ranking"]]
+    assert rows[0]["start_s"] == ""
+    table = cli("run", checkpoint, videos, *TEXTS, *more).out.splitlines()
+    assert table[0].split() == ["text", "rank", "video", "score"] and len(table) == 7
+
+
+def test_top_holds_for_json_and_one_text_has_no_probability(cli, checkpoint, videos, tmp_path):
+    clip = videos / "clip0.mp4"
+    for top, count in ((1, 1), (0, 3), (9, 3)):
+        (record,) = cli("run", checkpoint, clip, *TEXTS, "--top", top, "--json").records
+        assert len(record["scores"]) == count and record["texts"] == 3
+        # The probability is over all texts, whatever is shown.
+        assert (sum(s["probability"] for s in record["scores"]) > 0.999999) == (count == 3)
+    out = tmp_path / "one.csv"
+    one = cli("run", checkpoint, clip, "--text", "a dog", "--csv", out)
+    assert one.out.splitlines()[0].split() == ["video", "text", "score"]
+    (row,) = rows_of(out)
+    assert row["probability"] == "" and row["rank"] == "1" and "probability" not in one.out
+    (record,) = cli("run", checkpoint, clip, "--text", "a dog", "--json").records
+    assert record["scores"][0]["probability"] is None
+    assert float(row["score"]) == record["scores"][0]["score"]
+
+
+@pytest.mark.parametrize("by", ["video", "text"])
+def test_windows_find_the_moment(cli, checkpoint, long, videos, tmp_path, by):
+    out = tmp_path / "w.csv"
+    more = ("--windows", "5", "--by", by, "--top", "0", "--csv", out, "--json")
+    records = cli("run", checkpoint, long, videos, *TEXTS, *more, "--workers", 2).records
+    rows = rows_of(out)
+    assert len(rows) == 3 * (6 + 3)  # three short clips have one part each
+    session = si.open_session(checkpoint)
+    from stan_infer.video.spec import ClipSpec
+    from stan_infer.video.windows import Windows, plan_windows, read_windows
+
+    plan = plan_windows(long, Windows(seconds=5))
+    assert [w[:2] for w in plan.windows] == [(5 * i, 5 * i + 5) for i in range(6)]
+    clips = read_windows(long, ClipSpec.of(session.config), 300, plan.windows)
+    wanted = np.concatenate(  # [Q, 6], one clip at a time as the command
+        [np.asarray(session.score(list(TEXTS[1::2]), c.pixels[None])) for c in clips], axis=1
+    )
+    own = [r for r in rows if r["video"] == str(long)]
+    for i, text in enumerate(TEXTS[1::2]):
+        got = {float(r["start_s"]): float(r["score"]) for r in own if r["text"] == text}
+        assert [got[5.0 * k] for k in range(6)] == wanted[i].tolist()
+    if by == "text":
+        ranking = records[0]["ranking"]
+        assert len(records) == 3 and len(ranking) == 9 and {"start_s", "end_s"} <= ranking[0].keys()
+    else:
+        assert [r["start_s"] for r in records[:6]] == [0, 5, 10, 15, 20, 25]
+
+
+def test_a_stretch_and_the_note_on_thin_sampling(cli, checkpoint, long):
+    (record,) = cli("run", checkpoint, long, *TEXTS, "--start", 10, "--end", 20, "--json").records
+    assert (record["start_s"], record["end_s"]) == (10, 20)
+    assert 100 <= min(record["frame_indices"]) and max(record["frame_indices"]) < 200
+    assert record["total_frames"] == 300
+    thin = ("--frames", 2)  # 30 s: one frame in 15 s
+    done = cli("run", checkpoint, long, long, *TEXTS, *thin)
+    assert done.err.count("2 frames of 30 s are looked at, one in 15.0 s") == 1
+    assert "looked at" not in cli("run", checkpoint, long, *TEXTS, *thin, "--windows", 5).err
+
+
+def test_templates_are_averaged(cli, checkpoint, videos, tmp_path):
+    clip = videos / "clip0.mp4"
+    more = ("--template", "kinetics-16", "--template", "a clip of {}")
+    (record,) = cli("run", checkpoint, clip, *TEXTS, *more, "--json").records
+    session = si.open_session(checkpoint)
+    sentences = (*template_sets()["kinetics-16"], "a clip of {}")
+    video = session.embed_video(session.read_clip(clip)[None]).numpy()[0].astype(np.float64)
+    for found in record["scores"]:
+        filled = [s.replace("{}", found["text"]) for s in sentences]
+        rows = session.embed_text(filled).numpy().astype(np.float64)
+        mean = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).mean(0)
+        cosine = mean @ video / np.linalg.norm(mean) / np.linalg.norm(video)
+        assert found["score"] == pytest.approx(cosine, abs=1e-6)
+    mug = ("--set", "head=mug")
+    cli("run", checkpoint, clip, *TEXTS, *more, *mug, code=2, says="cannot be averaged")
+    one = cli("run", checkpoint, clip, *TEXTS, *mug, "--template", "a clip of {}", "--json")
+    plain = ("--text", "a clip of nothing", *mug, "--json")
+    (wanted,) = cli("run", checkpoint, clip, *plain).records[0]["scores"]
+    got = {s["text"]: s["score"] for s in one.records[0]["scores"]}
+    assert got["nothing"] == pytest.approx(wanted["score"], abs=1e-6)
+
+
+@pytest.mark.parametrize("by", ["video", "text"])
+def test_an_interrupt_leaves_what_was_done(cli, checkpoint, videos, tmp_path, monkeypatch, by):
+    real = embed.embed_videos
+
+    def interrupted(*args, **more):
+        readings = real(*args, **more)
+        yield next(readings)
+        readings.close()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(embed, "embed_videos", interrupted)
+    out = tmp_path / "part.csv"
+    more = ("--by", by, "--csv", out)
+    done = cli("run", checkpoint, videos, *TEXTS, *more, code=130, says="results of 1 clips")
+    assert done.out.count("clip0.mp4") == 3 == len(rows_of(out))
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--by", "clip"], "'clip' is unknown"),
+        (["--windows", "ten"], "SECONDS:STRIDE"),
+        (["--windows", "5:0"], "stride of windows is 0"),
+        (["--start", "100"], "it lasts 2.000 s"),
+        (["--template", "kinetics16"], "did you mean 'kinetics-16'"),
+        (["--csv", "CLIP"], "clip0.mp4"),
+        (["--csv", "TEXTS"], "texts.txt"),
+        (["--texts", "TEXTS"], "give either"),
+    ],
+)
+def test_bad_options(cli, checkpoint, videos, tmp_path, more, says):
+    texts = tmp_path / "texts.txt"
+    texts.write_text("a\n")
+    places = {"CLIP": videos / "clip0.mp4", "TEXTS": texts}
+    words = [places.get(w, w) for w in more]
+    cli("run", checkpoint, videos, *TEXTS, *words, code=2, says=says)
+    assert texts.read_text() == "a\n"
+
+
+def test_rows_appear_before_the_last_video_is_read(cli, checkpoint, videos, monkeypatch, capsys):
+    real = embed.embed_videos
+    shown = []
+
+    def watched(*args, **more):
+        for reading in real(*args, **more):
+            sys.stdout.flush()
+            shown.append(capsys.readouterr().out)
+            yield reading
+
+    monkeypatch.setattr(embed, "embed_videos", watched)
+    cli("run", checkpoint, videos, *TEXTS)
+    assert "clip0.mp4" in shown[1] and "clip1.mp4" in shown[2]
+
+
+def test_csv_is_exact_and_no_formula():
+    rows = [
+        {"video": "=cmd|' /C calc'!A0.mp4", "text": '=1+1, "x"', "score": 0.1 + 0.2},
+        {"video": "-x.mp4", "text": "two\nlines", "score": None},
+        {"video": "a/=b.mp4", "text": "caf\u00e9", "score": float("nan")},
+    ]
+    text = _csv_text(["video", "text", "score"], rows)
+    back = list(csv.reader(io.StringIO(text)))
+    assert back == [
+        ["video", "text", "score"],
+        ["./=cmd|' /C calc'!A0.mp4", '\'=1+1, "x"', "0.30000000000000004"],
+        ["./-x.mp4", "two\nlines", ""],
+        ["a/=b.mp4", "caf\u00e9", "nan"],
+    ]
