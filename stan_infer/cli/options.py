@@ -147,7 +147,8 @@ def session_options(context: typer.Context) -> dict[str, Any]:
 def open_for(context: typer.Context, **options: Any) -> Session:
     """Open the session that the arguments and options of a command describe.
 
-    options: further ones of open_session. It is closed when the command ends, however it ends. Raises what open_session raises.
+    options: further ones of open_session. The session is closed when the command ends, however it
+    ends. Raises what open_session raises.
     """
     from stan_infer.engines.open import open_session
 
