@@ -131,10 +131,13 @@ class DecodeWorker(AbstractContextManager["DecodeWorker"]):
         *,
         timeout_s: float = 60.0,
     ) -> list[Clip | InputError]:
-        """Return what `windows.read_windows` returns, from the child; raises as `read`."""
+        """Return what `windows.read_windows` returns, from the child; raises as `read`.
+
+        timeout_s: for each of them.
+        """
         asked = {"spec": asdict(spec), "total_frames": total_frames, "windows": windows}
         size = math.prod(spec.shape)
-        header, pixels = self._ask(path, asked, timeout_s, size)
+        header, pixels = self._ask(path, asked, timeout_s * len(windows), size)
         found: list[Clip | InputError] = []
         at = 0
         for one in header["clips"]:
@@ -235,7 +238,7 @@ def read_all_windows(
     """As `read_clips`, for the parts of every video: (path, clip or error) part after part.
 
     Several processes share one long video. timeout_s: for the packets of a video, and then for
-    every group of its parts; see windows.Plan.groups.
+    each of its parts; a process that hangs is noticed after a group of them (windows.Plan.groups).
     """
     _check_timeout(timeout_s)
     workers = default_workers() if workers is None else workers

@@ -27,7 +27,9 @@ from stan_infer.video.spec import ClipSpec
 
 MAX_WINDOWS = 100_000  # of one video: 27 hours in steps of a second
 MIN_SECONDS = 0.01
-_BYTES = 32 * 2**20  # pixels that are read at once: what a reply holds
+# What is read at once: more would keep results waiting, fewer would read the packets before them
+# more often.
+_BYTES, _PARTS = 32 * 2**20, 16
 _EARLY = 1e-6  # seconds; times are rounded to container units, of which none is smaller
 
 
@@ -77,8 +79,8 @@ class Plan(NamedTuple):
     windows: list[Window]
 
     def groups(self, spec: ClipSpec) -> Iterator[list[Window]]:
-        """The parts in groups that are read at once, of at most 32 MiB of pixels, or one part."""
-        size = max(1, _BYTES // math.prod(spec.shape))
+        """The parts in groups that are read at once: 16, or fewer of more than 32 MiB of pixels."""
+        size = max(1, min(_PARTS, _BYTES // math.prod(spec.shape)))
         for i in range(0, len(self.windows), size):
             yield self.windows[i : i + size]
 

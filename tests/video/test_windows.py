@@ -154,7 +154,7 @@ def test_groups_hold_a_bounded_number_of_pixels():
     plan = plan_of(1000)
     groups = list(plan.groups(ClipSpec()))  # 12 frames of 224 pixels
     assert [w for g in groups for w in g] == plan.windows
-    assert {len(g) for g in groups[:-1]} == {18}
+    assert {len(g) for g in groups[:-1]} == {16}
     assert len(next(plan.groups(ClipSpec(frames=64, short_side=2000, crop=2000)))) == 1
 
 
