@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Many images set it; then each program that the tests start compiles the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-rest test-all fuzz check installs installs-cpu clean
+.PHONY: demo docs test test-rest test-all fuzz check installs installs-cpu clean
 
 $(VENV)/ready: pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not installed; make PYTHON=python3.12 ..."; exit 3; }
@@ -18,6 +18,11 @@ $(VENV)/ready: pyproject.toml
 
 demo: $(VENV)/ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/motion/demo.sh
+
+# The site, out/docs/index.html; a warning is an error.
+docs: $(VENV)/ready
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[docs]"
+	$(BIN)/python -m sphinx -q -W --keep-going -b html -c docs . out/docs
 
 PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 4 --no-loadscope-reorder
 

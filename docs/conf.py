@@ -1,0 +1,90 @@
+"""Sphinx: make docs. Pages are Markdown that GitHub shows, too; those at the root stay there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import stan_infer
+
+ROOT = Path(__file__).resolve().parents[1]
+project = "stan_infer"
+html_title = f"stan_infer {stan_infer.__version__}"
+copyright = "the authors of stan_infer, Apache-2.0"
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+root_doc = "docs/index"
+include_patterns = [
+    "docs/**.md",
+    *(f"{name}.md" for name in (
+        "CHECKPOINTS", "VIDEOS", "CALIBRATION", "GRAPHS", "TENSORRT", "BENCHMARKS", "SECURITY",
+        "CONTRIBUTING", "CHANGELOG",
+    )),
+    "examples/cpp/README.md",
+    "examples/motion/README.md",
+]  # fmt: skip
+# Folders, which are then not searched.
+exclude_patterns = [
+    *(path.name for path in ROOT.glob(".*") if path.is_dir()),
+    *("out", "build", "dist", "stan_infer", "kernels", "export", "tests", "examples/motion/clips"),
+]
+html_theme = "furo"
+html_static_path = ["site"]
+html_css_files = ["site.css"]
+html_extra_path = ["site/index.html"]
+html_show_sourcelink = html_copy_source = False
+myst_heading_anchors = 4  # as GitHub gives them
+myst_enable_extensions = ["attrs_inline"]
+autodoc_typehints = "signature"
+autodoc_member_order = "bysource"
+
+
+def _read(app, docname, source):
+    """Fill the API page; let links to folders lead to their pages."""
+    folder = (ROOT / f"{docname}.md").parent
+    text = source[0]
+    if docname == "docs/api":
+        text = text.replace("%NAMES%", _directives())
+
+    def linked(match):
+        words, target = match.groups()
+        if not (folder / target).is_dir():
+            return match[0]
+        page = folder / target / "README.md"
+        return f"[{words}]({target}/README.md)" if page.is_file() else words
+
+    source[0] = re.sub(r"(?<!!)\[([^\]]*)\]\(([\w./-]+)\)", linked, text)
+
+
+def _kind(name) -> str:
+    value = getattr(stan_infer, name)
+    if not isinstance(value, type):
+        return "autofunction"
+    return "autoexception" if issubclass(value, Exception) else "autoclass"
+
+
+def _order(found) -> tuple[int, str]:
+    return ("autofunction", "autoclass", "autoexception").index(found[0]), found[1]
+
+
+def _directives() -> str:
+    found = []
+    for kind, name in sorted(
+        ((_kind(n), n) for n in dir(stan_infer) if not n.startswith("_")), key=_order
+    ):
+        options = "\n   :members:" if kind == "autoclass" else ""
+        found.append(f"## {name}\n\n```{{eval-rst}}\n.. {kind}:: stan_infer.{name}{options}\n```\n")
+    return "\n".join(found)
+
+
+def _docstring(app, what, name, value, options, lines):
+    """Docstrings are plain text: backticks are code, stars and bars are themselves."""
+    lines[:] = [
+        re.sub(r"(?<!`)`([^`]+)`(?!`)", r"``\1``", re.sub(r"([*|])", r"\\\1", line))
+        for line in lines
+    ]
+
+
+def setup(app):
+    """Connect the two changes of text."""
+    app.connect("source-read", _read)
+    app.connect("autodoc-process-docstring", _docstring, priority=900)
