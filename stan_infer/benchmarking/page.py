@@ -2,44 +2,27 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
-from stan_infer.benchmarking.plots import Points, bar_chart, line_chart
 from stan_infer.benchmarking.rows import (
     machine_remarks,
     ratio_in_words,
     remarks,
     write_json_lines,
 )
-from stan_infer.errors import InputError, printable
+from stan_infer.errors import InputError
+from stan_infer.system import earlier_result
 from stan_infer.system.atomic import Sources, new_folder
+from stan_infer.system.charts import Points, bar_chart, line_chart
+from stan_infer.system.html_page import escaped, html_charts, html_page
 from stan_infer.system.json_file import checked
 
 Rows = Sequence[Mapping[str, Any]]
-_FILES = {"index.html", "rows.jsonl"}
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1b1b1b; --paper: #fff; --line: #d0d0d0; --soft: #666; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e8e8e8; --paper: #141414; --line: #3a3a3a; --soft: #a0a0a0; }
-}
-body { margin: 0 auto; max-width: 72rem; padding: 1rem; background: var(--paper); color: var(--ink);
-  font: 16px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
-th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right;
-  white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr));
-  gap: 1rem; }
-figure { margin: 0; } svg { width: 100%; height: auto; }
-p, li { max-width: 46rem; } .soft { color: var(--soft); }
-.doubt { border-left: 4px solid #D55E00; padding-left: .7rem; font-weight: 600; }
-"""
+why_keep = earlier_result.folder({"index.html", "rows.jsonl"}, "a report")
+_STYLE = ".doubt { border-left: 4px solid #D55E00; padding-left: .7rem; font-weight: 600; }\n"
 _COLUMNS = {
     "engine": "engine",
     "precision": "precision",
@@ -90,7 +73,7 @@ def write_page(
     """
     page = render_page(title, rows, stages, evals)
     with new_folder(folder, why_keep, sources=sources) as temporary:
-        (temporary / "index.html").write_text(page, encoding="utf-8")
+        (temporary / "index.html").writeescaped(page, encoding="utf-8")
         write_json_lines(temporary / "rows.jsonl", [*rows, *stages])
 
 
@@ -105,22 +88,22 @@ def render_page(title: str, rows: Rows, stages: Rows, evals: Rows) -> str:
     own = [r for r in ran if not r.get("starved")]
     charts = _charts(own) + _accuracy(own, evals) if own else []
     parts = [
-        f"<h1>{_text(title)}</h1>",
-        f"<p>{_text(machine['cpu'])}, {machine['cores']} cores, {_text(machine['system'])}, "
-        f"{first['threads']} threads, {_text(first['date'])}. All engines in turn in one process; "
-        f"{first['warmup']} uncounted and at least {first['rounds']} counted rounds. Ratio: median "
-        f"over the rounds of {_text(_name(first))} / engine, and its 95 % interval. Error: largest "
-        "difference from the baseline, relative to its largest value.</p>",
+        f"<h1>{escaped(title)}</h1>",
+        f"<p>{escaped(machine['cpu'])}, {machine['cores']} cores, {escaped(machine['system'])}, "
+        f"{first['threads']} threads, {escaped(first['date'])}. All engines in turn in one "
+        f"process; {first['warmup']} uncounted and at least {first['rounds']} counted rounds. "
+        f"Ratio: median over the rounds of {escaped(_name(first))} / engine, and its 95 % "
+        "interval. Error: largest difference from the baseline, relative to its largest value.</p>",
         *_about_machine(ran),
         _table([{**r, "ratio": ratio_in_words(r)} for r in rows], _COLUMNS),
     ]
     if first.get("ceiling_gflop_per_s"):
         parts.append(
             f"<p class=soft>Peak GEMM: {first['ceiling_gflop_per_s']:.0f} GFLOP/s, the best fp32 "
-            f"matrix product in the same run ({_text(first['ceiling_by'])}). Other precisions and "
-            "graphs that do less may exceed it.</p>"
+            f"matrix product in the same run ({escaped(first['ceiling_by'])}). Other precisions "
+            "and graphs that do less may exceed it.</p>"
         )
-    parts.append("<div class=plots>" + "".join(f"<figure>{c}</figure>" for c in charts) + "</div>")
+    parts.append(html_charts(charts))
     if stages:
         parts += [
             "<h2>From file to scores</h2>",
@@ -128,17 +111,12 @@ def render_page(title: str, rows: Rows, stages: Rows, evals: Rows) -> str:
             f"{stages[0]['scored_texts']} texts scored per video.</p>",
             _table(stages, _STAGES),
         ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{_text(title)}</title><style>{_STYLE}</style></head>\n"
-        f"<body>{''.join(parts)}</body></html>\n"
-    )
+    return html_page(title, parts, _STYLE)
 
 
 def _about_machine(rows: Rows) -> list[str]:
     """Paragraphs about what else ran; rows that are in no plot are told."""
-    told = [f"<p class=soft>{_text(line)}.</p>" for line in machine_remarks(rows)]
+    told = [f"<p class=soft>{escaped(line)}.</p>" for line in machine_remarks(rows)]
     if any(r.get("starved") for r in rows):
         words = told.pop().replace("class=soft", "class=doubt")
         told.append(words.replace("</p>", " They are left out of the plots.</p>"))
@@ -206,14 +184,14 @@ def _series(rows: Rows, x: str, y: str, fixed: str, value: Any) -> dict[str, Poi
 
 def _table(rows: Rows, columns: Mapping[str, str]) -> str:
     shown = {k: v for k, v in columns.items() if any(r.get(k) is not None for r in rows)}
-    head = "".join(f"<th>{_text(v)}</th>" for v in shown.values())
+    head = "".join(f"<th>{escaped(v)}</th>" for v in shown.values())
     lines = [
         f"<tr{' class=soft' * bool(r.get('doubts'))}>"
         + "".join(f"<td>{_cell(k, r.get(k))}</td>" for k in shown)
         + "</tr>"
         for r in rows
     ]
-    notes = [f"<li>{_text(line)}</li>" for r in rows for line in remarks(r)]
+    notes = [f"<li>{escaped(line)}</li>" for r in rows for line in remarks(r)]
     below = f"<ul class=soft>{''.join(notes)}</ul>" if notes else ""
     return f"<div class=wide><table><tr>{head}</tr>{''.join(lines)}</table></div>{below}"
 
@@ -222,7 +200,7 @@ def _cell(name: str, value: Any) -> str:
     if value is None:
         return "-"
     if not isinstance(value, float):
-        return _text(value)
+        return escaped(value)
     if name == "share_of_ceiling":
         return f"{100 * value:.0f} %"
     if abs(value) >= 1000:
@@ -232,13 +210,3 @@ def _cell(name: str, value: Any) -> str:
 
 def _name(row: Mapping[str, Any]) -> str:
     return f"{row['engine']} {row['precision']}"
-
-
-def _text(value: Any) -> str:
-    return html.escape(printable(str(value)))
-
-
-def why_keep(folder: Path) -> str | None:
-    """Why an existing folder must not be replaced; None if it is an earlier report."""
-    other = sorted(p.name for p in folder.iterdir() if p.name not in _FILES)
-    return f"it holds {other[0]}, which is no part of a report" if other else None

@@ -63,8 +63,12 @@ def eval(
         int | None, typer.Option(min=3, help="Tokens per text (default: the paper's).")
     ] = None,
     views: Annotated[
-        str, typer.Option(help="Clips x crops per video, as in 1x3; probabilities are averaged.")
-    ] = "1x1",
+        str | None,
+        typer.Option(
+            help="Clips x crops per video, averaged in recognition (default: the paper's 1x3 for "
+            "kinetics400 and ssv2, else 1x1)."
+        ),
+    ] = None,
     ties: Annotated[
         str, typer.Option(help="Of equal scores: expected (mean rank), or authors.")
     ] = "expected",
@@ -79,6 +83,22 @@ def eval(
     ] = False,
     cache: Annotated[
         Path | None, typer.Option(help="Folder that keeps features, so that a stopped run goes on.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--out",
+            metavar="DIR",
+            help="Folder to write: every answer as CSV, scores, charts, and a page with the worst.",
+        ),
+    ] = None,
+    compare: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="OTHER",
+            help="Output of another eval --json, or its --out folder: the difference, paired.",
+        ),
     ] = None,
     batch: Batch = 1,
     workers: Workers = None,
@@ -117,6 +137,8 @@ def eval(
         truncation=truncation,
         allow_missing=allow_missing,
         cache=cache,
+        out=out,
+        compare=compare,
         decoder=decoder,
         batch=batch,
         workers=workers,
@@ -133,20 +155,10 @@ def eval(
 
 
 def _show(result: ModelEvaluation, json: bool) -> None:
-    from stan_infer.cli.report import print_facts, print_json, print_table
+    from stan_infer.cli.report import print_facts, print_json, print_lines, print_table
 
     if json:
-        record = {
-            "model": result.model,
-            "session": result.session,
-            "protocol": result.facts,
-            "figures": result.figures,
-            "intervals": result.intervals,
-            "outcomes": result.outcomes,
-            "missing": result.missing,
-            "failures": [{"video": k, "error": v} for k, v in result.failed.items()],
-        }
-        print_json("eval", record)
+        print_json("eval", result.to_dict())
         return
     rows = []
     for direction, figures in result.figures.items():
@@ -160,3 +172,16 @@ def _show(result: ModelEvaluation, json: bool) -> None:
         rows.append({"": direction.replace("_", " "), **cells})
     print_table(rows)
     print_facts({**result.facts, "model": result.model, **result.session})
+    if found := result.comparison:
+        print_table(
+            [
+                {
+                    "": f"{direction.replace('_', ' ')} {name}",
+                    "difference": f"{d['difference']:+.1f}",
+                    "95 % interval": "{:+.1f} to {:+.1f}".format(*d["interval"]),
+                }
+                for direction, of in found["differences"].items()
+                for name, d in of.items()
+            ]
+        )
+        print_lines(f"{found['sentence']}.")

@@ -61,6 +61,11 @@ def print_facts(facts: dict[str, Any]) -> None:
     _write("\n".join(f"{name.ljust(width)}  {_cell(value)}" for name, value in facts.items()))
 
 
+def print_lines(text: str) -> None:
+    """Print lines of text that belong to a result."""
+    _write("\n".join(map(printable, text.split("\n"))))
+
+
 def say(text: str) -> None:
     """Print a message on standard error, as standard output carries results only."""
     print(printable(text), file=sys.stderr, flush=True)

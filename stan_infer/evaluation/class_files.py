@@ -8,7 +8,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from stan_infer.errors import InputError
-from stan_infer.evaluation.retrieval_files import TIMES, VIDEOS, json_lines, of_parts
+from stan_infer.evaluation.retrieval_files import (
+    CATEGORY,
+    TIMES,
+    VIDEOS,
+    category_of,
+    json_lines,
+    of_parts,
+)
 from stan_infer.evaluation.task import SPLITS, Pair, tell_splits
 from stan_infer.system.json_file import parse_json
 from stan_infer.system.table import DELIMITERS, MAX_ROWS, header_of, lines_of, read_table
@@ -71,13 +78,15 @@ def _table(text: str, name: str, known: set[str]) -> Iterator[Pair]:
     if TIMES & set(header) and not is_kinetics:
         raise of_parts(name, "line 1")
     tell_splits(table.as_dicts(SPLITS), name)
+    kind = table.column((CATEGORY,))
     for line, row in zip(table.lines, table.rows, strict=True):
         place = f"line {line}"
         if is_kinetics:
             start, end = (row[t] for t in times)
             yield Pair(_clip(row[video], start, end, f"{name}, {place}"), row[label], place)
         else:
-            yield Pair(row[video], _template(header[label], row[label]), place)
+            category = "" if kind is None or kind == label else row[kind]
+            yield Pair(row[video], _template(header[label], row[label]), place, category[:60])
 
 
 def _json(value: Any, name: str) -> Iterator[Pair]:
@@ -112,7 +121,8 @@ def _entries(values: Iterable[tuple[Any, str]], name: str) -> Iterator[Pair]:
         if own.keys() & TIMES:
             raise of_parts(name, place)
         words = _word(own[label], name, place)
-        yield Pair(_word(own[video], name, place), _template(label, words), place)
+        category = category_of(own) if label != CATEGORY else ""
+        yield Pair(_word(own[video], name, place), _template(label, words), place, category)
 
 
 def _clip(video: str, start: str, end: str, where: str) -> str:

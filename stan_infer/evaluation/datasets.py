@@ -40,7 +40,8 @@ class DataSet:
     kind: "retrieval", "joined" (all texts of a video are one query) or "recognition". splits: by
     name the number of videos, and of texts or of classes. classes: how many there are. frames,
     context_length: of the released config, or else of the paper. resize: shorter side as a multiple
-    of the crop. mug_frames: where Mug-STAN's config tests with another number of frames.
+    of the crop. mug_frames: where Mug-STAN's config tests with another number of frames. views:
+    (clips, crops) of the paper's tests. categories: the names of the numbers that its file has.
     """
 
     kind: str
@@ -50,6 +51,8 @@ class DataSet:
     context_length: int | None = None
     resize: float | None = None
     mug_frames: int | None = None
+    views: tuple[int, int] = (1, 1)
+    categories: tuple[str, ...] = ()
     settings_from: str = "released config"
 
     def split(self, task: Task) -> str:
@@ -95,6 +98,10 @@ def read_task(
             "%s has %d classes, and here are %d: the figures are not those of its whole test",
             dataset, data.classes, len(task.classes),
         )  # fmt: skip
+    if data.categories:
+        known = {str(i): category for i, category in enumerate(data.categories)}
+        own = tuple(known.get(c, c) for c in task.categories)
+        task = dataclasses.replace(task, categories=own)
     return task if subset is None else keep_videos(task, subset, name)
 
 
@@ -149,11 +156,18 @@ def _nothing(module: str, name: str) -> bool:
 
 
 _HINT = "; give the data set's own annotation file"
+# The names of its numbers 0 to 19, from the category.txt that comes with MSR-VTT.
+_MSRVTT_CATEGORIES = (
+    "music", "people", "gaming", "sports/actions", "news/events/politics", "education", "tv shows",
+    "movie/comedy", "animation", "vehicles/autos", "howto", "travel", "science/technology",
+    "animals/pets", "kids/family", "documentary", "food/drink", "cooking", "beauty/fashion",
+    "advertisement",
+)  # fmt: skip
 _PAPER, _OWN = "the paper's recognition tests", "the model's own config"
 DATASETS: dict[str, DataSet] = {
     "msrvtt": DataSet(
         "retrieval", {"1k-A test": (1000, 1000), "full test": (2990, 59800)},
-        frames=12, context_length=32, resize=1.0, mug_frames=32,
+        frames=12, context_length=32, resize=1.0, mug_frames=32, categories=_MSRVTT_CATEGORIES,
     ),
     "didemo": DataSet(
         "joined", {"test": (1004, 1004), "validation": (1065, 1065)},
@@ -167,11 +181,12 @@ DATASETS: dict[str, DataSet] = {
         settings_from="MSR-VTT's config: none was released",
     ),
     "kinetics400": DataSet(
-        "recognition", classes=400, frames=8, context_length=32, resize=1.0, settings_from=_PAPER
+        "recognition", classes=400, frames=8, context_length=32, resize=1.0, views=(1, 3),
+        settings_from=_PAPER,
     ),
     "ssv2": DataSet(
         "recognition", {"validation": (24777, 174)}, classes=174, frames=8, context_length=32,
-        resize=1.0, settings_from=_PAPER,
+        resize=1.0, views=(1, 3), settings_from=_PAPER,
     ),
     "retrieval": DataSet("retrieval", settings_from=_OWN),
     "recognition": DataSet("recognition", settings_from=_OWN),

@@ -15,14 +15,18 @@ from numpy.typing import NDArray
 from stan_infer.config import StanConfig
 from stan_infer.engines.inputs import as_numpy
 from stan_infer.engines.session import TEXT_CHUNK, Session, score_features
-from stan_infer.errors import InputError
+from stan_infer.errors import InputError, first_reasons
+from stan_infer.evaluation.answers import Answers, best_answers
 from stan_infer.evaluation.feature_cache import FeatureCache, file_name, ids_name
 from stan_infer.evaluation.metrics import (
+    Ranking,
     bootstrap_interval,
     class_figures,
     dual_softmax,
     rank_figures,
-    retrieval_ranks,
+    rank_right,
+    rank_texts,
+    rank_videos,
 )
 from stan_infer.evaluation.task import Task
 from stan_infer.library.embed import EmbedOptions, embed_videos
@@ -75,7 +79,7 @@ class Evaluation:
     intervals: 95 % bootstrap intervals of the recalls and accuracies, over texts or videos.
     outcomes: ranks (1 is best) or hits, by which two engines can be compared text by text or video
     by video. facts: the protocol. failed: videos that could not be read, with the reason; no figure
-    counts them.
+    counts them. answers: of each question, what is needed to look into them.
     """
 
     figures: dict[str, dict[str, float]]
@@ -83,6 +87,7 @@ class Evaluation:
     outcomes: dict[str, list[float]]
     facts: dict[str, Any]
     failed: dict[str, str]
+    answers: Answers
 
 
 def evaluate(
@@ -115,23 +120,23 @@ def evaluate(
     kept = [i for i, x in enumerate(found) if not isinstance(x, str)]
     failed = {task.videos[i]: x for i, x in enumerate(found) if isinstance(x, str)}
     if not kept:
-        raise InputError(f"none of the {len(paths)} videos could be read: nothing to evaluate")
+        why = first_reasons(failed.values(), "no video was given")
+        raise InputError(f"none of the {len(paths)} videos could be read: {why}")
     video = np.stack([x for x in found if not isinstance(x, str)])  # [N, V, E] or [N, V, T, E]
     if task.is_retrieval:
         whole, task = task, task.keep(kept)
         rows = [q for q, o in enumerate(whole.owners) if not isinstance(found[o], str)]
         scores = score_features(config, text[rows], ids[rows], video[:, 0])
-        figures, intervals, outcomes = _retrieval(scores, task, protocol)
-        ids, texts = ids[rows], [texts[q] for q in rows]
+        figures, intervals, outcomes, answers = _retrieval(scores, task, protocol)
+        texts = [texts[q] for q in rows]
     else:
         task = task.keep(kept)
-        figures, intervals, outcomes = _recognition(
+        figures, intervals, outcomes, answers = _recognition(
             templates.average(text), templates.first(ids), video, task, protocol
         )
     cut = cut_texts(texts, config.context_length, vocabulary=session.vocabulary)
-    return Evaluation(
-        figures, intervals, outcomes, _facts(task, protocol, len(texts), len(cut)), failed
-    )
+    facts = _facts(task, protocol, len(texts), len(cut))
+    return Evaluation(figures, intervals, outcomes, facts, failed, answers)
 
 
 def _facts(task: Task, protocol: Protocol, texts: int, cut: int) -> dict[str, Any]:
@@ -156,19 +161,25 @@ def _facts(task: Task, protocol: Protocol, texts: int, cut: int) -> dict[str, An
     return facts
 
 
-def _retrieval(
-    scores: NDArray[Any], task: Task, protocol: Protocol
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, list[float]]]:
-    to_video, to_text = scores, scores
-    if protocol.dual_softmax:
-        to_video, to_text = dual_softmax(scores, protocol.config.temperature)
-    found = retrieval_ranks(to_video, np.array(task.owners), ties=protocol.ties, to_text=to_text)
+_Found = tuple[dict[str, Any], dict[str, Any], dict[str, list[float]], Answers]
+
+
+def _retrieval(scores: NDArray[Any], task: Task, protocol: Protocol) -> _Found:
+    owners, temperature = np.array(task.owners), protocol.config.temperature
     figures, intervals, outcomes = {}, {}, {}
-    for name, ranking in found.items():
+    rankings: dict[str, Ranking] = {}
+    best: list[Any] = []
+    directions = {"text_to_video": rank_videos, "video_to_text": rank_texts}
+    for axis, (name, rank) in enumerate(directions.items()):
+        ranked = dual_softmax(scores, temperature, axis) if protocol.dual_softmax else scores
+        ranking = rank(ranked, owners, ties=protocol.ties)
+        rankings[name] = ranking if protocol.ties == "expected" else rank(ranked, owners)
+        best = best or [*best_answers(ranked, task.owners)]
+        del ranked  # one matrix of the dual softmax is there at a time
         figures[name] = rank_figures(ranking)
         intervals[name] = {f"R@{k}": _interval(ranking.recall(k)) for k in (1, 5, 10)}
         outcomes[name] = ranking.ranks.tolist()
-    return figures, intervals, outcomes
+    return figures, intervals, outcomes, Answers(task, scores, *best, rankings)
 
 
 def _recognition(
@@ -177,18 +188,18 @@ def _recognition(
     video: NDArray[Any],
     task: Task,
     protocol: Protocol,
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, list[float]]]:
+) -> _Found:
     config = protocol.config
     views = [score_features(config, text, ids, video[:, v]).T for v in range(video.shape[1])]
     # The scores of one view are ranked directly: a softmax could round close scores to a tie.
     scores = views[0] if len(views) == 1 else _mean_probabilities(views)
-    figures, hits = class_figures(scores, np.array(task.labels), ties=protocol.ties)
+    labels = np.array(task.labels)
+    figures, hits = class_figures(scores, labels, ties=protocol.ties)
     intervals = {name: _interval(hit) for name, hit in hits.items()}
-    return (
-        {"videos": figures},
-        {"videos": intervals},
-        {"videos": hits["top-1"].tolist()},
-    )
+    best = best_answers(scores, task.labels)
+    answers = Answers(task, scores, *best, {"videos": rank_right(scores, labels)})
+    outcomes = {"videos": hits["top-1"].tolist()}
+    return {"videos": figures}, {"videos": intervals}, outcomes, answers
 
 
 def _mean_probabilities(views: list[NDArray[Any]]) -> NDArray[Any]:

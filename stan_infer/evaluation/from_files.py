@@ -9,20 +9,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stan_infer.artefacts.folder import MANIFEST, sha256
-from stan_infer.checkpoints.weights_folder import is_exported, weights_files
+from stan_infer.artefacts.folder import sha256
+from stan_infer.checkpoints.weights_folder import is_exported
 from stan_infer.config import StanConfig
 from stan_infer.engines.opened import Source, opened, path_of
 from stan_infer.engines.session import Session
 from stan_infer.errors import InputError, check_word
 from stan_infer.evaluation import evaluate as evaluation
+from stan_infer.evaluation.compare import compared, read_other
 from stan_infer.evaluation.datasets import DATASETS, DataSet, read_names, read_task
 from stan_infer.evaluation.evaluate import Evaluation, Protocol
 from stan_infer.evaluation.feature_cache import FeatureCache, check_cache
+from stan_infer.evaluation.model_evaluation import ModelEvaluation
+from stan_infer.evaluation.page import worst_videos
+from stan_infer.evaluation.result_folder import check_results, write_results
 from stan_infer.evaluation.task import Task
+from stan_infer.evaluation.thumbnails import thumbnails
 from stan_infer.library.embed import EmbedOptions
-from stan_infer.system.atomic import files_of
-from stan_infer.system.result import Progress, Result, Say, divided, no_progress, silent
+from stan_infer.library.model_files import model_hashes
+from stan_infer.system.atomic import check_outside, files_of
+from stan_infer.system.result import Progress, Say, divided, no_progress, silent
 from stan_infer.text.labels import read_labels
 from stan_infer.text.templates import PLAIN
 from stan_infer.video.find import locate_videos
@@ -35,10 +41,11 @@ class EvaluationOptions:
     labels: a file of class names by number; split_words: write "brush_hair" as words. subset: a
     file of the videos to keep (a split). template: texts of a class, see Protocol. frames,
     text_length: T and tokens per text, by default the data set's, then the model's. views: clips x
-    crops per video, whose probabilities are averaged. ties: "expected" or "authors". dual_softmax:
+    crops per video, whose probabilities are averaged; by default those of the paper. ties: "expected" or "authors". dual_softmax:
     multiply scores by a softmax over all queries. truncation: "keep-eot" or "authors".
     allow_missing: leave out videos that are not there. cache: a folder that keeps features, so that
-    a stopped run goes on. decoder: see read_clip.
+    a stopped run goes on. out: a folder to write, see result_folder. compare: the record of another
+    evaluation, or the folder that it wrote. decoder: see read_clip.
     """
 
     labels: str | Path | None = None
@@ -47,12 +54,14 @@ class EvaluationOptions:
     template: str | Sequence[str] = PLAIN
     frames: int | None = None
     text_length: int | None = None
-    views: str = "1x1"
+    views: str | None = None
     ties: str = "expected"
     dual_softmax: bool = False
     truncation: str = "keep-eot"
     allow_missing: bool = False
     cache: str | Path | None = None
+    out: str | Path | None = None
+    compare: str | Path | None = None
     decoder: str = "auto"
 
     def __post_init__(self) -> None:
@@ -62,43 +71,14 @@ class EvaluationOptions:
         self.counts  # noqa: B018 (refuses other words)
 
     @property
-    def counts(self) -> tuple[int, int]:
-        """The views as (clips, crops)."""
+    def counts(self) -> tuple[int, int] | None:
+        """The views as (clips, crops); None: the data set's."""
+        if self.views is None:
+            return None
         match = re.fullmatch(r"(\d{1,3})x(\d{1,3})", self.views)
         if not match:
             raise InputError(f"--views {self.views!r} is not CLIPSxCROPS, as in --views 1x3")
         return int(match[1]), int(match[2])
-
-
-@dataclasses.dataclass(frozen=True, repr=False)
-class ModelEvaluation(Evaluation, Result):
-    """An Evaluation of a model on files.
-
-    Attributes:
-        figures: in percent, by direction ("text_to_video", "video_to_text", or "videos" of
-            recognition) and name ("R@1", "MdR", "top-1"); ranks count from 1.
-        intervals: 95 % bootstrap intervals of the recalls and accuracies, as figures.
-        outcomes: of each query the rank, or of each video whether it was right (1) or not (0).
-        facts: the protocol: data set, split, frames, views, ties and more.
-        failed: videos that could not be read, with the reason; they are in no figure.
-        missing: videos that were not there.
-        model: what was evaluated.
-        session: facts about what ran; see Session.describe.
-    """
-
-    missing: tuple[str, ...] = ()
-    model: str = ""
-    session: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-    def summary(self) -> str:
-        """The figures of each direction, what they count, what failed."""
-        parts = [
-            f"{way.replace('_', ' ')} " + ", ".join(f"{k} {v:.1f}" for k, v in row.items())
-            for way, row in self.figures.items()
-        ]
-        lost = len(self.failed) + len(self.missing)
-        more = f"; {lost} videos are in no figure" if lost else ""
-        return f"{self.facts['data set']}, {self.facts['split']}: {'; '.join(parts)}{more}"
 
 
 def evaluate(
@@ -123,8 +103,8 @@ def evaluate(
         progress: called with a title and the number of videos; a context manager that gives a
             function, which is called after each.
         options: the fields of EvaluationOptions: labels, split_words, subset, template, frames,
-            text_length, views, ties, dual_softmax, truncation, allow_missing, cache, decoder;
-            batch, workers, timeout_s; and those of open_session.
+            text_length, views, ties, dual_softmax, truncation, allow_missing, cache, out, compare,
+            decoder; batch, workers, timeout_s; and those of open_session.
 
     Returns:
         ModelEvaluation: figures with their intervals, and the protocol.
@@ -163,31 +143,69 @@ class _Work:
     def run(self, words: dict[str, Any]) -> ModelEvaluation:
         """Find the videos, open the model, evaluate; words: for open_session."""
         own, name, preset = self.own, path_of(self.source), DATASETS[self.dataset]
-        if own.cache is not None:
-            check_cache(Path(own.cache), [*(files_of(name) if name else []), self.videos])
+        sources = self._check(name, words)
+        other = None if own.compare is None else read_other(Path(own.compare))
         task, found, missing = _located(self.dataset, self.annotations, self.videos, own)
         split = preset.split(task)
         _tell_twins(task.videos, found, self.say)
         task = task.keep([i for i, path in enumerate(found) if path is not None])
         paths = [path for path in found if path is not None]
+        if other is not None:
+            other.check(task)
+        hashes = {} if name is None else model_hashes(name)
         with opened(self.source, words, yielding=True) as session:
             ran = session.describe()
-            kept = None if own.cache is None else _open_cache(Path(own.cache), name, words, session)
+            kept = None if own.cache is None else open_cache(own.cache, name, words, session)
             result = self._evaluated(session, task, paths, kept)
+        views = result.facts["views"]
         facts = {
             "data set": self.dataset,
             "split": _split(split, own.subset, len(found), len(paths) - len(result.failed)),
             "annotations": self.annotations.name,
+            "annotations sha256": sha256(self.annotations),
             "settings from": preset.settings_from,
             **result.facts,
+            "views from": "--views" if own.views else "one view" if views == "1x1" else "the paper",
             "missing": len(missing),
             "unreadable": len(result.failed),
         }
         same = {f.name: getattr(result, f.name) for f in dataclasses.fields(result)}
-        model = name or "a loaded model"
-        return ModelEvaluation(
-            **{**same, "facts": facts}, missing=tuple(missing), model=model, session=ran
+        whole = ModelEvaluation(
+            **{**same, "facts": facts},
+            missing=tuple(missing),
+            model=name or "a loaded model",
+            model_sha256=hashes,
+            session=ran,
+            comparison=None if other is None else compared(result.answers, facts, other),
         )
+        if own.out is not None:
+            self._write(Path(own.out), whole, dict(zip(task.videos, paths, strict=True)), sources)
+        return whole
+
+    def _check(self, name: str | None, words: dict[str, Any]) -> list[Path]:
+        """Refuse places that cannot be written, before the work; return all that is read."""
+        own = self.own
+        model = list(files_of(name)) if name else []
+        read = [self.annotations, own.labels, own.subset, own.compare, words.get("calibration")]
+        sources = [*model, self.videos, *(Path(p) for p in read if p is not None)]
+        if own.cache is not None:
+            check_cache(Path(own.cache), [*model, self.videos])
+        if own.out is not None:
+            check_results(Path(own.out), sources=sources)
+            if own.cache is not None:
+                check_outside(Path(own.cache), Path(own.out), "--out")
+        return sources
+
+    def _write(
+        self, out: Path, result: ModelEvaluation, files: dict[str, Path], sources: list[Path]
+    ) -> None:
+        """Write the folder of `out`, with pictures of the videos of the worst questions."""
+        names = [result.answers.task.videos[i] for i in worst_videos(result.answers)]
+        with self.progress("drawing thumbnails", len(names)) as step:
+            found = thumbnails([files[n] for n in names], self.own.decoder, self.how, step)
+        pictures = {n: found[files[n]] for n in names if files[n] in found}
+        title = f"{Path(result.model).name} on {self.dataset}"
+        write_results(out, title, result.to_dict(), result.answers, pictures, sources=sources)
 
     def _evaluated(
         self, session: Session, task: Task, paths: Sequence[Path], kept: FeatureCache | None
@@ -195,7 +213,7 @@ class _Work:
         own, preset = self.own, DATASETS[self.dataset]
         protocol = Protocol(
             task_config(session.config, preset, own.frames, own.text_length),
-            views=own.counts,
+            views=own.counts or preset.views,
             decoder=own.decoder,
             truncation=own.truncation,
             template=own.template,
@@ -279,19 +297,16 @@ def task_config(
     )
 
 
-def _open_cache(
-    folder: Path, source: str | None, words: dict[str, Any], session: Session
+def open_cache(
+    folder: str | Path, source: str | None, words: dict[str, Any], session: Session
 ) -> FeatureCache:
+    """Open the kept features of a source; words: as for open_session."""
     if source is None:
         raise InputError("a cache belongs to a file of weights: give the checkpoint or the folder")
-    if is_exported(source):
-        model = sha256(Path(source) / MANIFEST)  # which holds the hash of every other file
-    else:
-        files = weights_files(source)
-        model = " ".join(map(sha256, files)) if files else source
-        weights = (words.get("settings") or {}).get("weights")
-        model += f" {weights}" if weights else ""
+    model = " ".join(model_hashes(source).values()) or source
+    weights = (words.get("settings") or {}).get("weights")
+    model += f" {weights}" if weights and not is_exported(source) else ""
     # The number of threads differs from run to run and changes no feature.
     ran = {k: v for k, v in session.describe().items() if k != "threads"}
     key = {"model": model, "config": session.config.to_dict(), "session": ran}
-    return FeatureCache(folder, key)
+    return FeatureCache(Path(folder), key)

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stan_infer.errors import InputError, check_word
-from stan_infer.scores import float_array, softmax
+from stan_infer.scores import Floats, float_array
 
 TIES = ("expected", "authors")
 RESAMPLES = 2000  # of a bootstrap: other seeds move its ends by a few hundredths of its width
+_BLOCK = 2**18  # scores at once, so that work arrays are small beside the matrix
 
 _log = logging.getLogger(__name__)
 
@@ -46,13 +48,34 @@ def rank_right(scores: ArrayLike, right: ArrayLike) -> Ranking:
     """
     matrix = float_array("scores", scores, 2)
     columns = _indices("right columns", right, *matrix.shape)
-    own = np.take_along_axis(matrix, columns[:, None], axis=1)
-    lost = np.isnan(matrix)
-    own_lost = np.isnan(own)
-    with np.errstate(invalid="ignore"):
-        better = np.where(own_lost, ~lost, matrix > own).sum(1)
-        equal = np.where(own_lost, lost, matrix == own).sum(1) - 1
+    better, equal = (np.empty(len(matrix), np.int64) for _ in range(2))
+    for rows in _blocks(len(matrix), matrix.shape[1]):
+        part = matrix[rows]
+        own = np.take_along_axis(part, columns[rows, None], axis=1)
+        lost = np.isnan(part)
+        own_lost = np.isnan(own)
+        with np.errstate(invalid="ignore"):
+            better[rows] = np.where(own_lost, ~lost, part > own).sum(1)
+            equal[rows] = np.where(own_lost, lost, part == own).sum(1) - 1
     return Ranking(better, equal)
+
+
+def best_columns(scores: Floats, count: int) -> NDArray[np.int64]:
+    """The columns of the `count` best scores of each row of [N, M], best first; NaN comes last."""
+    count = min(count, scores.shape[1])
+    found = np.empty((len(scores), count), np.int64)
+    for rows in _blocks(*scores.shape):
+        part = -scores[rows]
+        near = np.sort(np.argpartition(part, count - 1, axis=1)[:, :count], axis=1)
+        order = np.argsort(np.take_along_axis(part, near, axis=1), axis=1, kind="stable")
+        found[rows] = np.take_along_axis(near, order, axis=1)
+    return found
+
+
+def _blocks(count: int, width: int) -> Iterator[slice]:
+    """Cut `count` rows of `width` scores into blocks."""
+    step = max(1, _BLOCK // max(width, 1))
+    return (slice(i, i + step) for i in range(0, count, step))
 
 
 def released_ranks(scores: ArrayLike) -> NDArray[np.int64]:
@@ -67,8 +90,16 @@ def released_ranks(scores: ArrayLike) -> NDArray[np.int64]:
             f"scores have shape {list(matrix.shape)}; the release's count of ties needs [N, N], "
             "text i describing video i: give one text per video"
         )
-    wanted = -np.diag(matrix)
-    return np.nonzero(np.sort(-matrix, axis=1) == wanted[:, None])[1]
+    return _released(lambda rows: matrix[rows], np.diag(matrix))
+
+
+def _released(part: Callable[[slice], Floats], own: Floats) -> NDArray[np.int64]:
+    """See released_ranks. part: gives the scores of some questions; own: [N], the right ones."""
+    found = [
+        np.nonzero(np.sort(-part(rows), axis=1) == -own[rows, None])[1]
+        for rows in _blocks(len(own), len(own))
+    ]
+    return np.concatenate(found)
 
 
 def untied(ranks: NDArray[np.int64]) -> Ranking:
@@ -84,72 +115,102 @@ def rank_figures(ranking: Ranking) -> dict[str, float]:
 
 
 def retrieval_ranks(
-    scores: ArrayLike,
-    video_of_text: ArrayLike,
-    *,
-    ties: str = "expected",
-    to_text: ArrayLike | None = None,
+    scores: ArrayLike, video_of_text: ArrayLike, *, ties: str = "expected"
 ) -> dict[str, Ranking]:
-    """Rank both directions of scores [Q, B], by "text_to_video", "video_to_text".
+    """`rank_videos` and `rank_texts` by the names "text_to_video" and "video_to_text"."""
+    return {
+        "text_to_video": rank_videos(scores, video_of_text, ties=ties),
+        "video_to_text": rank_texts(scores, video_of_text, ties=ties),
+    }
 
-    to_text: scores [Q, B] of the second direction, if they are others (dual softmax).
-    video_of_text: int [Q], the video that each text describes. From video to text, the texts of one
-    video count as one, with the best of their scores (as is usual on MSVD); a video without a text
-    has no rank. ties: "expected", or "authors", which needs one text per video. Texts with NaN for
-    their own video are logged: "authors" leaves them out, "expected" ranks them last. Raises
-    InputError.
+
+def rank_videos(scores: ArrayLike, video_of_text: ArrayLike, *, ties: str = "expected") -> Ranking:
+    """Rank for each text of scores [Q, B] its own video among all videos.
+
+    video_of_text: int [Q]. ties: "expected", or "authors", which needs one text per video. Texts
+    with NaN for their own video are logged: "authors" leaves them out, "expected" ranks them last.
+    Raises InputError.
     """
-    check_word("ties", ties, TIES)
-    matrix = float_array("scores", scores, 2)
-    back = matrix if to_text is None else float_array("scores to text", to_text, 2)
-    if back.shape != matrix.shape:
-        raise InputError(
-            f"scores to text have shape {list(back.shape)}, those to video {list(matrix.shape)}; "
-            "they need the same"
-        )
-    owner = _indices("video_of_text", video_of_text, *matrix.shape)
+    matrix, owner = _checked(scores, video_of_text, ties)
     lost = int(np.isnan(np.take_along_axis(matrix, owner[:, None], axis=1)).sum())
     if lost == len(owner):
         raise InputError("no text has a score for its own video (all NaN): nothing to rank")
     if lost:
         effect = "are not counted" if ties == "authors" else "count as ranked last"
         _log.warning("%d texts have NaN for their own video and %s", lost, effect)
-    asking, group = np.unique(owner, return_inverse=True)
-    best = np.full((len(asking), back.shape[1]), -np.inf, back.dtype)
-    np.maximum.at(best, group, np.where(np.isnan(back), -np.inf, back))
-    # Rows: videos with texts; columns: the texts of each such video, as one.
-    videos = np.where(np.isneginf(best), np.nan, best)[:, asking].T
     if ties == "expected":
-        return {
-            "text_to_video": rank_right(matrix, owner),
-            "video_to_text": rank_right(videos, np.arange(len(asking))),
-        }
-    if len(owner) != len(asking) or matrix.shape[1] != len(asking):
+        return rank_right(matrix, owner)
+    order = np.argsort(owner)  # text i is then right at video i
+    own = matrix[order, np.arange(len(order))]
+    return untied(_released(lambda rows: matrix[order[rows]], own))
+
+
+def rank_texts(scores: ArrayLike, video_of_text: ArrayLike, *, ties: str = "expected") -> Ranking:
+    """Rank for each video of scores [Q, B] its own texts among those of all videos.
+
+    The texts of one video count as one, with the best of their scores (as is usual on MSVD); a
+    video without a text has no rank. See rank_videos for the rest.
+    """
+    matrix, owner = _checked(scores, video_of_text, ties)
+    order = np.argsort(owner, kind="stable")
+    if ties == "authors":
+        own = matrix[order, np.arange(len(order))]
+        return untied(_released(lambda rows: matrix[:, rows][order].T, own))
+    asking, first = np.unique(owner[order], return_index=True)
+    better, equal = (np.empty(len(asking), np.int64) for _ in range(2))
+    for rows in _blocks(len(asking), len(owner)):
+        part = matrix[:, asking[rows]][order].T  # [videos, Q], the texts of each video together
+        part = np.where(np.isnan(part), -np.inf, part)
+        best = np.maximum.reduceat(part, first, axis=1)  # [videos, groups of texts]
+        found = rank_right(np.where(np.isneginf(best), np.nan, best), np.arange(len(asking))[rows])
+        better[rows], equal[rows] = found
+    return Ranking(better, equal)
+
+
+def _checked(
+    scores: ArrayLike, video_of_text: ArrayLike, ties: str
+) -> tuple[Floats, NDArray[np.int64]]:
+    check_word("ties", ties, TIES)
+    matrix = float_array("scores", scores, 2)
+    owner = _indices("video_of_text", video_of_text, *matrix.shape)
+    asking = len(np.unique(owner))
+    if ties == "authors" and (len(owner) != asking or matrix.shape[1] != asking):
         raise InputError(
-            f"{len(owner)} texts describe {len(asking)} of {matrix.shape[1]} videos; the release's "
+            f"{len(owner)} texts describe {asking} of {matrix.shape[1]} videos; the release's "
             'count of ties needs one text for each video: use --ties expected (ties="expected")'
         )
-    order = np.argsort(owner)  # text i is then right at video i
-    return {
-        "text_to_video": untied(released_ranks(matrix[order])),
-        "video_to_text": untied(released_ranks(back[order].T)),
-    }
+    return matrix, owner
 
 
-def dual_softmax(
-    scores: ArrayLike, temperature: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Scores [Q, B], each times its softmax over all queries of the test.
+def dual_softmax(scores: ArrayLike, temperature: float, axis: int) -> NDArray[np.float64]:
+    """Scores [Q, B], each times its softmax over all queries of the test -> float64 [Q, B].
 
-    Returns (text to video, video to text), both [Q, B]. The softmax takes all queries together,
-    which a deployed search cannot do: say so beside the figure. NaN counts as -inf in it. Source:
-    the dual softmax loss of CAMoE (arXiv 2109.04290), applied at test time.
+    axis: 0 where texts search videos, so that all texts are the queries; 1 for the other way. A
+    deployed search cannot take all queries together: say so beside the figure. NaN counts as -inf
+    in the softmax. float64, because float32 would turn small factors into ties at 0. Memory: the
+    result and blocks of rows. Source: the dual softmax loss of CAMoE (arXiv 2109.04290), applied at
+    test time.
     """
-    s = float_array("scores", scores, 2).astype(np.float64)
+    s = float_array("scores", scores, 2)
     if not temperature > 0:
         raise InputError(f"temperature is {temperature}; it must be above 0")
-    x = np.where(np.isnan(s), -np.inf, s / temperature)
-    return s * softmax(x, 0), s * softmax(x, 1)
+    result = np.empty(s.shape, np.float64)
+    rows = list(_blocks(*s.shape))
+    top = np.fmax.reduce(s, axis=axis, keepdims=True).astype(np.float64)
+    total = np.zeros((1, s.shape[1]))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        for part in rows:
+            e = result[part]
+            np.subtract(s[part], top if axis == 0 else top[part], out=e)
+            np.exp(np.divide(e, temperature, out=e), out=e)
+            e[np.isnan(e)] = 0
+            if axis == 0:
+                total += e.sum(0)
+            else:
+                e *= s[part] / e.sum(1, keepdims=True)
+        for part in rows if axis == 0 else ():
+            result[part] *= s[part] / total
+    return result
 
 
 def class_figures(
@@ -188,12 +249,13 @@ def bootstrap_interval(values: ArrayLike, *, seed: int = 0) -> tuple[float, floa
     return float(low), float(high)
 
 
-def paired_interval(lost: int, gained: int, count: int) -> tuple[float, float]:
+def paired_interval(lost: float, gained: float, count: int) -> tuple[float, float]:
     """95 % interval of the difference of two paired proportions, (lost - gained) / count.
 
-    lost: answers right in the first only; gained: right in the second only. Tango's score interval
-    (Statistics in Medicine 17, 1998), which stays honest where a bootstrap knows nothing: with 10
-    answers and none changed it is -0.28 to 0.28.
+    lost: answers right in the first only; gained: right in the second only; a tie counts in parts,
+    which makes the interval wider, never narrower. Tango's score interval (Statistics in Medicine
+    17, 1998), which stays honest where a bootstrap knows nothing: with 10 answers and none changed
+    it is -0.28 to 0.28.
     """
     z2 = 1.959963985**2
 

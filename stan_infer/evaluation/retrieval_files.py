@@ -7,7 +7,7 @@ pickle is read by the inert reader of checkpoints and may hold plain values only
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from stan_infer.errors import InputError
@@ -24,6 +24,8 @@ MAX_WORDS, MAX_WORD = 5_000_000, 4096  # of a pickle; MSVD has 600,000 words
 # Where a file has these, its rows describe parts of a video.
 TIMES = frozenset("start end start_time end_time time_start time_end start_sec end_sec".split())
 TEXTS = tuple("sentence caption text description query sentences captions texts desc".split())
+CATEGORY = "category"  # key or column: what kind of video it is
+_CATEGORY_LENGTH = 60
 FORMS = (
     "; read are tables (comma, tab or semicolon) with a header that has a column such as video_id "
     'and one such as sentence, JSON ({"video": "text"}, {"video": ["text", ...]}, '
@@ -76,10 +78,12 @@ def _pairs_of(value: Any, name: str) -> Iterator[Pair]:
         tell_splits(value, name)
         yield from _entries(((v, f"entry {i}") for i, v in enumerate(value, 1)), name)
     elif isinstance(value, dict) and isinstance(value.get("sentences"), list):  # MSR-VTT
-        tell_splits(value["videos"] if isinstance(value.get("videos"), list) else (), name)
-        yield from _entries(
-            ((v, f"sentence {i}") for i, v in enumerate(value["sentences"], 1)), name
-        )
+        videos = value["videos"] if isinstance(value.get("videos"), list) else []
+        tell_splits(videos, name)
+        known = {str(v.get("video_id")): category_of(v) for v in videos if isinstance(v, dict)}
+        sentences = ((v, f"sentence {i}") for i, v in enumerate(value["sentences"], 1))
+        for pair in _entries(sentences, name):
+            yield pair._replace(category=known.get(pair.video, ""))
     elif isinstance(value, dict) and value.keys() & set(VIDEOS) and value.keys() & set(TEXTS):
         yield from _entries(iter([(value, "entry 1")]), name)
     elif isinstance(value, dict):
@@ -126,7 +130,13 @@ def _entries(values: Iterator[tuple[Any, str]], name: str) -> Iterator[Pair]:
         given = _whole(text, value[text], name, place)
         for part in given if isinstance(given, list) else [given]:
             words = str(part) if isinstance(part, int) else _words(part, name, place)
-            yield Pair(str(value[video]), words, place)
+            yield Pair(str(value[video]), words, place, category_of(value))
+
+
+def category_of(entry: Mapping[str, Any]) -> str:
+    """The category that an object of a file gives its video, or ""."""
+    given = entry.get(CATEGORY, "")
+    return str(given)[:_CATEGORY_LENGTH] if isinstance(given, (str, int)) else ""
 
 
 def _words(value: Any, name: str, place: str) -> str:
@@ -169,8 +179,10 @@ def _text_pairs(text: str, name: str) -> Iterator[Pair]:
         if TIMES & set(table.header):
             raise of_parts(name, "line 1")
         tell_splits(table.as_dicts(SPLITS), name)
+        kind = table.column((CATEGORY,))
         for number, row in zip(table.lines, table.rows, strict=True):
-            yield Pair(row[video], row[sentence], f"line {number}")
+            category = "" if kind is None else row[kind][:_CATEGORY_LENGTH]
+            yield Pair(row[video], row[sentence], f"line {number}", category)
         return
     lines = list(lines_of(text))
     if lines and lines[0][1].count("\t") >= 5:  # LSMDC: clip, four times, sentence

@@ -24,7 +24,8 @@ class Task:
     """What to evaluate. Retrieval: texts and owners; recognition: labels and classes.
 
     videos: names as the file has them, with or without a suffix, each once. owners: for each text
-    the index of its video. labels: for each video the index of its class.
+    the index of its video. labels: for each video the index of its class. categories: for each
+    video its category, "" where it has none; empty for a file without.
     """
 
     videos: tuple[str, ...]
@@ -32,6 +33,7 @@ class Task:
     owners: tuple[int, ...] = ()
     labels: tuple[int, ...] = ()
     classes: tuple[str, ...] = ()
+    categories: tuple[str, ...] = ()
 
     @property
     def is_retrieval(self) -> bool:
@@ -48,6 +50,7 @@ class Task:
             texts=tuple(t for t, _ in pairs),
             owners=tuple(o for _, o in pairs),
             labels=tuple(self.labels[i] for i in kept) if self.labels else (),
+            categories=tuple(self.categories[i] for i in kept) if self.categories else (),
         )
 
 
@@ -57,6 +60,7 @@ class Pair(NamedTuple):
     video: str
     text: str
     place: str  # where it stands, for messages: "line 3"
+    category: str = ""  # of the video
 
 
 def retrieval_task(pairs: Iterable[Pair], name: str, *, joined: bool = False) -> Task:
@@ -69,13 +73,15 @@ def retrieval_task(pairs: Iterable[Pair], name: str, *, joined: bool = False) ->
     texts: list[tuple[int, str]] = []
     blank: list[str] = []
     names = set()
-    for video, text, place in pairs:
+    categories: dict[str, str] = {}
+    for video, text, place, category in pairs:
         video, text = video.strip(), text.strip()
         if not video or not text:
             blank.append(place)
             continue
         names.add(video)
         key = video_stem(video) if joined else video
+        categories[key] = categories.get(key) or category.strip()
         texts.append((videos.setdefault(key, (len(videos), video))[0], text))
     if blank:
         _log.warning(
@@ -97,6 +103,7 @@ def retrieval_task(pairs: Iterable[Pair], name: str, *, joined: bool = False) ->
         videos=tuple(video for _, video in videos.values()),
         texts=tuple(text for _, text in texts),
         owners=tuple(owner for owner, _ in texts),
+        categories=tuple(categories[v] for v in videos) if any(categories.values()) else (),
     )
 
 
@@ -106,14 +113,17 @@ def recognition_task(pairs: Iterable[Pair], name: str) -> Task:
     Numbers without names leave `classes` empty: see `name_classes`. Raises InputError.
     """
     found: dict[str, str] = {}
-    for video, label, place in pairs:
+    categories: dict[str, str] = {}
+    for video, label, place, category in pairs:
         video, label = video.strip(), label.strip()
         if not video or not label:
             raise InputError(f"{name}, {place}: the video or its class is blank")
         if found.setdefault(video, label) != label:
             raise InputError(f"{name}, {place}: video {video[:60]} has a second class")
+        categories[video] = categories.get(video) or category.strip()
     if not found:
         raise InputError(f"{name} holds no video with a class")
+    own = tuple(categories[v] for v in found) if any(categories.values()) else ()
     numbers = {label for label in found.values() if label.isascii() and label.isdigit()}
     if numbers and len(numbers) < len(set(found.values())):
         other = next(label for label in found.values() if label not in numbers)
@@ -125,14 +135,17 @@ def recognition_task(pairs: Iterable[Pair], name: str) -> Task:
         long = next((n for n in numbers if len(n) > 9), None)
         if long is not None:
             raise InputError(f"{name}: class {long[:20]} is not a number of a class")
-        return Task(tuple(found), labels=tuple(map(int, found.values())))
+        return Task(tuple(found), labels=tuple(map(int, found.values())), categories=own)
     if all(re.fullmatch(r"-?\d+(\.\d*)?", label) for label in found.values()):
         shown = next(iter(found.values()))
         raise InputError(f"{name}: class {shown[:20]} is not a whole number from 0 on")
     classes = sorted(set(found.values()))
     number = {c: i for i, c in enumerate(classes)}
     return Task(
-        tuple(found), labels=tuple(number[c] for c in found.values()), classes=tuple(classes)
+        tuple(found),
+        labels=tuple(number[c] for c in found.values()),
+        classes=tuple(classes),
+        categories=own,
     )
 
 

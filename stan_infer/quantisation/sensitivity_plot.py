@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Collection, Mapping
 
-from stan_infer.benchmarking.plots import COLOURS, MARKERS
+from stan_infer.system.charts import COLOURS, MARKERS, image_files
 from stan_infer.system.packages import require
 
 _LINEARS = ("qkv", "out", "fc1", "fc2", "single")  # each has its colour and marker
@@ -18,7 +17,6 @@ def draw(errors: Mapping[str, float], kept: Collection[str], title: str) -> dict
     matplotlib.
     """
     require("matplotlib", "drawing plots", "report")
-    import matplotlib
     from matplotlib.figure import Figure
 
     blocks = list(dict.fromkeys(_block(n) for n in errors))
@@ -39,14 +37,7 @@ def draw(errors: Mapping[str, float], kept: Collection[str], title: str) -> dict
     axes.set_title(title, loc="left", fontsize=11)
     axes.grid(alpha=0.3, linewidth=0.6)
     figure.legend(frameon=False, fontsize=9, ncols=6, loc="outside lower center")
-    found = {}
-    settings = {"svg.fonttype": "none", "svg.hashsalt": title}
-    with matplotlib.rc_context(settings):  # type: ignore[arg-type]
-        for format, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
-            packed = io.BytesIO()
-            figure.savefig(packed, format=format, dpi=110, facecolor="white", metadata=metadata)
-            found[format] = packed.getvalue()
-    return found
+    return image_files(figure, title)
 
 
 def _block(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Files that appear whole, temporary ones, reading of strangers' files, child processes, signals.
+"""Files that appear whole, temporary ones, strangers' files, child processes, signals, charts.
 
 Imports errors only.
 Start at `atomic`, which writes every result.

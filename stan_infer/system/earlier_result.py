@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from stan_infer.errors import InputError
@@ -20,13 +21,16 @@ _MAX_LIST = 2**22  # bytes
 WhyKeep = Callable[[Path], str | None]
 
 
-def arrays(names: Iterable[str], what: str) -> WhyKeep:
-    """An earlier result is an .npz of just these arrays. what: the command that writes it."""
-    wanted = {f"{name}.npy" for name in names}
+def arrays(names: Iterable[str], what: str, further: Iterable[str] = ()) -> WhyKeep:
+    """An earlier result is an .npz of these arrays, and maybe `further` ones, and no others.
+
+    what: the command that writes it.
+    """
+    wanted, allowed = ({f"{name}.npy" for name in group} for group in (names, further))
 
     def is_ours(path: Path) -> bool:
         with zipfile.ZipFile(path) as z:
-            return set(z.namelist()) == wanted
+            return wanted <= set(z.namelist()) <= wanted | allowed
 
     return _unless(is_ours, what)
 
@@ -65,6 +69,30 @@ def safetensors(metadata_key: str, what: str) -> WhyKeep:
         return isinstance(metadata, dict) and metadata_key in metadata
 
     return _unless(is_ours, what)
+
+
+def json_object(schema: str, what: str) -> WhyKeep:
+    """An earlier result is a JSON object that begins with this schema. what: see arrays."""
+    start = re.compile(rb'\s*\{\s*"schema": ?"stan-infer/%b/' % re.escape(schema).encode())
+
+    def is_ours(path: Path) -> bool:
+        with path.open("rb") as f:
+            return start.match(f.read(200)) is not None
+
+    return _unless(is_ours, what)
+
+
+def folder(names: Collection[str], what: str) -> WhyKeep:
+    """An earlier result is a folder that holds nothing but files of these names.
+
+    what: the kind of folder, as in "a report".
+    """
+
+    def why_keep(path: Path) -> str | None:
+        other = sorted(p.name for p in path.iterdir() if p.name not in names)
+        return f"it holds {other[0]}, which is no part of {what}" if other else None
+
+    return why_keep
 
 
 def whole_folder(place: Path) -> Path | None:

@@ -73,7 +73,7 @@ class Tags(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.names.append(tag)
-        if tag not in ("meta", "br", "path", "use"):
+        if tag not in ("meta", "br", "img", "path", "use"):
             self.open.append(tag)
         for name, value in attributes:
             # SVG's own references stay inside the page; namespaces are names, not addresses.

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from stan_infer.checkpoints.load import load_model, save_model
-from stan_infer.cli.eval import _open_cache
 from stan_infer.engines.open import open_session
+from stan_infer.evaluation.from_files import open_cache
 from tests.checkpoints.test_clip_alone import IGNORE, openai_archive, tiny_clip
 from tests.conftest import ROOT, tiny_config
 from tests.exported import exported
@@ -68,9 +68,13 @@ def test_kept_features_belong_to_a_set_and_to_the_bytes_behind_a_name(tmp_path, 
         places = set()
         for source, weights in (("a.pt", None), ("a.pt", "ema"), ("ViT-B-32:a.pt", None)):
             source = source.replace("a.pt", str(tmp_path / "a.pt"))
-            places.add(_open_cache(tmp_path / "kept", source, weights, session)._folder)
+            places.add(
+                open_cache(
+                    tmp_path / "kept", source, {"settings": {"weights": weights}}, session
+                )._folder
+            )
         (tmp_path / "a.pt").write_bytes(b"2")
-        places.add(_open_cache(tmp_path / "kept", source, None, session)._folder)
+        places.add(open_cache(tmp_path / "kept", source, {}, session)._folder)
     assert len(places) == 3  # the same bytes with and without a name give the same config here
 
 

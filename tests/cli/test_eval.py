@@ -1,5 +1,6 @@
 """stan-infer eval: figures equal a computation by hand, every engine, errors, resuming."""
 
+import csv
 import json
 import os
 import signal
@@ -82,6 +83,100 @@ def test_recognition_averages_the_probabilities_of_views(cli, checkpoint, videos
     assert record["protocol"]["views"] == "2x3"
 
 
+def test_out_holds_every_answer_and_the_record(cli, checkpoint, videos, class_csv, tmp_path):
+    more = arguments("recognition", class_csv, videos, "-o", tmp_path / "new" / "out")
+    (printed,) = cli("eval", checkpoint, *more).records
+    out = tmp_path / "new" / "out"
+    names = "classes.csv confusion.png confusion.svg index.html metrics.json ranks.png ranks.svg"
+    names += " recognition.csv scores.npz"
+    assert sorted(p.name for p in out.iterdir()) == names.split()
+    assert json.loads((out / "metrics.json").read_text()) == printed
+    with open(out / "recognition.csv", newline="") as f:
+        rows = list(csv.DictReader(f))
+    with np.load(out / "scores.npz") as z:
+        assert z["scores"].shape == (3, 2) and z["classes"].tolist() == ["run", "walk"]
+        for i, row in enumerate(rows):
+            order = np.argsort(-z["scores"][i])
+            assert row["video"] == z["videos"][i] == f"clip{i}"
+            assert row["label"] == z["classes"][z["right"][i]]
+            assert [row["top 1"], row["top 2"]] == z["classes"][order].tolist()
+            assert float(row["score 1"]) == pytest.approx(z["scores"][i].max(), rel=1e-6)
+            assert float(row["rank"]) == 1 + order.tolist().index(z["right"][i])
+    wrong = sum(row["top 1"] != row["label"] for row in rows)
+    assert (out / "index.html").read_text().count("data:image/jpeg;base64,") == wrong > 0
+    cli("eval", checkpoint, *more)  # over its own earlier result
+    (out / "mine.txt").write_text("x")
+    cli("eval", checkpoint, *more, code=2, says="it holds mine.txt, which is no part of")
+
+
+def test_out_with_texts_categories_and_names_that_are_not_utf_8(cli, checkpoint, videos, tmp_path):
+    folder, odd = tmp_path / "videos", os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    rows = []
+    for i in range(3):
+        (folder / f"{odd}{i}.mp4").write_bytes((videos / f"clip{i}.mp4").read_bytes())
+        (folder / f"v{i}.mp4").symlink_to(f"{odd}{i}.mp4")
+        rows.append({"video_id": f"v{i}", "caption": f"=<b>{i}"})
+    table = tmp_path / "msrvtt.json"
+    kinds = [{"video_id": f"v{i}", "category": i % 2 * 9} for i in range(3)]
+    table.write_text(json.dumps({"videos": kinds, "sentences": rows}))
+    out = tmp_path / odd
+    more = arguments("msrvtt", table, folder, "--frames", 2, "-o", out, "--dual-softmax")
+    (record,) = cli("eval", checkpoint, *more).records
+    assert len(record["asked"]["text_to_video"]) == 3
+    with open(out / "categories.csv", newline="") as f:
+        found = {row["category"]: row["texts"] for row in csv.DictReader(f)}
+    assert found == {"music": "2", "vehicles/autos": "1"}
+    page = (out / "index.html").read_text(encoding="utf-8")
+    assert "<b>0" not in page and "=&lt;b&gt;" in page
+
+
+def test_out_is_refused_before_the_work(
+    cli, checkpoint, videos, retrieval_csv, tmp_path, monkeypatch
+):
+    def no_work(*given, **more):
+        raise AssertionError("the work began")
+
+    monkeypatch.setattr("stan_infer.evaluation.evaluate.evaluate", no_work)
+    more = arguments("retrieval", retrieval_csv, videos, "-o")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    cli("eval", checkpoint, *more, tmp_path / "mine", code=2, says="it holds thesis.txt")
+    cli("eval", checkpoint, *more, videos / "out", code=2, says="which is also read")
+    own = ("--cache", tmp_path / "o" / "cache")
+    cli("eval", checkpoint, *more, tmp_path / "o", *own, code=2, says="the folder of --out")
+    (tmp_path / "r.json").write_text("{}")
+    other = ("--compare", tmp_path / "r.json")
+    cli("eval", checkpoint, *more, tmp_path / "o", *other, code=2, says="no record of an eval")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    done = cli("eval", checkpoint, *more, tmp_path / "o", code=3)
+    assert "pip install" in done.err and not (tmp_path / "o").exists()
+
+
+def test_two_models_are_compared_on_the_same_texts(
+    cli, checkpoint, artefact, videos, retrieval_csv, tmp_path
+):
+    more = arguments("retrieval", retrieval_csv, videos)
+    cli("eval", checkpoint, *more, "-o", tmp_path / "a")
+    (record,) = cli("eval", artefact, *more, "--compare", tmp_path / "a").records
+    found = record["comparison"]
+    assert found["shared"] == {"text_to_video": 3, "video_to_text": 3} and not found["differs"]
+    assert found["differences"]["text_to_video"]["R@5"]["difference"] == 0
+    done = cli("eval", artefact, *more[:-1], "--compare", tmp_path / "a" / "metrics.json")
+    assert done.out.splitlines()[-1] == f"{found['sentence']}."
+
+
+def test_the_papers_views_are_taken_for_recognition_and_said(
+    cli, checkpoint, videos, class_csv, tmp_path
+):
+    (tmp_path / "ssv2.csv").write_text(class_csv.read_text())
+    more = arguments("ssv2", tmp_path / "ssv2.csv", videos)
+    protocol = cli("eval", checkpoint, *more).records[0]["protocol"]
+    assert (protocol["views"], protocol["views from"]) == ("1x3", "the paper")
+    protocol = cli("eval", checkpoint, *more, "--views", "1x1").records[0]["protocol"]
+    assert (protocol["views"], protocol["views from"]) == ("1x1", "--views")
+
+
 def test_data_set_settings_are_used_and_said(cli, checkpoint, videos, tmp_path):
     path = tmp_path / "didemo.json"
     entries = [{"video": f"clip{i}.avi", "description": f"text {i % 2}"} for i in (0, 1, 1)]
@@ -154,6 +249,16 @@ def test_a_broken_video_is_named_left_out_and_the_rest_counts(
     assert [f["video"] for f in record["failures"]] == ["clip2.mp4"]
     assert "clip2.mp4" in done.err and "1 of 3 videos could not be read" in done.err
     assert (record["protocol"]["videos"], record["protocol"]["unreadable"]) == (2, 1)
+
+
+def test_where_no_video_can_be_read_the_first_reasons_are_told(
+    cli, checkpoint, retrieval_csv, tmp_path
+):
+    for i in range(3):
+        (tmp_path / f"clip{i}.mp4").write_text("no video")
+    more = arguments("retrieval", retrieval_csv, tmp_path)
+    done = cli("eval", checkpoint, *more, code=2, says="none of the 3 videos could be read: ")
+    assert "clip0.mp4" in done.err.splitlines()[-1]
 
 
 def test_missing_videos_are_listed_or_left_out(cli, checkpoint, videos, retrieval_csv, tmp_path):

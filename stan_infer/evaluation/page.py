@@ -1,0 +1,228 @@
+"""The HTML page of an evaluation: figures, charts, classes, the worst questions with pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stan_infer.errors import printable
+from stan_infer.evaluation.answers import (
+    Answers,
+    class_rows,
+    confused,
+    confusion,
+    group_rows,
+)
+from stan_infer.system.charts import heat_map, histogram
+from stan_infer.system.html_page import escaped, html_charts, html_page, html_table
+
+WORST = 50
+MAX_CLASSES = 2000  # of a confusion matrix and of a table on the page; the largest sets have 700
+_PAIRS, _NAMES, _LONGEST = 20, 50, 300  # confused pairs, failures; characters of a text
+# Ranks that share a column of the chart: from each of these to the next.
+_EDGES = (1, 2, 3, 4, 6, 11, 21, 51, 101, 201, 501, 1001, 2001, 5001, 10001, 100001)
+_STYLE = """
+.plots { margin-top: 1rem; } .plots figure { max-width: 44rem; }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(21rem, 100%), 1fr));
+  gap: 1rem; }
+.card { border: 1px solid var(--line); border-radius: .4rem; padding: .7rem; min-width: 0;
+  overflow-wrap: anywhere; font-size: .9rem; }
+.card b { font-size: 1rem; } .card p { margin: .4rem 0 0; }
+.card img { width: 100%; max-width: 288px; height: auto; display: block; }
+.says { border-left: 4px solid #0072B2; padding-left: .7rem; font-weight: 600; }
+summary { cursor: pointer; margin-top: .7rem; }
+"""
+
+
+def charts(answers: Answers) -> dict[str, Any]:
+    """Figures of matplotlib by the names of their files, without a suffix."""
+    what = "texts" if answers.task.is_retrieval else "videos"
+    whose = "video" if answers.task.is_retrieval else "class"
+    title = f"Rank of the right {whose}"
+    found = {"ranks": histogram(_columns(answers.ranking.ranks), title, "rank", what)}
+    if not answers.task.is_retrieval and len(answers.task.classes) <= MAX_CLASSES:
+        counts = confusion(answers)
+        shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+        # The colour goes by the square root, so that a mistake of one in a hundred is seen, too.
+        title, axes = "Confusion of classes", ("answered", "right class")
+        found["confusion"] = heat_map(np.sqrt(shares), answers.task.classes, title, *axes)
+    return found
+
+
+def _columns(ranks: Any) -> dict[str, int]:
+    """How many ranks lie in each column, up to the last that has some; a tie's 1.5 counts as 2."""
+    whole = np.ceil(ranks)
+    found = {}
+    for low, high in zip(_EDGES, (*_EDGES[1:], np.inf), strict=True):
+        if low > whole.max():
+            break
+        name = f"{low}" if high == low + 1 else f"{low}-{high - 1}" if high < np.inf else f"{low}-"
+        found[name] = int(((whole >= low) & (whole < high)).sum())
+    return found
+
+
+def render_page(
+    title: str,
+    record: Mapping[str, Any],
+    answers: Answers,
+    svgs: Sequence[str],
+    pictures: Mapping[str, str],
+) -> str:
+    """Return the page as HTML text.
+
+    record: of the evaluation, as JSON types. svgs: the charts. pictures: data: URLs of thumbnails
+    by the name of a video.
+    """
+    facts = record["protocol"]
+    kind = "texts" if answers.task.is_retrieval else "classes"
+    parts = [
+        f"<h1>{escaped(title)}</h1>",
+        f"<p>{facts['videos']} videos, {facts[kind]} {kind} ({_cut(facts['split'])}); "
+        f"{facts['frames']} frames a clip, views {escaped(facts['views'])}. In brackets: 95 % "
+        "intervals.</p>",
+        _figures(record),
+        *_comparison(record),
+        html_charts(svgs),
+        *_table_of(group_rows(answers), "Categories", "category", opened=True),
+        *_table_of(class_rows(answers), "Classes", "class", opened=False),
+        *_confused(answers),
+        *_worst(answers, pictures),
+        "<h2>Protocol</h2>",
+        _facts({**facts, "model": record["model"], **record["session"]}),
+        *_left_out(record),
+    ]
+    return html_page(title, parts, _STYLE)
+
+
+def _figures(record: Mapping[str, Any]) -> str:
+    names = list(next(iter(record["figures"].values())))
+    rows = []
+    for direction, figures in record["figures"].items():
+        within = record["intervals"][direction]
+        cells = [
+            f"{figures[n]:.1f}"
+            + (f" ({within[n][0]:.1f} to {within[n][1]:.1f})" if n in within else "")
+            for n in names
+        ]
+        rows.append([direction.replace("_", " "), *cells])
+    return html_table(["", *names], rows)
+
+
+def _comparison(record: Mapping[str, Any]) -> list[str]:
+    found = record.get("comparison")
+    if not found:
+        return []
+    rows = [
+        [
+            f"{direction.replace('_', ' ')} {name}",
+            f"{d['difference']:+.1f}",
+            "{:+.1f} to {:+.1f}".format(*d["interval"]),
+            f"{d['only this']:g}",
+            f"{d['only the other']:g}",
+        ]
+        for direction, figures in found["differences"].items()
+        for name, d in figures.items()
+    ]
+    head = ["", "difference", "95 % interval", "right here only", "right there only"]
+    says = f"<p class=says>{escaped(found['sentence'])}.</p>"
+    return ["<h2>Compared</h2>", says, html_table(head, rows)]
+
+
+def _table_of(rows: Sequence[Mapping[str, Any]], title: str, word: str, opened: bool) -> list[str]:
+    """A table of groups, the worst first; folded up unless `opened`."""
+    if not rows:
+        return []
+    first = next(k for k in rows[0] if k in ("R@1", "top-1"))
+    ordered = sorted(rows, key=lambda r: r[first])
+    cells = [
+        [f"{v:.1f}" if isinstance(v, float) else _short(v) for v in r.values()]
+        for r in ordered[:MAX_CLASSES]
+    ]
+    folded = "open" if opened else ""
+    what = f"{len(rows)} {'categories' if word == 'category' else 'classes'}, the worst first"
+    table = html_table(list(rows[0]), cells)
+    return [f"<h2>{title}</h2>", f"<details {folded}><summary>{what}</summary>{table}</details>"]
+
+
+def _confused(answers: Answers) -> list[str]:
+    if answers.task.is_retrieval or not (pairs := confused(answers)):
+        return []
+    rows = [[_short(right), _short(wrong), count] for right, wrong, count in pairs[:_PAIRS]]
+    table = html_table(["right", "answered", "videos"], rows)
+    return ["<h2>Most often confused</h2>", table]
+
+
+def worst_videos(answers: Answers) -> list[int]:
+    """The videos that the cards of the worst questions show, each once."""
+    found: dict[int, None] = {}
+    for q in answers.worst[:WORST].tolist():
+        both = (answers.task.owners[q], answers.best[q, 0]) if answers.task.is_retrieval else (q,)
+        found |= dict.fromkeys(map(int, both))
+    return list(found)
+
+
+def _worst(answers: Answers, pictures: Mapping[str, str]) -> list[str]:
+    wrong = answers.worst
+    what = "texts" if answers.task.is_retrieval else "videos"
+    if not len(wrong):
+        return [f"<h2>Worst {what}</h2>", f"<p>The right answer is first for all {what}.</p>"]
+    card = _text_card if answers.task.is_retrieval else _video_card
+    cards = [f"<div class=card>{card(answers, q, pictures)}</div>" for q in wrong[:WORST].tolist()]
+    note = f"{len(cards)} of {len(wrong)} whose right answer is not first; three frames of a video."
+    parts = [f"<h2>Worst {what}</h2>", f"<p class=soft>{note}</p>"]
+    return [*parts, f"<div class=cards>{''.join(cards)}</div>"]
+
+
+def _text_card(answers: Answers, q: int, pictures: Mapping[str, str]) -> str:
+    task = answers.task
+    right, first = task.videos[task.owners[q]], task.videos[answers.best[q, 0]]
+    own, best = answers.right_scores[q], answers.best_scores[q, 0]
+    return (
+        f"<b>{_cut(task.texts[q])}</b><p>rank {answers.ranking.ranks[q]:g}</p>"
+        f"<p>right, {own:.4g}: {_cut(right)}</p>{_picture(right, pictures)}"
+        f"<p>first, {best:.4g}: {_cut(first)}</p>{_picture(first, pictures)}"
+    )
+
+
+def _video_card(answers: Answers, q: int, pictures: Mapping[str, str]) -> str:
+    task = answers.task
+    video, right = task.videos[q], task.classes[task.labels[q]]
+    pairs = zip(answers.best[q].tolist(), answers.best_scores[q].tolist(), strict=True)
+    best = "; ".join(f"{_cut(task.classes[i])} {score:.4g}" for i, score in pairs)
+    own = f"{answers.ranking.ranks[q]:g}, {answers.right_scores[q]:.4g}"
+    above = f"<b>{_cut(right)}</b><p>rank {own}: {_cut(video)}</p>"
+    return f"{above}{_picture(video, pictures)}<p>{best}</p>"
+
+
+def _picture(video: str, pictures: Mapping[str, str]) -> str:
+    if video not in pictures:
+        return "<p class=soft>(no picture)</p>"
+    alt = f"three frames of {printable(Path(video).name)}"
+    return f'<img loading="lazy" alt="{escaped(alt)}" src="{pictures[video]}">'
+
+
+def _left_out(record: Mapping[str, Any]) -> list[str]:
+    lines = [f"{escaped(f['error'])}" for f in record["failures"]]
+    lines += [f"{escaped(name)}: not there" for name in record["missing"]]
+    if not lines:
+        return []
+    shown = "".join(f"<li>{line}</li>" for line in lines[:_NAMES])
+    more = f"<li>and {len(lines) - _NAMES} more</li>" if len(lines) > _NAMES else ""
+    return [f"<h2>Videos that no figure counts: {len(lines)}</h2>", f"<ul>{shown}{more}</ul>"]
+
+
+def _facts(facts: Mapping[str, Any]) -> str:
+    rows = "".join(f"<tr><td>{escaped(k)}</td><td>{_cut(v)}</td></tr>" for k, v in facts.items())
+    return f"<div class=wide><table>{rows}</table></div>"
+
+
+def _cut(value: Any) -> str:
+    return escaped(_short(value))
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}\u2026"

@@ -1,0 +1,58 @@
+"""Small pictures of videos for a page: a few frames beside each other, as the model sees them."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stan_infer.library.embed import EmbedOptions
+from stan_infer.system.packages import require
+from stan_infer.video.clip import Clip
+from stan_infer.video.decode_worker import read_clips
+from stan_infer.video.spec import ClipSpec
+
+FRAMES, SIDE = 3, 96  # of a picture; pixels
+_QUALITY = 78  # of JPEG: some 8 kB a picture
+
+
+def check_thumbnails() -> None:
+    """Raise MissingError where pictures cannot be made; call it before long work."""
+    require("PIL.Image", "drawing thumbnails", "report")
+
+
+def thumbnails(
+    paths: Sequence[Path],
+    decoder: str,
+    options: EmbedOptions,
+    on_video: Callable[[], None] = lambda: None,
+) -> dict[Path, str]:
+    """Read each video again and return its picture as a data: URL of a JPEG, FRAMES * SIDE wide.
+
+    A video that cannot be read now has none. The squares are the centres of the frames. Videos are
+    decoded in processes of their own (decode_worker); what is packed here are pixels of a known
+    size.
+    """
+    spec = ClipSpec(frames=FRAMES, short_side=SIDE, crop=SIDE, decoder=decoder)
+    found = {}
+    readings = read_clips(paths, spec, workers=options.workers, timeout_s=options.timeout_s)
+    with closing(readings):
+        for path, result in readings:
+            on_video()
+            if isinstance(result, Clip):
+                found[path] = _data_url(result.pixels)
+    return found
+
+
+def _data_url(pixels: NDArray[np.uint8]) -> str:
+    """uint8 [T, S, S, 3] -> a data: URL."""
+    image = require("PIL.Image", "drawing thumbnails", "report")
+    packed = io.BytesIO()
+    strip = np.ascontiguousarray(np.concatenate(pixels, axis=1))
+    image.fromarray(strip).save(packed, "JPEG", quality=_QUALITY)
+    return "data:image/jpeg;base64," + base64.b64encode(packed.getvalue()).decode()
