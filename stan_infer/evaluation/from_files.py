@@ -41,11 +41,11 @@ class EvaluationOptions:
     labels: a file of class names by number; split_words: write "brush_hair" as words. subset: a
     file of the videos to keep (a split). template: texts of a class, see Protocol. frames,
     text_length: T and tokens per text, by default the data set's, then the model's. views: clips x
-    crops per video, whose probabilities are averaged; by default those of the paper. ties: "expected" or "authors". dual_softmax:
-    multiply scores by a softmax over all queries. truncation: "keep-eot" or "authors".
-    allow_missing: leave out videos that are not there. cache: a folder that keeps features, so that
-    a stopped run goes on. out: a folder to write, see result_folder. compare: the record of another
-    evaluation, or the folder that it wrote. decoder: see read_clip.
+    crops per video, whose probabilities are averaged, by default the paper's. ties: "expected" or
+    "authors". dual_softmax: multiply scores by a softmax over all queries. truncation: "keep-eot"
+    or "authors". allow_missing: leave out videos that are not there. cache: a folder that keeps
+    features, so that a stopped run goes on. out: a folder to write, see result_folder. compare: the
+    record of another evaluation, or the folder that it wrote. decoder: see read_clip.
     """
 
     labels: str | Path | None = None
