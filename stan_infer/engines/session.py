@@ -33,7 +33,16 @@ class Session(Lifetime):
     InputError. A pickle holds what was given to open_session, not the weights of a file, and opens
     it again where it is loaded, as in a process of multiprocessing: a folder that was exported anew
     in between is a CheckError.
+
+    fine: set it to True for the features of every frame and token where the head scores means.
     """
+
+    fine = False
+
+    @property
+    def keeps_rows(self) -> bool:
+        """Whether embed_video returns [B, T, E] and embed_text [Q, L, E]."""
+        return self.fine or self.config.is_mug
 
     @property
     @abstractmethod
@@ -42,7 +51,7 @@ class Session(Lifetime):
 
     @abstractmethod
     def embed_video(self, video: Any) -> Any:
-        """Clips -> [B, E], or [B, T, E] with a Mug head; features are not normalised.
+        """Clips -> [B, E], or [B, T, E] if `keeps_rows`; features are not normalised.
 
         video: an array, a tensor on any device, or a list of them of one size, contiguous or not:
         uint8 [B, T, H, W, 3] RGB, or floats [B, T, 3, H, W] normalised by the config's mean and
@@ -54,7 +63,7 @@ class Session(Lifetime):
 
     @abstractmethod
     def embed_text(self, texts: Sequence[str] | Any) -> Any:
-        """Texts or int ids [Q, L] -> [Q, E], or [Q, L, E] with a Mug head; not normalised.
+        """Texts or int ids [Q, L] -> [Q, E], or [Q, L, E] if `keeps_rows`; not normalised.
 
         texts: a string, any iterable of strings (a generator, an array of numpy's strings), or ids
         as an array, a tensor or lists. Raises InputError for none, ids out of range, or an item
