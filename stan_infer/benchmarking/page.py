@@ -73,7 +73,7 @@ def write_page(
     """
     page = render_page(title, rows, stages, evals)
     with new_folder(folder, why_keep, sources=sources) as temporary:
-        (temporary / "index.html").writeescaped(page, encoding="utf-8")
+        (temporary / "index.html").write_text(page, encoding="utf-8")
         write_json_lines(temporary / "rows.jsonl", [*rows, *stages])
 
 

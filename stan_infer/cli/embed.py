@@ -29,8 +29,29 @@ from stan_infer.cli.options import (
 def embed(
     context: typer.Context,
     checkpoint: CheckpointOrFolder,
-    videos: Annotated[list[Path], typer.Argument(help="Videos, or folders of videos.")],
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE.npz", help="File to write.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "-o", "--out", metavar="FILE", help="File to write: .npz, .npy (and .json), .parquet."
+        ),
+    ],
+    videos: Annotated[
+        list[Path] | None, typer.Argument(help="Videos, or folders of videos.")
+    ] = None,
+    text: Annotated[list[str] | None, typer.Option(help="A text to embed; repeat it.")] = None,
+    texts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Texts to embed, one per line.")
+    ] = None,
+    level: Annotated[
+        str | None,
+        typer.Option(
+            help="video: one vector each; frame: one per frame; token: one per frame or text"
+            " token (default: as the head scores)."
+        ),
+    ] = None,
+    normalise: Annotated[
+        bool, typer.Option("--normalise", help="Divide every vector by its length.")
+    ] = False,
     engine: Engine = None,
     device: Device = None,
     provider: Provider = None,
@@ -45,37 +66,54 @@ def embed(
     auto_rebuild: AutoRebuild = False,
     json: Json = False,
 ) -> None:
-    """Write the embeddings of videos to a .npz file.
+    """Write the embeddings of videos and texts to a file.
 
     Videos that cannot be read are named and left out; the exit code is then 2.
     """
     from stan_infer.cli.progress import progress_bar
     from stan_infer.cli.report import print_facts, print_json, say
-    from stan_infer.library.embeddings import embed_videos
+    from stan_infer.library.embeddings import embed_to_file
 
-    found = embed_videos(
+    found = embed_to_file(
         checkpoint,
-        videos,
+        videos or [],
+        _texts(text, texts),
         out,
+        level=level,
+        normalise=normalise,
+        decoder=decoder,
+        read=[] if texts is None else [texts],
         batch=batch,
         workers=workers,
-        decoder=decoder,
         timeout_s=timeout,
         say=say,
         progress=progress_bar,
         **session_options(context),
     )
     record = {
-        "out": str(out),
-        "videos": len(found.paths),
+        "out": str(found.out),
+        "videos": found.videos,
+        "texts": found.texts,
         "failed": len(found.failed),
+        "level": found.level,
+        "normalised": found.normalised,
         **found.session,
-        "decoders": sorted(set(found.decoders)),
+        "decoders": found.decoders,
     }
     if json:
         failures = [{"video": k, "error": v} for k, v in found.failed.items()]
         print_json("embed", {**record, "failures": failures})
     else:
-        print_facts(record)
+        print_facts({**record, "level": ", ".join(dict.fromkeys(found.level.values()))})
     if found.failed:
         raise typer.Exit(2)
+
+
+def _texts(given: list[str] | None, file: Path | None) -> list[str]:
+    """The texts of --text and those of the file of --texts; InputError for a blank one."""
+    from stan_infer.errors import InputError
+    from stan_infer.system.outside_file import read_lines
+
+    if not all(t.strip() for t in given or []):
+        raise InputError("a text of --text is blank; give words")
+    return [*(given or []), *(read_lines(file, "texts") if file else [])]

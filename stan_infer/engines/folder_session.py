@@ -90,8 +90,8 @@ class FolderSession(Session):
         ids = token_ids(self.config, texts, self.vocabulary)
         graph, _ = self._role("text")
         check_size(graph, "length", ids.shape[1], "token ids are {} long")
-        name = "token_embeds" if self.config.is_mug else "text_embeds"
-        row = (ids.shape[1],) if self.config.is_mug else ()
+        name = "token_embeds" if self.keeps_rows else "text_embeds"
+        row = (ids.shape[1],) if self.keeps_rows else ()
         feeds = ids.astype(np.int32)
         chunk = min(TEXT_CHUNK, graph.dims.get("batch", (1, TEXT_CHUNK))[1])
         parts = []
@@ -147,7 +147,7 @@ class FolderSession(Session):
             )
         check_size(graph, "batch", shape[0], "video has {} clips")
         check_size(graph, "frames", shape[1], "video has {} frames")
-        if self.config.is_mug:
+        if self.keeps_rows:
             return "frame_embeds", (*shape[:2], self.config.embed_dim)
         return "video_embeds", (shape[0], self.config.embed_dim)
 

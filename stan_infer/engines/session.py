@@ -44,7 +44,14 @@ class Session(Lifetime):
         ((2, 1), 0)
     """
 
+    # True: features of every frame and token where the head scores means, too.
+    fine = False
     _tensors_on: Any = None
+
+    @property
+    def keeps_rows(self) -> bool:
+        """Whether embed_video returns [B, T, E] and embed_text [Q, L, E]."""
+        return self.fine or self.config.is_mug
 
     @property
     @abstractmethod

@@ -82,7 +82,7 @@ class TorchSession(Session):
         check = only_uint8("the fused graph") if self._graph == "fused" else any_clips
         clips = clip_tensor(self.config, video, check)
         features = self._encoded(clips.to(self._device)).float()  # [B, T, E]
-        return features if self.config.is_mug else features.mean(1)
+        return features if self.keeps_rows else features.mean(1)
 
     def _encoded(self, clips: Tensor) -> Tensor:
         try:
@@ -96,7 +96,7 @@ class TorchSession(Session):
     @torch.inference_mode()
     def _text(self, texts: Any) -> Tensor:
         ids = torch.from_numpy(token_ids(self.config, texts)).to(self._device)
-        encode = self._model.encode_text_tokens if self.config.is_mug else self._model.encode_text
+        encode = self._model.encode_text_tokens if self.keeps_rows else self._model.encode_text
         return torch.cat([encode(part).float() for part in ids.split(TEXT_CHUNK)])
 
     def describe(self) -> dict[str, Any]:

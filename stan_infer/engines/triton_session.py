@@ -130,7 +130,7 @@ class TritonSession(Session):
             for part in ids.split(TEXT_CHUNK):
                 ops = KernelOps(len(part), 1, self._counters)
                 end, tokens = text_tower(ops, self._words, part)
-                found.append((tokens if self._config.is_mug else end).float())
+                found.append((tokens if self.keeps_rows else end).float())
         return torch.cat(found)
 
     def describe(self) -> dict[str, Any]:
@@ -168,7 +168,7 @@ class TritonSession(Session):
                 clips.record_stream(cuda.current_stream())
         clips = clips.contiguous()
         mean, frames = self._graphs(clips) if self._use_graphs else self._network(clips)
-        return frames if self._config.is_mug else mean
+        return frames if self.keeps_rows else mean
 
     def _network(self, clips: Tensor) -> Sequence[Tensor]:
         from stan_infer.network.kernel_ops import KernelOps

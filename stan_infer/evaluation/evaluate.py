@@ -168,17 +168,18 @@ def _retrieval(scores: NDArray[Any], task: Task, protocol: Protocol) -> _Found:
     owners, temperature = np.array(task.owners), protocol.config.temperature
     figures, intervals, outcomes = {}, {}, {}
     rankings: dict[str, Ranking] = {}
-    best: list[Any] = []
+    best: tuple[Any, Any, Any] | None = None
     directions = {"text_to_video": rank_videos, "video_to_text": rank_texts}
     for axis, (name, rank) in enumerate(directions.items()):
         ranked = dual_softmax(scores, temperature, axis) if protocol.dual_softmax else scores
         ranking = rank(ranked, owners, ties=protocol.ties)
         rankings[name] = ranking if protocol.ties == "expected" else rank(ranked, owners)
-        best = best or [*best_answers(ranked, task.owners)]
+        best = best or best_answers(ranked, task.owners)
         del ranked  # one matrix of the dual softmax is there at a time
         figures[name] = rank_figures(ranking)
         intervals[name] = {f"R@{k}": _interval(ranking.recall(k)) for k in (1, 5, 10)}
         outcomes[name] = ranking.ranks.tolist()
+    assert best is not None
     return figures, intervals, outcomes, Answers(task, scores, *best, rankings)
 
 

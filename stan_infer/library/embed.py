@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import io
-import json
 import logging
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -16,18 +14,14 @@ import numpy as np
 
 from stan_infer.engines.inputs import as_numpy
 from stan_infer.engines.session import Session
-from stan_infer.errors import MissingError, StanError, storable
-from stan_infer.system import earlier_result
-from stan_infer.system.atomic import new_file
+from stan_infer.errors import MissingError, StanError
 from stan_infer.video.clip import Clip
 from stan_infer.video.decode_worker import read_all_windows, read_clips
 from stan_infer.video.gaps import Gaps
 from stan_infer.video.spec import ClipSpec
 from stan_infer.video.windows import Windows
 
-_ARRAYS = ("paths", "embeddings", "indices", "total_frames", "decoders", "info")
 _log = logging.getLogger(__name__)
-why_keep = earlier_result.arrays(_ARRAYS, "stan-infer embed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,58 +89,6 @@ def embed_videos(
         yield from _finish(_start(session, waiting, views))
     if note and (text := gaps.note(spec.frames)):
         _log.warning("%s", text)
-
-
-def save_embeddings(
-    path: Path,
-    readings: Sequence[Reading],
-    session: Session,
-    checkpoint: str,
-    *,
-    sources: Sequence[str | Path],
-) -> None:
-    """Write the readings that have features as .npz, readable with allow_pickle=False.
-
-    checkpoint: what the session runs; its file name goes into `info`. sources: files that are read,
-    which are not replaced; a file at `path` is replaced only if it is an earlier one of this kind.
-    The file appears whole or not at all. Raises InputError.
-
-    Arrays: paths [n] (text, see errors.storable), embeddings float32 [n, E] or [n, T, E], indices
-    int64 [n, T] (the frames used), total_frames int64 [n], decoders [n] (text); info: JSON text
-    with config, engine and source.
-    """
-    good = [(r, r.clip, r.features) for r in readings if r.clip is not None]
-    source = {"checkpoint": storable(Path(checkpoint).name)}
-    info = {"config": session.config.to_dict(), "engine": session.describe(), "source": source}
-    # Packed in memory first: numpy's writer prints a traceback when the disk is full.
-    packed = io.BytesIO()
-    np.savez(
-        packed,
-        paths=np.array([storable(r.path) for r, _, _ in good]),
-        embeddings=np.stack([x for _, _, x in good if x is not None]),
-        indices=np.stack([c.indices for _, c, _ in good]),
-        total_frames=np.array([c.total_frames for _, c, _ in good]),
-        decoders=np.array([c.decoder for _, c, _ in good]),
-        info=np.array(json.dumps(info, sort_keys=True)),
-    )
-    with new_file(path, why_keep, sources=sources) as temporary:
-        temporary.write_bytes(packed.getbuffer())
-
-
-def collect(
-    readings: Iterator[Reading], on_reading: Callable[[Reading], None]
-) -> tuple[list[Reading], list[Reading]]:
-    """Split readings into good and bad ones; pixels are dropped, so that memory does not grow."""
-    good: list[Reading] = []
-    bad: list[Reading] = []
-    for reading in readings:
-        on_reading(reading)
-        if reading.clip is None:
-            bad.append(reading)
-            continue
-        bare = dataclasses.replace(reading.clip, pixels=np.empty(0, np.uint8))
-        good.append(dataclasses.replace(reading, clip=bare))
-    return good, bad
 
 
 @dataclasses.dataclass(frozen=True)

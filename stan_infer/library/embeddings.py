@@ -1,22 +1,30 @@
-"""Videos -> their features in one object, and in a file if asked for: `stan-infer embed`."""
+"""Videos and texts -> their features, in memory or in a file: `stan-infer embed`."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+import stan_infer
+from stan_infer.engines.inputs import as_numpy, token_ids
 from stan_infer.engines.opened import Source, opened, path_of
-from stan_infer.errors import InputError
+from stan_infer.engines.session import TEXT_CHUNK, Session
+from stan_infer.errors import InputError, first_reasons, storable
 from stan_infer.library import embed
-from stan_infer.library.embed import EmbedOptions, Reading, collect, save_embeddings, why_keep
-from stan_infer.system.atomic import check_file, files_of
+from stan_infer.library.embed import EmbedOptions
+from stan_infer.library.embedding_file import check_embeddings, new_embeddings
+from stan_infer.library.levels import Level, normalised
+from stan_infer.library.model_files import model_hashes
+from stan_infer.system.atomic import files_of
 from stan_infer.system.result import Progress, Result, Say, divided, no_progress, silent
+from stan_infer.text.tokenizer import cut_texts
+from stan_infer.video.clip import Clip
 from stan_infer.video.decode_worker import early_workers
 from stan_infer.video.find import list_videos
 from stan_infer.video.spec import ClipSpec
@@ -28,7 +36,7 @@ class Embeddings(Result):
 
     Attributes:
         paths: the n videos that could be read.
-        embeddings: float32 [n, E], not normalised; [n, T, E] with a Mug head.
+        embeddings: float32 [n, E]; [n, T, E] with a Mug head or of the level "frame".
         indices: int64 [n, T], the frames that were looked at, from 0.
         total_frames: int64 [n], of each video.
         decoders: the n decoders that read them.
@@ -53,11 +61,42 @@ class Embeddings(Result):
         )
 
 
+@dataclasses.dataclass(frozen=True, repr=False, kw_only=True)
+class EmbeddedFile(Result):
+    """A file of embeddings that was written.
+
+    Attributes:
+        out: the file; see embedding_file for what it holds.
+        videos, texts: how many vectors, or groups of them, are of each.
+        failed: videos that could not be read, with the reason.
+        level: what a vector of "videos" and of "texts" stands for: video, frame, text or token.
+        normalised: whether the vectors have length 1.
+        session: facts about what ran; see Session.describe.
+        decoders: those that read the videos.
+    """
+
+    out: Path
+    videos: int
+    texts: int
+    failed: dict[str, str]
+    level: dict[str, str]
+    normalised: bool
+    session: dict[str, Any]
+    decoders: tuple[str, ...]
+
+    def summary(self) -> str:
+        """How many of what are where."""
+        failed = f", {len(self.failed)} videos could not be read" if self.failed else ""
+        return f"{self.videos} videos and {self.texts} texts in {self.out}{failed}"
+
+
 def embed_videos(
     source: Source,
     videos: str | Path | Iterable[str | Path],
     out: str | Path | None = None,
     *,
+    level: str | None = None,
+    normalise: bool = False,
     decoder: str = "auto",
     say: Say = silent,
     progress: Progress = no_progress,
@@ -68,7 +107,10 @@ def embed_videos(
     Args:
         source: a checkpoint, an exported folder, a plan or an open session.
         videos: a video, a folder of videos, or several of both.
-        out: a file FILE.npz to write too: see save_embeddings for its arrays.
+        out: a file to write too: FILE.npz, .npy (with a .json beside it) or .parquet.
+        level: "video", one vector each, or "frame", one for every frame; None: what the model's
+            head scores.
+        normalise: divide every vector by its length.
         decoder: "auto" (PyAV), "pyav", "decord", "decord-as-is".
         say: called with a sentence for each video that fails.
         progress: called with a title and the number of videos; a context manager that gives a
@@ -90,47 +132,184 @@ def embed_videos(
         >>> si.embed_videos("examples/motion/motion.safetensors", clips, workers=1)
         <Embeddings: 1 videos, float32 [1, 128], engine eager in fp32 on cpu>
     """
+    if level == "token":
+        raise InputError('level "token" is of texts: give "video" or "frame"')
     given = [videos] if isinstance(videos, (str, Path)) else list(videos)
     how, words = divided(EmbedOptions, options)
-    name = path_of(source)
-    target = None if out is None else Path(out)
-    if target is not None and target.suffix != ".npz":
-        raise InputError(f"--out {target} must end in .npz")
-    paths = list_videos([Path(video) for video in given])
-    sources = [*(files_of(name) if name else []), *_one(words.get("calibration")), *paths]
-    if target is not None:
-        check_file(target, why_keep, sources=sources)
-    with early_workers(how.workers, len(paths)), opened(source, words, yielding=True) as session:
-        spec = ClipSpec.of(session.config, decoder=decoder)
-        readings = embed.embed_videos(session, paths, how, spec=spec)
-        with progress("embedding", len(paths)) as step:
-            good, bad = collect(readings, partial(_tell, step, say))
-        if not good:
-            written = "" if target is None else f"; {target} was not written"
-            raise InputError(f"none of the {len(paths)} videos could be read{written}")
-        if target is not None:
-            save_embeddings(target, good, session, name or "", sources=sources)
-        return _gathered(good, bad, session.describe())
-
-
-def _one(path: Any) -> list[Any]:
-    return [] if path is None else [path]
-
-
-def _tell(step: Callable[..., None], say: Say, reading: Reading) -> None:
-    step()
-    if reading.error:
-        say(f"error: {reading.error}")
-
-
-def _gathered(good: list[Reading], bad: list[Reading], session: dict[str, Any]) -> Embeddings:
-    clips = [r.clip for r in good if r.clip is not None]
+    job = _Job(source, [Path(v) for v in given], (), level, normalise, decoder, how, say, progress)
+    gathered = _Gathered()
+    told = job.run(words, None if out is None else Path(out), (), gathered)
     return Embeddings(
-        paths=tuple(r.path for r in good),
-        embeddings=np.stack([r.features for r in good if r.features is not None]),
-        indices=np.stack([c.indices for c in clips]),
-        total_frames=np.array([c.total_frames for c in clips]),
-        decoders=tuple(c.decoder for c in clips),
-        session=session,
-        failed={str(r.path): r.error or "" for r in bad},
+        paths=tuple(gathered.paths),
+        embeddings=np.stack(gathered.features),
+        indices=np.stack([c.indices for c in gathered.clips]),
+        total_frames=np.array([c.total_frames for c in gathered.clips]),
+        decoders=tuple(c.decoder for c in gathered.clips),
+        session=told.session,
+        failed=told.failed,
     )
+
+
+def embed_to_file(
+    source: Source,
+    videos: Iterable[str | Path],
+    texts: Sequence[str],
+    out: str | Path,
+    *,
+    level: str | None = None,
+    normalise: bool = False,
+    decoder: str = "auto",
+    read: Iterable[str | Path] = (),
+    say: Say = silent,
+    progress: Progress = no_progress,
+    **options: Any,
+) -> EmbeddedFile:
+    """Write the vectors of videos and texts as they come: memory does not grow with them.
+
+    level: also "token", one vector for every token of a text. read: other files that were read,
+    which are not replaced. The rest, and errors: see embed_videos.
+    """
+    if level == "token" and not texts:
+        raise InputError("--level token is of texts: give --text or --texts, or --level frame")
+    how, words = divided(EmbedOptions, options)
+    paths = [Path(v) for v in videos]
+    job = _Job(source, paths, texts, level, normalise, decoder, how, say, progress)
+    return job.run(words, Path(out), tuple(read), None)
+
+
+class _Sink(Protocol):
+    def add_video(self, path: Path, clip: Clip, features: NDArray[Any]) -> None: ...
+
+    def add_texts(
+        self, texts: Sequence[str], ids: NDArray[np.int64], features: NDArray[Any]
+    ) -> None: ...
+
+
+class _Gathered:
+    """The vectors of videos in memory, without their pixels."""
+
+    def __init__(self) -> None:
+        self.paths: list[Path] = []
+        self.clips: list[Clip] = []
+        self.features: list[NDArray[Any]] = []
+
+    def add_video(self, path: Path, clip: Clip, features: NDArray[Any]) -> None:
+        self.paths.append(path)
+        self.clips.append(dataclasses.replace(clip, pixels=np.empty(0, np.uint8)))
+        self.features.append(features)
+
+    def add_texts(
+        self, texts: Sequence[str], ids: NDArray[np.int64], features: NDArray[Any]
+    ) -> None:
+        raise AssertionError("embed_videos has no texts")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    source: Source
+    videos: Sequence[Path]
+    texts: Sequence[str]
+    level: str | None
+    normalise: bool
+    decoder: str
+    how: EmbedOptions
+    say: Say
+    progress: Progress
+
+    def run(
+        self,
+        words: dict[str, Any],
+        out: Path | None,
+        read: Sequence[str | Path],
+        gathered: _Gathered | None,
+    ) -> EmbeddedFile:
+        """Embed into the file `out`, into `gathered`, or both. words: for open_session."""
+        if not self.videos and not self.texts:
+            raise InputError("nothing to embed: give videos, --text or --texts")
+        name, paths = path_of(self.source), list_videos(self.videos)
+        more = [words["calibration"]] if words.get("calibration") is not None else []
+        sources = [*(files_of(name) if name else []), *more, *read, *paths]
+        if out is not None:
+            check_embeddings(out, videos=bool(paths), texts=bool(self.texts), sources=sources)
+        with (
+            early_workers(self.how.workers, len(paths)),
+            opened(self.source, words, yielding=True) as session,
+            Level(session, self.level) as level,
+            self.progress("embedding", len(paths) + len(self.texts)) as step,
+            ExitStack() as stack,
+        ):
+            sinks: list[_Sink] = [] if gathered is None else [gathered]
+            if out is not None:
+                info = self._info(session, name, level)
+                sinks.append(stack.enter_context(new_embeddings(out, info, sources=sources)))
+            for part, ids, features in self._texts(session, level):
+                for sink in sinks:
+                    sink.add_texts(part, ids, features)
+                step(len(part))
+            failed: dict[str, str] = {}
+            decoders: set[str] = set()
+            for reading in self._readings(session, paths):
+                step()
+                error = reading.error
+                if reading.clip is not None and reading.features is not None:
+                    try:
+                        found = self._kept(level.of_video(reading.features), str(reading.path))
+                        for sink in sinks:
+                            sink.add_video(reading.path, reading.clip, found)
+                        decoders.add(reading.clip.decoder)
+                    except InputError as e:
+                        error = str(e)
+                if error:
+                    failed[str(reading.path)] = error
+                    self.say(f"error: {error}")
+            if paths and len(failed) == len(paths):
+                why = first_reasons(failed.values(), "")
+                end = "" if out is None else f"; {out} was not written"
+                raise InputError(f"none of the {len(paths)} videos could be read: {why}{end}")
+            ran = session.describe()
+        return EmbeddedFile(
+            out=out or Path(),
+            videos=len(paths) - len(failed),
+            texts=len(self.texts),
+            failed=failed,
+            level=level.to_dict(),
+            normalised=self.normalise,
+            session=ran,
+            decoders=tuple(sorted(decoders)),
+        )
+
+    def _kept(self, features: NDArray[Any], name: str) -> NDArray[Any]:
+        return normalised(features, name) if self.normalise else features
+
+    def _readings(self, session: Session, paths: list[Path]) -> Iterator[embed.Reading]:
+        spec = ClipSpec.of(session.config, decoder=self.decoder)
+        return embed.embed_videos(session, paths, self.how, spec=spec)
+
+    def _texts(
+        self, session: Session, level: Level
+    ) -> Iterator[tuple[Sequence[str], NDArray[np.int64], NDArray[Any]]]:
+        """Texts, ids [Q, L] and features, some texts at a time; tells of texts that are cut."""
+        cut, length = 0, session.config.context_length
+        for i in range(0, len(self.texts), TEXT_CHUNK):
+            part = self.texts[i : i + TEXT_CHUNK]
+            ids = token_ids(session.config, part, session.vocabulary)
+            cut += len(cut_texts(part, length, vocabulary=session.vocabulary))
+            features = level.of_texts(as_numpy(session.embed_text(ids)), ids)
+            yield part, ids, self._kept(features, "texts")
+        if cut:
+            self.say(f"{cut} of {len(self.texts)} texts have more than {length} tokens and are cut")
+
+    def _info(self, session: Session, name: str | None, level: Level) -> dict[str, Any]:
+        """What a file says of itself; see embedding_file."""
+        hashes = {} if name is None else model_hashes(name)
+        return {
+            "config": session.config.to_dict(),
+            "engine": session.describe(),
+            "source": {
+                "checkpoint": storable(Path(name or "").name),
+                "sha256": {storable(file): value for file, value in hashes.items()},
+            },
+            "level": level.to_dict(),
+            "normalised": self.normalise,
+            "stan_infer": stan_infer.__version__,
+        }

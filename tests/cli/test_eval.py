@@ -138,7 +138,7 @@ def test_out_is_refused_before_the_work(
         raise AssertionError("the work began")
 
     monkeypatch.setattr("stan_infer.evaluation.evaluate.evaluate", no_work)
-    more = arguments("retrieval", retrieval_csv, videos, "-o")
+    more = [*arguments("retrieval", retrieval_csv, videos), "-o"]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
     cli("eval", checkpoint, *more, tmp_path / "mine", code=2, says="it holds thesis.txt")

@@ -1,0 +1,92 @@
+"""stan-infer embed: levels, texts and what the file says of itself."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import stan_infer as si
+from stan_infer.artefacts.folder import sha256
+from stan_infer.text.tokenizer import tokenize
+from tests.conftest import relative_error
+
+SAME = 2e-6
+
+
+@pytest.mark.parametrize("engine", ["eager", "ort", "openvino"])
+def test_levels_are_frames_tokens_and_their_means(
+    cli, checkpoint, artefact, videos, tmp_path, engine
+):
+    source = checkpoint if engine == "eager" else artefact
+    texts = tmp_path / "texts.txt"
+    texts.write_text("a red square\n\nnoise\n")
+    got = {}
+    for level in ("video", "frame", "token"):
+        given = ("--level", level, "--texts", texts, "--text", "first", "--engine", engine)
+        out = tmp_path / f"{level}.npz"
+        (record,) = cli("embed", source, videos, *given, "-o", out, "--json").records
+        assert (record["videos"], record["texts"]) == (3, 3)
+        with np.load(out) as z:
+            got[level] = {name: z[name] for name in z.files}
+        info = json.loads(str(got[level]["info"]))
+        assert info["engine"]["engine"] == engine and info["engine"]["precision"] == "fp32"
+        (name, digest), = info["source"]["sha256"].items()  # fmt: skip
+        assert digest == sha256(source if source.is_file() else source / name)
+        assert info["level"]["videos"] == ("video" if level == "video" else "frame")
+        assert got[level]["texts"].tolist() == ["first", "a red square", "noise"]
+    frames, video = got["frame"]["embeddings"], got["video"]["embeddings"]
+    assert frames.shape == (3, 8, 64) and relative_error(frames.mean(1), video) < SAME
+    assert (got["token"]["embeddings"] == frames).all()
+    tokens, ids = got["token"]["text_embeddings"], got["token"]["input_ids"]
+    assert (ids == tokenize(["first", "a red square", "noise"], 32)).all()
+    ends = tokens[np.arange(3), ids.argmax(1)]
+    for level in ("video", "frame"):
+        assert relative_error(ends, got[level]["text_embeddings"]) < SAME
+    session = si.open_session(checkpoint)
+    wanted = session.embed_text(["first", "a red square", "noise"]).numpy()
+    assert relative_error(got["video"]["text_embeddings"], wanted) < 1e-5
+
+
+def test_the_default_is_what_the_head_scores(cli, checkpoint, videos, tmp_path):
+    mug = ("--set", "head=mug", "--text", "a dog")
+    cli("embed", checkpoint, videos, *mug, "-o", tmp_path / "m.npz")
+    cli("embed", checkpoint, videos, "--text", "a dog", "-o", tmp_path / "v.npz", "--normalise")
+    cli("embed", checkpoint, videos, *mug, "--level", "video", "-o", tmp_path / "w.npz")
+    with np.load(tmp_path / "m.npz") as z:
+        assert z["embeddings"].shape == (3, 8, 64) and z["text_embeddings"].shape == (1, 32, 64)
+    with np.load(tmp_path / "v.npz") as z, np.load(tmp_path / "w.npz") as w:
+        for name in ("embeddings", "text_embeddings"):
+            assert np.linalg.norm(z[name], axis=-1) == pytest.approx(np.ones(len(z[name])))
+            own = w[name] / np.linalg.norm(w[name], axis=-1, keepdims=True)
+            assert relative_error(own, z[name]) < SAME
+        assert json.loads(str(z["info"]))["normalised"] is True
+
+
+def test_texts_alone_need_no_video(cli, artefact, tmp_path):
+    (record,) = cli(
+        "embed", artefact, "--text", "a dog", "-o", tmp_path / "t.npy", "--json"
+    ).records
+    assert (record["videos"], record["texts"]) == (0, 1)
+    assert np.load(tmp_path / "t.npy").shape == (1, 64)
+    assert json.loads((tmp_path / "t.json").read_text())["info"]["level"]["texts"] == "text"
+
+
+def test_wrong_words_are_told_before_the_work(cli, checkpoint, videos, tmp_path, monkeypatch):
+    def no_work(*given, **more):
+        raise AssertionError("the work began")
+
+    out, bad = ("-o", tmp_path / "v.npz"), tmp_path / "bad.mp4"
+    bad.write_text("no video")
+    done = cli("embed", checkpoint, bad, *out, code=2, says="none of the 1 videos could be read: ")
+    assert "bad.mp4" in done.err.splitlines()[-1] and not (tmp_path / "v.npz").exists()
+    cli("embed", checkpoint, videos, "--level", "frames", *out, code=2, says="did you mean 'frame'")
+    monkeypatch.setattr("stan_infer.cli.embed.open_for", no_work)
+    cli("embed", checkpoint, *out, code=2, says="nothing to embed")
+    cli("embed", checkpoint, videos, "--level", "token", *out, code=2, says="is of texts")
+    cli("embed", checkpoint, "--text", " ", *out, code=2, says="blank")
+    both = ("--text", "a", "-o", tmp_path / "v.npy")
+    cli("embed", checkpoint, videos, *both, code=2, says="holds one table")
+    shutil.copyfile(videos / "clip0.mp4", tmp_path / "t.npz")
+    own = ("--texts", tmp_path / "t.npz", "-o", tmp_path / "t.npz")
+    cli("embed", checkpoint, *own, code=2)
