@@ -18,7 +18,7 @@ import numpy as np
 from stan_infer.artefacts.folder import read_artefact
 from stan_infer.system.machine import peak_mib
 from stan_infer.video.clip import Clip
-from stan_infer.video.decode_worker import read_clips
+from stan_infer.video.decode_worker import early_workers, read_clips
 from stan_infer.video.spec import ClipSpec
 
 GRAPH = "video.onnx"
@@ -44,6 +44,12 @@ def _feeds(folder: Path, videos: Path) -> Iterator[dict[str, np.ndarray]]:
 
 
 def ours(folder: Path, videos: Path, out: Path) -> None:
+    """See _ours; the processes that decode start while torch is imported, as with `calibrate`."""
+    with early_workers(None, len(list(videos.iterdir()))):
+        _ours(folder, videos, out)
+
+
+def _ours(folder: Path, videos: Path, out: Path) -> None:
     """What `stan-infer calibrate` does up to its graph, without the checks behind it.
 
     Those are the bound on other clips, the error of each linear alone, and the verdict's timing,

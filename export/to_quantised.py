@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from stan_infer.export.golden import video_case
 from stan_infer.export.parity import case_sizes, check_graph, prove
 from stan_infer.export.read_weights import read_classes
 from stan_infer.export.video_graph import write_video_graph
-from stan_infer.network.cpu_threads import rows_of, threads_for
+from stan_infer.network.cpu_threads import side_by_side
 from stan_infer.network.eight_bits import QuantisedLinear
 from stan_infer.network.folded import VideoWeights, linears
 from stan_infer.network.torch_ops import encode_video
@@ -75,15 +77,12 @@ def write_quantised(
         },
         **check_graph(path, graph.opset, graph.dims, precision),
     }
-
-    def run(video: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        with threads_for(weights, rows_of(weights, video)):
-            return encode_video(weights, video)
-
+    run = torch.inference_mode()(partial(encode_video, weights))
     sizes = case_sizes(graph.dims["batch"], graph.dims["frames"])
-    with torch.inference_mode():
-        cases = (video_case(artefact.config, size, input, run) for size in sizes)
-        parity = prove(path, cases, precision, "the same 8 bits in torch")
+    with closing(
+        side_by_side(lambda size: video_case(artefact.config, size, input, run), sizes)
+    ) as cases:
+        parity = prove(path, (case for _, case in cases), precision, "the same 8 bits in torch")
     manifest["parity"] = [p for p in manifest["parity"] if p["file"] != graph.file] + [parity]
     manifest["ranges"] = []
     if manifest.get("golden"):

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from stan_infer.network.folded import VideoWeights, linears
+from stan_infer.system.machine import usable_cpus
+
+X = TypeVar("X")
+Y = TypeVar("Y")
 
 SMALL = 2e8  # operations of one product, which one thread computes in about 2 ms
 
@@ -21,8 +28,39 @@ def threads_for(w: VideoWeights, rows: int) -> Iterator[None]:
     after it. Where another process has one of their cores, that takes longer than the product.
     """
     product = 2 * rows * max(linear.weight.numel() for linear in linears(w).values())
+    with _threads(1 if product < SMALL else torch.get_num_threads()):
+        yield
+
+
+def side_by_side(run: Callable[[X], Y], items: Iterable[X]) -> Generator[tuple[X, Y], None, None]:
+    """Yield (item, run(item)) in order; as many items run at a time as there are CPUs.
+
+    Each has one thread. That needs less time than all threads for one clip after the other, which
+    wait for each other after every product. Items are taken as they are needed, one ahead. Close
+    the generator where it is not read to its end: until then the caller has one thread, too.
+    """
+    count = usable_cpus()
+    waiting: deque[tuple[X, Future[Y]]] = deque()
+    # The pool's threads begin within the block, and take over its number of threads.
+    with _threads(1), ThreadPoolExecutor(count) as pool:
+        try:
+            for item in items:
+                waiting.append((item, pool.submit(run, item)))
+                if len(waiting) > count:
+                    done, future = waiting.popleft()
+                    yield done, future.result()
+            while waiting:
+                done, future = waiting.popleft()
+                yield done, future.result()
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(1 if product < SMALL else before)
+    torch.set_num_threads(count)
     try:
         yield
     finally:

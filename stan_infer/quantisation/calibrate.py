@@ -32,12 +32,12 @@ from stan_infer.quantisation.hold_out import MIN_CHECKED, Parts, divide, least_r
 from stan_infer.quantisation.observe import Sampled, samples_of
 from stan_infer.quantisation.options import CalibrationOptions
 from stan_infer.quantisation.ranges import (
-    FLAT,
     Known,
     State,
     as_input,
     check_state,
     collect_ranges,
+    is_flat,
     remove_state,
     video_name,
 )
@@ -55,6 +55,7 @@ from stan_infer.quantisation.smooth import (
 from stan_infer.quantisation.source import check_runnable, exported_fp32, named_videos
 from stan_infer.quantisation.verdict import judge
 from stan_infer.system.atomic import check_folder, files_of, new_folder
+from stan_infer.system.packages import require
 from stan_infer.system.temporary import temporary_folder
 from stan_infer.video.clip import Clip
 from stan_infer.video.decode_worker import read_clips
@@ -86,6 +87,7 @@ def calibrate(
     cannot be used, CheckError where the bound cannot be met or 8 bits are not faster here (unless
     options.force).
     """
+    require("matplotlib", "calibrating", "report")  # draws its plot at the end
     source, out, options = str(located(source)), Path(out), options or CalibrationOptions()
     if not os.path.exists(source) and ":" not in source:
         raise InputError(f"{source}: no such file or folder; check the spelling")
@@ -330,7 +332,7 @@ class _Work:
                     raise r
                 if not isinstance(r, Clip):
                     found.failed[video_name(path, self.root)] = str(r)
-                elif int(r.pixels.max()) - int(r.pixels.min()) <= FLAT:
+                elif is_flat(r.pixels):
                     found.flat += 1
                 else:
                     found.clips[path] = r.pixels

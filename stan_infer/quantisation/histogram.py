@@ -43,6 +43,8 @@ class Histogram:
     def add(self, other: Histogram) -> None:
         """Add the counts of another histogram."""
         self.widen(other.largest)
+        if not other.counts.any():
+            return
         wider = dataclasses.replace(other, counts=other.counts.copy())
         wider.widen(self.largest)
         self.counts = self.counts + wider.counts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stan_infer.network.cpu_threads import rows_of, threads_for
+from stan_infer.network.cpu_threads import side_by_side
 from stan_infer.network.eight_bits import LINEARS, NUMBER_FORMATS
 from stan_infer.network.folded import FoldedLinear, VideoWeights
 from stan_infer.network.fused import video_tower
@@ -42,8 +42,7 @@ def observe(
     only_largest: histograms without counts, for which the clip takes half the time.
     """
     ops = _Watching(video.shape[0], video.shape[1], find_largest if only_largest else count)
-    with threads_for(w, rows_of(w, video)):
-        mean, _ = video_tower(ops, w, video)
+    mean, _ = video_tower(ops, w, video)
     return ops.found, mean
 
 
@@ -51,8 +50,7 @@ def observe(
 def sample(w: VideoWeights, video: Tensor) -> tuple[dict[str, Sample], Tensor]:
     """Run one clip: channel maxima and rows of every linear's input by path, and video_embeds."""
     ops = _Watching(video.shape[0], video.shape[1], _sample)
-    with threads_for(w, rows_of(w, video)):
-        mean, _ = video_tower(ops, w, video)
+    mean, _ = video_tower(ops, w, video)
     return ops.found, mean
 
 
@@ -66,19 +64,20 @@ class Sampled:
 
 def samples_of(w: VideoWeights, clips: Iterable[tuple[Path, Tensor]]) -> Sampled:
     """Sample several clips; one that gives any value that is not finite is left out."""
-    found = Sampled()
-    for path, clip in clips:
-        inputs, mean = sample(w, clip)
+    parts: dict[str, list[Sample]] = {}
+    paths = []
+    for (path, _), (inputs, mean) in side_by_side(lambda c: sample(w, c[1]), clips):
         values = [mean, *(s.channels for s in inputs.values())]
-        if not all(bool(torch.isfinite(v).all()) for v in values):
-            continue
-        found.paths.append(path)
-        for name, s in inputs.items():
-            if old := found.inputs.get(name):
-                channels = torch.maximum(old.channels, s.channels)
-                s = Sample(channels, torch.cat([old.rows, s.rows]), s.count)
-            found.inputs[name] = s
-    return found
+        if all(bool(torch.isfinite(v).all()) for v in values):
+            paths.append(path)
+            for name, s in inputs.items():
+                parts.setdefault(name, []).append(s)
+    return Sampled({name: _together(samples) for name, samples in parts.items()}, paths)
+
+
+def _together(samples: Sequence[Sample]) -> Sample:
+    channels = torch.stack([s.channels for s in samples]).amax(0)
+    return Sample(channels, torch.cat([s.rows for s in samples]), samples[0].count)
 
 
 class _Watching(TorchOps):

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from stan_infer.artefacts.calibration_file import digest
 from stan_infer.artefacts.npz_file import Field, read_npz
 from stan_infer.config import StanConfig
 from stan_infer.errors import InputError, MissingError, first_reasons
+from stan_infer.network.cpu_threads import side_by_side
 from stan_infer.network.folded import VideoWeights
 from stan_infer.quantisation.histogram import BINS, Histogram
 from stan_infer.quantisation.observe import observe
@@ -33,6 +34,8 @@ from stan_infer.system.atomic import check_file, new_file
 from stan_infer.video.clip import Clip
 from stan_infer.video.decode_worker import read_clips
 from stan_infer.video.spec import ClipSpec
+
+_Observed: TypeAlias = tuple[dict[str, Histogram], Tensor] | None
 
 SAVE_S = 20.0  # between two writes of the state: the most that a kill loses
 FLAT = 2  # grey levels; a clip whose pixels differ by no more is one flat colour
@@ -168,16 +171,20 @@ def collect_ranges(
     saved = time.monotonic()
     spec = ClipSpec.of(config)
 
-    def run(pixels: np.ndarray) -> tuple[dict[str, Histogram], Tensor]:
-        return observe(weights, as_input(config, weights, pixels), only_largest=only_largest)
+    def run(reading: tuple[Path, Any]) -> _Observed:
+        clip = reading[1]
+        if not isinstance(clip, Clip) or is_flat(clip.pixels):
+            return None
+        video = as_input(config, weights, clip.pixels[None])
+        return observe(weights, video, only_largest=only_largest)
 
     readings = read_clips(todo, spec, workers=options.workers, timeout_s=options.timeout_s)
     try:
-        with closing(readings):
-            for path, result in readings:
+        with closing(readings), closing(side_by_side(run, readings)) as observed:
+            for (path, result), seen in observed:
                 if isinstance(result, MissingError):
                     raise result
-                error = _count(found, run, video_name(path, root), result)
+                error = _count(found, video_name(path, root), result, seen)
                 on_clip()
                 if error:
                     say(f"error: {error}")
@@ -206,21 +213,20 @@ def _nothing_found(found: Collected, count: int) -> InputError:
     return InputError(f"none of the {count} videos could be read: {why}")
 
 
-def _count(
-    found: Collected,
-    run: Callable[[np.ndarray], tuple[dict[str, Histogram], Tensor]],
-    name: str,
-    result: Any,
-) -> str | None:
-    """Add one clip to `found`; return its error, if it has one. run: observe, of pixels [1, T]."""
+def is_flat(pixels: np.ndarray) -> bool:
+    """Whether a clip is of one flat colour, such as black."""
+    return int(pixels.max()) - int(pixels.min()) <= FLAT
+
+
+def _count(found: Collected, name: str, result: Any, seen: _Observed) -> str | None:
+    """Add one clip to `found`; return its error, if it has one. seen: None for one that is flat."""
     if not isinstance(result, Clip):
         found.failed[name] = str(result)
         return str(result)
-    pixels = result.pixels
-    if int(pixels.max()) - int(pixels.min()) <= FLAT:
+    if seen is None:
         found.flat.append(name)
         return None
-    ranges, embedding = run(pixels[None])
+    ranges, embedding = seen
     if not bool(torch.isfinite(embedding).all()) or not all(
         np.isfinite(h.largest) for h in ranges.values()
     ):

@@ -7,13 +7,11 @@ import torch
 
 from stan_infer.artefacts.precision import EIGHT_BITS
 from stan_infer.errors import InputError
-from stan_infer.network import cpu_threads
 from stan_infer.network.eight_bits import LINEARS, NUMBER_FORMATS, NumberFormat, quantise_linear
 from stan_infer.network.fold import fold_video
 from stan_infer.network.folded import FoldedLinear, linears, map_linears
 from stan_infer.network.model import Stan, init_random
 from stan_infer.network.torch_ops import encode_video
-from stan_infer.quantisation import observe
 from stan_infer.quantisation.bound import Measured, fewest_returned
 from stan_infer.quantisation.histogram import METHODS, Histogram, clipping_point
 from stan_infer.quantisation.observe import Sample, count, find_largest, sample
@@ -76,28 +74,6 @@ def test_bins_are_those_of_histc_and_the_largest_needs_none():
         assert not bare.counts.any() and h.largest == float(x.abs().max())
     for value in ("nan", "inf", "-inf"):
         assert not np.isfinite(find_largest(torch.tensor([1.0, float(value)])).largest)
-
-
-def test_a_small_clip_takes_one_thread_and_gives_them_back(tiny_model, monkeypatch):
-    weights, s = fold_video(tiny_model), tiny_model.config.image_size
-    video = torch.randint(0, 256, (1, 3, s, s, 3), dtype=torch.uint8)
-    seen: list[int] = []
-
-    def look(x):
-        seen.append(torch.get_num_threads())
-        return find_largest(x)
-
-    monkeypatch.setattr(observe, "find_largest", look)
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        for small, wanted in ((cpu_threads.SMALL, 1), (0, 2)):
-            seen.clear()
-            monkeypatch.setattr(cpu_threads, "SMALL", small)
-            observe.observe(weights, video, only_largest=True)
-            assert set(seen) == {wanted} and torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_the_error_of_a_strength_is_that_of_the_quantised_linear():

@@ -11,7 +11,9 @@ import torch
 
 from examples.motion.clips import write_mp4
 from stan_infer.cli.main import main
-from stan_infer.errors import CheckError, InputError
+from stan_infer.errors import CheckError, InputError, MissingError
+from stan_infer.quantisation import calibrate as calibrate_module
+from stan_infer.quantisation import observe as observe_module
 from stan_infer.quantisation import ranges as ranges_module
 from stan_infer.quantisation import verdict
 from stan_infer.quantisation.calibrate import calibrate
@@ -88,6 +90,53 @@ def test_dead_channels_and_a_dead_linear(model, videos, tmp_path):
     assert f"linears that read nothing but zeros stay in fp32: {dead}" in said
     for name in ("cosine", "mean_cosine"):
         assert np.isfinite(found.record["verdict"][name])
+
+
+def test_without_a_decoder_the_exit_code_is_3(model, more_videos, tmp_path, monkeypatch, capsys):
+    def readings(paths, spec, **options):
+        for path in paths:
+            yield path, MissingError("no decoder is here")
+
+    for module in (calibrate_module, ranges_module):
+        monkeypatch.setattr(module, "read_clips", readings)
+    folder = exported(model, tower="video")
+    command = ["stan-infer", "calibrate", folder, "--videos", more_videos, "-o", tmp_path / "out"]
+    monkeypatch.setattr(sys, "argv", [str(word) for word in command])
+    with pytest.raises(SystemExit) as exit:
+        main()
+    err = capsys.readouterr().err
+    assert exit.value.code == 3 and "no decoder is here" in err and "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_draws_the_plot_is_asked_for_before_the_work(model, videos, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr(calibrate_module, "exported_fp32", lambda *given: pytest.fail("too late"))
+    with pytest.raises(MissingError, match="matplotlib"):
+        run(model, videos, tmp_path)
+
+
+def test_ranges_of_the_first_clips_need_no_second_run(model, videos, tmp_path, monkeypatch):
+    """Maxima of smoothed channels are, but for rounding, those of a run of the smoothed network."""
+    paths, seen = sorted(videos.iterdir()), []
+
+    def every(**given):
+        found, _ = run(model, videos, tmp_path, **given)
+        return {name: t["absmax"] for name, t in found.record["tensors"].items()}
+
+    real = ranges_module.observe
+
+    def observe(*given, **options):
+        seen.append(1)
+        return real(*given, **options)
+
+    monkeypatch.setattr(ranges_module, "observe", observe)
+    once = every()
+    assert not seen
+    monkeypatch.setattr(calibrate_module, "Known", lambda *given: ranges_module.Known())
+    twice = every()
+    assert len(seen) == len(paths)
+    assert once == pytest.approx(twice, rel=1e-4) and len(once) > 20
 
 
 ROUNDS = 12
@@ -210,14 +259,18 @@ def test_no_engine_that_gives_the_same(model, more_videos, tmp_path, measured):
 
 
 def test_a_clip_that_makes_nan_is_named_and_left_out(model, videos, tmp_path, monkeypatch, capsys):
-    real, calls = ranges_module.observe, []
+    marked: list[torch.Tensor] = []  # the first clip that runs, in whatever pass
 
-    def observe(weights, video, **options):
-        ranges, embedding = real(weights, video, **options)
-        calls.append(1)
-        return ranges, embedding * float("nan") if len(calls) == 2 else embedding
+    def poisoned(real):
+        def run(weights, video, **options):
+            found, embedding = real(weights, video, **options)
+            marked.append(video)
+            return found, embedding * (float("nan") if torch.equal(video, marked[0]) else 1)
 
-    monkeypatch.setattr(ranges_module, "observe", observe)
+        return run
+
+    for module, name in ((observe_module, "sample"), (ranges_module, "observe")):
+        monkeypatch.setattr(module, name, poisoned(getattr(module, name)))
     folder = exported(model, tower="video")
     command = ["stan-infer", "calibrate", folder, "--videos", videos, "--force"]
     command += ["-o", tmp_path / "out", "--min-cosine", "0.9"]
