@@ -114,7 +114,7 @@ class Session(Lifetime):
             >>> with si.open_session("examples/motion/motion.safetensors") as session:
             ...     s = session.config.image_size
             ...     session.embed_video(np.zeros((2, 8, s, s, 3), np.uint8)).shape
-            (2, 128)
+            (2, 64)
         """
         self._check_tensors(as_tensor)
         return self._result(self._video(video), as_tensor)
@@ -139,7 +139,7 @@ class Session(Lifetime):
             >>> import stan_infer as si
             >>> with si.open_session("examples/motion/motion.safetensors") as session:
             ...     session.embed_text(["a shape moves left", "a shape grows"]).shape
-            (2, 128)
+            (2, 64)
         """
         self._check_tensors(as_tensor)
         return self._result(self._text(texts), as_tensor)
