@@ -15,7 +15,7 @@ from stan_infer.system.result import Result
 from tests.conftest import ROOT, python
 
 MODEL, CLIPS = "examples/motion/motion.safetensors", ROOT / "examples/motion/clips"
-METHODS = "describe embed_video embed_text score read_clip prepare".split()
+METHODS = "describe embed_video embed_text score score_embeddings read_clip prepare".split()
 PUBLIC = {name: getattr(si, name) for name in dir(si)}
 PUBLIC |= {f"Session.{name}": getattr(si.Session, name) for name in METHODS}
 
@@ -100,6 +100,11 @@ def test_embeddings_are_those_of_the_session(tmp_path, monkeypatch):
         )
         wanted = session.embed_video([session.read_clip(clip) for clip in clips])
         assert np.allclose(found.embeddings, wanted, atol=1e-5)
+        scores = session.score("a shape moves", [session.read_clip(clip) for clip in clips])
+        assert np.allclose(session.score_embeddings("a shape moves", found.embeddings), scores)
+        for bad in (wanted[:, :5], wanted[None], np.zeros((2, 64), int), "text"):
+            with pytest.raises(si.InputError, match=r"floats \[B, E\] with E = 64"):
+                session.score_embeddings("a shape moves", bad)
         with pytest.raises(si.InputError, match="precision: the session was opened already"):
             si.embed_videos(session, clips, precision="fp16")
     assert found.paths == tuple(clips) and list(found.failed) == [str(tmp_path / "bad.mp4")]
