@@ -31,16 +31,36 @@ def export_model(
 ) -> Artefact:
     """Write `model` as a folder, after comparing each graph's outputs with the model's.
 
-    model: a Stan, or a function that loads one. What the function loads is released before the
-    graphs are run, which halves the memory. out: a new or empty folder, or an earlier export, which
-    is replaced. format: "onnx" for the graphs alone; "tensorrt" and "tensorrt-rtx" also build plans
-    of them in engines/, with the options in `plan`. (tensorrt_plans.build adds plans to a folder
-    that exists.) progress: called with a sentence before each step. on_plan: called with a plan's
-    file name and the part of its build that is done. options: the fields of ExportOptions.
+    Nothing is written where that fails. tensorrt_plans.build adds plans to a folder that exists.
 
-    Raises InputError for options that are wrong or a folder that cannot be written, MissingError
-    for packages that are missing, CheckError if a graph's outputs differ from the model's, an axis
-    is not dynamic, or fp16 would overflow, and as build_plans does. Then nothing is written.
+    Args:
+        model: a Stan, or a function that loads one. What the function loads is released before the
+            graphs are run, which halves the memory.
+        out: a new or empty folder, or an earlier export, which is replaced.
+        format: "onnx" for the graphs alone; "tensorrt" and "tensorrt-rtx" also build plans of them
+            in engines/, with the options in `plan`.
+        plan: a PlanOptions.
+        progress: called with a sentence before each step.
+        on_plan: called with a plan's file name and the part of its build that is done.
+        options: the fields of ExportOptions: tower, precision, input, frames, batch, head, labels,
+            template, graph, opset, clips, about, card.
+
+    Returns:
+        Artefact: its `path` and `manifest`.
+
+    Raises:
+        InputError: options that are wrong, or a folder that cannot be written.
+        MissingError: packages that are missing.
+        CheckError: a graph's outputs differ from the model's, an axis is not dynamic, or fp16 would
+            overflow; and as build_plans does.
+
+    Example:
+        >>> import stan_infer as si
+        >>> model = si.load_model("examples/motion/motion.safetensors")
+        >>> artefact = si.export_model(model, "motion")
+        >>> with si.open_session("motion") as session:
+        ...     session.describe()["engine"]
+        'ort'
     """
     check_word("format", format, FORMATS)
     for module in ("torch", "onnx", "onnxruntime"):

@@ -10,7 +10,7 @@
         session.embed_text(["a dog runs"])                   # float32 [texts, E]
 
 open_session    open a checkpoint or an exported folder in an engine, on a device
-Session         what it returns: read_clip, prepare, score, embed_video, embed_text, describe
+Session         what it returns, with the methods above, score_embeddings, describe and close
 embed_videos    videos or folders of them -> arrays, and a .npz file
 evaluate        R@1/5/10 or top-1/5 on a data set's annotation file, with the protocol
 export_model    a model -> a folder that runs without PyTorch, compared with the model

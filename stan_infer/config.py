@@ -22,13 +22,30 @@ MAX_SIDE = 4096  # pixels; a bound, because sizes may come from a stranger's fil
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StanConfig:
-    """Architecture and preprocessing of one STAN model.
+    """Architecture and preprocessing of one STAN model, as `session.config` and `model.config`.
 
     Symbols of the docs are in brackets. Fields up to `context_positions` follow from the shapes of
     a checkpoint's tensors, except `heads` and `text_heads`. The rest are settings, whose defaults
     are those of the authors' MSR-VTT configs. A model without a text tower has `text_layers == 0`.
+    `replace` makes a changed copy, `to_dict` and `from_dict` are for JSON.
 
-    Raises InputError for values that are out of range or contradict each other.
+    Args:
+        image_size: S, side of a frame in pixels.
+        frames: T, frames sampled of a video, 1 to `max_frames`.
+        embed_dim: E, width of the features.
+        context_length: tokens of a text.
+        head: "mean" (one vector per clip), "mug" or "mug_frame_token" (one per frame).
+        mean, std: of RGB, on the 0..255 scale.
+        temperature: of class probabilities: softmax(scores / temperature).
+
+    Raises:
+        InputError: values that are out of range or contradict each other.
+
+    Example:
+        >>> import stan_infer as si
+        >>> config = si.load_model("examples/motion/motion.safetensors").config
+        >>> config.frames, config.image_size, config.embed_dim, config.head
+        (8, 64, 64, 'mean')
     """
 
     width: int  # [D]

@@ -15,7 +15,19 @@ from collections.abc import Iterable
 
 
 class StanError(Exception):
-    """Base class of every error that a user can correct."""
+    """Base class of every error that a user can correct; any other exception is a bug of ours.
+
+    Attributes:
+        exit_code: of the command line: 2, 3 or 4.
+
+    Example:
+        >>> import stan_infer as si
+        >>> try:
+        ...     si.load_model("absent.pt")
+        ... except si.StanError as error:
+        ...     print(type(error).__name__, error.exit_code)
+        InputError 2
+    """
 
     exit_code = 1
 
@@ -25,19 +37,38 @@ class StanError(Exception):
 
 
 class InputError(StanError):
-    """An option, checkpoint, video, text or exported folder is wrong."""
+    """An option, checkpoint, video, text or exported folder is wrong; exit code 2.
+
+    Example:
+        >>> import stan_infer as si
+        >>> si.sample_indices(0, 8)
+        Traceback (most recent call last):
+        stan_infer.errors.InputError: cannot sample frames: the video has 0; it needs at least 1
+    """
 
     exit_code = 2
 
 
 class MissingError(StanError):
-    """A package, library, driver or device is missing; the message ends with what to do."""
+    """A package, library, driver or device is missing; exit code 3. The end says what to do.
+
+    Example:
+        >>> import stan_infer as si
+        >>> issubclass(si.MissingError, si.StanError), si.MissingError.exit_code
+        (True, 3)
+    """
 
     exit_code = 3
 
 
 class CheckError(StanError):
-    """A check failed: outputs out of tolerance, a wrong hash, a fault that doctor found."""
+    """A check failed: outputs out of tolerance, a wrong hash, a fault; exit code 4.
+
+    Example:
+        >>> import stan_infer as si
+        >>> issubclass(si.CheckError, si.StanError), si.CheckError.exit_code
+        (True, 4)
+    """
 
     exit_code = 4
 

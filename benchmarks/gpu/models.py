@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +180,7 @@ def _triton(model: Stan, device: str, options: dict[str, Any]) -> Run:
         side = model.config.image_size
         clips = torch.randint(0, 256, (1, 8, side, side, 3), dtype=torch.uint8, device=device)
         given["scales"] = activation_scales(fold_video(model), clips)
-    return TritonSession(model, device=device, **given).embed_video
+    return partial(TritonSession(model, device=device, **given).embed_video, as_tensor=True)
 
 
 def _ort(model: Stan, device: str) -> Run:
@@ -197,7 +198,7 @@ def _plan(model: Stan, device: str, engine: str) -> Run:
     with tempfile.TemporaryDirectory() as folder:
         path = _exported(model, device, Path(folder))
         add_plan(path, engine, [1, 8], [12], lambda text: None)
-        return open_session(path, engine, device=device).embed_video
+        return partial(open_session(path, engine, device=device).embed_video, as_tensor=True)
 
 
 def _exported(model: Stan, device: str, above: Path) -> Path:

@@ -58,17 +58,31 @@ class Inspection:
 
 
 def load_model(source: str | Path, settings: Mapping[str, Any] | None = None) -> Stan:
-    """Load a checkpoint as a Stan in eval mode, on the CPU, in float32.
+    """Load a checkpoint as a Stan, a torch module: in eval mode, on the CPU, in float32.
 
-    source: a file, a name on the hub, "hf:OWNER/NAME[@REVISION][/FILE]", or an open_clip name and
-    tag such as "ViT-B-32-quickgelu:openai" (the tag may be a path to that CLIP's weights), which
-    gives an untrained branch on CLIP, as CLIP's weights alone do where they show what they are.
-    settings: StanConfig fields that tensor shapes do not determine, and `weights`: which set of a
-    file that has several, such as "ema".
+    No weight is ever left random, and nothing in the file is executed.
 
-    Raises InputError for a missing, damaged, hostile or unknown file, a missing or left-over
-    weight, a shape that contradicts the rest, a value that is not finite; and as hub.located
-    does. No weight is ever left random.
+    Args:
+        source: a file, a name on the hub, "hf:OWNER/NAME[@REVISION][/FILE]", or an open_clip name
+            and tag such as "ViT-B-32-quickgelu:openai" (the tag may be a path to that CLIP's weights), which gives an untrained branch on CLIP, as
+            CLIP's weights alone do where they show what they are.
+        settings: StanConfig fields that tensor shapes do not determine, such as {"head": "mug"},
+            and `weights`: which set of a file that has several, such as "ema".
+
+    Returns:
+        Stan: `model.config`, `model.encode_video`, `model.encode_text`; for open_session and
+        export_model.
+
+    Raises:
+        InputError: a missing, damaged, hostile or unknown file, a missing or left-over weight, a
+            shape that contradicts the rest, a value that is not finite.
+        MissingError: torch is not installed; the hub cannot be reached.
+        CheckError: bytes that are not those of the hub or of the lock file.
+
+    Example:
+        >>> import stan_infer as si
+        >>> si.load_model("examples/motion/motion.safetensors").config.embed_dim
+        64
     """
     source = located(source)
     torch = require_torch("loading a checkpoint", "cpu", source, settings)
@@ -173,8 +187,20 @@ def save_model(
 ) -> None:
     """Write a model in our own format: safetensors with the config as metadata.
 
-    dtype: of the stored floats (default: as the model is). sources: see atomic.check_file. The file
-    appears whole or not at all; of earlier files only one of ours is replaced.
+    Args:
+        model: a Stan, as load_model returns it.
+        path: a .safetensors file. It appears whole or not at all; of earlier files only one of ours
+            is replaced.
+        dtype: torch's, of the stored floats; None: as the model is.
+        sources: files that must not be replaced; see atomic.check_file.
+
+    Raises:
+        InputError: the file cannot be written, or is one that this did not write.
+
+    Example:
+        >>> import stan_infer as si
+        >>> model = si.load_model("examples/motion/motion.safetensors")
+        >>> si.save_model(model, "copy.safetensors")
     """
     state = {
         k: v.detach().to(dtype) if dtype else v.detach() for k, v in model.state_dict().items()
@@ -187,7 +213,23 @@ def convert(
 ) -> StanConfig:
     """Rewrite a checkpoint in our own format, every value bit for bit in its stored dtype.
 
-    Raises what convert_counted does.
+    Args:
+        source: see load_model.
+        target: a .safetensors file. It appears whole or not at all.
+        settings: see load_model.
+
+    Returns:
+        StanConfig: of the model.
+
+    Raises:
+        InputError: as load_model, or a target that does not end in .safetensors, is the source
+            itself, or is a file that this did not write.
+        MissingError: torch is not installed.
+
+    Example:
+        >>> import stan_infer as si
+        >>> si.convert("examples/motion/motion.safetensors", "converted.safetensors").frames
+        8
     """
     return convert_counted(source, target, settings)[0]
 

@@ -121,7 +121,7 @@ class Session(Lifetime):
             >>> with si.open_session("examples/motion/motion.safetensors") as session:
             ...     s = session.config.image_size
             ...     session.embed_video(np.zeros((2, 8, s, s, 3), np.uint8)).shape
-            (2, 128)
+            (2, 64)
         """
         self._check_tensors(as_tensor)
         return self._result(self._video(video), as_tensor)
@@ -146,7 +146,7 @@ class Session(Lifetime):
             >>> import stan_infer as si
             >>> with si.open_session("examples/motion/motion.safetensors") as session:
             ...     session.embed_text(["a shape moves left", "a shape grows"]).shape
-            (2, 128)
+            (2, 64)
         """
         self._check_tensors(as_tensor)
         return self._result(self._text(texts), as_tensor)
@@ -177,6 +177,40 @@ class Session(Lifetime):
         ids = token_ids(self.config, as_numpy(texts), self.vocabulary)
         text, clips = as_numpy(self._text(ids)), as_numpy(self._video(video))
         return self._result(score_features(self.config, text, ids, clips), as_tensor)
+
+    def score_embeddings(self, texts: Any, embeddings: Any) -> np.ndarray:
+        """Texts x stored features of clips -> the scores that `score` gives for the clips.
+
+        Args:
+            texts: see embed_text.
+            embeddings: floats [B, E], or [B, T, E] with a Mug head: what embed_video returned, or
+                `embed_videos(...).embeddings`, as they were or normalised.
+
+        Returns:
+            float32 [Q, B].
+
+        Raises:
+            InputError: see embed_text; embeddings of another model's sizes.
+
+        Example:
+            >>> import stan_infer as si
+            >>> with si.open_session("examples/motion/motion.safetensors") as session:
+            ...     clip = session.read_clip("examples/motion/clips/blue_square_fades_in.mp4")
+            ...     stored = session.embed_video(clip[None])
+            ...     session.score_embeddings("a shape fades in", stored).round(1).tolist()
+            [[0.5]]
+        """
+        features = np.asarray(as_numpy(embeddings))
+        wanted, e = (3 if self.config.is_mug else 2), self.config.embed_dim
+        if features.dtype.kind != "f" or features.ndim != wanted or features.shape[-1] != e:
+            rows = "[B, T, E]" if self.config.is_mug else "[B, E]"
+            raise InputError(
+                f"embeddings are {features.dtype} {list(features.shape)}; this model's are floats "
+                f"{rows} with E = {e}: give what its embed_video returned"
+            )
+        ids = token_ids(self.config, as_numpy(texts), self.vocabulary)
+        text = as_numpy(self._text(ids))
+        return score_features(self.config, text, ids, features.astype(np.float32, copy=False))
 
     def read_clip(self, path: str | Path, decoder: str = "auto") -> np.ndarray:
         """Read one video file as this model wants it.

@@ -130,7 +130,7 @@ def embed_videos(
         >>> import stan_infer as si
         >>> clips = "examples/motion/clips/green_bar_grows.mp4"
         >>> si.embed_videos("examples/motion/motion.safetensors", clips, workers=1)
-        <Embeddings: 1 videos, float32 [1, 128], engine eager in fp32 on cpu>
+        <Embeddings: 1 videos, float32 [1, 64], engine eager in fp32 on cpu>
     """
     if level == "token":
         raise InputError('level "token" is of texts: give "video" or "frame"')

@@ -35,16 +35,31 @@ def tokenize(
     truncation: str = "keep-eot",
     vocabulary: Path | None = None,
 ) -> NDArray[np.int64]:
-    """Return token ids int64 [Q, L] of Q texts: start 49406, the text, end 49407, padding 0.
+    """Turn texts into CLIP's token ids: start 49406, the text, end 49407, padding 0.
 
-    truncation: what happens to a text with more than L - 2 tokens. "keep-eot" cuts it and ends it
-    with the end token, as open_clip does. "authors" does what the release does: it cuts to 77 with
-    an end token, then to L without, so that all texts that lose their end token get the same
-    embedding. Under both rules one logged warning names the texts that do not fit.
+    The vocabulary comes with this package. Source: OpenAI CLIP's tokenizer as the STAN authors call
+    it. One logged warning names the texts that do not fit.
 
-    vocabulary: a tokenizer.json written by write_vocabulary; None is CLIP's own.
-    Raises InputError (wrong texts, length 3 to 77, rule or file), MissingError (no
-    tokenizers or ftfy package). Source: OpenAI CLIP's tokenizer as the STAN authors call it.
+    Args:
+        texts: a string or a list of Q strings.
+        context_length: L, 3 to 77; of a model its `config.context_length`.
+        truncation: what happens to a text with more than L - 2 tokens. "keep-eot" cuts it and ends
+            it with the end token, as open_clip does. "authors" does what the release does: it cuts
+            to 77 with an end token, then to L without, so that all texts that lose their end token
+            get the same embedding.
+        vocabulary: a tokenizer.json of an exported folder; None is CLIP's own.
+
+    Returns:
+        int64 [Q, L].
+
+    Raises:
+        InputError: wrong texts, length, rule or file.
+        MissingError: the packages tokenizers or ftfy are not installed.
+
+    Example:
+        >>> import stan_infer as si
+        >>> si.tokenize("a dog runs", 8).tolist()
+        [[49406, 320, 1929, 5586, 49407, 0, 0, 0]]
     """
     check_word("truncation", str(truncation), _RULES)
     captions, length = _check_texts(texts), _check_length(context_length)

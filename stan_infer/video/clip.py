@@ -59,12 +59,27 @@ class Clip:
 
 
 def sample_indices(total_frames: int, frames: int, clip: int = 0, clips: int = 1) -> Indices:
-    """Return the frame numbers int64 [frames] that the authors' test pipeline takes.
+    """Return the frame numbers that the authors' test pipeline takes.
 
     They are spread evenly by frame number, not by time; a video shorter than `frames` repeats some.
-    clip: which of `clips` interleaved samples. Raises InputError unless total_frames >= 1 and
-    1 <= frames <= 64. Source: the release's SampleFrames in test mode (double arithmetic, ties to
-    even).
+    Source: the release's SampleFrames in test mode (double arithmetic, ties to even).
+
+    Args:
+        total_frames: N, of the video, at least 1.
+        frames: T, 1 to 64.
+        clip: which of `clips` interleaved samples, from 0.
+        clips: how many samples in time.
+
+    Returns:
+        int64 [T], from 0.
+
+    Raises:
+        InputError: a number that is out of range.
+
+    Example:
+        >>> import stan_infer as si
+        >>> si.sample_indices(100, 4).tolist()
+        [12, 37, 62, 86]
     """
     if total_frames < 1:
         raise InputError(f"cannot sample frames: the video has {total_frames}; it needs at least 1")

@@ -54,7 +54,7 @@ def test_run_scores_every_video_of_a_folder(cli, checkpoint, artefact, videos, e
     session = si.open_session(checkpoint)
     wanted = session.score(["a dog runs"], session.read_clip(first["video"])[None])
     (got,) = [s["score"] for s in first["scores"] if s["text"] == "a dog runs"]
-    assert got == pytest.approx(float(wanted), abs=1e-5)
+    assert got == pytest.approx(wanted.item(), abs=1e-5)
     table = cli("run", source, videos / "clip0.mp4", *texts, "--engine", engine, "--top", "1")
     assert len(table.out.splitlines()) == 2
 
