@@ -77,6 +77,13 @@ _LONGEST, _COMPARED = 100, 1000  # characters of a word, and number of words, th
 
 _REASONS = 5  # in one message
 
+DOCS = ""  # the site's public address, without a slash at the end; empty: messages name the page
+
+
+def see(page: str) -> str:
+    """Return " (docs: PAGE)" for the end of a message, with an address if there is one."""
+    return f" (docs: {f'{DOCS}/{page}.html' if DOCS else page})"
+
 
 def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
     """Return `"; did you mean 'x'?"` for the known word closest to `word`, or an empty string."""

@@ -123,6 +123,15 @@ def test_nothing_is_awaited_that_is_here():
             assert not options & {o for p in known[name].params for o in p.opts}, name
 
 
+def test_pages_that_messages_name_are_there():
+    from stan_infer.errors import see
+
+    code = [p.read_text() for top in ("stan_infer", "export") for p in (ROOT / top).rglob("*.py")]
+    named = {name for text in code for name in re.findall(r"see\(['\"]([\w/-]+)['\"]\)", text)}
+    assert named and all((ROOT / f"{name}.md").is_file() for name in named), named
+    assert see("CHECKPOINTS") == " (docs: CHECKPOINTS)"
+
+
 def test_the_readme_is_short_and_shows_the_picture():
     text = (ROOT / "README.md").read_text()
     assert len(text.splitlines()) < 150

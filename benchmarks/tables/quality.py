@@ -49,18 +49,6 @@ def motion_table() -> str:
     return f"{made}\n\n{table(r)}"
 
 
-def videos_table() -> str:
-    """Scores of three sample clips and three texts, recorded by benchmarks.motion."""
-    rows = read_rows("motion")
-    if not rows:
-        return NOT_MEASURED
-    lines = []
-    for video, scores in rows[-1]["scores"].items():
-        cells = [f"**{s:.2f}**" if s == max(scores) else f"{s:.2f}" for s in scores]
-        lines.append(" | ".join([f"`{video}`", *cells]))
-    return markdown(" | ".join(["", *(f'"{t}"' for t in rows[-1]["texts"])]), lines)
-
-
 def outliers_table() -> str:
     """Models with outlier channels, smoothed and not: the newest run of each."""
     lines = []

@@ -46,7 +46,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "shapes": speed.shapes_table,
     "embed": speed.embed_table,
     "motion": quality.motion_table,
-    "videos": quality.videos_table,
     "packed": gpu.packed_table,
     "plans": speed.plans_table,
     "gpu": gpu.launches_table,

@@ -33,7 +33,8 @@ def draw(clip: Any, scores: list[list[float]]) -> str:
     """Return the SVG: a row for each order, with frames, scores and bars."""
     width = len(clip) * (_FRAME + _GAP) - _GAP
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {2 * _ROW - 12}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{2 * _ROW - 12}" '
+        f'viewBox="0 0 {width} {2 * _ROW - 12}" '
         f'font-family="Helvetica, Arial, sans-serif" font-size="18" fill="{_GREY}">',
         f"<title>{CLIP.stem} and its reverse, with the scores of {TEXTS[0]} and {TEXTS[1]}</title>",
         "<defs>",

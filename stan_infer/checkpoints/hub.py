@@ -71,7 +71,7 @@ def located(
 
 
 def _say_found(text: str, found: Locked, say: Say) -> None:
-    file, facts = next(iter(found.files.items()))
+    file, facts = found.file, found.files[found.file]
     more = f", and {len(found.files) - 1} more" if len(found.files) > 1 else ""
     size = f"{facts['bytes'] / 1e6:.1f} MB"
     say(f"{text}: commit {found.commit}: {file} ({size}, sha256 {facts['sha256']}){more}")
@@ -95,16 +95,15 @@ def _newest(name: HubName) -> tuple[Path, Locked]:
     _check_sizes(name, {f: sizes[f] for f in [*files, *more]})
     got |= {f: _fetch(name, commit, f, hashes.get(f)) for f in more}
     _note_revision(name, commit)
-    return _path(name, commit, main, got), Locked(
-        commit, {f: facts for f, (_, facts) in got.items()}
-    )
+    facts = {file: of_file for file, (_, of_file) in got.items()}
+    return _path(name, commit, main, got), Locked(commit, main, facts)
 
 
 def _at_commit(name: HubName, entry: Locked) -> tuple[Path, Locked]:
     """Fetch the files of an entry; CheckError for other bytes than it has."""
     _check_sizes(name, {file: facts["bytes"] for file, facts in entry.files.items()})
     got = {f: _fetch(name, entry.commit, f, facts["sha256"]) for f, facts in entry.files.items()}
-    return _path(name, entry.commit, next(iter(entry.files)), got), entry
+    return _path(name, entry.commit, entry.file, got), entry
 
 
 def _listed(name: HubName) -> tuple[str, dict[str, int], dict[str, str]]:
@@ -130,7 +129,9 @@ def _listed(name: HubName) -> tuple[str, dict[str, int], dict[str, str]]:
     for file in listed:
         if not stays_inside(file.rfilename):
             continue  # no name that we would open
-        sizes[file.rfilename] = int(file.size or 0)
+        if file.size is None:
+            raise InputError(f"the hub states no size of {file.rfilename} in {name.repository}")
+        sizes[file.rfilename] = file.size
         if file.lfs is not None:
             hashes[file.rfilename] = str(file.lfs.sha256)
     return commit, sizes, hashes

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 
 from stan_infer.checkpoints.weights_folder import INDEX, MANIFEST, NAMES
-from stan_infer.errors import InputError, first_reasons, nearest
+from stan_infer.errors import InputError, first_reasons, nearest, see
 from stan_infer.system.outside_file import stays_inside
 
 SCHEME = "hf:"
@@ -55,7 +55,7 @@ def parse_name(source: str) -> HubName:
         )
     match = _NAME.fullmatch(source)
     if match is None or ".." in match[1]:
-        raise InputError(f"checkpoint {source} is not of the form {_FORM}")
+        raise InputError(f"checkpoint {source} is not of the form {_FORM}{see('CHECKPOINTS')}")
     name = HubName(*match.groups())
     if name.file is not None and not stays_inside(name.file):
         raise InputError(f"checkpoint {source}: {name.file!r} is no file in a repository ({_FORM})")
@@ -96,5 +96,5 @@ def chosen_file(name: HubName, files: Iterable[str]) -> str:
         raise InputError(f"{name.repository} has no weights ({held})")
     raise InputError(
         f"{name.repository} has several files with weights ({first_reasons(found, '')}); "
-        f"add one to the name, as in {SCHEME}{name.repository}/{found[0]}"
+        f"add one to the name, as in {SCHEME}{name.repository}/{found[0]}{see('CHECKPOINTS')}"
     )

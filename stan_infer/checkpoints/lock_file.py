@@ -1,7 +1,7 @@
 """The lock file of names on the hub: which commit and which bytes a name stood for.
 
-JSON, so that other tools can read it: {"version": 1, "names": {NAME: {"commit", "files"}}}, where
-files maps each name in the repository to its bytes and sha256.
+JSON, so that other tools can read it: {"version": 1, "names": {NAME: {"commit", "file", "files"}}},
+where file is the one to open, and files maps each in the repository to its bytes and sha256.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class LockedFile(TypedDict):
 
 class _Entry(TypedDict):
     commit: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{40}$")]
+    file: str
     files: dict[str, LockedFile]
 
 
@@ -42,9 +43,10 @@ class _Lock(TypedDict):
 
 @dataclasses.dataclass(frozen=True)
 class Locked:
-    """What a name stood for; the first of the files is the one to read."""
+    """What a name stood for."""
 
     commit: str
+    file: str  # the one to open
     files: dict[str, LockedFile]
 
 
@@ -54,9 +56,9 @@ def read_lock(path: Path) -> dict[str, Locked]:
         return {}
     lock = checked(read_object(path, _MAX_BYTES, _AGAIN), _Lock, str(path), _AGAIN)
     for name, entry in lock["names"].items():
-        if not entry["files"] or not all(map(stays_inside, entry["files"])):
+        if entry["file"] not in entry["files"] or not all(map(stays_inside, entry["files"])):
             raise InputError(f"{path}: {name[:80]!r} names no file of a repository{_AGAIN}")
-    return {name: Locked(e["commit"], e["files"]) for name, e in lock["names"].items()}
+    return {n: Locked(e["commit"], e["file"], e["files"]) for n, e in lock["names"].items()}
 
 
 def add_to_lock(path: Path, name: str, entry: Locked) -> None:

@@ -12,7 +12,7 @@ from stan_infer.checkpoints.authors import authors_layout
 from stan_infer.checkpoints.layout import Hints, Recognised, Settings, Shapes, check_names, some
 from stan_infer.checkpoints.own import own_layout
 from stan_infer.config import parameter_shapes
-from stan_infer.errors import InputError
+from stan_infer.errors import InputError, see
 
 Layout = Callable[[Shapes, Hints, Settings], Recognised | None]
 
@@ -36,5 +36,5 @@ def recognise(
     raise InputError(
         "not a STAN checkpoint of a layout that is known (the authors' has a key that ends with "
         f"'pre_layrnorm.weight', the trunk's first norm); it holds {len(shapes)} tensors such as "
-        f"{some(shapes, 3)}"
+        f"{some(shapes, 3)}{see('CHECKPOINTS')}"
     )

@@ -75,7 +75,8 @@ def test_a_name_is_loaded_and_locked(hub, weights, tiny_model):
     assert commit in line and sha256 in line and "model.safetensors" in line
     entry = json.loads(open(LOCK).read())["names"][NAME]
     facts = {"bytes": len(weights), "sha256": sha256}
-    assert entry == {"commit": commit, "files": {"model.safetensors": facts}}
+    file = "model.safetensors"
+    assert entry == {"commit": commit, "file": file, "files": {file: facts}}
     assert load_model(NAME).config == tiny_model.config  # and Python takes the same name
     with closing(si.open_session(NAME)) as session:
         assert session.embed_video(clips(1, 2, 16)).shape == (1, 24)
@@ -225,9 +226,10 @@ def test_what_is_refused_before_it_is_fetched(hub):
     hub.claims["model.safetensors"] = {"size": 2**50}
     with pytest.raises(InputError, match=f"said to have {2**50} bytes"):
         fetch()
-    hub.claims["model.safetensors"] = {"size": -1}
-    with pytest.raises(InputError, match="said to have"):
-        fetch()
+    for size, said in ((-1, "said to have"), (None, "states no size")):
+        hub.claims["model.safetensors"] = {"size": size}
+        with pytest.raises(InputError, match=said):
+            fetch()
     assert not [path for _, path, _ in hub.seen if "resolve" in path]
 
 
@@ -294,15 +296,24 @@ def test_a_listing_that_climbs_out_is_not_followed(hub, weights, tmp_path):
     assert not list(tmp_path.rglob("evil*"))
 
 
+def lock(**entry):
+    """A lock file with one entry, whole but for what is given."""
+    facts = {"bytes": 1, "sha256": "0" * 64}
+    whole = {"commit": "0" * 40, "file": "x", "files": {"x": facts}}
+    return json.dumps({"version": 1, "names": {"hf:a/b": whole | entry}})
+
+
 @pytest.mark.parametrize(
     "text",
     [
         "[]",
         '{"version": 2, "names": {}}',
-        '{"version": 1, "names": {"hf:a/b": {"commit": "x", "files": {}}}}',
-        f'{{"version": 1, "names": {{"hf:a/b": {{"commit": "{"0" * 40}", "files": {{}}}}}}}}',
-        f'{{"version": 1, "names": {{"hf:a/b": {{"commit": "{"0" * 40}", "files": '
-        f'{{"../x": {{"bytes": 1, "sha256": "{"0" * 64}"}}}}}}}}}}',
+        lock(commit="main"),
+        lock(file="y"),
+        lock(files={}),
+        lock(file="../x", files={"../x": {"bytes": 1, "sha256": "0" * 64}}),
+        lock(files={"x": {"bytes": -1, "sha256": "0" * 64}}),
+        lock(files={"x": {"bytes": 1, "sha256": "0"}}),
     ],
 )
 def test_a_lock_file_that_is_none(hub, text):

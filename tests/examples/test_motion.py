@@ -1,7 +1,9 @@
 """The motion demo: its generator, its recorded figures, and the committed weights themselves."""
 
+import csv
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +121,27 @@ def test_committed_files() -> None:
 
 def recorded() -> dict:
     return json.loads((MOTION / "results.json").read_text())
+
+
+def test_the_picture_has_the_scores_of_the_committed_weights() -> None:
+    """What it draws is what the model computes; only JPEG's bytes may differ by version."""
+    pytest.importorskip("torch")
+    from examples.motion.picture import CLIP, draw, scored
+
+    clip, scores = scored()
+    assert scores[0][1] > scores[0][0] and scores[1][0] > scores[1][1]  # as the reader sees
+    shape = re.compile(r'href="data:[^"]*"')
+    wanted = (MOTION / "order.svg").read_text()
+    assert shape.sub("", draw(clip, scores)) == shape.sub("", wanted)
+    assert CLIP.is_file()
+
+
+def test_annotations_of_the_clips() -> None:
+    rows = list(csv.DictReader((MOTION / "clips.csv").read_text().splitlines()))
+    assert sorted(r["video"] for r in rows) == sorted(p.name for p in MOTION.glob("clips/*.mp4"))
+    for row in rows:
+        motion = row["video"].removesuffix(".mp4").split("_", 2)[2].replace("_", " ")
+        assert row["label"] == f"a shape {motion}"
 
 
 def test_recorded_figures() -> None:
