@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from stan_infer.cli.options import CheckpointOrFolder, Json, Settings, Weights, parse_settings
+from stan_infer.cli.options import (
+    CheckpointOrFolder,
+    Frames,
+    Json,
+    Settings,
+    Weights,
+    parse_settings,
+)
 
 if TYPE_CHECKING:
     from stan_infer.config import StanConfig
@@ -19,12 +24,10 @@ def inspect(
     checkpoint: CheckpointOrFolder,
     settings: Settings = None,
     weights: Weights = None,
-    frames: Annotated[
-        int | None, typer.Option(help="T of the GFLOPs (default: the config's).")
-    ] = None,
+    frames: Frames = None,
     json: Json = False,
 ) -> None:
-    """Show a checkpoint, an exported folder or a plan: architecture, GFLOPs, hashes."""
+    """Show a checkpoint, a folder or a plan: sizes, GFLOPs, hashes."""
     if checkpoint.endswith(".plan"):
         _inspect_plan(checkpoint, parse_settings(settings, weights), json)
         return

@@ -85,7 +85,10 @@ def run(
     auto_rebuild: AutoRebuild = False,
     json: Json = False,
 ) -> None:
-    """Score videos against texts, and rank the texts of each clip or the clips of each text.
+    """Score videos against texts, and rank either by the other.
+
+    --by video shows the best texts of each clip, --by text the best clips of each text; with
+    --windows these are parts of videos.
 
     Videos that cannot be read are named and left out; the exit code is then 2.
     """

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, Unpack
 
 from stan_infer.artefacts.precision import EIGHT_BITS
 from stan_infer.checkpoints.weights_folder import is_exported
+from stan_infer.engines.thread_count import chosen_threads
 from stan_infer.errors import CheckError, InputError, MissingError, check_word
 from stan_infer.system.packages import require
 
@@ -224,10 +225,9 @@ def open_session(
 
     source: a checkpoint, an open_clip name and tag or a loaded Stan for "eager", "compile" and
     "triton"; an exported folder for the others, or a .plan in one.
-    engine: None is "ort" for a folder, that of a plan, "eager" for anything else; describe() of the
-    session gives it. "compile" is eager under torch.compile, which compiles at the first run of a
-    shape. "triton" runs our kernels, "trt" and "trt-rtx" the plans of a folder, all on an NVIDIA
-    GPU.
+    engine: None is "ort" for a folder, that of a plan, "eager" for anything else, which describe()
+    gives. "compile" is eager under torch.compile, which compiles at the first run of a shape.
+    "triton" runs our kernels, "trt" and "trt-rtx" the plans of a folder, all on an NVIDIA GPU.
     device: "cpu", "cuda", "cuda:1"; None is the one that engine and provider need, or the CPU.
     precision: of weights and linears; None is fp32 for a checkpoint (fp16 for "triton") and that of
     the export for a folder; "openvino" also runs an fp32 folder in bf16, if the CPU has it.
@@ -334,7 +334,7 @@ def open_graph(graph: Path | bytes, engine: str = "ort", **options: Any) -> Open
     load = engine_named(engine).load_graph
     if load is None:
         raise InputError(f"engine {engine} opens no graphs: use {' or '.join(graph_engines())}")
-    return load()(graph, **options)
+    return load()(graph, **{"threads": chosen_threads(), **options})
 
 
 def _options(entry: Engine, given: Mapping[str, Any]) -> dict[str, Any]:
