@@ -15,9 +15,12 @@ from stan_infer.cli.options import (
     Decoder,
     Device,
     Engine,
+    Frames,
     Json,
+    Precision,
     Provider,
     Settings,
+    Threads,
     Timeout,
     Weights,
     Workers,
@@ -33,6 +36,9 @@ def embed(
     engine: Engine = None,
     device: Device = None,
     provider: Provider = None,
+    precision: Precision = None,
+    threads: Threads = None,
+    frames: Frames = None,
     batch: Batch = 1,
     workers: Workers = None,
     settings: Settings = None,
@@ -81,7 +87,7 @@ def embed(
                 session,
                 paths,
                 EmbedOptions(batch, workers, timeout),
-                spec=ClipSpec.of(session.config, decoder=decoder),
+                spec=ClipSpec.of(session.config, decoder=decoder, frames=frames),
             )
             good, bad = collect(readings, on_reading)
     if not good:

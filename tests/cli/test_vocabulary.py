@@ -24,7 +24,6 @@ HAVE = {
     "--frames": {"run", "embed", "eval", "export", "verify", "bench", "inspect"},
     "--device": {"run", "embed", "eval", "bench"},
     "--template": {"run", "eval", "export"},
-    "--out": {"embed", "eval", "export", "calibrate", "bench"},
 }
 OF_FILES = {"--out", "--compare"}  # the kind of file is another in each command; metavars say it
 
