@@ -10,6 +10,7 @@ import numpy as np
 
 from stan_infer.artefacts.manifest import MAX_LABELS
 from stan_infer.artefacts.opsets import OPSETS, check_runtime
+from stan_infer.artefacts.precision import check_precision
 from stan_infer.config import StanConfig
 from stan_infer.errors import InputError, MissingError, check_word
 from stan_infer.system.packages import require
@@ -18,7 +19,6 @@ from stan_infer.text.templates import read_templates
 MAX_BATCH = 4096
 _WORDS = {
     "tower": ("both", "video", "text"),
-    "precision": ("fp32", "fp16", "bf16"),
     "input": ("uint8", "float"),
     "head": ("embed", "classify"),
     "graph": ("fused", "reference"),
@@ -57,6 +57,7 @@ class ExportOptions:
 
     def check(self, config: StanConfig) -> None:
         """Raise InputError for an unknown word, or values that `config` or each other rule out."""
+        check_precision("export", self.precision, ("fp32", "fp16", "bf16"))
         for name, known in _WORDS.items():
             check_word(name, getattr(self, name), known)
         _check_range("frames", self.frame_range(config), config.max_frames)

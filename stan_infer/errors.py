@@ -76,6 +76,12 @@ class CheckError(StanError):
 _LONGEST, _COMPARED = 100, 1000  # characters of a word, and number of words, that nearest takes
 
 _REASONS = 5  # in one message
+# What other tools call the same thing.
+_ELSEWHERE = {
+    "gpu": "cuda", "nvidia": "cuda", "onnx": "ort", "onnxruntime": "ort", "pytorch": "eager",
+    "torch": "eager", "tensorrt": "trt", "tensorrt-rtx": "trt-rtx", "ov": "openvino",
+    "float32": "fp32", "float": "fp32", "float16": "fp16", "half": "fp16", "bfloat16": "bf16",
+}  # fmt: skip
 
 DOCS = ""  # the site's public address, without a slash at the end; empty: messages name the page
 
@@ -92,6 +98,8 @@ def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
     # The time grows with the square of the lengths, and the words may come from a stranger's file.
     short = {k.lower(): k for k in known[:_COMPARED] if len(k) <= _LONGEST}
     match = get_close_matches(word.lower(), short, n=1, cutoff=0.5) if len(word) <= _LONGEST else []
+    if (other := _ELSEWHERE.get(word.lower())) in short:
+        match = [str(other)]
     return f"; did you mean '{short[match[0]]}'?" if match else ""
 
 

@@ -64,8 +64,9 @@ def load_model(source: str | Path, settings: Mapping[str, Any] | None = None) ->
 
     Args:
         source: a file, a name on the hub, "hf:OWNER/NAME[@REVISION][/FILE]", or an open_clip name
-            and tag such as "ViT-B-32-quickgelu:openai" (the tag may be a path to that CLIP's weights), which gives an untrained branch on CLIP, as
-            CLIP's weights alone do where they show what they are.
+            and tag such as "ViT-B-32-quickgelu:openai" (the tag may be a path to that CLIP's
+            weights), which gives an untrained branch on CLIP, as CLIP's weights alone do where they
+            show what they are.
         settings: StanConfig fields that tensor shapes do not determine, such as {"head": "mug"},
             and `weights`: which set of a file that has several, such as "ema".
 

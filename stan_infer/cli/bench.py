@@ -8,15 +8,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stan_infer.cli.options import (
+    BatchEach,
+    Calibration,
+    Device,
+    EngineEach,
+    FramesEach,
     Json,
     Locked,
+    PrecisionEach,
     Settings,
+    Threads,
     Weights,
     fetched,
     parse_numbers,
     parse_settings,
 )
-from stan_infer.engines.open import ENGINES
 
 if TYPE_CHECKING:
     from stan_infer.benchmarking.run import BenchResult
@@ -36,38 +42,20 @@ def bench(
             help="Checkpoint, hf: name, exported folder, .plan or .onnx; without it, --preset.",
         ),
     ] = None,
-    engine: Annotated[
-        str | None,
-        typer.Option(
-            help=f"{', '.join(ENGINES)}, comma separated (default: eager,ort; of a folder ort)."
-        ),
-    ] = None,
+    engine: EngineEach = None,
     preset: Annotated[
         str, typer.Option(help="Architecture with random weights, if no checkpoint is given.")
     ] = "stan-b32",
-    batch: Annotated[str, typer.Option(help="Batch sizes, comma separated.")] = "1",
-    frames: Annotated[str, typer.Option(help="Frame counts, comma separated.")] = "8",
-    precision: Annotated[
-        str | None,
-        typer.Option(
-            help="fp32, fp16, bf16; with --calibration int8, fp8; comma separated (default: fp32; "
-            "fp16 for engines that need a GPU; of a folder its own)."
-        ),
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            help="cpu, cuda, cuda:1 (default: cpu; cuda if an engine needs a GPU and one is here)."
-        ),
-    ] = None,
+    batch: BatchEach = "1",
+    frames: FramesEach = "8",
+    precision: PrecisionEach = None,
+    device: Device = None,
     warmup: Annotated[int, typer.Option(min=1, help="Rounds that are not counted.")] = 2,
     repeats: Annotated[int, typer.Option(min=1, help="Least number of counted rounds.")] = 10,
     min_seconds: Annotated[
         float, typer.Option(min=0, max=3600, help="Least seconds that each engine runs.")
     ] = 3.0,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads of every engine (default: all CPUs).")
-    ] = None,
+    threads: Threads = None,
     include_decode: Annotated[
         Path | None,
         typer.Option(metavar="VIDEO_OR_DIR", help="Also time all stages from file to scores."),
@@ -75,7 +63,9 @@ def bench(
     memory: Annotated[
         bool, typer.Option(help="Measure the peak memory of each engine, in a process of its own.")
     ] = True,
-    out: Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="Write the rows.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="FILE.jsonl", help="Write the rows.")
+    ] = None,
     report: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write an HTML page with plots.")
     ] = None,
@@ -90,11 +80,8 @@ def bench(
             help="Rows to compare with; exit code 4 if slower, or if that cannot be told.",
         ),
     ] = None,
-    calibration: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Folder that `calibrate` wrote for CKPT: int8 and fp8."),
-    ] = None,
-    tolerance: Annotated[
+    calibration: Calibration = None,
+    max_slowdown: Annotated[
         float, typer.Option(min=0, max=1, help="Loss of speed that --compare allows, as a share.")
     ] = 0.1,
     settings: Settings = None,
@@ -102,12 +89,13 @@ def bench(
     locked: Locked = False,
     json: Json = False,
 ) -> None:
-    """Time engines against eager mode, in turn in one process, and compare their outputs.
+    """Time engines against eager mode, and compare their outputs.
 
-    An exported folder has no eager mode: its first engine is the baseline. If an engine cannot run
-    here, the reason is shown and the exit code is 3. If its outputs are wrong, no speed is shown
-    and the exit code is 4. If other work kept it from the CPUs, its row says "starved" in place of
-    a ratio. Videos that cannot be read are named and left out; exit code 2.
+    They run in turn in one process. An exported folder has no eager mode: its first engine is the
+    baseline. If an engine cannot run here, the reason is shown and the exit code is 3. If its
+    outputs are wrong, no speed is shown and the exit code is 4. If other work kept it from the
+    CPUs, its row says "starved" in place of a ratio. Videos that cannot be read are named and left
+    out; exit code 2.
     """
     from stan_infer.benchmarking.options import MAX_BATCH, MAX_FRAMES
     from stan_infer.benchmarking.run import bench as run
@@ -136,7 +124,7 @@ def bench(
         report=report,
         evals=evals or [],
         compare=compare,
-        tolerance=tolerance,
+        tolerance=max_slowdown,
     )
     _show(result, json)
     for error in result.failed.values():

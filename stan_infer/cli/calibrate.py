@@ -8,11 +8,15 @@ from typing import Annotated
 import typer
 
 from stan_infer.cli.options import (
+    AnnotationsIfAny,
     CheckpointOrFolder,
     Json,
     Locked,
+    PrecisionOf8Bits,
     Settings,
+    Threads,
     Timeout,
+    VideosOrList,
     Weights,
     Workers,
     parse_settings,
@@ -23,12 +27,9 @@ _COLUMNS = ("engine", "precision", "file_mib", "latency_ms_p50", "speed")
 
 def calibrate(
     checkpoint: CheckpointOrFolder,
-    videos: Annotated[
-        Path,
-        typer.Option(metavar="DIR|LIST", help="Videos like yours: a folder, or a file of paths."),
-    ],
+    videos: VideosOrList,
     out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Folder to write.")],
-    precision: Annotated[str, typer.Option(help="int8, or fp8 (GPUs from sm_89 on).")] = "int8",
+    precision: PrecisionOf8Bits = "int8",
     method: Annotated[
         str, typer.Option(help="What sets the ranges of 8 bits: max, percentile, mse or entropy.")
     ] = "max",
@@ -40,12 +41,10 @@ def calibrate(
     ] = 256,
     seed: Annotated[int, typer.Option(help="Seed of the choice of videos.")] = 0,
     max_drop: Annotated[
-        float | None, typer.Option(help="Largest loss of --metric, in points (with --labels).")
+        float | None, typer.Option(help="Largest loss of --metric, in points (on --annotations).")
     ] = None,
-    metric: Annotated[str | None, typer.Option(help="top1 or r1, measured on --labels.")] = None,
-    labels: Annotated[
-        Path | None, typer.Option(help="CSV: video,label (top1) or video,text (r1).")
-    ] = None,
+    metric: Annotated[str | None, typer.Option(help="top1 or r1, on --annotations.")] = None,
+    annotations: AnnotationsIfAny = None,
     min_cosine: Annotated[
         float | None,
         typer.Option(help="Smallest cosine to fp32 (default, without --max-drop: 0.995)."),
@@ -59,9 +58,7 @@ def calibrate(
             "--force", help="Write it though it is slower, misses the bound or is unchecked."
         ),
     ] = False,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads while timing (default: all).")
-    ] = None,
+    threads: Threads = None,
     workers: Workers = None,
     settings: Settings = None,
     weights: Weights = None,
@@ -69,12 +66,13 @@ def calibrate(
     timeout: Timeout = 60.0,
     json: Json = False,
 ) -> None:
-    """Quantise the video tower on real videos, within a bound, and report gain and loss.
+    """Quantise the video tower to 8 bits, within a bound.
 
-    A quarter of the videos, at least 8, set no range and check the bound: 16 or more are needed.
-    Where the bound cannot be met, or 8 bits are not faster on this machine, or that cannot be told
-    now because of other work, the exit code is 4 and nothing is written without --force. A run that
-    was stopped goes on when it is started again.
+    The ranges are those of real videos, and gain and loss are reported. A quarter of the videos, at
+    least 8, set no range and check the bound: 16 or more are needed. Where the bound cannot be met,
+    or 8 bits are not faster on this machine, or that cannot be told now because of other work, the
+    exit code is 4 and nothing is written without --force. A run that was stopped goes on when it is
+    started again.
     """
     from stan_infer.cli.progress import progress_bars
     from stan_infer.cli.report import print_facts, print_json, print_table, say
@@ -100,7 +98,7 @@ def calibrate(
             min_cosine=min_cosine,
             max_drop=max_drop,
             metric=metric,
-            labels=labels,
+            labels=annotations,
             settings=parse_settings(settings, weights),
             workers=workers,
             timeout_s=timeout,

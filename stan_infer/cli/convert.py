@@ -18,7 +18,10 @@ def convert(
     locked: Locked = False,
     json: Json = False,
 ) -> None:
-    """Rewrite a checkpoint as safetensors: weights bit for bit, the config as metadata."""
+    """Rewrite a checkpoint as safetensors, with its config.
+
+    Weights stay as they are, bit for bit; the config is metadata.
+    """
     from stan_infer.checkpoints.load import convert_counted
     from stan_infer.cli.report import print_facts, print_json
 

@@ -6,7 +6,10 @@ from stan_infer.cli.options import Json
 
 
 def doctor(json: Json = False) -> None:
-    """Show what is installed, and try which engines and decoders run here."""
+    """Show what is installed, and try what runs here.
+
+    Every engine and decoder is tried on a small input.
+    """
     from stan_infer.cli.report import print_facts, print_json, print_table, say
     from stan_infer.engines.trials import try_decoders, try_engines
     from stan_infer.errors import CheckError

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stan_infer.cli.options import (
+    Annotations,
     AutoRebuild,
     Batch,
     Calibration,
@@ -15,14 +16,18 @@ from stan_infer.cli.options import (
     Decoder,
     Device,
     Engine,
+    Frames,
     Json,
     Labels,
     Locked,
+    Precision,
     Provider,
     Settings,
     SplitWords,
     Template,
+    Threads,
     Timeout,
+    VideosOfNames,
     Weights,
     Workers,
     session_options,
@@ -42,8 +47,8 @@ def eval(
             "with the columns video,text or video,label."
         ),
     ],
-    annotations: Annotated[Path, typer.Option(help="The data set's own annotation file.")],
-    videos: Annotated[Path, typer.Option(help="Folder that holds the videos, at any depth.")],
+    annotations: Annotations,
+    videos: VideosOfNames,
     labels: Labels = None,
     split_words: SplitWords = False,
     subset: Annotated[
@@ -53,12 +58,9 @@ def eval(
     engine: Engine = None,
     device: Device = None,
     provider: Provider = None,
-    precision: Annotated[
-        str | None, typer.Option(help="fp32, fp16, bf16 (default: fp32; of a folder its own).")
-    ] = None,
-    frames: Annotated[
-        int | None, typer.Option(min=1, max=64, help="Frames per video (default: the paper's).")
-    ] = None,
+    precision: Precision = None,
+    threads: Threads = None,
+    frames: Frames = None,
     text_length: Annotated[
         int | None, typer.Option(min=3, help="Tokens per text (default: the paper's).")
     ] = None,
@@ -111,7 +113,9 @@ def eval(
     auto_rebuild: AutoRebuild = False,
     json: Json = False,
 ) -> None:
-    """Evaluate retrieval (R@1/5/10, MdR, MnR) or recognition (top-1/5) and state the protocol.
+    """Measure retrieval or recognition on annotated videos.
+
+    R@1/5/10, MdR and MnR, or top-1/5, with the protocol of every figure.
 
     Videos that cannot be read are named and left out; the exit code is then 2.
     """

@@ -13,16 +13,21 @@ import typer
 from stan_infer.artefacts.folder import ENGINES_FOLDER
 from stan_infer.checkpoints.weights_folder import is_exported
 from stan_infer.cli.options import (
+    BatchRange,
     CheckpointOrFolder,
+    FramesRange,
     Json,
     Labels,
     Locked,
+    PrecisionWritten,
     Settings,
     SplitWords,
     Template,
+    Threads,
     Weights,
     class_names,
     parse_settings,
+    use_threads,
 )
 from stan_infer.errors import InputError, MissingError, storable
 
@@ -59,15 +64,9 @@ def export(
         ),
     ] = "onnx",
     tower: Annotated[str, typer.Option(help="both, video or text.")] = "both",
-    precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16.")] = "fp32",
-    frames: Annotated[
-        str | None,
-        typer.Option(help="T: 12, or 1:64 for a dynamic axis (default: all); plans MIN:OPT:MAX."),
-    ] = None,
-    batch: Annotated[
-        str | None,
-        typer.Option(help="B: 1, or 1:32 for a dynamic axis (default); plans MIN:OPT:MAX,..."),
-    ] = None,
+    precision: PrecisionWritten = "fp32",
+    frames: FramesRange = None,
+    batch: BatchRange = None,
     input: Annotated[
         str, typer.Option(help="uint8 (the graph normalises) or float (normalised by the caller).")
     ] = "uint8",
@@ -111,15 +110,17 @@ def export(
     backend: Annotated[
         str, typer.Option(help="What runs the towers in triton-server: onnxruntime, tensorrt.")
     ] = "onnxruntime",
+    threads: Threads = None,
     settings: Settings = None,
     weights: Weights = None,
     locked: Locked = False,
     json: Json = False,
 ) -> None:
-    """Export a checkpoint to a folder that runs without torch, and compare it with eager mode.
+    """Export a checkpoint to a folder that runs without torch.
 
-    Given an exported folder, --format tensorrt and tensorrt-rtx add plans to it, and triton-server
-    writes it as a model repository of NVIDIA's Triton Inference Server.
+    Before the folder appears, its graphs are compared with eager mode. Given an exported folder,
+    --format tensorrt and tensorrt-rtx add plans to it, and triton-server writes it as a model
+    repository of NVIDIA's Triton Inference Server.
     """
     from stan_infer.checkpoints.load import inspect_checkpoint, load_model
     from stan_infer.cli.report import say
@@ -129,6 +130,7 @@ def export(
     from stan_infer.system.atomic import check_file, check_outside, files_of
     from stan_infer.tensorrt_plans.options import PlanOptions, parse_ranges
 
+    use_threads(context)
     used = formats.used_options(format, backend, checkpoint)
     if not os.path.exists(checkpoint) and ":" not in checkpoint:
         raise InputError(f"{checkpoint}: no such file or folder; check the spelling")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from stan_infer.cli.options import (
     CheckpointOrFolder,
+    Frames,
     Json,
     Locked,
     Settings,
@@ -27,12 +26,10 @@ def inspect(
     settings: Settings = None,
     weights: Weights = None,
     locked: Locked = False,
-    frames: Annotated[
-        int | None, typer.Option(help="T of the GFLOPs (default: the config's).")
-    ] = None,
+    frames: Frames = None,
     json: Json = False,
 ) -> None:
-    """Show a checkpoint, an exported folder or a plan: architecture, GFLOPs, hashes."""
+    """Show a checkpoint, a folder or a plan: sizes, GFLOPs, hashes."""
     if checkpoint.endswith(".plan"):
         _inspect_plan(checkpoint, parse_settings(settings, weights), json)
         return

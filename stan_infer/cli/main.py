@@ -26,7 +26,6 @@ from stan_infer.system.signals import EndedBySignal, end_on_signals, ended_by, e
 app = typer.Typer(
     name="stan-infer",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Run trained STAN and Mug-STAN video-text checkpoints anywhere.",

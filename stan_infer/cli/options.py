@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stan_infer.engines.open import devices_listed, listed
+from stan_infer.engines.open import ENGINES, devices_listed, listed
 from stan_infer.errors import InputError
 
 if TYPE_CHECKING:
@@ -71,8 +71,9 @@ Texts = Annotated[Path | None, typer.Option(metavar="FILE", help="File with one 
 Labels = Annotated[
     Path | None,
     typer.Option(
+        metavar="FILE",
         help="Class names: one per line, lines of a number and a name, a table with the columns "
-        "id,name, or JSON; numbers decide the order."
+        "id,name, or JSON; numbers decide the order.",
     ),
 ]
 SplitWords = Annotated[
@@ -89,11 +90,19 @@ Template = Annotated[
         "may be repeated: embeddings are averaged (default: the text alone).",
     ),
 ]
+_ANNOTATIONS = typer.Option(
+    metavar="FILE",
+    help="Annotation file: the data set's own, or CSV with the columns video,label or video,text.",
+)
+Annotations = Annotated[Path, _ANNOTATIONS]
+AnnotationsIfAny = Annotated[Path | None, _ANNOTATIONS]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per result.")]
-Engine = Annotated[str | None, typer.Option(help=f"{listed()}.")]
+Engine = Annotated[str | None, typer.Option(metavar="NAME", help=f"Engine: {listed()}.")]
 Device = Annotated[
     str | None,
-    typer.Option(help=f"{devices_listed()} (default: cpu; cuda if the engine needs it)."),
+    typer.Option(
+        metavar="NAME", help=f"{devices_listed()} (default: cpu; cuda if the engine needs it)."
+    ),
 ]
 AutoRebuild = Annotated[
     bool, typer.Option("--auto-rebuild", help="Rebuild a plan of another version or GPU (minutes).")
@@ -106,7 +115,10 @@ Provider = Annotated[
 ]
 Calibration = Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="Folder that `calibrate` wrote, for triton in fp8."),
+    typer.Option(
+        metavar="DIR",
+        help="Folder that `calibrate` wrote of CKPT: fp8 of triton, in bench also int8.",
+    ),
 ]
 Decoder = Annotated[
     str,
@@ -115,21 +127,99 @@ Decoder = Annotated[
         "decord-as-is."
     ),
 ]
-Timeout = Annotated[float, typer.Option(help="Seconds allowed to decode one video.")]
-Batch = Annotated[int, typer.Option(min=1, max=64, help="Videos per call of the network.")]
+Timeout = Annotated[
+    float, typer.Option(metavar="SECONDS", help="Time allowed to decode one video, or one window.")
+]
 Precision = Annotated[
-    str | None, typer.Option(help="fp32, fp16, bf16 (default: fp32; of a folder its own).")
+    str | None,
+    typer.Option(
+        metavar="NAME", help="Precision: fp32, fp16, bf16 (default: fp32; of a folder its own)."
+    ),
 ]
 Frames = Annotated[
-    int | None, typer.Option(min=1, max=64, help="Frames per clip (default: the model's).")
+    int | None,
+    typer.Option(
+        metavar="T",
+        min=1,
+        max=64,
+        help="Frames per clip (default: the model's; in eval the paper's).",
+    ),
+]
+Batch = Annotated[
+    int, typer.Option(metavar="B", min=1, max=64, help="Clips per call of the network.")
 ]
 Threads = Annotated[
-    int | None, typer.Option(min=1, help="CPU threads of the engine (default: all CPUs).")
+    int | None, typer.Option(metavar="N", min=1, help="CPU threads of engines (default: all CPUs).")
 ]
 Workers = Annotated[
     int | None,
-    typer.Option(min=1, max=64, help="Decoding processes (default: one per CPU, at most 8)."),
+    typer.Option(
+        metavar="N", min=1, max=64, help="Decoding processes (default: one per CPU, at most 8)."
+    ),
 ]
+
+# The same options where they take several values, a range, or are about what is written.
+EngineEach = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME,...",
+        help=f"Engine: several of {', '.join(ENGINES)} (default: eager,ort; of a folder ort).",
+    ),
+]
+PrecisionEach = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME,...",
+        help="Precision: several of fp32, fp16, bf16; with --calibration int8, fp8 (default: fp32; "
+        "fp16 for engines that need a GPU; of a folder its own).",
+    ),
+]
+PrecisionWritten = Annotated[
+    str, typer.Option(metavar="NAME", help="Precision: fp32, fp16 or bf16.")
+]
+PrecisionOf8Bits = Annotated[
+    str, typer.Option(metavar="NAME", help="Precision: int8, or fp8 (GPUs from sm_89 on).")
+]
+FramesEach = Annotated[
+    str, typer.Option(metavar="T,...", help="Frames per clip: all of these are tried.")
+]
+FramesRange = Annotated[
+    str | None,
+    typer.Option(
+        metavar="T|MIN:MAX",
+        help="Frames per clip: 12, or 1:64 for a dynamic axis (default: all); plans MIN:OPT:MAX.",
+    ),
+]
+BatchEach = Annotated[
+    str,
+    typer.Option(metavar="B,...", help="Clips per call of the network: all of these are tried."),
+]
+BatchRange = Annotated[
+    str | None,
+    typer.Option(
+        metavar="B|MIN:MAX",
+        help="Clips per call of the network: 1, or 1:32 for a dynamic axis (default); plans "
+        "MIN:OPT:MAX,...",
+    ),
+]
+VideosOfNames = Annotated[
+    Path, typer.Option(metavar="DIR", help="Videos: the folder that holds them, at any depth.")
+]
+VideosOrList = Annotated[
+    Path, typer.Option(metavar="DIR|LIST", help="Videos: a folder of ones like yours, or a list.")
+]
+VideosIfAny = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE|DIR", help="Videos: one, or a folder (default: generated ones)."),
+]
+# Names that have several forms; their helps begin alike, up to a colon or bracket.
+FORMS = {
+    "--videos": (VideosOfNames, VideosOrList, VideosIfAny),
+    "--engine": (Engine, EngineEach),
+    "--precision": (Precision, PrecisionEach, PrecisionWritten, PrecisionOf8Bits),
+    "--frames": (Frames, FramesEach, FramesRange),
+    "--batch": (Batch, BatchEach, BatchRange),
+}
 
 
 _OF_SESSIONS = (
@@ -137,8 +227,17 @@ _OF_SESSIONS = (
 )
 
 
+def use_threads(context: typer.Context) -> None:
+    """Let all that a command opens from here on take the CPU threads of --threads."""
+    from stan_infer.engines.thread_count import thread_count
+
+    if context.params.get("threads"):
+        context.with_resource(thread_count(context.params["threads"]))
+
+
 def session_options(context: typer.Context) -> dict[str, Any]:
     """The options of open_session that a command was given: settings and those of _OF_SESSIONS."""
+    use_threads(context)
     given = context.params
     found = {name: given[name] for name in _OF_SESSIONS if name in given}
     return found | {"settings": parse_settings(given["settings"], given["weights"]) or None}

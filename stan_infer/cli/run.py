@@ -87,11 +87,13 @@ def run(
     auto_rebuild: AutoRebuild = False,
     json: Json = False,
 ) -> None:
-    """Score videos against texts, and rank the texts of each clip or the clips of each text.
+    """Score videos against texts, and rank either by the other.
+
+    --by video shows the best texts of each clip, --by text the best clips of each text; with
+    --windows these are parts of videos.
 
     Videos that cannot be read are named and left out; the exit code is then 2.
     """
-    import dataclasses
     from contextlib import closing
 
     from stan_infer.cli.progress import progress_bar
@@ -119,8 +121,7 @@ def run(
     with early_workers(workers, len(paths) if windows is None else 64):
         session = open_for(context, yielding=True)
         scored = embed_texts(session, names, templates)
-        spec = ClipSpec.of(session.config, decoder=decoder)
-        spec = dataclasses.replace(spec, frames=frames or spec.frames)
+        spec = ClipSpec.of(session.config, decoder=decoder, frames=frames)
         output = Output(scored, top, json, csv, sources, has_parts=parts is not None)
         results = ClipsOfTexts(output) if by == "text" else TextsOfClips(output, paths)
         readings = embed_videos(

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from stan_infer.artefacts.precision import EIGHT_BITS
 from stan_infer.cli.options import (
+    FramesEach,
     Json,
     Locked,
     Settings,
+    Texts,
+    Threads,
+    VideosIfAny,
     Weights,
     fetched,
     parse_numbers,
     parse_settings,
+    use_threads,
 )
 from stan_infer.engines.open import graph_engines
 from stan_infer.system.outside_file import read_lines
@@ -29,6 +33,7 @@ _COLUMNS = (
 
 
 def verify(
+    context: typer.Context,
     a: Annotated[
         str,
         typer.Argument(
@@ -41,13 +46,9 @@ def verify(
             metavar="B", callback=fetched, help="Compared with A; the same, or a .plan."
         ),
     ],
-    videos: Annotated[
-        Path | None, typer.Option(help="Video or folder of videos (default: generated ones).")
-    ] = None,
-    texts: Annotated[Path | None, typer.Option(help="File with one text per line.")] = None,
-    frames: Annotated[
-        str, typer.Option(help="Frame counts to compare the video tower with, comma separated.")
-    ] = "1,2,12,33,64",
+    videos: VideosIfAny = None,
+    texts: Texts = None,
+    frames: FramesEach = "1,2,12,33,64",
     engine_a: Annotated[str | None, typer.Option(help=f"Engine of A: {_ENGINES}.")] = None,
     engine_b: Annotated[str | None, typer.Option(help=f"Engine of B: {_ENGINES}.")] = None,
     tolerance: Annotated[
@@ -56,6 +57,7 @@ def verify(
             min=0, help="Allowed difference, relative to the largest value (default: by precision)."
         ),
     ] = None,
+    threads: Threads = None,
     bisect: Annotated[
         bool, typer.Option("--bisect", help="Name the block of the network that differs.")
     ] = False,
@@ -64,10 +66,11 @@ def verify(
     locked: Locked = False,
     json: Json = False,
 ) -> None:
-    """Compare two models from video bytes to rank, stage by stage; exit code 4 if they differ.
+    """Compare two models, stage by stage, from file to rank.
 
-    Each stage is compared with what its row names as reference. Weights, nodes and operations of a
-    fused graph are held to A's in the graph's own precision, recomputed: 8 bits too.
+    The exit code is 4 if they differ. Each stage is compared with what its row names as reference.
+    Weights, nodes and operations of a fused graph are held to A's in the graph's own precision,
+    recomputed: 8 bits too.
 
     Videos that cannot be read are named and left out; the exit code is then 2.
     """
@@ -78,6 +81,7 @@ def verify(
     from stan_infer.system.result import silent
     from stan_infer.verification.verification import verify as run
 
+    use_threads(context)
     record = run(
         a,
         b,

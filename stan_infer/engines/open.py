@@ -16,6 +16,7 @@ from stan_infer.artefacts.precision import EIGHT_BITS
 from stan_infer.checkpoints.hub import located
 from stan_infer.checkpoints.weights_folder import is_exported
 from stan_infer.engines.sources import absolute, manifest_hash, owner
+from stan_infer.engines.thread_count import chosen_threads
 from stan_infer.errors import CheckError, InputError, MissingError, check_word
 from stan_infer.system.packages import require
 
@@ -330,7 +331,7 @@ def open_graph(graph: Path | bytes, engine: str = "ort", **options: Any) -> Open
     load = engine_named(engine).load_graph
     if load is None:
         raise InputError(f"engine {engine} opens no graphs: use {' or '.join(graph_engines())}")
-    return load()(graph, **options)
+    return load()(graph, **{"threads": chosen_threads(), **options})
 
 
 def _options(entry: Engine, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stan_infer.artefacts.precision import check_precision
 from stan_infer.checkpoints.load import load_model
 from stan_infer.config import StanConfig
 from stan_infer.engines.inputs import (
@@ -22,7 +23,7 @@ from stan_infer.engines.inputs import (
     wrong_dtype,
 )
 from stan_infer.engines.session import TEXT_CHUNK, Session, split_device
-from stan_infer.errors import InputError, MissingError, check_word, nearest
+from stan_infer.errors import InputError, MissingError, check_word
 from stan_infer.network.fold import fold_video
 from stan_infer.network.model import Stan
 from stan_infer.network.torch_ops import encode_video
@@ -49,12 +50,7 @@ class TorchSession(Session):
         "reference", or "fused" for the network rewritten for inference, uint8 clips only.
         Raises InputError for an unknown precision or device, MissingError for an absent device.
         """
-        if precision not in PRECISIONS:
-            known = ", ".join(PRECISIONS)
-            raise InputError(
-                f"torch engines have no precision '{precision}'"
-                f"{nearest(precision, list(PRECISIONS))} ({known})"
-            )
+        check_precision("engine compile" if compiled else "engine eager", precision, PRECISIONS)
         self._device = self._tensors_on = torch_device(device)
         self._precision = precision
         now, wanted = model.visual.proj, PRECISIONS[precision]

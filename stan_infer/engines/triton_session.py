@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from stan_infer.artefacts.calibration_file import fp8_scales, read_calibration
+from stan_infer.artefacts.precision import check_precision
 from stan_infer.checkpoints.load import load_model
 from stan_infer.config import StanConfig
 from stan_infer.engines.cuda_graphs import CudaGraphs
 from stan_infer.engines.inputs import check_video, token_ids
 from stan_infer.engines.session import TEXT_CHUNK, Session
 from stan_infer.engines.torch_session import clip_tensor, only_uint8, torch_device
-from stan_infer.errors import InputError, MissingError, nearest
+from stan_infer.errors import InputError, MissingError
 from stan_infer.network.fold import fold_text, fold_video
 from stan_infer.network.fused import Schedule, text_tower, video_tower
 from stan_infer.network.model import Stan
@@ -51,12 +52,7 @@ class TritonSession(Session):
         """
         check_here(device)
         precision = precision or ("fp16" if scales is None else "fp8")
-        if precision not in PRECISIONS:
-            raise InputError(
-                f"engine triton has no precision '{precision}'"
-                f"{nearest(precision, list(PRECISIONS))} ({', '.join(PRECISIONS)}); "
-                "fp32: --engine eager"
-            )
+        check_precision("engine triton", precision, PRECISIONS, "; fp32: --engine eager")
         _check_heads(model.config)
         if (precision == "fp8") != (scales is not None):
             raise InputError(

@@ -97,6 +97,7 @@ def embed_videos(
     *,
     level: str | None = None,
     normalise: bool = False,
+    frames: int | None = None,
     decoder: str = "auto",
     say: Say = silent,
     progress: Progress = no_progress,
@@ -111,6 +112,7 @@ def embed_videos(
         level: "video", one vector each, or "frame", one for every frame; None: what the model's
             head scores.
         normalise: divide every vector by its length.
+        frames: of each video, by default the config's.
         decoder: "auto" (PyAV), "pyav", "decord", "decord-as-is".
         say: called with a sentence for each video that fails.
         progress: called with a title and the number of videos; a context manager that gives a
@@ -136,7 +138,8 @@ def embed_videos(
         raise InputError('level "token" is of texts: give "video" or "frame"')
     given = [videos] if isinstance(videos, (str, Path)) else list(videos)
     how, words = divided(EmbedOptions, options)
-    job = _Job(source, [Path(v) for v in given], (), level, normalise, decoder, how, say, progress)
+    spec = {"frames": frames, "decoder": decoder}
+    job = _Job(source, [Path(v) for v in given], (), level, normalise, spec, how, say, progress)
     gathered = _Gathered()
     told = job.run(words, None if out is None else Path(out), (), gathered)
     return Embeddings(
@@ -158,6 +161,7 @@ def embed_to_file(
     *,
     level: str | None = None,
     normalise: bool = False,
+    frames: int | None = None,
     decoder: str = "auto",
     read: Iterable[str | Path] = (),
     say: Say = silent,
@@ -172,8 +176,9 @@ def embed_to_file(
     if level == "token" and not texts:
         raise InputError("--level token is of texts: give --text or --texts, or --level frame")
     how, words = divided(EmbedOptions, options)
+    spec = {"frames": frames, "decoder": decoder}
     paths = [Path(v) for v in videos]
-    job = _Job(source, paths, texts, level, normalise, decoder, how, say, progress)
+    job = _Job(source, paths, texts, level, normalise, spec, how, say, progress)
     return job.run(words, Path(out), tuple(read), None)
 
 
@@ -211,7 +216,7 @@ class _Job:
     texts: Sequence[str]
     level: str | None
     normalise: bool
-    decoder: str
+    spec: dict[str, Any]  # for ClipSpec.of
     how: EmbedOptions
     say: Say
     progress: Progress
@@ -282,7 +287,7 @@ class _Job:
         return normalised(features, name) if self.normalise else features
 
     def _readings(self, session: Session, paths: list[Path]) -> Iterator[embed.Reading]:
-        spec = ClipSpec.of(session.config, decoder=self.decoder)
+        spec = ClipSpec.of(session.config, **self.spec)
         return embed.embed_videos(session, paths, self.how, spec=spec)
 
     def _texts(

@@ -63,9 +63,9 @@ class CalibrationOptions:
         if self.metric is not None:
             check_word("metric", self.metric, METRICS)
         if self.labels is None and (self.max_drop is not None or self.metric is not None):
-            raise InputError("--max-drop and --metric need labelled videos: --labels FILE")
+            raise InputError("--max-drop and --metric need labelled videos: --annotations FILE")
         if self.labels is not None and self.min_cosine is not None:
-            raise InputError("give one bound: --min-cosine, or --max-drop with --labels")
+            raise InputError("give one bound: --min-cosine, or --max-drop with --annotations")
         if self.min_cosine is not None and not 0 < self.min_cosine <= 1:
             raise InputError(f"min_cosine is {self.min_cosine:g}; allowed is 0 to 1")
         if self.max_drop is not None and not 0 <= self.max_drop <= 100:

@@ -58,9 +58,9 @@ class ClipSpec:
 
     @classmethod
     def of(cls, config: StanConfig, **options: Any) -> ClipSpec:
-        """Return the spec of a model's config; options: fields that the config does not have."""
-        c = config
-        return cls(frames=c.frames, short_side=c.short_side, crop=c.image_size, **options)
+        """Return the spec of a model's config; options: other fields, or other values than its."""
+        own = {"frames": config.frames, "short_side": config.short_side, "crop": config.image_size}
+        return cls(**(own | {k: v for k, v in options.items() if v is not None}))
 
     @property
     def shape(self) -> tuple[int, ...]:

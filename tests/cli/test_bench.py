@@ -146,7 +146,7 @@ def test_rows_are_kept_and_compared(cli, checkpoint, tmp_path):
     rows = [json.loads(line) for line in old.read_text().splitlines()]
     assert len(rows) == 2 and len(rows[0]["samples_ms"]) == 2
     # Two rounds tell no ratio, so whether an engine became slower is not known.
-    done = cli(*args, "--compare", old, "--tolerance", "1", code=4)
+    done = cli(*args, "--compare", old, "--max-slowdown", "1", code=4)
     assert "not known: doubts now and then" in done.out
     assert rows[1]["doubts"] and rows[1]["speedup_low"] is None
 
@@ -179,7 +179,7 @@ def test_starvation_is_in_the_table_and_in_json(cli, checkpoint, monkeypatch):
         (["--precision", "fp23"], 2, "did you mean 'fp32'"),
         (["--threads", "4096"], 2, "this process may use"),
         (["--include-decode", "none.mp4"], 2, "no such video"),
-        (["--tolerance", "2"], 2, "tolerance"),
+        (["--max-slowdown", "2"], 2, "max-slowdown"),
     ],
 )
 def test_wrong_options_are_told_before_anything_is_measured(

@@ -156,7 +156,7 @@ def test_a_bound_that_cannot_be_met_is_exit_code_4(cli, artefact, more_videos, t
         (("--precision", "int4"), "int4"),
         (("--method", "minmax"), "minmax"),
         (("--percentile", "99"), "--method percentile"),
-        (("--max-drop", "1"), "--labels"),
+        (("--max-drop", "1"), "--annotations"),
         (("--min-cosine", "2"), "min_cosine"),
     ],
 )
@@ -194,7 +194,15 @@ def test_a_folder_that_takes_no_such_clips_is_refused_before_the_work(
 def test_labels_need_a_text_tower(cli, checkpoint, videos, tmp_path):
     folder = exported(load_model(checkpoint), tower="video")
     (tmp_path / "l.csv").write_text("video,label\nclip0.mp4,a\nclip1.mp4,b\n")
-    given = ("--videos", videos, "-o", tmp_path / "o", "--labels", tmp_path / "l.csv", "--force")
+    given = (
+        "--videos",
+        videos,
+        "-o",
+        tmp_path / "o",
+        "--annotations",
+        tmp_path / "l.csv",
+        "--force",
+    )
     cli("calibrate", folder, *given, code=2, says="has no text tower, which labels need")
 
 
@@ -205,7 +213,7 @@ def test_a_fixed_folder_with_a_class_head(cli, checkpoint, videos, tmp_path):
     (tmp_path / "l.csv").write_text("video,label\nclip0.mp4,a\nclip1.mp4,b\n")
     done = cli(
         "calibrate", folder, "--videos", videos, "-o", tmp_path / "o", "--force",
-        "--labels", tmp_path / "l.csv", "--max-drop", "100", "--samples", "3",
+        "--annotations", tmp_path / "l.csv", "--max-drop", "100", "--samples", "3",
     )  # fmt: skip
     assert "points" in done.out and "not checked" in done.out
     assert cli("inspect", tmp_path / "o").code == 0

@@ -195,3 +195,32 @@ def test_csv_is_exact_and_no_formula():
         ["./-x.mp4", "two\nlines", ""],
         ["a/=b.mp4", "caf\u00e9", "nan"],
     ]
+
+
+def test_exported_classes_are_those_averages(cli, checkpoint, videos, tmp_path):
+    labels = tmp_path / "labels.txt"
+    labels.write_text("runs\nis red\nnothing\n")
+    out, clip = tmp_path / "out", videos / "clip0.mp4"
+    templates = ("--template", "kinetics-16", "--template", "a clip of {}")
+    given = ("--labels", labels, *templates)
+    cli("export", checkpoint, "-o", out, "--head", "classify", *given, "--threads", 1)
+    (record,) = cli("run", checkpoint, clip, *given, "--json").records
+    session = si.open_session(out)
+    scores = session._opened["video"].run({"video": session.read_clip(clip)[None]}, ["scores"])
+    wanted = {s["text"]: s["score"] for s in record["scores"]}
+    names = labels.read_text().splitlines()
+    assert scores["scores"][0] == pytest.approx([wanted[n] for n in names], abs=1e-5)
+    found = cli("verify", checkpoint, out, "--json", "--frames", "8", "--threads", 1).records[0]
+    (row,) = [r for r in found["stages"] if r["stage"] == "labels"]
+    assert row["pass"] and row["max_rel"] < 1e-4
+    # A template more is another model.
+    import json
+
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert len(manifest["labels"]["templates"]) == 17 and "template" not in manifest["labels"]
+    manifest["labels"]["templates"][3] = "another {}"
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    found = cli("verify", checkpoint, out, "--json", "--frames", "8", code=4).records[0]
+    assert "labels" in [r["stage"] for r in found["stages"] if r["pass"] is False]
+    mug = ("--set", "head=mug", *given)
+    cli("export", checkpoint, "-o", tmp_path / "mug", *mug, code=2, says="cannot be averaged")
