@@ -160,20 +160,13 @@ def _texts(given: list[str] | None, file: Path | None) -> list[str]:
 
 
 def _embedded(session: Session, texts: list[str]) -> Iterator[tuple[list[str], Any, Any]]:
-    """Texts, ids [Q, L] and features, some texts at a time; tells of texts that are too long."""
-    from stan_infer.cli.report import say
+    """Texts, their ids [Q, L] and features, some texts at a time."""
     from stan_infer.engines.session import TEXT_CHUNK, as_numpy, token_ids
-    from stan_infer.text.tokenizer import cut_texts
 
-    cut = 0
     for i in range(0, len(texts), TEXT_CHUNK):
         part = texts[i : i + TEXT_CHUNK]
         ids = token_ids(session.config, part, session.vocabulary)
-        cut += len(cut_texts(part, session.config.context_length, vocabulary=session.vocabulary))
         yield part, ids, as_numpy(session.embed_text(ids))
-    if cut:
-        length = session.config.context_length
-        say(f"{cut} of {len(texts)} texts have more than {length} tokens and are cut")
 
 
 def _info(session: Session, checkpoint: str, level: Level, normalise: bool) -> dict[str, Any]:

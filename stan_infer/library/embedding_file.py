@@ -175,7 +175,10 @@ class _Parquet(EmbeddingFile):
         rows = np.atleast_2d(features)
         count = len(rows)
         frames = {"frame": clip.indices.tolist()} if features.ndim == 2 else {}
-        facts = {"total_frames": [clip.total_frames] * count, "decoder": [clip.decoder] * count}
+        facts: dict[str, list[Any]] = {
+            "total_frames": [clip.total_frames] * count,
+            "decoder": [clip.decoder] * count,
+        }
         self._add({"path": [storable(path)] * count, **frames, **facts}, rows)
 
     def add_texts(
