@@ -1,4 +1,4 @@
-"""Arrays from a .npz file that may come from a stranger; see stored_zip for the container.
+"""Arrays from a .npz file that may come from a stranger, and into one; container: stored_zip.
 
 Only the arrays asked for are read. One of another dtype or shape, or one that is compressed, is
 refused by its header, before memory is allocated for it. Nothing is unpickled.
@@ -9,8 +9,10 @@ from __future__ import annotations
 import io
 import math
 import re
+import shutil
+import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -81,6 +83,21 @@ def read_npz(
         raise InputError(f"{name} cannot be read: {e.strerror or e}") from e
     except MemoryError as e:
         raise InputError(f"{name} needs more memory than there is") from e
+
+
+def write_npz(path: Path, arrays: Iterable[tuple[str, NDArray[Any] | Path]]) -> None:
+    """Write arrays, or .npy files, one after the other as numpy.savez would.
+
+    numpy.savez itself prints a traceback where the disk is full. Raises OSError.
+    """
+    with zipfile.ZipFile(path, "w") as z:
+        for name, array in arrays:
+            with z.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                if isinstance(array, Path):
+                    with array.open("rb") as rows:
+                        shutil.copyfileobj(rows, entry, 2**20)
+                else:
+                    np.lib.format.write_array(entry, array, allow_pickle=False)
 
 
 def _read(f: BinaryIO, size: int, fields: Mapping[str, Field]) -> dict[str, NDArray[Any]]:

@@ -142,7 +142,7 @@ def _sentence(found: Mapping[str, Any]) -> str:
     d, (low, high) = first["difference"], first["interval"]
     shared, (here, there) = found["shared"][direction], found["asked"][direction]
     questions = "texts" if direction == "text_to_video" else "videos"
-    other = printable(Path(found["model"]).name)
+    other = printable(f"{Path(found['model']).name} in {found['with']}")
     whole = shared == here == there
     where = (
         f"the same {shared} {questions}"

@@ -33,6 +33,8 @@ _STYLE = """
 .card b { font-size: 1rem; } .card p { margin: .4rem 0 0; }
 .card img { width: 100%; max-width: 288px; height: auto; display: block; }
 .says { border-left: 4px solid #0072B2; padding-left: .7rem; font-weight: 600; }
+.facts td { white-space: normal; text-align: left; overflow-wrap: anywhere; }
+.facts td:first-child { white-space: nowrap; vertical-align: top; }
 summary { cursor: pointer; margin-top: .7rem; }
 """
 
@@ -86,6 +88,7 @@ def render_page(
         _figures(record),
         *_comparison(record),
         html_charts(svgs),
+        *_not_drawn(answers),
         *_table_of(group_rows(answers), "Categories", "category", opened=True),
         *_table_of(class_rows(answers), "Classes", "class", opened=False),
         *_confused(answers),
@@ -145,6 +148,12 @@ def _table_of(rows: Sequence[Mapping[str, Any]], title: str, word: str, opened: 
     what = f"{len(rows)} {'categories' if word == 'category' else 'classes'}, the worst first"
     table = html_table(list(rows[0]), cells)
     return [f"<h2>{title}</h2>", f"<details {folded}><summary>{what}</summary>{table}</details>"]
+
+
+def _not_drawn(answers: Answers) -> list[str]:
+    if (count := len(answers.task.classes)) <= MAX_CLASSES:
+        return []
+    return [f"<p class=soft>No confusion is drawn: {count} classes; up to {MAX_CLASSES} are.</p>"]
 
 
 def _confused(answers: Answers) -> list[str]:
@@ -216,7 +225,7 @@ def _left_out(record: Mapping[str, Any]) -> list[str]:
 
 def _facts(facts: Mapping[str, Any]) -> str:
     rows = "".join(f"<tr><td>{escaped(k)}</td><td>{_cut(v)}</td></tr>" for k, v in facts.items())
-    return f"<div class=wide><table>{rows}</table></div>"
+    return f"<table class=facts>{rows}</table>"
 
 
 def _cut(value: Any) -> str:

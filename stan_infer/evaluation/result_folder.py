@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from stan_infer.artefacts.npz_file import write_npz
 from stan_infer.errors import storable
 from stan_infer.evaluation.answers import Answers, class_rows, group_rows, query_rows
 from stan_infer.evaluation.compare import RECORD
@@ -67,7 +68,7 @@ def write_results(
         for name, figure in figures.items():
             for kind, data in image_files(figure, name).items():
                 (place / f"{name}.{kind}").write_bytes(data)
-        np.savez(place / "scores.npz", **_arrays(answers))
+        write_npz(place / "scores.npz", _arrays(answers).items())
         (place / RECORD).write_text(json_line(record) + "\n", encoding="utf-8")
         (place / "index.html").write_text(page, encoding="utf-8")
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stan_infer.artefacts.npz_file import write_npz
 from stan_infer.errors import InputError, storable
 from stan_infer.system import earlier_result
 from stan_infer.system.atomic import Sources, check_file, new_file
@@ -111,25 +110,22 @@ class _Npz(EmbeddingFile):
         self._lists["input_ids"] += list(ids.astype(np.int32))
 
     def finish(self) -> None:
-        with zipfile.ZipFile(self.path, "w") as z:
-            for name, values in self._lists.items():
-                if name in self._rows:
-                    self._rows[name].close()
-                    with self._rows[name].path.open("rb") as rows:
-                        with z.open(f"{name}.npy", "w", force_zip64=True) as entry:
-                            shutil.copyfileobj(rows, entry, 2**20)
-                elif values:
-                    self._write(z, name, np.array(values))
-            self._write(z, "info", np.array(json.dumps(self.info, sort_keys=True)))
+        for rows in self._rows.values():
+            rows.close()
+        write_npz(self.path, self._arrays())
+
+    def _arrays(self) -> Iterator[tuple[str, NDArray[Any] | Path]]:
+        for name, values in self._lists.items():
+            if name in self._rows:
+                yield name, self._rows[name].path
+            elif values:
+                yield name, np.array(values)
+        yield "info", np.array(json.dumps(self.info, sort_keys=True))
 
     def _add(self, name: str, rows: NDArray[Any]) -> None:
         if name not in self._rows:
             self._rows[name] = _Rows(self.path.with_name(f"{name}.npy"))
         self._rows[name].add(rows)
-
-    def _write(self, z: zipfile.ZipFile, name: str, array: NDArray[Any]) -> None:
-        with z.open(f"{name}.npy", "w", force_zip64=True) as entry:
-            np.lib.format.write_array(entry, array, allow_pickle=False)
 
 
 class _Npy(EmbeddingFile):
@@ -178,10 +174,11 @@ class _Parquet(EmbeddingFile):
     def add_video(self, path: Path, clip: Clip, features: NDArray[Any]) -> None:
         rows = np.atleast_2d(features)
         count = len(rows)
-        frames: dict[str, list[Any]] = {}
-        if features.ndim == 2:
-            frames["frame"] = clip.indices.tolist()
-        facts = {"total_frames": [clip.total_frames] * count, "decoder": [clip.decoder] * count}
+        frames = {"frame": clip.indices.tolist()} if features.ndim == 2 else {}
+        facts: dict[str, list[Any]] = {
+            "total_frames": [clip.total_frames] * count,
+            "decoder": [clip.decoder] * count,
+        }
         self._add({"path": [storable(path)] * count, **frames, **facts}, rows)
 
     def add_texts(

@@ -23,7 +23,6 @@ from stan_infer.library.levels import Level, normalised
 from stan_infer.library.model_files import model_hashes
 from stan_infer.system.atomic import files_of
 from stan_infer.system.result import Progress, Result, Say, divided, no_progress, silent
-from stan_infer.text.tokenizer import cut_texts
 from stan_infer.video.clip import Clip
 from stan_infer.video.decode_worker import early_workers
 from stan_infer.video.find import list_videos
@@ -293,16 +292,12 @@ class _Job:
     def _texts(
         self, session: Session, level: Level
     ) -> Iterator[tuple[Sequence[str], NDArray[np.int64], NDArray[Any]]]:
-        """Texts, ids [Q, L] and features, some texts at a time; tells of texts that are cut."""
-        cut, length = 0, session.config.context_length
+        """Texts, ids [Q, L] and features, some texts at a time."""
         for i in range(0, len(self.texts), TEXT_CHUNK):
             part = self.texts[i : i + TEXT_CHUNK]
             ids = token_ids(session.config, part, session.vocabulary)
-            cut += len(cut_texts(part, length, vocabulary=session.vocabulary))
             features = level.of_texts(as_numpy(session.embed_text(ids)), ids)
             yield part, ids, self._kept(features, "texts")
-        if cut:
-            self.say(f"{cut} of {len(self.texts)} texts have more than {length} tokens and are cut")
 
     def _info(self, session: Session, name: str | None, level: Level) -> dict[str, Any]:
         """What a file says of itself; see embedding_file."""

@@ -81,6 +81,7 @@ def histogram(counts: Mapping[str, int], title: str, x: str, y: str) -> Any:
     bars = axes.bar(list(counts), list(counts.values()), color=COLOURS[0])
     axes.bar_label(bars, padding=2, color=_INK, fontsize=9)
     axes.grid(visible=False, axis="x")
+    axes.yaxis.get_major_locator().set_params(integer=True)
     axes.margins(y=0.12)
     if len(counts) > 8:
         axes.tick_params(axis="x", labelsize=8, rotation=30)

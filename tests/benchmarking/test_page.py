@@ -154,14 +154,15 @@ def test_it_is_written_whole_and_spares_other_folders(tmp_path):
         render_page("t", [{**rows()[0], "refused": "x"}], [], [])
 
 
-@pytest.mark.skipif(
+needs_browser = pytest.mark.skipif(
     not BROWSER and not os.environ.get("STAN_INFER_REQUIRE_BROWSER"),
     reason="needs a headless browser: apt install chromium",
 )
-@pytest.mark.parametrize("width", [390, 1280])
-def test_it_fits_the_screen_of_a_phone_and_of_a_desk(tmp_path, width):
+
+
+def on_screen(page, folder, width):
+    """Widths in pixels of a page, and of its charts, in a window of this width."""
     assert BROWSER
-    page = render_page("bench", rows(), STAGES, EVALS)
     probe = (
         "<script>const r = e => e.getBoundingClientRect(), d = document.body.dataset;"
         "d.page = document.documentElement.scrollWidth; d.inner = innerWidth;"
@@ -169,14 +170,20 @@ def test_it_fits_the_screen_of_a_phone_and_of_a_desk(tmp_path, width):
         "d.svg = Math.max(...all.map(e => e.right)); d.least = Math.min(...all.map(e => e.width));"
         "</script></body>"
     )
-    (tmp_path / "page.html").write_text(page.replace("</body>", probe))
+    (folder / "page.html").write_text(page.replace("</body>", probe))
     run = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"]
     run += ["--no-first-run", "--disable-background-networking", "--disable-component-update"]
-    run += ["--disable-sync", f"--user-data-dir={tmp_path / 'profile'}"]
-    run += [f"--window-size={width},900", "--dump-dom", f"file://{tmp_path / 'page.html'}"]
+    run += ["--disable-sync", f"--user-data-dir={folder / 'profile'}"]
+    run += [f"--window-size={width},900", "--dump-dom", f"file://{folder / 'page.html'}"]
     done = subprocess.run(run, capture_output=True, text=True, timeout=120)
     body = re.search(r"<body[^>]*>", done.stdout)
     assert body, done.stderr[-2000:]
-    seen = {k: float(v) for k, v in re.findall(r'data-(\w+)="([\d.]+)"', body[0])}
+    return {k: float(v) for k, v in re.findall(r'data-(\w+)="([\d.]+)"', body[0])}
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [390, 1280])
+def test_it_fits_the_screen_of_a_phone_and_of_a_desk(tmp_path, width):
+    seen = on_screen(render_page("bench", rows(), STAGES, EVALS), tmp_path, width)
     assert seen["page"] <= seen["inner"]
     assert seen["svg"] <= seen["inner"] and seen["least"] > 250

@@ -16,6 +16,7 @@ from stan_infer.scores import cosine_scores
 from stan_infer.text.tokenizer import tokenize
 from stan_infer.video.clip import read_clip_info
 from stan_infer.video.spec import ClipSpec
+from tests.benchmarking.test_page import needs_browser, on_screen
 from tests.conftest import python
 from tests.video import broken_videos as make
 
@@ -129,6 +130,20 @@ def test_out_with_texts_categories_and_names_that_are_not_utf_8(cli, checkpoint,
     assert found == {"music": "2", "vehicles/autos": "1"}
     page = (out / "index.html").read_text(encoding="utf-8")
     assert "<b>0" not in page and "=&lt;b&gt;" in page
+
+
+@needs_browser
+def test_the_page_fits_the_screen_of_a_phone(cli, checkpoint, videos, tmp_path):
+    """With names that no line can be broken in, for there is no blank in them."""
+    table, long = tmp_path / "classes.csv", "x" * 180
+    for i in range(2):
+        (tmp_path / f"{long}{i}.mp4").write_bytes((videos / f"clip{i}.mp4").read_bytes())
+    table.write_text(f"video,label,category\n{long}0,a{long},{long}\n{long}1,b{long},c\n")
+    more = arguments("recognition", table, tmp_path, "-o", tmp_path / "out")
+    cli("eval", checkpoint, *more)
+    seen = on_screen((tmp_path / "out" / "index.html").read_text(), tmp_path, 390)
+    assert seen["page"] <= seen["inner"]
+    assert seen["svg"] <= seen["inner"] and seen["least"] > 250
 
 
 def test_out_is_refused_before_the_work(

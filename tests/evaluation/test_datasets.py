@@ -520,3 +520,33 @@ def test_presets_are_the_authors_settings():
     assert (d["didemo"].frames, d["didemo"].context_length) == (64, 77)
     assert round(224 * d["didemo"].resize) == 256
     assert (d["lsmdc"].frames, d["lsmdc"].context_length) == (12, 32)
+
+
+def test_categories_of_videos_are_kept_and_msrvtts_numbers_named(tmp_path):
+    path = tmp_path / "file"
+    videos = [
+        {"video_id": "a", "category": 0},
+        {"video_id": "b", "category": 19},
+        {"video_id": "c"},
+    ]
+    texts = [{"video_id": v, "caption": f"of {v}"} for v in "cbab"]
+    path.write_text(json.dumps({"videos": videos, "sentences": texts}))
+    task = read_task("msrvtt", path)
+    assert task.videos == ("c", "b", "a") and task.categories == ("", "advertisement", "music")
+    assert task.keep([0, 2]).categories == ("", "music")
+    assert read_task("retrieval", path).categories == ("", "19", "0")
+    path.write_text("video,sentence,category\na,x,red\nb,y,\na,z,red\n")
+    assert read_task("retrieval", path).categories == ("red", "")
+    path.write_text('[{"video": "a", "caption": "x", "category": "red"}]')
+    assert read_task("retrieval", path).categories == ("red",)
+    path.write_text("video,label,category\na,run,sport\nb,eat,food\n")
+    task = read_task("recognition", path)
+    assert (task.classes, task.categories) == (("eat", "run"), ("sport", "food"))
+    path.write_text("video,category\na,sport\nb,food\n")  # there it is the class
+    task = read_task("recognition", path)
+    assert (task.classes, task.categories) == (("food", "sport"), ())
+
+
+def test_recognition_takes_the_views_of_the_paper():
+    views = {name: data.views for name, data in DATASETS.items() if data.views != (1, 1)}
+    assert views == {"kinetics400": (1, 3), "ssv2": (1, 3)}

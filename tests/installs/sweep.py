@@ -37,6 +37,9 @@ def rows(checkpoint: str, folder: str, videos: str, labels: str, csv: str) -> li
             found.append(([command, checkpoint, *more, "--engine", engine], 2))
         found.append(([command, folder, *more, "--device", "cuda"], "gpu"))
     found.append((["run", folder, *words["run"], "--decoder", "decord"], "decord"))
+    found.append((["embed", folder, videos, "-o", "e.parquet"], "parquet"))
+    found.append((["embed", folder, "--text", "a dog", "-o", "e.npy"], 0))
+    found.append((["eval", folder, *words["eval"], "-o", "answers"], "report"))
     found += [(["inspect", x], 0) for x in (checkpoint, folder)]
     found.append((["inspect", "ViT-B-32-quickgelu:openai"], "cpu"))
     found.append((["convert", checkpoint, "c.safetensors"], "cpu"))
