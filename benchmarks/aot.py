@@ -4,26 +4,33 @@ Each call is specialised as at run time and compiled by Triton and NVIDIA's asse
 sm_89, sm_90, sm_100 and sm_120. A row has what the machine code says: registers, spills (stores to
 and loads from local memory), shared memory, which the compiler does not compare with what a block
 of that architecture may have, and tensor-core instructions. Writes benchmarks/results/aot.jsonl;
---check compiles again, compares with that file, and exits with 4 if anything spills, does not fit
-or has become worse.
+--check compares with that file, and exits with 4 if anything spills, does not fit or has become
+worse.
+
+A row that is recorded for the same code and Triton is not compiled again: its code is a hash of the
+kernel's source and that of what it calls, the types and values it is specialised for, and the
+compiler's options. --check compiles each kernel once even so; --all compiles everything.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
+import hashlib
 import json
 import multiprocessing
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import triton
+import triton.compiler
 from rich.progress import track
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
@@ -41,6 +48,7 @@ LOCAL = re.compile(r"\b(STL|LDL)\b")
 # Kernels that multiply matrices, and so must use tensor cores.
 MATMULS = {"_linear_kernel", "_fp8_linear_kernel", "_temporal_kernel", "_temporal_qkv_kernel"}
 MATMULS |= {"_spatial_kernel", "_partial_kernel", "_patches_kernel"}
+Known = Mapping[str, dict[str, Any]]  # recorded rows by key
 WORSE = 1.10  # registers or shared memory beyond this ratio of the recorded value are a regression
 
 
@@ -60,16 +68,32 @@ class _Driver:
         return 0
 
 
-class _Recorder:
-    """Replaces a kernel: compiles each call and records the result."""
+class _Specialised:
+    """A call of a kernel that is ready to be compiled; takes the place of triton.compiler.compile.
 
-    def __init__(self, kernel: JITFunction, found: list[Any]) -> None:
+    code: the hash of all that decides what the compiler makes of it, but its version.
+    """
+
+    def __init__(self, src: Any, target: GPUTarget, options: dict[str, Any]) -> None:
+        self.compile = functools.partial(_compile, src, target=target, options=options)
+        parsed = triton.compiler.make_backend(target).parse_options(dict(options))
+        text = f"{src.hash()} {parsed.hash()} {target.arch}"
+        self.code = hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+_compile = triton.compiler.compile
+
+
+class _Recorder:
+    """Replaces a kernel: specialises each call and records it."""
+
+    def __init__(self, kernel: JITFunction, found: list[tuple[str, _Specialised]]) -> None:
         self._kernel, self._found = kernel, found
 
     def __getitem__(self, grid: Any) -> Any:
         def call(*args: Any, **options: Any) -> None:
-            compiled = self._kernel.warmup(*args, grid=grid, **options)
-            self._found.append((self._kernel.fn.__name__, compiled))
+            specialised = self._kernel.warmup(*args, grid=grid, **options)
+            self._found.append((self._kernel.fn.__name__, specialised))
 
         return call
 
@@ -84,12 +108,31 @@ def jobs() -> list[tuple[str, str, int]]:
     return found
 
 
-def compile_case(job: tuple[str, str, int]) -> list[dict[str, Any]]:
-    """Rows of one case, one per kernel that it launches."""
+def compile_case(job: tuple[str, str, int], known: Known | None = None) -> list[dict[str, Any]]:
+    """Rows of one case, one per kernel that it launches; those of `known` are not compiled."""
     family, dtype, index = job
     case = list(_cases(family, dtype, dtype == "bfloat16"))[index]
+    tile = list(dataclasses.astuple(case.tile)) if case.tile else None
+    head = {"operation": case.operation, "case": case.name, "family": family, "dtype": dtype}
+    rows = []
+    for name, specialised in calls(case, family):
+        code, version = specialised.code, triton.__version__
+        row = {"kind": "aot", **head, "tile": tile, "kernel": name, "code": code, "triton": version}
+        before = (known or {}).get(_key(row), {})
+        if any(before.get(key) != row[key] for key in ("code", "triton")):
+            row |= _read(specialised.compile())
+        else:
+            row = before
+        rows.append(row)
+    return rows
+
+
+def calls(case: Case, family: str) -> list[tuple[str, _Specialised]]:
+    """The kernels that a case launches, by name, specialised for a GPU family."""
     triton.runtime.driver.set_active(_Driver(GPUTarget("cuda", int(family[2:]), 32)))
-    found: list[Any] = []
+    triton.compiler.compile = _Specialised
+    _forget_lines()
+    found: list[tuple[str, _Specialised]] = []
     # Functions that kernels call are compiled with the kernels.
     kernels = {
         k: v
@@ -103,12 +146,27 @@ def compile_case(job: tuple[str, str, int]) -> list[dict[str, Any]]:
     finally:
         for name, kernel in kernels.items():
             setattr(case.module, name, kernel)
-    tile = list(dataclasses.astuple(case.tile)) if case.tile else None
-    head = {"operation": case.operation, "case": case.name, "family": family, "dtype": dtype}
-    return [
-        {"kind": "aot", **head, "tile": tile, "kernel": name, **_read(compiled)}
-        for name, compiled in found
-    ]
+    return found
+
+
+def _forget_lines() -> None:
+    """Let a kernel's code be the same wherever it stands in its file."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("stan_infer.kernels."):
+            for kernel in vars(module).values():
+                if isinstance(kernel, JITFunction):
+                    kernel.starting_line_number = 0
+
+
+def to_compile_again(rows: Sequence[dict[str, Any]]) -> set[str]:
+    """Keys of one row of each kernel, of another family in turn: compiled although recorded."""
+    chosen = set()
+    for i, name in enumerate(sorted({r["kernel"] for r in rows})):
+        own = [r for r in rows if r["kernel"] == name]
+        families = sorted({r["family"] for r in own})
+        family = families[i % len(families)]
+        chosen.add(_key(next(r for r in own if r["family"] == family)))
+    return chosen
 
 
 def problems(row: dict[str, Any], before: dict[str, Any] | None) -> Iterator[str]:
@@ -132,6 +190,8 @@ def problems(row: dict[str, Any], before: dict[str, Any] | None) -> Iterator[str
         return
     if row.get("triton") != before.get("triton"):
         return  # the figures of another version of the compiler are not compared
+    if row.get("code") != before.get("code"):
+        yield "recorded for other code: run python -m benchmarks.aot"
     for key in ("registers", "shared_bytes"):
         if row[key] > WORSE * before[key]:
             yield f"{key} {row[key]}, recorded {before[key]}"
@@ -141,21 +201,23 @@ def main() -> int:
     """Compile, print, and record or compare."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
+    parser.add_argument("--all", action="store_true", help="compile what is recorded, too")
     parser.add_argument("--processes", type=int, default=2)
     args = parser.parse_args()
     if INTERPRETED:
         sys.exit("error: TRITON_INTERPRET is set; nothing is compiled then")
     if args.check and not PATH.exists():
         sys.exit(f"error: {PATH.name} is not here: python -m benchmarks.aot records it")
+    recorded = {_key(r): r for r in map(json.loads, _lines())}
+    again = to_compile_again(list(recorded.values())) if args.check else set()
+    known = {} if args.all else {k: r for k, r in recorded.items() if k not in again}
     todo = jobs()
     with multiprocessing.get_context("spawn").Pool(args.processes) as pool:
-        results = pool.imap(compile_case, todo, chunksize=4)
+        results = pool.imap(functools.partial(compile_case, known=known), todo, chunksize=4)
         rows = [row for found in track(results, "compiling", len(todo)) for row in found]
-    for row in rows:
-        row["triton"] = triton.__version__
-    recorded = {_key(r): r for r in rows}
-    if args.check:
-        recorded = {_key(r): r for r in map(json.loads, PATH.read_text().splitlines())}
+    compiled = sum(r != known.get(_key(r)) for r in rows)
+    if not args.check:
+        recorded = {_key(r): r for r in rows}
     bad = [f"{_key(r)}: {p}" for r in rows for p in problems(r, recorded.get(_key(r)))]
     gone = recorded.keys() - {_key(r) for r in rows}
     bad += [f"{k}: recorded, but no longer shipped" for k in sorted(gone)]
@@ -164,7 +226,9 @@ def main() -> int:
     versions = {r.get("triton") for r in recorded.values()}
     if versions != {triton.__version__}:
         print(f"recorded with triton {versions}, this is {triton.__version__}: not compared")
-    print(f"{len(rows)} kernels compiled for {', '.join(FAMILIES)}; {len(bad)} problems")
+    print(
+        f"{len(rows)} kernels for {', '.join(FAMILIES)}, {compiled} compiled; {len(bad)} problems"
+    )
     for line in bad:
         print(line)
     return 4 if bad else 0
@@ -172,6 +236,10 @@ def main() -> int:
 
 def _cases(family: str, dtype: str, full: bool) -> Iterator[Case]:
     return cases(family, getattr(torch, dtype), "cpu", full=full)
+
+
+def _lines() -> list[str]:
+    return PATH.read_text().splitlines() if PATH.exists() else []
 
 
 def _key(row: dict[str, Any]) -> str:

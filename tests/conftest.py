@@ -11,8 +11,8 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 # Processes of pytest-xdist share the cores: with as many threads each as there are cores, OpenMP's
 # threads wait for each other most of the time.
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
-    _share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _share)))
+    _share = max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
+    os.environ.setdefault("OMP_NUM_THREADS", str(_share))
 
 import json
 import signal
@@ -33,6 +33,17 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 keep_library_caches()  # here, where no test has put a folder of its own into the environment yet
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    import onnxruntime
+
+    class _Shared(onnxruntime.SessionOptions):
+        """As many threads as OpenMP's, unless a test says how many: they spin while they wait."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.intra_op_num_threads = _share
+
+    onnxruntime.SessionOptions = _Shared
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN_CASES = (
     "a_hd32.pth",
@@ -75,6 +86,7 @@ SLOW = {
     "tests/export/test_public_tools.py",
     "tests/export/test_to_onnx.py::test_the_reference_graph_gives_the_same_numbers",
     "tests/kernels/test_aot.py::test_all_configurations",
+    "tests/kernels/test_aot.py::test_what_is_recorded_for_the_same_code_is_not_compiled_again",
     "tests/kernels/test_counts.py",
     "tests/kernels/test_export.py",
     "tests/kernels/test_ops.py::test_opcheck",
@@ -102,6 +114,21 @@ SLOW = {
 }
 
 
+# The longest files of `make test-all` go first, so that all processes end at about the same time.
+LONGEST = (
+    "tests/cpp/",
+    "tests/verification/",
+    "tests/tensorrt_plans/test_build.py",
+    "tests/cli/",
+    "tests/hostile/",
+    "tests/kernels/test_aot.py",
+    "tests/quantisation/",
+    "tests/benchmarks/",
+)
+# Long files of tests that share little: each test goes to the next free process.
+APART = {"tests/verification/test_clean.py", "tests/verification/test_faults.py"}
+
+
 def is_slow(file: str) -> bool:
     return file in SLOW or (file.rpartition("/")[0] in WHOLE and file not in QUICK)
 
@@ -113,10 +140,12 @@ def pytest_ignore_collect(collection_path, config):
 
 
 def pytest_collection_modifyitems(items):
+    order = (*LONGEST, "")
     for item in items:
         test = item.nodeid.partition("[")[0]
         if is_slow(test.partition("::")[0]) or test in SLOW or BUILT & set(item.fixturenames):
             item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: next(i for i, n in enumerate(order) if item.nodeid.startswith(n)))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -127,6 +156,8 @@ def pytest_xdist_make_scheduler(config, log):
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
+            if file in APART:
+                return nodeid
             return "tests/cpp" if file.startswith("tests/cpp/") else file
 
     return ByFile(config, log)

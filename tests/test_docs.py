@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.conftest import QUICK, ROOT, SLOW, WHOLE, python
+from tests.conftest import APART, LONGEST, QUICK, ROOT, SLOW, WHOLE, python
 
 README = (ROOT / "README.md").read_text()
 
@@ -75,7 +75,9 @@ def test_what_is_not_there_is_found(tmp_path):
 
 
 def test_what_make_test_leaves_out_is_there():
-    for file, _, test in (name.partition("::") for name in SLOW | QUICK | WHOLE):
+    for file, _, test in (
+        name.partition("::") for name in {*SLOW, *QUICK, *WHOLE, *LONGEST, *APART}
+    ):
         assert (ROOT / file).exists(), file
         assert not test or f"def {test}(" in (ROOT / file).read_text(), test
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from stan_infer.engines.session import split_device
@@ -109,6 +110,7 @@ def open_with(
     return session
 
 
+@cache  # some milliseconds, and verify opens a graph for every part of a network
 def check_wheels() -> None:
     """Raise MissingError where both of ONNX Runtime's packages are installed: one is broken."""
     wrong = faults(installed_versions(("onnxruntime", "onnxruntime-gpu")))

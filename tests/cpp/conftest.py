@@ -98,8 +98,31 @@ def build(folder, *settings, openvino):
 
 @pytest.fixture(scope="session")
 def plain(tmp_path_factory):
+    """With all engines: TensorRT against the stand-in's headers and library."""
+    need_tools()
     openvino = package_folder("openvino") is not None
-    return Program(build(tmp_path_factory.mktemp("cpp"), openvino=openvino), openvino)
+    root = stand_in(tmp_path_factory.mktemp("tensorrt"))
+    settings = ("STAN_TENSORRT=ON", f"TENSORRT_ROOT={root}", f"CUDA_ROOT={root}")
+    made = build(tmp_path_factory.mktemp("cpp"), *settings, openvino=openvino)
+    return Program(made, openvino)
+
+
+def stand_in(root):
+    """Build what takes the place of NVIDIA's libraries, as they are laid out."""
+    for folder in ("include", "lib"):
+        (root / folder).mkdir()
+    here, cpp = SOURCE / "tensorrt", ROOT / "examples" / "cpp"
+    for name in ("NvInfer.h", "cuda_runtime_api.h"):
+        shutil.copy(here / name, root / "include")
+    flags = ["-std=c++17", "-O0", "-shared", "-fPIC", f"-I{here}", f"-I{cpp}/include"]
+    parts = ("backend_ort", "tensor", "folder", "sha256")
+    sources = [here / "stand_in.cpp", *(cpp / "src" / f"{part}.cpp" for part in parts)]
+    library = root / "lib" / "libnvinfer.so"
+    command = ["c++", *flags, f"-I{cpp}/src", *sources, "-ldl", "-o", library]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    shutil.copy(library, root / "lib" / "libcudart.so")
+    return root
 
 
 @pytest.fixture(params=["ort", "openvino"])
@@ -112,6 +135,7 @@ def engine(request, plain):
 
 @pytest.fixture(scope="session")
 def sanitized(tmp_path_factory):
+    """With AddressSanitizer and UBSan, and no engine that is optional."""
     folder = tmp_path_factory.mktemp("cpp-sanitized")
     suppressed = folder / "suppressed.txt"
     suppressed.write_text(SUPPRESSED)

@@ -3,42 +3,21 @@
 import json
 import re
 import shutil
-import subprocess
 
 import pytest
 
 from stan_infer.tensorrt_plans.build import build_plans
 from stan_infer.tensorrt_plans.plan_file import sidecar_path
 from tests.conftest import ROOT, edit_json, flip
-from tests.cpp.conftest import SOURCE, Program, need_tools
-from tests.cpp.conftest import build as build_program
+from tests.cpp.conftest import Program
 from tests.tensorrt_plans.conftest import put_in_place
 from tests.tensorrt_plans.fake import World, fake_tensorrt
 
-CPP = ROOT / "examples" / "cpp"
-PARTS = ("backend_ort", "tensor", "folder", "sha256")
 
-
-@pytest.fixture(scope="session")
-def program(tmp_path_factory):
+@pytest.fixture
+def program(plain):
     """stan_classify with STAN_TENSORRT, against the stand-in's headers and library."""
-    need_tools()
-    root = tmp_path_factory.mktemp("tensorrt-cpp")
-    for folder in ("include", "lib"):
-        (root / folder).mkdir()
-    here = SOURCE / "tensorrt"
-    for name in ("NvInfer.h", "cuda_runtime_api.h"):
-        shutil.copy(here / name, root / "include")
-    flags = ["-std=c++17", "-O0", "-shared", "-fPIC", f"-I{here}", f"-I{CPP}/include"]
-    sources = [here / "stand_in.cpp", *(CPP / "src" / f"{part}.cpp" for part in PARTS)]
-    library = root / "lib" / "libnvinfer.so"
-    command = ["c++", *flags, f"-I{CPP}/src", *sources, "-ldl", "-o", library]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    shutil.copy(library, root / "lib" / "libcudart.so")
-    places = (f"TENSORRT_ROOT={root}", f"CUDA_ROOT={root}")
-    made = build_program(root / "build", "STAN_TENSORRT=ON", *places, openvino=False)
-    return Program(made, False)
+    return plain
 
 
 @pytest.fixture
@@ -146,8 +125,8 @@ def test_a_shape_outside_the_profiles(program, folder):
     assert done.returncode == 2 and "has no profile for video" in done.stderr, done.stderr
 
 
-def test_a_program_without_tensorrt_says_how_to_get_it(plain, folder):
-    done = plain.run(folder, clip(), "--engine", "tensorrt")
+def test_a_program_without_tensorrt_says_how_to_get_it(sanitized, folder):
+    done = sanitized.run(folder, clip(), "--engine", "tensorrt")
     assert done.returncode == 3 and "-DSTAN_TENSORRT=ON -DTENSORRT_ROOT" in done.stderr
-    done = plain.run(folder, clip(), "--engine", "tensort")
+    done = sanitized.run(folder, clip(), "--engine", "tensort")
     assert done.returncode == 2 and "allowed are ort, openvino and tensorrt" in done.stderr

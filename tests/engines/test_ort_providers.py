@@ -139,6 +139,7 @@ def test_a_plug_in_that_does_not_load(monkeypatch):
 def test_both_wheels_are_an_error_with_the_repair(monkeypatch):
     both = {"onnxruntime": "1.32.0", "onnxruntime-gpu": "1.31.1"}
     monkeypatch.setattr(ort_providers, "installed_versions", lambda names: both)
+    check_wheels.cache_clear()
     with pytest.raises(MissingError, match="pip uninstall -y onnxruntime onnxruntime-gpu && pip"):
         check_wheels()
     with pytest.raises(MissingError, match="own the same folder"):

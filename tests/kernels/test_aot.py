@@ -15,10 +15,67 @@ ROW = {
 }  # fmt: skip
 
 
-def test_all_configurations():
-    """Compiled in another process: kernels are interpreted in this one."""
+def compiling(*words):
+    """Run Python where kernels are compiled: they are interpreted in this process."""
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    python("-m", "benchmarks.aot", "--check", cwd=ROOT, env=env)
+    return python(*words, cwd=ROOT, env=env).stdout
+
+
+def test_all_configurations():
+    compiling("-m", "benchmarks.aot", "--check")
+
+
+SAME_CODE = """
+import dataclasses
+import torch
+from triton import JITFunction
+from benchmarks import aot
+from stan_infer.kernels import linear, tiles
+
+def code(case, family="sm90"):
+    for module in (linear, tiles):
+        for one in vars(module).values():
+            if isinstance(one, JITFunction):
+                one.hash = None
+                one.device_caches.clear()
+    ((name, specialised),) = aot.calls(case, family)
+    return specialised.code
+
+cases = list(aot.cases("sm90", torch.float16, "cpu", full=False))
+case = next(c for c in cases if c.operation == "linear" and "norm" in c.name)
+first = code(case)
+linear._linear_kernel.starting_line_number += 7
+assert code(case) == first
+for function in (linear._linear_kernel, tiles.norm_of_sums):  # which the kernel calls
+    before = function.src
+    function._unsafe_update_src(before + "    # another\\n")
+    assert code(case) != first, function
+    function._unsafe_update_src(before)
+    assert code(case) == first
+tile = dataclasses.replace(case.tile, stages=case.tile.stages + 1)
+others = {code(case, "sm80"), code(dataclasses.replace(case, tile=tile)), first}
+assert len(others) == 3
+
+# What is recorded for this code is not compiled, what is recorded for another is.
+jobs = [j for j in aot.jobs() if j[:2] == ("sm90", "float16")]
+job = next(j for j, c in zip(jobs, cases, strict=True) if c.operation == "head_rows")
+(row,) = aot.compile_case(job)
+planted = {**row, "registers": -1}
+assert aot.compile_case(job, {aot._key(row): planted}) == [planted]
+for change in ({"code": "other"}, {"triton": "other"}):
+    assert aot.compile_case(job, {aot._key(row): planted | change}) == [row]
+"""
+
+
+def test_what_is_recorded_for_the_same_code_is_not_compiled_again():
+    compiling("-c", SAME_CODE)
+
+
+def test_each_kernel_is_compiled_although_recorded():
+    rows = [json.loads(line) for line in aot.PATH.read_text().splitlines()]
+    again = [r for r in rows if aot._key(r) in aot.to_compile_again(rows)]
+    assert sorted(r["kernel"] for r in again) == sorted({r["kernel"] for r in rows})
+    assert {r["family"] for r in again} == set(FAMILIES)
 
 
 def test_what_is_recorded():
@@ -37,6 +94,7 @@ def test_what_is_recorded():
         ({"shared_bytes": 228 * 1024}, "227 KiB allowed"),
         ({"tensor": {}}, "no tensor-core"),
         ({"tensor": {"HMMA": 8}}, "HGMMA"),
+        ({"code": "a"}, "recorded for other code"),
         ({"registers": 120}, "registers 120, recorded 100"),
         ({"shared_bytes": 1200}, "shared_bytes 1200, recorded 1000"),
     ],

@@ -10,10 +10,10 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 
-from stan_infer.export.export_model import export_model
 from stan_infer.network.model import Stan, init_random
 from stan_infer.quantisation.calibrate import calibrate
 from stan_infer.quantisation.options import CalibrationOptions
+from stan_infer.video.clip import read_clip_info
 from tests.conftest import quicken, tiny_config, write_video
 from tests.exported import exported, rewrite
 
@@ -35,11 +35,20 @@ BASES: dict[str, tuple[dict, dict]] = {
 ENGINES = {"bf16": "openvino"}  # ONNX Runtime has no bf16 on a CPU
 
 
-def calibrated(model: Stan, folder: Path, precision: str, **options) -> Path:
-    """Export a model, calibrate it on 40 short videos, and write the folder, whatever its bound."""
+def calibrated(
+    model: Stan, folder: Path, precision: str, engine: str | None = None, **options
+) -> Path:
+    """Export a model, calibrate it on 40 short videos, and write the folder, whatever its bound.
+
+    Videos are decoded in this process, and 8 bits are judged in ONNX Runtime and `engine` alone:
+    tests of calibrate have the rest.
+    """
     with pytest.MonkeyPatch.context() as patch:
         quicken(patch)
-        export_model(model, folder.with_name(f"{folder.name}.fp32"), **options)
+        judged = ["ort", *([engine] if engine else [])]
+        patch.setattr("stan_infer.quantisation.verdict.graph_engines", lambda: judged)
+        for module in ("calibrate", "ranges"):
+            patch.setattr(f"stan_infer.quantisation.{module}.read_clips", _decoded_here)
         videos = folder.with_name("videos to calibrate")
         if not videos.exists():
             videos.mkdir()
@@ -48,8 +57,12 @@ def calibrated(model: Stan, folder: Path, precision: str, **options) -> Path:
         how = CalibrationOptions(
             precision=precision, samples=24, force=True, min_cosine=0.9, threads=1, workers=1
         )
-        calibrate(folder.with_name(f"{folder.name}.fp32"), videos, folder, how)
+        calibrate(exported(model, **options), videos, folder, how)
     return folder
+
+
+def _decoded_here(paths, spec, **options):
+    return ((path, read_clip_info(path, spec)) for path in paths)
 
 
 @torch.no_grad()

@@ -3,10 +3,10 @@
 import pytest
 
 from stan_infer.artefacts.opsets import OPSETS
-from stan_infer.export.export_model import export_model
 from stan_infer.network.model import Stan, init_random
 from stan_infer.verification.inputs import write_videos
 from tests.conftest import tiny_config
+from tests.exported import exported
 from tests.verification.folders import LABELS, VOCABULARY, calibrated, outlying
 from tests.verification.records import verify
 
@@ -102,9 +102,9 @@ def test_clean_pairs_raise_no_alarm(group, videos, tmp_path):
             # OpenVINO's int8 departs by half of the largest value where channels are so unequal.
             if seed % 2 and engine is None:
                 model = outlying(model)
-            calibrated(model, folder, others.pop("precision"), **others)
+            calibrated(model, folder, others.pop("precision"), engine, **others)
         else:
-            export_model(model, folder, **options)
+            folder = exported(model, **options)
         frames = (1, 2, 33) if seed % 4 == 0 else (2, 5)
         record = verify(model, folder, videos=videos[1:3], frames=frames, engine_b=engine)
         assert record["pass"], (config, options, record)
