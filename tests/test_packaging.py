@@ -17,7 +17,8 @@ def test_wheel_holds_every_module_and_one_top_level_name(tmp_path):
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     names = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
     expected = {"stan_infer/py.typed", "stan_infer/kernels/tuned.json"}
-    expected |= {f"stan_infer/text/{n}" for n in ("clip_merges.txt.gz", "LICENSE-CLIP.txt")}
+    of_text = ("clip_merges.txt.gz", "LICENSE-CLIP.txt", "templates.json")
+    expected |= {f"stan_infer/text/{n}" for n in of_text}
     top = ROOT / "stan_infer"
     for path in (*top.glob("*.py"), *top.glob("*/*.py")):
         expected.add(f"stan_infer/{path.relative_to(top)}")

@@ -160,7 +160,8 @@ def run(
             raise
     results.finish()
     if failed:
-        say(f"{len(failed)} of {len(paths)} videos could not be read")
+        whole = "" if windows is None else ", or not all of their windows"
+        say(f"{len(failed)} of {len(paths)} videos could not be read{whole}")
         raise typer.Exit(2)
 
 

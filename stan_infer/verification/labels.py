@@ -34,8 +34,9 @@ def compare_labels(
             names, templates, baked = found
             ids = by.ids(templates.fill(names))
             text = by.text(ids)
-            text["text_embeds"] = templates.average(text["text_embeds"])
-            ids = templates.first(ids)
+            if len(templates.sentences) > 1:
+                text["text_embeds"] = templates.average(text["text_embeds"])
+                ids = templates.first(ids)
             if "token_embeds" in baked:
                 held = text["token_embeds"], baked["token_embeds"]
             else:
