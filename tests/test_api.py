@@ -102,6 +102,8 @@ def test_embeddings_are_those_of_the_session(tmp_path, monkeypatch):
         assert np.allclose(found.embeddings, wanted, atol=1e-5)
         scores = session.score("a shape moves", [session.read_clip(clip) for clip in clips])
         assert np.allclose(session.score_embeddings("a shape moves", found.embeddings), scores)
+        with pytest.raises(si.InputError, match="embeddings hold NaN"):
+            session.score_embeddings("a shape moves", wanted * np.nan)
         for bad in (wanted[:, :5], wanted[None], np.zeros((2, 64), int), "text"):
             with pytest.raises(si.InputError, match=r"floats \[B, E\] with E = 64"):
                 session.score_embeddings("a shape moves", bad)
@@ -159,6 +161,15 @@ def test_evaluate_refuses_as_the_command_does(tmp_path):
         given = dict(dataset="recognition", annotations=csv, videos=CLIPS) | changes
         with pytest.raises(si.InputError, match=message):
             si.evaluate(ROOT / MODEL, **given)
+    for batch in (0, 65, "2", 1.5):
+        with pytest.raises(si.InputError, match="batch is .*allowed are 1 to 64"):
+            si.embed_videos(ROOT / MODEL, CLIPS, batch=batch)
+    with pytest.raises(si.InputError, match="timeout_s is 'x'; give seconds"):
+        si.embed_videos(ROOT / MODEL, CLIPS, timeout_s="x")
+    with pytest.raises(si.InputError, match=r"frames is 8; give a list, as in frames=\[8\]"):
+        si.verify(ROOT / MODEL, ROOT / MODEL, frames=8)
+    with pytest.raises(TypeError, match="no option presicion; did you mean 'precision'"):
+        si.embed_videos(ROOT / MODEL, CLIPS, presicion="fp16")
     with pytest.raises(TypeError, match="no option widgets"):
         csv.write_text("video,label\nred_cross_moves_left,left\n")
         si.evaluate(ROOT / MODEL, "recognition", csv, CLIPS, widgets=3)

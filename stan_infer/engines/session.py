@@ -183,7 +183,7 @@ class Session(Lifetime):
             float32 [Q, B].
 
         Raises:
-            InputError: see embed_text; embeddings of another model's sizes.
+            InputError: see embed_text; embeddings of another model's sizes, or not finite.
 
         Example:
             >>> import stan_infer as si
@@ -201,6 +201,8 @@ class Session(Lifetime):
                 f"embeddings are {features.dtype} {list(features.shape)}; this model's are floats "
                 f"{rows} with E = {e}: give what its embed_video returned"
             )
+        if not np.isfinite(features).all():
+            raise InputError("embeddings hold NaN or infinite values: embed these videos again")
         ids = token_ids(self.config, as_numpy(texts), self.vocabulary)
         text = as_numpy(self._text(ids))
         return score_features(self.config, text, ids, features.astype(np.float32, copy=False))

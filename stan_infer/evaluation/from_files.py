@@ -143,7 +143,7 @@ def evaluate(
     """
     own, rest = divided(EvaluationOptions, options)
     how, words = divided(EmbedOptions, rest)
-    check_word("data set", dataset, DATASETS)
+    check_word("data set", str(dataset), DATASETS)
     work = _Work(source, dataset, Path(annotations), Path(videos), own, how, say, progress)
     return work.run(words)
 

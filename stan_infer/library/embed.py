@@ -16,7 +16,7 @@ import numpy as np
 
 from stan_infer.engines.inputs import as_numpy
 from stan_infer.engines.session import Session
-from stan_infer.errors import MissingError, StanError, storable
+from stan_infer.errors import InputError, MissingError, StanError, storable
 from stan_infer.system import earlier_result
 from stan_infer.system.atomic import new_file
 from stan_infer.video.clip import Clip
@@ -40,6 +40,13 @@ class EmbedOptions:
     batch: int = 1
     workers: int | None = None
     timeout_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        """Refuse what no command takes: 0 videos per call would be all of them at once."""
+        if not isinstance(self.batch, int) or not 1 <= self.batch <= 64:
+            raise InputError(f"batch is {self.batch!r}; allowed are 1 to 64 videos per call")
+        if not isinstance(self.timeout_s, (int, float)):
+            raise InputError(f"timeout_s is {self.timeout_s!r}; give seconds")
 
 
 @dataclasses.dataclass(frozen=True)
