@@ -6,11 +6,13 @@ import inspect
 import json
 import pydoc
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import stan_infer as si
+from stan_infer.evaluation import from_files
 from stan_infer.system.result import Result
 from tests.conftest import ROOT, python
 
@@ -144,6 +146,21 @@ assert found.to_dict()["model"] == model and found.facts["classes"] == 2
     lines = done.stderr.splitlines()
     assert all(line.startswith("RESULT") for line in lines), done.stderr
     assert lines[0].startswith("RESULT recognition, as in the file, 2 videos: videos top-1 ")
+
+
+def test_the_cache_of_an_open_session_knows_its_weights(tmp_path):
+    """One file with two sets of weights: the features of one are not those of the other."""
+    with si.open_session(ROOT / MODEL, settings={"frames": 4}) as session:
+        assert session.options["settings"] == {"frames": 4}
+        assert session.source == ROOT / MODEL
+        facts, config = session.describe(), session.config
+    for weights in (None, "student", "teacher"):
+        options = {"settings": {"weights": weights}} if weights else {}
+        session = SimpleNamespace(options=options, describe=lambda: facts, config=config)
+        from_files._open_cache(tmp_path, str(ROOT / MODEL), session)
+    assert len(list(tmp_path.iterdir())) == 3
+    with pytest.raises(si.InputError, match="a cache belongs to a file of weights"):
+        from_files._open_cache(tmp_path, None, session)
 
 
 def test_evaluate_refuses_as_the_command_does(tmp_path):

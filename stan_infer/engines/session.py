@@ -86,6 +86,11 @@ class Session(Lifetime):
         return self._reopen[1][0] if self._reopen else None
 
     @property
+    def options(self) -> dict[str, Any]:
+        """What else open_session was given: device, precision, settings and more."""
+        return dict(self._reopen[1][2]) if self._reopen else {}
+
+    @property
     def has_tensors(self) -> bool:
         """Whether as_tensor=True is allowed: in engines that run in torch."""
         return self._tensors_on is not None

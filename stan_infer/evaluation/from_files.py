@@ -171,7 +171,7 @@ class _Work:
         paths = [path for path in found if path is not None]
         with opened(self.source, words, yielding=True) as session:
             ran = session.describe()
-            kept = None if own.cache is None else _open_cache(Path(own.cache), name, words, session)
+            kept = None if own.cache is None else _open_cache(Path(own.cache), name, session)
             result = self._evaluated(session, task, paths, kept)
         facts = {
             "data set": self.dataset,
@@ -278,9 +278,7 @@ def task_config(
     )
 
 
-def _open_cache(
-    folder: Path, source: str | None, words: dict[str, Any], session: Session
-) -> FeatureCache:
+def _open_cache(folder: Path, source: str | None, session: Session) -> FeatureCache:
     if source is None:
         raise InputError("a cache belongs to a file of weights: give the checkpoint or the folder")
     if is_exported(source):
@@ -288,7 +286,7 @@ def _open_cache(
     else:
         files = weights_files(source)
         model = " ".join(map(sha256, files)) if files else source
-        weights = (words.get("settings") or {}).get("weights")
+        weights = (session.options.get("settings") or {}).get("weights")
         model += f" {weights}" if weights else ""
     # The number of threads differs from run to run and changes no feature.
     ran = {k: v for k, v in session.describe().items() if k != "threads"}
