@@ -37,7 +37,8 @@ WORKDIR /app
 ENV MODEL=/model
 USER 10001:10001
 EXPOSE 8000
-CMD ["python", "-m", "uvicorn", "service:app", "--host", "0.0.0.0", "--port", "8000"]
+CMD ["python", "-m", "uvicorn", "service:app", "--host", "0.0.0.0", "--port", "8000", \
+     "--limit-concurrency", "16"]
 
 FROM base AS cpu
 COPY --from=build /opt/stan /opt/stan

@@ -6,11 +6,13 @@ import inspect
 import json
 import pydoc
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import stan_infer as si
+from stan_infer.evaluation import from_files
 from stan_infer.system.result import Result
 from tests.conftest import ROOT, python
 
@@ -102,6 +104,8 @@ def test_embeddings_are_those_of_the_session(tmp_path, monkeypatch):
         assert np.allclose(found.embeddings, wanted, atol=1e-5)
         scores = session.score("a shape moves", [session.read_clip(clip) for clip in clips])
         assert np.allclose(session.score_embeddings("a shape moves", found.embeddings), scores)
+        with pytest.raises(si.InputError, match="embeddings hold NaN"):
+            session.score_embeddings("a shape moves", wanted * np.nan)
         for bad in (wanted[:, :5], wanted[None], np.zeros((2, 64), int), "text"):
             with pytest.raises(si.InputError, match=r"floats \[B, E\] with E = 64"):
                 session.score_embeddings("a shape moves", bad)
@@ -144,6 +148,21 @@ assert found.to_dict()["model"] == model and found.facts["classes"] == 2
     assert lines[0].startswith("RESULT recognition, as in the file, 2 videos: videos top-1 ")
 
 
+def test_the_cache_of_an_open_session_knows_its_weights(tmp_path):
+    """One file with two sets of weights: the features of one are not those of the other."""
+    with si.open_session(ROOT / MODEL, settings={"frames": 4}) as session:
+        assert session.options["settings"] == {"frames": 4}
+        assert session.source == ROOT / MODEL
+        facts, config = session.describe(), session.config
+    for weights in (None, "student", "teacher"):
+        options = {"settings": {"weights": weights}} if weights else {}
+        session = SimpleNamespace(options=options, describe=lambda: facts, config=config)
+        from_files.open_cache(tmp_path, str(ROOT / MODEL), session)
+    assert len(list(tmp_path.iterdir())) == 3
+    with pytest.raises(si.InputError, match="a cache belongs to a file of weights"):
+        from_files.open_cache(tmp_path, None, session)
+
+
 def test_evaluate_refuses_as_the_command_does(tmp_path):
     csv = tmp_path / "l.csv"
     csv.write_text("video,label\nnowhere,left\n")
@@ -159,6 +178,15 @@ def test_evaluate_refuses_as_the_command_does(tmp_path):
         given = dict(dataset="recognition", annotations=csv, videos=CLIPS) | changes
         with pytest.raises(si.InputError, match=message):
             si.evaluate(ROOT / MODEL, **given)
+    for batch in (0, 65, "2", 1.5):
+        with pytest.raises(si.InputError, match="batch is .*allowed are 1 to 64"):
+            si.embed_videos(ROOT / MODEL, CLIPS, batch=batch)
+    with pytest.raises(si.InputError, match="timeout_s is 'x'; give seconds"):
+        si.embed_videos(ROOT / MODEL, CLIPS, timeout_s="x")
+    with pytest.raises(si.InputError, match=r"frames is 8; give a list, as in frames=\[8\]"):
+        si.verify(ROOT / MODEL, ROOT / MODEL, frames=8)
+    with pytest.raises(TypeError, match="no option presicion; did you mean 'precision'"):
+        si.embed_videos(ROOT / MODEL, CLIPS, presicion="fp16")
     with pytest.raises(TypeError, match="no option widgets"):
         csv.write_text("video,label\nred_cross_moves_left,left\n")
         si.evaluate(ROOT / MODEL, "recognition", csv, CLIPS, widgets=3)

@@ -57,7 +57,9 @@ class BenchOptions:
 
     def __post_init__(self) -> None:
         """Drop repeats; check words and numbers."""
-        for name in ("engines", "precisions", "batches", "frames"):
+        for name in ("engines", "precisions", "batches", "frames", "evals"):
+            if isinstance(value := getattr(self, name), (str, int, Path)):
+                raise InputError(f"{name} is {value!r}; give a list, as in {name}=[{value!r}]")
             object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
         for name in ("calibration", "include_decode", "out", "report", "compare"):
             if isinstance(value := getattr(self, name), str):

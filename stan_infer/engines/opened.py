@@ -7,13 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
-from stan_infer.engines.open import open_session
+from stan_infer.engines.open import EngineOptions, open_session
 from stan_infer.engines.session import Session
-from stan_infer.errors import InputError
+from stan_infer.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from stan_infer.network.model import Stan
 
+_KNOWN = {"engine", "device", "precision", "settings", *EngineOptions.__annotations__}
 Source: TypeAlias = Union[str, Path, "Stan", Session]
 
 
@@ -21,11 +22,13 @@ Source: TypeAlias = Union[str, Path, "Stan", Session]
 def opened(source: Source, words: dict[str, Any], **more: Any) -> Iterator[Session]:
     """Yield a session of the source: one that is open stays open, any other is closed.
 
-    words: what the caller was given for open_session; more: what it adds. Raises InputError for
-    words beside a session, which has its own.
+    words: what the caller was given for open_session; more: what it adds to them. Raises InputError
+    for words beside a session, which has its own, and TypeError for one that nobody knows.
     """
+    for name in words.keys() - _KNOWN:
+        raise TypeError(f"there is no option {name}{nearest(name, sorted(_KNOWN))}")
     if not isinstance(source, Session):
-        with open_session(source, **words, **more) as session:
+        with open_session(source, **{**more, **words}) as session:
             yield session
         return
     given = [name for name, value in words.items() if value is not None]

@@ -93,6 +93,11 @@ class Session(Lifetime):
         return self._reopen[1][0] if self._reopen else None
 
     @property
+    def options(self) -> dict[str, Any]:
+        """What else open_session was given: device, precision, settings and more."""
+        return dict(self._reopen[1][2]) if self._reopen else {}
+
+    @property
     def has_tensors(self) -> bool:
         """Whether as_tensor=True is allowed: in engines that run in torch."""
         return self._tensors_on is not None
@@ -190,7 +195,7 @@ class Session(Lifetime):
             float32 [Q, B].
 
         Raises:
-            InputError: see embed_text; embeddings of another model's sizes.
+            InputError: see embed_text; embeddings of another model's sizes, or not finite.
 
         Example:
             >>> import stan_infer as si
@@ -208,6 +213,8 @@ class Session(Lifetime):
                 f"embeddings are {features.dtype} {list(features.shape)}; this model's are floats "
                 f"{rows} with E = {e}: give what its embed_video returned"
             )
+        if not np.isfinite(features).all():
+            raise InputError("embeddings hold NaN or infinite values: embed these videos again")
         ids = token_ids(self.config, as_numpy(texts), self.vocabulary)
         text = as_numpy(self._text(ids))
         return score_features(self.config, text, ids, features.astype(np.float32, copy=False))

@@ -124,7 +124,7 @@ def evaluate(
     """
     own, rest = divided(EvaluationOptions, options)
     how, words = divided(EmbedOptions, rest)
-    check_word("data set", dataset, DATASETS)
+    check_word("data set", str(dataset), DATASETS)
     work = _Work(source, dataset, Path(annotations), Path(videos), own, how, say, progress)
     return work.run(words)
 
@@ -155,7 +155,7 @@ class _Work:
         hashes = {} if name is None else model_hashes(name)
         with opened(self.source, words, yielding=True) as session:
             ran = session.describe()
-            kept = None if own.cache is None else open_cache(own.cache, name, words, session)
+            kept = None if own.cache is None else open_cache(own.cache, name, session)
             result = self._evaluated(session, task, paths, kept)
         views = result.facts["views"]
         facts = {
@@ -297,14 +297,12 @@ def task_config(
     )
 
 
-def open_cache(
-    folder: str | Path, source: str | None, words: dict[str, Any], session: Session
-) -> FeatureCache:
-    """Open the kept features of a source; words: as for open_session."""
+def open_cache(folder: str | Path, source: str | None, session: Session) -> FeatureCache:
+    """Open the kept features of a source, which the session runs."""
     if source is None:
         raise InputError("a cache belongs to a file of weights: give the checkpoint or the folder")
     model = " ".join(model_hashes(source).values()) or source
-    weights = (words.get("settings") or {}).get("weights")
+    weights = (session.options.get("settings") or {}).get("weights")
     model += f" {weights}" if weights and not is_exported(source) else ""
     # The number of threads differs from run to run and changes no feature.
     ran = {k: v for k, v in session.describe().items() if k != "threads"}

@@ -54,8 +54,9 @@ class Embeddings(Result):
     def summary(self) -> str:
         """How many, their shape, what ran."""
         s, failed = self.session, f", {len(self.failed)} could not be read" if self.failed else ""
+        videos = f"{len(self.paths)} video{'s' * (len(self.paths) != 1)}"
         return (
-            f"{len(self.paths)} videos, float32 {list(self.embeddings.shape)}, engine "
+            f"{videos}, float32 {list(self.embeddings.shape)}, engine "
             f"{s['engine']} in {s['precision']} on {s['device']}{failed}"
         )
 
@@ -131,7 +132,7 @@ def embed_videos(
         >>> import stan_infer as si
         >>> clips = "examples/motion/clips/green_bar_grows.mp4"
         >>> si.embed_videos("examples/motion/motion.safetensors", clips, workers=1)
-        <Embeddings: 1 videos, float32 [1, 64], engine eager in fp32 on cpu>
+        <Embeddings: 1 video, float32 [1, 64], engine eager in fp32 on cpu>
     """
     if level == "token":
         raise InputError('level "token" is of texts: give "video" or "frame"')

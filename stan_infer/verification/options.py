@@ -35,5 +35,7 @@ class VerifyOptions:
         """Refuse numbers out of range."""
         if self.tolerance is not None and not self.tolerance >= 0:
             raise InputError(f"tolerance is {self.tolerance}; it must be 0 or more")
+        if isinstance(self.frames, int):
+            raise InputError(f"frames is {self.frames}; give a list, as in frames=[{self.frames}]")
         if not self.frames or min(self.frames) < 1:
             raise InputError(f"frames are {list(self.frames)}; give whole numbers from 1 on")

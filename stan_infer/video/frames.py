@@ -26,7 +26,7 @@ def clip_of_frames(
     sample: bool = True,
 ) -> NDArray[np.uint8]:
     """Return uint8 [T, crop, crop, 3] RGB: see Session.prepare; spec: T and the sizes."""
-    check_word("order", order, ORDERS)
+    check_word("order", str(order), ORDERS)
     images = _sequence(frames)
     if not sample:
         if timestamps is not None:
@@ -62,7 +62,9 @@ def indices_in_time(timestamps: Any, count: int, frames: int) -> Indices:
         raise InputError(
             f"timestamps have shape {list(times.shape)} for {count} frames; give one per frame"
         )
-    if not np.isfinite(times).all() or (np.diff(times) < 0).any():
+    with np.errstate(over="ignore"):
+        span = 2 * times  # finite: so are all differences
+    if not np.isfinite(span).all() or (np.diff(times) < 0).any():
         raise InputError("timestamps must be finite and must not fall; give seconds, oldest first")
     wanted = sample_indices(count, frames)
     if times[-1] == times[0]:  # one frame, or a clock that stands still
@@ -74,6 +76,8 @@ def indices_in_time(timestamps: Any, count: int, frames: int) -> Indices:
 
 def _sequence(frames: Any) -> Sequence[Any]:
     """Return what has a length and numbered items; InputError for anything else."""
+    if isinstance(frames, memoryview):
+        frames = np.asarray(frames)
     if hasattr(frames, "dtype"):
         shape = tuple(frames.shape)
         if len(shape) == 4 and shape[1] == 3 != shape[3]:
@@ -86,7 +90,9 @@ def _sequence(frames: Any) -> Sequence[Any]:
         # An array of objects is a list of frames.
         if len(shape) != 4 and not (len(shape) == 1 and str(frames.dtype) == "object"):
             raise InputError(f"frames have shape {list(shape)}; {_GIVE}; a batch clip by clip")
-    elif isinstance(frames, (str, bytes, dict)) or not hasattr(frames, "__getitem__"):
+    elif isinstance(frames, (str, bytes, dict)) or not (
+        hasattr(frames, "__getitem__") and hasattr(frames, "__len__")
+    ):
         raise InputError(
             f"frames are of type {type(frames).__name__}; {_GIVE}; keep the last ones of a stream "
             "in a collections.deque(maxlen=N)"
@@ -99,9 +105,16 @@ def _sequence(frames: Any) -> Sequence[Any]:
 
 def _rgb(frame: Any, number: int, order: str) -> Image:
     """Return a frame as uint8 [H, W, 3] RGB, or InputError with what is wrong and what to do."""
-    if hasattr(frame, "cpu"):
-        frame = frame.detach().cpu().numpy()
-    image = np.asarray(frame)
+    try:
+        if hasattr(frame, "cpu"):
+            frame = frame.detach().cpu().numpy()
+        image = np.asarray(frame.asnumpy() if hasattr(frame, "asnumpy") else frame)  # decord's
+    except (TypeError, ValueError, RuntimeError) as e:
+        reason = (str(e).splitlines() or [type(e).__name__])[0][:200]
+        raise InputError(
+            f"frame {number}, of type {type(frame).__name__}, cannot be read as an array "
+            f"({reason}); {_GIVE}"
+        ) from e
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         advice = "give RGB or BGR uint8"
         if image.dtype.kind == "f":

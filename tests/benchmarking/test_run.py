@@ -38,6 +38,8 @@ def test_bench_from_python(tmp_path):
         ({"precisions": ["fp23"]}, "did you mean 'fp32'"),
         ({"batches": [0]}, "--batch 0 is out of range"),
         ({"frames": [65]}, "--frames 65 is out of range"),
+        ({"engines": "eager"}, r"give a list, as in engines=\['eager'\]"),
+        ({"frames": 8}, r"give a list, as in frames=\[8\]"),
         ({"repeats": 0}, "rounds are at least 1"),
     ],
 )

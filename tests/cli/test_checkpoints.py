@@ -1,6 +1,7 @@
 """Commands on checkpoints of several sets of weights, on CLIP's weights, and what they refuse."""
 
 from contextlib import closing
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -64,17 +65,16 @@ def test_a_folder_and_a_name_have_no_sets(cli, tiny_model):
 
 def test_kept_features_belong_to_a_set_and_to_the_bytes_behind_a_name(tmp_path, tiny_model):
     with closing(open_session(tiny_model)) as session:
-        (tmp_path / "a.pt").write_bytes(b"1")
-        places = set()
-        for source, weights in (("a.pt", None), ("a.pt", "ema"), ("ViT-B-32:a.pt", None)):
-            source = source.replace("a.pt", str(tmp_path / "a.pt"))
-            places.add(
-                open_cache(
-                    tmp_path / "kept", source, {"settings": {"weights": weights}}, session
-                )._folder
-            )
-        (tmp_path / "a.pt").write_bytes(b"2")
-        places.add(open_cache(tmp_path / "kept", source, {}, session)._folder)
+        facts, config = session.describe(), session.config
+    a = tmp_path / "a.pt"
+    sources = (str(a), None), (str(a), "ema"), (f"ViT-B-32:{a}", None)
+    places = set()
+    for content, given in ((b"1", sources), (b"2", sources[-1:])):
+        a.write_bytes(content)
+        for source, weights in given:
+            options = {"settings": {"weights": weights}}
+            session = SimpleNamespace(options=options, describe=lambda: facts, config=config)
+            places.add(open_cache(tmp_path / "kept", source, session)._folder)
     assert len(places) == 3  # the same bytes with and without a name give the same config here
 
 

@@ -226,7 +226,11 @@ def test_missing_package_is_told(monkeypatch, package):
     assert install_command("runtime") in str(error.value)
 
 
-@pytest.mark.parametrize("content", [None, b"\x1f\x8bno", gzip.compress(b"a b\n"), b""])
+@pytest.mark.parametrize(
+    "content",
+    [None, b"\x1f\x8bno", gzip.compress(b"a b\n"), b""],
+    ids=["none", "head", "short", "empty"],
+)
 def test_damaged_installed_vocabulary_is_told(monkeypatch, tmp_path, content):
     path = tmp_path / "clip_merges.txt.gz"
     monkeypatch.setattr(module, "_MERGES_FILE", path)

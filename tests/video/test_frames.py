@@ -46,6 +46,7 @@ def test_all_frames_of_a_video_give_the_bytes_of_read_clip(video, frames):
         "tensor": torch.from_numpy(stacked),
         "list of tensors": list(map(torch.from_numpy, images)),
         "deque": collections.deque(images, maxlen=50),
+        "memoryview": memoryview(stacked),
         "not contiguous": stacked[:, ::-1].copy()[:, ::-1],
     }
     for name, given_frames in forms.items():
@@ -58,9 +59,23 @@ def test_all_frames_of_a_video_give_the_bytes_of_read_clip(video, frames):
 
 def test_frames_of_decord_give_its_bytes(video):
     decord = pytest.importorskip("decord")
-    frames = decord.VideoReader(str(video)).get_batch(range(37)).asnumpy()
+    reader = decord.VideoReader(str(video))
     spec = ClipSpec(frames=7, short_side=40, crop=32, decoder="decord")
-    assert np.array_equal(clip_of_frames(frames, spec), read_clip_info(video, spec).pixels)
+    wanted = read_clip_info(video, spec).pixels
+    for frames in (reader.get_batch(range(37)).asnumpy(), reader):
+        assert np.array_equal(clip_of_frames(frames, spec), wanted)
+
+
+def test_other_kinds_of_frames(video):
+    image = pytest.importorskip("PIL.Image")
+    images = decoded(video)
+    wanted = clip_of_frames(images, SPEC)
+    objects = np.empty(len(images), object)
+    objects[:] = images
+    assert np.array_equal(clip_of_frames(objects, SPEC), wanted)
+    assert np.array_equal(clip_of_frames(list(map(image.fromarray, images)), SPEC), wanted)
+    with pytest.raises(InputError, match="grey"):
+        clip_of_frames([image.fromarray(i).convert("L") for i in images], SPEC)
 
 
 def test_a_session_prepares_what_it_reads(tiny_model, video):
@@ -152,6 +167,10 @@ RGB = np.zeros((40, 50, 3), np.uint8)
         ([RGB.astype(np.uint16)], {}, "uint16"),
         ([np.zeros((0, 9, 3), np.uint8)], {}, r"uint8 \[0, 9, 3\]"),
         ([None], {}, "frame 0 is object"),
+        ([[[1, 2], [3]]], {}, "frame 0, of type list, cannot be read as an array"),
+        ([torch.zeros(4, 4, 3).bfloat16()], {}, "of type Tensor, cannot be read"),
+        ([torch.zeros(4, 4, 3).to_sparse()], {}, "of type Tensor, cannot be read"),
+        (torch.utils.data.Dataset(), {}, "of type Dataset"),
         (["a.mp4"], {}, "frame 0 is <U5"),
         ("video.mp4", {}, "of type str"),
         (3, {}, "of type int"),
@@ -163,6 +182,8 @@ RGB = np.zeros((40, 50, 3), np.uint8)
         ([RGB] * 3, {"timestamps": [0, 1]}, r"shape \[2\] for 3 frames"),
         ([RGB] * 3, {"timestamps": [0, 2, 1]}, "must not fall"),
         ([RGB] * 3, {"timestamps": [0, 1, np.nan]}, "finite"),
+        ([RGB] * 3, {"timestamps": [-1e308, 0, 1e308]}, "finite"),
+        ([RGB], {"order": None}, "order 'None' is unknown"),
         ([RGB] * 3, {"timestamps": "now"}, "no list of numbers"),
     ],
 )  # fmt: skip
