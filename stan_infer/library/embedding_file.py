@@ -60,14 +60,15 @@ class _Rows:
     """An .npy file of float32 whose number of rows is known at its end."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.shape = path, (0,)
+        self.path, self._start = path, 0
+        self.shape: tuple[int, ...] = (0,)
         self._file = path.open("wb")
 
     def add(self, rows: NDArray[Any]) -> None:
         """Add rows [n, ...]."""
         if self.shape == (0,):
             self.shape = (0, *rows.shape[1:])
-            self._head()
+            self._start = self._head()
         if rows.shape[1:] != self.shape[1:]:
             raise InputError(f"vectors of {rows.shape[1:]} and {self.shape[1:]} are in one file")
         self._file.write(np.ascontiguousarray(rows, np.float32).data)
@@ -76,12 +77,14 @@ class _Rows:
     def close(self) -> None:
         """Write how many rows there are into the header, for which numpy leaves room."""
         self._file.seek(0)
-        self._head()
+        end = self._head()
+        assert end == self._start, "the header has another length"
         self._file.close()
 
-    def _head(self) -> None:
+    def _head(self) -> int:
         head = {"descr": "<f4", "fortran_order": False, "shape": self.shape}
         np.lib.format.write_array_header_1_0(self._file, head)
+        return self._file.tell()
 
 
 class _Npz(EmbeddingFile):
