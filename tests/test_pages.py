@@ -21,13 +21,6 @@ from tests.conftest import ROOT, python, quicken
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 RUN = ("sh", "console", "python")
-# What pages show and other branches bring: remove what is merged.
-AWAITED = {
-    "run": {"--by", "--windows", "--csv", "--template", "--threads", "--start", "--end"},
-    "embed": {"--text", "--texts", "--level", "--normalise", "--threads"},
-    "eval": {"--out", "--compare"},
-    "python": {"session.prepare", "with si.open_session"},
-}
 
 
 def blocks(page) -> list[tuple[str, str]]:
@@ -41,10 +34,6 @@ def commands(text: str) -> list[list[str]]:
     lines = text.replace("\\\n", " ").splitlines()
     parted = [shlex.split(line.removeprefix("$ "), comments=True) for line in lines]
     return [words[1:] for words in parted if words[:1] == ["stan-infer"]]
-
-
-def awaited(words: list[str]) -> bool:
-    return bool(AWAITED.get(words[0], set()) & set(words))
 
 
 def invoke(words: list[str]):
@@ -82,8 +71,7 @@ def shown(content: str) -> list[tuple[list[str], str]]:
 
 def run(language: str, content: str) -> None:
     if language == "python":
-        if not any(name in content for name in AWAITED["python"]):
-            python("-c", content)
+        python("-c", content)
         return
     if language == "console":
         for words, wanted in shown(content):
@@ -91,8 +79,7 @@ def run(language: str, content: str) -> None:
             assert alike(got, wanted), f"{words}\n{got}\nis not\n{wanted}"
         return
     for words in commands(content):
-        if not awaited(words):
-            invoke(words)
+        invoke(words)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -113,14 +100,7 @@ def test_commands_of_a_page_have_their_options(page):
         for words in commands(content) if language != "python" else ():
             options = {o for p in known[words[0]].params for o in (*p.opts, *p.secondary_opts)}
             given = {w.partition("=")[0] for w in words if re.match(r"--?[a-z]", w)}
-            assert not given - options - AWAITED.get(words[0], set()), words
-
-
-def test_nothing_is_awaited_that_is_here():
-    known = get_command(app).commands
-    for name, options in AWAITED.items():
-        if name != "python":
-            assert not options & {o for p in known[name].params for o in p.opts}, name
+            assert not given - options, words
 
 
 def test_pages_that_messages_name_are_there():
