@@ -215,7 +215,7 @@ def test_views_are_one_or_three_crops(cli, checkpoint, videos, class_csv):
     cli(*words, code=2, says="crops are 1 or 3")
 
 
-def test_killed_at_any_moment_it_resumes_to_the_same_figures(checkpoint, tmp_path):
+def test_killed_at_any_moment_it_resumes_to_the_same_figures(artefact, tmp_path):
     folder = tmp_path / "videos"
     folder.mkdir()
     rows = ["video,text"]
@@ -224,7 +224,7 @@ def test_killed_at_any_moment_it_resumes_to_the_same_figures(checkpoint, tmp_pat
         rows.append(f"v{i}.mp4,text number {i}")
     table = tmp_path / "pairs.csv"
     table.write_text("\n".join(rows))
-    run = [sys.executable, "-m", "stan_infer", "eval", str(checkpoint)]
+    run = [sys.executable, "-m", "stan_infer", "eval", str(artefact)]  # starts at once: no torch
     run += [str(a) for a in arguments("retrieval", table, folder)]
     whole = json.loads(subprocess.run(run, capture_output=True, check=True).stdout)
     run += ["--cache", str(tmp_path / "cache")]
