@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -226,7 +227,9 @@ def test_killed_at_any_moment_it_resumes_to_the_same_figures(artefact, tmp_path)
     table.write_text("\n".join(rows))
     run = [sys.executable, "-m", "stan_infer", "eval", str(artefact)]  # starts at once: no torch
     run += [str(a) for a in arguments("retrieval", table, folder)]
+    start = time.monotonic()
     whole = json.loads(subprocess.run(run, capture_output=True, check=True).stdout)
+    took = time.monotonic() - start
     run += ["--cache", str(tmp_path / "cache")]
     kills, parts = 0, set()
     rng = np.random.default_rng(0)
@@ -234,7 +237,8 @@ def test_killed_at_any_moment_it_resumes_to_the_same_figures(artefact, tmp_path)
         process = subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         # From the imports to the last scores: later and later, so that some kill meets every stage.
         try:
-            out, _ = process.communicate(timeout=float(rng.uniform(0.5, 2 + kills / 2)))
+            share = float(rng.uniform(0.2, 0.8 + kills / 20))  # of the time of a whole run
+            out, _ = process.communicate(timeout=took * share)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.communicate()
