@@ -1,6 +1,8 @@
 """Hostile variants of an exported folder: hashes are right, so that only the content is hostile."""
 
+import functools
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -214,8 +216,15 @@ def golden_elsewhere(folder: Path, manifest: dict) -> None:
 def golden_bomb(folder: Path, manifest: dict) -> None:
     """Two megabytes that unpack to two gigabytes."""
     path = folder / manifest["golden"]["file"]
+    path.write_bytes(_bomb())
+    manifest["files"][path.name] = entry_of(path)
+
+
+@functools.cache  # it takes many seconds
+def _bomb() -> bytes:
+    packed = io.BytesIO()
     with (
-        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as z,
+        zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as z,
         z.open("video.npy", "w", force_zip64=True) as f,
     ):
         np.lib.format.write_array_header_1_0(
@@ -223,7 +232,7 @@ def golden_bomb(folder: Path, manifest: dict) -> None:
         )
         for _ in range(2**7):
             f.write(bytes(2**24))
-    manifest["files"][path.name] = entry_of(path)
+    return packed.getvalue()
 
 
 def deep(folder: Path, manifest: dict) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from packaging.version import Version
@@ -18,7 +19,7 @@ from stan_infer.artefacts.opsets import OPSETS
 from stan_infer.export.export_model import export_model
 from stan_infer.network.model import Stan, init_random
 from tests.conftest import tiny_config
-from tests.installs.__main__ import MOTION, call
+from tests.installs.__main__ import AT_ONCE, MOTION, call
 from tests.installs.pythons import ROOT, find
 
 PYTHON = "3.11"  # the oldest declared; its wheels of ONNX Runtime begin with 1.15
@@ -79,10 +80,12 @@ def main() -> None:
         folder = Path(name) / "graphs"
         folder.mkdir()
         export_all(folder)
-        for version in VERSIONS:
-            found = list(faults(folder, version, python))
-            wrong += len(found)
-            print(f"ONNX Runtime {version}: {'; '.join(found) or 'as the table says'}", flush=True)
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            each = pool.map(lambda version: list(faults(folder, version, python)), VERSIONS)
+            for version, found in zip(VERSIONS, each, strict=True):
+                wrong += len(found)
+                said = "; ".join(found) or "as the table says"
+                print(f"ONNX Runtime {version}: {said}", flush=True)
     sys.exit(wrong > 0)
 
 

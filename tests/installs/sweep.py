@@ -16,6 +16,8 @@ CHECKPOINT_ENGINES = {"eager": "cpu", "compile": "cpu", "triton": "gpu"}
 # Engine of a folder -> the extra that is missing for it.
 FOLDER_ENGINES = {"ort": None, "openvino": "openvino", "trt": "gpu", "trt-rtx": "gpu"}
 
+ONCE = ["--repeats", "1", "--warmup", "1", "--min-seconds", "0"]
+
 Row = tuple[list[str], int | str]  # words, then the exit code, or the extra of an exit with 3
 
 
@@ -64,7 +66,7 @@ def rows(checkpoint: str, folder: str, videos: str, labels: str, csv: str) -> li
         (["verify", folder, folder, "--engine-b", "openvino"], "openvino"),
         (["bench"], "cpu"),
         (["bench", checkpoint], "cpu"),
-        (["bench", folder, "--batch", "1", "--frames", "2"], 0),
+        (["bench", folder, "--batch", "1", "--frames", "2", *ONCE], 0),
         (["bench", folder, "--report", "page"], "report"),
     ]
     for engine, extra in CHECKPOINT_ENGINES.items():

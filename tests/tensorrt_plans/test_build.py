@@ -294,10 +294,11 @@ def test_tensorrt_rtx_builds_8_bits(rtx, tiny_model, precision, fixed, tmp_path)
 def test_tensorrt_rtx_builds_a_real_size(rtx, tmp_path):
     from stan_infer.checkpoints.presets import preset
 
-    model = init_random(Stan(preset("stan-b32"))).eval()
+    # B/32 but for its depth: the layers that are left out have the shapes of the others.
+    model = init_random(Stan(dataclasses.replace(preset("stan-b32"), layers=6))).eval()
     export_model(model, tmp_path / "f", precision="fp16", tower="video")
     (plan,) = build_plans(tmp_path / "f", "trt-rtx", PlanOptions(roles=("video",)))
-    assert len(plan.profiles) == 2 and plan.sidecar["plan_bytes"] > 200 * 2**20
+    assert len(plan.profiles) == 2 and plan.sidecar["plan_bytes"] > 120 * 2**20
 
 
 def test_tensorrt_rtx_builds_a_classifier_and_fixed_sizes(rtx, tmp_path):
