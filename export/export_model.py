@@ -69,19 +69,28 @@ def export_model(
 
     from stan_infer.export.options import ExportOptions, check_opset
     from stan_infer.export.to_onnx import export_onnx
-    from stan_infer.tensorrt_plans.build import build_plans, check_buildable
-    from stan_infer.tensorrt_plans.options import PlanOptions
 
     graphs = ExportOptions(**options)
     check_opset(graphs.opset)
-    engine, wanted = FORMATS[format], plan or PlanOptions()
-    if engine:
-        check_buildable(engine, wanted)  # now, because writing the graphs takes minutes
-
-    def add_plans(folder: Path) -> None:
-        if engine:
-            build_plans(folder, engine, wanted, progress=on_plan)
-
+    then = _adder_of_plans(FORMATS[format], plan, on_plan)
     load: Callable[[], Any] = (lambda: model) if isinstance(model, nn.Module) else model
     say = progress or (lambda text: None)
-    return export_onnx(load, Path(out), graphs, say=say, then=add_plans)
+    return export_onnx(load, Path(out), graphs, say=say, then=then)
+
+
+def _adder_of_plans(
+    engine: str | None, plan: PlanOptions | None, on_plan: Callable[[str, float], None] | None
+) -> Callable[[Path], None]:
+    """Return what adds the plans of an engine to a folder; None: of no engine."""
+    from stan_infer.tensorrt_plans.build import build_plans, check_buildable
+    from stan_infer.tensorrt_plans.options import PlanOptions
+
+    if engine is None:
+        return lambda folder: None
+    wanted, chosen = plan or PlanOptions(), engine
+    check_buildable(chosen, wanted)  # now, because writing the graphs takes minutes
+
+    def add(folder: Path) -> None:
+        build_plans(folder, chosen, wanted, progress=on_plan)
+
+    return add
