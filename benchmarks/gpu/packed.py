@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.record import ROOT
-from stan_infer.benchmarking import plots
+from stan_infer.system import charts
 
 PICTURE = ROOT / "benchmarks" / "packed.svg"
 FLASH_TILE, OUR_TILE = 128, 64  # rows of a tile of scores: FlashAttention-2's at dh = 64, and ours
-COLOURS = {"useful": plots.COLOURS[0], "wasted": "#E8E4DA", "edge": "#444444"}
+COLOURS = {"useful": charts.COLOURS[0], "wasted": "#E8E4DA", "edge": "#444444"}
 
 
 def ways(batch: int, frames: int, patches: int, width: int) -> list[dict[str, Any]]:
