@@ -1,7 +1,7 @@
 """Say what a camera sees, again and again: python camera.py MODEL SOURCE TEXT TEXT ...
 
 MODEL is a checkpoint or an exported folder, SOURCE a video file or a camera (/dev/video0).
-Installed: stan-infer[runtime] for a folder, stan-infer[cpu] for a checkpoint.
+Installed: extra runtime for a folder, extra cpu for a checkpoint.
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Embed videos that a torch DataLoader reads: python data_loader.py CHECKPOINT FOLDER
 
-Installed: stan-infer[cpu]. Without a DataLoader of your own, si.embed_videos does the same.
+Installed: extra cpu. Without a DataLoader of your own, si.embed_videos does the same.
 """
 
 import sys

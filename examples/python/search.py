@@ -1,7 +1,7 @@
 """Find the videos of a folder that fit a sentence: python search.py MODEL FOLDER "a dog runs"
 
 The first search embeds the videos and keeps their vectors in FOLDER/vectors.npz; later ones take
-less than a second. Installed: stan-infer[runtime] for an exported folder, [cpu] for a checkpoint.
+less than a second. Installed: extra runtime for a folder, cpu for a checkpoint.
 """
 
 import sys

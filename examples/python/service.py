@@ -1,7 +1,7 @@
 """Score uploaded videos over HTTP: MODEL=folder uvicorn service:app
 
 curl --data-binary @dog.mp4 "http://localhost:8000/score?text=a+dog+runs&text=a+cat+sits"
-Installed: stan-infer[runtime], fastapi, uvicorn (pip install fastapi uvicorn).
+Installed: extra runtime, fastapi, uvicorn (pip install fastapi uvicorn).
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """The five best classes of every video as CSV: python top5_csv.py MODEL LABELS FOLDER > top5.csv
 
-LABELS has one class per line. Installed: stan-infer[runtime] for an exported folder, [cpu] for a
+LABELS has one class per line. Installed: extra runtime for a folder, extra cpu for a
 checkpoint.
 """
 

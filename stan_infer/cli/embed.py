@@ -21,6 +21,8 @@ from stan_infer.cli.options import (
     Precision,
     Provider,
     Settings,
+    Text,
+    Texts,
     Threads,
     Timeout,
     Weights,
@@ -41,10 +43,8 @@ def embed(
     videos: Annotated[
         list[Path] | None, typer.Argument(help="Videos, or folders of videos.")
     ] = None,
-    text: Annotated[list[str] | None, typer.Option(help="A text to embed; repeat it.")] = None,
-    texts: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Texts to embed, one per line.")
-    ] = None,
+    text: Text = None,
+    texts: Texts = None,
     level: Annotated[
         str | None,
         typer.Option(

@@ -45,7 +45,8 @@ _OF_GRAPHS = (
     "settings weights".split()
 )
 _OF_PLANS = (
-    "plans target tf32 workspace level timing_cache hardware_compatible version_compatible".split()
+    "plans target tf32 workspace builder_level timing_cache hardware_compatible "
+    "version_compatible".split()
 )
 _SPELT = {"settings": "--set", "licence": "--license"}
 
@@ -95,7 +96,7 @@ def export(
     workspace: Annotated[
         int | None, typer.Option(min=1, help="Plans: memory of one layer, MiB (default: all).")
     ] = None,
-    level: Annotated[
+    builder_level: Annotated[
         int | None, typer.Option(min=0, max=5, help="Plans: the builder's optimization level.")
     ] = None,
     timing_cache: Annotated[
@@ -150,7 +151,7 @@ def export(
         roles=tuple(r.strip() for r in plans.split(",") if r.strip()),
         tf32=tf32,
         workspace_mib=workspace,
-        level=level,
+        level=builder_level,
         timing_cache=timing_cache,
         hardware_compatible=hardware_compatible,
         version_compatible=version_compatible,

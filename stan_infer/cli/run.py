@@ -89,8 +89,8 @@ def run(
 ) -> None:
     """Score videos against texts, and rank either by the other.
 
-    --by video shows the best texts of each clip, --by text the best clips of each text; with
-    --windows these are parts of videos.
+    By video it shows the best texts of each clip, by text the best clips of each text; with windows
+    these are parts of videos.
 
     Videos that cannot be read are named and left out; the exit code is then 2.
     """

@@ -29,6 +29,21 @@ from stan_infer.video.find import list_videos
 from stan_infer.video.spec import ClipSpec
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VectorOptions:
+    """Which vectors are wanted.
+
+    level: "video", "frame" or "token", see levels.Level; None: what the model's head scores.
+    normalise: divide every vector by its length. frames: of each video, by default the config's.
+    decoder: see read_clip.
+    """
+
+    level: str | None = None
+    normalise: bool = False
+    frames: int | None = None
+    decoder: str = "auto"
+
+
 @dataclasses.dataclass(frozen=True, repr=False)
 class Embeddings(Result):
     """The features of n videos, in the order in which they were given.
@@ -95,10 +110,6 @@ def embed_videos(
     videos: str | Path | Iterable[str | Path],
     out: str | Path | None = None,
     *,
-    level: str | None = None,
-    normalise: bool = False,
-    frames: int | None = None,
-    decoder: str = "auto",
     say: Say = silent,
     progress: Progress = no_progress,
     **options: Any,
@@ -109,16 +120,14 @@ def embed_videos(
         source: a checkpoint, an exported folder, a plan or an open session.
         videos: a video, a folder of videos, or several of both.
         out: a file to write too: FILE.npz, .npy (with a .json beside it) or .parquet.
-        level: "video", one vector each, or "frame", one for every frame; None: what the model's
-            head scores.
-        normalise: divide every vector by its length.
-        frames: of each video, by default the config's.
-        decoder: "auto" (PyAV), "pyav", "decord", "decord-as-is".
         say: called with a sentence for each video that fails.
         progress: called with a title and the number of videos; a context manager that gives a
             function, which is called after each.
-        options: batch (videos per call of the network, 1), workers (decoding processes),
-            timeout_s (seconds allowed for one video, 60); and those of open_session.
+        options: level ("video": one vector each, "frame": one for every frame; by default what the
+            model's head scores), normalise (divide every vector by its length), frames (of each
+            video, by default the config's), decoder ("auto", which is PyAV, "pyav", "decord",
+            "decord-as-is"), batch (videos per call of the network, 1), workers (decoding
+            processes), timeout_s (seconds allowed for one video, 60); and those of open_session.
 
     Returns:
         Embeddings: arrays, paths, and the videos that failed.
@@ -132,15 +141,15 @@ def embed_videos(
         >>> import stan_infer as si
         >>> clips = "examples/motion/clips/green_bar_grows.mp4"
         >>> si.embed_videos("examples/motion/motion.safetensors", clips, workers=1)
-        <Embeddings: 1 video, float32 [1, 64], engine eager in fp32 on cpu>
+        <Embeddings: 1 videos, float32 [1, 128], engine eager in fp32 on cpu>
     """
-    if level == "token":
+    wanted, rest = divided(VectorOptions, options)
+    if wanted.level == "token":
         raise InputError('level "token" is of texts: give "video" or "frame"')
     given = [videos] if isinstance(videos, (str, Path)) else list(videos)
-    how, words = divided(EmbedOptions, options)
-    spec = {"frames": frames, "decoder": decoder}
-    job = _Job(source, [Path(v) for v in given], (), level, normalise, spec, how, say, progress)
+    how, words = divided(EmbedOptions, rest)
     gathered = _Gathered()
+    job = _Job(source, [Path(v) for v in given], (), wanted, how, say, progress)
     told = job.run(words, None if out is None else Path(out), (), gathered)
     return Embeddings(
         paths=tuple(gathered.paths),
@@ -159,10 +168,6 @@ def embed_to_file(
     texts: Sequence[str],
     out: str | Path,
     *,
-    level: str | None = None,
-    normalise: bool = False,
-    frames: int | None = None,
-    decoder: str = "auto",
     read: Iterable[str | Path] = (),
     say: Say = silent,
     progress: Progress = no_progress,
@@ -170,15 +175,14 @@ def embed_to_file(
 ) -> EmbeddedFile:
     """Write the vectors of videos and texts as they come: memory does not grow with them.
 
-    level: also "token", one vector for every token of a text. read: other files that were read,
-    which are not replaced. The rest, and errors: see embed_videos.
+    read: other files that were read, which are not replaced. options: as of embed_videos; level
+    "token" gives one vector for every token of a text. The rest, and errors: see embed_videos.
     """
-    if level == "token" and not texts:
+    wanted, rest = divided(VectorOptions, options)
+    if wanted.level == "token" and not texts:
         raise InputError("--level token is of texts: give --text or --texts, or --level frame")
-    how, words = divided(EmbedOptions, options)
-    spec = {"frames": frames, "decoder": decoder}
-    paths = [Path(v) for v in videos]
-    job = _Job(source, paths, texts, level, normalise, spec, how, say, progress)
+    how, words = divided(EmbedOptions, rest)
+    job = _Job(source, [Path(v) for v in videos], texts, wanted, how, say, progress)
     return job.run(words, Path(out), tuple(read), None)
 
 
@@ -214,9 +218,7 @@ class _Job:
     source: Source
     videos: Sequence[Path]
     texts: Sequence[str]
-    level: str | None
-    normalise: bool
-    spec: dict[str, Any]  # for ClipSpec.of
+    wanted: VectorOptions
     how: EmbedOptions
     say: Say
     progress: Progress
@@ -239,7 +241,7 @@ class _Job:
         with (
             early_workers(self.how.workers, len(paths)),
             opened(self.source, words, yielding=True) as session,
-            Level(session, self.level) as level,
+            Level(session, self.wanted.level) as level,
             self.progress("embedding", len(paths) + len(self.texts)) as step,
             ExitStack() as stack,
         ):
@@ -278,16 +280,17 @@ class _Job:
             texts=len(self.texts),
             failed=failed,
             level=level.to_dict(),
-            normalised=self.normalise,
+            normalised=self.wanted.normalise,
             session=ran,
             decoders=tuple(sorted(decoders)),
         )
 
     def _kept(self, features: NDArray[Any], name: str) -> NDArray[Any]:
-        return normalised(features, name) if self.normalise else features
+        return normalised(features, name) if self.wanted.normalise else features
 
     def _readings(self, session: Session, paths: list[Path]) -> Iterator[embed.Reading]:
-        spec = ClipSpec.of(session.config, **self.spec)
+        wanted = self.wanted
+        spec = ClipSpec.of(session.config, frames=wanted.frames, decoder=wanted.decoder)
         return embed.embed_videos(session, paths, self.how, spec=spec)
 
     def _texts(
@@ -311,6 +314,6 @@ class _Job:
                 "sha256": {storable(file): value for file, value in hashes.items()},
             },
             "level": level.to_dict(),
-            "normalised": self.normalise,
+            "normalised": self.wanted.normalise,
             "stan_infer": stan_infer.__version__,
         }

@@ -55,7 +55,7 @@ class PlanOptions:
         if not self.roles:
             raise InputError(f"--plans names no graph; give one or more of {', '.join(ROLES)}")
         if self.level is not None and not 0 <= self.level <= 5:
-            raise InputError(f"--level {self.level} is out of range; allowed are 0 to 5")
+            raise InputError(f"--builder-level {self.level} is out of range; allowed are 0 to 5")
         if self.workspace_mib is not None and self.workspace_mib < 1:
             raise InputError(
                 f"--workspace {self.workspace_mib} MiB is out of range; give 1 or more"

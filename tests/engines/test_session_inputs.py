@@ -234,7 +234,7 @@ def check_closed(session):
     for call in found.values():
         with pytest.raises(InputError, match="this session is closed: open the model again"):
             call()
-    for name in own - found.keys() - {"engine", "reduced"}:
+    for name in own - found.keys() - {"engine", "reduced", "fine"}:
         with pytest.raises(InputError, match="is closed"):
             getattr(session, name)()
 

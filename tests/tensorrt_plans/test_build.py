@@ -192,7 +192,7 @@ def test_ranges_that_are_none(text):
     [
         ({"roles": ("vidoe",)}, "trt", "--plans 'vidoe' is unknown; did you mean 'video'"),
         ({"roles": ()}, "trt", "names no graph"),
-        ({"level": 6}, "trt", "--level 6 is out of range"),
+        ({"level": 6}, "trt", "--builder-level 6 is out of range"),
         ({"workspace_mib": 0}, "trt", "--workspace 0 MiB"),
         ({"targets": ("sm_89",)}, "trt", "--target belongs to --format tensorrt-rtx"),
         ({"hardware_compatible": True}, "trt-rtx", "belongs to --format tensorrt$"),
@@ -384,7 +384,7 @@ def test_the_command(rtx, copy):
         ("folder", "-o r --format triton-server --batch 1:2:3"),
         ("folder", "-o r --format triton-server --tf32"),
         ("checkpoint", "-o r --tf32"),
-        ("checkpoint", "-o r --format triton-server --level 3"),
+        ("checkpoint", "-o r --format triton-server --builder-level 3"),
         ("checkpoint", "-o r --backend tensorrt"),
     ],
 )
