@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
@@ -141,7 +141,7 @@ def embed_videos(
         >>> import stan_infer as si
         >>> clips = "examples/motion/clips/green_bar_grows.mp4"
         >>> si.embed_videos("examples/motion/motion.safetensors", clips, workers=1)
-        <Embeddings: 1 videos, float32 [1, 128], engine eager in fp32 on cpu>
+        <Embeddings: 1 video, float32 [1, 64], engine eager in fp32 on cpu>
     """
     wanted, rest = divided(VectorOptions, options)
     if wanted.level == "token":
@@ -253,27 +253,12 @@ class _Job:
                 for sink in sinks:
                     sink.add_texts(part, ids, features)
                 step(len(part))
-            failed: dict[str, str] = {}
-            decoders: set[str] = set()
-            for reading in self._readings(session, paths):
-                step()
-                error = reading.error
-                if reading.clip is not None and reading.features is not None:
-                    try:
-                        found = self._kept(level.of_video(reading.features), str(reading.path))
-                        for sink in sinks:
-                            sink.add_video(reading.path, reading.clip, found)
-                        decoders.add(reading.clip.decoder)
-                    except InputError as e:
-                        error = str(e)
-                if error:
-                    failed[str(reading.path)] = error
-                    self.say(f"error: {error}")
+            failed, decoders = self._videos(session, level, paths, sinks, step)
+            ran = session.describe()
             if paths and len(failed) == len(paths):
                 why = first_reasons(failed.values(), "")
                 end = "" if out is None else f"; {out} was not written"
                 raise InputError(f"none of the {len(paths)} videos could be read: {why}{end}")
-            ran = session.describe()
         return EmbeddedFile(
             out=out or Path(),
             videos=len(paths) - len(failed),
@@ -285,13 +270,36 @@ class _Job:
             decoders=tuple(sorted(decoders)),
         )
 
+    def _videos(
+        self,
+        session: Session,
+        level: Level,
+        paths: list[Path],
+        sinks: Sequence[_Sink],
+        step: Callable[..., None],
+    ) -> tuple[dict[str, str], set[str]]:
+        """Give every video to the sinks; return those that failed, why, and the decoders."""
+        failed: dict[str, str] = {}
+        decoders: set[str] = set()
+        spec = ClipSpec.of(session.config, frames=self.wanted.frames, decoder=self.wanted.decoder)
+        for reading in embed.embed_videos(session, paths, self.how, spec=spec):
+            step()
+            error = reading.error
+            if reading.clip is not None and reading.features is not None:
+                try:
+                    found = self._kept(level.of_video(reading.features), str(reading.path))
+                    for sink in sinks:
+                        sink.add_video(reading.path, reading.clip, found)
+                    decoders.add(reading.clip.decoder)
+                except InputError as e:
+                    error = str(e)
+            if error:
+                failed[str(reading.path)] = error
+                self.say(f"error: {error}")
+        return failed, decoders
+
     def _kept(self, features: NDArray[Any], name: str) -> NDArray[Any]:
         return normalised(features, name) if self.wanted.normalise else features
-
-    def _readings(self, session: Session, paths: list[Path]) -> Iterator[embed.Reading]:
-        wanted = self.wanted
-        spec = ClipSpec.of(session.config, frames=wanted.frames, decoder=wanted.decoder)
-        return embed.embed_videos(session, paths, self.how, spec=spec)
 
     def _texts(
         self, session: Session, level: Level

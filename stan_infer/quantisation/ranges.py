@@ -152,20 +152,7 @@ def collect_ranges(
     """
     only_largest = options.method == "max"
     state = dataclasses.replace(state, key={**state.key, "only_largest": only_largest})
-    try:
-        found = _load(state) or Collected()
-    except InputError as e:
-        say(f"the state of a stopped run is damaged; all clips are counted again ({e})")
-        found = Collected()
-    if found.clips:
-        say(f"going on after {len(found.clips)} clips that a stopped run has counted")
-    done = {*found.clips, *found.flat}
-    todo = [p for p in paths if video_name(p, root) not in done]
-    if only_largest:
-        for path, largest in state.known.largest.items():
-            found.ranges.setdefault(path, Histogram()).widen(largest)
-        found.clips += [video_name(p, root) for p in todo if p in state.known.paths]
-        todo = [p for p in todo if p not in state.known.paths]
+    found, todo = _begun(state, paths, root, say)
     for _ in range(len(paths) - len(todo)):
         on_clip()
     saved = time.monotonic()
@@ -201,6 +188,27 @@ def collect_ranges(
     found.clips.sort()
     found.flat.sort()
     return found
+
+
+def _begun(
+    state: State, paths: Sequence[Path], root: Path | None, say: Callable[[str], None]
+) -> tuple[Collected, list[Path]]:
+    """What a stopped run, or the choice of strengths, has counted; the videos that are left."""
+    try:
+        found = _load(state) or Collected()
+    except InputError as e:
+        say(f"the state of a stopped run is damaged; all clips are counted again ({e})")
+        found = Collected()
+    if found.clips:
+        say(f"going on after {len(found.clips)} clips that a stopped run has counted")
+    done = {*found.clips, *found.flat}
+    todo = [p for p in paths if video_name(p, root) not in done]
+    if state.key["only_largest"]:
+        for name, largest in state.known.largest.items():
+            found.ranges.setdefault(name, Histogram()).widen(largest)
+        found.clips += [video_name(p, root) for p in todo if p in state.known.paths]
+        todo = [p for p in todo if p not in state.known.paths]
+    return found, todo
 
 
 def _nothing_found(found: Collected, count: int) -> InputError:

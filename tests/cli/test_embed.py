@@ -44,7 +44,7 @@ def test_levels_are_frames_tokens_and_their_means(
     for level in ("video", "frame"):
         assert relative_error(ends, got[level]["text_embeddings"]) < SAME
     session = si.open_session(checkpoint)
-    wanted = session.embed_text(["first", "a red square", "noise"]).numpy()
+    wanted = session.embed_text(["first", "a red square", "noise"])
     assert relative_error(got["video"]["text_embeddings"], wanted) < 1e-5
 
 
@@ -81,7 +81,7 @@ def test_wrong_words_are_told_before_the_work(cli, checkpoint, videos, tmp_path,
     done = cli("embed", checkpoint, bad, *out, code=2, says="none of the 1 videos could be read: ")
     assert "bad.mp4" in done.err.splitlines()[-1] and not (tmp_path / "v.npz").exists()
     cli("embed", checkpoint, videos, "--level", "frames", *out, code=2, says="did you mean 'frame'")
-    monkeypatch.setattr("stan_infer.cli.embed.open_for", no_work)
+    monkeypatch.setattr("stan_infer.library.embeddings.opened", no_work)
     cli("embed", checkpoint, *out, code=2, says="nothing to embed")
     cli("embed", checkpoint, videos, "--level", "token", *out, code=2, says="is of texts")
     cli("embed", checkpoint, "--text", " ", *out, code=2, says="blank")

@@ -44,7 +44,7 @@ def test_each_is_short_and_says_how_to_run_it():
         text = path.read_text()
         assert len(text.splitlines()) < 50, path.name
         assert f"{path.stem}.py" in text.split('"""')[1] or f"{path.stem}:app" in text
-        assert "Installed: stan-infer[" in text.split('"""')[1]
+        assert "Installed: extra " in text.split('"""')[1]
 
 
 def test_camera(session):
