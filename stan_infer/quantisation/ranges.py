@@ -152,13 +152,7 @@ def collect_ranges(
     """
     only_largest = options.method == "max"
     state = dataclasses.replace(state, key={**state.key, "only_largest": only_largest})
-    try:
-        found = _load(state) or Collected()
-    except InputError as e:
-        say(f"the state of a stopped run is damaged; all clips are counted again ({e})")
-        found = Collected()
-    if found.clips:
-        say(f"going on after {len(found.clips)} clips that a stopped run has counted")
+    found = _before(state, say)
     done = {*found.clips, *found.flat}
     todo = [p for p in paths if video_name(p, root) not in done]
     if only_largest:
@@ -200,6 +194,18 @@ def collect_ranges(
         say(f"{len(found.flat)} clips are one flat colour and were left out")
     found.clips.sort()
     found.flat.sort()
+    return found
+
+
+def _before(state: State, say: Callable[[str], None]) -> Collected:
+    """What a stopped run has counted."""
+    try:
+        found = _load(state) or Collected()
+    except InputError as e:
+        say(f"the state of a stopped run is damaged; all clips are counted again ({e})")
+        found = Collected()
+    if found.clips:
+        say(f"going on after {len(found.clips)} clips that a stopped run has counted")
     return found
 
 

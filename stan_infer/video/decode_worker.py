@@ -49,33 +49,38 @@ _Result: TypeAlias = Clip | StanError
 _Task: TypeAlias = tuple[Path, Future[_Result]]
 
 
-_spare: deque[Child] = deque()  # children that were started early and serve no worker yet
+# Children that serve no worker, and how many clips each has read; None: it may still be starting.
+_spare: deque[tuple[Child, int | None]] = deque()
+_blocks = 0  # of early_workers that are open
 
 
 @contextmanager
 def early_workers(workers: int | None, videos: int) -> Iterator[None]:
     """Start the processes now that `read_clips` will use inside the block, each for one worker.
 
-    They import their packages while this process does other things, such as opening a model.
-    Those that are not used are ended with the block.
+    They import their packages while this process does other things, such as opening a model. Those
+    that are idle when one `read_clips` ends serve the next. All are ended with the block.
     """
+    global _blocks
+    _blocks += 1
     try:
         for _ in range(min(default_workers() if workers is None else workers, videos)):
-            _spare.append(Child(_COMMAND))
+            _spare.append((Child(_COMMAND), None))
         yield
     finally:
-        while _spare:
-            _spare.popleft().end()
+        _blocks -= 1
+        while _spare and not _blocks:
+            _spare.popleft()[0].end()
 
 
-def _new_child() -> Child:
+def _new_child() -> tuple[Child, int | None]:
     with suppress(IndexError):  # none is left; several threads may ask
         while True:
-            child = _spare.popleft()
+            child, clips = _spare.popleft()
             if child.runs:
-                return child
+                return child, clips
             child.end()
-    return Child(_COMMAND)
+    return Child(_COMMAND), None
 
 
 def default_workers() -> int:
@@ -97,6 +102,7 @@ class DecodeWorker(AbstractContextManager["DecodeWorker"]):
         self._child: Child | None = None
         self._closed = False
         self._lock = threading.Lock()
+        self.reading = threading.Lock()  # held by whoever calls read, where leave may be called
 
     def __exit__(self, *_: object) -> None:
         """Kill the child."""
@@ -108,6 +114,17 @@ class DecodeWorker(AbstractContextManager["DecodeWorker"]):
             self._closed = True
             if self._child is not None:
                 self._child.end()
+
+    def leave(self) -> None:
+        """As close, but inside a block of early_workers an idle child is left to other workers."""
+        if not _blocks or not self.reading.acquire(blocking=False):
+            self.close()
+            return
+        with self._lock:
+            child, self._child, self._closed = self._child, None, True
+        self.reading.release()
+        if child is not None:
+            _spare.append((child, self._clips))
 
     def read(
         self,
@@ -164,8 +181,10 @@ class DecodeWorker(AbstractContextManager["DecodeWorker"]):
                 if self._child.runs:
                     return self._child
                 self._child.end()
-            child = self._child = _new_child()
-            self._clips = 0
+            child, clips = _new_child()
+            self._child, self._clips = child, clips or 0
+        if clips is not None:
+            return child
         with child.deadline(START_S) as expired, suppress(OSError, EOFError, ValueError):
             if receive(child.output)["status"] == "ready" and not expired.is_set():
                 return child
@@ -220,7 +239,7 @@ def _in_order(
             yield path, future.result()
     finally:
         for worker in pool:
-            worker.close()
+            worker.leave()
         for _ in threads:
             tasks.put(None)
         for thread in threads:
@@ -234,7 +253,9 @@ def _serve(
     while (task := tasks.get()) is not None:
         path, future = task
         try:
-            future.set_result(worker.read(path, spec, timeout_s=timeout_s))
+            with worker.reading:
+                clip = worker.read(path, spec, timeout_s=timeout_s)
+            future.set_result(clip)
         except StanError as e:
             future.set_result(e)
         except Exception as e:

@@ -210,7 +210,9 @@ def test_processes_that_are_started_early_are_used_and_never_left(clip, children
     with decode_worker.early_workers(2, 9):
         assert len(children) == 2
         assert len(list(read_clips([clip] * 4, SMALL, workers=2))) == 4
-        assert len(children) == 2 and all(gone(child.pid) for child in children)
+        assert [p.total_frames for _, p in read_clips([clip] * 3, SMALL, workers=2)] == [12] * 3
+        assert len(children) == 2 and not any(gone(child.pid) for child in children)
+    assert all(gone(child.pid) for child in children)
     with pytest.raises(KeyboardInterrupt), decode_worker.early_workers(9, 3):
         assert len(children) == 5
         raise KeyboardInterrupt
@@ -220,6 +222,19 @@ def test_processes_that_are_started_early_are_used_and_never_left(clip, children
         children[-1].wait()
         ((_, result),) = read_clips([clip], SMALL)
     assert result.total_frames == 12 and all(gone(child.pid) for child in children)
+
+
+def test_only_idle_processes_are_left_to_other_readings(clip, fake, children):
+    with decode_worker.early_workers(2, 2):
+        clips = read_clips([clip, *[Path("hang")] * 9], SMALL, workers=2, timeout_s=100)
+        next(clips)
+        time.sleep(0.5)  # both read a file that hangs
+        clips.close()
+        assert all(gone(child.pid) for child in children) and not decode_worker._spare
+        with decode_worker.early_workers(1, 1):
+            assert len(children) == 3
+        assert not gone(children[-1].pid)  # it serves the outer block
+    assert all(gone(child.pid) for child in children) and not decode_worker._blocks
 
 
 @pytest.mark.parametrize("end", ["close", "throw"])
