@@ -156,10 +156,7 @@ def collect_ranges(
     done = {*found.clips, *found.flat}
     todo = [p for p in paths if video_name(p, root) not in done]
     if only_largest:
-        for path, largest in state.known.largest.items():
-            found.ranges.setdefault(path, Histogram()).widen(largest)
-        found.clips += [video_name(p, root) for p in todo if p in state.known.paths]
-        todo = [p for p in todo if p not in state.known.paths]
+        todo = _take(state.known, found, todo, root)
     for _ in range(len(paths) - len(todo)):
         on_clip()
     saved = time.monotonic()
@@ -207,6 +204,14 @@ def _before(state: State, say: Callable[[str], None]) -> Collected:
     if found.clips:
         say(f"going on after {len(found.clips)} clips that a stopped run has counted")
     return found
+
+
+def _take(known: Known, found: Collected, todo: Sequence[Path], root: Path | None) -> list[Path]:
+    """Add what is known to `found`; return the videos that are left to run."""
+    for path, largest in known.largest.items():
+        found.ranges.setdefault(path, Histogram()).widen(largest)
+    found.clips += [video_name(p, root) for p in todo if p in known.paths]
+    return [p for p in todo if p not in known.paths]
 
 
 def _nothing_found(found: Collected, count: int) -> InputError:
