@@ -77,12 +77,10 @@ class _Reader:
         # A model with as many layers, but as narrow as can be: folding it gives the names. On the
         # device "meta" a model of the true size would do, too; its first division makes torch
         # import its compiler, which takes longer than all else here.
-        config = self.artefact.config
-        sizes: dict[str, Any] = {"width": config.heads, "mlp_width": 1, "embed_dim": 1}
-        narrow = (
-            Stan(dataclasses.replace(config, text_layers=0, **sizes)).eval().requires_grad_(False)
-        )
-        like = fold_video(narrow, input="uint8" if self.dtype == "uint8" else "float")
+        c = self.artefact.config
+        narrow = dataclasses.replace(c, width=c.heads, mlp_width=1, embed_dim=1, text_layers=0)
+        model = Stan(narrow).eval().requires_grad_(False)
+        like = fold_video(model, input="uint8" if self.dtype == "uint8" else "float")
         return map_weights(like, self.part)
 
     def part(self, like: Any) -> Any:

@@ -58,7 +58,7 @@ from stan_infer.system.atomic import check_folder, files_of, new_folder
 from stan_infer.system.packages import require
 from stan_infer.system.temporary import temporary_folder
 from stan_infer.video.clip import Clip
-from stan_infer.video.decode_worker import read_clips
+from stan_infer.video.decode_worker import early_workers, read_clips
 from stan_infer.video.spec import ClipSpec
 
 SMOOTHED_ON = 16  # clips on which strengths of smoothing are chosen
@@ -103,7 +103,8 @@ def calibrate(
         say(f"{len(parts.ranged)} videos set the ranges; up to {options.samples} would (--samples)")
     remarks = label_remarks(bound.on(parts), bound, parts.double)
     bound = bound.on(parts)
-    with exported_fp32(source, options.settings, say) as folder:
+    workers = early_workers(options.workers, len(paths))
+    with workers, exported_fp32(source, options.settings, say) as folder:
         artefact = read_artefact(folder)
         check_runnable(artefact, bound, options.precision)
         weights = read_weights(artefact)

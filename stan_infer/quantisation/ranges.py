@@ -152,7 +152,11 @@ def collect_ranges(
     """
     only_largest = options.method == "max"
     state = dataclasses.replace(state, key={**state.key, "only_largest": only_largest})
-    found, todo = _begun(state, paths, root, say)
+    found = _before(state, say)
+    done = {*found.clips, *found.flat}
+    todo = [p for p in paths if video_name(p, root) not in done]
+    if only_largest:
+        todo = _take(state.known, found, todo, root)
     for _ in range(len(paths) - len(todo)):
         on_clip()
     saved = time.monotonic()
@@ -190,10 +194,8 @@ def collect_ranges(
     return found
 
 
-def _begun(
-    state: State, paths: Sequence[Path], root: Path | None, say: Callable[[str], None]
-) -> tuple[Collected, list[Path]]:
-    """What a stopped run, or the choice of strengths, has counted; the videos that are left."""
+def _before(state: State, say: Callable[[str], None]) -> Collected:
+    """What a stopped run has counted."""
     try:
         found = _load(state) or Collected()
     except InputError as e:
@@ -201,14 +203,15 @@ def _begun(
         found = Collected()
     if found.clips:
         say(f"going on after {len(found.clips)} clips that a stopped run has counted")
-    done = {*found.clips, *found.flat}
-    todo = [p for p in paths if video_name(p, root) not in done]
-    if state.key["only_largest"]:
-        for name, largest in state.known.largest.items():
-            found.ranges.setdefault(name, Histogram()).widen(largest)
-        found.clips += [video_name(p, root) for p in todo if p in state.known.paths]
-        todo = [p for p in todo if p not in state.known.paths]
-    return found, todo
+    return found
+
+
+def _take(known: Known, found: Collected, todo: Sequence[Path], root: Path | None) -> list[Path]:
+    """Add what is known to `found`; return the videos that are left to run."""
+    for path, largest in known.largest.items():
+        found.ranges.setdefault(path, Histogram()).widen(largest)
+    found.clips += [video_name(p, root) for p in todo if p in known.paths]
+    return [p for p in todo if p not in known.paths]
 
 
 def _nothing_found(found: Collected, count: int) -> InputError:
