@@ -36,6 +36,8 @@ myst_heading_anchors = 4  # as GitHub gives them
 myst_enable_extensions = ["attrs_inline"]
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+highlight_language = "text"
 
 
 def _read(app, docname, source):
@@ -79,7 +81,9 @@ def _directives() -> str:
 def _docstring(app, what, name, value, options, lines):
     """Docstrings are plain text: backticks are code, stars and bars are themselves."""
     lines[:] = [
-        re.sub(r"(?<!`)`([^`]+)`(?!`)", r"``\1``", re.sub(r"([*|])", r"\\\1", line))
+        line
+        if line.lstrip().startswith((">>>", "..."))
+        else re.sub(r"(?<!`)`([^`]+)`(?!`)", r"``\1``", re.sub(r"([*|@])", r"\\\1", line))
         for line in lines
     ]
 

@@ -1,7 +1,7 @@
 """Score uploaded videos over HTTP: MODEL=folder uvicorn service:app
 
 curl --data-binary @dog.mp4 "http://localhost:8000/score?text=a+dog+runs&text=a+cat+sits"
-Installed: extra runtime, fastapi, uvicorn (pip install fastapi uvicorn).
+Installed: extra runtime; pip install fastapi uvicorn.
 """
 
 import asyncio
@@ -22,7 +22,10 @@ MAX_BYTES = int(os.environ.get("MAX_BYTES", 256 * 2**20))  # of one upload
 @asynccontextmanager
 async def life(app: FastAPI):
     """The model is opened once; a process of its own decodes, which a bad file may crash."""
-    with si.open_session(os.environ["MODEL"]) as app.state.session, DecodeWorker() as reader:
+    with (
+        si.open_session(os.environ.get("MODEL", "MODEL")) as app.state.session,
+        DecodeWorker() as reader,
+    ):
         app.state.reader, app.state.turn = reader, asyncio.Lock()
         yield
 

@@ -11,6 +11,7 @@ from stan_infer.benchmarking.rows import (
     machine_remarks,
     ratio_in_words,
     remarks,
+    shown_cells,
     write_json_lines,
 )
 from stan_infer.errors import InputError
@@ -95,7 +96,7 @@ def render_page(title: str, rows: Rows, stages: Rows, evals: Rows) -> str:
         f"Ratio: median over the rounds of {escaped(_name(first))} / engine, and its 95 % "
         "interval. Error: largest difference from the baseline, relative to its largest value.</p>",
         *_about_machine(ran),
-        _table([{**r, "ratio": ratio_in_words(r)} for r in rows], _COLUMNS),
+        _table([{**shown_cells(r), "ratio": ratio_in_words(r)} for r in rows], _COLUMNS),
     ]
     if first.get("ceiling_gflop_per_s"):
         parts.append(

@@ -149,3 +149,13 @@ def _number(value: Any) -> bool:
 
 def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(str(row.get(name)) for name in _KEY)
+
+
+def shown_cells(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row for a table. Of a starved one the times are in brackets, rates are left out."""
+    if not row.get("starved"):
+        return dict(row)
+    times = {
+        k: f"({v:.4g})" for k, v in row.items() if k.startswith("latency_ms") and v is not None
+    }
+    return {**row, **times, **dict.fromkeys(("clips_per_s", "gflop_per_s", "share_of_ceiling"))}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -137,7 +137,7 @@ def bench(
 
 
 def _show(result: BenchResult, json: bool) -> None:
-    from stan_infer.benchmarking.rows import machine_remarks, ratio_in_words, remarks
+    from stan_infer.benchmarking.rows import machine_remarks, ratio_in_words, remarks, shown_cells
     from stan_infer.cli.report import print_json, print_table, say
 
     rows, stages = result.rows, result.stages
@@ -154,18 +154,10 @@ def _show(result: BenchResult, json: bool) -> None:
     where = f"{machine['cpu']}, {machine['cores']} cores, {first['threads']} threads"
     for line in (f"{result.title} on {where}", *machine_remarks(rows)):
         say(line)
-    shown = [_cells(r) | {"ratio": ratio_in_words(r)} for r in rows if not r.get("refused")]
+    shown = [shown_cells(r) | {"ratio": ratio_in_words(r)} for r in rows if not r.get("refused")]
     print_table(shown, _COLUMNS)
     print_table(stages, _STAGES)
     print_table(result.changes, _CHANGES)
-
-
-def _cells(row: dict[str, Any]) -> dict[str, Any]:
-    """A row for the table. Of a starved one the times are in brackets, rates are left out."""
-    if not row.get("starved"):
-        return row
-    times = {k: f"({row[k]:.4g})" for k in ("latency_ms_p50", "latency_ms_p95")}
-    return {**row, **times, "clips_per_s": None, "share_of_ceiling": None}
 
 
 def _words(text: str | None) -> list[str]:

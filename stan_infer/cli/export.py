@@ -190,6 +190,8 @@ def export(
             "card": card,
         }
 
+    if out is not None and is_exported(out):
+        say(f"{out} is an earlier export, which this one replaces")
     with _plan_progress() as on_plan:
         written = formats.write(
             formats.Request(

@@ -155,8 +155,9 @@ def run(
                         say(note)
                     results.add(path, clip, scored.scores(reading.features))
         except KeyboardInterrupt:
-            say(f"interrupted: these are the results of {results.clips} clips")
-            results.finish()
+            if results.clips:
+                say(f"interrupted: these are the results of {results.clips} clips")
+                results.finish()
             raise
     results.finish()
     if failed:

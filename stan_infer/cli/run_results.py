@@ -6,8 +6,10 @@ import csv
 import dataclasses
 import io
 import os
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,7 @@ class Results(ABC):
         """Begin without a clip."""
         self.output, self.clips = output, 0
         self._rows: list[Row] = []
+        self._is_unread = False  # nobody reads standard output any more
         names = [printable(name) for name in output.texts.names]
         self._text_width = min(_TEXT_WIDTH, max(map(len, names)))
 
@@ -64,6 +67,19 @@ class Results(ABC):
         if self.output.csv is not None:
             with new_file(self.output.csv, CSV, sources=self.output.sources) as made:
                 made.write_text(_csv_text(self.columns, self._rows), encoding="utf-8", newline="")
+        if self._is_unread:
+            sys.exit(128 + 13)
+
+    def _print(self, show: Callable[[], None]) -> None:
+        """Show rows. Where `| head` has ended, the CSV file is still wanted."""
+        if self._is_unread:
+            return
+        try:
+            show()
+        except SystemExit:
+            if self.output.csv is None:
+                raise
+            self._is_unread = True
 
     def _printer(self, paths: Sequence[str], left_out: Sequence[str] = ()) -> RowPrinter:
         left_out = [*left_out, *([] if self.output.has_parts else _TIMES)]
@@ -109,7 +125,7 @@ class TextsOfClips(Results):
         full = [own | row for row in rows]
         self._keep(full)
         if not json:
-            self._table.print(full)
+            self._print(partial(self._table.print, full))
             return
         record = {
             **own,
@@ -120,7 +136,7 @@ class TextsOfClips(Results):
             "texts": len(texts.names),
             "scores": rows,
         }
-        print_json("run", record)
+        self._print(partial(print_json, "run", record))
 
 
 class ClipsOfTexts(Results):
@@ -168,9 +184,9 @@ class ClipsOfTexts(Results):
                         "clips": self.clips,
                         "ranking": ranking,
                     }
-                    print_json("run-by-text", record)
+                    self._print(partial(print_json, "run-by-text", record))
                 else:
-                    table.print(rows)
+                    self._print(partial(table.print, rows))
         super().finish()
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, Unpack
 
 from stan_infer.artefacts.precision import EIGHT_BITS
-from stan_infer.checkpoints.hub import located
 from stan_infer.checkpoints.weights_folder import is_exported
 from stan_infer.engines.sources import absolute, manifest_hash, owner
 from stan_infer.engines.thread_count import chosen_threads
@@ -254,6 +253,8 @@ def open_session(
         ...     session.config.frames, session.config.image_size
         (8, 64)
     """
+    from stan_infer.checkpoints.hub import located
+
     source = located(source)
     found = _open(source, engine, device, precision, settings, options)
     # Where it is unpickled may be another folder.

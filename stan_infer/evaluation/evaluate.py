@@ -20,13 +20,13 @@ from stan_infer.evaluation.answers import Answers, best_answers
 from stan_infer.evaluation.feature_cache import FeatureCache, file_name, ids_name
 from stan_infer.evaluation.metrics import (
     Ranking,
-    bootstrap_interval,
     class_figures,
     dual_softmax,
     rank_figures,
     rank_right,
     rank_texts,
     rank_videos,
+    share_interval,
 )
 from stan_infer.evaluation.task import Task
 from stan_infer.library.embed import EmbedOptions, embed_videos
@@ -76,7 +76,7 @@ class Protocol:
 class Evaluation:
     """Figures in percent by direction ("text_to_video", "video_to_text", or "videos").
 
-    intervals: 95 % bootstrap intervals of the recalls and accuracies, over texts or videos.
+    intervals: 95 % intervals of the recalls and accuracies (Wilson's), over texts or videos.
     outcomes: ranks (1 is best) or hits, by which two engines can be compared text by text or video
     by video. facts: the protocol. failed: videos that could not be read, with the reason; no figure
     counts them. answers: of each question, what is needed to look into them.
@@ -210,7 +210,7 @@ def _mean_probabilities(views: list[NDArray[Any]]) -> NDArray[Any]:
 
 
 def _interval(hit: NDArray[np.float64]) -> tuple[float, float]:
-    low, high = bootstrap_interval(hit)
+    low, high = share_interval(hit)
     return 100 * low, 100 * high
 
 

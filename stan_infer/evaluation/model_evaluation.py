@@ -20,7 +20,7 @@ class ModelEvaluation(Evaluation, Result):
     Attributes:
         figures: in percent, by direction ("text_to_video", "video_to_text", or "videos" of
             recognition) and name ("R@1", "MdR", "top-1"); ranks count from 1.
-        intervals: 95 % bootstrap intervals of the recalls and accuracies, as figures.
+        intervals: 95 % intervals (Wilson's) of the recalls and accuracies, as figures.
         outcomes: of each query the rank, or of each video whether it was right (1) or not (0).
         facts: the protocol: data set, split, frames, views, ties and more.
         failed: videos that could not be read, with the reason; they are in no figure.

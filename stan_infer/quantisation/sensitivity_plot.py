@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from stan_infer.system.charts import COLOURS, MARKERS, image_files
 from stan_infer.system.packages import require
 
-_LINEARS = ("qkv", "out", "fc1", "fc2", "single")  # each has its colour and marker
+_LINEARS = ("qkv", "q", "out", "fc1", "fc2", "single")  # each has its colour and marker
 
 
 def draw(errors: Mapping[str, float], kept: Collection[str], title: str) -> dict[str, bytes]:
@@ -33,7 +33,7 @@ def draw(errors: Mapping[str, float], kept: Collection[str], title: str) -> dict
         axes.plot(x, y, "o", mfc="none", mec="black", ms=12, label="stays in fp32")
     axes.set_yscale("log")
     axes.set_xticks(range(len(blocks)), blocks, rotation=90, fontsize=8)
-    axes.set_ylabel("relative error of video_embeds")
+    axes.set_ylabel("relative error of the video's embedding")
     axes.set_title(title, loc="left", fontsize=11)
     axes.grid(alpha=0.3, linewidth=0.6)
     figure.legend(frameon=False, fontsize=9, ncols=6, loc="outside lower center")
@@ -43,5 +43,5 @@ def draw(errors: Mapping[str, float], kept: Collection[str], title: str) -> dict
 def _block(name: str) -> str:
     """video/branch/layer2/temporal/qkv -> branch 2 temporal; in the trunk one block per layer."""
     parts = name.split("/")
-    inner = parts[3] if parts[1] == "branch" else ""
+    inner = ("mlp" if "mlp" in parts else parts[3]) if parts[1] == "branch" else ""
     return f"{parts[1]} {parts[2].removeprefix('layer')} {inner}".strip()

@@ -86,7 +86,10 @@ def _sequence(frames: Any) -> Sequence[Any]:
                 "[N, H, W, 3], as by frames.permute(0, 2, 3, 1) or frames.transpose(0, 2, 3, 1)"
             )
         if len(shape) == 3:
-            raise InputError(f"frames have shape {list(shape)}, that of one; give [frame]")
+            raise InputError(
+                f"frames have shape {list(shape)}: of one frame give [frame]; grey frames need "
+                "three equal channels, as by numpy.repeat(frames[..., None], 3, -1)"
+            )
         # An array of objects is a list of frames.
         if len(shape) != 4 and not (len(shape) == 1 and str(frames.dtype) == "object"):
             raise InputError(f"frames have shape {list(shape)}; {_GIVE}; a batch clip by clip")

@@ -52,8 +52,8 @@ class Windows:
         for name, value in (("length", self.seconds), ("stride", self.stride)):
             if value is not None and not (MIN_SECONDS <= value < math.inf):
                 raise InputError(
-                    f"the {name} of windows is {value:g} s; give at least {MIN_SECONDS} s, as in "
-                    "--windows 10 or --windows 10:5"
+                    f"the {name} of windows is {value:g} s; give at least {MIN_SECONDS} s: "
+                    "--windows 10 is 10 seconds, --windows 10:5 one such part every 5 seconds"
                 )
         if not 0 <= self.start < math.inf:
             raise InputError(f"--start {self.start:g} is no time in a video; give seconds from 0")

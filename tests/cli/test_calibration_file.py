@@ -63,7 +63,7 @@ def test_one_calibration_for_torch_graph_and_kernels(calibrated, checkpoint, ker
     stored = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
     exact = linears(fold_video(model))
     session = TritonSession(model, precision="fp8", scales=scales, cuda=FakeCuda())
-    in_kernels = linears(session._video)
+    in_kernels = linears(session._tower)
     assert session.describe()["linears_in_8_bits"] == len(scales)
     for name, scale in scales.items():
         torch_one = quantise_linear(exact[name], scale, "fp8")

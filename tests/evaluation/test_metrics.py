@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from stan_infer.errors import InputError
 from stan_infer.evaluation.metrics import (
-    bootstrap_interval,
     class_figures,
     dual_softmax,
     paired_interval,
@@ -22,6 +21,7 @@ from stan_infer.evaluation.metrics import (
     rank_videos,
     released_ranks,
     retrieval_ranks,
+    share_interval,
     untied,
 )
 from stan_infer.scores import cosine_scores
@@ -173,16 +173,11 @@ def test_dual_softmax_helps_where_one_video_attracts_every_text():
     assert (plain, dual) == (25, 100)
 
 
-def test_the_bootstrap_interval_is_that_of_scipy():
-    hits = np.random.default_rng(3).random(400) < 0.7
-    low, high = bootstrap_interval(hits)
-    theirs = scipy.stats.bootstrap(
-        (hits.astype(float),), np.mean, method="percentile", n_resamples=2000, rng=1
-    ).confidence_interval
-    assert (low, high) == pytest.approx(
-        (theirs.low, theirs.high), abs=0.0076
-    )  # two draws; steps of 1/400
-    assert bootstrap_interval(hits) == (low, high)
+@pytest.mark.parametrize("right, count", [(10, 10), (0, 7), (9, 10), (1740, 2000), (1, 1)])
+def test_the_interval_of_a_share_is_that_of_scipy(right, count):
+    theirs = scipy.stats.binomtest(right, count).proportion_ci(method="wilson")
+    found = share_interval([1.0] * right + [0.0] * (count - right))
+    assert found == pytest.approx((theirs.low, theirs.high), abs=1e-9)
 
 
 @pytest.mark.parametrize("case", ["plain", "ties", "blocks"])

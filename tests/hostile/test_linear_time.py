@@ -22,9 +22,9 @@ from stan_infer.checkpoints.state_dicts import find_state_dicts
 from stan_infer.checkpoints.torch_pickle import read_pickle
 from stan_infer.checkpoints.trainer_hints import trainer_hints
 from stan_infer.checkpoints.weight_sets import find_sets
-from stan_infer.cli.eval import _views
 from stan_infer.errors import InputError, nearest
 from stan_infer.evaluation.class_files import read_class_pairs
+from stan_infer.evaluation.from_files import EvaluationOptions
 from stan_infer.evaluation.retrieval_files import read_pairs
 from stan_infer.evaluation.task import keep_videos, recognition_task, retrieval_task
 from stan_infer.system.outside_file import stays_inside
@@ -173,7 +173,7 @@ CASES = {
     "clip name": (is_clip_name, between("A", "a.", "!"), 20_000),
     "file name": (stays_inside, between("a", "/a", "!"), 40),
     "plan name": (is_engine_file, between("engines/", ".plan.a"), 500),
-    "views": (_views, between("1", "1", "x1"), 20_000),
+    "views": (lambda text: EvaluationOptions(views=text), between("1", "1", "x1"), 20_000),
     "pickle, lists": (lambda p: read_pickle(p, known, known), pickle_of(b"]\x94"), 5_000),
     "pickle, nested": (lambda p: read_pickle(p, known, known), pickle_of(b"N\x85"), 5_000),
     "pickle, texts": (lambda p: read_pickle(p, known, known), pickle_of(b"\x8c\x03abc"), 5_000),

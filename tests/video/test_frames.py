@@ -155,7 +155,7 @@ RGB = np.zeros((40, 50, 3), np.uint8)
     [
         ([], {}, "N is 0"),
         (np.zeros((0, 4, 4, 3), np.uint8), {}, "N is 0"),
-        (RGB, {}, r"shape \[40, 50, 3\], that of one; give \[frame\]"),
+        (RGB, {}, r"shape \[40, 50, 3\]: of one frame give \[frame\]"),
         (np.zeros((2, 3, 40, 40, 3), np.uint8), {}, "a batch clip by clip"),
         (torch.zeros(4, 3, 40, 40, dtype=torch.uint8), {}, "channels first.*permute"),
         ([RGB, RGB.transpose(2, 0, 1)], {}, "frame 1 is uint8 .*channels first"),
