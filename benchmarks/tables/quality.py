@@ -19,12 +19,15 @@ def accuracy_table(reduced: bool = False) -> str:
         if reduced and r["engine"] != "eager" and r["precision"] == "fp32":
             continue
         interval = [100 * x for x in paired_interval(*_changed(r), r["clips"])]
+        words = r["precision"]
+        if words in ("fp16", "bf16") and r["session"].get("arithmetic") == "f32":
+            words += " weights in fp32 arithmetic"
         lines.append(
-            f"{r['engine']}, {r['precision']} | {{:.1f}} % ({{:.1f}} to {{:.1f}}) ".format(
+            f"{r['engine']}, {words} | {{:.1f}} % ({{:.1f}} to {{:.1f}}) ".format(
                 r["motion_top1"], *r["motion_interval"]
             )
             + "| {:.2f} ({:.2f} to {:.2f}) ".format(r["motion_loss"], *interval)
-            + f"| {r['motion_agreement']:.1f} % | {r['caption_top1']:.1f} %"
+            + f"| {r['motion_agreement']:.2f} % | {r['caption_top1']:.1f} %"
         )
     head = "engine, precision | motion, of 10 | lost (95 %) | agrees | caption, of 400"
     return markdown(head, lines)
