@@ -72,7 +72,7 @@ def quantisers_table(model: str) -> str:
     if any("accuracy" in r for r in rows):
         head = head.replace("INT8 by |", "INT8 by | motion, of 10 | lost, gained | agrees |")
     table = markdown(head, lines)
-    return table if table == NOT_MEASURED else machine_line(rows[-1]) + table
+    return table if not rows else machine_line(rows[-1]) + table
 
 
 def quantiser_line(r: Row) -> str:

@@ -38,6 +38,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "outliers": quality.outliers_table,
     "quantisers": partial(quality.quantisers_table, "motion"),
     "quantisers_outliers": partial(quality.quantisers_table, "stan-b32"),
+    "quantisers_b16": partial(quality.quantisers_table, "stan-b16"),
     "int8_speed": speed.int8_table,
     "sensitivity": quality.sensitivity_table,
     "engines": speed.engines_table,
