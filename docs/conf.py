@@ -28,7 +28,7 @@ exclude_patterns = [
     *("out", "build", "dist", "stan_infer", "kernels", "export", "tests", "examples/motion/clips"),
 ]
 html_theme = "furo"
-html_static_path = ["site"]
+html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_extra_path = ["site/index.html"]
 html_show_sourcelink = html_copy_source = False

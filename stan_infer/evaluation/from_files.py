@@ -30,7 +30,7 @@ from stan_infer.library.model_files import model_hashes
 from stan_infer.system.atomic import check_outside, files_of
 from stan_infer.system.result import Progress, Say, divided, no_progress, silent
 from stan_infer.text.labels import read_labels
-from stan_infer.text.templates import PLAIN
+from stan_infer.text.templates import PLAIN, read_templates
 from stan_infer.video.find import locate_videos
 
 
@@ -146,6 +146,10 @@ class _Work:
         sources = self._check(name, words)
         other = None if own.compare is None else read_other(Path(own.compare))
         task, found, missing = _located(self.dataset, self.annotations, self.videos, own)
+        if task.is_retrieval and read_templates(own.template) != read_templates(PLAIN):
+            raise InputError(
+                "--template is of classes; the texts of retrieval are taken as they are"
+            )
         split = preset.split(task)
         _tell_twins(task.videos, found, self.say)
         task = task.keep([i for i, path in enumerate(found) if path is not None])
