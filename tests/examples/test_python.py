@@ -69,13 +69,18 @@ def test_camera_as_a_program():
     assert " s  a shape " in done.stdout
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_data_loader(session, folder, workers):
-    found = program("data_loader").embed(str(MODEL), str(folder), batch=2, workers=workers)
+def test_data_loader(session, folder):
+    found = program("data_loader").embed(str(MODEL), str(folder), batch=2, workers=0)
     assert sorted(found) == ["blue_square_fades_in.mp4", "red_cross_moves_left.mp4"]
     for name, vector in found.items():
         wanted = session.embed_video(session.read_clip(folder / name)[None])[0]
         assert np.allclose(vector.numpy(), wanted, atol=1e-5)
+
+
+def test_data_loader_with_processes(folder):
+    """As a program: its two processes are forks, which a process of pytest-xdist must not have."""
+    done = python(PROGRAMS / "data_loader.py", MODEL, folder)
+    assert done.stdout.count(" (64,) length ") == 2 and "error: " in done.stderr
 
 
 def test_search(session, folder, capsys, monkeypatch):
