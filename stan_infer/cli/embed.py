@@ -27,6 +27,7 @@ from stan_infer.cli.options import (
     Timeout,
     Weights,
     Workers,
+    listed_texts,
     session_options,
 )
 
@@ -83,7 +84,7 @@ def embed(
     found = embed_to_file(
         checkpoint,
         videos or [],
-        _texts(text, texts),
+        listed_texts(text, texts),
         out,
         level=level,
         normalise=normalise,
@@ -105,22 +106,16 @@ def embed(
         "level": found.level,
         "normalised": found.normalised,
         **found.session,
-        "decoders": found.decoders,
+        "decoders": list(found.decoders),
     }
     if json:
         failures = [{"video": k, "error": v} for k, v in found.failed.items()]
         print_json("embed", {**record, "failures": failures})
     else:
-        print_facts({**record, "level": ", ".join(dict.fromkeys(found.level.values()))})
+        words = {
+            "level": ", ".join(dict.fromkeys(found.level.values())),
+            "decoders": ", ".join(found.decoders) or None,
+        }
+        print_facts(record | words)
     if found.failed:
         raise typer.Exit(2)
-
-
-def _texts(given: list[str] | None, file: Path | None) -> list[str]:
-    """The texts of --text and those of the file of --texts; InputError for a blank one."""
-    from stan_infer.errors import InputError
-    from stan_infer.system.outside_file import read_lines
-
-    if not all(t.strip() for t in given or []):
-        raise InputError("a text of --text is blank; give words")
-    return [*(given or []), *(read_lines(file, "texts") if file else [])]

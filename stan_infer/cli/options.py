@@ -311,10 +311,13 @@ def read_texts(
     found = class_names(labels, split_words)
     if found is not None:
         return list(found.names)
-    if texts is not None:
-        from stan_infer.system.outside_file import read_lines
+    return listed_texts(text, texts)
 
-        return read_lines(texts, "texts")
+
+def listed_texts(text: Sequence[str] | None, texts: Path | None) -> list[str]:
+    """The texts of --text, then those of the file of --texts; InputError for a blank one."""
+    from stan_infer.system.outside_file import read_lines
+
     if not all(t.strip() for t in text or []):
         raise InputError("a text of --text is blank; give words")
-    return list(text or [])
+    return [*(text or []), *([] if texts is None else read_lines(texts, "texts"))]

@@ -28,10 +28,11 @@ def hub(monkeypatch, tmp_path):
     found = Hub()
     server, address = serve(found)
     monkeypatch.setattr(constants, "ENDPOINT", address)
+    url = address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)
+    # Where old versions keep a copy of it.
     monkeypatch.setattr(
-        constants,
-        "HUGGINGFACE_CO_URL_TEMPLATE",
-        address + "/{repo_id}/resolve/{revision}/{filename}",
+        "huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", url, raising=False
     )
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("STAN_INFER_CACHE", str(tmp_path / "ours"))
