@@ -22,15 +22,12 @@ MAX_BYTES = int(os.environ.get("MAX_BYTES", 256 * 2**20))  # of one upload
 @asynccontextmanager
 async def life(app: FastAPI):
     """The model is opened once; a process of its own decodes, which a bad file may crash."""
-    with (
-        si.open_session(os.environ.get("MODEL", "MODEL")) as app.state.session,
-        DecodeWorker() as reader,
-    ):
-        app.state.reader, app.state.turn = reader, asyncio.Lock()
+    session = si.open_session(os.environ.get("MODEL", "MODEL"))
+    with session as app.state.session, DecodeWorker() as app.state.reader:
         yield
 
 
-app = FastAPI(lifespan=life)
+app, turn = FastAPI(lifespan=life), asyncio.Lock()
 
 
 @app.post("/score")
@@ -44,7 +41,7 @@ async def score(request: Request, text: Annotated[list[str], Query(max_length=64
             file.write(part)
         file.flush()
         try:
-            async with state.turn:  # one clip at a time; the loop answers others meanwhile
+            async with turn:  # one clip at a time; the loop answers others meanwhile
                 clip = await asyncio.to_thread(state.reader.read, file.name, spec)
                 found = await asyncio.to_thread(state.session.score, text, clip.pixels[None])
         except si.InputError as error:

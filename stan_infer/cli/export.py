@@ -190,8 +190,7 @@ def export(
             "card": card,
         }
 
-    if out is not None and is_exported(out):
-        say(f"{out} is an earlier export, which this one replaces")
+    replaces = out is not None and is_exported(out)
     with _plan_progress() as on_plan:
         written = formats.write(
             formats.Request(
@@ -207,6 +206,8 @@ def export(
                 on_plan=on_plan,
             )
         )
+    if replaces:
+        say(f"replaced the earlier export in {out}")
     _report(written, str(out or checkpoint), backend, json)
     if failed:
         say(f"{failed} videos of --clips could not be used")
