@@ -9,14 +9,28 @@ from benchmarks.record import read_rows
 
 Row = dict[str, Any]
 NOT_MEASURED = "not measured"
+_LONGEST = 26  # characters of a value that is kept in one line
 
 
 def markdown(head: str, rows: Iterable[str]) -> str:
     """A table; cells of head and rows are separated by " | ". Without rows: "not measured"."""
     # An empty cell is written as one blank.
-    lines = [f"| {line} |".replace("|  |", "| |") for line in (head, *rows)]
+    lines = [f"| {line} |".replace("|  |", "| |") for line in (head, *map(_unbroken, rows))]
     lines.insert(1, "|---" * (head.count("|") + 1) + "|")
     return "\n".join(lines) if len(lines) > 2 else NOT_MEASURED
+
+
+def _unbroken(row: str) -> str:
+    """The row with no-break spaces in its values, so that a narrow page does not part them."""
+    name, *cells = row.split(" | ")
+    return " | ".join([name, *map(value, cells)])
+
+
+def value(cell: str) -> str:
+    """A cell that begins with a number, with no-break spaces if it is short; others as they are."""
+    if len(cell) <= _LONGEST and cell.lstrip("-+")[:1].isdigit():
+        return cell.replace(" ", "\N{NO-BREAK SPACE}")
+    return cell
 
 
 def newest(kind: str, *keys: str) -> list[Row]:

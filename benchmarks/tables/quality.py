@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from textwrap import shorten
 
 from benchmarks.record import ROOT, read_rows
 from benchmarks.tables.markdown import NOT_MEASURED, Row, machine_line, markdown, newest
@@ -65,29 +66,51 @@ def outliers_table() -> str:
 
 
 def quantisers_table(model: str) -> str:
-    """Our calibration beside other tools on one model: the newest run of each."""
+    """Our calibration beside other tools on one model: the newest run of each.
+
+    With labels the answers have a table of their own, as one table would be wider than a page.
+    """
     rows = [r for r in newest("quantisers", "model", "tool") if r["model"] == model]
-    lines = [quantiser_line(r) for r in rows]
-    head = "INT8 by | smallest cosine | mean | of fp32's speed | file | seconds | peak MiB"
+    if not rows:
+        return NOT_MEASURED
+    cosines, costs = "smallest cosine | mean", "of fp32's speed | file | seconds | peak MiB"
+    head = f"INT8 by | {cosines} | {costs}"
+    parts = [markdown(head, (f"{r['tool']} | {_cosines(r)} | {_costs(r)}" for r in rows))]
     if any("accuracy" in r for r in rows):
-        head = head.replace("INT8 by |", "INT8 by | motion, of 10 | lost, gained | agrees |")
-    table = markdown(head, lines)
-    return table if not rows else machine_line(rows[-1]) + table
+        answers = "motion, of 10 | lost, gained | agrees"
+        parts = [
+            markdown(
+                f"INT8 by | {answers} | {cosines}",
+                (f"{r['tool']} | {_answers(r)} | {_cosines(r)}" for r in rows),
+            ),
+            markdown(f"INT8 by | {costs}", (f"{r['tool']} | {_costs(r)}" for r in rows)),
+        ]
+    for r in rows:
+        if reason := r.get("failed") or r.get("refused"):
+            what = (
+                "wrote no file" if "failed" in r else "wrote a file that ONNX Runtime does not run"
+            )
+            parts.append(f"{r['tool']} {what}: `{shorten(reason, 110, placeholder=' ...')}`")
+    return machine_line(rows[-1]) + "\n\n".join(parts)
 
 
-def quantiser_line(r: Row) -> str:
-    """Cells of one tool; one that failed, or whose file does not run, has the reason instead."""
-    costs = f"{r['seconds']:.1f} | {r['peak_mib']:.0f}" if "seconds" in r else "- | -"
-    if reason := r.get("failed") or r.get("refused"):
-        what = "no file" if "failed" in r else "ONNX Runtime does not run its file"
-        labelled = "- | - | - | " if r["model"] == "motion" else ""
-        return f"{r['tool']}: {what} (`{reason[:80]}`) | {labelled}- | - | - | - | {costs}"
-    answers = ""
-    if "accuracy" in r:
-        answers = f"{r['accuracy']:.2f} % | {r['lost']}, {r['gained']} | {r['agreement']:.2f} % | "
-    cosines = f"{r['cosine']:.5f} | {r['mean_cosine']:.5f}"
-    spread = f"{r['speed']:.2f}x ({r['speed_low']:.2f} to {r['speed_high']:.2f})"
-    return f"{r['tool']} | {answers}{cosines} | {spread} | {r['file_ratio']:.2f}x | {costs}"
+def _answers(r: Row) -> str:
+    if "accuracy" not in r:
+        return "- | - | -"
+    return f"{r['accuracy']:.2f} % | {r['lost']}, {r['gained']} | {r['agreement']:.2f} %"
+
+
+def _cosines(r: Row) -> str:
+    return f"{r['cosine']:.5f} | {r['mean_cosine']:.5f}" if "cosine" in r else "- | -"
+
+
+def _costs(r: Row) -> str:
+    speed = "- | -"
+    if "speed" in r:
+        speed = f"{r['speed']:.2f}x ({r['speed_low']:.2f} to {r['speed_high']:.2f})"
+        speed += f" | {r['file_ratio']:.2f}x"
+    spent = f"{r['seconds']:.1f} | {r['peak_mib']:.0f}" if "seconds" in r else "- | -"
+    return f"{speed} | {spent}"
 
 
 def sensitivity_table() -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from benchmarks.record import read_rows
 from benchmarks.tables.markdown import (
     NOT_MEASURED,
@@ -22,35 +24,62 @@ _CANDIDATES = {
     ("openvino", "reference"): "OpenVINO",
     ("openvino", "fused"): "OpenVINO, fused",
 }
-_INT8 = [("eager", "fp32"), ("ort", "fp32"), ("ort", "int8"), ("openvino", "fp32")]
-_INT8 += [("openvino", "int8")]
+_INT8 = {
+    (engine, precision): f"{engine}, {precision}"
+    for engine in ("eager", "ort", "openvino")
+    for precision in ("fp32", "int8")
+    if (engine, precision) != ("eager", "int8")
+}
+# Model, frames and threads of a run, and its row of each candidate.
+Runs = dict[tuple[str, int, int], dict[tuple[str, str], Row]]
 
 
 def engines_table(threads: int | None = None) -> str:
     """CPU engines on the reference and the fused graph: newest run of each model and thread count.
 
-    Each cell: median, median of paired ratios to eager, share of the run's peak GEMM.
+    Each cell: median, median of paired ratios to eager, share of the run's peak GEMM. With
+    `threads` only the runs of so many, and no column for them.
     """
-    runs: dict[tuple[str, str, int], dict[tuple[str, str], Row]] = {}
+    machines: dict[str, Runs] = {}
     for r in read_rows("engines"):
         if threads in (None, r["threads"]):
-            run = runs.setdefault((r["machine"]["cpu"], r["model"], r["threads"]), {})
+            runs = machines.setdefault(r["machine"]["cpu"], {})
+            run = runs.setdefault((r["model"], r["frames"], r["threads"]), {})
             run[r["engine"], r["graph"]] = r
     parts = []
-    for machine in sorted({k[0] for k in runs}):
-        own = {k: run for k, run in runs.items() if k[0] == machine}
-        lines = []
-        for (_, model, count), run in own.items():
-            cells = [_engine_cell(run.get(candidate)) for candidate in _CANDIDATES]
-            first = next(iter(run.values()))
-            peak = f"{first['ceiling_gflop_per_s']:.0f} ({first['ceiling_by'].split()[0]})"
-            lines.append(" | ".join([f"{model}, T = {first['frames']}, {count}", *cells, peak]))
-        head = " | ".join(["B = 1, threads", *_CANDIDATES.values(), "peak GEMM, GFLOP/s"])
-        error = max(r["max_rel_error"] for run in own.values() for r in run.values())
-        last = next(iter(list(own.values())[-1].values()))
-        parts.append(machine_line(last) + markdown(head, lines))
+    for runs in (machines[name] for name in sorted(machines)):
+        last = next(iter(list(runs.values())[-1].values()))
+        error = max(r["max_rel_error"] for run in runs.values() for r in run.values())
+        parts.append(machine_line(last) + _by_engine(runs, _CANDIDATES, _engine_cell, threads))
         parts.append(f"\nLargest difference from eager: {error:.0e}.")
     return "\n".join(parts) or NOT_MEASURED
+
+
+def _by_engine(
+    runs: Runs,
+    candidates: dict[tuple[str, str], str],
+    cell: Callable[[Row | None], str],
+    threads: int | None = None,
+) -> str:
+    """A row for each number of threads and candidate, a column for each model."""
+    models = list(dict.fromkeys((model, frames) for model, frames, _ in runs))
+    lines = []
+    for count in dict.fromkeys(key[2] for key in runs):
+        own = [runs.get((*model, count), {}) for model in models]
+        found = {name: [cell(run.get(key)) for run in own] for key, name in candidates.items()}
+        if any("ceiling_by" in r for run in own for r in run.values()):
+            found["peak GEMM"] = [_peak(run) for run in own]
+        column = [] if threads else [str(count)]
+        lines += [" | ".join([name, *column, *cells]) for name, cells in found.items()]
+    first = [f"B = 1, {threads} threads"] if threads else ["B = 1", "threads"]
+    return markdown(" | ".join([*first, *(f"{m}, T = {t}" for m, t in models)]), lines)
+
+
+def _peak(run: dict[tuple[str, str], Row]) -> str:
+    if not run:
+        return NOT_MEASURED
+    r = next(iter(run.values()))
+    return f"{r['ceiling_gflop_per_s']:.0f} GFLOP/s ({r['ceiling_by'].split()[0]})"
 
 
 def _engine_cell(r: Row | None) -> str:
@@ -74,8 +103,8 @@ def graphs_table() -> str:
     for (model, threads), run in runs.items():
         fused, counted = run["fused"], run["reference"]["graph_gflop"] / run["fused"]["graph_gflop"]
         pairs = fused.get("rounds", fused.get("repeats"))
-        lines.append(f"{model}, {threads} | {_ratio(fused, 3)} | {counted:.3f}x | {pairs}")
-    head = "model, threads | faster than the reference graph | ratio of their FLOPs | pairs"
+        lines.append(f"{model} | {threads} | {_ratio(fused, 3)} | {counted:.3f}x | {pairs}")
+    head = "model | threads | faster than the reference graph | ratio of their FLOPs | pairs"
     return markdown(head, lines)
 
 
@@ -95,21 +124,18 @@ def repeat_table() -> str:
 
 def int8_table() -> str:
     """Engines in fp32 and INT8 against eager fp32: the newest run of each."""
-    runs: dict[tuple[str, int], dict[tuple[str, str], Row]] = {}
+    runs: Runs = {}
     for r in read_rows("int8-speed"):
-        runs.setdefault((r["model"], r["threads"]), {})[r["engine"], r["precision"]] = r
+        run = runs.setdefault((r["model"], r["frames"], r["threads"]), {})
+        run[r["engine"], r["precision"]] = r
     if not runs:
         return NOT_MEASURED
     machine = next(iter(next(iter(runs.values())).values()))["machine"]
     sets = [s for s in machine["instruction_sets"] if s not in ("avx", "f16c", "fma")]
     vnni = "" if any("vnni" in s for s in sets) else "; no VNNI, whose gain is not measured"
-    lines = []
-    for (model, threads), run in sorted(runs.items(), key=lambda i: (len(i[0][0]), i[0])):
-        frames = next(iter(run.values()))["frames"]
-        cells = [_int8_cell(run.get(c)) for c in _INT8]
-        lines.append(" | ".join([f"{model}, {frames}, {threads}", *cells]))
-    head = " | ".join(["B = 1, T, threads", *(", ".join(c) for c in _INT8)])
-    return f"{machine['cpu']}: {', '.join(sets)}{vnni}:\n\n" + markdown(head, lines)
+    runs = dict(sorted(runs.items(), key=lambda i: (len(i[0][0]), i[0])))
+    where = f"{machine['cpu']}: {', '.join(sets)}{vnni}:"
+    return f"{where}\n\n{_by_engine(runs, _INT8, _int8_cell)}"
 
 
 def _int8_cell(r: Row | None) -> str:

@@ -143,7 +143,8 @@ def table(results: dict[str, Any]) -> str:
     for key, name in names.items():
         if key in results:
             cells = [
-                "{accuracy:.1%} ({right}/{of})".format(**results[key][k])
+                # A no-break space: a value stays in one line.
+                "{accuracy:.1%}\N{NO-BREAK SPACE}({right}/{of})".format(**results[key][k])
                 for k in ("motion", "pair", "caption", "text_to_video")
             ]
             lines.append(f"| {name} | {' | '.join(cells)} |")
