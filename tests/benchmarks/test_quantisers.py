@@ -52,7 +52,7 @@ def test_the_table_of_a_recorded_sample(monkeypatch):
         {"tool": "absent", "failed": "No module named 'nncf'"},
     ]
     rows = [{"model": "motion", **MACHINE, **row} for row in paths]
-    monkeypatch.setattr(quality, "newest", lambda *_: rows)
+    monkeypatch.setattr(quality, "newest", lambda *_, **only: rows)
     text = quality.quantisers_table("motion").replace("\N{NO-BREAK SPACE}", " ")
     where, answers, costs, *notes = text.split("\n\n")
     assert where.startswith("X, 2 cores")
@@ -67,6 +67,6 @@ def test_the_table_of_a_recorded_sample(monkeypatch):
         "absent wrote no file: `No module named 'nncf'`",
     ]
     unlabelled = [{k: v for k, v in row.items() if k != "accuracy"} for row in rows]
-    monkeypatch.setattr(quality, "newest", lambda *_: unlabelled)
+    monkeypatch.setattr(quality, "newest", lambda *_, **only: unlabelled)
     assert quality.quantisers_table("motion").count("| INT8 by |") == 1
     assert quality.quantisers_table("stan-b32") == quality.NOT_MEASURED
