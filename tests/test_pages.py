@@ -15,7 +15,7 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from stan_infer.cli.main import app
+from stan_infer.cli.app import app
 from tests.conftest import ROOT, python, quicken
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

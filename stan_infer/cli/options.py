@@ -266,6 +266,8 @@ def parse_settings(pairs: Sequence[str] | None, weights: str | None = None) -> d
         name = name.strip().replace("-", "_")
         if name == "weights":
             raise InputError(f"--set {pair}: give --weights {value.strip()}")
+        if name in settings:
+            raise InputError(f"--set {name} is given twice: give it once")
         settings[name] = value.strip()
     return settings
 

@@ -102,7 +102,9 @@ def run(
     from stan_infer.errors import check_word
     from stan_infer.library.embed import EmbedOptions, embed_videos
     from stan_infer.library.texts import embed_texts
+    from stan_infer.system import kept
     from stan_infer.system.atomic import check_file, files_of
+    from stan_infer.system.signals import EndedBySignal
     from stan_infer.text.templates import PLAIN, read_templates
     from stan_infer.video.decode_worker import early_workers
     from stan_infer.video.find import list_videos
@@ -154,10 +156,10 @@ def run(
                         told.add(path)
                         say(note)
                     results.add(path, clip, scored.scores(reading.features))
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, EndedBySignal):
             if results.clips:
-                say(f"interrupted: these are the results of {results.clips} clips")
                 results.finish()
+                kept.note_printed(f"the results of {results.clips} clips were printed")
             raise
     results.finish()
     if failed:

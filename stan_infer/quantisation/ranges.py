@@ -29,7 +29,7 @@ from stan_infer.network.folded import VideoWeights
 from stan_infer.quantisation.histogram import BINS, Histogram
 from stan_infer.quantisation.observe import observe
 from stan_infer.quantisation.options import CalibrationOptions
-from stan_infer.system import earlier_result
+from stan_infer.system import earlier_result, kept
 from stan_infer.system.atomic import check_file, new_file
 from stan_infer.video.clip import Clip
 from stan_infer.video.decode_worker import read_clips
@@ -268,6 +268,8 @@ def _save(state: State, found: Collected) -> None:
         raise InputError(f"cannot write {state.path}: {e.strerror}; give another place") from e
     with new_file(state.path, why_keep_state) as temporary:
         temporary.write_bytes(packed.getbuffer())
+    count = len(found.clips) + len(found.flat)
+    kept.note(state.path, f"keeps the ranges of {count} clips: the same command goes on from there")
 
 
 def _load(state: State) -> Collected | None:

@@ -71,7 +71,7 @@ def test_a_slow_command_is_silent(case, inputs, tmp_path):
 
 
 def test_every_command_is_tried():
-    from stan_infer.cli.main import app
+    from stan_infer.cli.app import app
 
     names = {command.callback.__name__ for command in app.registered_commands}
     assert names == {words.split()[0] for words, _ in {**QUICK, **SLOW}.values()}

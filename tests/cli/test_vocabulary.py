@@ -9,7 +9,7 @@ from collections import defaultdict
 import pytest
 
 from stan_infer.cli import options
-from stan_infer.cli.main import app
+from stan_infer.cli.app import app
 from stan_infer.errors import InputError, nearest
 from tests.conftest import python
 

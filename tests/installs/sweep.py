@@ -9,7 +9,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from stan_infer.cli.main import app, main
+from stan_infer.cli.app import app
+from stan_infer.cli.main import main
 from stan_infer.system.packages import install_command
 
 CHECKPOINT_ENGINES = {"eager": "cpu", "compile": "cpu", "triton": "gpu"}
