@@ -319,7 +319,7 @@ def read_texts(
 def listed_texts(text: Sequence[str] | None, texts: Path | None) -> list[str]:
     """The texts of --text, then those of the file of --texts; InputError for a blank one."""
     from stan_infer.system.outside_file import read_lines
+    from stan_infer.text.blank import check_not_blank
 
-    if not all(t.strip() for t in text or []):
-        raise InputError("a text of --text is blank; give words")
+    check_not_blank(text or [], "--text")
     return [*(text or []), *([] if texts is None else read_lines(texts, "texts"))]

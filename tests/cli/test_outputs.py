@@ -46,11 +46,20 @@ def place(tmp_path, checkpoint, artefact, videos):
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "clip.csv").write_text("video,label\nclip0,a\nclip1,b\n")
     shutil.copyfile(checkpoint, tmp_path / "page.safetensors")
+    # Names that our folders have too, in a stranger's: alone, and with records of other tools.
+    for folder, name, text in (
+        ("site", "index.html", "<h1>My thesis</h1>"),
+        ("training", "metrics.json", '{"loss": 1}'),
+        ("table", "rows.jsonl", '{"schema": "mine"}'),
+    ):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).write_text(text)
     return tmp_path
 
 
 ANEW = "lies in the folder of {}, which is written anew: give another place"
 READ = "is also read"
+NO_RECORD = "folder {} is not empty and will not be replaced, because it has no {} of an earlier"
 LISTED = "lies in .*/folder, an export that would no longer open"
 PROC = r"^error: cannot write /proc/x(\.\w+)?: "
 NOWHERE = "is a link that leads nowhere"
@@ -84,6 +93,10 @@ EVAL = "--dataset recognition --annotations clip.csv --videos"
         ),
         ("bench model.safetensors --report folder", "not empty"),
         ("bench folder --engine ort --report folder/page", READ),
+        ("bench model.safetensors --report site", NO_RECORD.format("site", "rows.jsonl")),
+        ("bench model.safetensors --report table", NO_RECORD.format("table", "rows.jsonl")),
+        (f"eval folder {EVAL} VIDEOS --out site", NO_RECORD.format("site", "metrics.json")),
+        (f"eval folder {EVAL} VIDEOS --out training", NO_RECORD.format("training", "metrics.json")),
         ("export folder --format triton-server -o folder", READ),
         ("export folder --format triton-server -o folder/served", READ),
         ("export model.safetensors --format triton-server -o folder", "no stan_infer.json"),
