@@ -207,6 +207,26 @@ def quick_calibration(monkeypatch):
     quicken(monkeypatch)
 
 
+@pytest.fixture
+def quiet_machine(monkeypatch):
+    """Benchmarks judge their rows as if nothing else ran, whatever runs beside the tests."""
+    quieten(monkeypatch)
+
+
+def quieten(patch):
+    from stan_infer.system.cpu_use import CpuMeter, CpuUse, MachineMeter, MachineUse
+
+    real = CpuMeter.around
+
+    def around(self, run):
+        out, use = real(self, run)
+        return out, CpuUse(use.used, 0.0)
+
+    patch.setattr(CpuMeter, "around", around)
+    patch.setattr(MachineMeter, "read", lambda self: MachineUse(0.0, 0.0))
+    patch.setattr("stan_infer.benchmarking.interleave.let_others_sleep", lambda: True)
+
+
 def same_for_each(exact, quantised, rows, threads):
     """As times_saved, without chance: what linears of a tiny model gain is noise."""
     return dict.fromkeys(rows, 1.0)

@@ -94,13 +94,14 @@ def bench(
     They run in turn in one process. An exported folder has no eager mode: its first engine is the
     baseline. If an engine cannot run here, the reason is shown and the exit code is 3. If its
     outputs are wrong, no speed is shown and the exit code is 4. If other work kept it from the
-    CPUs, its row says "starved" in place of a ratio. Videos that cannot be read are named and left
-    out; exit code 2.
+    CPUs, its row says "starved" in place of a ratio, and the exit code is 4 if all rows do. Videos
+    that cannot be read are named and left out; exit code 2.
     """
     from stan_infer.benchmarking.options import MAX_BATCH, MAX_FRAMES
     from stan_infer.benchmarking.run import bench as run
     from stan_infer.cli.progress import progress_bar
     from stan_infer.cli.report import say
+    from stan_infer.errors import CheckError
 
     result = run(
         checkpoint,
@@ -131,6 +132,8 @@ def bench(
         say(f"error: {error}")
     if result.is_wrong or not result.is_complete:
         raise typer.Exit(4 if result.is_wrong else 3)
+    if result.is_starved:
+        raise CheckError("every row is starved by other work: no time here is an engine's own")
     if result.failed:
         say(f"{len(result.failed)} videos could not be read and were not timed")
         raise typer.Exit(2)

@@ -92,10 +92,13 @@ class Collected:
 
 
 def video_name(path: Path, root: Path | None) -> str:
-    """A video's name in records: below `root` where it lies there, else that of the file."""
+    """A video's name in records, of that video alone: below `root`, or its whole path elsewhere.
+
+    A stopped run knows by it which videos it has counted.
+    """
     if root is not None and path.is_relative_to(root):
         return path.relative_to(root).as_posix()
-    return path.name
+    return Path(os.path.abspath(path)).as_posix()
 
 
 def as_input(config: StanConfig, w: VideoWeights, pixels: np.ndarray) -> Tensor:
