@@ -225,6 +225,7 @@ def quieten(patch):
     patch.setattr(CpuMeter, "around", around)
     patch.setattr(MachineMeter, "read", lambda self: MachineUse(0.0, 0.0))
     patch.setattr("stan_infer.benchmarking.interleave.let_others_sleep", lambda: True)
+    patch.setattr("stan_infer.benchmarking.peak_gemm.add_far_below", lambda row, threads: None)
 
 
 def same_for_each(exact, quantised, rows, threads):

@@ -50,25 +50,34 @@ def run(
     split_words: SplitWords = False,
     template: Template = None,
     by: Annotated[
-        str, typer.Option(help="video: the best texts of each clip; text: the best clips of each.")
+        str,
+        typer.Option(
+            metavar="video|text",
+            help="video: the best texts of each clip; text: the best clips of each.",
+        ),
     ] = "video",
-    top: Annotated[int, typer.Option(min=0, help="How many of the best are shown; 0: all.")] = 5,
+    top: Annotated[
+        int, typer.Option(metavar="K", min=0, help="How many of the best are shown; 0: all.")
+    ] = 5,
     windows: Annotated[
         str | None,
         typer.Option(
             metavar="SECONDS[:STRIDE]",
-            help="Score every part of so many seconds apart, one part every STRIDE seconds "
-            "(default: end to end).",
+            help="Cut each video into parts of SECONDS and score each part on its own; a part "
+            "begins every STRIDE seconds (default: where the one before ends).",
         ),
     ] = None,
     start: Annotated[
-        float, typer.Option(metavar="SECONDS", help="Leave out what comes before in each video.")
+        float, typer.Option(metavar="SECONDS", help="Score nothing before this time in a video.")
     ] = 0.0,
     end: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="Leave out what comes after.")
+        float | None,
+        typer.Option(
+            metavar="SECONDS", help="Score nothing after this time (default: to the end)."
+        ),
     ] = None,
     csv: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the rows as a CSV file, too.")
+        Path | None, typer.Option(metavar="FILE", help="Also write the rows as a CSV file.")
     ] = None,
     engine: Engine = None,
     device: Device = None,
@@ -117,7 +126,7 @@ def run(
     names = read_texts(text, labels, split_words, texts)
     paths = list_videos(videos)
     files = [p for p in (labels, texts, calibration) if p is not None]
-    sources = [*files_of(checkpoint), *files, *paths]
+    sources = [*files_of(checkpoint), *files, *videos, *paths]
     if csv is not None:
         check_file(csv, CSV, sources=sources)
     with early_workers(workers, len(paths) if windows is None else 64):

@@ -315,7 +315,10 @@ def test_missing_videos_are_listed_or_left_out(cli, checkpoint, videos, retrieva
     ],
 )
 def test_wrong_options_are_told(cli, checkpoint, videos, retrieval_csv, more, message):
-    done = cli("eval", checkpoint, *arguments("retrieval", retrieval_csv, videos), *more, code=2)
+    name, value = more
+    given = {"--dataset": "retrieval", "--annotations": retrieval_csv, "--videos": videos}
+    words = [word for pair in {**given, name: value}.items() for word in pair]
+    done = cli("eval", checkpoint, *words, "--json", code=2)
     assert message in done.err
     assert not done.out
 

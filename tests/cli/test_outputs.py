@@ -41,6 +41,8 @@ def place(tmp_path, checkpoint, artefact, videos):
     (tmp_path / "mine.jsonl").write_text('{"schema": "mine"}\n')
     (tmp_path / "around" / "clips").mkdir(parents=True)
     (tmp_path / "clips").symlink_to("around/clips")
+    for i in range(3):
+        shutil.copyfile(videos / f"clip{i}.mp4", tmp_path / "clips" / f"clip{i}.mp4")
     (tmp_path / "to_clips").symlink_to("clips")
     (tmp_path / "nowhere").symlink_to("no/folder")
     (tmp_path / "loop").symlink_to("loop")
@@ -59,6 +61,7 @@ def place(tmp_path, checkpoint, artefact, videos):
 
 ANEW = "lies in the folder of {}, which is written anew: give another place"
 READ = "is also read"
+INSIDE = "lies in .*, which is also read: give a place outside of it"
 NO_RECORD = "folder {} is not empty and will not be replaced, because it has no {} of an earlier"
 LISTED = "lies in .*/folder, an export that would no longer open"
 PROC = r"^error: cannot write /proc/x(\.\w+)?: "
@@ -78,6 +81,17 @@ EVAL = "--dataset recognition --annotations clip.csv --videos"
         ("embed model.safetensors clip.npz -o clip.npz", READ),
         ("embed folder VIDEOS -o folder/x.npz", READ),
         ("embed to_folder VIDEOS -o folder/x.npz", READ),
+        # folders of videos stay as they are
+        ("run model.safetensors clips --text a --csv clips/rows.csv", INSIDE),
+        ("embed model.safetensors clips -o clips/v.npz", INSIDE),
+        ("embed model.safetensors to_clips -o clips/v.npz", INSIDE),
+        ("embed model.safetensors clips/clip0.mp4 around -o clips/v.npz", INSIDE),
+        ("export model.safetensors --clips clips -o clips/out --precision fp16", INSIDE),
+        ("calibrate folder --videos clips -o clips/int8", INSIDE),
+        (f"eval folder {EVAL} clips --out clips/page", INSIDE),
+        (f"eval folder {EVAL} clips --cache clips/cache", INSIDE),
+        ("bench model.safetensors --include-decode clips --out clips/rows.jsonl", INSIDE),
+        ("bench model.safetensors --include-decode clips --report clips/page", INSIDE),
         ("embed model.safetensors VIDEOS -o mine.npz", "not written by stan-infer embed"),
         ("embed model.safetensors VIDEOS -o clip.npz", "not written by stan-infer embed"),
         ("bench model.safetensors --compare old.jsonl --out old.jsonl", READ),

@@ -31,6 +31,22 @@ def test_an_option_that_is_given_twice(cli, command, option):
     assert done.err == f"error: {names} is given 2 times, but takes one value: give it once\n"
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_empty_value(cli, command, checkpoint):
+    """As of "$NAME" that is not set: no folder ".", and no default in its place."""
+    for parameter in COMMANDS[command].params:
+        name = parameter.metavar
+        words = [""]
+        if parameter.param_type_name == "option":
+            if parameter.is_flag:
+                continue
+            name, words = "/".join(parameter.opts), [parameter.opts[0], ""]
+        elif parameter.name == "videos" or parameter.name in ("b", "target"):
+            words = [checkpoint, ""]
+        done = cli(command, *words, code=2)
+        assert done.err == f"error: {name} is empty (a variable that is not set?)\n"
+
+
 def test_what_may_be_repeated(cli, checkpoint, videos):
     words = ("--text", "a", "--text", "b", "--template", "a {}", "--template", "the {}")
     done = cli("run", checkpoint, videos, *words, "--json", "--json")
@@ -40,6 +56,11 @@ def test_what_may_be_repeated(cli, checkpoint, videos):
 def test_a_field_that_is_set_twice(cli, checkpoint):
     words = ("inspect", checkpoint, "--set", "max-frames=4", "--set", "max_frames=8")
     cli(*words, code=2, says="--set max_frames is given twice: give it once")
+
+
+def test_a_flag_that_says_the_same_twice(cli, checkpoint):
+    words = ("--repeats", 1, "--min-seconds", 0, "--no-memory", "--no-memory", "--engine", "eager")
+    cli("bench", checkpoint, *words, "--set", "frames", code=2, says="is not KEY=VALUE")
 
 
 def test_help_is_shown_whatever_else_is_given(cli):
