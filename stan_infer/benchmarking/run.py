@@ -199,9 +199,10 @@ def _device(engines: Sequence[str], say: Say) -> str:
 
 
 def _sources(options: BenchOptions) -> list[str | Path]:
-    """Files and folders that are read: no result may replace them, or lie in them."""
-    given = (options.include_decode, options.compare, options.calibration, *options.evals)
-    sources: list[str | Path] = [p for p in given if p is not None]
+    """What is read: no result may replace it. No result may lie in the calibration."""
+    given = (options.include_decode, options.compare, *options.evals)
+    sources: list[str | Path] = [p for p in given if p is not None and not p.is_dir()]
+    sources += [options.calibration] if options.calibration else []
     return sources + (files_of(options.source) if options.source else [])
 
 

@@ -224,7 +224,7 @@ def export(
                 format=format,
                 backend=backend,
                 given=checkpoint,
-                protected=[*files_of(checkpoint), *(p for p in (clips, labels) if p is not None)],
+                protected=[*files_of(checkpoint), *([labels] if labels else [])],
                 out=out,
                 load=lambda: load_model(checkpoint, given),
                 graphs=graph_options,

@@ -126,7 +126,7 @@ def run(
     names = read_texts(text, labels, split_words, texts)
     paths = list_videos(videos)
     files = [p for p in (labels, texts, calibration) if p is not None]
-    sources = [*files_of(checkpoint), *files, *videos, *paths]
+    sources = [*files_of(checkpoint), *files, *paths]
     if csv is not None:
         check_file(csv, CSV, sources=sources)
     with early_workers(workers, len(paths) if windows is None else 64):

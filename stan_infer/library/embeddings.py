@@ -235,7 +235,7 @@ class _Job:
             raise InputError("nothing to embed: give videos, --text or --texts")
         name, paths = path_of(self.source), list_videos(self.videos)
         more = [words["calibration"]] if words.get("calibration") is not None else []
-        sources = [*(files_of(name) if name else []), *more, *read, *self.videos, *paths]
+        sources = [*(files_of(name) if name else []), *more, *read, *paths]
         if out is not None:
             check_embeddings(out, videos=bool(paths), texts=bool(self.texts), sources=sources)
         with (

@@ -92,9 +92,8 @@ def calibrate(
     if not os.path.exists(source) and ":" not in source:
         raise InputError(f"{source}: no such file or folder; check the spelling")
     paths, root = named_videos(videos)
-    folder_or_list = [videos] if isinstance(videos, (str, Path)) else []
     labels = [options.labels] if options.labels is not None else []
-    state = _check_out(out, [*files_of(source), *labels, *folder_or_list, *paths])
+    state = _check_out(out, [*files_of(source), *labels, *paths])
     bound = read_bound(options, root)
     parts = divide(paths, options, bound.paths)
     if parts.copies:

@@ -33,7 +33,7 @@ def note_printed(words: str) -> None:
 
 def in_words() -> str:
     """What of it is still there: what lay in a temporary folder is gone, or belongs to a folder."""
-    there = {p: words for p, words in _places.items() if p.exists()}
+    there = {p: words for p, words in dict(_places).items() if p.exists()}
     found = [
         f"{_shown(p)} {words}"
         for p, words in there.items()
@@ -45,5 +45,8 @@ def in_words() -> str:
 
 def _shown(path: Path) -> str:
     """As the user most likely gave it: from the current folder where it lies there."""
-    here = Path.cwd()
+    try:
+        here = Path.cwd()
+    except OSError:  # it was removed
+        return str(path)
     return str(path.relative_to(here) if path.is_relative_to(here) else path)

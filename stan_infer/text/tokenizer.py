@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stan_infer.errors import InputError, check_word
-from stan_infer.text.blank import check_not_blank
 from stan_infer.text.vocabulary import END, SPECIAL, START, load_vocabulary
 
 if TYPE_CHECKING:
@@ -42,7 +41,8 @@ def tokenize(
     it. One logged warning names the texts that do not fit.
 
     Args:
-        texts: a string or a list of Q strings, none of them blank.
+        texts: a string or a list of Q strings. A blank one gives start and end alone, as in CLIP;
+            what embeds or scores texts refuses it.
         context_length: L, 3 to 77; of a model its `config.context_length`.
         truncation: what happens to a text with more than L - 2 tokens. "keep-eot" cuts it and ends
             it with the end token, as open_clip does. "authors" does what the release does: it cuts
@@ -166,7 +166,6 @@ def _check_texts(texts: Sequence[str] | str) -> list[str]:
                 f"text {i} has {len(text)} characters; allowed are {_MAX_CHARACTERS}: this is not "
                 "a caption; give one text per line with --labels"
             )
-    check_not_blank(captions)
     return captions
 
 

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -44,6 +45,8 @@ def place(tmp_path, checkpoint, artefact, videos):
     for i in range(3):
         shutil.copyfile(videos / f"clip{i}.mp4", tmp_path / "clips" / f"clip{i}.mp4")
     (tmp_path / "to_clips").symlink_to("clips")
+    (tmp_path / "around" / "bare").mkdir()
+    (tmp_path / "bare").symlink_to("around/bare")
     (tmp_path / "nowhere").symlink_to("no/folder")
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "clip.csv").write_text("video,label\nclip0,a\nclip1,b\n")
@@ -61,7 +64,6 @@ def place(tmp_path, checkpoint, artefact, videos):
 
 ANEW = "lies in the folder of {}, which is written anew: give another place"
 READ = "is also read"
-INSIDE = "lies in .*, which is also read: give a place outside of it"
 NO_RECORD = "folder {} is not empty and will not be replaced, because it has no {} of an earlier"
 LISTED = "lies in .*/folder, an export that would no longer open"
 PROC = r"^error: cannot write /proc/x(\.\w+)?: "
@@ -81,17 +83,6 @@ EVAL = "--dataset recognition --annotations clip.csv --videos"
         ("embed model.safetensors clip.npz -o clip.npz", READ),
         ("embed folder VIDEOS -o folder/x.npz", READ),
         ("embed to_folder VIDEOS -o folder/x.npz", READ),
-        # folders of videos stay as they are
-        ("run model.safetensors clips --text a --csv clips/rows.csv", INSIDE),
-        ("embed model.safetensors clips -o clips/v.npz", INSIDE),
-        ("embed model.safetensors to_clips -o clips/v.npz", INSIDE),
-        ("embed model.safetensors clips/clip0.mp4 around -o clips/v.npz", INSIDE),
-        ("export model.safetensors --clips clips -o clips/out --precision fp16", INSIDE),
-        ("calibrate folder --videos clips -o clips/int8", INSIDE),
-        (f"eval folder {EVAL} clips --out clips/page", INSIDE),
-        (f"eval folder {EVAL} clips --cache clips/cache", INSIDE),
-        ("bench model.safetensors --include-decode clips --out clips/rows.jsonl", INSIDE),
-        ("bench model.safetensors --include-decode clips --report clips/page", INSIDE),
         ("embed model.safetensors VIDEOS -o mine.npz", "not written by stan-infer embed"),
         ("embed model.safetensors VIDEOS -o clip.npz", "not written by stan-infer embed"),
         ("bench model.safetensors --compare old.jsonl --out old.jsonl", READ),
@@ -100,7 +91,7 @@ EVAL = "--dataset recognition --annotations clip.csv --videos"
         ("bench folder --engine ort --out folder/rows.jsonl", READ),
         ("bench model.safetensors --out page/r.jsonl --report page", ANEW.format("--report")),
         ("bench model.safetensors --out page --report page", "page is the folder of --report"),
-        ("bench model.safetensors --out clips/r.jsonl --report clips", ANEW.format("--report")),
+        ("bench model.safetensors --out bare/r.jsonl --report bare", ANEW.format("--report")),
         (
             "export model.safetensors --format tensorrt --timing-cache out/t -o out",
             ANEW.format("-o"),
@@ -136,10 +127,14 @@ EVAL = "--dataset recognition --annotations clip.csv --videos"
         ("bench model.safetensors --report /proc/x", PROC),
         ("bench model.safetensors --out /proc/x.jsonl", PROC),
         (f"eval folder {EVAL} VIDEOS --cache folder/cache", READ),
-        (f"eval folder {EVAL} clips --cache clips", READ),
-        (f"eval folder {EVAL} clips --cache to_clips", READ),
-        (f"eval folder {EVAL} clips --cache clips/cache", READ),
-        (f"eval folder {EVAL} clips --cache around", "around holds clips, which is also read"),
+        (
+            f"eval folder {EVAL} clips --out clips",
+            "because it holds clip0.mp4, which is no part of",
+        ),
+        ("calibrate folder --videos clips -o clips", "not empty and will not be replaced"),
+        ("embed folder clips -o clips/clip0.mp4", "must end in .npz"),
+        ("run folder clips --text a --csv clips/clip0.mp4", READ),
+        ("bench folder --include-decode clips --out clips/clip0.mp4", "not written by stan-infer"),
         (f"eval folder {EVAL} clips --cache nowhere", rf"nowhere {NOWHERE} \(no/folder\)"),
         (f"eval folder {EVAL} clips --cache loop", f"cache loop {NOWHERE}"),
         (f"eval folder {EVAL} clips --cache clip.csv", "cache clip.csv is not a folder"),
@@ -153,6 +148,23 @@ def test_sources_and_strangers_stay(cli, place, videos, monkeypatch, args, messa
     assert re.search(message, done.err), done.err
     assert len(done.err.splitlines()) == 1, "told before the work"
     assert contents(place) == before
+
+
+@pytest.mark.usefixtures("quiet_machine")
+def test_results_may_lie_beside_the_videos(cli, place, monkeypatch):
+    """In every command: other suffixes are passed over, and the videos stay as they are."""
+    monkeypatch.chdir(place)
+    before = contents(place / "clips")
+    for words in (
+        "run folder clips --text a --csv clips/rows.csv",
+        "embed folder clips -o clips/v.npz",
+        f"eval folder {EVAL} clips --cache clips/cache --out clips/page",
+        "bench folder --engine ort --include-decode clips --out clips/r.jsonl",
+    ):
+        cli(*words.split(), *(BENCH[1:] if words.startswith("bench") else ()))
+    after = contents(place / "clips")
+    assert {name: after[name] for name in before} == before
+    assert {"rows.csv", "v.npz", "cache", "page", "r.jsonl"} < {p.name for p in map(Path, after)}
 
 
 @pytest.mark.usefixtures("quiet_machine")

@@ -217,7 +217,6 @@ def test_a_blank_text_is_refused_wherever_texts_go(reader, tmp_path):
     video = clips(1, reader.config.frames, reader.config.image_size)
     stored, sentence = reader.embed_video(video), read_templates("a video of {}")
     takers = (
-        si.tokenize,
         reader.embed_text,
         lambda texts: reader.score(texts, video),
         lambda texts: reader.score_embeddings(texts, stored),
@@ -228,6 +227,8 @@ def test_a_blank_text_is_refused_wherever_texts_go(reader, tmp_path):
         take(TEXTS)
         with pytest.raises(InputError, match=r"text 2 is blank \(' '\); give words"):
             take([*TEXTS, " "])
+    with pytest.raises(InputError, match="text 1 is blank"):
+        si.verify("a.pth", "b.pth", texts=["a", ""])
 
 
 @pytest.mark.parametrize("make", [torch.from_numpy, lambda v: v.tolist(), lambda v: v.astype("u1")])

@@ -93,7 +93,6 @@ def test_any_text_equals_openclip(openclip, text):
     import ftfy
 
     # The package regex may know a newer Unicode than this Python, where these are no letters yet.
-    assume(text.strip())  # a blank one is refused
     assume(all(unicodedata.category(c) != "Cn" for c in ftfy.fix_text(text)))
     np.testing.assert_array_equal(tokenize(text, 77), openclip(text, 77).numpy())
 
@@ -102,13 +101,12 @@ def test_any_text_equals_openclip(openclip, text):
 @given(parts=st.lists(st.sampled_from([*SPELLED[2:], "!", "<|", "|>", "a", " ", "1", "'s"])))
 def test_special_tokens_in_a_text_equal_openai(openai, parts):
     text = "".join(parts)
-    assume(text.strip())  # a blank one is refused
     np.testing.assert_array_equal(tokenize(text, 77), openai(text, 77).numpy())
 
 
 def test_one_string_is_one_text():
     np.testing.assert_array_equal(tokenize("a dog runs"), tokenize(["a dog runs"]))
-    assert tokenize("a", 8)[0].tolist() == [START, 320, END, 0, 0, 0, 0, 0]
+    assert tokenize("")[0, :3].tolist() == [START, END, 0]
     np.testing.assert_array_equal(tokenize(np.array(["a dog", "b"])), tokenize(("a dog", "b")))
 
 
@@ -146,8 +144,6 @@ def test_no_warning_when_all_fit(caplog):
         (["a", 3], {}, "text 1 is a int"),
         (None, {}, "texts are a NoneType"),
         (b"ab", {}, "text 0 is a int"),
-        ("", {}, r"text 0 is blank \(''\); give words"),
-        (["a", " \t\n"], {}, "text 1 is blank"),
         (["a", "x" * 10_001], {}, "text 1 has 10001 characters.*--labels"),
         ("a", {"context_length": 2}, "context_length is 2; allowed are 3 to 77"),
         ("a", {"context_length": 78}, "allowed are 3 to 77"),
