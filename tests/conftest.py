@@ -60,7 +60,7 @@ GOLDEN_CASES = (
 # plan that is built first (BUILT); points of a grid (tests/grids.py); and what takes many seconds
 # although its folder is quick (SLOW): the rest of that folder proves the numbers without it.
 WHOLE = {"tests/benchmarks", "tests/cli", "tests/cpp", "tests/examples", "tests/hostile"}
-QUICK = {"tests/cli/test_commands.py", "tests/cli/test_vocabulary.py"}
+QUICK = {"tests/cli/test_commands.py", "tests/cli/test_parsing.py", "tests/cli/test_vocabulary.py"}
 QUICK |= {"tests/benchmarks/test_quantisers.py"}
 BUILT = {"plain", "sanitized", "program", "rtx", "quantised"}
 SLOW = {

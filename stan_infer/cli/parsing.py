@@ -78,6 +78,7 @@ class _WholeWords:
 
 def _in_words(text: str) -> str:
     """The help of an option with its range as "1 to 64", not "1<=x<=64"."""
+    text = text.replace("\\[", "[")  # typer 0.18 writes it so
     for pattern, words in _RANGES:
         text = pattern.sub(words, text)
     return _BRACKETS.sub(lambda m: m[0].replace(" ", _BLANK), text).replace("-", _HYPHEN)

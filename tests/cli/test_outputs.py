@@ -131,7 +131,10 @@ EVAL = "--dataset recognition --annotations clip.csv --videos"
             f"eval folder {EVAL} clips --out clips",
             "because it holds clip0.mp4, which is no part of",
         ),
-        ("calibrate folder --videos clips -o clips", "not empty and will not be replaced"),
+        (
+            "calibrate folder --videos clips -o clips",
+            "clips holds clips/clip0.mp4, which is also read",
+        ),
         ("embed folder clips -o clips/clip0.mp4", "must end in .npz"),
         ("run folder clips --text a --csv clips/clip0.mp4", READ),
         ("bench folder --include-decode clips --out clips/clip0.mp4", "not written by stan-infer"),
