@@ -60,7 +60,7 @@ GOLDEN_CASES = (
 # plan that is built first (BUILT); points of a grid (tests/grids.py); and what takes many seconds
 # although its folder is quick (SLOW): the rest of that folder proves the numbers without it.
 WHOLE = {"tests/benchmarks", "tests/cli", "tests/cpp", "tests/examples", "tests/hostile"}
-QUICK = {"tests/cli/test_commands.py", "tests/cli/test_vocabulary.py"}
+QUICK = {"tests/cli/test_commands.py", "tests/cli/test_parsing.py", "tests/cli/test_vocabulary.py"}
 QUICK |= {"tests/benchmarks/test_quantisers.py"}
 BUILT = {"plain", "sanitized", "program", "rtx", "quantised"}
 SLOW = {
@@ -205,6 +205,27 @@ def folder(tiny_model):
 def quick_calibration(monkeypatch):
     """Calibrations draw no plot and measure speed for a moment only: for tests of all else."""
     quicken(monkeypatch)
+
+
+@pytest.fixture
+def quiet_machine(monkeypatch):
+    """Benchmarks judge their rows as if nothing else ran, whatever runs beside the tests."""
+    quieten(monkeypatch)
+
+
+def quieten(patch):
+    from stan_infer.system.cpu_use import CpuMeter, CpuUse, MachineMeter, MachineUse
+
+    real = CpuMeter.around
+
+    def around(self, run):
+        out, use = real(self, run)
+        return out, CpuUse(use.used, 0.0)
+
+    patch.setattr(CpuMeter, "around", around)
+    patch.setattr(MachineMeter, "read", lambda self: MachineUse(0.0, 0.0))
+    patch.setattr("stan_infer.benchmarking.interleave.let_others_sleep", lambda: True)
+    patch.setattr("stan_infer.benchmarking.peak_gemm.add_far_below", lambda row, threads: None)
 
 
 def same_for_each(exact, quantised, rows, threads):

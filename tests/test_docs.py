@@ -10,7 +10,7 @@ README = (ROOT / "README.md").read_text()
 
 
 def commands() -> list[str]:
-    from stan_infer.cli.main import app
+    from stan_infer.cli.app import app
 
     return [c.callback.__name__ for c in app.registered_commands]
 

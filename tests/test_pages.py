@@ -15,8 +15,8 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from stan_infer.cli.main import app
-from tests.conftest import ROOT, python, quicken
+from stan_infer.cli.app import app
+from tests.conftest import ROOT, python, quicken, quieten
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 RUN = ("sh", "console", "python")
@@ -95,6 +95,7 @@ def run(language: str, content: str, left_out: list[list[str]]) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_what_a_page_shows_runs(page, tmp_path, monkeypatch):
     quicken(monkeypatch)
+    quieten(monkeypatch)
     monkeypatch.chdir(tmp_path)
     for name in ("motion.safetensors", "labels.txt", "clips", "clips.csv"):
         os.symlink(ROOT / "examples" / "motion" / name, name)

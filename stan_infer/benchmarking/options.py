@@ -77,6 +77,9 @@ class BenchOptions:
                 "rounds are at least 1, seconds 0 to 3600"
             )
 
+        if not 0 <= self.tolerance <= 1:
+            raise InputError(f"tolerance is {self.tolerance}; allowed is a share from 0 to 1")
+
     @property
     def schedule(self) -> Schedule:
         """How many rounds are measured."""

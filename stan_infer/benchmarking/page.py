@@ -12,6 +12,7 @@ from stan_infer.benchmarking.rows import (
     ratio_in_words,
     remarks,
     shown_cells,
+    why_keep_rows,
     write_json_lines,
 )
 from stan_infer.errors import InputError
@@ -22,7 +23,8 @@ from stan_infer.system.html_page import escaped, html_charts, html_page
 from stan_infer.system.json_file import checked
 
 Rows = Sequence[Mapping[str, Any]]
-why_keep = earlier_result.folder({"index.html", "rows.jsonl"}, "a report")
+_ROWS = "rows.jsonl"
+why_keep = earlier_result.folder({"index.html"}, _ROWS, why_keep_rows, "a report")
 _STYLE = ".doubt { border-left: 4px solid #D55E00; padding-left: .7rem; font-weight: 600; }\n"
 _COLUMNS = {
     "engine": "engine",
@@ -75,7 +77,7 @@ def write_page(
     page = render_page(title, rows, stages, evals)
     with new_folder(folder, why_keep, sources=sources) as temporary:
         (temporary / "index.html").write_text(page, encoding="utf-8")
-        write_json_lines(temporary / "rows.jsonl", [*rows, *stages])
+        write_json_lines(temporary / _ROWS, [*rows, *stages])
 
 
 def render_page(title: str, rows: Rows, stages: Rows, evals: Rows) -> str:

@@ -71,6 +71,12 @@ class BenchResult(Result):
         """Whether every engine ran at every shape."""
         return not any(r.get("refused") for r in self.rows)
 
+    @property
+    def is_starved(self) -> bool:
+        """Whether other work had the CPUs in every row that ran, so that none has a time."""
+        ran = [r for r in self.rows if not r.get("refused")]
+        return bool(ran) and all(r.get("starved") for r in ran)
+
     def summary(self) -> str:
         """The median latency of each row, or that it was refused."""
         parts = [
@@ -102,7 +108,7 @@ def bench(
             report, evals, compare, tolerance.
 
     Returns:
-        BenchResult: rows with milliseconds, `is_wrong`, `is_complete`.
+        BenchResult: rows with milliseconds, `is_wrong`, `is_complete`, `is_starved`.
 
     Raises:
         InputError: wrong options or files, which are checked before anything is measured.
@@ -193,7 +199,7 @@ def _device(engines: Sequence[str], say: Say) -> str:
 
 
 def _sources(options: BenchOptions) -> list[str | Path]:
-    """Files that are read: no result may replace them. No result may lie in the calibration."""
+    """What is read: no result may replace it. No result may lie in the calibration."""
     given = (options.include_decode, options.compare, *options.evals)
     sources: list[str | Path] = [p for p in given if p is not None and not p.is_dir()]
     sources += [options.calibration] if options.calibration else []

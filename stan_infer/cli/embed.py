@@ -42,15 +42,16 @@ def embed(
         ),
     ],
     videos: Annotated[
-        list[Path] | None, typer.Argument(help="Videos, or folders of videos.")
+        list[Path] | None, typer.Argument(metavar="VIDEOS", help="Videos, or folders of videos.")
     ] = None,
     text: Text = None,
     texts: Texts = None,
     level: Annotated[
         str | None,
         typer.Option(
+            metavar="video|frame|token",
             help="video: one vector each; frame: one per frame; token: one per frame or text"
-            " token (default: as the head scores)."
+            " token (default: as the head scores).",
         ),
     ] = None,
     normalise: Annotated[

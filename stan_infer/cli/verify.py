@@ -49,12 +49,18 @@ def verify(
     videos: VideosIfAny = None,
     texts: Texts = None,
     frames: FramesEach = "1,2,12,33,64",
-    engine_a: Annotated[str | None, typer.Option(help=f"Engine of A: {_ENGINES}.")] = None,
-    engine_b: Annotated[str | None, typer.Option(help=f"Engine of B: {_ENGINES}.")] = None,
+    engine_a: Annotated[
+        str | None, typer.Option(metavar="NAME", help=f"Engine of A: {_ENGINES}.")
+    ] = None,
+    engine_b: Annotated[
+        str | None, typer.Option(metavar="NAME", help=f"Engine of B: {_ENGINES}.")
+    ] = None,
     tolerance: Annotated[
         float | None,
         typer.Option(
-            min=0, help="Allowed difference, relative to the largest value (default: by precision)."
+            metavar="SHARE",
+            min=0,
+            help="Allowed difference, relative to the largest value (default: by precision).",
         ),
     ] = None,
     threads: Threads = None,

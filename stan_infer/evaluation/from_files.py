@@ -187,13 +187,16 @@ class _Work:
         return whole
 
     def _check(self, name: str | None, words: dict[str, Any]) -> list[Path]:
-        """Refuse places that cannot be written, before the work; return all that is read."""
+        """Refuse places that cannot be written, before the work; return the files that are read.
+
+        Results may lie beside the videos: a folder is replaced only if we wrote all that is in it.
+        """
         own = self.own
         model = list(files_of(name)) if name else []
         read = [self.annotations, own.labels, own.subset, own.compare, words.get("calibration")]
-        sources = [*model, self.videos, *(Path(p) for p in read if p is not None)]
+        sources = [*model, *(Path(p) for p in read if p is not None)]
         if own.cache is not None:
-            check_cache(Path(own.cache), [*model, self.videos])
+            check_cache(Path(own.cache), model)
         if own.out is not None:
             check_results(Path(own.out), sources=sources)
             if own.cache is not None:

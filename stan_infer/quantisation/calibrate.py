@@ -54,7 +54,7 @@ from stan_infer.quantisation.smooth import (
 )
 from stan_infer.quantisation.source import check_runnable, exported_fp32, named_videos
 from stan_infer.quantisation.verdict import judge
-from stan_infer.system.atomic import check_folder, files_of, new_folder
+from stan_infer.system.atomic import Sources, check_folder, files_of, new_folder
 from stan_infer.system.packages import require
 from stan_infer.system.temporary import temporary_folder
 from stan_infer.video.clip import Clip
@@ -91,8 +91,9 @@ def calibrate(
     source, out, options = str(located(source)), Path(out), options or CalibrationOptions()
     if not os.path.exists(source) and ":" not in source:
         raise InputError(f"{source}: no such file or folder; check the spelling")
-    state = _check_out(out, source)
     paths, root = named_videos(videos)
+    labels = [options.labels] if options.labels is not None else []
+    state = _check_out(out, [*files_of(source), *labels, *paths])
     bound = read_bound(options, root)
     parts = divide(paths, options, bound.paths)
     if parts.copies:
@@ -118,12 +119,12 @@ def calibrate(
     return result
 
 
-def _check_out(out: Path, source: str) -> Path:
+def _check_out(out: Path, sources: Sources) -> Path:
     """Return the file of the state, from which a stopped run goes on.
 
-    Raises InputError where the result or the state could not be written.
+    sources: what is read. Raises InputError where the result or the state could not be written.
     """
-    check_folder(out, why_keep, sources=files_of(source))
+    check_folder(out, why_keep, sources=sources)
     absolute = Path(os.path.abspath(out))
     state = absolute.with_name(f"{absolute.name}.calibrating.npz")
     if absolute.parent.is_dir():  # else it is made, and nothing lies in it

@@ -29,7 +29,7 @@ from stan_infer.network.folded import VideoWeights
 from stan_infer.quantisation.histogram import BINS, Histogram
 from stan_infer.quantisation.observe import observe
 from stan_infer.quantisation.options import CalibrationOptions
-from stan_infer.system import earlier_result
+from stan_infer.system import earlier_result, kept
 from stan_infer.system.atomic import check_file, new_file
 from stan_infer.video.clip import Clip
 from stan_infer.video.decode_worker import read_clips
@@ -92,10 +92,13 @@ class Collected:
 
 
 def video_name(path: Path, root: Path | None) -> str:
-    """A video's name in records: below `root` where it lies there, else that of the file."""
+    """A video's name in records, of that video alone: below `root`, or its whole path elsewhere.
+
+    A stopped run knows by it which videos it has counted.
+    """
     if root is not None and path.is_relative_to(root):
         return path.relative_to(root).as_posix()
-    return path.name
+    return Path(os.path.abspath(path)).as_posix()
 
 
 def as_input(config: StanConfig, w: VideoWeights, pixels: np.ndarray) -> Tensor:
@@ -268,6 +271,8 @@ def _save(state: State, found: Collected) -> None:
         raise InputError(f"cannot write {state.path}: {e.strerror}; give another place") from e
     with new_file(state.path, why_keep_state) as temporary:
         temporary.write_bytes(packed.getbuffer())
+    count = len(found.clips) + len(found.flat)
+    kept.note(state.path, f"keeps the ranges of {count} clips: the same command goes on from there")
 
 
 def _load(state: State) -> Collected | None:

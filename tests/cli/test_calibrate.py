@@ -42,6 +42,7 @@ def test_a_folder_gives_the_weights_that_the_model_folds_to(artefact, checkpoint
     assert (a - b).abs().max() < 1e-5 * b.abs().max()
 
 
+@pytest.mark.usefixtures("quiet_machine")
 def test_the_folder_runs_and_says_what_it_is(cli, quantised, artefact, checkpoint, videos):
     manifest = json.loads((quantised / "manifest.json").read_text())
     video = next(g for g in manifest["graphs"] if g["role"] == "video")
@@ -103,6 +104,35 @@ def test_a_stopped_run_goes_on_with_the_same_numbers(artefact, videos, tmp_path,
         assert (h.largest, h.exponent) == (other.largest, other.exponent)
         assert np.array_equal(h.counts, other.counts)
         assert h.counts.any() == (method != "max")
+
+
+@pytest.mark.parametrize("has_root", [True, False])
+def test_videos_of_one_name_are_told_apart_when_a_run_goes_on(artefact, videos, tmp_path, has_root):
+    """Each in a folder of its own, outside the root: the second is not taken for the first."""
+    from stan_infer.artefacts.folder import read_artefact
+
+    folder = read_artefact(artefact)
+    paths = [tmp_path / name / "clip.mp4" for name in ("a", "b")]
+    for path, clip in zip(paths, sorted(videos.iterdir()), strict=False):
+        path.parent.mkdir()
+        shutil.copy(clip, path)
+    given = {"root": tmp_path / "list" if has_root else None}
+    given |= {"options": CalibrationOptions(method="entropy")}
+    weights = read_weights(folder)
+    whole = collect_ranges(
+        weights, folder.config, paths, state=State(tmp_path / "whole.npz", {"a": 1}), **given
+    )
+    state = State(tmp_path / "state.npz", {"a": 1})
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        collect_ranges(weights, folder.config, paths, state=state, on_clip=stop, **given)
+    again = collect_ranges(weights, folder.config, paths, state=state, **given)
+    assert again.clips == whole.clips == sorted(str(p) for p in paths)
+    for name, h in whole.ranges.items():
+        assert np.array_equal(h.counts, again.ranges[name].counts)
 
 
 def test_a_state_without_counts_serves_no_method_that_needs_them(artefact, videos, tmp_path):

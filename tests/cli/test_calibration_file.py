@@ -131,6 +131,7 @@ def test_a_calibration_for_something_else_is_refused(calibrated, checkpoint, tmp
         si.open_session(checkpoint, "eager", calibration=calibrated)
 
 
+@pytest.mark.usefixtures("quiet_machine")
 def test_bench_compares_a_calibration_with_eager(cli, calibrated, checkpoint, tmp_path):
     rest = ("--repeats", "1", "--min-seconds", "0", "--frames", "2", "--no-memory", "--json")
     given = ("--calibration", calibrated)

@@ -14,6 +14,7 @@ import pytest
 import stan_infer as si
 from stan_infer.evaluation.metrics import class_figures, rank_figures, retrieval_ranks
 from stan_infer.scores import cosine_scores
+from stan_infer.system.csv_file import unguarded
 from stan_infer.text.tokenizer import tokenize
 from stan_infer.video.clip import read_clip_info
 from stan_infer.video.spec import ClipSpec
@@ -129,6 +130,10 @@ def test_out_with_texts_categories_and_names_that_are_not_utf_8(cli, checkpoint,
     with open(out / "categories.csv", newline="") as f:
         found = {row["category"]: row["texts"] for row in csv.DictReader(f)}
     assert found == {"music": "2", "vehicles/autos": "1"}
+    with open(out / "ranks.csv", newline="") as f:
+        texts = [row["text"] for row in csv.DictReader(f)]
+    assert texts == [f"'=<b>{i}" for i in range(3)]
+    assert [unguarded(text) for text in texts] == [f"=<b>{i}" for i in range(3)]
     page = (out / "index.html").read_text(encoding="utf-8")
     assert "<b>0" not in page and "=&lt;b&gt;" in page
 
@@ -310,7 +315,10 @@ def test_missing_videos_are_listed_or_left_out(cli, checkpoint, videos, retrieva
     ],
 )
 def test_wrong_options_are_told(cli, checkpoint, videos, retrieval_csv, more, message):
-    done = cli("eval", checkpoint, *arguments("retrieval", retrieval_csv, videos), *more, code=2)
+    name, value = more
+    given = {"--dataset": "retrieval", "--annotations": retrieval_csv, "--videos": videos}
+    words = [word for pair in {**given, name: value}.items() for word in pair]
+    done = cli("eval", checkpoint, *words, "--json", code=2)
     assert message in done.err
     assert not done.out
 

@@ -245,7 +245,7 @@ def test_a_held_out_video_that_cannot_be_used_is_replaced(model, more_videos, tm
     found, said = run(model, folder, tmp_path, force=False, samples=256, min_cosine=0.5, **FP8)
     assert (found.record["clips"], found.record["checked"]) == (8, 8)
     assert "copies of other videos, which count once: 1" in said
-    assert sorted(found.failed) == sorted(f"broken{i}.mp4" for i in range(12))
+    assert sorted(found.failed) == sorted(str(folder / f"broken{i}.mp4") for i in range(12))
 
 
 def test_no_engine_that_gives_the_same(model, more_videos, tmp_path, measured):
