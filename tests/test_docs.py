@@ -64,6 +64,16 @@ def test_what_a_page_names_is_there(page):
     assert absent(page) == []
 
 
+LONGEST_LINE = 90  # characters of code that the site shows without scrolling
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_lines_of_code_need_no_scrolling(page):
+    code = re.findall(r"^```\w*\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    lines = [line for block in code for line in block.splitlines()]
+    assert [line for line in lines if len(line) > LONGEST_LINE] == []
+
+
 def test_what_is_not_there_is_found(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(
