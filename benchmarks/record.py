@@ -28,7 +28,7 @@ def append_rows(kind: str, rows: list[dict[str, Any]]) -> Path:
         "machine": machine,
         "versions": versions,
         "commit": commit(),
-        "date": datetime.date.today().isoformat(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
     }
     with path.open("a") as f:
         for row in rows:

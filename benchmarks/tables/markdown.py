@@ -33,9 +33,26 @@ def value(cell: str) -> str:
     return cell
 
 
-def newest(kind: str, *keys: str) -> list[Row]:
-    """The newest recorded row for each combination of values of `keys`."""
-    return list({tuple(r[k] for k in keys): r for r in read_rows(kind)}.values())
+def by_machine(kind: str, **only: Any) -> list[list[Row]]:
+    """Recorded rows, oldest first, of each machine; the machine that was measured last is first.
+
+    Figures of two machines belong in no common table. only: values that the rows have.
+    """
+    machines: dict[str, list[Row]] = {}
+    for r in read_rows(kind):
+        if all(r[k] == v for k, v in only.items()):
+            machines.setdefault(r["machine"]["cpu"], []).append(r)
+    return sorted(machines.values(), key=lambda rows: rows[-1]["date"], reverse=True)
+
+
+def newest(kind: str, *keys: str, **only: Any) -> list[Row]:
+    """The newest row for each combination of values of `keys`, of the machine measured last."""
+    return next((last_of(rows, *keys) for rows in by_machine(kind, **only)), [])
+
+
+def last_of(rows: Iterable[Row], *keys: str) -> list[Row]:
+    """The last row for each combination of values of `keys`."""
+    return list({tuple(r.get(k) for k in keys): r for r in rows}.values())
 
 
 def percent(share: float) -> str:
@@ -46,7 +63,10 @@ def percent(share: float) -> str:
 def machine_line(row: Row) -> str:
     """The machine and the versions that a row was measured with."""
     m, v = row["machine"], row["versions"]
+    known = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_vnni": "VNNI"}
+    fast = [word for name, word in known.items() if name in m.get("instruction_sets", [])]
+    sets = f" with {', '.join(fast)}" if fast else ""
     return (
-        f"{m['cpu']}, {m['cores']} cores, {m['system']}, Python {m['python']}, "
-        f"torch {v['torch']}, ONNX Runtime {v['onnxruntime']}, {row['date']}:\n\n"
+        f"{m['cpu']}{sets}, {m['cores']} cores, {m['system']}, Python {m['python']}, "
+        f"torch {v['torch']}, ONNX Runtime {v['onnxruntime']}, {row['date'][:10]}:\n\n"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from textwrap import shorten
 
-from benchmarks.record import ROOT, read_rows
+from benchmarks.record import ROOT
 from benchmarks.tables.markdown import NOT_MEASURED, Row, machine_line, markdown, newest
 from stan_infer.evaluation.metrics import paired_interval
 
@@ -70,7 +70,7 @@ def quantisers_table(model: str) -> str:
 
     With labels the answers have a table of their own, as one table would be wider than a page.
     """
-    rows = [r for r in newest("quantisers", "model", "tool") if r["model"] == model]
+    rows = newest("quantisers", "tool", model=model)
     if not rows:
         return NOT_MEASURED
     cosines, costs = "smallest cosine | mean", "of fp32's speed | file | seconds | peak MiB"
@@ -115,7 +115,7 @@ def _costs(r: Row) -> str:
 
 def sensitivity_table() -> str:
     """The linears of the demo that cost most when each alone is in INT8: the newest run."""
-    rows = [r for r in read_rows("calibration") if r["precision"] == "int8"]
+    rows = newest("calibration", "precision", precision="int8")
     if not rows:
         return NOT_MEASURED
     worst = sorted(rows[-1]["sensitivity"], key=lambda r: -r["error"])

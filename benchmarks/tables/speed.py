@@ -8,6 +8,8 @@ from benchmarks.record import read_rows
 from benchmarks.tables.markdown import (
     NOT_MEASURED,
     Row,
+    by_machine,
+    last_of,
     machine_line,
     markdown,
     newest,
@@ -38,21 +40,25 @@ def engines_table(threads: int | None = None) -> str:
     """CPU engines on the reference and the fused graph: newest run of each model and thread count.
 
     Each cell: median, median of paired ratios to eager, share of the run's peak GEMM. With
-    `threads` only the runs of so many, and no column for them.
+    `threads` only the runs of so many, without a column for them, on the machine measured last.
     """
-    machines: dict[str, Runs] = {}
-    for r in read_rows("engines"):
-        if threads in (None, r["threads"]):
-            runs = machines.setdefault(r["machine"]["cpu"], {})
-            run = runs.setdefault((r["model"], r["frames"], r["threads"]), {})
-            run[r["engine"], r["graph"]] = r
+    machines = by_machine("engines") if threads is None else by_machine("engines", threads=threads)
     parts = []
-    for runs in (machines[name] for name in sorted(machines)):
-        last = next(iter(list(runs.values())[-1].values()))
+    for rows in machines if threads is None else machines[:1]:
+        runs = _runs(rows, "graph")
         error = max(r["max_rel_error"] for run in runs.values() for r in run.values())
-        parts.append(machine_line(last) + _by_engine(runs, _CANDIDATES, _engine_cell, threads))
-        parts.append(f"\nLargest difference from eager: {error:.0e}.")
-    return "\n".join(parts) or NOT_MEASURED
+        parts.append(machine_line(rows[-1]) + _by_engine(runs, _CANDIDATES, _engine_cell, threads))
+        parts[-1] += f"\n\nLargest difference from eager: {error:.0e}."
+    return "\n\n".join(parts) or NOT_MEASURED
+
+
+def _runs(rows: list[Row], variant: str) -> Runs:
+    """The newest run of each model, frames and threads, by engine and `variant`."""
+    runs: Runs = {}
+    for r in rows:
+        run = runs.setdefault((r["model"], r["frames"], r["threads"]), {})
+        run[r["engine"], r[variant]] = r
+    return runs
 
 
 def _by_engine(
@@ -96,46 +102,48 @@ def _ratio(r: Row, digits: int = 2) -> str:
 
 def graphs_table() -> str:
     """ONNX Runtime on the reference and the fused graph alone: measured and counted ratio."""
-    runs: dict[tuple[str, int], dict[str, Row]] = {}
-    for r in newest("graphs", "model", "threads", "graph"):
-        runs.setdefault((r["model"], r["threads"]), {})[r["graph"]] = r
-    lines = []
-    for (model, threads), run in runs.items():
-        fused, counted = run["fused"], run["reference"]["graph_gflop"] / run["fused"]["graph_gflop"]
-        pairs = fused.get("rounds", fused.get("repeats"))
-        lines.append(f"{model} | {threads} | {_ratio(fused, 3)} | {counted:.3f}x | {pairs}")
-    head = "model | threads | faster than the reference graph | ratio of their FLOPs | pairs"
-    return markdown(head, lines)
+    parts = []
+    for rows in by_machine("graphs"):
+        runs: dict[tuple[str, int], dict[str, Row]] = {}
+        for r in rows:
+            runs.setdefault((r["model"], r["threads"]), {})[r["graph"]] = r
+        lines = []
+        for (model, threads), run in runs.items():
+            fused = run["fused"]
+            counted = run["reference"]["graph_gflop"] / fused["graph_gflop"]
+            pairs = fused.get("rounds", fused.get("repeats"))
+            lines.append(f"{model} | {threads} | {_ratio(fused, 3)} | {counted:.3f}x | {pairs}")
+        head = "model | threads | faster than the reference graph | ratio of their FLOPs | pairs"
+        parts.append(machine_line(rows[-1]) + markdown(head, lines))
+    return "\n\n".join(parts) or NOT_MEASURED
 
 
 def repeat_table() -> str:
     """Ratios to eager of two runs of the same `bench`, newest of each engine and company."""
-    lines = []
-    found = {(r["model"], r["engine"], r.get("beside", 0)): r for r in read_rows("repeat")}
-    for r in sorted(found.values(), key=lambda r: r.get("beside", 0)):
-        one, two = r.get("ratios") or (f"{x:.3f}x" for x in r["speedups"])
-        beside = r.get("beside", 0) or "nothing"
-        lines.append(
-            f"{r['model']}, {r['engine']} | {beside} | {one} | {two} | {100 * r['apart']:.1f} %"
-        )
-    head = "model, engine | beside | first run | second run | medians apart"
-    return markdown(head, lines)
+    parts = []
+    for rows in by_machine("repeat"):
+        lines = []
+        found = last_of(rows, "model", "engine", "beside")
+        for r in sorted(found, key=lambda r: r.get("beside", 0)):
+            one, two = r.get("ratios") or (f"{x:.3f}x" for x in r["speedups"])
+            beside = r.get("beside", 0) or "nothing"
+            lines.append(
+                f"{r['model']}, {r['engine']} | {beside} | {one} | {two} | {100 * r['apart']:.1f} %"
+            )
+        head = "model, engine | beside | first run | second run | medians apart"
+        parts.append(machine_line(rows[-1]) + markdown(head, lines))
+    return "\n\n".join(parts) or NOT_MEASURED
 
 
 def int8_table() -> str:
     """Engines in fp32 and INT8 against eager fp32: the newest run of each."""
-    runs: Runs = {}
-    for r in read_rows("int8-speed"):
-        run = runs.setdefault((r["model"], r["frames"], r["threads"]), {})
-        run[r["engine"], r["precision"]] = r
-    if not runs:
-        return NOT_MEASURED
-    machine = next(iter(next(iter(runs.values())).values()))["machine"]
-    sets = [s for s in machine["instruction_sets"] if s not in ("avx", "f16c", "fma")]
-    vnni = "" if any("vnni" in s for s in sets) else "; no VNNI, whose gain is not measured"
-    runs = dict(sorted(runs.items(), key=lambda i: (len(i[0][0]), i[0])))
-    where = f"{machine['cpu']}: {', '.join(sets)}{vnni}:"
-    return f"{where}\n\n{_by_engine(runs, _INT8, _int8_cell)}"
+    parts = []
+    for rows in by_machine("int8-speed"):
+        sets = rows[-1]["machine"]["instruction_sets"]
+        vnni = "" if any("vnni" in s for s in sets) else "No VNNI (products of 8-bit integers):\n\n"
+        runs = dict(sorted(_runs(rows, "precision").items(), key=lambda i: (len(i[0][0]), i[0])))
+        parts.append(machine_line(rows[-1]) + vnni + _by_engine(runs, _INT8, _int8_cell))
+    return "\n\n".join(parts) or NOT_MEASURED
 
 
 def _int8_cell(r: Row | None) -> str:
@@ -216,5 +224,5 @@ def plans_table() -> str:
         for r in rows
     ]
     head = "model, graph | precision | profiles | ONNX MiB | plan MiB | build s | peak MiB"
-    where = f"{machine['cpu']}, {machine['cores']} cores, TensorRT-RTX {version}, {date}:"
+    where = f"{machine['cpu']}, {machine['cores']} cores, TensorRT-RTX {version}, {date[:10]}:"
     return f"{where}\n\n{markdown(head, lines)}"

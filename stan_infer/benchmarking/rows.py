@@ -58,7 +58,8 @@ def compare_rows(
     to the baseline of the same run, which do not depend on how fast or busy the machine is; the
     baseline itself, whose ratio is 1, is compared by its latency. A row is a regression if
     change < 1 - tolerance, or if its engine ran then and is refused now. Where one of the rows has
-    doubts, it is None: not known. Raises InputError if no row matches.
+    doubts, or another processor ran it, whose ratios are others too, it is None: not known. Raises
+    InputError if no row matches.
     """
     before = {_key(r): r for r in old}
     records = []
@@ -77,10 +78,9 @@ def compare_rows(
             raise InputError(f"a row for {row.get('engine')} has no usable {name}")
         change = now / then if by_ratio else then / now
         record |= {"change": change, "by": "ratio to baseline" if by_ratio else "latency"}
-        doubted = [when for when, r in (("now", row), ("then", was)) if r.get("doubts")]
-        if doubted:
-            record |= {"change": None, "by": f"not known: doubts {' and '.join(doubted)}"}
-        record["regression"] = None if doubted else change < 1 - tolerance
+        if why := _incomparable(was, row):
+            record |= {"change": None, "by": f"not known: {why}"}
+        record["regression"] = None if why else change < 1 - tolerance
         records.append(record)
     if not records:
         raise InputError(
@@ -88,6 +88,18 @@ def compare_rows(
             "row in the old file: there is nothing to compare"
         )
     return records
+
+
+def _incomparable(was: Mapping[str, Any], row: Mapping[str, Any]) -> str | None:
+    """Why two rows cannot tell whether an engine became slower."""
+    machines = (r.get("machine") for r in (was, row))
+    then, now = (m if isinstance(m, dict) else {} for m in machines)
+    if then.get("cpu") != now.get("cpu"):
+        return f"the processor was {then.get('cpu')}, and is {now.get('cpu')}"
+    if then.get("instruction_sets") != now.get("instruction_sets"):
+        return "the processor offered other instruction sets then"
+    doubted = [when for when, r in (("now", row), ("then", was)) if r.get("doubts")]
+    return f"doubts {' and '.join(doubted)}" if doubted else None
 
 
 def remarks(row: Mapping[str, Any]) -> list[str]:

@@ -41,11 +41,15 @@ _INSTRUCTION_SETS = (
     *("asimd", "asimdhp", "asimddp", "bf16", "i8mm", "sve"),
 )
 
+# What tells processors of one name apart; x86, then ARM.
+_CPU_IDS = {"cpu family": "family", "model": "model", "CPU implementer": "implementer"}
+_CPU_IDS |= {"CPU part": "part"}
+
 
 def machine_record() -> dict[str, Any]:
     """Describe the machine: processor, instruction sets, cores, memory in GiB, system, Python."""
     return {
-        "cpu": _cpu_field("model name") or platform.processor() or platform.machine(),
+        "cpu": _cpu(),
         "instruction_sets": _instruction_sets(),
         "cores": os.cpu_count(),
         "memory_gib": _memory_gib(),
@@ -90,17 +94,31 @@ def faults(versions: dict[str, str | None]) -> list[str]:
     return []
 
 
-def _cpu_field(name: str) -> str:
+def _cpu() -> str:
+    """The processor's name, on Linux with family and model.
+
+    Virtual machines give processors of different years one name, such as "AMD EPYC".
+    """
+    fields = _cpu_fields()
+    name = fields.get("model name") or platform.processor() or platform.machine()
+    known = [f"{word} {fields[key]}" for key, word in _CPU_IDS.items() if fields.get(key)]
+    return f"{name} ({', '.join(known)})" if known else name
+
+
+def _cpu_fields() -> dict[str, str]:
+    """What Linux says of the first processor; empty on other systems."""
+    fields: dict[str, str] = {}
     with suppress(OSError), open("/proc/cpuinfo") as f:
         for line in f:
-            if line.startswith(name):
-                return line.split(":", 1)[1].strip()
-    return ""
+            name, _, value = line.partition(":")
+            fields.setdefault(name.strip(), value.strip())
+    return fields
 
 
 def _instruction_sets() -> list[str]:
     """Instruction sets of this CPU that decide how fast a number format is (Linux only)."""
-    found = set((_cpu_field("flags") or _cpu_field("Features")).split())
+    fields = _cpu_fields()
+    found = set((fields.get("flags") or fields.get("Features") or "").split())
     return [name for name in _INSTRUCTION_SETS if name in found]
 
 

@@ -176,6 +176,22 @@ def test_an_engine_that_no_longer_runs_is_a_regression():
     assert record["regression"]
 
 
+@pytest.mark.parametrize(
+    ("machine", "why"),
+    [
+        ({"cpu": "EPYC (family 26, model 2)", "instruction_sets": ["avx2"]}, "is EPYC (family 26"),
+        ({"cpu": "EPYC (family 25, model 1)", "instruction_sets": []}, "other instruction sets"),
+        ("from a stranger", "is None"),
+    ],
+)
+def test_another_processor_tells_nothing_of_an_engine(machine, why):
+    old = row(machine={"cpu": "EPYC (family 25, model 1)", "instruction_sets": ["avx2"]})
+    (record,) = compare_rows([old], [row(speedup=0.1, machine=machine)], 0.1)
+    assert record["change"] is record["regression"] is None and why in record["by"]
+    (record,) = compare_rows([old], [{**old, "speedup": 0.1}], 0.1)
+    assert record["regression"], "the same processor tells"
+
+
 def test_rows_of_other_shapes_are_not_compared():
     with pytest.raises(InputError, match="nothing to compare"):
         compare_rows([row()], [row(batch=2)], 0.1)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import quantisers
-from benchmarks.tables import quality
+from benchmarks.tables import markdown, quality
 
 MACHINE = {
     "machine": {"cpu": "X", "cores": 2, "system": "Linux", "python": "3.11"},
@@ -52,7 +52,7 @@ def test_the_table_of_a_recorded_sample(monkeypatch):
         {"tool": "absent", "failed": "No module named 'nncf'"},
     ]
     rows = [{"model": "motion", **MACHINE, **row} for row in paths]
-    monkeypatch.setattr(quality, "newest", lambda *_: rows)
+    monkeypatch.setattr(markdown, "read_rows", lambda kind: rows)
     text = quality.quantisers_table("motion").replace("\N{NO-BREAK SPACE}", " ")
     where, answers, costs, *notes = text.split("\n\n")
     assert where.startswith("X, 2 cores")
@@ -67,6 +67,16 @@ def test_the_table_of_a_recorded_sample(monkeypatch):
         "absent wrote no file: `No module named 'nncf'`",
     ]
     unlabelled = [{k: v for k, v in row.items() if k != "accuracy"} for row in rows]
-    monkeypatch.setattr(quality, "newest", lambda *_: unlabelled)
+    monkeypatch.setattr(markdown, "read_rows", lambda kind: unlabelled)
     assert quality.quantisers_table("motion").count("| INT8 by |") == 1
     assert quality.quantisers_table("stan-b32") == quality.NOT_MEASURED
+
+
+def test_figures_of_two_machines_are_not_mixed(monkeypatch):
+    """Each has "a" measured; the machine that was measured last has no "b"."""
+    old = {**MACHINE, "date": "2026-11-27"}
+    new = {**MACHINE, "machine": {"cpu": "Y"}, "date": "2026-11-27T05:10+00:00"}
+    rows = [{**new, "tool": "a", "x": 1}, {**old, "tool": "a"}, {**old, "tool": "b"}]
+    monkeypatch.setattr(markdown, "read_rows", lambda kind: rows)
+    assert [r["x"] for r in markdown.newest("any", "tool")] == [1]
+    assert [len(r) for r in markdown.by_machine("any")] == [1, 2]
