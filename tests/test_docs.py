@@ -101,6 +101,16 @@ def test_generated_tables_are_fresh():
         assert render(text) == text, name
 
 
+def test_values_of_tables_are_parted_at_most_behind_commas():
+    from benchmarks.tables.markdown import markdown
+
+    row = "2 threads | 863 ms, 1.00x, 38 % | 1662 ms, 1.81x to 2.04x, 78 % | not measured"
+    last = markdown("a | b | c | d", [row]).splitlines()[-1].replace("\N{NO-BREAK SPACE}", "_")
+    assert (
+        last == "| 2 threads | 863_ms,_1.00x,_38_% | 1662_ms, 1.81x_to_2.04x, 78_% | not measured |"
+    )
+
+
 def test_a_stale_table_fails(monkeypatch):
     from benchmarks.tables import render
 
