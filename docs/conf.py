@@ -64,15 +64,17 @@ def _kind(name) -> str:
     return "autoexception" if issubclass(value, Exception) else "autoclass"
 
 
-def _order(found) -> tuple[int, str]:
-    return ("autofunction", "autoclass", "autoexception").index(found[0]), found[1]
+def _names() -> list[str]:
+    """The public names in the order of the table in the package's docstring; errors last."""
+    table = re.findall(r"^(\w+)  +\S", stan_infer.__doc__, re.MULTILINE)
+    public = [name for name in dir(stan_infer) if not name.startswith("_")]
+    return [n for n in table if n in public] + [n for n in public if n not in table]
 
 
 def _directives() -> str:
     found = []
-    for kind, name in sorted(
-        ((_kind(n), n) for n in dir(stan_infer) if not n.startswith("_")), key=_order
-    ):
+    for name in _names():
+        kind = _kind(name)
         options = "\n   :members:" if kind == "autoclass" else ""
         found.append(f"## {name}\n\n```{{eval-rst}}\n.. {kind}:: stan_infer.{name}{options}\n```\n")
     return "\n".join(found)

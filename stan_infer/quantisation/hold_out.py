@@ -8,7 +8,7 @@ import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from stan_infer.errors import InputError
+from stan_infer.errors import InputError, see
 from stan_infer.quantisation.options import CalibrationOptions
 from stan_infer.system.outside_file import open_regular
 
@@ -48,6 +48,7 @@ def too_few(found: str) -> InputError:
     """The error where not enough can be held out. found: how many there are and are needed."""
     return InputError(
         f"{found}: give more videos, or --force, which writes a result that nothing checked"
+        f"{see('docs/calibrate')}"
     )
 
 

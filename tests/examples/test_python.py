@@ -3,15 +3,18 @@
 import csv
 import io
 import json
+import re
 import shutil
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import stan_infer as si
 from tests.conftest import ROOT, python, write_video
+from tests.test_pages import joined
 
 PROGRAMS = ROOT / "examples/python"
 MODEL, CLIPS = ROOT / "examples/motion/motion.safetensors", ROOT / "examples/motion/clips"
@@ -141,6 +144,20 @@ def test_service(client, session, tmp_path):
         assert client.post("/score", params={"text": texts}, content=b"x").status_code == code
     pieces = client.post("/score", params={"text": TEXTS}, content=iter([b"x" * 60000] * 50))
     assert pieces.status_code == 413
+
+
+def test_the_service_as_its_page_shows(client, session, monkeypatch):
+    """What `curl` in docs/serve.md sends; TestClient stands for uvicorn, which has a port."""
+    text = joined((ROOT / "docs/serve.md").read_text())
+    (sent,) = re.findall(r"^curl --data-binary @(\S+) \"http://localhost:8000(\S+)\"$", text, re.M)
+    model, app = re.search(r"^MODEL=(\S+) python -m uvicorn (\S+)$", text, re.M).groups()
+    monkeypatch.chdir(PROGRAMS)
+    assert Path(model).resolve() == MODEL and app == "service:app"
+    file, address = sent
+    done = client.post(address, content=Path(file).read_bytes())
+    texts = ["a shape moves left", "a shape moves right"]
+    wanted = session.score(texts, session.read_clip(file)[None])[:, 0]
+    assert list(done.json()) == texts and np.allclose(list(done.json().values()), wanted, atol=1e-5)
 
 
 def test_the_notebook_runs_and_has_pictures(tmp_path, monkeypatch):
