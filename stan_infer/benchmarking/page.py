@@ -94,8 +94,8 @@ def render_page(title: str, rows: Rows, stages: Rows, evals: Rows) -> str:
         f"process; {first['warmup']} uncounted and at least {first['rounds']} counted rounds. "
         f"Ratio: median over the rounds of {escaped(_name(first))} / engine, and its 95 % "
         "interval. Error: largest difference from the baseline, relative to its largest value. "
-        "B: clips a call. T: frames of a clip. p50 is the median latency of a call; 20, 95 and 99 % "
-        "of the calls take at most p20, p95 and p99.</p>",
+        "B: clips a call. T: frames of a clip. p50: median latency of a call; 20, 95 and 99 % of "
+        "the calls take at most p20, p95 and p99.</p>",
         *_about_machine(ran),
         _table([{**shown_cells(r), "ratio": ratio_in_words(r)} for r in rows], _COLUMNS),
     ]

@@ -194,7 +194,7 @@ def _table_of(rows: Sequence[Mapping[str, Any]], title: str, word: str, opened: 
     ]
     folded = "open" if opened else ""
     what = f"{len(rows)} {'categories' if word == 'category' else 'classes'}, the worst first"
-    table = html_table(list(rows[0]), cells)
+    table = html_table(list(rows[0]), cells, (word, "taken for"))
     return [f"<h2>{title}</h2>", f"<details {folded}><summary>{what}</summary>{table}</details>"]
 
 
@@ -208,7 +208,7 @@ def _confused(answers: Answers) -> list[str]:
     if answers.task.is_retrieval or not (pairs := confused(answers)):
         return []
     rows = [[_short(right), _short(wrong), count] for right, wrong, count in pairs[:_PAIRS]]
-    table = html_table(["right", "answered", "videos"], rows)
+    table = html_table(["right", "answered", "videos"], rows, ("right", "answered"))
     return ["<h2>Most often confused</h2>", table]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from stan_infer.system.charts import INK, image_files, legend, look, new_figure, styled
+from stan_infer.system.charts import INK, image_files, legend, look, new_figure, styled, upright
 
 _LINEARS = ("qkv", "q", "out", "fc1", "fc2", "single")  # each has its colour and marker
 _BLOCKS = 26  # of a row of the chart, so that names stay legible
@@ -39,7 +39,8 @@ def figure_of(errors: Mapping[str, float], kept: Collection[str], title: str) ->
         axes.set_yscale("log")
         axes.set_ylim(low, high)
         axes.set_xlim(-0.5, columns - 0.5)
-        axes.set_xticks(range(len(own)), own, rotation=90, fontsize=9)
+        axes.set_xticks(range(len(own)), own, fontsize=9)
+        upright(axes)
         axes.grid(visible=False, axis="x")
         for i in range(1, len(own)):
             axes.axvline(i - 0.5, color=INK, alpha=0.12, linewidth=0.6)

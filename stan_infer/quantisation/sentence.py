@@ -47,7 +47,10 @@ def asked(bound: Bound) -> str:
 
 def rests_on(record: Mapping[str, Any], bound: Bound) -> str:
     """What the accuracy rests on. record: of the calibration."""
-    ranged, checked = f"the {_counted(record['clips'], 'clip')} that set the ranges", record["checked"]
+    ranged, checked = (
+        f"the {_counted(record['clips'], 'clip')} that set the ranges",
+        record["checked"],
+    )
     if not checked:
         return f"measured on {ranged}, so not checked on others"
     if bound.task is not None:
@@ -173,7 +176,7 @@ def _is_usable(speed: Mapping[str, Any]) -> bool:
 
 
 def speeds_in_words(speeds: Mapping[str, Mapping[str, Any]]) -> str:
-    """By engine a ratio of speeds and what it may be; at the end those of which nothing is known."""
+    """By engine a ratio of speeds and what it may be; then those of which nothing is known."""
     told = [
         f"{spread_in_words(speed)} the speed of {speed['beside']} in {engine}"
         for engine, speed in speeds.items()

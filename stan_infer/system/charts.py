@@ -36,12 +36,14 @@ _NAME_SIZE = 9  # points
 _LONGEST_NAME = 24  # columns of a name beside a heat map; wide characters take two
 # Fonts of common systems for what matplotlib's own lacks; those that are there are used in a PNG.
 _MORE_FONTS = (
-    *("Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans JP", "Noto Sans SC", "Droid Sans Fallback"),
-    *("WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "Microsoft YaHei", "Yu Gothic", "Hiragino Sans"),
-    *("Malgun Gothic", "Noto Sans KR", "Apple SD Gothic Neo", "Arial Unicode MS", "Nirmala UI"),
-    *("Noto Sans Devanagari", "Noto Sans Bengali", "Noto Sans Tamil", "Noto Sans Thai", "Tahoma"),
+    *("Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans JP", "Noto Sans SC", "Noto Sans KR"),
+    *("Droid Sans Fallback", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "Microsoft YaHei"),
+    *("Yu Gothic", "Malgun Gothic", "Hiragino Sans", "Apple SD Gothic Neo", "Arial Unicode MS"),
+    *("Noto Sans Devanagari", "Noto Sans Bengali", "Noto Sans Tamil", "Noto Sans Thai"),
+    *("Nirmala UI", "Tahoma"),
 )
-_SIZE = (5.2, 3.7)  # inches: at 72 pixels each as wide as a phone's screen, with letters of 10 to 12
+# Inches; at 72 pixels each as wide as a phone's screen, with letters of 10 to 12 pixels.
+_SIZE = (5.2, 3.7)
 Points = Sequence[tuple[float, float]]
 
 
@@ -63,9 +65,10 @@ def line_chart(
     figure, axes = _chart(title, x, y)
     order = list(dict.fromkeys([*names, *series]))
     for name, points in series.items():
-        style = dict(zip(("color", "marker"), look(order.index(name)), strict=True))
+        colour, marker = look(order.index(name))
         # A marker at the end of an axis is drawn whole.
-        style |= {"linestyle": "-" if lines else "", "clip_on": False}
+        style: dict[str, Any] = {"color": colour, "marker": marker, "clip_on": False}
+        style["linestyle"] = "-" if lines else ""
         axes.plot(*zip(*points, strict=True), label=name, **style)
     every = np.array([p for points in series.values() for p in points], float)
     ticks = np.unique(every[:, 0])
@@ -104,6 +107,7 @@ def bar_chart(
     axes.grid(visible=False, axis="y")
     right = axes.secondary_yaxis("right")
     right.set_yticks(places, [f"{n:.3g}" for n in numbers])
+    right.set_facecolor("none")
     right.tick_params(colors=INK, length=0)
     right.spines["right"].set_visible(False)
     if line is not None:
@@ -113,7 +117,7 @@ def bar_chart(
 
 def histogram(counts: Mapping[str, int], title: str, x: str, y: str) -> Any:
     """Draw one column per name, with its number above, and return matplotlib's figure."""
-    figure, axes = _chart(title, x, y, (6.4, _SIZE[1]))
+    figure, axes = _chart(title, x, y, _SIZE if len(counts) <= 8 else (7.0, _SIZE[1]))
     bars = axes.bar(list(counts), list(counts.values()), color=COLOURS[0])
     axes.bar_label(bars, padding=2, color=INK, fontsize=10)
     axes.grid(visible=False, axis="x")
@@ -209,10 +213,17 @@ def _name_ticks(axes: Any, names: Sequence[str]) -> None:
     from matplotlib.font_manager import fontManager
 
     there = {font.name for font in fontManager.ttflist}
-    style = {"fontsize": _NAME_SIZE, "parse_math": False}
-    style["fontfamily"] = ["sans-serif", *(name for name in _MORE_FONTS if name in there)]
-    axes.set_xticks(range(len(names)), names, rotation=90, **style)
+    fonts = ["sans-serif", *(name for name in _MORE_FONTS if name in there)]
+    style = {"fontsize": _NAME_SIZE, "parse_math": False, "fontfamily": fonts}
+    axes.set_xticks(range(len(names)), names, **style)
     axes.set_yticks(range(len(names)), names, **style)
+    upright(axes)
+
+
+def upright(axes: Any) -> None:
+    """Turn the names of columns, each of which ends at its tick however wide a font draws it."""
+    for label in axes.get_xticklabels():
+        label.set(rotation=90, ha="right", va="center", rotation_mode="anchor")
 
 
 def _width(name: str) -> float:
@@ -253,9 +264,7 @@ def legend(figure: Any) -> None:
     figure.legend(list(found.values()), list(found), ncols=columns, **style)
 
 
-def _chart(
-    title: str, x: str, y: str, size: tuple[float, float] = _SIZE
-) -> tuple[Any, Any]:
+def _chart(title: str, x: str, y: str, size: tuple[float, float] = _SIZE) -> tuple[Any, Any]:
     figure = new_figure(size)
     axes = figure.add_subplot()
     axes.set_title(title, color=INK, fontsize=12, loc="left")

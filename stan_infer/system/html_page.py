@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from stan_infer.errors import printable
@@ -19,21 +19,22 @@ body { margin: 0 auto; max-width: 76rem; padding: 1rem; background: var(--paper)
 h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 h1, p, li, dd { overflow-wrap: anywhere; }
 .wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
+table { border-collapse: separate; border-spacing: 0; font-size: .9rem;
+  font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .5rem; border-bottom: 1px solid var(--line); text-align: right;
   white-space: nowrap; }
 th { vertical-align: bottom; white-space: normal; }
 th:first-child, td:first-child { text-align: left; }
 .wide th:first-child, .wide td:first-child { position: sticky; left: 0; background: var(--paper); }
-td.text { white-space: normal; min-width: 10rem; max-width: 24rem; overflow-wrap: anywhere;
-  text-align: left; }
+.wide .name { text-align: left; }
+.long { white-space: normal; min-width: 10rem; max-width: 24rem; overflow-wrap: anywhere; }
 .plots { display: flex; flex-wrap: wrap; gap: 1rem 2rem; margin-top: 1rem; }
 figure { margin: 0; max-width: 100%; overflow-x: auto; } svg { width: 100%; height: auto; }
 p, li, dl { max-width: 46rem; } .soft { color: var(--soft); }
 """
 
 
-_LONG = 24  # characters of a cell that stays in one line
+_LONG = 30  # characters of a cell that stays in one line
 _CHART = 374.0  # pixels, as charts are wide
 
 
@@ -47,17 +48,21 @@ def html_page(title: str, parts: Sequence[str], style: str = "") -> str:
     )
 
 
-def html_table(head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
-    """Return a table that scrolls where the screen is narrow."""
-    top = "".join(f"<th>{escaped(cell)}</th>" for cell in head)
-    lines = ["<tr>" + "".join(map(_cell, row)) + "</tr>" for row in rows]
-    return f"<div class=wide><table><tr>{top}</tr>{''.join(lines)}</table></div>"
+def html_table(
+    head: Sequence[Any], rows: Sequence[Sequence[Any]], names: Collection[str] = ()
+) -> str:
+    """Return a table that scrolls where the screen is narrow. names: heads of columns of names."""
 
+    def cells(tag: str, row: Sequence[Any]) -> str:
+        found = []
+        for column, cell in zip(head, row, strict=True):
+            text = escaped(cell)
+            kinds = ["name"] * (column in names) + ["long"] * (len(text) > _LONG)
+            found.append(f'<{tag} class="{" ".join(kinds)}">{text}' if kinds else f"<{tag}>{text}")
+        return "<tr>" + "".join(f"{cell}</{tag}>" for cell in found) + "</tr>"
 
-def _cell(value: Any) -> str:
-    """A cell; a long text, such as a name, is broken into lines."""
-    kind = " class=text" if isinstance(value, str) and len(value) > _LONG else ""
-    return f"<td{kind}>{escaped(value)}</td>"
+    lines = "".join(cells("td", row) for row in rows)
+    return f"<div class=wide><table>{cells('th', head)}{lines}</table></div>"
 
 
 def html_charts(charts: Sequence[str]) -> str:
@@ -69,7 +74,7 @@ def html_charts(charts: Sequence[str]) -> str:
     for svg in charts:
         found = re.search(r'viewBox="0 0 ([\d.]+) ', svg)
         width = float(found[1]) if found else _CHART
-        least = f"<svg style=\"min-width:{0.85 * width:.0f}px\""
+        least = f'<svg style="min-width:{0.85 * width:.0f}px"'
         style = f"flex:1 1 {1.3 * width:.0f}px;max-width:min(100%,{1.5 * width:.0f}px)"
         shown.append(f'<figure style="{style}">{svg.replace("<svg", least, 1)}</figure>')
     return f"<div class=plots>{''.join(shown)}</div>"
