@@ -18,7 +18,7 @@ from stan_infer.system.csv_file import unguarded
 from stan_infer.text.tokenizer import tokenize
 from stan_infer.video.clip import read_clip_info
 from stan_infer.video.spec import ClipSpec
-from tests.benchmarking.test_page import needs_browser, on_screen
+from tests.benchmarking.test_page import fits, needs_browser, on_screen
 from tests.conftest import python
 from tests.video import broken_videos as make
 
@@ -149,8 +149,7 @@ def test_the_page_fits_the_screen_of_a_phone(cli, checkpoint, videos, tmp_path):
     more = arguments("recognition", table, clips, "-o", tmp_path / "out")
     cli("eval", checkpoint, *more)
     seen = on_screen((tmp_path / "out" / "index.html").read_text(), tmp_path, 390)
-    assert seen["page"] <= seen["inner"]
-    assert seen["svg"] <= seen["inner"] and seen["least"] > 250
+    fits(seen)
 
 
 def test_out_is_refused_before_the_work(
