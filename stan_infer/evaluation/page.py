@@ -137,10 +137,10 @@ def _figures(record: Mapping[str, Any]) -> str:
 
 def _words(is_retrieval: bool) -> str:
     """What the words of the page mean, folded up."""
-    one = ("text", "video") if is_retrieval else ("video", "class")
+    asked, answers = ("texts", "videos") if is_retrieval else ("videos", "classes")
     meanings = {
-        "R@k": "the share of texts whose right video is among the k best answers (video to text: "
-        "of videos, whose right text is)",
+        "R@k": "the share of texts whose right video is among the k best answers; video to text: "
+        "the share of videos whose right text is",
         "MdR, MnR": "the median and the mean rank of the right answer; 1 is best",
     }
     if not is_retrieval:
@@ -150,13 +150,12 @@ def _words(is_retrieval: bool) -> str:
             "of few videos counts as much as one of many",
         }
     meanings |= {
-        "rank": f"the place of the right {one[1]} among all {one[1].removesuffix('s')}"
-        f"{'es' if one[1] == 'class' else 's'}, ordered by their scores for the {one[0]}; equal "
-        "scores share the middle of their places",
-        "95 % interval": f"the range in which the figure would lie for many more {one[0]}s like "
-        "these, in 95 of 100 such evaluations (Wilson's); it is wide where there are few",
-        "views": "clips of a video, spread over its time, times crops of each frame; the class "
-        "probabilities of all are averaged, and 1x1 is one clip with one crop",
+        "rank": f"the place of the right one among all {answers}, ordered by score; equal scores "
+        "share the middle of their places",
+        "95 % interval": f"in 95 of 100 evaluations on other {asked} of the same kind such a range "
+        "holds the figure of very many (Wilson's interval); the fewer they are, the wider it is",
+        "views": "clips of a video, spread over its time, times crops of each frame; 1x1 is one "
+        "clip with one crop, and of more the class probabilities are averaged",
     }
     terms = "".join(f"<dt>{escaped(k)}</dt><dd>{escaped(v)}</dd>" for k, v in meanings.items())
     return f"<details><summary>What the words mean</summary><dl>{terms}</dl></details>"

@@ -26,8 +26,9 @@ MARKERS = "osD^vPX"
 # Stand for the colours of text and of the background, which the reader's preference decides.
 INK, _PAPER = "#010203", "#fffefd"
 _FILE_STYLE = (
-    "<style>svg{color:#1b1b1b}.paper{fill:#fff}@media (prefers-color-scheme:dark)"
-    "{svg{color:#e8e8e8}.paper{fill:#141414}}</style>"
+    "<style>svg{color:#1b1b1b;background:#fff}.paper{fill:#fff}"
+    "@media (prefers-color-scheme:dark)"
+    "{svg{color:#e8e8e8;background:#141414}.paper{fill:#141414}}</style>"
 )
 MAX_NAMES = 40  # beside a heat map; of more classes the numbers stand there
 _MAX_CELLS = 200  # of a heat map's side, so that one of them is seen
