@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import logging
 import sys
 from typing import Annotated
@@ -68,6 +70,8 @@ class _OneLine(logging.Formatter):
 def main() -> None:
     """Run the command line and exit with the documented code."""
     debug = "--debug" in sys.argv
+    # The interpreter looks for garbage once more before it ends, which with torch takes 0.4 s.
+    atexit.register(gc.freeze)
     try:
         end_on_signals()
         keep_library_caches()

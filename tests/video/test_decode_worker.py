@@ -15,7 +15,8 @@ import pytest
 from stan_infer.errors import InputError, MissingError
 from stan_infer.video import clip as clip_module
 from stan_infer.video import decode_child, decode_worker
-from stan_infer.video.decode_worker import DecodeWorker, read_clips
+from stan_infer.video.decode_pool import read_clips
+from stan_infer.video.decode_worker import DecodeWorker
 from stan_infer.video.spec import ClipSpec
 
 pytest.importorskip("av")
@@ -257,6 +258,7 @@ def run_parent(clip):
     import subprocess, sys
     from pathlib import Path
     import stan_infer.video.decode_worker as worker
+    from stan_infer.video.decode_pool import read_clips
     worker._COMMAND = (sys.executable, "-P", "-c", {FAKE!r})
     real = subprocess.Popen
     def popen(*args, **kwargs):
@@ -266,7 +268,7 @@ def run_parent(clip):
     subprocess.Popen = popen
     paths = [Path({str(clip)!r}), Path("hang")]
     spec = worker.ClipSpec(frames=4, short_side=32, crop=32)
-    for path, result in worker.read_clips(paths, spec, workers=1, timeout_s=TIMEOUT):
+    for path, result in read_clips(paths, spec, workers=1, timeout_s=TIMEOUT):
         print("read", flush=True)
     """
     return textwrap.dedent(code)
