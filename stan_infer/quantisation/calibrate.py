@@ -72,8 +72,8 @@ def calibrate(
         artefact = read_artefact(folder)
         check_runnable(artefact, bound, options.precision)
         spec, first = ClipSpec.of(artefact.config), parts.first(options.samples, bound.task is None)
-        how = {"workers": options.workers, "timeout_s": options.timeout_s}
-        with early_clips(first, spec, **how):
+        limit, count = options.timeout_s, options.workers
+        with early_clips(first, spec, workers=count, timeout_s=limit):
             # Not earlier: importing torch takes a second, in which clips are decoded.
             require_torch("calibrating", "cpu", source, options.settings)
             from stan_infer.export.read_weights import read_weights

@@ -95,9 +95,10 @@ def collect_ranges(
         channels, embedding = watched.largest(video)
         return {path: find_largest(x) for path, x in channels.items()}, embedding
 
+    each = side_by_side if watched is None else watched.each
     readings = read_clips(todo, spec, workers=options.workers, timeout_s=options.timeout_s)
     try:
-        with closing(readings), closing(side_by_side(run, readings)) as observed:
+        with closing(readings), closing(each(run, readings)) as observed:
             for (path, result), seen in observed:
                 if isinstance(result, MissingError):
                     raise result

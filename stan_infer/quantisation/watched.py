@@ -6,9 +6,9 @@ On a CPU it takes half the time of the network in plain torch.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from onnx import TensorProto
@@ -20,13 +20,17 @@ from stan_infer.engines.open import open_graph
 from stan_infer.export.onnx_graph import GraphWriter
 from stan_infer.export.onnx_nodes import END, Nodes
 from stan_infer.export.onnx_ops import OnnxOps
-from stan_infer.network.cpu_threads import side_by_side
+from stan_infer.network.cpu_threads import is_small, side_by_side
 from stan_infer.network.eight_bits import LINEARS
 from stan_infer.network.folded import FoldedLinear, VideoWeights
 from stan_infer.network.fused import video_tower
+from stan_infer.system.machine import usable_cpus
 from stan_infer.system.temporary import temporary_folder
 
 ROWS = 32  # of an input that are kept per clip, evenly spaced
+X = TypeVar("X")
+Y = TypeVar("Y")
+
 _KINDS = ("channels", "rows", "count")
 
 
@@ -43,14 +47,23 @@ class Sample:
 
 
 class Watched:
-    """The video tower, opened in ONNX Runtime for single clips; one thread of the CPU per run."""
+    """The video tower, opened in ONNX Runtime for single clips."""
 
     def __init__(self, weights: VideoWeights, config: StanConfig) -> None:
         """Write the graph to a temporary folder and open it; raises InputError as open_graph."""
+        # A large model has one clip in memory, and all threads for it.
+        self._is_small = is_small(weights, config.frames * (1 + config.patches))
+        threads = 1 if self._is_small else usable_cpus()
         with temporary_folder("the graph that shows what linears read") as folder:
             path = folder / "video.onnx"
             self._paths = _write(path, weights, config)
-            self._graph = open_graph(path, "ort", threads=1)
+            self._graph = open_graph(path, "ort", threads=threads, yielding=True)
+
+    def each(self, run: Callable[[X], Y], items: Iterable[X]) -> Generator[tuple[X, Y], None, None]:
+        """Yield (item, run(item)) in order, side by side where the model is small."""
+        if self._is_small:
+            return side_by_side(run, items)
+        return ((item, run(item)) for item in items)
 
     def largest(self, video: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Run one clip [1, T, ...]: the largest |x| per channel [in] of every linear's input by
@@ -89,7 +102,7 @@ def samples_of(
     parts: dict[str, list[Sample]] = {}
     paths = []
     watched = Watched(w, config)
-    for (path, _), (inputs, mean) in side_by_side(lambda c: watched.sample(c[1]), clips):
+    for (path, _), (inputs, mean) in watched.each(lambda c: watched.sample(c[1]), clips):
         values = [mean, *(s.channels for s in inputs.values())]
         if all(bool(torch.isfinite(v).all()) for v in values):
             paths.append(path)
