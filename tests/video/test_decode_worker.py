@@ -14,7 +14,7 @@ import pytest
 
 from stan_infer.errors import InputError, MissingError
 from stan_infer.video import clip as clip_module
-from stan_infer.video import decode_child, decode_worker
+from stan_infer.video import decode_child, decode_pool, decode_worker
 from stan_infer.video.decode_pool import read_clips
 from stan_infer.video.decode_worker import DecodeWorker
 from stan_infer.video.spec import ClipSpec
@@ -221,6 +221,34 @@ def test_processes_that_are_started_early_are_used_and_never_left(clip, children
         children[-1].wait()
         ((_, result),) = read_clips([clip], SMALL)
     assert result.total_frames == 12 and all(gone(child.pid) for child in children)
+
+
+def test_clips_that_are_begun_early_are_decoded_once_by_the_same_processes(
+    clip, fake, children, monkeypatch, tmp_path
+):
+    """Also those that an abandoned call had begun, and others that nobody announced."""
+    asked, real = [], DecodeWorker.read
+
+    def read(worker, path, *given, **options):
+        asked.append(path)
+        return real(worker, path, *given, **options)
+
+    monkeypatch.setattr(DecodeWorker, "read", read)
+    paths = [tmp_path / f"{i}.mp4" for i in range(8)]
+    for path in paths:
+        path.write_bytes(clip.read_bytes())
+    with decode_pool.early_clips(paths[:6], SMALL, workers=2):
+        begun = read_clips(paths, SMALL)
+        first = next(begun)
+        begun.close()
+        results = [first, *read_clips([Path("crash"), *paths[1:]], SMALL)]
+        assert len(children) == 3  # one crashed
+    assert [path for path, _ in results] == [paths[0], Path("crash"), *paths[1:]]
+    assert [type(r) for _, r in results if isinstance(r, InputError)] == [InputError]
+    assert sorted(asked) == sorted([*paths, Path("crash")])
+    assert all(gone(child.pid) for child in children)
+    with pytest.raises(InputError), decode_pool.early_clips(paths, SMALL, workers=0):
+        pass
 
 
 @pytest.mark.parametrize("end", ["close", "throw"])
