@@ -239,8 +239,8 @@ def quicken(patch):
     short = Schedule(warmup=1, repeats=2)
     patch.setattr("stan_infer.quantisation.verdict.Schedule", lambda **given: short)
     patch.setattr("stan_infer.benchmarking.interleave.WARM_MS", 0.0)
-    patch.setattr("stan_infer.quantisation.calibrate.times_saved", same_for_each)
-    patch.setattr("stan_infer.quantisation.calibrate.draw", lambda *given: {})
+    patch.setattr("stan_infer.quantisation.work.times_saved", same_for_each)
+    patch.setattr("stan_infer.quantisation.work.draw", lambda *given: {})
 
 
 def tiny_config(**changes):

@@ -339,7 +339,7 @@ def _clips(folder: Path, config: StanConfig) -> tuple[list[np.ndarray], int]:
     """
     from stan_infer.cli.report import say
     from stan_infer.video.clip import Clip
-    from stan_infer.video.decode_worker import read_clips
+    from stan_infer.video.decode_pool import read_clips
     from stan_infer.video.find import list_videos
     from stan_infer.video.spec import ClipSpec
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import signal
 import sys
 from typing import NoReturn
@@ -20,6 +22,8 @@ from stan_infer.system.signals import (
 def main() -> None:
     """Run the command line and exit with the documented code."""
     debug = "--debug" in sys.argv
+    # The interpreter looks for garbage once more before it ends, which with torch takes 0.4 s.
+    atexit.register(gc.freeze)
     try:
         end_on_signals()
         kept.record()

@@ -38,6 +38,10 @@ class Parts:
     copies: int
     double: Mapping[Path, Path] = dataclasses.field(default_factory=dict)
 
+    def first(self, samples: int, reads_held: bool) -> list[Path]:
+        """The videos that are read in any case, in this order, unless some cannot be used."""
+        return [*(self.held if reads_held else ()), *self.ranged[:samples]]
+
 
 def least_ranged(options: CalibrationOptions) -> int:
     """How many videos must set the ranges where others check."""

@@ -6,6 +6,7 @@ the clone or file that it was installed from, or, if that is gone, the packages 
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -33,6 +34,8 @@ def require(module: str, purpose: str, extra: str) -> Any:
     MissingError, with the command that installs it if it is absent, or that installs it again if it
     does not load, whatever exception it raises then.
     """
+    collects = gc.isenabled()
+    gc.disable()  # what a package makes while it loads stays: torch makes half a million objects
     try:
         return importlib.import_module(module)
     except (Exception, SystemExit) as e:  # a broken package may raise anything while it loads
@@ -42,6 +45,9 @@ def require(module: str, purpose: str, extra: str) -> Any:
             f"{purpose} needs {module}, which does not load ({type(e).__name__}: {str(e)[:200]}): "
             f"{install_command(extra, options='--force-reinstall')}"
         ) from e
+    finally:
+        if collects:
+            gc.enable()
 
 
 def install_command(*extras: str, options: str = "") -> str:

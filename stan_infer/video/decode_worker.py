@@ -13,18 +13,15 @@ import math
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future
-from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
-from stan_infer.errors import InputError, MissingError, StanError
+from stan_infer.errors import InputError, MissingError
 from stan_infer.system.child import (
     Child,
     how_it_ended,
@@ -41,17 +38,14 @@ from stan_infer.video.windows import Plan, Window, Windows
 
 START_S = 60.0  # for the imports of a new worker, on a busy machine
 MAX_WORKERS = 8  # by default: each holds 100 MB, and an engine needs cores, too
-PREFETCH = 2  # clips per worker that are being decoded or wait to be taken
 _COMMAND = python("stan_infer.video.decode_child")
-
-Result: TypeAlias = Clip | StanError
 
 _spare: deque[Child] = deque()  # children that were started early and serve no worker yet
 
 
 @contextmanager
 def early_workers(workers: int | None, videos: int) -> Iterator[None]:
-    """Start the processes now that `read_clips` will use inside the block, each for one worker.
+    """Start the processes now that `decode_pool` will use inside the block, each for one worker.
 
     They import their packages while this process does other things, such as opening a model.
     Those that are not used are ended with the block.
@@ -152,7 +146,7 @@ class DecodeWorker(AbstractContextManager["DecodeWorker"]):
         self, path: str | os.PathLike[str], what: dict[str, Any], timeout_s: float, size: int
     ) -> tuple[dict[str, Any], bytes]:
         """Send one request; return the reply and the pixels behind it, `size` bytes per clip."""
-        _check_timeout(timeout_s)
+        check_timeout(timeout_s)
         child = self._running()
         header: dict[str, Any] | None = None
         pixels: bytes | None = None
@@ -210,158 +204,6 @@ class DecodeWorker(AbstractContextManager["DecodeWorker"]):
         )
 
 
-def read_clips(
-    paths: Sequence[Path], spec: ClipSpec, *, workers: int | None = None, timeout_s: float = 60.0
-) -> Generator[tuple[Path, Result], None, None]:
-    """Yield (path, clip or error) for every path, in order, decoded by `workers` processes.
-
-    workers: None is one per CPU that this process may use, at most MAX_WORKERS. At most two clips
-    per worker are decoded ahead. An error of one file is yielded, not raised; wrong options raise
-    InputError at once. Closing the iterator, or Ctrl-C, kills all children.
-    """
-    _check_timeout(timeout_s)
-    if workers is None:
-        workers = default_workers()
-    if workers < 1:
-        raise InputError(f"workers is {workers}; at least 1 is needed")
-    return _in_order(paths, spec, timeout_s, min(workers, max(1, len(paths))))
-
-
-def read_all_windows(
-    paths: Sequence[Path],
-    spec: ClipSpec,
-    windows: Windows,
-    *,
-    workers: int | None = None,
-    timeout_s: float = 60.0,
-) -> Generator[tuple[Path, Result], None, None]:
-    """As `read_clips`, for the parts of every video: (path, clip or error) part after part.
-
-    Several processes share one long video. timeout_s: for the packets of a video, and then for
-    each of its parts; a process that hangs is noticed after a group of them (windows.Plan.groups).
-    """
-    _check_timeout(timeout_s)
-    workers = default_workers() if workers is None else workers
-    if workers < 1:
-        raise InputError(f"workers is {workers}; at least 1 is needed")
-    return _windows_in_order(paths, spec, windows, timeout_s, workers)
-
-
-def _in_order(
-    paths: Sequence[Path], spec: ClipSpec, timeout_s: float, workers: int
-) -> Generator[tuple[Path, Result], None, None]:
-    with closing(_Pool(workers)) as pool:
-
-        def tasks() -> Iterator[tuple[Path, Future[Any]]]:
-            for path in paths:
-                yield path, pool.submit(partial(_read_one, path, spec, timeout_s))
-
-        for path, future in _ahead(tasks(), PREFETCH * workers):
-            yield path, future.result()
-
-
-def _windows_in_order(
-    paths: Sequence[Path], spec: ClipSpec, windows: Windows, timeout_s: float, workers: int
-) -> Generator[tuple[Path, Result], None, None]:
-    with closing(_Pool(workers)) as pool:
-
-        def plans() -> Iterator[tuple[Path, Future[Any]]]:
-            for path in paths:
-                yield path, pool.submit(partial(_plan_one, path, windows, timeout_s))
-
-        def tasks() -> Iterator[tuple[Path, Future[Any]]]:
-            for path, planned in _ahead(plans(), PREFETCH):
-                plan = planned.result()
-                if isinstance(plan, StanError):
-                    yield path, planned
-                    continue
-                for group in plan.groups(spec):
-                    work = partial(_read_group, path, spec, plan.total_frames, group, timeout_s)
-                    yield path, pool.submit(work)
-
-        for path, future in _ahead(tasks(), PREFETCH * workers):
-            found = future.result()
-            for result in found if isinstance(found, list) else [found]:
-                yield path, result
-
-
-def _ahead(
-    tasks: Iterator[tuple[Path, Future[Any]]], count: int
-) -> Iterator[tuple[Path, Future[Any]]]:
-    """The tasks in order, of which `count` are begun before the first has to be done."""
-    waiting: deque[tuple[Path, Future[Any]]] = deque()
-    while True:
-        while len(waiting) < count and (task := next(tasks, None)) is not None:
-            waiting.append(task)
-        if not waiting:
-            return
-        yield waiting.popleft()
-
-
-def _read_one(path: Path, spec: ClipSpec, timeout_s: float, worker: DecodeWorker) -> Clip:
-    return worker.read(path, spec, timeout_s=timeout_s)
-
-
-def _plan_one(path: Path, windows: Windows, timeout_s: float, worker: DecodeWorker) -> Plan:
-    return worker.plan(path, windows, timeout_s=timeout_s)
-
-
-def _read_group(
-    path: Path,
-    spec: ClipSpec,
-    total_frames: int,
-    group: list[Window],
-    timeout_s: float,
-    worker: DecodeWorker,
-) -> list[Clip | InputError]:
-    return worker.read_windows(path, spec, total_frames, group, timeout_s=timeout_s)
-
-
-class _Pool:
-    """Workers, each served by a thread, that take what is submitted in order."""
-
-    def __init__(self, workers: int) -> None:
-        self._tasks: SimpleQueue[tuple[Callable[[DecodeWorker], Any], Future[Any]] | None]
-        self._tasks = SimpleQueue()
-        self._workers = [DecodeWorker() for _ in range(workers)]
-        self._threads = [
-            threading.Thread(target=self._serve, args=(worker,), daemon=True)
-            for worker in self._workers
-        ]
-        try:
-            for thread in self._threads:
-                thread.start()
-        except BaseException:
-            self.close()
-            raise
-
-    def submit(self, work: Callable[[DecodeWorker], Any]) -> Future[Any]:
-        """Give work to the next free worker; its result is what it returns, or its StanError."""
-        future: Future[Any] = Future()
-        self._tasks.put((work, future))
-        return future
-
-    def close(self) -> None:
-        """Kill all children and wait for the threads."""
-        for worker in self._workers:
-            worker.close()
-        for _ in self._threads:
-            self._tasks.put(None)
-        for thread in self._threads:
-            if thread.ident is not None:
-                thread.join()
-
-    def _serve(self, worker: DecodeWorker) -> None:
-        while (task := self._tasks.get()) is not None:
-            work, future = task
-            try:
-                future.set_result(work(worker))
-            except StanError as e:
-                future.set_result(e)
-            except Exception as e:
-                future.set_exception(e)
-
-
 def _clip(header: dict[str, Any], pixels: bytes, spec: ClipSpec) -> Clip:
     height, width = header["source_size"]
     # A bytearray, so that the pixels are writable, as those of read_clip_info are.
@@ -388,6 +230,7 @@ def _error(header: dict[str, Any]) -> Exception:
     return error
 
 
-def _check_timeout(timeout_s: float) -> None:
+def check_timeout(timeout_s: float) -> None:
+    """Raise InputError unless it is a number of seconds that can be waited for."""
     if not 0 < timeout_s <= threading.TIMEOUT_MAX:
         raise InputError(f"timeout_s is {timeout_s}; it must be a number of seconds above 0")

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from examples.motion.clips import write_mp4
+from stan_infer.artefacts.calibration_file import SCHEMA
 from stan_infer.artefacts.onnx_file import read_graph
 from stan_infer.checkpoints.load import load_model
 from stan_infer.export.read_weights import read_weights
 from stan_infer.network.fold import fold_video
-from stan_infer.quantisation.calibrate import SCHEMA
 from stan_infer.quantisation.options import CalibrationOptions
 from stan_infer.quantisation.ranges import State, collect_ranges
 from tests.conftest import write_video
