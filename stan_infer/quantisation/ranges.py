@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -86,20 +87,9 @@ def collect_ranges(
         on_clip()
     saved = time.monotonic()
     spec = ClipSpec.of(config)
-
     watched = Watched(weights, config) if only_largest and todo else None
-
-    def run(reading: tuple[Path, Any]) -> _Observed:
-        clip = reading[1]
-        if not isinstance(clip, Clip) or is_flat(clip.pixels):
-            return None
-        video = as_input(config, weights, clip.pixels[None])
-        if watched is None:
-            return observe(weights, video)
-        channels, embedding = watched.largest(video)
-        return {path: find_largest(x) for path, x in channels.items()}, embedding
-
     each = side_by_side if watched is None else watched.each
+    run = partial(_observed, weights, config, watched)
     readings = read_clips(todo, spec, workers=options.workers, timeout_s=options.timeout_s)
     try:
         with closing(readings), closing(each(run, readings)) as observed:
@@ -123,6 +113,20 @@ def collect_ranges(
     found.clips.sort()
     found.flat.sort()
     return found
+
+
+def _observed(
+    weights: VideoWeights, config: StanConfig, watched: Watched | None, reading: tuple[Path, Any]
+) -> _Observed:
+    """What the linears read on one clip, with counts only without `watched`."""
+    clip = reading[1]
+    if not isinstance(clip, Clip) or is_flat(clip.pixels):
+        return None
+    video = as_input(config, weights, clip.pixels[None])
+    if watched is None:
+        return observe(weights, video)
+    channels, embedding = watched.largest(video)
+    return {path: find_largest(x) for path, x in channels.items()}, embedding
 
 
 def _before(state: State, say: Callable[[str], None]) -> Collected:

@@ -73,7 +73,7 @@ CASES = [
         f"out.calibrating.npz keeps the ranges of 2 clips: {GOES_ON}",
         ["out.calibrating.npz"],
     ),
-    (CALIBRATE, "stan_infer.quantisation.calibrate:layer_errors", 1, NOTHING, []),
+    (CALIBRATE, "stan_infer.quantisation.work:layer_errors", 1, NOTHING, []),
     ("verify F F", "stan_infer.verification.verify:comparison_record", 1, NOTHING, []),
     ("convert C c.safetensors", "safetensors.torch:save_file", 1, NOTHING, []),
     (f"{BENCH} -o r.jsonl", "stan_infer.benchmarking.run:bench_videos", 1, NOTHING, []),
