@@ -15,7 +15,7 @@ export async function webgpuProblem() {
 
 /**
  * Open a folder's graphs. name: "wasm" or "webgpu"; another one is never taken in its place. Only
- * preprocess.onnx always runs on WebAssembly: it works on bytes and whole numbers. Throws InputError.
+ * preprocess.onnx always runs on WebAssembly: it works on bytes. Throws InputError.
  */
 export async function openEngine(name, { graphs, model }) {
   const sessions = {};

@@ -45,7 +45,7 @@ async function* chunks(stream) {
 
 /**
  * Read a folder. Returns {model, graphs, tokenizer, labels}: model: of the manifest; graphs: by
- * role {bytes, data, dims, inputs}; tokenizer: null without a text tower; labels: null or {names,
+ * role {bytes, data, batch, frames}; tokenizer: null without a text tower; labels: null or {names,
  * embeddings} or, with a Mug head, {names, tokens, ids}. Throws InputError.
  */
 export async function openFolder(read) {
@@ -125,23 +125,25 @@ function checkedModel(manifest) {
 async function readGraph(graph, file) {
   const most = graph.role === 'preprocess' ? MOST.preprocess : MOST.graph;
   const data = [];
-  for (const name of graph.external_data ?? []) {
+  for (const name of listOf(graph.external_data)) {
     if (data.length || name !== `${graph.file}.data`) {
       throw new InputError(`manifest.json: weights of ${shown(graph.file)} lie in ${shown(name)}`);
     }
     data.push({ path: name, data: await file(name, most) });
   }
-  const [low, high] = graph.dims?.batch ?? graph.dims?.n ?? [];
+  const [low, high] = listOf(graph.dims?.batch ?? graph.dims?.n);
   return {
     bytes: await file(graph.file, most),
     data,
     batch: [low, high],
-    frames: graph.dims?.frames,
+    frames: listOf(graph.dims?.frames),
   };
 }
 
+const listOf = (value) => (Array.isArray(value) ? value : []);
+
 function checkGraphs(graphs, model) {
-  const within = ([low, high] = [], value) => low <= value && value <= high;
+  const within = ([low, high], value) => low <= value && value <= high;
   for (const role of ['preprocess', 'video']) {
     if (!graphs[role])
       throw new InputError(`the folder has no graph for ${role}: export the model again`);

@@ -9,6 +9,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,16 @@ from typing import Any
 PROGRAM = shutil.which("chromium") or shutil.which("google-chrome")
 _QUIET = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync
 --disable-background-networking --disable-component-update --disable-default-apps
---disable-dev-shm-usage --disable-features=Translate,OptimizationHints,MediaRouter
+--disable-dev-shm-usage --hide-scrollbars --disable-features=Translate,OptimizationHints,MediaRouter
 --remote-debugging-pipe""".split()
+# The browser reads from descriptor 3 and writes to 4.
+_START = """
+import fcntl, os, sys
+ends = [fcntl.fcntl(int(end), fcntl.F_DUPFD, 10) for end in sys.argv[1:3]]
+for end, to in zip(ends, (3, 4)):
+    os.dup2(end, to)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 class Page:
@@ -28,12 +37,11 @@ class Page:
         assert PROGRAM
         mine, theirs = os.pipe(), os.pipe()
         self._to, self._from = mine[1], theirs[0]
-        # The browser reads from descriptor 3 and writes to 4.
-        start = f'exec "$@" 3<&{mine[0]} 4>&{theirs[1]}'
-        command = ["sh", "-c", start, "sh", PROGRAM, *_QUIET, f"--user-data-dir={profile}"]
+        ends = mine[0], theirs[1]
+        start = [sys.executable, "-c", _START, *map(str, ends), PROGRAM, *_QUIET]
         self._process = subprocess.Popen(
-            [*command, *options, "about:blank"],
-            pass_fds=(mine[0], theirs[1]),
+            [*start, f"--user-data-dir={profile}", *options, "about:blank"],
+            pass_fds=ends,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
