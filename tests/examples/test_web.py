@@ -135,7 +135,7 @@ def message(page):
 def give(page, *paths, into="#files"):
     # A browser lists a folder's files before it tells the page.
     once = "addEventListener('change', () => done(true), { once: true, capture: true })"
-    page.js(f"{{ window.told = new Promise(done => {once}) }}")
+    page.js(f"window.told = new Promise(done => {once}); true")
     page.give_files(into, *paths)
     page.js("window.told")
     settle(page)
