@@ -21,11 +21,13 @@ include_patterns = [
     )),
     "examples/cpp/README.md",
     "examples/motion/README.md",
+    "examples/web/README.md",
 ]  # fmt: skip
 # Folders, which are then not searched.
 exclude_patterns = [
     *(path.name for path in ROOT.glob(".*") if path.is_dir()),
     *("out", "build", "dist", "stan_infer", "kernels", "export", "tests", "examples/motion/clips"),
+    "examples/web/node_modules",
 ]
 html_theme = "furo"
 html_static_path = ["static"]
