@@ -53,9 +53,10 @@ def calibrate(
     progress: called with a step's title and its number of ticks; returns what is called per tick.
 
     A stopped run goes on from the ranges in OUT.calibrating.npz, which stay until the folder is
-    written or the run has ended with a verdict; what comes after them is done again. Raises InputError for videos or a model that
-    cannot be used, CheckError where the bound cannot be met or 8 bits are not faster here (unless
-    options.force).
+    written or the run has ended with a verdict; what comes after them is done again.
+
+    Raises InputError for videos or a model that cannot be used, CheckError where the bound cannot
+    be met or 8 bits are not faster here (unless options.force).
     """
     require("matplotlib", "calibrating", "report")  # draws its plot at the end
     source, out, options = str(located(source)), Path(out), options or CalibrationOptions()

@@ -53,7 +53,7 @@ def exported_fp32(
 
 
 def check_source(source: str, settings: Mapping[str, Any], bound: Bound, precision: str) -> None:
-    """Raise InputError for an exported folder that cannot be calibrated, before anything is said."""
+    """Raise InputError for an exported folder that cannot be calibrated, before the work."""
     if not is_exported(source):
         return
     if settings:
