@@ -39,7 +39,7 @@ def options(doc: str | None, **defaults: Any) -> argparse.Namespace:
 def stan_infer(
     *arguments: str | Path, python: str = sys.executable, codes: Collection[int] = (0,)
 ) -> list[dict[str, Any]]:
-    """Run a stan-infer command with --json; return its records. codes: those that it may end with."""
+    """Run a stan-infer command with --json; return its records. codes: that it may end with."""
     command = [python, "-m", "stan_infer", *map(str, arguments), "--json"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode not in codes:
