@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from stan_infer.checkpoints.load import require_torch
 from stan_infer.quantisation.calibration import Calibration
 from stan_infer.quantisation.options import CalibrationOptions
-from stan_infer.system.packages import require
+from stan_infer.system.packages import is_installed, require
 from stan_infer.system.result import Say, silent
 
 
@@ -57,6 +58,8 @@ def calibrate(
     if options.get("labels") is not None:
         options["labels"] = Path(options["labels"])
     chosen = CalibrationOptions(**options)
+    if not is_installed("torch"):  # else it is imported while clips are decoded
+        require_torch("calibrating", "cpu", str(source), chosen.settings)
     for module in ("onnx", "onnxruntime"):
         require(module, "calibrating", "cpu")
     from stan_infer.quantisation.calibrate import calibrate as quantise

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import importlib.util
 import json
 import os
 import shlex
@@ -48,6 +49,14 @@ def require(module: str, purpose: str, extra: str) -> Any:
     finally:
         if collects:
             gc.enable()
+
+
+def is_installed(module: str) -> bool:
+    """Whether an optional package is here, without importing it; it may still fail to load."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 def install_command(*extras: str, options: str = "") -> str:

@@ -163,7 +163,7 @@ def test_out_is_refused_before_the_work(
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
     cli("eval", checkpoint, *more, tmp_path / "mine", code=2, says="it holds thesis.txt")
-    cli("eval", checkpoint, *more, videos / "out", code=2, says="which is also read")
+    cli("eval", checkpoint, *more, videos, code=2, says="it holds clip0.mp4")
     own = ("--cache", tmp_path / "o" / "cache")
     cli("eval", checkpoint, *more, tmp_path / "o", *own, code=2, says="the folder of --out")
     (tmp_path / "r.json").write_text("{}")
