@@ -47,7 +47,7 @@ def _read(app, docname, source):
     folder = (ROOT / f"{docname}.md").parent
     text = source[0]
     if docname == "docs/api":
-        text = text.replace("%NAMES%", _directives())
+        text = re.sub(r"<!-- names -->.*", lambda _: _directives(), text, flags=re.DOTALL)
 
     def linked(match):
         words, target = match.groups()

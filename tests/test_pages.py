@@ -214,4 +214,4 @@ def test_the_site_is_built_without_a_warning(tmp_path):
     for page in PAGES[1:]:
         assert (tmp_path / page.relative_to(ROOT)).with_suffix(".html").is_file()
     text = (tmp_path / "docs" / "api.html").read_text()
-    assert 'id="stan_infer.open_session"' in text and "%NAMES%" not in text
+    assert 'id="stan_infer.open_session"' in text and "help(stan_infer)" not in text

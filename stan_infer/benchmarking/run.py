@@ -10,6 +10,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from stan_infer.artefacts.precision import EIGHT_BITS
 from stan_infer.benchmarking.candidates import Candidates, open_folder, open_model, open_onnx
 from stan_infer.benchmarking.interleave import bench_videos
 from stan_infer.benchmarking.memory import add_peaks, peak_memory
@@ -225,6 +226,13 @@ def _open(options: BenchOptions, device: str, threads: int, folder: Path, say: S
         raise InputError(
             "--calibration belongs to a checkpoint file: a folder in 8 bits has its own"
         )
+    eight = next((p for p in options.precisions if p in EIGHT_BITS), None)
+    if eight and kind in ("preset", "checkpoint") and options.calibration is None:
+        name = source or "CKPT"
+        raise InputError(
+            f"{eight} needs a calibration: stan-infer calibrate {name} --precision {eight} "
+            f"--videos DIR -o OUT, then bench {name} --calibration OUT"
+        )
     if settings and kind in ("folder", "graph"):
         raise InputError(f"settings belong to a checkpoint; {source} was exported with its own")
     if source is not None and kind in ("folder", "plan"):
@@ -243,6 +251,7 @@ def _open(options: BenchOptions, device: str, threads: int, folder: Path, say: S
         from stan_infer.checkpoints.openclip import named_config
         from stan_infer.network.model import Stan, init_random
 
+        assert options.preset is not None
         model = init_random(Stan(named_config(options.preset, settings))).eval()
         origin = {"preset": options.preset, "settings": settings}
     return open_model(

@@ -44,11 +44,12 @@ def bench(
     ] = None,
     engine: EngineEach = None,
     preset: Annotated[
-        str,
+        str | None,
         typer.Option(
-            metavar="NAME", help="Architecture with random weights, if no checkpoint is given."
+            metavar="NAME",
+            help="Architecture with random weights, in place of CKPT_OR_DIR (default: stan-b32).",
         ),
-    ] = "stan-b32",
+    ] = None,
     batch: BatchEach = "1",
     frames: FramesEach = "8",
     precision: PrecisionEach = None,

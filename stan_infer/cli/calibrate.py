@@ -82,8 +82,8 @@ def calibrate(
     The ranges are those of real videos, and gain and loss are reported. A quarter of the videos, at
     least 8, set no range and check the bound: 16 or more are needed. Where the bound cannot be met,
     or 8 bits are not faster on this machine, or that cannot be told now because of other work, the
-    exit code is 4 and nothing is written without --force. A run that was stopped goes on when it is
-    started again.
+    exit code is 4 and nothing is written without --force. A run that was stopped keeps the ranges
+    it has measured: started again, it goes on from them and does the rest anew.
     """
     from stan_infer.cli.progress import progress_bars
     from stan_infer.cli.report import print_facts, print_json, print_table, say

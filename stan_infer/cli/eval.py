@@ -174,6 +174,7 @@ def eval(
 
 def _show(result: ModelEvaluation, json: bool) -> None:
     from stan_infer.cli.report import print_facts, print_json, print_lines, print_table
+    from stan_infer.evaluation.page import copies_sentence
 
     if json:
         print_json("eval", result.to_dict())
@@ -189,6 +190,8 @@ def _show(result: ModelEvaluation, json: bool) -> None:
         }
         rows.append({"": direction.replace("_", " "), **cells})
     print_table(rows)
+    if remark := copies_sentence(result.facts):
+        print_lines(f"{remark}.")
     print_facts({**result.facts, "model": result.model, **result.session})
     if found := result.comparison:
         print_table(
@@ -202,4 +205,4 @@ def _show(result: ModelEvaluation, json: bool) -> None:
                 for name, d in of.items()
             ]
         )
-        print_lines(f"{found['sentence']}.")
+        print_lines(f"{found['sentence']}." + (f" {remark}." if remark else ""))

@@ -157,7 +157,8 @@ Batch = Annotated[
     int, typer.Option(metavar="B", min=1, max=64, help="Clips per call of the network.")
 ]
 Threads = Annotated[
-    int | None, typer.Option(metavar="N", min=1, help="CPU threads of engines (default: all CPUs).")
+    int | None,
+    typer.Option(metavar="N", min=1, help="CPU threads of engines (default: all CPUs)."),
 ]
 Workers = Annotated[
     int | None,

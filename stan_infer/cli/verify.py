@@ -65,7 +65,10 @@ def verify(
     ] = None,
     threads: Threads = None,
     bisect: Annotated[
-        bool, typer.Option("--bisect", help="Name the block of the network that differs.")
+        bool,
+        typer.Option(
+            "--bisect", help="Name the block of the network that differs; A or B is an export."
+        ),
     ] = False,
     settings: Settings = None,
     weights: Weights = None,
@@ -160,8 +163,8 @@ def _message(record: dict[str, Any]) -> str:
     found = record["bisect"].get(first)
     if found and found["block"]:
         operation = found["operation"]
-        text += f"; block {found['block']}"
-        text += f", operation {operation}" if operation not in (None, found["block"]) else ""
+        text += f"; found in the block that ends with {found['block']}"
+        text += f", at operation {operation}" if operation not in (None, found["block"]) else ""
     elif found:
         text += f"; no block is named: {found['reason'] or 'none differs alone'}"
     others = [

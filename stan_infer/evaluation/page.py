@@ -106,6 +106,7 @@ def render_page(
         f"{facts['frames']} frames a clip, views {escaped(facts['views'])}. In percent, but for "
         "ranks; in brackets: 95 % intervals.</p>",
         _figures(record),
+        _copies(facts),
         _words(answers.task.is_retrieval),
         *_comparison(record),
         html_charts(svgs),
@@ -119,6 +120,19 @@ def render_page(
         *_left_out(record),
     ]
     return html_page(title, parts, _STYLE)
+
+
+def copies_sentence(facts: Mapping[str, Any]) -> str:
+    """What copies among the videos mean for the intervals; "" where there are none."""
+    if not (count := facts.get("copies")):
+        return ""
+    are = "is a copy of another" if count == 1 else "are copies of others"
+    return f"{count} of {facts['videos']} videos {are}: the interval takes them as independent"
+
+
+def _copies(facts: Mapping[str, Any]) -> str:
+    remark = copies_sentence(facts)
+    return f"<p class=says>{remark}.</p>" if remark else ""
 
 
 def _figures(record: Mapping[str, Any]) -> str:
@@ -178,6 +192,7 @@ def _comparison(record: Mapping[str, Any]) -> list[str]:
     ]
     head = ["", "difference, points", "95 % interval", "right only here", "right only there"]
     says = f"<p class=says>{escaped(found['sentence'])}.</p>"
+    says += _copies(record["protocol"])
     return ["<h2>Compared</h2>", says, html_table(head, rows)]
 
 

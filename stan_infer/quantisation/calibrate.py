@@ -20,7 +20,12 @@ from stan_infer.quantisation.calibration import Calibration
 from stan_infer.quantisation.hold_out import divide, too_few
 from stan_infer.quantisation.options import CalibrationOptions
 from stan_infer.quantisation.sentence import label_remarks
-from stan_infer.quantisation.source import check_runnable, exported_fp32, named_videos
+from stan_infer.quantisation.source import (
+    check_runnable,
+    check_source,
+    exported_fp32,
+    named_videos,
+)
 from stan_infer.quantisation.state import check_state, remove_state
 from stan_infer.system.atomic import Sources, check_folder, files_of
 from stan_infer.system.packages import require
@@ -47,9 +52,11 @@ def calibrate(
     file with their paths, or the files; like those that will be embedded. options: also the bound.
     progress: called with a step's title and its number of ticks; returns what is called per tick.
 
-    A stopped run goes on from OUT.calibrating.npz. Raises InputError for videos or a model that
-    cannot be used, CheckError where the bound cannot be met or 8 bits are not faster here (unless
-    options.force).
+    A stopped run goes on from the ranges in OUT.calibrating.npz, which stay until the folder is
+    written or the run has ended with a verdict; what comes after them is done again.
+
+    Raises InputError for videos or a model that cannot be used, CheckError where the bound cannot
+    be met or 8 bits are not faster here (unless options.force).
     """
     require("matplotlib", "calibrating", "report")  # draws its plot at the end
     source, out, options = str(located(source)), Path(out), options or CalibrationOptions()
@@ -59,6 +66,7 @@ def calibrate(
     labels = [options.labels] if options.labels is not None else []
     state = _check_out(out, [*files_of(source), *labels, *paths])
     bound = read_bound(options, root)
+    check_source(source, options.settings, bound, options.precision)
     parts = divide(paths, options, bound.paths)
     if parts.copies:
         say(f"copies of other videos, which count once: {parts.copies}")

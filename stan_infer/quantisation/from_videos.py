@@ -23,7 +23,7 @@ def calibrate(
 ) -> Calibration:
     """Quantise the video tower of a model on real videos and write it to the folder `out`.
 
-    A stopped run goes on from OUT.calibrating.npz.
+    A stopped run goes on from the ranges in OUT.calibrating.npz.
 
     Args:
         source: a folder exported in fp32, or a checkpoint, which is exported first.

@@ -10,13 +10,12 @@ from pathlib import Path
 
 from stan_infer.errors import InputError, see
 from stan_infer.quantisation.options import CalibrationOptions
-from stan_infer.system.outside_file import open_regular
+from stan_infer.video.copies import content_key
 
 MIN_RANGED = 8  # videos for the ranges
 MIN_CHECKED = 8  # others to check on: fewer do not show what 8 bits do to the worst clip
 PART = 4  # one video in PART is held out
 _LOOKED_AT = 2  # times as many videos as are needed, as some may turn out to be broken
-_ENDS = 2**16  # bytes of a file's head and of its tail that tell its content
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,17 +136,3 @@ def _different(
         same.sort(key=os.fspath)
     copies = {copy: same[0] for same in found.values() for copy in same[1:]}
     return {key: found[key][0] for key in sorted(found)}, copies
-
-
-def content_key(path: Path, seed: int) -> str:
-    """A hash of seed and of a file's size, head and tail, or of its name where it is unreadable."""
-    content = hashlib.sha256(f"{seed}:".encode())
-    try:
-        opened, size = open_regular(path)
-        with opened as file:
-            content.update(f"{size}:".encode() + file.read(_ENDS))
-            file.seek(max(size - _ENDS, 0))
-            content.update(file.read(_ENDS))
-    except (InputError, OSError):
-        content.update(os.fsencode(path))
-    return content.hexdigest()

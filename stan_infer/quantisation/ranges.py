@@ -1,6 +1,7 @@
 """The range of every linear's input over a set of videos, one clip at a time.
 
-The counts so far are saved now and then in one file, see `state`. A stopped run goes on from there
+The counts so far are saved now and then in one file, see `state`, and once more at the end; the
+caller removes it when its run has ended. A stopped run goes on from there
 and ends with the same numbers to the last bit, since histograms and maxima do not depend on the
 order of the clips.
 """
@@ -104,7 +105,7 @@ def collect_ranges(
                     save(state, found)
                     saved = time.monotonic()
     finally:
-        if found.clips and len(found.clips) + len(found.flat) < len(paths):
+        if found.clips:  # also when all are measured: hours of work may follow
             save(state, found)
     if not found.clips:
         raise _nothing_found(found, len(paths))

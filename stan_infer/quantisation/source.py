@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from stan_infer.artefacts.folder import Artefact
+from stan_infer.artefacts.folder import Artefact, check_fused, read_artefact
 from stan_infer.artefacts.opsets import OPSETS, SMALLEST_FP8
 from stan_infer.checkpoints.load import load_model, require_torch
 from stan_infer.checkpoints.weights_folder import is_exported
@@ -39,10 +39,6 @@ def exported_fp32(
 ) -> Iterator[Path]:
     """Yield the exported fp32 folder: `source` itself, or a temporary one if it is a checkpoint."""
     if is_exported(source):
-        if settings:
-            raise InputError(
-                "--set and --weights belong to a checkpoint; a folder was exported with its own"
-            )
         yield Path(source)
         return
     require_torch("calibrating", "cpu", source, settings)
@@ -56,11 +52,23 @@ def exported_fp32(
         yield folder
 
 
+def check_source(source: str, settings: Mapping[str, Any], bound: Bound, precision: str) -> None:
+    """Raise InputError for an exported folder that cannot be calibrated, before the work."""
+    if not is_exported(source):
+        return
+    if settings:
+        raise InputError(
+            "--set and --weights belong to a checkpoint; a folder was exported with its own"
+        )
+    check_runnable(read_artefact(source, check_hashes=False), bound, precision)
+
+
 def check_runnable(source: Artefact, bound: Bound, precision: str) -> None:
     """Raise InputError, before the long work, for a folder that cannot run one clip of a video."""
     graph = source.graph("video")
     if graph is None:
         raise InputError(f"{source.path} holds no video graph")
+    check_fused(source, graph)
     if graph.inputs[0]["dtype"] != "uint8":
         raise InputError(
             f"{source.path} takes normalised floats; calibration runs videos: export with "

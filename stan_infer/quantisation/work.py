@@ -97,7 +97,7 @@ class Work:
             remove_state(state)
             raise too_few(f"{len(collected.clips)} clips can set the ranges; {self.parts.why}")
         tensors = self._tensors(collected.ranges, smoothing)
-        quantiser = self._quantiser(exact, smoothing, tensors)
+        quantiser = self._quantiser(exact, smoothing, tensors, state)
         rows = {name: s.count for name, s in sampled.inputs.items()}
         errors, saved = self._sensitivity(quantiser, first, rows)
         order = return_order(errors, saved)
@@ -214,14 +214,22 @@ class Work:
         return errors, times_saved(exact, low, rows, self.options.threads)
 
     def _quantiser(
-        self, exact: VideoWeights, smoothing: Smoothing, tensors: Mapping[str, Mapping[str, Any]]
+        self,
+        exact: VideoWeights,
+        smoothing: Smoothing,
+        tensors: Mapping[str, Mapping[str, Any]],
+        state: Path,
     ) -> Quantiser:
-        """Return what makes the 8-bit weights, from the record's entries for each linear."""
+        """Return what makes the 8-bit weights, from the record's entries for each linear.
+
+        Where no linear is left the run has ended, and its state goes.
+        """
         dead = [n for n, t in tensors.items() if not t["scale"]]
         if dead:
             self.say(f"linears that read nothing but zeros stay in fp32: {', '.join(dead)}")
         scales = {n: t["scale"] for n, t in tensors.items() if t["scale"]}
         if not scales:
+            remove_state(state)
             raise InputError("every linear reads nothing but zeros: there is nothing to quantise")
         return Quantiser(exact, smoothing.gains, scales, dead, self.options.precision)
 

@@ -202,7 +202,8 @@ def test_an_empty_folder_and_a_folder_in_8_bits(cli, artefact, quantised, videos
     words = ("calibrate", artefact, "--videos", videos, "-o", artefact, *RUN)
     cli(*words, code=2, says="is also read")
     words = ("calibrate", quantised, "--videos", videos, "-o", tmp_path / "o", "--force")
-    cli(*words, code=2, says="starts from the fused graph")
+    done = cli(*words, code=2, says="starts from the fused graph")
+    assert len(done.err.splitlines()) == 1  # it is refused before anything is said of the videos
 
 
 @pytest.mark.parametrize(

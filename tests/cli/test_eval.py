@@ -249,6 +249,36 @@ def test_a_split_is_not_named_by_guess_and_twins_are_told(cli, checkpoint, video
     assert record["protocol"]["split"] == "as in the file, 4 videos, incomplete: 1 of 4"
 
 
+def test_copies_of_a_video_are_told_beside_the_interval(cli, checkpoint, videos, tmp_path):
+    """Captions that share a video are no copies of it."""
+    (tmp_path / "v").mkdir()
+    for name, clip in (("a", 0), ("b", 0), ("c", 0), ("d", 1)):
+        (tmp_path / "v" / f"{name}.mp4").write_bytes((videos / f"clip{clip}.mp4").read_bytes())
+    rows = "a,one\nb,two\nc,three\nd,four\nd,five\n"
+    (tmp_path / "a.csv").write_text("video,text\n" + rows)
+    given = arguments("retrieval", tmp_path / "a.csv", tmp_path / "v", "--out", tmp_path / "page")
+    remark = "2 of 4 videos are copies of others: the interval takes them as independent"
+    done = cli("eval", checkpoint, *given, says=remark)
+    assert done.records[0]["protocol"]["copies"] == 2
+    assert remark in (tmp_path / "page" / "index.html").read_text()
+    assert f"{remark}." in cli("eval", checkpoint, *given[:-3]).out
+    (tmp_path / "a.csv").write_text("video,text\na,one\nd,four\nd,five\n")
+    done = cli("eval", checkpoint, *given)
+    assert "copies" not in done.records[0]["protocol"] and "copies" not in done.err
+
+
+def test_what_options_change_of_the_settings_is_said(cli, checkpoint, videos, class_csv):
+    for more, changed in (
+        ((), ""),
+        (("--frames", 8), ""),
+        (("--frames", 2, "--text-length", 16),
+         "; --frames 2 in place of 8; --text-length 16 in place of 32"),
+    ):  # fmt: skip
+        done = cli("eval", checkpoint, *arguments("recognition", class_csv, videos, *more))
+        found = done.records[0]["protocol"]["settings from"]
+        assert found == f"the model's own config{changed}"
+
+
 def test_a_table_with_intervals_and_the_protocol(cli, checkpoint, videos, retrieval_csv):
     more = arguments("retrieval", retrieval_csv, videos, "--dual-softmax")[:-1]
     done = cli("eval", checkpoint, *more)

@@ -73,7 +73,15 @@ CASES = [
         f"out.calibrating.npz keeps the ranges of 2 clips: {GOES_ON}",
         ["out.calibrating.npz"],
     ),
-    (CALIBRATE, "stan_infer.quantisation.work:layer_errors", 1, NOTHING, []),
+    *(
+        (
+            CALIBRATE,
+            *(f"stan_infer.quantisation.work:{step}", 1),
+            f"out.calibrating.npz keeps the ranges of 3 clips: {GOES_ON}",
+            ["out.calibrating.npz"],
+        )
+        for step in ("layer_errors", "fewest_returned", "judge")
+    ),
     ("verify F F", "stan_infer.verification.verify:comparison_record", 1, NOTHING, []),
     ("convert C c.safetensors", "safetensors.torch:save_file", 1, NOTHING, []),
     (f"{BENCH} -o r.jsonl", "stan_infer.benchmarking.run:bench_videos", 1, NOTHING, []),
@@ -129,12 +137,16 @@ def test_ctrl_c(words, where, count, says, left, place, checkpoint, artefact, vi
     assert not list(place.parent.glob("*stan-infer-work*"))
 
 
-def test_a_stopped_calibration_goes_on(place, checkpoint, artefact, videos, cli, monkeypatch):
-    words, where, count, *_ = next(c for c in CASES if "entropy" in c[0])
+@pytest.mark.parametrize("clips", [2, 3])
+def test_a_stopped_calibration_goes_on(place, artefact, videos, cli, monkeypatch, clips):
+    words, where, count, *_ = next(c for c in CASES if f"the ranges of {clips} clips" in c[3])
     known = {"F": artefact, "V": videos}
     stopped(words, where, count, place, known, signal.SIGINT)
     monkeypatch.chdir(place)
-    cli(*(known.get(w, w) for w in words.split()), says="going on after 2 clips")
+    cli(*(known.get(w, w) for w in words.split()), says=f"going on after {clips} clips")
+    graph = (place / "out" / "video.onnx").read_bytes()
+    cli(*(known.get(w, w) for w in words.split()))
+    assert (place / "out" / "video.onnx").read_bytes() == graph
     assert not (place / "out.calibrating.npz").exists()
 
 
