@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from stan_infer.artefacts.folder import read_artefact
-from stan_infer.quantisation.ranges import check_state, remove_state
+from stan_infer.quantisation.state import check_state, remove_state
 from tests.conftest import ROOT, python
 from tests.system.test_temporary import small_disk  # noqa: F401
 
