@@ -26,25 +26,34 @@ def model_source(source: str | None, settings: Mapping[str, Any]) -> dict[str, A
 
     model: SHA-256, in hexadecimal, of JSON with the hashes of the files that vectors come from and
     `settings`. Of an exported folder the files are those of its manifest without the golden outputs
-    and the card, which say when and how it was exported. A model without files is known by its
-    name only; one that was loaded in Python (source None) by nothing: model is None.
+    and the card, which say when and how it was exported; of a plan also the plan. A model without
+    files is known by its name only; one that was loaded in Python (source None) by nothing: model
+    is None.
     """
     if source is None:
         return {"model": None, "sha256": {}, "checkpoint_sha256": None}
     hashes = model_hashes(source)
-    if is_exported(source):
-        manifest = read_artefact(Path(source)).manifest
-        golden = (manifest.get("golden") or {}).get("file")
+    folder = _folder_of(source)
+    if folder is None:
+        checkpoint = next(iter(hashes.values())) if len(hashes) == 1 else None
+        what: Any = sorted(hashes.values()) or source
+    else:
+        manifest = read_artefact(folder, check_hashes=False).manifest
+        golden = (manifest.get("golden") or {"file": None})["file"]
         files = {
             name: entry["sha256"]
             for name, entry in manifest["files"].items()
             if name != golden and not name.endswith((".md", ".txt"))
         }
-        checkpoint = (manifest.get("source") or {}).get("checkpoint_sha256")
-        what: Any = files
-    else:
-        checkpoint = next(iter(hashes.values())) if len(hashes) == 1 else None
-        what = sorted(hashes.values()) or source
+        checkpoint = (manifest.get("source") or {"checkpoint_sha256": None})["checkpoint_sha256"]
+        what = [files, *([] if is_exported(source) else hashes.values())]
     text = json.dumps([what, dict(settings)], sort_keys=True)
     model = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
     return {"model": model, "sha256": hashes, "checkpoint_sha256": checkpoint}
+
+
+def _folder_of(source: str) -> Path | None:
+    """The exported folder that `source` is, or that a plan lies in; None for a checkpoint."""
+    if is_exported(source):
+        return Path(source)
+    return Path(source).absolute().parent.parent if Path(source).suffix == ".plan" else None
