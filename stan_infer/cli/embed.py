@@ -111,7 +111,7 @@ def embed(
     }
     if json:
         failures = [{"video": k, "error": v} for k, v in found.failed.items()]
-        print_json("embed", {**record, "failures": failures})
+        print_json("embed", {**record, "info": found.info, "failures": failures})
     else:
         words = {
             "level": ", ".join(dict.fromkeys(found.level.values())),

@@ -91,8 +91,17 @@ def test_search(session, folder, capsys, monkeypatch):
     first = search(session, folder, "a shape fades in")
     assert first[0][1].endswith("blue_square_fades_in.mp4") and len(first) == 2
     assert "error: " in capsys.readouterr().err
-    monkeypatch.setattr(si, "embed_videos", None, raising=False)  # the vectors were kept
-    assert search(session, folder, "a shape moves left", 1)[0][1].endswith("moves_left.mp4")
+    with monkeypatch.context() as kept:
+        kept.setattr(si, "embed_videos", None, raising=False)
+        assert search(session, folder, "a shape moves left", 1)[0][1].endswith("moves_left.mp4")
+    shutil.copy(CLIPS / "green_bar_grows.mp4", folder / "later.mp4")
+    assert len(search(session, folder, "a shape grows")) == 3, "a video that came later is seen"
+    with si.open_session(MODEL, settings={"short_side": 80}) as other:
+        alike, again = (
+            search(session, folder, "a shape grows"),
+            search(other, folder, "a shape grows"),
+        )
+    assert alike[0][0] != again[0][0], "another model's vectors are not used"
 
 
 def test_top5_csv(folder, tmp_path):

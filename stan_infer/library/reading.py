@@ -1,0 +1,32 @@
+"""How videos are read, as facts that are stored beside their vectors."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+from typing import Any
+
+from stan_infer.system.json_file import plain
+from stan_infer.video.clip import RULES, reader_of
+from stan_infer.video.spec import PIXELS, ClipSpec
+
+
+def reading_facts(spec: ClipSpec) -> dict[str, Any]:
+    """The spec, the decoder with its package's version, the rules, as JSON types.
+
+    The names are those of a library's passport.
+    """
+    decoder = reader_of(spec)
+    package = "av" if decoder == "pyav" else "decord"
+    try:
+        version = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        version = "absent"
+    facts = {
+        **dataclasses.asdict(spec),
+        "decoder": f"{decoder} {version}",
+        "numpy": importlib.metadata.version("numpy"),
+        "pixels": PIXELS,
+        "rules": RULES,
+    }
+    return {name: plain(value) for name, value in facts.items()}
