@@ -85,6 +85,16 @@ def read_npz(
         raise InputError(f"{name} needs more memory than there is") from e
 
 
+def names_of(path: Path) -> set[str]:
+    """The names of a .npz file's arrays; InputError as of read_npz."""
+    try:
+        file, size = open_regular(path)
+        with file:
+            return {n.removesuffix(".npy") for n in read_directory(file, size)}
+    except InputError as e:
+        raise InputError(f"{path} cannot be used as a .npz file: {e}") from e
+
+
 def write_npz(path: Path, arrays: Iterable[tuple[str, NDArray[Any] | Path]]) -> None:
     """Write arrays, or .npy files, one after the other as numpy.savez would.
 

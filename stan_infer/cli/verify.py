@@ -41,11 +41,14 @@ def verify(
         ),
     ],
     b: Annotated[
-        str,
+        str | None,
         typer.Argument(
-            metavar="B", callback=fetched, help="Compared with A; the same, or a .plan."
+            metavar="B",
+            callback=fetched,
+            help="Compared with A; the same, or a .plan. Without B, folder A is compared with its "
+            "own golden data.",
         ),
-    ],
+    ] = None,
     videos: VideosIfAny = None,
     texts: Texts = None,
     frames: FramesEach = "1,2,12,33,64",
@@ -75,7 +78,9 @@ def verify(
     locked: Locked = False,
     json: Json = False,
 ) -> None:
-    """Compare two models, stage by stage, from file to rank.
+    """Compare two models, or one folder with its golden data.
+
+    One folder alone: does it compute on this machine what its model did when it was exported?
 
     The exit code is 4 if they differ. Each stage is compared with what its row names as reference.
     Weights, nodes and operations of a fused graph are held to A's in the graph's own precision,
@@ -136,7 +141,13 @@ def _agreement(record: dict[str, Any]) -> str:
     a, b = record["a"], record["b"]
     text = f"{b['name']} ({b['precision']}, engine {b['engine']}) agrees with {a['name']}"
     bound = next((r for r in record["stages"] if r["stage"] == "bound"), None)
-    if bound and bound["pass"] and bound["min_cos"] is not None:
+    if a["kind"] == "golden data":
+        shown = ", as far as 8 bits show it" if b["precision"] in EIGHT_BITS else ""
+        text += (
+            f": it computes here what its model did when it was exported{shown}; whether that was "
+            f"right, stan-infer verify CKPT {b['name']} says"
+        )
+    elif bound and bound["pass"] and bound["min_cos"] is not None:
         text += (
             f"; 8 bits are compared with fp32 in stage bound alone, on {bound['cases']} clips, "
             "which shows a fault and not the accuracy on your data: for that, stan-infer eval"

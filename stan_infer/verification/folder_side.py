@@ -192,6 +192,15 @@ class Folder(Side):
         arrays = read_npz(files[1], label_fields(self.config, len(lines)))
         return lines, Templates(sentences, sentences), arrays
 
+    def golden(self) -> tuple[list[str], Path]:
+        """The texts of the golden data, and their file. InputError where there are none."""
+        if self._manifest.get("golden") is None:
+            raise InputError(f"{self.name} has no golden data: export the checkpoint again")
+        entry = self._at("golden", kind=dict)
+        return checked(entry.get("texts") or [], list[str], "golden.texts"), self._file(
+            self._at("golden", "file", kind=str)
+        )
+
     def class_outputs(self, tensor: np.ndarray) -> Arrays:
         opened = usable(self._open("video"))
         names = [n for n in ("scores", "probabilities") if n in opened.signature().outputs]

@@ -64,17 +64,20 @@ class Verification(Result):
 
 def verify(
     a: str | Path | Stan,
-    b: str | Path | Stan,
+    b: str | Path | Stan | None = None,
     videos: str | Path | Iterable[str | Path] | None = None,
     *,
     say: Say = silent,
     **options: Any,
 ) -> Verification:
-    """Compare two models from video bytes to rank, stage by stage. A difference raises nothing.
+    """Compare two models from video bytes to rank, or a folder with its golden data.
+
+    A difference raises nothing: it is a row of the result.
 
     Args:
         a: the reference: a checkpoint, a loaded Stan, an exported folder or an .onnx file.
-        b: what is compared with it; the same, or a .plan.
+        b: what is compared with it; the same, or a .plan. None: `a` is an exported folder, and what
+            it computes here is compared with its own golden data.
         videos: a video, a folder of videos, or several of both; by default generated ones.
         say: called with a sentence before each step.
         options: the fields of VerifyOptions: texts, frames (numbers of frames T, by default
@@ -94,9 +97,15 @@ def verify(
         >>> si.verify(model, model, frames=[1]).passed
         True
     """
-    paths = None
+    paths: list[Path] | None = None
     if videos is not None:
         given = [videos] if isinstance(videos, (str, Path)) else videos
         paths = list_videos([Path(video) for video in given])
-    record = comparison_record(a, b, VerifyOptions(videos=paths, **options), say)
+    wanted = VerifyOptions(videos=paths, **options)
+    if b is None:
+        from stan_infer.verification.golden import golden_record
+
+        record = golden_record(a, wanted, say)
+    else:
+        record = comparison_record(a, b, wanted, say)
     return Verification(passed=record.pop("pass"), **record)

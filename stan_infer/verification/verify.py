@@ -47,21 +47,36 @@ def comparison_record(
     work = _Comparison(pair, o, say)
     with temporary_folder("the videos that are made to compare") as folder:
         work.run(o.videos, folder)
-    rows = [s.row() for s in work.stages]
-    failed = [r["stage"] for r in rows if r["pass"] is False]
-    record: dict[str, Any] = {
-        side: {k: getattr(s, k) for k in ("kind", "name", "engine", "precision")}
-        for side, s in zip("ab", pair, strict=True)
-    }
-    # Files and weights may differ and change no number: a stage whose numbers differ goes first.
-    first = min(failed, key=lambda n: _STORED.index(n) + 1 if n in _STORED else 0, default=None)
-    compared = any(r["pass"] for r in rows if r["stage"] != "files")
-    record |= {"pass": compared and not failed, "first_failed": first, "stages": rows}
+    record = record_of(described(work.a), described(work.b), work.stages)
     record["failures"] = [{"video": v, "error": e} for v, e in work.failed.items()]
-    record["not_compared"] = [r["stage"] for r in rows if r["pass"] is None]
     record["bisect"] = work.blocks() if o.bisect else {}
     record["known_faults"] = [fault for side in pair for fault in side.known_faults()]
     return record
+
+
+def described(side: Side) -> dict[str, Any]:
+    """Kind, name, engine and precision of a side."""
+    return {k: getattr(side, k) for k in ("kind", "name", "engine", "precision")}
+
+
+def record_of(a: dict[str, Any], b: dict[str, Any], stages: Sequence[Stage]) -> dict[str, Any]:
+    """What the stages say together; a, b: kind, name, engine and precision of each side."""
+    rows = [s.row() for s in stages]
+    failed = [r["stage"] for r in rows if r["pass"] is False]
+    # Files and weights may differ and change no number: a stage whose numbers differ goes first.
+    first = min(failed, key=lambda n: _STORED.index(n) + 1 if n in _STORED else 0, default=None)
+    compared = any(r["pass"] for r in rows if r["stage"] != "files")
+    return {
+        "a": a,
+        "b": b,
+        "pass": compared and not failed,
+        "first_failed": first,
+        "stages": rows,
+        "failures": [],
+        "not_compared": [r["stage"] for r in rows if r["pass"] is None],
+        "bisect": {},
+        "known_faults": [],
+    }
 
 
 class _Comparison:

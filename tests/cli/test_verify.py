@@ -35,6 +35,13 @@ def test_a_difference_is_exit_code_4_with_stage_and_block(cli, checkpoint, copy,
     assert words in done.err and "also: files" in done.err
 
 
+def test_one_folder_is_compared_with_its_golden_data(cli, artefact, copy):
+    done = cli("verify", artefact)
+    assert "agrees with its golden data" in done.err and "golden data" in done.out
+    zero_weight(copy / "video.onnx", "video/trunk/layer1/mlp/fc1/bias")
+    cli("verify", copy, "--json", code=4, says="differ first in stage 'video tower'")
+
+
 def test_nothing_in_common_is_exit_code_4(cli, artefact):
     words = ("verify", artefact / "video.onnx", artefact / "text.onnx", *FAST)
     cli(*words, code=4, says="nothing was compared")

@@ -3,5 +3,5 @@
 from stan_infer.verification import verification
 
 
-def verify(a, b, **options):
+def verify(a, b=None, **options):
     return verification.verify(a, b, **options).record()

@@ -1,0 +1,216 @@
+"""An exported folder against its own golden data: does it compute here what it did at its export?
+
+The golden data are inputs and what the model in fp32 made of them when the folder was written. They
+lie in the folder and are covered by its hashes, so they show another machine, engine or version
+that computes otherwise, or files that changed: whether the folder was right when it was written is
+what comparing it with its checkpoint shows.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from stan_infer.artefacts.calibration_record import Told
+from stan_infer.artefacts.npz_file import Field, names_of, read_npz
+from stan_infer.artefacts.precision import EIGHT_BITS, TOLERANCES
+from stan_infer.checkpoints.hub import located
+from stan_infer.checkpoints.weights_folder import is_exported
+from stan_infer.engines.open import engine_named, graph_engines
+from stan_infer.errors import InputError
+from stan_infer.system.result import Say
+from stan_infer.verification.bound import recorded_bound
+from stan_infer.verification.folder_side import Folder
+from stan_infer.verification.options import VerifyOptions
+from stan_infer.verification.side import Arrays
+from stan_infer.verification.stage import Stage
+from stan_infer.verification.verify import ARITHMETIC, LEVELS, described, record_of
+
+if TYPE_CHECKING:
+    from stan_infer.network.model import Stan
+
+_FLOATS = ("video_embeds", "frame_embeds", "class_scores", "text_embeds", "token_embeds", "scores")
+_FIELDS = {
+    "frames": Field("uint8", ("t", "h", "w", 3)),
+    "pixels": Field("uint8", ("t", "s", "s", 3)),
+    "video": Field("uint8 float32"),
+    "input_ids": Field("int32", ("q", "l")),
+    **{name: Field("float32") for name in _FLOATS},
+}
+
+
+def golden_record(folder: str | Path | Stan, o: VerifyOptions, say: Say) -> dict[str, Any]:
+    """Compare what a folder computes with its golden data, stage by stage.
+
+    Every stage gets the golden input, so that a fault shows in its own stage. Returns the record of
+    verification.Verification, with the golden data as A.
+
+    Raises InputError for what is no exported folder, or has no golden data, and for options that
+    belong to two models; MissingError where the engine is not installed.
+    """
+    if not isinstance(folder, (str, Path)) or not is_exported(path := Path(located(folder))):
+        name = folder if isinstance(folder, (str, Path)) else "a loaded model"
+        raise InputError(
+            f"{name} alone cannot be verified: only an exported folder has golden data. Give "
+            "two models, the reference first: stan-infer verify CKPT DIR"
+        )
+    of_two = {"videos": o.videos, "texts": o.texts, "settings": o.settings, "engine_b": o.engine_b}
+    extra = [name for name, value in of_two.items() if value] + ["bisect"] * o.bisect
+    extra += ["frames"] if tuple(o.frames) != VerifyOptions.frames else []
+    if extra:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in extra)
+        raise InputError(
+            f"{options}: one folder is compared with its own golden data and takes no such option: "
+            "leave it out, or give a second model"
+        )
+    engine = o.engine_a or "ort"
+    engine_named(engine)
+    if engine not in graph_engines():
+        raise InputError(
+            f"engine {engine} opens no exported folder by itself: give one of "
+            f"{', '.join(graph_engines())}"
+        )
+    say(f"opening {folder}")
+    side = Folder(path, engine)
+    stages = _Golden(side, o.tolerance, say).run()
+    told = {"kind": "golden data", "name": "its golden data", "engine": "eager"}
+    return record_of(told | {"precision": "fp32"}, described(side), stages)
+
+
+class _Golden:
+    """A folder's golden arrays, and the stages that they reach."""
+
+    def __init__(self, side: Folder, tolerance: float | None, say: Say) -> None:
+        self._side, self._given, self._say = side, tolerance, say
+        self._texts, file = side.golden()
+        self._wanted = _arrays(file)
+        self._made: np.ndarray | None = None  # the video tower's embeddings [B, E]
+
+    def run(self) -> list[Stage]:
+        """Run every stage that the folder has golden data for."""
+        steps = {
+            "files": self._files,
+            "resize": self._resize,
+            "ids": self._ids,
+            "video tower": self._video,
+            "text tower": self._text,
+            "score": self._score,
+            "labels": self._labels,
+        }
+        stages = []
+        for name, step in steps.items():
+            self._say(name)
+            stage = Stage(name, self._tolerance(name))
+            stage.reference = "golden data"
+            with stage.catch("the golden data"):
+                step(stage)
+            stages.append(stage)
+            if name == "video tower" and self._side.precision in EIGHT_BITS:
+                stages.append(self._bound(stage))
+        return stages
+
+    def _tolerance(self, name: str) -> float:
+        fixed = {"files": 0.0, "ids": 0.0, "resize": LEVELS / 255}
+        if name in fixed or self._given is not None:
+            return fixed.get(name, self._given or 0.0)
+        if name == "score":
+            return ARITHMETIC
+        precision = self._side.precision
+        if name == "text tower" and precision in EIGHT_BITS:
+            precision = "fp32"  # no text tower is in 8 bits
+        return TOLERANCES.get(precision, TOLERANCES["fp32"])
+
+    def _has(self, stage: Stage, step: str, *names: str) -> bool:
+        """Whether the folder has this step and golden arrays for it."""
+        reason = self._side.lacks(step)
+        absent = [name for name in names if name not in self._wanted]
+        if reason or absent:
+            why = reason or f"no golden {absent[0]}"
+            stage.absent = f"not compared: the folder has {why}"
+        return not stage.absent
+
+    def _files(self, stage: Stage) -> None:
+        stage.reference = "hashes in its own manifest.json"
+        stage.count = 1
+        if wrong := self._side.damage():
+            stage.fail("the folder", "; ".join(wrong))
+
+    def _resize(self, stage: Stage) -> None:
+        if self._has(stage, "resize", "frames", "pixels"):
+            made = self._side.pixels(list(self._wanted["frames"]))
+            stage.compare("frames", (self._wanted["pixels"], made), 255)
+
+    def _ids(self, stage: Stage) -> None:
+        if not self._texts:
+            stage.absent = "not compared: the folder has no golden texts"
+        elif self._has(stage, "ids", "input_ids"):
+            made = self._side.ids(self._texts)
+            stage.compare("all texts", (self._wanted["input_ids"], made), 1)
+
+    def _video(self, stage: Stage) -> None:
+        if self._has(stage, "video", "video", "video_embeds", "frame_embeds"):
+            made = self._side.video(self._wanted["video"])
+            self._compare(stage, made, "video_embeds", "frame_embeds")
+            self._made = made["video_embeds"]
+
+    def _text(self, stage: Stage) -> None:
+        if self._has(stage, "text", "input_ids", "text_embeds", "token_embeds"):
+            made = self._side.text(self._wanted["input_ids"])
+            self._compare(stage, made, "text_embeds", "token_embeds")
+
+    def _score(self, stage: Stage) -> None:
+        names = ("scores", "input_ids", "text_embeds", "token_embeds", "video_embeds")
+        if self._has(stage, "score", *names, "frame_embeds"):
+            w, config = self._wanted, self._side.config
+            made = self._side.score(w, w["input_ids"], w) * config.temperature
+            stage.compare("the texts with the clips", (w["scores"], made))
+
+    def _labels(self, stage: Stage) -> None:
+        if self._has(stage, "video", "video", "class_scores"):
+            made = self._side.class_outputs(self._wanted["video"])
+            stage.compare("class scores", (self._wanted["class_scores"], made["scores"]))
+
+    def _compare(self, stage: Stage, made: Arrays, *names: str) -> None:
+        for name in names:
+            stage.compare(name, (self._wanted[name], made[name]))
+
+    def _bound(self, video: Stage) -> Stage:
+        """8 bits held to the cosine of their calibration, where the golden clips keep it.
+
+        They are no clips like those of the calibration: below the bound they show nothing.
+        """
+        stage = Stage("bound")
+        stage.has_errors = False
+        record = self._side.calibration()
+        bound: tuple[float, str] | str = "there is no calibration.json"
+        if record is not None:
+            bound = recorded_bound(cast(Told, record), self._side.engine)
+        if isinstance(bound, str) or self._made is None or video.failed:
+            why = bound if isinstance(bound, str) else "the video tower has no golden result"
+            stage.absent = f"not compared: {why}"
+            return stage
+        least, words = bound
+        pairs = zip(self._wanted["video_embeds"], self._made, strict=True)
+        cosines = [_cosine(a, b) for a, b in pairs]
+        stage.reference = f"golden data: a cosine of at least {least:.5g} ({words})"
+        stage.count, stage.cosine = len(cosines), min(cosines)
+        if not stage.cosine >= least:
+            stage.absent = (
+                f"not compared: a cosine of {stage.cosine:.6f} on clips unlike those of the "
+                "calibration: compare it with the fp32 folder (stan-infer verify FP32 THIS)"
+            )
+        return stage
+
+
+def _arrays(file: Path) -> Arrays:
+    """The golden arrays that a file has; one may be missing, none may be of another form."""
+    there = names_of(file)
+    return read_npz(file, {k: v for k, v in _FIELDS.items() if k in there})
+
+
+def _cosine(a: np.ndarray, b: np.ndarray) -> float:
+    a, b = (x.astype(np.float64) for x in (a, b))
+    with np.errstate(all="ignore"):
+        return float((a * b).sum() / (np.linalg.norm(a) * np.linalg.norm(b)))

@@ -1,0 +1,114 @@
+"""One exported folder against its own golden data."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from stan_infer.errors import InputError
+from tests.conftest import zero_weight
+from tests.exported import rewrite
+from tests.verification.folders import BASES, ENGINES, Bases
+from tests.verification.records import verify
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    return Bases(tmp_path_factory.mktemp("folders"))
+
+
+@pytest.fixture
+def copy(bases, tmp_path):
+    return shutil.copytree(bases["words"][1], tmp_path / "copy")
+
+
+def _rows(record):
+    return {row["stage"]: row for row in record["stages"]}
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_a_folder_agrees_with_its_golden_data(bases, name):
+    record = verify(bases[name][1], engine_a=ENGINES.get(name))
+    assert record["pass"] and record["a"]["kind"] == "golden data"
+    rows = _rows(record)
+    compared = {stage for stage, row in rows.items() if row["pass"]}
+    assert compared >= {"files", "resize", "video tower", "text tower", "score"}
+    assert ("ids" in compared, "labels" in compared) == (name == "words",) * 2
+    if name in ("int8", "fp8"):
+        assert rows["bound"]["min_cos"] <= 1 and "cosine" in str(rows["bound"])
+    else:
+        assert rows["video tower"]["max_rel"] <= rows["video tower"]["tolerance"] <= 0.1
+
+
+def _weight(folder, manifest):
+    zero_weight(folder / "video.onnx", "video/trunk/layer1/mlp/fc1/bias")
+
+
+def _text(folder, manifest):
+    zero_weight(folder / "text.onnx", "text/layer0/mlp/fc1/bias")
+
+
+def _padding(folder, manifest):
+    manifest["text"]["padding"] = 7
+
+
+def _short_side(folder, manifest):
+    manifest["preprocess"]["resize"]["short_side"] += 1
+
+
+def _temperature(folder, manifest):
+    manifest["model"]["temperature"] *= 2
+
+
+@pytest.mark.parametrize(
+    ("change", "stage"),
+    [
+        (_weight, "video tower"),
+        (_text, "text tower"),
+        (_padding, "ids"),
+        (_short_side, "resize"),
+        (_temperature, "files"),
+    ],
+)
+def test_a_fault_is_named_though_the_hashes_are_right(copy, change, stage):
+    rewrite(copy, lambda manifest: change(copy, manifest))
+    record = verify(copy)
+    assert not record["pass"] and record["first_failed"] == stage
+
+
+def test_a_changed_file_is_named(copy):
+    (copy / "text.onnx").write_bytes((copy / "text.onnx").read_bytes() + b"\0")
+    assert "text.onnx" in _rows(verify(copy))["files"]["note"]
+
+
+def test_golden_data_of_another_form_are_named(copy):
+    np.savez(copy / "golden.npz", video=np.zeros((1, 2), np.float64))
+    rewrite(copy)
+    with pytest.raises(InputError, match=r"golden\.npz.*'video' is float64"):
+        verify(copy)
+
+
+def test_what_is_not_there_is_not_compared(copy):
+    arrays = dict(np.load(copy / "golden.npz"))
+    np.savez(copy / "golden.npz", **{k: v for k, v in arrays.items() if "embeds" not in k})
+    rewrite(copy)
+    record = verify(copy)
+    assert record["pass"] and {"video tower", "text tower"} <= set(record["not_compared"])
+    rewrite(copy, lambda manifest: manifest.pop("golden"))
+    with pytest.raises(InputError, match="has no golden data: export the checkpoint again"):
+        verify(copy)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"bisect": True}, "--bisect: one folder"),
+        ({"frames": (1,)}, "--frames"),
+        ({"engine_b": "ort"}, "--engine-b"),
+        ({"engine_a": "eager"}, "engine eager opens no exported folder"),
+        ({"engine_a": "orrt"}, "orrt"),
+    ],
+)
+def test_options_of_two_models(copy, options, says):
+    with pytest.raises(InputError, match=says):
+        verify(copy, **options)
