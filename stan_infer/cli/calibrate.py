@@ -22,7 +22,14 @@ from stan_infer.cli.options import (
     parse_settings,
 )
 
-_COLUMNS = ("engine", "precision", "file_mib", "latency_ms_p50", "speed")
+_SENSITIVITY = {"linear": "linear", "error": "error", "saved_ms": "saved ms"}
+_COLUMNS = {
+    "engine": "engine",
+    "precision": "precision",
+    "file_mib": "MiB",
+    "latency_ms_p50": "p50 ms",
+    "speed": "speed",
+}
 
 
 def calibrate(
@@ -86,7 +93,7 @@ def calibrate(
     it has measured: started again, it goes on from them and does the rest anew.
     """
     from stan_infer.cli.progress import progress_bars
-    from stan_infer.cli.report import print_facts, print_json, print_table, say
+    from stan_infer.cli.report import print_facts, print_json, print_lines, print_table, say
     from stan_infer.errors import CheckError
     from stan_infer.quantisation.from_videos import calibrate as run
     from stan_infer.quantisation.sentence import facts, table_rows
@@ -121,9 +128,14 @@ def calibrate(
         failures = [{"video": k, "error": v} for k, v in found.failed.items()]
         print_json("calibrate", {"out": str(out), **found.record, "failures": failures, **memory})
     else:
-        print_table(sorted(found.record["sensitivity"], key=lambda r: -r["error"])[:10])
+        worst = sorted(found.record["sensitivity"], key=lambda r: -r["error"])[:10]
+        print_table(worst, _SENSITIVITY)
+        print_lines("")
         measured = ("cosine",) if verdict["drop"] is None else ("drop", "interval", "agreement")
-        print_table(table_rows(found.record), (*_COLUMNS, *measured, "refused"))
+        rows = table_rows(found.record)
+        refused = {"refused": "why not"} if any(r.get("refused") for r in rows) else {}
+        print_table(rows, _COLUMNS | {name: name for name in measured} | refused, keys=2)
+        print_lines("")
         print_facts(facts(found.record))
     if not found.is_met:
         raise CheckError(verdict["sentence"])

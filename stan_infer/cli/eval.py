@@ -190,10 +190,12 @@ def _show(result: ModelEvaluation, json: bool) -> None:
         }
         rows.append({"": direction.replace("_", " "), **cells})
     print_table(rows)
+    print_lines("")
     if remark := copies_sentence(result.facts):
         print_lines(f"{remark}.")
     print_facts({**result.facts, "model": result.model, **result.session})
     if found := result.comparison:
+        print_lines("")
         print_table(
             [
                 {

@@ -49,6 +49,24 @@ _OF_PLANS = (
     "version_compatible".split()
 )
 _SPELT = {"settings": "--set", "licence": "--license"}
+_GRAPHS = {
+    "file": "file",
+    "precision": "precision",
+    "mib": "MiB",
+    "nodes": "nodes",
+    "max_rel_error": "error",
+    "min_cosine": "cosine",
+    "cases": "sizes compared",
+}
+_PLANS = {
+    "file": "file",
+    "engine": "engine",
+    "precision": "precision",
+    "mib": "MiB",
+    "build_s": "build s",
+    "for": "for",
+    "profiles": "profiles",
+}
 
 
 def export(
@@ -242,7 +260,7 @@ def export(
 
 
 def _report(written: Written, out: str, backend: str, json: bool) -> None:
-    from stan_infer.cli.report import print_json, print_table
+    from stan_infer.cli.report import print_facts, print_json, print_lines, print_table
 
     plans = [plan.sidecar for plan in written.plans]
     if written.models is not None:
@@ -257,9 +275,13 @@ def _report(written: Written, out: str, backend: str, json: bool) -> None:
         return
     if written.manifest is not None:
         parity = {p["file"]: p for p in written.manifest.get("parity") or []}
-        print_table([_row(g, parity.get(g["file"])) for g in written.manifest["graphs"]])
+        print_table([_row(g, parity.get(g["file"])) for g in written.manifest["graphs"]], _GRAPHS)
+        if engines := dict.fromkeys(p["backend"] for p in parity.values()):
+            print_facts({"compared in": ", ".join(engines)})
     if plans:
-        print_table([plan_row(plan) for plan in written.plans])
+        if written.manifest is not None:
+            print_lines("")
+        print_table([plan_row(plan) for plan in written.plans], _PLANS)
 
 
 def _refuse_idle(context: typer.Context, source: str, idle: Sequence[str]) -> None:
@@ -327,7 +349,6 @@ def _row(graph: Mapping[str, Any], parity: Mapping[str, Any] | None) -> dict[str
             "max_rel_error": parity["max_rel"],
             "min_cosine": parity["min_cos"],
             "cases": " ".join(f"{a}x{b}" for a, b in parity["cases"]),
-            "backend": parity["backend"],
         }
     return row
 

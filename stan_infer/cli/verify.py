@@ -26,10 +26,14 @@ from stan_infer.engines.open import graph_engines
 from stan_infer.system.outside_file import read_lines
 
 _ENGINES = ", ".join(("eager", *graph_engines()))
-_COLUMNS = (
-    *("stage", "pass", "max_rel", "tolerance", "min_cos", "agreement", "worst", "reference"),
-    "note",
-)
+_COLUMNS = {
+    "stage": "stage",
+    "pass": "pass",
+    "max_rel": "differs",
+    "tolerance": "allowed",
+    "min_cos": "cosine",
+    "words": "compared with",
+}
 
 
 def verify(
@@ -124,11 +128,12 @@ def _cells(row: dict[str, Any]) -> dict[str, Any]:
     """A row for the table. A cosine is cut off, so that none below 1 reads as 1."""
     cosine = row["min_cos"]
     shown = None if cosine is None else f"{math.floor(cosine * 1e6) / 1e6:.6f}"
-    return {**row, "pass": _word(row["pass"]), "min_cos": shown}
-
-
-def _word(passed: bool | None) -> str:
-    return "not compared" if passed is None else "yes" if passed else "NO"
+    words = [row["note"] or "", row["reference"] or ""]
+    words += [f"worst at {row['worst']}"] if row["worst"] else []
+    words += [] if row["agreement"] is None else [f"{100 * row['agreement']:.4g} % agree"]
+    told = "; ".join(filter(None, words)) or None
+    passed = {True: "yes", False: "NO", None: None}[row["pass"]]
+    return {**row, "pass": passed, "min_cos": shown, "words": told}
 
 
 def _agreement(record: dict[str, Any]) -> str:
