@@ -21,6 +21,7 @@ from tests.conftest import ROOT, python, quicken, quieten
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 RUN = ("sh", "console", "python")
+COLUMNS = 80  # of the terminal on which all tables must fit
 
 
 def blocks(page) -> list[tuple[str, str]]:
@@ -58,11 +59,13 @@ def invoke(words: list[str]):
     """Run a command in this process; what stands behind ">" is the file that takes its results."""
     target = words[words.index(">") + 1] if ">" in words else None
     words = words[: words.index(">")] if target else words
-    done = CliRunner().invoke(app, words)
+    done = CliRunner(env={"COLUMNS": str(COLUMNS)}).invoke(app, words)
     assert done.exit_code == 0, (words, done.exit_code, done.exception, done.stderr[-2000:])
     if target:
         with open(target, "w") as file:
             file.write(done.stdout)
+    elif "--json" not in words:
+        assert [line for line in done.stdout.splitlines() if len(line) > COLUMNS] == []
     return done.stdout
 
 

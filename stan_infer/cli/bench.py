@@ -92,7 +92,8 @@ def bench(
         bool, typer.Option(help="Measure the peak memory of each engine, in a process of its own.")
     ] = True,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", metavar="FILE.jsonl", help="Write the rows.")
+        Path | None,
+        typer.Option("-o", "--out", metavar="FILE.jsonl", help="Also write the rows to this file."),
     ] = None,
     report: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write an HTML page with plots.")
@@ -109,7 +110,8 @@ def bench(
         Path | None,
         typer.Option(
             metavar="OLD.jsonl",
-            help="Rows to compare with; exit code 4 if slower, or if that cannot be told.",
+            help="Rows of an earlier --out to compare with; exit code 4 if slower, or if that "
+            "cannot be told.",
         ),
     ] = None,
     calibration: Calibration = None,
@@ -129,8 +131,9 @@ def bench(
     They run in turn in one process. An exported folder has no eager mode: its first engine is the
     baseline. If an engine cannot run here, the reason is shown and the exit code is 3. If its
     outputs are wrong, no speed is shown and the exit code is 4. If other work kept it from the
-    CPUs, its row says "starved" in place of a ratio, and the exit code is 4 if all rows do. Videos
-    that cannot be read are named and left out; exit code 2.
+    CPUs, its row says "starved" in place of a ratio; if all rows do, the exit code is 4.
+
+    Videos that cannot be read are named and left out; the exit code is then 2.
     """
     from stan_infer.benchmarking.options import MAX_BATCH, MAX_FRAMES
     from stan_infer.benchmarking.run import bench as run
@@ -192,14 +195,12 @@ def _show(result: BenchResult, json: bool) -> None:
     where = f"{machine['cpu']}, {machine['cores']} cores, {first['threads']} threads"
     for line in (f"{result.title} on {where}", *machine_remarks(rows)):
         say(line)
-    shown = [
-        shown_cells(r) | {"ratio": ratio_in_words(r)} for r in rows if not r.get("refused")
-    ]
+    shown = [shown_cells(r) | {"ratio": ratio_in_words(r)} for r in rows if not r.get("refused")]
     for row in shown:
         share = row.get("share_of_ceiling")
         row["share"] = None if share is None else f"{100 * share:.0f} %"
     tables = ((shown, _COLUMNS), (stages, _STAGES), (result.changes, _CHANGES))
-    for number, (found, columns) in enumerate((t for t in tables if t[0])):
+    for number, (found, columns) in enumerate(t for t in tables if t[0]):
         if number:
             print_lines("")
         print_table(found, columns, keys=len(_KEYS))

@@ -44,36 +44,42 @@ def calibrate(
         ),
     ] = "max",
     percentile: Annotated[
-        float | None, typer.Option(metavar="P", help="For --method percentile (default: 99.99).")
+        float | None,
+        typer.Option(metavar="P", help="Percentile of --method percentile (default: 99.99)."),
     ] = None,
     samples: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Videos for the ranges, chosen by --seed.")
+        int, typer.Option(metavar="N", min=1, help="Number of videos that set the ranges, at most.")
     ] = 256,
-    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the choice of videos.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the choice of these videos.")] = 0,
     max_drop: Annotated[
         float | None,
         typer.Option(
-            metavar="POINTS", help="Largest loss of --metric, in points (on --annotations)."
+            metavar="POINTS", help="Largest loss of --metric that is allowed, in percentage points."
         ),
     ] = None,
     metric: Annotated[
         str | None,
-        typer.Option(metavar="top1|r1", help="What --max-drop limits, on --annotations."),
+        typer.Option(metavar="top1|r1", help="Accuracy on --annotations that --max-drop limits."),
     ] = None,
     annotations: AnnotationsIfAny = None,
     min_cosine: Annotated[
         float | None,
         typer.Option(
-            metavar="C", help="Smallest cosine to fp32 (default, without --max-drop: 0.995)."
+            metavar="C",
+            help="Smallest cosine to fp32 that is allowed (default: 0.995, without --max-drop).",
         ),
     ] = None,
     smooth: Annotated[
-        bool, typer.Option("--smooth/--no-smooth", help="Move the scale of outliers into weights.")
+        bool,
+        typer.Option(
+            "--smooth/--no-smooth", help="Move the scale of outlier channels into weights."
+        ),
     ] = True,
     force: Annotated[
         bool,
         typer.Option(
-            "--force", help="Write it though it is slower, misses the bound or is unchecked."
+            "--force",
+            help="Write the folder even if it is slower, misses the bound or is unchecked.",
         ),
     ] = False,
     threads: Threads = None,
@@ -86,11 +92,12 @@ def calibrate(
 ) -> None:
     """Quantise the video tower to 8 bits, within a bound.
 
-    The ranges are those of real videos, and gain and loss are reported. A quarter of the videos, at
-    least 8, set no range and check the bound: 16 or more are needed. Where the bound cannot be met,
-    or 8 bits are not faster on this machine, or that cannot be told now because of other work, the
-    exit code is 4 and nothing is written without --force. A run that was stopped keeps the ranges
-    it has measured: started again, it goes on from them and does the rest anew.
+    The videos show how large the values get. A quarter of them, at least 8, is held out to check
+    what is lost, so 16 or more are needed. The exit code is 4, and nothing is written without
+    `--force`, if the bound cannot be met, if 8 bits are not faster on this machine, or if other
+    work on the machine hides whether they are.
+
+    A run that was stopped keeps the ranges it has measured: started again, it goes on from them.
     """
     from stan_infer.cli.progress import progress_bars
     from stan_infer.cli.report import print_facts, print_json, print_lines, print_table, say

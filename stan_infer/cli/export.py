@@ -74,17 +74,20 @@ def export(
     checkpoint: CheckpointOrFolder,
     out: Annotated[
         Path | None,
-        typer.Option("-o", "--out", metavar="DIR", help="Folder to write, of a checkpoint."),
+        typer.Option(
+            "-o", "--out", metavar="DIR", help="Folder to write; plans go into the exported folder."
+        ),
     ] = None,
     format: Annotated[
         str,
         typer.Option(
             metavar="NAME",
-            help="onnx; tensorrt or tensorrt-rtx (with plans); triton-server (model repository).",
+            help="Format: onnx; tensorrt or tensorrt-rtx (with plans); triton-server (model "
+            "repository).",
         ),
     ] = "onnx",
     tower: Annotated[
-        str, typer.Option(metavar="both|video|text", help="Which towers are written.")
+        str, typer.Option(metavar="both|video|text", help="Which towers to write.")
     ] = "both",
     precision: PrecisionWritten = "fp32",
     frames: FramesRange = None,
@@ -93,11 +96,15 @@ def export(
         str,
         typer.Option(
             metavar="uint8|float",
-            help="uint8 (the graph normalises) or float (normalised by the caller).",
+            help="Pixels that the graph takes: uint8, or float that the caller has normalised.",
         ),
     ] = "uint8",
     head: Annotated[
-        str, typer.Option(metavar="embed|classify", help="embed, or classify (needs --labels).")
+        str,
+        typer.Option(
+            metavar="embed|classify",
+            help="What the graph returns: embeddings, or scores of the classes of --labels.",
+        ),
     ] = "embed",
     labels: Labels = None,
     split_words: SplitWords = False,
@@ -106,7 +113,7 @@ def export(
         str,
         typer.Option(
             metavar="fused|reference",
-            help="fused, or reference (torch.onnx.export, for comparison).",
+            help="Graph to write: fused, or reference (by torch.onnx.export, for comparison).",
         ),
     ] = "fused",
     opset: Annotated[
@@ -114,9 +121,13 @@ def export(
     ] = 20,
     clips: Annotated[
         Path | None,
-        typer.Option(metavar="FILE|DIR", help="Videos on which the ranges of fp16 are measured."),
+        typer.Option(
+            metavar="FILE|DIR", help="Videos on which to check that the values fit into fp16."
+        ),
     ] = None,
-    card: Annotated[bool, typer.Option("--card", help="Write a README.md model card too.")] = False,
+    card: Annotated[
+        bool, typer.Option("--card", help="Also write a model card, README.md.")
+    ] = False,
     licence: Annotated[
         str | None,
         typer.Option("--license", metavar="TEXT", help="Licence of the weights, for the manifest."),
@@ -124,17 +135,21 @@ def export(
     plans: Annotated[
         str,
         typer.Option(
-            metavar="NAME,...", help="Graphs that get plans: video, text, preprocess, score."
+            metavar="NAME,...", help="Plans: which graphs get one: video, text, preprocess, score."
         ),
     ] = "video,text",
     target: Annotated[
         str | None,
-        typer.Option(metavar="SM,...", help="GPUs of tensorrt-rtx: sm_89,sm_120 (default: all)."),
+        typer.Option(
+            metavar="SM,...", help="Plans of tensorrt-rtx: GPUs, as sm_89,sm_120 (default: all)."
+        ),
     ] = None,
     tf32: Annotated[bool, typer.Option("--tf32", help="Plans: multiply fp32 in TF32.")] = False,
     workspace: Annotated[
         int | None,
-        typer.Option(metavar="MIB", min=1, help="Plans: memory of one layer, MiB (default: all)."),
+        typer.Option(
+            metavar="MIB", min=1, help="Plans: most memory of one layer, in MiB (default: all)."
+        ),
     ] = None,
     builder_level: Annotated[
         int | None,
@@ -142,13 +157,22 @@ def export(
     ] = None,
     timing_cache: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Plans of tensorrt: file of the builder's timings."),
+        typer.Option(
+            metavar="FILE", help="Plans of tensorrt: file that keeps the builder's timings."
+        ),
     ] = None,
     hardware_compatible: Annotated[
-        bool, typer.Option("--hardware-compatible", help="Plans of tensorrt: for sm_80 and newer.")
+        bool,
+        typer.Option(
+            "--hardware-compatible", help="Plans of tensorrt: run on all GPUs from sm_80 on."
+        ),
     ] = False,
     version_compatible: Annotated[
-        bool, typer.Option("--version-compatible", help="Plans of tensorrt with host code.")
+        bool,
+        typer.Option(
+            "--version-compatible",
+            help="Plans of tensorrt: run in later versions; not loaded by our engines.",
+        ),
     ] = False,
     backend: Annotated[
         str,
@@ -164,9 +188,9 @@ def export(
 ) -> None:
     """Export a checkpoint to a folder that runs without torch.
 
-    Before the folder appears, its graphs are compared with eager mode. Given an exported folder,
-    --format tensorrt and tensorrt-rtx add plans to it, and triton-server writes it as a model
-    repository of NVIDIA's Triton Inference Server.
+    Before the folder appears, its graphs are compared with eager mode. An exported folder may be
+    given, too: `--format tensorrt` and `tensorrt-rtx` add plans to it, and `triton-server` writes a
+    model repository for NVIDIA's Triton Inference Server.
     """
     from stan_infer.checkpoints.load import inspect_checkpoint, load_model
     from stan_infer.cli.report import say

@@ -33,9 +33,7 @@ def print_table(
     if not rows:
         return
     titles = _titles(columns or list(rows[0]))
-    right = {
-        c for c in titles if all(isinstance(r.get(c), (int, float, type(None))) for r in rows)
-    }
+    right = {c for c in titles if all(isinstance(r.get(c), (int, float, type(None))) for r in rows)}
     widths = {c: max(len(_cell(r.get(c))) for r in rows) for c in titles}
     RowPrinter(widths, right, titles, keys).print(rows)
 

@@ -41,13 +41,17 @@ def verify(
     a: Annotated[
         str,
         typer.Argument(
-            metavar="A", callback=fetched, help="Reference: checkpoint, folder, .onnx; or hf: name."
+            metavar="A",
+            callback=fetched,
+            help="The reference: a checkpoint, exported folder, .onnx or hf: name.",
         ),
     ],
     b: Annotated[
         str,
         typer.Argument(
-            metavar="B", callback=fetched, help="Compared with A; the same, or a .plan."
+            metavar="B",
+            callback=fetched,
+            help="What is compared with A: one of the same, or a .plan.",
         ),
     ],
     videos: VideosIfAny = None,
@@ -71,7 +75,7 @@ def verify(
     bisect: Annotated[
         bool,
         typer.Option(
-            "--bisect", help="Name the block of the network that differs; A or B is an export."
+            "--bisect", help="Name the block of the network that differs; A or B must be an export."
         ),
     ] = False,
     settings: Settings = None,
@@ -81,9 +85,9 @@ def verify(
 ) -> None:
     """Compare two models, stage by stage, from file to rank.
 
-    The exit code is 4 if they differ. Each stage is compared with what its row names as reference.
-    Weights, nodes and operations of a fused graph are held to A's in the graph's own precision,
-    recomputed: 8 bits too.
+    The exit code is 4 if they differ. A row of the table is a stage, and says what it was compared
+    with. A fused graph is also compared with A weight by weight and operation by operation,
+    recomputed in the graph's own precision, 8 bits included.
 
     Videos that cannot be read are named and left out; the exit code is then 2.
     """
