@@ -39,6 +39,7 @@ myst_enable_extensions = ["attrs_inline"]
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
+napoleon_use_rtype = False  # the shape first, then what it is
 highlight_language = "text"
 
 
@@ -82,17 +83,43 @@ def _directives() -> str:
     return "\n".join(found)
 
 
+_COLON = "\N{FULLWIDTH COLON}"  # stands for a colon while napoleon reads
+_SHORT = 24  # characters of code that stay in one line
+
+
+def _property(app, what, name, value, options, lines):
+    """Keep napoleon from taking what stands before a colon for the type of a property."""
+    if what == "property":
+        lines[:] = [line.replace(":", _COLON) for line in lines]
+
+
 def _docstring(app, what, name, value, options, lines):
     """Docstrings are plain text: backticks are code, stars and bars are themselves."""
     lines[:] = [
         line
         if line.lstrip().startswith((">>>", "..."))
         else re.sub(r"(?<!`)`([^`]+)`(?!`)", r"``\1``", re.sub(r"([*|@])", r"\\\1", line))
-        for line in lines
+        for line in (line.replace(_COLON, ":") for line in lines)
     ]
 
 
+def _unbroken(app, pagename, templatename, context, doctree):
+    """Options, names and dates stay in one line; long names break behind their separators."""
+    body = re.sub(r'<span class="pre">([^<]+)</span>', _code, context.get("body") or "")
+    date = r"(?<![\w.-])(\d{4}-\d\d-\d\d)(?![\w-])(?=[^<>]*<)"
+    context["body"] = re.sub(date, r'<span class="whole">\1</span>', body)
+
+
+def _code(match):
+    if len(match[1]) <= _SHORT:
+        return f'<span class="pre whole">{match[1]}</span>'
+    parted = re.sub(r"(::|[_/=,])(?=.)", r"\1<wbr>", match[1])
+    return f'<span class="pre">{parted}</span>'
+
+
 def setup(app):
-    """Connect the two changes of text."""
+    """Connect the changes of text."""
     app.connect("source-read", _read)
+    app.connect("autodoc-process-docstring", _property, priority=100)
+    app.connect("html-page-context", _unbroken)
     app.connect("autodoc-process-docstring", _docstring, priority=900)

@@ -7,6 +7,7 @@ not run; but their commands and options exist.
 """
 
 import contextlib
+import json
 import os
 import re
 import shlex
@@ -200,6 +201,15 @@ def test_the_readme_is_short_and_shows_the_picture():
     assert "](examples/motion/order.svg)" in text
 
 
+def test_the_demo_gets_nine_of_its_ten_clips_right(monkeypatch):
+    """README.md and docs/index.md say so."""
+    monkeypatch.chdir(ROOT / "examples" / "motion")
+    words = "run motion.safetensors clips --labels labels.txt --top 1 --json"
+    found = [json.loads(line) for line in invoke(words.split()).splitlines()]
+    right = [r["scores"][0]["text"][8:].replace(" ", "_") in r["video"] for r in found]
+    assert (len(right), sum(right)) == (10, 9)
+
+
 def test_a_page_that_is_wrong_is_found(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     os.symlink(ROOT / "examples" / "motion" / "motion.safetensors", "m.safetensors")
@@ -216,5 +226,11 @@ def test_the_site_is_built_without_a_warning(tmp_path):
     python("-m", "sphinx", "-q", "-W", "--keep-going", "-c", "docs", ".", tmp_path, cwd=ROOT)
     for page in PAGES[1:]:
         assert (tmp_path / page.relative_to(ROOT)).with_suffix(".html").is_file()
+    text = (tmp_path / "CHECKPOINTS.html").read_text()
+    assert "layouts.py::<wbr>test_<wbr>every_<wbr>layout_" in text  # broken behind separators only
+    assert '<span class="pre whole">--weights</span>' in text
+    assert '<span class="whole">2026-' in (tmp_path / "BENCHMARKS.html").read_text()
     text = (tmp_path / "docs" / "api.html").read_text()
+    assert "Type:" not in text and "\N{FULLWIDTH COLON}" not in text and "<p>Whether" in text
+    assert ">_video<" not in text
     assert 'id="stan_infer.open_session"' in text and "help(stan_infer)" not in text

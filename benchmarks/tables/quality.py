@@ -38,7 +38,7 @@ def accuracy_table(reduced: bool = False) -> str:
 
 
 def _against_baseline(row: Row) -> str:
-    """What was lost and how often the answer is the same; the baseline is not compared to itself."""
+    """What was lost, and how often the answer is the same; of the baseline neither."""
     if (row["engine"], row["precision"]) == ("eager", "fp32"):
         return "baseline | -"
     low, high = (100 * x for x in paired_interval(*_changed(row), row["clips"]))

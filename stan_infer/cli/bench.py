@@ -200,10 +200,10 @@ def _show(result: BenchResult, json: bool) -> None:
         share = row.get("share_of_ceiling")
         row["share"] = None if share is None else f"{100 * share:.0f} %"
     tables = ((shown, _COLUMNS), (stages, _STAGES), (result.changes, _CHANGES))
-    for number, (found, columns) in enumerate(t for t in tables if t[0]):
+    for number, (records, columns) in enumerate(t for t in tables if t[0]):
         if number:
             print_lines("")
-        print_table(found, columns, keys=len(_KEYS))
+        print_table(records, columns, keys=len(_KEYS))
 
 
 def _words(text: str | None) -> list[str]:

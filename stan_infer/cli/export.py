@@ -49,24 +49,10 @@ _OF_PLANS = (
     "version_compatible".split()
 )
 _SPELT = {"settings": "--set", "licence": "--license"}
-_GRAPHS = {
-    "file": "file",
-    "precision": "precision",
-    "mib": "MiB",
-    "nodes": "nodes",
-    "max_rel_error": "error",
-    "min_cosine": "cosine",
-    "cases": "sizes compared",
-}
-_PLANS = {
-    "file": "file",
-    "engine": "engine",
-    "precision": "precision",
-    "mib": "MiB",
-    "build_s": "build s",
-    "for": "for",
-    "profiles": "profiles",
-}
+_GRAPHS = {"file": "file", "precision": "precision", "mib": "MiB", "nodes": "nodes"}
+_GRAPHS |= {"max_rel_error": "error", "min_cosine": "cosine", "cases": "sizes compared"}
+_PLANS = {"file": "file", "engine": "engine", "precision": "precision", "mib": "MiB"}
+_PLANS |= {"build_s": "build s", "for": "for", "profiles": "profiles"}
 
 
 def export(

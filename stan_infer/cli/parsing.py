@@ -48,7 +48,7 @@ class Command(TyperCommand):
         """End with the examples, whose lines stay as they are."""
         super().format_epilog(ctx, formatter)
         with formatter.section("Examples"):
-            for line in EXAMPLES[self.callback.__name__].splitlines():
+            for line in EXAMPLES[str(self.name)].splitlines():
                 formatter.write(f"  {line}\n")
 
     def get_help(self, ctx: Any) -> str:
