@@ -39,7 +39,6 @@ myst_enable_extensions = ["attrs_inline"]
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
-napoleon_use_rtype = False  # the shape first, then what it is
 highlight_language = "text"
 
 
@@ -87,10 +86,17 @@ _COLON = "\N{FULLWIDTH COLON}"  # stands for a colon while napoleon reads
 _SHORT = 24  # characters of code that stay in one line
 
 
-def _property(app, what, name, value, options, lines):
-    """Keep napoleon from taking what stands before a colon for the type of a property."""
-    if what == "property":
-        lines[:] = [line.replace(":", _COLON) for line in lines]
+def _colons(app, what, name, value, options, lines):
+    """Keep napoleon from taking the words before a colon for a type, of a property or a result."""
+    outer = -1 if what == "property" else None  # the indent of what is above such lines
+    for number, line in enumerate(lines):
+        indent = len(line) - len(line.lstrip())
+        if outer is not None and line.strip() and indent <= outer:
+            outer = None
+        if outer is not None:
+            lines[number] = line.replace(":", _COLON)
+        elif line.strip() == "Returns:":
+            outer = indent
 
 
 def _docstring(app, what, name, value, options, lines):
@@ -106,8 +112,9 @@ def _docstring(app, what, name, value, options, lines):
 def _unbroken(app, pagename, templatename, context, doctree):
     """Options, names and dates stay in one line; long names break behind their separators."""
     body = re.sub(r'<span class="pre">([^<]+)</span>', _code, context.get("body") or "")
-    date = r"(?<![\w.-])(\d{4}-\d\d-\d\d)(?![\w-])(?=[^<>]*<)"
-    context["body"] = re.sub(date, r'<span class="whole">\1</span>', body)
+    whole = r"(?<![\w.-])(\d{4}-\d\d-\d\d|--[a-z][\w-]+)(?![\w-])(?=[^<>]*<)"
+    body = re.sub(whole, r'<span class="whole">\1</span>', body)
+    context["body"] = re.sub(r"(\d) %(?=[^<>]*<)", r"\1&nbsp;%", body)
 
 
 def _code(match):
@@ -120,6 +127,6 @@ def _code(match):
 def setup(app):
     """Connect the changes of text."""
     app.connect("source-read", _read)
-    app.connect("autodoc-process-docstring", _property, priority=100)
+    app.connect("autodoc-process-docstring", _colons, priority=100)
     app.connect("html-page-context", _unbroken)
     app.connect("autodoc-process-docstring", _docstring, priority=900)

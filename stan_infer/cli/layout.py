@@ -28,11 +28,17 @@ def terminal_width() -> int | None:
 
 
 def pair_lines(pairs: Mapping[str, str], width: int | None) -> list[str]:
-    """Names and values, a pair per line; a long value goes on below itself."""
+    """Names and values, a pair per line; a long value goes on below itself.
+
+    One long word, such as a hash, has a line of its own, so that it can be copied.
+    """
     first = max(map(len, pairs), default=0)
     lines = []
     for name, value in pairs.items():
         room = len(value) if width is None else max(width - first - _GAP, _LEAST)
+        if width is not None and " " not in value and room < len(value) <= width - _GAP:
+            lines += [name, " " * _GAP + value]
+            continue
         parts = wrapped(value, room)
         lines.append(_joined([name, parts[0]], [first, 0], set()))
         lines += [" " * (first + _GAP) + part for part in parts[1:]]
@@ -126,14 +132,15 @@ def _shrunk(widths: dict[str, int], right: Collection[str], width: int) -> dict[
 
 
 def wrapped(text: str, width: int) -> list[str]:
-    """The text in lines of at most `width` characters, broken at blanks.
+    """The text in lines of at most `width` characters, broken at blanks, outside brackets.
 
     A word that is longer, such as a path, is broken behind its separators.
     """
     if len(text) <= width:
         return [text]
     lines, line = list[str](), ""
-    for word in text.split(" "):
+    # What is in brackets, as an interval, stays together if it fits.
+    for word in re.findall(rf"\([^()]{{1,{max(width - 4, 1)}}}\)[^ ]{{0,2}}(?= |$)|[^ ]+", text):
         for i, piece in enumerate(_pieces(word, width)):
             blank = " " if line and i == 0 else ""
             if line and len(line) + len(blank) + len(piece) > width:

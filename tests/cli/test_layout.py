@@ -57,8 +57,21 @@ def test_columns_that_do_not_fit_follow_below_with_the_first(monkeypatch, capsys
     ]
 
 
+def test_a_hash_stays_whole(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    print_facts({"sha256 of the annotations": "a" * 64, "videos": 10})
+    assert printed(capsys) == [
+        "sha256 of the annotations",
+        "  " + "a" * 64,
+        "videos                     10",
+    ]
+
+
 def test_text_is_broken_at_blanks_and_paths_behind_their_separators():
     assert wrapped("one two three", 8) == ["one two", "three"]
     assert wrapped("clips/red_cross_moves.mp4", 12) == ["clips/red_", "cross_", "moves.mp4"]
     assert wrapped("x" * 25, 10) == ["x" * 10, "x" * 10, "x" * 5]
+    assert wrapped("46.9 (43.8 to 50.0)", 16) == ["46.9", "(43.8 to 50.0)"]
+    assert wrapped("nothing (x y), and", 11) == ["nothing", "(x y), and"]
+    assert wrapped("a (bb cc dd) e", 6) == ["a (bb", "cc dd)", "e"]
     assert wrapped("", 10) == [""] and wrapped("short", 10) == ["short"]
