@@ -82,17 +82,51 @@ def _directives() -> str:
     return "\n".join(found)
 
 
+_COLON = "\N{FULLWIDTH COLON}"  # stands for a colon while napoleon reads
+_SHORT = 24  # characters of code that stay in one line
+
+
+def _colons(app, what, name, value, options, lines):
+    """Keep napoleon from taking the words before a colon for a type, of a property or a result."""
+    outer = -1 if what == "property" else None  # the indent of what is above such lines
+    for number, line in enumerate(lines):
+        indent = len(line) - len(line.lstrip())
+        if outer is not None and line.strip() and indent <= outer:
+            outer = None
+        if outer is not None:
+            lines[number] = line.replace(":", _COLON)
+        elif line.strip() == "Returns:":
+            outer = indent
+
+
 def _docstring(app, what, name, value, options, lines):
     """Docstrings are plain text: backticks are code, stars and bars are themselves."""
     lines[:] = [
         line
         if line.lstrip().startswith((">>>", "..."))
         else re.sub(r"(?<!`)`([^`]+)`(?!`)", r"``\1``", re.sub(r"([*|@])", r"\\\1", line))
-        for line in lines
+        for line in (line.replace(_COLON, ":") for line in lines)
     ]
 
 
+def _unbroken(app, pagename, templatename, context, doctree):
+    """Options, names and dates stay in one line; long names break behind their separators."""
+    body = re.sub(r'<span class="pre">([^<]+)</span>', _code, context.get("body") or "")
+    whole = r"(?<![\w.-])(\d{4}-\d\d-\d\d|--[a-z][\w-]+)(?![\w-])(?=[^<>]*<)"
+    body = re.sub(whole, r'<span class="whole">\1</span>', body)
+    context["body"] = re.sub(r"(\d) %(?=[^<>]*<)", r"\1&nbsp;%", body)
+
+
+def _code(match):
+    if len(match[1]) <= _SHORT:
+        return f'<span class="pre whole">{match[1]}</span>'
+    parted = re.sub(r"(::|[_/=,])(?=.)", r"\1<wbr>", match[1])
+    return f'<span class="pre">{parted}</span>'
+
+
 def setup(app):
-    """Connect the two changes of text."""
+    """Connect the changes of text."""
     app.connect("source-read", _read)
+    app.connect("autodoc-process-docstring", _colons, priority=100)
+    app.connect("html-page-context", _unbroken)
     app.connect("autodoc-process-docstring", _docstring, priority=900)

@@ -7,6 +7,7 @@ not run; but their commands and options exist.
 """
 
 import contextlib
+import json
 import os
 import re
 import shlex
@@ -21,6 +22,7 @@ from tests.conftest import ROOT, python, quicken, quieten
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 RUN = ("sh", "console", "python")
+COLUMNS = 80  # of the terminal on which all tables must fit
 
 
 def blocks(page) -> list[tuple[str, str]]:
@@ -58,11 +60,13 @@ def invoke(words: list[str]):
     """Run a command in this process; what stands behind ">" is the file that takes its results."""
     target = words[words.index(">") + 1] if ">" in words else None
     words = words[: words.index(">")] if target else words
-    done = CliRunner().invoke(app, words)
+    done = CliRunner(env={"COLUMNS": str(COLUMNS)}).invoke(app, words)
     assert done.exit_code == 0, (words, done.exit_code, done.exception, done.stderr[-2000:])
     if target:
         with open(target, "w") as file:
             file.write(done.stdout)
+    elif "--json" not in words:
+        assert [line for line in done.stdout.splitlines() if len(line) > COLUMNS] == []
     return done.stdout
 
 
@@ -197,6 +201,15 @@ def test_the_readme_is_short_and_shows_the_picture():
     assert "](examples/motion/order.svg)" in text
 
 
+def test_the_demo_gets_nine_of_its_ten_clips_right(monkeypatch):
+    """README.md and docs/index.md say so."""
+    monkeypatch.chdir(ROOT / "examples" / "motion")
+    words = "run motion.safetensors clips --labels labels.txt --top 1 --json"
+    found = [json.loads(line) for line in invoke(words.split()).splitlines()]
+    right = [r["scores"][0]["text"][8:].replace(" ", "_") in r["video"] for r in found]
+    assert (len(right), sum(right)) == (10, 9)
+
+
 def test_a_page_that_is_wrong_is_found(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     os.symlink(ROOT / "examples" / "motion" / "motion.safetensors", "m.safetensors")
@@ -213,5 +226,17 @@ def test_the_site_is_built_without_a_warning(tmp_path):
     python("-m", "sphinx", "-q", "-W", "--keep-going", "-c", "docs", ".", tmp_path, cwd=ROOT)
     for page in PAGES[1:]:
         assert (tmp_path / page.relative_to(ROOT)).with_suffix(".html").is_file()
+    text = (tmp_path / "CHECKPOINTS.html").read_text()
+    assert "layouts.py::<wbr>test_<wbr>every_<wbr>layout_" in text  # broken behind separators only
+    assert '<span class="pre whole"><span class="whole">--weights</span></span>' in text
+    assert '<span class="whole">2026-' in (tmp_path / "BENCHMARKS.html").read_text()
     text = (tmp_path / "docs" / "api.html").read_text()
+    assert (
+        "type<span" not in text
+        and "*float32" not in text
+        and "Type:" not in text
+        and "\N{FULLWIDTH COLON}" not in text
+        and "<p>Whether" in text
+    )
+    assert ">_video<" not in text
     assert 'id="stan_infer.open_session"' in text and "help(stan_infer)" not in text

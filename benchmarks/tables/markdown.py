@@ -64,13 +64,15 @@ def percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-def machine_line(row: Row) -> str:
-    """The machine and the versions that a row was measured with."""
-    m, v = row["machine"], row["versions"]
+def machine_line(*rows: Row) -> str:
+    """The machine and the versions that rows of one machine were measured with, and when."""
+    m, v = rows[-1]["machine"], rows[-1]["versions"]
+    days = sorted({row["date"][:10] for row in rows})
+    when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
     known = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_vnni": "VNNI"}
     fast = [word for name, word in known.items() if name in m.get("instruction_sets", [])]
     sets = f" with {', '.join(fast)}" if fast else ""
     return (
         f"{m['cpu']}{sets}, {m['cores']} cores, {m['system']}, Python {m['python']}, "
-        f"torch {v['torch']}, ONNX Runtime {v['onnxruntime']}, {row['date'][:10]}:\n\n"
+        f"torch {v['torch']}, ONNX Runtime {v['onnxruntime']}, {when}:\n\n"
     )

@@ -16,10 +16,14 @@ def accuracy_table(reduced: bool = False) -> str:
     reduced: only the baseline and precisions other than fp32.
     """
     lines = []
-    for r in newest("accuracy", "engine", "precision"):
-        if reduced and r["engine"] != "eager" and r["precision"] == "fp32":
-            continue
-        interval = [100 * x for x in paired_interval(*_changed(r), r["clips"])]
+    rows = [
+        r
+        for r in newest("accuracy", "engine", "precision")
+        if not reduced or r["engine"] == "eager" or r["precision"] != "fp32"
+    ]
+    if not rows:
+        return NOT_MEASURED
+    for r in rows:
         words = r["precision"]
         if words in ("fp16", "bf16") and r["session"].get("arithmetic") == "f32":
             words += " weights in fp32 arithmetic"
@@ -27,11 +31,18 @@ def accuracy_table(reduced: bool = False) -> str:
             f"{r['engine']}, {words} | {{:.1f}} % ({{:.1f}} to {{:.1f}}) ".format(
                 r["motion_top1"], *r["motion_interval"]
             )
-            + "| {:.2f} ({:.2f} to {:.2f}) ".format(r["motion_loss"], *interval)
-            + f"| {r['motion_agreement']:.2f} % | {r['caption_top1']:.1f} %"
+            + f"| {_against_baseline(r)} | {r['caption_top1']:.1f} %"
         )
     head = "engine, precision | motion, of 10 | lost (95 %) | agrees | caption, of 400"
-    return markdown(head, lines)
+    return machine_line(*rows) + markdown(head, lines)
+
+
+def _against_baseline(row: Row) -> str:
+    """What was lost, and how often the answer is the same; of the baseline neither."""
+    if (row["engine"], row["precision"]) == ("eager", "fp32"):
+        return "baseline | -"
+    low, high = (100 * x for x in paired_interval(*_changed(row), row["clips"]))
+    return f"{row['motion_loss']:.2f} ({low:.2f} to {high:.2f}) | {row['motion_agreement']:.2f} %"
 
 
 def _changed(row: Row) -> tuple[int, int]:
@@ -57,12 +68,15 @@ def outliers_table() -> str:
     """Models with outlier channels, smoothed and not: the newest run of each."""
     lines = []
     rows = newest("outliers", "model", "smooth")
+    if not rows:
+        return NOT_MEASURED
     for r in sorted(rows, key=lambda r: (r["model"], not r["smooth"])):
         form = "smoothed" if r["smooth"] else "not smoothed"
         count = f"{r['linears'] - len(r['kept'])} of {r['linears']}"
         sizes = f"{r['cosine']:.5f} | {r['file_ratio']:.2f}x | {count}"
         lines.append(f"{r['model']}, {form} | {sizes}")
-    return markdown("model, INT8 | smallest cosine | file of fp32 | linears in 8 bits", lines)
+    head = "model, INT8 | smallest cosine | file of fp32 | linears in 8 bits"
+    return machine_line(*rows) + markdown(head, lines)
 
 
 def quantisers_table(model: str) -> str:
@@ -91,7 +105,7 @@ def quantisers_table(model: str) -> str:
                 "wrote no file" if "failed" in r else "wrote a file that ONNX Runtime does not run"
             )
             parts.append(f"{r['tool']} {what}: `{shorten(reason, 110, placeholder=' ...')}`")
-    return machine_line(rows[-1]) + "\n\n".join(parts)
+    return machine_line(*rows) + "\n\n".join(parts)
 
 
 def _answers(r: Row) -> str:
@@ -107,7 +121,9 @@ def _cosines(r: Row) -> str:
 def _costs(r: Row) -> str:
     speed = "- | -"
     if "speed" in r:
-        speed = f"{r['speed']:.2f}x ({r['speed_low']:.2f} to {r['speed_high']:.2f})"
+        speed = f"{r['speed']:.2f}x"
+        if r["tool"] != "fp32":  # the baseline
+            speed += f" ({r['speed_low']:.2f} to {r['speed_high']:.2f})"
         speed += f" | {r['file_ratio']:.2f}x"
     spent = f"{r['seconds']:.1f} | {r['peak_mib']:.0f}" if "seconds" in r else "- | -"
     return f"{speed} | {spent}"
@@ -121,4 +137,5 @@ def sensitivity_table() -> str:
     worst = sorted(rows[-1]["sensitivity"], key=lambda r: -r["error"])
     lines = [f"`{r['linear']}` | {r['error']:.4f}" for r in worst[:5]]
     lines.append(f"median of {len(worst)} | {worst[len(worst) // 2]['error']:.4f}")
-    return markdown("linear alone in INT8 | relative error of the embedding", lines)
+    head = "linear alone in INT8 | relative error of the embedding"
+    return machine_line(rows[-1]) + markdown(head, lines)

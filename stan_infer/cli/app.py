@@ -30,7 +30,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Run trained STAN and Mug-STAN video-text checkpoints anywhere.",
-    epilog="Exit codes: 0 done, 1 a bug of ours, 2 bad input, 3 a package or device is missing, "
+    epilog="`stan-infer COMMAND --help` shows the options of a command, and examples.\n\n"
+    "Exit codes: 0 done, 1 a bug of ours, 2 bad input, 3 a package or device is missing, "
     "4 a check failed, 130 interrupted.",
 )
 for command in (inspect, run, embed, eval, export, calibrate, verify, convert, bench, doctor):

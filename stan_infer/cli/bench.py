@@ -27,10 +27,27 @@ from stan_infer.cli.options import (
 if TYPE_CHECKING:
     from stan_infer.benchmarking.run import BenchResult
 
-_COLUMNS = "engine precision batch frames latency_ms_p50 latency_ms_p95 clips_per_s ratio".split()
-_COLUMNS += ["share_of_ceiling", "max_rel_error", "peak_host_mib"]
-_STAGES = "engine precision frames decode_ms_p50 embed_ms_p50 score_ms_p50 total_ms_p50".split()
-_CHANGES = "engine precision batch frames by change regression".split()
+_KEYS = {"engine": "engine", "precision": "precision", "batch": "B", "frames": "T"}
+_COLUMNS = {
+    **_KEYS,
+    "latency_ms_p50": "p50 ms",
+    "latency_ms_p95": "p95 ms",
+    "clips_per_s": "clips/s",
+    "ratio": "ratio",
+    "share": "of peak GEMM",
+    "max_rel_error": "error",
+    "peak_host_mib": "peak MiB",
+}
+_STAGES = {
+    "engine": "engine",
+    "precision": "precision",
+    "frames": "T",
+    "decode_ms_p50": "decode ms",
+    "embed_ms_p50": "embed ms",
+    "score_ms_p50": "score ms",
+    "total_ms_p50": "total ms",
+}
+_CHANGES = {**_KEYS, "by": "by", "change": "change", "regression": "regression"}
 
 
 def bench(
@@ -75,7 +92,8 @@ def bench(
         bool, typer.Option(help="Measure the peak memory of each engine, in a process of its own.")
     ] = True,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", metavar="FILE.jsonl", help="Write the rows.")
+        Path | None,
+        typer.Option("-o", "--out", metavar="FILE.jsonl", help="Also write the rows to this file."),
     ] = None,
     report: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write an HTML page with plots.")
@@ -92,7 +110,8 @@ def bench(
         Path | None,
         typer.Option(
             metavar="OLD.jsonl",
-            help="Rows to compare with; exit code 4 if slower, or if that cannot be told.",
+            help="Rows of an earlier --out to compare with; exit code 4 if slower, or if that "
+            "cannot be told.",
         ),
     ] = None,
     calibration: Calibration = None,
@@ -112,8 +131,9 @@ def bench(
     They run in turn in one process. An exported folder has no eager mode: its first engine is the
     baseline. If an engine cannot run here, the reason is shown and the exit code is 3. If its
     outputs are wrong, no speed is shown and the exit code is 4. If other work kept it from the
-    CPUs, its row says "starved" in place of a ratio, and the exit code is 4 if all rows do. Videos
-    that cannot be read are named and left out; exit code 2.
+    CPUs, its row says "starved" in place of a ratio; if all rows do, the exit code is 4.
+
+    Videos that cannot be read are named and left out; the exit code is then 2.
     """
     from stan_infer.benchmarking.options import MAX_BATCH, MAX_FRAMES
     from stan_infer.benchmarking.run import bench as run
@@ -159,7 +179,7 @@ def bench(
 
 def _show(result: BenchResult, json: bool) -> None:
     from stan_infer.benchmarking.rows import machine_remarks, ratio_in_words, remarks, shown_cells
-    from stan_infer.cli.report import print_json, print_table, say
+    from stan_infer.cli.report import print_json, print_lines, print_table, say
 
     rows, stages = result.rows, result.stages
     for row in [*rows, *stages]:
@@ -176,9 +196,14 @@ def _show(result: BenchResult, json: bool) -> None:
     for line in (f"{result.title} on {where}", *machine_remarks(rows)):
         say(line)
     shown = [shown_cells(r) | {"ratio": ratio_in_words(r)} for r in rows if not r.get("refused")]
-    print_table(shown, _COLUMNS)
-    print_table(stages, _STAGES)
-    print_table(result.changes, _CHANGES)
+    for row in shown:
+        share = row.get("share_of_ceiling")
+        row["share"] = None if share is None else f"{100 * share:.0f} %"
+    tables = ((shown, _COLUMNS), (stages, _STAGES), (result.changes, _CHANGES))
+    for number, (records, columns) in enumerate(t for t in tables if t[0]):
+        if number:
+            print_lines("")
+        print_table(records, columns, keys=len(_KEYS))
 
 
 def _words(text: str | None) -> list[str]:

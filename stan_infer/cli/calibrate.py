@@ -22,7 +22,14 @@ from stan_infer.cli.options import (
     parse_settings,
 )
 
-_COLUMNS = ("engine", "precision", "file_mib", "latency_ms_p50", "speed")
+_SENSITIVITY = {"linear": "linear", "error": "error", "saved_ms": "saved ms"}
+_COLUMNS = {
+    "engine": "engine",
+    "precision": "precision",
+    "file_mib": "MiB",
+    "latency_ms_p50": "p50 ms",
+    "speed": "speed",
+}
 
 
 def calibrate(
@@ -37,36 +44,42 @@ def calibrate(
         ),
     ] = "max",
     percentile: Annotated[
-        float | None, typer.Option(metavar="P", help="For --method percentile (default: 99.99).")
+        float | None,
+        typer.Option(metavar="P", help="Percentile of --method percentile (default: 99.99)."),
     ] = None,
     samples: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Videos for the ranges, chosen by --seed.")
+        int, typer.Option(metavar="N", min=1, help="Number of videos that set the ranges, at most.")
     ] = 256,
-    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the choice of videos.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the choice of these videos.")] = 0,
     max_drop: Annotated[
         float | None,
         typer.Option(
-            metavar="POINTS", help="Largest loss of --metric, in points (on --annotations)."
+            metavar="POINTS", help="Largest loss of --metric that is allowed, in percentage points."
         ),
     ] = None,
     metric: Annotated[
         str | None,
-        typer.Option(metavar="top1|r1", help="What --max-drop limits, on --annotations."),
+        typer.Option(metavar="top1|r1", help="Accuracy on --annotations that --max-drop limits."),
     ] = None,
     annotations: AnnotationsIfAny = None,
     min_cosine: Annotated[
         float | None,
         typer.Option(
-            metavar="C", help="Smallest cosine to fp32 (default, without --max-drop: 0.995)."
+            metavar="C",
+            help="Smallest cosine to fp32 that is allowed (default: 0.995, without --max-drop).",
         ),
     ] = None,
     smooth: Annotated[
-        bool, typer.Option("--smooth/--no-smooth", help="Move the scale of outliers into weights.")
+        bool,
+        typer.Option(
+            "--smooth/--no-smooth", help="Move the scale of outlier channels into weights."
+        ),
     ] = True,
     force: Annotated[
         bool,
         typer.Option(
-            "--force", help="Write it though it is slower, misses the bound or is unchecked."
+            "--force",
+            help="Write the folder even if it is slower, misses the bound or is unchecked.",
         ),
     ] = False,
     threads: Threads = None,
@@ -79,14 +92,15 @@ def calibrate(
 ) -> None:
     """Quantise the video tower to 8 bits, within a bound.
 
-    The ranges are those of real videos, and gain and loss are reported. A quarter of the videos, at
-    least 8, set no range and check the bound: 16 or more are needed. Where the bound cannot be met,
-    or 8 bits are not faster on this machine, or that cannot be told now because of other work, the
-    exit code is 4 and nothing is written without --force. A run that was stopped keeps the ranges
-    it has measured: started again, it goes on from them and does the rest anew.
+    The videos show how large the values get. A quarter of them, at least 8, is held out to check
+    what is lost, so 16 or more are needed. The exit code is 4, and nothing is written without
+    `--force`, if the bound cannot be met, if 8 bits are not faster on this machine, or if other
+    work on the machine hides whether they are.
+
+    A run that was stopped keeps the ranges it has measured: started again, it goes on from them.
     """
     from stan_infer.cli.progress import progress_bars
-    from stan_infer.cli.report import print_facts, print_json, print_table, say
+    from stan_infer.cli.report import print_facts, print_json, print_lines, print_table, say
     from stan_infer.errors import CheckError
     from stan_infer.quantisation.from_videos import calibrate as run
     from stan_infer.quantisation.sentence import facts, table_rows
@@ -121,9 +135,14 @@ def calibrate(
         failures = [{"video": k, "error": v} for k, v in found.failed.items()]
         print_json("calibrate", {"out": str(out), **found.record, "failures": failures, **memory})
     else:
-        print_table(sorted(found.record["sensitivity"], key=lambda r: -r["error"])[:10])
+        worst = sorted(found.record["sensitivity"], key=lambda r: -r["error"])[:10]
+        print_table(worst, _SENSITIVITY)
+        print_lines("")
         measured = ("cosine",) if verdict["drop"] is None else ("drop", "interval", "agreement")
-        print_table(table_rows(found.record), (*_COLUMNS, *measured, "refused"))
+        rows = table_rows(found.record)
+        refused = {"refused": "why not"} if any(r.get("refused") for r in rows) else {}
+        print_table(rows, _COLUMNS | {name: name for name in measured} | refused, keys=2)
+        print_lines("")
         print_facts(facts(found.record))
     if not found.is_met:
         raise CheckError(verdict["sentence"])

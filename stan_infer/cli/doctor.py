@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from stan_infer.cli.options import Json
 
 
@@ -10,7 +12,7 @@ def doctor(json: Json = False) -> None:
 
     Every engine and decoder is tried on a small input.
     """
-    from stan_infer.cli.report import print_facts, print_json, print_table, say
+    from stan_infer.cli.report import print_facts, print_json, print_lines, print_table
     from stan_infer.engines.trials import try_decoders, try_engines
     from stan_infer.errors import CheckError
     from stan_infer.system.machine import faults, installed_versions, machine_record
@@ -28,11 +30,18 @@ def doctor(json: Json = False) -> None:
         print_json("doctor", record)
     else:
         print_facts(machine_record())
-        say("")
+        print_lines("")
         rows = [{"package": k, "version": v or "not installed"} for k, v in versions.items()]
         print_table(rows)
-        say("")
-        columns = ["name", "device", "works", "reason", "help"]
-        print_table([{"reason": "", "help": "", **r} for r in engines + decoders], columns)
+        print_lines("")
+        print_table([_row(record) for record in engines + decoders])
     if found:
         raise CheckError("; ".join(found))
+
+
+def _row(record: dict[str, Any]) -> dict[str, Any]:
+    """An engine or decoder for the table; what helps is told once."""
+    reason, remedy = record.get("reason", ""), record.get("help", "")
+    words = reason if not remedy or remedy in reason else f"{reason}. Try: {remedy}"
+    shown = {name: record[name] for name in ("name", "device", "works")}
+    return {**shown, "what is missing, and what helps": words}

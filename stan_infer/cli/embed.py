@@ -50,8 +50,8 @@ def embed(
         str | None,
         typer.Option(
             metavar="video|frame|token",
-            help="video: one vector each; frame: one per frame; token: one per frame or text"
-            " token (default: as the head scores).",
+            help="What gets a vector: each video, each frame, or each frame and each token of a "
+            "text (default: what the model's head compares).",
         ),
     ] = None,
     normalise: Annotated[

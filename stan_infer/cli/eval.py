@@ -44,8 +44,8 @@ def eval(
         str,
         typer.Option(
             metavar="NAME",
-            help="msrvtt, didemo, lsmdc, msvd, kinetics400, ssv2; or retrieval, recognition: CSV "
-            "with the columns video,text or video,label.",
+            help="Data set: msrvtt, didemo, lsmdc, msvd, kinetics400, ssv2; or your own: retrieval "
+            "(CSV with the columns video,text) or recognition (video,label).",
         ),
     ],
     annotations: Annotations,
@@ -55,7 +55,7 @@ def eval(
     subset: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="File of the videos to keep, one name per line (a split)."
+            metavar="FILE", help="Use only the videos that this file lists, one per line (a split)."
         ),
     ] = None,
     template: Template = None,
@@ -88,7 +88,8 @@ def eval(
     truncation: Annotated[
         str,
         typer.Option(
-            metavar="RULE", help="How to cut long texts: keep-eot, or authors (as released)."
+            metavar="RULE",
+            help="How to cut long texts: keep-eot keeps the end token, authors does as their code.",
         ),
     ] = "keep-eot",
     allow_missing: Annotated[
@@ -106,14 +107,15 @@ def eval(
             "-o",
             "--out",
             metavar="DIR",
-            help="Folder to write: every answer as CSV, scores, charts, and a page with the worst.",
+            help="Folder to write: every answer as CSV, the scores, charts and an HTML page.",
         ),
     ] = None,
     compare: Annotated[
         Path | None,
         typer.Option(
             metavar="OTHER",
-            help="Output of another eval --json, or its --out folder: the difference, paired.",
+            help="Earlier eval to compare with on the same queries: its --json output or --out "
+            "folder.",
         ),
     ] = None,
     batch: Batch = 1,
@@ -129,7 +131,8 @@ def eval(
 ) -> None:
     """Measure retrieval or recognition on annotated videos.
 
-    R@1/5/10, MdR and MnR, or top-1/5, with the protocol of every figure.
+    Retrieval gives R@1, R@5, R@10, median and mean rank, recognition top-1 and top-5: with
+    intervals, and with all settings that decide them.
 
     Videos that cannot be read are named and left out; the exit code is then 2.
     """
@@ -190,10 +193,12 @@ def _show(result: ModelEvaluation, json: bool) -> None:
         }
         rows.append({"": direction.replace("_", " "), **cells})
     print_table(rows)
+    print_lines("")
     if remark := copies_sentence(result.facts):
         print_lines(f"{remark}.")
     print_facts({**result.facts, "model": result.model, **result.session})
     if found := result.comparison:
+        print_lines("")
         print_table(
             [
                 {

@@ -49,6 +49,10 @@ _OF_PLANS = (
     "version_compatible".split()
 )
 _SPELT = {"settings": "--set", "licence": "--license"}
+_GRAPHS = {"file": "file", "precision": "precision", "mib": "MiB", "nodes": "nodes"}
+_GRAPHS |= {"max_rel_error": "error", "min_cosine": "cosine", "cases": "sizes compared"}
+_PLANS = {"file": "file", "engine": "engine", "precision": "precision", "mib": "MiB"}
+_PLANS |= {"build_s": "build s", "for": "for", "profiles": "profiles"}
 
 
 def export(
@@ -56,17 +60,20 @@ def export(
     checkpoint: CheckpointOrFolder,
     out: Annotated[
         Path | None,
-        typer.Option("-o", "--out", metavar="DIR", help="Folder to write, of a checkpoint."),
+        typer.Option(
+            "-o", "--out", metavar="DIR", help="Folder to write; plans go into the exported folder."
+        ),
     ] = None,
     format: Annotated[
         str,
         typer.Option(
             metavar="NAME",
-            help="onnx; tensorrt or tensorrt-rtx (with plans); triton-server (model repository).",
+            help="Format: onnx; tensorrt or tensorrt-rtx (with plans); triton-server (model "
+            "repository).",
         ),
     ] = "onnx",
     tower: Annotated[
-        str, typer.Option(metavar="both|video|text", help="Which towers are written.")
+        str, typer.Option(metavar="both|video|text", help="Which towers to write.")
     ] = "both",
     precision: PrecisionWritten = "fp32",
     frames: FramesRange = None,
@@ -75,11 +82,15 @@ def export(
         str,
         typer.Option(
             metavar="uint8|float",
-            help="uint8 (the graph normalises) or float (normalised by the caller).",
+            help="Pixels that the graph takes: uint8, or float that the caller has normalised.",
         ),
     ] = "uint8",
     head: Annotated[
-        str, typer.Option(metavar="embed|classify", help="embed, or classify (needs --labels).")
+        str,
+        typer.Option(
+            metavar="embed|classify",
+            help="What the graph returns: embeddings, or scores of the classes of --labels.",
+        ),
     ] = "embed",
     labels: Labels = None,
     split_words: SplitWords = False,
@@ -88,7 +99,7 @@ def export(
         str,
         typer.Option(
             metavar="fused|reference",
-            help="fused, or reference (torch.onnx.export, for comparison).",
+            help="Graph to write: fused, or reference (by torch.onnx.export, for comparison).",
         ),
     ] = "fused",
     opset: Annotated[
@@ -96,9 +107,13 @@ def export(
     ] = 20,
     clips: Annotated[
         Path | None,
-        typer.Option(metavar="FILE|DIR", help="Videos on which the ranges of fp16 are measured."),
+        typer.Option(
+            metavar="FILE|DIR", help="Videos on which to check that the values fit into fp16."
+        ),
     ] = None,
-    card: Annotated[bool, typer.Option("--card", help="Write a README.md model card too.")] = False,
+    card: Annotated[
+        bool, typer.Option("--card", help="Also write a model card, README.md.")
+    ] = False,
     licence: Annotated[
         str | None,
         typer.Option("--license", metavar="TEXT", help="Licence of the weights, for the manifest."),
@@ -106,17 +121,21 @@ def export(
     plans: Annotated[
         str,
         typer.Option(
-            metavar="NAME,...", help="Graphs that get plans: video, text, preprocess, score."
+            metavar="NAME,...", help="Plans: which graphs get one: video, text, preprocess, score."
         ),
     ] = "video,text",
     target: Annotated[
         str | None,
-        typer.Option(metavar="SM,...", help="GPUs of tensorrt-rtx: sm_89,sm_120 (default: all)."),
+        typer.Option(
+            metavar="SM,...", help="Plans of tensorrt-rtx: GPUs, as sm_89,sm_120 (default: all)."
+        ),
     ] = None,
     tf32: Annotated[bool, typer.Option("--tf32", help="Plans: multiply fp32 in TF32.")] = False,
     workspace: Annotated[
         int | None,
-        typer.Option(metavar="MIB", min=1, help="Plans: memory of one layer, MiB (default: all)."),
+        typer.Option(
+            metavar="MIB", min=1, help="Plans: most memory of one layer, in MiB (default: all)."
+        ),
     ] = None,
     builder_level: Annotated[
         int | None,
@@ -124,13 +143,22 @@ def export(
     ] = None,
     timing_cache: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Plans of tensorrt: file of the builder's timings."),
+        typer.Option(
+            metavar="FILE", help="Plans of tensorrt: file that keeps the builder's timings."
+        ),
     ] = None,
     hardware_compatible: Annotated[
-        bool, typer.Option("--hardware-compatible", help="Plans of tensorrt: for sm_80 and newer.")
+        bool,
+        typer.Option(
+            "--hardware-compatible", help="Plans of tensorrt: run on all GPUs from sm_80 on."
+        ),
     ] = False,
     version_compatible: Annotated[
-        bool, typer.Option("--version-compatible", help="Plans of tensorrt with host code.")
+        bool,
+        typer.Option(
+            "--version-compatible",
+            help="Plans of tensorrt: run in later versions; not loaded by our engines.",
+        ),
     ] = False,
     backend: Annotated[
         str,
@@ -146,9 +174,9 @@ def export(
 ) -> None:
     """Export a checkpoint to a folder that runs without torch.
 
-    Before the folder appears, its graphs are compared with eager mode. Given an exported folder,
-    --format tensorrt and tensorrt-rtx add plans to it, and triton-server writes it as a model
-    repository of NVIDIA's Triton Inference Server.
+    Before the folder appears, its graphs are compared with eager mode. An exported folder may be
+    given, too: `--format tensorrt` and `tensorrt-rtx` add plans to it, and `triton-server` writes a
+    model repository for NVIDIA's Triton Inference Server.
     """
     from stan_infer.checkpoints.load import inspect_checkpoint, load_model
     from stan_infer.cli.report import say
@@ -242,7 +270,7 @@ def export(
 
 
 def _report(written: Written, out: str, backend: str, json: bool) -> None:
-    from stan_infer.cli.report import print_json, print_table
+    from stan_infer.cli.report import print_facts, print_json, print_lines, print_table
 
     plans = [plan.sidecar for plan in written.plans]
     if written.models is not None:
@@ -257,9 +285,13 @@ def _report(written: Written, out: str, backend: str, json: bool) -> None:
         return
     if written.manifest is not None:
         parity = {p["file"]: p for p in written.manifest.get("parity") or []}
-        print_table([_row(g, parity.get(g["file"])) for g in written.manifest["graphs"]])
+        print_table([_row(g, parity.get(g["file"])) for g in written.manifest["graphs"]], _GRAPHS)
+        if engines := dict.fromkeys(p["backend"] for p in parity.values()):
+            print_facts({"compared in": ", ".join(engines)})
     if plans:
-        print_table([plan_row(plan) for plan in written.plans])
+        if written.manifest is not None:
+            print_lines("")
+        print_table([plan_row(plan) for plan in written.plans], _PLANS)
 
 
 def _refuse_idle(context: typer.Context, source: str, idle: Sequence[str]) -> None:
@@ -327,7 +359,6 @@ def _row(graph: Mapping[str, Any], parity: Mapping[str, Any] | None) -> dict[str
             "max_rel_error": parity["max_rel"],
             "min_cosine": parity["min_cos"],
             "cases": " ".join(f"{a}x{b}" for a, b in parity["cases"]),
-            "backend": parity["backend"],
         }
     return row
 

@@ -35,7 +35,7 @@ def inspect(
         return
     from stan_infer.checkpoints.load import inspect_checkpoint
     from stan_infer.checkpoints.weights_folder import is_exported
-    from stan_infer.cli.report import print_facts, print_json, print_table, say
+    from stan_infer.cli.report import print_facts, print_json, print_lines, print_table, say
 
     if is_exported(checkpoint):
         _inspect_folder(checkpoint, parse_settings(settings, weights), frames, json)
@@ -49,6 +49,7 @@ def inspect(
     facts = {k: v for k, v in record.items() if k not in apart}
     print_facts(facts | {f"  {k}": v for k, v in record["config"].items()})
     if len(record["weights"]) > 1:
+        print_lines("")
         rows = [{**r, "read": "yes" if r["read"] else "no"} for r in record["weights"]]
         print_table(rows, ["name", "kind", "tensors", "read"])
     hints = {k: v for k, v in record["hints"].items() if v not in (None, {}, [])}
@@ -63,7 +64,7 @@ def inspect(
 def _inspect_folder(folder: str, settings: dict[str, Any], frames: int | None, json: bool) -> None:
     """Show an exported folder, after comparing every hash."""
     from stan_infer.artefacts.folder import read_artefact
-    from stan_infer.cli.report import print_facts, print_json, print_table
+    from stan_infer.cli.report import print_facts, print_json, print_lines, print_table
     from stan_infer.errors import InputError
 
     if settings:
@@ -88,19 +89,19 @@ def _inspect_folder(folder: str, settings: dict[str, Any], frames: int | None, j
         return
     shown = {k: v for k, v in record.items() if k not in ("config", "graphs", "parity")}
     print_facts(shown | {f"  {k}": v for k, v in record["config"].items()})
+    print_lines("")
     parity = {p["file"]: p.get("max_rel") for p in manifest.get("parity") or []}
     print_table(
         [
             {
                 "file": g["file"],
-                "role": g["role"],
                 "precision": g["precision"],
-                "mib": manifest["files"][g["file"]]["bytes"] / 2**20,
+                "MiB": manifest["files"][g["file"]]["bytes"] / 2**20,
                 "opset": g["opset"],
-                "ir": g.get("ir"),
-                "onnxruntime": f">={g['min_onnxruntime']}" if "min_onnxruntime" in g else None,
-                "dims": " ".join(f"{k} {a}:{b}" for k, (a, b) in g["dims"].items()),
-                "max_rel_error": parity.get(g["file"]),
+                "IR": g.get("ir"),
+                "ORT": f">={g['min_onnxruntime']}" if "min_onnxruntime" in g else None,
+                "error": parity.get(g["file"]),
+                "sizes": ", ".join(f"{k} {a}:{b}" for k, (a, b) in g["dims"].items()),
             }
             for g in manifest["graphs"]
         ]
@@ -109,7 +110,7 @@ def _inspect_folder(folder: str, settings: dict[str, Any], frames: int | None, j
 
 def _inspect_plan(path: str, settings: dict[str, Any], json: bool) -> None:
     """Show a TensorRT plan by its sidecar and header, without TensorRT; its hash is compared."""
-    from stan_infer.cli.report import print_facts, print_json, print_table, say
+    from stan_infer.cli.report import print_facts, print_json, print_lines, print_table, say
     from stan_infer.errors import InputError
     from stan_infer.tensorrt_plans.known_faults import faults_of
     from stan_infer.tensorrt_plans.plan_file import read_header, read_plan, size_text
@@ -152,7 +153,9 @@ def _inspect_plan(path: str, settings: dict[str, Any], json: bool) -> None:
             low, best, high = (size_text(shape) for shape in shapes)
             sizes = {"smallest": low, "optimal": best, "largest": high}
             rows.append({"profile": i, "input": name, **sizes})
+    print_lines("")
     print_table(rows)
+    print_lines("")
     print_table(
         [{**io, "shape": size_text(io["shape"])} for io in plan.sidecar["io"]],
         ["name", "mode", "dtype", "shape"],

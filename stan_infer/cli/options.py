@@ -32,7 +32,7 @@ Locked = Annotated[
     typer.Option(
         "--locked",
         is_eager=True,
-        help="Take from the hub only what stan-infer.lock lists, unchanged.",
+        help="Of hf: names, use only files that stan-infer.lock lists, unchanged.",
     ),
 ]
 Checkpoint = Annotated[
@@ -60,14 +60,15 @@ Settings = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="A config field that tensor shapes do not show; may be repeated.",
+        help="What the weights do not show, such as head=mug; may be repeated.",
     ),
 ]
 Weights = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="Which of several sets in a checkpoint, as `inspect` lists them; ema: the average.",
+        help="Which set of weights to read where a checkpoint has several (`inspect` lists them); "
+        "ema: the average.",
     ),
 ]
 Text = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="A text; may be repeated.")]
@@ -105,11 +106,16 @@ Engine = Annotated[str | None, typer.Option(metavar="NAME", help=f"Engine: {list
 Device = Annotated[
     str | None,
     typer.Option(
-        metavar="NAME", help=f"{devices_listed()} (default: cpu; cuda if the engine needs it)."
+        metavar="NAME",
+        help=f"Device: {devices_listed()} (default: cpu; cuda if the engine needs it).",
     ),
 ]
 AutoRebuild = Annotated[
-    bool, typer.Option("--auto-rebuild", help="Rebuild a plan of another version or GPU (minutes).")
+    bool,
+    typer.Option(
+        "--auto-rebuild",
+        help="Build a plan anew if it is of another version or GPU (takes minutes).",
+    ),
 ]
 Provider = Annotated[
     str | None,
@@ -123,16 +129,16 @@ Calibration = Annotated[
     Path | None,
     typer.Option(
         metavar="DIR",
-        help="Folder that `calibrate` made from CKPT: for fp8 in engine triton, in bench also "
-        "int8.",
+        help="Folder that `calibrate` made from this checkpoint, for fp8 in engine triton and, in "
+        "bench, for int8.",
     ),
 ]
 Decoder = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help="auto (PyAV), pyav, decord (refused where it returns other frames than it says) or "
-        "decord-as-is.",
+        help="Video decoder: auto (PyAV), pyav, decord (refuses files in which it returns wrong "
+        "frames) or decord-as-is (refuses none).",
     ),
 ]
 Timeout = Annotated[
@@ -141,7 +147,7 @@ Timeout = Annotated[
 Precision = Annotated[
     str | None,
     typer.Option(
-        metavar="NAME", help="Precision: fp32, fp16, bf16 (default: fp32; of a folder its own)."
+        metavar="NAME", help="Precision: fp32, fp16, bf16 (default: fp32; for a folder its own)."
     ),
 ]
 Frames = Annotated[
@@ -172,7 +178,7 @@ EngineEach = Annotated[
     str | None,
     typer.Option(
         metavar="NAME,...",
-        help=f"Engine: several of {', '.join(ENGINES)} (default: eager,ort; of a folder ort).",
+        help=f"Engine: several of {', '.join(ENGINES)} (default: eager,ort; for a folder ort).",
     ),
 ]
 PrecisionEach = Annotated[
@@ -180,7 +186,7 @@ PrecisionEach = Annotated[
     typer.Option(
         metavar="NAME,...",
         help="Precision: several of fp32, fp16, bf16; with --calibration int8, fp8 (default: fp32; "
-        "fp16 for engines that need a GPU; of a folder its own).",
+        "fp16 for engines that need a GPU; for a folder its own).",
     ),
 ]
 PrecisionWritten = Annotated[
@@ -196,7 +202,8 @@ FramesRange = Annotated[
     str | None,
     typer.Option(
         metavar="T|MIN:MAX",
-        help="Frames per clip: 12, or 1:64 for a dynamic axis (default: all); plans MIN:OPT:MAX.",
+        help="Frames per clip: 12, or 1:64 for any number between (default: all that the model "
+        "takes); for plans MIN:OPT:MAX.",
     ),
 ]
 BatchEach = Annotated[
@@ -207,15 +214,19 @@ BatchRange = Annotated[
     str | None,
     typer.Option(
         metavar="B|MIN:MAX",
-        help="Clips per call of the network: 1, or 1:32 for a dynamic axis (default); plans "
-        "MIN:OPT:MAX,...",
+        help="Clips per call of the network: 1, or 1:32 for any number between (default); for "
+        "plans MIN:OPT:MAX,...",
     ),
 ]
 VideosOfNames = Annotated[
     Path, typer.Option(metavar="DIR", help="Videos: the folder that holds them, at any depth.")
 ]
 VideosOrList = Annotated[
-    Path, typer.Option(metavar="DIR|LIST", help="Videos: a folder of ones like yours, or a list.")
+    Path,
+    typer.Option(
+        metavar="DIR|LIST",
+        help="Videos: a folder of ones like those to come, or a file that lists them.",
+    ),
 ]
 VideosIfAny = Annotated[
     Path | None,

@@ -9,6 +9,7 @@ from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
+from stan_infer.cli.examples import EXAMPLES
 from stan_infer.errors import InputError
 from stan_infer.system.signals import EndedBySignal
 
@@ -42,6 +43,13 @@ class Command(TyperCommand):
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """As CKPT VIDEOS..., without the braces that typer puts around what is required."""
         return [re.sub(r"[{}]", "", piece) for piece in super().collect_usage_pieces(ctx)]
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """End with the examples, whose lines stay as they are."""
+        super().format_epilog(ctx, formatter)
+        with formatter.section("Examples"):
+            for line in EXAMPLES[str(self.name)].splitlines():
+                formatter.write(f"  {line}\n")
 
     def get_help(self, ctx: Any) -> str:
         """The help, in which lines end neither at hyphens nor within brackets."""

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from stan_infer.cli.layout import Table, pair_lines, terminal_width, wrapped
 from stan_infer.errors import InputError, printable
 from stan_infer.system.json_file import json_line
 
@@ -19,51 +20,63 @@ def print_json(schema: str, record: dict[str, Any]) -> None:
     _write(json_line(full))
 
 
-def print_table(rows: Sequence[dict[str, Any]], columns: Sequence[str] | None = None) -> None:
-    """Print rows as an aligned table with a header line; columns of numbers are right-aligned."""
+def print_table(
+    rows: Sequence[Mapping[str, Any]],
+    columns: Sequence[str] | Mapping[str, str] | None = None,
+    keys: int = 1,
+) -> None:
+    """Print rows as an aligned table with a header line; columns of numbers are right-aligned.
+
+    columns: their names, or names and titles. keys: so many of the first columns are repeated where
+    a table is parted because the terminal is narrow. See layout.Table.
+    """
     if not rows:
         return
-    columns = list(columns or rows[0])
-    right = {
-        c for c in columns if all(isinstance(r.get(c), (int, float, type(None))) for r in rows)
-    }
-    RowPrinter({c: max(len(_cell(r.get(c))) for r in rows) for c in columns}, right).print(rows)
+    titles = _titles(columns or list(rows[0]))
+    right = {c for c in titles if all(isinstance(r.get(c), (int, float, type(None))) for r in rows)}
+    widths = {c: max(len(_cell(r.get(c))) for r in rows) for c in titles}
+    RowPrinter(widths, right, titles, keys).print(rows)
 
 
 class RowPrinter:
     """An aligned table whose rows are printed as they come, the header with the first ones."""
 
-    def __init__(self, widths: Mapping[str, int], right: Collection[str]) -> None:
+    def __init__(
+        self,
+        widths: Mapping[str, int],
+        right: Collection[str],
+        titles: Mapping[str, str] | None = None,
+        keys: int = 1,
+    ) -> None:
         """widths: characters of each column; longer cells move what follows. right: aligned so."""
-        self._widths = {name: max(width, len(name)) for name, width in widths.items()}
-        self._right = right
-        self._lines: list[list[str]] = [list(widths)]
+        self._columns, self._has_head = list(widths), True
+        titles = titles or _titles(self._columns)
+        self._table = Table(titles, widths, right, terminal_width(), keys)
 
-    def print(self, rows: Sequence[dict[str, Any]]) -> None:
+    def print(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Print rows; nothing for none."""
         if not rows:
             return
-        lines = self._lines + [[_cell(row.get(c)) for c in self._widths] for row in rows]
-        self._lines = []
-        _write("\n".join(map(self._line, lines)))
-
-    def _line(self, cells: list[str]) -> str:
-        padded = [
-            text.rjust(width) if name in self._right else text.ljust(width)
-            for text, (name, width) in zip(cells, self._widths.items(), strict=True)
-        ]
-        return "  ".join(padded).rstrip()
+        cells = [{c: _cell(row.get(c)) for c in self._columns} for row in rows]
+        _write("\n".join(self._table.lines(cells, has_head=self._has_head)))
+        self._has_head = False
 
 
-def print_facts(facts: dict[str, Any]) -> None:
+def _titles(columns: Sequence[str] | Mapping[str, str]) -> Mapping[str, str]:
+    return columns if isinstance(columns, Mapping) else {c: c for c in columns}
+
+
+def print_facts(facts: Mapping[str, Any]) -> None:
     """Print names and values, a pair per line."""
-    width = max(len(k) for k in facts)
-    _write("\n".join(f"{name.ljust(width)}  {_cell(value)}" for name, value in facts.items()))
+    cells = {name: _cell(value) for name, value in facts.items()}
+    _write("\n".join(pair_lines(cells, terminal_width())))
 
 
 def print_lines(text: str) -> None:
     """Print lines of text that belong to a result."""
-    _write("\n".join(map(printable, text.split("\n"))))
+    width = terminal_width()
+    lines = map(printable, text.split("\n"))
+    _write("\n".join("\n".join(wrapped(line, width or len(line))) for line in lines))
 
 
 def say(text: str) -> None:
@@ -96,4 +109,8 @@ def _cell(value: Any) -> str:
         if value == 0 or 1e-3 <= abs(value) < 1e5:
             return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
         return f"{value:.1e}"
+    if isinstance(value, Mapping):
+        return printable(", ".join(f"{k} {_cell(v)}" for k, v in value.items()))
+    if isinstance(value, (list, tuple)):
+        return printable(", ".join(map(str, value)))
     return printable(str(value))

@@ -53,11 +53,11 @@ def run(
         str,
         typer.Option(
             metavar="video|text",
-            help="video: the best texts of each clip; text: the best clips of each.",
+            help="video: the best texts for each clip; text: the best clips for each text.",
         ),
     ] = "video",
     top: Annotated[
-        int, typer.Option(metavar="K", min=0, help="How many of the best are shown; 0: all.")
+        int, typer.Option(metavar="K", min=0, help="How many of the best to show; 0 for all.")
     ] = 5,
     windows: Annotated[
         str | None,
@@ -96,10 +96,10 @@ def run(
     auto_rebuild: AutoRebuild = False,
     json: Json = False,
 ) -> None:
-    """Score videos against texts, and rank either by the other.
+    """Score videos against texts, and show which fit best.
 
-    By video it shows the best texts of each clip, by text the best clips of each text; with windows
-    these are parts of videos.
+    `--by video` shows the best texts for each clip, `--by text` the best clips for each text. With
+    `--windows`, every clip is a part of a video.
 
     Videos that cannot be read are named and left out; the exit code is then 2.
     """

@@ -25,7 +25,7 @@ _TIMES = ["start_s", "end_s"]
 _BY_VIDEO = ["video", *_TIMES, "rank", "text", "score", "probability"]
 _BY_TEXT = ["text", "rank", "video", *_TIMES, "score"]
 _NUMBERS = {*_TIMES, "rank", "score", "probability"}
-_NUMBER_WIDTH, _TEXT_WIDTH = 9, 60
+_NUMBER_WIDTH, _TEXT_WIDTH = 7, 60
 CSV = earlier_result.csv((",".join(c) for c in (_BY_VIDEO, _BY_TEXT)), "stan-infer run")
 
 Row = dict[str, Any]

@@ -26,10 +26,14 @@ from stan_infer.engines.open import graph_engines
 from stan_infer.system.outside_file import read_lines
 
 _ENGINES = ", ".join(("eager", *graph_engines()))
-_COLUMNS = (
-    *("stage", "pass", "max_rel", "tolerance", "min_cos", "agreement", "worst", "reference"),
-    "note",
-)
+_COLUMNS = {
+    "stage": "stage",
+    "pass": "pass",
+    "max_rel": "differs",
+    "tolerance": "allowed",
+    "min_cos": "cosine",
+    "words": "compared with",
+}
 
 
 def verify(
@@ -37,7 +41,9 @@ def verify(
     a: Annotated[
         str,
         typer.Argument(
-            metavar="A", callback=fetched, help="Reference: checkpoint, folder, .onnx; or hf: name."
+            metavar="A",
+            callback=fetched,
+            help="The reference: a checkpoint, exported folder, .onnx or hf: name.",
         ),
     ],
     b: Annotated[
@@ -45,8 +51,8 @@ def verify(
         typer.Argument(
             metavar="B",
             callback=fetched,
-            help="Compared with A; the same, or a .plan. Without B, folder A is compared with its "
-            "own golden data.",
+            help="What is compared with A: one of the same, or a .plan. Without B, folder A is "
+            "compared with its own golden data.",
         ),
     ] = None,
     videos: VideosIfAny = None,
@@ -70,7 +76,7 @@ def verify(
     bisect: Annotated[
         bool,
         typer.Option(
-            "--bisect", help="Name the block of the network that differs; A or B is an export."
+            "--bisect", help="Name the block of the network that differs; A or B must be an export."
         ),
     ] = False,
     settings: Settings = None,
@@ -82,9 +88,9 @@ def verify(
 
     One folder alone: does it compute on this machine what its model did when it was exported?
 
-    The exit code is 4 if they differ. Each stage is compared with what its row names as reference.
-    Weights, nodes and operations of a fused graph are held to A's in the graph's own precision,
-    recomputed: 8 bits too.
+    The exit code is 4 if they differ. A row of the table is a stage, and says what it was compared
+    with. A fused graph is also compared with A weight by weight and operation by operation,
+    recomputed in the graph's own precision, 8 bits included.
 
     Videos that cannot be read are named and left out; the exit code is then 2.
     """
@@ -129,11 +135,12 @@ def _cells(row: dict[str, Any]) -> dict[str, Any]:
     """A row for the table. A cosine is cut off, so that none below 1 reads as 1."""
     cosine = row["min_cos"]
     shown = None if cosine is None else f"{math.floor(cosine * 1e6) / 1e6:.6f}"
-    return {**row, "pass": _word(row["pass"]), "min_cos": shown}
-
-
-def _word(passed: bool | None) -> str:
-    return "not compared" if passed is None else "yes" if passed else "NO"
+    words = [row["note"] or "", row["reference"] or ""]
+    words += [f"worst at {row['worst']}"] if row["worst"] else []
+    words += [] if row["agreement"] is None else [f"{100 * row['agreement']:.4g} % agree"]
+    told = "; ".join(filter(None, words)) or None
+    passed = {True: "yes", False: "NO", None: None}[row["pass"]]
+    return {**row, "pass": passed, "min_cos": shown, "words": told}
 
 
 def _agreement(record: dict[str, Any]) -> str:

@@ -205,7 +205,7 @@ def listed() -> str:
 def devices_listed() -> str:
     """The devices of all engines, and those that only some have, for the command line's help."""
     own = [
-        f"of {e.name} {', '.join(e.devices)}"
+        f"for {e.name} {', '.join(e.devices)}"
         for e in ENGINES.values()
         if not e.devices.keys() <= {"cpu", "cuda"}
     ]

@@ -32,9 +32,6 @@ class Session(Lifetime):
     it again where it is loaded, as in a process of multiprocessing: a folder that was exported anew
     in between is a CheckError.
 
-    An engine defines `_video` and `_text`; where these return tensors also `_tensors_on`, the
-    torch.device on which they lie.
-
     Example:
         >>> import stan_infer as si
         >>> with si.open_session("examples/motion/motion.safetensors") as session:
@@ -44,6 +41,8 @@ class Session(Lifetime):
         ((2, 1), 0)
     """
 
+    # An engine defines _video and _text; where these return tensors also _tensors_on, the
+    # torch.device on which they lie.
     # True: features of every frame and token where the head scores means, too.
     fine = False
     _tensors_on: Any = None
@@ -298,7 +297,7 @@ def score_features(
 
 
 def read_config_clip(config: StanConfig, path: str | Path, decoder: str = "auto") -> np.ndarray:
-    """Read one video as `config` wants it: uint8 [T, H, W, 3]."""
+    """Read one video as `config` wants it: uint8 [T, S, S, 3]."""
     return read_clip_info(path, ClipSpec.of(config, decoder=decoder)).pixels
 
 

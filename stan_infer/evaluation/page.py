@@ -102,9 +102,10 @@ def render_page(
     kind = "texts" if answers.task.is_retrieval else "classes"
     parts = [
         f"<h1>{escaped(title)}</h1>",
-        f"<p>{facts['videos']} videos, {facts[kind]} {kind} ({_cut(facts['split'])}); "
-        f"{facts['frames']} frames a clip, views {escaped(facts['views'])}. In percent, but for "
-        "ranks; in brackets: 95 % intervals.</p>",
+        f"<p>{facts['videos']} videos, {facts[kind]} {kind} (split: {_cut(facts['split'])}); "
+        f"{facts['frames']} frames per clip, views {escaped(facts['views'])}. Figures are "
+        f"percentages{', ranks (MdR, MnR) are not' if answers.task.is_retrieval else ''}; their "
+        "95 % intervals are in brackets.</p>",
         _figures(record),
         _copies(facts),
         _words(answers.task.is_retrieval),
@@ -242,7 +243,11 @@ def _worst(answers: Answers, pictures: Mapping[str, str]) -> list[str]:
         return [f"<h2>Worst {what}</h2>", f"<p>The right answer is first for all {what}.</p>"]
     card = _text_card if answers.task.is_retrieval else _video_card
     cards = [f"<div class=card>{card(answers, q, pictures)}</div>" for q in wrong[:WORST].tolist()]
-    note = f"{len(cards)} of {len(wrong)} whose right answer is not first; three frames of a video."
+    note = (
+        f"For {len(wrong)} of {len(answers.ranking.ranks)} {what} the right answer is not first. "
+        f"The worst first{f', up to {WORST}' if len(wrong) > WORST else ''}; three frames of each "
+        "video."
+    )
     parts = [f"<h2>Worst {what}</h2>", f"<p class=soft>{note}</p>"]
     return [*parts, f"<div class=cards>{''.join(cards)}</div>"]
 
@@ -252,9 +257,10 @@ def _text_card(answers: Answers, q: int, pictures: Mapping[str, str]) -> str:
     right, first = task.videos[task.owners[q]], task.videos[answers.best[q, 0]]
     own, best = answers.right_scores[q], answers.best_scores[q, 0]
     return (
-        f"<b>{_cut(task.texts[q])}</b><p>rank {answers.ranking.ranks[q]:g}</p>"
-        f"<p>right, {own:.4g}: {_cut(right)}</p>{_picture(right, pictures)}"
-        f"<p>first, {best:.4g}: {_cut(first)}</p>{_picture(first, pictures)}"
+        f"<b>{_cut(task.texts[q])}</b>"
+        f"<p>Right, but rank {answers.ranking.ranks[q]:g}, score {own:.4g}: {_cut(right)}</p>"
+        f"{_picture(right, pictures)}"
+        f"<p>Answered first, score {best:.4g}: {_cut(first)}</p>{_picture(first, pictures)}"
     )
 
 
@@ -263,9 +269,9 @@ def _video_card(answers: Answers, q: int, pictures: Mapping[str, str]) -> str:
     video, right = task.videos[q], task.classes[task.labels[q]]
     pairs = zip(answers.best[q].tolist(), answers.best_scores[q].tolist(), strict=True)
     best = "; ".join(f"{_cut(task.classes[i])} {score:.4g}" for i, score in pairs)
-    own = f"{answers.ranking.ranks[q]:g}, {answers.right_scores[q]:.4g}"
-    above = f"<b>{_cut(right)}</b><p>rank {own}: {_cut(video)}</p>"
-    return f"{above}{_picture(video, pictures)}<p>{best}</p>"
+    own = f"rank {answers.ranking.ranks[q]:g}, score {answers.right_scores[q]:.4g}"
+    above = f"<b>{_cut(right)}</b><p>{_cut(video)}: right class at {own}</p>"
+    return f"{above}{_picture(video, pictures)}<p>Best scores: {best}</p>"
 
 
 def _picture(video: str, pictures: Mapping[str, str]) -> str:

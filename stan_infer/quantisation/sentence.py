@@ -47,18 +47,15 @@ def asked(bound: Bound) -> str:
 
 def rests_on(record: Mapping[str, Any], bound: Bound) -> str:
     """What the accuracy rests on. record: of the calibration."""
-    ranged, checked = (
-        f"the {_counted(record['clips'], 'clip')} that set the ranges",
-        record["checked"],
-    )
+    checked, ranged = record["checked"], _counted(record["clips"], "clip")
     if not checked:
-        return f"measured on {ranged}, so not checked on others"
+        return f"not checked: measured on the {ranged} that set the ranges"
     if bound.task is not None:
         what = "text" if bound.task.is_retrieval else "labelled clip"
-        return f"checked on {_counted(checked, what)} apart from {ranged}"
+        return f"checked on {_counted(checked, what)} held out, while {ranged} set the ranges"
     return (
-        f"checked on {_counted(checked, 'clip')} apart from {ranged}; of clips like these about 1 "
-        f"in {checked + 1} has a lower one"
+        f"checked on {_counted(checked, 'clip')} held out, while {ranged} set the ranges (about 1 "
+        f"in {checked + 1} clips like these is lower)"
     )
 
 
@@ -129,14 +126,11 @@ def sentence(record: Mapping[str, Any], bound: Bound, measured: Measured) -> str
 
 
 def _elsewhere(verdict: Mapping[str, Any]) -> str:
-    """The cosine in other engines than ONNX Runtime, where the bound is held."""
-    found = [
-        f"{row['cosine']:.5f} in {row['engine']}"
-        for row in verdict["rows"]
-        if row["precision"] == verdict["precision"]
-        and row["engine"] != "ort"
-        and row.get("cosine") is not None
-    ]
+    """The cosine in other engines than ONNX Runtime, where the bound is held, if it is another."""
+    own = [row for row in verdict["rows"] if row["precision"] == verdict["precision"]]
+    cosines = {r["engine"]: f"{r['cosine']:.5f}" for r in own if r.get("cosine") is not None}
+    held = cosines.pop("ort", None)
+    found = [f"{cosine} in {engine}" for engine, cosine in cosines.items() if cosine != held]
     return f" in {_listed(['ort', *found])}" if found else ""
 
 
@@ -177,15 +171,15 @@ def _is_usable(speed: Mapping[str, Any]) -> bool:
 
 def speeds_in_words(speeds: Mapping[str, Mapping[str, Any]]) -> str:
     """By engine a ratio of speeds and what it may be; then those of which nothing is known."""
-    told = [
-        f"{spread_in_words(speed)} the speed of {speed['beside']} in {engine}"
-        for engine, speed in speeds.items()
-        if not speed["is_starved"]
-    ]
+    told = list[str]()
+    for engine, speed in speeds.items():
+        if not speed["is_starved"]:
+            of = "" if told else " the speed"
+            told.append(f"{spread_in_words(speed)}{of} of {speed['beside']} in {engine}")
     if starved := [engine for engine, speed in speeds.items() if speed["is_starved"]]:
         verb = "was" if len(starved) == 1 else "were"
         told.append(f"other work used the CPUs while {_listed(starved)} {verb} timed")
-    return ", and ".join(told)
+    return ", ".join(told)
 
 
 def _listed(words: Sequence[str]) -> str:

@@ -225,12 +225,12 @@ def test_too_few_videos_give_no_verdict(model, videos, more_videos, tmp_path):
     forced, _ = run(model, videos, tmp_path)
     assert (forced.record["clips"], forced.record["checked"]) == (3, 0)
     sentence = forced.record["verdict"]["sentence"]
-    assert "measured on the 3 clips that set the ranges, so not checked on others" in sentence
+    assert "not checked: measured on the 3 clips that set the ranges" in sentence
     found, _ = run(model, more_videos, tmp_path)
     assert (found.record["clips"], found.record["checked"]) == (3, 8)
     assert found.record["bound"] == {"min_cosine": 0.99}
     sentence = found.record["verdict"]["sentence"]
-    assert "checked on 8 clips apart from the 3 clips that set the ranges; of clips" in sentence
+    assert "checked on 8 clips held out, while 3 clips set the ranges (about 1 in 9" in sentence
 
 
 def test_a_held_out_video_that_cannot_be_used_is_replaced(model, more_videos, tmp_path):

@@ -1,0 +1,52 @@
+"""What each command's help ends with: commands as one types them; `\\` goes on in the next line.
+
+tests/cli/test_examples.py parses all of them, and runs those that the demo can.
+"""
+
+EXAMPLES = {
+    "inspect": """\
+stan-infer inspect best.pth
+stan-infer inspect folder --frames 32
+""",
+    "run": """\
+stan-infer run best.pth clip.mp4 --text "a dog runs" --text "a cat sleeps"
+stan-infer run folder videos --labels labels.txt --top 1 --csv top1.csv
+stan-infer run folder film.mp4 --text "a goal" --by text --windows 5:2
+""",
+    "embed": """\
+stan-infer embed folder videos -o vectors.npz
+stan-infer embed best.pth --texts texts.txt --normalise -o texts.npz
+""",
+    "eval": """\
+stan-infer eval best.pth --dataset msrvtt --videos MSRVTT/videos \\
+    --annotations MSRVTT_JSFUSION_test.csv
+stan-infer eval folder --dataset recognition --videos videos \\
+    --annotations clips.csv --labels labels.txt --out results
+""",
+    "export": """\
+stan-infer export best.pth -o folder
+stan-infer export best.pth -o classes --head classify --labels labels.txt
+stan-infer export folder --format tensorrt-rtx --target sm_89
+""",
+    "calibrate": """\
+stan-infer calibrate folder --videos videos -o int8
+stan-infer calibrate folder --videos videos -o int8 --metric top1 \\
+    --annotations clips.csv --max-drop 0.5
+""",
+    "verify": """\
+stan-infer verify best.pth folder
+stan-infer verify best.pth folder --videos clip.mp4 --frames 8 --bisect
+""",
+    "convert": """\
+stan-infer convert best.pth best.safetensors
+stan-infer convert best.pth mug.safetensors --set head=mug
+""",
+    "bench": """\
+stan-infer bench best.pth --engine eager,ort,openvino
+stan-infer bench folder --threads 1 --out rows.jsonl --report report
+""",
+    "doctor": """\
+stan-infer doctor
+stan-infer doctor --json > doctor.json
+""",
+}

@@ -1,0 +1,61 @@
+"""The examples at the end of every help: each parses, and what the demo can run is run."""
+
+import os
+
+import pytest
+from typer.main import get_command
+
+from stan_infer.cli.app import app
+from stan_infer.cli.examples import EXAMPLES
+from tests.conftest import ROOT, quicken, quieten
+from tests.test_pages import commands, invoke
+
+# Not run: data that are not here, minutes of work (README.md runs a bench and a calibrate), or more
+# than the demo's ten clips.
+NOT_RUN = ("--dataset msrvtt", "--format tensorrt", "calibrate ", "bench ")
+
+
+def test_every_command_has_examples():
+    assert set(EXAMPLES) == set(get_command(app).commands)
+    assert all(2 <= len(commands(text)) <= 3 for text in EXAMPLES.values())
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_parse_and_stand_in_the_help_as_they_are(name):
+    command = get_command(app).commands[name]
+    with command.make_context(name, ["--help"], resilient_parsing=True) as context:
+        shown = command.get_help(context)
+    lines = EXAMPLES[name].splitlines()
+    assert shown.rstrip().endswith("\n".join(f"  {line}" for line in lines))
+    assert all(len(line) <= 77 for line in lines)
+    for words in commands(EXAMPLES[name]):
+        assert words[0] == name
+        given = words[1 : words.index(">")] if ">" in words else words[1:]
+        parser = command.make_parser(command.context_class(command))
+        values, rest, _ = parser.parse_args(args=list(given))
+        needed = [p.name for p in command.params if p.required and not values.get(p.name)]
+        assert not rest and not needed, words
+
+
+def test_a_wrong_example_is_found(monkeypatch):
+    monkeypatch.setitem(EXAMPLES, "doctor", "stan-infer doctor --jsonn\n")
+    with pytest.raises(Exception, match="jsonn"):
+        test_examples_parse_and_stand_in_the_help_as_they_are("doctor")
+
+
+def test_examples_run(tmp_path, monkeypatch):
+    quicken(monkeypatch)
+    quieten(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    demo = ROOT / "examples" / "motion"
+    for name in ("labels.txt", "clips.csv"):
+        os.symlink(demo / name, name)
+    os.symlink(demo / "motion.safetensors", "best.pth")
+    os.symlink(demo / "clips", "videos")
+    for name in ("clip.mp4", "film.mp4"):
+        os.symlink(demo / "clips" / "red_cross_moves_left.mp4", name)
+    (tmp_path / "texts.txt").write_text("a dog runs\n")
+    found = [words for name in ("export", *EXAMPLES) for words in commands(EXAMPLES[name])]
+    wanted = [w for w in found if not any(part in f"{' '.join(w)} " for part in NOT_RUN)]
+    ran = {w[0] for w in wanted if invoke(w) is not None}
+    assert ran == set(EXAMPLES) - {"calibrate", "bench"}
