@@ -37,16 +37,24 @@ def calibrate(
         ),
     ] = "max",
     percentile: Annotated[
-        float | None, typer.Option(metavar="P", help="For --method percentile (default: 99.99).")
+        float | None,
+        typer.Option(
+            metavar="P", min=50, max=100, help="For --method percentile (default: 99.99)."
+        ),
     ] = None,
     samples: Annotated[
         int, typer.Option(metavar="N", min=1, help="Videos for the ranges, chosen by --seed.")
     ] = 256,
-    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the choice of videos.")] = 0,
+    seed: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Seed of the choice of videos.")
+    ] = 0,
     max_drop: Annotated[
         float | None,
         typer.Option(
-            metavar="POINTS", help="Largest loss of --metric, in points (on --annotations)."
+            metavar="POINTS",
+            min=0,
+            max=100,
+            help="Largest loss of --metric, in points (on --annotations).",
         ),
     ] = None,
     metric: Annotated[
@@ -57,7 +65,10 @@ def calibrate(
     min_cosine: Annotated[
         float | None,
         typer.Option(
-            metavar="C", help="Smallest cosine to fp32 (default, without --max-drop: 0.995)."
+            metavar="C",
+            min=0,
+            max=1,
+            help="Smallest cosine to fp32 (default, without --max-drop: 0.995).",
         ),
     ] = None,
     smooth: Annotated[

@@ -32,7 +32,7 @@ def main() -> None:
         from stan_infer.system.cache_folder import keep_library_caches
 
         keep_library_caches()
-        app()
+        app(prog_name="stan-infer")
     except (KeyboardInterrupt, EndedBySignal) as e:
         _end(e.number if isinstance(e, EndedBySignal) else signal.SIGINT)
     except Exception as e:
