@@ -313,6 +313,18 @@ def test_a_reader_that_leaves_is_no_bug_of_ours(checkpoint):
     assert done.returncode == 141 and done.stderr == ""
 
 
+@pytest.mark.parametrize("words", ["inspect C", "inspect C --set frames=0", "run C V --text a"])
+def test_a_reader_of_both_streams_that_leaves(checkpoint, videos, words):
+    """As with 2>&1 | head: the exit code is that of the error, or of the results."""
+    places = {"C": str(checkpoint), "V": str(videos)}
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as pipe:
+        command = [sys.executable, "-m", "stan_infer", *(places.get(w, w) for w in words.split())]
+        done = subprocess.run(command, stdout=pipe, stderr=pipe)
+    assert done.returncode == (2 if "frames=0" in words else 141)
+
+
 def test_sigterm_takes_temporary_files_and_workers_along(checkpoint, videos, tmp_path):
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     command = [sys.executable, "-m", "stan_infer", "bench", str(checkpoint), "--repeats", "100000"]
