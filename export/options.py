@@ -12,7 +12,7 @@ from stan_infer.artefacts.manifest import MAX_LABELS
 from stan_infer.artefacts.opsets import OPSETS, check_runtime
 from stan_infer.artefacts.precision import check_precision
 from stan_infer.config import StanConfig
-from stan_infer.errors import InputError, MissingError, check_word
+from stan_infer.errors import InputError, MissingError, check_whole, check_word
 from stan_infer.system.packages import require
 from stan_infer.text.templates import read_templates
 
@@ -113,7 +113,7 @@ def check_opset(opset: int) -> None:
     """
     if opset not in OPSETS:
         low, high = min(OPSETS), max(OPSETS)
-        raise InputError(f"opset is {opset}; allowed are {low} to {high} (default 20)")
+        raise InputError(f"opset is {opset!r}; allowed are {low} to {high} (default 20)")
     onnx = require("onnx", "exporting", "cpu")
     newest = onnx.defs.onnx_opset_version()
     if opset > newest:
@@ -142,7 +142,9 @@ def fixed_size(limits: Range) -> int | None:
 
 
 def _check_range(name: str, value: Range, largest: int) -> None:
-    low, high = value
+    low, high = value if isinstance(value, (tuple, list)) and len(value) == 2 else (value, value)
+    for end in (low, high):
+        check_whole(name, end, 1)
     if not 1 <= low <= high <= largest:
         what = "ends before it begins" if high < low else "is out of range"
         raise InputError(f"{name} {low}:{high} {what}; allowed are 1 to {largest}")

@@ -10,8 +10,10 @@ written and through `printable` before they are printed.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable
+from numbers import Integral, Real
 
 
 class StanError(Exception):
@@ -80,6 +82,8 @@ _REASONS = 5  # in one message
 _ELSEWHERE = {
     "gpu": "cuda", "nvidia": "cuda", "onnx": "ort", "onnxruntime": "ort", "pytorch": "eager",
     "torch": "eager", "tensorrt": "trt", "tensorrt-rtx": "trt-rtx", "ov": "openvino",
+    "score": "run", "predict": "run", "infer": "run", "classify": "run", "search": "run",
+    "quantise": "calibrate", "quantize": "calibrate", "compare": "verify", "convert": "export",
     "float32": "fp32", "float": "fp32", "float16": "fp16", "half": "fp16", "bfloat16": "bf16",
 }  # fmt: skip
 
@@ -108,6 +112,22 @@ def check_word(name: str, word: str, known: Iterable[str]) -> None:
     words = list(known)
     if word not in words:
         raise InputError(f"{name} '{word}' is unknown{nearest(word, words)} ({', '.join(words)})")
+
+
+def check_whole(name: str, value: object, low: int, high: int | None = None) -> None:
+    """Raise InputError unless a value is a whole number from `low` to `high` (None: no bound)."""
+    is_whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not is_whole or not low <= value <= (value if high is None else high):  # type: ignore[operator]
+        to = "on" if high is None else f"to {high}"
+        raise InputError(f"{name} is {value!r}; give a whole number from {low} {to}")
+
+
+def check_number(name: str, value: object, low: float, high: float, unit: str = "") -> None:
+    """Raise InputError unless a value is a number from `low` to `high`. unit: as in " points"."""
+    is_real = isinstance(value, Real) and not isinstance(value, bool)
+    if not is_real or not low <= value <= high:  # type: ignore[operator]
+        to = "on" if high == math.inf else f"to {high:g}"
+        raise InputError(f"{name} is {value!r}; give a number from {low:g} {to}{unit}")
 
 
 def first_reasons(found: Iterable[object], empty: str) -> str:

@@ -163,6 +163,60 @@ def test_the_cache_of_an_open_session_knows_its_weights(tmp_path):
         from_files.open_cache(tmp_path, None, session)
 
 
+def model():
+    return si.load_model(ROOT / MODEL)
+
+
+WRONG_VALUES = [
+    (lambda: si.embed_videos(ROOT / MODEL, CLIPS, workers="2"), "workers is '2'; give a whole"),
+    (lambda: si.embed_videos(ROOT / MODEL, CLIPS, workers=True), "workers is True; give a whole"),
+    (lambda: si.embed_videos(ROOT / MODEL, CLIPS, batch=1.5), "batch is 1.5; give a whole number"),
+    (lambda: si.embed_videos(ROOT / MODEL, CLIPS, timeout_s="x"), "timeout_s is 'x'; give a num"),
+    (lambda: si.embed_videos(ROOT / MODEL, CLIPS, timeout_s=0), "timeout_s is 0; give a number"),
+    (lambda: si.embed_videos(ROOT / MODEL, CLIPS, threads="2"), "threads is '2'; give a whole"),
+    (lambda: si.embed_videos(ROOT / MODEL, CLIPS, frames="8"), "frames is '8'; give a whole"),
+    (lambda: si.embed_videos(ROOT / MODEL, CLIPS, frames=8.0), "frames is 8.0; give a whole"),
+    (lambda: si.open_session(ROOT / MODEL, threads=0), "threads is 0; give a whole number from 1"),
+    (lambda: si.read_clip("x.mp4", "8"), "frames is '8'; give a whole number from 1 to 64"),
+    (lambda: si.read_clip("x.mp4", short_side="8"), "short_side is '8'; give a whole number"),
+    (lambda: si.read_clip("x.mp4", crop=8.5), "crop is 8.5; give a whole number"),
+    (lambda: si.sample_indices("9", 3), "total_frames is '9'; give a whole number"),
+    (
+        lambda: si.sample_indices(9, 3, clip=2, clips=2),
+        "clip is 2; give a whole number from 0 to 1",
+    ),
+    (lambda: si.verify(ROOT / MODEL, ROOT / MODEL, frames=["2"]), "frames is '2'; give a whole"),
+    (lambda: si.verify(ROOT / MODEL, ROOT / MODEL, tolerance="1"), "tolerance is '1'; give a num"),
+    (lambda: si.bench(preset="stan-tiny", frames=["2"]), "--frames is '2'; give a whole"),
+    (lambda: si.bench(preset="stan-tiny", repeats="2"), "repeats is '2'; give a whole number"),
+    (lambda: si.bench(preset="stan-tiny", min_seconds="2"), "min_seconds is '2'; give a number"),
+    (lambda: si.bench(preset="stan-tiny", threads="2"), "threads is '2'; give a whole number"),
+    (lambda: si.calibrate(ROOT / MODEL, CLIPS, "x", samples="9"), "samples is '9'; give a whole"),
+    (lambda: si.calibrate(ROOT / MODEL, CLIPS, "x", workers=0), "workers is 0; give a whole"),
+    (lambda: si.calibrate(ROOT / MODEL, CLIPS, "x", min_cosine="1"), "min_cosine is '1'; give a"),
+    (lambda: si.calibrate(ROOT / MODEL, CLIPS, "x", threads="1"), "threads is '1'; give a whole"),
+    (lambda: si.export_model(model(), "x", opset="20"), "opset is '20'; allowed are 18 to 25"),
+    (lambda: si.export_model(model(), "x", frames="8"), "frames is '8'; give a whole number"),
+    (lambda: si.export_model(model(), "x", batch=("1", 2)), "batch is '1'; give a whole number"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), WRONG_VALUES, ids=[m for _, m in WRONG_VALUES])
+def test_a_value_of_another_type_is_told_before_any_work(call, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(si.InputError, match=f"^{re.escape(message)}"):
+        call()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("key", ["frames", "text_length"])
+def test_evaluate_takes_whole_numbers(tmp_path, key):
+    csv = tmp_path / "l.csv"
+    csv.write_text("video,label\nred_cross_moves_left,left\n")
+    with pytest.raises(si.InputError, match=f"{key} is '8'; give a whole number"):
+        si.evaluate(ROOT / MODEL, "recognition", csv, CLIPS, **{key: "8"})
+
+
 def test_evaluate_refuses_as_the_command_does(tmp_path):
     csv = tmp_path / "l.csv"
     csv.write_text("video,label\nnowhere,left\n")
@@ -179,10 +233,8 @@ def test_evaluate_refuses_as_the_command_does(tmp_path):
         with pytest.raises(si.InputError, match=message):
             si.evaluate(ROOT / MODEL, **given)
     for batch in (0, 65, "2", 1.5):
-        with pytest.raises(si.InputError, match="batch is .*allowed are 1 to 64"):
+        with pytest.raises(si.InputError, match="batch is .*give a whole number from 1 to 64"):
             si.embed_videos(ROOT / MODEL, CLIPS, batch=batch)
-    with pytest.raises(si.InputError, match="timeout_s is 'x'; give seconds"):
-        si.embed_videos(ROOT / MODEL, CLIPS, timeout_s="x")
     with pytest.raises(si.InputError, match=r"frames is 8; give a list, as in frames=\[8\]"):
         si.verify(ROOT / MODEL, ROOT / MODEL, frames=8)
     with pytest.raises(TypeError, match="no option presicion; did you mean 'precision'"):

@@ -1,9 +1,9 @@
 """Say what a camera sees, again and again: python camera.py MODEL SOURCE TEXT TEXT ...
 
 MODEL is a checkpoint or an exported folder, SOURCE a video file or a camera (/dev/video0).
-Installed: extra runtime for a folder, extra cpu for a checkpoint.
-"""
+Installed: extra runtime for a folder, extra cpu for a checkpoint."""
 
+import signal
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -21,17 +21,16 @@ def watch(
 ) -> Iterator[tuple[float, str, float]]:
     """Yield (seconds, best text, score); frames: (seconds, uint8 [H, W, 3] RGB), oldest first."""
     last: deque[tuple[float, np.ndarray]] = deque(maxlen=1000)  # memory stays bounded
-    answered = None
-    for now, frame in frames:
+    due = 0.0
+    for now, frame in frames:  # with times, as a camera's rate is uneven
         last.append((now, frame))
         while last[0][0] < now - SECONDS:
             last.popleft()
-        if answered is not None and now < answered + EVERY:
+        if now < due:
             continue
-        answered = now
+        due = now + EVERY
         times, images = zip(*last, strict=True)
-        clip = session.prepare(images, timestamps=times)  # a camera's rate is uneven
-        scores = session.score(texts, clip[None])[:, 0]
+        scores = session.score(texts, session.prepare(images, timestamps=times)[None])[:, 0]
         yield now, texts[scores.argmax()], float(scores.max())
 
 
@@ -44,6 +43,7 @@ def decoded(source: str) -> Iterator[tuple[float, np.ndarray]]:
 
 if __name__ == "__main__":
     model, source, *words = sys.argv[1:]
+    signal.signal(getattr(signal, "SIGPIPE", signal.SIGTERM), signal.SIG_DFL)  # ends with | head
     with si.open_session(model) as opened:
         for now, text, score in watch(decoded(source), opened, words):
             print(f"{now:7.2f} s  {text}  {score:.2f}", flush=True)

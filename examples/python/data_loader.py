@@ -1,8 +1,8 @@
 """Embed videos that a torch DataLoader reads: python data_loader.py CHECKPOINT FOLDER
 
-Installed: extra cpu. Without a DataLoader of your own, si.embed_videos does the same.
-"""
+Installed: extra cpu. Without a DataLoader of your own, si.embed_videos does the same."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -34,15 +34,16 @@ def embed(checkpoint: str, folder: str, *, batch: int = 4, workers: int = 2) -> 
     """Features by the name of the video: float32 tensors [E] on the session's device."""
     found = {}
     with si.open_session(checkpoint) as session:
-        videos = Videos(folder, session.config)
-        for rows in DataLoader(videos, batch, num_workers=workers, collate_fn=list):
-            good = [(name, clip) for name, clip in rows if clip is not None]
-            if good:
+        dataset = Videos(folder, session.config)
+        for rows in DataLoader(dataset, batch, num_workers=workers, collate_fn=list):
+            if good := [(name, clip) for name, clip in rows if clip is not None]:
                 names, clips = zip(*good, strict=True)
                 found |= zip(names, session.embed_video(clips, as_tensor=True), strict=True)
     return found
 
 
 if __name__ == "__main__":
-    for name, vector in embed(*sys.argv[1:]).items():
+    vectors = embed(*sys.argv[1:])
+    signal.signal(getattr(signal, "SIGPIPE", signal.SIGTERM), signal.SIG_DFL)  # ends with | head
+    for name, vector in vectors.items():
         print(name, tuple(vector.shape), f"length {vector.norm():.2f}")

@@ -1,8 +1,7 @@
 """Score uploaded videos over HTTP: MODEL=folder uvicorn service:app
 
 curl --data-binary @dog.mp4 "http://localhost:8000/score?text=a+dog+runs&text=a+cat+sits"
-Installed: extra runtime; pip install fastapi uvicorn.
-"""
+Installed: extra runtime; pip install fastapi uvicorn."""
 
 import asyncio
 import os
@@ -33,13 +32,14 @@ app, turn = FastAPI(lifespan=life), asyncio.Lock()
 @app.post("/score")
 async def score(request: Request, text: Annotated[list[str], Query(max_length=64)]):
     """The body is the video; returns a score for each text."""
+    if request.headers.get("content-type", "").startswith("multipart/"):  # a form, curl -F
+        raise HTTPException(415, "send the video itself as the body: curl --data-binary @FILE")
     state, spec = app.state, ClipSpec.of(app.state.session.config)
-    with tempfile.NamedTemporaryFile(suffix=".video") as file:  # removed however this ends
+    with tempfile.NamedTemporaryFile(buffering=0, suffix=".video") as file:  # removed at the end
         async for part in request.stream():
             if file.tell() + len(part) > MAX_BYTES:
                 raise HTTPException(413, f"the video has more than {MAX_BYTES} bytes")
             file.write(part)
-        file.flush()
         try:
             async with turn:  # one clip at a time; the loop answers others meanwhile
                 clip = await asyncio.to_thread(state.reader.read, file.name, spec)

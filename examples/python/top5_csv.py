@@ -5,6 +5,7 @@ checkpoint.
 """
 
 import csv
+import os
 import sys
 from pathlib import Path
 from typing import TextIO
@@ -32,8 +33,12 @@ def top5(session: si.Session, labels: list[str], folder: str, out: TextIO) -> di
 if __name__ == "__main__":
     model, file, videos = sys.argv[1:]
     names = [line.strip() for line in Path(file).read_text().splitlines() if line.strip()]
-    with si.open_session(model) as opened:
-        failed = top5(opened, names, videos, sys.stdout)
+    try:
+        with si.open_session(model) as opened:
+            failed = top5(opened, names, videos, sys.stdout)
+        sys.stdout.flush()
+    except BrokenPipeError:  # with | head
+        os._exit(141)
     for reason in failed.values():
         print(f"error: {reason}", file=sys.stderr)
     sys.exit(2 if failed else 0)

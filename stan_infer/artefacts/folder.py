@@ -173,6 +173,8 @@ def why_keep(folder: Path) -> str | None:
     """
     from stan_infer.artefacts.manifest import Earlier
 
+    if not (folder / MANIFEST).is_file():
+        return f"it has no {MANIFEST} of an earlier export"
     try:
         manifest = checked(read_manifest(folder), Earlier, MANIFEST)
     except InputError as e:

@@ -21,6 +21,7 @@ from stan_infer.engines.bare_graph import open_bare
 from stan_infer.engines.open import CHECKPOINT, PLANS, engine_named, graph_engines, open_session
 from stan_infer.engines.session import Session
 from stan_infer.errors import InputError, MissingError
+from stan_infer.system.outside_file import odd_name
 from stan_infer.system.packages import require
 from stan_infer.tensorrt_plans.plan_file import read_plan
 
@@ -139,11 +140,6 @@ def _open_calibrated(
         session = open_session(model, engine, device=device, precision=precision, scales=scales)
         how = {**origin, "device": device, "calibration": str(folder)}
         return _candidate(engine, session), session, how
-    if engine not in graph_engines():
-        raise MissingError(
-            f"engine {engine} runs the calibrated folder alone: stan-infer bench {folder} "
-            f"--engine {engine}"
-        )
     calibration_of(folder, precision, source, model.config, weights)
     session = open_session(folder, engine, device=device, precision=precision, threads=threads)
     return _candidate(engine, session), session, {"source": str(folder), "device": device}
@@ -200,7 +196,7 @@ def open_onnx(path: Path, *, engines: Sequence[str], device: str, threads: int) 
     graph with other inputs, MissingError if no engine can run it.
     """
     if not path.is_file():
-        raise InputError(f"{path}: no such file")
+        raise InputError(odd_name(path) or f"{path}: no such file; check the spelling")
     candidates = Candidates()
 
     def open_one(engine: str, _: None) -> _Opened:

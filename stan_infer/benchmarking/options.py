@@ -11,7 +11,7 @@ from stan_infer.artefacts.precision import EIGHT_BITS
 from stan_infer.benchmarking.interleave import Schedule
 from stan_infer.engines.open import engine_named
 from stan_infer.engines.thread_count import check_threads
-from stan_infer.errors import InputError, check_word
+from stan_infer.errors import InputError, check_number, check_whole, check_word
 
 PRECISIONS = ("fp32", "fp16", "bf16", *EIGHT_BITS)
 MAX_BATCH = MAX_FRAMES = 64
@@ -81,14 +81,10 @@ class BenchOptions:
             check_word("precision", precision, PRECISIONS)
         check_range("--batch", self.batches, MAX_BATCH)
         check_range("--frames", self.frames, MAX_FRAMES)
-        if self.warmup < 1 or self.repeats < 1 or not 0 <= self.min_seconds <= 3600:
-            raise InputError(
-                f"warmup {self.warmup}, repeats {self.repeats}, min_seconds {self.min_seconds}: "
-                "rounds are at least 1, seconds 0 to 3600"
-            )
-
-        if not 0 <= self.tolerance <= 1:
-            raise InputError(f"tolerance is {self.tolerance}; allowed is a share from 0 to 1")
+        check_whole("warmup", self.warmup, 1)
+        check_whole("repeats", self.repeats, 1)
+        check_number("min_seconds", self.min_seconds, 0, 3600)
+        check_number("tolerance", self.tolerance, 0, 1)
 
     @property
     def schedule(self) -> Schedule:
@@ -99,5 +95,4 @@ class BenchOptions:
 def check_range(name: str, numbers: Sequence[int], high: int) -> None:
     """Raise InputError for a number outside 1 to `high`."""
     for n in numbers:
-        if not 1 <= n <= high:
-            raise InputError(f"{name} {n} is out of range; allowed are 1 to {high}")
+        check_whole(name, n, 1, high)

@@ -15,6 +15,13 @@ from stan_infer.system.outside_file import read_bounded
 
 _MAX_BYTES = 64 * 2**20
 _KEY = ("model", "engine", "precision", "device", "batch", "frames", "threads")
+# What a doubt of starvation.add_doubts is about, by its first word.
+_DOUBTS = {
+    "starved": "other work had the CPUs",
+    "baseline": "other work had the CPUs of the baseline",
+    "rounds": "too few rounds",
+    "wide": "the ratio varied too much",
+}
 why_keep_rows = earlier_result.json_lines(("bench", "bench-stages"), "stan-infer bench")
 
 
@@ -98,8 +105,12 @@ def _incomparable(was: Mapping[str, Any], row: Mapping[str, Any]) -> str | None:
         return f"the processor was {then.get('cpu')}, and is {now.get('cpu')}"
     if then.get("instruction_sets") != now.get("instruction_sets"):
         return "the processor offered other instruction sets then"
-    doubted = [when for when, r in (("now", row), ("then", was)) if r.get("doubts")]
-    return f"doubts {' and '.join(doubted)}" if doubted else None
+    doubted = [
+        f"{_DOUBTS.get(str(r['doubts'][0]).partition(':')[0], 'in doubt')} in {run}"
+        for run, r in (("this run", row), ("the old run", was))
+        if r.get("doubts")
+    ]
+    return ", ".join(doubted) or None
 
 
 def remarks(row: Mapping[str, Any]) -> list[str]:

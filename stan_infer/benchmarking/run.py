@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,8 @@ from stan_infer.benchmarking.stages import bench_stages
 from stan_infer.checkpoints.hub import located
 from stan_infer.checkpoints.weights_folder import is_exported
 from stan_infer.config import video_flops
-from stan_infer.engines.open import engine_named
-from stan_infer.errors import InputError, MissingError, storable
+from stan_infer.engines.open import PLANS, engine_named
+from stan_infer.errors import CheckError, InputError, MissingError, StanError, storable
 from stan_infer.system.atomic import check_file, check_folder, check_outside, files_of
 from stan_infer.system.cpu_use import load_average
 from stan_infer.system.machine import installed_versions, machine_record, pinned, usable_cpus
@@ -78,6 +78,25 @@ class BenchResult(Result):
         ran = [r for r in self.rows if not r.get("refused")]
         return bool(ran) and all(r.get("starved") for r in ran)
 
+    def fault(self) -> StanError | None:
+        """The error that the run ends with: CheckError, MissingError, or None if all is well."""
+        refused = [r for r in self.rows if r.get("refused")]
+        faults = {
+            "gave other outputs than the baseline": [r for r in refused if "max_rel_error" in r],
+            "became slower": [c for c in self.changes if c["regression"]],
+            "may have become slower, which is not known": [
+                c for c in self.changes if c["regression"] is None
+            ],
+        }
+        told = [f"{_named(rows)} {what}" for what, rows in faults.items() if rows]
+        if told:
+            return CheckError("; ".join(told))
+        if refused:
+            return MissingError(f"{_named(refused)} did not run here: see the reason above")
+        if self.is_starved:
+            return CheckError("every row is starved by other work: no time here is an engine's own")
+        return None
+
     def summary(self) -> str:
         """The median latency of each row, or that it was refused."""
         parts = [
@@ -87,6 +106,12 @@ class BenchResult(Result):
             for r in self.rows
         ]
         return f"{self.title}: {', '.join(parts)}"
+
+
+def _named(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The engines and precisions of rows, each once."""
+    names = (f"{r['engine']} {r.get('precision') or ''}".strip() for r in rows)
+    return ", ".join(dict.fromkeys(names))
 
 
 def bench(
@@ -128,7 +153,8 @@ def bench(
 
 
 def _bench(options: BenchOptions, say: Say, progress: Progress) -> BenchResult:
-    options = dataclasses.replace(options, engines=options.engines or _engines(options.source))
+    engines = options.engines or _engines(options.source, options.precisions)
+    options = dataclasses.replace(options, engines=engines)
     earlier = (
         read_json_lines(options.compare, "bench", "bench --out FILE") if options.compare else []
     )
@@ -136,6 +162,7 @@ def _bench(options: BenchOptions, say: Say, progress: Progress) -> BenchResult:
     sources = _sources(options)
     _check_targets(options, sources)
     device = options.device or _device(options.engines, say)
+    _check_precisions(options, device)
     threads = options.threads or usable_cpus()
     load_before = load_average()
     with pinned(threads) as cpus, temporary_folder("the graphs that are timed") as folder:
@@ -176,12 +203,36 @@ def _kind(source: str | None) -> str:
     return "graph" if source.endswith(".onnx") else "checkpoint"
 
 
-def _engines(source: str | None) -> tuple[str, ...]:
-    """The engines to measure if none is named."""
+def _engines(source: str | None, precisions: Sequence[str]) -> tuple[str, ...]:
+    """The engines to measure if none is named: of a checkpoint those with one of the precisions."""
     kind = _kind(source)
     if source is not None and kind == "plan":
         return (read_plan(source, check_hash=False).engine,)
-    return ("ort",) if kind in ("folder", "graph") else ("eager", "ort")
+    if kind in ("folder", "graph"):
+        return ("ort",)
+    wanted = {*precisions}
+    both = ("eager", "ort")
+    return tuple(e for e in both if not wanted or wanted & {*engine_named(e).devices["cpu"]})
+
+
+def _check_precisions(options: BenchOptions, device: str) -> None:
+    """Raise MissingError for an engine that has none of the precisions, before any work.
+
+    InputError for one that runs 8 bits of a folder alone, and not of its checkpoint.
+    Of several precisions an engine may lack some: that is shown in rows of the result.
+    """
+    if _kind(options.source) not in ("preset", "checkpoint"):
+        return
+    kind = device.partition(":")[0]
+    for engine in map(engine_named, options.engines):
+        if options.precisions and not any(engine.has(p, kind) for p in options.precisions):
+            engine.check_precision(options.precisions[0], device)
+        if engine.takes == PLANS and {*options.precisions} & {*EIGHT_BITS}:
+            folder = options.calibration or "OUT"
+            raise InputError(
+                f"engine {engine.name} runs the calibrated folder alone: stan-infer bench {folder} "
+                f"--engine {engine.name}"
+            )
 
 
 def _device(engines: Sequence[str], say: Say) -> str:
@@ -233,6 +284,8 @@ def _open(options: BenchOptions, device: str, threads: int, folder: Path, say: S
             f"{eight} needs a calibration: stan-infer calibrate {name} --precision {eight} "
             f"--videos DIR -o OUT, then bench {name} --calibration OUT"
         )
+    if "frames" in settings:
+        raise InputError("--set frames changes nothing here: give --frames, the numbers to time")
     if settings and kind in ("folder", "graph"):
         raise InputError(f"settings belong to a checkpoint; {source} was exported with its own")
     if source is not None and kind in ("folder", "plan"):

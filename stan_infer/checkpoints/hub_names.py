@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Iterable
 
@@ -15,9 +16,11 @@ _FORM = "hf:OWNER/NAME[@REVISION][/FILE]"
 _WORD = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}"
 _NAME = re.compile(rf"hf:({_WORD}/{_WORD})(?:@([A-Za-z0-9][A-Za-z0-9_.-]{{0,95}}))?(?:/(.+))?")
 _ADDRESS = re.compile(
-    r"(?:https?://(?:www\.)?huggingface\.co/|hf://(?:models/)?)([^/@]+/[^/@]+)"
+    r"(?i:(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/|hf://(?:models/)?)([^/@]+/[^/@]+)"
     r"(?:(?:/(?:resolve|blob|tree)/|@)([^/]+))?(?:/([^?]+?))?/?(?:\?.*)?"
 )
+# What else the name of a repository is written as.
+_ALMOST = re.compile(rf"(?i:hf|huggingface|hub):/*({_WORD}/{_WORD}(?:[@/].+)?)")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 _PICKLES = (".pth", ".pt", ".bin", ".ckpt")
 # What trainers keep beside the weights.
@@ -41,8 +44,16 @@ class HubName:
 def is_hub_name(source: object) -> bool:
     """Whether a source is spelt as a name on the hub, or as an address of one."""
     return isinstance(source, str) and (
-        source.startswith(SCHEME) or _ADDRESS.fullmatch(source) is not None
+        source.startswith(SCHEME)
+        or _ADDRESS.fullmatch(source) is not None
+        or (_ALMOST.fullmatch(source) is not None and not os.path.exists(source))
     )
+
+
+def is_repository(source: str) -> bool:
+    """Whether a source is spelt as OWNER/NAME, and OWNER is no folder here."""
+    is_name = re.fullmatch(rf"{_WORD}/{_WORD}(?<!\.pt)(?<!\.pth)(?<!\.safetensors)", source)
+    return is_name is not None and not os.path.exists(source.partition("/")[0])
 
 
 def parse_name(source: str) -> HubName:
@@ -54,6 +65,8 @@ def parse_name(source: str) -> HubName:
             f"checkpoint {source} is an address; give {words}" + (f"/{file}" if file else "")
         )
     match = _NAME.fullmatch(source)
+    if match is None and (almost := _ALMOST.fullmatch(source)):
+        raise InputError(f"checkpoint {source} is not of the form {_FORM}: give hf:{almost[1]}")
     if match is None or ".." in match[1]:
         raise InputError(f"checkpoint {source} is not of the form {_FORM}{see('CHECKPOINTS')}")
     name = HubName(*match.groups())

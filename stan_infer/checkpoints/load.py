@@ -20,6 +20,7 @@ from stan_infer.checkpoints import own
 from stan_infer.checkpoints.clip_alone import ALONE, clip_alone
 from stan_infer.checkpoints.clip_names import is_clip
 from stan_infer.checkpoints.hub import located
+from stan_infer.checkpoints.hub_names import is_repository
 from stan_infer.checkpoints.layout import Recognised
 from stan_infer.checkpoints.openclip import (
     clip_file_layout,
@@ -35,6 +36,7 @@ from stan_infer.checkpoints.weights_folder import CONFIGS
 from stan_infer.config import StanConfig, parameter_shapes
 from stan_infer.errors import InputError, MissingError, nearest
 from stan_infer.system.atomic import Sources, check_file, files_of
+from stan_infer.system.outside_file import odd_name
 from stan_infer.system.packages import require
 
 if TYPE_CHECKING:
@@ -281,5 +283,14 @@ def _is_file(source: str | Path) -> bool:
         return True
     if is_clip_name(source):
         return False
+    raise no_checkpoint(source)
+
+
+def no_checkpoint(source: str) -> InputError:
+    """The error of a source that is neither there nor a name."""
+    if odd := odd_name(source):
+        return InputError(f"checkpoint {odd}")
     hint = nearest(source.split(":")[0], ["ViT-B-32-quickgelu", "ViT-B-16-quickgelu"])
-    raise InputError(f"checkpoint {source}: no such file, and no open_clip name{hint}")
+    if is_repository(source):
+        hint = f"; on the Hugging Face hub it would be hf:{source}"
+    return InputError(f"checkpoint {source}: no such file or folder, and no open_clip name{hint}")

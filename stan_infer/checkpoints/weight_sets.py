@@ -46,7 +46,8 @@ class WeightSet:
 
     def __str__(self) -> str:
         """Describe it for a message."""
-        return f"{self.name[:120]} ({len(self.names)} tensors, {self.kind})"
+        kind = "" if self.name == self.kind else f", {self.kind}"
+        return f"{self.name[:120]} ({len(self.names)} tensors{kind})"
 
 
 def find_sets(
@@ -103,12 +104,14 @@ def choose(
                 "loads, or the other one by its name"
             )
     if len(named) != 1:
-        fault = f"several sets of weights '{asked}'" if named else f"no weights '{asked}'"
+        fault = f"it has {'several sets' if named else 'no set'} of weights called '{asked}'"
+        if asked == EMA:
+            fault = f"it has {'several averages' if named else 'no average'} of its weights"
         if nameless:
             listed += f", and lists of tensors without names ({', '.join(nameless)}), not read"
         if len(sets) == 1:
-            raise InputError(f"{fault}; it has one set, {listed}: leave --weights out")
-        raise InputError(f"{fault}; it has {listed}: choose one of the sets with --weights")
+            raise InputError(f"{fault}; its only set is {listed}: leave --weights out")
+        raise InputError(f"{fault}; its sets are {listed}: choose one of them with --weights")
     return named[0], f"{named[0]} is read" if named[0].kind in (BEFORE, UNKNOWN) else None
 
 

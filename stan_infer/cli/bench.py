@@ -139,7 +139,6 @@ def bench(
     from stan_infer.benchmarking.run import bench as run
     from stan_infer.cli.progress import progress_bar
     from stan_infer.cli.report import say
-    from stan_infer.errors import CheckError
 
     result = run(
         checkpoint,
@@ -168,10 +167,8 @@ def bench(
     _show(result, json)
     for error in result.failed.values():
         say(f"error: {error}")
-    if result.is_wrong or not result.is_complete:
-        raise typer.Exit(4 if result.is_wrong else 3)
-    if result.is_starved:
-        raise CheckError("every row is starved by other work: no time here is an engine's own")
+    if (fault := result.fault()) is not None:
+        raise fault
     if result.failed:
         say(f"{len(result.failed)} videos could not be read and were not timed")
         raise typer.Exit(2)

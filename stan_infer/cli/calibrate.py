@@ -45,16 +45,26 @@ def calibrate(
     ] = "max",
     percentile: Annotated[
         float | None,
-        typer.Option(metavar="P", help="Percentile of --method percentile (default: 99.99)."),
+        typer.Option(
+            metavar="P",
+            min=50,
+            max=100,
+            help="Percentile of --method percentile (default: 99.99).",
+        ),
     ] = None,
     samples: Annotated[
         int, typer.Option(metavar="N", min=1, help="Number of videos that set the ranges, at most.")
     ] = 256,
-    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the choice of these videos.")] = 0,
+    seed: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Seed of the choice of these videos.")
+    ] = 0,
     max_drop: Annotated[
         float | None,
         typer.Option(
-            metavar="POINTS", help="Largest loss of --metric that is allowed, in percentage points."
+            metavar="POINTS",
+            min=0,
+            max=100,
+            help="Largest loss of --metric that is allowed, in percentage points.",
         ),
     ] = None,
     metric: Annotated[
@@ -66,6 +76,8 @@ def calibrate(
         float | None,
         typer.Option(
             metavar="C",
+            min=0,
+            max=1,
             help="Smallest cosine to fp32 that is allowed (default: 0.995, without --max-drop).",
         ),
     ] = None,

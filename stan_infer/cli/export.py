@@ -178,18 +178,19 @@ def export(
     given, too: `--format tensorrt` and `tensorrt-rtx` add plans to it, and `triton-server` writes a
     model repository for NVIDIA's Triton Inference Server.
     """
-    from stan_infer.checkpoints.load import inspect_checkpoint, load_model
+    from stan_infer.checkpoints.load import inspect_checkpoint, load_model, no_checkpoint
     from stan_infer.cli.report import say
     from stan_infer.export import formats
     from stan_infer.export.options import parse_range
     from stan_infer.export.provenance import provenance
     from stan_infer.system.atomic import check_file, check_outside, files_of
+    from stan_infer.system.outside_file import address_of
     from stan_infer.tensorrt_plans.options import PlanOptions, parse_ranges
 
     use_threads(context)
     used = formats.used_options(format, backend, checkpoint)
-    if not os.path.exists(checkpoint) and ":" not in checkpoint:
-        raise InputError(f"{checkpoint}: no such file or folder; check the spelling")
+    if not os.path.exists(checkpoint) and (":" not in checkpoint or address_of(checkpoint)):
+        raise no_checkpoint(checkpoint)
     groups = {
         formats.GRAPHS: _OF_GRAPHS,
         formats.PLANS: _OF_PLANS,

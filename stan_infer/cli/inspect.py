@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from stan_infer.cli.options import (
     CheckpointOrFolder,
     Frames,
@@ -11,6 +13,7 @@ from stan_infer.cli.options import (
     Locked,
     Settings,
     Weights,
+    check_said_once,
     parse_settings,
 )
 
@@ -22,6 +25,7 @@ _OF_CHECKPOINTS = "--set and --weights belong to a checkpoint"
 
 
 def inspect(
+    context: typer.Context,
     checkpoint: CheckpointOrFolder,
     settings: Settings = None,
     weights: Weights = None,
@@ -30,6 +34,7 @@ def inspect(
     json: Json = False,
 ) -> None:
     """Show a checkpoint, a folder or a plan: sizes, GFLOPs, hashes."""
+    check_said_once(context)
     if checkpoint.endswith(".plan"):
         _inspect_plan(checkpoint, parse_settings(settings, weights), json)
         return

@@ -6,6 +6,7 @@ import atexit
 import gc
 import signal
 import sys
+from contextlib import suppress
 from typing import NoReturn
 
 from stan_infer.errors import StanError, one_line
@@ -32,7 +33,7 @@ def main() -> None:
         from stan_infer.system.cache_folder import keep_library_caches
 
         keep_library_caches()
-        app()
+        app(prog_name="stan-infer")
     except (KeyboardInterrupt, EndedBySignal) as e:
         _end(e.number if isinstance(e, EndedBySignal) else signal.SIGINT)
     except Exception as e:
@@ -41,12 +42,11 @@ def main() -> None:
         if debug:
             raise
         if isinstance(e, StanError):
-            print(f"error: {e}", file=sys.stderr)
+            _tell(f"error: {e}")
             sys.exit(e.exit_code)
-        print(
+        _tell(
             f"internal error: {type(e).__name__}: {one_line(str(e))}\n"
-            "This is a bug of stan_infer; `stan-infer --debug ...` shows where.",
-            file=sys.stderr,
+            "This is a bug of stan_infer; `stan-infer --debug ...` shows where."
         )
         sys.exit(1)
     finally:
@@ -54,5 +54,10 @@ def main() -> None:
 
 
 def _end(number: int) -> NoReturn:
-    print(end_in_words(number), file=sys.stderr)
+    _tell(end_in_words(number))
     sys.exit(128 + number)
+
+
+def _tell(text: str) -> None:
+    with suppress(BrokenPipeError):  # nobody reads it, as with 2>&1 | head
+        print(text, file=sys.stderr)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stan_infer.checkpoints.weights_folder import MANIFEST, is_exported
 from stan_infer.engines.open import ENGINES, devices_listed, listed
 from stan_infer.errors import InputError
 
@@ -24,7 +25,24 @@ def fetched(context: typer.Context, source: str | None) -> str | None:
     if source is None or context.resilient_parsing:
         return source
     # --locked is eager: its value is there before that of any argument.
-    return str(located(source, locked=bool(context.params.get("locked")), say=say, write=True))
+    path = located(source, locked=bool(context.params.get("locked")), say=say, write=True)
+    _refuse_videos(context, Path(path))
+    return str(path)
+
+
+def _refuse_videos(context: typer.Context, path: Path) -> None:
+    """Raise InputError for videos in the place of a checkpoint, before anything else is said."""
+    from stan_infer.system.file_kind import refuse_video
+    from stan_infer.video.find import SUFFIXES
+
+    is_first = any(
+        p.name == "videos" and p.param_type_name == "argument" for p in context.command.params
+    )
+    refuse_video(path, is_first=is_first)
+    if is_exported(path) and not (path / MANIFEST).exists():
+        if any(file.suffix.lower() in SUFFIXES for file in path.iterdir()):
+            help = "give the checkpoint first, then the videos" if is_first else "give a checkpoint"
+            raise InputError(f"{path} is a folder with videos, not an exported one; {help}")
 
 
 Locked = Annotated[
@@ -142,7 +160,10 @@ Decoder = Annotated[
     ),
 ]
 Timeout = Annotated[
-    float, typer.Option(metavar="SECONDS", help="Time allowed to decode one video, or one window.")
+    float,
+    typer.Option(
+        metavar="SECONDS", min=0.001, help="Time allowed to decode one video, or one window."
+    ),
 ]
 Precision = Annotated[
     str | None,
@@ -258,6 +279,7 @@ def use_threads(context: typer.Context) -> None:
 def session_options(context: typer.Context) -> dict[str, Any]:
     """The options of open_session that a command was given: settings and those of _OF_SESSIONS."""
     use_threads(context)
+    check_said_once(context)
     given = context.params
     found = {name: given[name] for name in _OF_SESSIONS if name in given}
     return found | {"settings": parse_settings(given["settings"], given["weights"]) or None}
@@ -274,6 +296,18 @@ def open_for(context: typer.Context, **options: Any) -> Session:
     session = open_session(context.params["checkpoint"], **session_options(context), **options)
     context.call_on_close(session.close)
     return session
+
+
+def check_said_once(context: typer.Context) -> None:
+    """Raise InputError for a field of --set that an option which was given says too."""
+    settings = parse_settings(context.params["settings"])
+    for field, name in (("frames", "frames"), ("context_length", "text_length")):
+        if field in settings and context.params.get(name) is not None:
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(
+                f"--set {field}={settings[field]} and {option} {context.params[name]} say the "
+                "same: give one of them"
+            )
 
 
 def parse_settings(pairs: Sequence[str] | None, weights: str | None = None) -> dict[str, Any]:
@@ -333,13 +367,28 @@ def read_texts(
     found = class_names(labels, split_words)
     if found is not None:
         return list(found.names)
-    return listed_texts(text, texts)
+    names = listed_texts(text, texts)
+    _check_once(names, f"texts {texts}")  # probabilities are shared by all
+    return names
 
 
 def listed_texts(text: Sequence[str] | None, texts: Path | None) -> list[str]:
-    """The texts of --text, then those of the file of --texts; InputError for a blank one."""
+    """The texts of --text, then those of the file of --texts.
+
+    Raises InputError for a blank one, and for a --text that is given twice; lines of a file may be
+    alike, as captions are.
+    """
     from stan_infer.system.outside_file import read_lines
     from stan_infer.text.blank import check_not_blank
 
     check_not_blank(text or [], "--text")
+    _check_once(text or [], "--text")
     return [*(text or []), *([] if texts is None else read_lines(texts, "texts"))]
+
+
+def _check_once(texts: Sequence[str], where: str) -> None:
+    seen: set[str] = set()
+    for text in texts:
+        if text in seen:
+            raise InputError(f"{where}: {text[:60]!r} is there twice; give each text once")
+        seen.add(text)

@@ -7,6 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from stan_infer.cli.layout import Table, pair_lines, terminal_width, wrapped
@@ -81,7 +82,8 @@ def print_lines(text: str) -> None:
 
 def say(text: str) -> None:
     """Print a message on standard error, as standard output carries results only."""
-    print(printable(text), file=sys.stderr, flush=True)
+    with suppress(BrokenPipeError):  # nobody reads it, as with 2>&1 | head
+        print(printable(text), file=sys.stderr, flush=True)
 
 
 def _write(text: str) -> None:

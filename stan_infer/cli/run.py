@@ -68,12 +68,13 @@ def run(
         ),
     ] = None,
     start: Annotated[
-        float, typer.Option(metavar="SECONDS", help="Score nothing before this time in a video.")
+        float,
+        typer.Option(metavar="SECONDS", min=0, help="Score nothing before this time in a video."),
     ] = 0.0,
     end: Annotated[
         float | None,
         typer.Option(
-            metavar="SECONDS", help="Score nothing after this time (default: to the end)."
+            metavar="SECONDS", min=0, help="Score nothing after this time (default: to the end)."
         ),
     ] = None,
     csv: Annotated[

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from stan_infer.errors import InputError
+from stan_infer.errors import check_whole
 
 _MOST = 4096
 _VARIABLE = "OMP_NUM_THREADS"  # torch reads it when it is imported
@@ -17,8 +17,8 @@ _chosen: ContextVar[int | None] = ContextVar("threads", default=None)
 
 def check_threads(count: object) -> None:
     """Raise InputError for a count of CPU threads that is no whole number from 1, nor None."""
-    if count is not None and (type(count) is not int or not 1 <= count <= _MOST):
-        raise InputError(f"threads is {count!r}; give a whole number from 1 to {_MOST}")
+    if count is not None:
+        check_whole("threads", count, 1, _MOST)
 
 
 def chosen_threads() -> int | None:

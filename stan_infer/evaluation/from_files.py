@@ -14,7 +14,7 @@ from stan_infer.checkpoints.weights_folder import is_exported
 from stan_infer.config import StanConfig
 from stan_infer.engines.opened import Source, opened, path_of
 from stan_infer.engines.session import Session
-from stan_infer.errors import InputError, check_word
+from stan_infer.errors import InputError, check_whole, check_word
 from stan_infer.evaluation import evaluate as evaluation
 from stan_infer.evaluation.compare import compared, read_other
 from stan_infer.evaluation.datasets import DATASETS, DataSet, read_names, read_task
@@ -28,11 +28,13 @@ from stan_infer.evaluation.thumbnails import thumbnails
 from stan_infer.library.embed import EmbedOptions
 from stan_infer.library.model_files import model_hashes
 from stan_infer.system.atomic import check_outside, files_of
+from stan_infer.system.outside_file import odd_name
 from stan_infer.system.result import Progress, Say, divided, no_progress, silent
 from stan_infer.text.labels import read_labels
 from stan_infer.text.templates import PLAIN, read_templates
 from stan_infer.video.copies import copies
 from stan_infer.video.find import locate_videos
+from stan_infer.video.spec import MAX_FRAMES
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,6 +71,10 @@ class EvaluationOptions:
         """Refuse options that mean nothing."""
         if self.split_words and self.labels is None:
             raise InputError("--split-words changes the names of --labels; give --labels FILE")
+        if self.frames is not None:
+            check_whole("frames", self.frames, 1, MAX_FRAMES)
+        if self.text_length is not None:
+            check_whole("text_length", self.text_length, 3)
         self.counts  # noqa: B018 (refuses other words)
 
     @property
@@ -259,7 +265,9 @@ def _located(
     subset = None if options.subset is None else read_names(Path(options.subset))
     task = read_task(dataset, annotations, labels=labels, subset=subset)
     if not videos.is_dir():
-        raise InputError(f"--videos {videos} is not a folder; give the folder of the videos")
+        raise InputError(
+            odd_name(videos) or f"--videos {videos} is not a folder; give the folder of the videos"
+        )
     found = locate_videos(videos, task.videos)
     missing = [name for name, path in zip(task.videos, found, strict=True) if path is None]
     if missing and not options.allow_missing:

@@ -14,9 +14,10 @@ import numpy as np
 
 from stan_infer.engines.inputs import as_numpy
 from stan_infer.engines.session import Session
-from stan_infer.errors import InputError, MissingError, StanError
+from stan_infer.errors import MissingError, StanError, check_whole
 from stan_infer.video.clip import Clip
 from stan_infer.video.decode_pool import read_all_windows, read_clips
+from stan_infer.video.decode_worker import check_reading
 from stan_infer.video.gaps import Gaps
 from stan_infer.video.spec import ClipSpec
 from stan_infer.video.windows import Windows
@@ -38,10 +39,8 @@ class EmbedOptions:
 
     def __post_init__(self) -> None:
         """Refuse what no command takes: 0 videos per call would be all of them at once."""
-        if not isinstance(self.batch, int) or not 1 <= self.batch <= 64:
-            raise InputError(f"batch is {self.batch!r}; allowed are 1 to 64 videos per call")
-        if not isinstance(self.timeout_s, (int, float)):
-            raise InputError(f"timeout_s is {self.timeout_s!r}; give seconds")
+        check_whole("batch", self.batch, 1, 64)
+        check_reading(self.workers, self.timeout_s)
 
 
 @dataclasses.dataclass(frozen=True)

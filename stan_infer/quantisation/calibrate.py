@@ -13,8 +13,8 @@ from pathlib import Path
 
 from stan_infer.artefacts.folder import read_artefact, why_keep
 from stan_infer.checkpoints.hub import located
-from stan_infer.checkpoints.load import require_torch
-from stan_infer.errors import CheckError, InputError
+from stan_infer.checkpoints.load import no_checkpoint, require_torch
+from stan_infer.errors import CheckError
 from stan_infer.quantisation.bound import read_bound
 from stan_infer.quantisation.calibration import Calibration
 from stan_infer.quantisation.hold_out import divide, too_few
@@ -28,6 +28,7 @@ from stan_infer.quantisation.source import (
 )
 from stan_infer.quantisation.state import check_state, remove_state
 from stan_infer.system.atomic import Sources, check_folder, files_of
+from stan_infer.system.outside_file import address_of
 from stan_infer.system.packages import require
 from stan_infer.video.decode_pool import early_clips
 from stan_infer.video.decode_worker import early_workers
@@ -60,8 +61,8 @@ def calibrate(
     """
     require("matplotlib", "calibrating", "report")  # draws its plot at the end
     source, out, options = str(located(source)), Path(out), options or CalibrationOptions()
-    if not os.path.exists(source) and ":" not in source:
-        raise InputError(f"{source}: no such file or folder; check the spelling")
+    if not os.path.exists(source) and (":" not in source or address_of(source)):
+        raise no_checkpoint(source)
     paths, root = named_videos(videos)
     labels = [options.labels] if options.labels is not None else []
     state = _check_out(out, [*files_of(source), *labels, *paths])

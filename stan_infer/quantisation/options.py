@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from stan_infer.artefacts.precision import EIGHT_BITS
-from stan_infer.errors import InputError, check_word
+from stan_infer.engines.thread_count import check_threads
+from stan_infer.errors import InputError, check_number, check_whole, check_word
 from stan_infer.quantisation.histogram import METHODS
 from stan_infer.system.machine import usable_cpus
+from stan_infer.video.decode_worker import check_reading
 
 METRICS = ("top1", "r1")
 
@@ -56,17 +58,18 @@ class CalibrationOptions:
         if self.percentile is not None:
             if self.method != "percentile":
                 raise InputError("--percentile belongs to --method percentile")
-            if not 50 <= self.percentile <= 100:
-                raise InputError(f"percentile is {self.percentile:g}; allowed are 50 to 100")
-        if self.samples < 1:
-            raise InputError(f"samples is {self.samples}; at least 1 is needed")
+            check_number("percentile", self.percentile, 50, 100)
+        check_whole("samples", self.samples, 1)
+        check_whole("seed", self.seed, 0)
+        check_threads(self.threads)
+        check_reading(self.workers, self.timeout_s)
         if self.metric is not None:
             check_word("metric", self.metric, METRICS)
         if self.labels is None and (self.max_drop is not None or self.metric is not None):
             raise InputError("--max-drop and --metric need labelled videos: --annotations FILE")
         if self.labels is not None and self.min_cosine is not None:
             raise InputError("give one bound: --min-cosine, or --max-drop with --annotations")
-        if self.min_cosine is not None and not 0 < self.min_cosine <= 1:
-            raise InputError(f"min_cosine is {self.min_cosine:g}; allowed is 0 to 1")
-        if self.max_drop is not None and not 0 <= self.max_drop <= 100:
-            raise InputError(f"max_drop is {self.max_drop:g} points; allowed are 0 to 100")
+        if self.min_cosine is not None:
+            check_number("min_cosine", self.min_cosine, 0, 1)
+        if self.max_drop is not None:
+            check_number("max_drop", self.max_drop, 0, 100, " points")

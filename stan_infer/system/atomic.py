@@ -20,6 +20,7 @@ from pathlib import Path
 from stan_infer.errors import InputError, StanError
 from stan_infer.system import kept
 from stan_infer.system.earlier_result import WhyKeep, whole_folder
+from stan_infer.system.outside_file import refuse_address
 from stan_infer.system.temporary import (
     ASIDE,
     NoRoomError,
@@ -203,6 +204,7 @@ def _check_file(
     """See check_file; return the path without links, or None for a stream."""
     if _own_stream(path) is not None:
         return None
+    refuse_address(path)
     seen = _stat(path)
     if seen is not None and stat.S_ISDIR(seen.st_mode):
         raise InputError(f"cannot write {path}: it is a folder; give a file name")
@@ -227,6 +229,7 @@ def _check_file(
 
 def _check_folder(path: Path, why_keep: WhyKeep, sources: Sources) -> Path:
     """See check_folder; return the nearest folder above `path` that exists."""
+    refuse_address(path)
     place = Path(os.path.realpath(path))
     if place == Path(os.path.realpath(".")) or place == place.parent:
         raise InputError(f"folder {path} is the current one or the root; give a folder in it")

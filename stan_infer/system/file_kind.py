@@ -25,7 +25,6 @@ _PICTURE = "make a video of it or give one: ffmpeg -i IN OUT.mp4"
 _LIST = "it only names other files, which are not opened: fetch the video itself"
 _PAGE = "a server sent it in place of the file (a log-in, an error?): fetch the file again"
 _UNPACK = "unpack it and give the files inside"
-_ORDER = "the order is CKPT VIDEO: give the checkpoint first"
 _OTHER = "give a video, such as MP4, MKV, WebM, AVI or MPEG"
 
 
@@ -41,6 +40,16 @@ class FileKind:
     what: str
     help: str
     demuxer: str = ""
+
+    @property
+    def is_stand_in(self) -> bool:
+        """Whether it is a text that came in the place of the file that its name promises."""
+        return self.what in ("a web page", "a pointer of git-lfs", "a pointer of git-annex")
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it may be a text in an encoding that is not known."""
+        return self.what in ("a text", "a JSON text", "an XML text", "a file of subtitles")
 
     def refused(self, path: Path) -> InputError:
         """The error of a file of this kind where a video is expected."""
@@ -96,14 +105,16 @@ _TABLE: tuple[tuple[bytes, Family, str, str, str], ...] = (
      "a sound file", _SOUND, ""),
     # Weights and programs
     (rb"PK\x03\x04.{26}[^/]{1,100}/(?:data\.pkl|\.format_version|\.data/)", "weights",
-     "a PyTorch file", _ORDER, ""),
-    (rb".{3}\0{5}\{\"", "weights", "a safetensors file", _ORDER, ""),
-    (rb"\x80[\x02-\x05](?:\}|\]|c|\x8a|\x95)", "weights", "a pickle or an old PyTorch file", _ORDER,
+     "a PyTorch file", _OTHER, ""),
+    (rb".{3}\0{5}\{\"", "weights", "a safetensors file", _OTHER, ""),
+    (rb"\x80[\x02-\x05](?:\}|\]|c|\x8a|\x95)", "weights", "a pickle or an old PyTorch file", _OTHER,
      ""),
     (rb"PK\x03\x04.{26}[^/]{1,100}\.npy|\x93NUMPY", "other", "a NumPy file", _OTHER, ""),
     (rb"\x89HDF\r\n|GGUF", "other", "a file of numbers (HDF5 or GGUF)", _OTHER, ""),
     (rb"\x7fELF|MZ.{58}|#! ?/", "other", "a program", _OTHER, ""),
     # Archives and documents
+    (rb"PK\x03\x04.{26}(?:\[Content_Types\]|_rels/|docProps/|xl/|word/|mimetypeapplication/vnd\.oasis)",
+     "other", "a document of an office program", _OTHER, ""),
     (rb"PK\x03\x04|PK\x05\x06|\x1f\x8b\x08|BZh[1-9]|\xfd7zXZ\0|7z\xbc\xaf|Rar!\x1a|\x28\xb5\x2f\xfd"
      rb"|.{257}ustar", "other", "an archive", _UNPACK, ""),
     (rb"%PDF-", "other", "a PDF", _OTHER, ""),
@@ -167,9 +178,12 @@ def kind_of_file(path: Path) -> FileKind | None:
         return None
 
 
-def refuse_video(path: Path) -> None:
-    """Raise InputError for a video, picture or sound where a checkpoint is expected."""
+def refuse_video(path: Path, *, is_first: bool = False) -> None:
+    """Raise InputError for a video, picture or sound where a checkpoint is expected.
+
+    is_first: of a command that takes videos after the checkpoint.
+    """
     kind = kind_of_file(path)
     if kind is not None and kind.family in ("video", "picture", "sound"):
-        order = ": the order is CKPT VIDEO" if kind.family == "video" else "; give a checkpoint"
-        raise InputError(f"{path} is {kind.what}, not a checkpoint{order}")
+        help = "give the checkpoint first, then the videos" if is_first else "give a checkpoint"
+        raise InputError(f"{path} is {kind.what}, not a checkpoint; {help}")

@@ -5,6 +5,7 @@ Reading a pipe might never end, and opening a device may have effects.
 
 from __future__ import annotations
 
+import glob
 import io
 import os
 import re
@@ -18,6 +19,9 @@ from stan_infer.errors import InputError, storable
 
 MAX_LINES = 100_000
 _MAX_TEXT_BYTES = 16 * 2**20
+# An address, of which pathlib leaves one slash; of one letter it would be a drive.
+_ADDRESS = re.compile(r"(?:^|/)([A-Za-z][A-Za-z0-9+.-]+):/+(.+)")
+_LIVE = ("rtsp", "rtsps", "rtmp", "rtp", "udp", "srt")
 DAMAGED = "the file is damaged or was not downloaded whole: fetch it again"
 
 
@@ -42,6 +46,45 @@ def open_regular(path: Path, *, follow: bool = True) -> tuple[io.BufferedReader,
     return file, status.st_size
 
 
+def address_of(path: str | Path) -> str | None:
+    """Return the address that a path is, such as https://x.org/a.mp4; None for another path."""
+    match = _ADDRESS.search(os.fspath(path))
+    return f"{match[1]}://{match[2]}" if match else None
+
+
+def refuse_address(path: Path) -> None:
+    """Raise InputError for a result at s3://bucket/name, which would be folders of that name."""
+    if (address := address_of(path)) and not path.is_absolute():
+        raise InputError(
+            f"cannot write {address}: it is an address, and nothing is sent to one; give a path on "
+            "this machine"
+        )
+
+
+def odd_name(path: str | Path) -> str:
+    """Say what a name that does not exist is instead, and what to do; "" for an ordinary name."""
+    name = os.fspath(path)
+    if address := address_of(name):
+        scheme, _, rest = address.partition("://")
+        if scheme.lower() == "file":
+            return f"file:///{rest} is an address: give the path alone, /{rest}"
+        live = " (for a live picture see examples/python/camera.py)"
+        return (
+            f"{address} is an address, and nothing is fetched from one: save the file on this "
+            f"machine and give its path{live if scheme.lower() in _LIVE else ''}"
+        )
+    if name.startswith("~") or "$" in name:
+        return (
+            f"{name} does not exist: the shell replaces ~ and $ only outside quotes, and ~ only "
+            "where a word begins"
+        )
+    if any(c in name for c in "*?["):
+        if next(glob.iglob(name), None) is None:
+            return f"no file fits the pattern {name}; check the spelling"
+        return f"{name} is a pattern, which the shell replaces only outside quotes: leave them out"
+    return ""
+
+
 def _check_regular(status: os.stat_result) -> None:
     # Of a link the opening decides, which refuses it where it must not be followed.
     if not stat.S_ISREG(status.st_mode) and not stat.S_ISLNK(status.st_mode):
@@ -60,7 +103,7 @@ def read_bounded(path: Path, limit: int, *, name: str = "", hint: str = "") -> b
         with file:
             data = file.read(limit + 1)
     except FileNotFoundError as e:
-        raise InputError(f"{name}: no such file{hint}") from e
+        raise InputError(odd_name(path) or f"{name}: no such file{hint}") from e
     except InputError as e:
         raise InputError(f"{name} cannot be read: {e}{hint}") from e
     except OSError as e:
@@ -77,11 +120,28 @@ def read_text(path: Path, limit: int, *, name: str = "", hint: str = "") -> str:
 
 
 def decode_text(data: bytes, *, name: str, hint: str = "") -> str:
-    """Decode UTF-8: a byte order mark is dropped, every line ends with "\\n". Raises InputError."""
+    """Decode UTF-8: a byte order mark is dropped, every line ends with "\\n".
+
+    Raises InputError for other bytes, and for text that stands in the place of a file: a web page
+    or a pointer.
+    """
+    from stan_infer.system.file_kind import HEAD, kind_of  # which imports this file
+
+    kind = kind_of(data[:HEAD])
     try:
-        return io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig").read()
+        text = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig").read()
     except UnicodeDecodeError as e:
-        raise InputError(f"{name} cannot be read as UTF-8 text: {e}{hint}") from e
+        if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise InputError(f"{name} is text in UTF-16: save it as UTF-8{hint}") from e
+        if kind is not None and not kind.is_text:
+            raise InputError(f"{name} is {kind.what}, no text{hint}") from e
+        raise InputError(
+            f"{name} is no UTF-8 text (byte {data[e.start]:#04x} at position {e.start}): save it "
+            f"as UTF-8{hint}"
+        ) from e
+    if kind is not None and kind.is_stand_in:
+        raise InputError(f"{name} is {kind.what}: {kind.help}")
+    return text
 
 
 def read_lines(path: Path, name: str) -> list[str]:
@@ -90,7 +150,7 @@ def read_lines(path: Path, name: str) -> list[str]:
     name: what the lines are, such as "labels", for errors. Raises InputError as read_text does, and
     for no line or more than MAX_LINES.
     """
-    one = f"it holds one of the {name} per line"
+    one = f"give a text file with one of the {name} per line"
     text = read_text(path, _MAX_TEXT_BYTES, name=f"{name} {path}", hint=f"; {one}")
     found = [line for line in map(str.strip, text.split("\n")) if line]
     if not found:

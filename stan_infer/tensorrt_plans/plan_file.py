@@ -30,6 +30,7 @@ from stan_infer.artefacts.folder import (
 from stan_infer.errors import InputError, see
 from stan_infer.system.atomic import new_file
 from stan_infer.system.json_file import checked, read_object
+from stan_infer.system.outside_file import odd_name
 
 if TYPE_CHECKING:
     from stan_infer.tensorrt_plans.sidecar import Sidecar
@@ -145,7 +146,7 @@ def read_plan(path: str | Path, *, check_hash: bool = True) -> Plan:
     """
     path = Path(path)
     if not os.path.isfile(path):
-        what = "it is a folder" if os.path.isdir(path) else "no such file"
+        what = "it is a folder" if os.path.isdir(path) else odd_name(path) or "no such file"
         raise InputError(f"plan {path}: {what}; stan-infer export FOLDER --format tensorrt")
     values = _read_sidecar(path)
     plan = _plan(path, values)

@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from stan_infer.errors import InputError
@@ -20,7 +21,7 @@ _NUMBER_FIRST = re.compile(r"([0-9]{1,9})(?:[ \t]*[,;:\t][ \t]*|[ \t]+)(\S.*)")
 _NUMBER_LIKE = re.compile(r"[\"']?[0-9]+[\"']?[ \t]*(?:[.,;:=|)\t]|[ \t]|$)")
 _MAX_BYTES = 16 * 2**20
 _FORMS = (
-    "; it holds one name per line (line 1 is class 0), lines of a number and a name, a table with "
+    "; give one name per line (line 1 is class 0), lines of a number and a name, a table with "
     'the columns id,name, or JSON: ["name", ...] or {"name": number}'
 )
 _log = logging.getLogger(__name__)
@@ -57,9 +58,8 @@ def read_labels(path: Path, *, split_words: bool = False) -> Labels:
     numbers, names = tuple(n for n, _ in pairs), tuple(c for _, c in pairs)
     if numbers != tuple(range(len(numbers))):
         _log.warning(
-            "%s: its %d names have the numbers %d to %d, not 0 to %d; results that count names "
-            "from 0 begin with number %d",
-            name, len(names), numbers[0], numbers[-1], len(names) - 1, numbers[0],
+            "%s: %s; results list the %d names in the order of their numbers, from 0 on",
+            name, _gaps(numbers), len(names),
         )  # fmt: skip
     if split_words:
         names = _in_words(names, name)
@@ -71,6 +71,18 @@ def read_labels(path: Path, *, split_words: bool = False) -> Labels:
             name, example[:60], words(example)[:60],
         )  # fmt: skip
     return Labels(numbers, names)
+
+
+def _gaps(numbers: tuple[int, ...]) -> str:
+    """Say which numbers from 0 on have no name; numbers: rising, and not 0, 1, 2 ..."""
+    gaps = [
+        (before + 1, number - 1)
+        for before, number in pairwise((-1, *numbers))
+        if number > before + 1
+    ]
+    shown = ", ".join(str(a) if a == b else f"{a} to {b}" for a, b in gaps[:3])
+    more = f" and {len(gaps) - 3} more gaps" if len(gaps) > 3 else ""
+    return f"no name has the number {shown}{more}"
 
 
 def words(name: str) -> str:

@@ -90,9 +90,13 @@ def read_templates(given: str | Sequence[str]) -> Templates:
         else:
             known = list(template_sets())
             near = nearest(word, known) if count == 0 else ""
+            if count:
+                raise InputError(
+                    f"template {word[:60]!r} has {{}} {count} times; give one {{}} for the text"
+                )
             raise InputError(
-                f"template {word[:60]!r} needs one {{}} for the text, as in 'a video of {{}}', or "
-                f"is the name of a set{near} ({', '.join(known)})"
+                f"template {word[:60]!r} is neither a sentence with one {{}} for the text, as in "
+                f"'a video of {{}}', nor the name of a set ({', '.join(known)}){near}"
             )
     if not sentences:
         raise InputError("no template: give a sentence with one {}, as in 'a video of {}'")

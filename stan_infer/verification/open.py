@@ -11,6 +11,7 @@ from stan_infer.checkpoints.hub import located
 from stan_infer.checkpoints.weights_folder import is_exported
 from stan_infer.engines.open import engine_named, graph_engines, open_session
 from stan_infer.errors import InputError, MissingError
+from stan_infer.system.outside_file import odd_name
 from stan_infer.system.packages import require
 from stan_infer.verification.checkpoint_side import Checkpoint
 from stan_infer.verification.side import Side
@@ -58,7 +59,7 @@ def open_side(
             f"engine {engine} opens no ONNX graphs: give {' or '.join(graph_engines())}, or a .plan"
         )
     if is_graph and not os.path.exists(path):
-        raise InputError(f"no such file: {path}; check the spelling")
+        raise InputError(odd_name(path) or f"no such file: {path}; check the spelling")
     if is_graph:
         from stan_infer.verification.folder_side import Folder
         from stan_infer.verification.graph_side import GraphFile

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stan_infer.errors import InputError
+from stan_infer.errors import InputError, check_number, check_whole
 from stan_infer.text.blank import check_not_blank
 
 
@@ -34,10 +35,12 @@ class VerifyOptions:
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range, and a blank text."""
-        if self.tolerance is not None and not self.tolerance >= 0:
-            raise InputError(f"tolerance is {self.tolerance}; it must be 0 or more")
+        if self.tolerance is not None:
+            check_number("tolerance", self.tolerance, 0, math.inf)
         check_not_blank(self.texts or ())
-        if isinstance(self.frames, int):
+        if isinstance(self.frames, (int, str)):
             raise InputError(f"frames is {self.frames}; give a list, as in frames=[{self.frames}]")
-        if not self.frames or min(self.frames) < 1:
-            raise InputError(f"frames are {list(self.frames)}; give whole numbers from 1 on")
+        if not self.frames:
+            raise InputError("frames is empty; give whole numbers from 1 on")
+        for count in self.frames:
+            check_whole("frames", count, 1)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stan_infer.config import StanConfig
-from stan_infer.errors import InputError
+from stan_infer.errors import InputError, check_whole
 from stan_infer.system.file_kind import read_kind
 from stan_infer.system.outside_file import open_regular
 from stan_infer.video.decord_reader import read_decord
@@ -81,9 +81,12 @@ def sample_indices(total_frames: int, frames: int, clip: int = 0, clips: int = 1
         >>> si.sample_indices(100, 4).tolist()
         [12, 37, 62, 86]
     """
+    check_whole("total_frames", total_frames, 0)
     if total_frames < 1:
         raise InputError(f"cannot sample frames: the video has {total_frames}; it needs at least 1")
     check_frames(frames)
+    check_whole("clips", clips, 1)
+    check_whole("clip", clip, 0, clips - 1)
     segment = (total_frames - 1) / frames
     starts = np.round(segment * np.arange(frames, dtype=np.float64))
     return starts.astype(np.int64) + int(segment / (clips + 1) * (clip + 1))

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 from stan_infer.errors import InputError, StanError
 from stan_infer.video.clip import Clip
-from stan_infer.video.decode_worker import DecodeWorker, check_timeout, default_workers
+from stan_infer.video.decode_worker import DecodeWorker, check_reading, default_workers
 from stan_infer.video.spec import ClipSpec
 from stan_infer.video.windows import Plan, Window, Windows
 
@@ -120,11 +120,8 @@ def read_all_windows(
 
 def _checked(workers: int | None, timeout_s: float) -> int:
     """How many processes these options ask for; raises InputError for wrong ones."""
-    check_timeout(timeout_s)
-    workers = default_workers() if workers is None else workers
-    if workers < 1:
-        raise InputError(f"workers is {workers}; at least 1 is needed")
-    return workers
+    check_reading(workers, timeout_s)
+    return default_workers() if workers is None else workers
 
 
 def _in_order(

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from stan_infer.errors import InputError, MissingError
+from stan_infer.errors import InputError, MissingError, check_number, check_whole
 from stan_infer.system.child import (
     Child,
     how_it_ended,
@@ -146,7 +146,7 @@ class DecodeWorker(AbstractContextManager["DecodeWorker"]):
         self, path: str | os.PathLike[str], what: dict[str, Any], timeout_s: float, size: int
     ) -> tuple[dict[str, Any], bytes]:
         """Send one request; return the reply and the pixels behind it, `size` bytes per clip."""
-        check_timeout(timeout_s)
+        check_reading(None, timeout_s)
         child = self._running()
         header: dict[str, Any] | None = None
         pixels: bytes | None = None
@@ -230,7 +230,8 @@ def _error(header: dict[str, Any]) -> Exception:
     return error
 
 
-def check_timeout(timeout_s: float) -> None:
-    """Raise InputError unless it is a number of seconds that can be waited for."""
-    if not 0 < timeout_s <= threading.TIMEOUT_MAX:
-        raise InputError(f"timeout_s is {timeout_s}; it must be a number of seconds above 0")
+def check_reading(workers: int | None, timeout_s: float) -> None:
+    """Raise InputError for a count of processes, or of seconds to wait, that cannot be."""
+    if workers is not None:
+        check_whole("workers", workers, 1, 64)
+    check_number("timeout_s", timeout_s, 0.001, threading.TIMEOUT_MAX, " seconds")

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePath
 
 from stan_infer.errors import InputError
+from stan_infer.system.outside_file import odd_name
 
 SUFFIXES = tuple(
     ".mp4 .mkv .webm .avi .mov .m4v .mpg .mpeg .ts .m2ts .mts .vob .flv .f4v .wmv .asf .3gp .3g2 "
@@ -44,7 +45,7 @@ def list_videos(paths: Sequence[Path]) -> list[Path]:
                 swapped = os.path.isfile(path / "manifest.json")
                 raise InputError(
                     f"folder {path} holds no video ({' '.join(SUFFIXES)})"
-                    + ("; it looks like an exported one, which goes first" if swapped else "")
+                    + (": it is an exported folder; give one of videos" if swapped else "")
                 )
             if others:
                 kinds = (f"{s or 'no suffix'}: {n}" for s, n in others.most_common(5))
@@ -56,7 +57,9 @@ def list_videos(paths: Sequence[Path]) -> list[Path]:
         elif os.path.lexists(path):
             found.append(path)
         else:
-            raise InputError(f"no such video file or folder: {path}; check the spelling")
+            raise InputError(
+                odd_name(path) or f"no such video file or folder: {path}; check the spelling"
+            )
     return found
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 # Twice that is another kind of input: actions pass that no frame shows.
 LONG_S = 5.0
 _FEW = 150  # frames between two sampled ones that tell nothing: LONG_S at 30 a second
-_WHY = "the models were trained on one in 0.5 to 2.5 s, and what happens in between is not seen"
+_WHY = "the models were trained on one every 0.5 to 2.5 s, and what happens in between is not seen"
 
 
 def seconds_between(seconds: float | None, total: int, frames: int) -> float | None:
@@ -60,6 +60,7 @@ def gap_note(path: Path, gap_s: float | None, frames: int) -> str | None:
     if gap_s is None or gap_s <= LONG_S:
         return None
     return (
-        f"{path}: {frames} frames of {gap_s * frames:.0f} s are looked at, one in {gap_s:.1f} s; "
-        f"{_WHY} (told from one in {LONG_S:g} s on): --windows 10 scores it part by part"
+        f"{path}: {frames} frames of {gap_s * frames:.0f} s are looked at, one every "
+        f"{gap_s:.1f} s; {_WHY}: --windows 10 scores it part by part (this note comes where frames "
+        f"are more than {LONG_S:g} s apart)"
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stan_infer.config import StanConfig
-from stan_infer.errors import InputError, check_word
+from stan_infer.errors import InputError, check_whole, check_word
 from stan_infer.video.pyav_reader import MAX_PIXELS
 
 # The version of what ClipSpec stands for: raised when a video's pixels change, so that features
@@ -39,18 +39,16 @@ class ClipSpec:
         """Check every value."""
         check_frames(self.frames)
         if self.views is not None:
-            clips, crops = self.views
+            clips, crops = _pair(self.views)
             if not (1 <= clips <= MAX_CLIPS and crops in (1, 3)):
                 raise InputError(
                     f"views are {clips}x{crops} (clips x crops); clips must lie in 1 to "
                     f"{MAX_CLIPS}, crops are 1 or 3"
                 )
         check_word("decoder", self.decoder, DECODERS)
-        if self.short_side < 1 or self.short_side**2 > MAX_PIXELS:
-            raise InputError(
-                f"short_side is {self.short_side}; it must lie in 1 to {int(MAX_PIXELS**0.5)}"
-            )
-        if not 1 <= self.crop <= self.short_side:
+        check_whole("short_side", self.short_side, 1, int(MAX_PIXELS**0.5))
+        check_whole("crop", self.crop, 1)
+        if self.crop > self.short_side:
             raise InputError(
                 f"crop is {self.crop}; it must lie in 1 to short_side ({self.short_side}): lower "
                 "crop or raise short_side"
@@ -69,10 +67,15 @@ class ClipSpec:
         return one if self.views is None else (self.views[0] * self.views[1], *one)
 
 
+def _pair(views: object) -> tuple[int, int]:
+    """The two numbers of `views`; InputError for anything else."""
+    if not isinstance(views, (tuple, list)) or len(views) != 2:
+        raise InputError(f"views is {views!r}; give two numbers, (clips, crops)")
+    for name, value in zip(("clips of views", "crops of views"), views, strict=True):
+        check_whole(name, value, 1)
+    return views[0], views[1]
+
+
 def check_frames(frames: int) -> None:
     """Raise InputError for a number of frames that no model takes."""
-    if not 1 <= frames <= MAX_FRAMES:
-        raise InputError(
-            f"frames is {frames}; it must lie in 1 to {MAX_FRAMES}: the model's time table has "
-            f"{MAX_FRAMES} rows"
-        )
+    check_whole("frames", frames, 1, MAX_FRAMES)

@@ -164,7 +164,8 @@ def test_what_is_in_doubt_is_no_regression_and_no_success(which):
     rows = {"old": row(), "new": row(speedup=0.1), which: row(speedup=0.1, doubts=["starved: x"])}
     (record,) = compare_rows([rows["old"]], [rows["new"]], 0.1)
     assert record["change"] is None and record["regression"] is None
-    assert record["by"] == f"not known: doubts {'now' if which == 'new' else 'then'}"
+    run = "this run" if which == "new" else "the old run"
+    assert record["by"] == f"not known: other work had the CPUs in {run}"
     result = BenchResult("t", [rows["new"]], [], [record])
     assert result.is_wrong
 

@@ -20,6 +20,9 @@ from stan_infer.system.packages import install_command
 from tests.conftest import flip, python, wait_until, write_video
 from tests.processes import run_commands
 
+RETRIEVAL = ("--dataset", "retrieval", "--annotations")
+FRAMES = ("--set", "frames=3", "--frames", "5")
+
 
 @pytest.mark.parametrize(
     ("args", "message"),
@@ -34,7 +37,30 @@ from tests.processes import run_commands
         (["run", "{ckpt}", "{videos}", "--text", "word " * 10_000], "10,?000"),
         (["run", "{ckpt}", "absent.mp4", "--text", "a"], "absent.mp4"),
         (["run", "{ckpt}", "{nothing}", "--text", "a"], "no video"),
-        (["run", "{video}", "{ckpt}", "--text", "a"], "an MP4 .* the order is CKPT VIDEO"),
+        (["run", "{video}", "{ckpt}", "--text", "a"], "an MP4 .*; give the checkpoint first, then"),
+        (["embed", "{videos}", "{ckpt}", "-o", "x.npz"], "a folder with videos.*checkpoint first"),
+        (["run", "{ckpt}", "https://x.org/a.mp4", "--text", "a"], "^error: https://x.org/a.mp4 is"),
+        (["run", "{ckpt}", "{videos}/*.mp4", "--text", "a"], "only outside quotes: leave them out"),
+        (["run", "{ckpt}", "{videos}", "–text", "a"], "a dash: write two hyphens, as in --text"),
+        (["eval", "{ckpt}", *RETRIEVAL, "{csv}", "--videos", "s3://b/c"], "^error: s3://b/c is an"),
+        (
+            ["eval", "{ckpt}", *RETRIEVAL, "{csv}", "--videos", "{video}"],
+            "is not a folder; give the folder",
+        ),
+        (
+            ["export", "{ckpt}", "-o", "s3://bucket/x"],
+            "cannot write s3://bucket/x: it is an address",
+        ),
+        (["embed", "{ckpt}", "{videos}", "-o", "gs://b/x.npz"], "nothing is sent to one"),
+        (["export", "owner/name", "-o", "x"], "on the Hugging Face hub it would be hf:owner/name"),
+        (["calibrate", "nowhere.pt", "--videos", "{videos}", "-o", "x"], "no such file or folder"),
+        (["inspect", "HF:owner/name"], "give hf:owner/name"),
+        (["run", "{ckpt}", "{videos}", "--text", "a", "--text", "a"], "'a' is there twice"),
+        (["run", "{ckpt}", "{videos}", "--texts", "{twice}"], "'a dog' is there twice"),
+        (["embed", "{ckpt}", "--text", "a", "--text", "a", "-o", "x.npz"], "'a' is there twice"),
+        (["run", "{ckpt}", "{videos}", "--text", "a", *FRAMES], "give one of them"),
+        (["inspect", "{ckpt}", *FRAMES], "--set frames=3 and --frames 5 say the same"),
+        (["bench", "{ckpt}", *FRAMES], "--set frames changes nothing here: give --frames"),
         (["run", "{ckpt}", "-", "--text", "a"], "not read from standard input"),
         (["run", "{ckpt}", "/dev/stdin", "--text", "a"], "not read from standard input"),
         (["run", "{ckpt}", "{videos}", "--text", "a", "--engine", "eagre"], "mean 'eager'"),
@@ -59,24 +85,33 @@ def test_exit_code_2(cli, checkpoint, videos, tmp_path, monkeypatch, args, messa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.txt").write_text("\n  \n")
     (tmp_path / "nothing").mkdir()
+    (tmp_path / "twice.txt").write_text("a dog\na cat\na dog\n")
+    (tmp_path / "pairs.csv").write_text("video,text\nclip0,a dog\nclip1,a cat\n")
+    before = sorted(tmp_path.iterdir())
     places = {
         "ckpt": checkpoint,
         "videos": videos,
         "video": sorted(videos.iterdir())[0],
         "empty": tmp_path / "empty.txt",
         "nothing": tmp_path / "nothing",
+        "twice": tmp_path / "twice.txt",
+        "csv": tmp_path / "pairs.csv",
     }
     done = cli(*(a.format(**places) for a in args), code=2)
     assert done.err.count("error:") == 1 and done.out == ""
     assert re.search(message, done.err), done.err
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty.txt", "nothing"]
+    assert sorted(tmp_path.iterdir()) == before
 
 
 @pytest.mark.parametrize(
-    "args", [["exprot", "x"], ["bench", "--bathc", "1"], ["inspect", "x", "--frames", "65"], []]
+    "command", ["inspect", "export", "bench", "verify", "calibrate", "convert"]
 )
-def test_usage_errors_are_exit_code_2(cli, args):
-    cli(*args, code=2)
+def test_a_command_without_videos_speaks_of_no_order(cli, videos, command):
+    more = {"verify": ["B"], "convert": ["x.safetensors"], "export": ["-o", "x"]}
+    more["calibrate"] = ["--videos", str(videos), "-o", "x"]
+    for path in (videos / "clip0.mp4", videos):
+        done = cli(command, path, *more.get(command, []), code=2)
+        assert done.err.endswith("; give a checkpoint\n") and str(path) in done.err
 
 
 def test_what_is_not_here_is_exit_code_3(cli, checkpoint, videos):
@@ -276,6 +311,18 @@ def test_a_reader_that_leaves_is_no_bug_of_ours(checkpoint):
     with open(write, "w") as pipe:
         done = inspect_into(checkpoint, pipe)
     assert done.returncode == 141 and done.stderr == ""
+
+
+@pytest.mark.parametrize("words", ["inspect C", "inspect C --set frames=0", "run C V --text a"])
+def test_a_reader_of_both_streams_that_leaves(checkpoint, videos, words):
+    """As with 2>&1 | head: the exit code is that of the error, or of the results."""
+    places = {"C": str(checkpoint), "V": str(videos)}
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as pipe:
+        command = [sys.executable, "-m", "stan_infer", *(places.get(w, w) for w in words.split())]
+        done = subprocess.run(command, stdout=pipe, stderr=pipe)
+    assert done.returncode == (2 if "frames=0" in words else 141)
 
 
 def test_sigterm_takes_temporary_files_and_workers_along(checkpoint, videos, tmp_path):

@@ -336,7 +336,7 @@ def test_missing_videos_are_listed_or_left_out(cli, checkpoint, videos, retrieva
         (["--labels", "none.txt"], "no such file"),
         (["--subset", "none.txt"], "no such file"),
         (["--videos", "none"], "is not a folder"),
-        (["--template", "no place"], "needs one {}"),
+        (["--template", "no place"], "is neither a sentence with one {}"),
         (["--template", "a clip of {}"], "--template is of classes"),
         (["--truncation", "cut"], "truncation"),
         (["--text-length", "100"], "context_length is 100"),

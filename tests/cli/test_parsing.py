@@ -63,5 +63,60 @@ def test_a_flag_that_says_the_same_twice(cli, checkpoint):
     cli("bench", checkpoint, *words, "--set", "frames", code=2, says="is not KEY=VALUE")
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("run", "CKPT_OR_DIR is missing; write stan-infer run CKPT_OR_DIR VIDEOS"),
+        ("run m", "VIDEOS is missing; write"),
+        (
+            "embed m v",
+            "-o/--out FILE is missing; write stan-infer embed CKPT_OR_DIR ",
+        ),
+        ("run m v --txet a", "there is no option --txet; did you mean '--text'?"),
+        ("run m v -json", "there is no option -json; did you mean '--json'?"),
+        ("run m v -x", "there is no option -x; `stan-infer run --help` lists the options"),
+        ("run m v -v", "-v goes before the command: stan-infer -v run ..."),
+        (
+            "run m -name.mp4",
+            "there is no option -name.mp4; for a file of that name write ./-name.mp4",
+        ),
+        ("run m v --text", "--text needs a value, as in --text TEXT"),
+        ("run m v --json=1", "--json takes no value: give --json alone"),
+        ("run m v --frames 65", "--frames is '65'; give a whole number from 1 to 64"),
+        ("run m v --frames x", "--frames is 'x'; give a whole number from 1 to 64"),
+        ("run m v --top -1", "--top is '-1'; give a whole number from 0 on"),
+        ("run m v --timeout 0", "--timeout is '0'; give a number from 0.001 on"),
+        ("run m v --timeout nan", "--timeout is 'nan'; give a number from 0.001 on"),
+        ("run m v --end inf", "--end is 'inf'; give a number from 0 on"),
+        ("bench --min-seconds 4e3", "--min-seconds is '4e3'; give a number from 0 to 3600"),
+        ("verify a b --tolerance nan", "--tolerance is 'nan'; give a number from 0 on"),
+        (
+            "calibrate m --videos v -o x --min-cosine 2",
+            "--min-cosine is '2'; give a number from 0 to 1",
+        ),
+        ("inspect m extra", "extra is one word too many; write stan-infer inspect CKPT_OR_DIR; `"),
+        ("export m out", "out is one word too many; give -o out; `stan-infer export --help` lists"),
+        ("calibrate m . -o x --videos v", ". is one word too many; write stan-infer calibrate"),
+        ("calibrate m . -o x", ". is one word too many; give --videos .; `"),
+        ("exprot x", "command 'exprot' is unknown; did you mean 'export'? (inspect, run,"),
+        ("score x", "command 'score' is unknown; did you mean 'run'?"),
+        (". --text a", ". is a file or folder; a command goes before it (inspect, run,"),
+        ("help run", "help is an option: give --help"),
+        ("--verbos run", "there is no option --verbos; did you mean '--verbose'?"),
+        ("-v", "Missing command; write stan-infer COMMAND [ARGS]...; `stan-infer --help` lists"),
+    ],
+)
+def test_a_wrong_line_is_told_in_one(cli, words, message):
+    """Whichever typer is here: it says these in several lines, or another way."""
+    done = cli(*words.split(), code=2)
+    assert done.out == "" and done.err.count("\n") == 1
+    assert done.err.startswith(f"error: {message}"), done.err
+
+
+def test_a_program_without_words_shows_its_help(cli):
+    done = cli(code=(0, 2))  # by the version of click
+    assert "Usage" in done.out + done.err and "error:" not in done.err
+
+
 def test_help_is_shown_whatever_else_is_given(cli):
     assert "Usage" in cli("run", "--top", "1", "--top", "5", "--help").out

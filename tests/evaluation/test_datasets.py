@@ -510,7 +510,7 @@ def test_no_file(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         read_task("msvd", tmp_path / "none.txt")
     (tmp_path / "latin.txt").write_bytes(b"v_1_2 caf\xe9\n")
-    with pytest.raises(InputError, match="cannot be read as UTF-8"):
+    with pytest.raises(InputError, match="is no UTF-8 text"):
         read_task("msvd", tmp_path / "latin.txt")
 
 

@@ -3,8 +3,11 @@
 import csv
 import io
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -129,6 +132,31 @@ def client(monkeypatch, tmp_path):
     with testclient.TestClient(program("service").app) as client:
         yield client
     assert list((tmp_path / "uploads").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["camera", "data_loader", "top5_csv"])
+def test_a_reader_that_leaves_early(folder, tmp_path, name):
+    """As with | head: no traceback, whoever notices first."""
+    clip, labels = folder / "red_cross_moves_left.mp4", tmp_path / "labels.txt"
+    labels.write_text("\n".join(TEXTS))
+    words = {
+        "camera": [MODEL, clip, *TEXTS],
+        "data_loader": [MODEL, folder],
+        "top5_csv": [MODEL, labels, folder],
+    }
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as pipe:
+        command = [sys.executable, PROGRAMS / f"{name}.py", *words[name]]
+        done = subprocess.run(command, stdout=pipe, stderr=subprocess.PIPE, text=True)
+    assert done.returncode in (141, -signal.SIGPIPE)
+    assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
+
+
+def test_service_says_that_it_takes_no_form(client):
+    clip = (CLIPS / "red_cross_moves_left.mp4").read_bytes()
+    done = client.post("/score", params={"text": TEXTS}, files={"file": clip})
+    assert done.status_code == 415 and "curl --data-binary @FILE" in done.json()["detail"]
 
 
 def test_service(client, session, tmp_path):

@@ -395,7 +395,7 @@ def test_labels_of_an_embedding_lie_beside_it(demo, tmp_path):
     ids = si.tokenize(["a shape moves left"], demo.config.context_length)
     wanted = demo.encode_text(torch.from_numpy(ids))[0]
     assert relative_error(vectors[0], wanted / wanted.norm()) < 1e-5
-    with pytest.raises(InputError, match="needs one {} for the text"):
+    with pytest.raises(InputError, match="one {} for the text"):
         export_model(demo, tmp_path / "x", labels=["left"], template="no place")
 
 

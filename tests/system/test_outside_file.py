@@ -2,13 +2,22 @@
 
 import os
 import time
+from pathlib import Path
 from typing import TypedDict
 
 import pytest
 
 from stan_infer.errors import InputError
 from stan_infer.system.json_file import MAX_DEPTH, checked, parse_json, read_object
-from stan_infer.system.outside_file import open_regular, read_bounded, read_text, stays_inside
+from stan_infer.system.outside_file import (
+    address_of,
+    decode_text,
+    odd_name,
+    open_regular,
+    read_bounded,
+    read_text,
+    stays_inside,
+)
 
 
 def test_bounds_and_names(tmp_path):
@@ -21,8 +30,59 @@ def test_bounds_and_names(tmp_path):
     with pytest.raises(InputError, match="^labels: no such file; so$"):
         read_bounded(tmp_path / "none", 6, name="labels", hint="; so")
     path.write_bytes(b"caf\xe9")
-    with pytest.raises(InputError, match=r"x\.txt cannot be read as UTF-8 text"):
+    with pytest.raises(InputError, match=r"x\.txt is no UTF-8 text \(byte 0xe9 at position 3\)"):
         read_text(path, 6)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"\x89PNG\r\n\x1a\n\xff", "is a PNG picture, no text; so$"),
+        (b"PK\x03\x04" + b"\xff" * 26 + b"a.txt", "is an archive, no text; so$"),
+        (
+            b"PK\x03\x04" + b"\xff" * 26 + b"[Content_Types].xml",
+            "is a document of an office program",
+        ),
+        (b"\0\0\0\x20ftypisom\xff", "is an MP4 or MOV video, no text; so$"),
+        (b"%PDF-1.7\n%\xff", "is a PDF, no text; so$"),
+        ("a dog\n".encode("utf-16"), "is text in UTF-16: save it as UTF-8; so$"),
+        ("[1]\xe9".encode("latin-1"), "is no UTF-8 text"),
+        (b"<!DOCTYPE html>\n<html>", "is a web page: a server sent it in place of the file"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "is a pointer of git-lfs.*: run git lfs pull$",
+        ),
+    ],
+)
+def test_what_is_no_text(data, words):
+    with pytest.raises(InputError, match=f"^labels x {words}"):
+        decode_text(data, name="labels x", hint="; so")
+
+
+@pytest.mark.parametrize("text", ["MAC user", "FLV", "[a]", '{"a": 0}', "https://x.org/a.mp4", ""])
+def test_text_that_begins_as_other_files_do(text):
+    assert decode_text(text.encode(), name="x") == text
+
+
+def test_names_that_are_no_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.mp4").touch()
+    for name, words in {
+        "https://x.org/a.mp4": "https://x.org/a.mp4 is an address, and nothing is fetched from one",
+        "/x/s3:/b/a.mp4": "s3://b/a.mp4 is an address",  # a line of a list, below its folder
+        "rtsp://camera/1": "for a live picture see examples/python/camera.py",
+        "file:///x/a.mp4": "file:///x/a.mp4 is an address: give the path alone, /x/a.mp4",
+        "*.mp4": "only outside quotes",
+        "b*.mp4": "no file fits the pattern b",
+        "~/a.mp4": "the shell replaces ~",
+        "$DIR/a.mp4": "the shell replaces ~ and",
+    }.items():
+        assert words in odd_name(Path(name)), name
+        with pytest.raises(InputError) as e:
+            read_bounded(Path(name), 6, name="labels")
+        assert odd_name(Path(name)) in str(e.value)
+    for name in ("a.mp4", "c/b.mp4", "C:/a.mp4", "a b-c"):
+        assert odd_name(name) == "" and address_of(name) is None
 
 
 def test_only_regular_files_are_opened(tmp_path):

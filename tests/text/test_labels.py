@@ -69,8 +69,11 @@ def test_public_files(annotations, file, count, last):
 def test_numbers_keep_what_they_are(read, caplog):
     assert read("1 Archery\n2 Bowling\n") == Labels((1, 2), ("Archery", "Bowling"))
     assert "the numbers before its names are taken for those of classes" in caplog.text
-    assert "2 names have the numbers 1 to 2, not 0 to 1" in caplog.text
+    assert "no name has the number 0; results list the 2 names in the order" in caplog.text
     assert read("a\n\nb\n") == Labels((0, 2), ("a", "b"))
+    assert "no name has the number 1; results list" in caplog.text
+    assert read('{"a": 2, "b": 5, "c": 9, "d": 11, "e": 20}').numbers == (2, 5, 9, 11, 20)
+    assert "no name has the number 0 to 1, 3 to 4, 6 to 8 and 2 more gaps; results" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -123,7 +126,7 @@ def test_names_as_words(read, caplog):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "is empty; it holds one name per line"),
+        ("", "is empty; give one name per line"),
         ("a\nb\na\n", "the name 'a' is there twice"),
         ("0 a\n0 b\n", "2 of 2 lines begin with a number"),
         ("2 dogs\n3 cats\n", "2 of 2 lines begin with a number, but not all with 0 to 1"),
@@ -143,7 +146,7 @@ def test_names_as_words(read, caplog):
         ('{"a": "x"}', "'a' has no whole number"),
         ('{"a": 1, "b": 1}', "the number '1' is there twice"),
         ("[1, 2]", "'1' is not the name of a class"),
-        (b"caf\xe9", "cannot be read as UTF-8"),
+        (b"caf\xe9", "is no UTF-8 text"),
     ],
 )
 def test_wrong_files_are_told(read, text, message):

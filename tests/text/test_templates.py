@@ -40,10 +40,10 @@ def test_words_are_sentences_or_sets():
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ("no place", "needs one {}"),
-        ("{} and {}", "needs one {}"),
+        ("no place", "is neither a sentence with one {} for the text"),
+        ("{} and {}", "has {} 2 times; give one {} for the text"),
         ("openai80", "did you mean 'openai-80'"),
-        ("", "needs one {}"),
+        ("", "is neither a sentence"),
         ([], "no template"),
         (["a {}", "a {}"], "there twice"),
         (["{}", "kinetics-16"], "there twice"),

@@ -66,8 +66,8 @@ def test_one_note_counts_all():
     unknown = "1 of 6 videos have more than 150 frames between two that are looked at"
     assert unknown in gaps.note(8)
     one = gap_note(Path("a/long.mp4"), 300.0, 12)
-    assert one.startswith("a/long.mp4: 12 frames of 3600 s are looked at, one in 300.0 s; ")
-    assert "from one in 5 s on" in one and "--windows 10" in one
+    assert one.startswith("a/long.mp4: 12 frames of 3600 s are looked at, one every 300.0 s; ")
+    assert "where frames are more than 5 s apart" in one and "--windows 10" in one
 
 
 def test_a_run_says_it_once(long, tmp_path, caplog):

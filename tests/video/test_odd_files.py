@@ -69,7 +69,7 @@ def test_pipes_are_named(tmp_path):
 
 def test_an_exported_folder_in_the_place_of_the_videos(tmp_path):
     (tmp_path / "manifest.json").write_text("{}")
-    with pytest.raises(InputError, match="holds no video .*an exported one, which goes first"):
+    with pytest.raises(InputError, match="holds no video .*: it is an exported folder; give one"):
         list_videos([tmp_path])
 
 
