@@ -34,6 +34,7 @@ stan-infer calibrate folder --videos videos -o int8 --metric top1 \\
     --annotations clips.csv --max-drop 0.5
 """,
     "verify": """\
+stan-infer verify folder
 stan-infer verify best.pth folder
 stan-infer verify best.pth folder --videos clip.mp4 --frames 8 --bisect
 """,
