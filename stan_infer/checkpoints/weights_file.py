@@ -16,9 +16,8 @@ from stan_infer.checkpoints.torch_tensors import TensorInfo
 from stan_infer.checkpoints.weight_sets import WeightSet, choose, find_sets
 from stan_infer.checkpoints.weights_folder import CONFIGS, INDEX, NAMES, shard_names, weights_in
 from stan_infer.errors import InputError
-from stan_infer.system.file_kind import refuse_video
 from stan_infer.system.json_file import read_object
-from stan_infer.system.outside_file import open_regular
+from stan_infer.system.outside_file import open_regular, refuse_video
 
 if TYPE_CHECKING:
     from torch import Tensor

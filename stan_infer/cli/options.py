@@ -32,7 +32,7 @@ def fetched(context: typer.Context, source: str | None) -> str | None:
 
 def _refuse_videos(context: typer.Context, path: Path) -> None:
     """Raise InputError for videos in the place of a checkpoint, before anything else is said."""
-    from stan_infer.system.file_kind import refuse_video
+    from stan_infer.system.outside_file import refuse_video
     from stan_infer.video.find import SUFFIXES
 
     is_first = any(

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from stan_infer.errors import InputError
-from stan_infer.system.outside_file import open_regular
 
 HEAD = 4096  # bytes that are looked at
 Family = Literal["video", "sound", "picture", "weights", "other", "unsure"]
@@ -166,24 +165,3 @@ def read_kind(file: BinaryIO) -> FileKind | None:
     head = file.read(HEAD)
     file.seek(0)
     return kind_of(head)
-
-
-def kind_of_file(path: Path) -> FileKind | None:
-    """Return the kind of a regular file, None if it is unknown or cannot be read."""
-    try:
-        file, _ = open_regular(path)
-        with file:
-            return read_kind(file)
-    except (OSError, InputError):
-        return None
-
-
-def refuse_video(path: Path, *, is_first: bool = False) -> None:
-    """Raise InputError for a video, picture or sound where a checkpoint is expected.
-
-    is_first: of a command that takes videos after the checkpoint.
-    """
-    kind = kind_of_file(path)
-    if kind is not None and kind.family in ("video", "picture", "sound"):
-        help = "give the checkpoint first, then the videos" if is_first else "give a checkpoint"
-        raise InputError(f"{path} is {kind.what}, not a checkpoint; {help}")

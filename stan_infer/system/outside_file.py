@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from stan_infer.errors import InputError, storable
+from stan_infer.system.file_kind import HEAD, FileKind, kind_of, read_kind
 
 MAX_LINES = 100_000
 _MAX_TEXT_BYTES = 16 * 2**20
@@ -92,6 +93,27 @@ def _check_regular(status: os.stat_result) -> None:
         raise InputError(f"it is {what}, not a regular file; give the file itself")
 
 
+def kind_of_file(path: Path) -> FileKind | None:
+    """Return the kind of a regular file, None if it is unknown or cannot be read."""
+    try:
+        file, _ = open_regular(path)
+        with file:
+            return read_kind(file)
+    except (OSError, InputError):
+        return None
+
+
+def refuse_video(path: Path, *, is_first: bool = False) -> None:
+    """Raise InputError for a video, picture or sound where a checkpoint is expected.
+
+    is_first: of a command that takes videos after the checkpoint.
+    """
+    kind = kind_of_file(path)
+    if kind is not None and kind.family in ("video", "picture", "sound"):
+        help = "give the checkpoint first, then the videos" if is_first else "give a checkpoint"
+        raise InputError(f"{path} is {kind.what}, not a checkpoint; {help}")
+
+
 def read_bounded(path: Path, limit: int, *, name: str = "", hint: str = "") -> bytes:
     """Return the content of a regular file of at most `limit` bytes; InputError for any other.
 
@@ -125,8 +147,6 @@ def decode_text(data: bytes, *, name: str, hint: str = "") -> str:
     Raises InputError for other bytes, and for text that stands in the place of a file: a web page
     or a pointer.
     """
-    from stan_infer.system.file_kind import HEAD, kind_of  # which imports this file
-
     kind = kind_of(data[:HEAD])
     try:
         text = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig").read()

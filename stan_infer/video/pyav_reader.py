@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from stan_infer.errors import InputError
-from stan_infer.system.file_kind import kind_of_file
+from stan_infer.system.outside_file import kind_of_file
 from stan_infer.system.packages import require
 from stan_infer.video.packet_index import Index, Indices, scan, stated_seconds
 from stan_infer.video.pictures import Damaged, Misordered, Pictures

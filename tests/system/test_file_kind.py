@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from stan_infer.errors import InputError
-from stan_infer.system.file_kind import kind_of, kind_of_file, refuse_video
+from stan_infer.system.file_kind import kind_of
+from stan_infer.system.outside_file import kind_of_file, refuse_video
 
 
 def zipped(name, data=b"x"):
