@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from stan_infer.errors import MissingError
+from stan_infer.system.signals import held_back
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -38,7 +39,8 @@ def require(module: str, purpose: str, extra: str) -> Any:
     collects = gc.isenabled()
     gc.disable()  # what a package makes while it loads stays: torch makes half a million objects
     try:
-        return importlib.import_module(module)
+        with held_back(module):
+            return importlib.import_module(module)
     except (Exception, SystemExit) as e:  # a broken package may raise anything while it loads
         if isinstance(e, ModuleNotFoundError) and e.name == module:
             raise MissingError(f"{purpose} needs {module} ({e}): {install_command(extra)}") from e

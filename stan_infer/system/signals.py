@@ -18,6 +18,8 @@ GRACE_S = 3.0  # for the main thread to notice; a library's code may occupy it f
 _handled: list[signal.Signals] = []  # those that have our handler
 _raised: list[BaseException] = []  # by our handler, the last one
 _over = threading.Event()  # set when the program ends anyway
+_loading: list[str] = []  # packages that are being imported, see held_back
+_held: list[signal.Signals] = []  # signals that came meanwhile
 
 
 class EndedBySignal(BaseException):
@@ -53,6 +55,28 @@ def ended_at_once() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def held_back(package: str) -> Iterator[None]:
+    """Let a signal wait until a package is loaded; after GRACE_S it ends the process all the same.
+
+    An exception that a handler raises inside the C++ of a package, as torch's is while it loads,
+    cannot be passed on there and aborts the process.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # handlers run in the main thread
+        return
+    _loading.append(package)
+    try:
+        yield
+    finally:
+        _loading.pop()
+        if _held and not _loading:
+            number = _held.pop()
+            handler = signal.getsignal(number)
+            assert callable(handler)
+            handler(number, None)
+
+
 def end_on_signals() -> None:
     """Install the handlers; a signal that is ignored, as under nohup, stays ignored.
 
@@ -71,6 +95,9 @@ def end_on_signals() -> None:
     last = _raised
 
     def handle(number: int, frame: FrameType | None) -> None:
+        if _loading:
+            _held[:] = [signal.Signals(number)]
+            return
         last[:] = [KeyboardInterrupt() if number == signal.SIGINT else EndedBySignal(number)]
         taken_up.set()
         raise last[0]

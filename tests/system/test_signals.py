@@ -17,7 +17,7 @@ NUMBERS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 def ended(code, number, cwd):
     """Run the command line with `app` in place of its commands; signal it when it is ready."""
-    instead = "sys.modules['stan_infer.cli.app'] = types.SimpleNamespace(app=app)"
+    instead = "sys.modules['stan_infer.cli.app'] = types.SimpleNamespace(app=lambda **words: app())"
     command = [sys.executable, "-c", f"{MAIN}{code}\n{instead}\ncli.main()"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=cwd) as p:
         try:
@@ -34,10 +34,10 @@ def last_line(number):
     return f"{how}: nothing was written\n"
 
 
-@pytest.mark.parametrize("number", NUMBERS)
-def test_while_an_optional_package_loads(number, tmp_path):
-    """An exception while a package loads means that it is broken, unless a signal raised it."""
-    (tmp_path / "slow_package.py").write_text(f"print('ready', flush=True)\nimport time\n{WAIT}")
+def _loads(package, number, folder):
+    (folder / "slow_package.py").write_text(
+        f"import os, time\nprint('ready', flush=True)\n{package}"
+    )
     code = (
         "from stan_infer.errors import MissingError\n"
         "from stan_infer.system.packages import require\n"
@@ -47,7 +47,21 @@ def test_while_an_optional_package_loads(number, tmp_path):
         "    except MissingError: pass\n"
         f"    {WAIT}\n"
     )
-    assert ended(code, number, tmp_path) == (128 + number, last_line(number))
+    return ended(code, number, folder)
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("end", ["", "raise ImportError('no such symbol')"])
+def test_while_an_optional_package_loads(number, end, tmp_path):
+    """No exception reaches the package, whose C++ would abort the process, as torch's does."""
+    package = f"try: time.sleep(1)\nexcept BaseException: os.abort()\n{end}"
+    assert _loads(package, number, tmp_path) == (128 + number, last_line(number))
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_while_a_package_loads_that_does_not_end(number, tmp_path):
+    code, err = _loads(WAIT, number, tmp_path)
+    assert code == 128 + number and err.startswith(last_line(number).rstrip())
 
 
 @pytest.mark.parametrize("number", NUMBERS)
