@@ -13,7 +13,7 @@ import math
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import asdict
@@ -45,6 +45,11 @@ PREFETCH = 2  # clips per worker that are being decoded or wait to be taken
 _COMMAND = python("stan_infer.video.decode_child")
 
 Result: TypeAlias = Clip | StanError
+
+
+class _CrashError(InputError):
+    """The decode process ended without an answer."""
+
 
 _spare: deque[Child] = deque()  # children that were started early and serve no worker yet
 
@@ -176,7 +181,7 @@ class DecodeWorker(AbstractContextManager["DecodeWorker"]):
                     "was stopped; for a long video or on a busy machine allow more (--timeout, "
                     "in Python timeout_s); if that does not help, re-encode the file"
                 )
-            raise InputError(
+            raise _CrashError(
                 f"{os.fspath(path)}: the decoder crashed ({how_it_ended(code)}); the file is "
                 "likely damaged: re-encode it"
             )
@@ -211,7 +216,7 @@ class DecodeWorker(AbstractContextManager["DecodeWorker"]):
 
 
 def read_clips(
-    paths: Sequence[Path], spec: ClipSpec, *, workers: int | None = None, timeout_s: float = 60.0
+    paths: Iterable[Path], spec: ClipSpec, *, workers: int | None = None, timeout_s: float = 60.0
 ) -> Generator[tuple[Path, Result], None, None]:
     """Yield (path, clip or error) for every path, in order, decoded by `workers` processes.
 
@@ -224,11 +229,13 @@ def read_clips(
         workers = default_workers()
     if workers < 1:
         raise InputError(f"workers is {workers}; at least 1 is needed")
-    return _in_order(paths, spec, timeout_s, min(workers, max(1, len(paths))))
+    if isinstance(paths, Sized):
+        workers = min(workers, max(1, len(paths)))
+    return _in_order(paths, spec, timeout_s, workers)
 
 
 def read_all_windows(
-    paths: Sequence[Path],
+    paths: Iterable[Path],
     spec: ClipSpec,
     windows: Windows,
     *,
@@ -248,7 +255,7 @@ def read_all_windows(
 
 
 def _in_order(
-    paths: Sequence[Path], spec: ClipSpec, timeout_s: float, workers: int
+    paths: Iterable[Path], spec: ClipSpec, timeout_s: float, workers: int
 ) -> Generator[tuple[Path, Result], None, None]:
     with closing(_Pool(workers)) as pool:
 
@@ -261,7 +268,7 @@ def _in_order(
 
 
 def _windows_in_order(
-    paths: Sequence[Path], spec: ClipSpec, windows: Windows, timeout_s: float, workers: int
+    paths: Iterable[Path], spec: ClipSpec, windows: Windows, timeout_s: float, workers: int
 ) -> Generator[tuple[Path, Result], None, None]:
     with closing(_Pool(workers)) as pool:
 
@@ -355,7 +362,12 @@ class _Pool:
         while (task := self._tasks.get()) is not None:
             work, future = task
             try:
-                future.set_result(work(worker))
+                try:
+                    future.set_result(work(worker))
+                except _CrashError:
+                    # Somebody else may have killed it, as a system without memory does: the file
+                    # is at fault if a new process dies of it, too.
+                    future.set_result(work(worker))
             except StanError as e:
                 future.set_result(e)
             except Exception as e:
