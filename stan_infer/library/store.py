@@ -27,7 +27,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stan_infer.errors import CheckError, InputError
+from stan_infer.errors import CheckError, InputError, storable
 from stan_infer.system.temporary import tells_no_space, why_no_room
 
 try:
@@ -76,15 +76,14 @@ class Part(NamedTuple):
 
 
 class Store:
-    """The files of a library, open for writing by this process alone."""
+    """The files of a library, open for writing; use it inside `locked`."""
 
     def __init__(self, folder: Path, width: int) -> None:
         """Open what `new_store` made; what the last run did not commit is cut off.
 
-        Raises InputError where another run writes or the files are not a library's.
+        Raises InputError where the files are not a library's, CheckError where they are damaged.
         """
         self.folder, self.width = folder, width
-        self._lock = _locked(folder)
         self._db: sqlite3.Connection | None = None
         self._file: IO[bytes] | None = None
         try:
@@ -114,7 +113,6 @@ class Store:
         if self._file is not None:
             with suppress(OSError):
                 self._file.close()
-        os.close(self._lock)
         self._db = self._file = None
 
     def file(self, path: Path) -> File | None:
@@ -137,11 +135,20 @@ class Store:
         asked = "SELECT path FROM files WHERE sha256 = ? AND NOT gone"
         return (Path(os.fsdecode(path)) for (path,) in self._run(asked, sha256))
 
+    def rows(self) -> int:
+        """How many rows belong to files that are there."""
+        asked = (
+            "SELECT count(*) FROM rows WHERE clip IN (SELECT clips.id FROM clips JOIN files"
+            " ON files.sha256 = clips.sha256 WHERE NOT files.gone)"
+        )
+        return int(next(iter(self._run(asked)))[0])
+
     def put_file(self, path: Path, file: File) -> None:
         """Say how a file was seen now."""
         self._run(
             "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?)",
-            os.fsencode(path), file.size, file.mtime_ns, file.sha256, file.error, int(file.gone),
+            os.fsencode(path), file.size, file.mtime_ns, file.sha256,
+            None if file.error is None else storable(file.error), int(file.gone),
         )  # fmt: skip
 
     def below(self, folder: Path) -> Iterator[Path]:
@@ -177,7 +184,8 @@ class Store:
     ) -> None:
         """Add a content with its vectors, or with the error for which it has none, or not all."""
         new = "INSERT INTO clips (sha256, frames, decoder, error) VALUES (?, ?, ?, ?)"
-        clip = self._run(new, sha256, frames, decoder, error).lastrowid
+        reason = None if error is None else storable(error)
+        clip = self._run(new, sha256, frames, decoder, reason).lastrowid
         for part in parts:
             row = (part.id, clip, *(part.seconds or (None, None)), part.crc)
             self._run("INSERT INTO rows VALUES (?, ?, ?, ?, ?)", *row)
@@ -240,7 +248,8 @@ def connect(folder: Path, *, write: bool = False) -> sqlite3.Connection:
     if not head.startswith(b"SQLite format 3\0") or head[18:] != _WAL:
         raise InputError(f"{path} is not the database of a library")
     options = "mode=rw" if write else "mode=ro"
-    if not write and not os.access(folder, os.W_OK) and not os.path.exists(f"{path}-wal"):
+    wal = Path(f"{path}-wal")
+    if not write and not os.access(folder, os.W_OK) and not (wal.exists() and wal.stat().st_size):
         options += "&immutable=1"  # where nobody can write, SQLite cannot make its lock
     uri = f"{path.absolute().as_uri()}?{options}"
     db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=30, check_same_thread=False)
@@ -261,18 +270,16 @@ def connect(folder: Path, *, write: bool = False) -> sqlite3.Connection:
 def committed(db: sqlite3.Connection, folder: Path, width: int) -> int:
     """How many vectors count; CheckError where the file of vectors has fewer."""
     found = db.execute("SELECT vectors FROM state").fetchmany(2)
-    count = found[0][0] if len(found) == 1 else None
-    last = db.execute("SELECT min(id), max(id) FROM rows").fetchone()
+    count: Any = found[0][0] if len(found) == 1 else None
+    ends = db.execute("SELECT min(id), max(id) FROM rows").fetchone()
     size = os.stat(folder / VECTORS).st_size
-    right = isinstance(count, int) and 0 <= count <= size // (4 * width)
-    if right and last[0] is not None:
-        right = all(isinstance(i, int) and 0 <= i < count for i in last)
-    if not right:
-        raise CheckError(
-            f"library {folder} is damaged: its rows name {count} vectors of {width} numbers, and "
-            f"{VECTORS} has {size} bytes; take it from a backup, or embed into a new one"
-        )
-    return int(count)
+    if isinstance(count, int) and 0 <= count <= size // (4 * width):
+        if all(i is None or (isinstance(i, int) and 0 <= i < count) for i in ends):
+            return count
+    raise CheckError(
+        f"library {folder} is damaged: its rows name {count} vectors of {width} numbers, and "
+        f"{VECTORS} has {size} bytes; take it from a backup, or embed into a new one"
+    )
 
 
 @contextmanager
@@ -299,27 +306,58 @@ def errors_named(folder: Path) -> Iterator[None]:
         reason = reason or (e.strerror if isinstance(e, OSError) else None) or str(e)
         more = "; free some space, and" if tells_no_space(reason) else ";"
         raise InputError(
-            f"cannot write to library {folder}: {reason}{more} run the command again: it goes on "
+            f"library {folder} cannot be used: {reason}{more} run the command again: it goes on "
             "where it stopped"
         ) from e
 
 
-def _locked(folder: Path) -> int:
-    """Lock the library; the system frees the lock when the process ends in any way."""
-    path = folder / LOCK
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Make the folder if needed and let no other run write to it in this block.
+
+    The system frees the lock when the process ends in any way. A folder that holds no library at
+    the end is removed with what is ours in it. Raises InputError where another run has the lock.
+    """
     with errors_named(folder):
-        if os.path.lexists(path):
-            check_own(path, True)
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
-    if fcntl is not None:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as e:
-            os.close(lock)
-            raise InputError(
-                f"another run is writing to library {folder}: wait until it has ended, or stop it"
-            ) from e
-    return lock
+        made = [p for p in (folder, *folder.parents) if not p.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+    lock = _lock(folder)
+    try:
+        yield
+    finally:
+        if not os.path.lexists(folder / PASSPORT):
+            with suppress(OSError):
+                for name in FILES:
+                    (folder / name).unlink(missing_ok=True)
+                for path in made:
+                    path.rmdir()
+        os.close(lock)
+
+
+def _lock(folder: Path) -> int:
+    path = folder / LOCK
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    with errors_named(folder):
+        while True:
+            if os.path.lexists(path):
+                check_own(path, True)
+            lock = os.open(path, flags, 0o644)
+            if fcntl is None:
+                return lock
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(lock), os.stat(path)):
+                    return lock
+            except BlockingIOError as e:
+                os.close(lock)
+                raise InputError(
+                    f"another run is writing to library {folder}: wait until it has ended, or stop"
+                    " it"
+                ) from e
+            except OSError:
+                os.close(lock)
+                raise
+            os.close(lock)  # another run has just removed it
 
 
 def check_own(path: Path, write: bool) -> None:

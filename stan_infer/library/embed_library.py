@@ -1,0 +1,407 @@
+"""Embed videos into a library that goes on after any stop: `stan-infer embed DIR -o LIB`.
+
+A content is embedded once, however many files have it, in the order of the files' names. What a
+run does depends on what was committed and on the files alone, so that one that was stopped, and
+the next, give the same rows as one that was not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+from stan_infer.engines.opened import Source, opened, path_of
+from stan_infer.engines.session import Session
+from stan_infer.errors import InputError
+from stan_infer.library import passport as pass_
+from stan_infer.library.embed import EmbedOptions, Reading, embed_batches
+from stan_infer.library.levels import Level, normalised
+from stan_infer.library.library import is_library, read_vectors
+from stan_infer.library.model_files import model_hashes
+from stan_infer.library.store import FILES, PASSPORT, VECTORS, File, Part, Store, locked
+from stan_infer.library.store import new_store as new_files
+from stan_infer.system.atomic import check_apart, check_not_inside, files_of, new_file
+from stan_infer.system.json_file import json_line
+from stan_infer.system.outside_file import open_regular, read_bounded
+from stan_infer.system.result import Progress, Result, Say, divided, no_progress, silent
+from stan_infer.video.decode_worker import early_workers
+from stan_infer.video.find import list_videos
+from stan_infer.video.spec import ClipSpec
+from stan_infer.video.windows import Windows
+
+COMMIT_ROWS, COMMIT_S = 256, 2.0  # a run that is stopped loses no more
+_HASHED_AHEAD, _HASHERS = 16, 2
+_SAMPLE = 100_000  # rows among which neighbours of the canaries are looked for
+_MAX_LIST = 2**28  # bytes of a list of files
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LibraryOptions:
+    """What a library is made with, and what this run does.
+
+    frames, decoder: as of embed_videos. windows: every video in parts, a row for each.
+    retry_failed: try files again that failed in earlier runs.
+    """
+
+    frames: int | None = None
+    decoder: str = "auto"
+    windows: Windows | None = None
+    retry_failed: bool = False
+
+
+@dataclasses.dataclass(frozen=True, repr=False, kw_only=True)
+class EmbeddedLibrary(Result):
+    """What a run did to a library.
+
+    Attributes:
+        out: the library.
+        rows: vectors in it that files have, all runs together.
+        videos: files that were given; unchanged: those that were known; embedded: contents that
+            are new; copies: further files of a known content; renamed: files whose content was
+            known by a name that is gone; gone: files that are not there any more.
+        failed: files that were given and have no vectors, or not all, with the reason.
+        stack: how the model compares with the library's passport; None: the library is new, or
+            nothing was to be embedded.
+        session: facts about what ran, see Session.describe; empty if nothing was to be embedded.
+    """
+
+    out: Path
+    rows: int
+    videos: int
+    unchanged: int
+    embedded: int
+    copies: int
+    renamed: int
+    gone: int
+    failed: dict[str, str]
+    stack: pass_.Comparison | None
+    session: dict[str, Any]
+
+    def summary(self) -> str:
+        """How many of what, and where."""
+        kinds = ("embedded", "unchanged", "copies", "renamed", "gone")
+        counts = [f"{getattr(self, k)} {k}" for k in kinds if getattr(self, k)]
+        counts += [f"{len(self.failed)} could not be read"] if self.failed else []
+        return f"{self.rows} rows in {self.out}; {', '.join(counts) or 'no videos'}"
+
+
+def embed_library(
+    source: Source,
+    videos: Iterable[str | Path],
+    out: str | Path,
+    *,
+    say: Say = silent,
+    progress: Progress = no_progress,
+    **options: Any,
+) -> EmbeddedLibrary:
+    """Embed what is new in `videos` into the library `out`, which is made if it is not there.
+
+    videos: files and folders; a file that is gone from a folder is marked. Vectors have length 1.
+    options: of LibraryOptions, EmbedOptions and open_session. Raises InputError for wrong options,
+    a library in use, one made with other options, a full disk; CheckError for a damaged one and
+    where the model is not the library's (passport.MIXED). Run again, it goes on where it stopped.
+    """
+    wanted, rest = divided(LibraryOptions, options)
+    how, words = divided(EmbedOptions, rest)
+    folder, given = Path(out), [Path(os.path.abspath(v)) for v in videos]
+    if not given:
+        raise InputError("nothing to embed: give videos, folders of videos, or lists (.txt)")
+    name = path_of(source)
+    paths = list(dict.fromkeys(_listed(given)))
+    _check_place(folder, [*(files_of(name) if name else []), *paths])
+    with locked(folder), ThreadPoolExecutor(_HASHERS) as threads, ExitStack() as stack:
+        run = _Run(folder, wanted, how, say, threads)
+        store, todo = None, paths
+        if is_library(folder):
+            store = stack.enter_context(Store(folder, pass_.read_passport(folder)["width"]))
+            todo = run.look(store, given, paths)
+            if not todo:
+                return run.result(store, paths, None, {})
+        # Workers start, files are hashed and the model is opened at the same time.
+        stack.enter_context(early_workers(how.workers, len(todo)))
+        hashes = threads.submit(lambda: {} if name is None else model_hashes(name))
+        session = stack.enter_context(opened(source, words, yielding=True))
+        spec = ClipSpec.of(session.config, frames=wanted.frames, decoder=wanted.decoder)
+        compared = run.check_stack(session, spec, name, hashes.result())
+        if store is None:
+            store = stack.enter_context(Store(folder, pass_.read_passport(folder)["width"]))
+        with progress("embedding", len(todo)) as step:
+            run.embed(store, session, spec, todo, step)
+        return run.result(store, paths, compared, session.describe())
+
+
+def _listed(given: list[Path]) -> Iterator[Path]:
+    """The videos that are named; of a list (.txt) one a line, whether they are there or not."""
+    for path in given:
+        if path.suffix.lower() == ".txt" and path.is_file():
+            lines = read_bounded(path, _MAX_LIST, name=f"list {path}").splitlines()
+            yield from (Path(os.path.abspath(os.fsdecode(line))) for line in lines if line.strip())
+        else:
+            yield from list_videos([path])
+
+
+def _check_place(folder: Path, sources: list[Path]) -> None:
+    """Raise InputError where a library cannot be or be made."""
+    check_not_inside(folder)
+    if not is_library(folder):
+        check_apart(folder, sources)
+        if os.path.lexists(folder) and not folder.is_dir():
+            raise InputError(f"library {folder} is a file; give the name of a folder")
+        others = set(os.listdir(folder)) - FILES if folder.is_dir() else set()
+        filled = (folder / VECTORS).exists() and (folder / VECTORS).stat().st_size
+        if others or filled:
+            raise InputError(
+                f"folder {folder} is not empty and not a library: it holds "
+                f"{min(others) if others else VECTORS} and no {PASSPORT}; give a new folder"
+            )
+
+
+class _Run:
+    """One run: what it was asked for and what it counts."""
+
+    def __init__(
+        self,
+        folder: Path,
+        wanted: LibraryOptions,
+        how: EmbedOptions,
+        say: Say,
+        threads: ThreadPoolExecutor,
+    ) -> None:
+        self.folder, self.wanted, self.how, self.say = folder, wanted, how, say
+        self._threads = threads
+        self._counts = dict.fromkeys(("unchanged", "embedded", "copies", "renamed", "gone"), 0)
+        self._given: dict[Path, File] = {}  # files whose content is being embedded
+        self._flying: set[bytes] = set()
+        self._open: tuple[Path, list[Part], list[str], Reading] | None = None
+
+    def look(self, store: Store, given: list[Path], paths: list[Path]) -> list[Path]:
+        """Mark files that are gone; return those that are new, changed, or to be tried again."""
+        here = set(paths)
+        folders = [folder for folder in given if folder.is_dir()]
+        gone = [p for folder in folders for p in store.below(folder) if p not in here]
+        store.mark_gone(gone)
+        self._counts["gone"] = len(gone)
+        todo = []
+        for path in paths:
+            seen = store.file(path)
+            if seen is None or seen.gone or not self._is_current(store, path, seen):
+                todo.append(path)
+        store.commit()
+        self._counts["unchanged"] = len(paths) - len(todo)
+        return todo
+
+    def _is_current(self, store: Store, path: Path, seen: File) -> bool:
+        """Whether nothing is to be done for a file: its time and size are as they were."""
+        try:
+            status = os.stat(path)
+        except OSError:
+            return False
+        if (status.st_size, status.st_mtime_ns) != (seen.size, seen.mtime_ns):
+            return False
+        if seen.sha256 is None:
+            return not self.wanted.retry_failed
+        clip = store.clip(seen.sha256)
+        if clip is not None and clip[1] is not None and self.wanted.retry_failed:
+            store.forget(seen.sha256)
+            return False
+        return clip is not None
+
+    def check_stack(
+        self, session: Session, spec: ClipSpec, name: str | None, hashes: dict[str, str]
+    ) -> pass_.Comparison | None:
+        """Make a new library, or compare the model with what made the one that is there."""
+        facts = pass_.facts_of(session, name, hashes, spec)
+        canaries = pass_.seen_canaries(session, spec, self.how.timeout_s)
+        made = pass_.new_passport(facts, canaries, self.how.batch, self.wanted.windows)
+        if not is_library(self.folder):
+            new_files(self.folder)
+            with new_file(self.folder / PASSPORT) as file:
+                file.write_text(json_line(made) + "\n")
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())
+            return None
+        old = pass_.read_passport(self.folder)
+        for key in ("batch", "windows"):
+            a, b = (p[key] for p in (dict(old), dict(made)))
+            if a != b:
+                raise InputError(
+                    f"library {self.folder} was made with {key} {a}, this run has {b}: give the "
+                    "same, or embed into a new library"
+                )
+        compared = pass_.compare(
+            old, facts, canaries, read_vectors(self.folder, old["width"], _SAMPLE)
+        )
+        compared.check(pass_.MIXED, self.folder, "adding rows")
+        if not compared.same:
+            self.say(f"warning: library {self.folder} was made by another stack: {compared}")
+        return compared
+
+    def embed(
+        self,
+        store: Store,
+        session: Session,
+        spec: ClipSpec,
+        todo: list[Path],
+        step: Callable[..., None],
+    ) -> None:
+        """Embed contents that are new, and commit as it goes."""
+        windows = self.wanted.windows
+        batches = embed_batches(
+            session, self._new(store, todo, step), self.how,
+            spec=spec, windows=windows, apart=windows is not None,
+        )  # fmt: skip
+        rows, last = 0, time.monotonic()
+        with Level(session, "video") as level, closing(batches):
+            for batch in batches:
+                for reading in batch:
+                    self._add(store, level, reading, step)
+                if windows is None:
+                    self._finish(store, step)
+                rows += len(batch)
+                if rows >= COMMIT_ROWS or time.monotonic() - last >= COMMIT_S:
+                    store.commit()
+                    rows, last = 0, time.monotonic()
+            self._finish(store, step)
+            store.commit()
+
+    def _new(self, store: Store, todo: list[Path], step: Callable[..., None]) -> Iterator[Path]:
+        """The files that have a content that nobody has embedded; the others are only noted."""
+        for path, file in _hashed(todo, self._threads):
+            before = store.file(path)
+            store.put_file(path, file)
+            if file.sha256 is None:
+                self.say(f"error: {file.error}")
+                step()
+            elif file.sha256 in self._flying or store.clip(file.sha256) is not None:
+                self._note_known(store, path, file.sha256, before)
+                step()
+            else:
+                self._flying.add(file.sha256)
+                self._given[path] = file
+                yield path
+
+    def _note_known(self, store: Store, path: Path, sha256: bytes, before: File | None) -> None:
+        if before is not None and before.sha256 == sha256:
+            self._counts["unchanged"] += 1  # only its time has changed, or it has come back
+        elif all(other == path for other in store.paths_of(sha256)):
+            self._counts["renamed"] += 1
+        else:
+            self._counts["copies"] += 1
+
+    def _add(self, store: Store, level: Level, reading: Reading, step: Callable[..., None]) -> None:
+        """Take one reading: a video, or a part of one."""
+        if self._open is not None and self._open[0] != reading.path:
+            self._finish(store, step)
+        if self._open is None:
+            self._open = (reading.path, [], [], reading)
+        _, parts, errors, first = self._open
+        if first.clip is None:
+            self._open = (reading.path, parts, errors, reading)
+        if reading.clip is None or reading.features is None:
+            errors.append(reading.error or "")
+            return
+        try:
+            vector = normalised(level.of_video(reading.features), str(reading.path))
+        except InputError as e:
+            errors.append(str(e))
+            return
+        parts.append(store.add_vector(vector, reading.clip.seconds))
+
+    def _finish(self, store: Store, step: Callable[..., None]) -> None:
+        """Add the content whose last reading was taken."""
+        if self._open is None:
+            return
+        path, parts, errors, reading = self._open
+        self._open = None
+        file = self._given.pop(path)
+        assert file.sha256 is not None
+        self._flying.discard(file.sha256)
+        step()
+        if _seen(path) != file[:2]:
+            changed = f"{path}: it changed while it was read; run the command again"
+            store.put_file(path, file._replace(sha256=None, error=changed, mtime_ns=0))
+            self.say(f"error: {changed}")
+            return
+        more = f" (and {len(errors) - 1} more parts)" if len(errors) > 1 else ""
+        error = errors[0] + more if errors else None
+        clip = reading.clip
+        store.add_clip(
+            file.sha256,
+            parts,
+            frames=None if clip is None else clip.total_frames,
+            decoder=None if clip is None else clip.decoder,
+            error=error,
+        )
+        self._counts["embedded"] += bool(parts)
+        if error:
+            self.say(f"error: {error}")
+
+    def result(
+        self,
+        store: Store,
+        paths: list[Path],
+        compared: pass_.Comparison | None,
+        session: dict[str, Any],
+    ) -> EmbeddedLibrary:
+        """What was done, and which of the files have no vectors."""
+        failed = {}
+        for path in paths:
+            file = store.file(path)
+            clip = None if file is None or file.sha256 is None else store.clip(file.sha256)
+            error = file.error if file is not None and clip is None else clip and clip[1]
+            if error:
+                failed[str(path)] = str(error)
+        return EmbeddedLibrary(
+            out=self.folder,
+            rows=store.rows(),
+            videos=len(paths),
+            failed=failed,
+            stack=compared,
+            session=session,
+            **self._counts,
+        )
+
+
+def _seen(path: Path) -> tuple[int, int] | None:
+    """Size and time of change of a file; None: it is gone."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+def _hashed(paths: Iterable[Path], threads: ThreadPoolExecutor) -> Iterator[tuple[Path, File]]:
+    """Files with the hash of their content, read some ahead by threads."""
+    waiting: deque[tuple[Path, Future[File]]] = deque()
+    try:
+        for path in paths:
+            waiting.append((path, threads.submit(_hash, path)))
+            if len(waiting) > _HASHED_AHEAD:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        while waiting:
+            first, future = waiting.popleft()
+            yield first, future.result()
+    finally:
+        for _, future in waiting:
+            future.cancel()
+
+
+def _hash(path: Path) -> File:
+    try:
+        file, size = open_regular(path)
+        with file:
+            mtime = os.fstat(file.fileno()).st_mtime_ns
+            return File(size, mtime, hashlib.file_digest(file, "sha256").digest())
+    except (OSError, InputError) as e:
+        reason = (e.strerror if isinstance(e, OSError) else None) or str(e)
+        return File(*(_seen(path) or (0, 0)), None, f"{path}: {reason}")
