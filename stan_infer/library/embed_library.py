@@ -8,12 +8,10 @@ the next, give the same rows as one that was not.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from stan_infer.engines.session import Session
 from stan_infer.errors import InputError
 from stan_infer.library import passport as pass_
 from stan_infer.library.embed import EmbedOptions, Reading, embed_batches
+from stan_infer.library.files import HASHERS, hashed, listed, seen
 from stan_infer.library.levels import Level, normalised
 from stan_infer.library.library import is_library, read_vectors
 from stan_infer.library.model_files import model_hashes
@@ -30,17 +29,13 @@ from stan_infer.library.store import FILES, PASSPORT, VECTORS, File, Part, Store
 from stan_infer.library.store import new_store as new_files
 from stan_infer.system.atomic import check_apart, check_not_inside, files_of, new_file
 from stan_infer.system.json_file import json_line
-from stan_infer.system.outside_file import open_regular, read_bounded
 from stan_infer.system.result import Progress, Result, Say, divided, no_progress, silent
 from stan_infer.video.decode_worker import early_workers
-from stan_infer.video.find import list_videos
 from stan_infer.video.spec import ClipSpec
 from stan_infer.video.windows import Windows
 
 COMMIT_ROWS, COMMIT_S = 256, 2.0  # a run that is stopped loses no more
-_HASHED_AHEAD, _HASHERS = 16, 2
 _SAMPLE = 100_000  # rows among which neighbours of the canaries are looked for
-_MAX_LIST = 2**28  # bytes of a list of files
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,13 +110,20 @@ def embed_library(
     if not given:
         raise InputError("nothing to embed: give videos, folders of videos, or lists (.txt)")
     name = path_of(source)
-    paths = list(dict.fromkeys(_listed(given)))
+    paths = list(dict.fromkeys(listed(given)))
     _check_place(folder, [*(files_of(name) if name else []), *paths])
-    with locked(folder), ThreadPoolExecutor(_HASHERS) as threads, ExitStack() as stack:
+    with locked(folder), ThreadPoolExecutor(HASHERS) as threads, ExitStack() as stack:
         run = _Run(folder, wanted, how, say, threads)
         store, todo = None, paths
         if is_library(folder):
-            store = stack.enter_context(Store(folder, pass_.read_passport(folder)["width"]))
+            made = pass_.read_passport(folder)
+            made_as = pass_.ways(made["batch"], made["windows"])
+            if made_as != (ways := pass_.ways(how.batch, wanted.windows)):
+                raise InputError(
+                    f"library {folder} was made with {made_as}, this run has {ways}: give the "
+                    "same, or embed into a new library"
+                )
+            store = stack.enter_context(Store(folder, made["width"]))
             todo = run.look(store, given, paths)
             if not todo:
                 return run.result(store, paths, None, {})
@@ -136,16 +138,6 @@ def embed_library(
         with progress("embedding", len(todo)) as step:
             run.embed(store, session, spec, todo, step)
         return run.result(store, paths, compared, session.describe())
-
-
-def _listed(given: list[Path]) -> Iterator[Path]:
-    """The videos that are named; of a list (.txt) one a line, whether they are there or not."""
-    for path in given:
-        if path.suffix.lower() == ".txt" and path.is_file():
-            lines = read_bounded(path, _MAX_LIST, name=f"list {path}").splitlines()
-            yield from (Path(os.path.abspath(os.fsdecode(line))) for line in lines if line.strip())
-        else:
-            yield from list_videos([path])
 
 
 def _check_place(folder: Path, sources: list[Path]) -> None:
@@ -191,26 +183,22 @@ class _Run:
         self._counts["gone"] = len(gone)
         todo = []
         for path in paths:
-            seen = store.file(path)
-            if seen is None or seen.gone or not self._is_current(store, path, seen):
+            known = store.file(path)
+            if known is None or known.gone or not self._is_current(store, path, known):
                 todo.append(path)
         store.commit()
         self._counts["unchanged"] = len(paths) - len(todo)
         return todo
 
-    def _is_current(self, store: Store, path: Path, seen: File) -> bool:
+    def _is_current(self, store: Store, path: Path, known: File) -> bool:
         """Whether nothing is to be done for a file: its time and size are as they were."""
-        try:
-            status = os.stat(path)
-        except OSError:
+        if seen(path) != known[:2]:
             return False
-        if (status.st_size, status.st_mtime_ns) != (seen.size, seen.mtime_ns):
-            return False
-        if seen.sha256 is None:
+        if known.sha256 is None:
             return not self.wanted.retry_failed
-        clip = store.clip(seen.sha256)
+        clip = store.clip(known.sha256)
         if clip is not None and clip[1] is not None and self.wanted.retry_failed:
-            store.forget(seen.sha256)
+            store.forget(known.sha256)
             return False
         return clip is not None
 
@@ -229,13 +217,6 @@ class _Run:
                     os.fsync(written.fileno())
             return None
         old = pass_.read_passport(self.folder)
-        for key in ("batch", "windows"):
-            a, b = (p[key] for p in (dict(old), dict(made)))
-            if a != b:
-                raise InputError(
-                    f"library {self.folder} was made with {key} {a}, this run has {b}: give the "
-                    "same, or embed into a new library"
-                )
         compared = pass_.compare(
             old, facts, canaries, read_vectors(self.folder, old["width"], _SAMPLE)
         )
@@ -274,7 +255,7 @@ class _Run:
 
     def _new(self, store: Store, todo: list[Path], step: Callable[..., None]) -> Iterator[Path]:
         """The files that have a content that nobody has embedded; the others are only noted."""
-        for path, file in _hashed(todo, self._threads):
+        for path, file in hashed(todo, self._threads):
             before = store.file(path)
             store.put_file(path, file)
             if file.sha256 is None:
@@ -325,7 +306,7 @@ class _Run:
         assert file.sha256 is not None
         self._flying.discard(file.sha256)
         step()
-        if _seen(path) != file[:2]:
+        if seen(path) != file[:2]:
             changed = f"{path}: it changed while it was read; run the command again"
             store.put_file(path, file._replace(sha256=None, error=changed, mtime_ns=0))
             self.say(f"error: {changed}")
@@ -368,40 +349,3 @@ class _Run:
             session=session,
             **self._counts,
         )
-
-
-def _seen(path: Path) -> tuple[int, int] | None:
-    """Size and time of change of a file; None: it is gone."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_size, status.st_mtime_ns
-
-
-def _hashed(paths: Iterable[Path], threads: ThreadPoolExecutor) -> Iterator[tuple[Path, File]]:
-    """Files with the hash of their content, read some ahead by threads."""
-    waiting: deque[tuple[Path, Future[File]]] = deque()
-    try:
-        for path in paths:
-            waiting.append((path, threads.submit(_hash, path)))
-            if len(waiting) > _HASHED_AHEAD:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        while waiting:
-            first, future = waiting.popleft()
-            yield first, future.result()
-    finally:
-        for _, future in waiting:
-            future.cancel()
-
-
-def _hash(path: Path) -> File:
-    try:
-        file, size = open_regular(path)
-        with file:
-            mtime = os.fstat(file.fileno()).st_mtime_ns
-            return File(size, mtime, hashlib.file_digest(file, "sha256").digest())
-    except (OSError, InputError) as e:
-        reason = (e.strerror if isinstance(e, OSError) else None) or str(e)
-        return File(*(_seen(path) or (0, 0)), None, f"{path}: {reason}")

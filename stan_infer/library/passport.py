@@ -181,6 +181,16 @@ def new_passport(
     )
 
 
+def ways(batch: int, windows: Windows | dict[str, Any] | None) -> str:
+    """How the work of a library is divided, in words; it is the same in all runs."""
+    told = dataclasses.asdict(windows) if isinstance(windows, Windows) else windows
+    if told is None:
+        return f"--batch {batch} and whole videos"
+    stride = told.get("stride")
+    end = "" if stride is None else f":{_short(stride)}"
+    return f"--batch {batch} and --windows {_short(told.get('seconds'))}{end}"
+
+
 def read_passport(folder: Path) -> Passport:
     """Read and check the passport of a library; InputError where it is none."""
     path = folder / PASSPORT

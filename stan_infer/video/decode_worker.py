@@ -17,7 +17,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, S
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import asdict
-from functools import partial
+from operator import methodcaller
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeAlias
@@ -46,12 +46,11 @@ _COMMAND = python("stan_infer.video.decode_child")
 
 Result: TypeAlias = Clip | StanError
 
+_spare: deque[Child] = deque()  # children that were started early and serve no worker yet
+
 
 class _CrashError(InputError):
     """The decode process ended without an answer."""
-
-
-_spare: deque[Child] = deque()  # children that were started early and serve no worker yet
 
 
 @contextmanager
@@ -224,11 +223,7 @@ def read_clips(
     per worker are decoded ahead. An error of one file is yielded, not raised; wrong options raise
     InputError at once. Closing the iterator, or Ctrl-C, kills all children.
     """
-    _check_timeout(timeout_s)
-    if workers is None:
-        workers = default_workers()
-    if workers < 1:
-        raise InputError(f"workers is {workers}; at least 1 is needed")
+    workers = _checked(workers, timeout_s)
     if isinstance(paths, Sized):
         workers = min(workers, max(1, len(paths)))
     return _in_order(paths, spec, timeout_s, workers)
@@ -247,10 +242,7 @@ def read_all_windows(
     Several processes share one long video. timeout_s: for the packets of a video, and then for
     each of its parts; a process that hangs is noticed after a group of them (windows.Plan.groups).
     """
-    _check_timeout(timeout_s)
-    workers = default_workers() if workers is None else workers
-    if workers < 1:
-        raise InputError(f"workers is {workers}; at least 1 is needed")
+    workers = _checked(workers, timeout_s)
     return _windows_in_order(paths, spec, windows, timeout_s, workers)
 
 
@@ -261,7 +253,7 @@ def _in_order(
 
         def tasks() -> Iterator[tuple[Path, Future[Any]]]:
             for path in paths:
-                yield path, pool.submit(partial(_read_one, path, spec, timeout_s))
+                yield path, pool.submit(methodcaller("read", path, spec, timeout_s=timeout_s))
 
         for path, future in _ahead(tasks(), PREFETCH * workers):
             yield path, future.result()
@@ -274,7 +266,7 @@ def _windows_in_order(
 
         def plans() -> Iterator[tuple[Path, Future[Any]]]:
             for path in paths:
-                yield path, pool.submit(partial(_plan_one, path, windows, timeout_s))
+                yield path, pool.submit(methodcaller("plan", path, windows, timeout_s=timeout_s))
 
         def tasks() -> Iterator[tuple[Path, Future[Any]]]:
             for path, planned in _ahead(plans(), PREFETCH):
@@ -283,7 +275,8 @@ def _windows_in_order(
                     yield path, planned
                     continue
                 for group in plan.groups(spec):
-                    work = partial(_read_group, path, spec, plan.total_frames, group, timeout_s)
+                    asked = (path, spec, plan.total_frames, group)
+                    work = methodcaller("read_windows", *asked, timeout_s=timeout_s)
                     yield path, pool.submit(work)
 
         for path, future in _ahead(tasks(), PREFETCH * workers):
@@ -303,25 +296,6 @@ def _ahead(
         if not waiting:
             return
         yield waiting.popleft()
-
-
-def _read_one(path: Path, spec: ClipSpec, timeout_s: float, worker: DecodeWorker) -> Clip:
-    return worker.read(path, spec, timeout_s=timeout_s)
-
-
-def _plan_one(path: Path, windows: Windows, timeout_s: float, worker: DecodeWorker) -> Plan:
-    return worker.plan(path, windows, timeout_s=timeout_s)
-
-
-def _read_group(
-    path: Path,
-    spec: ClipSpec,
-    total_frames: int,
-    group: list[Window],
-    timeout_s: float,
-    worker: DecodeWorker,
-) -> list[Clip | InputError]:
-    return worker.read_windows(path, spec, total_frames, group, timeout_s=timeout_s)
 
 
 class _Pool:
@@ -362,16 +336,18 @@ class _Pool:
         while (task := self._tasks.get()) is not None:
             work, future = task
             try:
-                try:
-                    future.set_result(work(worker))
-                except _CrashError:
-                    # Somebody else may have killed it, as a system without memory does: the file
-                    # is at fault if a new process dies of it, too.
-                    future.set_result(work(worker))
+                future.set_result(_twice(work, worker))
             except StanError as e:
                 future.set_result(e)
             except Exception as e:
                 future.set_exception(e)
+
+
+def _twice(work: Callable[[DecodeWorker], Any], worker: DecodeWorker) -> Any:
+    """Do it again if the process died: it may have been killed for others' use of memory."""
+    with suppress(_CrashError):
+        return work(worker)
+    return work(worker)
 
 
 def _clip(header: dict[str, Any], pixels: bytes, spec: ClipSpec) -> Clip:
@@ -398,6 +374,15 @@ def _error(header: dict[str, Any]) -> Exception:
     error = RuntimeError(f"the decode process failed: {last}")
     error.add_note(message)  # the child's traceback, shown where ours is
     return error
+
+
+def _checked(workers: int | None, timeout_s: float) -> int:
+    """The number of processes; InputError for wrong options."""
+    _check_timeout(timeout_s)
+    workers = default_workers() if workers is None else workers
+    if workers < 1:
+        raise InputError(f"workers is {workers}; at least 1 is needed")
+    return workers
 
 
 def _check_timeout(timeout_s: float) -> None:
