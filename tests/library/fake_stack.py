@@ -1,0 +1,66 @@
+"""A session without torch, so that a run starts at once; as a program it embeds into a library.
+
+python -m tests.library.fake_stack LIBRARY FILE|FOLDER ... [--option value ...]
+"""
+
+import json
+import os
+import resource
+import sys
+
+import numpy as np
+
+from stan_infer.engines.session import Session
+from stan_infer.errors import StanError
+from stan_infer.library import embed_library
+from tests.conftest import tiny_config
+
+
+class FakeSession(Session):
+    """Products of fixed random numbers with the pixels: every pixel and channel counts."""
+
+    def __init__(self, *, seed=0, round_to=None, flip=False, config=None, **facts):
+        self._config = config or tiny_config()
+        s = self._config.image_size
+        shape = self._config.frames * s * s * 3, self._config.embed_dim
+        self._weights = np.random.default_rng(seed).standard_normal(shape, np.float32)
+        self._round_to, self._flip, self._facts = round_to, flip, facts
+
+    config = property(lambda self: self._config)
+
+    def describe(self):
+        return {"engine": "fake", "device": "cpu", "precision": "fp32", "threads": 2, **self._facts}
+
+    def _video(self, video):
+        pixels = video[..., ::-1] if self._flip else video
+        scaled = (pixels - np.float32(self._config.mean)) / np.float32(self._config.std)
+        found = scaled.reshape(len(video), -1).astype(np.float32) @ self._weights
+        return np.round(found / self._round_to) * self._round_to if self._round_to else found
+
+    def _text(self, texts):
+        raise NotImplementedError
+
+    def _free(self):
+        pass
+
+
+def main(library, *words):
+    """Embed; print what was done. Commits often, so that a stop finds every state."""
+    split = [*words, "--"].index("--")
+    options = {k: json.loads(v) for k, v in (w.split("=") for w in words[split + 1 :])}
+    embed_library.COMMIT_ROWS = options.pop("commit", 2)
+    if limit := options.pop("limit", None):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    if options.pop("hold", False):
+        sys.stdin.readline()
+    try:
+        done = embed_library.embed_library(FakeSession(), words[:split], library, **options)
+    except StanError as e:
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(e.exit_code)
+    print(json.dumps(done.to_dict()))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    main(*sys.argv[1:])

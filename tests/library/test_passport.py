@@ -1,0 +1,138 @@
+"""The passport notices another stack: planted changes, and none where there is none."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+import stan_infer as si
+from stan_infer.library import passport
+from stan_infer.library.embed_library import embed_library
+from stan_infer.library.library import open_library
+from stan_infer.library.store import PASSPORT
+from stan_infer.video import clip, resize
+from tests.conftest import edit_json, tiny_config
+from tests.library.fake_stack import FakeSession
+from tests.video.broken_videos import make_clip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("passport")
+    (folder / "videos").mkdir()
+    for i in range(3):
+        make_clip(folder / "videos" / f"{i}.mp4", frames=8 + i, size=(32, 48))
+    embed_library(FakeSession(), [folder / "videos"], folder / "library", workers=1)
+    return folder
+
+
+@pytest.fixture
+def library(place, monkeypatch):
+    """Canary clips are read in this process, so that a test can change how."""
+
+    def here(paths, spec, **options):
+        return ((p, clip.read_clip_info(p, spec)) for p in paths)
+
+    monkeypatch.setattr(passport, "read_clips", here)
+    return open_library(place / "library")
+
+
+def config(**changes):
+    return FakeSession(config=dataclasses.replace(tiny_config(), **changes))
+
+
+SESSIONS = {
+    "other weights": lambda: FakeSession(seed=1),
+    "precision by name": lambda: FakeSession(precision="fp16"),
+    "int8": lambda: FakeSession(round_to=30.0),
+    "mean": lambda: config(mean=(120.0, 116.7, 104.0)),
+    "std": lambda: config(std=(70.0, 70.0, 70.0)),
+    "short side": lambda: config(short_side=18),
+    "channels": lambda: FakeSession(flip=True),
+    "engine": lambda: FakeSession(engine="ort"),
+    "runtime": lambda: FakeSession(onnxruntime="1.2.3"),
+}
+
+
+@pytest.mark.parametrize("kind", SESSIONS)
+def test_another_model_is_noticed(library, kind):
+    found = library.compare(SESSIONS[kind]())
+    assert not found.same and -1.01 < found.cosine < 1.01
+    named = kind in ("precision by name", "engine", "runtime")
+    assert named == (found.cosine > 1 - 1e-6), "the facts alone tell of it, or the vectors do too"
+
+
+def test_other_pyav(library, monkeypatch):
+    monkeypatch.setattr(passport, "_version", lambda package: "0.1")
+    assert set(library.compare(FakeSession()).changed) == {"reading.decoder", "reading.numpy"}
+
+
+def test_sampler(library, monkeypatch):
+    sample = clip.sample_indices
+    late = lambda n, *more: np.minimum(sample(n, *more) + 1, n - 1)  # noqa: E731
+    monkeypatch.setattr(clip, "sample_indices", late)
+    found = library.compare(FakeSession())
+    assert not found.same and not found.changed and len(found.pixels) == 4
+
+
+def test_resize(library, monkeypatch):
+    shrink = resize.resize_and_crop
+    monkeypatch.setattr(clip, "resize_and_crop", lambda *how: [x // 2 * 2 for x in shrink(*how)])
+    found = library.compare(FakeSession())
+    assert not found.same and not found.changed and found.pixels
+
+
+def test_no_false_alarm(library):
+    assert all(library.compare(FakeSession()).same for _ in range(20))
+    assert library.compare(FakeSession(threads=1)).same
+
+
+def test_a_width_that_differs_is_said(library):
+    with pytest.raises(si.CheckError, match="have 24 numbers, the model's 16"):
+        library.compare(config(embed_dim=16))
+
+
+def test_rows_of_another_model_are_not_added(place):
+    make_clip(place / "videos" / "new.mp4", frames=20, size=(32, 48))
+    try:
+        before = (place / "library" / "vectors.f32").read_bytes()
+        for session in (FakeSession(seed=1), FakeSession(flip=True), FakeSession(round_to=30.0)):
+            with pytest.raises(si.CheckError, match="made by another stack.*cosine.*near rows"):
+                embed_library(session, [place / "videos"], place / "library", workers=1)
+        assert (place / "library" / "vectors.f32").read_bytes() == before
+        said = []
+        embed_library(
+            FakeSession(onnxruntime="2"), [place / "videos"], place / "library", workers=1,
+            say=said.append,
+        )  # fmt: skip
+        assert "warning" in said[0] and "engine.onnxruntime None -> '2'" in said[0]
+    finally:
+        (place / "videos" / "new.mp4").unlink()
+
+
+POISONED = {
+    "another schema": lambda p: p.update(schema="stan-infer/library/9"),
+    "a width beyond bounds": lambda p: p.update(width=2**40),
+    "another width": lambda p: p.update(width=25),
+    "no canaries": lambda p: p.update(canaries=[]),
+    "a vector that is long": lambda p: p["canaries"][0].update(vector=[1e308] * 24),
+    "a vector of text": lambda p: p["canaries"][0].update(vector=["x"] * 24),
+    "a batch of 0": lambda p: p.update(batch=0),
+}
+
+
+@pytest.mark.parametrize("kind", POISONED)
+def test_a_poisoned_passport_is_refused(place, tmp_path, kind):
+    (tmp_path / PASSPORT).write_text((place / "library" / PASSPORT).read_text())
+    edit_json(tmp_path / PASSPORT, POISONED[kind])
+    with pytest.raises(si.InputError, match=r"library\.json"):
+        open_library(tmp_path)
+
+
+def test_facts_are_shown_in_one_line(library):
+    facts = library.passport["facts"] | {"engine.engine": "\x1b[31m\n<script>" * 50}
+    strange = dataclasses.replace(library, passport={**library.passport, "facts": facts})
+    text = str(strange.compare(FakeSession()))
+    assert text.isprintable() and len(text) < 2000
+    assert json.dumps(strange.compare(FakeSession()).to_dict())
