@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.metadata
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
@@ -202,8 +203,8 @@ def read_passport(folder: Path) -> Passport:
         )
     passport = checked(found, Passport, str(path))
     for canary in passport["canaries"]:
-        vector = np.array(canary["vector"], np.float64)
-        if len(vector) != passport["width"] or abs(float(np.linalg.norm(vector)) - 1) > 1e-3:
+        vector = canary["vector"]
+        if len(vector) != passport["width"] or not abs(math.hypot(*vector) - 1) < 1e-3:
             raise InputError(
                 f"{path}: the vector of canary {_short(canary['file'])} has not length 1 and "
                 f"{passport['width']} numbers: it was changed"
