@@ -97,12 +97,35 @@ def embed_library(
     progress: Progress = no_progress,
     **options: Any,
 ) -> EmbeddedLibrary:
-    """Embed what is new in `videos` into the library `out`, which is made if it is not there.
+    """Embed what is new in `videos` into a library, which goes on after a stop at any moment.
 
-    videos: files and folders; a file that is gone from a folder is marked. Vectors have length 1.
-    options: of LibraryOptions, EmbedOptions and open_session. Raises InputError for wrong options,
-    a library in use, one made with other options, a full disk; CheckError for a damaged one and
-    where the model is not the library's (passport.MIXED). Run again, it goes on where it stopped.
+    Args:
+        source: a checkpoint, an exported folder, a plan or an open session.
+        videos: videos, folders, lists (.txt, a path a line). Copies of a content have one vector; a
+            file that is gone from a folder is marked.
+        out: the folder of the library, made if it is not there; open_library reads it.
+        say, progress: as of embed_videos.
+        options: windows (a video.windows.Windows: a row for every part of a video), retry_failed
+            (try again what failed in earlier runs); frames, decoder, batch, workers and timeout_s
+            as of embed_videos; those of open_session.
+
+    Returns:
+        EmbeddedLibrary: what was done, and the files without vectors with the reason.
+
+    Raises:
+        InputError: wrong options, or others than the library was made with; another run is writing;
+            a full disk. What was committed stays: run it again.
+        CheckError: a damaged library; a model whose canary clips differ from the library's.
+        MissingError: a package or device is not here.
+
+    Example:
+        >>> import stan_infer as si, tempfile
+        >>> model, clips = "examples/motion/motion.safetensors", ["examples/motion/clips"]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     first = si.embed_library(model, clips, f"{folder}/clips", workers=1)
+        ...     again = si.embed_library(model, clips, f"{folder}/clips", workers=1)
+        >>> (first.embedded, first.unchanged), (again.embedded, again.unchanged)
+        ((10, 0), (0, 10))
     """
     wanted, rest = divided(LibraryOptions, options)
     how, words = divided(EmbedOptions, rest)
