@@ -135,32 +135,8 @@ def embed_library(
     name = path_of(source)
     paths = list(dict.fromkeys(listed(given)))
     _check_place(folder, [*(files_of(name) if name else []), *paths])
-    with locked(folder), ThreadPoolExecutor(HASHERS) as threads, ExitStack() as stack:
-        run = _Run(folder, wanted, how, say, threads)
-        store, todo = None, paths
-        if is_library(folder):
-            made = pass_.read_passport(folder)
-            made_as = pass_.ways(made["batch"], made["windows"])
-            if made_as != (ways := pass_.ways(how.batch, wanted.windows)):
-                raise InputError(
-                    f"library {folder} was made with {made_as}, this run has {ways}: give the "
-                    "same, or embed into a new library"
-                )
-            store = stack.enter_context(Store(folder, made["width"]))
-            todo = run.look(store, given, paths)
-            if not todo:
-                return run.result(store, paths, None, {})
-        # Workers start, files are hashed and the model is opened at the same time.
-        stack.enter_context(early_workers(how.workers, len(todo)))
-        hashes = threads.submit(lambda: {} if name is None else model_hashes(name))
-        session = stack.enter_context(opened(source, words, yielding=True))
-        spec = ClipSpec.of(session.config, frames=wanted.frames, decoder=wanted.decoder)
-        compared = run.check_stack(session, spec, name, hashes.result())
-        if store is None:
-            store = stack.enter_context(Store(folder, pass_.read_passport(folder)["width"]))
-        with progress("embedding", len(todo)) as step:
-            run.embed(store, session, spec, todo, step)
-        return run.result(store, paths, compared, session.describe())
+    with locked(folder), ThreadPoolExecutor(HASHERS) as threads:
+        return _Run(folder, wanted, how, say, threads).run(source, words, given, paths, progress)
 
 
 def _check_place(folder: Path, sources: list[Path]) -> None:
@@ -196,6 +172,48 @@ class _Run:
         self._given: dict[Path, File] = {}  # files whose content is being embedded
         self._flying: set[bytes] = set()
         self._open: tuple[Path, list[Part], list[str], Reading] | None = None
+
+    def run(
+        self,
+        source: Source,
+        words: dict[str, Any],
+        given: list[Path],
+        paths: list[Path],
+        progress: Progress,
+    ) -> EmbeddedLibrary:
+        """Embed what is new of the videos `paths`, which are in `given`. words: for open_session."""
+        name = path_of(source)
+        with ExitStack() as stack:
+            store, todo = None, paths
+            if is_library(self.folder):
+                store = stack.enter_context(self._store())
+                todo = self.look(store, given, paths)
+                if not todo:
+                    return self.result(store, paths, None, {})
+            # Workers start, files are hashed and the model is opened at the same time.
+            stack.enter_context(early_workers(self.how.workers, len(todo)))
+            hashes = self._threads.submit(lambda: {} if name is None else model_hashes(name))
+            session = stack.enter_context(opened(source, words, yielding=True))
+            spec = ClipSpec.of(
+                session.config, frames=self.wanted.frames, decoder=self.wanted.decoder
+            )
+            compared = self.check_stack(session, spec, name, hashes.result())
+            store = store or stack.enter_context(self._store())
+            with progress("embedding", len(todo)) as step:
+                self.embed(store, session, spec, todo, step)
+            return self.result(store, paths, compared, session.describe())
+
+    def _store(self) -> Store:
+        """The files of the library; InputError where it was made in another way than is wanted."""
+        passport = pass_.read_passport(self.folder)
+        old = pass_.ways(passport["batch"], passport["windows"])
+        new = pass_.ways(self.how.batch, self.wanted.windows)
+        if old != new:
+            raise InputError(
+                f"library {self.folder} was made with {old}, this run has {new}: give the same, or "
+                "embed into a new library"
+            )
+        return Store(self.folder, passport["width"])
 
     def look(self, store: Store, given: list[Path], paths: list[Path]) -> list[Path]:
         """Mark files that are gone; return those that are new, changed, or to be tried again."""
