@@ -104,7 +104,8 @@ def embed_library(
         videos: videos, folders, lists (.txt, a path a line). Copies of a content have one vector; a
             file that is gone from a folder is marked.
         out: the folder of the library, made if it is not there; open_library reads it.
-        say, progress: as of embed_videos.
+        say: called with a sentence for each video that fails.
+        progress: see embed_videos; its steps are the files that are not known.
         options: windows (a video.windows.Windows: a row for every part of a video), retry_failed
             (try again what failed in earlier runs); frames, decoder, batch, workers and timeout_s
             as of embed_videos; those of open_session.
@@ -181,7 +182,7 @@ class _Run:
         paths: list[Path],
         progress: Progress,
     ) -> EmbeddedLibrary:
-        """Embed what is new of the videos `paths`, which are in `given`. words: for open_session."""
+        """Embed what is new of `paths`, which are in `given`. words: for open_session."""
         name = path_of(source)
         with ExitStack() as stack:
             store, todo = None, paths
