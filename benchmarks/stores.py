@@ -1,10 +1,10 @@
 """python -m benchmarks.stores: where a library keeps its vectors, and how they are searched.
 
-Stores: SQLite with one file of vectors beside it (as stan_infer.library keeps them), Parquet files,
-LanceDB. Searches: exact ones, and the indexes of usearch, faiss and LanceDB. Each is measured in a
-process of its own, on unit vectors in clusters whose spread falls from axis to axis, as embeddings
-have it; the queries are further vectors of the same clusters. Needs `pip install -e .[stores]`.
-Appends rows to benchmarks/results/.
+Stores: that of stan_infer.library (SQLite, one file of vectors beside it), Parquet files, LanceDB.
+Searches: exact ones, and the indexes of usearch, faiss and LanceDB. Each is measured in a process
+of its own, on unit vectors in clusters whose spread falls from axis to axis, as embeddings have it;
+the queries are further vectors of the same clusters. Needs `pip install -e .[stores]`. Appends rows
+to benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ from __future__ import annotations
 import json
 import os
 import random
-import resource
+import re
 import signal
-import sqlite3
 import statistics
 import subprocess
 import sys
@@ -29,14 +28,15 @@ import numpy as np
 
 from benchmarks.record import ROOT, append_rows
 from benchmarks.script import options
+from stan_infer.library.store import File, Store, new_store
 
 WIDTH, BATCH, TOP = 512, 256, 10
-STORES = ("sqlite", "parquet", "lancedb")
+STORES = ("library", "parquet", "lancedb")
 SEARCHES = (
     "exact-f32 exact-f16 exact-i8-rerank usearch-f16 usearch-i8-rerank faiss-ivf-sq8 lancedb-ivf-pq"
 ).split()
 PACKAGES = {
-    "sqlite": (),
+    "library": (),
     "parquet": ("pyarrow",),
     "lancedb": ("lancedb", "pyarrow"),
     "usearch": ("usearch", "numkong"),
@@ -63,31 +63,23 @@ def vectors(count: int, seed: int) -> Iterator[np.ndarray]:
 # --- stores: appending in batches ---
 
 
-def append_sqlite(folder: Path, x: np.ndarray, told: Callable[[int], None]) -> None:
-    """The vectors first, made durable, then their rows in one transaction."""
-    db = sqlite3.connect(folder / "rows.db", isolation_level=None)
-    db.execute("PRAGMA journal_mode = WAL")
-    db.execute("PRAGMA synchronous = FULL")
-    db.execute("CREATE TABLE IF NOT EXISTS rows (id INTEGER PRIMARY KEY, path TEXT, sha256 TEXT)")
-    with (folder / "vectors.f32").open("ab", buffering=0) as file:
+def append_library(folder: Path, x: np.ndarray, told: Callable[[int], None]) -> None:
+    """What a run of `stan-infer embed -o LIBRARY` writes."""
+    new_store(folder)
+    with Store(folder, WIDTH) as store:
         for i in range(0, len(x), BATCH):
-            part = np.ascontiguousarray(x[i : i + BATCH])
-            file.write(part.data)
-            os.fsync(file.fileno())
-            db.execute("BEGIN")
-            rows = [(j, f"videos/{j:07}.mp4", f"{j:064x}") for j in range(i, i + len(part))]
-            db.executemany("INSERT INTO rows VALUES (?, ?, ?)", rows)
-            db.execute("COMMIT")
-            told(i + len(part))
-    db.close()
+            for j in range(i, min(i + BATCH, len(x))):
+                content = j.to_bytes(32)
+                store.put_file(Path(f"videos/{j:07}.mp4"), File(1, 1, content))
+                store.add_clip(content, [store.add_vector(x[j], None)])
+            store.commit()
+            told(min(i + BATCH, len(x)))
 
 
-def rows_sqlite(folder: Path) -> int:
+def rows_library(folder: Path) -> int:
     """How many rows are whole."""
-    db = sqlite3.connect(folder / "rows.db")
-    count = db.execute("SELECT count(*) FROM rows").fetchone()[0]
-    assert (folder / "vectors.f32").stat().st_size >= count * WIDTH * 4
-    return int(count)
+    with Store(folder, WIDTH) as store:
+        return store.rows()
 
 
 def _table(x: np.ndarray, first: int) -> Any:
@@ -115,7 +107,7 @@ def append_parquet(folder: Path, x: np.ndarray, told: Callable[[int], None]) -> 
             file.flush()
             os.fsync(file.fileno())
         os.rename(made, folder / f"part-{i:09}.parquet")
-        told(i + BATCH)
+        told(min(i + BATCH, len(x)))
 
 
 def rows_parquet(folder: Path) -> int:
@@ -137,7 +129,7 @@ def append_lancedb(folder: Path, x: np.ndarray, told: Callable[[int], None]) -> 
             table = db.create_table("rows", rows)
         else:
             table.add(rows)
-        told(i + BATCH)
+        told(min(i + BATCH, len(x)))
 
 
 def rows_lancedb(folder: Path) -> int:
@@ -304,7 +296,7 @@ def measure_search(name: str, place: Path, folder: Path) -> list[dict[str, Any]]
     common = {
         "build_s": time.perf_counter() - start,
         "index_mib": _size(folder) / 2**20,
-        "build_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
+        "build_peak_mib": _peak_mib(),
     }
     rows = []
     for setting, search in settings.items():
@@ -327,6 +319,13 @@ def measure_search(name: str, place: Path, folder: Path) -> list[dict[str, Any]]
 
 def _size(folder: Path) -> int:
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+
+
+def _peak_mib() -> float:
+    # Not getrusage: its peak counts the parent's, which was there before exec.
+    found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) / 2**10
 
 
 def _installed_mib(names: tuple[str, ...]) -> float:
