@@ -20,12 +20,13 @@ from stan_infer.engines.opened import Source, opened, path_of
 from stan_infer.engines.session import Session
 from stan_infer.errors import InputError
 from stan_infer.library import passport as pass_
+from stan_infer.library.database import FILES, PASSPORT, VECTORS
 from stan_infer.library.embed import EmbedOptions, Reading, embed_batches
 from stan_infer.library.files import HASHERS, hashed, listed, seen
 from stan_infer.library.levels import Level, normalised
-from stan_infer.library.library import is_library, read_vectors
+from stan_infer.library.library import is_library
 from stan_infer.library.model_files import model_hashes
-from stan_infer.library.store import FILES, PASSPORT, VECTORS, File, Part, Store, locked
+from stan_infer.library.store import File, Part, Store, locked, sync_folder
 from stan_infer.library.store import new_store as new_files
 from stan_infer.system.atomic import check_apart, check_not_inside, files_of, new_file
 from stan_infer.system.json_file import json_line
@@ -135,7 +136,7 @@ def embed_library(
         raise InputError("nothing to embed: give videos, folders of videos, or lists (.txt)")
     name = path_of(source)
     paths = list(dict.fromkeys(listed(given)))
-    _check_place(folder, [*(files_of(name) if name else []), *paths])
+    _check_place(folder, files_of(name) if name else [])
     with locked(folder), ThreadPoolExecutor(HASHERS) as threads:
         return _Run(folder, wanted, how, say, threads).run(source, words, given, paths, progress)
 
@@ -198,7 +199,7 @@ class _Run:
             spec = ClipSpec.of(
                 session.config, frames=self.wanted.frames, decoder=self.wanted.decoder
             )
-            compared = self.check_stack(session, spec, name, hashes.result())
+            compared = self.check_stack(store, session, spec, name, hashes.result())
             store = store or stack.enter_context(self._store())
             with progress("embedding", len(todo)) as step:
                 self.embed(store, session, spec, todo, step)
@@ -245,23 +246,27 @@ class _Run:
         return clip is not None
 
     def check_stack(
-        self, session: Session, spec: ClipSpec, name: str | None, hashes: dict[str, str]
+        self,
+        store: Store | None,
+        session: Session,
+        spec: ClipSpec,
+        name: str | None,
+        hashes: dict[str, str],
     ) -> pass_.Comparison | None:
         """Make a new library, or compare the model with what made the one that is there."""
         facts = pass_.facts_of(session, name, hashes, spec)
         canaries = pass_.seen_canaries(session, spec, self.how.timeout_s)
         made = pass_.new_passport(facts, canaries, self.how.batch, self.wanted.windows)
-        if not is_library(self.folder):
+        if store is None:
             new_files(self.folder)
             with new_file(self.folder / PASSPORT) as file:
                 file.write_text(json_line(made) + "\n")
                 with file.open("rb") as written:
                     os.fsync(written.fileno())
+            sync_folder(self.folder)
             return None
         old = pass_.read_passport(self.folder)
-        compared = pass_.compare(
-            old, facts, canaries, read_vectors(self.folder, old["width"], _SAMPLE)
-        )
+        compared = pass_.compare(old, facts, canaries, store.vectors(_SAMPLE))
         compared.check(pass_.MIXED, self.folder, "adding rows")
         if not compared.same:
             self.say(f"warning: library {self.folder} was made by another stack: {compared}")
@@ -375,13 +380,8 @@ class _Run:
         session: dict[str, Any],
     ) -> EmbeddedLibrary:
         """What was done, and which of the files have no vectors."""
-        failed = {}
-        for path in paths:
-            file = store.file(path)
-            clip = None if file is None or file.sha256 is None else store.clip(file.sha256)
-            error = file.error if file is not None and clip is None else clip and clip[1]
-            if error:
-                failed[str(path)] = str(error)
+        here = set(paths)
+        failed = {str(path): error for path, error in store.failures() if path in here}
         return EmbeddedLibrary(
             out=self.folder,
             rows=store.rows(),

@@ -12,9 +12,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stan_infer.engines.opened import path_of
+from stan_infer.engines.opened import path_of as name_of
 from stan_infer.engines.session import Session
 from stan_infer.errors import CheckError, InputError
+from stan_infer.library.database import (
+    PASSPORT,
+    VECTORS,
+    committed,
+    connect,
+    errors_named,
+    failures,
+    mapped,
+    path_of,
+)
 from stan_infer.library.model_files import model_hashes
 from stan_infer.library.passport import (
     Comparison,
@@ -24,7 +34,6 @@ from stan_infer.library.passport import (
     read_passport,
     seen_canaries,
 )
-from stan_infer.library.store import PASSPORT, VECTORS, committed, connect, errors_named
 from stan_infer.system.result import Result
 from stan_infer.video.spec import ClipSpec
 
@@ -75,7 +84,7 @@ class Library(Result):
         `compare(session).check(passport.SEARCHED, library.path, "searching")` refuses a session
         whose vectors are too far away. The decoder and the frames are those of the library.
         """
-        name = path_of(session)
+        name = name_of(session)
         facts = self.passport["facts"]
         decoder = str(facts.get("reading.decoder", "pyav")).partition(" ")[0]
         frames = facts.get("reading.frames")
@@ -143,9 +152,9 @@ def open_library(path: str | Path) -> Library:
         db = connect(folder)
         try:
             db.execute("BEGIN")  # all of it is of one moment
-            vectors = _mapped(folder, committed(db, folder, passport["width"]), passport["width"])
+            vectors = mapped(folder, committed(db, folder, passport["width"]), passport["width"])
             rows = [*_rows(db, folder)]
-            failed = {str(p): str(e) for p, e in _failed(db)}
+            failed = {str(p): e for p, e in failures(db)}
         finally:
             db.close()
     return Library(
@@ -165,22 +174,6 @@ def is_library(folder: Path) -> bool:
     return os.path.lexists(folder / PASSPORT)
 
 
-def read_vectors(folder: Path, width: int, count: int) -> NDArray[np.float32]:
-    """The first committed vectors of a library, at most `count`."""
-    with errors_named(folder):
-        db = connect(folder)
-        try:
-            return _mapped(folder, min(count, committed(db, folder, width)), width)
-        finally:
-            db.close()
-
-
-def _mapped(folder: Path, count: int, width: int) -> NDArray[np.float32]:
-    if not count:  # an empty file cannot be mapped
-        return np.empty((0, width), np.float32)
-    return np.memmap(folder / VECTORS, "<f4", "r", shape=(count, width))
-
-
 def _rows(db: Any, folder: Path) -> Iterator[tuple[int, tuple[str, ...], float, float]]:
     """Rows in order: place, files, start, end; rows of contents that no file has are passed."""
     asked = (
@@ -189,7 +182,7 @@ def _rows(db: Any, folder: Path) -> Iterator[tuple[int, tuple[str, ...], float, 
     )
     files: dict[int, tuple[str, ...]] = {}
     for clip, path in db.execute(asked):
-        files[clip] = (*files.get(clip, ()), _path(path, folder))
+        files[clip] = (*files.get(clip, ()), path_of(path))
     asked = "SELECT id, clip, start_s, end_s FROM rows ORDER BY id"
     for row, clip, start, end in db.execute(asked):
         if clip in files:
@@ -197,19 +190,3 @@ def _rows(db: Any, folder: Path) -> Iterator[tuple[int, tuple[str, ...], float, 
             if not all(isinstance(t, float) for t in times):
                 raise CheckError(f"library {folder} is damaged: row {row} has no times")
             yield row, files[clip], *times
-
-
-def _failed(db: Any) -> Iterator[tuple[str, str]]:
-    asked = (
-        "SELECT files.path, coalesce(clips.error, files.error) FROM files LEFT JOIN clips"
-        " ON clips.sha256 = files.sha256 WHERE NOT files.gone"
-        " AND coalesce(clips.error, files.error) IS NOT NULL ORDER BY files.path"
-    )
-    for path, error in db.execute(asked):
-        yield os.fsdecode(path), error
-
-
-def _path(value: Any, folder: Path) -> str:
-    if not isinstance(value, bytes) or b"\0" in value:
-        raise CheckError(f"library {folder} is damaged: a file has no path")
-    return os.fsdecode(value)

@@ -1,7 +1,7 @@
 """The files of a library: rows in SQLite, vectors beside them, as one run writes them.
 
     library.json   the passport: whose vectors these are (library.passport)
-    rows.db        SQLite, the tables of SCHEMA
+    rows.db        SQLite, the tables of database.SCHEMA
     vectors.f32    float32, little-endian, one vector after the other; row i begins at 4 * width * i
     lock           locked by the run that writes
 
@@ -9,20 +9,16 @@ A commit makes the new vectors durable and then adds their rows in one transacti
 moment leaves what was committed. Vectors behind the last row are of no run that ended well; the
 next one cuts them off.
 
-Beside LanceDB and Parquet (benchmarks.stores measures all three) this needs no package, takes the
-least disk and appends fastest, keeps two files where they keep thousands, and marks rows in place;
-numpy maps the vectors and any program reads the rows. A search needs no index of another library
-beside it: exact products, over a copy in 8 bits where that is too slow, serve a million vectors.
-
-Libraries come from strangers: the tables must be exactly those of SCHEMA, so that no trigger or
-view can run, links are refused, and nothing is unpickled.
+Beside LanceDB and Parquet (benchmarks.stores measures all three) this needs no package, keeps two
+files where they keep thousands, marks rows in place, and has its vectors in one file that numpy
+maps. A search needs no index of another library beside it: exact products, over a copy in 8 bits
+where those in 32 are too slow, serve a million vectors.
 """
 
 from __future__ import annotations
 
 import os
 import sqlite3
-import stat
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -32,34 +28,26 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stan_infer.errors import CheckError, InputError, storable
-from stan_infer.system.temporary import tells_no_space, why_no_room
+from stan_infer.errors import InputError, storable
+from stan_infer.library.database import (
+    FILES,
+    LOCK,
+    PASSPORT,
+    ROWS,
+    SCHEMA,
+    VECTORS,
+    check_own,
+    committed,
+    connect,
+    errors_named,
+    failures,
+    mapped,
+)
 
 try:
     import fcntl
 except ImportError:  # Windows: two runs at once are not noticed
     fcntl = None  # type: ignore[assignment]
-
-PASSPORT, ROWS, VECTORS, LOCK = "library.json", "rows.db", "vectors.f32", "lock"
-FILES = {PASSPORT, ROWS, f"{ROWS}-wal", f"{ROWS}-shm", VECTORS, LOCK}
-MAX_WIDTH = 65536
-SCHEMA = (
-    # How many vectors of the file have been committed.
-    "CREATE TABLE state (id INTEGER PRIMARY KEY, vectors INTEGER NOT NULL)",
-    # A content that was embedded, or why it was not. Its rows: none after an error of all of it.
-    "CREATE TABLE clips (id INTEGER PRIMARY KEY, sha256 BLOB NOT NULL UNIQUE, frames INTEGER,"
-    " decoder TEXT, error TEXT)",
-    # id: place of the vector. start_s, end_s: the part of the video, NULL: all of it.
-    "CREATE TABLE rows (id INTEGER PRIMARY KEY, clip INTEGER NOT NULL, start_s REAL, end_s REAL,"
-    " crc INTEGER NOT NULL)",
-    # sha256: NULL where the file could not be read, for the reason in error.
-    "CREATE TABLE files (path BLOB PRIMARY KEY, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,"
-    " sha256 BLOB, error TEXT, gone INTEGER NOT NULL) WITHOUT ROWID",
-    "CREATE INDEX files_sha256 ON files (sha256)",
-    "CREATE INDEX rows_clip ON rows (clip)",
-)
-_MAX_VALUE = 2**20  # bytes of one value: paths and reasons are shorter
-_WAL = b"\x02\x02"  # bytes 18 and 19 of a database in this mode
 
 
 class File(NamedTuple):
@@ -147,6 +135,16 @@ class Store:
             " ON files.sha256 = clips.sha256 WHERE NOT files.gone)"
         )
         return int(next(iter(self._run(asked)))[0])
+
+    def vectors(self, count: int) -> NDArray[np.float32]:
+        """The first committed vectors, at most `count`, as they lie on the disk."""
+        return mapped(self.folder, min(count, self._done), self.width)
+
+    def failures(self) -> list[tuple[Path, str]]:
+        """Files that are there without vectors, or not all, with the reason."""
+        assert self._db is not None
+        with errors_named(self.folder):
+            return [*failures(self._db)]
 
     def put_file(self, path: Path, file: File) -> None:
         """Say how a file was seen now."""
@@ -239,81 +237,14 @@ def new_store(folder: Path) -> None:
             db.close()
 
 
-def connect(folder: Path, *, write: bool = False) -> sqlite3.Connection:
-    """Open the database, which may be a stranger's, and check that it has our tables alone."""
-    path = folder / ROWS
-    if os.path.lexists(f"{path}-journal"):
-        # SQLite would play it back, and delete the file that it may name.
-        raise InputError(f"{path}-journal is not of a library: delete it, or the library")
-    for name in (ROWS, f"{ROWS}-wal", f"{ROWS}-shm", VECTORS):
-        if name in (ROWS, VECTORS) or os.path.lexists(folder / name):
-            check_own(folder / name, write)
-    with path.open("rb") as file:
-        head = file.read(20)
-    if not head.startswith(b"SQLite format 3\0") or head[18:] != _WAL:
-        raise InputError(f"{path} is not the database of a library")
-    options = "mode=rw" if write else "mode=ro"
-    wal = Path(f"{path}-wal")
-    if not write and not os.access(folder, os.W_OK) and not (wal.exists() and wal.stat().st_size):
-        options += "&immutable=1"  # where nobody can write, SQLite cannot make its lock
-    uri = f"{path.absolute().as_uri()}?{options}"
-    db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=30, check_same_thread=False)
-    try:
-        db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MAX_VALUE)
-        for pragma in ("trusted_schema = OFF", "cell_size_check = ON", "mmap_size = 0"):
-            db.execute(f"PRAGMA {pragma}")
-        db.execute("PRAGMA synchronous = FULL" if write else "PRAGMA query_only = ON")
-        found = db.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL").fetchmany(99)
-        if sorted(s for (s,) in found) != sorted(SCHEMA):
-            raise InputError(f"{path} has other tables than a library has")
-    except BaseException:
-        db.close()
-        raise
-    return db
-
-
-def committed(db: sqlite3.Connection, folder: Path, width: int) -> int:
-    """How many vectors count; CheckError where the file of vectors has fewer."""
-    found = db.execute("SELECT vectors FROM state").fetchmany(2)
-    count: Any = found[0][0] if len(found) == 1 else None
-    ends = db.execute("SELECT min(id), max(id) FROM rows").fetchone()
-    size = os.stat(folder / VECTORS).st_size
-    if isinstance(count, int) and 0 <= count <= size // (4 * width):
-        if all(i is None or (isinstance(i, int) and 0 <= i < count) for i in ends):
-            return count
-    raise CheckError(
-        f"library {folder} is damaged: its rows name {count} vectors of {width} numbers, and "
-        f"{VECTORS} has {size} bytes; take it from a backup, or embed into a new one"
-    )
-
-
-@contextmanager
-def errors_named(folder: Path) -> Iterator[None]:
-    """Turn errors of SQLite and of the disk into InputError or CheckError, which name the folder.
-
-    What was committed stays.
-    """
-    try:
-        yield
-    except (sqlite3.Error, OSError) as e:
-        if isinstance(e, sqlite3.OperationalError) and "locked" in str(e):
-            raise InputError(f"library {folder} is in use by another program: {e}") from e
-        code = getattr(e, "sqlite_errorname", "")
-        reason = why_no_room(e, folder)
-        if reason is None and code == "SQLITE_FULL":
-            reason = os.strerror(28)
-        if reason is None and isinstance(e, sqlite3.DatabaseError) and "IOERR" not in code:
-            if code.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY")):
-                raise InputError(f"library {folder} cannot be opened: {e}") from e
-            raise CheckError(
-                f"library {folder} is damaged ({e}): take it from a backup, or embed into a new one"
-            ) from e
-        reason = reason or (e.strerror if isinstance(e, OSError) else None) or str(e)
-        more = "; free some space, and" if tells_no_space(reason) else ";"
-        raise InputError(
-            f"library {folder} cannot be used: {reason}{more} run the command again: it goes on "
-            "where it stopped"
-        ) from e
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable, where the system can."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 @contextmanager
@@ -363,16 +294,6 @@ def _lock(folder: Path) -> int:
                 os.close(lock)
                 raise
             os.close(lock)  # another run has just removed it
-
-
-def check_own(path: Path, write: bool) -> None:
-    """Refuse a link: what is read there, or written, would be another file."""
-    try:
-        status = os.lstat(path)
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing: this is not a whole library") from None
-    if not stat.S_ISREG(status.st_mode) or (write and status.st_nlink != 1):
-        raise InputError(f"{path} is a link, a folder or a device; a library has files of its own")
 
 
 def _open_own(path: Path) -> IO[bytes]:

@@ -8,9 +8,9 @@ import pytest
 
 import stan_infer as si
 from stan_infer.library import passport
+from stan_infer.library.database import PASSPORT
 from stan_infer.library.embed_library import embed_library
 from stan_infer.library.library import open_library
-from stan_infer.library.store import PASSPORT
 from stan_infer.video import clip, resize
 from tests.conftest import edit_json, tiny_config
 from tests.library.fake_stack import FakeSession

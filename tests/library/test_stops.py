@@ -11,8 +11,8 @@ import time
 
 import pytest
 
+from stan_infer.library.database import ROWS, VECTORS
 from stan_infer.library.library import open_library
-from stan_infer.library.store import ROWS, VECTORS
 from tests.conftest import ROOT, python
 from tests.video.broken_videos import make_clip
 
