@@ -22,7 +22,7 @@ demo: $(VENV)/ready
 # The site, out/docs/index.html; a warning is an error.
 docs: $(VENV)/ready
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[docs]"
-	$(BIN)/python -m sphinx -q -W --keep-going -b html -c docs . out/docs
+	$(BIN)/python -m sphinx -q -E -W --keep-going -b html -c docs . out/docs
 
 PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 4 --no-loadscope-reorder
 

@@ -22,7 +22,7 @@ from benchmarks.script import export_video, options, random_model, stan_infer, w
 from stan_infer.benchmarking.interleave import Schedule
 from stan_infer.network.model import Stan
 from stan_infer.video.clip import Clip
-from stan_infer.video.decode_worker import read_clips
+from stan_infer.video.decode_pool import read_clips
 from stan_infer.video.spec import ClipSpec
 
 STREAM, VALUES = (30.0, 35.0, 40.0, 45.0, 50.0, 40.0), (30.0, 40.0, 50.0, 35.0)

@@ -8,6 +8,8 @@ are those of one tool, imports included.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -15,10 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from stan_infer.artefacts.folder import read_artefact
+from stan_infer.artefacts.folder import Artefact, read_artefact
 from stan_infer.system.machine import peak_mib
+from stan_infer.system.packages import require
 from stan_infer.video.clip import Clip
-from stan_infer.video.decode_worker import early_workers, read_clips
+from stan_infer.video.decode_pool import early_clips, read_clips
+from stan_infer.video.decode_worker import early_workers
 from stan_infer.video.spec import ClipSpec
 
 GRAPH = "video.onnx"
@@ -44,41 +48,46 @@ def _feeds(folder: Path, videos: Path) -> Iterator[dict[str, np.ndarray]]:
 
 
 def ours(folder: Path, videos: Path, out: Path) -> None:
-    """See _ours; the processes that decode start while torch is imported, as with `calibrate`."""
-    with early_workers(None, len(list(videos.iterdir()))):
-        _ours(folder, videos, out)
+    """See _ours; as `calibrate`, it decodes while torch is imported, and ends without a search for
+    garbage."""
+    atexit.register(gc.freeze)
+    chosen = sorted(videos.iterdir())
+    with early_workers(None, len(chosen)):
+        artefact = read_artefact(folder)
+        with early_clips(chosen, ClipSpec.of(artefact.config)):
+            _ours(artefact, chosen, out)
 
 
-def _ours(folder: Path, videos: Path, out: Path) -> None:
+def _ours(artefact: Artefact, chosen: list[Path], out: Path) -> None:
     """What `stan-infer calibrate` does up to its graph, without the checks behind it.
 
     Those are the bound on other clips, the error of each linear alone, and the verdict's timing,
     which no other tool has.
     """
+    require("torch", "calibrating", "cpu")
     from stan_infer.export.read_weights import read_weights
     from stan_infer.export.to_quantised import write_quantised
     from stan_infer.network.eight_bits import NUMBER_FORMATS
     from stan_infer.quantisation import ranges, smooth
-    from stan_infer.quantisation.calibrate import SMOOTHED_ON
-    from stan_infer.quantisation.observe import samples_of
     from stan_infer.quantisation.options import CalibrationOptions
+    from stan_infer.quantisation.state import Known, State
+    from stan_infer.quantisation.watched import samples_of
+    from stan_infer.quantisation.work import SMOOTHED_ON
 
-    artefact = read_artefact(folder)
     weights, config = read_weights(artefact), artefact.config
-    chosen = sorted(videos.iterdir())
     options = CalibrationOptions(samples=len(chosen))
     first = list(read_clips(chosen[:SMOOTHED_ON], ClipSpec.of(config)))
     clips = ((p, ranges.as_input(config, weights, r.pixels[None])) for p, r in first)
-    seen = samples_of(weights, clips)
+    seen = samples_of(weights, config, clips)
     smoothing = smooth.choose(weights, seen.inputs, options.precision)
     largest = smooth.largest_inputs(weights, seen.inputs, smoothing)
     exact = smooth.through_values(weights, smoothing)
-    state = ranges.State(out.with_suffix(".npz"), {}, ranges.Known(seen.paths, largest))
+    state = State(out.with_suffix(".npz"), {}, Known(seen.paths, largest))
     collected = ranges.collect_ranges(
         smooth.with_gains(exact, smoothing.gains),
         config,
         chosen,
-        root=videos,
+        root=chosen[0].parent,
         state=state,
         options=options,
     )

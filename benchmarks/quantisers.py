@@ -34,7 +34,7 @@ from stan_infer.export.export_model import export_model
 from stan_infer.scores import cosine_scores
 from stan_infer.system.machine import installed_versions, usable_cpus
 from stan_infer.video.clip import Clip
-from stan_infer.video.decode_worker import read_clips
+from stan_infer.video.decode_pool import read_clips
 from stan_infer.video.spec import ClipSpec
 
 FP32 = "fp32"

@@ -33,7 +33,8 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for count in args.beside:
         with computing(range(count)):
-            first, second = stan_infer(*command), stan_infer(*command)
+            # 4: every row is starved, which is an answer here.
+            first, second = (stan_infer(*command, codes=(0, 4)) for _ in range(2))
         rows += [_row(*pair, count, args.repeats) for pair in zip(first, second, strict=True)]
     append_rows("repeat", rows)
 

@@ -8,7 +8,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,10 +36,14 @@ def options(doc: str | None, **defaults: Any) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def stan_infer(*arguments: str | Path, python: str = sys.executable) -> list[dict[str, Any]]:
-    """Run a stan-infer command with --json; return its records."""
+def stan_infer(
+    *arguments: str | Path, python: str = sys.executable, codes: Collection[int] = (0,)
+) -> list[dict[str, Any]]:
+    """Run a stan-infer command with --json; return its records. codes: that it may end with."""
     command = [python, "-m", "stan_infer", *map(str, arguments), "--json"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode not in codes:
+        raise subprocess.CalledProcessError(done.returncode, command)
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 

@@ -21,11 +21,13 @@ include_patterns = [
     )),
     "examples/cpp/README.md",
     "examples/motion/README.md",
+    "examples/web/README.md",
 ]  # fmt: skip
 # Folders, which are then not searched.
 exclude_patterns = [
     *(path.name for path in ROOT.glob(".*") if path.is_dir()),
     *("out", "build", "dist", "stan_infer", "kernels", "export", "tests", "examples/motion/clips"),
+    "examples/web/node_modules",
 ]
 html_theme = "furo"
 html_static_path = ["static"]
@@ -45,7 +47,7 @@ def _read(app, docname, source):
     folder = (ROOT / f"{docname}.md").parent
     text = source[0]
     if docname == "docs/api":
-        text = text.replace("%NAMES%", _directives())
+        text = re.sub(r"<!-- names -->.*", lambda _: _directives(), text, flags=re.DOTALL)
 
     def linked(match):
         words, target = match.groups()
@@ -64,15 +66,17 @@ def _kind(name) -> str:
     return "autoexception" if issubclass(value, Exception) else "autoclass"
 
 
-def _order(found) -> tuple[int, str]:
-    return ("autofunction", "autoclass", "autoexception").index(found[0]), found[1]
+def _names() -> list[str]:
+    """The public names in the order of the table in the package's docstring; errors last."""
+    table = re.findall(r"^(\w+)  +\S", stan_infer.__doc__, re.MULTILINE)
+    public = [name for name in dir(stan_infer) if not name.startswith("_")]
+    return [n for n in table if n in public] + [n for n in public if n not in table]
 
 
 def _directives() -> str:
     found = []
-    for kind, name in sorted(
-        ((_kind(n), n) for n in dir(stan_infer) if not n.startswith("_")), key=_order
-    ):
+    for name in _names():
+        kind = _kind(name)
         options = "\n   :members:" if kind == "autoclass" else ""
         found.append(f"## {name}\n\n```{{eval-rst}}\n.. {kind}:: stan_infer.{name}{options}\n```\n")
     return "\n".join(found)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from stan_infer.artefacts.checked_graph import checked_graph
-from stan_infer.artefacts.folder import Artefact
+from stan_infer.artefacts.folder import Artefact, check_fused
 from stan_infer.artefacts.npz_file import label_fields, read_npz
 from stan_infer.errors import InputError
 from stan_infer.network.fold import fold_video
@@ -36,13 +36,7 @@ def read_weights(artefact: Artefact) -> VideoWeights:
     graph = artefact.graph("video")
     if graph is None:
         raise InputError(f"{artefact.path} holds no video graph: give a folder that has one")
-    entry = next(g for g in artefact.manifest["graphs"] if g["file"] == graph.file)
-    if graph.precision != "fp32" or entry.get("graph") != "fused":
-        raise InputError(
-            f"{artefact.path} is {graph.precision}, graph {str(entry.get('graph'))[:20]}; "
-            "calibration starts from the fused graph in fp32: give the checkpoint, or "
-            "stan-infer export CHECKPOINT -o FOLDER"
-        )
+    check_fused(artefact, graph)
     with checked_graph(artefact, graph) as source:
         try:
             proto = onnx.load(source.path)

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from stan_infer.errors import InputError, check_word, nearest
+from stan_infer.errors import InputError, check_word, nearest, see
 
 HEADS = ("mean", "mug", "mug_frame_token")
 BRANCHES = ("selfattn", "conv")
@@ -177,6 +177,7 @@ def check_setting_names(settings: Iterable[str]) -> None:
             known = ", ".join(SETTINGS)
             raise InputError(
                 f"unknown setting '{name}'{nearest(name, SETTINGS)} (settings: {known})"
+                f"{see('docs/score')}"
             )
         if name not in SETTINGS:
             raise InputError(

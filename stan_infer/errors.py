@@ -87,8 +87,8 @@ DOCS = ""  # the site's public address, without a slash at the end; empty: messa
 
 
 def see(page: str) -> str:
-    """Return " (docs: PAGE)" for the end of a message, with an address if there is one."""
-    return f" (docs: {f'{DOCS}/{page}.html' if DOCS else page})"
+    """Return " (see PAGE.md)" for the end of a message, or the page's address if there is one."""
+    return f" (see {f'{DOCS}/{page}.html' if DOCS else f'{page}.md'})"
 
 
 def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:

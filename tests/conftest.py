@@ -60,7 +60,7 @@ GOLDEN_CASES = (
 # plan that is built first (BUILT); points of a grid (tests/grids.py); and what takes many seconds
 # although its folder is quick (SLOW): the rest of that folder proves the numbers without it.
 WHOLE = {"tests/benchmarks", "tests/cli", "tests/cpp", "tests/examples", "tests/hostile"}
-QUICK = {"tests/cli/test_commands.py", "tests/cli/test_vocabulary.py"}
+QUICK = {"tests/cli/test_commands.py", "tests/cli/test_parsing.py", "tests/cli/test_vocabulary.py"}
 QUICK |= {"tests/benchmarks/test_quantisers.py"}
 BUILT = {"plain", "sanitized", "program", "rtx", "quantised"}
 SLOW = {
@@ -207,6 +207,27 @@ def quick_calibration(monkeypatch):
     quicken(monkeypatch)
 
 
+@pytest.fixture
+def quiet_machine(monkeypatch):
+    """Benchmarks judge their rows as if nothing else ran, whatever runs beside the tests."""
+    quieten(monkeypatch)
+
+
+def quieten(patch):
+    from stan_infer.system.cpu_use import CpuMeter, CpuUse, MachineMeter, MachineUse
+
+    real = CpuMeter.around
+
+    def around(self, run):
+        out, use = real(self, run)
+        return out, CpuUse(use.used, 0.0)
+
+    patch.setattr(CpuMeter, "around", around)
+    patch.setattr(MachineMeter, "read", lambda self: MachineUse(0.0, 0.0))
+    patch.setattr("stan_infer.benchmarking.interleave.let_others_sleep", lambda: True)
+    patch.setattr("stan_infer.benchmarking.peak_gemm.add_far_below", lambda row, threads: None)
+
+
 def same_for_each(exact, quantised, rows, threads):
     """As times_saved, without chance: what linears of a tiny model gain is noise."""
     return dict.fromkeys(rows, 1.0)
@@ -218,8 +239,8 @@ def quicken(patch):
     short = Schedule(warmup=1, repeats=2)
     patch.setattr("stan_infer.quantisation.verdict.Schedule", lambda **given: short)
     patch.setattr("stan_infer.benchmarking.interleave.WARM_MS", 0.0)
-    patch.setattr("stan_infer.quantisation.calibrate.times_saved", same_for_each)
-    patch.setattr("stan_infer.quantisation.calibrate.draw", lambda *given: {})
+    patch.setattr("stan_infer.quantisation.work.times_saved", same_for_each)
+    patch.setattr("stan_infer.quantisation.work.draw", lambda *given: {})
 
 
 def tiny_config(**changes):

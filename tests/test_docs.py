@@ -10,7 +10,7 @@ README = (ROOT / "README.md").read_text()
 
 
 def commands() -> list[str]:
-    from stan_infer.cli.main import app
+    from stan_infer.cli.app import app
 
     return [c.callback.__name__ for c in app.registered_commands]
 
@@ -64,6 +64,16 @@ def test_what_a_page_names_is_there(page):
     assert absent(page) == []
 
 
+LONGEST_LINE = 90  # characters of code that the site shows without scrolling
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_lines_of_code_need_no_scrolling(page):
+    code = re.findall(r"^```\w*\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    lines = [line for block in code for line in block.splitlines()]
+    assert [line for line in lines if len(line) > LONGEST_LINE] == []
+
+
 def test_what_is_not_there_is_found(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(
@@ -89,6 +99,16 @@ def test_generated_tables_are_fresh():
         text = (ROOT / name).read_text()
         assert "<!-- table:" in text
         assert render(text) == text, name
+
+
+def test_values_of_tables_are_parted_at_most_behind_commas():
+    from benchmarks.tables.markdown import markdown
+
+    row = "2 threads | 863 ms, 1.00x, 38 % | 1662 ms, 1.81x to 2.04x, 78 % | not measured"
+    last = markdown("a | b | c | d", [row]).splitlines()[-1].replace("\N{NO-BREAK SPACE}", "_")
+    assert (
+        last == "| 2 threads | 863_ms,_1.00x,_38_% | 1662_ms, 1.81x_to_2.04x, 78_% | not measured |"
+    )
 
 
 def test_a_stale_table_fails(monkeypatch):

@@ -10,13 +10,14 @@ import contextlib
 import os
 import re
 import shlex
+import subprocess
 
 import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from stan_infer.cli.main import app
-from tests.conftest import ROOT, python, quicken
+from stan_infer.cli.app import app
+from tests.conftest import ROOT, python, quicken, quieten
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 RUN = ("sh", "console", "python")
@@ -24,15 +25,33 @@ RUN = ("sh", "console", "python")
 
 def blocks(page) -> list[tuple[str, str]]:
     """The fenced blocks of a page: language, content."""
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    return parted(page.read_text())
+
+
+def parted(text: str) -> list[tuple[str, str]]:
+    """The fenced blocks of a text: language, content."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     return [(language or "text", content) for language, content in found]
+
+
+def joined(text: str) -> str:
+    """A block whose commands stand in one line each, without the "\\" at the ends of lines."""
+    return re.sub(r" *\\\n *", " ", text)
 
 
 def commands(text: str) -> list[list[str]]:
     """The words of the stan-infer commands in a block, without what stands behind "#"."""
-    lines = text.replace("\\\n", " ").splitlines()
+    lines = expanded(joined(text)).splitlines()
     parted = [shlex.split(line.removeprefix("$ "), comments=True) for line in lines]
     return [words[1:] for words in parted if words[:1] == ["stan-infer"]]
+
+
+def expanded(text: str) -> str:
+    """The block with the values of the shell variables that its lines NAME=$(...) set."""
+    for name, value in re.findall(r"^(\w+)=(\$\(.*\))$", text, re.MULTILINE):
+        done = subprocess.run(["bash", "-c", f"echo {value}"], stdout=subprocess.PIPE, check=True)
+        text = text.replace(f"${name}", done.stdout.decode().strip())
+    return text
 
 
 def invoke(words: list[str]):
@@ -63,7 +82,7 @@ def shown(content: str) -> list[tuple[list[str], str]]:
     """The commands of a block `console` with what each prints."""
     return [
         (commands(part)[0], part.partition("\n")[2])
-        for part in re.split(r"^(?=\$ )", content, flags=re.MULTILINE)
+        for part in re.split(r"^(?=\$ )", joined(content), flags=re.MULTILINE)
         if part
     ]
 
@@ -95,13 +114,14 @@ def run(language: str, content: str, left_out: list[list[str]]) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_what_a_page_shows_runs(page, tmp_path, monkeypatch):
     quicken(monkeypatch)
+    quieten(monkeypatch)
     monkeypatch.chdir(tmp_path)
     for name in ("motion.safetensors", "labels.txt", "clips", "clips.csv"):
         os.symlink(ROOT / "examples" / "motion" / name, name)
     left_out = run_by_their_pages() if page == PAGES[0] else []
     ran = [run(kind, content, left_out) for kind, content in blocks(page) if kind in RUN]
     has_commands = any(language == "text" for language, _ in blocks(page))
-    assert ran or has_commands or page.name in ("api.md", "index.md")
+    assert ran or has_commands or page.name == "words.md"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -114,13 +134,61 @@ def test_commands_of_a_page_have_their_options(page):
             assert not given - options, words
 
 
+# The tasks that a newcomer should find, each with the heading that docs/index.md leads to. Their
+# blocks are run by test_what_a_page_shows_runs; two that need a server, by the tests of ELSEWHERE.
+TASKS = {
+    "the ten best clips for a sentence": "score.md#rank-clips-for-a-sentence",
+    "400 classes, the top five as CSV": "score.md#recognise-actions-the-top-five-as-csv",
+    "vectors for a database, with hashes": "embed.md#vectors-for-a-database",
+    "two checkpoints on 50 clips": "evaluate.md#two-models-on-the-same-clips",
+    "an HTTP service": "serve.md#http",
+    "prompt templates": "score.md#prompt-templates",
+    "the moment in an hour of video": "find.md#the-moment-in-a-long-video",
+    "frames from a camera or an array": "embed.md#frames-that-you-have-already",
+    "a PyTorch DataLoader": "embed.md#a-dataloader",
+    "run on one thread": "measure.md#one-thread",
+    "run on half the cores": "measure.md#half-the-cores",
+    "weights from the hub": "../CHECKPOINTS.md#by-name-on-the-hugging-face-hub",
+}
+ELSEWHERE = {
+    "an HTTP service": ("tests/examples/test_python.py", "test_the_service_as_its_page_shows"),
+    "weights from the hub": ("tests/checkpoints/test_hub.py", "test_the_commands_of_the_page"),
+}
+
+
+def section(page, anchor: str) -> str:
+    """The text below a heading, which GitHub calls `anchor`, up to the next."""
+    parts = re.split(r"^#+ (.*)$", page.read_text(), flags=re.MULTILINE)
+    found = dict(zip(parts[1::2], parts[2::2], strict=True))
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-"): t for h, t in found.items()}[
+        anchor
+    ]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_task_takes_few_lines_which_a_test_runs(task):
+    index = ROOT / "docs" / "index.md"
+    assert re.search(
+        rf"^\| {re.escape(task)} \| \[.*\]\({TASKS[task]}\) \|$", index.read_text(), re.M
+    )
+    page, _, anchor = TASKS[task].partition("#")
+    found = parted(section((index.parent / page).resolve(), anchor))
+    if task in ELSEWHERE:
+        file, test = ELSEWHERE[task]
+        assert found and f"def {test}(" in (ROOT / file).read_text()
+        return
+    ran = [(language, text) for language, text in found if language in RUN]
+    assert ran
+    assert all(len(text.splitlines()) <= 10 for language, text in ran if language == "python")
+
+
 def test_pages_that_messages_name_are_there():
     from stan_infer.errors import see
 
     code = [p.read_text() for top in ("stan_infer", "export") for p in (ROOT / top).rglob("*.py")]
     named = {name for text in code for name in re.findall(r"see\(['\"]([\w/-]+)['\"]\)", text)}
-    assert named and all((ROOT / f"{name}.md").is_file() for name in named), named
-    assert see("CHECKPOINTS") == " (docs: CHECKPOINTS)"
+    assert len(named) >= 6 and all((ROOT / f"{name}.md").is_file() for name in named), named
+    assert see("CHECKPOINTS") == " (see CHECKPOINTS.md)"
 
 
 def test_the_readme_is_short_and_shows_the_picture():
@@ -146,4 +214,4 @@ def test_the_site_is_built_without_a_warning(tmp_path):
     for page in PAGES[1:]:
         assert (tmp_path / page.relative_to(ROOT)).with_suffix(".html").is_file()
     text = (tmp_path / "docs" / "api.html").read_text()
-    assert 'id="stan_infer.open_session"' in text and "%NAMES%" not in text
+    assert 'id="stan_infer.open_session"' in text and "help(stan_infer)" not in text

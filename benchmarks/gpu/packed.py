@@ -1,7 +1,8 @@
 """python -m benchmarks.gpu.packed: draw what a tile of temporal attention computes.
 
-Draws benchmarks/packed.svg to scale. `ways` counts, for the README, the bytes that one temporal
-layer moves and the share of scores that it uses. Nothing here is timed.
+Draws benchmarks/packed.svg to scale, without a background: it is legible on white and on black.
+`ways` counts, for BENCHMARKS.md, the bytes that one temporal layer moves and the share of scores
+that it uses. Nothing here is timed.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from stan_infer.system import charts
 
 PICTURE = ROOT / "benchmarks" / "packed.svg"
 FLASH_TILE, OUR_TILE = 128, 64  # rows of a tile of scores: FlashAttention-2's at dh = 64, and ours
-COLOURS = {"useful": charts.COLOURS[0], "wasted": "#E8E4DA", "edge": "#444444"}
+INK = "#768390"
+COLOURS = {"useful": charts.COLOURS[0], "wasted": f"{INK}40", "edge": INK}
 
 
 def ways(batch: int, frames: int, patches: int, width: int) -> list[dict[str, Any]]:
@@ -40,7 +42,8 @@ def draw(frames: int = 12) -> None:
     import matplotlib
 
     matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "packed"  # the same file every time
+    # The same file every time.
+    matplotlib.rcParams.update({"svg.hashsalt": "packed", "text.color": INK})
     from matplotlib import pyplot
     from matplotlib.patches import Rectangle
 
@@ -64,7 +67,7 @@ def draw(frames: int = 12) -> None:
     )
     axes.set(xlim=(-4, 330), ylim=(-20, 142), aspect="equal")
     axes.axis("off")
-    figure.savefig(PICTURE, metadata={"Date": None}, bbox_inches="tight", facecolor="white")
+    figure.savefig(PICTURE, metadata={"Date": None}, bbox_inches="tight", transparent=True)
     pyplot.close(figure)
 
 

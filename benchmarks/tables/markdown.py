@@ -27,10 +27,14 @@ def _unbroken(row: str) -> str:
 
 
 def value(cell: str) -> str:
-    """A cell that begins with a number, with no-break spaces if it is short; others as they are."""
-    if len(cell) <= _LONGEST and cell.lstrip("-+")[:1].isdigit():
-        return cell.replace(" ", "\N{NO-BREAK SPACE}")
-    return cell
+    """A cell that begins with a number, with no-break spaces; others as they are.
+
+    A long one may be parted behind its commas.
+    """
+    if not cell.lstrip("-+")[:1].isdigit():
+        return cell
+    parts = [cell] if len(cell) <= _LONGEST else cell.split(", ")
+    return ", ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in parts)
 
 
 def by_machine(kind: str, **only: Any) -> list[list[Row]]:

@@ -379,11 +379,15 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def plot(log: Path, path: Path) -> None:
-    """Draw training accuracy and difficulty over the steps of stage 2."""
+    """Draw training accuracy and difficulty over the steps of stage 2, without a background."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+
+    # A grey that is legible on white and on black.
+    inks = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+    matplotlib.rcParams.update(dict.fromkeys(inks, "#768390"))
 
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     rows = [r for r in rows if r["stage"] == 2]
@@ -395,10 +399,10 @@ def plot(log: Path, path: Path) -> None:
             values = np.convolve(values, kernel, "valid")
         axes.plot(np.arange(len(values)) + len(rows) - len(values), values, label=name)
     axes.set(xlabel="step of stage 2", ylabel="training accuracy (mean of 25 steps)", ylim=(0, 1))
-    axes.legend()
+    axes.legend(facecolor="none")
     axes.grid(alpha=0.3)
     figure.tight_layout()
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=100, transparent=True)
 
 
 def main(arguments: list[str] | None = None) -> None:

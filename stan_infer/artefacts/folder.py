@@ -244,6 +244,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return read_object(path, _MAX_MANIFEST)
 
 
+def check_fused(artefact: Artefact, graph: Graph) -> None:
+    """Raise InputError unless a graph of the folder is the fused one in fp32."""
+    entry = next(g for g in artefact.manifest["graphs"] if g["file"] == graph.file)
+    if graph.precision != "fp32" or entry.get("graph") != "fused":
+        raise InputError(
+            f"{artefact.path} is {graph.precision}, graph {str(entry.get('graph'))[:20]}; "
+            "calibration starts from the fused graph in fp32: give the checkpoint, or "
+            "stan-infer export CHECKPOINT -o FOLDER"
+        )
+
+
 def read_artefact(
     path: str | Path, *, check_hashes: bool = True, held: Collection[str] = ()
 ) -> Artefact:

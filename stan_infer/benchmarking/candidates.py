@@ -92,6 +92,7 @@ def open_model(
 
     def open_one(engine: str, precision: str) -> _Opened:
         if precision in EIGHT_BITS:
+            assert calibration is not None  # _open of `run` has checked it
             return _open_calibrated(model, origin, calibration, engine, precision, device, threads)
         entry = engine_named(engine)
         entry.check_precision(precision, device)
@@ -123,7 +124,7 @@ def open_model(
 def _open_calibrated(
     model: Stan,
     origin: Mapping[str, Any],
-    folder: Path | None,
+    folder: Path,
     engine: str,
     precision: str,
     device: str,
@@ -132,12 +133,7 @@ def _open_calibrated(
     """Open one engine in 8 bits; folder: what `calibrate` wrote of this checkpoint."""
     from stan_infer.artefacts.calibration_file import calibration_of, fp8_scales
 
-    source, weights = origin.get("source"), origin.get("settings", {}).get("weights")
-    if folder is None or source is None:
-        raise MissingError(
-            f"{precision} needs a calibration: stan-infer calibrate CKPT --precision {precision} "
-            "--videos DIR -o OUT, then bench CKPT --calibration OUT"
-        )
+    source, weights = origin["source"], origin["settings"].get("weights")
     if "scales" in engine_named(engine).options:
         scales = fp8_scales(folder, source, model.config, weights)
         session = open_session(model, engine, device=device, precision=precision, scales=scales)

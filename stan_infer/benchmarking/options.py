@@ -10,6 +10,7 @@ from typing import Any
 from stan_infer.artefacts.precision import EIGHT_BITS
 from stan_infer.benchmarking.interleave import Schedule
 from stan_infer.engines.open import engine_named
+from stan_infer.engines.thread_count import check_threads
 from stan_infer.errors import InputError, check_word
 
 PRECISIONS = ("fp32", "fp16", "bf16", *EIGHT_BITS)
@@ -20,7 +21,8 @@ MAX_BATCH = MAX_FRAMES = 64
 class BenchOptions:
     """Options of `bench`, with the same defaults as on the command line.
 
-    source: checkpoint, exported folder, .plan or bare .onnx; None: `preset` with random weights.
+    source: checkpoint, exported folder, .plan or bare .onnx; None: `preset` with random weights, by
+    default stan-b32.
     settings: config fields of a checkpoint or preset. engines: by default eager and ort; of a
     folder or graph ort; of a plan its own. precisions: by default fp32, for engines that need a GPU
     fp16, of a folder its own. device: by default cuda if an engine needs it and it is here, else
@@ -35,7 +37,7 @@ class BenchOptions:
     """
 
     source: str | None = None
-    preset: str = "stan-b32"
+    preset: str | None = None
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     engines: Sequence[str] = ()
     precisions: Sequence[str] = ()
@@ -57,6 +59,14 @@ class BenchOptions:
 
     def __post_init__(self) -> None:
         """Drop repeats; check words and numbers."""
+        if self.source is not None and self.preset is not None:
+            raise InputError(
+                f"preset {self.preset} takes the place of a checkpoint or folder, and "
+                f"{self.source} is given too: leave one out"
+            )
+        if self.source is None and self.preset is None:
+            object.__setattr__(self, "preset", "stan-b32")
+        check_threads(self.threads)
         for name in ("engines", "precisions", "batches", "frames", "evals"):
             if isinstance(value := getattr(self, name), (str, int, Path)):
                 raise InputError(f"{name} is {value!r}; give a list, as in {name}=[{value!r}]")
@@ -76,6 +86,9 @@ class BenchOptions:
                 f"warmup {self.warmup}, repeats {self.repeats}, min_seconds {self.min_seconds}: "
                 "rounds are at least 1, seconds 0 to 3600"
             )
+
+        if not 0 <= self.tolerance <= 1:
+            raise InputError(f"tolerance is {self.tolerance}; allowed is a share from 0 to 1")
 
     @property
     def schedule(self) -> Schedule:

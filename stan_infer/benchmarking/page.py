@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -12,17 +11,19 @@ from stan_infer.benchmarking.rows import (
     ratio_in_words,
     remarks,
     shown_cells,
+    why_keep_rows,
     write_json_lines,
 )
 from stan_infer.errors import InputError
 from stan_infer.system import earlier_result
 from stan_infer.system.atomic import Sources, new_folder
-from stan_infer.system.charts import Points, bar_chart, line_chart
+from stan_infer.system.charts import Points, bar_chart, inline_svg, line_chart
 from stan_infer.system.html_page import escaped, html_charts, html_page
 from stan_infer.system.json_file import checked
 
 Rows = Sequence[Mapping[str, Any]]
-why_keep = earlier_result.folder({"index.html", "rows.jsonl"}, "a report")
+_ROWS = "rows.jsonl"
+why_keep = earlier_result.folder({"index.html"}, _ROWS, why_keep_rows, "a report")
 _STYLE = ".doubt { border-left: 4px solid #D55E00; padding-left: .7rem; font-weight: 600; }\n"
 _COLUMNS = {
     "engine": "engine",
@@ -75,7 +76,7 @@ def write_page(
     page = render_page(title, rows, stages, evals)
     with new_folder(folder, why_keep, sources=sources) as temporary:
         (temporary / "index.html").write_text(page, encoding="utf-8")
-        write_json_lines(temporary / "rows.jsonl", [*rows, *stages])
+        write_json_lines(temporary / _ROWS, [*rows, *stages])
 
 
 def render_page(title: str, rows: Rows, stages: Rows, evals: Rows) -> str:
@@ -87,14 +88,16 @@ def render_page(title: str, rows: Rows, stages: Rows, evals: Rows) -> str:
     machine = first["machine"]
     # Times that are not an engine's own are in the table only.
     own = [r for r in ran if not r.get("starved")]
-    charts = _charts(own) + _accuracy(own, evals) if own else []
+    charts = _charts(own, evals) if own else {}
     parts = [
         f"<h1>{escaped(title)}</h1>",
         f"<p>{escaped(machine['cpu'])}, {machine['cores']} cores, {escaped(machine['system'])}, "
         f"{first['threads']} threads, {escaped(first['date'])}. All engines in turn in one "
         f"process; {first['warmup']} uncounted and at least {first['rounds']} counted rounds. "
         f"Ratio: median over the rounds of {escaped(_name(first))} / engine, and its 95 % "
-        "interval. Error: largest difference from the baseline, relative to its largest value.</p>",
+        "interval. Error: largest difference from the baseline, relative to its largest value. "
+        "B: clips a call. T: frames of a clip. p50: median latency of a call; 20, 95 and 99 % of "
+        "the calls take at most p20, p95 and p99.</p>",
         *_about_machine(ran),
         _table([{**shown_cells(r), "ratio": ratio_in_words(r)} for r in rows], _COLUMNS),
     ]
@@ -104,7 +107,7 @@ def render_page(title: str, rows: Rows, stages: Rows, evals: Rows) -> str:
             f"matrix product in the same run ({escaped(first['ceiling_by'])}). Other precisions "
             "and graphs that do less may exceed it.</p>"
         )
-    parts.append(html_charts(charts))
+    parts.append(html_charts([inline_svg(figure, title) for title, figure in charts.items()]))
     if stages:
         parts += [
             "<h2>From file to scores</h2>",
@@ -124,36 +127,50 @@ def _about_machine(rows: Rows) -> list[str]:
     return told
 
 
-def _charts(rows: Rows) -> list[str]:
+def _charts(rows: Rows, evals: Rows) -> dict[str, Any]:
+    """Figures of matplotlib by their titles."""
     batches = sorted({r["batch"] for r in rows})
     frames = sorted({r["frames"] for r in rows})
-    latency = _series(rows, "batch", "latency_ms_p50", "frames", frames[0])
-    speed = _series(rows, "frames", "clips_per_s", "batch", batches[0])
     shape = {"batch": batches[0], "frames": frames[0]}
     at = [r for r in rows if all(r[k] == v for k, v in shape.items())]
     where = f"B = {batches[0]}, T = {frames[0]}"
-    draw = partial(line_chart, names=[_name(r) for r in at])  # one colour per name
+    found: dict[str, Any] = {}
+
+    def add(draw: Callable[..., Any], values: Any, title: str, *words: str, **more: Any) -> None:
+        if values:  # one colour per name
+            found[title] = draw(values, title, *words, names=[_name(r) for r in at], **more)
+
+    if len(batches) > 1:
+        latency = _series(rows, "batch", "latency_ms_p50", "frames", frames[0])
+        title = f"Latency against batch, T = {frames[0]}"
+        add(line_chart, latency, title, "batch B, clips a call", "median latency, ms")
+    else:
+        latencies = {_name(r): r["latency_ms_p50"] for r in at}
+        add(bar_chart, latencies, f"Latency, {where}", "median latency, ms")
+    if len(frames) > 1:
+        speed = _series(rows, "frames", "clips_per_s", "batch", batches[0])
+        title = f"Throughput against frames, B = {batches[0]}"
+        add(line_chart, speed, title, "frames T of a clip", "clips per second")
     ratios = {_name(r): r["speedup"] for r in at if not r.get("doubts")}
-    charts = [
-        draw(latency, f"Latency against batch, T = {frames[0]}", "clips a call", "p50, ms"),
-        draw(speed, f"Throughput against frames, B = {batches[0]}", "frames", "clips/s"),
-    ]
     if len(ratios) > 1:
-        charts.append(bar_chart(ratios, f"Times the baseline, {where}", "", line=1))
+        unit = "times the baseline's speed (dashed: the baseline)"
+        add(bar_chart, ratios, f"Speed, {where}", unit, line=1)
     shares = {_name(r): 100 * r["share_of_ceiling"] for r in at if r.get("share_of_ceiling")}
-    if shares:
-        charts.append(bar_chart(shares, f"Share of peak GEMM, {where}", "percent", line=100))
+    unit = "percent (dashed: the fastest fp32 matrix product)"
+    add(bar_chart, shares, f"Share of peak GEMM, {where}", unit, line=100)
     errors = {
         _name(r): [(r["latency_ms_p50"], r["max_rel_error"])] for r in at if r["max_rel_error"] > 0
     }
-    if errors:
-        title = f"Error against latency, {where}"
-        charts.append(draw(errors, title, "p50, ms", "relative error", log_y=True, lines=False))
-    return charts
+    words = ("median latency, ms", "relative error (log scale)")
+    add(line_chart, errors, f"Error against latency, {where}", *words, log_y=True, lines=False)
+    label, points = _accuracy(rows, evals)
+    title = f"{label} against latency, B = {batches[0]}"
+    add(line_chart, points, title, words[0], f"{label}, percent", lines=False)
+    return found
 
 
-def _accuracy(rows: Rows, evals: Rows) -> list[str]:
-    """A chart of accuracy against latency at the smallest B, of engines that have both."""
+def _accuracy(rows: Rows, evals: Rows) -> tuple[str, dict[str, Points]]:
+    """A figure's name, and latency at the smallest B and that figure of engines with both."""
     batch = min(r["batch"] for r in rows)
     latency = {
         (r["engine"], r["precision"]): r["latency_ms_p50"] for r in rows if r["batch"] == batch
@@ -168,11 +185,7 @@ def _accuracy(rows: Rows, evals: Rows) -> list[str]:
         if key in latency and label in figures:
             value = checked(figures[label], float, f"{label} of a record of eval")
             points[" ".join(key)] = [(latency[key], value)]
-    if not points:
-        return []
-    names = list(dict.fromkeys(_name(r) for r in rows))
-    title, y = f"{label} against latency, B = {batch}", f"{label}, percent"
-    return [line_chart(points, title, "p50, ms", y, lines=False, names=names)]
+    return label, points
 
 
 def _series(rows: Rows, x: str, y: str, fixed: str, value: Any) -> dict[str, Points]:

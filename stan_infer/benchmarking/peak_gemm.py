@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from collections.abc import Callable
 from functools import partial
@@ -15,7 +14,7 @@ from stan_infer.benchmarking.timing import Clock, CudaClock, WallClock
 from stan_infer.config import StanConfig
 from stan_infer.engines.open import graph_engines, open_graph
 from stan_infer.errors import MissingError
-from stan_infer.system.packages import require
+from stan_infer.system.packages import is_installed, require
 
 SHARE = 0.2  # of a run's time that later samples of these products may take
 
@@ -91,14 +90,14 @@ def _cpu_gemms(
     a: np.ndarray, b: np.ndarray, threads: int
 ) -> list[tuple[str, str, Callable[[], Any]]]:
     found: list[tuple[str, Callable[[], Any]]] = [("numpy", lambda: a @ b)]
-    if _installed("torch"):
+    if is_installed("torch"):
         import torch
 
         x, y = torch.from_numpy(a), torch.from_numpy(b)
         weight = y.T.contiguous()
         found.append(("torch", lambda: x @ y))
         found.append(("torch linear", lambda: torch.nn.functional.linear(x, weight)))
-    if _installed("onnx"):
+    if is_installed("onnx"):
         for engine in graph_engines():
             try:
                 graph = open_graph(_gemm_graph(b), engine, threads=threads)
@@ -106,10 +105,6 @@ def _cpu_gemms(
                 continue
             found.append((graph.package, partial(graph.run, {"a": a})))
     return [("fp32", name, run) for name, run in found]
-
-
-def _installed(name: str) -> bool:
-    return importlib.util.find_spec(name) is not None
 
 
 def _gemm_graph(b: np.ndarray) -> bytes:

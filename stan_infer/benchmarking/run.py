@@ -10,6 +10,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from stan_infer.artefacts.precision import EIGHT_BITS
 from stan_infer.benchmarking.candidates import Candidates, open_folder, open_model, open_onnx
 from stan_infer.benchmarking.interleave import bench_videos
 from stan_infer.benchmarking.memory import add_peaks, peak_memory
@@ -71,6 +72,12 @@ class BenchResult(Result):
         """Whether every engine ran at every shape."""
         return not any(r.get("refused") for r in self.rows)
 
+    @property
+    def is_starved(self) -> bool:
+        """Whether other work had the CPUs in every row that ran, so that none has a time."""
+        ran = [r for r in self.rows if not r.get("refused")]
+        return bool(ran) and all(r.get("starved") for r in ran)
+
     def summary(self) -> str:
         """The median latency of each row, or that it was refused."""
         parts = [
@@ -102,7 +109,7 @@ def bench(
             report, evals, compare, tolerance.
 
     Returns:
-        BenchResult: rows with milliseconds, `is_wrong`, `is_complete`.
+        BenchResult: rows with milliseconds, `is_wrong`, `is_complete`, `is_starved`.
 
     Raises:
         InputError: wrong options or files, which are checked before anything is measured.
@@ -193,7 +200,7 @@ def _device(engines: Sequence[str], say: Say) -> str:
 
 
 def _sources(options: BenchOptions) -> list[str | Path]:
-    """Files that are read: no result may replace them. No result may lie in the calibration."""
+    """What is read: no result may replace it. No result may lie in the calibration."""
     given = (options.include_decode, options.compare, *options.evals)
     sources: list[str | Path] = [p for p in given if p is not None and not p.is_dir()]
     sources += [options.calibration] if options.calibration else []
@@ -219,6 +226,13 @@ def _open(options: BenchOptions, device: str, threads: int, folder: Path, say: S
         raise InputError(
             "--calibration belongs to a checkpoint file: a folder in 8 bits has its own"
         )
+    eight = next((p for p in options.precisions if p in EIGHT_BITS), None)
+    if eight and kind in ("preset", "checkpoint") and options.calibration is None:
+        name = source or "CKPT"
+        raise InputError(
+            f"{eight} needs a calibration: stan-infer calibrate {name} --precision {eight} "
+            f"--videos DIR -o OUT, then bench {name} --calibration OUT"
+        )
     if settings and kind in ("folder", "graph"):
         raise InputError(f"settings belong to a checkpoint; {source} was exported with its own")
     if source is not None and kind in ("folder", "plan"):
@@ -237,6 +251,7 @@ def _open(options: BenchOptions, device: str, threads: int, folder: Path, say: S
         from stan_infer.checkpoints.openclip import named_config
         from stan_infer.network.model import Stan, init_random
 
+        assert options.preset is not None
         model = init_random(Stan(named_config(options.preset, settings))).eval()
         origin = {"preset": options.preset, "settings": settings}
     return open_model(

@@ -37,23 +37,34 @@ def bench(
     checkpoint: Annotated[
         str | None,
         typer.Argument(
-            metavar="[CKPT_OR_DIR]",
+            metavar="CKPT_OR_DIR",
             callback=fetched,
             help="Checkpoint, hf: name, exported folder, .plan or .onnx; without it, --preset.",
         ),
     ] = None,
     engine: EngineEach = None,
     preset: Annotated[
-        str, typer.Option(help="Architecture with random weights, if no checkpoint is given.")
-    ] = "stan-b32",
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Architecture with random weights, in place of CKPT_OR_DIR (default: stan-b32).",
+        ),
+    ] = None,
     batch: BatchEach = "1",
     frames: FramesEach = "8",
     precision: PrecisionEach = None,
     device: Device = None,
-    warmup: Annotated[int, typer.Option(min=1, help="Rounds that are not counted.")] = 2,
-    repeats: Annotated[int, typer.Option(min=1, help="Least number of counted rounds.")] = 10,
+    warmup: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Rounds that are not counted.")
+    ] = 2,
+    repeats: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Least number of counted rounds.")
+    ] = 10,
     min_seconds: Annotated[
-        float, typer.Option(min=0, max=3600, help="Least seconds that each engine runs.")
+        float,
+        typer.Option(
+            metavar="SECONDS", min=0, max=3600, help="Least seconds that each engine runs."
+        ),
     ] = 3.0,
     threads: Threads = None,
     include_decode: Annotated[
@@ -71,7 +82,11 @@ def bench(
     ] = None,
     evals: Annotated[
         list[Path] | None,
-        typer.Option("--eval", help="Output of eval --json, for an accuracy plot on the page."),
+        typer.Option(
+            "--eval",
+            metavar="FILE",
+            help="Output of eval --json, for an accuracy plot on the page; may be repeated.",
+        ),
     ] = None,
     compare: Annotated[
         Path | None,
@@ -82,7 +97,10 @@ def bench(
     ] = None,
     calibration: Calibration = None,
     max_slowdown: Annotated[
-        float, typer.Option(min=0, max=1, help="Loss of speed that --compare allows, as a share.")
+        float,
+        typer.Option(
+            metavar="SHARE", min=0, max=1, help="Loss of speed that --compare allows, as a share."
+        ),
     ] = 0.1,
     settings: Settings = None,
     weights: Weights = None,
@@ -94,13 +112,14 @@ def bench(
     They run in turn in one process. An exported folder has no eager mode: its first engine is the
     baseline. If an engine cannot run here, the reason is shown and the exit code is 3. If its
     outputs are wrong, no speed is shown and the exit code is 4. If other work kept it from the
-    CPUs, its row says "starved" in place of a ratio. Videos that cannot be read are named and left
-    out; exit code 2.
+    CPUs, its row says "starved" in place of a ratio, and the exit code is 4 if all rows do. Videos
+    that cannot be read are named and left out; exit code 2.
     """
     from stan_infer.benchmarking.options import MAX_BATCH, MAX_FRAMES
     from stan_infer.benchmarking.run import bench as run
     from stan_infer.cli.progress import progress_bar
     from stan_infer.cli.report import say
+    from stan_infer.errors import CheckError
 
     result = run(
         checkpoint,
@@ -131,6 +150,8 @@ def bench(
         say(f"error: {error}")
     if result.is_wrong or not result.is_complete:
         raise typer.Exit(4 if result.is_wrong else 3)
+    if result.is_starved:
+        raise CheckError("every row is starved by other work: no time here is an engine's own")
     if result.failed:
         say(f"{len(result.failed)} videos could not be read and were not timed")
         raise typer.Exit(2)

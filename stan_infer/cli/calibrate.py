@@ -31,23 +31,34 @@ def calibrate(
     out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Folder to write.")],
     precision: PrecisionOf8Bits = "int8",
     method: Annotated[
-        str, typer.Option(help="What sets the ranges of 8 bits: max, percentile, mse or entropy.")
+        str,
+        typer.Option(
+            metavar="NAME", help="What sets the ranges of 8 bits: max, percentile, mse or entropy."
+        ),
     ] = "max",
     percentile: Annotated[
-        float | None, typer.Option(help="For --method percentile (default: 99.99).")
+        float | None, typer.Option(metavar="P", help="For --method percentile (default: 99.99).")
     ] = None,
     samples: Annotated[
-        int, typer.Option(min=1, help="Videos for the ranges, chosen by --seed.")
+        int, typer.Option(metavar="N", min=1, help="Videos for the ranges, chosen by --seed.")
     ] = 256,
-    seed: Annotated[int, typer.Option(help="Seed of the choice of videos.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the choice of videos.")] = 0,
     max_drop: Annotated[
-        float | None, typer.Option(help="Largest loss of --metric, in points (on --annotations).")
+        float | None,
+        typer.Option(
+            metavar="POINTS", help="Largest loss of --metric, in points (on --annotations)."
+        ),
     ] = None,
-    metric: Annotated[str | None, typer.Option(help="top1 or r1, on --annotations.")] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(metavar="top1|r1", help="What --max-drop limits, on --annotations."),
+    ] = None,
     annotations: AnnotationsIfAny = None,
     min_cosine: Annotated[
         float | None,
-        typer.Option(help="Smallest cosine to fp32 (default, without --max-drop: 0.995)."),
+        typer.Option(
+            metavar="C", help="Smallest cosine to fp32 (default, without --max-drop: 0.995)."
+        ),
     ] = None,
     smooth: Annotated[
         bool, typer.Option("--smooth/--no-smooth", help="Move the scale of outliers into weights.")
@@ -71,8 +82,8 @@ def calibrate(
     The ranges are those of real videos, and gain and loss are reported. A quarter of the videos, at
     least 8, set no range and check the bound: 16 or more are needed. Where the bound cannot be met,
     or 8 bits are not faster on this machine, or that cannot be told now because of other work, the
-    exit code is 4 and nothing is written without --force. A run that was stopped goes on when it is
-    started again.
+    exit code is 4 and nothing is written without --force. A run that was stopped keeps the ranges
+    it has measured: started again, it goes on from them and does the rest anew.
     """
     from stan_infer.cli.progress import progress_bars
     from stan_infer.cli.report import print_facts, print_json, print_table, say

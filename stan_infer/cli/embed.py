@@ -55,15 +55,18 @@ def embed(
     ],
     videos: Annotated[
         list[Path] | None,
-        typer.Argument(help="Videos, or folders of videos; for a library also lists (.txt)."),
+        typer.Argument(
+            metavar="VIDEOS", help="Videos, or folders of videos; for a library also lists (.txt)."
+        ),
     ] = None,
     text: Text = None,
     texts: Texts = None,
     level: Annotated[
         str | None,
         typer.Option(
+            metavar="video|frame|token",
             help="video: one vector each; frame: one per frame; token: one per frame or text"
-            " token (default: as the head scores)."
+            " token (default: as the head scores).",
         ),
     ] = None,
     normalise: Annotated[
@@ -138,7 +141,7 @@ def embed(
     }
     if json:
         failures = [{"video": k, "error": v} for k, v in found.failed.items()]
-        print_json("embed", {**record, "failures": failures})
+        print_json("embed", {**record, "info": found.info, "failures": failures})
     else:
         words = {
             "level": ", ".join(dict.fromkeys(found.level.values())),

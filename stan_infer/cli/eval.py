@@ -43,8 +43,9 @@ def eval(
     dataset: Annotated[
         str,
         typer.Option(
+            metavar="NAME",
             help="msrvtt, didemo, lsmdc, msvd, kinetics400, ssv2; or retrieval, recognition: CSV "
-            "with the columns video,text or video,label."
+            "with the columns video,text or video,label.",
         ),
     ],
     annotations: Annotations,
@@ -52,7 +53,10 @@ def eval(
     labels: Labels = None,
     split_words: SplitWords = False,
     subset: Annotated[
-        Path | None, typer.Option(help="File of the videos to keep, one name per line (a split).")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="File of the videos to keep, one name per line (a split)."
+        ),
     ] = None,
     template: Template = None,
     engine: Engine = None,
@@ -62,29 +66,39 @@ def eval(
     threads: Threads = None,
     frames: Frames = None,
     text_length: Annotated[
-        int | None, typer.Option(min=3, help="Tokens per text (default: the paper's).")
+        int | None, typer.Option(metavar="L", min=3, help="Tokens per text (default: the paper's).")
     ] = None,
     views: Annotated[
         str | None,
         typer.Option(
+            metavar="CLIPSxCROPS",
             help="Clips x crops per video, averaged in recognition (default: the paper's 1x3 for "
-            "kinetics400 and ssv2, else 1x1)."
+            "kinetics400 and ssv2, else 1x1).",
         ),
     ] = None,
     ties: Annotated[
-        str, typer.Option(help="Of equal scores: expected (mean rank), or authors.")
+        str,
+        typer.Option(
+            metavar="RULE", help="How equal scores rank: expected (the mean rank), or authors."
+        ),
     ] = "expected",
     dual_softmax: Annotated[
         bool, typer.Option("--dual-softmax", help="Multiply scores by a softmax over all queries.")
     ] = False,
     truncation: Annotated[
-        str, typer.Option(help="How to cut long texts: keep-eot, or authors (as released).")
+        str,
+        typer.Option(
+            metavar="RULE", help="How to cut long texts: keep-eot, or authors (as released)."
+        ),
     ] = "keep-eot",
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="Leave out videos that are not in --videos.")
     ] = False,
     cache: Annotated[
-        Path | None, typer.Option(help="Folder that keeps features, so that a stopped run goes on.")
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Folder that keeps features, so that a stopped run goes on."
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -160,6 +174,7 @@ def eval(
 
 def _show(result: ModelEvaluation, json: bool) -> None:
     from stan_infer.cli.report import print_facts, print_json, print_lines, print_table
+    from stan_infer.evaluation.page import copies_sentence
 
     if json:
         print_json("eval", result.to_dict())
@@ -175,6 +190,8 @@ def _show(result: ModelEvaluation, json: bool) -> None:
         }
         rows.append({"": direction.replace("_", " "), **cells})
     print_table(rows)
+    if remark := copies_sentence(result.facts):
+        print_lines(f"{remark}.")
     print_facts({**result.facts, "model": result.model, **result.session})
     if found := result.comparison:
         print_table(
@@ -188,4 +205,4 @@ def _show(result: ModelEvaluation, json: bool) -> None:
                 for name, d in of.items()
             ]
         )
-        print_lines(f"{found['sentence']}.")
+        print_lines(f"{found['sentence']}." + (f" {remark}." if remark else ""))

@@ -61,46 +61,70 @@ def export(
     format: Annotated[
         str,
         typer.Option(
-            help="onnx; tensorrt or tensorrt-rtx (with plans); triton-server (model repository)."
+            metavar="NAME",
+            help="onnx; tensorrt or tensorrt-rtx (with plans); triton-server (model repository).",
         ),
     ] = "onnx",
-    tower: Annotated[str, typer.Option(help="both, video or text.")] = "both",
+    tower: Annotated[
+        str, typer.Option(metavar="both|video|text", help="Which towers are written.")
+    ] = "both",
     precision: PrecisionWritten = "fp32",
     frames: FramesRange = None,
     batch: BatchRange = None,
     input: Annotated[
-        str, typer.Option(help="uint8 (the graph normalises) or float (normalised by the caller).")
+        str,
+        typer.Option(
+            metavar="uint8|float",
+            help="uint8 (the graph normalises) or float (normalised by the caller).",
+        ),
     ] = "uint8",
-    head: Annotated[str, typer.Option(help="embed, or classify (needs --labels).")] = "embed",
+    head: Annotated[
+        str, typer.Option(metavar="embed|classify", help="embed, or classify (needs --labels).")
+    ] = "embed",
     labels: Labels = None,
     split_words: SplitWords = False,
     template: Template = None,
     graph: Annotated[
-        str, typer.Option(help="fused, or reference (torch.onnx.export, for comparison).")
+        str,
+        typer.Option(
+            metavar="fused|reference",
+            help="fused, or reference (torch.onnx.export, for comparison).",
+        ),
     ] = "fused",
-    opset: Annotated[int, typer.Option(help="Version of the ONNX operators, 18 to 25.")] = 20,
+    opset: Annotated[
+        int, typer.Option(metavar="N", help="Version of the ONNX operators, 18 to 25.")
+    ] = 20,
     clips: Annotated[
-        Path | None, typer.Option(help="Videos on which the ranges of fp16 are measured.")
+        Path | None,
+        typer.Option(metavar="FILE|DIR", help="Videos on which the ranges of fp16 are measured."),
     ] = None,
     card: Annotated[bool, typer.Option("--card", help="Write a README.md model card too.")] = False,
     licence: Annotated[
-        str | None, typer.Option("--license", help="Licence of the weights, for the manifest.")
+        str | None,
+        typer.Option("--license", metavar="TEXT", help="Licence of the weights, for the manifest."),
     ] = None,
     plans: Annotated[
-        str, typer.Option(help="Graphs that get plans: video, text, preprocess, score.")
+        str,
+        typer.Option(
+            metavar="NAME,...", help="Graphs that get plans: video, text, preprocess, score."
+        ),
     ] = "video,text",
     target: Annotated[
-        str | None, typer.Option(help="GPUs of tensorrt-rtx: sm_89,sm_120 (default: all).")
+        str | None,
+        typer.Option(metavar="SM,...", help="GPUs of tensorrt-rtx: sm_89,sm_120 (default: all)."),
     ] = None,
     tf32: Annotated[bool, typer.Option("--tf32", help="Plans: multiply fp32 in TF32.")] = False,
     workspace: Annotated[
-        int | None, typer.Option(min=1, help="Plans: memory of one layer, MiB (default: all).")
+        int | None,
+        typer.Option(metavar="MIB", min=1, help="Plans: memory of one layer, MiB (default: all)."),
     ] = None,
     builder_level: Annotated[
-        int | None, typer.Option(min=0, max=5, help="Plans: the builder's optimization level.")
+        int | None,
+        typer.Option(metavar="N", min=0, max=5, help="Plans: the builder's optimization level."),
     ] = None,
     timing_cache: Annotated[
-        Path | None, typer.Option(help="Plans of tensorrt: file of the builder's timings.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Plans of tensorrt: file of the builder's timings."),
     ] = None,
     hardware_compatible: Annotated[
         bool, typer.Option("--hardware-compatible", help="Plans of tensorrt: for sm_80 and newer.")
@@ -109,7 +133,10 @@ def export(
         bool, typer.Option("--version-compatible", help="Plans of tensorrt with host code.")
     ] = False,
     backend: Annotated[
-        str, typer.Option(help="What runs the towers in triton-server: onnxruntime, tensorrt.")
+        str,
+        typer.Option(
+            metavar="NAME", help="What runs the towers in triton-server: onnxruntime, tensorrt."
+        ),
     ] = "onnxruntime",
     threads: Threads = None,
     settings: Settings = None,
@@ -197,7 +224,7 @@ def export(
                 format=format,
                 backend=backend,
                 given=checkpoint,
-                protected=files_of(checkpoint),
+                protected=[*files_of(checkpoint), *([labels] if labels else [])],
                 out=out,
                 load=lambda: load_model(checkpoint, given),
                 graphs=graph_options,
@@ -312,7 +339,7 @@ def _clips(folder: Path, config: StanConfig) -> tuple[list[np.ndarray], int]:
     """
     from stan_infer.cli.report import say
     from stan_infer.video.clip import Clip
-    from stan_infer.video.decode_worker import read_clips
+    from stan_infer.video.decode_pool import read_clips
     from stan_infer.video.find import list_videos
     from stan_infer.video.spec import ClipSpec
 

@@ -1,84 +1,45 @@
-"""The program `stan-infer`: its commands, and exit codes for every error that reaches it."""
+"""Run the program `stan-infer`: exit codes for every error, and for every signal that ends it."""
 
 from __future__ import annotations
 
-import logging
+import atexit
+import gc
+import signal
 import sys
-from typing import Annotated
+from typing import NoReturn
 
-import typer
-
-from stan_infer import __version__
-from stan_infer.cli.bench import bench
-from stan_infer.cli.calibrate import calibrate
-from stan_infer.cli.convert import convert
-from stan_infer.cli.doctor import doctor
-from stan_infer.cli.embed import embed
-from stan_infer.cli.eval import eval
-from stan_infer.cli.export import export
-from stan_infer.cli.inspect import inspect
-from stan_infer.cli.run import run
-from stan_infer.cli.verify import verify
 from stan_infer.errors import StanError, one_line
-from stan_infer.system.cache_folder import keep_library_caches
-from stan_infer.system.signals import EndedBySignal, end_on_signals, ended_by, ending
-
-app = typer.Typer(
-    name="stan-infer",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    help="Run trained STAN and Mug-STAN video-text checkpoints anywhere.",
-    epilog="Exit codes: 0 done, 1 a bug of ours, 2 bad input, 3 a package or device is missing, "
-    "4 a check failed.",
+from stan_infer.system import kept
+from stan_infer.system.signals import (
+    EndedBySignal,
+    end_in_words,
+    end_on_signals,
+    ended_by,
+    ending,
 )
-for command in (inspect, run, embed, eval, export, calibrate, verify, convert, bench, doctor):
-    app.command()(command)
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        print(f"stan-infer {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Log what is done.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks, and log more.")] = False,
-) -> None:
-    level = logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_OneLine("%(levelname)s: %(message)s"))
-    logging.basicConfig(handlers=[handler])
-    logging.getLogger("stan_infer").setLevel(level)
-
-
-class _OneLine(logging.Formatter):
-    """Messages in one line that a terminal shows as it is: names in them are strangers'."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        """Return the message without control characters; a traceback behind it keeps its lines."""
-        return one_line(super().formatMessage(record))
 
 
 def main() -> None:
     """Run the command line and exit with the documented code."""
     debug = "--debug" in sys.argv
+    # The interpreter looks for garbage once more before it ends, which with torch takes 0.4 s.
+    atexit.register(gc.freeze)
     try:
         end_on_signals()
+        kept.record()
+        # Not above, because Ctrl-C may come while they are imported.
+        from stan_infer.cli.app import app
+        from stan_infer.system.cache_folder import keep_library_caches
+
         keep_library_caches()
         app()
-    except (KeyboardInterrupt, EndedBySignal):
-        sys.exit(ended_by() or 130)
+    except (KeyboardInterrupt, EndedBySignal) as e:
+        _end(e.number if isinstance(e, EndedBySignal) else signal.SIGINT)
     except Exception as e:
+        if (number := ended_by()) is not None:
+            _end(number)  # the error is what a library made of the signal
         if debug:
             raise
-        if (code := ended_by()) is not None:
-            sys.exit(code)  # the error is what a library made of the signal
         if isinstance(e, StanError):
             print(f"error: {e}", file=sys.stderr)
             sys.exit(e.exit_code)
@@ -90,3 +51,8 @@ def main() -> None:
         sys.exit(1)
     finally:
         ending()
+
+
+def _end(number: int) -> NoReturn:
+    print(end_in_words(number), file=sys.stderr)
+    sys.exit(128 + number)

@@ -32,7 +32,7 @@ Locked = Annotated[
     typer.Option(
         "--locked",
         is_eager=True,
-        help="Take of names on the hub only what stan-infer.lock has, unchanged.",
+        help="Take from the hub only what stan-infer.lock lists, unchanged.",
     ),
 ]
 Checkpoint = Annotated[
@@ -52,11 +52,15 @@ CheckpointOrFolder = Annotated[
         "folder or .plan.",
     ),
 ]
-Videos = Annotated[list[Path], typer.Argument(help="Videos, or folders of videos.")]
+Videos = Annotated[
+    list[Path], typer.Argument(metavar="VIDEOS", help="Videos, or folders of videos.")
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="KEY=VALUE", help="A config field that tensor shapes do not show."
+        "--set",
+        metavar="KEY=VALUE",
+        help="A config field that tensor shapes do not show; may be repeated.",
     ),
 ]
 Weights = Annotated[
@@ -110,21 +114,25 @@ AutoRebuild = Annotated[
 Provider = Annotated[
     str | None,
     typer.Option(
-        help="For engine ort: cpu, cuda, cuda-graph, tensorrt, tensorrt-rtx (default: by --device)."
+        metavar="NAME",
+        help="For engine ort: cpu, cuda, cuda-graph, tensorrt, tensorrt-rtx (default: by "
+        "--device).",
     ),
 ]
 Calibration = Annotated[
     Path | None,
     typer.Option(
         metavar="DIR",
-        help="Folder that `calibrate` wrote of CKPT: fp8 of triton, in bench also int8.",
+        help="Folder that `calibrate` made from CKPT: for fp8 in engine triton, in bench also "
+        "int8.",
     ),
 ]
 Decoder = Annotated[
     str,
     typer.Option(
+        metavar="NAME",
         help="auto (PyAV), pyav, decord (refused where it returns other frames than it says) or "
-        "decord-as-is."
+        "decord-as-is.",
     ),
 ]
 Timeout = Annotated[
@@ -149,7 +157,8 @@ Batch = Annotated[
     int, typer.Option(metavar="B", min=1, max=64, help="Clips per call of the network.")
 ]
 Threads = Annotated[
-    int | None, typer.Option(metavar="N", min=1, help="CPU threads of engines (default: all CPUs).")
+    int | None,
+    typer.Option(metavar="N", min=1, help="CPU threads of engines (default: all CPUs)."),
 ]
 Workers = Annotated[
     int | None,
@@ -266,6 +275,8 @@ def parse_settings(pairs: Sequence[str] | None, weights: str | None = None) -> d
         name = name.strip().replace("-", "_")
         if name == "weights":
             raise InputError(f"--set {pair}: give --weights {value.strip()}")
+        if name in settings:
+            raise InputError(f"--set {name} is given twice: give it once")
         settings[name] = value.strip()
     return settings
 
@@ -317,7 +328,7 @@ def read_texts(
 def listed_texts(text: Sequence[str] | None, texts: Path | None) -> list[str]:
     """The texts of --text, then those of the file of --texts; InputError for a blank one."""
     from stan_infer.system.outside_file import read_lines
+    from stan_infer.text.blank import check_not_blank
 
-    if not all(t.strip() for t in text or []):
-        raise InputError("a text of --text is blank; give words")
+    check_not_blank(text or [], "--text")
     return [*(text or []), *([] if texts is None else read_lines(texts, "texts"))]

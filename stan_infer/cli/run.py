@@ -50,25 +50,34 @@ def run(
     split_words: SplitWords = False,
     template: Template = None,
     by: Annotated[
-        str, typer.Option(help="video: the best texts of each clip; text: the best clips of each.")
+        str,
+        typer.Option(
+            metavar="video|text",
+            help="video: the best texts of each clip; text: the best clips of each.",
+        ),
     ] = "video",
-    top: Annotated[int, typer.Option(min=0, help="How many of the best are shown; 0: all.")] = 5,
+    top: Annotated[
+        int, typer.Option(metavar="K", min=0, help="How many of the best are shown; 0: all.")
+    ] = 5,
     windows: Annotated[
         str | None,
         typer.Option(
             metavar="SECONDS[:STRIDE]",
-            help="Score every part of so many seconds apart, one part every STRIDE seconds "
-            "(default: end to end).",
+            help="Cut each video into parts of SECONDS and score each part on its own; a part "
+            "begins every STRIDE seconds (default: where the one before ends).",
         ),
     ] = None,
     start: Annotated[
-        float, typer.Option(metavar="SECONDS", help="Leave out what comes before in each video.")
+        float, typer.Option(metavar="SECONDS", help="Score nothing before this time in a video.")
     ] = 0.0,
     end: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="Leave out what comes after.")
+        float | None,
+        typer.Option(
+            metavar="SECONDS", help="Score nothing after this time (default: to the end)."
+        ),
     ] = None,
     csv: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the rows as a CSV file, too.")
+        Path | None, typer.Option(metavar="FILE", help="Also write the rows as a CSV file.")
     ] = None,
     engine: Engine = None,
     device: Device = None,
@@ -102,7 +111,9 @@ def run(
     from stan_infer.errors import check_word
     from stan_infer.library.embed import EmbedOptions, embed_videos
     from stan_infer.library.texts import embed_texts
+    from stan_infer.system import kept
     from stan_infer.system.atomic import check_file, files_of
+    from stan_infer.system.signals import EndedBySignal
     from stan_infer.text.templates import PLAIN, read_templates
     from stan_infer.video.decode_worker import early_workers
     from stan_infer.video.find import list_videos
@@ -154,10 +165,10 @@ def run(
                         told.add(path)
                         say(note)
                     results.add(path, clip, scored.scores(reading.features))
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, EndedBySignal):
             if results.clips:
-                say(f"interrupted: these are the results of {results.clips} clips")
                 results.finish()
+                kept.note_printed(f"the results of {results.clips} clips were printed")
             raise
     results.finish()
     if failed:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import os
 import sys
 from abc import ABC, abstractmethod
@@ -16,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from stan_infer.cli.report import RowPrinter, print_json
-from stan_infer.errors import printable, storable
+from stan_infer.errors import printable
 from stan_infer.library.texts import Texts, best
 from stan_infer.system import earlier_result
 from stan_infer.system.atomic import new_file
+from stan_infer.system.csv_file import write_csv
 from stan_infer.video.clip import Clip
 
 _TIMES = ["start_s", "end_s"]
@@ -27,7 +26,6 @@ _BY_VIDEO = ["video", *_TIMES, "rank", "text", "score", "probability"]
 _BY_TEXT = ["text", "rank", "video", *_TIMES, "score"]
 _NUMBERS = {*_TIMES, "rank", "score", "probability"}
 _NUMBER_WIDTH, _TEXT_WIDTH = 9, 60
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what spreadsheets take for the start of a formula
 CSV = earlier_result.csv((",".join(c) for c in (_BY_VIDEO, _BY_TEXT)), "stan-infer run")
 
 Row = dict[str, Any]
@@ -66,7 +64,8 @@ class Results(ABC):
         """Print what could not be printed before, and write the CSV file."""
         if self.output.csv is not None:
             with new_file(self.output.csv, CSV, sources=self.output.sources) as made:
-                made.write_text(_csv_text(self.columns, self._rows), encoding="utf-8", newline="")
+                cells = ([row.get(column) for column in self.columns] for row in self._rows)
+                write_csv(made, self.columns, cells)
         if self._is_unread:
             sys.exit(128 + 13)
 
@@ -193,26 +192,3 @@ class ClipsOfTexts(Results):
 def _times(clip: Clip) -> Row:
     """Start and end of a part of a video, in seconds; {} for a whole one."""
     return {} if clip.seconds is None else dict(zip(_TIMES, clip.seconds, strict=True))
-
-
-def _csv_text(columns: Sequence[str], rows: Sequence[Row]) -> str:
-    """Rows as CSV (RFC 4180) with a header: numbers unrounded, what is not known empty.
-
-    Names of files may be strangers': a cell never begins as a formula of a spreadsheet does. A
-    path gets "./" before it, which is the same file; a text an apostrophe, as spreadsheets have.
-    """
-    made = io.StringIO()
-    writer = csv.writer(made, lineterminator="\n")
-    writer.writerow(columns)
-    for row in rows:
-        writer.writerow([_csv_cell(column, row.get(column)) for column in columns])
-    return made.getvalue()
-
-
-def _csv_cell(column: str, value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    text = storable(value)
-    if text.startswith(_FORMULA):
-        return ("./" if column == "video" else "'") + text
-    return text

@@ -49,17 +49,26 @@ def verify(
     videos: VideosIfAny = None,
     texts: Texts = None,
     frames: FramesEach = "1,2,12,33,64",
-    engine_a: Annotated[str | None, typer.Option(help=f"Engine of A: {_ENGINES}.")] = None,
-    engine_b: Annotated[str | None, typer.Option(help=f"Engine of B: {_ENGINES}.")] = None,
+    engine_a: Annotated[
+        str | None, typer.Option(metavar="NAME", help=f"Engine of A: {_ENGINES}.")
+    ] = None,
+    engine_b: Annotated[
+        str | None, typer.Option(metavar="NAME", help=f"Engine of B: {_ENGINES}.")
+    ] = None,
     tolerance: Annotated[
         float | None,
         typer.Option(
-            min=0, help="Allowed difference, relative to the largest value (default: by precision)."
+            metavar="SHARE",
+            min=0,
+            help="Allowed difference, relative to the largest value (default: by precision).",
         ),
     ] = None,
     threads: Threads = None,
     bisect: Annotated[
-        bool, typer.Option("--bisect", help="Name the block of the network that differs.")
+        bool,
+        typer.Option(
+            "--bisect", help="Name the block of the network that differs; A or B is an export."
+        ),
     ] = False,
     settings: Settings = None,
     weights: Weights = None,
@@ -154,8 +163,8 @@ def _message(record: dict[str, Any]) -> str:
     found = record["bisect"].get(first)
     if found and found["block"]:
         operation = found["operation"]
-        text += f"; block {found['block']}"
-        text += f", operation {operation}" if operation not in (None, found["block"]) else ""
+        text += f"; found in the block that ends with {found['block']}"
+        text += f", at operation {operation}" if operation not in (None, found["block"]) else ""
     elif found:
         text += f"; no block is named: {found['reason'] or 'none differs alone'}"
     others = [

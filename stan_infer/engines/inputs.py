@@ -10,6 +10,7 @@ import numpy as np
 
 from stan_infer.config import StanConfig
 from stan_infer.errors import InputError
+from stan_infer.text.blank import check_not_blank
 from stan_infer.text.tokenizer import tokenize
 
 Check = Callable[[tuple[int, ...], str], object]  # see clip_array
@@ -82,7 +83,8 @@ def check_video(config: StanConfig, shape: tuple[int, ...], is_uint8: bool) -> N
 def token_ids(config: StanConfig, texts: Any, vocabulary: Path | None = None) -> np.ndarray:
     """Texts or ids, see Session.embed_text -> int64 [Q, L], checked against the tower's tables.
 
-    Raises InputError for a model without a text tower, no texts, wrong shapes, ids out of range.
+    Raises InputError for a model without a text tower, no texts, a blank one, wrong shapes, ids out
+    of range.
     """
     if not config.has_text:
         raise InputError("this model has no text tower: its checkpoint holds the video side only")
@@ -93,6 +95,7 @@ def token_ids(config: StanConfig, texts: Any, vocabulary: Path | None = None) ->
                 f"the vocabulary has {config.vocab_size} entries, not CLIP's 49408: strings cannot "
                 "be tokenised; give int ids [Q, L]"
             )
+        check_not_blank(ids)
         return tokenize(ids, config.context_length, vocabulary=vocabulary)
     if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer) or 0 in ids.shape:
         raise InputError(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, Unpack
 from stan_infer.artefacts.precision import EIGHT_BITS
 from stan_infer.checkpoints.weights_folder import is_exported
 from stan_infer.engines.sources import absolute, manifest_hash, owner
-from stan_infer.engines.thread_count import chosen_threads
+from stan_infer.engines.thread_count import check_threads, chosen_threads
 from stan_infer.errors import CheckError, InputError, MissingError, check_word
 from stan_infer.system.packages import require
 
@@ -287,6 +287,7 @@ def _open(
     options: Mapping[str, Any],
 ) -> Session:
     given: dict[str, Any] = dict(options)
+    check_threads(given.get("threads"))
     if isinstance(source, (str, Path)) and str(source).endswith(".plan"):
         if given.get("provider") is not None:
             raise InputError(

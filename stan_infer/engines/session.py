@@ -144,8 +144,8 @@ class Session(Lifetime):
             float32 [Q, E], or [Q, L, E] with a Mug head: a numpy array unless as_tensor.
 
         Raises:
-            InputError: no texts, an item that is no string, ids out of range, a model without a
-                text tower, as_tensor in an engine without torch, a closed session.
+            InputError: no texts, a blank one, an item that is no string, ids out of range, a model
+                without a text tower, as_tensor in an engine without torch, a closed session.
 
         Example:
             >>> import stan_infer as si

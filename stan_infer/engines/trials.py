@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from stan_infer.engines.open import (
     open_session,
 )
 from stan_infer.errors import InputError, MissingError
-from stan_infer.system.packages import install_command, require
+from stan_infer.system.packages import install_command, is_installed, require
 from stan_infer.system.temporary import temporary_folder
 from stan_infer.tensorrt_plans.api import load_tensorrt
 from stan_infer.tensorrt_plans.build import run_job
@@ -51,15 +50,14 @@ def try_decoders() -> list[dict[str, Any]]:
     """Try every video decoder, as try_engines does."""
     pyav = _try("pyav", "cpu", lambda: decode_own_clip("pyav"), _repair("av", "runtime"))
     decord = _try("decord", "cpu", lambda: decode_own_clip("decord"), _repair("decord", "decord"))
-    if not pyav["works"] and not decord["works"] and find_spec("decord") is not None:
+    if not pyav["works"] and not decord["works"] and is_installed("decord"):
         decord["help"] = pyav["help"]  # PyAV opens every file before decord does
     return [pyav, decord]
 
 
 def _repair(module: str, extra: str) -> str:
     """Return the command that installs a package, or installs it again if it is here but broken."""
-    is_here = find_spec(module) is not None
-    return install_command(extra, options="--force-reinstall" if is_here else "")
+    return install_command(extra, options="--force-reinstall" if is_installed(module) else "")
 
 
 def _try(name: str, device: str, run: Callable[[], object], remedy: str) -> dict[str, Any]:

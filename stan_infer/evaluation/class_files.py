@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from stan_infer.errors import InputError
+from stan_infer.errors import InputError, see
 from stan_infer.evaluation.retrieval_files import (
     CATEGORY,
     TIMES,
@@ -30,7 +30,7 @@ FORMS = (
     "; read are lines of a video and a class (separated by comma, tab, semicolon, or by a space "
     "before a number), tables with a header that has a column such as path and one such as "
     'label, JSON ({"video": "class"}, [{"id": ..., "label": ...}]), and the own files of Kinetics '
-    "and Something-Something"
+    f"and Something-Something{see('docs/evaluate')}"
 )
 _KINETICS = ("time_start", "time_end")
 _HEADER_WORDS = frozenset(

@@ -19,7 +19,7 @@ RECORD = "metrics.json"  # in the folder that --out writes
 _MAX_BYTES = 256 * 2**20  # 60,000 texts of MSR-VTT's full test take 5 MB
 _HINT = "; give what `stan-infer eval --json` printed, or the folder of its --out"
 # What differs by itself between two models, or is told in other words.
-_OWN = {"split", "annotations", "annotations sha256", "missing", "unreadable", "videos"}
+_OWN = {"split", "annotations", "annotations sha256", "missing", "unreadable", "videos", "copies"}
 _OWN |= {"texts", "classes", "texts cut"}
 
 

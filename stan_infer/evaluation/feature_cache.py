@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from stan_infer.artefacts.npz_file import Field, read_npz
 from stan_infer.errors import InputError
+from stan_infer.system import kept
 from stan_infer.system.atomic import Sources, check_apart, check_not_inside, new_file
 from stan_infer.system.outside_file import open_regular
 from stan_infer.system.temporary import clear
@@ -87,6 +88,7 @@ class FeatureCache:
                 self._parts[name] = part
         self._waiting: dict[str, NDArray[np.float32]] = {}
         self._written = time.monotonic()
+        self._note()
 
     def __len__(self) -> int:
         """Number of features that are known."""
@@ -118,6 +120,13 @@ class FeatureCache:
             with new_file(self._folder / f"{uuid.uuid4().hex}.npz") as temporary:
                 temporary.write_bytes(packed.getbuffer())
         self._waiting = {}
+        self._note()
+
+    def _note(self) -> None:
+        """Say what an interrupted run leaves: how many features are on disk."""
+        count = len(self) - len(self._waiting)
+        words = f"keeps {count} features of videos and texts: the same command goes on from there"
+        kept.note(self._folder.parent, words if count else "keeps no features yet")
 
 
 def file_name(path: Path, options: Mapping[str, Any]) -> str:

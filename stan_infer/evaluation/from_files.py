@@ -21,7 +21,7 @@ from stan_infer.evaluation.datasets import DATASETS, DataSet, read_names, read_t
 from stan_infer.evaluation.evaluate import Evaluation, Protocol
 from stan_infer.evaluation.feature_cache import FeatureCache, check_cache
 from stan_infer.evaluation.model_evaluation import ModelEvaluation
-from stan_infer.evaluation.page import worst_videos
+from stan_infer.evaluation.page import copies_sentence, worst_videos
 from stan_infer.evaluation.result_folder import check_results, write_results
 from stan_infer.evaluation.task import Task
 from stan_infer.evaluation.thumbnails import thumbnails
@@ -31,6 +31,7 @@ from stan_infer.system.atomic import check_outside, files_of
 from stan_infer.system.result import Progress, Say, divided, no_progress, silent
 from stan_infer.text.labels import read_labels
 from stan_infer.text.templates import PLAIN, read_templates
+from stan_infer.video.copies import copies
 from stan_infer.video.find import locate_videos
 
 
@@ -158,21 +159,26 @@ class _Work:
             other.check(task)
         hashes = {} if name is None else model_hashes(name)
         with opened(self.source, words, yielding=True) as session:
-            ran = session.describe()
+            ran, config = session.describe(), session.config
             kept = None if own.cache is None else open_cache(own.cache, name, session)
             result = self._evaluated(session, task, paths, kept)
         views = result.facts["views"]
+        read = (p for v, p in zip(task.videos, paths, strict=True) if v not in result.failed)
+        copied = len(copies(read))
         facts = {
             "data set": self.dataset,
             "split": _split(split, own.subset, len(found), len(paths) - len(result.failed)),
             "annotations": self.annotations.name,
             "annotations sha256": sha256(self.annotations),
-            "settings from": preset.settings_from,
+            "settings from": _settings_from(preset, own, config),
             **result.facts,
+            **({"copies": copied} if copied else {}),
             "views from": "--views" if own.views else "one view" if views == "1x1" else "the paper",
             "missing": len(missing),
             "unreadable": len(result.failed),
         }
+        if remark := copies_sentence(facts):
+            self.say(remark)
         same = {f.name: getattr(result, f.name) for f in dataclasses.fields(result)}
         whole = ModelEvaluation(
             **{**same, "facts": facts},
@@ -187,13 +193,16 @@ class _Work:
         return whole
 
     def _check(self, name: str | None, words: dict[str, Any]) -> list[Path]:
-        """Refuse places that cannot be written, before the work; return all that is read."""
+        """Refuse places that cannot be written, before the work; return the files that are read.
+
+        Results may lie beside the videos: a folder is replaced only if we wrote all that is in it.
+        """
         own = self.own
         model = list(files_of(name)) if name else []
         read = [self.annotations, own.labels, own.subset, own.compare, words.get("calibration")]
-        sources = [*model, self.videos, *(Path(p) for p in read if p is not None)]
+        sources = [*model, *(Path(p) for p in read if p is not None)]
         if own.cache is not None:
-            check_cache(Path(own.cache), [*model, self.videos])
+            check_cache(Path(own.cache), model)
         if own.out is not None:
             check_results(Path(own.out), sources=sources)
             if own.cache is not None:
@@ -285,6 +294,20 @@ def _tell_twins(names: Sequence[str], found: Sequence[Path | None], say: Say) ->
         say(
             f"{len(twins)} videos are there under two names and count twice: {'; '.join(twins[:3])}"
         )
+
+
+def _settings_from(preset: DataSet, own: EvaluationOptions, config: StanConfig) -> str:
+    """Whose settings they are, and which options changed what. config: the model's."""
+    usual, used = (
+        task_config(config, preset, *given)
+        for given in ((None, None), (own.frames, own.text_length))
+    )
+    pairs = {
+        "--frames": (used.frames, usual.frames),
+        "--text-length": (used.context_length, usual.context_length),
+    }
+    changed = [f"{o} {new} in place of {old}" for o, (new, old) in pairs.items() if new != old]
+    return "; ".join([preset.settings_from, *changed])
 
 
 def task_config(

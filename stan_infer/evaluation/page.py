@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from stan_infer.errors import printable
 from stan_infer.evaluation.answers import (
     Answers,
     class_rows,
@@ -16,7 +15,7 @@ from stan_infer.evaluation.answers import (
     confusion,
     group_rows,
 )
-from stan_infer.system.charts import heat_map, histogram
+from stan_infer.system.charts import MAX_NAMES, heat_map, histogram
 from stan_infer.system.html_page import escaped, html_charts, html_page, html_table
 
 WORST = 50
@@ -25,7 +24,6 @@ _PAIRS, _NAMES, _LONGEST = 20, 50, 300  # confused pairs, failures; characters o
 # Ranks that share a column of the chart: from each of these to the next.
 _EDGES = (1, 2, 3, 4, 6, 11, 21, 51, 101, 201, 501, 1001, 2001, 5001, 10001, 100001)
 _STYLE = """
-.plots { margin-top: 1rem; } .plots figure { max-width: 44rem; }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(21rem, 100%), 1fr));
   gap: 1rem; }
 .card { border: 1px solid var(--line); border-radius: .4rem; padding: .7rem; min-width: 0;
@@ -33,6 +31,7 @@ _STYLE = """
 .card b { font-size: 1rem; } .card p { margin: .4rem 0 0; }
 .card img { width: 100%; max-width: 288px; height: auto; display: block; }
 .says { border-left: 4px solid #0072B2; padding-left: .7rem; font-weight: 600; }
+dt { font-weight: 600; } dd { margin: 0 0 .4rem; }
 .facts td { white-space: normal; text-align: left; overflow-wrap: anywhere; }
 .facts td:first-child { white-space: nowrap; vertical-align: top; }
 summary { cursor: pointer; margin-top: .7rem; }
@@ -44,14 +43,35 @@ def charts(answers: Answers) -> dict[str, Any]:
     what = "texts" if answers.task.is_retrieval else "videos"
     whose = "video" if answers.task.is_retrieval else "class"
     title = f"Rank of the right {whose}"
-    found = {"ranks": histogram(_columns(answers.ranking.ranks), title, "rank", what)}
+    words = ("rank (1: answered first)", f"number of {what}")
+    found = {"ranks": histogram(_columns(answers.ranking.ranks), title, *words)}
     if not answers.task.is_retrieval and len(answers.task.classes) <= MAX_CLASSES:
-        counts = confusion(answers)
-        shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-        # The colour goes by the square root, so that a mistake of one in a hundred is seen, too.
-        title, axes = "Confusion of classes", ("answered", "right class")
-        found["confusion"] = heat_map(np.sqrt(shares), answers.task.classes, title, *axes)
+        found["confusion"] = _confusion(answers)
     return found
+
+
+def _confusion(answers: Answers) -> Any:
+    """The chart of what the videos of each class were taken for.
+
+    Most classes may have no video and be no answer: they are left out then.
+    """
+    counts, classes = confusion(answers), answers.task.classes
+    own = np.nonzero(counts.sum(0) + counts.sum(1))[0]
+    if len(own) > max(MAX_NAMES, len(classes) // 2):
+        own = np.arange(len(classes))
+    counts = counts[np.ix_(own, own)]
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    title = "Confusion of classes"
+    if len(own) < len(classes):
+        title += f": the {len(own)} of {len(classes)} that occur"
+    by_number = ", by its number in scores.npz" if len(own) > MAX_NAMES else ""
+    words = {
+        "title": title,
+        "x": f"answered class{by_number}",
+        "y": f"right class{by_number}",
+        "unit": "share of the row's videos",
+    }
+    return heat_map(shares, [classes[i] for i in own], own.tolist(), words)
 
 
 def _columns(ranks: Any) -> dict[str, int]:
@@ -83,9 +103,11 @@ def render_page(
     parts = [
         f"<h1>{escaped(title)}</h1>",
         f"<p>{facts['videos']} videos, {facts[kind]} {kind} ({_cut(facts['split'])}); "
-        f"{facts['frames']} frames a clip, views {escaped(facts['views'])}. In brackets: 95 % "
-        "intervals.</p>",
+        f"{facts['frames']} frames a clip, views {escaped(facts['views'])}. In percent, but for "
+        "ranks; in brackets: 95 % intervals.</p>",
         _figures(record),
+        _copies(facts),
+        _words(answers.task.is_retrieval),
         *_comparison(record),
         html_charts(svgs),
         *_not_drawn(answers),
@@ -100,6 +122,19 @@ def render_page(
     return html_page(title, parts, _STYLE)
 
 
+def copies_sentence(facts: Mapping[str, Any]) -> str:
+    """What copies among the videos mean for the intervals; "" where there are none."""
+    if not (count := facts.get("copies")):
+        return ""
+    are = "is a copy of another" if count == 1 else "are copies of others"
+    return f"{count} of {facts['videos']} videos {are}: the interval takes them as independent"
+
+
+def _copies(facts: Mapping[str, Any]) -> str:
+    remark = copies_sentence(facts)
+    return f"<p class=says>{remark}.</p>" if remark else ""
+
+
 def _figures(record: Mapping[str, Any]) -> str:
     names = list(next(iter(record["figures"].values())))
     rows = []
@@ -112,6 +147,32 @@ def _figures(record: Mapping[str, Any]) -> str:
         ]
         rows.append([direction.replace("_", " "), *cells])
     return html_table(["", *names], rows)
+
+
+def _words(is_retrieval: bool) -> str:
+    """What the words of the page mean, folded up."""
+    asked, answers = ("texts", "videos") if is_retrieval else ("videos", "classes")
+    meanings = {
+        "R@k": "the share of texts whose right video is among the k best answers; video to text: "
+        "the share of videos whose right text is",
+        "MdR, MnR": "the median and the mean rank of the right answer; 1 is best",
+    }
+    if not is_retrieval:
+        meanings = {
+            "top-k": "the share of videos whose right class is among the k best answers",
+            "mean class": "the mean over the classes of the top-1 share of each, so that a class "
+            "of few videos counts as much as one of many",
+        }
+    meanings |= {
+        "rank": f"the place of the right one among all {answers}, ordered by score; equal scores "
+        "share the middle of their places",
+        "95 % interval": f"in 95 of 100 evaluations on other {asked} of the same kind such a range "
+        "holds the figure of very many (Wilson's interval); the fewer they are, the wider it is",
+        "views": "clips of a video, spread over its time, times crops of each frame; 1x1 is one "
+        "clip with one crop, and of more the class probabilities are averaged",
+    }
+    terms = "".join(f"<dt>{escaped(k)}</dt><dd>{escaped(v)}</dd>" for k, v in meanings.items())
+    return f"<details><summary>What the words mean</summary><dl>{terms}</dl></details>"
 
 
 def _comparison(record: Mapping[str, Any]) -> list[str]:
@@ -129,8 +190,9 @@ def _comparison(record: Mapping[str, Any]) -> list[str]:
         for direction, figures in found["differences"].items()
         for name, d in figures.items()
     ]
-    head = ["", "difference", "95 % interval", "right here only", "right there only"]
+    head = ["", "difference, points", "95 % interval", "right only here", "right only there"]
     says = f"<p class=says>{escaped(found['sentence'])}.</p>"
+    says += _copies(record["protocol"])
     return ["<h2>Compared</h2>", says, html_table(head, rows)]
 
 
@@ -146,7 +208,7 @@ def _table_of(rows: Sequence[Mapping[str, Any]], title: str, word: str, opened: 
     ]
     folded = "open" if opened else ""
     what = f"{len(rows)} {'categories' if word == 'category' else 'classes'}, the worst first"
-    table = html_table(list(rows[0]), cells)
+    table = html_table(list(rows[0]), cells, (word, "taken for"))
     return [f"<h2>{title}</h2>", f"<details {folded}><summary>{what}</summary>{table}</details>"]
 
 
@@ -160,7 +222,7 @@ def _confused(answers: Answers) -> list[str]:
     if answers.task.is_retrieval or not (pairs := confused(answers)):
         return []
     rows = [[_short(right), _short(wrong), count] for right, wrong, count in pairs[:_PAIRS]]
-    table = html_table(["right", "answered", "videos"], rows)
+    table = html_table(["right", "answered", "videos"], rows, ("right", "answered"))
     return ["<h2>Most often confused</h2>", table]
 
 
@@ -209,13 +271,13 @@ def _video_card(answers: Answers, q: int, pictures: Mapping[str, str]) -> str:
 def _picture(video: str, pictures: Mapping[str, str]) -> str:
     if video not in pictures:
         return "<p class=soft>(no picture)</p>"
-    alt = f"three frames of {printable(Path(video).name)}"
+    alt = f"three frames of {_short(Path(video).name)}"
     return f'<img loading="lazy" alt="{escaped(alt)}" src="{pictures[video]}">'
 
 
 def _left_out(record: Mapping[str, Any]) -> list[str]:
     lines = [f"{escaped(f['error'])}" for f in record["failures"]]
-    lines += [f"{escaped(name)}: not there" for name in record["missing"]]
+    lines += [f"{_cut(name)}: not there" for name in record["missing"]]
     if not lines:
         return []
     shown = "".join(f"<li>{line}</li>" for line in lines[:_NAMES])
@@ -229,7 +291,8 @@ def _facts(facts: Mapping[str, Any]) -> str:
 
 
 def _cut(value: Any) -> str:
-    return escaped(_short(value))
+    """A name as HTML; one that is written from right to left turns nothing beside it round."""
+    return f"<bdi>{escaped(_short(value))}</bdi>"
 
 
 def _short(value: Any) -> str:

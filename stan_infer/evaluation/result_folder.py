@@ -6,8 +6,7 @@ scores.npz; metrics.json; ranks.png, ranks.svg, confusion.png, confusion.svg; in
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from stan_infer.evaluation.thumbnails import check_thumbnails
 from stan_infer.system import earlier_result
 from stan_infer.system.atomic import Sources, check_folder, new_folder
 from stan_infer.system.charts import image_files, inline_svg
+from stan_infer.system.csv_file import write_csv
 from stan_infer.system.json_file import json_line
 from stan_infer.system.packages import require
 
@@ -29,7 +29,10 @@ _TABLES = ("ranks.csv", "recognition.csv", "classes.csv", "categories.csv")
 _CHARTS = tuple(f"{name}.{kind}" for name in ("ranks", "confusion") for kind in ("png", "svg"))
 _NAME_LENGTH = 255
 why_keep = earlier_result.folder(
-    {*_TABLES, *_CHARTS, "scores.npz", RECORD, "index.html"}, "an evaluation"
+    {*_TABLES, *_CHARTS, "scores.npz", "index.html"},
+    RECORD,
+    earlier_result.json_object("eval", "stan-infer eval"),
+    "an evaluation",
 )
 
 
@@ -61,23 +64,16 @@ def write_results(
     with new_folder(folder, why_keep, sources=sources) as place:
         head, rows = query_rows(answers)
         name = "ranks.csv" if answers.task.is_retrieval else "recognition.csv"
-        _write_csv(place / name, head, rows)
+        write_csv(place / name, head, rows)
         for name, groups in (("classes", class_rows), ("categories", group_rows)):
             if table := groups(answers):
-                _write_csv(place / f"{name}.csv", list(table[0]), [list(r.values()) for r in table])
+                write_csv(place / f"{name}.csv", list(table[0]), [list(r.values()) for r in table])
         for name, figure in figures.items():
             for kind, data in image_files(figure, name).items():
                 (place / f"{name}.{kind}").write_bytes(data)
         write_npz(place / "scores.npz", _arrays(answers).items())
         (place / RECORD).write_text(json_line(record) + "\n", encoding="utf-8")
         (place / "index.html").write_text(page, encoding="utf-8")
-
-
-def _write_csv(path: Path, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as f:
-        table = csv.writer(f, lineterminator="\n")
-        table.writerow(head)
-        table.writerows([storable(x) if isinstance(x, str) else x for x in row] for row in rows)
 
 
 def _arrays(answers: Answers) -> dict[str, Any]:

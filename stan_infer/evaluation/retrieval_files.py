@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from stan_infer.errors import InputError
+from stan_infer.errors import InputError, see
 from stan_infer.evaluation.task import SPLITS, Pair, tell_splits
 from stan_infer.system.json_file import parse_json
 from stan_infer.system.table import MAX_ROWS, lines_of, read_table
@@ -30,7 +30,7 @@ FORMS = (
     "; read are tables (comma, tab or semicolon) with a header that has a column such as video_id "
     'and one such as sentence, JSON ({"video": "text"}, {"video": ["text", ...]}, '
     '{"video": {"sentences": [...]}}, [{"video": ..., "caption": ...}] or such objects by line), '
-    "and the own files of MSR-VTT, MSVD and LSMDC"
+    f"and the own files of MSR-VTT, MSVD and LSMDC{see('docs/evaluate')}"
 )
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from stan_infer.library.embed import EmbedOptions
 from stan_infer.system.packages import require
 from stan_infer.video.clip import Clip
-from stan_infer.video.decode_worker import read_clips
+from stan_infer.video.decode_pool import read_clips
 from stan_infer.video.spec import ClipSpec
 
 FRAMES, SIDE = 3, 96  # of a picture; pixels

@@ -16,7 +16,7 @@ from stan_infer.engines.inputs import as_numpy
 from stan_infer.engines.session import Session
 from stan_infer.errors import InputError, MissingError, StanError
 from stan_infer.video.clip import Clip
-from stan_infer.video.decode_worker import read_all_windows, read_clips
+from stan_infer.video.decode_pool import read_all_windows, read_clips
 from stan_infer.video.gaps import Gaps
 from stan_infer.video.spec import ClipSpec
 from stan_infer.video.windows import Windows

@@ -20,8 +20,10 @@ from stan_infer.library import embed
 from stan_infer.library.embed import EmbedOptions
 from stan_infer.library.embedding_file import check_embeddings, new_embeddings
 from stan_infer.library.levels import Level, normalised
-from stan_infer.library.model_files import model_hashes
+from stan_infer.library.model_files import model_source
+from stan_infer.library.reading import reading_facts
 from stan_infer.system.atomic import files_of
+from stan_infer.system.json_file import plain
 from stan_infer.system.result import Progress, Result, Say, divided, no_progress, silent
 from stan_infer.video.clip import Clip
 from stan_infer.video.decode_worker import early_workers
@@ -88,6 +90,7 @@ class EmbeddedFile(Result):
         normalised: whether the vectors have length 1.
         session: facts about what ran; see Session.describe.
         decoders: those that read the videos.
+        info: what the file says of itself; empty where none was written.
     """
 
     out: Path
@@ -98,6 +101,7 @@ class EmbeddedFile(Result):
     normalised: bool
     session: dict[str, Any]
     decoders: tuple[str, ...]
+    info: dict[str, Any]
 
     def summary(self) -> str:
         """How many of what are where."""
@@ -245,6 +249,7 @@ class _Job:
             self.progress("embedding", len(paths) + len(self.texts)) as step,
             ExitStack() as stack,
         ):
+            info: dict[str, Any] = {}
             sinks: list[_Sink] = [] if gathered is None else [gathered]
             if out is not None:
                 info = self._info(session, name, level)
@@ -268,6 +273,7 @@ class _Job:
             normalised=self.wanted.normalise,
             session=ran,
             decoders=tuple(sorted(decoders)),
+            info=info,
         )
 
     def _videos(
@@ -281,7 +287,7 @@ class _Job:
         """Give every video to the sinks; return those that failed, why, and the decoders."""
         failed: dict[str, str] = {}
         decoders: set[str] = set()
-        spec = ClipSpec.of(session.config, frames=self.wanted.frames, decoder=self.wanted.decoder)
+        spec = self._spec(session)
         for reading in embed.embed_videos(session, paths, self.how, spec=spec):
             step()
             error = reading.error
@@ -313,15 +319,20 @@ class _Job:
 
     def _info(self, session: Session, name: str | None, level: Level) -> dict[str, Any]:
         """What a file says of itself; see embedding_file."""
-        hashes = {} if name is None else model_hashes(name)
+        spec = self._spec(session)
+        config = session.config.to_dict() | {"frames": spec.frames}
+        source = model_source(name, config)
+        source["sha256"] = {storable(file): value for file, value in source["sha256"].items()}
         return {
-            "config": session.config.to_dict(),
+            "config": config,
+            "reading": reading_facts(spec),
+            "settings": plain(session.options.get("settings") or {}),
             "engine": session.describe(),
-            "source": {
-                "checkpoint": storable(Path(name or "").name),
-                "sha256": {storable(file): value for file, value in hashes.items()},
-            },
+            "source": {"checkpoint": storable(Path(name or "").name), **source},
             "level": level.to_dict(),
             "normalised": self.wanted.normalise,
             "stan_infer": stan_infer.__version__,
         }
+
+    def _spec(self, session: Session) -> ClipSpec:
+        return ClipSpec.of(session.config, frames=self.wanted.frames, decoder=self.wanted.decoder)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from stan_infer.artefacts.folder import MANIFEST, sha256
+from stan_infer.artefacts.folder import MANIFEST, read_artefact, sha256
 from stan_infer.checkpoints.weights_folder import is_exported, weights_files
 
 
@@ -15,3 +19,41 @@ def model_hashes(source: str) -> dict[str, str]:
     """
     files = [Path(source) / MANIFEST] if is_exported(source) else weights_files(source)
     return {file.name: sha256(file) for file in files}
+
+
+def model_source(source: str | None, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells models apart: "model", "sha256" by file name, "checkpoint_sha256" (or None).
+
+    model: SHA-256, in hexadecimal, of JSON with the hashes of the files that vectors come from and
+    `settings`. Of an exported folder the files are those of its manifest without the golden outputs
+    and the card, which say when and how it was exported; of a plan also the plan. A model without
+    files is known by its name only; one that was loaded in Python (source None) by nothing: model
+    is None.
+    """
+    if source is None:
+        return {"model": None, "sha256": {}, "checkpoint_sha256": None}
+    hashes = model_hashes(source)
+    folder = _folder_of(source)
+    if folder is None:
+        checkpoint = next(iter(hashes.values())) if len(hashes) == 1 else None
+        what: Any = sorted(hashes.values()) or source
+    else:
+        manifest = read_artefact(folder, check_hashes=False).manifest
+        golden = (manifest.get("golden") or {"file": None})["file"]
+        files = {
+            name: entry["sha256"]
+            for name, entry in manifest["files"].items()
+            if name != golden and not name.endswith((".md", ".txt"))
+        }
+        checkpoint = (manifest.get("source") or {"checkpoint_sha256": None})["checkpoint_sha256"]
+        what = [files, *([] if is_exported(source) else hashes.values())]
+    text = json.dumps([what, dict(settings)], sort_keys=True)
+    model = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+    return {"model": model, "sha256": hashes, "checkpoint_sha256": checkpoint}
+
+
+def _folder_of(source: str) -> Path | None:
+    """The exported folder that `source` is, or that a plan lies in; None for a checkpoint."""
+    if is_exported(source):
+        return Path(source)
+    return Path(source).absolute().parent.parent if Path(source).suffix == ".plan" else None

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,11 +29,12 @@ from stan_infer.engines.session import Session
 from stan_infer.errors import CheckError, InputError, storable
 from stan_infer.library.database import MAX_WIDTH, PASSPORT, check_own
 from stan_infer.library.levels import Level, normalised
+from stan_infer.library.reading import reading_facts
 from stan_infer.system.json_file import checked, plain, read_object
 from stan_infer.system.result import Result
-from stan_infer.video.clip import RULES, Clip, reader_of
-from stan_infer.video.decode_worker import read_clips
-from stan_infer.video.spec import PIXELS, ClipSpec
+from stan_infer.video.clip import Clip
+from stan_infer.video.decode_pool import read_clips
+from stan_infer.video.spec import ClipSpec
 from stan_infer.video.windows import Windows
 
 # An angle of 0.8 degrees: rounding in another engine stays above it, other preprocessing does not.
@@ -119,20 +119,11 @@ def facts_of(
 
     name, hashes: of the checkpoint or folder. What does not change a vector is left out.
     """
-    decoder = reader_of(spec)
-    package = "av" if decoder == "pyav" else "decord"
-    reading = {
-        **dataclasses.asdict(spec),
-        "decoder": f"{decoder} {_version(package)}",
-        "numpy": _version("numpy"),
-        "pixels": PIXELS,
-        "rules": RULES,
-    }
     groups: dict[str, Mapping[str, Any]] = {
         "weights": {storable(file): value for file, value in hashes.items()},
         "config": session.config.to_dict(),
         "engine": {k: v for k, v in session.describe().items() if k not in _FREE},
-        "reading": reading,
+        "reading": reading_facts(spec),
     }
     flat = {f"{g}.{k}": plain(v) for g, values in groups.items() for k, v in values.items()}
     flat["checkpoint"] = storable(Path(name or "").name)
@@ -250,13 +241,6 @@ def _neighbours(a: NDArray[Any], b: NDArray[Any], vectors: NDArray[np.float32]) 
     near = [np.argsort(-(vectors @ x.T.astype(np.float32)), axis=0)[:count].T for x in (a, b)]
     kept = [len(set(p.tolist()) & set(q.tolist())) for p, q in zip(*near, strict=True)]
     return sum(kept) / (count * len(kept))
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "absent"
 
 
 def _short(value: Any) -> str:

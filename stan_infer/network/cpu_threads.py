@@ -27,9 +27,13 @@ def threads_for(w: VideoWeights, rows: int) -> Iterator[None]:
     rows: of a linear's input. The threads of a product that takes microseconds wait for each other
     after it. Where another process has one of their cores, that takes longer than the product.
     """
-    product = 2 * rows * max(linear.weight.numel() for linear in linears(w).values())
-    with _threads(1 if product < SMALL else torch.get_num_threads()):
+    with _threads(1 if is_small(w, rows) else torch.get_num_threads()):
         yield
+
+
+def is_small(w: VideoWeights, rows: int) -> bool:
+    """Whether all products of the linears, with so many rows of input, are small."""
+    return 2 * rows * max(linear.weight.numel() for linear in linears(w).values()) < SMALL
 
 
 def side_by_side(run: Callable[[X], Y], items: Iterable[X]) -> Generator[tuple[X, Y], None, None]:

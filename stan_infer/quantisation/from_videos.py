@@ -9,7 +9,7 @@ from typing import Any
 from stan_infer.checkpoints.load import require_torch
 from stan_infer.quantisation.calibration import Calibration
 from stan_infer.quantisation.options import CalibrationOptions
-from stan_infer.system.packages import require
+from stan_infer.system.packages import is_installed, require
 from stan_infer.system.result import Say, silent
 
 
@@ -24,7 +24,7 @@ def calibrate(
 ) -> Calibration:
     """Quantise the video tower of a model on real videos and write it to the folder `out`.
 
-    A stopped run goes on from OUT.calibrating.npz.
+    A stopped run goes on from the ranges in OUT.calibrating.npz.
 
     Args:
         source: a folder exported in fp32, or a checkpoint, which is exported first.
@@ -58,7 +58,8 @@ def calibrate(
     if options.get("labels") is not None:
         options["labels"] = Path(options["labels"])
     chosen = CalibrationOptions(**options)
-    require_torch("calibrating", "cpu", str(source), chosen.settings)
+    if not is_installed("torch"):  # else it is imported while clips are decoded
+        require_torch("calibrating", "cpu", str(source), chosen.settings)
     for module in ("onnx", "onnxruntime"):
         require(module, "calibrating", "cpu")
     from stan_infer.quantisation.calibrate import calibrate as quantise

@@ -8,15 +8,14 @@ import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from stan_infer.errors import InputError
+from stan_infer.errors import InputError, see
 from stan_infer.quantisation.options import CalibrationOptions
-from stan_infer.system.outside_file import open_regular
+from stan_infer.video.copies import content_key
 
 MIN_RANGED = 8  # videos for the ranges
 MIN_CHECKED = 8  # others to check on: fewer do not show what 8 bits do to the worst clip
 PART = 4  # one video in PART is held out
 _LOOKED_AT = 2  # times as many videos as are needed, as some may turn out to be broken
-_ENDS = 2**16  # bytes of a file's head and of its tail that tell its content
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +37,10 @@ class Parts:
     copies: int
     double: Mapping[Path, Path] = dataclasses.field(default_factory=dict)
 
+    def first(self, samples: int, reads_held: bool) -> list[Path]:
+        """The videos that are read in any case, in this order, unless some cannot be used."""
+        return [*(self.held if reads_held else ()), *self.ranged[:samples]]
+
 
 def least_ranged(options: CalibrationOptions) -> int:
     """How many videos must set the ranges where others check."""
@@ -48,6 +51,7 @@ def too_few(found: str) -> InputError:
     """The error where not enough can be held out. found: how many there are and are needed."""
     return InputError(
         f"{found}: give more videos, or --force, which writes a result that nothing checked"
+        f"{see('docs/calibrate')}"
     )
 
 
@@ -132,17 +136,3 @@ def _different(
         same.sort(key=os.fspath)
     copies = {copy: same[0] for same in found.values() for copy in same[1:]}
     return {key: found[key][0] for key in sorted(found)}, copies
-
-
-def content_key(path: Path, seed: int) -> str:
-    """A hash of seed and of a file's size, head and tail, or of its name where it is unreadable."""
-    content = hashlib.sha256(f"{seed}:".encode())
-    try:
-        opened, size = open_regular(path)
-        with opened as file:
-            content.update(f"{size}:".encode() + file.read(_ENDS))
-            file.seek(max(size - _ENDS, 0))
-            content.update(file.read(_ENDS))
-    except (InputError, OSError):
-        content.update(os.fsencode(path))
-    return content.hexdigest()

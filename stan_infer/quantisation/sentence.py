@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +47,18 @@ def asked(bound: Bound) -> str:
 
 def rests_on(record: Mapping[str, Any], bound: Bound) -> str:
     """What the accuracy rests on. record: of the calibration."""
-    ranged, checked = _counted(record["clips"], "clip"), record["checked"]
+    ranged, checked = (
+        f"the {_counted(record['clips'], 'clip')} that set the ranges",
+        record["checked"],
+    )
     if not checked:
-        return f"not checked: measured on clips that set the ranges ({ranged})"
+        return f"measured on {ranged}, so not checked on others"
     if bound.task is not None:
         what = "text" if bound.task.is_retrieval else "labelled clip"
-        return f"checked on {_counted(checked, what)} apart from the {ranged} of the ranges"
+        return f"checked on {_counted(checked, what)} apart from {ranged}"
     return (
-        f"checked on {_counted(checked, 'clip')} apart from the {ranged} of the ranges (of others "
-        f"like them about 1 in {checked + 1} is lower)"
+        f"checked on {_counted(checked, 'clip')} apart from {ranged}; of clips like these about 1 "
+        f"in {checked + 1} has a lower one"
     )
 
 
@@ -134,7 +137,7 @@ def _elsewhere(verdict: Mapping[str, Any]) -> str:
         and row["engine"] != "ort"
         and row.get("cosine") is not None
     ]
-    return f" in ort ({', '.join(found)})" if found else ""
+    return f" in {_listed(['ort', *found])}" if found else ""
 
 
 def _misses(row: Mapping[str, Any], word: str) -> bool:
@@ -156,29 +159,38 @@ def _with_speed(verdict: Mapping[str, Any], cost: str) -> str:
         rows = [r for r in verdict["rows"] if r["precision"] == word]
         return f"{word} runs in no engine here: {'; '.join(r['refused'] for r in rows)}"
     by = "low" if verdict["is_faster"] else "ratio"
-    best = max(speeds, key=lambda e: (_is_usable(speeds[e]), speeds[e][by]))
-    others = "; ".join(speed_in_words(speeds[e], e) for e in speeds if e != best)
-    beside = f" ({others})" if others else ""
-    first, higher = speed_in_words(speeds[best], best), speeds[best]["beside"]
+    order = sorted(speeds, key=lambda e: (_is_usable(speeds[e]), speeds[e][by]), reverse=True)
+    told = speeds_in_words({engine: speeds[engine] for engine in order})
     if verdict["is_faster"]:
-        return f"{word} is faster here: {first}{beside}; it has {cost}"
+        return f"{word} is faster here: {told}; it has {cost}"
     if verdict["is_faster"] is None:
         return (
-            f"whether {word} is faster cannot be told on this machine now: {first}{beside}; it "
-            f"has {cost}; run it again when nothing else runs"
+            f"whether {word} is faster cannot be told on this machine now: {told}; run it again "
+            f"when nothing else runs; {word} has {cost}"
         )
-    return f"{word} is no faster here: {first}{beside}; it has {cost}; use {higher}"
+    return f"{word} is no faster here: {told}; it has {cost}; use {speeds[order[0]]['beside']}"
 
 
 def _is_usable(speed: Mapping[str, Any]) -> bool:
     return bool(speed["is_met"] and not speed["is_starved"])
 
 
-def speed_in_words(speed: Mapping[str, Any], engine: str) -> str:
-    """A ratio of speeds and what it may be, or why nothing is known of it."""
-    if speed["is_starved"]:
-        return f"other work had the CPUs while {engine} was timed"
-    return f"{spread_in_words(speed)} the speed of {speed['beside']} in {engine}"
+def speeds_in_words(speeds: Mapping[str, Mapping[str, Any]]) -> str:
+    """By engine a ratio of speeds and what it may be; then those of which nothing is known."""
+    told = [
+        f"{spread_in_words(speed)} the speed of {speed['beside']} in {engine}"
+        for engine, speed in speeds.items()
+        if not speed["is_starved"]
+    ]
+    if starved := [engine for engine, speed in speeds.items() if speed["is_starved"]]:
+        verb = "was" if len(starved) == 1 else "were"
+        told.append(f"other work used the CPUs while {_listed(starved)} {verb} timed")
+    return ", and ".join(told)
+
+
+def _listed(words: Sequence[str]) -> str:
+    """a; a and b; a, b and c."""
+    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
 
 
 def spread_in_words(speed: Mapping[str, Any]) -> str:

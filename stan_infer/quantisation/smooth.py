@@ -24,7 +24,7 @@ from stan_infer.network.eight_bits import (
     weight_scale,
 )
 from stan_infer.network.folded import FoldedLinear, VideoWeights, linears, map_linears
-from stan_infer.quantisation.observe import Sample
+from stan_infer.quantisation.watched import Sample
 
 STRENGTHS = (0.25, 0.4, 0.5, 0.6, 0.75, 0.9)  # a of the formula, besides none at all
 OUTPUTS = 384  # of a linear, evenly spaced, in which the error of a strength is measured, at least

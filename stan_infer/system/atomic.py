@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from stan_infer.errors import InputError, StanError
+from stan_infer.system import kept
 from stan_infer.system.earlier_result import WhyKeep, whole_folder
 from stan_infer.system.temporary import (
     ASIDE,
@@ -79,6 +80,7 @@ def new_file(
             made.chmod(stat.S_IMODE(mode))  # a library may have replaced the file
             _take_over(made, place)
             os.replace(made, place)
+            kept.note(path)
 
 
 @contextmanager
@@ -113,6 +115,7 @@ def new_folder(path: Path, why_keep: WhyKeep, *, sources: Sources = ()) -> Itera
                         "delete it first, or give another place"
                     ) from e
                 done = True
+                kept.note(path)
         finally:
             for parent in [] if done else reversed(made):
                 with suppress(OSError):

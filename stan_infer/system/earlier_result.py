@@ -82,15 +82,20 @@ def json_object(schema: str, what: str) -> WhyKeep:
     return _unless(is_ours, what)
 
 
-def folder(names: Collection[str], what: str) -> WhyKeep:
-    """An earlier result is a folder that holds nothing but files of these names.
+def folder(names: Collection[str], record: str, keeps: WhyKeep, what: str) -> WhyKeep:
+    """An earlier result is a folder with a record that we wrote, and with files of these names.
 
-    what: the kind of folder, as in "a report".
+    record: the name of that file; keeps: what says whether we wrote it. Names alone tell nothing,
+    as a stranger's folder may hold an index.html too. what: the content, as in "a report".
     """
 
     def why_keep(path: Path) -> str | None:
-        other = sorted(p.name for p in path.iterdir() if p.name not in names)
-        return f"it holds {other[0]}, which is no part of {what}" if other else None
+        other = sorted(p.name for p in path.iterdir() if p.name not in {*names, record})
+        if other:
+            return f"it holds {other[0]}, which is no part of {what}"
+        if keeps(path / record) is not None:
+            return f"it has no {record} of an earlier run, which every folder with {what} has"
+        return None
 
     return why_keep
 

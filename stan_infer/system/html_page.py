@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from stan_infer.errors import printable
@@ -13,20 +14,28 @@ _STYLE = """
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e8e8e8; --paper: #141414; --line: #3a3a3a; --soft: #a0a0a0; }
 }
-body { margin: 0 auto; max-width: 72rem; padding: 1rem; background: var(--paper); color: var(--ink);
+body { margin: 0 auto; max-width: 76rem; padding: 1rem; background: var(--paper); color: var(--ink);
   font: 16px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-h1, p, li { overflow-wrap: anywhere; }
+h1, p, li, dd { overflow-wrap: anywhere; }
 .wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
-th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right;
+table { border-collapse: separate; border-spacing: 0; font-size: .9rem;
+  font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .5rem; border-bottom: 1px solid var(--line); text-align: right;
   white-space: nowrap; }
+th { vertical-align: bottom; white-space: normal; }
 th:first-child, td:first-child { text-align: left; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr));
-  gap: 1rem; }
-figure { margin: 0; } svg { width: 100%; height: auto; }
-p, li { max-width: 46rem; } .soft { color: var(--soft); }
+.wide th:first-child, .wide td:first-child { position: sticky; left: 0; background: var(--paper); }
+.wide .name { text-align: left; }
+.long { white-space: normal; min-width: 10rem; max-width: 24rem; overflow-wrap: anywhere; }
+.plots { display: flex; flex-wrap: wrap; gap: 1rem 2rem; margin-top: 1rem; }
+figure { margin: 0; max-width: 100%; overflow-x: auto; } svg { width: 100%; height: auto; }
+p, li, dl { max-width: 46rem; } .soft { color: var(--soft); }
 """
+
+
+_LONG = 30  # characters of a cell that stays in one line
+_CHART = 374.0  # pixels, as charts are wide
 
 
 def html_page(title: str, parts: Sequence[str], style: str = "") -> str:
@@ -39,16 +48,36 @@ def html_page(title: str, parts: Sequence[str], style: str = "") -> str:
     )
 
 
-def html_table(head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
-    """Return a table that scrolls where the screen is narrow."""
-    top = "".join(f"<th>{escaped(cell)}</th>" for cell in head)
-    lines = ["<tr>" + "".join(f"<td>{escaped(c)}</td>" for c in row) + "</tr>" for row in rows]
-    return f"<div class=wide><table><tr>{top}</tr>{''.join(lines)}</table></div>"
+def html_table(
+    head: Sequence[Any], rows: Sequence[Sequence[Any]], names: Collection[str] = ()
+) -> str:
+    """Return a table that scrolls where the screen is narrow. names: heads of columns of names."""
+
+    def cells(tag: str, row: Sequence[Any]) -> str:
+        found = []
+        for column, cell in zip(head, row, strict=True):
+            text = escaped(cell)
+            kinds = ["name"] * (column in names) + ["long"] * (len(text) > _LONG)
+            found.append(f'<{tag} class="{" ".join(kinds)}">{text}' if kinds else f"<{tag}>{text}")
+        return "<tr>" + "".join(f"{cell}</{tag}>" for cell in found) + "</tr>"
+
+    lines = "".join(cells("td", row) for row in rows)
+    return f"<div class=wide><table>{cells('th', head)}{lines}</table></div>"
 
 
 def html_charts(charts: Sequence[str]) -> str:
-    """Return charts (SVG text) beside each other, as many as fit."""
-    return "<div class=plots>" + "".join(f"<figure>{c}</figure>" for c in charts) + "</div>"
+    """Return charts (SVG text) beside each other, as many as fit.
+
+    Where the screen is so narrow that letters would get too small, a chart scrolls.
+    """
+    shown = []
+    for svg in charts:
+        found = re.search(r'viewBox="0 0 ([\d.]+) ', svg)
+        width = float(found[1]) if found else _CHART
+        least = f'<svg style="min-width:{0.85 * width:.0f}px"'
+        style = f"flex:1 1 {1.3 * width:.0f}px;max-width:min(100%,{1.5 * width:.0f}px)"
+        shown.append(f'<figure style="{style}">{svg.replace("<svg", least, 1)}</figure>')
+    return f"<div class=plots>{''.join(shown)}</div>"
 
 
 def escaped(value: Any) -> str:

@@ -6,7 +6,9 @@ the clone or file that it was installed from, or, if that is gone, the packages 
 
 from __future__ import annotations
 
+import gc
 import importlib
+import importlib.util
 import json
 import os
 import shlex
@@ -33,6 +35,8 @@ def require(module: str, purpose: str, extra: str) -> Any:
     MissingError, with the command that installs it if it is absent, or that installs it again if it
     does not load, whatever exception it raises then.
     """
+    collects = gc.isenabled()
+    gc.disable()  # what a package makes while it loads stays: torch makes half a million objects
     try:
         return importlib.import_module(module)
     except (Exception, SystemExit) as e:  # a broken package may raise anything while it loads
@@ -42,6 +46,17 @@ def require(module: str, purpose: str, extra: str) -> Any:
             f"{purpose} needs {module}, which does not load ({type(e).__name__}: {str(e)[:200]}): "
             f"{install_command(extra, options='--force-reinstall')}"
         ) from e
+    finally:
+        if collects:
+            gc.enable()
+
+
+def is_installed(module: str) -> bool:
+    """Whether an optional package is here, without importing it; it may still fail to load."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 def install_command(*extras: str, options: str = "") -> str:

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from stan_infer.errors import MissingError
+from stan_infer.errors import MissingError, one_line
+from stan_infer.system import kept
 
 GRACE_S = 3.0  # for the main thread to notice; a library's code may occupy it for hours
 _handled: list[signal.Signals] = []  # those that have our handler
@@ -20,12 +21,18 @@ _over = threading.Event()  # set when the program ends anyway
 
 
 class EndedBySignal(BaseException):
-    """SIGTERM or SIGHUP came. Not a SystemExit, which is caught where packages are imported."""
+    """A signal ends the program. Not a SystemExit, which is caught where packages are imported."""
 
     def __init__(self, number: int) -> None:
         """number: of the signal."""
         super().__init__(f"ended by signal {number}")
-        self.exit_code = 128 + number
+        self.number = number
+
+
+def end_in_words(number: int) -> str:
+    """The line that the program ends with: that it was stopped, and what it has written."""
+    how = "interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}"
+    return one_line(f"{how}: {kept.in_words()}")
 
 
 @contextmanager
@@ -85,7 +92,8 @@ def end_on_signals() -> None:
                 if not taken_up.wait(GRACE_S):
                     # Show the cursor, which a progress bar may have hidden.
                     show = "\x1b[?25h" if sys.stderr.isatty() else ""
-                    os.write(2, f"{show}ended by signal {number}\n".encode())
+                    end = "the next start removes temporary files"
+                    os.write(2, f"{show}{end_in_words(number)}; {end}\n".encode())
                     os._exit(128 + number)
                 taken_up.clear()
                 if _is_lost(last[0]):
@@ -98,14 +106,14 @@ def end_on_signals() -> None:
 
 
 def ended_by() -> int | None:
-    """The exit code of the signal that came, None without one.
+    """The number of the signal that came, None without one.
 
     Code of a library may catch what the handler raises and report an error of its own instead.
     """
     if not _raised:
         return None
     raised = _raised[0]
-    return raised.exit_code if isinstance(raised, EndedBySignal) else 128 + signal.SIGINT
+    return raised.number if isinstance(raised, EndedBySignal) else int(signal.SIGINT)
 
 
 def ending() -> None:

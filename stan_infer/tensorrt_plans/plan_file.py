@@ -27,7 +27,7 @@ from stan_infer.artefacts.folder import (
     sha256,
     write_json,
 )
-from stan_infer.errors import InputError
+from stan_infer.errors import InputError, see
 from stan_infer.system.atomic import new_file
 from stan_infer.system.json_file import checked, read_object
 
@@ -201,6 +201,7 @@ def check_version(plan: Plan, installed: Sequence[int]) -> None:
     raise InputError(
         f"plan {plan.path} was built by {plan.flavor} {_dotted(plan.version)}; installed is "
         f"{_dotted(installed)}: build it again, {plan.rebuild()} (or give --auto-rebuild)"
+        f"{see('TENSORRT')}"
     )
 
 
@@ -220,7 +221,7 @@ def check_device(plan: Plan, sm: str, name: str) -> None:
         known = ", ".join(plan.targets) or f"{plan.built_on}{' and newer' if is_wide else ''}"
         raise InputError(
             f"plan {plan.path} was built for {known}; this GPU is {name}, {sm}: build it again "
-            f"here, {plan.rebuild()} (or give --auto-rebuild)"
+            f"here, {plan.rebuild()} (or give --auto-rebuild){see('TENSORRT')}"
         )
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stan_infer.errors import InputError, nearest
+from stan_infer.text.blank import check_not_blank
 
 PLAIN = "{}"  # the text as it is
 _DATA = Path(__file__).with_name("templates.json")
@@ -38,7 +39,11 @@ class Templates:
         return " | ".join(self.given) + (f" ({count} averaged)" if count > 1 else "")
 
     def fill(self, texts: Sequence[str]) -> list[str]:
-        """Return every sentence with every text: all of the first text, then of the next."""
+        """Return every sentence with every text: all of the first text, then of the next.
+
+        Raises InputError for a blank text, which a sentence would hide.
+        """
+        check_not_blank(texts)
         return [s.replace("{}", text) for text in texts for s in self.sentences]
 
     def first(self, rows: NDArray[Any]) -> NDArray[Any]:

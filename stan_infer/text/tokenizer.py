@@ -41,7 +41,8 @@ def tokenize(
     it. One logged warning names the texts that do not fit.
 
     Args:
-        texts: a string or a list of Q strings.
+        texts: a string or a list of Q strings. A blank one gives start and end alone, as in CLIP;
+            what embeds or scores texts refuses it.
         context_length: L, 3 to 77; of a model its `config.context_length`.
         truncation: what happens to a text with more than L - 2 tokens. "keep-eot" cuts it and ends
             it with the end token, as open_clip does. "authors" does what the release does: it cuts

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stan_infer.errors import InputError
+from stan_infer.text.blank import check_not_blank
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,7 +20,7 @@ class VerifyOptions:
     tolerance: allowed difference of towers, operations and scores, relative to the largest value
     (default: by precision; of outputs the larger one of the two). Weights have none. bisect: find
     the block where a tower differs. engine_a, engine_b: see open_side. settings: of checkpoints.
-    Raises InputError for numbers out of range.
+    Raises InputError for numbers out of range and a blank text.
     """
 
     videos: Sequence[Path] | None = None
@@ -32,9 +33,10 @@ class VerifyOptions:
     settings: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse numbers out of range."""
+        """Refuse numbers out of range, and a blank text."""
         if self.tolerance is not None and not self.tolerance >= 0:
             raise InputError(f"tolerance is {self.tolerance}; it must be 0 or more")
+        check_not_blank(self.texts or ())
         if isinstance(self.frames, int):
             raise InputError(f"frames is {self.frames}; give a list, as in frames=[{self.frames}]")
         if not self.frames or min(self.frames) < 1:

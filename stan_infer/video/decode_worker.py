@@ -13,18 +13,15 @@ import math
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
-from concurrent.futures import Future
-from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict
-from operator import methodcaller
 from pathlib import Path
-from queue import SimpleQueue
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
-from stan_infer.errors import InputError, MissingError, StanError
+from stan_infer.errors import InputError, MissingError
 from stan_infer.system.child import (
     Child,
     how_it_ended,
@@ -41,21 +38,18 @@ from stan_infer.video.windows import Plan, Window, Windows
 
 START_S = 60.0  # for the imports of a new worker, on a busy machine
 MAX_WORKERS = 8  # by default: each holds 100 MB, and an engine needs cores, too
-PREFETCH = 2  # clips per worker that are being decoded or wait to be taken
 _COMMAND = python("stan_infer.video.decode_child")
-
-Result: TypeAlias = Clip | StanError
 
 _spare: deque[Child] = deque()  # children that were started early and serve no worker yet
 
 
-class _CrashError(InputError):
+class CrashError(InputError):
     """The decode process ended without an answer."""
 
 
 @contextmanager
 def early_workers(workers: int | None, videos: int) -> Iterator[None]:
-    """Start the processes now that `read_clips` will use inside the block, each for one worker.
+    """Start the processes now that `decode_pool` will use inside the block, each for one worker.
 
     They import their packages while this process does other things, such as opening a model.
     Those that are not used are ended with the block.
@@ -156,7 +150,7 @@ class DecodeWorker(AbstractContextManager["DecodeWorker"]):
         self, path: str | os.PathLike[str], what: dict[str, Any], timeout_s: float, size: int
     ) -> tuple[dict[str, Any], bytes]:
         """Send one request; return the reply and the pixels behind it, `size` bytes per clip."""
-        _check_timeout(timeout_s)
+        check_timeout(timeout_s)
         child = self._running()
         header: dict[str, Any] | None = None
         pixels: bytes | None = None
@@ -180,7 +174,7 @@ class DecodeWorker(AbstractContextManager["DecodeWorker"]):
                     "was stopped; for a long video or on a busy machine allow more (--timeout, "
                     "in Python timeout_s); if that does not help, re-encode the file"
                 )
-            raise _CrashError(
+            raise CrashError(
                 f"{os.fspath(path)}: the decoder crashed ({how_it_ended(code)}); the file is "
                 "likely damaged: re-encode it"
             )
@@ -214,142 +208,6 @@ class DecodeWorker(AbstractContextManager["DecodeWorker"]):
         )
 
 
-def read_clips(
-    paths: Iterable[Path], spec: ClipSpec, *, workers: int | None = None, timeout_s: float = 60.0
-) -> Generator[tuple[Path, Result], None, None]:
-    """Yield (path, clip or error) for every path, in order, decoded by `workers` processes.
-
-    workers: None is one per CPU that this process may use, at most MAX_WORKERS. At most two clips
-    per worker are decoded ahead. An error of one file is yielded, not raised; wrong options raise
-    InputError at once. Closing the iterator, or Ctrl-C, kills all children.
-    """
-    workers = _checked(workers, timeout_s)
-    if isinstance(paths, Sized):
-        workers = min(workers, max(1, len(paths)))
-    return _in_order(paths, spec, timeout_s, workers)
-
-
-def read_all_windows(
-    paths: Iterable[Path],
-    spec: ClipSpec,
-    windows: Windows,
-    *,
-    workers: int | None = None,
-    timeout_s: float = 60.0,
-) -> Generator[tuple[Path, Result], None, None]:
-    """As `read_clips`, for the parts of every video: (path, clip or error) part after part.
-
-    Several processes share one long video. timeout_s: for the packets of a video, and then for
-    each of its parts; a process that hangs is noticed after a group of them (windows.Plan.groups).
-    """
-    workers = _checked(workers, timeout_s)
-    return _windows_in_order(paths, spec, windows, timeout_s, workers)
-
-
-def _in_order(
-    paths: Iterable[Path], spec: ClipSpec, timeout_s: float, workers: int
-) -> Generator[tuple[Path, Result], None, None]:
-    with closing(_Pool(workers)) as pool:
-
-        def tasks() -> Iterator[tuple[Path, Future[Any]]]:
-            for path in paths:
-                yield path, pool.submit(methodcaller("read", path, spec, timeout_s=timeout_s))
-
-        for path, future in _ahead(tasks(), PREFETCH * workers):
-            yield path, future.result()
-
-
-def _windows_in_order(
-    paths: Iterable[Path], spec: ClipSpec, windows: Windows, timeout_s: float, workers: int
-) -> Generator[tuple[Path, Result], None, None]:
-    with closing(_Pool(workers)) as pool:
-
-        def plans() -> Iterator[tuple[Path, Future[Any]]]:
-            for path in paths:
-                yield path, pool.submit(methodcaller("plan", path, windows, timeout_s=timeout_s))
-
-        def tasks() -> Iterator[tuple[Path, Future[Any]]]:
-            for path, planned in _ahead(plans(), PREFETCH):
-                plan = planned.result()
-                if isinstance(plan, StanError):
-                    yield path, planned
-                    continue
-                for group in plan.groups(spec):
-                    asked = (path, spec, plan.total_frames, group)
-                    work = methodcaller("read_windows", *asked, timeout_s=timeout_s)
-                    yield path, pool.submit(work)
-
-        for path, future in _ahead(tasks(), PREFETCH * workers):
-            found = future.result()
-            for result in found if isinstance(found, list) else [found]:
-                yield path, result
-
-
-def _ahead(
-    tasks: Iterator[tuple[Path, Future[Any]]], count: int
-) -> Iterator[tuple[Path, Future[Any]]]:
-    """The tasks in order, of which `count` are begun before the first has to be done."""
-    waiting: deque[tuple[Path, Future[Any]]] = deque()
-    while True:
-        while len(waiting) < count and (task := next(tasks, None)) is not None:
-            waiting.append(task)
-        if not waiting:
-            return
-        yield waiting.popleft()
-
-
-class _Pool:
-    """Workers, each served by a thread, that take what is submitted in order."""
-
-    def __init__(self, workers: int) -> None:
-        self._tasks: SimpleQueue[tuple[Callable[[DecodeWorker], Any], Future[Any]] | None]
-        self._tasks = SimpleQueue()
-        self._workers = [DecodeWorker() for _ in range(workers)]
-        self._threads = [
-            threading.Thread(target=self._serve, args=(worker,), daemon=True)
-            for worker in self._workers
-        ]
-        try:
-            for thread in self._threads:
-                thread.start()
-        except BaseException:
-            self.close()
-            raise
-
-    def submit(self, work: Callable[[DecodeWorker], Any]) -> Future[Any]:
-        """Give work to the next free worker; its result is what it returns, or its StanError."""
-        future: Future[Any] = Future()
-        self._tasks.put((work, future))
-        return future
-
-    def close(self) -> None:
-        """Kill all children and wait for the threads."""
-        for worker in self._workers:
-            worker.close()
-        for _ in self._threads:
-            self._tasks.put(None)
-        for thread in self._threads:
-            if thread.ident is not None:
-                thread.join()
-
-    def _serve(self, worker: DecodeWorker) -> None:
-        while (task := self._tasks.get()) is not None:
-            work, future = task
-            try:
-                future.set_result(_twice(work, worker))
-            except StanError as e:
-                future.set_result(e)
-            except Exception as e:
-                future.set_exception(e)
-
-
-def _twice(work: Callable[[DecodeWorker], Any], worker: DecodeWorker) -> Any:
-    """Do it again if the process died: it may have been killed for others' use of memory."""
-    with suppress(_CrashError):
-        return work(worker)
-    return work(worker)
-
-
 def _clip(header: dict[str, Any], pixels: bytes, spec: ClipSpec) -> Clip:
     height, width = header["source_size"]
     # A bytearray, so that the pixels are writable, as those of read_clip_info are.
@@ -376,15 +234,7 @@ def _error(header: dict[str, Any]) -> Exception:
     return error
 
 
-def _checked(workers: int | None, timeout_s: float) -> int:
-    """The number of processes; InputError for wrong options."""
-    _check_timeout(timeout_s)
-    workers = default_workers() if workers is None else workers
-    if workers < 1:
-        raise InputError(f"workers is {workers}; at least 1 is needed")
-    return workers
-
-
-def _check_timeout(timeout_s: float) -> None:
+def check_timeout(timeout_s: float) -> None:
+    """Raise InputError unless it is a number of seconds that can be waited for."""
     if not 0 < timeout_s <= threading.TIMEOUT_MAX:
         raise InputError(f"timeout_s is {timeout_s}; it must be a number of seconds above 0")

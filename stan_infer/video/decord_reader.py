@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from stan_infer.errors import InputError
+from stan_infer.errors import InputError, see
 from stan_infer.system.file_kind import read_kind
 from stan_infer.system.outside_file import open_regular
 from stan_infer.video.coded_order import begins_anew
@@ -78,7 +78,7 @@ def read_decord(path: Path, sample: Sample, shrink: Shrink, *, as_is: bool = Fal
 def _wrong(path: Path, fault: str) -> InputError:
     return InputError(
         f"decord returns other frames of {path} than those asked for: {fault}; use --decoder pyav, "
-        "or decord-as-is to reproduce what others read with decord"
+        f"or decord-as-is to reproduce what others read with decord{see('VIDEOS')}"
     )
 
 

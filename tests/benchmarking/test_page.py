@@ -97,12 +97,23 @@ def test_the_page_is_whole_and_fetches_nothing():
     assert tags.open == [] and tags.fetching == []
     assert "script" not in tags.names and "b" not in tags.names
     assert tags.names.count("svg") == 6
-    for title in ("Latency against batch", "Throughput against frames", "Share of peak GEMM"):
+    for title in (
+        "Latency against batch",
+        "Throughput against frames",
+        "Share of peak GEMM",
+        "Speed, B",
+    ):
         assert title in page
-    assert "R@1 against latency" in page and "Error against latency" in page
+    assert "Speed, B" in page and "R@1 against latency" in page and "Error against latency" in page
     assert "From file to scores" in page and "engine trt is not here" in page
     ids = re.findall(r' id="([^"]+)"', page)
     assert not [i for i in re.findall(r"url\(#([^)]+)\)", page) if i not in ids]
+
+
+def test_one_batch_and_one_number_of_frames_are_bars():
+    page = render_page("t", [r for r in rows() if r["batch"] == 1 and r["frames"] == 8], [], [])
+    assert "Latency, B = 1, T = 8" in page
+    assert "against batch" not in page and "Throughput against" not in page
 
 
 def test_figures_in_the_page_are_those_of_the_rows():
@@ -135,7 +146,7 @@ def test_a_starved_row_has_no_ratio_and_no_place_in_a_plot():
 
 def test_without_its_baseline_no_ratio_is_known_and_without_all_there_is_no_plot():
     page = render_page("t", starved("eager"), [], [])
-    assert "Times the baseline" not in page and "Latency against batch" in page
+    assert "Speed, B" not in page and "Latency against batch" in page
     assert page.count("<td>unknown</td>") == 12 and not re.search(r"\d\.\d+x", page)
     page = render_page("t", starved("eager", "ort", "openvino"), STAGES, EVALS)
     assert "<svg" not in page and page.count("<td>starved</td>") == 18
@@ -160,30 +171,66 @@ needs_browser = pytest.mark.skipif(
 )
 
 
-def on_screen(page, folder, width):
-    """Widths in pixels of a page, and of its charts, in a window of this width."""
+def browser(folder, *options):
+    """Run the browser without a window; return what it wrote."""
     assert BROWSER
-    probe = (
-        "<script>const r = e => e.getBoundingClientRect(), d = document.body.dataset;"
-        "d.page = document.documentElement.scrollWidth; d.inner = innerWidth;"
-        "const all = [...document.querySelectorAll('svg')].map(r);"
-        "d.svg = Math.max(...all.map(e => e.right)); d.least = Math.min(...all.map(e => e.width));"
-        "</script></body>"
-    )
-    (folder / "page.html").write_text(page.replace("</body>", probe))
     run = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"]
     run += ["--no-first-run", "--disable-background-networking", "--disable-component-update"]
-    run += ["--disable-sync", f"--user-data-dir={folder / 'profile'}"]
-    run += [f"--window-size={width},900", "--dump-dom", f"file://{folder / 'page.html'}"]
-    done = subprocess.run(run, capture_output=True, text=True, timeout=120)
+    run += ["--disable-sync", f"--user-data-dir={folder / 'profile'}", *options]
+    return subprocess.run(run, capture_output=True, text=True, timeout=120)
+
+
+def on_screen(page, folder, width, *options):
+    """What is seen of a page in a window of this width, in pixels.
+
+    page: width of all; inner: of the window; figure: right end of the charts' frames; least: width
+    of the narrowest chart; cut: texts of charts that leave their chart; table: how much wider than
+    its frame a table is; paper, ink: brightness of the background and of the letters in charts.
+    """
+    probe = """<script>
+    const r = e => e.getBoundingClientRect(), d = document.body.dataset;
+    const all = name => [...document.querySelectorAll(name)];
+    const light = (e, what) => Math.max(...getComputedStyle(e)[what].match(/\\d+/g).slice(0, 3));
+    d.page = document.documentElement.scrollWidth; d.inner = innerWidth;
+    d.figure = Math.max(...all('figure').map(e => r(e).right));
+    d.least = Math.min(...all('svg').map(e => r(e).width));
+    d.table = Math.max(...all('.wide').map(e => e.scrollWidth - e.clientWidth));
+    d.cut = all('svg text').filter(e => {
+      const t = r(e), s = r(e.ownerSVGElement);
+      return t.left < s.left - 1 || t.right > s.right + 1 || t.top < s.top - 1
+        || t.bottom > s.bottom + 1; }).length;
+    d.paper = light(document.body, 'backgroundColor');
+    d.ink = light(document.querySelector('svg text'), 'fill');
+    </script></body>"""
+    (folder / "page.html").write_text(page.replace("</body>", probe))
+    size = f"--window-size={width},900"
+    done = browser(folder, *options, size, "--dump-dom", f"file://{folder / 'page.html'}")
     body = re.search(r"<body[^>]*>", done.stdout)
     assert body, done.stderr[-2000:]
     return {k: float(v) for k, v in re.findall(r'data-(\w+)="([\d.]+)"', body[0])}
+
+
+DARK, LIGHT = ([f"--blink-settings=preferredColorScheme={n}"] for n in (0, 1))
+
+
+def fits(seen):
+    """Assert that nothing of a page is cut or too small in its window."""
+    assert seen["page"] <= seen["inner"] and seen["figure"] <= seen["inner"]
+    assert seen["least"] > 250 and seen["cut"] == 0
 
 
 @needs_browser
 @pytest.mark.parametrize("width", [390, 1280])
 def test_it_fits_the_screen_of_a_phone_and_of_a_desk(tmp_path, width):
     seen = on_screen(render_page("bench", rows(), STAGES, EVALS), tmp_path, width)
-    assert seen["page"] <= seen["inner"]
-    assert seen["svg"] <= seen["inner"] and seen["least"] > 250
+    fits(seen)
+    assert (seen["table"] == 0) == (width == 1280), "the table scrolls on a phone only"
+
+
+@needs_browser
+def test_it_is_dark_where_the_reader_wants_that(tmp_path):
+    page = render_page("bench", rows(), STAGES, EVALS)
+    seen = on_screen(page, tmp_path, 1280, *LIGHT)
+    assert seen["paper"] > 240 and seen["ink"] < 60
+    seen = on_screen(page, tmp_path, 1280, *DARK)
+    assert seen["paper"] < 60 and seen["ink"] > 200

@@ -41,6 +41,7 @@ def test_bench_from_python(tmp_path):
         ({"engines": "eager"}, r"give a list, as in engines=\['eager'\]"),
         ({"frames": 8}, r"give a list, as in frames=\[8\]"),
         ({"repeats": 0}, "rounds are at least 1"),
+        ({"tolerance": float("nan")}, "tolerance is nan; allowed is a share"),
     ],
 )
 def test_wrong_options_are_refused(given, message):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from stan_infer.benchmarking.rows import machine_remarks, ratio_in_words, remarks
+from stan_infer.benchmarking.run import BenchResult
 from stan_infer.benchmarking.starvation import (
     WIDE,
     add_doubts,
@@ -148,8 +149,23 @@ def judged(run):
 def test_recorded_runs_are_starved_exactly_if_others_took_their_cpus(run):
     rows = judged(run)
     assert [bool(r["starved"]) for r in rows] == [run["is_starved"]] * len(rows)
+    assert BenchResult("recorded", rows, [], []).is_starved == run["is_starved"]
+
     words = [ratio_in_words(r) for r in rows]
     assert all((w == "starved") == run["is_starved"] for w in words), words
+
+
+def test_a_benchmark_is_starved_where_no_row_has_a_time_of_its_own():
+    starved, timed, absent = {"starved": ["starved: x"]}, {"starved": []}, {"refused": "no GPU"}
+    for rows, wanted in (
+        ([starved, starved], True),
+        ([starved, absent], True),
+        ([starved, timed], False),
+        ([{"starved": None}], False),
+        ([{}], False),  # of a GPU
+        ([absent], False),
+    ):
+        assert BenchResult("some", rows, [], []).is_starved == wanted
 
 
 PAIRS = [

@@ -16,8 +16,9 @@ from stan_infer.checkpoints.hub_names import COMMIT, chosen_file, parse_name
 from stan_infer.checkpoints.load import inspect_checkpoint, load_model
 from stan_infer.checkpoints.lock_file import LOCK
 from stan_infer.errors import CheckError, InputError, MissingError, StanError
-from tests.conftest import clips
+from tests.conftest import ROOT, clips
 from tests.hub_server import Hub, serve
+from tests.test_pages import commands, invoke, parted
 
 constants = pytest.importorskip("huggingface_hub.constants")
 REPOSITORY, NAME = "someone/stan-tiny", "hf:someone/stan-tiny"
@@ -357,3 +358,22 @@ def test_the_command_line(hub, weights, tmp_path):
     run("inspect", "--locked", NAME)
     assert "could not be fetched" in run("inspect", f"{NAME}@main", code=3).stderr
     assert issubclass(MissingError, StanError)
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page(hub):
+    """Those of CHECKPOINTS.md, with the demo as OWNER/NAME: its form is known by its content."""
+    demo = ROOT / "examples/motion"
+    files = {"best.pth": (demo / "motion.safetensors").read_bytes()}
+    hub.refs["OWNER/NAME", "v1"] = hub.commit("OWNER/NAME", files)
+    os.symlink(demo / "clips/red_cross_moves_left.mp4", "clip.mp4")
+    _, _, text = (ROOT / "CHECKPOINTS.md").read_text().partition("## By name on the")
+    (block,) = (content for _, content in parted(text.partition("\n## ")[0]))
+    found = commands(block)
+    assert [words[0] for words in found] == ["inspect", "run", "run"]
+    for words in found:
+        assert invoke(words)
+    assert set(json.loads(open(LOCK).read())["names"]) == {
+        "hf:OWNER/NAME",
+        "hf:OWNER/NAME@v1/best.pth",
+    }

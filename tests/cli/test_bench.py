@@ -11,6 +11,7 @@ import torch
 
 from stan_infer.system.cpu_use import CpuMeter, CpuUse, MachineMeter, MachineUse
 
+pytestmark = pytest.mark.usefixtures("quiet_machine")
 QUICK = ("--repeats", "2", "--warmup", "1", "--min-seconds", "0", "--no-memory")
 
 
@@ -156,13 +157,13 @@ def test_starvation_is_in_the_table_and_in_json(cli, checkpoint, monkeypatch):
     monkeypatch.setattr(CpuMeter, "around", lambda self, run: (run(), CpuUse(0.01, 0.01)))
     monkeypatch.setattr(MachineMeter, "read", lambda self: MachineUse(0.7, 0.0))
     args = ("bench", checkpoint, "--frames", "2", *QUICK)
-    done = cli(*args)
+    done = cli(*args, code=4, says="error: every row is starved by other work")
     assert re.search(r"^eager .* starved ", done.out, re.M)
     assert not re.search(r"\d\.\d+x", done.out), "no ratio is shown"
     assert "its threads got no CPU for 50 % of the time that they wanted one" in done.err
     assert "CPU time that other work had meanwhile: 70 %" in done.err
     assert "2 of 2 rows are starved" in done.err and "Stop the other work" in done.err
-    rows = cli(*args, "--json").records
+    rows = cli(*args, "--json", code=4).records
     assert all(r["starved"] and r["doubts"] and r["denied_share"] == 0.5 for r in rows)
     assert all(r["others_share"] == 0.7 for r in rows)
 

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from examples.motion.clips import write_mp4
+from stan_infer.artefacts.calibration_file import SCHEMA
 from stan_infer.artefacts.onnx_file import read_graph
 from stan_infer.checkpoints.load import load_model
 from stan_infer.export.read_weights import read_weights
 from stan_infer.network.fold import fold_video
-from stan_infer.quantisation.calibrate import SCHEMA
 from stan_infer.quantisation.options import CalibrationOptions
 from stan_infer.quantisation.ranges import State, collect_ranges
 from tests.conftest import write_video
@@ -42,6 +42,7 @@ def test_a_folder_gives_the_weights_that_the_model_folds_to(artefact, checkpoint
     assert (a - b).abs().max() < 1e-5 * b.abs().max()
 
 
+@pytest.mark.usefixtures("quiet_machine")
 def test_the_folder_runs_and_says_what_it_is(cli, quantised, artefact, checkpoint, videos):
     manifest = json.loads((quantised / "manifest.json").read_text())
     video = next(g for g in manifest["graphs"] if g["role"] == "video")
@@ -103,6 +104,35 @@ def test_a_stopped_run_goes_on_with_the_same_numbers(artefact, videos, tmp_path,
         assert (h.largest, h.exponent) == (other.largest, other.exponent)
         assert np.array_equal(h.counts, other.counts)
         assert h.counts.any() == (method != "max")
+
+
+@pytest.mark.parametrize("has_root", [True, False])
+def test_videos_of_one_name_are_told_apart_when_a_run_goes_on(artefact, videos, tmp_path, has_root):
+    """Each in a folder of its own, outside the root: the second is not taken for the first."""
+    from stan_infer.artefacts.folder import read_artefact
+
+    folder = read_artefact(artefact)
+    paths = [tmp_path / name / "clip.mp4" for name in ("a", "b")]
+    for path, clip in zip(paths, sorted(videos.iterdir()), strict=False):
+        path.parent.mkdir()
+        shutil.copy(clip, path)
+    given = {"root": tmp_path / "list" if has_root else None}
+    given |= {"options": CalibrationOptions(method="entropy")}
+    weights = read_weights(folder)
+    whole = collect_ranges(
+        weights, folder.config, paths, state=State(tmp_path / "whole.npz", {"a": 1}), **given
+    )
+    state = State(tmp_path / "state.npz", {"a": 1})
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        collect_ranges(weights, folder.config, paths, state=state, on_clip=stop, **given)
+    again = collect_ranges(weights, folder.config, paths, state=state, **given)
+    assert again.clips == whole.clips == sorted(str(p) for p in paths)
+    for name, h in whole.ranges.items():
+        assert np.array_equal(h.counts, again.ranges[name].counts)
 
 
 def test_a_state_without_counts_serves_no_method_that_needs_them(artefact, videos, tmp_path):
@@ -172,7 +202,8 @@ def test_an_empty_folder_and_a_folder_in_8_bits(cli, artefact, quantised, videos
     words = ("calibrate", artefact, "--videos", videos, "-o", artefact, *RUN)
     cli(*words, code=2, says="is also read")
     words = ("calibrate", quantised, "--videos", videos, "-o", tmp_path / "o", "--force")
-    cli(*words, code=2, says="starts from the fused graph")
+    done = cli(*words, code=2, says="starts from the fused graph")
+    assert len(done.err.splitlines()) == 1  # it is refused before anything is said of the videos
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,7 @@ def test_a_calibration_for_something_else_is_refused(calibrated, checkpoint, tmp
         si.open_session(checkpoint, "eager", calibration=calibrated)
 
 
+@pytest.mark.usefixtures("quiet_machine")
 def test_bench_compares_a_calibration_with_eager(cli, calibrated, checkpoint, tmp_path):
     rest = ("--repeats", "1", "--min-seconds", "0", "--frames", "2", "--no-memory", "--json")
     given = ("--calibration", calibrated)
@@ -138,7 +139,9 @@ def test_bench_compares_a_calibration_with_eager(cli, calibrated, checkpoint, tm
     rows = {(r["engine"], r["precision"]): r for r in done.records}
     assert rows["ort", "fp8"]["speedup"] > 0 and rows["ort", "fp8"]["linears_in_8_bits"] == 0
     words = ("bench", checkpoint, "--engine", "ort", "--precision", "int8", *rest)
-    cli(*words, code=3, says="int8 needs a calibration: stan-infer calibrate")
+    cli(*words, code=2, says=f"int8 needs a calibration: stan-infer calibrate {checkpoint}")
+    words = ("bench", checkpoint, "--preset", "stan-b16", *rest)
+    cli(*words, code=2, says="preset stan-b16 takes the place of a checkpoint or folder")
     words = ("bench", checkpoint, *given, "--engine", "ort", "--precision", "int8", *rest)
     cli(*words, code=2, says="is of fp8, not int8")
     words = ("bench", calibrated, *given, "--engine", "ort", *rest)

@@ -90,3 +90,42 @@ def test_wrong_words_are_told_before_the_work(cli, checkpoint, videos, tmp_path,
     shutil.copyfile(videos / "clip0.mp4", tmp_path / "t.npz")
     own = ("--texts", tmp_path / "t.npz", "-o", tmp_path / "t.npz")
     cli("embed", checkpoint, *own, code=2)
+
+
+def told(path):
+    """What a file of vectors says of itself."""
+    if path.suffix == ".npz":
+        with np.load(path) as z:
+            return json.loads(str(z["info"]))
+    if path.suffix == ".npy":
+        return json.loads(path.with_suffix(".json").read_text())["info"]
+    metadata = pytest.importorskip("pyarrow.parquet").read_schema(path).metadata
+    return json.loads(metadata[b"stan_infer"])
+
+
+@pytest.mark.parametrize("end", ["npz", "npy", "parquet"])
+def test_how_videos_were_read_is_in_the_file(cli, checkpoint, videos, tmp_path, end):
+    out = tmp_path / f"v.{end}"
+    (first,) = cli("embed", checkpoint, videos, "-o", out, "--json").records
+    usual = told(out)
+    assert first["info"] == usual
+    cli("embed", checkpoint, videos, "-o", out, "--frames", "4")
+    fewer = told(out)
+    assert (usual["reading"]["frames"], fewer["reading"]["frames"]) == (8, 4)
+    assert fewer["config"]["frames"] == 4 and fewer["reading"]["decoder"].startswith("pyav ")
+    cli("embed", checkpoint, videos, "-o", out, "--set", "short_side=80")
+    assert told(out)["settings"] == {"short_side": "80"}
+    models = {info["source"]["model"] for info in (usual, fewer, told(out))}
+    assert len(models) == 3 and all(isinstance(m, str) for m in models)
+
+
+def test_a_model_has_one_name_wherever_it_is_exported(cli, checkpoint, videos, tmp_path):
+    found = []
+    for name in ("first", "second"):
+        cli("export", checkpoint, "-o", tmp_path / name, "--frames", "8", "--batch", "1")
+        out = tmp_path / f"{name}.npz"
+        cli("embed", tmp_path / name, videos, "-o", out)
+        found.append(told(out)["source"])
+    assert found[0]["model"] == found[1]["model"]
+    assert found[0]["sha256"] != found[1]["sha256"], "the manifests name other commands"
+    assert {f["checkpoint_sha256"] for f in found} == {sha256(checkpoint)}

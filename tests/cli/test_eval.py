@@ -14,10 +14,11 @@ import pytest
 import stan_infer as si
 from stan_infer.evaluation.metrics import class_figures, rank_figures, retrieval_ranks
 from stan_infer.scores import cosine_scores
+from stan_infer.system.csv_file import unguarded
 from stan_infer.text.tokenizer import tokenize
 from stan_infer.video.clip import read_clip_info
 from stan_infer.video.spec import ClipSpec
-from tests.benchmarking.test_page import needs_browser, on_screen
+from tests.benchmarking.test_page import fits, needs_browser, on_screen
 from tests.conftest import python
 from tests.video import broken_videos as make
 
@@ -129,6 +130,10 @@ def test_out_with_texts_categories_and_names_that_are_not_utf_8(cli, checkpoint,
     with open(out / "categories.csv", newline="") as f:
         found = {row["category"]: row["texts"] for row in csv.DictReader(f)}
     assert found == {"music": "2", "vehicles/autos": "1"}
+    with open(out / "ranks.csv", newline="") as f:
+        texts = [row["text"] for row in csv.DictReader(f)]
+    assert texts == [f"'=<b>{i}" for i in range(3)]
+    assert [unguarded(text) for text in texts] == [f"=<b>{i}" for i in range(3)]
     page = (out / "index.html").read_text(encoding="utf-8")
     assert "<b>0" not in page and "=&lt;b&gt;" in page
 
@@ -144,8 +149,7 @@ def test_the_page_fits_the_screen_of_a_phone(cli, checkpoint, videos, tmp_path):
     more = arguments("recognition", table, clips, "-o", tmp_path / "out")
     cli("eval", checkpoint, *more)
     seen = on_screen((tmp_path / "out" / "index.html").read_text(), tmp_path, 390)
-    assert seen["page"] <= seen["inner"]
-    assert seen["svg"] <= seen["inner"] and seen["least"] > 250
+    fits(seen)
 
 
 def test_out_is_refused_before_the_work(
@@ -159,7 +163,7 @@ def test_out_is_refused_before_the_work(
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
     cli("eval", checkpoint, *more, tmp_path / "mine", code=2, says="it holds thesis.txt")
-    cli("eval", checkpoint, *more, videos / "out", code=2, says="which is also read")
+    cli("eval", checkpoint, *more, videos, code=2, says="it holds clip0.mp4")
     own = ("--cache", tmp_path / "o" / "cache")
     cli("eval", checkpoint, *more, tmp_path / "o", *own, code=2, says="the folder of --out")
     (tmp_path / "r.json").write_text("{}")
@@ -245,6 +249,36 @@ def test_a_split_is_not_named_by_guess_and_twins_are_told(cli, checkpoint, video
     assert record["protocol"]["split"] == "as in the file, 4 videos, incomplete: 1 of 4"
 
 
+def test_copies_of_a_video_are_told_beside_the_interval(cli, checkpoint, videos, tmp_path):
+    """Captions that share a video are no copies of it."""
+    (tmp_path / "v").mkdir()
+    for name, clip in (("a", 0), ("b", 0), ("c", 0), ("d", 1)):
+        (tmp_path / "v" / f"{name}.mp4").write_bytes((videos / f"clip{clip}.mp4").read_bytes())
+    rows = "a,one\nb,two\nc,three\nd,four\nd,five\n"
+    (tmp_path / "a.csv").write_text("video,text\n" + rows)
+    given = arguments("retrieval", tmp_path / "a.csv", tmp_path / "v", "--out", tmp_path / "page")
+    remark = "2 of 4 videos are copies of others: the interval takes them as independent"
+    done = cli("eval", checkpoint, *given, says=remark)
+    assert done.records[0]["protocol"]["copies"] == 2
+    assert remark in (tmp_path / "page" / "index.html").read_text()
+    assert f"{remark}." in cli("eval", checkpoint, *given[:-3]).out
+    (tmp_path / "a.csv").write_text("video,text\na,one\nd,four\nd,five\n")
+    done = cli("eval", checkpoint, *given)
+    assert "copies" not in done.records[0]["protocol"] and "copies" not in done.err
+
+
+def test_what_options_change_of_the_settings_is_said(cli, checkpoint, videos, class_csv):
+    for more, changed in (
+        ((), ""),
+        (("--frames", 8), ""),
+        (("--frames", 2, "--text-length", 16),
+         "; --frames 2 in place of 8; --text-length 16 in place of 32"),
+    ):  # fmt: skip
+        done = cli("eval", checkpoint, *arguments("recognition", class_csv, videos, *more))
+        found = done.records[0]["protocol"]["settings from"]
+        assert found == f"the model's own config{changed}"
+
+
 def test_a_table_with_intervals_and_the_protocol(cli, checkpoint, videos, retrieval_csv):
     more = arguments("retrieval", retrieval_csv, videos, "--dual-softmax")[:-1]
     done = cli("eval", checkpoint, *more)
@@ -310,7 +344,10 @@ def test_missing_videos_are_listed_or_left_out(cli, checkpoint, videos, retrieva
     ],
 )
 def test_wrong_options_are_told(cli, checkpoint, videos, retrieval_csv, more, message):
-    done = cli("eval", checkpoint, *arguments("retrieval", retrieval_csv, videos), *more, code=2)
+    name, value = more
+    given = {"--dataset": "retrieval", "--annotations": retrieval_csv, "--videos": videos}
+    words = [word for pair in {**given, name: value}.items() for word in pair]
+    done = cli("eval", checkpoint, *words, "--json", code=2)
     assert message in done.err
     assert not done.out
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import stan_infer as si
-from stan_infer.cli.run_results import _csv_text
 from stan_infer.library import embed
+from stan_infer.system.csv_file import unguarded
 from stan_infer.text.templates import template_sets
 from tests.conftest import write_video
 
@@ -181,20 +181,13 @@ def test_rows_appear_before_the_last_video_is_read(cli, checkpoint, videos, monk
     assert "clip0.mp4" in shown[1] and "clip1.mp4" in shown[2]
 
 
-def test_csv_is_exact_and_no_formula():
-    rows = [
-        {"video": "=cmd|' /C calc'!A0.mp4", "text": '=1+1, "x"', "score": 0.1 + 0.2},
-        {"video": "-x.mp4", "text": "two\nlines", "score": None},
-        {"video": "a/=b.mp4", "text": "caf\u00e9", "score": float("nan")},
-    ]
-    text = _csv_text(["video", "text", "score"], rows)
-    back = list(csv.reader(io.StringIO(text)))
-    assert back == [
-        ["video", "text", "score"],
-        ["./=cmd|' /C calc'!A0.mp4", '\'=1+1, "x"', "0.30000000000000004"],
-        ["./-x.mp4", "two\nlines", ""],
-        ["a/=b.mp4", "caf\u00e9", "nan"],
-    ]
+def test_texts_in_the_csv_are_no_formulas(cli, checkpoint, videos, tmp_path):
+    out, texts = tmp_path / "rows.csv", ["=1+1", "a, b", "-5", "'=x"]
+    words = [w for text in texts for w in ("--text", text)]
+    cli("run", checkpoint, videos / "clip0.mp4", *words, "--csv", out)
+    found = {row["text"] for row in rows_of(out)}
+    assert found == {"'=1+1", "a, b", "-5", "''=x"}
+    assert {unguarded(text) for text in found} == set(texts)
 
 
 def test_exported_classes_are_those_averages(cli, checkpoint, videos, tmp_path):

@@ -26,11 +26,13 @@ def test_a_folder_passes(cli, checkpoint, artefact, videos, tmp_path):
 
 
 def test_a_difference_is_exit_code_4_with_stage_and_block(cli, checkpoint, copy, videos):
-    zero_weight(copy / "video.onnx", "video/trunk/layer1/mlp/fc2/bias")
+    zero_weight(copy / "video.onnx", "video/trunk/layer1/mlp/fc1/bias")
     done = cli("verify", checkpoint, copy, "--videos", videos, *FAST, "--bisect", "--json", code=4)
     assert not done.records[0]["pass"]
     assert "stage 'video tower'" in done.err
-    assert "block video/trunk/layer1/mlp/fc2" in done.err and "also: files" in done.err
+    block, operation = "video/trunk/layer1/mlp/fc2", "video/trunk/layer1/mlp/fc1"
+    words = f"found in the block that ends with {block}, at operation {operation}"
+    assert words in done.err and "also: files" in done.err
 
 
 def test_nothing_in_common_is_exit_code_4(cli, artefact):

@@ -7,9 +7,11 @@ import typing
 from collections import defaultdict
 
 import pytest
+from typer.main import get_command
 
 from stan_infer.cli import options
-from stan_infer.cli.main import app
+from stan_infer.cli.app import app
+from stan_infer.cli.parsing import HELP_WIDTH
 from stan_infer.errors import InputError, nearest
 from tests.conftest import python
 
@@ -107,6 +109,28 @@ def test_summaries_are_whole_sentences_at_80_columns():
     assert {name for name, _ in lines} == set(commands())
     assert all(text.endswith(".") and not text.endswith("...") for _, text in lines), lines
     assert "--install-completion" in done.stdout
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_helps_are_read_at_any_width(columns, monkeypatch):
+    """Ranges and types are in words, no name is broken, and nothing is wider than the terminal."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    program = get_command(app)
+    widest = 0
+    for name, command in program.commands.items():
+        with command.make_context(name, ["--help"], resilient_parsing=True, parent=None) as context:
+            context.max_content_width = HELP_WIDTH
+            text = command.get_help(context)
+        lines = text.splitlines()
+        widest = max(widest, *map(len, lines))
+        assert not re.search(r"<[a-z]|x[<>]=|[{}]|\[\[", text.replace("{}", "")), text
+        assert not [line for line in lines if line.rstrip().endswith("-")], text
+        assert text.isascii() and text.count("[") == text.count("]")
+        assert not re.search(r"\[[^]]*\n[^]]*\]", text), text
+        for option in command.params:
+            is_flag = getattr(option, "is_flag", False)
+            assert is_flag or option.metavar, f"{name} {option.name} has no metavar"
+    assert columns - 15 < widest < columns
 
 
 def test_completion_of_a_shell():

@@ -187,6 +187,8 @@ def test_one_text(reader):
         (np.array([], object), "no texts: Q is 0"),
         (np.array([], "U3"), "no texts: Q is 0"),
         (np.zeros((0, 32), int), r"token ids have shape \[0, 32\]"),
+        (["a", " "], "text 1 is blank"),
+        ("", "text 0 is blank"),
         (["a", None], "text 1 is of type NoneType, not a string"),
         (np.array(["a", np.nan], object), "text 1 is of type float, not a string"),
         ([b"a"], "text 0 is of type bytes"),
@@ -200,10 +202,33 @@ def test_one_text(reader):
     ],
 )
 def test_texts_that_no_engine_takes(reader, texts, message):
-    if not isinstance(texts, (list, np.ndarray, bytes, int)) and texts is not None:
+    if not isinstance(texts, (list, np.ndarray, bytes, int, str)) and texts is not None:
         texts = iter(())
     with pytest.raises(InputError, match=message):
         reader.embed_text(texts)
+
+
+def test_a_blank_text_is_refused_wherever_texts_go(reader, tmp_path):
+    """Words pass and a blank one does not, in every public function and method that takes texts."""
+    from stan_infer.library.embeddings import embed_to_file
+    from stan_infer.library.texts import embed_texts
+    from stan_infer.text.templates import read_templates
+
+    video = clips(1, reader.config.frames, reader.config.image_size)
+    stored, sentence = reader.embed_video(video), read_templates("a video of {}")
+    takers = (
+        reader.embed_text,
+        lambda texts: reader.score(texts, video),
+        lambda texts: reader.score_embeddings(texts, stored),
+        lambda texts: embed_texts(reader, texts, sentence),
+        lambda texts: embed_to_file(reader, [], texts, tmp_path / "v.npz"),
+    )
+    for take in takers:
+        take(TEXTS)
+        with pytest.raises(InputError, match=r"text 2 is blank \(' '\); give words"):
+            take([*TEXTS, " "])
+    with pytest.raises(InputError, match="text 1 is blank"):
+        si.verify("a.pth", "b.pth", texts=["a", ""])
 
 
 @pytest.mark.parametrize("make", [torch.from_numpy, lambda v: v.tolist(), lambda v: v.astype("u1")])

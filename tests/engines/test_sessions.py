@@ -37,6 +37,14 @@ def ids(q=3, length=12):
     return values
 
 
+@pytest.mark.parametrize("name", ENGINES)
+def test_no_engine_takes_a_wrong_count_of_threads(name, tiny_model, folder):
+    source = folder if ENGINES[name].takes == FOLDER else tiny_model
+    for threads in (-3, 0, 4097, "1", True, 2.5):
+        with pytest.raises(InputError, match=f"threads is {threads!r}; give a whole number"):
+            si.open_session(source, name, threads=threads)
+
+
 def test_shapes_and_types(session):
     video, text = session.embed_video(clips(2, 5, 16)), session.embed_text(ids())
     scores = session.score(ids(), clips(2, 5, 16))

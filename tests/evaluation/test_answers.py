@@ -117,6 +117,8 @@ def test_the_page_holds_a_strangers_text_as_text_and_fetches_nothing():
     assert "script" not in tags.names and tags.names.count("img") == 2
     assert all(value.startswith("data:") for _, _, value in tags.fetching)
     assert page.count("&lt;script&gt;") > 5 and "\x1b" not in page
+    for word in ("R@k", "MdR, MnR", "rank", "95 % interval", "views"):
+        assert f"<dt>{word}</dt>" in page
 
 
 def test_the_worst_are_few_and_the_worst_of_all():

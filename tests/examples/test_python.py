@@ -3,15 +3,18 @@
 import csv
 import io
 import json
+import re
 import shutil
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import stan_infer as si
 from tests.conftest import ROOT, python, write_video
+from tests.test_pages import joined
 
 PROGRAMS = ROOT / "examples/python"
 MODEL, CLIPS = ROOT / "examples/motion/motion.safetensors", ROOT / "examples/motion/clips"
@@ -88,8 +91,17 @@ def test_search(session, folder, capsys, monkeypatch):
     first = search(session, folder, "a shape fades in")
     assert first[0][1].endswith("blue_square_fades_in.mp4") and len(first) == 2
     assert "error: " in capsys.readouterr().err
-    monkeypatch.setattr(si, "embed_videos", None, raising=False)  # the vectors were kept
-    assert search(session, folder, "a shape moves left", 1)[0][1].endswith("moves_left.mp4")
+    with monkeypatch.context() as kept:
+        kept.setattr(si, "embed_videos", None, raising=False)
+        assert search(session, folder, "a shape moves left", 1)[0][1].endswith("moves_left.mp4")
+    shutil.copy(CLIPS / "green_bar_grows.mp4", folder / "later.mp4")
+    assert len(search(session, folder, "a shape grows")) == 3, "a video that came later is seen"
+    with si.open_session(MODEL, settings={"short_side": 80}) as other:
+        alike, again = (
+            search(session, folder, "a shape grows"),
+            search(other, folder, "a shape grows"),
+        )
+    assert alike[0][0] != again[0][0], "another model's vectors are not used"
 
 
 def test_top5_csv(folder, tmp_path):
@@ -141,6 +153,20 @@ def test_service(client, session, tmp_path):
         assert client.post("/score", params={"text": texts}, content=b"x").status_code == code
     pieces = client.post("/score", params={"text": TEXTS}, content=iter([b"x" * 60000] * 50))
     assert pieces.status_code == 413
+
+
+def test_the_service_as_its_page_shows(client, session, monkeypatch):
+    """What `curl` in docs/serve.md sends; TestClient stands for uvicorn, which has a port."""
+    text = joined((ROOT / "docs/serve.md").read_text())
+    (sent,) = re.findall(r"^curl --data-binary @(\S+) \"http://localhost:8000(\S+)\"$", text, re.M)
+    model, app = re.search(r"^MODEL=(\S+) python -m uvicorn (\S+)$", text, re.M).groups()
+    monkeypatch.chdir(PROGRAMS)
+    assert Path(model).resolve() == MODEL and app == "service:app"
+    file, address = sent
+    done = client.post(address, content=Path(file).read_bytes())
+    texts = ["a shape moves left", "a shape moves right"]
+    wanted = session.score(texts, session.read_clip(file)[None])[:, 0]
+    assert list(done.json()) == texts and np.allclose(list(done.json().values()), wanted, atol=1e-5)
 
 
 def test_the_notebook_runs_and_has_pictures(tmp_path, monkeypatch):

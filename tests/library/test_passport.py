@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import stan_infer as si
-from stan_infer.library import passport
+from stan_infer.library import passport, reading
 from stan_infer.library.database import PASSPORT
 from stan_infer.library.embed_library import embed_library
 from stan_infer.library.library import open_library
@@ -64,7 +64,7 @@ def test_another_model_is_noticed(library, kind):
 
 
 def test_other_pyav(library, monkeypatch):
-    monkeypatch.setattr(passport, "_version", lambda package: "0.1")
+    monkeypatch.setattr(reading, "_version", lambda package: "0.1")
     assert set(library.compare(FakeSession()).changed) == {"reading.decoder", "reading.numpy"}
 
 

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import ml_dtypes
 import numpy as np
@@ -10,13 +11,15 @@ from stan_infer.errors import InputError
 from stan_infer.network.eight_bits import LINEARS, NUMBER_FORMATS, NumberFormat, quantise_linear
 from stan_infer.network.fold import fold_video
 from stan_infer.network.folded import FoldedLinear, linears, map_linears
+from stan_infer.network.fused import video_tower
 from stan_infer.network.model import Stan, init_random
-from stan_infer.network.torch_ops import encode_video
+from stan_infer.network.torch_ops import TorchOps, encode_video
 from stan_infer.quantisation.bound import Measured, fewest_returned
 from stan_infer.quantisation.histogram import METHODS, Histogram, clipping_point
-from stan_infer.quantisation.observe import Sample, count, find_largest, sample
+from stan_infer.quantisation.observe import count, find_largest
 from stan_infer.quantisation.sensitivity import Replay
 from stan_infer.quantisation.smooth import _error, choose, through_values, with_gains
+from stan_infer.quantisation.watched import ROWS, Sample, Watched
 from stan_infer.verification.stored import BLOCK
 from tests.conftest import tiny_config
 
@@ -120,20 +123,22 @@ def test_a_dead_row_stays_zero(format):
 def test_smoothing_is_exact_and_helps_outliers(tiny_model):
     weights = fold_video(tiny_model.double())
     tiny_model.float()
-    s = tiny_model.config.image_size
-    video = torch.randint(0, 256, (1, 3, s, s, 3), dtype=torch.uint8)
+    s, t = tiny_model.config.image_size, tiny_model.config.frames
+    video = torch.randint(0, 256, (1, t, s, s, 3), dtype=torch.uint8)
     patches = weights.patches
     gamma = patches.gamma.clone()
     gamma[:2] *= 40  # outlier channels of the residual stream
     weights = dataclasses.replace(weights, patches=dataclasses.replace(patches, gamma=gamma))
-    found = choose(weights, sample(weights, video)[0], "int8")
+    seen = Watched(weights, tiny_model.config).sample(video)[0]
+    seen = {n: Sample(x.channels.double(), x.rows.double(), x.count) for n, x in seen.items()}
+    found = choose(weights, seen, "int8")
     assert max(found.strengths.values()) > 0
     assert found.values
 
     exact = encode_video(weights, video)[0]
     smoothed = with_gains(through_values(weights, found), found.gains)
     assert (encode_video(smoothed, video)[0] - exact).norm() / exact.norm() < 1e-10
-    in_fp8 = choose(weights, sample(weights, video)[0], "fp8")
+    in_fp8 = choose(weights, seen, "fp8")
     assert in_fp8.gains == in_fp8.values == {}
     assert set(found.strengths) <= set(linears(weights))
 
@@ -170,3 +175,29 @@ def test_the_search_returns_as_few_linears_as_hold_the_bound(needed):
     search = fewest_returned(order, measure)
     assert len(search.kept) == min(needed, 10) and search.best.is_met == (needed <= 10)
     assert len(tried) == len(set(tried)) == len(search.rows()) <= 8
+
+
+def test_what_is_watched_is_what_the_linears_read(tiny_model):
+    """Maxima, rows and embeddings are, but for rounding, those of the network in plain torch."""
+    weights, c = fold_video(tiny_model), tiny_model.config
+    video = torch.randint(0, 256, (1, c.frames, c.image_size, c.image_size, 3), dtype=torch.uint8)
+    read = {}
+
+    class Seeing(TorchOps):
+        def linear(self, x, w, **options):
+            read[w.path] = x.flatten(0, -2)
+            return super().linear(x, w, **options)
+
+    mean, _ = video_tower(Seeing(1, c.frames), weights, video)
+    watched = Watched(weights, c)
+    samples, embedding = watched.sample(video)
+    largest, again = watched.largest(video)
+    assert set(samples) == {p for p, w in linears(weights).items() if w.name in LINEARS} & set(read)
+    near = functools.partial(torch.testing.assert_close, rtol=1e-3, atol=1e-4)
+    near(embedding, mean)
+    assert torch.equal(again, embedding)
+    for path, s in samples.items():
+        x = read[path]
+        assert s.count == len(x) and torch.equal(s.channels, largest[path])
+        near(s.channels, x.abs().amax(0))
+        near(s.rows, x[:: max(len(x) // ROWS, 1)][:ROWS])

@@ -13,11 +13,13 @@ from examples.motion.clips import write_mp4
 from stan_infer.cli.main import main
 from stan_infer.errors import CheckError, InputError, MissingError
 from stan_infer.quantisation import calibrate as calibrate_module
-from stan_infer.quantisation import observe as observe_module
 from stan_infer.quantisation import ranges as ranges_module
 from stan_infer.quantisation import verdict
+from stan_infer.quantisation import work as work_module
 from stan_infer.quantisation.calibrate import calibrate
 from stan_infer.quantisation.options import CalibrationOptions
+from stan_infer.quantisation.state import Known
+from stan_infer.quantisation.watched import Watched
 from tests.conftest import python
 from tests.exported import exported
 
@@ -97,7 +99,7 @@ def test_without_a_decoder_the_exit_code_is_3(model, more_videos, tmp_path, monk
         for path in paths:
             yield path, MissingError("no decoder is here")
 
-    for module in (calibrate_module, ranges_module):
+    for module in (work_module, ranges_module):
         monkeypatch.setattr(module, "read_clips", readings)
     folder = exported(model, tower="video")
     command = ["stan-infer", "calibrate", folder, "--videos", more_videos, "-o", tmp_path / "out"]
@@ -124,16 +126,16 @@ def test_ranges_of_the_first_clips_need_no_second_run(model, videos, tmp_path, m
         found, _ = run(model, videos, tmp_path, **given)
         return {name: t["absmax"] for name, t in found.record["tensors"].items()}
 
-    real = ranges_module.observe
+    real = Watched.largest
 
-    def observe(*given, **options):
+    def largest(*given):
         seen.append(1)
-        return real(*given, **options)
+        return real(*given)
 
-    monkeypatch.setattr(ranges_module, "observe", observe)
+    monkeypatch.setattr(Watched, "largest", largest)
     once = every()
     assert not seen
-    monkeypatch.setattr(calibrate_module, "Known", lambda *given: ranges_module.Known())
+    monkeypatch.setattr(work_module, "Known", lambda *given: Known())
     twice = every()
     assert len(seen) == len(paths)
     assert once == pytest.approx(twice, rel=1e-4) and len(once) > 20
@@ -201,7 +203,7 @@ def test_a_speed_that_cannot_be_told_is_said_and_not_written(
 def test_a_ratio_while_other_work_had_the_cpus_says_nothing(model, more_videos, tmp_path, measured):
     """However clear it looks: beside one process OpenVINO's int8 seemed 6 times as fast."""
     measured(lambda row: slower(1 / 6)(row) | {"starved": ["starved: other work had it"]})
-    with pytest.raises(CheckError, match="cannot be told .* other work had the CPUs while"):
+    with pytest.raises(CheckError, match="cannot be told .* other work used the CPUs while"):
         run(model, more_videos, tmp_path, force=False)
 
 
@@ -223,15 +225,12 @@ def test_too_few_videos_give_no_verdict(model, videos, more_videos, tmp_path):
     forced, _ = run(model, videos, tmp_path)
     assert (forced.record["clips"], forced.record["checked"]) == (3, 0)
     sentence = forced.record["verdict"]["sentence"]
-    assert "not checked: measured on clips that set the ranges (3 clips)" in sentence
+    assert "measured on the 3 clips that set the ranges, so not checked on others" in sentence
     found, _ = run(model, more_videos, tmp_path)
     assert (found.record["clips"], found.record["checked"]) == (3, 8)
     assert found.record["bound"] == {"min_cosine": 0.99}
     sentence = found.record["verdict"]["sentence"]
-    rests = (
-        "checked on 8 clips apart from the 3 clips of the ranges (of others like them about 1 in 9"
-    )
-    assert rests in sentence
+    assert "checked on 8 clips apart from the 3 clips that set the ranges; of clips" in sentence
 
 
 def test_a_held_out_video_that_cannot_be_used_is_replaced(model, more_videos, tmp_path):
@@ -245,7 +244,7 @@ def test_a_held_out_video_that_cannot_be_used_is_replaced(model, more_videos, tm
     found, said = run(model, folder, tmp_path, force=False, samples=256, min_cosine=0.5, **FP8)
     assert (found.record["clips"], found.record["checked"]) == (8, 8)
     assert "copies of other videos, which count once: 1" in said
-    assert sorted(found.failed) == sorted(f"broken{i}.mp4" for i in range(12))
+    assert sorted(found.failed) == sorted(str(folder / f"broken{i}.mp4") for i in range(12))
 
 
 def test_no_engine_that_gives_the_same(model, more_videos, tmp_path, measured):
@@ -262,15 +261,15 @@ def test_a_clip_that_makes_nan_is_named_and_left_out(model, videos, tmp_path, mo
     marked: list[torch.Tensor] = []  # the first clip that runs, in whatever pass
 
     def poisoned(real):
-        def run(weights, video, **options):
-            found, embedding = real(weights, video, **options)
+        def run(watched, video):
+            found, embedding = real(watched, video)
             marked.append(video)
             return found, embedding * (float("nan") if torch.equal(video, marked[0]) else 1)
 
         return run
 
-    for module, name in ((observe_module, "sample"), (ranges_module, "observe")):
-        monkeypatch.setattr(module, name, poisoned(getattr(module, name)))
+    for name in ("sample", "largest"):
+        monkeypatch.setattr(Watched, name, poisoned(getattr(Watched, name)))
     folder = exported(model, tower="video")
     command = ["stan-infer", "calibrate", folder, "--videos", videos, "--force"]
     command += ["-o", tmp_path / "out", "--min-cosine", "0.9"]
@@ -290,6 +289,8 @@ import numpy as np
 import torch
 from stan_infer.quantisation import ranges
 from stan_infer.quantisation.options import CalibrationOptions
+from stan_infer.quantisation.state import Known
+from stan_infer.quantisation.watched import Watched
 from stan_infer.network.fold import fold_video
 from stan_infer.system.machine import peak_mib
 from stan_infer.network.model import Stan, init_random

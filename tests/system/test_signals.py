@@ -7,7 +7,7 @@ import sys
 import pytest
 
 MAIN = (
-    "import sys, threading, time\n"
+    "import sys, threading, time, types\n"
     "from stan_infer.cli import main as cli\n"
     "def ready(): print('ready', flush=True)\n"
 )
@@ -17,7 +17,8 @@ NUMBERS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 def ended(code, number, cwd):
     """Run the command line with `app` in place of its commands; signal it when it is ready."""
-    command = [sys.executable, "-c", f"{MAIN}{code}\ncli.app = app\ncli.main()"]
+    instead = "sys.modules['stan_infer.cli.app'] = types.SimpleNamespace(app=app)"
+    command = [sys.executable, "-c", f"{MAIN}{code}\n{instead}\ncli.main()"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=cwd) as p:
         try:
             assert p.stdout.readline() == b"ready\n", p.stderr.read()
@@ -26,6 +27,11 @@ def ended(code, number, cwd):
         finally:
             p.kill()
     return p.returncode, err.decode()
+
+
+def last_line(number):
+    how = "interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}"
+    return f"{how}: nothing was written\n"
 
 
 @pytest.mark.parametrize("number", NUMBERS)
@@ -41,7 +47,7 @@ def test_while_an_optional_package_loads(number, tmp_path):
         "    except MissingError: pass\n"
         f"    {WAIT}\n"
     )
-    assert ended(code, number, tmp_path) == (128 + number, "")
+    assert ended(code, number, tmp_path) == (128 + number, last_line(number))
 
 
 @pytest.mark.parametrize("number", NUMBERS)
@@ -56,6 +62,7 @@ def test_in_a_destructor_whose_exceptions_python_drops(number, tmp_path):
     code, err = ended(code, number, tmp_path)
     assert code == 128 + number
     assert err.count("Exception ignored") == 1  # Python's own word on the one that it dropped
+    assert err.endswith(last_line(number))
 
 
 @pytest.mark.parametrize("number", NUMBERS)
@@ -71,7 +78,7 @@ def test_where_a_library_makes_an_error_of_it(number, error, tmp_path):
         "    except BaseException:\n"
         f"        raise {error} from None\n"
     )
-    assert ended(code, number, tmp_path) == (128 + number, "")
+    assert ended(code, number, tmp_path) == (128 + number, last_line(number))
 
 
 @pytest.mark.parametrize("number", NUMBERS)
@@ -87,7 +94,7 @@ def test_what_cleans_up_is_not_disturbed(number, tmp_path):
         "            except OSError: time.sleep(0.5)\n"
         "        open('cleaned', 'w').close()\n"
     )
-    assert ended(code, number, tmp_path) == (128 + number, "")
+    assert ended(code, number, tmp_path) == (128 + number, last_line(number))
     assert (tmp_path / "cleaned").exists()
 
 

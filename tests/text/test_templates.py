@@ -55,6 +55,11 @@ def test_bad_words(words, says):
         read_templates(words)
 
 
+def test_a_blank_text_does_not_hide_in_a_sentence():
+    with pytest.raises(InputError, match=r"text 1 is blank \(' '\); give words"):
+        read_templates("a video of {}").fill(["a dog", " "])
+
+
 def test_averaging_is_that_of_clip():
     features = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32) * 7
     got = Templates(("s",), ("a {}", "b {}", "c {}")).average(features)

@@ -47,7 +47,7 @@ def calibrated(
         quicken(patch)
         judged = ["ort", *([engine] if engine else [])]
         patch.setattr("stan_infer.quantisation.verdict.graph_engines", lambda: judged)
-        for module in ("calibrate", "ranges"):
+        for module in ("work", "ranges"):
             patch.setattr(f"stan_infer.quantisation.{module}.read_clips", _decoded_here)
         videos = folder.with_name("videos to calibrate")
         if not videos.exists():

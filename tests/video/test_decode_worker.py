@@ -14,8 +14,9 @@ import pytest
 
 from stan_infer.errors import InputError, MissingError
 from stan_infer.video import clip as clip_module
-from stan_infer.video import decode_child, decode_worker
-from stan_infer.video.decode_worker import DecodeWorker, read_clips
+from stan_infer.video import decode_child, decode_pool, decode_worker
+from stan_infer.video.decode_pool import read_clips
+from stan_infer.video.decode_worker import DecodeWorker
 from stan_infer.video.spec import ClipSpec
 
 pytest.importorskip("av")
@@ -222,6 +223,34 @@ def test_processes_that_are_started_early_are_used_and_never_left(clip, children
     assert result.total_frames == 12 and all(gone(child.pid) for child in children)
 
 
+def test_clips_that_are_begun_early_are_decoded_once_by_the_same_processes(
+    clip, fake, children, monkeypatch, tmp_path
+):
+    """Also those that an abandoned call had begun, and others that nobody announced."""
+    asked, real = [], DecodeWorker.read
+
+    def read(worker, path, *given, **options):
+        asked.append(path)
+        return real(worker, path, *given, **options)
+
+    monkeypatch.setattr(DecodeWorker, "read", read)
+    paths = [tmp_path / f"{i}.mp4" for i in range(8)]
+    for path in paths:
+        path.write_bytes(clip.read_bytes())
+    with decode_pool.early_clips(paths[:6], SMALL, workers=2):
+        begun = read_clips(paths, SMALL)
+        first = next(begun)
+        begun.close()
+        results = [first, *read_clips([Path("crash"), *paths[1:]], SMALL)]
+        assert len(children) == 3  # one crashed
+    assert [path for path, _ in results] == [paths[0], Path("crash"), *paths[1:]]
+    assert [type(r) for _, r in results if isinstance(r, InputError)] == [InputError]
+    assert sorted(asked) == sorted([*paths, Path("crash")])
+    assert all(gone(child.pid) for child in children)
+    with pytest.raises(InputError), decode_pool.early_clips(paths, SMALL, workers=0):
+        pass
+
+
 @pytest.mark.parametrize("end", ["close", "throw"])
 def test_an_abandoned_iterator_kills_its_children(clip, fake, children, end):
     clips = read_clips([clip, *[Path("hang")] * 9], SMALL, workers=2, timeout_s=100)
@@ -257,6 +286,7 @@ def run_parent(clip):
     import subprocess, sys
     from pathlib import Path
     import stan_infer.video.decode_worker as worker
+    from stan_infer.video.decode_pool import read_clips
     worker._COMMAND = (sys.executable, "-P", "-c", {FAKE!r})
     real = subprocess.Popen
     def popen(*args, **kwargs):
@@ -266,7 +296,7 @@ def run_parent(clip):
     subprocess.Popen = popen
     paths = [Path({str(clip)!r}), Path("hang")]
     spec = worker.ClipSpec(frames=4, short_side=32, crop=32)
-    for path, result in worker.read_clips(paths, spec, workers=1, timeout_s=TIMEOUT):
+    for path, result in read_clips(paths, spec, workers=1, timeout_s=TIMEOUT):
         print("read", flush=True)
     """
     return textwrap.dedent(code)

@@ -9,7 +9,7 @@ import pytest
 
 from stan_infer.errors import InputError
 from stan_infer.video import clip as clip_module
-from stan_infer.video.decode_worker import read_clips
+from stan_infer.video.decode_pool import read_clips
 from stan_infer.video.decord_reader import read_decord
 from stan_infer.video.pyav_reader import read_pyav
 from stan_infer.video.rgb import upright_rgb

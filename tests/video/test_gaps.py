@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from stan_infer.video.clip import read_clip_info
-from stan_infer.video.decode_worker import read_clips
+from stan_infer.video.decode_pool import read_clips
 from stan_infer.video.gaps import Gaps, gap_note
 from stan_infer.video.spec import ClipSpec
 

@@ -8,7 +8,7 @@ import pytest
 
 from stan_infer.errors import InputError
 from stan_infer.video.clip import read_clip, read_clip_info
-from stan_infer.video.decode_worker import read_clips
+from stan_infer.video.decode_pool import read_clips
 from stan_infer.video.find import list_videos
 from stan_infer.video.spec import ClipSpec
 from tests.system.test_file_kind import KINDS

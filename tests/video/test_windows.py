@@ -7,7 +7,7 @@ import pytest
 
 from stan_infer.errors import InputError
 from stan_infer.video.clip import read_clip_info
-from stan_infer.video.decode_worker import read_all_windows
+from stan_infer.video.decode_pool import read_all_windows
 from stan_infer.video.spec import ClipSpec
 from stan_infer.video.windows import (
     Window,

@@ -1,0 +1,255 @@
+"""Many clips, decoded in several processes at a time and yielded in order."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
+from concurrent.futures import Future
+from contextlib import closing, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, TypeAlias
+
+from stan_infer.errors import InputError, StanError
+from stan_infer.video.clip import Clip
+from stan_infer.video.decode_worker import CrashError, DecodeWorker, check_timeout, default_workers
+from stan_infer.video.spec import ClipSpec
+from stan_infer.video.windows import Plan, Window, Windows
+
+PREFETCH = 2  # clips per worker that are being decoded or wait to be taken
+EARLY_BYTES = 2**25  # of pixels that early_clips decodes before they are asked for
+
+Result: TypeAlias = Clip | StanError
+
+
+@contextmanager
+def early_clips(
+    paths: Sequence[Path], spec: ClipSpec, *, workers: int | None = None, timeout_s: float = 60.0
+) -> Iterator[None]:
+    """Begin now to decode what `read_clips` will be asked for inside the block, in this order.
+
+    At most EARLY_BYTES of pixels wait for it. Inside, every call of `read_clips` uses the same
+    processes. Raises InputError for wrong options.
+    """
+    global _early
+    assert _early is None
+    count = min(_checked(workers, timeout_s), max(1, len(paths)))
+    with closing(_Pool(count)) as pool:
+        _early = _Early(pool, paths, spec, timeout_s)
+        try:
+            yield
+        finally:
+            _early = None
+
+
+class _Early:
+    """Clips of `paths` that are decoded before they are asked for."""
+
+    def __init__(
+        self, pool: _Pool, paths: Sequence[Path], spec: ClipSpec, timeout_s: float
+    ) -> None:
+        self._pool = pool
+        self._later = deque((path, spec) for path in dict.fromkeys(paths))
+        self._timeout_s = timeout_s
+        self._begun: dict[tuple[Path, ClipSpec], Future[Any]] = {}
+        self._ahead = max(PREFETCH * pool.size, EARLY_BYTES // math.prod(spec.shape))
+        self._fill()
+
+    def clips(
+        self, paths: Iterable[Path], spec: ClipSpec, timeout_s: float
+    ) -> Generator[tuple[Path, Result], None, None]:
+        """As `read_clips`; what an abandoned call has begun is there for the next one."""
+
+        def tasks() -> Iterator[tuple[Path, Future[Any]]]:
+            for path in paths:
+                yield path, self._begin(path, spec, timeout_s)
+
+        for path, future in _ahead(tasks(), PREFETCH * self._pool.size):
+            self._begun.pop((path, spec), None)
+            self._fill()
+            yield path, future.result()
+
+    def _begin(self, path: Path, spec: ClipSpec, timeout_s: float) -> Future[Any]:
+        key = path, spec
+        if key not in self._begun:
+            if key in self._later:
+                self._later.remove(key)
+            self._begun[key] = self._pool.submit(partial(_read_one, path, spec, timeout_s))
+        return self._begun[key]
+
+    def _fill(self) -> None:
+        while self._later and len(self._begun) < self._ahead:
+            self._begin(*self._later[0], self._timeout_s)
+
+
+_early: _Early | None = None  # of the block of early_clips that is open
+
+
+def read_clips(
+    paths: Iterable[Path], spec: ClipSpec, *, workers: int | None = None, timeout_s: float = 60.0
+) -> Generator[tuple[Path, Result], None, None]:
+    """Yield (path, clip or error) for every path, in order, decoded by `workers` processes.
+
+    workers: None is one per CPU that this process may use, at most MAX_WORKERS. At most two clips
+    per worker are decoded ahead. An error of one file is yielded, not raised; wrong options raise
+    InputError at once. Closing the iterator, or Ctrl-C, kills all children.
+    """
+    workers = _checked(workers, timeout_s)
+    if isinstance(paths, Sized):
+        workers = min(workers, max(1, len(paths)))
+    return _in_order(paths, spec, timeout_s, workers)
+
+
+def read_all_windows(
+    paths: Iterable[Path],
+    spec: ClipSpec,
+    windows: Windows,
+    *,
+    workers: int | None = None,
+    timeout_s: float = 60.0,
+) -> Generator[tuple[Path, Result], None, None]:
+    """As `read_clips`, for the parts of every video: (path, clip or error) part after part.
+
+    Several processes share one long video. timeout_s: for the packets of a video, and then for
+    each of its parts; a process that hangs is noticed after a group of them (windows.Plan.groups).
+    """
+    workers = _checked(workers, timeout_s)
+    return _windows_in_order(paths, spec, windows, timeout_s, workers)
+
+
+def _checked(workers: int | None, timeout_s: float) -> int:
+    """How many processes these options ask for; raises InputError for wrong ones."""
+    check_timeout(timeout_s)
+    workers = default_workers() if workers is None else workers
+    if workers < 1:
+        raise InputError(f"workers is {workers}; at least 1 is needed")
+    return workers
+
+
+def _in_order(
+    paths: Iterable[Path], spec: ClipSpec, timeout_s: float, workers: int
+) -> Generator[tuple[Path, Result], None, None]:
+    if _early is not None:
+        yield from _early.clips(paths, spec, timeout_s)
+        return
+    with closing(_Pool(workers)) as pool:
+
+        def tasks() -> Iterator[tuple[Path, Future[Any]]]:
+            for path in paths:
+                yield path, pool.submit(partial(_read_one, path, spec, timeout_s))
+
+        for path, future in _ahead(tasks(), PREFETCH * workers):
+            yield path, future.result()
+
+
+def _windows_in_order(
+    paths: Iterable[Path], spec: ClipSpec, windows: Windows, timeout_s: float, workers: int
+) -> Generator[tuple[Path, Result], None, None]:
+    with closing(_Pool(workers)) as pool:
+
+        def plans() -> Iterator[tuple[Path, Future[Any]]]:
+            for path in paths:
+                yield path, pool.submit(partial(_plan_one, path, windows, timeout_s))
+
+        def tasks() -> Iterator[tuple[Path, Future[Any]]]:
+            for path, planned in _ahead(plans(), PREFETCH):
+                plan = planned.result()
+                if isinstance(plan, StanError):
+                    yield path, planned
+                    continue
+                for group in plan.groups(spec):
+                    work = partial(_read_group, path, spec, plan.total_frames, group, timeout_s)
+                    yield path, pool.submit(work)
+
+        for path, future in _ahead(tasks(), PREFETCH * workers):
+            found = future.result()
+            for result in found if isinstance(found, list) else [found]:
+                yield path, result
+
+
+def _ahead(
+    tasks: Iterator[tuple[Path, Future[Any]]], count: int
+) -> Iterator[tuple[Path, Future[Any]]]:
+    """The tasks in order, of which `count` are begun before the first has to be done."""
+    waiting: deque[tuple[Path, Future[Any]]] = deque()
+    while True:
+        while len(waiting) < count and (task := next(tasks, None)) is not None:
+            waiting.append(task)
+        if not waiting:
+            return
+        yield waiting.popleft()
+
+
+def _read_one(path: Path, spec: ClipSpec, timeout_s: float, worker: DecodeWorker) -> Clip:
+    return worker.read(path, spec, timeout_s=timeout_s)
+
+
+def _plan_one(path: Path, windows: Windows, timeout_s: float, worker: DecodeWorker) -> Plan:
+    return worker.plan(path, windows, timeout_s=timeout_s)
+
+
+def _read_group(
+    path: Path,
+    spec: ClipSpec,
+    total_frames: int,
+    group: list[Window],
+    timeout_s: float,
+    worker: DecodeWorker,
+) -> list[Clip | InputError]:
+    return worker.read_windows(path, spec, total_frames, group, timeout_s=timeout_s)
+
+
+class _Pool:
+    """Workers, each served by a thread, that take what is submitted in order."""
+
+    def __init__(self, workers: int) -> None:
+        self._tasks: SimpleQueue[tuple[Callable[[DecodeWorker], Any], Future[Any]] | None]
+        self._tasks = SimpleQueue()
+        self.size = workers
+        self._workers = [DecodeWorker() for _ in range(workers)]
+        self._threads = [
+            threading.Thread(target=self._serve, args=(worker,), daemon=True)
+            for worker in self._workers
+        ]
+        try:
+            for thread in self._threads:
+                thread.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def submit(self, work: Callable[[DecodeWorker], Any]) -> Future[Any]:
+        """Give work to the next free worker; its result is what it returns, or its StanError."""
+        future: Future[Any] = Future()
+        self._tasks.put((work, future))
+        return future
+
+    def close(self) -> None:
+        """Kill all children and wait for the threads."""
+        for worker in self._workers:
+            worker.close()
+        for _ in self._threads:
+            self._tasks.put(None)
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join()
+
+    def _serve(self, worker: DecodeWorker) -> None:
+        while (task := self._tasks.get()) is not None:
+            work, future = task
+            try:
+                future.set_result(_twice(work, worker))
+            except StanError as e:
+                future.set_result(e)
+            except Exception as e:
+                future.set_exception(e)
+
+
+def _twice(work: Callable[[DecodeWorker], Any], worker: DecodeWorker) -> Any:
+    """Do it again if the process died: it may have been killed for others' use of memory."""
+    with suppress(CrashError):
+        return work(worker)
+    return work(worker)
