@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -191,9 +190,9 @@ def test_ctrl_c_leaves_nothing_behind(checkpoint, tmp_path):
     def decoding():
         return [p for p in children(process.pid) if b"decode_child" in command_line(p)]
 
-    workers = wait_until(decoding, process)
-    time.sleep(0.5)
-    assert process.poll() is None
+    wait_until(lambda: list(out.iterdir()), process)  # the file that is being written
+    workers = decoding()
+    assert workers and process.poll() is None
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
