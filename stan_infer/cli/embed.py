@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from stan_infer.cli.embed_library import (
-    Parts,
     RetryFailed,
     check_of_file,
     check_of_library,
@@ -26,6 +25,7 @@ from stan_infer.cli.options import (
     Frames,
     Json,
     Locked,
+    Parts,
     Precision,
     Provider,
     Settings,
@@ -91,10 +91,11 @@ def embed(
     auto_rebuild: AutoRebuild = False,
     json: Json = False,
 ) -> None:
-    """Write the embeddings of videos and texts to a file, or of videos to a library.
+    """Write the embeddings of videos and texts.
 
-    Videos that cannot be read are named and left out; the exit code is then 2. A library goes on
-    where it was stopped, and the next run embeds what is new or changed.
+    Into a file, or those of videos into a library. Videos that cannot be read are named and left
+    out; the exit code is then 2. A library goes on where it was stopped, and the next run embeds
+    what is new or changed.
     """
     from stan_infer.cli.progress import progress_bar
     from stan_infer.cli.report import print_facts, print_json, say

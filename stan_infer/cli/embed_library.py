@@ -9,14 +9,6 @@ import typer
 
 from stan_infer.errors import InputError
 
-Parts = Annotated[
-    str | None,
-    typer.Option(
-        "--windows",
-        metavar="SECONDS[:STRIDE]",
-        help="In a library: a vector for every part of so many seconds, one every STRIDE seconds.",
-    ),
-]
 RetryFailed = Annotated[
     bool, typer.Option("--retry-failed", help="In a library: try again what failed before.")
 ]

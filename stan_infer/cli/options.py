@@ -156,6 +156,15 @@ Frames = Annotated[
 Batch = Annotated[
     int, typer.Option(metavar="B", min=1, max=64, help="Clips per call of the network.")
 ]
+Parts = Annotated[
+    str | None,
+    typer.Option(
+        "--windows",
+        metavar="SECONDS[:STRIDE]",
+        help="Cut each video into parts of SECONDS, each on its own (embed: in a library); a part "
+        "begins every STRIDE seconds (default: where the one before ends).",
+    ),
+]
 Threads = Annotated[
     int | None,
     typer.Option(metavar="N", min=1, help="CPU threads of engines (default: all CPUs)."),
