@@ -66,7 +66,10 @@ def stopped(out, videos, batch, seconds, stop):
             run.wait(seconds)
         except subprocess.TimeoutExpired:
             stop(run)
-        run.communicate()
+        _, errors = run.communicate()
+    assert run.returncode in (0, -signal.SIGKILL, 2, 3), errors
+    if run.returncode == 2:
+        print(errors.decode())
     return run.returncode
 
 
