@@ -20,15 +20,14 @@ from stan_infer.engines.opened import Source, opened, path_of
 from stan_infer.engines.session import Session
 from stan_infer.errors import InputError
 from stan_infer.library import passport as pass_
-from stan_infer.library.database import FILES, PASSPORT, VECTORS
+from stan_infer.library.database import PASSPORT, VECTORS
 from stan_infer.library.embed import EmbedOptions, Reading, embed_batches
 from stan_infer.library.files import HASHERS, hashed, listed, seen
 from stan_infer.library.levels import Level, normalised
 from stan_infer.library.library import is_library
 from stan_infer.library.model_files import model_hashes
-from stan_infer.library.store import File, Part, Store, locked, sync_folder
-from stan_infer.library.store import new_store as new_files
-from stan_infer.system.atomic import check_apart, check_not_inside, files_of, new_file
+from stan_infer.library.store import File, Part, Store, is_own, locked, new_store
+from stan_infer.system.atomic import check_apart, check_not_inside, files_of
 from stan_infer.system.json_file import json_line
 from stan_infer.system.result import Progress, Result, Say, divided, no_progress, silent
 from stan_infer.video.decode_worker import early_workers
@@ -148,7 +147,8 @@ def _check_place(folder: Path, sources: list[Path]) -> None:
         check_apart(folder, sources)
         if os.path.lexists(folder) and not folder.is_dir():
             raise InputError(f"library {folder} is a file; give the name of a folder")
-        others = set(os.listdir(folder)) - FILES if folder.is_dir() else set()
+        names = os.listdir(folder) if folder.is_dir() else []
+        others = [name for name in names if not is_own(name)]
         filled = (folder / VECTORS).exists() and (folder / VECTORS).stat().st_size
         if others or filled:
             raise InputError(
@@ -258,12 +258,7 @@ class _Run:
         canaries = pass_.seen_canaries(session, spec, self.how.timeout_s)
         made = pass_.new_passport(facts, canaries, self.how.batch, self.wanted.windows)
         if store is None:
-            new_files(self.folder)
-            with new_file(self.folder / PASSPORT) as file:
-                file.write_text(json_line(made) + "\n")
-                with file.open("rb") as written:
-                    os.fsync(written.fileno())
-            sync_folder(self.folder)
+            new_store(self.folder, json_line(made))
             return None
         old = pass_.read_passport(self.folder)
         compared = pass_.compare(old, facts, canaries, store.vectors(_SAMPLE))

@@ -18,7 +18,10 @@ where those in 32 are too slow, serve a million vectors.
 from __future__ import annotations
 
 import os
+import platform
+import re
 import sqlite3
+import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -43,11 +46,16 @@ from stan_infer.library.database import (
     failures,
     mapped,
 )
+from stan_infer.system.temporary import NAME as TEMPORARY
+from stan_infer.system.temporary import clear, workplace
 
 try:
     import fcntl
 except ImportError:  # Windows: two runs at once are not noticed
     fcntl = None  # type: ignore[assignment]
+
+# A run that was just killed has its lock until all of it has ended; see `_lock`.
+_WAIT_S = 2.0
 
 
 class File(NamedTuple):
@@ -218,14 +226,14 @@ class Store:
             return self._db.execute(statement, values)
 
 
-def new_store(folder: Path) -> None:
-    """Make the files of an empty library, without its passport, in a folder that is there."""
-    with errors_named(folder):
-        (folder / VECTORS).touch()
-        # A run that was stopped here left a database without a row.
-        for name in (ROWS, f"{ROWS}-wal", f"{ROWS}-shm"):
-            (folder / name).unlink(missing_ok=True)
-        db = sqlite3.connect(folder / ROWS, isolation_level=None)
+def new_store(folder: Path, passport: str) -> None:
+    """Make the files of an empty library in a folder that is there; passport: a line of JSON.
+
+    They are made in a temporary folder and get their names whole, the passport last: before it has
+    its name there is no library, and the next run begins anew.
+    """
+    with errors_named(folder), workplace(folder) as work:
+        db = sqlite3.connect(work / ROWS, isolation_level=None)
         try:
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("BEGIN")
@@ -235,9 +243,19 @@ def new_store(folder: Path) -> None:
             db.execute("COMMIT")
         finally:
             db.close()
+        with (work / PASSPORT).open("w", encoding="utf-8") as file:
+            file.write(passport + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        (folder / VECTORS).touch()
+        for name in (f"{ROWS}-wal", f"{ROWS}-shm"):
+            (folder / name).unlink(missing_ok=True)
+        for name in (ROWS, PASSPORT):
+            os.replace(work / name, folder / name)
+        _sync_folder(folder)
 
 
-def sync_folder(folder: Path) -> None:
+def _sync_folder(folder: Path) -> None:
     """Make the names in a folder durable, where the system can."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
@@ -247,18 +265,22 @@ def sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
+def is_own(name: str) -> bool:
+    """Whether a file of this name is a library's, or a folder that a run that was killed left."""
+    return name in FILES or re.fullmatch(TEMPORARY, name) is not None
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Make the folder if needed and let no other run write to it in this block.
 
-    The system frees the lock when the process ends in any way. A folder that holds no library at
-    the end is removed with what is ours in it. Raises InputError where another run has the lock.
+    The system frees the lock when the process ends in any way; what a run that was killed left is
+    cleared. A folder that holds no library at the end is removed with what is ours in it. Raises
+    InputError where another run has the lock.
     """
-    with errors_named(folder):
-        made = [p for p in (folder, *folder.parents) if not p.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
-    lock = _lock(folder)
+    lock, made = _lock(folder)
     try:
+        clear(folder)
         yield
     finally:
         if not os.path.lexists(folder / PASSPORT):
@@ -270,30 +292,61 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def _lock(folder: Path) -> int:
+def _lock(folder: Path) -> tuple[int, list[Path]]:
+    """Return the open lock and the folders that were made for it, the innermost first."""
     path = folder / LOCK
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-    with errors_named(folder):
-        while True:
-            if os.path.lexists(path):
+    made: list[Path] = []
+    last = time.monotonic() + _WAIT_S
+    while True:
+        try:
+            absent = [p for p in (folder, *folder.parents) if not p.exists()]
+            made += [p for p in absent if p not in made]
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise InputError(
+                f"cannot make library {folder}: {e.strerror or e}; give another place"
+            ) from e
+        with errors_named(folder), suppress(FileNotFoundError):  # another run removes its folder
+            if path.is_symlink() or (path.exists() and not path.is_file()):
                 check_own(path, True)
             lock = os.open(path, flags, 0o644)
-            if fcntl is None:
-                return lock
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.path.samestat(os.fstat(lock), os.stat(path)):
-                    return lock
-            except BlockingIOError as e:
-                os.close(lock)
+            if _got(lock, path):
+                return lock, made
+            said = os.pread(lock, 200, 0)
+            os.close(lock)
+            if time.monotonic() > last:
                 raise InputError(
-                    f"another run is writing to library {folder}: wait until it has ended, or stop"
-                    " it"
-                ) from e
-            except OSError:
-                os.close(lock)
-                raise
-            os.close(lock)  # another run has just removed it
+                    f"another run{_holder(said)} is writing to library {folder}: wait until it has "
+                    "ended, or stop it"
+                )
+        time.sleep(0.05)
+
+
+def _got(lock: int, path: Path) -> bool:
+    """Whether the open file is ours alone and still has its name."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(lock), os.stat(path)):
+            return False
+        check_own(path, True)
+        with suppress(OSError):  # a full disk
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, f"process {os.getpid()} on {platform.node()}".encode(), 0)
+    except (BlockingIOError, FileNotFoundError):
+        return False
+    except BaseException:
+        os.close(lock)
+        raise
+    return True
+
+
+def _holder(said: bytes) -> str:
+    """Who wrote that into the lock, which may be a stranger's file."""
+    match = re.fullmatch(rb"process [0-9]{1,10} on [A-Za-z0-9._-]{1,99}", said)
+    return f" ({match[0].decode()})" if match else ""
 
 
 def _open_own(path: Path) -> IO[bytes]:

@@ -6,6 +6,7 @@ python -m tests.library.fake_stack LIBRARY FILE|FOLDER ... [--option value ...]
 import json
 import os
 import resource
+import signal
 import sys
 
 import numpy as np
@@ -44,6 +45,20 @@ class FakeSession(Session):
         pass
 
 
+def killed_at(step, folder):
+    """An audit hook that kills this process before the step that is the n-th on the folder."""
+    left = step
+
+    def hook(name, args):
+        nonlocal left
+        if name.startswith(("open", "os.", "sqlite3.connect")) and folder in str(args):
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    return hook
+
+
 def main(library, *words):
     """Embed; print what was done. Commits often, so that a stop finds every state."""
     split = [*words, "--"].index("--")
@@ -53,6 +68,8 @@ def main(library, *words):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     if options.pop("hold", False):
         sys.stdin.readline()
+    if step := options.pop("step", None):
+        sys.addaudithook(killed_at(step, os.path.abspath(library)))
     try:
         done = embed_library.embed_library(FakeSession(), words[:split], library, **options)
     except StanError as e:

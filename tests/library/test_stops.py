@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from stan_infer.library.database import ROWS, VECTORS
+from stan_infer.library.database import FILES, ROWS, VECTORS
 from stan_infer.library.library import open_library
 from tests.conftest import ROOT, python
 from tests.video.broken_videos import make_clip
@@ -99,6 +99,23 @@ def test_killed_at_random_moments(tmp_path, videos, batch, undisturbed, kills):
         assert content(out) == right
 
 
+def test_killed_at_every_step(tmp_path, videos):
+    """Before each step on the files of the library: two videos, a copy and a broken one."""
+    given = [videos / name for name in ("03.mp4", "03-copy.mp4", "07-text.mp4", "08.mp4")]
+    python(*COMMAND[1:], tmp_path / "right", *given, "--", "workers=1")
+    right = content(tmp_path / "right")
+    for step in range(1, 200):
+        out = tmp_path / str(step)
+        words = (*COMMAND[1:], out, *given, "--", "workers=1", "commit=1")
+        killed = python(*words, f"step={step}", code=None, cwd=ROOT).returncode
+        python(*words, cwd=ROOT)
+        assert content(out) == right, step
+        assert {p.name for p in out.iterdir()} <= FILES, step
+        if killed == 0:
+            break
+    assert killed == 0 and step > 20
+
+
 @pytest.mark.parametrize("runs", [3, pytest.param(40, marks=pytest.mark.slow)])
 def test_a_worker_is_killed(tmp_path, videos, batch, undisturbed, runs):
     right, seconds = undisturbed
@@ -135,5 +152,5 @@ def test_two_processes_at_once(tmp_path, videos, batch, undisturbed):
     ]  # fmt: skip
     ends = [(run.communicate()[1], run.returncode) for run in runs]
     assert (0 in [code for _, code in ends]) and all(code in (0, 2) for _, code in ends), ends
-    assert all("another run is writing" in text for text, code in ends if code)
+    assert all("is writing to library" in text for text, code in ends if code)
     assert content(tmp_path / "library") == undisturbed[0]
