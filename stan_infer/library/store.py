@@ -18,44 +18,29 @@ where those in 32 are too slow, serve a million vectors.
 from __future__ import annotations
 
 import os
-import platform
-import re
 import sqlite3
-import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stan_infer.errors import InputError, storable
+from stan_infer.errors import storable
 from stan_infer.library.database import (
-    FILES,
-    LOCK,
     PASSPORT,
     ROWS,
     SCHEMA,
     VECTORS,
-    check_own,
     committed,
     connect,
     errors_named,
     failures,
     mapped,
 )
-from stan_infer.system.temporary import NAME as TEMPORARY
-from stan_infer.system.temporary import clear, workplace
-
-try:
-    import fcntl
-except ImportError:  # Windows: two runs at once are not noticed
-    fcntl = None  # type: ignore[assignment]
-
-# A run that was just killed has its lock until all of it has ended; see `_lock`.
-_WAIT_S = 2.0
+from stan_infer.system.temporary import workplace
 
 
 class File(NamedTuple):
@@ -77,7 +62,7 @@ class Part(NamedTuple):
 
 
 class Store:
-    """The files of a library, open for writing; use it inside `locked`."""
+    """The files of a library, open for writing; use it inside `place.locked`."""
 
     def __init__(self, folder: Path, width: int) -> None:
         """Open what `new_store` made; what the last run did not commit is cut off.
@@ -263,90 +248,6 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-def is_own(name: str) -> bool:
-    """Whether a file of this name is a library's, or a folder that a run that was killed left."""
-    return name in FILES or re.fullmatch(TEMPORARY, name) is not None
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Make the folder if needed and let no other run write to it in this block.
-
-    The system frees the lock when the process ends in any way; what a run that was killed left is
-    cleared. A folder that holds no library at the end is removed with what is ours in it. Raises
-    InputError where another run has the lock.
-    """
-    lock, made = _lock(folder)
-    try:
-        clear(folder)
-        yield
-    finally:
-        if not os.path.lexists(folder / PASSPORT):
-            with suppress(OSError):
-                for name in FILES:
-                    (folder / name).unlink(missing_ok=True)
-                for path in made:
-                    path.rmdir()
-        os.close(lock)
-
-
-def _lock(folder: Path) -> tuple[int, list[Path]]:
-    """Return the open lock and the folders that were made for it, the innermost first."""
-    path = folder / LOCK
-    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-    made: list[Path] = []
-    last = time.monotonic() + _WAIT_S
-    while True:
-        try:
-            absent = [p for p in (folder, *folder.parents) if not p.exists()]
-            made += [p for p in absent if p not in made]
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as e:
-            raise InputError(
-                f"cannot make library {folder}: {e.strerror or e}; give another place"
-            ) from e
-        with errors_named(folder), suppress(FileNotFoundError):  # another run removes its folder
-            if path.is_symlink() or (path.exists() and not path.is_file()):
-                check_own(path, True)
-            lock = os.open(path, flags, 0o644)
-            if _got(lock, path):
-                return lock, made
-            said = os.pread(lock, 200, 0)
-            os.close(lock)
-            if time.monotonic() > last:
-                raise InputError(
-                    f"another run{_holder(said)} is writing to library {folder}: wait until it has "
-                    "ended, or stop it"
-                )
-        time.sleep(0.05)
-
-
-def _got(lock: int, path: Path) -> bool:
-    """Whether the open file is ours alone and still has its name."""
-    if fcntl is None:
-        return True
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not os.path.samestat(os.fstat(lock), os.stat(path)):
-            return False
-        check_own(path, True)
-        with suppress(OSError):  # a full disk
-            os.ftruncate(lock, 0)
-            os.pwrite(lock, f"process {os.getpid()} on {platform.node()}".encode(), 0)
-    except (BlockingIOError, FileNotFoundError):
-        return False
-    except BaseException:
-        os.close(lock)
-        raise
-    return True
-
-
-def _holder(said: bytes) -> str:
-    """Who wrote that into the lock, which may be a stranger's file."""
-    match = re.fullmatch(rb"process [0-9]{1,10} on [A-Za-z0-9._-]{1,99}", said)
-    return f" ({match[0].decode()})" if match else ""
 
 
 def _open_own(path: Path) -> IO[bytes]:
