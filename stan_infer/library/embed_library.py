@@ -10,11 +10,12 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from stan_infer.checkpoints.hub import located
 from stan_infer.engines.opened import Source, opened, path_of
@@ -134,12 +135,38 @@ def embed_library(
     folder, given = Path(out), [Path(os.path.abspath(v)) for v in videos]
     if not given:
         raise InputError("nothing to embed: give videos, folders of videos, or lists (.txt)")
-    source = located(source)
-    name = path_of(source)
     paths = list(dict.fromkeys(listed(given)))
+    files = Files(paths, given)
+    tell: Any = {"say": say, "progress": progress, "words": words}
+    return embed_files(located(source), files, folder, wanted, how, **tell)
+
+
+class Files(NamedTuple):
+    """Absolute paths of videos, once each. given: those of the folders among these are all there
+    is; what is known of them and gone is marked.
+    """
+
+    paths: list[Path]
+    given: Sequence[Path] = ()
+
+
+def embed_files(
+    source: Source,
+    files: Files,
+    folder: Path,
+    wanted: LibraryOptions,
+    how: EmbedOptions,
+    *,
+    words: Mapping[str, Any] = MappingProxyType({}),
+    say: Say = silent,
+    progress: Progress = no_progress,
+) -> EmbeddedLibrary:
+    """As embed_library, of files that were found. words: for open_session."""
+    name = path_of(source)
     check_place(folder, files_of(name) if name else [])
     with locked(folder), ThreadPoolExecutor(HASHERS) as threads:
-        return _Run(folder, wanted, how, say, threads).run(source, words, given, paths, progress)
+        run = _Run(folder, wanted, how, say, threads)
+        return run.run(source, dict(words), files, progress)
 
 
 class _Run:
@@ -164,17 +191,17 @@ class _Run:
         self,
         source: Source,
         words: dict[str, Any],
-        given: list[Path],
-        paths: list[Path],
+        files: Files,
         progress: Progress,
     ) -> EmbeddedLibrary:
-        """Embed what is new of `paths`, which are in `given`. words: for open_session."""
+        """Embed what is new of `files`. words: for open_session."""
+        paths = files.paths
         name = path_of(source)
         with ExitStack() as stack:
             store, todo = None, paths
             if is_library(self.folder):
                 store = stack.enter_context(self._store())
-                todo = self.look(store, given, paths)
+                todo = self.look(store, files)
                 if not todo:
                     passport, decoder = pass_.read_passport(self.folder), self.wanted.decoder
                     tell_unlike(self.folder, passport, source, words, decoder, self.say)
@@ -201,10 +228,10 @@ class _Run:
     def _check_ways(self, passport: pass_.Passport, frames: int | None) -> None:
         check_ways(self.folder, passport, self.how.batch, self.wanted.windows, frames)
 
-    def look(self, store: Store, given: list[Path], paths: list[Path]) -> list[Path]:
+    def look(self, store: Store, files: Files) -> list[Path]:
         """Mark files that are gone; return those that are new, changed, or to be tried again."""
-        here = set(paths)
-        folders = [folder for folder in given if folder.is_dir()]
+        paths, here = files.paths, set(files.paths)
+        folders = [folder for folder in files.given if folder.is_dir()]
         gone = [p for folder in folders for p in store.below(folder) if p not in here]
         store.mark_gone(gone)
         self._counts["gone"] = len(gone)

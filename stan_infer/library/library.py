@@ -92,7 +92,11 @@ class Library(Result):
         spec = ClipSpec.of(session.config, frames=frames, decoder=decoder)
         now = facts_of(session, model_source(name_of(session), {}), spec)
         canaries = seen_canaries(session, spec, timeout_s)
-        return compare(self.passport, now, canaries, self.vectors[:_SAMPLE])
+        return compare(self.passport, now, canaries, self.sample())
+
+    def sample(self) -> NDArray[np.float32]:
+        """The first vectors [R, E], among which neighbours of the canary clips are looked for."""
+        return self.vectors[:_SAMPLE]
 
     def check(self) -> None:
         """Read everything: CheckError for a vector that was changed, or a damaged database."""
