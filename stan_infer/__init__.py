@@ -12,6 +12,8 @@
 open_session    open a checkpoint or an exported folder in an engine, on a device
 Session         what it returns, with the methods above, score_embeddings, describe and close
 embed_videos    videos or folders of them -> arrays, and a .npz file
+embed_library   the same into a folder that goes on after any stop; only what is new is embedded
+open_library    such a folder -> its rows as arrays, and whose vectors they are
 evaluate        R@1/5/10 or top-1/5 on a data set's annotation file, with the protocol
 export_model    a model -> a folder that runs without PyTorch, compared with the model
 calibrate       the same in 8 bits, within a bound that is checked on held-out videos
@@ -58,7 +60,9 @@ if _TYPE_CHECKING:
     from stan_infer.errors import StanError as StanError
     from stan_infer.evaluation.from_files import evaluate as evaluate
     from stan_infer.export.export_model import export_model as export_model
+    from stan_infer.library.embed_library import embed_library as embed_library
     from stan_infer.library.embeddings import embed_videos as embed_videos
+    from stan_infer.library.library import open_library as open_library
     from stan_infer.quantisation.from_videos import calibrate as calibrate
     from stan_infer.text.tokenizer import tokenize as tokenize
     from stan_infer.verification.verification import verify as verify
@@ -75,10 +79,12 @@ _HOME = {
     "bench": "benchmarking.run",
     "calibrate": "quantisation.from_videos",
     "convert": "checkpoints.load",
+    "embed_library": "library.embed_library",
     "embed_videos": "library.embeddings",
     "evaluate": "evaluation.from_files",
     "export_model": "export.export_model",
     "load_model": "checkpoints.load",
+    "open_library": "library.library",
     "open_session": "engines.open",
     "read_clip": "video.clip",
     "sample_indices": "video.clip",

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from stan_infer.cli.embed_library import (
+    RetryFailed,
+    check_of_file,
+    check_of_library,
+    names_library,
+    to_library,
+)
 from stan_infer.cli.options import (
     AutoRebuild,
     Batch,
@@ -18,6 +25,7 @@ from stan_infer.cli.options import (
     Frames,
     Json,
     Locked,
+    Parts,
     Precision,
     Provider,
     Settings,
@@ -38,11 +46,18 @@ def embed(
     out: Annotated[
         Path,
         typer.Option(
-            "-o", "--out", metavar="FILE", help="File to write: .npz, .npy (and .json), .parquet."
+            "-o",
+            "--out",
+            metavar="FILE|LIBRARY",
+            help="File to write: .npz, .npy (and .json), .parquet. Or a library: a folder that is"
+            " made, or gets what is new.",
         ),
     ],
     videos: Annotated[
-        list[Path] | None, typer.Argument(metavar="VIDEOS", help="Videos, or folders of videos.")
+        list[Path] | None,
+        typer.Argument(
+            metavar="VIDEOS", help="Videos, or folders of videos; for a library also lists (.txt)."
+        ),
     ] = None,
     text: Text = None,
     texts: Texts = None,
@@ -70,18 +85,38 @@ def embed(
     locked: Locked = False,
     decoder: Decoder = "auto",
     timeout: Timeout = 60.0,
+    windows: Parts = None,
+    retry_failed: RetryFailed = False,
     calibration: Calibration = None,
     auto_rebuild: AutoRebuild = False,
     json: Json = False,
 ) -> None:
-    """Write the embeddings of videos and texts to a file.
+    """Write the embeddings of videos and texts.
 
-    Videos that cannot be read are named and left out; the exit code is then 2.
+    Into a file, or those of videos into a library. Videos that cannot be read are named and left
+    out; the exit code is then 2. A library goes on where it was stopped, and the next run embeds
+    what is new or changed.
     """
     from stan_infer.cli.progress import progress_bar
     from stan_infer.cli.report import print_facts, print_json, say
     from stan_infer.library.embeddings import embed_to_file
 
+    reading: dict[str, Any] = {
+        "frames": frames,
+        "decoder": decoder,
+        "batch": batch,
+        "workers": workers,
+    }
+    reading["timeout_s"] = timeout
+    if names_library(out):
+        check_of_library(text=text, texts=texts, level=level, normalise=normalise)
+        given = {**reading, **session_options(context)}
+        to_library(
+            checkpoint, videos or [], out,
+            parts=windows, retry_failed=retry_failed, json=json, **given,
+        )  # fmt: skip
+        return
+    check_of_file(parts=windows, retry_failed=retry_failed, out=out)
     found = embed_to_file(
         checkpoint,
         videos or [],
@@ -89,12 +124,8 @@ def embed(
         out,
         level=level,
         normalise=normalise,
-        frames=frames,
-        decoder=decoder,
         read=[] if texts is None else [texts],
-        batch=batch,
-        workers=workers,
-        timeout_s=timeout,
+        **reading,
         say=say,
         progress=progress_bar,
         **session_options(context),

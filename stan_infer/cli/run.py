@@ -19,6 +19,7 @@ from stan_infer.cli.options import (
     Json,
     Labels,
     Locked,
+    Parts,
     Precision,
     Provider,
     Settings,
@@ -59,14 +60,7 @@ def run(
     top: Annotated[
         int, typer.Option(metavar="K", min=0, help="How many of the best to show; 0 for all.")
     ] = 5,
-    windows: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SECONDS[:STRIDE]",
-            help="Cut each video into parts of SECONDS and score each part on its own; a part "
-            "begins every STRIDE seconds (default: where the one before ends).",
-        ),
-    ] = None,
+    windows: Parts = None,
     start: Annotated[
         float,
         typer.Option(metavar="SECONDS", min=0, help="Score nothing before this time in a video."),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -69,6 +69,29 @@ def embed_videos(
     note: one warning at the end tells of clips whose frames lie far apart. Raises MissingError if
     the decoder is not installed.
     """
+    with closing(
+        embed_batches(session, paths, options, spec=spec, windows=windows, note=note)
+    ) as batches:
+        for batch in batches:
+            yield from batch
+
+
+def embed_batches(
+    session: Session,
+    paths: Iterable[Path],
+    options: EmbedOptions = EmbedOptions(),
+    *,
+    spec: ClipSpec | None = None,
+    windows: Windows | None = None,
+    note: bool = True,
+    apart: bool = False,
+) -> Generator[list[Reading], None, None]:
+    """As embed_videos, yielding together what was embedded in one call of the network.
+
+    The last bits of a vector may depend on what else was in the call: whoever goes on after one of
+    these lists gets the same calls. apart: no call has parts of two videos. paths may be found
+    while this runs; they are taken some ahead, in this thread.
+    """
     spec = spec or ClipSpec.of(session.config)
     views = spec.views is not None
     gaps = Gaps()
@@ -83,6 +106,10 @@ def embed_videos(
         for path, result in readings:
             if isinstance(result, MissingError):
                 raise result
+            if apart and waiting and waiting[-1][0] != path:
+                started = _start(session, waiting, views)
+                yield from _finish(running)
+                running, waiting = started, []
             waiting.append((path, result))
             if isinstance(result, Clip):
                 gaps.add(path, result.gap_s)
@@ -119,17 +146,20 @@ def _start(session: Session, waiting: list[tuple[Path, Clip | StanError]], views
     return _Batch(waiting, parts, views)
 
 
-def _finish(batch: _Batch | None) -> Iterator[Reading]:
-    if batch is None:
+def _finish(batch: _Batch | None) -> Iterator[list[Reading]]:
+    if batch is None or not batch.results:
         return
     parts = [as_numpy(part) for part in batch.features]
     features = iter(np.stack(parts, axis=1) if batch.views and parts else parts[0] if parts else ())
+    found = []
     for path, result in batch.results:
         if not isinstance(result, Clip):
-            yield Reading(path, None, None, str(result))
+            found.append(Reading(path, None, None, str(result)))
             continue
         vector = next(features)
         if np.isfinite(vector).all():
-            yield Reading(path, result, vector, None)
+            found.append(Reading(path, result, vector, None))
         else:
-            yield Reading(path, None, None, f"{path}: the model gives values that are not finite")
+            error = f"{path}: the model gives values that are not finite"
+            found.append(Reading(path, None, None, error))
+    yield found

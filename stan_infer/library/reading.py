@@ -17,16 +17,18 @@ def reading_facts(spec: ClipSpec) -> dict[str, Any]:
     The names are those of a library's passport.
     """
     decoder = reader_of(spec)
-    package = "av" if decoder == "pyav" else "decord"
-    try:
-        version = importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        version = "absent"
     facts = {
         **dataclasses.asdict(spec),
-        "decoder": f"{decoder} {version}",
-        "numpy": importlib.metadata.version("numpy"),
+        "decoder": f"{decoder} {_version('av' if decoder == 'pyav' else 'decord')}",
+        "numpy": _version("numpy"),
         "pixels": PIXELS,
         "rules": RULES,
     }
     return {name: plain(value) for name, value in facts.items()}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"

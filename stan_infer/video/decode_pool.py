@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import Future
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 from stan_infer.errors import InputError, StanError
 from stan_infer.video.clip import Clip
-from stan_infer.video.decode_worker import DecodeWorker, check_reading, default_workers
+from stan_infer.video.decode_worker import CrashError, DecodeWorker, check_reading, default_workers
 from stan_infer.video.spec import ClipSpec
 from stan_infer.video.windows import Plan, Window, Windows
 
@@ -59,7 +59,7 @@ class _Early:
         self._fill()
 
     def clips(
-        self, paths: Sequence[Path], spec: ClipSpec, timeout_s: float
+        self, paths: Iterable[Path], spec: ClipSpec, timeout_s: float
     ) -> Generator[tuple[Path, Result], None, None]:
         """As `read_clips`; what an abandoned call has begun is there for the next one."""
 
@@ -89,7 +89,7 @@ _early: _Early | None = None  # of the block of early_clips that is open
 
 
 def read_clips(
-    paths: Sequence[Path], spec: ClipSpec, *, workers: int | None = None, timeout_s: float = 60.0
+    paths: Iterable[Path], spec: ClipSpec, *, workers: int | None = None, timeout_s: float = 60.0
 ) -> Generator[tuple[Path, Result], None, None]:
     """Yield (path, clip or error) for every path, in order, decoded by `workers` processes.
 
@@ -98,11 +98,13 @@ def read_clips(
     InputError at once. Closing the iterator, or Ctrl-C, kills all children.
     """
     workers = _checked(workers, timeout_s)
-    return _in_order(paths, spec, timeout_s, min(workers, max(1, len(paths))))
+    if isinstance(paths, Sized):
+        workers = min(workers, max(1, len(paths)))
+    return _in_order(paths, spec, timeout_s, workers)
 
 
 def read_all_windows(
-    paths: Sequence[Path],
+    paths: Iterable[Path],
     spec: ClipSpec,
     windows: Windows,
     *,
@@ -125,7 +127,7 @@ def _checked(workers: int | None, timeout_s: float) -> int:
 
 
 def _in_order(
-    paths: Sequence[Path], spec: ClipSpec, timeout_s: float, workers: int
+    paths: Iterable[Path], spec: ClipSpec, timeout_s: float, workers: int
 ) -> Generator[tuple[Path, Result], None, None]:
     if _early is not None:
         yield from _early.clips(paths, spec, timeout_s)
@@ -141,7 +143,7 @@ def _in_order(
 
 
 def _windows_in_order(
-    paths: Sequence[Path], spec: ClipSpec, windows: Windows, timeout_s: float, workers: int
+    paths: Iterable[Path], spec: ClipSpec, windows: Windows, timeout_s: float, workers: int
 ) -> Generator[tuple[Path, Result], None, None]:
     with closing(_Pool(workers)) as pool:
 
@@ -236,8 +238,15 @@ class _Pool:
         while (task := self._tasks.get()) is not None:
             work, future = task
             try:
-                future.set_result(work(worker))
+                future.set_result(_twice(work, worker))
             except StanError as e:
                 future.set_result(e)
             except Exception as e:
                 future.set_exception(e)
+
+
+def _twice(work: Callable[[DecodeWorker], Any], worker: DecodeWorker) -> Any:
+    """Do it again if the process died: it may have been killed for others' use of memory."""
+    with suppress(CrashError):
+        return work(worker)
+    return work(worker)

@@ -43,6 +43,10 @@ _COMMAND = python("stan_infer.video.decode_child")
 _spare: deque[Child] = deque()  # children that were started early and serve no worker yet
 
 
+class CrashError(InputError):
+    """The decode process ended without an answer."""
+
+
 @contextmanager
 def early_workers(workers: int | None, videos: int) -> Iterator[None]:
     """Start the processes now that `decode_pool` will use inside the block, each for one worker.
@@ -170,7 +174,7 @@ class DecodeWorker(AbstractContextManager["DecodeWorker"]):
                     "was stopped; for a long video or on a busy machine allow more (--timeout, "
                     "in Python timeout_s); if that does not help, re-encode the file"
                 )
-            raise InputError(
+            raise CrashError(
                 f"{os.fspath(path)}: the decoder crashed ({how_it_ended(code)}); the file is "
                 "likely damaged: re-encode it"
             )

@@ -1,0 +1,156 @@
+"""The database of a library, which may be a stranger's: its tables, opened safely, errors named.
+
+The tables must be exactly those of SCHEMA, so that no trigger or view can run; links and journals
+are refused.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stan_infer.errors import CheckError, InputError
+from stan_infer.system.temporary import tells_no_space, why_no_room
+
+PASSPORT, ROWS, VECTORS, LOCK = "library.json", "rows.db", "vectors.f32", "lock"
+FILES = {PASSPORT, ROWS, f"{ROWS}-wal", f"{ROWS}-shm", VECTORS, LOCK}
+MAX_WIDTH = 65536
+SCHEMA = (
+    # How many vectors of the file have been committed.
+    "CREATE TABLE state (id INTEGER PRIMARY KEY, vectors INTEGER NOT NULL)",
+    # A content that was embedded, or why it was not. Its rows: none after an error of all of it.
+    "CREATE TABLE clips (id INTEGER PRIMARY KEY, sha256 BLOB NOT NULL UNIQUE, frames INTEGER,"
+    " decoder TEXT, error TEXT)",
+    # id: place of the vector. start_s, end_s: the part of the video, NULL: all of it.
+    "CREATE TABLE rows (id INTEGER PRIMARY KEY, clip INTEGER NOT NULL, start_s REAL, end_s REAL,"
+    " crc INTEGER NOT NULL)",
+    # sha256: NULL where the file could not be read, for the reason in error.
+    "CREATE TABLE files (path BLOB PRIMARY KEY, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,"
+    " sha256 BLOB, error TEXT, gone INTEGER NOT NULL) WITHOUT ROWID",
+    "CREATE INDEX files_sha256 ON files (sha256)",
+    "CREATE INDEX rows_clip ON rows (clip)",
+)
+_MAX_VALUE = 2**20  # bytes of one value: paths and reasons are shorter
+
+
+def is_library(folder: Path) -> bool:
+    """Whether a folder says that it is a library."""
+    return os.path.lexists(folder / PASSPORT)
+
+
+def connect(folder: Path, *, write: bool = False) -> sqlite3.Connection:
+    """Open the database, which may be a stranger's, and check that it has our tables alone."""
+    path = folder / ROWS
+    if os.path.lexists(f"{path}-journal"):
+        # SQLite would play it back, and delete the file that it may name.
+        raise InputError(f"{path}-journal is not of a library: delete it, or the library")
+    for name in (ROWS, f"{ROWS}-wal", f"{ROWS}-shm", VECTORS):
+        if name in (ROWS, VECTORS) or os.path.lexists(folder / name):
+            check_own(folder / name, write)
+    # The file is not opened here: to close it would drop the locks of another connection to it.
+    options = "mode=rw" if write else "mode=ro"
+    wal = Path(f"{path}-wal")
+    if not write and not os.access(folder, os.W_OK) and not (wal.exists() and wal.stat().st_size):
+        options += "&immutable=1"  # where nobody can write, SQLite cannot make its lock
+    uri = f"{path.absolute().as_uri()}?{options}"
+    db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=30, check_same_thread=False)
+    try:
+        db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MAX_VALUE)
+        for pragma in ("trusted_schema = OFF", "cell_size_check = ON", "mmap_size = 0"):
+            db.execute(f"PRAGMA {pragma}")
+        db.execute("PRAGMA synchronous = FULL" if write else "PRAGMA query_only = ON")
+        mode = db.execute("PRAGMA journal_mode").fetchone()[0]
+        found = db.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL").fetchmany(99)
+        if mode != "wal" or sorted(s for (s,) in found) != sorted(SCHEMA):
+            raise InputError(f"{path} has another mode or other tables than a library")
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def committed(db: sqlite3.Connection, folder: Path, width: int) -> int:
+    """How many vectors count; CheckError where the file of vectors has fewer."""
+    found = db.execute("SELECT vectors FROM state").fetchmany(2)
+    count: Any = found[0][0] if len(found) == 1 else None
+    ends = db.execute("SELECT min(id), max(id) FROM rows").fetchone()
+    size = os.stat(folder / VECTORS).st_size
+    if isinstance(count, int) and 0 <= count <= size // (4 * width):
+        if all(i is None or (isinstance(i, int) and 0 <= i < count) for i in ends):
+            return count
+    raise CheckError(
+        f"library {folder} is damaged: its rows name {count} vectors of {width} numbers, and "
+        f"{VECTORS} has {size} bytes; take it from a backup, or embed into a new one"
+    )
+
+
+def mapped(folder: Path, count: int, width: int) -> NDArray[np.float32]:
+    """The first vectors of a library, read from the disk when they are used."""
+    if not count:  # an empty file cannot be mapped
+        return np.empty((0, width), np.float32)
+    return np.memmap(folder / VECTORS, "<f4", "r", shape=(count, width))
+
+
+def failures(db: sqlite3.Connection) -> Iterator[tuple[Path, str]]:
+    """Files that are there without vectors, or not all, with the reason."""
+    asked = (
+        "SELECT files.path, coalesce(clips.error, files.error) AS why FROM files LEFT JOIN clips"
+        " ON clips.sha256 = files.sha256 WHERE NOT files.gone AND why IS NOT NULL"
+        " ORDER BY files.path"
+    )
+    for path, error in db.execute(asked):
+        yield Path(path_of(path)), str(error)
+
+
+def path_of(value: Any) -> str:
+    """A path as it is kept; CheckError for what is none."""
+    if not isinstance(value, bytes) or b"\0" in value:
+        raise CheckError("the library is damaged: a file has no path")
+    return os.fsdecode(value)
+
+
+@contextmanager
+def errors_named(folder: Path) -> Iterator[None]:
+    """Turn errors of SQLite and of the disk into InputError or CheckError, which name the folder.
+
+    What was committed stays.
+    """
+    try:
+        yield
+    except (sqlite3.Error, OSError) as e:
+        if isinstance(e, sqlite3.OperationalError) and "locked" in str(e):
+            raise InputError(f"library {folder} is in use by another program: {e}") from e
+        code = getattr(e, "sqlite_errorname", "")
+        reason = why_no_room(e, folder)
+        if reason is None and code == "SQLITE_FULL":
+            reason = os.strerror(28)
+        if reason is None and isinstance(e, sqlite3.DatabaseError) and "IOERR" not in code:
+            if code.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY")):
+                raise InputError(f"library {folder} cannot be opened: {e}") from e
+            raise CheckError(
+                f"library {folder} is damaged ({e}): take it from a backup, or embed into a new one"
+            ) from e
+        reason = reason or (e.strerror if isinstance(e, OSError) else None) or str(e)
+        more = "; free some space, and" if tells_no_space(reason) else ";"
+        raise InputError(
+            f"library {folder} cannot be used: {reason}{more} run the command again: it goes on "
+            "where it stopped"
+        ) from e
+
+
+def check_own(path: Path, write: bool) -> None:
+    """Refuse a link: what is read there, or written, would be another file."""
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing: this is not a whole library") from None
+    if not stat.S_ISREG(status.st_mode) or (write and status.st_nlink != 1):
+        raise InputError(f"{path} is a link, a folder or a device; a library has files of its own")

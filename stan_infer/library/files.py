@@ -1,0 +1,66 @@
+"""The files that are to be embedded: which they are, and the hash of their content."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from stan_infer.errors import InputError
+from stan_infer.library.store import File
+from stan_infer.system.outside_file import open_regular, read_bounded
+from stan_infer.video.find import list_videos
+
+HASHERS = 2  # threads
+_AHEAD = 16  # files that are hashed before they are asked for
+_MAX_LIST = 2**28  # bytes of a list of files
+
+
+def listed(given: list[Path]) -> Iterator[Path]:
+    """The videos that are named; of a list (.txt) one a line, whether they are there or not."""
+    for path in given:
+        if path.suffix.lower() == ".txt" and path.is_file():
+            lines = read_bounded(path, _MAX_LIST, name=f"list {path}").splitlines()
+            yield from (Path(os.path.abspath(os.fsdecode(line))) for line in lines if line.strip())
+        else:
+            yield from list_videos([path])
+
+
+def seen(path: Path) -> tuple[int, int] | None:
+    """Size and time of change of a file; None: it is gone."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+def hashed(paths: Iterable[Path], threads: ThreadPoolExecutor) -> Iterator[tuple[Path, File]]:
+    """Files with the hash of their content, read some ahead by threads."""
+    waiting: deque[tuple[Path, Future[File]]] = deque()
+    try:
+        for path in paths:
+            waiting.append((path, threads.submit(_hash, path)))
+            if len(waiting) > _AHEAD:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        while waiting:
+            first, future = waiting.popleft()
+            yield first, future.result()
+    finally:
+        for _, future in waiting:
+            future.cancel()
+
+
+def _hash(path: Path) -> File:
+    try:
+        file, size = open_regular(path)
+        with file:
+            mtime = os.fstat(file.fileno()).st_mtime_ns
+            return File(size, mtime, hashlib.file_digest(file, "sha256").digest())
+    except (OSError, InputError) as e:
+        reason = (e.strerror if isinstance(e, OSError) else None) or str(e)
+        return File(*(seen(path) or (0, 0)), None, f"{path}: {reason}")

@@ -1,0 +1,190 @@
+"""Read a library: its rows as arrays, its passport, and how a session compares with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stan_infer.engines.opened import path_of as name_of
+from stan_infer.engines.session import Session
+from stan_infer.errors import CheckError, InputError
+from stan_infer.library.database import (
+    PASSPORT,
+    VECTORS,
+    committed,
+    connect,
+    errors_named,
+    failures,
+    is_library,
+    mapped,
+    path_of,
+)
+from stan_infer.library.model_files import model_source
+from stan_infer.library.passport import (
+    Comparison,
+    Passport,
+    compare,
+    facts_of,
+    read_passport,
+    seen_canaries,
+)
+from stan_infer.system.result import Result
+from stan_infer.video.spec import ClipSpec
+
+_CHECKED = 4096  # vectors whose checksums are computed at once
+_SAMPLE = 100_000  # rows among which neighbours of the canaries are looked for
+
+
+@dataclasses.dataclass(frozen=True, repr=False, kw_only=True)
+class Library(Result):
+    """A library as it was when it was opened; a run that writes meanwhile changes nothing here.
+
+    n rows of files that are there, of R vectors. A video has one row, or one for each of its parts.
+
+    Attributes:
+        path: the folder.
+        vectors: float32 [R, E] of length 1, read from the disk when they are used.
+        ids: int64 [n], the place of each row's vector: `vectors[ids]` are all of them. They rise;
+            where nothing was changed or lost they are 0 to n - 1.
+        videos: of each row, the files that have it, as absolute paths where they were embedded. A
+            library may be a stranger's: do not open a path outside of folders that you trust.
+        start, end: float64 [n], seconds; NaN where the row is of the whole video.
+        failed: files without vectors, or not all, with the reason.
+        passport: what made the vectors; see library.passport.
+    """
+
+    path: Path
+    vectors: NDArray[np.float32]
+    ids: NDArray[np.int64]
+    videos: tuple[tuple[str, ...], ...]
+    start: NDArray[np.float64]
+    end: NDArray[np.float64]
+    failed: dict[str, str]
+    passport: Passport
+
+    def summary(self) -> str:
+        """How many rows, their width, where."""
+        failed = f", {len(self.failed)} files could not be read" if self.failed else ""
+        return f"{len(self.ids)} rows of {self.vectors.shape[1]} in {self.path}{failed}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The passport and the rows without their vectors, as JSON types."""
+        found = dataclasses.replace(self, vectors=np.empty((0, 0), np.float32))
+        return {k: v for k, v in super(Library, found).to_dict().items() if k != "vectors"}
+
+    def compare(self, session: Session, *, timeout_s: float = 60.0) -> Comparison:
+        """Embed the canary clips with a session and say what differs from what made the library.
+
+        `compare(session).check(passport.SEARCHED, library.path, "searching")` refuses a session
+        whose vectors are too far away. The decoder and the frames are those of the library.
+        """
+        facts = self.passport["facts"]
+        decoder = str(facts.get("reading.decoder", "pyav")).partition(" ")[0]
+        frames = facts.get("reading.frames")
+        if not isinstance(frames, int):
+            raise InputError(f"{self.path}: its passport does not say how many frames were read")
+        spec = ClipSpec.of(session.config, frames=frames, decoder=decoder)
+        now = facts_of(session, model_source(name_of(session), {}), spec)
+        canaries = seen_canaries(session, spec, timeout_s)
+        return compare(self.passport, now, canaries, self.sample())
+
+    def sample(self) -> NDArray[np.float32]:
+        """The first vectors [R, E], among which neighbours of the canary clips are looked for."""
+        return self.vectors[:_SAMPLE]
+
+    def check(self) -> None:
+        """Read everything: CheckError for a vector that was changed, or a damaged database."""
+        db = connect(self.path)
+        try:
+            with errors_named(self.path):
+                said = db.execute("PRAGMA quick_check").fetchone()[0]
+                if said != "ok":
+                    raise CheckError(f"library {self.path} is damaged: {str(said)[:200]}")
+                rows = db.execute("SELECT id, crc FROM rows ORDER BY id")
+                while part := rows.fetchmany(_CHECKED):
+                    self._check_part(part)
+        finally:
+            db.close()
+
+    def _check_part(self, part: list[tuple[Any, Any]]) -> None:
+        for row, crc in part:
+            vector = self.vectors[row] if row < len(self.vectors) else None
+            if vector is None:
+                continue  # of a run that goes on while this one reads
+            length = float(np.linalg.norm(vector))
+            if zlib.crc32(vector.tobytes()) != crc or not abs(length - 1) < 1e-3:
+                raise CheckError(
+                    f"library {self.path}: vector {row} was changed after it was written; take "
+                    f"{VECTORS} from a backup, or embed into a new library"
+                )
+
+
+def open_library(path: str | Path) -> Library:
+    """Open a library for reading; a run may be writing to it.
+
+    Args:
+        path: the folder that `stan-infer embed -o` or embed_library made.
+
+    Returns:
+        Library: rows as arrays, vectors that are read from the disk when they are used.
+
+    Raises:
+        InputError: no library, another version's, one with links or tables that are not ours.
+        CheckError: a damaged one.
+
+    Example:
+        >>> import tempfile, stan_infer as si
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model, clips = "examples/motion/motion.safetensors", "examples/motion/clips"
+        ...     _ = si.embed_library(model, [clips], f"{folder}/clips", workers=1)
+        ...     library = si.open_library(f"{folder}/clips")
+        >>> library.vectors.shape[1], len(library.ids) == len(library.videos)
+        (64, True)
+    """
+    folder = Path(path)
+    if not is_library(folder):
+        raise InputError(f"{folder} is not a library: it has no {PASSPORT}")
+    passport = read_passport(folder)
+    with errors_named(folder):
+        db = connect(folder)
+        try:
+            db.execute("BEGIN")  # all of it is of one moment
+            vectors = mapped(folder, committed(db, folder, passport["width"]), passport["width"])
+            rows = [*_rows(db, folder)]
+            failed = {str(p): e for p, e in failures(db)}
+        finally:
+            db.close()
+    return Library(
+        path=folder,
+        vectors=vectors,
+        ids=np.array([r[0] for r in rows], np.int64),
+        videos=tuple(r[1] for r in rows),
+        start=np.array([r[2] for r in rows], np.float64),
+        end=np.array([r[3] for r in rows], np.float64),
+        failed=failed,
+        passport=passport,
+    )
+
+
+def _rows(db: Any, folder: Path) -> Iterator[tuple[int, tuple[str, ...], float, float]]:
+    """Rows in order: place, files, start, end; rows of contents that no file has are passed."""
+    asked = (
+        "SELECT clips.id, files.path FROM clips JOIN files ON files.sha256 = clips.sha256"
+        " WHERE NOT files.gone ORDER BY clips.id, files.path"
+    )
+    files: dict[int, tuple[str, ...]] = {}
+    for clip, path in db.execute(asked):
+        files[clip] = (*files.get(clip, ()), path_of(path))
+    asked = "SELECT id, clip, start_s, end_s FROM rows ORDER BY id"
+    for row, clip, start, end in db.execute(asked):
+        if clip in files:
+            times = [float("nan") if t is None else t for t in (start, end)]
+            if not all(isinstance(t, float) for t in times):
+                raise CheckError(f"library {folder} is damaged: row {row} has no times")
+            yield row, files[clip], *times

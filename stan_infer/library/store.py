@@ -1,0 +1,255 @@
+"""The files of a library: rows in SQLite, vectors beside them, as one run writes them.
+
+    library.json   the passport: whose vectors these are (library.passport)
+    rows.db        SQLite, the tables of database.SCHEMA
+    vectors.f32    float32, little-endian, one vector after the other; row i begins at 4 * width * i
+    lock           locked by the run that writes
+
+A commit makes the new vectors durable and then adds their rows in one transaction: a stop at any
+moment leaves what was committed. Vectors behind the last row are of no run that ended well; the
+next one cuts them off.
+
+Beside LanceDB and Parquet (benchmarks.stores measures all three) this needs no package, keeps two
+files where they keep thousands, marks rows in place, and has its vectors in one file that numpy
+maps. A search needs no index of another library beside it: exact products, over a copy in 8 bits
+where those in 32 are too slow, serve a million vectors.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stan_infer.errors import storable
+from stan_infer.library.database import (
+    PASSPORT,
+    ROWS,
+    SCHEMA,
+    VECTORS,
+    committed,
+    connect,
+    errors_named,
+    failures,
+    mapped,
+)
+from stan_infer.system.temporary import workplace
+
+
+class File(NamedTuple):
+    """A file as it was seen: size in bytes, time of change, hash of its content, or why not."""
+
+    size: int
+    mtime_ns: int
+    sha256: bytes | None
+    error: str | None = None
+    gone: bool = False
+
+
+class Part(NamedTuple):
+    """A vector that was written: its place, the part of the video, its checksum."""
+
+    id: int
+    seconds: tuple[float, float] | None
+    crc: int
+
+
+class Store:
+    """The files of a library, open for writing; use it inside `place.locked`."""
+
+    def __init__(self, folder: Path, width: int) -> None:
+        """Open what `new_store` made; what the last run did not commit is cut off.
+
+        Raises InputError where the files are not a library's, CheckError where they are damaged.
+        """
+        self.folder, self.width = folder, width
+        self._db: sqlite3.Connection | None = None
+        self._file: IO[bytes] | None = None
+        try:
+            with errors_named(folder):
+                self._db = connect(folder, write=True)
+                self._file = _open_own(folder / VECTORS)
+                self._done = self._begun = committed(self._db, folder, width)
+                self._file.truncate(self._done * width * 4)
+                self._file.seek(0, os.SEEK_END)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Store:
+        """This store."""
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        """Close it; what was not committed is lost."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the files and let others write."""
+        if self._db is not None:
+            with suppress(sqlite3.Error):
+                self._db.close()
+        if self._file is not None:
+            with suppress(OSError):
+                self._file.close()
+        self._db = self._file = None
+
+    def file(self, path: Path) -> File | None:
+        """How a file was seen last, or None."""
+        asked = "SELECT size, mtime_ns, sha256, error, gone FROM files WHERE path = ?"
+        for size, mtime, sha256, error, gone in self._run(asked, os.fsencode(path)):
+            return File(size, mtime, sha256, error, bool(gone))
+        return None
+
+    def clip(self, sha256: bytes) -> tuple[int, str | None] | None:
+        """How many rows a content has, and the error if there was one; None: it is new."""
+        asked = (
+            "SELECT (SELECT count(*) FROM rows WHERE clip = clips.id), error FROM clips"
+            " WHERE sha256 = ?"
+        )
+        return next(iter(self._run(asked, sha256)), None)
+
+    def paths_of(self, sha256: bytes) -> Iterator[Path]:
+        """The files of this content that are not known to be gone."""
+        asked = "SELECT path FROM files WHERE sha256 = ? AND NOT gone"
+        return (Path(os.fsdecode(path)) for (path,) in self._run(asked, sha256))
+
+    def rows(self) -> int:
+        """How many rows belong to files that are there."""
+        asked = (
+            "SELECT count(*) FROM rows WHERE clip IN (SELECT clips.id FROM clips JOIN files"
+            " ON files.sha256 = clips.sha256 WHERE NOT files.gone)"
+        )
+        return int(next(iter(self._run(asked)))[0])
+
+    def vectors(self, count: int) -> NDArray[np.float32]:
+        """The first committed vectors, at most `count`, as they lie on the disk."""
+        return mapped(self.folder, min(count, self._done), self.width)
+
+    def failures(self) -> list[tuple[Path, str]]:
+        """Files that are there without vectors, or not all, with the reason."""
+        assert self._db is not None
+        with errors_named(self.folder):
+            return [*failures(self._db)]
+
+    def put_file(self, path: Path, file: File) -> None:
+        """Say how a file was seen now."""
+        self._run(
+            "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?)",
+            os.fsencode(path), file.size, file.mtime_ns, file.sha256,
+            None if file.error is None else storable(file.error), int(file.gone),
+        )  # fmt: skip
+
+    def below(self, folder: Path) -> Iterator[Path]:
+        """All files that were seen below a folder and not known to be gone."""
+        first = os.fsencode(folder).rstrip(b"/") + b"/"
+        asked = "SELECT path FROM files WHERE path >= ? AND path < ? AND NOT gone"
+        return (Path(os.fsdecode(p)) for (p,) in self._run(asked, first, first[:-1] + b"0"))
+
+    def mark_gone(self, paths: Iterable[Path]) -> None:
+        """Say that files are not there any more."""
+        for path in paths:
+            self._run("UPDATE files SET gone = 1 WHERE path = ?", os.fsencode(path))
+
+    def add_vector(self, vector: NDArray[Any], seconds: tuple[float, float] | None) -> Part:
+        """Write a vector [E] behind the others; it counts with the clip that has it."""
+        assert self._file is not None
+        data = np.ascontiguousarray(vector, "<f4").tobytes()
+        assert len(data) == self.width * 4, "another width"
+        with errors_named(self.folder):
+            self._file.write(data)
+        part = Part(self._begun, seconds, zlib.crc32(data))
+        self._begun += 1
+        return part
+
+    def add_clip(
+        self,
+        sha256: bytes,
+        parts: Sequence[Part],
+        *,
+        frames: int | None = None,
+        decoder: str | None = None,
+        error: str | None = None,
+    ) -> None:
+        """Add a content with its vectors, or with the error for which it has none, or not all."""
+        new = "INSERT INTO clips (sha256, frames, decoder, error) VALUES (?, ?, ?, ?)"
+        reason = None if error is None else storable(error)
+        clip = self._run(new, sha256, frames, decoder, reason).lastrowid
+        for part in parts:
+            row = (part.id, clip, *(part.seconds or (None, None)), part.crc)
+            self._run("INSERT INTO rows VALUES (?, ?, ?, ?, ?)", *row)
+        self._done = parts[-1].id + 1 if parts else self._done
+
+    def forget(self, sha256: bytes) -> None:
+        """Drop a content, so that it is new; its vectors stay where they are, without rows."""
+        self._run("DELETE FROM rows WHERE clip IN (SELECT id FROM clips WHERE sha256 = ?)", sha256)
+        self._run("DELETE FROM clips WHERE sha256 = ?", sha256)
+
+    def commit(self) -> None:
+        """Make what was added durable, all or nothing."""
+        assert self._db is not None and self._file is not None
+        if not self._db.in_transaction:
+            return
+        self._run("UPDATE state SET vectors = ?", self._done)
+        with errors_named(self.folder):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._db.execute("COMMIT")
+
+    def _run(self, statement: str, *values: Any) -> sqlite3.Cursor:
+        assert self._db is not None
+        with errors_named(self.folder):
+            if not statement.startswith("SELECT") and not self._db.in_transaction:
+                self._db.execute("BEGIN IMMEDIATE")
+            return self._db.execute(statement, values)
+
+
+def new_store(folder: Path, passport: str) -> None:
+    """Make the files of an empty library in a folder that is there; passport: a line of JSON.
+
+    They are made in a temporary folder and get their names whole, the passport last: before it has
+    its name there is no library, and the next run begins anew.
+    """
+    with errors_named(folder), workplace(folder) as work:
+        db = sqlite3.connect(work / ROWS, isolation_level=None)
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("BEGIN")
+            for statement in SCHEMA:
+                db.execute(statement)
+            db.execute("INSERT INTO state VALUES (0, 0)")
+            db.execute("COMMIT")
+        finally:
+            db.close()
+        with (work / PASSPORT).open("w", encoding="utf-8") as file:
+            file.write(passport + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        (folder / VECTORS).touch()
+        for name in (f"{ROWS}-wal", f"{ROWS}-shm"):
+            (folder / name).unlink(missing_ok=True)
+        for name in (ROWS, PASSPORT):
+            os.replace(work / name, folder / name)
+        _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable, where the system can."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _open_own(path: Path) -> IO[bytes]:
+    flags = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    return os.fdopen(os.open(path, flags), "r+b")
