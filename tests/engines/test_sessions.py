@@ -129,8 +129,7 @@ def test_the_float_graph(tiny_model, engine):
     wanted = si.open_session(tiny_model).embed_video(pixels)
     got = session.embed_video(tiny_model.normalize(pixels).numpy())
     assert relative_error(got, wanted) < FP32
-    with pytest.raises(InputError, match="takes float32.*export with --input uint8"):
-        session.embed_video(pixels.numpy())
+    assert np.array_equal(session.embed_video(pixels.numpy()), got)
 
 
 @pytest.mark.parametrize("head", ["mug", "mug_frame_token"])
@@ -338,7 +337,7 @@ def test_a_graph_that_does_not_fit_the_config(tampered, engine):
             node.output[:] = ["other" if n == old else n for n in node.output]
             node.input[:] = ["other" if n == old else n for n in node.input]
 
-    with pytest.raises(InputError, match="does not fit the config in manifest.json"):
+    with pytest.raises(InputError, match=r"video\.onnx is not the graph that manifest\.json desc"):
         si.open_session(tampered(renamed), engine=engine)
     for name, value in (("embed_dim", 23), ("image_size", 8), ("temperature", 0.5)):
         other = tampered(None, lambda m, name=name, value=value: m["model"].update({name: value}))
@@ -377,7 +376,7 @@ def test_another_rule_for_clips_is_refused(tampered, keys, value):
             entry = entry[key]
         entry[keys[-1]] = value
 
-    with pytest.raises(InputError, match=rf"preprocess\.{'.'.join(keys)} is .* reads clips by"):
+    with pytest.raises(InputError, match=rf"preprocess\.{'.'.join(keys)} is .* it must be"):
         si.open_session(tampered(edit_manifest=other), engine="ort")
 
 
