@@ -120,6 +120,13 @@ Owned<AVFrame> plain(const AVFrame& frame) {
 
 Tensor converted(const AVFrame& frame, const std::string& name) {
   const auto format = static_cast<AVPixelFormat>(frame.format);
+  const AVPixFmtDescriptor* form = av_pix_fmt_desc_get(format);
+  const bool as_stored = format == AV_PIX_FMT_YUV420P && frame.height % 2 == 0;
+  if (!form || (form->log2_chroma_h > 0 && !as_stored)) {
+    throw bad_input(name + ": its pixels are " + (form ? form->name : "of an unknown kind") +
+                    ", in which versions of FFmpeg spread the rows of colour differently; re-encode "
+                    "it as H.264");
+  }
   // This converts pixels at the frame's own size; preprocess.onnx resizes.
   const std::unique_ptr<SwsContext, void (*)(SwsContext*)> scaler(
       sws_getContext(frame.width, frame.height, format, frame.width, frame.height, AV_PIX_FMT_RGB24,
@@ -128,10 +135,14 @@ Tensor converted(const AVFrame& frame, const std::string& name) {
   if (!scaler) {
     throw bad_input(name + ": its pixel format cannot be turned into RGB; re-encode it as H.264");
   }
-  const int* matrix = sws_getCoefficients(frame.colorspace);  // BT.601 where nothing is said
-  // Fails where neither side is YUV; then there is nothing to set.
-  sws_setColorspaceDetails(scaler.get(), matrix, frame.color_range == AVCOL_RANGE_JPEG,
-                           sws_getCoefficients(SWS_CS_DEFAULT), 1, 0, 1 << 16, 1 << 16);
+  const bool is_rgb = form->flags & AV_PIX_FMT_FLAG_RGB;
+  // BT.601 where nothing is said, and for RGB, which has no matrix whatever its tag says.
+  const int* matrix = sws_getCoefficients(is_rgb ? SWS_CS_DEFAULT : frame.colorspace);
+  const bool is_gray = form->nb_components < 3 && !(form->flags & AV_PIX_FMT_FLAG_PAL);
+  // Grey is of full range whatever it says. RGB of more than 8 bits goes to YUV and back, by one
+  // matrix. Fails where neither side is YUV; then there is nothing to set.
+  sws_setColorspaceDetails(scaler.get(), matrix, is_gray || frame.color_range == AVCOL_RANGE_JPEG,
+                           matrix, 1, 0, 1 << 16, 1 << 16);
   // swscale writes whole vectors, so its rows are padded and then packed.
   const std::size_t stride = (static_cast<std::size_t>(frame.width) * 3 + 127) / 64 * 64;
   std::vector<std::uint8_t> padded(stride * static_cast<std::size_t>(frame.height) + 64);
