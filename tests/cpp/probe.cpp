@@ -47,7 +47,8 @@ void frames(const char* video, int count, const char* file) {
             << "\n";
 }
 
-// probe sha256 FILE: the hash of each beginning of it, with the processor's instructions or without.
+// probe sha256 FILE: the hash of each beginning of it, with the processor's instructions or
+// without.
 void hashes(const char* file) {
   const stan::Bytes bytes = stan::read_file(file, 1 << 26);
   Json lines;

@@ -215,11 +215,10 @@ class OrtBackend final : public Backend {
 
   Owned<Status> start(const GraphSource& source, const SessionOptions* options,
                       RawSession** session) const {
-    Status* status =
-        source.path.empty()
-            ? api_.CreateSessionFromArray(env_.get(), source.content.data(), source.content.size(),
-                                          options, session)
-            : api_.CreateSession(env_.get(), source.path.c_str(), options, session);
+    Status* status = source.path.empty()
+                         ? api_.CreateSessionFromArray(env_.get(), source.content.data(),
+                                                       source.content.size(), options, session)
+                         : api_.CreateSession(env_.get(), source.path.c_str(), options, session);
     return {status, api_.ReleaseStatus};
   }
 

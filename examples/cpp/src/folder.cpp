@@ -37,7 +37,7 @@ class Descriptor {
 std::string reason() { return std::strerror(errno); }
 
 Bytes read_all(int descriptor, const std::string& name, std::uint64_t limit) {
-  struct stat status {};
+  struct stat status{};
   if (fstat(descriptor, &status) != 0) throw bad_input("cannot read " + name + ": " + reason());
   if (!S_ISREG(status.st_mode)) throw bad_input(name + " is not a regular file; give a file");
   const auto size = static_cast<std::uint64_t>(status.st_size);
@@ -59,7 +59,7 @@ Bytes read_all(int descriptor, const std::string& name, std::uint64_t limit) {
 
 // Of an open file: place, size, times of change.
 Folder::Identity identity(int descriptor, const std::string& name) {
-  struct stat s {};
+  struct stat s{};
   if (fstat(descriptor, &s) != 0) throw bad_input("cannot read " + name + ": " + reason());
   if (!S_ISREG(s.st_mode)) throw bad_input(name + " is not a regular file; give a file");
   return {static_cast<std::int64_t>(s.st_dev),
@@ -133,7 +133,8 @@ std::vector<std::string> Folder::names(std::size_t most) const {
     for (const auto& entry : std::filesystem::recursive_directory_iterator(path_)) {
       std::string name = entry.path().lexically_relative(path_).generic_string();
       if (entry.is_symlink()) {
-        throw bad_input(path_.string() + ": " + shown(name) + " is a link; take it out of the folder");
+        throw bad_input(path_.string() + ": " + shown(name) +
+                        " is a link; take it out of the folder");
       }
       if (entry.is_directory()) name += "/";
       found.push_back(std::move(name));

@@ -253,8 +253,8 @@ void check_repeated(const Json& root, const Manifest& manifest) {
   }
   if (manifest.graph("text")) {
     check_same(member(root, "text", "the manifest"),
-               {{"clean", {"ftfy.fix_text", "html.unescape", "html.unescape", "white space",
-                           "lower case"}},
+               {{"clean",
+                 {"ftfy.fix_text", "html.unescape", "html.unescape", "white space", "lower case"}},
                 {"start", 49406},
                 {"end", 49407},
                 {"padding", 0},

@@ -19,17 +19,26 @@ struct Field {
   bool whole = true;
 };
 constexpr Field kNumbers[] = {
-    {"width", 1, 16384},       {"layers", 1, 256},        {"heads", 1, 16384},
-    {"patch", 1, 4096},        {"image_size", 1, 4096},   {"embed_dim", 1, 16384},
-    {"mlp_width", 1, 65536},   {"branch_layers", 1, 256}, {"max_frames", 1, 64},
-    {"frames", 1, 64},         {"short_side", 1, 4096},   {"text_layers", 0, 256},
-    {"norm_eps", 1e-12, 1, false},      {"mug_tau", 1e-6, 1e6, false},
+    {"width", 1, 16384},
+    {"layers", 1, 256},
+    {"heads", 1, 16384},
+    {"patch", 1, 4096},
+    {"image_size", 1, 4096},
+    {"embed_dim", 1, 16384},
+    {"mlp_width", 1, 65536},
+    {"branch_layers", 1, 256},
+    {"max_frames", 1, 64},
+    {"frames", 1, 64},
+    {"short_side", 1, 4096},
+    {"text_layers", 0, 256},
+    {"norm_eps", 1e-12, 1, false},
+    {"mug_tau", 1e-6, 1e6, false},
     {"temperature", 1e-6, 1e6, false},
 };
 // Of a model with a text tower; without one they may be anything.
 constexpr Field kTextNumbers[] = {
-    {"text_width", 1, 16384},       {"text_mlp_width", 1, 65536},    {"vocab_size", 3, 1'000'000},
-    {"context_positions", 3, 4096}, {"context_length", 3, 4096}, {"text_heads", 1, 16384},
+    {"text_width", 1, 16384},       {"text_mlp_width", 1, 65536}, {"vocab_size", 3, 1'000'000},
+    {"context_positions", 3, 4096}, {"context_length", 3, 4096},  {"text_heads", 1, 16384},
 };
 struct Word {
   const char* key;
@@ -44,9 +53,10 @@ const Word kWords[] = {
 double model_number(const Json& model, const Field& field) {
   const std::string where = std::string("model.") + field.key;
   const double value = number(member(model, field.key, "model"), where);
-  if (!(value >= field.least && value <= field.most) || (field.whole && value != std::floor(value))) {
-    fail(where + " is " + shown(model[field.key].dump(), 40) + "; allowed is " + spelled(field.least) +
-         " to " + spelled(field.most));
+  if (!(value >= field.least && value <= field.most) ||
+      (field.whole && value != std::floor(value))) {
+    fail(where + " is " + shown(model[field.key].dump(), 40) + "; allowed is " +
+         spelled(field.least) + " to " + spelled(field.most));
   }
   return value;
 }
@@ -81,8 +91,8 @@ std::string config_sha256(const Json& model) {
 void check_model(const std::map<std::string, double>& of, std::size_t keys) {
   const auto at_most = [&](const char* small, const char* large) {
     if (of.at(small) > of.at(large)) {
-      fail(std::string("model.") + small + " is " + spelled(of.at(small)) + "; at most model." + large +
-           ", " + spelled(of.at(large)) + ", is allowed");
+      fail(std::string("model.") + small + " is " + spelled(of.at(small)) + "; at most model." +
+           large + ", " + spelled(of.at(large)) + ", is allowed");
     }
   };
   const auto divides = [&](const char* part, const char* whole) {

@@ -17,7 +17,7 @@ constexpr const char* kContainers =
 
 void check_regular(const std::filesystem::path& path) {
   // Opening a FIFO would wait for ever, and a device may do anything: look before opening.
-  struct stat status {};
+  struct stat status{};
   if (stat(path.c_str(), &status) != 0) {
     throw bad_input("cannot read the video " + path.string() + ": " + std::strerror(errno));
   }

@@ -70,9 +70,8 @@ bool is_of_engines(const std::string& name) {
 void check_names(const Folder& folder, const Manifest& manifest) {
   for (const std::string& name : folder.names(kMaxNames)) {
     const bool above = name.back() == '/' &&  // a folder of listed files
-                       std::any_of(manifest.files.begin(), manifest.files.end(), [&](const auto& f) {
-                         return f.first.rfind(name, 0) == 0;
-                       });
+                       std::any_of(manifest.files.begin(), manifest.files.end(),
+                                   [&](const auto& f) { return f.first.rfind(name, 0) == 0; });
     if (name != "manifest.json" && !above && !manifest.files.count(name) && !is_of_engines(name)) {
       throw bad_input(folder.path().string() + ": '" + shown(name) +
                       "' is not listed in manifest.json; take it out of the folder");

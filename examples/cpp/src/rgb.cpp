@@ -1,6 +1,7 @@
-// A decoded frame -> upright RGB pixels, by the rules of stan_infer/video/rgb.py, which says why: rows
-// of colour are spread here, fields are taken as one picture, and matrix and range are written down,
-// so that FFmpeg's converter has nothing left that depends on its version or on how it is called.
+// A decoded frame -> upright RGB pixels, by the rules of stan_infer/video/rgb.py, which says why:
+// rows of colour are spread here, fields are taken as one picture, and matrix and range are written
+// down, so that FFmpeg's converter has nothing left that depends on its version or on how it is
+// called.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -67,7 +68,8 @@ void copy_rows(const AVFrame& source, AVFrame& target, int plane, Count width, C
   const auto pairs = neighbours(rows, lines);
   for (Count y = 0; y < lines; ++y) {
     auto* to = reinterpret_cast<To*>(target.data[plane] + y * target.linesize[plane]);
-    const auto [upper, lower] = rows == lines ? std::pair(y, y) : pairs[static_cast<std::size_t>(y)];
+    const auto [upper, lower] =
+        rows == lines ? std::pair(y, y) : pairs[static_cast<std::size_t>(y)];
     const From *a = row(upper), *b = row(lower);
     for (Count x = 0; x < width; ++x) {
       const std::uint32_t both = std::uint32_t{a[x]} + b[x];
@@ -101,7 +103,7 @@ Owned<AVFrame> plain(const AVFrame& frame) {
   copy->format = format;
   copy->colorspace = known_matrix(frame.colorspace);
   copy->color_range = parts[1] == "j" || frame.color_range == AVCOL_RANGE_JPEG ? AVCOL_RANGE_JPEG
-                                                                              : AVCOL_RANGE_MPEG;
+                                                                               : AVCOL_RANGE_MPEG;
   if (format == AV_PIX_FMT_NONE || av_frame_get_buffer(copy.get(), 0) < 0) throw std::bad_alloc();
   const AVPixFmtDescriptor* from = av_pix_fmt_desc_get(static_cast<AVPixelFormat>(frame.format));
   const AVPixFmtDescriptor* to = av_pix_fmt_desc_get(format);
@@ -123,9 +125,10 @@ Tensor converted(const AVFrame& frame, const std::string& name) {
   const AVPixFmtDescriptor* form = av_pix_fmt_desc_get(format);
   const bool as_stored = format == AV_PIX_FMT_YUV420P && frame.height % 2 == 0;
   if (!form || (form->log2_chroma_h > 0 && !as_stored)) {
-    throw bad_input(name + ": its pixels are " + (form ? form->name : "of an unknown kind") +
-                    ", in which versions of FFmpeg spread the rows of colour differently; re-encode "
-                    "it as H.264");
+    throw bad_input(
+        name + ": its pixels are " + (form ? form->name : "of an unknown kind") +
+        ", in which versions of FFmpeg spread the rows of colour differently; re-encode "
+        "it as H.264");
   }
   // This converts pixels at the frame's own size; preprocess.onnx resizes.
   const std::unique_ptr<SwsContext, void (*)(SwsContext*)> scaler(

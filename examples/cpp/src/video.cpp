@@ -96,7 +96,8 @@ Index scan(const std::filesystem::path& path) {
   }
   // Some writers store the time of decoding; a codec that reorders then looks as if it did not.
   const bool ascending = !twice && sorted == index.order;
-  const bool untimed = missing || falling || twice || without_times(media.container().iformat->name) ||
+  const bool untimed = missing || falling || twice ||
+                       without_times(media.container().iformat->name) ||
                        (ascending && media.decoder().has_b_frames > 0);
   if (untimed) return index;
   index.timed = true;

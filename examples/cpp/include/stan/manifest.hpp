@@ -50,7 +50,6 @@ struct Model {
   std::string sha256;               // of the whole config, as every graph notes it
 };
 
-
 struct Labels {
   std::string file;
   std::optional<std::string> embeddings;
@@ -74,7 +73,8 @@ struct Manifest {
   const FileEntry& file(const std::string& name) const;
 };
 
-// Both throw Error (bad input); keys of later versions are ignored, another major version is refused.
+// Both throw Error (bad input); keys of later versions are ignored, another major version is
+// refused.
 Manifest parse_manifest(const std::string& json);
 Manifest read_manifest(const Folder& folder);
 

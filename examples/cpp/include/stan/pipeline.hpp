@@ -30,13 +30,13 @@ struct TextEmbeds {
 
 class Pipeline {
  public:
-  // Reads the manifest and checks all files; graphs are opened when they are first needed. `backend`
-  // must outlive the pipeline. Every function throws Error.
+  // Reads the manifest and checks all files; graphs are opened when they are first needed.
+  // `backend` must outlive the pipeline. Every function throws Error.
   Pipeline(const std::filesystem::path& folder, const Backend& backend);
 
   const Manifest& manifest() const { return manifest_; }
 
-  Tensor preprocess(const Tensor& frames);  // uint8 [n, H, W, 3] -> [n, S, S, 3]
+  Tensor preprocess(const Tensor& frames);                 // uint8 [n, H, W, 3] -> [n, S, S, 3]
   Tensor read_clip(const std::filesystem::path& video);    // input of the video graph, [1, T, ..]
   VideoEmbeds embed_video(const Tensor& clips);            // [clips, T, ..] as read_clip gives it
   Tensor tokenize(const std::vector<std::string>& texts);  // int32 [texts, L]
