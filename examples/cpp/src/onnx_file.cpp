@@ -82,6 +82,7 @@ class Walk {
   GraphForm run() {
     message(Message::model, 0, bytes_.size(), 0);
     if (!has_graph_) throw bad_input(file_ + " is not an ONNX model: it holds no graph");
+    if (opsets_ != 1 || opset_ < 18 || opset_ >= 100) refuse("other operator sets than one of ONNX");
     return found_;
   }
 
@@ -134,9 +135,11 @@ class Walk {
       const std::uint64_t tag = varint(at, end);
       std::size_t length = 0;
       switch (tag & 7) {
-        case 0:
-          varint(at, end);
+        case 0: {
+          const std::uint64_t value = varint(at, end);
+          if (kind == Message::opset && tag >> 3 == 2) opset_ = value;
           break;
+        }
         case 1:
           length = 8;
           break;
@@ -164,6 +167,7 @@ class Walk {
       if (child != Message::none) {
         if ((tag & 7) != 2) malformed(at);
         has_graph_ = has_graph_ || child == Message::graph;
+        opsets_ += child == Message::opset;
         message(child, at, at + length, depth + 1);
       } else if ((kind == Message::entry || kind == Message::property) &&
                  (tag >> 3 == 1 || tag >> 3 == 2)) {
@@ -187,7 +191,8 @@ class Walk {
   std::string_view bytes_;
   const std::string& file_;
   GraphForm found_;
-  int fields_ = 0;
+  int fields_ = 0, opsets_ = 0;
+  std::uint64_t opset_ = 0;
   bool has_graph_ = false;
 };
 
