@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from stan_infer.artefacts.config_note import CONFIG_KEY, config_sha256
 from stan_infer.artefacts.difference import Difference
 from stan_infer.artefacts.opsets import oldest_runtime
 from stan_infer.artefacts.precision import TOLERANCES
+from stan_infer.config import StanConfig
 from stan_infer.engines.graph import OpenGraph
 from stan_infer.engines.open import ENGINES, graph_engines, open_graph
 from stan_infer.errors import CheckError, InputError
@@ -41,6 +43,15 @@ def case_sizes(batch: Range, frames: Range) -> list[tuple[int, int]]:
         return min(max(n, limits[0]), limits[1])
 
     return sorted({(within(b, batch), within(t, frames)) for b, t in pairs})
+
+
+def note_config(path: Path, config: StanConfig) -> None:
+    """Add the hash of its config to the metadata of a written graph, of whatever writer."""
+    import onnx
+
+    entry = onnx.StringStringEntryProto(key=CONFIG_KEY, value=config_sha256(config.to_dict()))
+    with path.open("ab") as f:  # a further element of a repeated field may stand at the end
+        f.write(onnx.ModelProto(metadata_props=[entry]).SerializeToString())
 
 
 def check_graph(

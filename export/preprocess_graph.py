@@ -13,14 +13,11 @@ from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from onnx import TensorProto
 
-from stan_infer.config import StanConfig
 from stan_infer.export.onnx_graph import GraphWriter
-from stan_infer.video.clip import RULES
 
 _ONE = 2048.0  # weight 1 in OpenCV's 11 bits
 _LONGEST = 16384  # for frames whose shorter side is longer, a size of exactly n + 1/2 rounds up
@@ -50,21 +47,6 @@ def write_preprocess(path: Path, *, short_side: int, crop: int, opset: int) -> N
     graph.rename_last("pixels")
     graph.output("pixels", "pixels", ["n", crop, crop, 3], TensorProto.UINT8)
     graph.save(path)
-
-
-def preprocess_entry(config: StanConfig, input: str) -> dict[str, Any]:
-    """The manifest's entry from which a client prepares clips: resize, crop, sampling, layout."""
-    return {
-        "input_dtype": "uint8" if input == "uint8" else "float32",
-        "layout": "BTHWC" if input == "uint8" else "BTCHW",
-        "color": "RGB",
-        "resize": {"short_side": config.short_side, **RULES["resize"]},
-        "crop": RULES["crop"],
-        "mean": list(config.mean),
-        "std": list(config.std),
-        "folded_in_graph": input == "uint8",
-        "sampling": {"frames": config.frames, **RULES["sampling"]},
-    }
 
 
 def _resized(g: GraphWriter, sides: list[str], short_side: int) -> list[str]:

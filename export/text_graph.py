@@ -7,9 +7,9 @@ from pathlib import Path
 from onnx import TensorProto
 
 from stan_infer.config import StanConfig
+from stan_infer.export.onnx_graph import GraphWriter
 from stan_infer.export.onnx_nodes import Nodes
 from stan_infer.export.onnx_ops import OnnxOps
-from stan_infer.export.video_graph import new_graph
 from stan_infer.network.folded import TextWeights
 from stan_infer.network.fused import text_tower
 
@@ -18,7 +18,7 @@ def write_text_graph(
     path: Path, config: StanConfig, weights: TextWeights, *, precision: str, opset: int
 ) -> list[str]:
     """Write the graph; return the names of external data files beside it."""
-    graph = new_graph("text", path.parent, opset, config)
+    graph = GraphWriter("text", path.parent, opset)
     graph.input("input_ids", TensorProto.INT32, ["batch", "length"])
     nodes = Nodes(graph, "input_ids", batch=None, frames=None, precision=precision)
     ops = OnnxOps(nodes, width=config.text_width, tokens=config.context_positions)

@@ -12,16 +12,17 @@ import numpy as np
 import torch
 
 import stan_infer
-from stan_infer.artefacts.folder import Artefact, read_artefact, sha256, why_keep, write_manifest
+from stan_infer.artefacts.folder import Artefact, read_artefact, why_keep, write_manifest
 from stan_infer.config import StanConfig
+from stan_infer.engines.repeated_facts import preprocess_entry
 from stan_infer.errors import InputError
 from stan_infer.export.card import write_card
 from stan_infer.export.class_head import class_scores, embed_classes
 from stan_infer.export.fp16_ranges import Ranges
 from stan_infer.export.golden import random_clips, random_ids, video_case, write_golden
 from stan_infer.export.options import MAX_BATCH, ExportOptions, Range, fixed_size
-from stan_infer.export.parity import Case, case_sizes, check_graph, prove
-from stan_infer.export.preprocess_graph import preprocess_entry, write_preprocess
+from stan_infer.export.parity import Case, case_sizes, check_graph, note_config, prove
+from stan_infer.export.preprocess_graph import write_preprocess
 from stan_infer.export.reference_graph import TextGraph, VideoGraph, write_reference
 from stan_infer.export.score_graph import write_mug_score
 from stan_infer.export.text_graph import write_text_graph
@@ -124,6 +125,7 @@ class _Export:
         """Check every graph, and compare its outputs with the model's."""
         for w in self.written:
             self.say(f"comparing {w.path.name} with the model")
+            note_config(w.path, self.config)
             record = check_graph(w.path, self.options.opset, w.dims, w.precision)
             self.graphs.append(self._entry(w, record))
             if w.cases:
@@ -144,7 +146,9 @@ class _Export:
             **self.options.about,
         }
         if self.options.card:
-            write_card(self.folder / "README.md", manifest)
+            sizes = ((g, (self.folder / g["file"]).stat().st_size) for g in self.graphs)
+            sized = {"graphs": [{**g, "bytes": size} for g, size in sizes]}
+            write_card(self.folder / "README.md", manifest | sized)
         write_manifest(self.folder, manifest)
 
     def _labels(self) -> dict[str, Any]:
@@ -302,8 +306,6 @@ class _Export:
         return {
             "file": w.path.name,
             "role": w.role,
-            "sha256": sha256(w.path),
-            "bytes": w.path.stat().st_size,
             "precision": w.precision,
             "graph": self.options.graph if w.role in ("video", "text") else "fused",
             "dims": {k: list(v) for k, v in w.dims.items()},

@@ -19,7 +19,7 @@ from stan_infer.artefacts.npz_file import Field, read_npz
 from stan_infer.engines.open import open_graph
 from stan_infer.errors import InputError
 from stan_infer.export.golden import video_case
-from stan_infer.export.parity import case_sizes, check_graph, prove
+from stan_infer.export.parity import case_sizes, check_graph, note_config, prove
 from stan_infer.export.read_weights import read_classes
 from stan_infer.export.video_graph import write_video_graph
 from stan_infer.network.cpu_threads import side_by_side
@@ -46,7 +46,7 @@ def write_quantised(
     graph = artefact.graph("video")
     assert graph is not None
     manifest: dict[str, Any] = json.loads(json.dumps(artefact.manifest))
-    del manifest["schema"], manifest["files"]
+    del manifest["files"]  # the schema stays: it says what all graphs of the folder note
     entry = next(g for g in manifest["graphs"] if g["file"] == graph.file)
     _copy_others(artefact, graph, folder)
     path, input = folder / graph.file, "uint8" if graph.inputs[0]["dtype"] == "uint8" else "float"
@@ -60,12 +60,11 @@ def write_quantised(
         opset=graph.opset,
         classes=read_classes(artefact),
     )
+    note_config(path, artefact.config)
     text = json.dumps(calibration, indent=1, sort_keys=True, allow_nan=False) + "\n"
     for name, content in {CALIBRATION: text.encode(), **(extra or {})}.items():
         (folder / name).write_bytes(content)
     entry |= {
-        "sha256": sha256(path),
-        "bytes": path.stat().st_size,
         "precision": precision,
         "external_data": external,
         "quant": {

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 from onnx import TensorProto
 
-from stan_infer.artefacts.folder import CONFIG_KEY, config_sha256
 from stan_infer.config import StanConfig
 from stan_infer.export.class_head import add_class_head
 from stan_infer.export.onnx_graph import GraphWriter
@@ -17,13 +16,6 @@ from stan_infer.export.onnx_ops import OnnxOps
 from stan_infer.export.options import Range, fixed_size
 from stan_infer.network.folded import VideoWeights
 from stan_infer.network.fused import video_tower
-
-
-def new_graph(role: str, folder: Path, opset: int, config: StanConfig) -> GraphWriter:
-    """An empty graph with the hash of its config in its metadata."""
-    graph = GraphWriter(role, folder, opset)
-    graph.metadata(CONFIG_KEY, config_sha256(config))
-    return graph
 
 
 def write_video_graph(
@@ -43,7 +35,7 @@ def write_video_graph(
     and "frames". precision: of everything that is not in 8 bits. classes: of embed_classes, for a
     class head.
     """
-    graph = new_graph("video", path.parent, opset, config)
+    graph = GraphWriter("video", path.parent, opset)
     batch, frames = fixed_size(dims["batch"]), fixed_size(dims["frames"])
     shape = [batch or "batch", frames or "frames"]
     s, e = config.image_size, config.embed_dim

@@ -95,7 +95,7 @@ function checkedModel(manifest) {
   const whole = (key, least, most) =>
     Number.isInteger(model[key]) && model[key] >= least && model[key] <= most;
   const checks = {
-    schema: schema === '1.0',
+    schema: typeof schema === 'string' && schema.split('.')[0] === '1',
     model:
       model &&
       whole('frames', 1, 64) &&

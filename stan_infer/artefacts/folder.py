@@ -28,11 +28,12 @@ if TYPE_CHECKING:
     from stan_infer.artefacts.manifest import FileEntry, Manifest, Port
 
 MANIFEST = "manifest.json"
-SCHEMA = "1.0"
+# 1.0: not every graph noted its config, and the hash was of a JSON text whose numbers only Python
+# spells. 1.1: every graph notes it, and a copy of a fact of the model may not be left out.
+SCHEMA = "1.1"
 # TensorRT's plans. They are added and rebuilt after the export, so the manifest does not list them;
 # the sidecar beside each has its hash.
 ENGINES_FOLDER = "engines"
-CONFIG_KEY = "stan_infer.config_sha256"  # in every graph's metadata
 _MAX_MANIFEST = 2**20  # an export writes under 10 KB; a MiB of objects takes half a second
 _MAX_ENGINE_FILES = 1000
 _AGAIN = "export the checkpoint again"
@@ -195,15 +196,6 @@ def sha256(path: Path) -> str:
     """Return the SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def config_sha256(config: StanConfig) -> str:
-    """SHA-256 of a config, in hexadecimal.
-
-    Each graph has it in its metadata, so that a config that was edited in the manifest is noticed.
-    """
-    text = json.dumps(config.to_dict(), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:

@@ -58,7 +58,6 @@ class GraphEntry(TypedDict):
     ir: NotRequired[Count]
     min_onnxruntime: NotRequired[Word]  # of that opset; earlier exports lack it
     writer: NotRequired[Word]  # the source that wrote it; earlier exports lack it
-    bytes: NotRequired[Count]
     nodes: NotRequired[Count]
     graph: NotRequired[Word]  # fused or reference
     external_data: NotRequired[Annotated[list[Word], Meta(max_length=1)] | None]

@@ -6,21 +6,25 @@ import functools
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from stan_infer.artefacts.checked_graph import CheckedGraph, checked_graph
-from stan_infer.artefacts.folder import CONFIG_KEY, Artefact, Graph, config_sha256
+from stan_infer.artefacts.config_note import CONFIG_KEY, is_of_config
+from stan_infer.artefacts.folder import Artefact, Graph
 from stan_infer.artefacts.onnx_file import GraphForm
 from stan_infer.artefacts.onnx_sizes import Inputs
 from stan_infer.artefacts.precision import EIGHT_BITS
 from stan_infer.config import StanConfig
-from stan_infer.engines.graph import OpenGraph, Signature
-from stan_infer.engines.inputs import clip_array, token_ids
+from stan_infer.engines.graph import OpenGraph, Signature, TensorType
+from stan_infer.engines.inputs import clip_array, normalised, token_ids
+from stan_infer.engines.repeated_facts import check_repeated
 from stan_infer.engines.session import TEXT_CHUNK, Session
 from stan_infer.errors import CheckError, InputError
-from stan_infer.video.clip import check_rules
+
+if TYPE_CHECKING:
+    from stan_infer.artefacts.manifest import Port
 
 
 class FolderSession(Session):
@@ -43,7 +47,7 @@ class FolderSession(Session):
         threads: CPU threads; None leaves it to the runtime. Raises InputError and MissingError.
         """
         self._artefact, self._device, self._precision = artefact, device, precision
-        check_rules(artefact.manifest.get("preprocess") or {}, f"{artefact.path}: preprocess")
+        check_repeated(artefact)
         graphs = {role: artefact.graph(role) for role in ("video", "text")}
         self._graphs = {
             role: graph for role, graph in graphs.items() if graph is not None and self.has(graph)
@@ -64,6 +68,10 @@ class FolderSession(Session):
                 opened = self.open(graph, checked, wanted, threads)
             _check_signature(expected, graph, opened.signature())
             self._opened[role], self._checked[role] = opened, checked
+        for graph in artefact.graphs:
+            if graph.role not in graphs:  # which other programs run
+                with checked_graph(artefact, graph) as checked:
+                    _check_config(artefact, graph, checked.form)
 
     @abstractmethod
     def open(
@@ -84,7 +92,11 @@ class FolderSession(Session):
         graph, _ = self._role("video")
         clips = clip_array(self.config, video, functools.partial(self._check_clips, graph))
         output, wanted = self._check_clips(graph, clips.shape, str(clips.dtype))
-        return self._run("video", output, {"video": clips}, wanted)
+        if clips.dtype != graph.inputs[0]["dtype"]:
+            clips = normalised(self.config, clips)
+        if missing := wanted[0] - len(clips):  # a graph of a fixed batch
+            clips = np.concatenate([clips, clips[-1:].repeat(missing, 0)])
+        return self._run("video", output, {"video": clips}, wanted)[: len(clips) - missing]
 
     def _text(self, texts: Any) -> Any:
         ids = token_ids(self.config, texts, self.vocabulary)
@@ -137,19 +149,22 @@ class FolderSession(Session):
     def _check_clips(
         self, graph: Graph, shape: tuple[int, ...], dtype: str
     ) -> tuple[str, tuple[int, ...]]:
-        """Refuse clips that the video graph does not take; return the output's name and shape."""
-        wanted = graph.inputs[0]["dtype"]
-        if dtype != wanted:
-            word = "uint8" if dtype == "uint8" else "float"
+        """Refuse clips that the video graph does not take; return the output's name and shape.
+
+        Before it runs, fewer clips than the graph takes are filled up by repeating the last, and
+        clips in uint8 are normalised for a graph for floats.
+        """
+        if dtype != "uint8" and graph.inputs[0]["dtype"] == "uint8":
             raise InputError(
-                f"video is {dtype}; this exported folder takes {wanted}: "
-                f"convert it, or export with --input {word}"
+                f"video is {dtype}; this exported folder takes uint8: give the pixels, or export "
+                "with --input float"
             )
-        check_size(graph, "batch", shape[0], "video has {} clips")
+        batch = max(shape[0], graph.dims["batch"][0])
+        check_size(graph, "batch", batch, "video has {} clips")
         check_size(graph, "frames", shape[1], "video has {} frames")
         if self.keeps_rows:
-            return "frame_embeds", (*shape[:2], self.config.embed_dim)
-        return "video_embeds", (shape[0], self.config.embed_dim)
+            return "frame_embeds", (batch, shape[1], self.config.embed_dim)
+        return "video_embeds", (batch, self.config.embed_dim)
 
     def _run(
         self, role: str, output: str, feeds: Mapping[str, np.ndarray], wanted: tuple[int, ...]
@@ -203,10 +218,8 @@ def _smallest(graph: Graph, expected: Signature) -> Inputs:
 
 def _check_config(artefact: Artefact, graph: Graph, form: GraphForm) -> None:
     """Raise CheckError if the manifest's config is not the one whose hash the graph holds."""
-    # The hash is needed because shapes do not show head, temperature or sampling. A reference graph
-    # has none.
-    noted = form.metadata.get(CONFIG_KEY)
-    if noted is not None and noted != config_sha256(artefact.config):
+    # The hash is needed because shapes do not show head, temperature or sampling.
+    if not is_of_config(form.metadata.get(CONFIG_KEY), artefact.manifest):
         raise CheckError(
             f"folder {artefact.path}: 'model' in manifest.json is not what {graph.file} was "
             "exported with: it was changed since; export the checkpoint again"
@@ -224,12 +237,31 @@ def check_size(graph: Graph, name: str, size: int, sentence: str) -> None:
 def _check_signature(wanted: Signature, graph: Graph, got: Signature) -> None:
     """Raise InputError unless names, types and sizes fit the config; more outputs are allowed."""
     outputs = {name: v for name, v in got.outputs.items() if name in wanted.outputs}
+    told = Signature(_told(graph.inputs), _told(graph.outputs))
+    if told.inputs != got.inputs or any(
+        got.outputs.get(name) != value for name, value in told.outputs.items()
+    ):
+        raise InputError(
+            f"{graph.file} is not the graph that manifest.json describes: it has {got.inputs} -> "
+            f"{got.outputs}, not {told.inputs} -> {told.outputs}; export the checkpoint again"
+        )
     if (got.inputs, outputs) != (wanted.inputs, wanted.outputs):
         raise InputError(
             f"{graph.file} does not fit the config in manifest.json: it has "
             f"{got.inputs} -> {outputs}, which should be {wanted.inputs} -> {wanted.outputs}; "
             "export the checkpoint again"
         )
+
+
+def _told(ports: Sequence[Port]) -> dict[str, TensorType]:
+    """What a manifest says of inputs or outputs."""
+    return {
+        port["name"]: (
+            port["dtype"],
+            tuple(n if isinstance(n, int) else None for n in port["shape"]),
+        )
+        for port in ports
+    }
 
 
 def expected_signature(config: StanConfig, graph: Graph) -> Signature:

@@ -46,6 +46,13 @@ def clip_array(config: StanConfig, video: Any, check: Check = any_clips) -> np.n
     return clips
 
 
+def normalised(config: StanConfig, clips: np.ndarray) -> np.ndarray:
+    """Clips uint8 [B, T, S, S, 3] -> what a graph for floats takes, float32 [B, T, 3, S, S]."""
+    mean, std = np.array(config.mean, np.float32), np.array(config.std, np.float32)
+    values = (clips.astype(np.float32) - mean) / std
+    return np.ascontiguousarray(np.moveaxis(values, -1, 2))
+
+
 def wrong_dtype(dtype: object) -> InputError:
     """Return the error for clips of a dtype, or of a type, that no engine takes."""
     return InputError(

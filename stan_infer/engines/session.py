@@ -108,8 +108,8 @@ class Session(Lifetime):
             video: clips as an array, a torch tensor on any device, or a list of them of one size,
                 contiguous or not: uint8 [B, T, S, S, 3] RGB, or floats [B, T, 3, S, S] normalised
                 by the config's mean and std, which are taken as float32 whatever their width. The
-                layout follows the dtype and is never guessed. A folder takes the one of the two
-                with which it was exported, engine triton and the fused graph uint8.
+                layout follows the dtype and is never guessed. Folders exported for uint8, engine
+                triton and the fused graph take no floats.
             as_tensor: return a torch tensor on the session's device, of which a GPU may still be
                 computing the values.
 

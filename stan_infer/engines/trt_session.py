@@ -14,6 +14,7 @@ from stan_infer.artefacts.checked_graph import CheckedGraph
 from stan_infer.artefacts.folder import Artefact, Graph
 from stan_infer.engines.folder_session import FolderSession, check_output
 from stan_infer.engines.graph import OpenGraph
+from stan_infer.engines.inputs import normalised
 from stan_infer.engines.torch_session import clip_tensor, torch_device
 from stan_infer.engines.trt_graph import PlanGraph
 from stan_infer.errors import InputError, MissingError
@@ -114,12 +115,16 @@ class TrtSession(FolderSession):
         clips = clip_tensor(self.config, video, functools.partial(self._check_clips, graph))
         dtype = str(clips.dtype).removeprefix("torch.")
         output, wanted = self._check_clips(graph, tuple(clips.shape), dtype)
+        if dtype != graph.inputs[0]["dtype"]:
+            clips = torch.from_numpy(normalised(self.config, clips.cpu().numpy()))
+        if missing := wanted[0] - len(clips):
+            clips = torch.cat([clips, clips[-1:].expand(missing, *clips.shape[1:])])
         if clips.device != self._where and self._cuda.is_available() and not clips.is_cuda:
             clips = clips.contiguous().pin_memory()
         clips = clips.to(self._where, non_blocking=True)
         values = opened(clips)[output]
         check_output(graph, output, values, wanted)
-        return values
+        return values[: len(clips) - missing]
 
     def describe(self) -> dict[str, Any]:
         hashes = {role: plan.sidecar["plan_sha256"] for role, plan in self._running.items()}

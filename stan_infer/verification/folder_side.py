@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stan_infer.artefacts.calibration_file import CALIBRATION, read_calibration
+from stan_infer.artefacts.config_note import CONFIG_KEY, is_of_config
 from stan_infer.artefacts.folder import (
-    CONFIG_KEY,
     MANIFEST,
-    config_sha256,
     inside,
     is_engine_file,
     read_manifest,
@@ -265,11 +264,11 @@ class Folder(Side):
         for role in ROLES:
             try:
                 graph = self.graph_path(role)
-                hashed = read_graph(graph).metadata.get(CONFIG_KEY) if graph else None
+                noted = read_graph(graph).metadata.get(CONFIG_KEY) if graph else None
             except InputError as e:
                 wrong.append(str(e))
                 continue
-            if hashed not in (None, config_sha256(self.config)):
+            if graph and not is_of_config(noted, self._manifest):
                 wrong.append(f"the {role} graph was written for another config than {MANIFEST}'s")
         return wrong
 

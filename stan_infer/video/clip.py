@@ -194,19 +194,23 @@ def resize_crop(
     return result
 
 
-def check_rules(preprocess: Mapping[str, Any], name: str, rules: Mapping[str, Any] = RULES) -> None:
-    """Raise InputError where a manifest's "preprocess" asks for another sampling, resize or crop.
+def check_rules(
+    said: Mapping[str, Any], name: str, rules: Mapping[str, Any] = RULES, *, complete: bool = False
+) -> None:
+    """Raise InputError where a part of a manifest says something else than `rules`.
 
-    What it does not say is as here: early exports said less.
+    complete: it must say all of them. name: of the part, for errors.
     """
     for key, known in rules.items():
-        value = preprocess.get(key, known)
+        if key not in said and complete:
+            raise InputError(f"{name}.{key} is missing: export the model again")
+        value = said.get(key, known)
         if isinstance(known, dict) and isinstance(value, dict):
-            check_rules(value, f"{name}.{key}", known)
-        elif value != known or type(value) is not type(known):
+            check_rules(value, f"{name}.{key}", known, complete=complete)
+        elif value != known or isinstance(value, bool) != isinstance(known, bool):
             raise InputError(
-                f"{name}.{key} is {str(value)[:80]!r}; this version reads clips by {known!r} only: "
-                "export the model again"
+                f"{name}.{key} is {str(value)[:80]!r}; it must be {str(known)!r}, as the model or "
+                "this version has it: export the model again"
             )
 
 

@@ -183,8 +183,5 @@ def put(folder, name, content):
 
     def change(manifest):
         manifest["files"][name] = entry
-        for graph in manifest["graphs"]:
-            if graph["file"] == name:
-                graph.update(entry)
 
     edit_manifest(folder, change)

@@ -7,6 +7,7 @@
 
 #include "stan/error.hpp"
 #include "stan/folder.hpp"
+#include "stan/sha256.hpp"
 #include "stan/tokenizer.hpp"
 #include "stan/video.hpp"
 
@@ -46,6 +47,19 @@ void frames(const char* video, int count, const char* file) {
             << "\n";
 }
 
+// probe sha256 FILE: the hash of each beginning of it, with the processor's instructions or
+// without.
+void hashes(const char* file) {
+  const stan::Bytes bytes = stan::read_file(file, 1 << 26);
+  Json lines;
+  for (bool plain : {false, true}) {
+    for (std::size_t size = 0; size <= bytes.size(); ++size) {
+      lines.push_back(stan::sha256_hex(bytes.data(), size, plain));
+    }
+  }
+  std::cout << lines << "\n";
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -55,8 +69,10 @@ int main(int argc, char** argv) {
       tokens(argv[2]);
     } else if (what == "frames" && argc == 5) {
       frames(argv[2], std::stoi(argv[3]), argv[4]);
+    } else if (what == "sha256" && argc == 3) {
+      hashes(argv[2]);
     } else {
-      std::cerr << "usage: probe tokens TOKENIZER_JSON | frames VIDEO T FILE\n";
+      std::cerr << "usage: probe tokens TOKENIZER_JSON | frames VIDEO T FILE | sha256 FILE\n";
       return 2;
     }
   } catch (const stan::Error& e) {

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import stan_infer as si
-from stan_infer.artefacts.folder import CONFIG_KEY, config_sha256
+from stan_infer.artefacts.config_note import CONFIG_KEY, config_sha256
 from stan_infer.artefacts.opsets import OPSETS, Opset, check_runtime
 from stan_infer.engines.ort_session import inference_session
 from stan_infer.errors import CheckError, InputError, MissingError
@@ -93,7 +93,7 @@ def test_the_manifest_says_what_was_measured(folder, tiny_model):
     assert cases == [[1, 1], [1, 2], [1, 64], [2, 3], [3, 5], [7, 9]]
     assert str(folder.parent) not in json.dumps(manifest)
     properties = {p.key: p.value for p in graph_of(folder).metadata_props}
-    assert properties[CONFIG_KEY] == config_sha256(tiny_model.config)
+    assert properties[CONFIG_KEY] == config_sha256(tiny_model.config.to_dict())
 
 
 def test_golden_data_is_what_the_model_says(folder, tiny_model):

@@ -255,10 +255,7 @@ def write(source: Path, out: Path, case: str) -> Path:
         model = onnx.load(str(out / "video.onnx"))
         GRAPHS[case](model)
         (out / "video.onnx").write_bytes(model.SerializeToString())
-        entry = manifest["files"]["video.onnx"] = entry_of(out / "video.onnx")
-        for graph in manifest["graphs"]:  # which says it once more
-            if graph["file"] == "video.onnx":
-                graph.update({k: v for k, v in entry.items() if k in graph})
+        manifest["files"]["video.onnx"] = entry_of(out / "video.onnx")
     else:
         FOLDERS[case](out, manifest)
     text = json.dumps(manifest)

@@ -171,37 +171,61 @@ class OrtBackend final : public Backend {
         version_(version),
         env_(make<Env>(api, api.ReleaseEnv, "start",
                        [&](Env** e) { return api.CreateEnv(kLogFatal, "stan", e); })),
-        options_(
-            make<SessionOptions>(api, api.ReleaseSessionOptions, "options",
-                                 [&](SessionOptions** o) { return api.CreateSessionOptions(o); })) {
+        options_(new_options(api, threads)),
+        whole_options_(new_options(api, threads)) {
     // Once more: a program may have loaded the library before us, when kSilence was not set.
     const char* silence = std::getenv(kSilence);
     if (silence && silence == std::string("1"))
       check(api, api.DisableTelemetryEvents(env_.get()), "telemetry");
-    check(api, api.SetIntraOpNumThreads(options_.get(), threads), "threads");
-    // Exact products of 8 bits on CPUs without VNNI, where the fast way cuts off large sums.
-    check(api, api.AddSessionConfigEntry(options_.get(), "session.x64quantprecision", "1"),
-          "8 bits");
+    set(whole_options_.get(), "session.disable_quant_qdq", "1");
   }
 
   std::string name() const override { return "ONNX Runtime " + version_; }
 
   std::unique_ptr<Session> open(const GraphSource& source) const override {
-    auto session =
-        make<RawSession>(api_, api_.ReleaseSession, "opening " + source.name, [&](RawSession** s) {
-          return source.path.empty()
-                     ? api_.CreateSessionFromArray(env_.get(), source.content.data(),
-                                                   source.content.size(), options_.get(), s)
-                     : api_.CreateSession(env_.get(), source.path.c_str(), options_.get(), s);
-        });
-    return std::make_unique<OrtSession>(api_, std::move(session), source.name);
+    RawSession* raw = nullptr;
+    Owned<Status> status = start(source, options_.get(), &raw);
+    // Before 1.32, linears in fp8 are fused to an operation that has int8 only. They run in fp32.
+    const std::string reason = status ? api_.GetErrorMessage(status.get()) : "";
+    if (reason.find("float8") != std::string::npos &&
+        reason.find("MatMulInteger") != std::string::npos) {
+      status = start(source, whole_options_.get(), &raw);
+    }
+    check(api_, status.release(), "opening " + source.name);
+    return std::make_unique<OrtSession>(api_, Owned<RawSession>(raw, api_.ReleaseSession),
+                                        source.name);
   }
 
  private:
+  Owned<SessionOptions> new_options(const Api& api, int threads) const {
+    auto options =
+        make<SessionOptions>(api, api.ReleaseSessionOptions, "options",
+                             [&](SessionOptions** o) { return api.CreateSessionOptions(o); });
+    check(api, api.SetIntraOpNumThreads(options.get(), threads), "threads");
+    // Exact products of 8 bits on CPUs without VNNI, where the fast way cuts off large sums.
+    set(options.get(), "session.x64quantprecision", "1");
+    // Else bytes are searched for ONNX Runtime's own format, .ort; only ONNX was checked.
+    set(options.get(), "session.load_model_format", "ONNX");
+    return options;
+  }
+
+  void set(SessionOptions* options, const char* key, const char* value) const {
+    check(api_, api_.AddSessionConfigEntry(options, key, value), key);
+  }
+
+  Owned<Status> start(const GraphSource& source, const SessionOptions* options,
+                      RawSession** session) const {
+    Status* status = source.path.empty()
+                         ? api_.CreateSessionFromArray(env_.get(), source.content.data(),
+                                                       source.content.size(), options, session)
+                         : api_.CreateSession(env_.get(), source.path.c_str(), options, session);
+    return {status, api_.ReleaseStatus};
+  }
+
   const Api& api_;
   std::string version_;
   Owned<Env> env_;
-  Owned<SessionOptions> options_;
+  Owned<SessionOptions> options_, whole_options_;  // whole: nothing is fused over Q/DQ nodes
 };
 
 }  // namespace

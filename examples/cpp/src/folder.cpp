@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 #include "stan/error.hpp"
 #include "stan/sha256.hpp"
@@ -23,6 +24,7 @@ class Descriptor {
   Descriptor(const Descriptor&) = delete;
   Descriptor& operator=(const Descriptor&) = delete;
   int get() const { return value_; }
+  int release() { return std::exchange(value_, -1); }
   void reset(int value) {
     if (value_ >= 0) close(value_);
     value_ = value;
@@ -35,7 +37,7 @@ class Descriptor {
 std::string reason() { return std::strerror(errno); }
 
 Bytes read_all(int descriptor, const std::string& name, std::uint64_t limit) {
-  struct stat status {};
+  struct stat status{};
   if (fstat(descriptor, &status) != 0) throw bad_input("cannot read " + name + ": " + reason());
   if (!S_ISREG(status.st_mode)) throw bad_input(name + " is not a regular file; give a file");
   const auto size = static_cast<std::uint64_t>(status.st_size);
@@ -53,6 +55,25 @@ Bytes read_all(int descriptor, const std::string& name, std::uint64_t limit) {
     done += static_cast<std::size_t>(n);
   }
   return bytes;
+}
+
+// Of an open file: place, size, times of change.
+Folder::Identity identity(int descriptor, const std::string& name) {
+  struct stat s{};
+  if (fstat(descriptor, &s) != 0) throw bad_input("cannot read " + name + ": " + reason());
+  if (!S_ISREG(s.st_mode)) throw bad_input(name + " is not a regular file; give a file");
+  return {static_cast<std::int64_t>(s.st_dev),
+          static_cast<std::int64_t>(s.st_ino),
+          s.st_size,
+          s.st_mtim.tv_sec,
+          s.st_mtim.tv_nsec,
+          s.st_ctim.tv_sec,
+          s.st_ctim.tv_nsec};
+}
+
+Error other_size(const std::string& name, std::int64_t size, std::uint64_t wanted) {
+  return bad_input(name + " has " + std::to_string(size) + " bytes, manifest.json says " +
+                   std::to_string(wanted) + ": incomplete copy? export the checkpoint again");
 }
 
 }  // namespace
@@ -106,7 +127,26 @@ Folder::Folder(const std::filesystem::path& path)
 
 Folder::~Folder() { close(descriptor_); }
 
-Bytes Folder::read(const std::string& name, std::uint64_t limit) const {
+std::vector<std::string> Folder::names(std::size_t most) const {
+  std::vector<std::string> found;
+  try {
+    for (const auto& entry : std::filesystem::recursive_directory_iterator(path_)) {
+      std::string name = entry.path().lexically_relative(path_).generic_string();
+      if (entry.is_symlink()) {
+        throw bad_input(path_.string() + ": " + shown(name) +
+                        " is a link; take it out of the folder");
+      }
+      if (entry.is_directory()) name += "/";
+      found.push_back(std::move(name));
+      if (found.size() > most) throw bad_input(path_.string() + " holds too many files");
+    }
+  } catch (const std::filesystem::filesystem_error& e) {
+    throw bad_input("cannot list the folder " + path_.string() + ": " + e.code().message());
+  }
+  return found;
+}
+
+int Folder::open_file(const std::string& name) const {
   const std::string full = (path_ / shown(name)).string();
   if (!is_plain_name(name)) {
     throw bad_input("manifest.json names the file '" + shown(name) +
@@ -129,26 +169,41 @@ Bytes Folder::read(const std::string& name, std::uint64_t limit) const {
                       "; export the checkpoint again");
     }
     at.reset(next);
-    if (slash == std::string::npos) break;
+    if (slash == std::string::npos) return at.release();
     begin = slash + 1;
   }
-  return read_all(at.get(), full, limit);
+}
+
+Bytes Folder::read(const std::string& name, std::uint64_t limit) const {
+  const Descriptor file(open_file(name));
+  return read_all(file.get(), (path_ / name).string(), limit);
+}
+
+void Folder::check_size(const std::string& name, std::uint64_t bytes) const {
+  const Descriptor file(open_file(name));
+  const std::string full = (path_ / name).string();
+  const std::int64_t size = identity(file.get(), full)[2];
+  if (static_cast<std::uint64_t>(size) != bytes) throw other_size(full, size, bytes);
 }
 
 Bytes Folder::read_checked(const std::string& name, std::uint64_t bytes,
                            const std::string& sha256) const {
-  Bytes content = read(name, bytes);
+  const Descriptor file(open_file(name));
   const std::string full = (path_ / name).string();
-  if (content.size() != bytes) {
-    throw bad_input(full + " has " + std::to_string(content.size()) +
-                    " bytes, manifest.json says " + std::to_string(bytes) +
-                    ": incomplete copy? export the checkpoint again");
+  const Identity before = identity(file.get(), full);
+  if (static_cast<std::uint64_t>(before[2]) != bytes) throw other_size(full, before[2], bytes);
+  Bytes content = read_all(file.get(), full, bytes);
+  if (content.size() != bytes) throw bad_input(full + " became shorter; try again");
+  if (const auto known = hashed_.find(name); known != hashed_.end() && known->second == before) {
+    return content;
   }
   if (sha256_hex(content.data(), content.size()) != sha256) {
-    throw bad_input("the SHA-256 of " + full +
-                    " is not the one in manifest.json: the file was changed after the export; "
-                    "export the checkpoint again");
+    throw check_failed("the SHA-256 of " + full +
+                       " is not the one in manifest.json: the file was changed after the export; "
+                       "export the checkpoint again");
   }
+  // A time stamp has a grain: what is changed while it is read must not pass as the same later.
+  if (identity(file.get(), full) == before) hashed_[name] = before;
   return content;
 }
 

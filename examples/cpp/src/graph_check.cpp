@@ -22,7 +22,8 @@ void check_slots(const Graph& graph, const std::vector<Port>& ports, const std::
     throw bad_input(graph.file + " is not the graph that manifest.json describes: " + what +
                     "; export the checkpoint again");
   };
-  if (ports.size() != slots.size()) {
+  const bool output = *kind == 'o';
+  if (ports.size() != slots.size() && !output) {
     fail("it has " + std::to_string(slots.size()) + " " + kind + "s, not " +
          std::to_string(ports.size()));
   }
@@ -35,8 +36,12 @@ void check_slots(const Graph& graph, const std::vector<Port>& ports, const std::
       // An engine may know an output's size better or worse than the file says; sizes of results
       // are compared again after each run.
       const bool dynamic = slot->shape[i] < 0, named = !port.shape[i].name.empty();
-      const bool output = *kind == 'o';
       same = dynamic ? named || output : slot->shape[i] == port.shape[i].size || (named && output);
+      // An axis with a range of sizes is dynamic in the graph, and one of a single size is fixed.
+      const auto limits = graph.dims.find(port.shape[i].name);
+      if (named && !output && limits != graph.dims.end()) {
+        same = same && dynamic == (limits->second.first < limits->second.second);
+      }
     }
     if (!same) {
       fail(std::string("its ") + kind + " '" + shown(port.name) + "' is " + name_of(slot->dtype) +

@@ -1,125 +1,19 @@
 #include "stan/manifest.hpp"
 
-#include <cmath>
-#include <nlohmann/json.hpp>
+#include <algorithm>
+#include <iterator>
 #include <set>
 
+#include "manifest_json.hpp"
 #include "stan/error.hpp"
 
 namespace stan {
 namespace {
 
-using Json = nlohmann::json;
-
-constexpr std::uint64_t kMaxManifest = 16 << 20;
+constexpr std::uint64_t kMaxManifest = 1 << 20;
 constexpr std::int64_t kMaxFile = std::int64_t{1} << 34;
-constexpr std::size_t kMaxItems = 1000;     // graphs, ports, axes, files
+constexpr std::size_t kMaxFiles = 100, kMaxDims = 16;
 constexpr std::int64_t kMaxSize = 1 << 24;  // of one axis
-
-[[noreturn]] void fail(const std::string& what) {
-  throw bad_input("manifest.json: " + what + "; export the checkpoint again");
-}
-
-// Every reader takes the place of the value for its message, as "graphs[0].file".
-const Json& member(const Json& object, const std::string& key, const std::string& where) {
-  if (!object.is_object()) fail(shown(where) + " is no object");
-  const auto found = object.find(key);
-  if (found == object.end()) fail("'" + key + "' is missing in " + shown(where));
-  return *found;
-}
-
-std::string text(const Json& value, const std::string& where) {
-  if (!value.is_string()) fail(shown(where) + " is no string");
-  return value.get<std::string>();
-}
-
-std::int64_t integer(const Json& value, std::int64_t least, std::int64_t most,
-                     const std::string& where) {
-  const bool small = value.is_number_unsigned()
-                         ? value.get<std::uint64_t>() <= static_cast<std::uint64_t>(most)
-                         : value.is_number_integer() && value.get<std::int64_t>() <= most;
-  if (!small || value.get<std::int64_t>() < least) {
-    fail(shown(where) + " is " + shown(value.dump(-1, ' ', true), 40) + ", not an integer from " +
-         std::to_string(least) + " to " + std::to_string(most));
-  }
-  return value.get<std::int64_t>();
-}
-
-double number(const Json& value, bool positive, const std::string& where) {
-  if (!value.is_number() || !std::isfinite(value.get<double>()) ||
-      (positive && value.get<double>() <= 0)) {
-    fail(shown(where) + " is no finite" + (positive ? " positive" : "") + " number");
-  }
-  return value.get<double>();
-}
-
-const Json& list(const Json& value, const std::string& where) {
-  if (!value.is_array() || value.size() > kMaxItems) {
-    fail(shown(where) + " is no list of at most " + std::to_string(kMaxItems) + " items");
-  }
-  return value;
-}
-
-int model_int(const Json& model, const char* key, int least, int most) {
-  return static_cast<int>(
-      integer(member(model, key, "model"), least, most, std::string("model.") + key));
-}
-
-Model model_of(const Json& json) {
-  Model model;
-  model.max_frames = model_int(json, "max_frames", 1, 4096);
-  model.frames = model_int(json, "frames", 1, model.max_frames);
-  model.image_size = model_int(json, "image_size", 1, 4096);
-  model.short_side = model_int(json, "short_side", model.image_size, 8192);
-  model.embed_dim = model_int(json, "embed_dim", 1, 1 << 16);
-  model.context_length = model_int(json, "context_length", 3, 4096);
-  model.vocab_size = model_int(json, "vocab_size", 1, 1 << 24);
-  model.temperature = number(member(json, "temperature", "model"), true, "model.temperature");
-  const std::string head = text(member(json, "head", "model"), "model.head");
-  if (head == "mean") {
-    model.head = Head::mean;
-  } else if (head == "mug") {
-    model.head = Head::mug;
-  } else if (head == "mug_frame_token") {
-    model.head = Head::mug_frame_token;
-  } else {
-    fail("model.head is '" + shown(head) + "'; known are mean, mug and mug_frame_token");
-  }
-  return model;
-}
-
-Preprocess preprocess_of(const Json& json, const Model& model) {
-  Preprocess result;
-  const std::string dtype =
-      text(member(json, "input_dtype", "preprocess"), "preprocess.input_dtype");
-  const std::string layout = text(member(json, "layout", "preprocess"), "preprocess.layout");
-  const bool bytes = dtype == "uint8" && layout == "BTHWC";
-  if (!bytes && !(dtype == "float32" && layout == "BTCHW")) {
-    fail("preprocess has input_dtype '" + shown(dtype) + "' with layout '" + shown(layout) +
-         "'; known are uint8 with BTHWC and float32 with BTCHW");
-  }
-  result.input_dtype = bytes ? DType::uint8 : DType::float32;
-  const std::string crop = text(member(json, "crop", "preprocess"), "preprocess.crop");
-  if (crop != "center") fail("preprocess.crop is '" + shown(crop) + "'; only 'center' is known");
-  for (const char* key : {"mean", "std"}) {
-    const std::string where = std::string("preprocess.") + key;
-    const Json& values = list(member(json, key, "preprocess"), where);
-    if (values.size() != 3) fail(where + " must hold 3 numbers");
-    for (std::size_t i = 0; i < 3; ++i) {
-      const double value = number(values[i], *key == 's', where);
-      (*key == 's' ? result.std : result.mean)[i] = static_cast<float>(value);
-    }
-  }
-  const Json& sampling = member(json, "sampling", "preprocess");
-  result.frames = static_cast<int>(integer(member(sampling, "frames", "preprocess.sampling"), 1,
-                                           model.max_frames, "preprocess.sampling.frames"));
-  // The rule is compared, not read: another rule would need other code.
-  const std::string rule = text(member(sampling, "rule", "preprocess.sampling"), "sampling.rule");
-  if (rule != "round_half_even((n-1)/T*i) + trunc((n-1)/T/2)") {
-    fail("preprocess.sampling.rule is '" + shown(rule) + "', which this program does not know");
-  }
-  return result;
-}
 
 std::vector<Port> ports_of(const Json& json, const std::string& where) {
   std::vector<Port> ports;
@@ -148,14 +42,14 @@ Graph graph_of(const Json& json, const std::string& where) {
   graph.inputs = ports_of(member(json, "inputs", where), where + ".inputs");
   graph.outputs = ports_of(member(json, "outputs", where), where + ".outputs");
   const Json& dims = member(json, "dims", where);
-  if (!dims.is_object() || dims.size() > kMaxItems) fail(where + ".dims is no object");
+  if (!dims.is_object() || dims.size() > kMaxDims) fail(where + ".dims is no object");
   for (const auto& [name, limits] : dims.items()) {
     const std::string place = where + ".dims." + name;
     if (!limits.is_array() || limits.size() != 2) fail(shown(place) + " is no pair [least, most]");
     const auto least = integer(limits[0], 1, kMaxSize, place);
     graph.dims[name] = {least, integer(limits[1], least, kMaxSize, place)};
   }
-  if (const auto found = json.find("external_data"); found != json.end()) {
+  if (const auto found = json.find("external_data"); found != json.end() && !found->is_null()) {
     for (const Json& name : list(*found, where + ".external_data")) {
       graph.external_data.push_back(text(name, where + ".external_data"));
     }
@@ -185,11 +79,15 @@ std::optional<Golden> golden_of(const Json& manifest) {
   if (found == manifest.end() || found->is_null()) return std::nullopt;
   Golden golden;
   golden.file = text(member(*found, "file", "golden"), "golden.file");
-  for (const Json& item : list(member(*found, "texts", "golden"), "golden.texts")) {
-    golden.texts.push_back(text(item, "golden.texts"));
+  if (const auto texts = found->find("texts"); texts != found->end()) {
+    for (const Json& item : list(*texts, "golden.texts")) {
+      golden.texts.push_back(text(item, "golden.texts"));
+    }
   }
-  const auto tolerance = [&](const char* key) {
-    return number(member(*found, key, "golden"), true, std::string("golden.") + key);
+  const auto tolerance = [&](const std::string& key) {
+    const double value = found->contains(key) ? number((*found)[key], "golden." + key) : 0;
+    if (value < 0 || value > 1e6) fail("golden." + key + " is out of range");
+    return value;
   };
   golden.video_tolerance = tolerance("video_tolerance");
   golden.text_tolerance = tolerance("text_tolerance");
@@ -198,7 +96,7 @@ std::optional<Golden> golden_of(const Json& manifest) {
 }
 
 std::map<std::string, FileEntry> files_of(const Json& json) {
-  if (!json.is_object() || json.size() > kMaxItems) fail("files is no object");
+  if (!json.is_object() || json.size() > kMaxFiles) fail("files is no object of at most 100 files");
   std::map<std::string, FileEntry> files;
   for (const auto& [name, entry] : json.items()) {
     if (!is_plain_name(name)) {
@@ -219,9 +117,150 @@ std::map<std::string, FileEntry> files_of(const Json& json) {
 
 void check_version(const Json& manifest) {
   const std::string schema = text(member(manifest, "schema", "the manifest"), "schema");
-  if (schema.substr(0, schema.find('.')) != "1") {
+  const std::size_t dot = schema.find('.');
+  if (schema.substr(0, dot) != "1") {
     throw bad_input("manifest.json has schema '" + shown(schema, 20) +
                     "'; this program reads 1.x: use a newer one, or export the checkpoint again");
+  }
+  if (dot == std::string::npos || schema.substr(dot + 1) == "0" || dot + 1 == schema.size()) {
+    throw bad_input(
+        "manifest.json has schema '" + shown(schema, 20) +
+        "', whose graphs do not all note the model's config: export the checkpoint again");
+  }
+}
+
+struct Role {
+  const char* name;
+  std::map<std::string, std::size_t> inputs;  // name -> rank
+  std::vector<std::string> dims;              // whose ranges must be given
+};
+const Role kRoles[] = {
+    {"video", {{"video", 5}}, {"batch", "frames"}},
+    {"text", {{"input_ids", 2}}, {"batch", "length"}},
+    {"preprocess", {{"frames", 4}}, {"n", "height", "width"}},
+    {"score",
+     {{"token_embeds", 3}, {"input_ids", 2}, {"frame_embeds", 3}},
+     {"texts", "videos", "frames", "length"}},
+};
+
+void check_graph_entry(const Graph& graph) {
+  const std::string file = shown(graph.file);
+  const auto* role = std::find_if(std::begin(kRoles), std::end(kRoles),
+                                  [&](const Role& r) { return graph.role == r.name; });
+  if (role == std::end(kRoles)) fail(file + " has the unknown role '" + shown(graph.role) + "'");
+  const bool is_onnx =
+      graph.file.size() >= 5 && graph.file.compare(graph.file.size() - 5, 5, ".onnx") == 0;
+  if (!is_onnx) fail("'" + file + "' is not an .onnx file");
+  std::map<std::string, std::size_t> inputs;
+  std::vector<std::string> needed = role->dims;
+  for (const Port& port : graph.inputs) {
+    inputs[port.name] = port.shape.size();
+    for (const Axis& axis : port.shape) {
+      if (!axis.name.empty()) needed.push_back(axis.name);
+    }
+  }
+  if (inputs != role->inputs || graph.inputs.size() != inputs.size()) {
+    fail(file + " has other inputs, or of other ranks, than a " + role->name + " graph");
+  }
+  for (const Port& port : graph.outputs) {
+    if (port.shape.empty()) fail(file + " has an output without axes");
+  }
+  for (const std::string& name : needed) {
+    if (!graph.dims.count(name)) fail(file + ": dims lacks '" + shown(name) + "'");
+  }
+  // A tower's first two axes are fixed where one size alone is allowed.
+  for (std::size_t i = 0; graph.inputs.size() == 1 && i < role->dims.size() && i < 2; ++i) {
+    const auto& [least, most] = graph.dims.at(role->dims[i]);
+    const Axis& axis = graph.inputs[0].shape[i];
+    if (axis.name.empty() && (least != axis.size || most != axis.size)) {
+      fail(file + ": dims has a range of " + role->dims[i] + ", which is fixed");
+    }
+  }
+  const bool beside = graph.external_data == std::vector<std::string>{graph.file + ".data"};
+  if (!graph.external_data.empty() && !beside) {
+    fail(file + " has its weights in another file than " + file + ".data");
+  }
+}
+
+// Files that no entry of the manifest names.
+bool is_other_file(const std::string& name) {
+  if (name == "tokenizer.json" || name == "calibration.json" || name == "README.md" ||
+      name == "sensitivity.svg" || name == "sensitivity.png") {
+    return true;
+  }
+  const bool notice = name.rfind("NOTICE", 0) == 0 || name.rfind("LICENSE", 0) == 0 ||
+                      name.rfind("LICENCE", 0) == 0;
+  return notice && name.find('/') == std::string::npos;
+}
+
+// Every file that an entry names is listed, and every file that is listed is of use.
+void check_files(const Manifest& manifest) {
+  std::set<std::string> named;
+  const auto name = [&](const std::string& file) {
+    manifest.file(file);
+    if (!named.insert(file).second) fail("two entries have the file '" + shown(file) + "'");
+  };
+  for (const Graph& graph : manifest.graphs) {
+    name(graph.file);
+    for (const std::string& data : graph.external_data) name(data);
+  }
+  if (manifest.golden) name(manifest.golden->file);
+  if (manifest.labels) {
+    name(manifest.labels->file);
+    if (manifest.labels->embeddings) name(*manifest.labels->embeddings);
+  }
+  for (const auto& [file, entry] : manifest.files) {
+    if (!named.count(file) && !is_other_file(file)) {
+      fail("'" + shown(file) + "' is a file that nothing in this folder uses");
+    }
+  }
+}
+
+// What `said` repeats of the model or of this program's rules must be all there, and the same.
+void check_same(const Json& said, const Json& known, const std::string& where) {
+  for (const auto& [key, value] : known.items()) {
+    const Json& there = member(said, key, where);
+    if (value.is_object() && there.is_object()) {
+      check_same(there, value, where + "." + key);
+    } else if (there != value) {
+      fail(where + "." + key + " is " + shown(there.dump(-1, ' ', true)) + "; it must be " +
+           value.dump(-1, ' ', true) + ", as the model or this program has it");
+    }
+  }
+}
+
+void check_repeated(const Json& root, const Manifest& manifest) {
+  const Json& model = root["model"];
+  if (const Graph* video = manifest.graph("video")) {
+    const bool bytes = video->inputs[0].dtype == DType::uint8;
+    check_same(member(root, "preprocess", "the manifest"),
+               {{"input_dtype", bytes ? "uint8" : "float32"},
+                {"layout", bytes ? "BTHWC" : "BTCHW"},
+                {"color", "RGB"},
+                {"resize",
+                 {{"short_side", model["short_side"]},
+                  {"filter", "bilinear"},
+                  {"antialias", false},
+                  {"rounding", "int(side * scale + 0.5)"}}},
+                {"crop", "center"},
+                {"mean", model["mean"]},
+                {"std", model["std"]},
+                {"folded_in_graph", bytes},
+                {"sampling",
+                 {{"frames", model["frames"]},
+                  {"rule", "round_half_even((n-1)/T*i) + trunc((n-1)/T/2)"}}}},
+               "preprocess");
+  }
+  if (manifest.graph("text")) {
+    check_same(member(root, "text", "the manifest"),
+               {{"clean",
+                 {"ftfy.fix_text", "html.unescape", "html.unescape", "white space", "lower case"}},
+                {"start", 49406},
+                {"end", 49407},
+                {"padding", 0},
+                {"context_length", model["context_length"]},
+                {"truncation", "keep-eot"}},
+               "text");
   }
 }
 
@@ -248,35 +287,22 @@ const FileEntry& Manifest::file(const std::string& name) const {
 }
 
 Manifest parse_manifest(const std::string& json) {
-  Json root;
-  try {
-    root = Json::parse(json);
-  } catch (const Json::exception& e) {
-    fail("it is not JSON (" + shown(e.what(), 120) + ")");
-  }
+  const Json root = parse_json(json);
   check_version(root);
   Manifest manifest;
-  manifest.model = model_of(member(root, "model", "the manifest"));
-  manifest.preprocess = preprocess_of(member(root, "preprocess", "the manifest"), manifest.model);
   manifest.files = files_of(member(root, "files", "the manifest"));
-  std::set<std::string> roles;
+  manifest.model = model_of(member(root, "model", "the manifest"));
   const Json& graphs = list(member(root, "graphs", "the manifest"), "graphs");
   for (std::size_t i = 0; i < graphs.size(); ++i) {
-    const std::string where = "graphs[" + std::to_string(i) + "]";
-    Graph graph = graph_of(graphs[i], where);
-    const FileEntry& entry = manifest.file(graph.file);
-    // The hash stands twice; a manifest that contradicts itself was edited.
-    if (text(member(graphs[i], "sha256", where), where + ".sha256") != entry.sha256) {
-      fail(where + ".sha256 is not that of files." + shown(graph.file));
-    }
-    for (const std::string& name : graph.external_data) manifest.file(name);
-    if (!roles.insert(graph.role).second) {
-      fail("two graphs have the role '" + shown(graph.role) + "'");
-    }
+    Graph graph = graph_of(graphs[i], "graphs[" + std::to_string(i) + "]");
+    check_graph_entry(graph);
+    if (manifest.graph(graph.role)) fail("two graphs have the role '" + shown(graph.role) + "'");
     manifest.graphs.push_back(std::move(graph));
   }
   manifest.labels = labels_of(root);
   manifest.golden = golden_of(root);
+  check_files(manifest);
+  check_repeated(root, manifest);
   return manifest;
 }
 

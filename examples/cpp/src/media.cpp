@@ -2,12 +2,6 @@
 
 #include <sys/stat.h>
 
-extern "C" {
-#include <libavutil/display.h>
-#include <libavutil/opt.h>
-#include <libswscale/swscale.h>
-}
-
 #include <cerrno>
 #include <cstring>
 
@@ -23,7 +17,7 @@ constexpr const char* kContainers =
 
 void check_regular(const std::filesystem::path& path) {
   // Opening a FIFO would wait for ever, and a device may do anything: look before opening.
-  struct stat status {};
+  struct stat status{};
   if (stat(path.c_str(), &status) != 0) {
     throw bad_input("cannot read the video " + path.string() + ": " + std::strerror(errno));
   }
@@ -38,48 +32,6 @@ void check_regular(const std::filesystem::path& path) {
 AVDictionary* options(std::initializer_list<std::pair<const char*, std::string>> entries) {
   AVDictionary* result = nullptr;
   for (const auto& [key, value] : entries) av_dict_set(&result, key, value.c_str(), 0);
-  return result;
-}
-
-const std::int32_t* display_matrix(const AVStream& stream, const AVFrame& frame) {
-  if (const auto* side = av_frame_get_side_data(&frame, AV_FRAME_DATA_DISPLAYMATRIX)) {
-    return reinterpret_cast<const std::int32_t*>(side->data);
-  }
-#if LIBAVFORMAT_VERSION_INT >= AV_VERSION_INT(60, 15, 100)
-  const AVCodecParameters& codec = *stream.codecpar;
-  const auto* side = av_packet_side_data_get(codec.coded_side_data, codec.nb_coded_side_data,
-                                             AV_PKT_DATA_DISPLAYMATRIX);
-  return side ? reinterpret_cast<const std::int32_t*>(side->data) : nullptr;
-#else
-  return reinterpret_cast<const std::int32_t*>(
-      av_stream_get_side_data(&stream, AV_PKT_DATA_DISPLAYMATRIX, nullptr));
-#endif
-}
-
-// Quarter turns anticlockwise, as FFmpeg counts; other angles are left alone.
-int quarter_turns(const AVStream& stream, const AVFrame& frame) {
-  const std::int32_t* matrix = display_matrix(stream, frame);
-  if (!matrix) return 0;
-  const double degrees = av_display_rotation_get(matrix);
-  if (!(degrees >= -360 && degrees <= 360)) return 0;  // a matrix that turns nothing gives NaN
-  const int angle = static_cast<int>(degrees);
-  return angle % 90 == 0 ? ((angle / 90) % 4 + 4) % 4 : 0;
-}
-
-Tensor turned(const Tensor& image, int turns) {
-  const std::int64_t h = image.shape[1], w = image.shape[2];
-  const bool swap = turns % 2 != 0;
-  Tensor result = make_tensor(DType::uint8, {1, swap ? w : h, swap ? h : w, 3});
-  const std::int64_t width = result.shape[2];
-  const auto* from = image.data<std::uint8_t>();
-  auto* to = result.data<std::uint8_t>();
-  for (std::int64_t y = 0; y < h; ++y) {
-    for (std::int64_t x = 0; x < w; ++x) {
-      const std::int64_t row = turns == 1 ? w - 1 - x : turns == 2 ? h - 1 - y : x;
-      const std::int64_t column = turns == 1 ? y : turns == 2 ? w - 1 - x : h - 1 - y;
-      std::memcpy(to + (row * width + column) * 3, from + (y * w + x) * 3, 3);
-    }
-  }
   return result;
 }
 
@@ -157,47 +109,6 @@ AVPacket* Media::next_packet() {
     }
     if (packet_->size > 0) return packet_.get();
   }
-}
-
-Tensor to_rgb(Media& media, const AVFrame& frame) {
-  if (frame.width < 1 || frame.height < 1 ||
-      std::int64_t{frame.width} * frame.height > kMaxPixels) {
-    throw bad_input(media.name() + ": a frame of " + std::to_string(frame.width) + "x" +
-                    std::to_string(frame.height) + " is too large; at most " +
-                    std::to_string(kMaxPixels) + " pixels are allowed: make it smaller");
-  }
-  const auto format = static_cast<AVPixelFormat>(frame.format);
-  // This converts pixels at the frame's own size; preprocess.onnx resizes.
-  const std::unique_ptr<SwsContext, void (*)(SwsContext*)> scaler(
-      sws_getContext(frame.width, frame.height, format, frame.width, frame.height, AV_PIX_FMT_RGB24,
-                     SWS_BILINEAR, nullptr, nullptr, nullptr),
-      sws_freeContext);
-  if (!scaler) {
-    throw bad_input(media.name() +
-                    ": its pixel format cannot be turned into RGB; re-encode it as "
-                    "H.264");
-  }
-  // The old "yuvj" formats are full range by their name.
-  const bool full = frame.color_range == AVCOL_RANGE_JPEG || format == AV_PIX_FMT_YUVJ420P ||
-                    format == AV_PIX_FMT_YUVJ422P || format == AV_PIX_FMT_YUVJ444P ||
-                    format == AV_PIX_FMT_YUVJ440P || format == AV_PIX_FMT_YUVJ411P;
-  const int* matrix = sws_getCoefficients(frame.colorspace);  // BT.601 where nothing is said
-  // Fails where neither side is YUV; then there is nothing to set.
-  sws_setColorspaceDetails(scaler.get(), matrix, full, sws_getCoefficients(SWS_CS_DEFAULT), 1, 0,
-                           1 << 16, 1 << 16);
-  // swscale writes whole vectors, so its rows are padded and then packed.
-  const std::size_t stride = (static_cast<std::size_t>(frame.width) * 3 + 127) / 64 * 64;
-  std::vector<std::uint8_t> padded(stride * static_cast<std::size_t>(frame.height) + 64);
-  std::uint8_t* planes[4] = {padded.data(), nullptr, nullptr, nullptr};
-  const int strides[4] = {static_cast<int>(stride), 0, 0, 0};
-  sws_scale(scaler.get(), frame.data, frame.linesize, 0, frame.height, planes, strides);
-  Tensor image = make_tensor(DType::uint8, {1, frame.height, frame.width, 3});
-  const std::size_t row = static_cast<std::size_t>(frame.width) * 3;
-  for (std::size_t y = 0; y < static_cast<std::size_t>(frame.height); ++y) {
-    std::memcpy(image.bytes.data() + y * row, padded.data() + y * stride, row);
-  }
-  const int turns = quarter_turns(media.stream(), frame);
-  return turns ? turned(image, turns) : image;
 }
 
 }  // namespace stan::media

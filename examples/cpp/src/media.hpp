@@ -49,7 +49,9 @@ class Media {
   AVStream* stream_ = nullptr;
 };
 
-// RGB, uint8 [1, height, width, 3], turned as the container asks.
+// RGB, uint8 [1, height, width, 3], turned and mirrored as the container asks (rgb.cpp). Throws
+// Error for a picture that is to be slanted, or turned by another angle than a multiple of 90
+// degrees.
 Tensor to_rgb(Media& media, const AVFrame& frame);
 
 }  // namespace stan::media

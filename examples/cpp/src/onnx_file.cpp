@@ -14,6 +14,7 @@ namespace {
 constexpr int kMaxDepth = 8;           // a model has six messages in each other
 constexpr int kMaxFields = 2'000'000;  // a large graph has 60,000
 constexpr std::size_t kMaxText = 65536;
+constexpr std::string_view kConfigKey = "stan_infer.config_sha256";
 
 // The operations that the exporters write; no other may stand in a graph. The same list as in
 // stan_infer/artefacts/onnx_operations.py, which a test compares.
@@ -28,14 +29,17 @@ constexpr std::string_view kOperations[] = {
     "Trilu", "Unsqueeze", "Where",
 };
 
-enum class Message { model, opset, graph, node, attribute, tensor, entry, none };
+enum class Message { model, opset, property, graph, node, attribute, tensor, entry, none };
 
 // Field numbers of onnx.proto on the ways from a model to its operations and to a tensor's
 // external_data.
 Message below(Message parent, std::uint64_t field) {
   switch (parent) {
     case Message::model:
-      return field == 7 ? Message::graph : field == 8 ? Message::opset : Message::none;
+      return field == 7    ? Message::graph
+             : field == 8  ? Message::opset
+             : field == 14 ? Message::property
+                           : Message::none;
     case Message::graph:
       return field == 1 ? Message::node : field == 5 ? Message::tensor : Message::none;
     case Message::node:
@@ -45,6 +49,7 @@ Message below(Message parent, std::uint64_t field) {
     case Message::tensor:
       return field == 13 ? Message::entry : Message::none;
     case Message::opset:
+    case Message::property:
     case Message::entry:
     case Message::none:
       break;
@@ -74,9 +79,10 @@ class Walk {
  public:
   Walk(std::string_view bytes, const std::string& file) : bytes_(bytes), file_(file) {}
 
-  std::set<std::string> run() {
+  GraphForm run() {
     message(Message::model, 0, bytes_.size(), 0);
     if (!has_graph_) throw bad_input(file_ + " is not an ONNX model: it holds no graph");
+    if (opsets_ != 1 || opset_ < 18 || opset_ >= 100) refuse("other operator sets than one of ONNX");
     return found_;
   }
 
@@ -129,9 +135,11 @@ class Walk {
       const std::uint64_t tag = varint(at, end);
       std::size_t length = 0;
       switch (tag & 7) {
-        case 0:
-          varint(at, end);
+        case 0: {
+          const std::uint64_t value = varint(at, end);
+          if (kind == Message::opset && tag >> 3 == 2) opset_ = value;
           break;
+        }
         case 1:
           length = 8;
           break;
@@ -159,8 +167,10 @@ class Walk {
       if (child != Message::none) {
         if ((tag & 7) != 2) malformed(at);
         has_graph_ = has_graph_ || child == Message::graph;
+        opsets_ += child == Message::opset;
         message(child, at, at + length, depth + 1);
-      } else if (kind == Message::entry && (tag >> 3 == 1 || tag >> 3 == 2)) {
+      } else if ((kind == Message::entry || kind == Message::property) &&
+                 (tag >> 3 == 1 || tag >> 3 == 2)) {
         if ((tag & 7) != 2 || length > kMaxText) malformed(at);
         (tag >> 3 == 1 ? keys : values).push_back(bytes_.substr(at, length));
       }
@@ -168,20 +178,27 @@ class Walk {
     }
     // Of a field given twice a parser takes the last: so every value of such an entry counts.
     for (std::string_view key : keys) {
-      if (key == "location") found_.insert(values.begin(), values.end());
+      if (kind == Message::entry && key == "location") {
+        found_.external.insert(values.begin(), values.end());
+      }
+      if (kind == Message::property && key == kConfigKey) {
+        if (found_.config || values.size() != 1) refuse("several hashes of its config");
+        found_.config = values[0];
+      }
     }
   }
 
   std::string_view bytes_;
   const std::string& file_;
-  std::set<std::string> found_;
-  int fields_ = 0;
+  GraphForm found_;
+  int fields_ = 0, opsets_ = 0;
+  std::uint64_t opset_ = 0;
   bool has_graph_ = false;
 };
 
 }  // namespace
 
-std::set<std::string> check_graph(const Bytes& onnx, const std::string& file) {
+GraphForm check_graph(const Bytes& onnx, const std::string& file) {
   return Walk({reinterpret_cast<const char*>(onnx.data()), onnx.size()}, file).run();
 }
 

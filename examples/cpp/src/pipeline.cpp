@@ -2,18 +2,21 @@
 
 #include <algorithm>
 #include <cmath>
+#include <regex>
 
 #include "graph_check.hpp"
 #include "stan/error.hpp"
 #include "stan/npz.hpp"
 #include "stan/onnx_file.hpp"
 #include "stan/video.hpp"
+#include "unicode.hpp"
 
 namespace stan {
 namespace {
 
 constexpr std::int64_t kTextsAtOnce = 64;  // bounds the memory of the token embeddings
 constexpr std::size_t kMaxLabels = 100'000;
+constexpr std::size_t kMaxNames = 2000;  // of files, with those of engines/
 
 const Tensor& array(const std::map<std::string, Tensor>& arrays, const std::string& name,
                     const std::string& file) {
@@ -38,7 +41,7 @@ Tensor rows_of(const Tensor& tensor, std::int64_t begin, std::int64_t count) {
   return result;
 }
 
-Tensor normalized(const Tensor& pixels, const Preprocess& preprocess) {
+Tensor normalized(const Tensor& pixels, const Model& model) {
   // uint8 [T, S, S, 3] -> float32 [T, 3, S, S]
   const std::int64_t t = pixels.shape[0], area = pixels.shape[1] * pixels.shape[2];
   Tensor result = make_tensor(DType::float32, {t, 3, pixels.shape[1], pixels.shape[2]});
@@ -48,12 +51,32 @@ Tensor normalized(const Tensor& pixels, const Preprocess& preprocess) {
     for (std::int64_t c = 0; c < 3; ++c) {
       for (std::int64_t i = 0; i < area; ++i) {
         to[(frame * 3 + c) * area + i] =
-            (static_cast<float>(from[(frame * area + i) * 3 + c]) - preprocess.mean[c]) /
-            preprocess.std[c];
+            (static_cast<float>(from[(frame * area + i) * 3 + c]) - model.mean[c]) / model.std[c];
       }
     }
   }
   return result;
+}
+
+// Plans are added after the export, so the manifest lists none; the sidecar of each has its hash.
+bool is_of_engines(const std::string& name) {
+  static const std::regex pattern(
+      "engines/([A-Za-z0-9_.-]+\\.plan(\\.json)?|"
+      "\\.?stan-infer-work-[a-z0-9_]{8}/(lock|new\\.(plan|json))?)?");
+  return std::regex_match(name, pattern) && name.find("..") == std::string::npos;
+}
+
+// Refuses what has no hash: a graph may read weights from any file beside it.
+void check_names(const Folder& folder, const Manifest& manifest) {
+  for (const std::string& name : folder.names(kMaxNames)) {
+    const bool above = name.back() == '/' &&  // a folder of listed files
+                       std::any_of(manifest.files.begin(), manifest.files.end(),
+                                   [&](const auto& f) { return f.first.rfind(name, 0) == 0; });
+    if (name != "manifest.json" && !above && !manifest.files.count(name) && !is_of_engines(name)) {
+      throw bad_input(folder.path().string() + ": '" + shown(name) +
+                      "' is not listed in manifest.json; take it out of the folder");
+    }
+  }
 }
 
 Tensor cosines(const Tensor& texts, const Tensor& clips) {
@@ -78,7 +101,36 @@ Tensor cosines(const Tensor& texts, const Tensor& clips) {
 }  // namespace
 
 Pipeline::Pipeline(const std::filesystem::path& folder, const Backend& backend)
-    : folder_(folder), manifest_(read_manifest(folder_)), backend_(backend) {}
+    : folder_(folder), manifest_(read_manifest(folder_)), backend_(backend) {
+  check_names(folder_, manifest_);
+  for (const auto& [name, entry] : manifest_.files) folder_.check_size(name, entry.bytes);
+  // All of it, also what a call does not use: whether a folder is sound does not depend on that.
+  for (const auto& [name, entry] : manifest_.files) {
+    const Bytes content = checked(name);
+    for (const Graph& graph : manifest_.graphs) {
+      if (graph.file == name) check_content(graph, content);
+    }
+  }
+}
+
+std::set<std::string> Pipeline::check_content(const Graph& graph, const Bytes& content) const {
+  const GraphForm form = check_graph(content, graph.file);
+  const std::set<std::string> listed(graph.external_data.begin(), graph.external_data.end());
+  const std::set<std::string>& named = form.external;
+  const bool on_top = named.empty() || graph.file.find('/') == std::string::npos;
+  if (!on_top || !std::includes(listed.begin(), listed.end(), named.begin(), named.end())) {
+    throw bad_input(graph.file +
+                    " reads weights from files that manifest.json does not list as "
+                    "its external_data, or lies in another folder than they; "
+                    "export the checkpoint again");
+  }
+  // Shapes do not show head, temperature or sampling.
+  if (form.config != manifest_.model.sha256) {
+    throw check_failed("'model' in manifest.json is not what " + graph.file +
+                       " was exported with: it was changed since; export the checkpoint again");
+  }
+  return named;
+}
 
 Bytes Pipeline::checked(const std::string& file) const {
   const FileEntry& entry = manifest_.file(file);
@@ -96,15 +148,7 @@ Pipeline::Opened& Pipeline::open(const std::string& role) {
   GraphSource source{graph->file, checked(graph->file), {}, {}, role, &folder_};
   for (const Port& port : graph->inputs) source.ports.push_back(port.name);
   for (const Port& port : graph->outputs) source.ports.push_back(port.name);
-  const std::set<std::string> named = check_graph(source.content, graph->file);
-  const std::set<std::string> listed(graph->external_data.begin(), graph->external_data.end());
-  const bool on_top = named.empty() || graph->file.find('/') == std::string::npos;
-  if (!on_top || !std::includes(listed.begin(), listed.end(), named.begin(), named.end())) {
-    throw bad_input(graph->file +
-                    " reads weights from files that manifest.json does not list as "
-                    "its external_data, or lies in another folder than they; "
-                    "export the checkpoint again");
-  }
+  const std::set<std::string> named = check_content(*graph, source.content);
   if (!named.empty()) {
     // The engine opens these itself, by path; so does it the graph.
     for (const std::string& name : named) checked(name);
@@ -168,21 +212,9 @@ Tensor Pipeline::preprocess(const Tensor& frames) {
   return pixels;
 }
 
-int Pipeline::frame_count() const {
-  const Graph* graph = manifest_.graph("video");
-  if (graph && graph->inputs[0].shape.size() == 5 && graph->inputs[0].shape[1].name.empty()) {
-    return static_cast<int>(graph->inputs[0].shape[1].size);
-  }
-  return manifest_.preprocess.frames;
-}
-
 Tensor Pipeline::read_clip(const std::filesystem::path& video) {
   const std::int64_t side = manifest_.model.image_size;
-  const int count = frame_count();
-  if (count > manifest_.model.max_frames) {
-    throw bad_input("the video graph wants " + std::to_string(count) + " frames; this model has " +
-                    std::to_string(manifest_.model.max_frames) + " at most: export it again");
-  }
+  const int count = manifest_.model.frames;
   const Frames found =
       read_frames(video, count, [this](const Tensor& image) { return preprocess(image); });
   Tensor clip = make_tensor(DType::uint8, {count, side, side, 3});
@@ -191,9 +223,8 @@ Tensor Pipeline::read_clip(const std::filesystem::path& video) {
     const Bytes& frame = found.by_number.at(number).bytes;
     to = std::copy(frame.begin(), frame.end(), to);
   }
-  if (manifest_.preprocess.input_dtype == DType::float32) {
-    clip = normalized(clip, manifest_.preprocess);
-  }
+  const Graph* graph = manifest_.graph("video");
+  if (graph && graph->inputs[0].dtype == DType::float32) clip = normalized(clip, manifest_.model);
   clip.shape.insert(clip.shape.begin(), 1);
   return clip;
 }
@@ -228,6 +259,10 @@ Tensor Pipeline::tokenize(const std::vector<std::string>& texts) {
   Tensor ids = make_tensor(DType::int32, {count, manifest_.model.context_length});
   cut_texts_.clear();
   for (std::size_t i = 0; i < texts.size(); ++i) {
+    const Text points = from_utf8(texts[i]);
+    if (std::all_of(points.begin(), points.end(), is_space)) {
+      throw bad_input("text " + std::to_string(i) + " is blank; give words");
+    }
     const std::vector<std::int32_t> all = tokenizer_->encode(texts[i]);
     if (all.size() > length) cut_texts_.push_back(texts[i]);
     const std::vector<std::int32_t> row = fit(all, length);

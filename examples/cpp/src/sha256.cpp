@@ -4,6 +4,11 @@
 #include <array>
 #include <cstdint>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <immintrin.h>
+#endif
+
 namespace stan {
 namespace {
 
@@ -34,8 +39,13 @@ std::array<std::uint32_t, N> fractions_of_roots(bool cube) {
 
 std::uint32_t rotate(std::uint32_t x, int n) { return (x >> n) | (x << (32 - n)); }
 
-void add_block(State& state, const unsigned char* block) {
+const Words& constants() {
   static const Words k = fractions_of_roots<64>(true);
+  return k;
+}
+
+void add_block(State& state, const unsigned char* block) {
+  const Words& k = constants();
   Words w{};
   for (std::size_t i = 0; i < 16; ++i) {
     for (std::size_t j = 0; j < 4; ++j) w[i] = w[i] << 8 | block[4 * i + j];
@@ -57,13 +67,67 @@ void add_block(State& state, const unsigned char* block) {
   for (std::size_t i = 0; i < 8; ++i) state[i] += sum[i];
 }
 
+#if defined(__x86_64__)
+bool has_instructions() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  const bool sse41 = __get_cpuid(1, &a, &b, &c, &d) && (c >> 19 & 1);
+  return sse41 && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b >> 29 & 1);
+}
+
+// The same with the processor's own instructions, which are several times as fast.
+__attribute__((target("sha,sse4.1"))) void add_fast(State& state, const unsigned char* data,
+                                                    std::size_t blocks) {
+  const auto at = [](const void* p) __attribute__((target("sha,sse4.1"))) {
+    return _mm_loadu_si128(static_cast<const __m128i*>(p));
+  };
+  const __m128i swap = _mm_set_epi64x(0x0c0d0e0f08090a0b, 0x0405060700010203);  // byte order
+  const Words& k = constants();
+  // The instructions want the eight words as A B E F and C D G H, the first in the highest place.
+  const __m128i low = _mm_shuffle_epi32(at(&state[0]), 0xB1);
+  const __m128i high = _mm_shuffle_epi32(at(&state[4]), 0x1B);
+  __m128i abef = _mm_alignr_epi8(low, high, 8), cdgh = _mm_blend_epi16(high, low, 0xF0);
+  for (; blocks > 0; --blocks, data += 64) {
+    const __m128i abef_before = abef, cdgh_before = cdgh;
+    __m128i w[4];  // the latest 16 words
+    for (int i = 0; i < 16; ++i) {
+      __m128i& now = w[i % 4];
+      if (i < 4) {
+        now = _mm_shuffle_epi8(at(data + 16 * i), swap);
+      } else {
+        const __m128i before = w[(i + 3) % 4];
+        const __m128i sum = _mm_add_epi32(_mm_sha256msg1_epu32(now, w[(i + 1) % 4]),
+                                          _mm_alignr_epi8(before, w[(i + 2) % 4], 4));
+        now = _mm_sha256msg2_epu32(sum, before);
+      }
+      const __m128i words = _mm_add_epi32(now, at(&k[static_cast<std::size_t>(4 * i)]));
+      cdgh = _mm_sha256rnds2_epu32(cdgh, abef, words);
+      abef = _mm_sha256rnds2_epu32(abef, cdgh, _mm_shuffle_epi32(words, 0x0E));
+    }
+    abef = _mm_add_epi32(abef, abef_before);
+    cdgh = _mm_add_epi32(cdgh, cdgh_before);
+  }
+  const __m128i first = _mm_shuffle_epi32(abef, 0x1B), second = _mm_shuffle_epi32(cdgh, 0xB1);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(&state[0]), _mm_blend_epi16(first, second, 0xF0));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(&state[4]), _mm_alignr_epi8(second, first, 8));
+}
+#endif
+
+void add_blocks(State& state, const unsigned char* data, std::size_t blocks,
+                [[maybe_unused]] bool plain) {
+#if defined(__x86_64__)
+  static const bool fast = has_instructions();
+  if (fast && !plain) return add_fast(state, data, blocks);
+#endif
+  for (std::size_t i = 0; i < blocks; ++i) add_block(state, data + 64 * i);
+}
+
 }  // namespace
 
-std::string sha256_hex(const std::byte* data, std::size_t size) {
+std::string sha256_hex(const std::byte* data, std::size_t size, bool plain) {
   State state = fractions_of_roots<8>(false);
   const auto* bytes = reinterpret_cast<const unsigned char*>(data);
   const std::size_t whole = size / 64 * 64;
-  for (std::size_t i = 0; i < whole; i += 64) add_block(state, bytes + i);
+  add_blocks(state, bytes, whole / 64, plain);
   std::array<unsigned char, 128> tail{};
   std::copy(bytes + whole, bytes + size, tail.begin());
   tail[size - whole] = 0x80;
@@ -71,7 +135,7 @@ std::string sha256_hex(const std::byte* data, std::size_t size) {
   for (std::size_t i = 0; i < 8; ++i) {
     tail[end - 1 - i] = static_cast<unsigned char>(std::uint64_t{size} * 8 >> (8 * i));
   }
-  for (std::size_t i = 0; i < end; i += 64) add_block(state, tail.data() + i);
+  add_blocks(state, tail.data(), end / 64, plain);
   std::string hex;
   for (std::uint32_t word : state) {
     for (int shift = 28; shift >= 0; shift -= 4) hex += "0123456789abcdef"[word >> shift & 15];

@@ -51,7 +51,8 @@ bool without_times(const char* format) {
 Index scan(const std::filesystem::path& path) {
   Media media(path);
   Index index;
-  bool missing = false, partial = false;
+  bool missing = false, falling = false, partial = false;
+  std::optional<std::int64_t> latest;  // time of decoding; it falls where recordings were joined
   while (const AVPacket* packet = media.next_packet()) {
     partial = packet->flags & AV_PKT_FLAG_CORRUPT;
     if (packet->stream_index != media.stream().index) continue;
@@ -59,6 +60,10 @@ Index scan(const std::filesystem::path& path) {
     const bool hidden = media.decoder().codec_id == AV_CODEC_ID_VP8 && !(packet->data[0] & 0x10);
     const bool shown = !(packet->flags & AV_PKT_FLAG_DISCARD) && !hidden;
     missing = missing || (shown && packet->pts == AV_NOPTS_VALUE);
+    if (packet->dts != AV_NOPTS_VALUE) {
+      falling = falling || (latest && packet->dts < *latest);
+      latest = packet->dts;
+    }
     index.packets.push_back({packet->pts == AV_NOPTS_VALUE ? 0 : packet->pts,
                              (packet->flags & AV_PKT_FLAG_KEY) != 0, shown});
     if (index.packets.size() > kMaxPackets) {
@@ -91,7 +96,8 @@ Index scan(const std::filesystem::path& path) {
   }
   // Some writers store the time of decoding; a codec that reorders then looks as if it did not.
   const bool ascending = !twice && sorted == index.order;
-  const bool untimed = missing || twice || without_times(media.container().iformat->name) ||
+  const bool untimed = missing || falling || twice ||
+                       without_times(media.container().iformat->name) ||
                        (ascending && media.decoder().has_b_frames > 0);
   if (untimed) return index;
   index.timed = true;

@@ -1,4 +1,4 @@
-// manifest.json of an exported folder, schema 1: read, checked, nothing opened.
+// manifest.json of an exported folder, schema 1.1 or later: read, checked, nothing opened.
 #pragma once
 
 #include <cstdint>
@@ -46,12 +46,8 @@ struct Model {
   int context_length = 0, vocab_size = 0;
   Head head = Head::mean;
   double temperature = 0;
-};
-
-struct Preprocess {
-  DType input_dtype = DType::uint8;
-  int frames = 0;
-  float mean[3] = {}, std[3] = {};  // on the 0..255 scale; the client's task for float32 input
+  float mean[3] = {}, std[3] = {};  // on the 0..255 scale
+  std::string sha256;               // of the whole config, as every graph notes it
 };
 
 struct Labels {
@@ -68,7 +64,6 @@ struct Golden {
 
 struct Manifest {
   Model model;
-  Preprocess preprocess;
   std::vector<Graph> graphs;
   std::optional<Labels> labels;
   std::optional<Golden> golden;
@@ -78,7 +73,8 @@ struct Manifest {
   const FileEntry& file(const std::string& name) const;
 };
 
-// Both throw Error (bad input); unknown keys are ignored, an unknown major version is refused.
+// Both throw Error (bad input); keys of later versions are ignored, another major version is
+// refused.
 Manifest parse_manifest(const std::string& json);
 Manifest read_manifest(const Folder& folder);
 

@@ -1,6 +1,7 @@
 // What an ONNX file holds, from its bytes, before a runtime sees it.
 #pragma once
 
+#include <optional>
 #include <set>
 #include <string>
 
@@ -8,9 +9,13 @@
 
 namespace stan {
 
-// Refuses operations that no exporter of ours writes, subgraphs and functions, and returns the names
-// of the other files that the graph reads: a runtime would open them, wherever they lie. Walks the
-// protobuf message without decoding weights; throws Error for a malformed file.
-std::set<std::string> check_graph(const Bytes& onnx, const std::string& file);
+struct GraphForm {
+  std::set<std::string> external;     // the other files that it reads: a runtime would open them
+  std::optional<std::string> config;  // the hash of the config that it was exported with
+};
+
+// Refuses operations that no exporter of ours writes, subgraphs and functions. Walks the protobuf
+// message without decoding weights; throws Error for a malformed file.
+GraphForm check_graph(const Bytes& onnx, const std::string& file);
 
 }  // namespace stan

@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -29,14 +30,13 @@ struct TextEmbeds {
 
 class Pipeline {
  public:
-  // Reads the manifest; graphs are checked and opened when they are first needed. `backend` must
-  // outlive the pipeline. Every function throws Error.
+  // Reads the manifest and checks all files; graphs are opened when they are first needed.
+  // `backend` must outlive the pipeline. Every function throws Error.
   Pipeline(const std::filesystem::path& folder, const Backend& backend);
 
   const Manifest& manifest() const { return manifest_; }
 
-  Tensor preprocess(const Tensor& frames);  // uint8 [n, H, W, 3] -> [n, S, S, 3]
-  int frame_count() const;  // taken of a video: what the graph fixes, else what the manifest says
+  Tensor preprocess(const Tensor& frames);                 // uint8 [n, H, W, 3] -> [n, S, S, 3]
   Tensor read_clip(const std::filesystem::path& video);    // input of the video graph, [1, T, ..]
   VideoEmbeds embed_video(const Tensor& clips);            // [clips, T, ..] as read_clip gives it
   Tensor tokenize(const std::vector<std::string>& texts);  // int32 [texts, L]
@@ -61,6 +61,7 @@ class Pipeline {
 
   Opened& open(const std::string& role);
   Bytes checked(const std::string& file) const;
+  std::set<std::string> check_content(const Graph& graph, const Bytes& content) const;
   std::map<std::string, Tensor> run(Opened& opened, const std::map<std::string, Tensor>& inputs);
   std::map<std::string, Tensor> run_batches(Opened& opened, const Tensor& rows, std::int64_t most);
 

@@ -6,6 +6,7 @@
 
 namespace stan {
 
-std::string sha256_hex(const std::byte* data, std::size_t size);
+// plain: without the processor's instructions for it, for tests.
+std::string sha256_hex(const std::byte* data, std::size_t size, bool plain = false);
 
 }  // namespace stan
