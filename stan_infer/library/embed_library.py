@@ -245,8 +245,8 @@ class _Run:
         return todo
 
     def _is_current(self, store: Store, path: Path, known: File) -> bool:
-        """Whether nothing is to be done for a file: its time and size are as they were."""
-        if seen(path) != known[:2]:
+        """Whether nothing is to be done: time and size are as they were, 0 of a file never there."""
+        if (seen(path) or (0, 0)) != known[:2]:
             return False
         if known.sha256 is None:
             return not self.wanted.retry_failed

@@ -9,7 +9,8 @@ import threading
 
 import pytest
 
-from stan_infer.library.embed_library import embed_library
+from stan_infer.library.embed import EmbedOptions
+from stan_infer.library.embed_library import Files, LibraryOptions, embed_files
 from stan_infer.library.library import open_library
 from tests.conftest import python
 from tests.library.fake_stack import FakeSession
@@ -131,6 +132,12 @@ def state():
     return len(os.listdir("/proc/self/fd")), children, threading.active_count()
 
 
+def embed(files, out, said):
+    """As of a list (.txt), in which no name could have two lines."""
+    how = EmbedOptions(workers=2, timeout_s=20)
+    return embed_files(FakeSession(), Files(files), out, LibraryOptions(), how, say=said.append)
+
+
 @pytest.mark.parametrize("count", [32, pytest.param(BROKEN, marks=pytest.mark.slow)])
 def test_each_has_its_error(tmp_path, count, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -138,7 +145,7 @@ def test_each_has_its_error(tmp_path, count, monkeypatch):
     whole, broken = make(tmp_path / "videos", count)
     before, out, said = state(), tmp_path / "library", []
     files = [*broken[: count // 2], *whole, *broken[count // 2 :]]
-    done = embed_library(FakeSession(), files, out, workers=2, timeout_s=20, say=said.append)
+    done = embed(files, out, said)
     assert state() == before, "nothing is left open"
     library = open_library(out)
     library.check()
@@ -149,7 +156,7 @@ def test_each_has_its_error(tmp_path, count, monkeypatch):
     names = {KINDS[i % len(KINDS)] for i, p in enumerate(broken) if str(p) in embedded}
     assert names <= {truncated, flipped, head_flipped, shuffled, sparse}, names
     assert all(line.startswith("error: ") for line in said)
-    again = embed_library(FakeSession(), files, out, workers=2, timeout_s=20, say=said.append)
+    again = embed(files, out, said)
     assert again.failed == done.failed and again.unchanged == done.videos, "none is tried again"
 
 
