@@ -12,6 +12,7 @@ from stan_infer.cli.options import (
     Batch,
     Calibration,
     CheckpointOrFolder,
+    Csv,
     Decoder,
     Device,
     Engine,
@@ -29,6 +30,7 @@ from stan_infer.cli.options import (
     Texts,
     Threads,
     Timeout,
+    Top,
     Videos,
     Weights,
     Workers,
@@ -57,9 +59,7 @@ def run(
             help="video: the best texts of each clip; text: the best clips of each.",
         ),
     ] = "video",
-    top: Annotated[
-        int, typer.Option(metavar="K", min=0, help="How many of the best are shown; 0: all.")
-    ] = 5,
+    top: Top = 5,
     windows: Parts = None,
     start: Annotated[
         float, typer.Option(metavar="SECONDS", help="Score nothing before this time in a video.")
@@ -70,9 +70,7 @@ def run(
             metavar="SECONDS", help="Score nothing after this time (default: to the end)."
         ),
     ] = None,
-    csv: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also write the rows as a CSV file.")
-    ] = None,
+    csv: Csv = None,
     engine: Engine = None,
     device: Device = None,
     provider: Provider = None,

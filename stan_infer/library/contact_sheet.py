@@ -19,6 +19,7 @@ from stan_infer.library.database import connect, errors_named
 from stan_infer.library.files import hashed, seen
 from stan_infer.library.query import Term
 from stan_infer.library.search import Hit, SearchResult
+from stan_infer.library.searched_model import Made, frames_and_decoder
 from stan_infer.library.thumbnails import SIDE, check_thumbnails, data_url
 from stan_infer.system import earlier_result
 from stan_infer.system.atomic import Sources, check_file, new_file
@@ -33,8 +34,9 @@ _LONGEST = 300  # characters of a path or text
 _MAKER = "stan-infer search"
 _KEEP = earlier_result.page(_MAKER, f"{_MAKER} --html")
 _STYLE = """
-.frames { display: flex; flex-wrap: wrap; gap: 2px; margin-top: .5rem; }
-.frames img { width: 96px; height: 96px; display: block; background: var(--line); }
+.frames { display: grid; grid-template-columns: repeat(4, 1fr); gap: 2px; margin-top: .5rem;
+  max-width: 24.4rem; }
+.frames img { width: 100%; height: auto; display: block; background: var(--line); }
 .missing { border: 1px dashed var(--soft); padding: .5rem; color: var(--soft); }
 """
 
@@ -52,8 +54,8 @@ def check_sheet(path: Path, top: int, *, sources: Sources = ()) -> None:
 
 def write_sheet(
     path: Path,
+    library: Made,
     found: SearchResult,
-    spec: ClipSpec,
     *,
     sources: Sources = (),
     timeout_s: float = 60.0,
@@ -61,11 +63,12 @@ def write_sheet(
 ) -> None:
     """Read the frames of every hit and write the page; a video that is not there is shown so.
 
-    spec: how the library's videos were read. Raises what check_sheet raises.
+    library: that was searched. Raises what check_sheet raises.
     """
     check_sheet(path, len(found.hits), sources=sources)
-    small = ClipSpec(frames=spec.frames, short_side=SIDE, crop=SIDE, decoder=spec.decoder)
-    with _Frames(found.library, small, timeout_s) as frames:
+    count, decoder = frames_and_decoder(library)
+    spec = ClipSpec(frames=count, short_side=SIDE, crop=SIDE, decoder=decoder)
+    with _Frames(library.path, spec, timeout_s) as frames:
         cards = []
         for hit in found.hits:
             cards.append(_card(hit, frames.of(hit)))
@@ -90,7 +93,7 @@ def _asked(term: Term) -> str:
 
 def _card(hit: Hit, frames: str) -> str:
     name = Path(hit.video).name
-    time = "" if hit.start is None else f"<p>{hit.start:.2f} to {hit.end:.2f} s</p>"
+    time = "" if hit.start_s is None else f"<p>{hit.start_s:.2f} to {hit.end_s:.2f} s</p>"
     copies = f"<p class=soft>and {len(hit.copies)} copies</p>" if hit.copies else ""
     return (
         f"<div class=card><b>{hit.rank}. {_cut(name)}</b> {hit.score:.4f}{time}{frames}"
@@ -119,16 +122,14 @@ class _Frames:
 
     def of(self, hit: Hit) -> str:
         """The frames, or why there are none."""
-        for path in (hit.video, *hit.copies):
-            reason = self._changed(Path(path))
-            if reason is None:
-                try:
-                    return _pictures(self._clip(Path(path), hit))
-                except StanError as e:
-                    reason = f"It cannot be read: {str(e)[:_LONGEST]}"
-            if path == hit.video:
-                first = reason
-        return f"<p class=missing>{escaped(first)}</p>"
+        path = Path(hit.video)
+        reason = self._changed(path)
+        if reason is None:
+            try:
+                return _pictures(self._clip(path, hit))
+            except StanError as e:
+                reason = f"It cannot be read: {str(e)[:_LONGEST]}"
+        return f"<p class=missing>{escaped(reason)}</p>"
 
     def _changed(self, path: Path) -> str | None:
         """Why a file is not what was embedded; None: it is, by size and time or by its hash."""
@@ -148,9 +149,9 @@ class _Frames:
         return "The file has changed since it was embedded."
 
     def _clip(self, path: Path, hit: Hit) -> Clip:
-        if hit.start is None or hit.end is None:
+        if hit.start_s is None or hit.end_s is None:
             return self._worker.read(path, self._spec, timeout_s=self._timeout_s)
-        windows = Windows(start=hit.start, end=hit.end)
+        windows = Windows(start=hit.start_s, end=hit.end_s)
         plan = self._worker.plan(path, windows, timeout_s=self._timeout_s)
         total, parts = plan.total_frames, plan.windows
         (clip,) = self._worker.read_windows(

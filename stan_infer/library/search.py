@@ -62,7 +62,7 @@ class Hit(Result):
         score: the weighted mean of `cosines`, in which those of "without" count negative.
         video: its file, as an absolute path where it was embedded; of several that have this
             content the first that the filter takes.
-        start, end: seconds in the video; None: the row is of all of it.
+        start_s, end_s: seconds in the video; None: the row is of all of it.
         copies: further files of this content that the filter takes.
         row: the number of the row, in Library.ids.
         cosines: one for each text and example, in the order of SearchResult.asked.
@@ -71,15 +71,15 @@ class Hit(Result):
     rank: int
     score: float
     video: str
-    start: float | None
-    end: float | None
+    start_s: float | None
+    end_s: float | None
     copies: tuple[str, ...]
     row: int
     cosines: tuple[float, ...]
 
     def summary(self) -> str:
         """Rank, score, path and time."""
-        time = "" if self.start is None else f", {self.start:g} to {self.end:g} s"
+        time = "" if self.start_s is None else f", {self.start_s:g} to {self.end_s:g} s"
         return f"{self.rank}. {self.score:.4f} {self.video}{time}"
 
 
@@ -271,8 +271,8 @@ class Searcher:
                 rank=0,
                 score=float(weights @ cosines / np.abs(weights).sum()),
                 video=video,
-                start=None if math.isnan(start) else start,
-                end=None if math.isnan(end) else end,
+                start_s=None if math.isnan(start) else start,
+                end_s=None if math.isnan(end) else end,
                 copies=tuple(copies),
                 row=row,
                 cosines=tuple(cosines.tolist()),

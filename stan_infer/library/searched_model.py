@@ -33,13 +33,19 @@ class Made(Protocol):
         """How its canary clips are embedded now."""
 
 
-def library_spec(library: Made, session: Session) -> ClipSpec:
+def frames_and_decoder(library: Made) -> tuple[int, str]:
     """How the library's videos were read; InputError where its passport does not say that."""
     facts = library.passport["facts"]
     frames, decoder = facts.get("reading.frames"), str(facts.get("reading.decoder", "pyav"))
     if not isinstance(frames, int):
         raise InputError(f"{library.path}: its passport does not say how many frames were read")
-    return ClipSpec.of(session.config, frames=frames, decoder=decoder.partition(" ")[0])
+    return frames, decoder.partition(" ")[0]
+
+
+def library_spec(library: Made, session: Session) -> ClipSpec:
+    """As the library's videos were read, with the sizes of a session's model."""
+    frames, decoder = frames_and_decoder(library)
+    return ClipSpec.of(session.config, frames=frames, decoder=decoder)
 
 
 def find_model(library: Made) -> Path:
