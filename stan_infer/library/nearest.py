@@ -16,8 +16,9 @@ def products(vectors: NDArray[np.float32], query: NDArray[np.float64]) -> NDArra
     """
     wanted = query.astype(np.float32)
     found = np.empty(len(vectors), np.float32)
-    for i in range(0, len(vectors), BLOCK):
-        np.matmul(vectors[i : i + BLOCK], wanted, out=found[i : i + BLOCK])
+    with np.errstate(all="ignore"):  # vectors that a stranger changed: the caller looks at scores
+        for i in range(0, len(vectors), BLOCK):
+            np.matmul(vectors[i : i + BLOCK], wanted, out=found[i : i + BLOCK])
     return found
 
 

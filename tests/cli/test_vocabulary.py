@@ -18,14 +18,14 @@ from tests.conftest import python
 # Where a command leaves out what it could have had: none may be added here without a reason.
 HAVE = {
     "--json": {"inspect", "run", "embed", "eval", "export", "calibrate", "verify", "convert"}
-    | {"bench", "doctor"},
-    "--threads": {"run", "embed", "eval", "export", "verify", "bench", "calibrate"},
+    | {"bench", "doctor", "search"},
+    "--threads": {"run", "embed", "eval", "export", "verify", "bench", "calibrate", "search"},
     "--workers": {"run", "embed", "eval", "calibrate"},
     "--batch": {"run", "embed", "eval", "export", "bench"},
-    "--precision": {"run", "embed", "eval", "export", "calibrate", "bench"},
+    "--precision": {"run", "embed", "search", "eval", "export", "calibrate", "bench"},
     "--frames": {"run", "embed", "eval", "export", "verify", "bench", "inspect"},
-    "--device": {"run", "embed", "eval", "bench"},
-    "--template": {"run", "eval", "export"},
+    "--device": {"run", "embed", "search", "eval", "bench"},
+    "--template": {"run", "search", "eval", "export"},
 }
 OF_FILES = {"--out", "--compare"}  # the kind of file is another in each command; metavars say it
 
