@@ -9,7 +9,6 @@ import pytest
 
 from stan_infer.cli.search import weighted
 from stan_infer.errors import InputError
-from stan_infer.export.export_model import export_model
 from stan_infer.library.embed_library import embed_library
 from tests.conftest import ROOT
 
@@ -143,7 +142,7 @@ def test_a_model_is_found_by_its_name_and_hash_only(cli, place, made, tmp_path):
 def test_another_engine_is_said_and_another_model_refused(cli, place, made, checkpoint):
     wanted = cli("search", "library", TEXT, "--json").records[0]
     folder = place / "folder"
-    export_model(str(made / "motion.safetensors"), folder)
+    cli("export", "motion.safetensors", "-o", folder)
     done = cli("search", "library", TEXT, "--model", folder, "--json")
     assert "note: the library was made by engine eager in fp32 on cpu; this is ort" in done.err
     record = done.records[0]
