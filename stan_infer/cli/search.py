@@ -60,7 +60,7 @@ def search(
     like_frame: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="PICTURE|VIDEO@SECONDS",
+            metavar="FILE[@SECONDS]",
             help="A picture, or the frame of a video at a time, as an example; may be repeated.",
         ),
     ] = None,

@@ -153,7 +153,7 @@ def test_another_engine_is_said_and_another_model_refused(cli, place, made, chec
     like = ["--like", "clips/green_bar_grows.mp4", "--json"]
     done = cli("search", "library", "--model", folder, *like)
     assert done.records[0]["stack"]["cosine"] > 0.9999 and "warning: library" in done.err
-    cli("search", "library", TEXT, "--model", checkpoint, code=4, says="64")
+    cli("search", "library", TEXT, "--model", checkpoint, code=4, says="made by another stack")
     words = ["--set", "frames=4", "--like", "clips/green_bar_grows.mp4"]
     done = cli("search", "library", *words, "--json")
     assert "not known whether this model made library" in done.err, "another config"
