@@ -12,13 +12,17 @@ README = (ROOT / "README.md").read_text()
 def commands() -> list[str]:
     from stan_infer.cli.app import app
 
-    return [c.callback.__name__ for c in app.registered_commands]
+    groups = [
+        ("", app),
+        *((f"{g.typer_instance.info.name} ", g.typer_instance) for g in app.registered_groups),
+    ]
+    return [f"{of}{c.callback.__name__}" for of, a in groups for c in a.registered_commands]
 
 
 @pytest.mark.parametrize("name", commands())
 def test_every_command_is_documented_and_has_help(name):
     assert re.search(rf"stan-infer {name}\b", README)
-    done = python("-m", "stan_infer", name, "--help")
+    done = python("-m", "stan_infer", *name.split(), "--help")
     assert "Usage:" in done.stdout
     # Every option says what it does.
     for line in re.findall(r"^  -.*$", done.stdout, re.MULTILINE):

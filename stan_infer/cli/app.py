@@ -17,6 +17,7 @@ from stan_infer.cli.embed import embed
 from stan_infer.cli.eval import eval
 from stan_infer.cli.export import export
 from stan_infer.cli.inspect import inspect
+from stan_infer.cli.library import library
 from stan_infer.cli.parsing import HELP_WIDTH, Command, Program
 from stan_infer.cli.run import run
 from stan_infer.cli.search import search
@@ -38,6 +39,7 @@ for command in (
     inspect, run, embed, search, eval, export, calibrate, verify, convert, bench, doctor,
 ):  # fmt: skip
     app.command(cls=Command)(command)
+app.add_typer(library)
 
 
 def _version(wanted: bool) -> None:

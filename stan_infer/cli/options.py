@@ -52,6 +52,15 @@ CheckpointOrFolder = Annotated[
         "folder or .plan.",
     ),
 ]
+ModelIfAny = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="CKPT_OR_DIR", callback=fetched, help="A model, to compare with the library's."
+    ),
+]
+LibraryFolder = Annotated[
+    Path, typer.Argument(metavar="LIBRARY", help="A library, as `embed` writes it.")
+]
 Videos = Annotated[
     list[Path], typer.Argument(metavar="VIDEOS", help="Videos, or folders of videos.")
 ]
@@ -214,6 +223,22 @@ FramesRange = Annotated[
         help="Frames per clip: 12, or 1:64 for a dynamic axis (default: all); plans MIN:OPT:MAX.",
     ),
 ]
+FramesOfLibrary = Annotated[
+    int | None,
+    typer.Option(metavar="T", min=1, max=64, help="Frames per clip (default: the library's)."),
+]
+BatchOfLibrary = Annotated[
+    int | None,
+    typer.Option(
+        metavar="B", min=1, max=64, help="Clips per call of the network (default: the library's)."
+    ),
+]
+DecoderOfLibrary = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="auto (PyAV), pyav, decord, decord-as-is (default: the library's)."
+    ),
+]
 BatchEach = Annotated[
     str,
     typer.Option(metavar="B,...", help="Clips per call of the network: all of these are tried."),
@@ -245,8 +270,9 @@ FORMS = {
     "--videos": (VideosOfNames, VideosOrList, VideosIfAny),
     "--engine": (Engine, EngineEach),
     "--precision": (Precision, PrecisionEach, PrecisionWritten, PrecisionOf8Bits),
-    "--frames": (Frames, FramesEach, FramesRange),
-    "--batch": (Batch, BatchEach, BatchRange),
+    "--frames": (Frames, FramesEach, FramesRange, FramesOfLibrary),
+    "--batch": (Batch, BatchEach, BatchRange, BatchOfLibrary),
+    "--decoder": (Decoder, DecoderOfLibrary),
 }
 
 

@@ -16,6 +16,7 @@ from stan_infer.cli.options import (
     Device,
     Engine,
     Json,
+    LibraryFolder,
     Locked,
     Precision,
     Provider,
@@ -40,9 +41,7 @@ _COLUMNS = ["rank", "score", "video", "start_s", "end_s"]
 
 def search(
     context: typer.Context,
-    library: Annotated[
-        Path, typer.Argument(metavar="LIBRARY", help="Folder that `embed -o LIBRARY` made.")
-    ],
+    library: LibraryFolder,
     query: Annotated[
         list[str] | None,
         typer.Argument(metavar="TEXT", help="What is searched for; see --text for weights."),

@@ -41,6 +41,11 @@ SCHEMA = (
 _MAX_VALUE = 2**20  # bytes of one value: paths and reasons are shorter
 
 
+def is_library(folder: Path) -> bool:
+    """Whether a folder says that it is a library."""
+    return os.path.lexists(folder / PASSPORT)
+
+
 def connect(folder: Path, *, write: bool = False) -> sqlite3.Connection:
     """Open the database, which may be a stranger's, and check that it has our tables alone."""
     path = folder / ROWS

@@ -10,25 +10,26 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
+from stan_infer.checkpoints.hub import located
 from stan_infer.engines.opened import Source, opened, path_of
 from stan_infer.engines.session import Session
 from stan_infer.errors import InputError
 from stan_infer.library import passport as pass_
-from stan_infer.library.database import FILES, PASSPORT, VECTORS
+from stan_infer.library.asked import check_ways, tell_unlike
 from stan_infer.library.embed import EmbedOptions, Reading, embed_batches
 from stan_infer.library.files import HASHERS, hashed, listed, seen
 from stan_infer.library.levels import Level, normalised
-from stan_infer.library.library import is_library
-from stan_infer.library.model_files import model_hashes
-from stan_infer.library.store import File, Part, Store, locked, sync_folder
-from stan_infer.library.store import new_store as new_files
-from stan_infer.system.atomic import check_apart, check_not_inside, files_of, new_file
+from stan_infer.library.model_files import model_source
+from stan_infer.library.place import check_place, is_library, locked
+from stan_infer.library.store import File, Part, Store, new_store
+from stan_infer.system.atomic import files_of
 from stan_infer.system.json_file import json_line
 from stan_infer.system.result import Progress, Result, Say, divided, no_progress, silent
 from stan_infer.video.decode_worker import early_workers
@@ -134,27 +135,38 @@ def embed_library(
     folder, given = Path(out), [Path(os.path.abspath(v)) for v in videos]
     if not given:
         raise InputError("nothing to embed: give videos, folders of videos, or lists (.txt)")
-    name = path_of(source)
     paths = list(dict.fromkeys(listed(given)))
-    _check_place(folder, files_of(name) if name else [])
+    files = Files(paths, given)
+    tell: Any = {"say": say, "progress": progress, "words": words}
+    return embed_files(located(source), files, folder, wanted, how, **tell)
+
+
+class Files(NamedTuple):
+    """Absolute paths of videos, once each. given: those of the folders among these are all there
+    is; what is known of them and gone is marked.
+    """
+
+    paths: list[Path]
+    given: Sequence[Path] = ()
+
+
+def embed_files(
+    source: Source,
+    files: Files,
+    folder: Path,
+    wanted: LibraryOptions,
+    how: EmbedOptions,
+    *,
+    words: Mapping[str, Any] = MappingProxyType({}),
+    say: Say = silent,
+    progress: Progress = no_progress,
+) -> EmbeddedLibrary:
+    """As embed_library, of files that were found. words: for open_session."""
+    name = path_of(source)
+    check_place(folder, files_of(name) if name else [])
     with locked(folder), ThreadPoolExecutor(HASHERS) as threads:
-        return _Run(folder, wanted, how, say, threads).run(source, words, given, paths, progress)
-
-
-def _check_place(folder: Path, sources: list[Path]) -> None:
-    """Raise InputError where a library cannot be or be made."""
-    check_not_inside(folder)
-    if not is_library(folder):
-        check_apart(folder, sources)
-        if os.path.lexists(folder) and not folder.is_dir():
-            raise InputError(f"library {folder} is a file; give the name of a folder")
-        others = set(os.listdir(folder)) - FILES if folder.is_dir() else set()
-        filled = (folder / VECTORS).exists() and (folder / VECTORS).stat().st_size
-        if others or filled:
-            raise InputError(
-                f"folder {folder} is not empty and not a library: it holds "
-                f"{min(others) if others else VECTORS} and no {PASSPORT}; give a new folder"
-            )
+        run = _Run(folder, wanted, how, say, threads)
+        return run.run(source, dict(words), files, progress)
 
 
 class _Run:
@@ -179,27 +191,29 @@ class _Run:
         self,
         source: Source,
         words: dict[str, Any],
-        given: list[Path],
-        paths: list[Path],
+        files: Files,
         progress: Progress,
     ) -> EmbeddedLibrary:
-        """Embed what is new of `paths`, which are in `given`. words: for open_session."""
+        """Embed what is new of `files`. words: for open_session."""
+        paths = files.paths
         name = path_of(source)
         with ExitStack() as stack:
             store, todo = None, paths
             if is_library(self.folder):
                 store = stack.enter_context(self._store())
-                todo = self.look(store, given, paths)
+                todo = self.look(store, files)
                 if not todo:
+                    passport, decoder = pass_.read_passport(self.folder), self.wanted.decoder
+                    tell_unlike(self.folder, passport, source, words, decoder, self.say)
                     return self.result(store, paths, None, {})
             # Workers start, files are hashed and the model is opened at the same time.
             stack.enter_context(early_workers(self.how.workers, len(todo)))
-            hashes = self._threads.submit(lambda: {} if name is None else model_hashes(name))
+            hashes = self._threads.submit(model_source, name, {})
             session = stack.enter_context(opened(source, words, yielding=True))
             spec = ClipSpec.of(
                 session.config, frames=self.wanted.frames, decoder=self.wanted.decoder
             )
-            compared = self.check_stack(store, session, spec, name, hashes.result())
+            compared = self.check_stack(store, session, spec, hashes.result())
             store = store or stack.enter_context(self._store())
             with progress("embedding", len(todo)) as step:
                 self.embed(store, session, spec, todo, step)
@@ -208,19 +222,16 @@ class _Run:
     def _store(self) -> Store:
         """The files of the library; InputError where it was made in another way than is wanted."""
         passport = pass_.read_passport(self.folder)
-        old = pass_.ways(passport["batch"], passport["windows"])
-        new = pass_.ways(self.how.batch, self.wanted.windows)
-        if old != new:
-            raise InputError(
-                f"library {self.folder} was made with {old}, this run has {new}: give the same, or "
-                "embed into a new library"
-            )
+        self._check_ways(passport, self.wanted.frames)
         return Store(self.folder, passport["width"])
 
-    def look(self, store: Store, given: list[Path], paths: list[Path]) -> list[Path]:
+    def _check_ways(self, passport: pass_.Passport, frames: int | None) -> None:
+        check_ways(self.folder, passport, self.how.batch, self.wanted.windows, frames)
+
+    def look(self, store: Store, files: Files) -> list[Path]:
         """Mark files that are gone; return those that are new, changed, or to be tried again."""
-        here = set(paths)
-        folders = [folder for folder in given if folder.is_dir()]
+        paths, here = files.paths, set(files.paths)
+        folders = [folder for folder in files.given if folder.is_dir()]
         gone = [p for folder in folders for p in store.below(folder) if p not in here]
         store.mark_gone(gone)
         self._counts["gone"] = len(gone)
@@ -250,22 +261,17 @@ class _Run:
         store: Store | None,
         session: Session,
         spec: ClipSpec,
-        name: str | None,
-        hashes: dict[str, str],
+        hashes: dict[str, Any],
     ) -> pass_.Comparison | None:
         """Make a new library, or compare the model with what made the one that is there."""
-        facts = pass_.facts_of(session, name, hashes, spec)
+        facts = pass_.facts_of(session, hashes, spec)
         canaries = pass_.seen_canaries(session, spec, self.how.timeout_s)
         made = pass_.new_passport(facts, canaries, self.how.batch, self.wanted.windows)
         if store is None:
-            new_files(self.folder)
-            with new_file(self.folder / PASSPORT) as file:
-                file.write_text(json_line(made) + "\n")
-                with file.open("rb") as written:
-                    os.fsync(written.fileno())
-            sync_folder(self.folder)
+            new_store(self.folder, json_line(made))
             return None
         old = pass_.read_passport(self.folder)
+        self._check_ways(old, spec.frames)
         compared = pass_.compare(old, facts, canaries, store.vectors(_SAMPLE))
         compared.check(pass_.MIXED, self.folder, "adding rows")
         if not compared.same:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,10 +22,11 @@ from stan_infer.library.database import (
     connect,
     errors_named,
     failures,
+    is_library,
     mapped,
     path_of,
 )
-from stan_infer.library.model_files import model_hashes
+from stan_infer.library.model_files import model_source
 from stan_infer.library.passport import (
     Comparison,
     Passport,
@@ -87,11 +87,14 @@ class Library(Result):
         `compare(session).check(passport.SEARCHED, library.path, "searching")` refuses a session
         whose vectors are too far away. The decoder and the frames are those of the library.
         """
-        name = name_of(session)
         spec = library_spec(self, session)
-        now = facts_of(session, name, {} if name is None else model_hashes(name), spec)
+        now = facts_of(session, model_source(name_of(session), {}), spec)
         canaries = seen_canaries(session, spec, timeout_s)
-        return compare(self.passport, now, canaries, self.vectors[:_SAMPLE])
+        return compare(self.passport, now, canaries, self.sample())
+
+    def sample(self) -> NDArray[np.float32]:
+        """The first vectors [R, E], among which neighbours of the canary clips are looked for."""
+        return self.vectors[:_SAMPLE]
 
     def search(
         self,
@@ -212,11 +215,6 @@ def open_library(path: str | Path) -> Library:
         failed=failed,
         passport=passport,
     )
-
-
-def is_library(folder: Path) -> bool:
-    """Whether a folder says that it is a library."""
-    return os.path.lexists(folder / PASSPORT)
 
 
 def _rows(db: Any, folder: Path) -> Iterator[tuple[int, tuple[str, ...], float, float]]:

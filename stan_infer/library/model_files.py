@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from stan_infer.artefacts.calibration_file import CALIBRATION
 from stan_infer.artefacts.folder import MANIFEST, read_artefact, sha256
 from stan_infer.checkpoints.weights_folder import is_exported, weights_files
 
@@ -50,6 +51,21 @@ def model_source(source: str | None, settings: Mapping[str, Any]) -> dict[str, A
     text = json.dumps([what, dict(settings)], sort_keys=True)
     model = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
     return {"model": model, "sha256": hashes, "checkpoint_sha256": checkpoint}
+
+
+def chosen_weights(options: Mapping[str, Any]) -> dict[str, str | None]:
+    """What was chosen of a model's files: "set", by name, and the hash of "scales" for fp8.
+
+    options: of open_session.
+    """
+    scales: Any = options.get("scales")
+    if (calibration := options.get("calibration")) is not None:
+        file = Path(calibration)
+        scales = sha256(file / CALIBRATION if file.is_dir() else file)
+    elif scales is not None:
+        text = json.dumps(dict(scales), sort_keys=True)
+        scales = hashlib.sha256(text.encode()).hexdigest()
+    return {"set": (options.get("settings") or {}).get("weights"), "scales": scales}
 
 
 def _folder_of(source: str) -> Path | None:

@@ -25,10 +25,12 @@ from numpy.typing import NDArray
 
 import stan_infer
 from stan_infer.engines.inputs import as_numpy
+from stan_infer.engines.opened import path_of
 from stan_infer.engines.session import Session
 from stan_infer.errors import CheckError, InputError, storable
 from stan_infer.library.database import MAX_WIDTH, PASSPORT, check_own
 from stan_infer.library.levels import Level, normalised
+from stan_infer.library.model_files import chosen_weights
 from stan_infer.library.reading import reading_facts
 from stan_infer.system.json_file import checked, plain, read_object
 from stan_infer.system.result import Result
@@ -47,6 +49,7 @@ _MAX_BYTES = 16 * 2**20
 _SCHEMA = "stan-infer/library/1"
 # What a run may change without changing a vector.
 _FREE = {"threads", "cuda_graphs"}
+_NAME = "checkpoint"  # the fact that is shown and not compared: files are told by their hashes
 
 _Hash = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
@@ -97,11 +100,18 @@ class Comparison(Result):
 
     def summary(self) -> str:
         """What differs, and how far the vectors are apart."""
-        parts = [f"{k} {_short(a)} -> {_short(b)}" for k, (a, b) in list(self.changed.items())[:6]]
-        parts += [f"other pixels of {len(self.pixels)} canary clips"] if self.pixels else []
         ranks = "" if self.neighbours is None else f", {self.neighbours:.0%} of near rows stay"
-        what = "; ".join(parts) or "nothing that is known has changed"
+        what = self.differences()
         return f"smallest cosine of the canary clips {self.cosine:.6f}{ranks} ({what})"
+
+    def differences(self) -> str:
+        """The facts that differ, the first of them where they are many."""
+        shown = list(self.changed.items())[:6]
+        parts = [f"{k} {_short(a)} -> {_short(b)}" for k, (a, b) in shown]
+        more = len(self.changed) - len(shown)
+        parts += [f"and {more} more"] if more else []
+        parts += [f"other pixels of {len(self.pixels)} canary clips"] if self.pixels else []
+        return "; ".join(parts) or "nothing that is known has changed"
 
     def check(self, bound: float, folder: Path, purpose: str) -> None:
         """Raise CheckError where a canary's cosine is below `bound`."""
@@ -112,23 +122,31 @@ class Comparison(Result):
             )
 
 
-def facts_of(
-    session: Session, name: str | None, hashes: Mapping[str, str], spec: ClipSpec
-) -> dict[str, Any]:
+def facts_of(session: Session, source: Mapping[str, Any], spec: ClipSpec) -> dict[str, Any]:
     """What is known of a stack, as JSON types with one level: "engine.precision" and so on.
 
-    name, hashes: of the checkpoint or folder. What does not change a vector is left out.
+    source: what model_files.model_source says of the session's files without settings. What does
+    not change a vector is left out.
     """
     groups: dict[str, Mapping[str, Any]] = {
-        "weights": {storable(file): value for file, value in hashes.items()},
+        "weights": {
+            **{key: source[key] for key in ("model", "checkpoint_sha256")},
+            **chosen_weights(session.options),
+        },
         "config": session.config.to_dict(),
         "engine": {k: v for k, v in session.describe().items() if k not in _FREE},
         "reading": reading_facts(spec),
     }
     flat = {f"{g}.{k}": plain(v) for g, values in groups.items() for k, v in values.items()}
-    flat["checkpoint"] = storable(Path(name or "").name)
+    flat[_NAME] = storable(Path(path_of(session) or "").name)
     flat["stan_infer"] = stan_infer.__version__
     return flat
+
+
+def changed_facts(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Names of facts that differ -> [old, new]; the name of a file tells nothing of its content."""
+    keys = sorted({*old, *new} - {_NAME})
+    return {k: [old.get(k), new.get(k)] for k in keys if old.get(k) != new.get(k)}
 
 
 def seen_canaries(session: Session, spec: ClipSpec, timeout_s: float) -> list[Canary]:
@@ -172,16 +190,6 @@ def new_passport(
     )
 
 
-def ways(batch: int, windows: Windows | dict[str, Any] | None) -> str:
-    """How the work of a library is divided, in words; it is the same in all runs."""
-    told = dataclasses.asdict(windows) if isinstance(windows, Windows) else windows
-    if told is None:
-        return f"--batch {batch} and whole videos"
-    stride = told.get("stride")
-    end = "" if stride is None else f":{_short(stride)}"
-    return f"--batch {batch} and --windows {_short(told.get('seconds'))}{end}"
-
-
 def read_passport(folder: Path) -> Passport:
     """Read and check the passport of a library; InputError where it is none."""
     path = folder / PASSPORT
@@ -220,14 +228,9 @@ def compare(
     widths = passport["width"], len(canaries[0]["vector"])
     if widths[0] != widths[1]:
         raise CheckError(f"the library's vectors have {widths[0]} numbers, the model's {widths[1]}")
-    changed = {
-        k: [passport["facts"].get(k), facts.get(k)]
-        for k in sorted({*passport["facts"], *facts})
-        if passport["facts"].get(k) != facts.get(k)
-    }
     a, b = (np.array([side[k]["vector"] for k in sorted(old)]) for side in (old, new))
     return Comparison(
-        changed=changed,
+        changed=changed_facts(passport["facts"], facts),
         pixels=tuple(k for k in sorted(old) if old[k]["pixels"] != new[k]["pixels"]),
         cosine=float((a * b).sum(1).min()),
         neighbours=_neighbours(a, b, vectors),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from stan_infer.engines.opened import path_of
 from stan_infer.engines.session import Session
 from stan_infer.errors import InputError, printable
-from stan_infer.library.model_files import model_hashes, model_source
+from stan_infer.library.model_files import chosen_weights, model_source
 from stan_infer.library.passport import SEARCHED, Comparison, Passport
 from stan_infer.system.json_file import plain
 from stan_infer.system.result import Say
@@ -61,7 +62,7 @@ def find_model(library: Made) -> Path:
     places = [Path(name), library.path.absolute().parent / name]
     there = [place for place in places if os.path.lexists(place)]
     for place in there:
-        if set(model_hashes(str(place)).values()) == _weights(library):
+        if _same_files(library, model_source(str(place), {})):
             return place
     if there:
         raise InputError(
@@ -112,18 +113,21 @@ def _words(engine: list[Any]) -> str:
     return f"{name} in {precision} on {device}"
 
 
-def _weights(library: Made) -> set[Any]:
+def _same_files(library: Made, source: Mapping[str, Any]) -> bool:
+    """Whether files are those of the library's model, by what model_source says of them.
+
+    Also a folder that was exported from its checkpoint, or the checkpoint of its folder.
+    """
     facts = library.passport["facts"]
-    return {value for key, value in facts.items() if key.startswith("weights.")}
+    keys = ("model", "checkpoint_sha256")
+    return any(
+        source[key] is not None and source[key] == facts.get(f"weights.{key}") for key in keys
+    )
 
 
 def _same_weights(library: Made, session: Session) -> bool:
-    """Whether the files are the same, or a folder was exported from the library's checkpoint."""
-    name, old = path_of(session), _weights(library)
-    if name is None or not old:
-        return False
-    source = model_source(name, {})
-    return old in ({*source["sha256"].values()}, {source["checkpoint_sha256"]})
+    chosen = chosen_weights(session.options)["set"] == library.passport["facts"].get("weights.set")
+    return chosen and _same_files(library, model_source(path_of(session), {}))
 
 
 def _same_config(library: Made, session: Session) -> bool:

@@ -21,33 +21,26 @@ import os
 import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stan_infer.errors import InputError, storable
+from stan_infer.errors import storable
 from stan_infer.library.database import (
-    FILES,
-    LOCK,
     PASSPORT,
     ROWS,
     SCHEMA,
     VECTORS,
-    check_own,
     committed,
     connect,
     errors_named,
     failures,
     mapped,
 )
-
-try:
-    import fcntl
-except ImportError:  # Windows: two runs at once are not noticed
-    fcntl = None  # type: ignore[assignment]
+from stan_infer.system.temporary import workplace
 
 
 class File(NamedTuple):
@@ -69,7 +62,7 @@ class Part(NamedTuple):
 
 
 class Store:
-    """The files of a library, open for writing; use it inside `locked`."""
+    """The files of a library, open for writing; use it inside `place.locked`."""
 
     def __init__(self, folder: Path, width: int) -> None:
         """Open what `new_store` made; what the last run did not commit is cut off.
@@ -218,14 +211,14 @@ class Store:
             return self._db.execute(statement, values)
 
 
-def new_store(folder: Path) -> None:
-    """Make the files of an empty library, without its passport, in a folder that is there."""
-    with errors_named(folder):
-        (folder / VECTORS).touch()
-        # A run that was stopped here left a database without a row.
-        for name in (ROWS, f"{ROWS}-wal", f"{ROWS}-shm"):
-            (folder / name).unlink(missing_ok=True)
-        db = sqlite3.connect(folder / ROWS, isolation_level=None)
+def new_store(folder: Path, passport: str) -> None:
+    """Make the files of an empty library in a folder that is there; passport: a line of JSON.
+
+    They are made in a temporary folder and get their names whole, the passport last: before it has
+    its name there is no library, and the next run begins anew.
+    """
+    with errors_named(folder), workplace(folder) as work:
+        db = sqlite3.connect(work / ROWS, isolation_level=None)
         try:
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("BEGIN")
@@ -235,9 +228,19 @@ def new_store(folder: Path) -> None:
             db.execute("COMMIT")
         finally:
             db.close()
+        with (work / PASSPORT).open("w", encoding="utf-8") as file:
+            file.write(passport + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        (folder / VECTORS).touch()
+        for name in (f"{ROWS}-wal", f"{ROWS}-shm"):
+            (folder / name).unlink(missing_ok=True)
+        for name in (ROWS, PASSPORT):
+            os.replace(work / name, folder / name)
+        _sync_folder(folder)
 
 
-def sync_folder(folder: Path) -> None:
+def _sync_folder(folder: Path) -> None:
     """Make the names in a folder durable, where the system can."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
@@ -245,55 +248,6 @@ def sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Make the folder if needed and let no other run write to it in this block.
-
-    The system frees the lock when the process ends in any way. A folder that holds no library at
-    the end is removed with what is ours in it. Raises InputError where another run has the lock.
-    """
-    with errors_named(folder):
-        made = [p for p in (folder, *folder.parents) if not p.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
-    lock = _lock(folder)
-    try:
-        yield
-    finally:
-        if not os.path.lexists(folder / PASSPORT):
-            with suppress(OSError):
-                for name in FILES:
-                    (folder / name).unlink(missing_ok=True)
-                for path in made:
-                    path.rmdir()
-        os.close(lock)
-
-
-def _lock(folder: Path) -> int:
-    path = folder / LOCK
-    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-    with errors_named(folder):
-        while True:
-            if os.path.lexists(path):
-                check_own(path, True)
-            lock = os.open(path, flags, 0o644)
-            if fcntl is None:
-                return lock
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.path.samestat(os.fstat(lock), os.stat(path)):
-                    return lock
-            except BlockingIOError as e:
-                os.close(lock)
-                raise InputError(
-                    f"another run is writing to library {folder}: wait until it has ended, or stop"
-                    " it"
-                ) from e
-            except OSError:
-                os.close(lock)
-                raise
-            os.close(lock)  # another run has just removed it
 
 
 def _open_own(path: Path) -> IO[bytes]:

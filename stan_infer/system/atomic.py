@@ -351,6 +351,12 @@ def _exchange(new: Path, place: Path, aside: Path) -> None:
     os.rename(aside, new)  # so that it is never put back, even if it is half removed
 
 
+def exchange(new: Path, place: Path) -> None:
+    """Exchange the names of two folders that lie beside each other, in one step where it can be."""
+    with _errors_named(place):
+        _exchange(new, place, new.with_name(f"{new.name}.{ASIDE}"))
+
+
 def _rename_exchange(a: Path, b: Path) -> bool:
     """Exchange two names in one step; False where the system or the file system cannot."""
     if sys.platform != "linux":

@@ -18,13 +18,16 @@ from tests.conftest import python
 # Where a command leaves out what it could have had: none may be added here without a reason.
 HAVE = {
     "--json": {"inspect", "run", "embed", "eval", "export", "calibrate", "verify", "convert"}
-    | {"bench", "doctor", "search"},
-    "--threads": {"run", "embed", "eval", "export", "verify", "bench", "calibrate", "search"},
-    "--workers": {"run", "embed", "eval", "calibrate"},
-    "--batch": {"run", "embed", "eval", "export", "bench"},
-    "--precision": {"run", "embed", "search", "eval", "export", "calibrate", "bench"},
-    "--frames": {"run", "embed", "eval", "export", "verify", "bench", "inspect"},
-    "--device": {"run", "embed", "search", "eval", "bench"},
+    | {"bench", "doctor", "search", "library inspect", "library verify", "library migrate"},
+    "--threads": {"run", "embed", "eval", "export", "verify", "bench", "calibrate", "search"}
+    | {"library verify", "library migrate"},
+    "--workers": {"run", "embed", "eval", "calibrate", "library migrate"},
+    "--batch": {"run", "embed", "eval", "export", "bench", "library migrate"},
+    "--precision": {"run", "embed", "search", "eval", "export", "calibrate", "bench"}
+    | {"library verify", "library migrate"},
+    "--frames": {"run", "embed", "eval", "export", "verify", "bench", "inspect"}
+    | {"library migrate"},
+    "--device": {"run", "embed", "search", "eval", "bench", "library verify", "library migrate"},
     "--template": {"run", "search", "eval", "export"},
 }
 OF_FILES = {"--out", "--compare"}  # the kind of file is another in each command; metavars say it
@@ -33,7 +36,8 @@ OF_FILES = {"--out", "--compare"}  # the kind of file is another in each command
 def commands():
     """Every command by name: its function and its parameters' (declared names, info, default)."""
     found = {}
-    for command in app.registered_commands:
+    groups = [(f"{g.typer_instance.info.name} ", g.typer_instance) for g in app.registered_groups]
+    for of, command in [(of, c) for of, a in [("", app), *groups] for c in a.registered_commands]:
         hints = typing.get_type_hints(command.callback, include_extras=True)
         parameters = []
         for name, parameter in inspect.signature(command.callback).parameters.items():
@@ -43,7 +47,7 @@ def commands():
             if type(info).__name__ == "OptionInfo":
                 declared = info.param_decls or (f"--{name.replace('_', '-')}",)
                 parameters.append((declared, hints[name], parameter.default))
-        found[command.callback.__name__] = parameters
+        found[of + command.callback.__name__] = parameters
     return found
 
 
@@ -106,7 +110,7 @@ def test_summaries_are_whole_sentences_at_80_columns():
     done = python("-m", "stan_infer", "--help", env={**os.environ, "COLUMNS": "80"})
     part = done.stdout.partition("Commands:")[2].partition("Exit codes")[0]
     lines = re.findall(r"^  (\w+) +(.*)$", part, re.MULTILINE)
-    assert {name for name, _ in lines} == set(commands())
+    assert {name for name, _ in lines} == {name.partition(" ")[0] for name in commands()}
     assert all(text.endswith(".") and not text.endswith("...") for _, text in lines), lines
     assert "--install-completion" in done.stdout
 
@@ -117,7 +121,8 @@ def test_helps_are_read_at_any_width(columns, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(columns))
     program = get_command(app)
     widest = 0
-    for name, command in program.commands.items():
+    groups = [c for c in program.commands.values() if hasattr(c, "commands")]
+    for name, command in [pair for p in (program, *groups) for pair in p.commands.items()]:
         with command.make_context(name, ["--help"], resilient_parsing=True, parent=None) as context:
             context.max_content_width = HELP_WIDTH
             text = command.get_help(context)

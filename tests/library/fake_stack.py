@@ -6,6 +6,7 @@ python -m tests.library.fake_stack LIBRARY FILE|FOLDER ... [--option value ...]
 import json
 import os
 import resource
+import signal
 import sys
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from stan_infer.engines.session import Session
 from stan_infer.errors import StanError
 from stan_infer.library import embed_library
+from stan_infer.library.migrate_library import migrate_library
 from tests.conftest import tiny_config
 
 
@@ -34,7 +36,8 @@ class FakeSession(Session):
     def _video(self, video):
         pixels = video[..., ::-1] if self._flip else video
         scaled = (pixels - np.float32(self._config.mean)) / np.float32(self._config.std)
-        found = scaled.reshape(len(video), -1).astype(np.float32) @ self._weights
+        flat = scaled.reshape(len(video), -1).astype(np.float32)
+        found = flat @ self._weights[: flat.shape[1]]
         return np.round(found / self._round_to) * self._round_to if self._round_to else found
 
     def _text(self, texts):
@@ -42,6 +45,20 @@ class FakeSession(Session):
 
     def _free(self):
         pass
+
+
+def killed_at(step, folder):
+    """An audit hook that kills this process before the step that is the n-th on the folder."""
+    left = step
+
+    def hook(name, args):
+        nonlocal left
+        if name.startswith(("open", "os.", "sqlite3.connect")) and folder in str(args):
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    return hook
 
 
 def main(library, *words):
@@ -53,8 +70,14 @@ def main(library, *words):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     if options.pop("hold", False):
         sys.stdin.readline()
+    if step := options.pop("step", None):
+        sys.addaudithook(killed_at(step, options.pop("at", os.path.abspath(library))))
+    seed = options.pop("migrate", None)
     try:
-        done = embed_library.embed_library(FakeSession(), words[:split], library, **options)
+        if seed is None:
+            done = embed_library.embed_library(FakeSession(), words[:split], library, **options)
+        else:
+            done = migrate_library(library, FakeSession(seed=seed), **options)
     except StanError as e:
         print(f"error: {e}", file=sys.stderr)
         sys.exit(e.exit_code)

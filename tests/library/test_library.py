@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sqlite3
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from stan_infer.library.database import PASSPORT, ROWS, VECTORS
 from stan_infer.library.embed_library import embed_library
 from stan_infer.library.levels import normalised
 from stan_infer.library.library import open_library
-from stan_infer.library.store import locked
+from stan_infer.library.place import locked
 from stan_infer.system.json_file import json_line
 from stan_infer.video.windows import Windows
 from tests.library.fake_stack import FakeSession
@@ -192,12 +193,13 @@ def test_windows_are_rows_with_times(made, tmp_path, batch):
     np.testing.assert_allclose(library.start, [0, 0.5, 1, 1.4, 0], atol=1e-6)
     np.testing.assert_allclose(library.end[:4], [1, 1.5, 2, 2.4], atol=1e-6)
     assert counts(run(tmp_path, windows=parts, batch=batch)) == {"rows": 5, "unchanged": 2 + 1}
-    with pytest.raises(si.InputError, match="made with --batch .* and --windows 1.0:0.5, this run"):
+    with pytest.raises(si.InputError, match=r"made with --batch \d, --windows 1.0:0.5, this run"):
         run(tmp_path, batch=batch)
 
 
 def test_two_runs_at_once_are_refused(place):
-    with locked(place / "library"), pytest.raises(si.InputError, match="another run is writing"):
+    words = rf"another run \(process {os.getpid()} on .+\) is writing to library"
+    with locked(place / "library"), pytest.raises(si.InputError, match=words):
         run(place)
     assert open_library(place / "library").ids.size == 5
     run(place)
@@ -215,6 +217,32 @@ def test_what_is_not_a_library_is_left_alone(place, tmp_path):
     assert os.listdir(tmp_path / "full") == ["mine"]
     with pytest.raises(si.InputError, match="is not a library"):
         open_library(tmp_path / "full")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_a_place_where_nothing_can_be_made_is_named(place):
+    with pytest.raises(si.InputError, match="cannot make library /proc/lib: .*another place"):
+        embed_library(FakeSession(), [place / "videos"], "/proc/lib", workers=1)
+
+
+def test_a_lock_of_a_stranger_is_not_believed(place):
+    """What it says is not shown, and nothing is written through a link."""
+    lock = place / "library" / "lock"
+    with locked(place / "library"):
+        lock.write_bytes(b"process 1 on \x1b[31m" + b"x" * 9999)
+        with pytest.raises(si.InputError, match="another run is writing"):
+            run(place)
+    (place / "mine").write_text("mine")
+    for link in (lock.symlink_to, lock.hardlink_to):
+        lock.unlink()
+        link(place / "mine")
+        with pytest.raises(si.InputError, match="is a link"):
+            run(place)
+    lock.unlink()
+    os.mkfifo(lock)
+    with pytest.raises(si.InputError, match="a device"):
+        run(place)
+    assert (place / "mine").read_text() == "mine"
 
 
 def test_a_run_that_cannot_begin_leaves_nothing(place, monkeypatch):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,10 +12,15 @@ from stan_infer.library import passport, reading
 from stan_infer.library.database import PASSPORT
 from stan_infer.library.embed_library import embed_library
 from stan_infer.library.library import open_library
+from stan_infer.library.model_files import model_source
 from stan_infer.video import clip, resize
-from tests.conftest import edit_json, tiny_config
+from stan_infer.video.spec import ClipSpec
+from tests.conftest import ROOT, edit_json, flip, tiny_config, zero_weight
+from tests.exported import exported, rewrite
 from tests.library.fake_stack import FakeSession
 from tests.video.broken_videos import make_clip
+
+MOTION = ROOT / "examples" / "motion" / "motion.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +99,48 @@ def test_a_width_that_differs_is_said(library):
         library.compare(config(embed_dim=16))
 
 
+def test_a_model_is_told_by_its_content(tmp_path, tiny_model):
+    """A re-export and another name are the same model; other weights or precision are not."""
+    for name in ("made", "again", "zeroed"):
+        shutil.copytree(exported(tiny_model), tmp_path / name)
+    rewrite(tmp_path / "again", lambda manifest: manifest.update(command="export -o again"))
+    zero_weight(tmp_path / "zeroed" / "video.onnx", "video/branch/layer1/spatial/mlp/fc1/bias")
+    rewrite(tmp_path / "zeroed")
+    shutil.copytree(exported(tiny_model, precision="fp16"), tmp_path / "half")
+    made, again, zeroed, half = (
+        stack_of(tmp_path / name) for name in ("made", "again", "zeroed", "half")
+    )
+    assert (tmp_path / "made" / "manifest.json").read_text() != (
+        tmp_path / "again" / "manifest.json"
+    ).read_text()
+    assert not passport.changed_facts(made, again) and made["checkpoint"] != again["checkpoint"]
+    assert set(passport.changed_facts(made, zeroed)) == {"weights.model"}
+    assert {"weights.model", "engine.precision"} <= set(passport.changed_facts(made, half))
+
+
+def test_a_checkpoint_is_told_by_its_content(tmp_path):
+    shutil.copy(MOTION, tmp_path / "renamed.safetensors")
+    own, renamed = (model_source(str(p), {}) for p in (MOTION, tmp_path / "renamed.safetensors"))
+    assert own["model"] == renamed["model"] and own["checkpoint_sha256"]
+    flip(tmp_path / "renamed.safetensors")
+    assert model_source(str(tmp_path / "renamed.safetensors"), {})["model"] != own["model"]
+
+
+def stack_of(folder):
+    with si.open_session(folder) as session:
+        return passport.facts_of(
+            session, model_source(str(folder), {}), ClipSpec.of(session.config)
+        )
+
+
+def test_which_of_several_weights_is_a_fact():
+    session = FakeSession()
+    session.reopened_by(None, None, None, {"settings": {"weights": "ema"}}, None)
+    source = {"model": "x", "checkpoint_sha256": None}
+    facts = passport.facts_of(session, source, ClipSpec.of(session.config))
+    assert facts["weights.set"] == "ema" and facts["weights.scales"] is None
+
+
 def test_rows_of_another_model_are_not_added(place):
     make_clip(place / "videos" / "new.mp4", frames=20, size=(32, 48))
     try:
@@ -136,3 +184,65 @@ def test_facts_are_shown_in_one_line(library):
     text = str(strange.compare(FakeSession()))
     assert text.isprintable() and len(text) < 2000
     assert json.dumps(strange.compare(FakeSession()).to_dict())
+
+
+def nothing_new(place, session=None, source=None, **options):
+    """What is said by a run that has nothing to embed."""
+    said = []
+    given = {"workers": 1} | options
+    done = embed_library(
+        source or session or FakeSession(), [place / "videos"], place / "library",
+        say=said.append, **given,
+    )  # fmt: skip
+    assert done.unchanged == 3 and done.stack is None
+    return said
+
+
+def test_options_are_compared_where_nothing_is_new(place, tmp_path):
+    assert nothing_new(place) == []
+    (said,) = nothing_new(place, FakeSession(precision="fp16"))
+    assert "engine.precision 'fp32' -> 'fp16'" in said and "were not used" in said
+    (said,) = nothing_new(place, decoder="decord")
+    assert "reading.decoder 'pyav" in said
+    words = {"engine": "ort", "device": "cuda", "precision": "bf16", "provider": "cuda-graph"}
+    shutil.copy(MOTION, tmp_path / "other.safetensors")
+    (said,) = nothing_new(place, source=tmp_path / "other.safetensors", **words)
+    for name in ("weights.model", *(f"engine.{word}" for word in words)):
+        assert f"{name} " in said, said
+    (said,) = nothing_new(
+        place, source=MOTION, settings={"weights": "ema", "frames": 3}, device="cpu",
+        precision="fp32", engine="eager",
+    )  # fmt: skip
+    assert "config.frames 6 -> 3" in said and "weights.set None -> 'ema'" in said
+    assert "engine.device" not in said and "engine.precision" not in said
+    for options, words in (
+        ({"frames": 5}, "made with --batch 1, whole videos, --frames 6, this run has .*frames 5"),
+        ({"batch": 3}, "made with --batch 1, whole videos, this run has --batch 3"),
+        ({"source": MOTION, "engine": "eagr"}, "eagr.*eager"),
+        ({"source": tmp_path / "absent.pt"}, "absent.pt: no such checkpoint"),
+    ):
+        with pytest.raises(si.InputError, match=words):
+            nothing_new(place, **options)
+
+
+def test_another_decoder_is_said(place):
+    pytest.importorskip("decord")
+    make_clip(place / "videos" / "new.mp4", frames=20, size=(32, 48))
+    said = []
+    try:
+        done = embed_library(
+            FakeSession(), [place / "videos"], place / "library", workers=1, decoder="decord",
+            say=said.append,
+        )  # fmt: skip
+    finally:
+        (place / "videos" / "new.mp4").unlink()
+    assert set(done.stack.changed) == {"reading.decoder"} and "reading.decoder" in said[0]
+
+
+def test_other_frames_of_the_model_are_refused(place):
+    make_clip(place / "videos" / "new.mp4", frames=20, size=(32, 48))
+    try:
+        with pytest.raises(si.InputError, match="--frames 6, this run has .*--frames 3"):
+            embed_library(config(frames=3), [place / "videos"], place / "library", workers=1)
+    finally:
+        (place / "videos" / "new.mp4").unlink()

@@ -1,0 +1,251 @@
+"""Check all of a library and, if asked, its videos and a model: `stan-infer library verify`."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import sqlite3
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stan_infer.engines.opened import Source, opened
+from stan_infer.errors import CheckError, printable
+from stan_infer.library.database import VECTORS, connect, errors_named, path_of
+from stan_infer.library.files import HASHERS, hashed, seen
+from stan_infer.library.library import Library, open_library
+from stan_infer.library.passport import CANARIES, MIXED, SEARCHED, Comparison
+from stan_infer.system.result import Progress, Result, no_progress
+
+_CHUNK = 4096  # vectors that are read at once
+_SHOWN = 100  # problems that are kept in words
+_TOLERANCE = 1e-3  # of a vector's length
+
+_WRONG = {
+    "rows of no content": "SELECT count(*) FROM rows WHERE clip NOT IN (SELECT id FROM clips)",
+    "contents with neither rows nor an error": "SELECT count(*) FROM clips WHERE error IS NULL AND"
+    " id NOT IN (SELECT clip FROM rows)",
+    "contents without a SHA-256": "SELECT count(*) FROM clips WHERE typeof(sha256) != 'blob' OR"
+    " length(sha256) != 32",
+    "files with neither a SHA-256 nor an error": "SELECT count(*) FROM files WHERE sha256 IS NULL"
+    " AND error IS NULL",
+    "files whose path is not absolute": "SELECT count(*) FROM files WHERE typeof(path) != 'blob' OR"
+    " substr(path, 1, 1) != x'2f'",
+    "rows whose end is not behind their start": "SELECT count(*) FROM rows WHERE NOT"
+    " ((start_s IS NULL AND end_s IS NULL) OR (start_s >= 0 AND end_s >= start_s))",
+}
+
+
+@dataclasses.dataclass(frozen=True, repr=False, kw_only=True)
+class VerifiedLibrary(Result):
+    """What was found in a library.
+
+    Attributes:
+        path: the folder.
+        vectors: how many were read; files: how many were hashed again.
+        problems: what is wrong, the first 100 in words; count: how many there are.
+        notes: what is not wrong and may surprise.
+        stack: how the model compares with the passport; None: none was given.
+    """
+
+    path: Path
+    vectors: int
+    files: int
+    problems: tuple[str, ...]
+    count: int
+    notes: tuple[str, ...]
+    stack: Comparison | None
+
+    def summary(self) -> str:
+        """Whether it is whole."""
+        what = f"{self.count} problems" if self.count else "nothing wrong"
+        return f"{what} in {self.vectors} vectors of {self.path}"
+
+    def check(self) -> None:
+        """Raise CheckError where something is wrong."""
+        if self.count:
+            raise CheckError(
+                f"library {self.path} has {self.count} problems (the first: {self.problems[0]}): "
+                "take it from a backup, or embed into a new one"
+            )
+
+
+def verify_library(
+    path: str | Path,
+    source: Source | None = None,
+    *,
+    files: bool = False,
+    progress: Progress = no_progress,
+    timeout_s: float = 60.0,
+    **words: Any,
+) -> VerifiedLibrary:
+    """Read all of a library and say what is wrong; nothing is changed.
+
+    Args:
+        path: the folder.
+        source: a model, whose canary clips are compared with the passport's.
+        files: also hash the videos again, which finds those that changed and kept size and time.
+        progress: see embed_videos; its steps are vectors and files.
+        timeout_s: seconds that a canary clip may take to decode.
+        words: of open_session.
+
+    Returns:
+        VerifiedLibrary: its check() raises CheckError for what is wrong.
+
+    Raises:
+        InputError: no library; CheckError: one that is so damaged that it cannot be opened.
+
+    Example:
+        >>> import tempfile, stan_infer as si
+        >>> from stan_infer.library.verify_library import verify_library
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model, clips = "examples/motion/motion.safetensors", "examples/motion/clips"
+        ...     _ = si.embed_library(model, [clips], f"{folder}/clips", workers=1)
+        ...     found = verify_library(f"{folder}/clips", model)
+        >>> found.count, found.stack.same
+        (0, True)
+    """
+    library = open_library(path)
+    found = _Found()
+    hashes = _Files(library) if files else None
+    db = connect(library.path)
+    try:
+        with errors_named(library.path):
+            db.execute("BEGIN")
+            steps = len(library.vectors) + (0 if hashes is None else hashes.count(db))
+            with progress("verifying", steps) as step:
+                for problem in _problems(library, db, hashes, step, found.notes):
+                    found.add(problem)
+    finally:
+        db.close()
+    stack = None
+    if source is not None:
+        with opened(source, words, yielding=True) as session:
+            stack = library.compare(session, timeout_s=timeout_s)
+        found.compare(stack)
+    return VerifiedLibrary(
+        path=library.path,
+        vectors=len(library.vectors),
+        files=0 if hashes is None else hashes.read,
+        problems=tuple(found.problems),
+        count=found.count,
+        notes=tuple(found.notes),
+        stack=stack,
+    )
+
+
+class _Found:
+    """What was found, counted."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+        self.notes: list[str] = []
+        self.count = 0
+
+    def add(self, problem: str) -> None:
+        """Count a problem; the first ones are kept."""
+        self.count += 1
+        self.problems += [problem] if len(self.problems) < _SHOWN else []
+
+    def compare(self, stack: Comparison) -> None:
+        """Note another stack; one that cannot search the library is a problem."""
+        if not stack.cosine >= SEARCHED:
+            self.add(f"another stack made it: {stack}")
+        elif not stack.same:
+            can = "rows can be added" if stack.cosine >= MIXED else "it can only be searched"
+            self.notes.append(f"another stack made it, {can}: {stack}")
+
+
+class _Files:
+    """The videos of a library, hashed again."""
+
+    def __init__(self, library: Library) -> None:
+        self.library, self.read = library, 0
+
+    def count(self, db: sqlite3.Connection) -> int:
+        """How many there are."""
+        asked = "SELECT count(*) FROM files WHERE NOT gone AND sha256 IS NOT NULL"
+        return int(db.execute(asked).fetchone()[0])
+
+    def problems(self, db: sqlite3.Connection, step: Any, notes: list[str]) -> Iterator[str]:
+        """Files with another content than their size and time of change say."""
+        asked = "SELECT path, size, mtime_ns, sha256 FROM files WHERE NOT gone AND sha256 NOTNULL"
+        known = {Path(path_of(p)): (size, time, sha) for p, size, time, sha in db.execute(asked)}
+        changed = [p for p, (size, time, _) in known.items() if seen(p) != (size, time)]
+        if changed:
+            notes.append(
+                f"{len(changed)} files are gone or were changed, which the next run of embed sees "
+                f"(the first: {printable(str(changed[0]))})"
+            )
+        step(len(changed))
+        there = [path for path in known if path not in set(changed)]
+        with ThreadPoolExecutor(HASHERS) as threads:
+            for path, file in hashed(there, threads):
+                self.read += 1
+                step()
+                if file.sha256 != known[path][2]:
+                    why = file.error or "another content with the same size and time of change"
+                    yield f"{printable(str(path))}: {why}"
+
+
+def _problems(
+    library: Library, db: sqlite3.Connection, files: _Files | None, step: Any, notes: list[str]
+) -> Iterator[str]:
+    said = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
+    if said != "ok":
+        yield f"the database is damaged: {printable(str(said)[:200])}"
+    yield from _of_database(library, db, notes)
+    yield from _of_canaries(library)
+    yield from _of_vectors(library, db, step)
+    if files is not None:
+        yield from files.problems(db, step, notes)
+
+
+def _of_database(library: Library, db: sqlite3.Connection, notes: list[str]) -> Iterator[str]:
+    parts = "IS NULL" if library.passport["windows"] else "NOTNULL"
+    of_parts = f"SELECT count(*) FROM rows WHERE start_s {parts}"
+    for what, asked in (_WRONG | {"rows of parts and of whole videos": of_parts}).items():
+        if count := db.execute(asked).fetchone()[0]:
+            yield f"{count} {what}"
+    extra = os.stat(library.path / VECTORS).st_size - library.vectors.nbytes
+    if extra:
+        notes.append(f"{VECTORS} ends with {extra} bytes of a run that was stopped, or goes on")
+    unused = len(library.vectors) - db.execute("SELECT count(*) FROM rows").fetchone()[0]
+    if unused:
+        notes.append(f"{unused} vectors have no row: their files were tried again")
+
+
+def _of_canaries(library: Library) -> Iterator[str]:
+    for canary in library.passport["canaries"]:
+        path = CANARIES / os.path.basename(canary["file"])
+        there = path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest()
+        if there != canary["sha256"]:
+            yield f"canary clip {printable(canary['file'])} is not that of this version"
+
+
+def _of_vectors(library: Library, db: sqlite3.Connection, step: Any) -> Iterator[str]:
+    total, done = len(library.vectors), 0
+    rows = db.execute("SELECT id, crc FROM rows ORDER BY id")
+    while part := rows.fetchmany(_CHUNK):
+        ids = np.array([r[0] for r in part if r[0] < total], np.int64)
+        yield from _wrong(library.vectors[ids], ids, [r[1] for r in part])
+        step(len(part))
+        done += len(part)
+    step(total - done)
+
+
+def _wrong(vectors: NDArray[np.float32], ids: NDArray[np.int64], sums: list[Any]) -> Iterator[str]:
+    """What is wrong in some vectors [n, E], whose checksums are known."""
+    finite: NDArray[np.bool_] = np.asarray(np.isfinite(vectors).all(1))
+    lengths = np.linalg.norm(np.where(finite[:, None], vectors, 0), axis=1)
+    for row, vector, good, length, crc in zip(ids, vectors, finite, lengths, sums, strict=False):
+        if zlib.crc32(vector.tobytes()) != crc:
+            yield f"vector {row} was changed after it was written"
+        elif not good or not abs(length - 1) < _TOLERANCE:
+            yield f"vector {row} is not of length 1"
