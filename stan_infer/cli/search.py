@@ -87,6 +87,13 @@ def search(
         float | None,
         typer.Option(metavar="SECONDS", help="Only videos that last at most so long."),
     ] = None,
+    mug: Annotated[
+        bool,
+        typer.Option(
+            "--mug",
+            help="Score the best 100 with the model's Mug head: their videos are read again.",
+        ),
+    ] = False,
     csv: Csv = None,
     html: Annotated[
         Path | None,
@@ -154,6 +161,7 @@ def search(
         before=before,
         longer=longer,
         shorter=shorter,
+        mug=mug,
         timeout_s=timeout,
         **session_options(context),
     )

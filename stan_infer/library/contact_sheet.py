@@ -1,23 +1,19 @@
 """The page of `stan-infer search --html`: what was found, with the frames that the model saw.
 
 One file without scripts that fetches nothing. Paths come from a library, which may be a stranger's:
-they are shown as text and are no links, and only a file that is still as it was embedded is read,
-in a process of its own.
+they are shown as text and are no links, and only files that are still what was embedded are read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 
 from stan_infer.errors import InputError, StanError
-from stan_infer.library.database import connect, errors_named
-from stan_infer.library.files import hashed, seen
 from stan_infer.library.query import Term
+from stan_infer.library.row_reader import RowReader
 from stan_infer.library.search import Hit, SearchResult
 from stan_infer.library.searched_model import Made, frames_and_decoder
 from stan_infer.library.thumbnails import SIDE, check_thumbnails, data_url
@@ -25,9 +21,7 @@ from stan_infer.system import earlier_result
 from stan_infer.system.atomic import Sources, check_file, new_file
 from stan_infer.system.html_page import escaped, html_page
 from stan_infer.video.clip import Clip
-from stan_infer.video.decode_worker import DecodeWorker
 from stan_infer.video.spec import ClipSpec
-from stan_infer.video.windows import Windows
 
 MAX_HITS, MAX_FRAMES = 200, 16  # on a page, of a hit: 96 pixels wide, some 3 kB each
 _LONGEST = 300  # characters of a path or text
@@ -68,10 +62,10 @@ def write_sheet(
     check_sheet(path, len(found.hits), sources=sources)
     count, decoder = frames_and_decoder(library)
     spec = ClipSpec(frames=count, short_side=SIDE, crop=SIDE, decoder=decoder)
-    with _Frames(library.path, spec, timeout_s) as frames:
+    with RowReader(library.path, spec, timeout_s) as reader:
         cards = []
         for hit in found.hits:
-            cards.append(_card(hit, frames.of(hit)))
+            cards.append(_card(hit, _frames(reader, hit)))
             on_hit()
     parts = [
         "<h1>Search</h1>",
@@ -107,59 +101,12 @@ def _cut(text: str | Path) -> str:
     return escaped(text if len(text) <= _LONGEST else f"{text[:half]} ... {text[-half:]}")
 
 
-class _Frames:
-    """The frames of hits as HTML, read by one process."""
-
-    def __init__(self, library: Path, spec: ClipSpec, timeout_s: float) -> None:
-        self._library, self._spec, self._timeout_s = library, spec, timeout_s
-        self._worker = DecodeWorker()
-
-    def __enter__(self) -> _Frames:
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self._worker.close()
-
-    def of(self, hit: Hit) -> str:
-        """The frames, or why there are none."""
-        path = Path(hit.video)
-        reason = self._changed(path)
-        if reason is None:
-            try:
-                return _pictures(self._clip(path, hit))
-            except StanError as e:
-                reason = f"It cannot be read: {str(e)[:_LONGEST]}"
-        return f"<p class=missing>{escaped(reason)}</p>"
-
-    def _changed(self, path: Path) -> str | None:
-        """Why a file is not what was embedded; None: it is, by size and time or by its hash."""
-        now = seen(path)
-        if now is None:
-            return "The file is not there any more."
-        asked = "SELECT size, mtime_ns, sha256 FROM files WHERE path = ?"
-        with errors_named(self._library), closing(connect(self._library)) as db:
-            known = db.execute(asked, (bytes(path),)).fetchone()
-        if known is not None and now == tuple(known[:2]):
-            return None
-        if known is not None and now[0] == known[0]:
-            with ThreadPoolExecutor(1) as thread:
-                ((_, file),) = hashed([path], thread)
-            if file.sha256 is not None and file.sha256 == known[2]:
-                return None
-        return "The file has changed since it was embedded."
-
-    def _clip(self, path: Path, hit: Hit) -> Clip:
-        if hit.start_s is None or hit.end_s is None:
-            return self._worker.read(path, self._spec, timeout_s=self._timeout_s)
-        windows = Windows(start=hit.start_s, end=hit.end_s)
-        plan = self._worker.plan(path, windows, timeout_s=self._timeout_s)
-        total, parts = plan.total_frames, plan.windows
-        (clip,) = self._worker.read_windows(
-            path, self._spec, total, parts, timeout_s=self._timeout_s
-        )
-        if isinstance(clip, InputError):
-            raise clip
-        return clip
+def _frames(reader: RowReader, hit: Hit) -> str:
+    """The frames of a hit, or why there are none."""
+    try:
+        return _pictures(reader.read(Path(hit.video), hit.start_s, hit.end_s))
+    except StanError as e:
+        return f"<p class=missing>{escaped(str(e)[:_LONGEST])}</p>"
 
 
 def _pictures(clip: Clip) -> str:

@@ -22,9 +22,12 @@ from stan_infer.library.nearest import largest, products
 from stan_infer.library.passport import Comparison
 from stan_infer.library.query import Given, Term, check_terms, combined, term_vectors, terms
 from stan_infer.library.row_filter import MAX_READ, Lengths, RowFilter
+from stan_infer.library.row_reader import RowReader
 from stan_infer.library.searched_model import Made, check_model, find_model, library_spec
+from stan_infer.library.second_stage import FIRST, MugScores
 from stan_infer.system.result import Result, Say, divided, silent
 from stan_infer.text.templates import PLAIN, Templates, read_templates
+from stan_infer.video.spec import ClipSpec
 
 MAX_TOP = 10_000
 
@@ -65,7 +68,8 @@ class Hit(Result):
         start_s, end_s: seconds in the video; None: the row is of all of it.
         copies: further files of this content that the filter takes.
         row: the number of the row, in Library.ids.
-        cosines: one for each text and example, in the order of SearchResult.asked.
+        cosines: one for each text and example, in the order of SearchResult.asked; with `mug` those
+            of texts are the scores of the Mug head.
     """
 
     rank: int
@@ -130,6 +134,7 @@ class SearchOptions:
     before: str | None = None
     longer: float | None = None
     shorter: float | None = None
+    mug: bool = False
     timeout_s: float = 60.0
 
     def filter(self) -> RowFilter:
@@ -178,9 +183,12 @@ class Searcher:
         top: int = 10,
         keep: RowFilter | None = None,
         templates: Templates | None = None,
+        mug: bool = False,
     ) -> SearchResult:
         """The `top` rows that fit best. asked: texts, or terms of library.query.
 
+        mug: score the best 100 rows (or `top`, if that is more) with the model's Mug head, for
+        which their videos are read and embedded again; those that cannot be read are left out.
         Raises InputError for wrong values and an example that cannot be read, CheckError for a
         damaged vector.
         """
@@ -188,11 +196,12 @@ class Searcher:
         check_terms(found)
         check_top(top)
         examples = any(t.kind in ("like", "like_frame") for t in found)
-        if examples and not self.reads:
+        if (examples or mug) and not self.reads:
             raise InputError("this Searcher was opened for texts: give reads=True")
         keep = keep or RowFilter()
-        spec = library_spec(self.library, self.session) if examples else None
+        spec = library_spec(self.library, self.session) if examples or mug else None
         templates = templates or read_templates(PLAIN)
+        second = MugScores(self.session, found, templates) if mug else None
         vectors = term_vectors(self.session, found, templates, spec, self.timeout_s)
         query = combined(found, vectors)
         if len(query) != self.library.vectors.shape[1]:
@@ -200,9 +209,11 @@ class Searcher:
                 f"library {self.library.path} has vectors of {self.library.vectors.shape[1]} "
                 f"numbers, the model's have {len(query)}"
             )
-        places, count = self._ranked(query, top, keep)
+        places, count = self._ranked(query, max(top, FIRST) if mug else top, keep)
         hits = [*self._hits(places, found, vectors, keep)]
-        hits.sort(key=lambda hit: -hit.score)
+        if second is not None and spec is not None:
+            hits = self._rescored(hits, second, spec)
+        hits = sorted(hits, key=lambda hit: -hit.score)[:top]
         return SearchResult(
             library=self.library.path,
             asked=tuple(found),
@@ -259,7 +270,6 @@ class Searcher:
         keep: RowFilter,
     ) -> Iterator[Hit]:
         library, fits = self.library, keep.files(self.library.path)
-        weights = np.array([t.sign for t in asked])
         for row in places:
             vector = library.vectors[library.ids[row]].astype(np.float64)
             if not abs(np.linalg.norm(vector) - 1) < 1e-3:
@@ -269,7 +279,7 @@ class Searcher:
             start, end = float(library.start[row]), float(library.end[row])
             yield Hit(
                 rank=0,
-                score=float(weights @ cosines / np.abs(weights).sum()),
+                score=_score(asked, cosines),
                 video=video,
                 start_s=None if math.isnan(start) else start,
                 end_s=None if math.isnan(end) else end,
@@ -277,6 +287,22 @@ class Searcher:
                 row=row,
                 cosines=tuple(cosines.tolist()),
             )
+
+    def _rescored(self, hits: Sequence[Hit], second: MugScores, spec: ClipSpec) -> list[Hit]:
+        """The hits with the scores of the Mug head, without those that cannot be read."""
+        found = []
+        with RowReader(self.library.path, spec, self.timeout_s) as reader:
+            for hit in hits:
+                times = hit.start_s, hit.end_s
+                try:
+                    scores = second.of(reader, hit.video, times, np.array(hit.cosines))
+                except InputError as e:
+                    self._say(f"warning: {hit.video} is left out: {e}")
+                    continue
+                score = _score(second.asked, scores)
+                found.append(dataclasses.replace(hit, score=score, cosines=tuple(scores.tolist())))
+        self._say(f"note: the videos of {len(found)} rows were read again for their Mug scores")
+        return found
 
     def _damaged(self, row: int) -> None:
         raise CheckError(
@@ -296,18 +322,23 @@ def search_library(
     check_terms(asked)
     check_top(top)
     keep, templates = own.filter(), read_templates(own.template)
-    reads = any(t.kind in ("like", "like_frame") for t in asked)
+    reads = own.mug or any(t.kind in ("like", "like_frame") for t in asked)
     _check_rows(library)
     source = find_model(library) if model is None else model
     with opened(source, words) as session:
         searcher = Searcher(library, session, reads=reads, timeout_s=own.timeout_s, say=say)
-        return searcher.search(asked, top=top, keep=keep, templates=templates)
+        return searcher.search(asked, top=top, keep=keep, templates=templates, mug=own.mug)
 
 
 def check_top(top: int) -> None:
     """Raise InputError for a number of hits that is not allowed."""
     if not isinstance(top, int) or not 1 <= top <= MAX_TOP:
         raise InputError(f"top is {top!r}; allowed are 1 to {MAX_TOP}")
+
+
+def _score(asked: Sequence[Term], cosines: NDArray[np.float64]) -> float:
+    weights = np.array([t.sign for t in asked])
+    return float(weights @ cosines / np.abs(weights).sum())
 
 
 def _check_rows(library: Rows) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import stan_infer as si
+from stan_infer.engines.session import score_features
 from stan_infer.library import nearest, row_filter
 from stan_infer.library.contact_sheet import MAX_FRAMES, MAX_HITS, check_sheet, write_sheet
 from stan_infer.library.database import PASSPORT, ROWS, VECTORS
@@ -23,7 +24,7 @@ from stan_infer.library.query import Term, terms
 from stan_infer.library.row_filter import RowFilter
 from stan_infer.library.search import Hit, Searcher, SearchResult
 from stan_infer.video.windows import Windows
-from tests.conftest import edit_json
+from tests.conftest import edit_json, tiny_config
 from tests.examples.chromium import PROGRAM, Page
 from tests.library.fake_stack import FakeSession
 from tests.video.broken_videos import make_clip
@@ -339,6 +340,74 @@ def test_results_are_frozen_and_say_what_they_hold():
         for field in dataclasses.fields(kind):
             assert re.search(rf"\b{field.name}\b[^:]*: |\b{field.name}: ", kind.__doc__), field
     assert terms("text", "a") == [Term("text", "a", 1.0)]
+
+
+# --- the Mug head ---
+
+
+class Mug(Talking):
+    """A Mug head: a vector for every frame and every token."""
+
+    def __init__(self):
+        super().__init__(config=tiny_config(head="mug"))
+        self.videos = 0
+
+    def _video(self, video):
+        self.videos += len(video)
+        frames = video.reshape(*video.shape[:2], -1).astype(np.float32) - 120
+        return frames @ self._weights[: frames.shape[2]]
+
+    def _text(self, texts):
+        table = np.random.default_rng(5).standard_normal((self.config.vocab_size, 24), np.float32)
+        return table[np.asarray(texts)]
+
+
+def mug_score(session, text, video):
+    from stan_infer.library import texts
+
+    ids = texts.token_ids(None, [text], None)
+    clip = session.embed_video(session.read_clip(video)[None])
+    return float(score_features(session.config, session._text(ids), ids, clip)[0, 0])
+
+
+def test_a_second_stage_gives_the_scores_of_the_mug_head(made, tmp_path, monkeypatch):
+    session, videos = Mug(), tmp_path / "videos"
+    shutil.copytree(made / "videos", videos)
+    embed_library(session, [videos], tmp_path / "mug", workers=1)
+    first = search(tmp_path, name="mug", session=session, top=MANY)
+    said = []
+    given = {"a dog": 2, "a cat": 1}
+    found = search(
+        tmp_path, given, name="mug", session=session, mug=True, top=MANY, say=said.append,
+        like=videos / "odd" / "01.mp4",
+    )  # fmt: skip
+    scores = {}
+    for path in videos.rglob("*.mp4"):
+        by_text = [mug_score(session, text, path) for text in given]
+        cosine = float(unit(vector(session, path)) @ unit(vector(session, videos / "odd/01.mp4")))
+        scores[path.name] = (2 * by_text[0] + by_text[1] + cosine) / 4
+    assert names(found) == sorted(scores, key=scores.get, reverse=True)
+    np.testing.assert_allclose([h.score for h in found.hits], sorted(scores.values())[::-1], 1e-4)
+    assert f"note: the videos of {MANY} rows were read again" in said[-1]
+    # Only so many are read, the best of the first stage; one that is gone is left out.
+    monkeypatch.setattr("stan_infer.library.search.FIRST", 3)
+    searcher = Searcher(open_library(tmp_path / "mug"), session, reads=True, say=said.append)
+    session.videos = 0
+    found = searcher.search("a dog", top=2, mug=True)
+    assert session.videos == 3 and len(found.hits) == 2
+    assert {*names(found)} < {*names(first)[:3]}
+    Path(first.hits[0].video).unlink()
+    found = searcher.search("a dog", top=3, mug=True)
+    assert len(found.hits) == 2 and names(first)[0] not in names(found)
+    assert [s for s in said if "is left out: The file is not there any more" in s]
+    with pytest.raises(si.InputError, match="a Mug head scores texts"):
+        search(tmp_path, (), name="mug", session=session, mug=True, like=first.hits[1].video)
+    with pytest.raises(si.InputError, match="no Mug head: its scores are exact"):
+        search(made, mug=True)
+
+
+def vector(session, path):
+    return session.embed_video(session.read_clip(path)[None])[0].mean(0)
 
 
 # --- the page ---
