@@ -95,11 +95,8 @@ def verify_library(
         timeout_s: seconds that a canary clip may take to decode.
         words: of open_session.
 
-    Returns:
-        VerifiedLibrary: its check() raises CheckError for what is wrong.
-
-    Raises:
-        InputError: no library; CheckError: one that is so damaged that it cannot be opened.
+    Returns a VerifiedLibrary, whose check() raises CheckError for what is wrong. Raises InputError
+    where there is no library, CheckError for one so damaged that it cannot be opened.
 
     Example:
         >>> import tempfile, stan_infer as si
