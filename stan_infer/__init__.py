@@ -13,7 +13,7 @@ open_session    open a checkpoint or an exported folder in an engine, on a devic
 Session         what it returns, with the methods above, score_embeddings, describe and close
 embed_videos    videos or folders of them -> arrays, and a .npz file
 embed_library   the same into a folder that goes on after any stop; only what is new is embedded
-open_library    such a folder -> its rows as arrays, and whose vectors they are
+open_library    such a folder -> its rows as arrays, whose vectors they are, and search
 evaluate        R@1/5/10 or top-1/5 on a data set's annotation file, with the protocol
 export_model    a model -> a folder that runs without PyTorch, compared with the model
 calibrate       the same in 8 bits, within a bound that is checked on held-out videos

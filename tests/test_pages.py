@@ -148,6 +148,7 @@ TASKS = {
     "vectors for a database, with hashes": "embed.md#vectors-for-a-database",
     "two checkpoints on 50 clips": "evaluate.md#two-models-on-the-same-clips",
     "an HTTP service": "serve.md#http",
+    "search in 100,000 videos": "find.md#a-library-of-many-videos",
     "prompt templates": "score.md#prompt-templates",
     "the moment in an hour of video": "find.md#the-moment-in-a-long-video",
     "frames from a camera or an array": "embed.md#frames-that-you-have-already",

@@ -20,6 +20,7 @@ from stan_infer.cli.inspect import inspect
 from stan_infer.cli.library import library
 from stan_infer.cli.parsing import HELP_WIDTH, Command, Program
 from stan_infer.cli.run import run
+from stan_infer.cli.search import search
 from stan_infer.cli.verify import verify
 from stan_infer.errors import one_line
 
@@ -35,7 +36,9 @@ app = typer.Typer(
     "Exit codes: 0 done, 1 a bug of ours, 2 bad input, 3 a package or device is missing, "
     "4 a check failed, 130 interrupted.",
 )
-for command in (inspect, run, embed, eval, export, calibrate, verify, convert, bench, doctor):
+for command in (
+    inspect, run, embed, search, eval, export, calibrate, verify, convert, bench, doctor,
+):  # fmt: skip
     app.command(cls=Command)(command)
 app.add_typer(library)
 

@@ -201,6 +201,12 @@ Parts = Annotated[
         "begins every STRIDE seconds (default: where the one before ends).",
     ),
 ]
+Top = Annotated[
+    int, typer.Option(metavar="K", min=0, help="How many of the best are shown (0: all).")
+]
+Csv = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Also write the rows as a CSV file.")
+]
 Threads = Annotated[
     int | None,
     typer.Option(metavar="N", min=1, help="CPU threads of engines (default: all CPUs)."),
@@ -287,8 +293,12 @@ VideosIfAny = Annotated[
     Path | None,
     typer.Option(metavar="FILE|DIR", help="Videos: one, or a folder (default: generated ones)."),
 ]
+TopOfMany = Annotated[
+    int, typer.Option(metavar="K", min=1, max=10_000, help="How many of the best are shown.")
+]
 # Names that have several forms; their helps begin alike, up to a colon or bracket.
 FORMS = {
+    "--top": (Top, TopOfMany),
     "--videos": (VideosOfNames, VideosOrList, VideosIfAny),
     "--engine": (Engine, EngineEach),
     "--precision": (Precision, PrecisionEach, PrecisionWritten, PrecisionOf8Bits),

@@ -12,6 +12,7 @@ from stan_infer.cli.options import (
     Batch,
     Calibration,
     CheckpointOrFolder,
+    Csv,
     Decoder,
     Device,
     Engine,
@@ -29,6 +30,7 @@ from stan_infer.cli.options import (
     Texts,
     Threads,
     Timeout,
+    Top,
     Videos,
     Weights,
     Workers,
@@ -57,9 +59,7 @@ def run(
             help="video: the best texts for each clip; text: the best clips for each text.",
         ),
     ] = "video",
-    top: Annotated[
-        int, typer.Option(metavar="K", min=0, help="How many of the best to show; 0 for all.")
-    ] = 5,
+    top: Top = 5,
     windows: Parts = None,
     start: Annotated[
         float,
@@ -71,9 +71,7 @@ def run(
             metavar="SECONDS", min=0, help="Score nothing after this time (default: to the end)."
         ),
     ] = None,
-    csv: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also write the rows as a CSV file.")
-    ] = None,
+    csv: Csv = None,
     engine: Engine = None,
     device: Device = None,
     provider: Provider = None,

@@ -24,11 +24,6 @@ _PAIRS, _NAMES, _LONGEST = 20, 50, 300  # confused pairs, failures; characters o
 # Ranks that share a column of the chart: from each of these to the next.
 _EDGES = (1, 2, 3, 4, 6, 11, 21, 51, 101, 201, 501, 1001, 2001, 5001, 10001, 100001)
 _STYLE = """
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(21rem, 100%), 1fr));
-  gap: 1rem; }
-.card { border: 1px solid var(--line); border-radius: .4rem; padding: .7rem; min-width: 0;
-  overflow-wrap: anywhere; font-size: .9rem; }
-.card b { font-size: 1rem; } .card p { margin: .4rem 0 0; }
 .card img { width: 100%; max-width: 288px; height: auto; display: block; }
 .says { border-left: 4px solid #0072B2; padding-left: .7rem; font-weight: 600; }
 dt { font-weight: 600; } dd { margin: 0 0 .4rem; }

@@ -17,7 +17,7 @@ from stan_infer.errors import storable
 from stan_infer.evaluation.answers import Answers, class_rows, group_rows, query_rows
 from stan_infer.evaluation.compare import RECORD
 from stan_infer.evaluation.page import charts, render_page
-from stan_infer.evaluation.thumbnails import check_thumbnails
+from stan_infer.library.thumbnails import check_thumbnails
 from stan_infer.system import earlier_result
 from stan_infer.system.atomic import Sources, check_folder, new_folder
 from stan_infer.system.charts import image_files, inline_svg

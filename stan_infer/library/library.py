@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stan_infer.engines.opened import Source
 from stan_infer.engines.opened import path_of as name_of
 from stan_infer.engines.session import Session
 from stan_infer.errors import CheckError, InputError
@@ -34,8 +35,10 @@ from stan_infer.library.passport import (
     read_passport,
     seen_canaries,
 )
-from stan_infer.system.result import Result
-from stan_infer.video.spec import ClipSpec
+from stan_infer.library.query import Given
+from stan_infer.library.search import SearchResult, search_library
+from stan_infer.library.searched_model import library_spec
+from stan_infer.system.result import Result, Say, silent
 
 _CHECKED = 4096  # vectors whose checksums are computed at once
 _SAMPLE = 100_000  # rows among which neighbours of the canaries are looked for
@@ -84,12 +87,7 @@ class Library(Result):
         `compare(session).check(passport.SEARCHED, library.path, "searching")` refuses a session
         whose vectors are too far away. The decoder and the frames are those of the library.
         """
-        facts = self.passport["facts"]
-        decoder = str(facts.get("reading.decoder", "pyav")).partition(" ")[0]
-        frames = facts.get("reading.frames")
-        if not isinstance(frames, int):
-            raise InputError(f"{self.path}: its passport does not say how many frames were read")
-        spec = ClipSpec.of(session.config, frames=frames, decoder=decoder)
+        spec = library_spec(self, session)
         now = facts_of(session, model_source(name_of(session), {}), spec)
         canaries = seen_canaries(session, spec, timeout_s)
         return compare(self.passport, now, canaries, self.sample())
@@ -97,6 +95,54 @@ class Library(Result):
     def sample(self) -> NDArray[np.float32]:
         """The first vectors [R, E], among which neighbours of the canary clips are looked for."""
         return self.vectors[:_SAMPLE]
+
+    def search(
+        self,
+        texts: Given = (),
+        *,
+        model: Source | None = None,
+        top: int = 10,
+        say: Say = silent,
+        **options: Any,
+    ) -> SearchResult:
+        """The rows that fit texts and examples best. Nothing in the library is changed.
+
+        Every row is compared. Of many searches with one model library.search.Searcher opens and
+        checks it once.
+
+        Args:
+            texts: a text, several, or {text: weight}; weights are above 0.
+            model: the checkpoint or folder that made the library, or an open session of it; another
+                engine or precision may be taken. Without it that file is looked for by its name and
+                hash, in the current folder and beside the library.
+            top: how many rows, 1 to 10,000.
+            say: called with a sentence for what differs from what made the library.
+            options: without (texts that lower the score), like (videos), like_frame (pictures, or
+                VIDEO@SECONDS), each with weights as of texts; template (sentences with {} or a set,
+                see read_templates); path, since, before, longer, shorter (see
+                row_filter.RowFilter); mug (score the best 100 with the Mug head, for which their
+                videos are read again); timeout_s (seconds to read a video, 60); those of
+                open_session.
+
+        Returns:
+            SearchResult: the hits, best first, with scores, paths and times.
+
+        Raises:
+            InputError: nothing to search for, a wrong value, an empty library, no model.
+            CheckError: another model; a vector that was changed.
+            MissingError: a package or device is not here.
+
+        Example:
+            >>> import tempfile, stan_infer as si
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     model, clips = "examples/motion/motion.safetensors", "examples/motion/clips"
+            ...     _ = si.embed_library(model, [clips], f"{folder}/clips", workers=1)
+            ...     library = si.open_library(f"{folder}/clips")
+            ...     found = library.search("a shape fades in", model=model)
+            >>> found.hits[0].video.rpartition("/")[2]
+            'blue_square_fades_in.mp4'
+        """
+        return search_library(self, texts, model=model, top=top, say=say, **options)
 
     def check(self) -> None:
         """Read everything: CheckError for a vector that was changed, or a damaged database."""

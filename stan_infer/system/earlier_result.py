@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from stan_infer.errors import InputError
+from stan_infer.system.html_page import made_by
 from stan_infer.system.json_file import read_object
 
 _MAX_HEADER = 100 * 2**20  # bytes of a safetensors header, by its format
@@ -78,6 +79,17 @@ def json_object(schema: str, what: str) -> WhyKeep:
     def is_ours(path: Path) -> bool:
         with path.open("rb") as f:
             return start.match(f.read(200)) is not None
+
+    return _unless(is_ours, what)
+
+
+def page(maker: str, what: str) -> WhyKeep:
+    """An earlier result is a page of html_page with this maker. what: see arrays."""
+    mark = made_by(maker).encode()
+
+    def is_ours(path: Path) -> bool:
+        with path.open("rb") as f:
+            return mark in f.read(200)
 
     return _unless(is_ours, what)
 

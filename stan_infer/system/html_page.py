@@ -30,6 +30,11 @@ th:first-child, td:first-child { text-align: left; }
 .wide th:first-child, .wide td:first-child { position: sticky; left: 0; background: var(--paper); }
 .wide .name { text-align: left; }
 .long { white-space: normal; min-width: 10rem; max-width: 24rem; overflow-wrap: anywhere; }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(21rem, 100%), 1fr));
+  gap: 1rem; }
+.card { border: 1px solid var(--line); border-radius: .4rem; padding: .7rem; min-width: 0;
+  overflow-wrap: anywhere; font-size: .9rem; }
+.card b { font-size: 1rem; } .card p { margin: .4rem 0 0; }
 .plots { display: flex; flex-wrap: wrap; gap: 1rem 2rem; margin-top: 1rem; }
 figure { margin: 0; max-width: 100%; overflow-x: auto; } svg { width: 100%; height: auto; }
 p, li, dl { max-width: 46rem; } .soft { color: var(--soft); }
@@ -40,14 +45,23 @@ _LONG = 30  # characters of a cell that stays in one line
 _CHART = 374.0  # pixels, as charts are wide
 
 
-def html_page(title: str, parts: Sequence[str], style: str = "") -> str:
-    """Return a page of these parts, which are HTML. style: CSS behind that of all pages."""
+def html_page(title: str, parts: Sequence[str], style: str = "", *, maker: str = "") -> str:
+    """Return a page of these parts, which are HTML. style: CSS behind that of all pages.
+
+    maker: the command, where the page is a file that the next run of it replaces.
+    """
     return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<!doctype html>\n<html lang="en"><head>{made_by(maker) if maker else ""}'
+        '<meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escaped(title)}</title><style>{_STYLE}{style}</style></head>\n"
         f"<body>{''.join(parts)}</body></html>\n"
     )
+
+
+def made_by(maker: str) -> str:
+    """The mark of a command in the head of its pages, by which it knows them."""
+    return f'<meta name="generator" content="{escaped(maker)}">'
 
 
 def html_table(

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from stan_infer.library.embed_library import embed_library
 from tests.conftest import ROOT, wait_until
 
 # Runs a command and waits at the n-th call of a function for the signal.
@@ -58,6 +59,12 @@ CASES = [
         "v.json was written; v.npy was written",
         ["v.json", "v.npy"],
     ),
+    (
+        "search L a --model C --csv rows.csv --html page.html",
+        *("stan_infer.library.contact_sheet:_card", 2),
+        "rows.csv was written",
+        ["rows.csv"],
+    ),
     (EVAL, "stan_infer.evaluation.evaluate:best_answers", 1, NOTHING, []),
     (
         f"{EVAL} --cache kept",
@@ -104,6 +111,14 @@ def place(tmp_path, checkpoint, artefact, videos):
     return tmp_path / "here"
 
 
+@pytest.fixture(scope="session")
+def library(checkpoint, videos, tmp_path_factory):
+    """A library of the videos."""
+    out = tmp_path_factory.mktemp("library") / "library"
+    embed_library(checkpoint, [videos], out, workers=1)
+    return out
+
+
 def stopped(words, where, count, place, known, number):
     """Run a command, send it a signal where it waits, and return its exit code and its errors."""
     ready = place.parent / "ready"
@@ -127,8 +142,8 @@ NAMES = [f"{words.split()[0]}-{where.rpartition(':')[2]}" for words, where, *_ i
 
 
 @pytest.mark.parametrize(("words", "where", "count", "says", "left"), CASES, ids=NAMES)
-def test_ctrl_c(words, where, count, says, left, place, checkpoint, artefact, videos):
-    known = {"C": checkpoint, "F": artefact, "V": videos}
+def test_ctrl_c(words, where, count, says, left, place, checkpoint, artefact, videos, library):
+    known = {"C": checkpoint, "F": artefact, "V": videos, "L": library}
     code, errors = stopped(words, where, count, place, known, signal.SIGINT)
     assert code == 130 and "Traceback" not in errors, errors
     assert errors.splitlines()[-1] == f"interrupted: {says}"

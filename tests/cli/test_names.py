@@ -12,6 +12,7 @@ import sys
 import numpy as np
 import pytest
 
+from stan_infer.library.embed_library import embed_library
 from tests.conftest import ROOT
 
 ODD = os.fsdecode(b"caf\xe9 \x1b[2J\n")  # bytes of Latin-1, an escape sequence, a line's end
@@ -34,6 +35,8 @@ def odd(checkpoint, artefact, tmp_path_factory):
     rows = "".join(f"v{i},a video\n" for i in range(2))
     for i in range(2):
         shutil.copyfile(clips[i], folder / "videos" / f"v{i}.mp4")
+    ckpt = folder / f"{ODD}.safetensors"
+    embed_library(ckpt, [folder / "videos"], folder / f"{ODD}.lib", workers=1)
     (folder / f"{ODD}.csv").write_text(f"video,text\n{rows}")
     return folder
 
@@ -48,6 +51,8 @@ COMMANDS = {
     "embed": "embed {ckpt} {videos} -o {out}.npz",
     "embed npy": "embed {ckpt} {videos} -o {out}.npy",
     "embed folder": "embed {dir} {videos} -o {out}.npz",
+    "search": "search {lib} a --model {ckpt} --csv {out}.csv --html {out}.html",
+    "search example": "search {lib} --model {ckpt} --like {clip} --path *{odd}.mp4",
     "eval": "eval {dir} --dataset retrieval --annotations {csv} --videos {videos} --cache {out}",
     "eval out": "eval {dir} --dataset retrieval --annotations {csv} --videos {videos} -o {out}",
     "export": "export {ckpt} -o {out} --card --license {odd} --clips {videos}",
@@ -66,6 +71,8 @@ def words(odd, out, command):
         "ckpt": odd / f"{ODD}.safetensors",
         "dir": odd / f"{ODD}.dir",
         "videos": odd / "videos",
+        "lib": odd / f"{ODD}.lib",
+        "clip": odd / "videos" / f"0{ODD}.mp4",
         "txt": odd / f"{ODD}.txt",
         "csv": odd / f"{ODD}.csv",
         "odd": ODD,

@@ -133,9 +133,25 @@ def fault(words: list[str], wanted: int | str) -> str | None:
     return None
 
 
+def searches(folder: str, videos: str, place: str) -> list[Row]:
+    """Rows for a library, which is made in `place`."""
+    run(["embed", folder, videos, "-o", f"{place}/library"], Path(place))
+    words = ["search", f"{place}/library", "a dog", "--model"]
+    return [
+        ([*words, folder], 0),
+        ([*words, folder, "--like", videos], 2),
+        ([*words, folder, "--html", "page.html"], "report"),
+        ([*words, "ViT-B-32-quickgelu:openai"], "cpu"),
+    ]
+
+
 def sweep(places: list[str]) -> int:
+    with tempfile.TemporaryDirectory() as place:
+        return _sweep([*rows(*places), *searches(places[1], places[2], place)])
+
+
+def _sweep(todo: list[Row]) -> int:
     commands = [c.callback.__name__ for c in app.registered_commands if c.callback]
-    todo = rows(*places)
     lacking = {*commands} - {"doctor"} - {words[0] for words, _ in todo}
     if lacking:
         print(f"no row of the sweep runs {', '.join(sorted(lacking))}")

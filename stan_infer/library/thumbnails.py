@@ -45,12 +45,12 @@ def thumbnails(
         for path, result in readings:
             on_video()
             if isinstance(result, Clip):
-                found[path] = _data_url(result.pixels)
+                found[path] = data_url(result.pixels)
     return found
 
 
-def _data_url(pixels: NDArray[np.uint8]) -> str:
-    """uint8 [T, S, S, 3] -> a data: URL."""
+def data_url(pixels: NDArray[np.uint8]) -> str:
+    """A picture of frames uint8 [T, S, S, 3] beside each other, as a data: URL."""
     image = require("PIL.Image", "drawing thumbnails", "report")
     packed = io.BytesIO()
     strip = np.ascontiguousarray(np.concatenate(pixels, axis=1))

@@ -1,0 +1,118 @@
+"""python -m benchmarks.search: how long `library.search` takes over a million rows.
+
+A library of synthetic vectors (benchmarks.stores.vectors) is searched with texts by a B/32 model
+with random weights in engine eager, in a process that does nothing else. Measured are opening it,
+and then whole searches: the text, every row, the hits. `--place` is a folder for 3 GB. Appends rows
+to benchmarks/results/.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import stan_infer as si
+from benchmarks.record import ROOT, append_rows
+from benchmarks.script import options, random_model
+from benchmarks.stores import BATCH, WIDTH, vectors
+from stan_infer.library.nearest import largest, products
+from stan_infer.library.row_filter import RowFilter
+from stan_infer.library.search import Searcher
+from stan_infer.library.store import File, Store, locked
+
+TOP = 10
+
+
+def make(folder: Path, session: si.Session, count: int) -> None:
+    """A library of the demo's clips, and of so many rows of which there are no videos."""
+    si.embed_library(session, [ROOT / "examples" / "motion" / "clips"], folder, workers=1)
+    number = 0
+    with locked(folder), Store(folder, WIDTH) as store:
+        for part in vectors(count, 1):
+            for i, vector in enumerate(part):
+                content = number.to_bytes(32)
+                path = Path(f"/videos/{number % 100:02}/{number:07}.mp4")
+                store.put_file(path, File(1, 1, content))
+                store.add_clip(content, [store.add_vector(vector, None)])
+                number += 1
+                if i % BATCH == 0:
+                    store.commit()
+        store.commit()
+
+
+def timed(search: Callable[[str], Any], count: int) -> dict[str, float]:
+    """Milliseconds of searches for different texts, after five that do not count."""
+    times = []
+    for i in range(count + 5):
+        start = time.perf_counter()
+        search(f"a person does the thing of number {i}")
+        times.append((time.perf_counter() - start) * 1e3)
+    cuts = statistics.quantiles(times[5:], n=20)
+    return {"ms_p50": statistics.median(times[5:]), "ms_p95": cuts[-1]}
+
+
+def agrees(searcher: Searcher, count: int) -> float:
+    """The share of the ten best in float64 that are found: recall at 10."""
+    library, hits = searcher.library, 0
+    rng = np.random.default_rng(3)
+    asked = rng.standard_normal((count, WIDTH))
+    for start in range(0, count, 10):
+        queries = asked[start : start + 10]
+        scores = np.concatenate(
+            [
+                library.vectors[i : i + 65536].astype(np.float64) @ queries.T
+                for i in range(0, len(library.vectors), 65536)
+            ]
+        )
+        for query, right in zip(queries, scores.T, strict=True):
+            found = largest(products(library.vectors, query), TOP)
+            hits += len({*found.tolist()} & {*np.argsort(-right)[:TOP].tolist()})
+    return hits / (count * TOP)
+
+
+def _memory_mib(name: str) -> float:
+    found = re.search(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) / 2**10
+
+
+def main() -> None:
+    """Measure and record."""
+    args = options(__doc__, vectors=1_000_000, queries=200, place=tempfile.gettempdir())
+    with tempfile.TemporaryDirectory(dir=args.place) as place:
+        folder = Path(place) / "library"
+        with si.open_session(random_model("stan-b32")) as session:
+            make(folder, session, args.vectors)
+            before = _memory_mib("RssAnon")
+            start = time.perf_counter()
+            library = si.open_library(folder)
+            opened = time.perf_counter() - start
+            start = time.perf_counter()
+            searcher = Searcher(library, session)
+            row = {
+                "what": "search",
+                "vectors": len(library.ids),
+                "width": WIDTH,
+                "open_s": opened,
+                "check_s": time.perf_counter() - start,
+                "recall_at_10": agrees(searcher, 20),
+                **timed(lambda text: searcher.search(text, top=TOP), args.queries),
+            }
+            row["text"] = timed(session.embed_text, args.queries)
+            keep = RowFilter(path="videos/07/*")
+            row["path"] = timed(lambda text: searcher.search(text, top=TOP, keep=keep), 10)
+            row["private_mib"] = _memory_mib("RssAnon") - before
+    append_rows("search", [row])
+    print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()

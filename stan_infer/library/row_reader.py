@@ -1,0 +1,72 @@
+"""Read the video of a row again, as it was read when it was embedded.
+
+Paths come from a library, which may be a stranger's: only a file that is still what was embedded is
+opened, and in a process of its own.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+from stan_infer.errors import InputError
+from stan_infer.library.database import connect, errors_named
+from stan_infer.library.files import hashed, seen
+from stan_infer.video.clip import Clip
+from stan_infer.video.decode_worker import DecodeWorker
+from stan_infer.video.spec import ClipSpec
+from stan_infer.video.windows import Windows
+
+
+class RowReader:
+    """Reads the videos of a library's rows, with one process; in a `with` block."""
+
+    def __init__(self, library: Path, spec: ClipSpec, timeout_s: float) -> None:
+        """spec: frames and decoder as the library's, sizes as they are wanted."""
+        self._library, self._spec, self._timeout_s = library, spec, timeout_s
+        self._worker = DecodeWorker()
+
+    def __enter__(self) -> RowReader:
+        """This reader."""
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        """End the process."""
+        self._worker.close()
+
+    def read(self, path: Path, start_s: float | None, end_s: float | None) -> Clip:
+        """The clip of a video, or of a part of it.
+
+        Raises InputError where the file is gone, is not what was embedded, or cannot be read, and
+        MissingError without the library's decoder.
+        """
+        self._check(path)
+        if start_s is None or end_s is None:
+            return self._worker.read(path, self._spec, timeout_s=self._timeout_s)
+        windows = Windows(start=start_s, end=end_s)
+        plan = self._worker.plan(path, windows, timeout_s=self._timeout_s)
+        total, parts = plan.total_frames, plan.windows
+        (clip,) = self._worker.read_windows(
+            path, self._spec, total, parts, timeout_s=self._timeout_s
+        )
+        if isinstance(clip, InputError):
+            raise clip
+        return clip
+
+    def _check(self, path: Path) -> None:
+        """Refuse what was not embedded: by size and time, or by its hash."""
+        now = seen(path)
+        if now is None:
+            raise InputError("The file is not there any more.")
+        asked = "SELECT size, mtime_ns, sha256 FROM files WHERE path = ?"
+        with errors_named(self._library), closing(connect(self._library)) as db:
+            known = db.execute(asked, (bytes(path),)).fetchone()
+        if known is not None and now == tuple(known[:2]):
+            return
+        if known is not None and now[0] == known[0]:
+            with ThreadPoolExecutor(1) as thread:
+                ((_, file),) = hashed([path], thread)
+            if file.sha256 is not None and file.sha256 == known[2]:
+                return
+        raise InputError("The file has changed since it was embedded.")

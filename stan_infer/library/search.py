@@ -1,0 +1,352 @@
+"""Search a library: texts and examples -> the rows that fit best, exactly.
+
+`Searcher` is a library with a session that was checked, for many searches; `search_library` is one
+search. Nothing here writes to the library.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stan_infer.engines.opened import Source, opened
+from stan_infer.engines.session import Session
+from stan_infer.errors import CheckError, InputError
+from stan_infer.library.nearest import largest, products
+from stan_infer.library.passport import Comparison
+from stan_infer.library.query import Given, Term, check_terms, combined, term_vectors, terms
+from stan_infer.library.row_filter import MAX_READ, Lengths, RowFilter
+from stan_infer.library.row_reader import RowReader
+from stan_infer.library.searched_model import Made, check_model, find_model, library_spec
+from stan_infer.library.second_stage import FIRST, MugScores
+from stan_infer.system.result import Result, Say, divided, silent
+from stan_infer.text.templates import PLAIN, Templates, read_templates
+from stan_infer.video.spec import ClipSpec
+
+MAX_TOP = 10_000
+
+
+class Rows(Made, Protocol):
+    """What is asked of a library that is searched."""
+
+    @property
+    def vectors(self) -> NDArray[np.float32]:
+        """All vectors."""
+
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        """The vector of each row."""
+
+    @property
+    def videos(self) -> tuple[tuple[str, ...], ...]:
+        """The files of each row."""
+
+    @property
+    def start(self) -> NDArray[np.float64]:
+        """Where each row begins in its video."""
+
+    @property
+    def end(self) -> NDArray[np.float64]:
+        """Where it ends."""
+
+
+@dataclasses.dataclass(frozen=True, repr=False, kw_only=True)
+class Hit(Result):
+    """A row that was found.
+
+    Attributes:
+        rank: from 1.
+        score: the weighted mean of `cosines`, in which those of "without" count negative.
+        video: its file, as an absolute path where it was embedded; of several that have this
+            content the first that the filter takes.
+        start_s, end_s: seconds in the video; None: the row is of all of it.
+        copies: further files of this content that the filter takes.
+        row: the number of the row, in Library.ids.
+        cosines: one for each text and example, in the order of SearchResult.asked; with `mug` those
+            of texts are the scores of the Mug head.
+    """
+
+    rank: int
+    score: float
+    video: str
+    start_s: float | None
+    end_s: float | None
+    copies: tuple[str, ...]
+    row: int
+    cosines: tuple[float, ...]
+
+    def summary(self) -> str:
+        """Rank, score, path and time."""
+        time = "" if self.start_s is None else f", {self.start_s:g} to {self.end_s:g} s"
+        return f"{self.rank}. {self.score:.4f} {self.video}{time}"
+
+
+@dataclasses.dataclass(frozen=True, repr=False, kw_only=True)
+class SearchResult(Result):
+    """What a search found.
+
+    Attributes:
+        library: its folder.
+        asked: the texts and examples with their weights, a query.Term each.
+        hits: the best rows, best first, a Hit each.
+        rows: how many rows were looked at.
+        session: facts about what embedded the texts; see Session.describe.
+        stack: how the model compares with the library's passport; None: its files and config are
+            those that made it.
+    """
+
+    library: Path
+    asked: tuple[Term, ...]
+    hits: tuple[Hit, ...]
+    rows: int
+    session: dict[str, Any]
+    stack: Comparison | None
+
+    def summary(self) -> str:
+        """How many of how many, and the best."""
+        best = f"; {self.hits[0]}" if self.hits else ""
+        return f"{len(self.hits)} of {self.rows} rows of {self.library}{best}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON types."""
+        asked = [dataclasses.asdict(term) for term in self.asked]
+        hits = [hit.to_dict() for hit in self.hits]
+        stack = None if self.stack is None else self.stack.to_dict()
+        return super().to_dict() | {"asked": asked, "hits": hits, "stack": stack}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """What else a search asks for; see Library.search."""
+
+    without: Given = ()
+    like: Given = ()
+    like_frame: Given = ()
+    template: str | Sequence[str] = PLAIN
+    path: str | None = None
+    since: str | None = None
+    before: str | None = None
+    longer: float | None = None
+    shorter: float | None = None
+    mug: bool = False
+    timeout_s: float = 60.0
+
+    def filter(self) -> RowFilter:
+        """The filter that these options describe; InputError for wrong values."""
+        names = [field.name for field in dataclasses.fields(RowFilter)]
+        return RowFilter(**{name: getattr(self, name) for name in names})
+
+
+class Searcher:
+    """A library and a session that may search it.
+
+    Example:
+        >>> import tempfile, stan_infer as si
+        >>> from stan_infer.library.search import Searcher
+        >>> model, clips = "examples/motion/motion.safetensors", "examples/motion/clips"
+        >>> with tempfile.TemporaryDirectory() as folder, si.open_session(model) as session:
+        ...     _ = si.embed_library(session, [clips], f"{folder}/clips", workers=1)
+        ...     searcher = Searcher(si.open_library(f"{folder}/clips"), session)
+        ...     [searcher.search(text, top=1).hits[0].rank for text in ("a shape", "a bar")]
+        [1, 1]
+    """
+
+    def __init__(
+        self,
+        library: Rows,
+        session: Session,
+        *,
+        reads: bool = False,
+        timeout_s: float = 60.0,
+        say: Say = silent,
+    ) -> None:
+        """Check that the session's model made the library's vectors; see check_model.
+
+        reads: whether examples will be searched for. Raises InputError for an empty library,
+        CheckError for another model.
+        """
+        _check_rows(library)
+        self.library, self.session, self.timeout_s = library, session, timeout_s
+        self.reads, self._say = reads, say
+        self.stack = check_model(library, session, reads=reads, timeout_s=timeout_s, say=say)
+
+    def search(
+        self,
+        asked: Given | Sequence[Term],
+        *,
+        top: int = 10,
+        keep: RowFilter | None = None,
+        templates: Templates | None = None,
+        mug: bool = False,
+    ) -> SearchResult:
+        """The `top` rows that fit best. asked: texts, or terms of library.query.
+
+        mug: score the best 100 rows (or `top`, if that is more) with the model's Mug head, for
+        which their videos are read and embedded again; those that cannot be read are left out.
+        Raises InputError for wrong values and an example that cannot be read, CheckError for a
+        damaged vector.
+        """
+        found = _as_terms(asked)
+        check_terms(found)
+        check_top(top)
+        examples = any(t.kind in ("like", "like_frame") for t in found)
+        if (examples or mug) and not self.reads:
+            raise InputError("this Searcher was opened for texts: give reads=True")
+        keep = keep or RowFilter()
+        spec = library_spec(self.library, self.session) if examples or mug else None
+        templates = templates or read_templates(PLAIN)
+        second = MugScores(self.session, found, templates) if mug else None
+        vectors = term_vectors(self.session, found, templates, spec, self.timeout_s)
+        query = combined(found, vectors)
+        if len(query) != self.library.vectors.shape[1]:
+            raise CheckError(
+                f"library {self.library.path} has vectors of {self.library.vectors.shape[1]} "
+                f"numbers, the model's have {len(query)}"
+            )
+        places, count = self._ranked(query, max(top, FIRST) if mug else top, keep)
+        hits = [*self._hits(places, found, vectors, keep)]
+        if second is not None and spec is not None:
+            hits = self._rescored(hits, second, spec)
+        hits = sorted(hits, key=lambda hit: -hit.score)[:top]
+        return SearchResult(
+            library=self.library.path,
+            asked=tuple(found),
+            hits=tuple(dataclasses.replace(h, rank=i) for i, h in enumerate(hits, 1)),
+            rows=count,
+            session=self.session.describe(),
+            stack=self.stack,
+        )
+
+    def _ranked(
+        self, query: NDArray[np.float64], top: int, keep: RowFilter
+    ) -> tuple[list[int], int]:
+        """Numbers of the best rows, and of how many."""
+        library = self.library
+        scores = products(library.vectors, query)[library.ids]
+        if not np.isfinite(scores).all():
+            self._damaged(int(np.flatnonzero(~np.isfinite(scores))[0]))
+        rows = keep.rows(library.path, library.videos)
+        if rows is None:
+            rows = np.arange(len(scores))
+        else:
+            scores = scores[rows]
+        if not keep.by_length:
+            return rows[largest(scores, top)].tolist(), len(rows)
+        return self._of_length(rows[largest(scores, len(scores))].tolist(), top, keep), len(rows)
+
+    def _of_length(self, ranked: list[int], top: int, keep: RowFilter) -> list[int]:
+        """The best rows whose videos have the length; says where it looked at no more of them."""
+        fits, looked = keep.files(self.library.path), 0
+        found: list[int] = []
+        with Lengths(self.timeout_s) as lengths:
+            for row in ranked:
+                if len(found) == top or lengths.read >= MAX_READ:
+                    break
+                looked += 1
+                file = next(path for path in self.library.videos[row] if fits(path))
+                seconds = lengths.of(file)
+                if seconds is not None and keep.fits_length(seconds):
+                    found.append(row)
+            if len(found) < top and looked < len(ranked):
+                self._say(
+                    f"note: lengths were read of the {lengths.read} videos that fit best; rows of "
+                    "others were not looked at"
+                )
+            if lengths.unknown:
+                self._say(f"note: {lengths.unknown} videos have no length: they cannot be read")
+        return found
+
+    def _hits(
+        self,
+        places: list[int],
+        asked: Sequence[Term],
+        vectors: NDArray[np.float64],
+        keep: RowFilter,
+    ) -> Iterator[Hit]:
+        library, fits = self.library, keep.files(self.library.path)
+        for row in places:
+            vector = library.vectors[library.ids[row]].astype(np.float64)
+            if not abs(np.linalg.norm(vector) - 1) < 1e-3:
+                self._damaged(row)
+            cosines = vectors @ vector
+            video, *copies = filter(fits, library.videos[row])
+            start, end = float(library.start[row]), float(library.end[row])
+            yield Hit(
+                rank=0,
+                score=_score(asked, cosines),
+                video=video,
+                start_s=None if math.isnan(start) else start,
+                end_s=None if math.isnan(end) else end,
+                copies=tuple(copies),
+                row=row,
+                cosines=tuple(cosines.tolist()),
+            )
+
+    def _rescored(self, hits: Sequence[Hit], second: MugScores, spec: ClipSpec) -> list[Hit]:
+        """The hits with the scores of the Mug head, without those that cannot be read."""
+        found = []
+        with RowReader(self.library.path, spec, self.timeout_s) as reader:
+            for hit in hits:
+                times = hit.start_s, hit.end_s
+                try:
+                    scores = second.of(reader, hit.video, times, np.array(hit.cosines))
+                except InputError as e:
+                    self._say(f"warning: {hit.video} is left out: {e}")
+                    continue
+                score = _score(second.asked, scores)
+                found.append(dataclasses.replace(hit, score=score, cosines=tuple(scores.tolist())))
+        self._say(f"note: the videos of {len(found)} rows were read again for their Mug scores")
+        return found
+
+    def _damaged(self, row: int) -> None:
+        raise CheckError(
+            f"library {self.library.path}: vector {self.library.ids[row]} has not length 1: it was "
+            "changed after it was written; take the file from a backup, or embed into a new library"
+        )
+
+
+def search_library(
+    library: Rows, texts: Given, *, model: Source | None, top: int, say: Say, **options: Any
+) -> SearchResult:
+    """One search; see Library.search."""
+    own, words = divided(SearchOptions, options)
+    asked = terms("text", texts)
+    for kind in ("without", "like", "like_frame"):
+        asked += terms(kind, getattr(own, kind))
+    check_terms(asked)
+    check_top(top)
+    keep, templates = own.filter(), read_templates(own.template)
+    reads = own.mug or any(t.kind in ("like", "like_frame") for t in asked)
+    _check_rows(library)
+    source = find_model(library) if model is None else model
+    with opened(source, words) as session:
+        searcher = Searcher(library, session, reads=reads, timeout_s=own.timeout_s, say=say)
+        return searcher.search(asked, top=top, keep=keep, templates=templates, mug=own.mug)
+
+
+def check_top(top: int) -> None:
+    """Raise InputError for a number of hits that is not allowed."""
+    if not isinstance(top, int) or not 1 <= top <= MAX_TOP:
+        raise InputError(f"top is {top!r}; allowed are 1 to {MAX_TOP}")
+
+
+def _score(asked: Sequence[Term], cosines: NDArray[np.float64]) -> float:
+    weights = np.array([t.sign for t in asked])
+    return float(weights @ cosines / np.abs(weights).sum())
+
+
+def _check_rows(library: Rows) -> None:
+    if not len(library.ids):
+        raise InputError(f"library {library.path} has no rows: embed videos into it first")
+
+
+def _as_terms(asked: Given | Sequence[Term]) -> list[Term]:
+    if isinstance(asked, (list, tuple)) and all(isinstance(t, Term) for t in asked):
+        return [t for t in asked if isinstance(t, Term)]
+    return terms("text", asked)  # type: ignore[arg-type]
