@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from stan_infer.cli.given import parse_numbers, parse_settings
 from stan_infer.cli.options import (
     BatchEach,
     Calibration,
@@ -20,8 +21,6 @@ from stan_infer.cli.options import (
     Threads,
     Weights,
     fetched,
-    parse_numbers,
-    parse_settings,
 )
 
 if TYPE_CHECKING:

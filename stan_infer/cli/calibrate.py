@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from stan_infer.cli.given import parse_settings
 from stan_infer.cli.options import (
     AnnotationsIfAny,
     CheckpointOrFolder,
@@ -19,7 +20,6 @@ from stan_infer.cli.options import (
     VideosOrList,
     Weights,
     Workers,
-    parse_settings,
 )
 
 _SENSITIVITY = {"linear": "linear", "error": "error", "saved_ms": "saved ms"}

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from stan_infer.cli.options import Checkpoint, Json, Locked, Settings, Weights, parse_settings
+from stan_infer.cli.given import parse_settings
+from stan_infer.cli.options import Checkpoint, Json, Locked, Settings, Weights
 
 
 def convert(

@@ -14,6 +14,7 @@ from stan_infer.cli.embed_library import (
     names_library,
     to_library,
 )
+from stan_infer.cli.given import listed_texts, session_options
 from stan_infer.cli.options import (
     AutoRebuild,
     Batch,
@@ -35,8 +36,6 @@ from stan_infer.cli.options import (
     Timeout,
     Weights,
     Workers,
-    listed_texts,
-    session_options,
 )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from stan_infer.cli.given import session_options
 from stan_infer.cli.options import (
     Annotations,
     AutoRebuild,
@@ -30,7 +31,6 @@ from stan_infer.cli.options import (
     VideosOfNames,
     Weights,
     Workers,
-    session_options,
 )
 
 if TYPE_CHECKING:

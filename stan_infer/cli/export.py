@@ -12,6 +12,7 @@ import typer
 
 from stan_infer.artefacts.folder import ENGINES_FOLDER
 from stan_infer.checkpoints.weights_folder import is_exported
+from stan_infer.cli.given import class_names, parse_settings, use_threads
 from stan_infer.cli.options import (
     BatchRange,
     CheckpointOrFolder,
@@ -25,9 +26,6 @@ from stan_infer.cli.options import (
     Template,
     Threads,
     Weights,
-    class_names,
-    parse_settings,
-    use_threads,
 )
 from stan_infer.errors import InputError, MissingError, storable
 

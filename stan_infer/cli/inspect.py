@@ -6,16 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from stan_infer.cli.options import (
-    CheckpointOrFolder,
-    Frames,
-    Json,
-    Locked,
-    Settings,
-    Weights,
-    check_said_once,
-    parse_settings,
-)
+from stan_infer.cli.given import check_said_once, parse_settings
+from stan_infer.cli.options import CheckpointOrFolder, Frames, Json, Locked, Settings, Weights
 
 if TYPE_CHECKING:
     from stan_infer.config import StanConfig

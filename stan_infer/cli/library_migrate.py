@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from stan_infer.cli.given import session_options
 from stan_infer.cli.options import (
     AutoRebuild,
     BatchOfLibrary,
@@ -26,7 +27,6 @@ from stan_infer.cli.options import (
     Timeout,
     Weights,
     Workers,
-    session_options,
 )
 
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from stan_infer.cli.given import session_options
 from stan_infer.cli.options import (
     AutoRebuild,
     Calibration,
@@ -21,7 +22,6 @@ from stan_infer.cli.options import (
     Threads,
     Timeout,
     Weights,
-    session_options,
 )
 
 

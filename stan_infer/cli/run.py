@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from stan_infer.cli.given import open_for, read_texts
 from stan_infer.cli.options import (
     AutoRebuild,
     Batch,
@@ -34,8 +35,6 @@ from stan_infer.cli.options import (
     Videos,
     Weights,
     Workers,
-    open_for,
-    read_texts,
 )
 
 if TYPE_CHECKING:

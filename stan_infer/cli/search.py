@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stan_infer.cli.given import listed_texts, session_options
 from stan_infer.cli.options import (
     AutoRebuild,
     Calibration,
@@ -29,8 +30,6 @@ from stan_infer.cli.options import (
     TopOfMany,
     Weights,
     fetched,
-    listed_texts,
-    session_options,
 )
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from stan_infer.artefacts.precision import EIGHT_BITS
+from stan_infer.cli.given import parse_numbers, parse_settings, use_threads
 from stan_infer.cli.options import (
     FramesEach,
     Json,
@@ -18,9 +19,6 @@ from stan_infer.cli.options import (
     VideosIfAny,
     Weights,
     fetched,
-    parse_numbers,
-    parse_settings,
-    use_threads,
 )
 from stan_infer.engines.open import graph_engines
 from stan_infer.system.outside_file import read_lines

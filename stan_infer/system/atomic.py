@@ -389,13 +389,11 @@ def _errors_named(path: Path) -> Iterator[None]:
     except StanError:
         raise
     except Exception as e:
-        reason = why_no_room(e, Path(os.path.realpath(path)).parent)
+        place = Path(os.path.realpath(path))
+        reason = why_no_room(e, place.parent)
         if reason is None and isinstance(e, OSError):
             reason = e.strerror or str(e)
         if reason is None:
             raise
         remedy = "free some space or give" if tells_no_space(reason) else "give"
-        raise NoRoomError(
-            f"cannot write {path}: {reason}; {remedy} another place",
-            Path(os.path.realpath(path)),
-        ) from e
+        raise NoRoomError(f"cannot write {path}: {reason}; {remedy} another place", place) from e
