@@ -15,7 +15,13 @@ stan-infer run folder film.mp4 --text "a goal" --by text --windows 5:2
 """,
     "embed": """\
 stan-infer embed folder videos -o vectors.npz
+stan-infer embed folder videos -o library
 stan-infer embed best.pth --texts texts.txt --normalise -o texts.npz
+""",
+    "search": """\
+stan-infer search library "a goal" --top 5 --html found.html
+stan-infer search library "a goal" --not "a crowd" --path "2026/*.mp4"
+stan-infer search library --like clip.mp4 --csv found.csv
 """,
     "eval": """\
 stan-infer eval best.pth --dataset msrvtt --videos MSRVTT/videos \\
@@ -45,6 +51,18 @@ stan-infer convert best.pth mug.safetensors --set head=mug
     "bench": """\
 stan-infer bench best.pth --engine eager,ort,openvino
 stan-infer bench folder --threads 1 --out rows.jsonl --report report
+""",
+    "library inspect": """\
+stan-infer library inspect library
+stan-infer library inspect library --json
+""",
+    "library verify": """\
+stan-infer library verify library
+stan-infer library verify library folder --files
+""",
+    "library migrate": """\
+stan-infer library migrate library best.pth
+stan-infer library migrate library folder --drop
 """,
     "doctor": """\
 stan-infer doctor

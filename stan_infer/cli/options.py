@@ -259,7 +259,8 @@ BatchOfLibrary = Annotated[
 DecoderOfLibrary = Annotated[
     str | None,
     typer.Option(
-        metavar="NAME", help="auto (PyAV), pyav, decord, decord-as-is (default: the library's)."
+        metavar="NAME",
+        help="Video decoder: auto (PyAV), pyav, decord or decord-as-is (default: the library's).",
     ),
 ]
 BatchEach = Annotated[

@@ -63,7 +63,7 @@ class Command(TyperCommand):
         """End with the examples, whose lines stay as they are."""
         super().format_epilog(ctx, formatter)
         with formatter.section("Examples"):
-            for line in EXAMPLES[str(self.name)].splitlines():
+            for line in EXAMPLES[_path(ctx)].splitlines():
                 formatter.write(f"  {line}\n")
 
     def get_help(self, ctx: Any) -> str:
@@ -72,6 +72,12 @@ class Command(TyperCommand):
         formatter = kind(width=ctx.terminal_width, max_width=ctx.max_content_width)
         self.format_help(ctx, formatter)
         return str(formatter.getvalue().rstrip("\n"))
+
+
+def _path(ctx: Any) -> str:
+    """The name of a command behind that of the program, as in "library verify"."""
+    above = ctx.parent
+    return f"{_path(above)} {ctx.info_name}".strip() if above is not None else ""
 
 
 class Program(TyperGroup):

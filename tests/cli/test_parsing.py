@@ -1,13 +1,12 @@
 """An option that takes one value is given once, in every command."""
 
 import pytest
-from typer.main import get_command
 
-from stan_infer.cli.app import app
+from tests.cli.leaves import leaves
 
-COMMANDS = get_command(app).commands
+COMMANDS = leaves()
 # Those that mean more when they are repeated.
-REPEATED = {"--text", "--template", "--set", "--eval"}
+REPEATED = {"--text", "--template", "--set", "--eval", "--not", "--like", "--like-frame"}
 
 
 def options():
@@ -15,7 +14,7 @@ def options():
     for name, command in COMMANDS.items():
         for option in command.params:
             if option.param_type_name == "option" and (not option.is_flag or option.secondary_opts):
-                yield pytest.param(name, option, id=f"{name}{max(option.opts, key=len)}")
+                yield pytest.param(name, option, id=f"{name} {max(option.opts, key=len)}")
 
 
 @pytest.mark.parametrize(("command", "option"), list(options()))
@@ -26,7 +25,7 @@ def test_an_option_that_is_given_twice(cli, command, option):
     if long in REPEATED:
         assert option.multiple
         return
-    done = cli(command, *words, *again, code=2)
+    done = cli(*command.split(), *words, *again, code=2)
     names = "/".join([*option.opts, *option.secondary_opts])
     assert done.err == f"error: {names} is given 2 times, but takes one value: give it once\n"
 
@@ -34,16 +33,17 @@ def test_an_option_that_is_given_twice(cli, command, option):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_an_empty_value(cli, command, checkpoint):
     """As of "$NAME" that is not set: no folder ".", and no default in its place."""
+    before = []  # a word for each argument before
     for parameter in COMMANDS[command].params:
         name = parameter.metavar
-        words = [""]
+        words = [*before, ""]
         if parameter.param_type_name == "option":
             if parameter.is_flag:
                 continue
             name, words = "/".join(parameter.opts), [parameter.opts[0], ""]
-        elif parameter.name == "videos" or parameter.name in ("b", "target"):
-            words = [checkpoint, ""]
-        done = cli(command, *words, code=2)
+        else:
+            before.append(checkpoint)
+        done = cli(*command.split(), *words, code=2)
         assert done.err == f"error: {name} is empty (a variable that is not set?)\n"
 
 
@@ -70,7 +70,7 @@ def test_a_flag_that_says_the_same_twice(cli, checkpoint):
         ("run m", "VIDEOS is missing; write"),
         (
             "embed m v",
-            "-o/--out FILE is missing; write stan-infer embed CKPT_OR_DIR ",
+            "-o/--out FILE|LIBRARY is missing; write stan-infer embed CKPT_OR_DIR ",
         ),
         ("run m v --txet a", "there is no option --txet; did you mean '--text'?"),
         ("run m v -json", "there is no option -json; did you mean '--json'?"),

@@ -7,12 +7,11 @@ import typing
 from collections import defaultdict
 
 import pytest
-from typer.main import get_command
 
 from stan_infer.cli import options
 from stan_infer.cli.app import app
-from stan_infer.cli.parsing import HELP_WIDTH
 from stan_infer.errors import InputError, nearest
+from tests.cli.leaves import help_of, leaves
 from tests.conftest import python
 
 # Where a command leaves out what it could have had: none may be added here without a reason.
@@ -119,13 +118,9 @@ def test_summaries_are_whole_sentences_at_80_columns():
 def test_helps_are_read_at_any_width(columns, monkeypatch):
     """Ranges and types are in words, no name is broken, and nothing is wider than the terminal."""
     monkeypatch.setenv("COLUMNS", str(columns))
-    program = get_command(app)
     widest = 0
-    groups = [c for c in program.commands.values() if hasattr(c, "commands")]
-    for name, command in [pair for p in (program, *groups) for pair in p.commands.items()]:
-        with command.make_context(name, ["--help"], resilient_parsing=True, parent=None) as context:
-            context.max_content_width = HELP_WIDTH
-            text = command.get_help(context)
+    for name, command in leaves().items():
+        text = help_of(name)
         lines = text.splitlines()
         widest = max(widest, *map(len, lines))
         assert not re.search(r"<[a-z]|x[<>]=|[{}]|\[\[", text.replace("{}", "")), text
