@@ -245,7 +245,7 @@ class _Run:
         return todo
 
     def _is_current(self, store: Store, path: Path, known: File) -> bool:
-        """Whether nothing is to be done: size and time as they were, 0 if it never was there."""
+        """Whether nothing is to be done: size and time are as they were, 0 of one never there."""
         if (seen(path) or (0, 0)) != known[:2]:
             return False
         if known.sha256 is None:

@@ -12,7 +12,7 @@ import pytest
 from stan_infer.library.embed import EmbedOptions
 from stan_infer.library.embed_library import Files, LibraryOptions, embed_files
 from stan_infer.library.library import open_library
-from tests.conftest import python
+from tests.conftest import ROOT, python
 from tests.library.fake_stack import FakeSession
 from tests.video.broken_videos import make_clip
 
@@ -167,7 +167,7 @@ def test_the_exit_code_says_so(tmp_path):
     (tmp_path / "list.txt").write_bytes(b"\n".join(map(os.fsencode, [*listed, *whole])))
     model = "examples/motion/motion.safetensors"
     words = ("-m", "stan_infer", "embed", model, tmp_path / "list.txt", "-o", tmp_path / "library")
-    done = python(*words, "--workers", "1", code=2)
+    done = python(*words, "--workers", "1", code=2, cwd=ROOT)
     assert "Traceback" not in done.stderr and "\x1b" not in done.stderr
     assert "files have no vectors" in done.stderr
     assert len(done.stderr.splitlines()) >= len(listed) // 2
