@@ -130,7 +130,7 @@ def test_commands_of_a_page_have_their_options(page):
     for language, content in blocks(page):
         for words in commands(content) if language != "python" else ():
             command = known[words[0]]
-            command = getattr(command, "commands", {}).get(words[1], command)
+            command = getattr(command, "commands", {}).get("".join(words[1:2]), command)
             options = {o for p in command.params for o in (*p.opts, *p.secondary_opts)}
             given = {w.partition("=")[0] for w in words if re.match(r"--?[a-z]", w)}
             assert not given - options, words
