@@ -10,7 +10,7 @@ import typer
 from stan_infer.cli.given import parse_settings
 from stan_infer.cli.options import (
     AnnotationsIfAny,
-    CheckpointOrFolder,
+    CheckpointOrExport,
     Json,
     Locked,
     PrecisionOf8Bits,
@@ -33,7 +33,7 @@ _COLUMNS = {
 
 
 def calibrate(
-    checkpoint: CheckpointOrFolder,
+    checkpoint: CheckpointOrExport,
     videos: VideosOrList,
     out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Folder to write.")],
     precision: PrecisionOf8Bits = "int8",

@@ -15,7 +15,7 @@ from stan_infer.checkpoints.weights_folder import is_exported
 from stan_infer.cli.given import class_names, parse_settings, use_threads
 from stan_infer.cli.options import (
     BatchRange,
-    CheckpointOrFolder,
+    CheckpointOrExport,
     FramesRange,
     Json,
     Labels,
@@ -55,7 +55,7 @@ _PLANS |= {"build_s": "build s", "for": "for", "profiles": "profiles"}
 
 def export(
     context: typer.Context,
-    checkpoint: CheckpointOrFolder,
+    checkpoint: CheckpointOrExport,
     out: Annotated[
         Path | None,
         typer.Option(

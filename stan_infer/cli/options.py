@@ -65,6 +65,15 @@ CheckpointOrFolder = Annotated[
         "folder or .plan.",
     ),
 ]
+CheckpointOrExport = Annotated[
+    str,
+    typer.Argument(
+        metavar="CKPT_OR_DIR",
+        callback=fetched,
+        help="Checkpoint file, hf:OWNER/NAME[@REVISION][/FILE], open_clip NAME:TAG, or exported "
+        "folder.",
+    ),
+]
 ModelIfAny = Annotated[
     str | None,
     typer.Argument(
