@@ -257,7 +257,8 @@ def _report(written: Written, out: str, backend: str, json: bool) -> None:
         return
     if written.manifest is not None:
         parity = {p["file"]: p for p in written.manifest.get("parity") or []}
-        print_table([_row(g, parity.get(g["file"])) for g in written.manifest["graphs"]])
+        files, graphs = written.manifest["files"], written.manifest["graphs"]
+        print_table([_row(g, files[g["file"]]["bytes"], parity.get(g["file"])) for g in graphs])
     if plans:
         print_table([plan_row(plan) for plan in written.plans])
 
@@ -315,11 +316,11 @@ def _plan_progress() -> Iterator[Callable[[str, float], None]]:
         yield on_plan
 
 
-def _row(graph: Mapping[str, Any], parity: Mapping[str, Any] | None) -> dict[str, Any]:
+def _row(graph: Mapping[str, Any], size: int, parity: Mapping[str, Any] | None) -> dict[str, Any]:
     row = {
         "file": graph["file"],
         "precision": graph["precision"],
-        "mib": graph["bytes"] / 2**20,
+        "mib": size / 2**20,
         "nodes": graph["nodes"],
     }
     if parity:
