@@ -49,7 +49,7 @@ def rests_on(record: Mapping[str, Any], bound: Bound) -> str:
     """What the accuracy rests on. record: of the calibration."""
     checked, ranged = record["checked"], _counted(record["clips"], "clip")
     if not checked:
-        return f"not checked: measured on the {ranged} that set the ranges"
+        return f"measured on the {ranged} that set the ranges"
     if bound.task is not None:
         what = "text" if bound.task.is_retrieval else "labelled clip"
         return f"checked on {_counted(checked, what)} held out, while {ranged} set the ranges"
@@ -109,6 +109,11 @@ def needed(bound: Bound) -> int | None:
 
 def sentence(record: Mapping[str, Any], bound: Bound, measured: Measured) -> str:
     """The verdict in one sentence. record: of the calibration, with `kept` and `verdict`."""
+    found = _sentence(record, bound, measured)
+    return found if record["checked"] else f"not checked on other clips; {found}"
+
+
+def _sentence(record: Mapping[str, Any], bound: Bound, measured: Measured) -> str:
     verdict, kept = record["verdict"], record["kept"]
     word, rests = verdict["precision"], rests_on(record, bound)
     back = f" with {_counted(len(kept), 'linear')} in fp32" if kept else ""
