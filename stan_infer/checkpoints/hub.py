@@ -296,8 +296,8 @@ def _told(name: HubName) -> Iterator[None]:
         if constants.HF_HUB_OFFLINE:
             raise _not_here(name, "not all of its files") from e
         raise MissingError(
-            f"{where} could not be fetched ({_first_line(e)}); HF_HUB_OFFLINE=1 takes what the "
-            "cache has"
+            f"{where} could not be fetched ({_first_line(e)}): is there a network? "
+            "HF_HUB_OFFLINE=1 takes what the cache has"
         ) from e
 
 

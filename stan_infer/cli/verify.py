@@ -149,8 +149,8 @@ def _agreement(record: dict[str, Any]) -> str:
     if a["kind"] == "golden data":
         shown = ", as far as 8 bits show it" if b["precision"] in EIGHT_BITS else ""
         text += (
-            f": it is undamaged and computes here what its golden data say{shown}; whether it is the "
-            f"checkpoint's network, stan-infer verify CKPT {b['name']} says"
+            f": it is undamaged and computes here what its golden data say{shown}; whether it is "
+            f"the checkpoint's network, stan-infer verify CKPT {b['name']} says"
         )
     elif bound and bound["pass"] and bound["min_cos"] is not None:
         text += (

@@ -155,6 +155,8 @@ def _sentence(found: Mapping[str, Any]) -> str:
     else:
         word = "higher" if d > 0 else "lower"
         what = f"this model is {abs(d):.1f} points {word} than that of {other} ({numbers})"
-    differs = printable("; ".join(f"{n} {a} and {b}" for n, (a, b) in found["differs"].items()))
-    end = f"; not the same here and there: {differs}" if differs else ""
+    differs = printable(
+        "; ".join(f"{n}: {a} here, {b} there" for n, (a, b) in found["differs"].items())
+    )
+    end = f"; the two runs also differ in {differs}" if differs else ""
     return f"On {where}, {name} of {what}{end}"
