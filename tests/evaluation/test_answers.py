@@ -151,7 +151,7 @@ def test_a_comparison_pairs_the_answers_of_shared_questions(tmp_path):
     assert (one["only this"], one["only the other"]) == (gained, lost)
     assert found["differs"]["frames"] == [12, 8] and "videos" not in found["differs"]
     assert "the 40 videos that both answered (of 60 here and 40 there)" in found["sentence"]
-    assert "frames 12 and 8" in found["sentence"]
+    assert "frames: 12 here, 8 there" in found["sentence"]
 
 
 def test_a_tie_counts_in_part_and_same_answers_cannot_be_told_apart(tmp_path):
