@@ -125,7 +125,7 @@ def check_whole(name: str, value: object, low: int, high: int | None = None) -> 
 def check_number(name: str, value: object, low: float, high: float, unit: str = "") -> None:
     """Raise InputError unless a value is a number from `low` to `high`. unit: as in " points"."""
     is_real = isinstance(value, Real) and not isinstance(value, bool)
-    if not is_real or not low <= value <= high:  # type: ignore[operator]
+    if not is_real or not low <= value <= high or value == math.inf:  # type: ignore[operator]
         to = "on" if high == math.inf else f"to {high:g}"
         raise InputError(f"{name} is {value!r}; give a number from {low:g} {to}{unit}")
 

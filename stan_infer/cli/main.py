@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import gc
+import os
 import signal
 import sys
+import traceback
 from contextlib import suppress
+from itertools import takewhile
 from typing import NoReturn
 
-from stan_infer.errors import StanError, one_line
+from stan_infer.errors import InputError, StanError, one_line
 from stan_infer.system import kept
 from stan_infer.system.signals import (
     EndedBySignal,
@@ -19,10 +23,14 @@ from stan_infer.system.signals import (
     ending,
 )
 
+# What writing to a standard stream raises that is a full disk or no stream at all.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
+
 
 def main() -> None:
     """Run the command line and exit with the documented code."""
-    debug = "--debug" in sys.argv
+    debug = "--debug" in takewhile(lambda word: word.startswith("-"), sys.argv[1:])
+    _fill_closed_streams()
     # The interpreter looks for garbage once more before it ends, which with torch takes 0.4 s.
     atexit.register(gc.freeze)
     try:
@@ -40,7 +48,10 @@ def main() -> None:
         if (number := ended_by()) is not None:
             _end(number)  # the error is what a library made of the signal
         if debug:
-            raise
+            traceback.print_exc()
+        completes = any(word.endswith("-completion") for word in sys.argv[1:2])
+        if isinstance(e, OSError) and (completes or e.errno in _FULL and e.filename is None):
+            e = InputError(f"cannot write {e.filename or 'the output'}: {e.strerror or e}")
         if isinstance(e, StanError):
             _tell(f"error: {e}")
             sys.exit(e.exit_code)
@@ -58,6 +69,18 @@ def _end(number: int) -> NoReturn:
     sys.exit(128 + number)
 
 
+def _fill_closed_streams() -> None:
+    """Put the null device in the place of a stream that is closed, as by `>&-`.
+
+    Else its number would be that of the next file that is opened, and what is printed went there.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            file = open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115
+            os.set_inheritable(file.fileno(), True)  # to the processes that decode
+            setattr(sys, name, file)
+
+
 def _tell(text: str) -> None:
-    with suppress(BrokenPipeError):  # nobody reads it, as with 2>&1 | head
+    with suppress(OSError):  # nobody reads it, as with 2>&1 | head, or there is no room for it
         print(text, file=sys.stderr)

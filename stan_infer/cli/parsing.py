@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
@@ -251,12 +252,12 @@ def _check_hyphens(order: list[Any], values: dict[str, Any]) -> None:
 
 
 def _check_finite(order: list[Any], values: dict[str, Any]) -> None:
-    """Raise InputError for NaN and infinity, which Python takes for numbers."""
+    """Raise InputError for NaN and infinity, 1e999 too, which Python takes for numbers."""
     for parameter in order:
         given = str(values.get(parameter.name))
-        is_odd = given.strip().lower().lstrip("+-") in ("nan", "inf", "infinity")
-        if is_odd and (allowed := _allowed(parameter)):
-            raise InputError(f"{_named(parameter)} is {given!r}; {allowed}")
+        with suppress(ValueError):
+            if not math.isfinite(float(given)) and (allowed := _allowed(parameter)):
+                raise InputError(f"{_named(parameter)} is {given!r}; {allowed}")
 
 
 def _named(parameter: Any) -> str:

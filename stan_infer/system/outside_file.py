@@ -161,6 +161,8 @@ def decode_text(data: bytes, *, name: str, hint: str = "") -> str:
         ) from e
     if kind is not None and kind.is_stand_in:
         raise InputError(f"{name} is {kind.what}: {kind.help}")
+    if "\0" in text:
+        raise InputError(f"{name} has zero bytes, as text in UTF-16: save it as UTF-8{hint}")
     return text
 
 

@@ -200,6 +200,11 @@ class Folder(Side):
             self._at("golden", "file", kind=str)
         )
 
+    @property
+    def golden_tolerance(self) -> float:
+        """What the manifest allows the video tower on the golden clips."""
+        return self._at("golden", "video_tolerance", kind=float)
+
     def class_outputs(self, tensor: np.ndarray) -> Arrays:
         opened = usable(self._open("video"))
         names = [n for n in ("scores", "probabilities") if n in opened.signature().outputs]
@@ -255,7 +260,8 @@ class Folder(Side):
         if told and (not isinstance(entry, dict) or entry.get("sha256") != told):
             how = "is not the one" if entry else "is missing: it is the one"
             wrong.append(f"{CALIBRATION} {how} that the video graph was made from")
-        found = {p.relative_to(self._folder).as_posix() for p in self._folder.rglob("*.*")}
+        files = (p for p in self._folder.rglob("*") if p.is_symlink() or not p.is_dir())
+        found = {p.relative_to(self._folder).as_posix() for p in files}
         wrong += [
             f"{n[:80]} is not in {MANIFEST}"
             for n in sorted(found - {MANIFEST, *self._limits})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -12,25 +12,25 @@ from stan_infer.verification.stage import Stage
 
 def compare_labels(
     stage: Stage,
-    pair: tuple[Side, Side],
+    pair: Sequence[Side],
     clips: Mapping[str, np.ndarray],
     tensor: Callable[[np.ndarray, Side], np.ndarray],
     say: Callable[[str], None],
 ) -> None:
     """Compare with the first side that has a text tower.
 
-    clips: by name; class scores are compared on the first. tensor: a function from pixels
-    [B, T, S, S, 3] and a side to the input of that side's graph.
+    pair: A and B, or one alone. clips: by name; class scores are compared on the first. tensor: a
+    function from pixels [B, T, S, S, 3] and a side to the input of that side's graph.
     """
     by = next((s for s in pair if not (s.lacks("ids") or s.lacks("text"))), None)
     stage.absent = "not compared: no folder has labels"
-    for letter, side in zip("AB", pair, strict=True):
+    for letter, side in zip("AB", pair, strict=False):
         with stage.catch(f"{letter}'s labels"):
             found = side.labels()
             if found is None or by is None or by.config is None:
                 continue
             say("labels")
-            stage.absent, stage.reference = "", f"{'AB'[by is pair[1]]}'s text tower"
+            stage.absent, stage.reference = "", f"{'AB'[pair.index(by)]}'s text tower"
             names, templates, baked = found
             ids = by.ids(templates.fill(names))
             text = by.text(ids)

@@ -78,7 +78,8 @@ class Stage:
         try:
             yield
         except (InputError, CheckError, ValueError, TypeError, KeyError, IndexError) as e:
-            self.fail(where, str(e)[:300])
+            text = f"there is no {e}" if isinstance(e, KeyError) else str(e)
+            self.fail(where, text[:300])
 
     def lacks(self, pair: Pair, *steps: str) -> bool:
         """Whether a side lacks one of these steps; the stage is then not compared."""

@@ -187,7 +187,7 @@ def test_a_bound_that_cannot_be_met_is_exit_code_4(cli, artefact, more_videos, t
         (("--method", "minmax"), "minmax"),
         (("--percentile", "99"), "--method percentile"),
         (("--max-drop", "1"), "--annotations"),
-        (("--min-cosine", "2"), "min_cosine"),
+        (("--min-cosine", "2"), "--min-cosine"),
     ],
 )
 def test_wrong_options(cli, artefact, videos, tmp_path, options, word):

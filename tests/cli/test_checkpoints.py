@@ -41,7 +41,7 @@ def test_inspect_lists_the_sets(cli, both):
         ("state_dict", False),
         ("state_dict_ema", True),
     ]
-    cli("inspect", both, *HEADS, "--weights", "best", code=2, says="it has state_dict (")
+    cli("inspect", both, *HEADS, "--weights", "best", code=2, says="its sets are state_dict (")
     cli("inspect", both, "--set", "weights=ema", code=2, says="give --weights ema")
 
 

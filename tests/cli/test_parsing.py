@@ -87,6 +87,7 @@ def test_a_flag_that_says_the_same_twice(cli, checkpoint):
         ("run m v --top -1", "--top is '-1'; give a whole number from 0 on"),
         ("run m v --timeout 0", "--timeout is '0'; give a number from 0.001 on"),
         ("run m v --timeout nan", "--timeout is 'nan'; give a number from 0.001 on"),
+        ("run m v --end 1e999", "--end is '1e999'; give a number from 0 on"),
         ("run m v --end inf", "--end is 'inf'; give a number from 0 on"),
         ("bench --min-seconds 4e3", "--min-seconds is '4e3'; give a number from 0 to 3600"),
         ("verify a b --tolerance nan", "--tolerance is 'nan'; give a number from 0 on"),

@@ -101,7 +101,7 @@ def test_a_stretch_and_the_note_on_thin_sampling(cli, checkpoint, long):
     assert record["total_frames"] == 300
     thin = ("--frames", 2)  # 30 s: one frame in 15 s
     done = cli("run", checkpoint, long, long, *TEXTS, *thin)
-    assert done.err.count("2 frames of 30 s are looked at, one in 15.0 s") == 1
+    assert done.err.count("2 frames of 30 s are looked at, one every 15.0 s") == 1
     assert "looked at" not in cli("run", checkpoint, long, *TEXTS, *thin, "--windows", 5).err
 
 

@@ -46,6 +46,7 @@ def test_bounds_and_names(tmp_path):
         (b"\0\0\0\x20ftypisom\xff", "is an MP4 or MOV video, no text; so$"),
         (b"%PDF-1.7\n%\xff", "is a PDF, no text; so$"),
         ("a dog\n".encode("utf-16"), "is text in UTF-16: save it as UTF-8; so$"),
+        ("a dog\n".encode("utf-16-le"), "has zero bytes, as text in UTF-16: save it as UTF-8; so$"),
         ("[1]\xe9".encode("latin-1"), "is no UTF-8 text"),
         (b"<!DOCTYPE html>\n<html>", "is a web page: a server sent it in place of the file"),
         (

@@ -8,7 +8,7 @@ import pytest
 from stan_infer.errors import InputError
 from tests.conftest import zero_weight
 from tests.exported import rewrite
-from tests.verification.folders import BASES, ENGINES, Bases
+from tests.verification.folders import BASES, ENGINES, Bases, Folder
 from tests.verification.records import verify
 
 
@@ -60,20 +60,63 @@ def _temperature(folder, manifest):
     manifest["model"]["temperature"] *= 2
 
 
+def _mean(folder, manifest):
+    manifest["preprocess"]["mean"] = [0.0, 0.0, 0.0]
+
+
+def _frames(folder, manifest):
+    manifest["preprocess"]["sampling"]["frames"] = 3
+
+
+def _schema(folder, manifest):
+    manifest["schema"] = "9.0"
+
+
+def _precision(folder, manifest):
+    next(g for g in manifest["graphs"] if g["role"] == "video")["precision"] = "fp16"
+
+
+def _unlisted(folder, manifest):
+    (folder / "README").touch()
+
+
+def _labels(folder, manifest):
+    path = folder / "labels.txt"
+    path.write_text("\n".join(reversed(path.read_text().splitlines())) + "\n")
+
+
 @pytest.mark.parametrize(
     ("change", "stage"),
     [
         (_weight, "video tower"),
         (_text, "text tower"),
-        (_padding, "ids"),
-        (_short_side, "resize"),
+        (_padding, "files"),
+        (_short_side, "files"),
         (_temperature, "files"),
+        (_mean, "files"),
+        (_frames, "files"),
+        (_schema, "files"),
+        (_precision, "files"),
+        (_labels, "labels"),
     ],
 )
 def test_a_fault_is_named_though_the_hashes_are_right(copy, change, stage):
     rewrite(copy, lambda manifest: change(copy, manifest))
     record = verify(copy)
     assert not record["pass"] and record["first_failed"] == stage
+
+
+def test_a_matrix_of_zeros_in_8_bits_is_named(bases, tmp_path):
+    copy = shutil.copytree(bases["int8"][1], tmp_path / "copy")
+    folder = Folder(copy)
+    folder.weight("video/trunk/layer1/mlp/fc1/weight", lambda w: w * 0)
+    folder.save()
+    assert verify(copy)["first_failed"] == "video tower"
+
+
+def test_a_file_that_nobody_listed_is_named(copy):
+    _unlisted(copy, None)
+    assert "README" in _rows(verify(copy))["files"]["note"]
 
 
 def test_a_changed_file_is_named(copy):
@@ -94,6 +137,7 @@ def test_what_is_not_there_is_not_compared(copy):
     rewrite(copy)
     record = verify(copy)
     assert record["pass"] and {"video tower", "text tower"} <= set(record["not_compared"])
+    (copy / "golden.npz").unlink()
     rewrite(copy, lambda manifest: manifest.pop("golden"))
     with pytest.raises(InputError, match="has no golden data: export the checkpoint again"):
         verify(copy)
@@ -105,6 +149,9 @@ def test_what_is_not_there_is_not_compared(copy):
         ({"bisect": True}, "--bisect: one folder"),
         ({"frames": (1,)}, "--frames"),
         ({"engine_b": "ort"}, "--engine-b"),
+        ({"settings": {"head": "mug"}}, "--set: one folder"),
+        ({"settings": {"weights": "ema"}}, "--weights: one folder"),
+        ({"tolerance": float("inf")}, "tolerance"),
         ({"engine_a": "eager"}, "engine eager opens no exported folder"),
         ({"engine_a": "orrt"}, "orrt"),
     ],
@@ -112,3 +159,8 @@ def test_what_is_not_there_is_not_compared(copy):
 def test_options_of_two_models(copy, options, says):
     with pytest.raises(InputError, match=says):
         verify(copy, **options)
+
+
+def test_a_place_where_nothing_is():
+    with pytest.raises(InputError, match="no such folder: nothere"):
+        verify("nothere")
