@@ -95,7 +95,7 @@ def test_weights_stand_behind_two_colons():
         (["library"], "nothing to search for"),
         (["library", " "], "is blank"),
         (["library", TEXT, "--text", ""], "--text is empty"),
-        (["library", TEXT, "--top", 0], "Invalid value for '--top'"),
+        (["library", TEXT, "--top", 0], "--top is '0'"),
         (["library", f"{TEXT}::nan"], "behind :: stands a weight"),
         (["library", TEXT, "--not", "x::y"], "behind :: stands a weight"),
         (["library", TEXT, "--since", "soon"], "'soon' is no date"),

@@ -16,6 +16,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -140,6 +141,8 @@ EVAL: dict[str, Any] = {
 
 Use = Callable[[bytes], Sequence[Callable[[], Any]]]  # a damaged file -> what to do with it
 
+_GIVEN: Any = SimpleNamespace(params={"settings": None})  # a command's context, without options
+
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
@@ -254,8 +257,8 @@ class World:
 
     def _inspections(self, source: str) -> list[Callable[[], Any]]:
         return [
-            lambda: _shown(lambda: inspect(source, None, None, False)),
-            lambda: _shown(lambda: inspect(source, None, None, True)),
+            lambda: _shown(lambda: inspect(_GIVEN, source, json=False)),
+            lambda: _shown(lambda: inspect(_GIVEN, source, json=True)),
         ]
 
     def _artefact_uses(self) -> list[Callable[[], Any]]:
