@@ -63,7 +63,7 @@ def golden_record(folder: str | Path | Stan, o: VerifyOptions, say: Say) -> dict
             f"{name} alone cannot be verified: only an exported folder has golden data. Give "
             "two models, the reference first: stan-infer verify CKPT DIR"
         )
-    of_two = {"--videos": o.videos, "--texts": o.texts, "--engine-b": o.engine_b}
+    of_two: dict[str, object] = {"--videos": o.videos, "--texts": o.texts, "--engine-b": o.engine_b}
     of_two |= {"--bisect": o.bisect, "--frames": tuple(o.frames) != VerifyOptions.frames}
     of_two |= {"--weights" if k == "weights" else "--set": True for k in o.settings or ()}
     if options := ", ".join(name for name, value in of_two.items() if value):

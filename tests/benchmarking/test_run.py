@@ -36,12 +36,12 @@ def test_bench_from_python(tmp_path):
     [
         ({"engines": ["eagr"]}, "did you mean 'eager'"),
         ({"precisions": ["fp23"]}, "did you mean 'fp32'"),
-        ({"batches": [0]}, "--batch 0 is out of range"),
-        ({"frames": [65]}, "--frames 65 is out of range"),
+        ({"batches": [0]}, "--batch is 0; give a whole number from 1 to 64"),
+        ({"frames": [65]}, "--frames is 65; give a whole number from 1 to 64"),
         ({"engines": "eager"}, r"give a list, as in engines=\['eager'\]"),
         ({"frames": 8}, r"give a list, as in frames=\[8\]"),
-        ({"repeats": 0}, "rounds are at least 1"),
-        ({"tolerance": float("nan")}, "tolerance is nan; allowed is a share"),
+        ({"repeats": 0}, "repeats is 0; give a whole number from 1 on"),
+        ({"tolerance": float("nan")}, "tolerance is nan; give a number from 0 to 1"),
     ],
 )
 def test_wrong_options_are_refused(given, message):
