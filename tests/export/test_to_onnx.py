@@ -293,7 +293,7 @@ def test_cases_lie_within_the_ranges():
         ({"opset": 26}, "opset is 26"),
         ({"frames": 65}, "frames 65:65 is out of range; allowed are 1 to 64"),
         ({"frames": (8, 4)}, "frames 8:4"),
-        ({"batch": 0}, "batch 0:0"),
+        ({"batch": 0}, "batch is 0; give a whole number"),
         ({"head": "classify"}, "needs the classes: --labels FILE"),
         ({"labels": ["a dog"]}, "CLIP's vocabulary"),
     ],
