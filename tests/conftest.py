@@ -168,6 +168,12 @@ def golden_folder() -> Path:
     return Path(os.environ.get("STAN_INFER_GOLDEN", ROOT.parent / "shared" / "golden"))
 
 
+@pytest.fixture(autouse=True)
+def _no_width_of_a_terminal(monkeypatch):
+    """Tables are as wide as they are, whatever started the tests."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 @pytest.fixture(scope="session")
 def golden() -> Path:
     folder = golden_folder()

@@ -1,5 +1,6 @@
 """300 inputs that are broken or no videos: an error for each, and nothing left over."""
 
+import contextlib
 import os
 import random
 import shutil
@@ -81,8 +82,8 @@ def fifo(data, path, dice):
 
 
 def server(data, path, dice):
-    with socket.socket(socket.AF_UNIX) as made:
-        os.chdir(path.parent)  # the path of a socket is short
+    # The path of a socket is short.
+    with contextlib.chdir(path.parent), socket.socket(socket.AF_UNIX) as made:
         made.bind(path.name)
 
 
