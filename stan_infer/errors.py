@@ -14,6 +14,7 @@ import math
 import os
 from collections.abc import Iterable
 from numbers import Integral, Real
+from typing import Any
 
 
 class StanError(Exception):
@@ -116,16 +117,16 @@ def check_word(name: str, word: str, known: Iterable[str]) -> None:
 
 def check_whole(name: str, value: object, low: int, high: int | None = None) -> None:
     """Raise InputError unless a value is a whole number from `low` to `high` (None: no bound)."""
-    is_whole = isinstance(value, Integral) and not isinstance(value, bool)
-    if not is_whole or not low <= value <= (value if high is None else high):  # type: ignore[operator]
+    number: Any = value if isinstance(value, Integral) and not isinstance(value, bool) else None
+    if number is None or not low <= number <= (number if high is None else high):
         to = "on" if high is None else f"to {high}"
         raise InputError(f"{name} is {value!r}; give a whole number from {low} {to}")
 
 
 def check_number(name: str, value: object, low: float, high: float, unit: str = "") -> None:
     """Raise InputError unless a value is a number from `low` to `high`. unit: as in " points"."""
-    is_real = isinstance(value, Real) and not isinstance(value, bool)
-    if not is_real or not low <= value <= high or value == math.inf:  # type: ignore[operator]
+    number: Any = value if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    if not low <= number <= high or number == math.inf:
         to = "on" if high == math.inf else f"to {high:g}"
         raise InputError(f"{name} is {value!r}; give a number from {low:g} {to}{unit}")
 

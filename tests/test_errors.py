@@ -33,10 +33,11 @@ def test_a_package_that_does_not_load(tmp_path, monkeypatch, code, told):
     assert "): pip install --force-reinstall " in message
 
 
-def test_a_package_that_is_absent():
+@pytest.mark.parametrize("module", ["a_module_that_is_absent", "a_module_that_is_absent.part"])
+def test_a_package_that_is_absent(module):
     with pytest.raises(MissingError) as caught:
-        require("a_module_that_is_absent", "a test", "cpu")
-    assert "a test needs a_module_that_is_absent (No module named" in str(caught.value)
+        require(module, "a test", "cpu")
+    assert f"a test needs {module} (No module named" in str(caught.value)
     assert "pip install" in str(caught.value) and "--force-reinstall" not in str(caught.value)
 
 

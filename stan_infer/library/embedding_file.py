@@ -265,7 +265,9 @@ def check_embeddings(out: Path, *, videos: bool, texts: bool, sources: Sources) 
     videos, texts: what the file will hold.
     """
     if out.suffix not in _KEEP:
-        raise InputError(f"--out {out} must end in {', '.join(_KEEP)}")
+        raise InputError(
+            f"--out {out} must end in {', '.join(_KEEP)}; a new library is a name without a suffix"
+        )
     if videos and texts and out.suffix != ".npz":
         raise InputError(
             f"--out {out} holds one table: give videos or texts, or a file that ends in .npz"

@@ -50,13 +50,19 @@ class Term:
         return -self.weight if self.kind == "without" else self.weight
 
 
-def terms(kind: Kind, given: Given) -> list[Term]:
-    """The terms that an argument stands for; InputError for a weight that is not above 0."""
+def terms(kind: Kind, given: Given | Iterable[Term]) -> list[Term]:
+    """The terms that an argument stands for; those that are terms already stay as they are.
+
+    Raises InputError for a weight that is not above 0.
+    """
     if isinstance(given, (str, Path)):
         return [Term(kind, str(given))]
     pairs = given.items() if isinstance(given, Mapping) else given
     found = []
     for item in pairs:
+        if isinstance(item, Term):
+            found.append(item)
+            continue
         value, weight = item if isinstance(item, tuple) else (item, 1.0)
         if not isinstance(value, (str, Path)):
             raise InputError(f"{kind} is {value!r}; give texts or paths, alone or with a weight")

@@ -15,7 +15,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from stan_infer.errors import InputError, StanError
+from stan_infer.errors import InputError, StanError, check_number
 from stan_infer.library.database import connect, errors_named, path_of
 from stan_infer.video.decode_worker import DecodeWorker
 from stan_infer.video.windows import Windows
@@ -48,8 +48,8 @@ class RowFilter:
             _nanoseconds(name, getattr(self, name))
         for name in ("longer", "shorter"):
             value = getattr(self, name)
-            if value is not None and not 0 <= value < math.inf:
-                raise InputError(f"--{name} {value:g} is no length; give seconds")
+            if value is not None:
+                check_number(f"--{name}", value, 0, math.inf)
 
     @property
     def by_length(self) -> bool:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from stan_infer.engines.opened import Source, opened
 from stan_infer.engines.session import Session
-from stan_infer.errors import CheckError, InputError
+from stan_infer.errors import CheckError, InputError, check_whole
 from stan_infer.library.nearest import largest, products
 from stan_infer.library.passport import Comparison
 from stan_infer.library.query import Given, Term, check_terms, combined, term_vectors, terms
@@ -192,9 +192,9 @@ class Searcher:
         Raises InputError for wrong values and an example that cannot be read, CheckError for a
         damaged vector.
         """
-        found = _as_terms(asked)
+        found = terms("text", asked)
         check_terms(found)
-        check_top(top)
+        check_whole("top", top, 1, MAX_TOP)
         examples = any(t.kind in ("like", "like_frame") for t in found)
         if (examples or mug) and not self.reads:
             raise InputError("this Searcher was opened for texts: give reads=True")
@@ -320,7 +320,7 @@ def search_library(
     for kind in ("without", "like", "like_frame"):
         asked += terms(kind, getattr(own, kind))
     check_terms(asked)
-    check_top(top)
+    check_whole("top", top, 1, MAX_TOP)
     keep, templates = own.filter(), read_templates(own.template)
     reads = own.mug or any(t.kind in ("like", "like_frame") for t in asked)
     _check_rows(library)
@@ -328,12 +328,6 @@ def search_library(
     with opened(source, words) as session:
         searcher = Searcher(library, session, reads=reads, timeout_s=own.timeout_s, say=say)
         return searcher.search(asked, top=top, keep=keep, templates=templates, mug=own.mug)
-
-
-def check_top(top: int) -> None:
-    """Raise InputError for a number of hits that is not allowed."""
-    if not isinstance(top, int) or not 1 <= top <= MAX_TOP:
-        raise InputError(f"top is {top!r}; allowed are 1 to {MAX_TOP}")
 
 
 def _score(asked: Sequence[Term], cosines: NDArray[np.float64]) -> float:
@@ -344,9 +338,3 @@ def _score(asked: Sequence[Term], cosines: NDArray[np.float64]) -> float:
 def _check_rows(library: Rows) -> None:
     if not len(library.ids):
         raise InputError(f"library {library.path} has no rows: embed videos into it first")
-
-
-def _as_terms(asked: Given | Sequence[Term]) -> list[Term]:
-    if isinstance(asked, (list, tuple)) and all(isinstance(t, Term) for t in asked):
-        return [t for t in asked if isinstance(t, Term)]
-    return terms("text", asked)  # type: ignore[arg-type]

@@ -42,7 +42,7 @@ def require(module: str, purpose: str, extra: str) -> Any:
         with held_back(module):
             return importlib.import_module(module)
     except (Exception, SystemExit) as e:  # a broken package may raise anything while it loads
-        if isinstance(e, ModuleNotFoundError) and e.name == module:
+        if isinstance(e, ModuleNotFoundError) and f"{module}.".startswith(f"{e.name}."):
             raise MissingError(f"{purpose} needs {module} ({e}): {install_command(extra)}") from e
         raise MissingError(
             f"{purpose} needs {module}, which does not load ({type(e).__name__}: {str(e)[:200]}): "

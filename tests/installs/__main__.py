@@ -134,11 +134,12 @@ def check_doctor(command: list[Any], cwd: Path, env: dict[str, str]) -> dict[str
 
 
 def use_cpu(command: list[Any], cwd: Path, env: dict[str, str]) -> None:
-    """What extra `cpu` adds: eager, export, verify."""
+    """What extra `cpu` adds: eager, export, verify, calibrate."""
     call([*command, "run", CHECKPOINT, CLIPS, "--labels", MOTION / "labels.txt"], cwd, env)
     call([*command, "export", CHECKPOINT, "-o", "fused"], cwd, env)
     call([*command, "export", CHECKPOINT, "-o", "plain", "--graph", "reference"], cwd, env)
     call([*command, "verify", CHECKPOINT, "fused"], cwd, env)
+    call([*command, "calibrate", "fused", "--videos", CLIPS, "-o", "int8", "--force"], cwd, env)
 
 
 def size_of(python: Path) -> float:

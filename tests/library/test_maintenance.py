@@ -247,7 +247,10 @@ def test_strange_names_and_facts_are_shown_in_lines(library, capsys, monkeypatch
 
 def test_from_the_command_line(tmp_path):
     model, clips = "examples/motion/motion.safetensors", "examples/motion/clips"
-    run = lambda *words, **more: python("-m", "stan_infer", *words, cwd=ROOT, **more)  # noqa: E731
+
+    def run(*words, **more):
+        return python("-m", "stan_infer", *words, cwd=ROOT, **more)
+
     library = tmp_path / "library"
     run("embed", model, clips, "-o", library, "--workers", "1")
     record = json.loads(run("library", "inspect", library, "--json").stdout)

@@ -76,7 +76,10 @@ def test_other_pyav(library, monkeypatch):
 
 def test_sampler(library, monkeypatch):
     sample = clip.sample_indices
-    late = lambda n, *more: np.minimum(sample(n, *more) + 1, n - 1)  # noqa: E731
+
+    def late(n, *more):
+        return np.minimum(sample(n, *more) + 1, n - 1)
+
     monkeypatch.setattr(clip, "sample_indices", late)
     found = library.compare(FakeSession())
     assert not found.same and not found.changed and len(found.pixels) == 4
