@@ -30,6 +30,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 def main() -> None:
     """Run the command line and exit with the documented code."""
     debug = "--debug" in takewhile(lambda word: word.startswith("-"), sys.argv[1:])
+    completes = any(word.endswith("-completion") for word in sys.argv[1:2])
     _fill_closed_streams()
     # The interpreter looks for garbage once more before it ends, which with torch takes 0.4 s.
     atexit.register(gc.freeze)
@@ -44,12 +45,17 @@ def main() -> None:
         app(prog_name="stan-infer")
     except (KeyboardInterrupt, EndedBySignal) as e:
         _end(e.number if isinstance(e, EndedBySignal) else signal.SIGINT)
+    except SystemExit as e:
+        if not completes or e.code != 1:
+            raise
+        # typer said so in one line, but ends as with a bug of ours.
+        _tell("error: run this in a shell that has completion: bash, zsh, fish or PowerShell")
+        sys.exit(2)
     except Exception as e:
         if (number := ended_by()) is not None:
             _end(number)  # the error is what a library made of the signal
         if debug:
             traceback.print_exc()
-        completes = any(word.endswith("-completion") for word in sys.argv[1:2])
         if isinstance(e, OSError) and (completes or e.errno in _FULL and e.filename is None):
             e = InputError(f"cannot write {e.filename or 'the output'}: {e.strerror or e}")
         if isinstance(e, StanError):

@@ -34,8 +34,24 @@ def test_no_room_for_the_message():
 
 
 def test_completion_where_there_is_no_home():
-    done = _run("--install-completion bash", "", HOME="/dev/null")
+    words = ["bash", "-c", '"$0" -m stan_infer --install-completion; exit $?', sys.executable]
+    home = {**os.environ, "HOME": "/dev/null"}
+    done = subprocess.run(words, env=home, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and done.stderr.startswith("error: cannot write /dev/null")
+
+
+def test_completion_where_no_shell_is_known():
+    code = (
+        "import sys, typer._completion_shared as shared\n"
+        "shared._get_shell_name = lambda: None\n"
+        "import typer.completion as completion\n"
+        "completion._get_shell_name = lambda: None\n"
+        "sys.argv = ['stan-infer', '--install-completion']\n"
+        "from stan_infer.cli.main import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.startswith("error: run this in a shell"), done
 
 
 def test_debug_is_an_option_of_the_program_alone():
