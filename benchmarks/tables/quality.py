@@ -6,7 +6,15 @@ import json
 from textwrap import shorten
 
 from benchmarks.record import ROOT
-from benchmarks.tables.markdown import NOT_MEASURED, Row, machine_line, markdown, newest
+from benchmarks.tables.markdown import (
+    NOT_MEASURED,
+    Row,
+    by_machine,
+    last_of,
+    machine_line,
+    markdown,
+    newest,
+)
 from stan_infer.evaluation.metrics import paired_interval
 
 
@@ -65,18 +73,18 @@ def motion_table() -> str:
 
 
 def outliers_table() -> str:
-    """Models with outlier channels, smoothed and not: the newest run of each."""
-    lines = []
-    rows = newest("outliers", "model", "smooth")
-    if not rows:
-        return NOT_MEASURED
-    for r in sorted(rows, key=lambda r: (r["model"], not r["smooth"])):
-        form = "smoothed" if r["smooth"] else "not smoothed"
-        count = f"{r['linears'] - len(r['kept'])} of {r['linears']}"
-        sizes = f"{r['cosine']:.5f} | {r['file_ratio']:.2f}x | {count}"
-        lines.append(f"{r['model']}, {form} | {sizes}")
+    """Models with outlier channels, smoothed and not: the newest run of each on each machine."""
     head = "model, INT8 | smallest cosine | file of fp32 | linears in 8 bits"
-    return machine_line(*rows) + markdown(head, lines)
+    tables = []
+    for measured in by_machine("outliers"):
+        rows, lines = last_of(measured, "model", "smooth"), []
+        for r in sorted(rows, key=lambda r: (r["model"], not r["smooth"])):
+            form = "smoothed" if r["smooth"] else "not smoothed"
+            count = f"{r['linears'] - len(r['kept'])} of {r['linears']}"
+            sizes = f"{r['cosine']:.5f} | {r['file_ratio']:.2f}x | {count}"
+            lines.append(f"{r['model']}, {form} | {sizes}")
+        tables.append(machine_line(*rows) + markdown(head, lines))
+    return "\n\n".join(tables) or NOT_MEASURED
 
 
 def quantisers_table(model: str) -> str:
