@@ -23,6 +23,7 @@ _HYPHEN, _BLANK = "\N{NON-BREAKING HYPHEN}", "\N{NO-BREAK SPACE}"
 _DASHES = "\N{EN DASH}\N{EM DASH}\N{MINUS SIGN}"
 _TYPE = re.compile(r" <[^<>]*>$")  # which typer puts behind the name of an argument
 _BRACKETS = re.compile(r"\[[^][]{,30}\]$")  # what typer adds: the default, the range, "required"
+_GIVEN = (str, bool, int, list, tuple)  # types of what a parser finds; int: an option counted
 _RANGES = (
     (re.compile(r"(\S+)<=x<=(\S+)(?=[];])"), r"\1 to \2"),
     (re.compile(r"x>=(\S+)(?=[];])"), r"at least \1"),
@@ -44,7 +45,8 @@ class Command(TyperCommand):
         values: dict[str, Any] = {}
         with _in_one_line(ctx, given, values):
             found, extra, order = self.make_parser(ctx).parse_args(args=list(args))
-            values |= found
+            # What was not given is None, left out, or a mark of click's own, as versions have it.
+            values |= {k: v for k, v in found.items() if isinstance(v, _GIVEN)}
             if not any("--help" in parameter.opts for parameter in order):
                 _check_given_once(order, args)
                 _check_not_empty(order, values)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import threading
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,9 @@ MAX_DIGITS = 40  # of a whole number
 MAX_CONTAINERS = 2_000_000  # lists and objects; MSR-VTT's annotations have 210,000
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+# msgspec keeps what it learns of a type on the type, half filled while it learns; another thread
+# that meets it then ends the process with a segmentation fault (seen with 0.22).
+_ONE_AT_A_TIME = threading.Lock()
 T = TypeVar("T")
 
 
@@ -71,7 +75,8 @@ def checked(value: Any, kind: type[T], name: str, hint: str = "") -> T:
     import msgspec
 
     try:
-        msgspec.convert(value, kind)
+        with _ONE_AT_A_TIME:
+            msgspec.convert(value, kind)
     except (msgspec.ValidationError, RecursionError) as e:
         what, _, where = printable(str(e))[:160].partition(" - at ")
         at = where.strip("`").removeprefix("$").removeprefix(".")

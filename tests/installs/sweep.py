@@ -125,7 +125,7 @@ def fault(words: list[str], wanted: int | str) -> str | None:
     if code == 4 and "every row is starved" in text:
         code = 0  # other work had the CPUs while the benchmark ran
     if code != (3 if isinstance(wanted, str) else wanted):
-        return f"exit code {code}, not {wanted}"
+        return f"exit code {code}, not {wanted}: {_last_line(text)}"
     if "Traceback" in text or "internal error" in text:
         return "an internal error"
     if isinstance(wanted, str) and (line := install_command(wanted)) not in text:
@@ -133,9 +133,15 @@ def fault(words: list[str], wanted: int | str) -> str | None:
     return None
 
 
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["nothing printed"])[-1]
+
+
 def searches(folder: str, videos: str, place: str) -> list[Row]:
     """Rows for a library, which is made in `place`."""
-    run(["embed", folder, videos, "-o", f"{place}/library"], Path(place))
+    code, text = run(["embed", folder, videos, "-o", f"{place}/library"], Path(place))
+    if code:
+        raise SystemExit(f"no library to search: exit code {code}: {_last_line(text)}")
     words = ["search", f"{place}/library", "a dog", "--model"]
     return [
         ([*words, folder], 0),
