@@ -1,14 +1,20 @@
-"""Tables and pairs that fit the terminal: text goes on in its own column, columns move below."""
+"""Tables and pairs that fit the terminal: text goes on in its own column, columns move below.
+
+Widths are cells of the terminal, as a character may take two, or none.
+"""
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
 
+from rich.cells import cell_len
+
 _GAP = 2  # blanks between columns
-_LEAST = 12  # characters to which a column of text may shrink
+_LEAST = 12  # cells to which a column of text may shrink
 
 
 def terminal_width() -> int | None:
@@ -32,11 +38,12 @@ def pair_lines(pairs: Mapping[str, str], width: int | None) -> list[str]:
 
     One long word, such as a hash, has a line of its own, so that it can be copied.
     """
-    first = max(map(len, pairs), default=0)
+    first = max(map(cell_len, pairs), default=0)
     lines = []
     for name, value in pairs.items():
-        room = len(value) if width is None else max(width - first - _GAP, _LEAST)
-        if width is not None and " " not in value and room < len(value) <= width - _GAP:
+        cells = cell_len(value)
+        room = cells if width is None else max(width - first - _GAP, _LEAST)
+        if width is not None and " " not in value and room < cells <= width - _GAP:
             lines += [name, " " * _GAP + value]
             continue
         parts = wrapped(value, room)
@@ -48,7 +55,7 @@ def pair_lines(pairs: Mapping[str, str], width: int | None) -> list[str]:
 class Table:
     """An aligned table, whose rows may come one after the other.
 
-    titles: the head of each column. widths: characters of its cells; longer ones move what follows.
+    titles: the head of each column. widths: of its cells; wider ones move what follows.
     right: columns that are aligned so. Where width, the columns of the terminal, is not enough,
     text is broken within its column; if that is not enough either, the last columns follow in
     tables below, each with the first `keys` columns.
@@ -64,7 +71,7 @@ class Table:
     ) -> None:
         """Decide the columns of every part."""
         self._titles, self._right = titles, right
-        natural = {c: max(widths[c], len(title)) for c, title in titles.items()}
+        natural = {c: max(widths[c], cell_len(title)) for c, title in titles.items()}
         self._parts = [natural]
         if width is not None:
             least = {c: w if c in right else min(w, _LEAST) for c, w in natural.items()}
@@ -98,10 +105,14 @@ class Table:
 
 def _joined(cells: Sequence[str], widths: Sequence[int], right: Collection[int]) -> str:
     padded = [
-        text.rjust(width) if i in right else text.ljust(width)
+        _blanks(text, width) + text if i in right else text + _blanks(text, width)
         for i, (text, width) in enumerate(zip(cells, widths, strict=True))
     ]
     return (" " * _GAP).join(padded).rstrip()
+
+
+def _blanks(text: str, width: int) -> str:
+    return " " * (width - cell_len(text))
 
 
 def _total(widths: Collection[int]) -> int:
@@ -132,18 +143,18 @@ def _shrunk(widths: dict[str, int], right: Collection[str], width: int) -> dict[
 
 
 def wrapped(text: str, width: int) -> list[str]:
-    """The text in lines of at most `width` characters, broken at blanks, outside brackets.
+    """The text in lines of at most `width` cells, broken at blanks, outside brackets.
 
     A word that is longer, such as a path, is broken behind its separators.
     """
-    if len(text) <= width:
+    if cell_len(text) <= width:
         return [text]
     lines, line = list[str](), ""
     # What is in brackets, as an interval, stays together if it fits.
     for word in re.findall(rf"\([^()]{{1,{max(width - 4, 1)}}}\)[^ ]{{0,2}}(?= |$)|[^ ]+", text):
         for i, piece in enumerate(_pieces(word, width)):
             blank = " " if line and i == 0 else ""
-            if line and len(line) + len(blank) + len(piece) > width:
+            if line and cell_len(line) + len(blank) + cell_len(piece) > width:
                 lines.append(line)
                 line = piece
             else:
@@ -152,7 +163,26 @@ def wrapped(text: str, width: int) -> list[str]:
 
 
 def _pieces(word: str, width: int) -> list[str]:
-    if len(word) <= width:
+    if cell_len(word) <= width:
         return [word]
     parts = re.findall(r"[^/_,=-]*[/_,=-]+|[^/_,=-]+", word)
-    return [part[i : i + width] for part in parts for i in range(0, len(part), width)]
+    return [piece for part in parts for piece in _cut(part, width)]
+
+
+def shortened(text: str, width: int) -> str:
+    """The text in at most `width` cells, with three dots for what is left out."""
+    return text if cell_len(text) <= width else f"{_cut(text, width - 3)[0]}..."
+
+
+def _cut(text: str, width: int) -> list[str]:
+    """The text in pieces of at most `width` cells; what has no cell stays with what it marks."""
+    begins = [i for i, character in enumerate(text) if i == 0 or cell_len(character)]
+    pieces, cells = [""], 0
+    for begin, end in itertools.pairwise([*begins, len(text)]):
+        more = cell_len(text[begin:end])
+        if cells and cells + more > width:
+            pieces.append("")
+            cells = 0
+        pieces[-1] += text[begin:end]
+        cells += more
+    return pieces

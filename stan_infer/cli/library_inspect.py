@@ -30,4 +30,7 @@ def inspect(library: LibraryFolder, json: Json = False) -> None:
 
 
 def _short(value: Any) -> Any:
-    return value if len(str(value)) <= 80 else f"{str(value)[:77]}..."
+    from stan_infer.cli.layout import shortened
+
+    text = shortened(str(value), 80)
+    return value if text == str(value) else text

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import math
 import os
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
+
+from rich.cells import cell_len
 
 from stan_infer.cli.layout import Table, pair_lines, terminal_width, wrapped
 from stan_infer.errors import InputError, printable
@@ -35,7 +38,7 @@ def print_table(
         return
     titles = _titles(columns or list(rows[0]))
     right = {c for c in titles if all(isinstance(r.get(c), (int, float, type(None))) for r in rows)}
-    widths = {c: max(len(_cell(r.get(c))) for r in rows) for c in titles}
+    widths = {c: max(cell_len(_cell(r.get(c))) for r in rows) for c in titles}
     RowPrinter(widths, right, titles, keys).print(rows)
 
 
@@ -49,7 +52,7 @@ class RowPrinter:
         titles: Mapping[str, str] | None = None,
         keys: int = 1,
     ) -> None:
-        """widths: characters of each column; longer cells move what follows. right: aligned so."""
+        """widths: in cells, see width_of; wider values move what follows. right: aligned so."""
         self._columns, self._has_head = list(widths), True
         titles = titles or _titles(self._columns)
         self._table = Table(titles, widths, right, terminal_width(), keys)
@@ -76,8 +79,9 @@ def print_facts(facts: Mapping[str, Any]) -> None:
 def print_lines(text: str) -> None:
     """Print lines of text that belong to a result."""
     width = terminal_width()
-    lines = map(printable, text.split("\n"))
-    _write("\n".join("\n".join(wrapped(line, width or len(line))) for line in lines))
+    lines = map(_seen, text.split("\n"))
+    parts = ([line] if width is None else wrapped(line, width) for line in lines)
+    _write("\n".join(itertools.chain.from_iterable(parts)))
 
 
 def say(text: str) -> None:
@@ -86,12 +90,25 @@ def say(text: str) -> None:
         print(printable(text), file=sys.stderr, flush=True)
 
 
+def width_of(text: str) -> int:
+    """Cells of the terminal that a text takes in a table."""
+    return cell_len(_seen(text))
+
+
+def _seen(text: str) -> str:
+    """A text as standard output shows it: escaped is what would steer a terminal."""
+    return _encodable(printable(text))
+
+
+def _encodable(text: str) -> str:
+    encoding = sys.stdout.encoding or "utf-8"  # in some locales ASCII
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
 def _write(text: str) -> None:
     """Write to standard output; if its reader is gone, end with the exit code of SIGPIPE."""
-    encoding = sys.stdout.encoding or "utf-8"  # in some locales ASCII
-    text = text.encode(encoding, "backslashreplace").decode(encoding)
     try:
-        print(text, flush=True)
+        print(_encodable(text), flush=True)
     except OSError as e:
         # Python would try to write the rest again at exit, and print a traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -112,7 +129,7 @@ def _cell(value: Any) -> str:
             return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
         return f"{value:.1e}"
     if isinstance(value, Mapping):
-        return printable(", ".join(f"{k} {_cell(v)}" for k, v in value.items()))
+        return _seen(", ".join(f"{k} {_cell(v)}" for k, v in value.items()))
     if isinstance(value, (list, tuple)):
-        return printable(", ".join(map(str, value)))
-    return printable(str(value))
+        return _seen(", ".join(map(str, value)))
+    return _seen(str(value))

@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from stan_infer.cli.report import RowPrinter, print_json
-from stan_infer.errors import printable
+from stan_infer.cli.report import RowPrinter, print_json, width_of
 from stan_infer.library.texts import Texts, best
 from stan_infer.system import earlier_result
 from stan_infer.system.atomic import new_file
@@ -53,8 +52,7 @@ class Results(ABC):
         self.output, self.clips = output, 0
         self._rows: list[Row] = []
         self._is_unread = False  # nobody reads standard output any more
-        names = [printable(name) for name in output.texts.names]
-        self._text_width = min(_TEXT_WIDTH, max(map(len, names)))
+        self._text_width = min(_TEXT_WIDTH, max(map(width_of, output.texts.names)))
 
     @abstractmethod
     def add(self, path: Path, clip: Clip, scores: np.ndarray) -> None:
@@ -83,7 +81,7 @@ class Results(ABC):
     def _printer(self, paths: Sequence[str], left_out: Sequence[str] = ()) -> RowPrinter:
         left_out = [*left_out, *([] if self.output.has_parts else _TIMES)]
         widths = dict.fromkeys(self.columns, _NUMBER_WIDTH) | {"rank": 4}
-        widths |= {"text": self._text_width, "video": max(len(printable(p)) for p in paths)}
+        widths |= {"text": self._text_width, "video": max(map(width_of, paths))}
         shown = {c: widths[c] for c in self.columns if c not in left_out}
         return RowPrinter(shown, _NUMBERS)
 
