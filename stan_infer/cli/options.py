@@ -205,6 +205,13 @@ Parts = Annotated[
         "begins every STRIDE seconds (default: where the one before ends).",
     ),
 ]
+Overlapping = Annotated[
+    bool,
+    typer.Option(
+        "--overlapping",
+        help="Also show parts that share half or more with a better one of their video.",
+    ),
+]
 Top = Annotated[
     int, typer.Option(metavar="K", min=0, help="How many of the best are shown (0: all).")
 ]

@@ -21,6 +21,7 @@ from stan_infer.cli.options import (
     Json,
     Labels,
     Locked,
+    Overlapping,
     Parts,
     Precision,
     Provider,
@@ -60,6 +61,7 @@ def run(
     ] = "video",
     top: Top = 5,
     windows: Parts = None,
+    overlapping: Overlapping = False,
     start: Annotated[
         float,
         typer.Option(metavar="SECONDS", min=0, help="Score nothing before this time in a video."),
@@ -91,7 +93,8 @@ def run(
     """Score videos against texts, and show which fit best.
 
     `--by video` shows the best texts for each clip, `--by text` the best clips for each text. With
-    `--windows`, every clip is a part of a video.
+    `--windows`, every clip is a part of a video, and `--by text` shows a moment once: parts that
+    share half or more with a better one of their video are left out (`--top 0` shows all).
 
     Videos that cannot be read are named and left out; the exit code is then 2.
     """
@@ -100,7 +103,7 @@ def run(
     from stan_infer.cli.progress import progress_bar
     from stan_infer.cli.report import print_json, say
     from stan_infer.cli.run_results import CSV, ClipsOfTexts, Output, TextsOfClips
-    from stan_infer.errors import check_word
+    from stan_infer.errors import InputError, check_word
     from stan_infer.library.embed import EmbedOptions, embed_videos
     from stan_infer.library.texts import embed_texts
     from stan_infer.system import kept
@@ -114,6 +117,8 @@ def run(
 
     check_word("--by", by, ("video", "text"))
     parts = _windows(windows, start, end)
+    if overlapping and (by != "text" or parts is None):
+        raise InputError("--overlapping is about parts that are ranked: add --by text --windows 10")
     templates = read_templates(template or PLAIN)
     names = read_texts(text, labels, split_words, texts)
     paths = list_videos(videos)
@@ -125,7 +130,9 @@ def run(
         session = open_for(context, yielding=True)
         scored = embed_texts(session, names, templates)
         spec = ClipSpec.of(session.config, decoder=decoder, frames=frames)
-        output = Output(scored, top, json, csv, sources, has_parts=parts is not None)
+        output = Output(
+            scored, top, json, csv, sources, has_parts=parts is not None, overlapping=overlapping
+        )
         results = ClipsOfTexts(output) if by == "text" else TextsOfClips(output, paths)
         readings = embed_videos(
             session,

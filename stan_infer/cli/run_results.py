@@ -6,8 +6,9 @@ import dataclasses
 import os
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from stan_infer.system import earlier_result
 from stan_infer.system.atomic import new_file
 from stan_infer.system.csv_file import write_csv
 from stan_infer.video.clip import Clip
+from stan_infer.video.moments import Moments
 
 _TIMES = ["start_s", "end_s"]
 _BY_VIDEO = ["video", *_TIMES, "rank", "text", "score", "probability"]
@@ -32,7 +34,10 @@ Row = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Output:
-    """Where results go. top: how many of the best, 0 for all. sources: files that are read."""
+    """Where results go. top: how many of the best, 0 for all. sources: files that are read.
+
+    overlapping: also parts of a moment of which a better one is shown; see video.moments.
+    """
 
     texts: Texts
     top: int
@@ -40,6 +45,7 @@ class Output:
     csv: Path | None
     sources: Sequence[str | Path]
     has_parts: bool  # clips are parts of videos
+    overlapping: bool
 
 
 class Results(ABC):
@@ -169,7 +175,7 @@ class ClipsOfTexts(Results):
                         **_times(self._found[i][1]),
                         "score": float(scores[i, number]),
                     }
-                    for rank, i in enumerate(best(scores[:, number], self.output.top), 1)
+                    for rank, i in enumerate(self._best(scores[:, number]), 1)
                 ]
                 rows = [{"text": name, **row} for row in ranking]
                 self._keep(rows)
@@ -185,6 +191,18 @@ class ClipsOfTexts(Results):
                 else:
                     self._print(partial(table.print, rows))
         super().finish()
+
+    def _best(self, scores: np.ndarray) -> Iterator[int]:
+        """The clips that are shown of one text, best first."""
+        top, moments = self.output.top, Moments()
+        every = top == 0 or self.output.overlapping
+        ranked = best(scores, 0)
+        found = (i for i in ranked if every or self._is_new(i, moments))
+        return islice(found, top or None)
+
+    def _is_new(self, clip: int, moments: Moments) -> bool:
+        path, seconds = self._found[clip][0], self._found[clip][1].seconds
+        return seconds is None or moments.take(path, *seconds)
 
 
 def _times(clip: Clip) -> Row:

@@ -19,6 +19,7 @@ from stan_infer.cli.options import (
     Json,
     LibraryFolder,
     Locked,
+    Overlapping,
     Precision,
     Provider,
     Settings,
@@ -64,6 +65,7 @@ def search(
     ] = None,
     template: Template = None,
     top: TopOfMany = 10,
+    overlapping: Overlapping = False,
     path: Annotated[
         str | None,
         typer.Option(
@@ -160,6 +162,7 @@ def search(
         before=before,
         longer=longer,
         shorter=shorter,
+        overlapping=overlapping,
         mug=mug,
         timeout_s=timeout,
         **session_options(context),

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from stan_infer.engines.opened import Source, opened
 from stan_infer.engines.session import Session
 from stan_infer.errors import CheckError, InputError, check_whole
-from stan_infer.library.nearest import largest, products
+from stan_infer.library.nearest import best_first, products
 from stan_infer.library.passport import Comparison
 from stan_infer.library.query import Given, Term, check_terms, combined, term_vectors, terms
 from stan_infer.library.row_filter import MAX_READ, Lengths, RowFilter
@@ -27,6 +28,7 @@ from stan_infer.library.searched_model import Made, check_model, find_model, lib
 from stan_infer.library.second_stage import FIRST, MugScores
 from stan_infer.system.result import Result, Say, divided, silent
 from stan_infer.text.templates import PLAIN, Templates, read_templates
+from stan_infer.video.moments import Moments
 from stan_infer.video.spec import ClipSpec
 
 MAX_TOP = 10_000
@@ -134,6 +136,7 @@ class SearchOptions:
     before: str | None = None
     longer: float | None = None
     shorter: float | None = None
+    overlapping: bool = False
     mug: bool = False
     timeout_s: float = 60.0
 
@@ -183,10 +186,13 @@ class Searcher:
         top: int = 10,
         keep: RowFilter | None = None,
         templates: Templates | None = None,
+        overlapping: bool = False,
         mug: bool = False,
     ) -> SearchResult:
         """The `top` rows that fit best. asked: texts, or terms of library.query.
 
+        overlapping: also windows that share half or more with a better one of their video; see
+        video.moments.
         mug: score the best 100 rows (or `top`, if that is more) with the model's Mug head, for
         which their videos are read and embedded again; those that cannot be read are left out.
         Raises InputError for wrong values and an example that cannot be read, CheckError for a
@@ -209,7 +215,8 @@ class Searcher:
                 f"library {self.library.path} has vectors of {self.library.vectors.shape[1]} "
                 f"numbers, the model's have {len(query)}"
             )
-        places, count = self._ranked(query, max(top, FIRST) if mug else top, keep)
+        first = max(top, FIRST) if mug else top
+        places, count = self._ranked(query, first, keep, overlapping)
         hits = [*self._hits(places, found, vectors, keep)]
         if second is not None and spec is not None:
             hits = self._rescored(hits, second, spec)
@@ -224,7 +231,7 @@ class Searcher:
         )
 
     def _ranked(
-        self, query: NDArray[np.float64], top: int, keep: RowFilter
+        self, query: NDArray[np.float64], top: int, keep: RowFilter, overlapping: bool
     ) -> tuple[list[int], int]:
         """Numbers of the best rows, and of how many."""
         library = self.library
@@ -236,28 +243,40 @@ class Searcher:
             rows = np.arange(len(scores))
         else:
             scores = scores[rows]
-        if not keep.by_length:
-            return rows[largest(scores, top)].tolist(), len(rows)
-        return self._of_length(rows[largest(scores, len(scores))].tolist(), top, keep), len(rows)
+        ranked: Iterator[int] = (int(rows[i]) for i in best_first(scores, top))
+        if not overlapping:
+            ranked = self._distinct(ranked)
+        if keep.by_length:
+            return self._of_length(ranked, top, keep), len(rows)
+        return [*islice(ranked, top)], len(rows)
 
-    def _of_length(self, ranked: list[int], top: int, keep: RowFilter) -> list[int]:
+    def _distinct(self, ranked: Iterable[int]) -> Iterator[int]:
+        """The rows, from the best on, without windows that show a moment of a better one."""
+        library, moments = self.library, Moments()
+        for row in ranked:
+            start, end = float(library.start[row]), float(library.end[row])
+            is_whole = math.isnan(start) or math.isnan(end)
+            if is_whole or moments.take(library.videos[row], start, end):
+                yield row
+
+    def _of_length(self, ranked: Iterable[int], top: int, keep: RowFilter) -> list[int]:
         """The best rows whose videos have the length; says where it looked at no more of them."""
-        fits, looked = keep.files(self.library.path), 0
+        fits = keep.files(self.library.path)
         found: list[int] = []
         with Lengths(self.timeout_s) as lengths:
             for row in ranked:
-                if len(found) == top or lengths.read >= MAX_READ:
+                if len(found) == top:
                     break
-                looked += 1
+                if lengths.read >= MAX_READ:
+                    self._say(
+                        f"note: lengths were read of the {lengths.read} videos that fit best; rows "
+                        "of others were not looked at"
+                    )
+                    break
                 file = next(path for path in self.library.videos[row] if fits(path))
                 seconds = lengths.of(file)
                 if seconds is not None and keep.fits_length(seconds):
                     found.append(row)
-            if len(found) < top and looked < len(ranked):
-                self._say(
-                    f"note: lengths were read of the {lengths.read} videos that fit best; rows of "
-                    "others were not looked at"
-                )
             if lengths.unknown:
                 self._say(f"note: {lengths.unknown} videos have no length: they cannot be read")
         return found
@@ -327,7 +346,14 @@ def search_library(
     source = find_model(library) if model is None else model
     with opened(source, words) as session:
         searcher = Searcher(library, session, reads=reads, timeout_s=own.timeout_s, say=say)
-        return searcher.search(asked, top=top, keep=keep, templates=templates, mug=own.mug)
+        return searcher.search(
+            asked,
+            top=top,
+            keep=keep,
+            templates=templates,
+            overlapping=own.overlapping,
+            mug=own.mug,
+        )
 
 
 def _score(asked: Sequence[Term], cosines: NDArray[np.float64]) -> float:

@@ -94,6 +94,29 @@ def test_windows_find_the_moment(cli, checkpoint, long, videos, tmp_path, by):
         assert [r["start_s"] for r in records[:6]] == [0, 5, 10, 15, 20, 25]
 
 
+def test_a_moment_is_shown_once_for_each_text(cli, checkpoint, long, videos, tmp_path):
+    """Parts of 10 s, one every 5 s: 0, 5, 10, 15 and 20; of neighbours only the better one."""
+    more = ("run", checkpoint, long, videos, *TEXTS, "--windows", "10:5", "--by", "text", "--json")
+    every = cli(*more, "--top", 0).records
+    assert [len(r["ranking"]) for r in every] == [5 + 3] * 3
+    out = tmp_path / "moments.csv"
+    distinct = cli(*more, "--csv", out).records
+    assert cli(*more, "--top", 8, "--overlapping").records == every
+    for got, full in zip(distinct, every, strict=True):
+        wanted, starts = [], []
+        for row in full["ranking"]:
+            if row["video"] != str(long):
+                wanted.append(row)
+            elif all(abs(row["start_s"] - start) > 5 for start in starts):
+                wanted.append(row)
+                starts.append(row["start_s"])
+        assert 2 <= len(starts) <= 3 and got["clips"] == 8
+        assert got["ranking"] == [row | {"rank": i} for i, row in enumerate(wanted[:5], 1)]
+    assert [(r["text"], float(r["score"])) for r in rows_of(out)] == [
+        (record["text"], row["score"]) for record in distinct for row in record["ranking"]
+    ]
+
+
 def test_a_stretch_and_the_note_on_thin_sampling(cli, checkpoint, long):
     (record,) = cli("run", checkpoint, long, *TEXTS, "--start", 10, "--end", 20, "--json").records
     assert (record["start_s"], record["end_s"]) == (10, 20)
@@ -148,6 +171,8 @@ def test_an_interrupt_leaves_what_was_done(cli, checkpoint, videos, tmp_path, mo
     ("more", "says"),
     [
         (["--by", "clip"], "'clip' is unknown"),
+        (["--by", "text", "--overlapping"], "parts that are ranked: add --by text --windows 10"),
+        (["--windows", "1", "--overlapping"], "parts that are ranked: add --by text"),
         (["--windows", "ten"], "SECONDS:STRIDE"),
         (["--windows", "5:0"], "stride of windows is 0"),
         (["--start", "100"], "it lasts 2.000 s"),

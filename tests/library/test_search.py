@@ -113,6 +113,7 @@ def test_every_row_is_compared(block, monkeypatch):
         order = sorted(range(500), key=lambda i: (-scores[i], i))[:count]
         assert nearest.largest(scores, count).tolist() == order
     assert nearest.largest(scores, 1).tolist() == [499]
+    assert [*nearest.best_first(scores, 3)] == sorted(range(500), key=lambda i: (-scores[i], i))
     assert nearest.largest(np.zeros(9, np.float32), 3).tolist() == [0, 1, 2]
     assert nearest.largest(scores[:0], 3).tolist() == []
 
@@ -229,12 +230,22 @@ def test_moments_have_times(tmp_path):
     (tmp_path / "videos").mkdir()
     make_clip(tmp_path / "videos" / "long.mp4", frames=60, size=(32, 48))
     embed(tmp_path, "parts", windows=Windows(seconds=1.0, stride=0.5))
-    found = search(tmp_path, name="parts")
+    found = search(tmp_path, name="parts", overlapping=True)
     assert len(found.hits) == 4
     library = open_library(tmp_path / "parts")
     for hit in found.hits:
         assert (hit.start_s, hit.end_s) == (library.start[hit.row], library.end[hit.row])
         assert f"{hit.start_s:g} to {hit.end_s:g} s" in str(hit)
+    wanted, moments = [], []
+    for hit in found.hits:  # by hand: every part is 1 s long
+        if all(abs(hit.start_s - start) > 0.5 + 1e-9 for start in moments):
+            moments.append(hit.start_s)
+            wanted.append(hit.row)
+    assert 1 < len(wanted) < 4
+    for options in ({}, {"longer": 1.0}, {"path": "long.mp4"}):
+        distinct = search(tmp_path, name="parts", **options)
+        assert [h.row for h in distinct.hits] == wanted and distinct.rows == 4
+        assert [h.rank for h in distinct.hits] == [*range(1, len(wanted) + 1)]
 
 
 def stored(library):
