@@ -13,6 +13,7 @@ from stan_infer.artefacts.opsets import OPSETS, check_runtime
 from stan_infer.artefacts.precision import check_precision
 from stan_infer.config import StanConfig
 from stan_infer.errors import InputError, MissingError, check_whole, check_word
+from stan_infer.system.numbers import whole
 from stan_infer.system.packages import require
 from stan_infer.text.templates import read_templates
 
@@ -128,7 +129,7 @@ def check_opset(opset: int) -> None:
 def parse_range(text: str, name: str) -> int | Range:
     """ "12" -> 12, "1:64" -> (1, 64); InputError, which starts with `name`, for anything else."""
     try:
-        numbers = [int(part) for part in text.split(":")]
+        numbers = [whole(part) for part in text.split(":")]
     except ValueError:
         numbers = []
     if len(numbers) not in (1, 2):

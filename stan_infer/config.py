@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from stan_infer.errors import InputError, check_word, nearest, see
+from stan_infer.system.numbers import number, whole
 
 HEADS = ("mean", "mug", "mug_frame_token")
 BRANCHES = ("selfattn", "conv")
@@ -208,19 +209,25 @@ def coerce(name: str, value: Any) -> Any:
     """Bring a JSON or command-line value to its field's type, or raise InputError."""
     kind = str(FIELDS[name].type)
     try:
+        if kind == "int" and isinstance(value, str):
+            return whole(value)
         if kind == "int" and not isinstance(value, bool) and int(value) == float(value):
             return int(value)
         if kind == "float" and not isinstance(value, bool):
-            return float(value)
+            return _float(value)
         if kind == "str" and isinstance(value, str):
             return value
         if kind.startswith("tuple"):
             parts = value.split(",") if isinstance(value, str) else list(value)
             if len(parts) == 3:
-                return tuple(float(p) for p in parts)
+                return tuple(_float(p.strip() if isinstance(p, str) else p) for p in parts)
     except (TypeError, ValueError, OverflowError):
         pass
     raise _wrong(name, value)
+
+
+def _float(value: Any) -> float:
+    return number(value) if isinstance(value, str) else float(value)
 
 
 def _json_value(name: str, value: Any) -> Any:

@@ -54,6 +54,9 @@ def test_settings_change_what_shapes_cannot_tell_and_nothing_else():
         config.replace({"frmaes": 8})
     with pytest.raises(InputError, match="it must be a whole number"):
         config.replace({"frames": "eight"})
+    for wrong in ({"frames": "0_8"}, {"frames": " 8"}, {"norm_eps": "1e-0_5"}, {"mean": "1,2,٣"}):
+        with pytest.raises(InputError, match="it must be"):
+            config.replace(wrong)
 
 
 def test_unknown_and_missing_keys_are_refused():

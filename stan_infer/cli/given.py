@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from stan_infer.errors import InputError
+from stan_infer.system.numbers import whole
 
 if TYPE_CHECKING:
     from stan_infer.engines.session import Session
@@ -80,7 +81,7 @@ def parse_settings(pairs: Sequence[str] | None, weights: str | None = None) -> d
 def parse_numbers(text: str, name: str, high: int) -> list[int]:
     """ "1,4" -> [1, 4], each once; InputError for other text or a number outside 1 to `high`."""
     try:
-        numbers = [int(part) for part in text.split(",")]
+        numbers = [whole(part) for part in text.split(",")]
     except ValueError:
         raise InputError(f"{name} {text!r} is no list of whole numbers, as in {name} 1,4") from None
     for n in numbers:

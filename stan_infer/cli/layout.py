@@ -23,7 +23,7 @@ def terminal_width() -> int | None:
     There every row is one line, for other programs to read. COLUMNS holds for both.
     """
     given = os.environ.get("COLUMNS", "")
-    if given.isdecimal() and int(given):
+    if given.isascii() and given.isdecimal() and int(given):
         return int(given)
     if not sys.stdout.isatty():
         return None

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
 from stan_infer.cli.examples import EXAMPLES
 from stan_infer.errors import InputError, check_word, nearest
+from stan_infer.system.numbers import number, whole
 from stan_infer.system.signals import EndedBySignal
 
 HELP_WIDTH = 120  # at most; on a narrower terminal its width
@@ -51,7 +51,7 @@ class Command(TyperCommand):
                 _check_given_once(order, args)
                 _check_not_empty(order, values)
                 _check_hyphens(order, values)
-                _check_finite(order, values)
+                _check_numbers(order, values)
                 if extra:
                     raise InputError(
                         f"{extra[0]} is one word too many; {_instead(extra[0], ctx, order)}"
@@ -253,13 +253,16 @@ def _check_hyphens(order: list[Any], values: dict[str, Any]) -> None:
                 raise InputError(f"{word} begins with a dash: write two hyphens, as in {option}")
 
 
-def _check_finite(order: list[Any], values: dict[str, Any]) -> None:
-    """Raise InputError for NaN and infinity, 1e999 too, which Python takes for numbers."""
+def _check_numbers(order: list[Any], values: dict[str, Any]) -> None:
+    """Raise InputError for what only Python takes for a number: 1_0, NaN, digits of all scripts."""
     for parameter in order:
-        given = str(values.get(parameter.name))
-        with suppress(ValueError):
-            if not math.isfinite(float(given)) and (allowed := _allowed(parameter)):
-                raise InputError(f"{_named(parameter)} is {given!r}; {allowed}")
+        given, allowed = values.get(parameter.name), _allowed(parameter)
+        words = given if isinstance(given, list | tuple) else [given]
+        for word in [w for w in words if isinstance(w, str)] if allowed else ():
+            try:
+                (whole if "whole" in allowed else number)(word)
+            except ValueError:
+                raise InputError(f"{_named(parameter)} is {word!r}; {allowed}") from None
 
 
 def _named(parameter: Any) -> str:

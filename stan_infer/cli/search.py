@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,6 +31,7 @@ from stan_infer.cli.options import (
     Weights,
     fetched,
 )
+from stan_infer.system.numbers import number
 
 if TYPE_CHECKING:
     from stan_infer.library.search import SearchResult
@@ -189,14 +189,14 @@ def weighted(option: str, given: Sequence[str]) -> list[tuple[str, float]]:
     """
     found = []
     for word in given:
-        value, colons, weight = word.rpartition("::")
+        value, colons, text = word.rpartition("::")
         try:
-            number = float(weight) if colons else 1.0
+            weight = number(text) if colons else 1.0
         except ValueError:
-            number = math.nan
-        if not number > 0:
+            weight = 0.0
+        if weight <= 0:
             raise _no_weight(option, word)
-        found.append((value if colons else word, number))
+        found.append((value if colons else word, weight))
     return found
 
 

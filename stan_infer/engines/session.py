@@ -304,7 +304,8 @@ def read_config_clip(config: StanConfig, path: str | Path, decoder: str = "auto"
 def split_device(device: str, kinds: Sequence[str]) -> tuple[str, str]:
     """ "cuda:1" -> ("cuda", "1"), "cpu" -> ("cpu", ""); InputError for a word not in `kinds`."""
     kind, colon, index = device.partition(":")
-    if kind not in kinds or (colon and (kind == "cpu" or not index.isdigit())):
+    is_number = index.isascii() and index.isdigit()
+    if kind not in kinds or (colon and (kind == "cpu" or not is_number)):
         raise InputError(
             f"device '{device}' is unknown{nearest(kind, list(kinds))} "
             f"({', '.join(kinds)}, {kinds[-1]}:1)"

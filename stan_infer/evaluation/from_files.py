@@ -82,7 +82,7 @@ class EvaluationOptions:
         """The views as (clips, crops); None: the data set's."""
         if self.views is None:
             return None
-        match = re.fullmatch(r"(\d{1,3})x(\d{1,3})", self.views)
+        match = re.fullmatch(r"([0-9]{1,3})x([0-9]{1,3})", self.views)
         if not match:
             raise InputError(f"--views {self.views!r} is not CLIPSxCROPS, as in --views 1x3")
         return int(match[1]), int(match[2])

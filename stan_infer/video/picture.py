@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stan_infer.errors import InputError
+from stan_infer.system.numbers import number
 from stan_infer.system.outside_file import open_regular
 from stan_infer.system.packages import require
 from stan_infer.video.decode_worker import DecodeWorker
@@ -29,7 +30,7 @@ def read_still(given: str | Path, spec: ClipSpec, *, timeout_s: float = 60.0) ->
     """
     path, at, time = str(given).rpartition("@")
     try:
-        second = float(time) if at else None
+        second = number(time) if at else None
     except ValueError:
         second = None  # the name of a picture may have an @
     if second is None:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stan_infer.errors import InputError
+from stan_infer.system.numbers import number
 from stan_infer.video.clip import READERS, Clip, reader_of, regular_file, sample_indices
 from stan_infer.video.packet_index import Indices
 from stan_infer.video.pyav_reader import Indexed, errors_named, index_of, read_indexed
@@ -89,7 +90,7 @@ def parse_windows(text: str) -> tuple[float, float | None]:
     """ "10" -> (10, None), "10:5" -> (10, 5); InputError for anything else."""
     length, colon, stride = text.partition(":")
     try:
-        return float(length), float(stride) if colon else None
+        return number(length), number(stride) if colon else None
     except ValueError:
         raise InputError(
             f"--windows {text!r} is not SECONDS or SECONDS:STRIDE, as in --windows 10:5"

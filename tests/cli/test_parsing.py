@@ -2,6 +2,7 @@
 
 import pytest
 
+from stan_infer.cli.parsing import _allowed
 from tests.cli.leaves import leaves
 
 COMMANDS = leaves()
@@ -112,6 +113,36 @@ def test_a_wrong_line_is_told_in_one(cli, words, message):
     done = cli(*words.split(), code=2)
     assert done.out == "" and done.err.count("\n") == 1
     assert done.err.startswith(f"error: {message}"), done.err
+
+
+NOT_OURS = ["1_0", " 5", "5 ", "٥", "0x10", "5,", "+-5"]  # of these Python takes most
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_numbers_are_written_in_digits(cli, name):
+    """In every option that takes a number: what Python takes besides is refused with its range."""
+    for option in COMMANDS[name].params:
+        allowed = _allowed(option)
+        if not allowed or option.is_flag:
+            continue
+        more = ["5.0", "1e1"] if "whole" in allowed else ["1_0.5", "1e1_0", "infinity", "."]
+        for word in NOT_OURS + more:
+            done = cli(*name.split(), f"{option.opts[0]}={word}", code=2)
+            assert done.err == f"error: {'/'.join(option.opts)} is {word!r}; {allowed}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--windows", "1_0"], "--windows '1_0' is not SECONDS or SECONDS:STRIDE"),
+        (["--windows", "10:٥"], "is not SECONDS or SECONDS:STRIDE"),
+        (["--windows", "inf"], "is not SECONDS or SECONDS:STRIDE"),
+        (["--set", "frames=0_8"], "frames is '0_8'; it must be a whole number"),
+        (["--device", "cuda:٥"], "device 'cuda:٥' is unknown"),
+    ],
+)
+def test_so_are_numbers_within_a_word(cli, checkpoint, videos, words, says):
+    cli("run", checkpoint, videos, "--text", "a", *words, code=2, says=says)
 
 
 def test_a_program_without_words_shows_its_help(cli):

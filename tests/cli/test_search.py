@@ -81,10 +81,18 @@ def test_texts_come_from_everywhere_and_are_combined(cli, place):
 
 
 def test_weights_stand_behind_two_colons():
-    given = ["a dog", "at 12:30", "a dog::0.7", "C++ std::vector::1", "x:: 2"]
+    given = ["a dog", "at 12:30", "a dog::0.7", "C++ std::vector::1", "x::2"]
     values = [("a dog", 1), ("at 12:30", 1), ("a dog", 0.7), ("C++ std::vector", 1), ("x", 2)]
     assert weighted("--text", given) == values
-    for wrong in ("std::vector", "a dog::nan", "a dog::-1", "a dog::0", "a dog::"):
+    for wrong in (
+        "std::vector",
+        "a dog::nan",
+        "a dog::-1",
+        "a dog::0",
+        "a dog::",
+        "x:: 2",
+        "x::1_0",
+    ):
         with pytest.raises(InputError, match=f"^--not '{wrong}': behind :: stands a weight above"):
             weighted("--not", [wrong])
 
