@@ -151,7 +151,7 @@ ENGINES = {
     for e in (
         Engine(
             "eager", CHECKPOINT, _torch, "cpu", _TORCH, ("graph", "threads"),
-            trials=(Trial("cpu", "cpu"), Trial("cuda", "gpu")),
+            trials=(Trial("cpu", "cpu"), Trial("cuda", "gpu", _NVIDIA)),
         ),
         Engine("compile", CHECKPOINT, _compile, "cpu", _TORCH, ("graph", "threads")),
         Engine(

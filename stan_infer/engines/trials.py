@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
@@ -68,8 +69,14 @@ def _try(name: str, device: str, run: Callable[[], object], remedy: str) -> dict
         # A broken installation may raise anything. An InputError is about a place or a file that
         # cannot be used: its message says what helps, and no package does.
         remedy = "see the reason" if isinstance(e, InputError) else remedy
-        record |= {"works": False, "reason": str(e).split("\n")[0][:200], "help": remedy}
+        record |= {"works": False, "reason": _reason(e), "help": remedy}
     return record
+
+
+def _reason(error: Exception) -> str:
+    """The first line of a message, without what it says to another command: to see this one."""
+    line = str(error).split("\n")[0]
+    return re.sub(r"; (use --(engine|device) |see: stan-infer doctor).*", "", line)[:200]
 
 
 def _remedy(trial: Trial) -> str:

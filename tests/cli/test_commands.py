@@ -131,6 +131,8 @@ def test_doctor_tries_every_engine(cli):
     assert works["eager", "cpu"]["works"] and works["ort", "cpu"]["works"]
     for entry in record["engines"] + record["decoders"]:
         assert entry["works"] or (entry["reason"] and "install" in entry["help"])
+        # What the same failure tells another command: to look here, or to take another engine.
+        assert "doctor" not in str(entry) and "use --" not in str(entry), entry
 
 
 def test_doctor_finds_two_onnxruntimes(cli, monkeypatch):
