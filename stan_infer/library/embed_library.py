@@ -126,6 +126,7 @@ class Run:
         self.folder, self.wanted, self.how, self.say = folder, wanted, how, say
         self._threads = threads
         self._counts = dict.fromkeys(("unchanged", "embedded", "copies", "renamed", "gone"), 0)
+        self._rows, self._last = 0, time.monotonic()  # since the last commit
         self._given: dict[Path, File] = {}  # files whose content is being embedded
         self._flying: set[bytes] = set()
         self._open: tuple[Path, list[Part], list[str], Reading] | None = None
@@ -240,19 +241,22 @@ class Run:
             session, self._new(store, todo, step), self.how,
             spec=spec, windows=windows, apart=windows is not None,
         )  # fmt: skip
-        rows, last = 0, time.monotonic()
         with Level(session, "video") as level, closing(batches):
             for batch in batches:
                 for reading in batch:
                     self.add(store, level.of_video, reading, step)
                 if windows is None:
                     self.finish(store, step)
-                rows += len(batch)
-                if rows >= COMMIT_ROWS or time.monotonic() - last >= COMMIT_S:
-                    store.commit()
-                    rows, last = 0, time.monotonic()
+                self.commit_in_time(store, len(batch))
             self.finish(store, step)
             store.commit()
+
+    def commit_in_time(self, store: Store, rows: int) -> None:
+        """Commit where enough was added since the last time; rows: that were added now."""
+        self._rows += rows
+        if self._rows >= COMMIT_ROWS or time.monotonic() - self._last >= COMMIT_S:
+            store.commit()
+            self._rows, self._last = 0, time.monotonic()
 
     def _new(self, store: Store, todo: list[Path], step: Callable[..., None]) -> Iterator[Path]:
         """The files that have a content that nobody has embedded; the others are only noted."""
