@@ -47,6 +47,7 @@ from stan_infer.system.atomic import files_of
 from stan_infer.system.packages import require
 from stan_infer.system.result import Progress, Say, divided, no_progress, silent
 
+_PURPOSE = "embedding with a cluster"
 _TASK = 16  # groups that an actor is given at once; a killed actor's are done again
 _MAX_TASKS = 10_000  # each costs this program a millisecond before the first begins
 
@@ -125,8 +126,8 @@ def embed_with_ray(
     if not isinstance(source, (str, Path)):
         raise InputError("give the name of the model: each machine opens it by itself")
     source = os.path.abspath(source) if os.path.exists(source) else str(source)
-    ray = require("ray", "embedding with a cluster", "ray")
-    require("ray.data", "embedding with a cluster", "ray")
+    for package in ("ray", "ray.data"):
+        require(package, _PURPOSE, "ray")
     if where.model_gpus is None:
         cuda = str(words.get("device") or "").startswith("cuda")
         where = dataclasses.replace(where, model_gpus=float(cuda))
@@ -138,9 +139,10 @@ def embed_with_ray(
     folder = Path(out)
     check_place(folder, files_of(source))
     work = Work(source, words, wanted.frames, wanted.decoder, wanted.windows, how)
-    with locked(folder), ThreadPoolExecutor(1) as threads, _connected(ray, where.cluster):
+    files, at = _files(given)
+    with locked(folder), ThreadPoolExecutor(1) as threads:
         run = _RayRun(folder, wanted, how, say, threads)
-        return run.on(_Cluster(ray, where, work), *_files(given), progress)
+        return run.on(where, work, files, at, progress)
 
 
 def _files(given: list[Path]) -> tuple[Files, dict[Path, address_.Seen]]:
@@ -164,12 +166,16 @@ class _RayRun(Run):
     """A run whose readings come from a cluster."""
 
     def on(
-        self, cluster: _Cluster, files: Files, at: Mapping[Path, address_.Seen], progress: Progress
+        self,
+        where: RayOptions,
+        work: Work,
+        files: Files,
+        at: Mapping[Path, address_.Seen],
+        progress: Progress,
     ) -> EmbeddedLibrary:
         """Embed what is new of `files`. at: addresses among them as they are seen now."""
         self._seen: dict[Path, address_.Seen | None] = dict(at)
         self._told: set[str] = set()
-        work = cluster.work
         with ExitStack() as stack:
             store, todo = None, files.paths
             if is_library(self.folder):
@@ -179,6 +185,7 @@ class _RayRun(Run):
                     passport, name = pass_.read_passport(self.folder), work.source
                     tell_unlike(self.folder, passport, name, work.words, work.decoder, self.say)
                     return self.result(store, files.paths, None, {})
+            cluster = stack.enter_context(_connected(where, work))
             first = cluster.stack()
             compared = self.compare_stack(store, first.facts, first.canaries)
             store = store or stack.enter_context(self._store())
@@ -299,27 +306,28 @@ def in_order(rows: Iterable[Mapping[str, Any]], groups: int) -> Iterator[Found]:
 
 
 @contextmanager
-def _connected(ray: Any, cluster: str | None) -> Iterator[None]:
+def _connected(where: RayOptions, work: Work) -> Iterator[_Cluster]:
     """Connect to a cluster unless this program is connected, and end what was begun here."""
+    ray = require("ray", _PURPOSE, "ray")
     if ray.is_initialized():
-        if cluster is not None:
+        if where.cluster is not None:
             raise InputError("this program is connected to a cluster already: leave cluster out")
-        yield
+        yield _Cluster(ray, where, work)
         return
-    options: dict[str, Any] = {"address": cluster}
-    if cluster is None:  # on this machine alone; no port is open to others
+    options: dict[str, Any] = {"address": where.cluster}
+    if where.cluster is None:  # on this machine alone; no port is open to others
         options = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM) if main else None  # ray.init puts its own there
     try:
-        ray.init(log_to_driver=False, logging_level=logging.WARNING, **options)
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     except (ConnectionError, RuntimeError, ValueError) as e:
         raise InputError(
-            f"no Ray cluster answers at {cluster}: {e}; start one by `ray start --head`, or leave "
-            "cluster out for this machine alone"
+            f"no Ray cluster answers at {where.cluster}: {e}; start one by `ray start --head`, or "
+            "leave cluster out for this machine alone"
         ) from e
     try:
-        yield
+        yield _Cluster(ray, where, work)
     finally:
         ray.shutdown()
         if main:
