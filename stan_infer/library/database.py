@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stan_infer.errors import CheckError, InputError
+from stan_infer.library.address import named
 from stan_infer.system.temporary import tells_no_space, why_no_room
 
 PASSPORT, ROWS, VECTORS, LOCK = "library.json", "rows.db", "vectors.f32", "lock"
@@ -107,7 +108,7 @@ def failures(db: sqlite3.Connection) -> Iterator[tuple[Path, str]]:
         " ORDER BY files.path"
     )
     for path, error in db.execute(asked):
-        yield Path(path_of(path)), str(error)
+        yield named(path_of(path)), str(error)
 
 
 def path_of(value: Any) -> str:

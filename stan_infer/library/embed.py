@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from stan_infer.video.gaps import Gaps
 from stan_infer.video.spec import ClipSpec
 from stan_infer.video.windows import Windows
 
+Read: TypeAlias = tuple[Path, Clip | StanError]  # a path, and what was read of it
 _log = logging.getLogger(__name__)
 
 
@@ -100,40 +101,56 @@ def embed_batches(
         readings = read_clips(paths, spec, **how)
     else:
         readings = read_all_windows(paths, spec, windows, **how)
-    waiting: list[tuple[Path, Clip | StanError]] = []
     running: _Batch | None = None
     with closing(readings):
-        for path, result in readings:
-            if isinstance(result, MissingError):
-                raise result
-            if apart and waiting and waiting[-1][0] != path:
-                started = _start(session, waiting, views)
-                yield from _finish(running)
-                running, waiting = started, []
-            waiting.append((path, result))
-            if isinstance(result, Clip):
-                gaps.add(path, result.gap_s)
-            if sum(isinstance(r, Clip) for _, r in waiting) == options.batch:
-                started = _start(session, waiting, views)
-                # A GPU works on the next batch while the features of this one are fetched.
-                yield from _finish(running)
-                running, waiting = started, []
+        for call in in_calls(readings, options.batch, apart=apart):
+            for path, result in call:
+                if isinstance(result, Clip):
+                    gaps.add(path, result.gap_s)
+            started = _start(session, call, views)
+            # A GPU works on the next batch while the features of this one are fetched.
+            yield from _finish(running)
+            running = started
         yield from _finish(running)
-        yield from _finish(_start(session, waiting, views))
     if note and (text := gaps.note(spec.frames)):
         _log.warning("%s", text)
+
+
+def in_calls(readings: Iterable[Read], batch: int, *, apart: bool = False) -> Iterator[list[Read]]:
+    """Divide what was read into calls of the network, of `batch` clips and the errors among them.
+
+    apart: no call has parts of two videos. Raises MissingError where the decoder is not installed.
+    """
+    waiting: list[Read] = []
+    for path, result in readings:
+        if isinstance(result, MissingError):
+            raise result
+        if apart and waiting and waiting[-1][0] != path:
+            yield waiting
+            waiting = []
+        waiting.append((path, result))
+        if sum(isinstance(r, Clip) for _, r in waiting) == batch:
+            yield waiting
+            waiting = []
+    if waiting:
+        yield waiting
+
+
+def embed_call(session: Session, call: Sequence[Read]) -> list[Reading]:
+    """Embed what in_calls put into one call of the network."""
+    return next(_finish(_start(session, call, False)))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Batch:
     """Clips that were given to the session, which may still be computing their features."""
 
-    results: Sequence[tuple[Path, Clip | StanError]]
+    results: Sequence[Read]
     features: Sequence[Any]  # one per view: what embed_video returned for all clips
     views: bool
 
 
-def _start(session: Session, waiting: list[tuple[Path, Clip | StanError]], views: bool) -> _Batch:
+def _start(session: Session, waiting: Sequence[Read], views: bool) -> _Batch:
     clips = [r.pixels for _, r in waiting if isinstance(r, Clip)]
     if not clips:
         return _Batch(waiting, [], views)

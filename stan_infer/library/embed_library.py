@@ -7,15 +7,16 @@ the next, give the same rows as one that was not.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
+
+from numpy.typing import NDArray
 
 from stan_infer.checkpoints.hub import located
 from stan_infer.engines.opened import Source, opened, path_of
@@ -24,6 +25,7 @@ from stan_infer.errors import InputError
 from stan_infer.library import passport as pass_
 from stan_infer.library.asked import check_ways, tell_unlike
 from stan_infer.library.embed import EmbedOptions, Reading, embed_batches
+from stan_infer.library.embedded import EmbeddedLibrary, Files, LibraryOptions
 from stan_infer.library.files import HASHERS, hashed, listed, seen
 from stan_infer.library.levels import Level, normalised
 from stan_infer.library.model_files import model_source
@@ -31,63 +33,12 @@ from stan_infer.library.place import check_place, is_library, locked
 from stan_infer.library.store import File, Part, Store, new_store
 from stan_infer.system.atomic import files_of
 from stan_infer.system.json_file import json_line
-from stan_infer.system.result import Progress, Result, Say, divided, no_progress, silent
+from stan_infer.system.result import Progress, Say, divided, no_progress, silent
 from stan_infer.video.decode_worker import early_workers
 from stan_infer.video.spec import ClipSpec
-from stan_infer.video.windows import Windows
 
 COMMIT_ROWS, COMMIT_S = 256, 2.0  # a run that is stopped loses no more
 _SAMPLE = 100_000  # rows among which neighbours of the canaries are looked for
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LibraryOptions:
-    """What a library is made with, and what this run does.
-
-    frames, decoder: as of embed_videos. windows: every video in parts, a row for each.
-    retry_failed: try files again that failed in earlier runs.
-    """
-
-    frames: int | None = None
-    decoder: str = "auto"
-    windows: Windows | None = None
-    retry_failed: bool = False
-
-
-@dataclasses.dataclass(frozen=True, repr=False, kw_only=True)
-class EmbeddedLibrary(Result):
-    """What a run did to a library.
-
-    Attributes:
-        out: the library.
-        rows: vectors in it that files have, all runs together.
-        videos: files that were given; unchanged: those that were known; embedded: contents that
-            are new; copies: further files of a known content; renamed: files whose content was
-            known by a name that is gone; gone: files that are not there any more.
-        failed: files that were given and have no vectors, or not all, with the reason.
-        stack: how the model compares with the library's passport; None: the library is new, or
-            nothing was to be embedded.
-        session: facts about what ran, see Session.describe; empty if nothing was to be embedded.
-    """
-
-    out: Path
-    rows: int
-    videos: int
-    unchanged: int
-    embedded: int
-    copies: int
-    renamed: int
-    gone: int
-    failed: dict[str, str]
-    stack: pass_.Comparison | None
-    session: dict[str, Any]
-
-    def summary(self) -> str:
-        """How many of what, and where."""
-        kinds = ("embedded", "unchanged", "copies", "renamed", "gone")
-        counts = [f"{getattr(self, k)} {k}" for k in kinds if getattr(self, k)]
-        counts += [f"{len(self.failed)} could not be read"] if self.failed else []
-        return f"{self.rows} rows in {self.out}; {', '.join(counts) or 'no videos'}"
 
 
 def embed_library(
@@ -136,18 +87,9 @@ def embed_library(
     if not given:
         raise InputError("nothing to embed: give videos, folders of videos, or lists (.txt)")
     paths = list(dict.fromkeys(listed(given)))
-    files = Files(paths, given)
+    files = Files(paths, [folder for folder in given if folder.is_dir()])
     tell: Any = {"say": say, "progress": progress, "words": words}
     return embed_files(located(source), files, folder, wanted, how, **tell)
-
-
-class Files(NamedTuple):
-    """Absolute paths of videos, once each. given: those of the folders among these are all there
-    is; what is known of them and gone is marked.
-    """
-
-    paths: list[Path]
-    given: Sequence[Path] = ()
 
 
 def embed_files(
@@ -165,12 +107,12 @@ def embed_files(
     name = path_of(source)
     check_place(folder, files_of(name) if name else [])
     with locked(folder), ThreadPoolExecutor(HASHERS) as threads:
-        run = _Run(folder, wanted, how, say, threads)
+        run = Run(folder, wanted, how, say, threads)
         return run.run(source, dict(words), files, progress)
 
 
-class _Run:
-    """One run: what it was asked for and what it counts."""
+class Run:
+    """One run that writes: what it was asked for, what is being embedded, what it counts."""
 
     def __init__(
         self,
@@ -180,9 +122,11 @@ class _Run:
         say: Say,
         threads: ThreadPoolExecutor,
     ) -> None:
+        """folder: of the library, in its lock. threads: for hashing files."""
         self.folder, self.wanted, self.how, self.say = folder, wanted, how, say
         self._threads = threads
         self._counts = dict.fromkeys(("unchanged", "embedded", "copies", "renamed", "gone"), 0)
+        self._rows, self._last = 0, time.monotonic()  # since the last commit
         self._given: dict[Path, File] = {}  # files whose content is being embedded
         self._flying: set[bytes] = set()
         self._open: tuple[Path, list[Part], list[str], Reading] | None = None
@@ -231,8 +175,7 @@ class _Run:
     def look(self, store: Store, files: Files) -> list[Path]:
         """Mark files that are gone; return those that are new, changed, or to be tried again."""
         paths, here = files.paths, set(files.paths)
-        folders = [folder for folder in files.given if folder.is_dir()]
-        gone = [p for folder in folders for p in store.below(folder) if p not in here]
+        gone = [p for folder in files.folders for p in store.below(folder) if p not in here]
         store.mark_gone(gone)
         self._counts["gone"] = len(gone)
         todo = []
@@ -246,7 +189,7 @@ class _Run:
 
     def _is_current(self, store: Store, path: Path, known: File) -> bool:
         """Whether nothing is to be done: size and time are as they were, 0 of one never there."""
-        if (seen(path) or (0, 0)) != known[:2]:
+        if (self.seen(path) or (0, 0)) != known[:2]:
             return False
         if known.sha256 is None:
             return not self.wanted.retry_failed
@@ -266,12 +209,18 @@ class _Run:
         """Make a new library, or compare the model with what made the one that is there."""
         facts = pass_.facts_of(session, hashes, spec)
         canaries = pass_.seen_canaries(session, spec, self.how.timeout_s)
+        return self.compare_stack(store, facts, canaries)
+
+    def compare_stack(
+        self, store: Store | None, facts: dict[str, Any], canaries: list[pass_.Canary]
+    ) -> pass_.Comparison | None:
+        """As check_stack, with what is known of the session."""
         made = pass_.new_passport(facts, canaries, self.how.batch, self.wanted.windows)
         if store is None:
             new_store(self.folder, json_line(made))
             return None
         old = pass_.read_passport(self.folder)
-        self._check_ways(old, spec.frames)
+        self._check_ways(old, facts["reading.frames"])
         compared = pass_.compare(old, facts, canaries, store.vectors(_SAMPLE))
         compared.check(pass_.MIXED, self.folder, "adding rows")
         if not compared.same:
@@ -292,35 +241,43 @@ class _Run:
             session, self._new(store, todo, step), self.how,
             spec=spec, windows=windows, apart=windows is not None,
         )  # fmt: skip
-        rows, last = 0, time.monotonic()
         with Level(session, "video") as level, closing(batches):
             for batch in batches:
                 for reading in batch:
-                    self._add(store, level, reading, step)
+                    self.add(store, level.of_video, reading, step)
                 if windows is None:
-                    self._finish(store, step)
-                rows += len(batch)
-                if rows >= COMMIT_ROWS or time.monotonic() - last >= COMMIT_S:
-                    store.commit()
-                    rows, last = 0, time.monotonic()
-            self._finish(store, step)
+                    self.finish(store, step)
+                self.commit_in_time(store, len(batch))
+            self.finish(store, step)
             store.commit()
+
+    def commit_in_time(self, store: Store, rows: int) -> None:
+        """Commit where enough was added since the last time; rows: that were added now."""
+        self._rows += rows
+        if self._rows >= COMMIT_ROWS or time.monotonic() - self._last >= COMMIT_S:
+            store.commit()
+            self._rows, self._last = 0, time.monotonic()
 
     def _new(self, store: Store, todo: list[Path], step: Callable[..., None]) -> Iterator[Path]:
         """The files that have a content that nobody has embedded; the others are only noted."""
         for path, file in hashed(todo, self._threads):
-            before = store.file(path)
-            store.put_file(path, file)
-            if file.sha256 is None:
-                self.say(f"error: {file.error}")
-                step()
-            elif file.sha256 in self._flying or store.clip(file.sha256) is not None:
-                self._note_known(store, path, file.sha256, before)
-                step()
-            else:
-                self._flying.add(file.sha256)
-                self._given[path] = file
+            if self.note(store, path, file, step):
                 yield path
+
+    def note(self, store: Store, path: Path, file: File, step: Callable[..., None]) -> bool:
+        """Note how a file was seen; whether it has a content that is to be embedded."""
+        before = store.file(path)
+        store.put_file(path, file)
+        if file.sha256 is None:
+            self.say(f"error: {file.error}")
+        elif file.sha256 in self._flying or store.clip(file.sha256) is not None:
+            self._note_known(store, path, file.sha256, before)
+        else:
+            self._flying.add(file.sha256)
+            self._given[path] = file
+            return True
+        step()
+        return False
 
     def _note_known(self, store: Store, path: Path, sha256: bytes, before: File | None) -> None:
         if before is not None and before.sha256 == sha256:
@@ -330,10 +287,16 @@ class _Run:
         else:
             self._counts["copies"] += 1
 
-    def _add(self, store: Store, level: Level, reading: Reading, step: Callable[..., None]) -> None:
-        """Take one reading: a video, or a part of one."""
+    def add(
+        self,
+        store: Store,
+        of_video: Callable[[NDArray[Any]], NDArray[Any]],
+        reading: Reading,
+        step: Callable[..., None],
+    ) -> None:
+        """Take one reading: a video, or a part of one. of_video: features -> the vector [E]."""
         if self._open is not None and self._open[0] != reading.path:
-            self._finish(store, step)
+            self.finish(store, step)
         if self._open is None:
             self._open = (reading.path, [], [], reading)
         _, parts, errors, first = self._open
@@ -343,13 +306,13 @@ class _Run:
             errors.append(reading.error or "")
             return
         try:
-            vector = normalised(level.of_video(reading.features), str(reading.path))
+            vector = normalised(of_video(reading.features), str(reading.path))
         except InputError as e:
             errors.append(str(e))
             return
         parts.append(store.add_vector(vector, reading.clip.seconds))
 
-    def _finish(self, store: Store, step: Callable[..., None]) -> None:
+    def finish(self, store: Store, step: Callable[..., None]) -> None:
         """Add the content whose last reading was taken."""
         if self._open is None:
             return
@@ -359,7 +322,7 @@ class _Run:
         assert file.sha256 is not None
         self._flying.discard(file.sha256)
         step()
-        if seen(path) != file[:2]:
+        if self.seen(path) != file[:2]:
             changed = f"{path}: it changed while it was read; run the command again"
             store.put_file(path, file._replace(sha256=None, error=changed, mtime_ns=0))
             self.say(f"error: {changed}")
@@ -377,6 +340,10 @@ class _Run:
         self._counts["embedded"] += bool(parts)
         if error:
             self.say(f"error: {error}")
+
+    def seen(self, path: Path) -> tuple[int, int] | None:
+        """Size and time of change of a file now; None: it is gone."""
+        return seen(path)
 
     def result(
         self,

@@ -43,7 +43,7 @@ def hashed(paths: Iterable[Path], threads: ThreadPoolExecutor) -> Iterator[tuple
     waiting: deque[tuple[Path, Future[File]]] = deque()
     try:
         for path in paths:
-            waiting.append((path, threads.submit(_hash, path)))
+            waiting.append((path, threads.submit(hash_file, path)))
             if len(waiting) > _AHEAD:
                 first, future = waiting.popleft()
                 yield first, future.result()
@@ -55,7 +55,8 @@ def hashed(paths: Iterable[Path], threads: ThreadPoolExecutor) -> Iterator[tuple
             future.cancel()
 
 
-def _hash(path: Path) -> File:
+def hash_file(path: Path) -> File:
+    """A file with the hash of its content, or why it has none."""
     try:
         file, size = open_regular(path)
         with file:

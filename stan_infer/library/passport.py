@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
@@ -156,16 +156,26 @@ def seen_canaries(session: Session, spec: ClipSpec, timeout_s: float) -> list[Ca
     read: it is the decoder that is wrong then.
     """
     found: list[Canary] = []
-    paths = sorted(CANARIES.glob("*.mp4"))
     with Level(session, "video") as level:
-        for path, clip in read_clips(paths, spec, workers=1, timeout_s=timeout_s):
-            if not isinstance(clip, Clip):
-                raise type(clip)(f"canary clip: {clip}")
+        for path, clip in read_canaries(spec, timeout_s):
             vector = canary_vector(session, level, clip.pixels, path.name)
-            digests = (hashlib.sha256(b).hexdigest() for b in (path.read_bytes(), clip.pixels.data))
-            file, pixels = digests
+            file, pixels = hashlib.sha256(path.read_bytes()).hexdigest(), pixels_hash(clip)
             found.append(Canary(file=path.name, sha256=file, pixels=pixels, vector=vector))
     return found
+
+
+def read_canaries(spec: ClipSpec, timeout_s: float) -> Iterator[tuple[Path, Clip]]:
+    """Read the canary clips. Raises the error of one that cannot be read."""
+    paths = sorted(CANARIES.glob("*.mp4"))
+    for path, clip in read_clips(paths, spec, workers=1, timeout_s=timeout_s):
+        if not isinstance(clip, Clip):
+            raise type(clip)(f"canary clip: {clip}")
+        yield path, clip
+
+
+def pixels_hash(clip: Clip) -> str:
+    """SHA-256 of a clip's pixels, in hexadecimal."""
+    return hashlib.sha256(clip.pixels.data).hexdigest()
 
 
 def canary_vector(session: Session, level: Level, pixels: NDArray[Any], name: str) -> list[float]:

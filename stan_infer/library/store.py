@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stan_infer.errors import storable
+from stan_infer.library.address import named
 from stan_infer.library.database import (
     PASSPORT,
     ROWS,
@@ -116,10 +117,14 @@ class Store:
         )
         return next(iter(self._run(asked, sha256)), None)
 
+    def contents(self) -> list[bytes]:
+        """The hashes of all contents, sorted."""
+        return [sha256 for (sha256,) in self._run("SELECT sha256 FROM clips ORDER BY sha256")]
+
     def paths_of(self, sha256: bytes) -> Iterator[Path]:
         """The files of this content that are not known to be gone."""
         asked = "SELECT path FROM files WHERE sha256 = ? AND NOT gone"
-        return (Path(os.fsdecode(path)) for (path,) in self._run(asked, sha256))
+        return (named(os.fsdecode(path)) for (path,) in self._run(asked, sha256))
 
     def rows(self) -> int:
         """How many rows belong to files that are there."""
@@ -151,7 +156,7 @@ class Store:
         """All files that were seen below a folder and not known to be gone."""
         first = os.fsencode(folder).rstrip(b"/") + b"/"
         asked = "SELECT path FROM files WHERE path >= ? AND path < ? AND NOT gone"
-        return (Path(os.fsdecode(p)) for (p,) in self._run(asked, first, first[:-1] + b"0"))
+        return (named(os.fsdecode(p)) for (p,) in self._run(asked, first, first[:-1] + b"0"))
 
     def mark_gone(self, paths: Iterable[Path]) -> None:
         """Say that files are not there any more."""

@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import sys
 
-# Each is read when its library is first imported.
-_OFF = (
-    "ORT_DISABLE_TELEMETRY",  # ONNX Runtime: its device number, queue of events and collector
-    "HF_HUB_DISABLE_TELEMETRY",  # huggingface_hub, through which open_clip downloads weights
-)
+# Each is read when its library is first imported, Ray's when it starts a cluster.
+_OFF = {
+    "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime: its device number, queue of events and collector
+    "HF_HUB_DISABLE_TELEMETRY": "1",  # huggingface_hub, by which open_clip downloads weights
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
 
 
 def switch_off_telemetry() -> None:
@@ -23,8 +24,8 @@ def switch_off_telemetry() -> None:
     ONNX Runtime is then told to stop; the others have sent by then what they send.
     """
     unset = "ORT_DISABLE_TELEMETRY" not in os.environ
-    for name in _OFF:
-        os.environ.setdefault(name, "1")
+    for name, value in _OFF.items():
+        os.environ.setdefault(name, value)
     # OpenVINO has no variable: it reports unless this package is absent.
     if "openvino" not in sys.modules:
         sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]

@@ -120,6 +120,33 @@ def read_all_windows(
     return _windows_in_order(paths, spec, windows, timeout_s, workers)
 
 
+def read_by(
+    worker: DecodeWorker, path: Path, spec: ClipSpec, windows: Windows | None, *, timeout_s: float
+) -> Iterator[tuple[Path, Result]]:
+    """What read_clips, or read_all_windows, yields for one video, read by a worker of the caller's.
+
+    Whoever stops before the end leaves nothing behind.
+    """
+
+    def done(work: Callable[[DecodeWorker], Any]) -> Any:
+        try:
+            return _twice(work, worker)
+        except StanError as e:
+            return e
+
+    if windows is None:
+        yield path, done(partial(_read_one, path, spec, timeout_s))
+        return
+    plan = done(partial(_plan_one, path, windows, timeout_s))
+    if isinstance(plan, StanError):
+        yield path, plan
+        return
+    for group in plan.groups(spec):
+        found = done(partial(_read_group, path, spec, plan.total_frames, group, timeout_s))
+        for result in found if isinstance(found, list) else [found]:
+            yield path, result
+
+
 def _checked(workers: int | None, timeout_s: float) -> int:
     """How many processes these options ask for; raises InputError for wrong ones."""
     check_reading(workers, timeout_s)

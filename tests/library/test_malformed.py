@@ -11,7 +11,8 @@ import threading
 import pytest
 
 from stan_infer.library.embed import EmbedOptions
-from stan_infer.library.embed_library import Files, LibraryOptions, embed_files
+from stan_infer.library.embed_library import embed_files
+from stan_infer.library.embedded import Files, LibraryOptions
 from stan_infer.library.library import open_library
 from tests.conftest import ROOT, python
 from tests.library.fake_stack import FakeSession

@@ -1,0 +1,71 @@
+"""What a run that embeds into a library is given, and what it returns."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from stan_infer.library import passport as pass_
+from stan_infer.system.result import Result
+from stan_infer.video.windows import Windows
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LibraryOptions:
+    """What a library is made with, and what this run does.
+
+    frames, decoder: as of embed_videos. windows: every video in parts, a row for each.
+    retry_failed: try files again that failed in earlier runs.
+    """
+
+    frames: int | None = None
+    decoder: str = "auto"
+    windows: Windows | None = None
+    retry_failed: bool = False
+
+
+@dataclasses.dataclass(frozen=True, repr=False, kw_only=True)
+class EmbeddedLibrary(Result):
+    """What a run did to a library.
+
+    Attributes:
+        out: the library.
+        rows: vectors in it that files have, all runs together.
+        videos: files that were given; unchanged: those that were known; embedded: contents that
+            are new; copies: further files of a known content; renamed: files whose content was
+            known by a name that is gone; gone: files that are not there any more.
+        failed: files that were given and have no vectors, or not all, with the reason.
+        stack: how the model compares with the library's passport; None: the library is new, or
+            nothing was to be embedded.
+        session: facts about what ran, see Session.describe; empty if nothing was to be embedded.
+    """
+
+    out: Path
+    rows: int
+    videos: int
+    unchanged: int
+    embedded: int
+    copies: int
+    renamed: int
+    gone: int
+    failed: dict[str, str]
+    stack: pass_.Comparison | None
+    session: dict[str, Any]
+
+    def summary(self) -> str:
+        """How many of what, and where."""
+        kinds = ("embedded", "unchanged", "copies", "renamed", "gone")
+        counts = [f"{getattr(self, k)} {k}" for k in kinds if getattr(self, k)]
+        counts += [f"{len(self.failed)} could not be read"] if self.failed else []
+        return f"{self.rows} rows in {self.out}; {', '.join(counts) or 'no videos'}"
+
+
+class Files(NamedTuple):
+    """Absolute paths of videos, once each. folders: these are all there is below them; what is
+    known of them and gone is marked.
+    """
+
+    paths: list[Path]
+    folders: Sequence[Path] = ()
