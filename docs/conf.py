@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from pathlib import Path
 
@@ -33,7 +34,7 @@ html_theme = "furo"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_extra_path = ["site/index.html"]
-html_show_sourcelink = html_copy_source = False
+html_show_sourcelink = html_copy_source = html_use_index = False
 myst_heading_anchors = 4  # as GitHub gives them
 myst_enable_extensions = ["attrs_inline"]
 autodoc_typehints = "signature"
@@ -111,14 +112,34 @@ def _docstring(app, what, name, value, options, lines):
 
 def _unbroken(app, pagename, templatename, context, doctree):
     """Options, names and dates stay in one line; long names break behind their separators."""
-    body = re.sub(r'<span class="pre">([^<]+)</span>', _code, context.get("body") or "")
-    whole = r"(?<![\w.-])(\d{4}-\d\d-\d\d|--[a-z][\w-]+)(?![\w-])(?=[^<>]*<)"
+    body = re.sub(r"(?<=<pre>)<span></span>(.*?)\n*(?=</pre>)", _lines, context.get("body") or "",
+                  flags=re.DOTALL)  # fmt: skip
+    body = re.sub(r'<code class="docutils([^>]*>)(.*?)</code>', _short, body)
+    body = re.sub(r'<span class="pre">([^<]+)</span>', _code, body)
+    names = r"\d{4}-\d\d-\d\d|--?[A-Za-z][\w-]*|stan-\w+"
+    whole = rf"(?<![\w./-])({names})(?![\w-])(?=[^<>]*<)"
     body = re.sub(whole, r'<span class="whole">\1</span>', body)
     context["body"] = re.sub(r"(\d) %(?=[^<>]*<)", r"\1&nbsp;%", body)
 
 
+def _lines(match):
+    """Each line of a block of code apart, so that its rest is indented where a screen is narrow."""
+    found = []
+    for line in match[1].split("\n"):
+        plain = re.sub(r"<[^>]+>", "", line)
+        indent = len(plain) - len(plain.lstrip())
+        found.append(f'<span class="line" style="--indent:{indent}">{line}\n</span>')
+    return "".join(found)
+
+
+def _short(match):
+    code = html.unescape(re.sub(r"<[^>]+>", "", match[2]))
+    kind = "whole docutils" if len(code) <= _SHORT and "," not in code else "docutils"
+    return f'<code class="{kind}{match[1]}{match[2]}</code>'
+
+
 def _code(match):
-    if len(match[1]) <= _SHORT:
+    if len(match[1]) <= _SHORT and "," not in match[1]:
         return f'<span class="pre whole">{match[1]}</span>'
     parted = re.sub(r"(::|[_/=,])(?=.)", r"\1<wbr>", match[1])
     return f'<span class="pre">{parted}</span>'

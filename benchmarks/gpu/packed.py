@@ -47,11 +47,11 @@ def draw(frames: int = 12) -> None:
     from matplotlib import pyplot
     from matplotlib.patches import Rectangle
 
-    figure, axes = pyplot.subplots(figsize=(8, 3.6))
+    figure, axes = pyplot.subplots(figsize=(5.6, 3.8))
     groups = OUR_TILE // frames
     for x, size, count, title in (
-        (0, FLASH_TILE, 1, f"a tile of {FLASH_TILE} rows, one sequence"),
-        (190, OUR_TILE, groups, f"a tile of {OUR_TILE} rows, {groups} sequences"),
+        (0, FLASH_TILE, 1, f"a tile of {FLASH_TILE} rows,\none sequence"),
+        (160, OUR_TILE, groups, f"a tile of {OUR_TILE} rows,\n{groups} sequences"),
     ):
         share = count * frames**2 / size**2
         axes.add_patch(
@@ -60,12 +60,10 @@ def draw(frames: int = 12) -> None:
         for i in range(count):
             corner = (x + i * frames, size - (i + 1) * frames)
             axes.add_patch(Rectangle(corner, frames, frames, facecolor=COLOURS["useful"]))
-        axes.text(x, size + 5, title, fontsize=11)
-        axes.text(x, -13, f"{100 * share:.1f} % of the scores are used", fontsize=11)
-    axes.text(
-        190, OUR_TILE + 26, f"T = {frames} frames, head width 64, drawn to scale", fontsize=10
-    )
-    axes.set(xlim=(-4, 330), ylim=(-20, 142), aspect="equal")
+        axes.text(x, size + 5, title, fontsize=12, va="bottom")
+        axes.text(x, -5, f"{100 * share:.1f} % of the\nscores are used", fontsize=12, va="top")
+    axes.text(160, 138, f"T = {frames} frames,\nhead width 64,\nto scale", fontsize=12)
+    axes.set(xlim=(-4, 250), ylim=(-32, 164), aspect="equal")
     axes.axis("off")
     figure.savefig(PICTURE, metadata={"Date": None}, bbox_inches="tight", transparent=True)
     pyplot.close(figure)

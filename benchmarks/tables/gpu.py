@@ -62,11 +62,11 @@ def targets_table() -> str:
     for text, limit, keys, how in TARGETS:
         found = _figure(rows, keys, how)
         if found is None:
-            lines.append(f"{text} | {NOT_MEASURED} | ")
+            lines.append(f"{text} | {NOT_MEASURED}")
             continue
         met = found <= -limit if limit < 0 else found >= limit
-        lines.append(f"{text} | {found:.3g} | {'met' if met else 'not met'}")
-    return markdown("target on an H100 | measured | ", lines)
+        lines.append(f"{text} | {found:.3g}, {'met' if met else 'not met'}")
+    return markdown("target on an H100 | measured", lines)
 
 
 def _figure(rows: list[Row], keys: Row, how: str) -> float | None:

@@ -127,9 +127,8 @@ def repeat_table() -> str:
         for r in sorted(found, key=lambda r: r.get("beside", 0)):
             one, two = r.get("ratios") or (f"{x:.3f}x" for x in r["speedups"])
             beside = r.get("beside", 0) or "nothing"
-            lines.append(
-                f"{r['model']}, {r['engine']} | {beside} | {one} | {two} | {100 * r['apart']:.1f} %"
-            )
+            name = f"{r['model'].removesuffix(' (random weights)')}, {r['engine']}"
+            lines.append(f"{name} | {beside} | {one} | {two} | {100 * r['apart']:.1f} %")
         head = "model, engine | beside | first run | second run | medians apart"
         parts.append(machine_line(rows[-1]) + markdown(head, lines))
     return "\n\n".join(parts) or NOT_MEASURED

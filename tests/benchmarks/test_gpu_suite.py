@@ -167,4 +167,5 @@ def test_targets_are_held_against_rows(monkeypatch):
     ]
     monkeypatch.setattr(gpu, "read_rows", lambda kind: rows)
     lines = gpu.targets_table().splitlines()
-    assert lines[2].endswith("| 9.1 | met |") and lines[3].endswith("| 1.1 | not met |")
+    assert lines[2].endswith("| 9.1,\N{NO-BREAK SPACE}met |")
+    assert lines[3].endswith("| 1.1,\N{NO-BREAK SPACE}not\N{NO-BREAK SPACE}met |")
