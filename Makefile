@@ -36,7 +36,7 @@ test-rest: $(VENV)/ready
 
 # Readers of the C++ library on damaged input; needs clang++.
 fuzz:
-	sh examples/cpp/fuzz.sh --seconds 60
+	sh cpp/fuzz.sh --seconds 60
 
 # Everything, each test once.
 test-all: test test-rest installs fuzz

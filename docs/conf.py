@@ -20,7 +20,7 @@ include_patterns = [
         "CHECKPOINTS", "VIDEOS", "CALIBRATION", "GRAPHS", "TENSORRT", "BENCHMARKS", "SECURITY",
         "CONTRIBUTING", "CHANGELOG",
     )),
-    "examples/cpp/README.md",
+    "cpp/README.md",
     "examples/motion/README.md",
     "examples/web/README.md",
 ]  # fmt: skip

@@ -30,7 +30,7 @@ def test_every_command_is_documented_and_has_help(name):
         assert len(line.split("  ")) > 2, line
 
 
-TOPS = "stan_infer|kernels|export|benchmarks|examples|tests|docs"
+TOPS = "stan_infer|kernels|export|benchmarks|examples|tests|docs|cpp"
 PATHS = [*ROOT.glob("*.*"), *(p for top in TOPS.split("|") for p in (ROOT / top).rglob("*"))]
 FILES = {path.name for path in PATHS}
 # The change log tells of files that are gone.

@@ -34,9 +34,9 @@ def unavailable(reason):
 def need_tools():
     for tool in ("cmake", "c++", "pkg-config"):
         if shutil.which(tool) is None:
-            unavailable(f"{tool} is not installed: examples/cpp/setup-debian.sh")
+            unavailable(f"{tool} is not installed: cpp/setup-debian.sh")
     if subprocess.run(["pkg-config", "--exists", *LIBRARIES]).returncode:
-        unavailable(f"{', '.join(LIBRARIES)} are not installed: examples/cpp/setup-debian.sh")
+        unavailable(f"{', '.join(LIBRARIES)} are not installed: cpp/setup-debian.sh")
 
 
 def package_folder(name):
@@ -63,8 +63,8 @@ class Program:
 
     def run(self, *arguments, probe=False, stdin=None):
         """Run it; answers with the finished process, its output as text."""
-        binary = self.build / ("stan_probe" if probe else "stan/stan_classify")
-        ours = {"STAN_ORT_LIBRARY": str(ort_library()), **self.environment}
+        binary = self.build / ("probe" if probe else "stan_infer/stan_classify")
+        ours = {"STAN_INFER_ORT_LIBRARY": str(ort_library()), **self.environment}
         return subprocess.run(
             [binary, *map(os.fsencode, arguments)],
             input=stdin,
@@ -85,7 +85,7 @@ def build(folder, *settings, openvino):
     flags = [f"-D{s}" for s in ("CMAKE_BUILD_TYPE=None", "CMAKE_CXX_FLAGS=-O0", *settings)]
     if openvino:
         place = package_folder("openvino")
-        flags += ["-DSTAN_OPENVINO=ON", f"-DOpenVINO_DIR={place / 'cmake'}"]
+        flags += ["-DSTAN_INFER_OPENVINO=ON", f"-DOpenVINO_DIR={place / 'cmake'}"]
     for command in (
         ["cmake", "-S", SOURCE, "-B", folder, *flags],
         ["cmake", "--build", folder, "-j2"],
@@ -102,7 +102,7 @@ def plain(tmp_path_factory):
     need_tools()
     openvino = package_folder("openvino") is not None
     root = stand_in(tmp_path_factory.mktemp("tensorrt"))
-    settings = ("STAN_TENSORRT=ON", f"TENSORRT_ROOT={root}", f"CUDA_ROOT={root}")
+    settings = ("STAN_INFER_TENSORRT=ON", f"TENSORRT_ROOT={root}", f"CUDA_ROOT={root}")
     made = build(tmp_path_factory.mktemp("cpp"), *settings, openvino=openvino)
     return Program(made, openvino)
 
@@ -111,14 +111,14 @@ def stand_in(root):
     """Build what takes the place of NVIDIA's libraries, as they are laid out."""
     for folder in ("include", "lib"):
         (root / folder).mkdir()
-    here, cpp = SOURCE / "tensorrt", ROOT / "examples" / "cpp"
+    here, cpp = SOURCE / "tensorrt", ROOT / "cpp"
     for name in ("NvInfer.h", "cuda_runtime_api.h"):
         shutil.copy(here / name, root / "include")
-    flags = ["-std=c++17", "-O0", "-shared", "-fPIC", f"-I{here}", f"-I{cpp}/include"]
+    flags = ["-std=c++17", "-O0", "-shared", "-fPIC", f"-I{here}", f"-I{cpp}/src"]
     parts = ("backend_ort", "tensor", "folder", "sha256")
     sources = [here / "stand_in.cpp", *(cpp / "src" / f"{part}.cpp" for part in parts)]
     library = root / "lib" / "libnvinfer.so"
-    command = ["c++", *flags, f"-I{cpp}/src", *sources, "-ldl", "-o", library]
+    command = ["c++", *flags, *sources, "-ldl", "-o", library]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     shutil.copy(library, root / "lib" / "libcudart.so")
@@ -140,7 +140,7 @@ def sanitized(tmp_path_factory):
     suppressed = folder / "suppressed.txt"
     suppressed.write_text(SUPPRESSED)
     environment = {"LSAN_OPTIONS": f"suppressions={suppressed}:print_suppressions=0"}
-    return Program(build(folder, "STAN_SANITIZE=ON", openvino=False), False, environment)
+    return Program(build(folder, "STAN_INFER_SANITIZE=ON", openvino=False), False, environment)
 
 
 @pytest.fixture(scope="session")

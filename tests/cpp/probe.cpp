@@ -5,11 +5,11 @@
 #include <iterator>
 #include <nlohmann/json.hpp>
 
-#include "stan/error.hpp"
-#include "stan/folder.hpp"
-#include "stan/sha256.hpp"
-#include "stan/tokenizer.hpp"
-#include "stan/video.hpp"
+#include "error.hpp"
+#include "folder.hpp"
+#include "sha256.hpp"
+#include "tokenizer.hpp"
+#include "video.hpp"
 
 namespace {
 
@@ -17,14 +17,14 @@ using Json = nlohmann::json;
 
 // probe tokens TOKENIZER_JSON < TEXTS: a JSON list of texts; one line per text, ids or an error.
 void tokens(const char* file) {
-  const stan::Bytes bytes = stan::read_file(file, 1 << 26);
-  const stan::Tokenizer tokenizer({reinterpret_cast<const char*>(bytes.data()), bytes.size()});
+  const stan_infer::Bytes bytes = stan_infer::read_file(file, 1 << 26);
+  const stan_infer::Tokenizer tokenizer({reinterpret_cast<const char*>(bytes.data()), bytes.size()});
   const Json texts = Json::parse(std::string(std::istreambuf_iterator<char>(std::cin), {}));
   for (const std::string text : texts) {
     Json answer;
     try {
       answer["ids"] = tokenizer.encode(text);
-    } catch (const stan::Error& e) {
+    } catch (const stan_infer::Error& e) {
       answer["error"] = e.what();
     }
     std::cout << answer.dump(-1, ' ', true, Json::error_handler_t::replace) << "\n";
@@ -34,11 +34,11 @@ void tokens(const char* file) {
 // probe frames VIDEO T FILE: the frames one after another to FILE; their numbers and sizes as JSON.
 void frames(const char* video, int count, const char* file) {
   const auto found =
-      stan::read_frames(video, count, [](const stan::Tensor& image) { return image; });
+      stan_infer::read_frames(video, count, [](const stan_infer::Tensor& image) { return image; });
   std::ofstream out(file, std::ios::binary);
   Json sizes;
   for (std::int64_t number : found.indices) {
-    const stan::Tensor& image = found.by_number.at(number);
+    const stan_infer::Tensor& image = found.by_number.at(number);
     out.write(reinterpret_cast<const char*>(image.bytes.data()),
               static_cast<std::streamsize>(image.bytes.size()));
     sizes.push_back(image.shape);
@@ -50,11 +50,11 @@ void frames(const char* video, int count, const char* file) {
 // probe sha256 FILE: the hash of each beginning of it, with the processor's instructions or
 // without.
 void hashes(const char* file) {
-  const stan::Bytes bytes = stan::read_file(file, 1 << 26);
+  const stan_infer::Bytes bytes = stan_infer::read_file(file, 1 << 26);
   Json lines;
   for (bool plain : {false, true}) {
     for (std::size_t size = 0; size <= bytes.size(); ++size) {
-      lines.push_back(stan::sha256_hex(bytes.data(), size, plain));
+      lines.push_back(stan_infer::sha256_hex(bytes.data(), size, plain));
     }
   }
   std::cout << lines << "\n";
@@ -75,7 +75,7 @@ int main(int argc, char** argv) {
       std::cerr << "usage: probe tokens TOKENIZER_JSON | frames VIDEO T FILE | sha256 FILE\n";
       return 2;
     }
-  } catch (const stan::Error& e) {
+  } catch (const stan_infer::Error& e) {
     std::cerr << "error: " << e.what() << "\n";
     return static_cast<int>(e.code());
   }

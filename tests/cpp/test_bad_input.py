@@ -75,7 +75,7 @@ def test_a_missing_library(program, small):
     fails(program, 3, small, CLIP, "--ort-library", "/nowhere.so", word="--ort-library PATH")
     fails(program, 3, small, CLIP, "--ort-library", "libm.so.6", word="not ONNX Runtime")
     if not program.openvino:
-        fails(program, 3, small, CLIP, "--engine", "openvino", word="-DSTAN_OPENVINO=ON")
+        fails(program, 3, small, CLIP, "--engine", "openvino", word="-DSTAN_INFER_OPENVINO=ON")
 
 
 # The manifest
@@ -310,6 +310,6 @@ def test_operations_of_no_exporter_are_refused_by_name(plain, small, tmp_path, c
 
 
 def test_the_operations_are_those_of_python():
-    source = (ROOT / "examples/cpp/src/onnx_file.cpp").read_text()
+    source = (ROOT / "cpp/src/onnx_file.cpp").read_text()
     listed = source.partition("kOperations[] = {")[2].partition("};")[0]
     assert {name.strip(' "\n') for name in listed.split(",")} - {""} == {*OPERATIONS}

@@ -297,7 +297,7 @@ def test_the_choice_of_a_user_is_kept_and_onnxruntime_is_then_seen(plain, small,
 
 
 def classify(program, folder, place, *arguments, **environment):
-    environment["STAN_ORT_LIBRARY"] = str(ort_library())
+    environment["STAN_INFER_ORT_LIBRARY"] = str(ort_library())
     return traced(
-        [program.build / "stan" / "stan_classify", folder, *arguments], place, **environment
+        [program.build / "stan_infer" / "stan_classify", folder, *arguments], place, **environment
     )

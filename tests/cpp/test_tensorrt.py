@@ -16,7 +16,7 @@ from tests.tensorrt_plans.fake import World, fake_tensorrt
 
 @pytest.fixture
 def program(plain):
-    """stan_classify with STAN_TENSORRT, against the stand-in's headers and library."""
+    """stan_classify with STAN_INFER_TENSORRT, against the stand-in's headers and library."""
     return plain
 
 
@@ -127,6 +127,6 @@ def test_a_shape_outside_the_profiles(program, folder):
 
 def test_a_program_without_tensorrt_says_how_to_get_it(sanitized, folder):
     done = sanitized.run(folder, clip(), "--engine", "tensorrt")
-    assert done.returncode == 3 and "-DSTAN_TENSORRT=ON -DTENSORRT_ROOT" in done.stderr
+    assert done.returncode == 3 and "-DSTAN_INFER_TENSORRT=ON -DTENSORRT_ROOT" in done.stderr
     done = sanitized.run(folder, clip(), "--engine", "tensort")
     assert done.returncode == 2 and "allowed are ort, openvino and tensorrt" in done.stderr

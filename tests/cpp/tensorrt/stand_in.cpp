@@ -8,7 +8,7 @@
 #include <string>
 
 #include "NvInfer.h"
-#include "stan/backend.hpp"
+#include "backend.hpp"
 
 namespace {
 
@@ -21,7 +21,7 @@ std::string setting(const char* name, const char* otherwise) {
 
 bool fails(const char* fault) { return setting("STAND_IN_FAULT", "") == fault; }
 
-Dims dims_of(const stan::Shape& shape) {
+Dims dims_of(const stan_infer::Shape& shape) {
   Dims dims{};
   dims.nbDims = static_cast<std::int32_t>(shape.size());
   std::copy(shape.begin(), shape.end(), dims.d);
@@ -30,13 +30,13 @@ Dims dims_of(const stan::Shape& shape) {
 
 struct Content {
   nlohmann::json head;
-  std::unique_ptr<stan::Backend> backend;
-  std::unique_ptr<stan::Session> session;
+  std::unique_ptr<stan_infer::Backend> backend;
+  std::unique_ptr<stan_infer::Session> session;
   nvinfer1::ILogger* log;
 
-  const stan::Slot* slot(const std::string& name, bool* is_input = nullptr) const {
+  const stan_infer::Slot* slot(const std::string& name, bool* is_input = nullptr) const {
     for (const bool input : {true, false}) {
-      for (const stan::Slot& slot : input ? session->inputs() : session->outputs()) {
+      for (const stan_infer::Slot& slot : input ? session->inputs() : session->outputs()) {
         if (slot.name != name) continue;
         if (is_input) *is_input = input;
         return &slot;
@@ -56,7 +56,7 @@ class Context final : public nvinfer1::IExecutionContext {
   }
 
   bool setInputShape(const char* name, const Dims& dims) noexcept override {
-    const stan::Shape shape(dims.d, dims.d + dims.nbDims);
+    const stan_infer::Shape shape(dims.d, dims.d + dims.nbDims);
     shapes_[name] = shape;
     const auto& range = content_.head["profiles"].at(static_cast<std::size_t>(profile_)).at(name);
     for (std::size_t i = 0; i < shape.size(); ++i) {
@@ -72,9 +72,9 @@ class Context final : public nvinfer1::IExecutionContext {
   }
 
   std::int32_t inferShapes(std::int32_t, const char**) noexcept override {
-    std::vector<const stan::Tensor*> given;
-    for (const stan::Slot& slot : content_.session->inputs()) {
-      stan::Tensor tensor = stan::make_tensor(slot.dtype, shapes_.at(slot.name));
+    std::vector<const stan_infer::Tensor*> given;
+    for (const stan_infer::Slot& slot : content_.session->inputs()) {
+      stan_infer::Tensor tensor = stan_infer::make_tensor(slot.dtype, shapes_.at(slot.name));
       std::memcpy(tensor.bytes.data(), addresses_.at(slot.name), tensor.bytes.size());
       inputs_[slot.name] = std::move(tensor);
       given.push_back(&inputs_.at(slot.name));
@@ -105,17 +105,17 @@ class Context final : public nvinfer1::IExecutionContext {
  private:
   const Content& content_;
   std::int32_t profile_ = 0;
-  std::map<std::string, stan::Shape> shapes_;
+  std::map<std::string, stan_infer::Shape> shapes_;
   std::map<std::string, void*> addresses_;
-  std::map<std::string, stan::Tensor> inputs_;
-  std::vector<stan::Tensor> results_;
+  std::map<std::string, stan_infer::Tensor> inputs_;
+  std::vector<stan_infer::Tensor> results_;
 };
 
 class Engine final : public nvinfer1::ICudaEngine {
  public:
   explicit Engine(Content content) : content_(std::move(content)) {
-    for (const stan::Slot& slot : content_.session->inputs()) names_.push_back(slot.name);
-    for (const stan::Slot& slot : content_.session->outputs()) names_.push_back(slot.name);
+    for (const stan_infer::Slot& slot : content_.session->inputs()) names_.push_back(slot.name);
+    for (const stan_infer::Slot& slot : content_.session->outputs()) names_.push_back(slot.name);
   }
 
   std::int32_t getNbIOTensors() const noexcept override {
@@ -126,13 +126,13 @@ class Engine final : public nvinfer1::ICudaEngine {
   }
   nvinfer1::DataType getTensorDataType(const char* name) const noexcept override {
     switch (content_.slot(name)->dtype) {
-      case stan::DType::uint8:
+      case stan_infer::DType::uint8:
         return nvinfer1::DataType::kUINT8;
-      case stan::DType::int32:
+      case stan_infer::DType::int32:
         return nvinfer1::DataType::kINT32;
-      case stan::DType::int64:
+      case stan_infer::DType::int64:
         return nvinfer1::DataType::kINT64;
-      case stan::DType::float32:
+      case stan_infer::DType::float32:
         break;
     }
     return nvinfer1::DataType::kFLOAT;
@@ -169,8 +169,8 @@ class Runtime final : public nvinfer1::IRuntime {
     std::memcpy(&length, bytes + 64, 4);
     const char* text = reinterpret_cast<const char*>(bytes) + 68;
     Content content{nlohmann::json::parse(text, text + length),
-                    stan::open_onnxruntime(setting("STAN_ORT_LIBRARY", ""), 1), nullptr, &log_};
-    stan::GraphSource source;
+                    stan_infer::open_onnxruntime(setting("STAN_INFER_ORT_LIBRARY", ""), 1), nullptr, &log_};
+    stan_infer::GraphSource source;
     source.name = "the plan";
     source.content.assign(bytes + 68 + length, bytes + size);
     content.session = content.backend->open(source);

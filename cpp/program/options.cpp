@@ -1,0 +1,127 @@
+#include "options.hpp"
+
+#include <charconv>
+#include <cstdlib>
+#include <functional>
+#include <map>
+
+#include "error.hpp"
+
+namespace stan_infer {
+
+const char* const kUsage =
+    R"(usage: stan_classify DIR VIDEO [--text TEXT]... [--top N]
+       stan_classify DIR VIDEO --embed
+       stan_classify DIR --self-test
+
+DIR is a folder that `stan-infer export` wrote. Scores VIDEO against the labels of DIR.
+
+  --text TEXT         score against this text in place of the labels; may be repeated
+  --top N             print the N best (default 5; 0: all)
+  --embed             print the embedding of VIDEO
+  --self-test         run the golden data of DIR again and print the error of every stage
+  --json              print one line of JSON
+  --engine ENGINE     ort (default), openvino or tensorrt (the plans of DIR)
+  --ort-library PATH  libonnxruntime.so (default: $STAN_INFER_ORT_LIBRARY, then the system's)
+  --threads N         threads of the engine (default 0: its choice)
+  --help, --version
+
+Exit codes: 0 done, 1 a bug of ours, 2 bad input, 3 a library is missing, 4 a check failed.
+)";
+
+namespace {
+
+int count(const std::string& text, int most, const std::string& option) {
+  int value = -1;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size() || value < 0 || value > most) {
+    throw bad_input(option + " is '" + shown(text) + "'; allowed are 0 to " + std::to_string(most));
+  }
+  return value;
+}
+
+[[noreturn]] void contradiction(const std::string& what) {
+  throw bad_input(what + "; see stan_classify --help");
+}
+
+void check(const Options& options, std::size_t positions) {
+  if (options.folder.empty()) contradiction("the folder DIR is missing");
+  if (options.engine != "ort" && options.engine != "openvino" && options.engine != "tensorrt") {
+    throw bad_input("--engine is '" + shown(options.engine) +
+                    "'; allowed are ort, openvino and tensorrt");
+  }
+  if (options.engine == "openvino" && !options.ort_library.empty()) {
+    contradiction("--ort-library has no meaning with --engine openvino");
+  }
+  if (options.self_test) {
+    if (positions > 1 || options.embed || !options.texts.empty()) {
+      contradiction("--self-test takes DIR and neither VIDEO, --embed nor --text");
+    }
+    return;
+  }
+  if (positions < 2) contradiction("VIDEO is missing");
+  if (options.embed && !options.texts.empty())
+    contradiction("--embed and --text exclude each other");
+}
+
+}  // namespace
+
+Options parse_options(const std::vector<std::string>& arguments) {
+  Options options;
+  bool top_given = false;
+  const std::map<std::string, std::function<void()>> flags = {
+      {"--embed", [&] { options.embed = true; }},         {"--json", [&] { options.json = true; }},
+      {"--self-test", [&] { options.self_test = true; }}, {"--help", [&] { options.help = true; }},
+      {"--version", [&] { options.version = true; }},
+  };
+  const std::map<std::string, std::function<void(const std::string&)>> values = {
+      {"--text", [&](const std::string& v) { options.texts.push_back(v); }},
+      {"--engine", [&](const std::string& v) { options.engine = v; }},
+      {"--ort-library", [&](const std::string& v) { options.ort_library = v; }},
+      {"--threads", [&](const std::string& v) { options.threads = count(v, 1024, "--threads"); }},
+      {"--top",
+       [&](const std::string& v) {
+         options.top = count(v, 1'000'000, "--top");
+         top_given = true;
+       }},
+  };
+  std::size_t positions = 0;
+  bool only_positions = false;
+  for (std::size_t i = 0; i < arguments.size(); ++i) {
+    const std::string& argument = arguments[i];
+    if (only_positions || argument.size() < 2 || argument[0] != '-') {
+      if (++positions > 2) contradiction("'" + shown(argument) + "' is one argument too many");
+      (positions == 1 ? options.folder : options.video) = argument;
+      continue;
+    }
+    if (argument == "--") {
+      only_positions = true;
+      continue;
+    }
+    if (const auto flag = flags.find(argument); flag != flags.end()) {
+      flag->second();
+      continue;
+    }
+    const std::size_t equals = argument.find('=');
+    const auto value = values.find(argument.substr(0, equals));
+    if (value == values.end()) contradiction("unknown option '" + shown(argument) + "'");
+    if (equals != std::string::npos) {
+      value->second(argument.substr(equals + 1));
+    } else if (i + 1 < arguments.size()) {
+      value->second(arguments[++i]);
+    } else {
+      contradiction(argument + " needs a value");
+    }
+  }
+  if (options.help || options.version) return options;
+  check(options, positions);
+  if (top_given && (options.embed || options.self_test)) {
+    contradiction("--top has no meaning with --embed and --self-test");
+  }
+  if (options.engine != "openvino" && options.ort_library.empty()) {
+    if (const char* library = std::getenv("STAN_INFER_ORT_LIBRARY")) options.ort_library = library;
+  }
+  return options;
+}
+
+}  // namespace stan_infer

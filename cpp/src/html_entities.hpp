@@ -1,0 +1,9 @@
+// The named character references of HTML, as text; html.cpp reads them.
+#pragma once
+
+namespace stan_infer {
+
+extern const char* const kEntities;        // "AElig=c6 AMP=26 ..."
+extern const char* const kLegacyEntities;  // "AElig AMP ..."
+
+}  // namespace stan_infer

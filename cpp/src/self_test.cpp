@@ -1,0 +1,112 @@
+#include "self_test.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "error.hpp"
+
+namespace stan_infer {
+namespace {
+
+using Arrays = std::map<std::string, Tensor>;
+
+const Tensor* find(const Arrays& arrays, const std::string& name) {
+  const auto found = arrays.find(name);
+  return found == arrays.end() ? nullptr : &found->second;
+}
+
+// Largest difference relative to the largest wanted value.
+Stage compare(const std::string& name, const Tensor& got, const Tensor& wanted, double allowed) {
+  expect(wanted, got.dtype, got.shape, "'" + name + "' of the golden data");
+  double difference = 0, largest = 0;
+  for (std::size_t i = 0; i < element_count(wanted.shape); ++i) {
+    const double a = got.data<float>()[i], b = wanted.data<float>()[i];
+    if (!std::isfinite(a) || !std::isfinite(b)) {
+      return {name, std::numeric_limits<double>::quiet_NaN(), allowed};
+    }
+    difference = std::max(difference, std::abs(a - b));
+    largest = std::max(largest, std::abs(b));
+  }
+  return {name, difference == 0 ? 0 : difference / largest, allowed};
+}
+
+Stage compare_levels(const Tensor& got, const Tensor& wanted) {
+  int worst = 0;
+  for (std::size_t i = 0; i < got.bytes.size(); ++i) {
+    worst = std::max(worst, std::abs(std::to_integer<int>(got.bytes[i]) -
+                                     std::to_integer<int>(wanted.bytes[i])));
+  }
+  return {"preprocess", static_cast<double>(worst), 1};
+}
+
+Stage compare_ids(const Tensor& got, const Tensor& wanted) {
+  expect(wanted, DType::int32, got.shape, "'input_ids' of the golden data");
+  double wrong = 0;
+  for (std::size_t i = 0; i < element_count(got.shape); ++i) {
+    wrong += got.data<std::int32_t>()[i] != wanted.data<std::int32_t>()[i];
+  }
+  return {"input_ids", wrong, 0};
+}
+
+}  // namespace
+
+std::vector<Stage> self_test(Pipeline& pipeline) {
+  const Manifest& manifest = pipeline.manifest();
+  const Arrays arrays = pipeline.golden();
+  const Golden& golden = *manifest.golden;
+  std::vector<Stage> stages;
+  const Tensor *frames = find(arrays, "frames"), *pixels = find(arrays, "pixels");
+  if (frames && pixels && manifest.graph("preprocess")) {
+    const std::int64_t side = manifest.model.image_size;
+    expect(*frames, DType::uint8, {-1, -1, -1, 3}, "'frames' of the golden data");
+    expect(*pixels, DType::uint8, {frames->shape[0], side, side, 3}, "'pixels' of the golden data");
+    stages.push_back(compare_levels(pipeline.preprocess(*frames), *pixels));
+  }
+  std::optional<VideoEmbeds> video;
+  if (const Tensor* clips = find(arrays, "video"); clips && manifest.graph("video")) {
+    // Any count of clips and frames: the graph's own limits are checked when it runs.
+    if (clips->shape.size() != 5 || element_count(clips->shape) == 0) {
+      throw bad_input("'video' of the golden data is " + to_string(clips->shape) +
+                      "; it must have 5 axes, none of them empty: export the checkpoint again");
+    }
+    video = pipeline.embed_video(*clips);
+    for (const auto& [name, got] :
+         {std::pair("video_embeds", &video->clips), std::pair("frame_embeds", &video->frames)}) {
+      if (const Tensor* wanted = find(arrays, name)) {
+        stages.push_back(compare(name, *got, *wanted, golden.video_tolerance));
+      }
+    }
+    const Tensor* classes = find(arrays, "class_scores");
+    if (classes && video->class_scores) {
+      stages.push_back(
+          compare("class_scores", *video->class_scores, *classes, golden.score_tolerance));
+    }
+  }
+  const Tensor* ids = find(arrays, "input_ids");
+  if (ids && !golden.texts.empty()) {
+    stages.push_back(compare_ids(pipeline.tokenize(golden.texts), *ids));
+  }
+  if (ids && manifest.graph("text")) {
+    expect(*ids, DType::int32, {-1, -1}, "'input_ids' of the golden data");
+    if (element_count(ids->shape) == 0) throw bad_input("'input_ids' of the golden data is empty");
+    const TextEmbeds texts = pipeline.embed_texts(*ids);
+    for (const auto& [name, got] :
+         {std::pair("text_embeds", &texts.texts), std::pair("token_embeds", &texts.tokens)}) {
+      if (const Tensor* wanted = find(arrays, name)) {
+        stages.push_back(compare(name, *got, *wanted, golden.text_tolerance));
+      }
+    }
+    const Tensor* scores = find(arrays, "scores");
+    if (scores && video) {
+      stages.push_back(
+          compare("scores", pipeline.score(texts, *video), *scores, golden.score_tolerance));
+    }
+  }
+  if (stages.empty()) {
+    throw bad_input("the golden data of the folder checks none of its graphs; export it again");
+  }
+  return stages;
+}
+
+}  // namespace stan_infer

@@ -1,0 +1,79 @@
+#include "tensor.hpp"
+
+#include "error.hpp"
+
+namespace stan_infer {
+
+std::size_t size_of(DType dtype) {
+  switch (dtype) {
+    case DType::uint8:
+      return 1;
+    case DType::int64:
+      return 8;
+    case DType::int32:
+    case DType::float32:
+      return 4;
+  }
+  return 0;
+}
+
+const char* name_of(DType dtype) {
+  switch (dtype) {
+    case DType::uint8:
+      return "uint8";
+    case DType::int32:
+      return "int32";
+    case DType::int64:
+      return "int64";
+    case DType::float32:
+      return "float32";
+  }
+  return "?";
+}
+
+DType dtype_of(const std::string& name) {
+  for (DType dtype : {DType::uint8, DType::int32, DType::int64, DType::float32}) {
+    if (name == name_of(dtype)) return dtype;
+  }
+  throw bad_input("dtype is '" + shown(name) + "'; known are uint8, int32, int64 and float32");
+}
+
+std::string to_string(const Shape& shape) {
+  std::string text = "[";
+  for (std::size_t i = 0; i < shape.size(); ++i) {
+    text += (i ? ", " : "") + (shape[i] < 0 ? std::string("?") : std::to_string(shape[i]));
+  }
+  return text + "]";
+}
+
+std::size_t element_count(const Shape& shape) {
+  constexpr std::int64_t limit = std::int64_t{1} << 31;
+  std::int64_t count = 1;
+  for (std::int64_t size : shape) {
+    if (size < 0 || (size > 0 && count > limit / size)) {
+      throw bad_input("a tensor has the shape " + to_string(shape) +
+                      "; sizes must be 0 or more, their product at most 2147483648");
+    }
+    count *= size;
+  }
+  return static_cast<std::size_t>(count);
+}
+
+Tensor make_tensor(DType dtype, Shape shape) {
+  const std::size_t bytes = element_count(shape) * size_of(dtype);
+  return {dtype, std::move(shape), std::vector<std::byte>(bytes)};
+}
+
+void expect(const Tensor& tensor, DType dtype, const Shape& shape, const std::string& name) {
+  bool same = tensor.dtype == dtype && tensor.shape.size() == shape.size();
+  for (std::size_t i = 0; same && i < shape.size(); ++i) {
+    same = shape[i] < 0 || shape[i] == tensor.shape[i];
+  }
+  if (!same) {
+    throw bad_input(name + " is " + name_of(tensor.dtype) + " " + to_string(tensor.shape) +
+                    "; it must be " + name_of(dtype) + " " + to_string(shape) +
+                    ": export the checkpoint again");
+  }
+}
+
+}  // namespace stan_infer

@@ -1,0 +1,31 @@
+// Chosen frames of one video file as RGB pictures, decoded with FFmpeg's libraries.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <vector>
+
+#include "tensor.hpp"
+
+namespace stan_infer {
+
+// Frame numbers that the model's authors take: they go by number, not by time; a video with fewer
+// than `frames` repeats some.
+std::vector<std::int64_t> sample_indices(std::int64_t total_frames, int frames);
+
+struct Frames {
+  std::map<std::int64_t, Tensor> by_number;  // what `shrink` made of each chosen frame
+  std::vector<std::int64_t> indices;         // chosen frames in order, with repeats
+  std::int64_t total_frames = 0;
+};
+
+// A full picture, uint8 [1, height, width, 3], already turned -> what is kept of it.
+using Shrink = std::function<Tensor(const Tensor&)>;
+
+// Throws Error (bad input) for a file that is no video, is cut off, or is damaged where a frame is
+// needed: damage is never concealed.
+Frames read_frames(const std::filesystem::path& path, int frames, const Shrink& shrink);
+
+}  // namespace stan_infer

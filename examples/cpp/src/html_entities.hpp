@@ -1,9 +1,0 @@
-// The named character references of HTML, as text; html.cpp reads them.
-#pragma once
-
-namespace stan {
-
-extern const char* const kEntities;        // "AElig=c6 AMP=26 ..."
-extern const char* const kLegacyEntities;  // "AElig AMP ..."
-
-}  // namespace stan
