@@ -21,6 +21,7 @@ from stan_infer.cli.library import library
 from stan_infer.cli.parsing import HELP_WIDTH, Command, Program
 from stan_infer.cli.run import run
 from stan_infer.cli.search import search
+from stan_infer.cli.serve import serve
 from stan_infer.cli.verify import verify
 from stan_infer.errors import one_line
 
@@ -37,7 +38,7 @@ app = typer.Typer(
     "4 a check failed, 130 interrupted.",
 )
 for command in (
-    inspect, run, embed, search, eval, export, calibrate, verify, convert, bench, doctor,
+    inspect, run, embed, search, serve, eval, export, calibrate, verify, convert, bench, doctor,
 ):  # fmt: skip
     app.command(cls=Command)(command)
 app.add_typer(library)

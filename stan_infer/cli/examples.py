@@ -23,6 +23,11 @@ stan-infer search library "a goal" --top 5 --html found.html
 stan-infer search library "a goal" --not "a crowd" --path "2026/*.mp4"
 stan-infer search library --like clip.mp4 --csv found.csv
 """,
+    "serve": """\
+stan-infer serve library
+stan-infer serve library --port 0 --open
+stan-infer serve library --host 0.0.0.0 --engine ort --model folder
+""",
     "eval": """\
 stan-infer eval best.pth --dataset msrvtt --videos MSRVTT/videos \\
     --annotations MSRVTT_JSFUSION_test.csv

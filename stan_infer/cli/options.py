@@ -80,6 +80,16 @@ ModelIfAny = Annotated[
         metavar="CKPT_OR_DIR", callback=fetched, help="A model, to compare with the library's."
     ),
 ]
+ModelOfLibrary = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="CKPT_OR_DIR",
+        callback=fetched,
+        help="The model that made LIBRARY (default: looked for by its name and hash, here and "
+        "beside LIBRARY).",
+    ),
+]
 LibraryFolder = Annotated[
     Path, typer.Argument(metavar="LIBRARY", help="A library, as `embed` writes it.")
 ]
@@ -308,9 +318,24 @@ VideosIfAny = Annotated[
 TopOfMany = Annotated[
     int, typer.Option(metavar="K", min=1, max=10_000, help="How many of the best are shown.")
 ]
+Mug = Annotated[
+    bool,
+    typer.Option(
+        "--mug",
+        help="Scores of the model's Mug head for the best 100: their videos are read again.",
+    ),
+]
+MugOffered = Annotated[
+    bool,
+    typer.Option(
+        "--mug",
+        help="Scores of the model's Mug head: the page offers them; videos are read again.",
+    ),
+]
 # Names that have several forms; their helps begin alike, up to a colon or bracket.
 FORMS = {
     "--top": (Top, TopOfMany),
+    "--mug": (Mug, MugOffered),
     "--videos": (VideosOfNames, VideosOrList, VideosIfAny),
     "--engine": (Engine, EngineEach),
     "--precision": (Precision, PrecisionEach, PrecisionWritten, PrecisionOf8Bits),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +17,8 @@ from stan_infer.cli.options import (
     Json,
     LibraryFolder,
     Locked,
+    ModelOfLibrary,
+    Mug,
     Overlapping,
     Precision,
     Provider,
@@ -29,9 +30,7 @@ from stan_infer.cli.options import (
     Timeout,
     TopOfMany,
     Weights,
-    fetched,
 )
-from stan_infer.system.numbers import number
 
 if TYPE_CHECKING:
     from stan_infer.library.search import SearchResult
@@ -88,27 +87,13 @@ def search(
         float | None,
         typer.Option(metavar="SECONDS", help="Only videos that last at most so long."),
     ] = None,
-    mug: Annotated[
-        bool,
-        typer.Option(
-            "--mug",
-            help="Score the best 100 with the model's Mug head: their videos are read again.",
-        ),
-    ] = False,
+    mug: Mug = False,
     csv: Csv = None,
     html: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Also write a page with frames of the videos found."),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="CKPT_OR_DIR",
-            callback=fetched,
-            help="The model that made LIBRARY (default: looked for by its name and hash, here and "
-            "beside LIBRARY).",
-        ),
-    ] = None,
+    model: ModelOfLibrary = None,
     engine: Engine = None,
     device: Device = None,
     provider: Provider = None,
@@ -131,6 +116,7 @@ def search(
     from stan_infer.cli.report import print_json, print_lines, print_table, say
     from stan_infer.library.contact_sheet import check_sheet, write_sheet
     from stan_infer.library.library import open_library
+    from stan_infer.library.query import weighted
     from stan_infer.system import earlier_result
     from stan_infer.system.atomic import check_file, files_of, new_file
     from stan_infer.system.csv_file import write_csv
@@ -180,33 +166,6 @@ def search(
     if html is not None:
         with progress_bar("drawing thumbnails", len(found.hits)) as step:
             write_sheet(html, opened, found, sources=sources, timeout_s=timeout, on_hit=step)
-
-
-def weighted(option: str, given: Sequence[str]) -> list[tuple[str, float]]:
-    """ "a dog::2" -> ("a dog", 2.0), without "::" 1; InputError where no weight stands behind it.
-
-    Two colons, as one is in times and names of drives.
-    """
-    found = []
-    for word in given:
-        value, colons, text = word.rpartition("::")
-        try:
-            weight = number(text) if colons else 1.0
-        except ValueError:
-            weight = 0.0
-        if weight <= 0:
-            raise _no_weight(option, word)
-        found.append((value if colons else word, weight))
-    return found
-
-
-def _no_weight(option: str, word: str) -> Exception:
-    from stan_infer.errors import InputError
-
-    return InputError(
-        f"{option} {word!r}: behind :: stands a weight above 0, as in {option} 'a dog::0.7'; to "
-        "search for :: itself end with ::1"
-    )
 
 
 def _rows(found: SearchResult) -> list[dict[str, Any]]:

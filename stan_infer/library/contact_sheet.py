@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stan_infer.errors import InputError, StanError
 from stan_infer.library.query import Term
@@ -27,7 +28,7 @@ MAX_HITS, MAX_FRAMES = 200, 16  # on a page, of a hit: 96 pixels wide, some 3 kB
 _LONGEST = 300  # characters of a path or text
 _MAKER = "stan-infer search"
 _KEEP = earlier_result.page(_MAKER, f"{_MAKER} --html")
-_STYLE = """
+STYLE = """
 .frames { display: grid; grid-template-columns: repeat(4, 1fr); gap: 2px; margin-top: .5rem;
   max-width: 24.4rem; }
 .frames img { width: 100%; height: auto; display: block; background: var(--line); }
@@ -76,11 +77,12 @@ def write_sheet(
     ]
     with new_file(path, _KEEP, sources=sources) as made:
         title = f"Search: {', '.join(t.value for t in found.asked)}"[:_LONGEST]
-        made.write_text(html_page(title, parts, _STYLE, maker=_MAKER), encoding="utf-8")
+        made.write_text(html_page(title, parts, STYLE, maker=_MAKER), encoding="utf-8")
 
 
 def _asked(term: Term) -> str:
     kinds = {"text": "", "without": "without ", "like": "like ", "like_frame": "like the frame "}
+    kinds["like_row"] = "like row "
     weight = "" if term.weight == 1 else f" (weight {term.weight:g})"
     return f"{kinds[term.kind]}<b>{_cut(term.value)}</b>{weight}"
 
@@ -110,13 +112,16 @@ def _frames(reader: RowReader, hit: Hit) -> str:
 
 
 def _pictures(clip: Clip) -> str:
-    """At most MAX_FRAMES of a clip, evenly spread, each once."""
-    count = min(MAX_FRAMES, len(clip.pixels))
-    places = np.linspace(0, len(clip.pixels) - 1, count).round().astype(int)
-    shown = {int(clip.indices[i]): clip.pixels[i : i + 1] for i in places.tolist()}
     images: Sequence[str] = [
         f'<img src="{data_url(pixels)}" width=96 height=96 alt="frame {number}" '
         f'title="frame {number} of {clip.total_frames}">'
-        for number, pixels in shown.items()
+        for number, pixels in shown_frames(clip).items()
     ]
     return f"<div class=frames>{''.join(images)}</div>"
+
+
+def shown_frames(clip: Clip) -> dict[int, NDArray[np.uint8]]:
+    """At most MAX_FRAMES of a clip, evenly spread, each once: number -> uint8 [1, S, S, 3]."""
+    count = min(MAX_FRAMES, len(clip.pixels))
+    places = np.linspace(0, len(clip.pixels) - 1, count).round().astype(int)
+    return {int(clip.indices[i]): clip.pixels[i : i + 1] for i in places.tolist()}

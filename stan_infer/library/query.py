@@ -16,6 +16,7 @@ from stan_infer.engines.session import Session
 from stan_infer.errors import CheckError, InputError
 from stan_infer.library.levels import Level, normalised
 from stan_infer.library.texts import embed_texts
+from stan_infer.system.numbers import number
 from stan_infer.text.blank import check_not_blank
 from stan_infer.text.templates import Templates
 from stan_infer.video.clip import Clip
@@ -23,7 +24,7 @@ from stan_infer.video.decode_pool import read_clips
 from stan_infer.video.picture import read_still
 from stan_infer.video.spec import ClipSpec
 
-Kind: TypeAlias = Literal["text", "without", "like", "like_frame"]
+Kind: TypeAlias = Literal["text", "without", "like", "like_frame", "like_row"]
 Weighted: TypeAlias = str | Path | tuple[str | Path, float]
 # One, several, each alone or with its weight.
 Given: TypeAlias = str | Path | Iterable[Weighted] | Mapping[str, float]
@@ -37,7 +38,8 @@ class Term:
     """One thing that a search asks for.
 
     kind: "text"; "without", a text that lowers the score; "like", a video; "like_frame", a picture
-    or VIDEO@SECONDS. value: the text or the path. weight: above 0.
+    or VIDEO@SECONDS; "like_row", a row of the library. value: the text, the path, or the row's
+    number in Library.ids. weight: above 0.
     """
 
     kind: Kind
@@ -75,6 +77,27 @@ def terms(kind: Kind, given: Given | Iterable[Term]) -> list[Term]:
     return found
 
 
+def weighted(option: str, given: Sequence[str]) -> list[tuple[str, float]]:
+    """ "a dog::2" -> ("a dog", 2.0), without "::" 1; InputError where no weight stands behind it.
+
+    Two colons, as one is in times and names of drives.
+    """
+    found = []
+    for word in given:
+        value, colons, text = word.rpartition("::")
+        try:
+            weight = number(text) if colons else 1.0
+        except ValueError:
+            weight = 0.0
+        if weight <= 0:
+            raise InputError(
+                f"{option} {word!r}: behind :: stands a weight above 0, as in {option} "
+                "'a dog::0.7'; to search for :: itself end with ::1"
+            )
+        found.append((value if colons else word, weight))
+    return found
+
+
 def check_terms(asked: Sequence[Term]) -> None:
     """Raise InputError where nothing is asked for, for a blank text, and for too many terms."""
     check_not_blank([t.value for t in asked if t.kind in ("text", "without")])
@@ -93,20 +116,22 @@ def term_vectors(
     templates: Templates,
     spec: ClipSpec | None,
     timeout_s: float,
+    stored: Mapping[Term, NDArray[np.float32]],
 ) -> NDArray[np.float64]:
     """The vector of each term, of length 1: float64 [Q, E].
 
-    spec: how the library's videos were read, for examples. Raises InputError for an example that
-    cannot be read, CheckError where the model gives values that are not finite.
+    spec: how the library's videos were read, for examples. stored: vectors of the rows. Raises
+    InputError for an example that cannot be read, CheckError where the model gives values that are
+    not finite.
     """
-    found: dict[Term, NDArray[Any]] = {}
+    found: dict[Term, NDArray[Any]] = {**stored}
     with Level(session, "video") as level:
         texts = list(dict.fromkeys(t.value for t in asked if t.kind in ("text", "without")))
         if texts:
             embedded = embed_texts(session, texts, templates)
             rows = level.of_texts(embedded.features, embedded.ids)
             by_text = dict(zip(texts, rows, strict=True))
-            found |= {t: by_text[t.value] for t in asked if t.value in by_text}
+            found |= {t: by_text[t.value] for t in asked if t.kind in ("text", "without")}
         for term in (t for t in asked if t.kind in ("like", "like_frame")):
             assert spec is not None
             pixels = _pixels(term, spec, timeout_s)

@@ -41,7 +41,7 @@ class RowReader:
         Raises InputError where the file is gone, is not what was embedded, or cannot be read, and
         MissingError without the library's decoder.
         """
-        self._check(path)
+        check_same(self._library, path)
         if start_s is None or end_s is None:
             return self._worker.read(path, self._spec, timeout_s=self._timeout_s)
         windows = Windows(start=start_s, end=end_s)
@@ -54,19 +54,20 @@ class RowReader:
             raise clip
         return clip
 
-    def _check(self, path: Path) -> None:
-        """Refuse what was not embedded: by size and time, or by its hash."""
-        now = seen(path)
-        if now is None:
-            raise InputError("The file is not there any more.")
-        asked = "SELECT size, mtime_ns, sha256 FROM files WHERE path = ?"
-        with errors_named(self._library), closing(connect(self._library)) as db:
-            known = db.execute(asked, (bytes(path),)).fetchone()
-        if known is not None and now == tuple(known[:2]):
+
+def check_same(library: Path, path: Path) -> None:
+    """Raise InputError for a file that is not what was embedded: by size and time, or its hash."""
+    now = seen(path)
+    if now is None:
+        raise InputError("The file is not there any more.")
+    asked = "SELECT size, mtime_ns, sha256 FROM files WHERE path = ?"
+    with errors_named(library), closing(connect(library)) as db:
+        known = db.execute(asked, (bytes(path),)).fetchone()
+    if known is not None and now == tuple(known[:2]):
+        return
+    if known is not None and now[0] == known[0]:
+        with ThreadPoolExecutor(1) as thread:
+            ((_, file),) = hashed([path], thread)
+        if file.sha256 is not None and file.sha256 == known[2]:
             return
-        if known is not None and now[0] == known[0]:
-            with ThreadPoolExecutor(1) as thread:
-                ((_, file),) = hashed([path], thread)
-            if file.sha256 is not None and file.sha256 == known[2]:
-                return
-        raise InputError("The file has changed since it was embedded.")
+    raise InputError("The file has changed since it was embedded.")

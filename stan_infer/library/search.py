@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -98,6 +99,8 @@ class SearchResult(Result):
         asked: the texts and examples with their weights, a query.Term each.
         hits: the best rows, best first, a Hit each.
         rows: how many rows were looked at.
+        model_s: seconds in which the model embedded what was asked for.
+        search_s: seconds for the rest; with `mug` that is most of the time.
         session: facts about what embedded the texts; see Session.describe.
         stack: how the model compares with the library's passport; None: its files and config are
             those that made it.
@@ -107,6 +110,8 @@ class SearchResult(Result):
     asked: tuple[Term, ...]
     hits: tuple[Hit, ...]
     rows: int
+    model_s: float
+    search_s: float
     session: dict[str, Any]
     stack: Comparison | None
 
@@ -208,7 +213,10 @@ class Searcher:
         spec = library_spec(self.library, self.session) if examples or mug else None
         templates = templates or read_templates(PLAIN)
         second = MugScores(self.session, found, templates) if mug else None
-        vectors = term_vectors(self.session, found, templates, spec, self.timeout_s)
+        began = time.perf_counter()
+        stored = {t: self._stored(t.value) for t in found if t.kind == "like_row"}
+        vectors = term_vectors(self.session, found, templates, spec, self.timeout_s, stored)
+        embedded = time.perf_counter()
         query = combined(found, vectors)
         if len(query) != self.library.vectors.shape[1]:
             raise CheckError(
@@ -226,9 +234,20 @@ class Searcher:
             asked=tuple(found),
             hits=tuple(dataclasses.replace(h, rank=i) for i, h in enumerate(hits, 1)),
             rows=count,
+            model_s=embedded - began,
+            search_s=time.perf_counter() - embedded,
             session=self.session.describe(),
             stack=self.stack,
         )
+
+    def _stored(self, number: str) -> NDArray[np.float32]:
+        """The vector of a row, by its number in Library.ids."""
+        ids = self.library.ids
+        wanted = int(number) if number.isascii() and number.isdecimal() and len(number) < 19 else -1
+        place = int(np.searchsorted(ids, wanted))
+        if place == len(ids) or ids[place] != wanted:
+            raise InputError(f"library {self.library.path} has no row {number[:40]!r}")
+        return self.library.vectors[wanted]
 
     def _ranked(
         self, query: NDArray[np.float64], top: int, keep: RowFilter, overlapping: bool

@@ -51,8 +51,12 @@ def thumbnails(
 
 def data_url(pixels: NDArray[np.uint8]) -> str:
     """A picture of frames uint8 [T, S, S, 3] beside each other, as a data: URL."""
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg(np.concatenate(pixels, 1))).decode()
+
+
+def jpeg(picture: NDArray[np.uint8]) -> bytes:
+    """A picture uint8 [H, W, 3] as a file. Raises MissingError without the package."""
     image = require("PIL.Image", "drawing thumbnails", "report")
     packed = io.BytesIO()
-    strip = np.ascontiguousarray(np.concatenate(pixels, axis=1))
-    image.fromarray(strip).save(packed, "JPEG", quality=_QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(packed.getvalue()).decode()
+    image.fromarray(np.ascontiguousarray(picture)).save(packed, "JPEG", quality=_QUALITY)
+    return packed.getvalue()

@@ -9,7 +9,7 @@ from typing import Any
 
 from stan_infer.errors import printable
 
-_STYLE = """
+STYLE = """
 :root { color-scheme: light dark; --ink: #1b1b1b; --paper: #fff; --line: #d0d0d0; --soft: #666; }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e8e8e8; --paper: #141414; --line: #3a3a3a; --soft: #a0a0a0; }
@@ -54,7 +54,7 @@ def html_page(title: str, parts: Sequence[str], style: str = "", *, maker: str =
         f'<!doctype html>\n<html lang="en"><head>{made_by(maker) if maker else ""}'
         '<meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escaped(title)}</title><style>{_STYLE}{style}</style></head>\n"
+        f"<title>{escaped(title)}</title><style>{STYLE}{style}</style></head>\n"
         f"<body>{''.join(parts)}</body></html>\n"
     )
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from stan_infer.cli.search import weighted
 from stan_infer.errors import InputError
 from stan_infer.library.embed_library import embed_library
+from stan_infer.library.query import weighted
 from tests.conftest import ROOT
 
 MOTION = ROOT / "examples" / "motion"

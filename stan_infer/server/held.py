@@ -1,0 +1,196 @@
+"""A library that is searched by many, one search after the other, and read again as it grows."""
+
+from __future__ import annotations
+
+import copy
+import datetime
+import os
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stan_infer.engines.session import Session
+from stan_infer.errors import StanError
+from stan_infer.library.database import PASSPORT, ROWS
+from stan_infer.library.library import Library, open_library
+from stan_infer.library.search import Searcher, SearchResult
+from stan_infer.server.question import Question
+from stan_infer.system.result import Say, silent
+from stan_infer.text.templates import PLAIN, Templates, read_templates
+
+MAX_WAITING = 32  # searches; one runs at a time, as the network and the memory serve one best
+LOOK_S = 2.0  # between two looks at whether the library has changed
+_SHARE = 10  # reading the library again may take one part of so many of the time
+
+
+class BusyError(Exception):
+    """Too many wait already."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A search: its result, the library that `Hit.row` is a place in, what was said."""
+
+    result: SearchResult
+    library: Library
+    notes: tuple[str, ...]
+
+
+class Held:
+    """A library with the session that searches it; in a `with` block.
+
+    videos: how many files it has. read_at: when it was read. problem: why it could not be read
+    again, "" without one.
+
+    A run that embeds beside it adds rows: what is answered is the library as it was read last, at
+    most some seconds ago.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        session: Session,
+        *,
+        mug: bool = False,
+        template: str | Sequence[str] = PLAIN,
+        timeout_s: float = 60.0,
+        say: Say = silent,
+    ) -> None:
+        """Open it; raises what open_library and Searcher raise.
+
+        mug: whether searches may ask for the scores of a Mug head, which read videos.
+        """
+        self.path, self.mug, self.timeout_s = path, mug, timeout_s
+        self.session, self._said = session, say
+        self._templates: Templates = read_templates(template)
+        self._templates.check(is_mug=session.config.is_mug)
+        self._mark, start = _mark(path), time.monotonic()
+        library = open_library(path)
+        self._cost_s = time.monotonic() - start
+        self._searcher = self._new_searcher(library)
+        self.read_at, self.videos = _now(), _videos(library)
+        self.problem = ""
+        self._notes: list[str] | None = None
+        self._lock, self._waiting = threading.Lock(), 0
+        self._ended = threading.Event()
+        self._pool = ThreadPoolExecutor(1, "search")
+        self._looker = threading.Thread(target=self._look, name="changes", daemon=True)
+
+    def __enter__(self) -> Held:
+        """This object; it looks for changes from here on."""
+        self._looker.start()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        """End; a search that runs is waited for."""
+        self._ended.set()
+        self._pool.shutdown(cancel_futures=True)
+        self._looker.join()
+
+    @property
+    def library(self) -> Library:
+        """As it was read last."""
+        found = self._searcher.library
+        assert isinstance(found, Library)
+        return found
+
+    def ask(self, asked: Question) -> Future[Found]:
+        """Search when it is this question's turn. Raises BusyError where MAX_WAITING wait."""
+        with self._lock:
+            if self._waiting >= MAX_WAITING:
+                raise BusyError
+            self._waiting += 1
+        try:
+            future = self._pool.submit(self._search, asked)
+        except BaseException:
+            self._done()
+            raise
+        future.add_done_callback(lambda _: self._done())
+        return future
+
+    def _done(self) -> None:
+        with self._lock:
+            self._waiting -= 1
+
+    def _search(self, asked: Question) -> Found:
+        searcher, self._notes = self._searcher, []
+        try:
+            result = searcher.search(
+                asked.terms,
+                top=asked.top,
+                keep=asked.keep,
+                templates=self._templates,
+                mug=asked.mug,
+            )
+            assert isinstance(searcher.library, Library)
+            return Found(result, searcher.library, tuple(self._notes))
+        finally:
+            self._notes = None
+
+    def _say(self, text: str) -> None:
+        """To whom asks, or to whom started it."""
+        if self._notes is None:
+            self._said(text)
+        else:
+            self._notes.append(text)
+
+    def _new_searcher(self, library: Library) -> Searcher:
+        self._notes = None
+        return Searcher(
+            library, self.session, reads=self.mug, timeout_s=self.timeout_s, say=self._say
+        )
+
+    def _look(self) -> None:
+        while not self._ended.wait(max(LOOK_S, _SHARE * self._cost_s)):
+            mark = _mark(self.path)
+            if mark == self._mark:
+                continue
+            try:
+                self._read_again()
+            except StanError as e:
+                self._tell(f"{self.path} has changed and cannot be read again: {e}")
+            except RuntimeError:
+                return  # the pool is closed
+            else:
+                self._mark, self.problem = mark, ""
+
+    def _read_again(self) -> None:
+        start = time.monotonic()
+        library = open_library(self.path)
+        self._cost_s = time.monotonic() - start
+        if library.passport == self.library.passport and len(library.ids):
+            searcher = copy.copy(self._searcher)  # it is known that the model may search it
+            searcher.library = library
+        else:
+            searcher = self._pool.submit(self._new_searcher, library).result()
+        self._searcher, self.read_at, self.videos = searcher, _now(), _videos(library)
+
+    def _tell(self, problem: str) -> None:
+        if problem != self.problem:
+            self._said(f"warning: {problem}")
+        self.problem = problem
+
+
+def _videos(library: Library) -> int:
+    """How many files it has."""
+    return len({path for paths in library.videos for path in paths})
+
+
+def _now() -> str:
+    return datetime.datetime.now().isoformat(" ", "seconds")
+
+
+def _mark(path: Path) -> list[Any]:
+    """What differs once a library was written to."""
+    found: list[Any] = []
+    for name in (PASSPORT, ROWS, f"{ROWS}-wal"):
+        with suppress(OSError):
+            status = os.stat(path / name)
+            if status.st_size:  # readers leave an empty -wal
+                found.append((name, status.st_ino, status.st_size, status.st_mtime_ns))
+    return found
