@@ -56,7 +56,7 @@ class Reading:
 
 def embed_videos(
     session: Session,
-    paths: Sequence[Path],
+    paths: Iterable[Path],
     options: EmbedOptions = EmbedOptions(),
     *,
     spec: ClipSpec | None = None,

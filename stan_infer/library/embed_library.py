@@ -26,7 +26,7 @@ from stan_infer.library import passport as pass_
 from stan_infer.library.asked import check_ways, tell_unlike
 from stan_infer.library.embed import EmbedOptions, Reading, embed_batches
 from stan_infer.library.embedded import EmbeddedLibrary, Files, LibraryOptions
-from stan_infer.library.files import HASHERS, hashed, listed, seen
+from stan_infer.library.files import HASHERS, changed, hashed, listed, seen
 from stan_infer.library.levels import Level, normalised
 from stan_infer.library.model_files import model_source
 from stan_infer.library.place import check_place, is_library, locked
@@ -322,10 +322,9 @@ class Run:
         assert file.sha256 is not None
         self._flying.discard(file.sha256)
         step()
-        if self.seen(path) != file[:2]:
-            changed = f"{path}: it changed while it was read; run the command again"
-            store.put_file(path, file._replace(sha256=None, error=changed, mtime_ns=0))
-            self.say(f"error: {changed}")
+        if (reason := changed(path, file, self.seen(path))) is not None:
+            store.put_file(path, file._replace(sha256=None, error=reason, mtime_ns=0))
+            self.say(f"error: {reason}")
             return
         more = f" (and {len(errors) - 1} more parts)" if len(errors) > 1 else ""
         error = errors[0] + more if errors else None

@@ -27,7 +27,7 @@ from stan_infer.video.clip import Clip
 
 _BY = "stan-infer embed"
 _SCHEMA = "embeddings"
-_OF_VIDEOS = ("paths", "embeddings", "indices", "total_frames", "decoders")
+_OF_VIDEOS = ("paths", "embeddings", "indices", "total_frames", "decoders", "sha256")
 _OF_TEXTS = ("texts", "text_embeddings", "input_ids")
 _GROUP = 4096  # vectors in a row group of Parquet
 _MAX_FOOTER = 2**24  # bytes
@@ -42,8 +42,10 @@ class EmbeddingFile(ABC):
         self.path, self.info = path, info
 
     @abstractmethod
-    def add_video(self, path: Path, clip: Clip, features: NDArray[Any]) -> None:
-        """Add a video. features: float32 [E] or [T, E], the same shape for all."""
+    def add_video(self, path: Path, clip: Clip, features: NDArray[Any], sha256: str) -> None:
+        """Add a video. features: float32 [E] or [T, E], the same shape for all. sha256: of its
+        file, in hex.
+        """
 
     @abstractmethod
     def add_texts(
@@ -89,9 +91,10 @@ class _Rows:
 
 class _Npz(EmbeddingFile):
     """Arrays: paths [n] (text, see errors.storable), embeddings float32 [n, E] or [n, T, E],
-    indices int64 [n, T] (the frames used), total_frames int64 [n], decoders [n] (text); where
-    texts were given, texts [m], text_embeddings float32 [m, E] or [m, L, E], input_ids int32
-    [m, L]; info: JSON text. numpy.load reads it with allow_pickle=False.
+    indices int64 [n, T] (the frames used), total_frames int64 [n], decoders [n] (text), sha256 [n]
+    (of the files, text in hex); where texts were given, texts [m], text_embeddings float32 [m, E]
+    or [m, L, E], input_ids int32 [m, L]; info: JSON text. numpy.load reads it with
+    allow_pickle=False.
     """
 
     def __init__(self, path: Path, info: Mapping[str, Any]) -> None:
@@ -99,9 +102,9 @@ class _Npz(EmbeddingFile):
         self._lists: dict[str, list[Any]] = {n: [] for n in (*_OF_VIDEOS, *_OF_TEXTS)}
         self._rows: dict[str, _Rows] = {}
 
-    def add_video(self, path: Path, clip: Clip, features: NDArray[Any]) -> None:
+    def add_video(self, path: Path, clip: Clip, features: NDArray[Any], sha256: str) -> None:
         self._add("embeddings", features[None])
-        facts = (storable(path), clip.indices, clip.total_frames, clip.decoder)
+        facts = (storable(path), clip.indices, clip.total_frames, clip.decoder, sha256)
         for name, value in zip(("paths", *_OF_VIDEOS[2:]), facts, strict=True):
             self._lists[name].append(value)
 
@@ -139,10 +142,10 @@ class _Npy(EmbeddingFile):
         self._rows, self._beside = _Rows(path), beside
         self._entries: list[str] = []  # as text, which takes a tenth of the memory
 
-    def add_video(self, path: Path, clip: Clip, features: NDArray[Any]) -> None:
+    def add_video(self, path: Path, clip: Clip, features: NDArray[Any], sha256: str) -> None:
         self._rows.add(features[None])
         entry = {"path": str(path), "indices": clip.indices, "total_frames": clip.total_frames}
-        self._entries.append(json_line({**entry, "decoder": clip.decoder}))
+        self._entries.append(json_line({**entry, "decoder": clip.decoder, "sha256": sha256}))
 
     def add_texts(
         self, texts: Sequence[str], ids: NDArray[np.int64], features: NDArray[Any]
@@ -162,9 +165,10 @@ class _Npy(EmbeddingFile):
 
 
 class _Parquet(EmbeddingFile):
-    """A row for every vector: path, total_frames, decoder (and frame, its number in the video), or
-    text (and token, its place, and its id; padding has no row); embedding: a list of fixed size, as
-    vector databases take it. info: under "stan_infer" in the schema's metadata.
+    """A row for every vector: path, total_frames, decoder, sha256 of the file (and frame, its
+    number in the video), or text (and token, its place, and its id; padding has no row); embedding:
+    a list of fixed size, as vector databases take it. info: under "stan_infer" in the schema's
+    metadata.
     """
 
     def __init__(self, path: Path, info: Mapping[str, Any]) -> None:
@@ -174,13 +178,14 @@ class _Parquet(EmbeddingFile):
         self._columns: dict[str, list[Any]] = {}
         self._vectors: list[NDArray[Any]] = []
 
-    def add_video(self, path: Path, clip: Clip, features: NDArray[Any]) -> None:
+    def add_video(self, path: Path, clip: Clip, features: NDArray[Any], sha256: str) -> None:
         rows = np.atleast_2d(features)
         count = len(rows)
         frames = {"frame": clip.indices.tolist()} if features.ndim == 2 else {}
         facts: dict[str, list[Any]] = {
             "total_frames": [clip.total_frames] * count,
             "decoder": [clip.decoder] * count,
+            "sha256": [sha256] * count,
         }
         self._add({"path": [storable(path)] * count, **frames, **facts}, rows)
 

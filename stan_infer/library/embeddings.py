@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,11 +19,13 @@ from stan_infer.engines.opened import Source, opened, path_of
 from stan_infer.engines.session import TEXT_CHUNK, Session
 from stan_infer.errors import InputError, first_reasons, storable
 from stan_infer.library import embed
-from stan_infer.library.embed import EmbedOptions
+from stan_infer.library.embed import EmbedOptions, Reading
 from stan_infer.library.embedding_file import check_embeddings, new_embeddings
+from stan_infer.library.files import HASHERS, changed, hashed, seen
 from stan_infer.library.levels import Level, normalised
 from stan_infer.library.model_files import model_source
 from stan_infer.library.reading import reading_facts
+from stan_infer.library.store import File
 from stan_infer.system.atomic import files_of
 from stan_infer.system.json_file import plain
 from stan_infer.system.result import Progress, Result, Say, divided, no_progress, silent
@@ -56,6 +60,7 @@ class Embeddings(Result):
         indices: int64 [n, T], the frames that were looked at, from 0.
         total_frames: int64 [n], of each video.
         decoders: the n decoders that read them.
+        sha256: of the content of each of the n files, in hex.
         session: facts about what ran; see Session.describe.
         failed: videos that could not be read, with the reason.
     """
@@ -65,6 +70,7 @@ class Embeddings(Result):
     indices: NDArray[np.int64]
     total_frames: NDArray[np.int64]
     decoders: tuple[str, ...]
+    sha256: tuple[str, ...]
     session: dict[str, Any]
     failed: dict[str, str]
 
@@ -161,6 +167,7 @@ def embed_videos(
         indices=np.stack([c.indices for c in gathered.clips]),
         total_frames=np.array([c.total_frames for c in gathered.clips]),
         decoders=tuple(c.decoder for c in gathered.clips),
+        sha256=tuple(gathered.sha256),
         session=told.session,
         failed=told.failed,
     )
@@ -191,7 +198,7 @@ def embed_to_file(
 
 
 class _Sink(Protocol):
-    def add_video(self, path: Path, clip: Clip, features: NDArray[Any]) -> None: ...
+    def add_video(self, path: Path, clip: Clip, features: NDArray[Any], sha256: str) -> None: ...
 
     def add_texts(
         self, texts: Sequence[str], ids: NDArray[np.int64], features: NDArray[Any]
@@ -205,11 +212,13 @@ class _Gathered:
         self.paths: list[Path] = []
         self.clips: list[Clip] = []
         self.features: list[NDArray[Any]] = []
+        self.sha256: list[str] = []
 
-    def add_video(self, path: Path, clip: Clip, features: NDArray[Any]) -> None:
+    def add_video(self, path: Path, clip: Clip, features: NDArray[Any], sha256: str) -> None:
         self.paths.append(path)
         self.clips.append(dataclasses.replace(clip, pixels=np.empty(0, np.uint8)))
         self.features.append(features)
+        self.sha256.append(sha256)
 
     def add_texts(
         self, texts: Sequence[str], ids: NDArray[np.int64], features: NDArray[Any]
@@ -287,22 +296,40 @@ class _Job:
         """Give every video to the sinks; return those that failed, why, and the decoders."""
         failed: dict[str, str] = {}
         decoders: set[str] = set()
-        spec = self._spec(session)
-        for reading in embed.embed_videos(session, paths, self.how, spec=spec):
-            step()
-            error = reading.error
-            if reading.clip is not None and reading.features is not None:
-                try:
-                    found = self._kept(level.of_video(reading.features), str(reading.path))
-                    for sink in sinks:
-                        sink.add_video(reading.path, reading.clip, found)
-                    decoders.add(reading.clip.decoder)
-                except InputError as e:
-                    error = str(e)
-            if error:
-                failed[str(reading.path)] = error
-                self.say(f"error: {error}")
+        with closing(self._readings(session, paths)) as readings:
+            for reading, file in readings:
+                step()
+                error = reading.error or changed(reading.path, file, seen(reading.path))
+                if error is None and reading.clip is not None and reading.features is not None:
+                    assert file.sha256 is not None
+                    try:
+                        found = self._kept(level.of_video(reading.features), str(reading.path))
+                        for sink in sinks:
+                            sink.add_video(reading.path, reading.clip, found, file.sha256.hex())
+                        decoders.add(reading.clip.decoder)
+                    except InputError as e:
+                        error = str(e)
+                if error:
+                    failed[str(reading.path)] = error
+                    self.say(f"error: {error}")
         return failed, decoders
+
+    def _readings(
+        self, session: Session, paths: Iterable[Path]
+    ) -> Generator[tuple[Reading, File], None, None]:
+        """Every video, with its hash, which threads compute before it is read."""
+        hashes: deque[File] = deque()  # of videos that are being read
+
+        def given() -> Generator[Path, None, None]:
+            for path, file in hashed(paths, threads):
+                hashes.append(file)
+                yield path
+
+        with ThreadPoolExecutor(HASHERS) as threads, closing(given()) as begun:
+            readings = embed.embed_videos(session, begun, self.how, spec=self._spec(session))
+            with closing(readings):
+                for reading in readings:
+                    yield reading, hashes.popleft()
 
     def _kept(self, features: NDArray[Any], name: str) -> NDArray[Any]:
         return normalised(features, name) if self.wanted.normalise else features

@@ -38,6 +38,16 @@ def seen(path: Path) -> tuple[int, int] | None:
     return status.st_size, status.st_mtime_ns
 
 
+def changed(path: Path, file: File, now: tuple[int, int] | None) -> str | None:
+    """The error of a file that is not as it was when it was hashed; None where it is.
+
+    now: its size and time as `seen` gives them.
+    """
+    if file.error is None and now != file[:2]:
+        return f"{path}: it changed while it was read; run the command again"
+    return file.error
+
+
 def hashed(paths: Iterable[Path], threads: ThreadPoolExecutor) -> Iterator[tuple[Path, File]]:
     """Files with the hash of their content, read some ahead by threads."""
     waiting: deque[tuple[Path, Future[File]]] = deque()

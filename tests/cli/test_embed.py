@@ -1,5 +1,6 @@
 """stan-infer embed: levels, texts and what the file says of itself."""
 
+import hashlib
 import json
 import shutil
 
@@ -8,6 +9,7 @@ import pytest
 
 import stan_infer as si
 from stan_infer.artefacts.folder import sha256
+from stan_infer.library import embed
 from stan_infer.text.tokenizer import tokenize
 from tests.conftest import relative_error
 
@@ -61,6 +63,42 @@ def test_the_default_is_what_the_head_scores(cli, checkpoint, videos, tmp_path):
             own = w[name] / np.linalg.norm(w[name], axis=-1, keepdims=True)
             assert relative_error(own, z[name]) < SAME
         assert json.loads(str(z["info"]))["normalised"] is True
+
+
+@pytest.mark.parametrize("suffix", ["npz", "npy", "parquet"])
+def test_rows_have_the_hash_of_their_video(cli, checkpoint, videos, tmp_path, suffix):
+    bad = tmp_path / "bad.mp4"
+    bad.write_text("no video")
+    paths, out = sorted(videos.glob("*.mp4")), tmp_path / f"v.{suffix}"
+    cli("embed", checkpoint, paths[0], bad, videos, "--level", "frame", "-o", out, code=2)
+    wanted = [hashlib.sha256(p.read_bytes()).hexdigest() for p in (paths[0], *paths)]
+    if suffix == "npz":
+        found = np.load(out)["sha256"].tolist()
+    elif suffix == "npy":
+        found = [r["sha256"] for r in json.loads(out.with_suffix(".json").read_text())["rows"]]
+    else:
+        found = pytest.importorskip("pyarrow.parquet").read_table(out)["sha256"].to_pylist()[::8]
+    assert found == wanted
+    assert si.embed_videos(checkpoint, videos, workers=1).sha256 == tuple(wanted[1:])
+
+
+def test_a_video_that_changes_while_it_is_read_has_no_row(
+    cli, checkpoint, videos, tmp_path, monkeypatch
+):
+    own = tmp_path / "videos"
+    shutil.copytree(videos, own)
+    real = embed.embed_videos
+
+    def changing(*given, **more):
+        for reading in real(*given, **more):
+            if reading.path.name == "clip1.mp4":
+                reading.path.write_bytes(b"another")
+            yield reading
+
+    monkeypatch.setattr(embed, "embed_videos", changing)
+    out = tmp_path / "v.npz"
+    cli("embed", checkpoint, own, "-o", out, code=2, says="clip1.mp4: it changed while it was read")
+    assert [p[-9:] for p in np.load(out)["paths"]] == ["clip0.mp4", "clip2.mp4"]
 
 
 def test_texts_alone_need_no_video(cli, artefact, tmp_path):

@@ -22,12 +22,15 @@ def clip(i, frames=3):
     return Clip(np.empty(0, np.uint8), np.arange(frames) + i, 30 + i, "pyav", (64, 64))
 
 
+def sha256(i):
+    return hashlib.sha256(bytes([i % 256])).hexdigest()
+
+
 def write(out, videos=(), texts=None):
     with new_embeddings(out, INFO, sources=()) as file:
         for i, features in enumerate(videos):
-            file.add_video(
-                f"a/{i}{ODD}", clip(i, len(features) if features.ndim == 2 else 3), features
-            )
+            frames = len(features) if features.ndim == 2 else 3
+            file.add_video(f"a/{i}{ODD}", clip(i, frames), features, sha256(i))
         if texts is not None:
             file.add_texts(*texts)
 
@@ -43,7 +46,8 @@ def test_npz_has_the_arrays_of_before_and_texts_where_they_were_given(tmp_path, 
     videos = RNG.standard_normal((5, *shape), np.float32)
     write(tmp_path / "v.npz", videos)
     with np.load(tmp_path / "v.npz", allow_pickle=False) as z:
-        assert z.files == ["paths", "embeddings", "indices", "total_frames", "decoders", "info"]
+        names = ["paths", "embeddings", "indices", "total_frames", "decoders", "sha256", "info"]
+        assert z.files == names and z["sha256"].tolist() == [sha256(i) for i in range(5)]
         assert (z["embeddings"] == videos).all() and z["embeddings"].dtype == np.float32
         assert z["paths"][1] == "a/1caf\\xe9.mp4" and z["total_frames"].tolist()[:2] == [30, 31]
         assert z["indices"][2].tolist() == [2, 3, 4] and json.loads(str(z["info"])) == INFO
@@ -69,7 +73,8 @@ def test_npy_has_its_facts_in_the_json_beside_it(tmp_path):
     assert facts["array"]["sha256"] == hashlib.sha256(data).hexdigest()
     assert facts["array"]["shape"] == [5, 3, 8] and len(facts["rows"]) == 5
     assert facts["rows"][1] == {
-        "path": "a/1caf\\xe9.mp4", "indices": [1, 2, 3], "total_frames": 31, "decoder": "pyav"
+        "path": "a/1caf\\xe9.mp4", "indices": [1, 2, 3], "total_frames": 31, "decoder": "pyav",
+        "sha256": sha256(1),
     }  # fmt: skip
     texts, ids, features = some_texts("video")
     write(tmp_path / "v.npy", texts=(texts, ids, features))
@@ -88,6 +93,10 @@ def test_parquet_has_a_row_for_every_vector(tmp_path):
         rows = np.stack(table["embedding"].to_numpy())
         assert (rows == videos.reshape(-1, 8)).all() and table["path"][0].as_py().endswith(
             "xe9.mp4"
+        )
+        wanted = [sha256(i) for i in range(len(videos))]
+        assert (
+            table["sha256"].to_pylist() == np.repeat(wanted, rows.size // len(videos) // 8).tolist()
         )
         assert ("frame" in table.column_names) == (videos.ndim == 3)
         assert json.loads(table.schema.metadata[b"stan_infer"]) == INFO
