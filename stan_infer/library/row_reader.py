@@ -13,6 +13,7 @@ from pathlib import Path
 from stan_infer.errors import InputError
 from stan_infer.library.database import connect, errors_named
 from stan_infer.library.files import hashed, seen
+from stan_infer.system.outside_file import address_of
 from stan_infer.video.clip import Clip
 from stan_infer.video.decode_worker import DecodeWorker
 from stan_infer.video.spec import ClipSpec
@@ -56,6 +57,8 @@ class RowReader:
 
     def _check(self, path: Path) -> None:
         """Refuse what was not embedded: by size and time, or by its hash."""
+        if address := address_of(path):
+            raise InputError(f"It lies at {address}, and nothing is fetched from there.")
         now = seen(path)
         if now is None:
             raise InputError("The file is not there any more.")
