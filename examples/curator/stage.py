@@ -1,8 +1,4 @@
-"""A stage of a NeMo Curator pipeline that embeds its clips with a STAN model.
-
-from stage import StanEmbeddingStage
-pipeline.add_stage(StanEmbeddingStage("folder", resources=Resources(gpus=1.0), device="cuda"))
-"""
+"""pipeline.add_stage(StanEmbeddingStage("folder", "cuda", resources=Resources(gpus=1.0)))"""
 
 import tempfile
 from dataclasses import dataclass, field
@@ -42,8 +38,7 @@ class StanEmbeddingStage(ProcessingStage[VideoTask, VideoTask]):
         """Give each clip `stan_embedding`, float32 [E], or a reason in its `errors`."""
         with tempfile.TemporaryDirectory() as folder:
             for clip in task.data.clips:
-                file = Path(folder, f"{clip.uuid}.mp4")
-                file.write_bytes(clip.buffer or b"")
+                (file := Path(folder, f"{clip.uuid}.mp4")).write_bytes(clip.buffer or b"")
                 try:  # in a process of its own, which is ended if the clip hangs it
                     pixels = self._worker.read(file, self._spec).pixels
                     clip.stan_embedding = self._session.embed_video(pixels[None])[0]
