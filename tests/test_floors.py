@@ -18,7 +18,7 @@ FACE = "stan_infer"  # its public names are found when they are used, so it may 
 MAX_LINES, MAX_FLOORS, MAX_ENTRIES = 400, 9, 22
 MAX_FUNCTION, MAX_PARAMETERS = 60, 8
 HEAVY = {"torch", "onnx", "onnxruntime", "openvino", "tensorrt", "cv2", "av", "decord", "triton"}
-HEAVY |= {"tokenizers", "open_clip", "matplotlib", "polygraphy"}
+HEAVY |= {"tokenizers", "open_clip", "matplotlib", "polygraphy", "pyarrow", "ray"}
 # What a command or an exported folder loads before it is known what is needed.
 LIGHT = ("cli", "system", "video", "text", "artefacts", "tensorrt_plans", "library", "evaluation")
 LIGHT += ("benchmarking", "checkpoints", "engines.open", "engines.folder_session")

@@ -14,6 +14,7 @@ import math
 import os
 import pickle
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -48,6 +49,7 @@ from stan_infer.system.packages import require
 from stan_infer.system.result import Progress, Say, divided, no_progress, silent
 
 _PURPOSE = "embedding with a cluster"
+_ANSWER_S = 10.0  # for a connection to the cluster's first machine
 _TASK = 16  # groups that an actor is given at once; a killed actor's are done again
 _MAX_TASKS = 10_000  # each costs this program a millisecond before the first begins
 
@@ -317,21 +319,36 @@ def _connected(where: RayOptions, work: Work) -> Iterator[_Cluster]:
     options: dict[str, Any] = {"address": where.cluster}
     if where.cluster is None:  # on this machine alone; no port is open to others
         options = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    _check_answers(where.cluster)
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM) if main else None  # ray.init puts its own there
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     except (ConnectionError, RuntimeError, ValueError) as e:
-        raise InputError(
-            f"no Ray cluster answers at {where.cluster}: {e}; start one by `ray start --head`, or "
-            "leave cluster out for this machine alone"
-        ) from e
+        raise _no_answer(where.cluster, e) from e
     try:
         yield _Cluster(ray, where, work)
     finally:
         ray.shutdown()
         if main:
             signal.signal(signal.SIGTERM, handler)
+
+
+def _check_answers(cluster: str | None) -> None:
+    """Raise InputError where nothing listens at HOST:PORT; Ray would try for many minutes."""
+    host, colon, port = (cluster or "").removeprefix("ray://").rpartition(":")
+    if colon and port.isdecimal():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S).close()
+        except (OSError, OverflowError) as e:
+            raise _no_answer(cluster, e) from e
+
+
+def _no_answer(cluster: str | None, reason: Exception) -> InputError:
+    return InputError(
+        f"no Ray cluster answers at {cluster or 'this machine'}: {reason}; start one by `ray start "
+        "--head`, or leave cluster out for this machine alone"
+    )
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from pathlib import Path
 from stan_infer.errors import InputError
 from stan_infer.library.database import connect, errors_named
 from stan_infer.library.files import hashed, seen
+from stan_infer.system.outside_file import address_of
 from stan_infer.video.clip import Clip
 from stan_infer.video.decode_worker import DecodeWorker
 from stan_infer.video.spec import ClipSpec
@@ -57,6 +58,8 @@ class RowReader:
 
 def check_same(library: Path, path: Path) -> None:
     """Raise InputError for a file that is not what was embedded: by size and time, or its hash."""
+    if address := address_of(path):
+        raise InputError(f"It lies at {address}, and nothing is fetched from there.")
     now = seen(path)
     if now is None:
         raise InputError("The file is not there any more.")

@@ -1,15 +1,36 @@
 """A library that a Ray cluster makes is that of one machine, whatever dies meanwhile."""
 
 import contextlib
+import dataclasses
 import os
+import pickle
 import shutil
 import signal
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import stan_infer as si
+from stan_infer.errors import CheckError, InputError, MissingError
+from stan_infer.library.address import Address, fetched, given, list_address, named
+from stan_infer.library.embed import EmbedOptions
 from stan_infer.library.embed_library import embed_library
-from stan_infer.library.ray import embed_with_ray
+from stan_infer.library.files import hash_file
+from stan_infer.library.ray import embed_with_ray, in_order
+from stan_infer.library.ray_actors import (
+    EmbedVideos,
+    Found,
+    ReadVideos,
+    Work,
+    group_rows,
+    look_at_stack,
+)
+from stan_infer.library.row_reader import RowReader
+from stan_infer.library.verify_library import verify_library
+from stan_infer.video.spec import ClipSpec
+from stan_infer.video.windows import Windows
 from tests.library.test_stops import content
 from tests.video.broken_videos import make_clip
 
@@ -108,6 +129,13 @@ def above(pid):
 
 
 @needs_ray
+def test_no_cluster_answers(tmp_path, videos, folder):
+    with pytest.raises(InputError, match="no Ray cluster answers at 127.0.0.1:1"):
+        embed_with_ray(folder, [videos], tmp_path / "library", cluster="127.0.0.1:1")
+    assert not (tmp_path / "library").exists() and not ray.is_initialized()
+
+
+@needs_ray
 @pytest.mark.parametrize("actor", ["ReadVideos", "EmbedVideos"])
 def test_an_actor_is_killed(tmp_path, videos, folder, local, cluster, actor):
     def kill():
@@ -135,7 +163,7 @@ def test_a_machine_is_killed(tmp_path, videos, folder, local, cluster):
         node = next(n for n in cluster.workers if raylet(n) in above(pid))
         cluster.workers.remove(node)
         cluster.remove_node(node, allow_graceful=False)
-        return raylet
+        return node
 
     progress, killed = killing(kill, 3)
     embed_with_ray(folder, [videos], tmp_path / "library", decoders=2, progress=progress)
@@ -146,3 +174,168 @@ def test_a_machine_is_killed(tmp_path, videos, folder, local, cluster):
 
 def raylet(node):
     return node.all_processes["raylet"][0].process.pid
+
+
+@needs_ray
+@pytest.mark.parametrize("options", [{"windows": Windows(seconds=0.5), "batch": 3}, {"batch": 4}])
+def test_calls_of_the_network_are_those_of_one_machine(tmp_path, videos, folder, cluster, options):
+    """Windows of a video are embedded together; without them videos, of which none may fail."""
+    whole = sorted(videos.glob("1?.mp4"))
+    embed_library(folder, whole, tmp_path / "local", threads=1, workers=1, **options)
+    embed_with_ray(folder, whole, tmp_path / "library", decoders=2, **options)
+    same(tmp_path / "library", tmp_path / "local")
+
+
+@needs_ray
+def test_an_object_store(tmp_path, videos, folder, local, cluster):
+    place = tmp_path / "a place"
+    shutil.copytree(videos, place)
+    (place / ".hidden.mp4").write_text("no")
+    root = place.as_uri()  # as of an object store, with %20
+    out = tmp_path / "library"
+    done = embed_with_ray(folder, [root], out)
+    assert (done.embedded, done.copies) == (local[1].embedded, local[1].copies)
+    library, right = si.open_library(out), si.open_library(local[0])
+    assert np.array_equal(library.vectors[library.ids], right.vectors[right.ids])
+    assert [[name.rpartition("/")[2] for name in row] for row in library.videos] == [
+        [Path(name).name for name in row] for row in right.videos
+    ]
+    assert library.videos[2] == (f"{root}/01.mp4",)
+    assert {k.rpartition("/")[2] for k in library.failed} == {
+        "05-cut.mp4", "07-text.mp4", "09-empty.mp4"
+    }  # fmt: skip
+    assert all(error.startswith(root) for error in library.failed.values())
+    assert verify_library(out).count == 0
+    (place / "01.mp4").rename(place / "renamed.mp4")
+    again = embed_with_ray(folder, [root], out, decoders=1)
+    assert (again.renamed, again.gone, again.unchanged) == (1, 1, done.videos - 1)
+    with pytest.raises(InputError, match="nothing is fetched"), _reader(out) as reader:
+        reader.read(Path(f"{root}/renamed.mp4"), None, None)
+
+
+def _reader(library):
+    return RowReader(library, ClipSpec(), 60)
+
+
+@needs_ray
+def test_a_cluster_that_is_too_small(tmp_path, videos, folder, cluster):
+    with pytest.raises(InputError, match="has 6 CPUs and 0 GPUs; 7 decoders and 2 models need 9"):
+        embed_with_ray(folder, [videos], tmp_path / "library", decoders=7, models=2)
+    assert not (tmp_path / "library").exists()
+
+
+@needs_ray
+def test_a_program_that_is_connected(tmp_path, videos, folder, cluster):
+    with pytest.raises(InputError, match="is connected to a cluster already"):
+        embed_with_ray(folder, [videos], tmp_path / "library", cluster=cluster.address)
+
+
+def test_without_ray(tmp_path, videos, folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingError, match="embedding with a cluster needs ray"):
+        embed_with_ray(folder, [videos], tmp_path / "library")
+
+
+def test_options(tmp_path, videos, folder):
+    for options, message in (
+        ({"workers": 2}, "give decoders"),
+        ({"models": 0}, "models is 0"),
+        ({"model_gpus": -1}, "model_gpus is -1"),
+    ):
+        with pytest.raises(InputError, match=message):
+            embed_with_ray(folder, [videos], tmp_path / "library", **options)
+    with pytest.raises(InputError, match="would be kept in the library"):
+        embed_with_ray(folder, ["s3://key:secret@bucket/a.mp4"], tmp_path / "library")
+
+
+# What the actors do, without Ray.
+
+
+@pytest.fixture(scope="module")
+def work(folder):
+    how = EmbedOptions(timeout_s=60)
+    return Work(str(folder), {"threads": 1}, None, "auto", None, how)
+
+
+@pytest.fixture(scope="module")
+def stack(work):
+    pytest.importorskip("pyarrow")
+    return look_at_stack(work)
+
+
+def through(work, stack, paths, known=()):
+    """The rows of both kinds of actors, one group for each path."""
+    import pyarrow
+
+    reader = ReadVideos(work, stack, np.array(sorted(known), "S32"))
+    model = EmbedVideos(work, stack)
+    table = pyarrow.Table.from_pylist(group_rows([p] for p in paths))
+    return [row for read in reader(table) for out in model(read) for row in out.to_pylist()]
+
+
+def test_what_is_known_is_not_decoded(work, stack, videos):
+    paths = [videos / "00.mp4", videos / "01.mp4"]
+    sha256 = hash_file(paths[0]).sha256
+    first, second = in_order(through(work, stack, paths, [sha256]), 2)
+    assert (len(first.readings), len(second.readings)) == (0, 1)
+    assert first.videos[0].before.sha256 == sha256
+    assert second.readings[0].features.shape == (len(stack.canaries[0]["vector"]),)
+    assert second.readings[0].clip.pixels.size == 0
+
+
+def test_a_machine_with_another_stack_is_refused(work, stack, videos):
+    other = [c | {"pixels": "0" * 64} for c in stack.canaries]
+    with pytest.raises(CheckError, match="read to other pixels than where the model is"):
+        list(in_order(through(work, dataclasses.replace(stack, canaries=other), [videos]), 1))
+    turned = [c | {"vector": [-x for x in c["vector"]]} for c in stack.canaries]
+    changed = dataclasses.replace(stack, canaries=turned)
+    with pytest.raises(CheckError, match="gives other vectors than on the first machine"):
+        list(in_order(through(work, changed, [videos / "00.mp4"]), 1))
+    older = dataclasses.replace(work, version="0.0")
+    with pytest.raises(CheckError, match="0.0 where the run was started"):
+        list(in_order(through(older, stack, [videos / "00.mp4"]), 1))
+    facts = dataclasses.replace(stack, facts=stack.facts | {"reading.numpy": "1.0"})
+    (found,) = in_order(through(work, facts, [videos / "00.mp4"]), 1)
+    assert len(found.readings) == 1 and "reading.numpy '1.0' -> " in found.notes[0]
+
+
+def test_a_model_that_is_not_there_is_an_error(work, videos):
+    gone = dataclasses.replace(work, source=str(videos / "none.pth"))
+    assert "none.pth" in str(look_at_stack(gone))
+
+
+def test_groups_come_in_order_once_each():
+    def row(group, call, last, *readings):
+        return {
+            "group": group, "call": call, "last": last,
+            "data": pickle.dumps(Found([*readings], [group] if last else [])),
+        }  # fmt: skip
+
+    rows = [
+        row(1, 0, True, "c"), row(0, 1, True, "b"), row(1, 0, True, "c"), row(0, 0, False, "a"),
+        row(0, 0, False, "a"), row(3, 0, True), row(2, 0, True, "d"), row(0, 1, True, "b"),
+    ]  # fmt: skip
+    found = [(f.readings, f.videos) for f in in_order(rows, 4)]
+    assert found == [(["a", "b"], [0]), (["c"], [1]), (["d"], [2]), ([], [3])]
+    with pytest.raises(RuntimeError, match="1 of 4 groups"):
+        list(in_order([r for r in rows if r["group"] != 1], 4))
+
+
+def test_addresses(tmp_path):
+    pytest.importorskip("pyarrow")
+    address = given("s3://bucket//odd//a%20b.mp4")
+    assert isinstance(address, Address) and str(address) == "s3://bucket//odd//a%20b.mp4"
+    assert os.fsencode(address) == b"s3://bucket//odd//a%20b.mp4"
+    assert pickle.loads(pickle.dumps(address)) == address == named(str(address))
+    assert address != named("s3://bucket/odd/a%20b.mp4") and address.suffix == ".mp4"
+    assert given("a.mp4") == Path.cwd() / "a.mp4" and not isinstance(given("/a://b"), Address)
+    (tmp_path / "a b.mp4").write_bytes(b"123")
+    found, is_folder = list_address(Address(tmp_path.as_uri()))
+    (one,) = found
+    assert is_folder and found[one][0] == 3 and list_address(one) == (found, False)
+    with fetched(one) as (copy, seen):
+        assert copy.read_bytes() == b"123" and seen == found[one] and copy.suffix == ".mp4"
+    assert not copy.exists()
+    for wrong in ("file:///nowhere/at/all", "nothing://x/y"):
+        with pytest.raises(InputError, match=f"{wrong}"):
+            list_address(Address(wrong))
