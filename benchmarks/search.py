@@ -8,6 +8,7 @@ to benchmarks/results/.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import statistics
@@ -24,9 +25,9 @@ from benchmarks.record import ROOT, append_rows
 from benchmarks.script import options, random_model
 from benchmarks.stores import BATCH, WIDTH, vectors
 from stan_infer.library.nearest import largest, products
+from stan_infer.library.place import locked
 from stan_infer.library.row_filter import RowFilter
 from stan_infer.library.search import Searcher
-from stan_infer.library.place import locked
 from stan_infer.library.store import File, Store
 
 TOP = 10
@@ -39,7 +40,7 @@ def make(folder: Path, session: si.Session, count: int) -> None:
     with locked(folder), Store(folder, WIDTH) as store:
         for part in vectors(count, 1):
             for i, vector in enumerate(part):
-                content = number.to_bytes(32)
+                content = hashlib.sha256(number.to_bytes(8)).digest()
                 path = Path(f"/videos/{number % 100:02}/{number:07}.mp4")
                 store.put_file(path, File(1, 1, content))
                 store.add_clip(content, [store.add_vector(vector, None)])

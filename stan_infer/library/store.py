@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from stan_infer.errors import storable
 from stan_infer.library.database import (
+    COUNT_ROWS,
     PASSPORT,
     ROWS,
     SCHEMA,
@@ -123,11 +124,7 @@ class Store:
 
     def rows(self) -> int:
         """How many rows belong to files that are there."""
-        asked = (
-            "SELECT count(*) FROM rows WHERE clip IN (SELECT clips.id FROM clips JOIN files"
-            " ON files.sha256 = clips.sha256 WHERE NOT files.gone)"
-        )
-        return int(next(iter(self._run(asked)))[0])
+        return int(next(iter(self._run(COUNT_ROWS)))[0])
 
     def vectors(self, count: int) -> NDArray[np.float32]:
         """The first committed vectors, at most `count`, as they lie on the disk."""
