@@ -1,5 +1,8 @@
 """The database of a library, which may be a stranger's: its tables, opened safely, errors named.
 
+While a run writes, SQLite is in its mode WAL, in which others can read; after it in the one that
+needs no files beside the database, so that a reader leaves none.
+
 The tables must be exactly those of SCHEMA, so that no trigger or view can run; links and journals
 are refused.
 """
@@ -10,7 +13,7 @@ import os
 import sqlite3
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,12 +82,28 @@ def connect(folder: Path, *, write: bool = False) -> sqlite3.Connection:
         db.execute("PRAGMA synchronous = FULL" if write else "PRAGMA query_only = ON")
         mode = db.execute("PRAGMA journal_mode").fetchone()[0]
         found = db.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL").fetchmany(99)
-        if mode != "wal" or sorted(s for (s,) in found) != sorted(SCHEMA):
+        if mode not in ("wal", "delete") or sorted(s for (s,) in found) != sorted(SCHEMA):
             raise InputError(f"{path} has another mode or other tables than a library")
+        if write and mode != "wal":
+            # The first keeps the second from a journal on the disk, which a kill would leave.
+            for name in ("MEMORY", "WAL"):
+                db.execute(f"PRAGMA journal_mode = {name}")
     except BaseException:
         db.close()
         raise
     return db
+
+
+def end_writing(db: sqlite3.Connection) -> None:
+    """Close a connection that wrote; the files beside the database go, unless others read them."""
+    try:
+        with suppress(sqlite3.Error):  # a full disk, a reader: what was committed is in WAL's file
+            db.rollback()
+            db.execute("PRAGMA busy_timeout = 0")
+            db.execute("PRAGMA journal_mode = MEMORY")  # it is not kept: the next one opens DELETE
+    finally:
+        with suppress(sqlite3.Error):
+            db.close()
 
 
 def committed(db: sqlite3.Connection, folder: Path, width: int) -> int:
@@ -108,6 +127,16 @@ def mapped(folder: Path, count: int, width: int) -> NDArray[np.float32]:
     if not count:  # an empty file cannot be mapped
         return np.empty((0, width), np.float32)
     return np.memmap(folder / VECTORS, "<f4", "r", shape=(count, width))
+
+
+def checksums(db: sqlite3.Connection, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Places and checksums of the rows among the first `count` vectors; CheckError for text."""
+    asked = "SELECT id, crc FROM rows WHERE id < ? ORDER BY id"
+    try:
+        found = np.fromiter(db.execute(asked, (count,)), [("id", "i8"), ("crc", "i8")])
+    except (ValueError, OverflowError) as e:
+        raise CheckError(f"the library is damaged: a row has no checksum ({e})") from e
+    return found["id"].copy(), found["crc"].copy()
 
 
 def failures(db: sqlite3.Connection) -> Iterator[tuple[Path, str]]:

@@ -19,6 +19,7 @@ from stan_infer.library.database import (
     FORSAKEN,
     PASSPORT,
     VECTORS,
+    checksums,
     committed,
     connect,
     errors_named,
@@ -41,7 +42,6 @@ from stan_infer.library.search import SearchResult, search_library
 from stan_infer.library.searched_model import library_spec
 from stan_infer.system.result import Result, Say, silent
 
-_CHECKED = 4096  # vectors whose checksums are computed at once
 _SAMPLE = 100_000  # rows among which neighbours of the canaries are looked for
 
 
@@ -155,17 +155,11 @@ class Library(Result):
                 said = db.execute("PRAGMA quick_check").fetchone()[0]
                 if said != "ok":
                     raise CheckError(f"library {self.path} is damaged: {str(said)[:200]}")
-                rows = db.execute("SELECT id, crc FROM rows ORDER BY id")
-                while part := rows.fetchmany(_CHECKED):
-                    self._check_part(part)
+                ids, sums = checksums(db, len(self.vectors))
         finally:
             db.close()
-
-    def _check_part(self, part: list[tuple[Any, Any]]) -> None:
-        for row, crc in part:
-            vector = self.vectors[row] if row < len(self.vectors) else None
-            if vector is None:
-                continue  # of a run that goes on while this one reads
+        for row, crc in zip(ids.tolist(), sums.tolist(), strict=True):
+            vector = self.vectors[row]
             length = float(np.linalg.norm(vector))
             if zlib.crc32(vector.tobytes()) != crc or not abs(length - 1) < 1e-3:
                 raise CheckError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from itertools import groupby
 from operator import index
 from pathlib import Path
 from typing import overload
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from stan_infer.errors import InputError
 from stan_infer.library.database import VECTORS, connect, errors_named, path_of
 
+_AT_ONCE = 65536  # rows; while they are read no run can begin to write
 Identity = tuple[int, int]
 _FILES = (
     "SELECT rows.id, files.path FROM rows CROSS JOIN clips ON clips.id = rows.clip"
@@ -69,15 +69,17 @@ class RowVideos(Sequence[tuple[str, ...]]):
         return [tuple(path_of(path) for _, path in files) for files in found]
 
     def __iter__(self) -> Iterator[tuple[str, ...]]:
-        """The files of all rows, in order."""
+        """The files of all rows, in order; a run may write between some of them."""
+        for first in range(0, len(self), _AT_ONCE):
+            yield from self._part(self._ids[first : first + _AT_ONCE])
+
+    def _part(self, ids: NDArray[np.int64]) -> Iterator[tuple[str, ...]]:
+        asked = f"{_FILES} AND rows.id BETWEEN ? AND ? ORDER BY rows.id, files.path"
+        files: dict[int, list[str]] = {}
         with self._database() as db:
-            db.execute("PRAGMA cache_size = -65536")  # KiB; hashes are in no order
-            parts = groupby(db.execute(f"{_FILES} ORDER BY rows.id, files.path"), lambda r: r[0])
-            row, files = next(parts, (None, iter(())))
-            for wanted in self._ids.tolist():
-                while row is not None and row < wanted:
-                    row, files = next(parts, (None, iter(())))
-                yield tuple(path_of(path) for _, path in files) if row == wanted else ()
+            for row, path in db.execute(asked, (int(ids[0]), int(ids[-1]))):
+                files.setdefault(row, []).append(path_of(path))
+        return (tuple(files.get(row, ())) for row in ids.tolist())
 
     def files(self) -> int:
         """How many files they are."""

@@ -37,6 +37,7 @@ from stan_infer.library.database import (
     VECTORS,
     committed,
     connect,
+    end_writing,
     errors_named,
     failures,
     mapped,
@@ -95,8 +96,7 @@ class Store:
     def close(self) -> None:
         """Close the files and let others write."""
         if self._db is not None:
-            with suppress(sqlite3.Error):
-                self._db.close()
+            end_writing(self._db)
         if self._file is not None:
             with suppress(OSError):
                 self._file.close()
@@ -217,7 +217,6 @@ def new_store(folder: Path, passport: str) -> None:
     with errors_named(folder), workplace(folder) as work:
         db = sqlite3.connect(work / ROWS, isolation_level=None)
         try:
-            db.execute("PRAGMA journal_mode = WAL")
             db.execute("BEGIN")
             for statement in SCHEMA:
                 db.execute(statement)
