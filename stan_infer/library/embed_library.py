@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from functools import partial
+from operator import setitem
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -32,7 +34,7 @@ from stan_infer.library.store import File, Part, Store, new_store
 from stan_infer.system.atomic import files_of
 from stan_infer.system.json_file import json_line
 from stan_infer.system.result import Progress, Result, Say, divided, no_progress, silent
-from stan_infer.video.decode_worker import early_workers
+from stan_infer.video.decode_worker import default_workers, early_workers
 from stan_infer.video.spec import ClipSpec
 from stan_infer.video.windows import Windows
 
@@ -68,6 +70,8 @@ class EmbeddedLibrary(Result):
         stack: how the model compares with the library's passport; None: the library is new, or
             nothing was to be embedded.
         session: facts about what ran, see Session.describe; empty if nothing was to be embedded.
+        workers: processes that decoded, those that were kept where no number was given; None if
+            nothing was to be embedded.
     """
 
     out: Path
@@ -81,6 +85,7 @@ class EmbeddedLibrary(Result):
     failed: dict[str, str]
     stack: pass_.Comparison | None
     session: dict[str, Any]
+    workers: int | None = None
 
     def summary(self) -> str:
         """How many of what, and where."""
@@ -182,17 +187,14 @@ class _Run:
     ) -> None:
         self.folder, self.wanted, self.how, self.say = folder, wanted, how, say
         self._threads = threads
-        self._counts = dict.fromkeys(("unchanged", "embedded", "copies", "renamed", "gone"), 0)
+        counts = ("unchanged", "embedded", "copies", "renamed", "gone")
+        self._counts: dict[str, int] = dict.fromkeys(counts, 0)
         self._given: dict[Path, File] = {}  # files whose content is being embedded
         self._flying: set[bytes] = set()
         self._open: tuple[Path, list[Part], list[str], Reading] | None = None
 
     def run(
-        self,
-        source: Source,
-        words: dict[str, Any],
-        files: Files,
-        progress: Progress,
+        self, source: Source, words: dict[str, Any], files: Files, progress: Progress
     ) -> EmbeddedLibrary:
         """Embed what is new of `files`. words: for open_session."""
         paths = files.paths
@@ -257,11 +259,7 @@ class _Run:
         return clip is not None
 
     def check_stack(
-        self,
-        store: Store | None,
-        session: Session,
-        spec: ClipSpec,
-        hashes: dict[str, Any],
+        self, store: Store | None, session: Session, spec: ClipSpec, hashes: dict[str, Any]
     ) -> pass_.Comparison | None:
         """Make a new library, or compare the model with what made the one that is there."""
         facts = pass_.facts_of(session, hashes, spec)
@@ -288,9 +286,11 @@ class _Run:
     ) -> None:
         """Embed contents that are new, and commit as it goes."""
         windows = self.wanted.windows
+        self._counts["workers"] = self.how.workers or default_workers()
         batches = embed_batches(
             session, self._new(store, todo, step), self.how,
             spec=spec, windows=windows, apart=windows is not None,
+            told=partial(setitem, self._counts, "workers"),
         )  # fmt: skip
         rows, last = 0, time.monotonic()
         with Level(session, "video") as level, closing(batches):
