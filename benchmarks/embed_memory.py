@@ -10,7 +10,6 @@ benchmarks/results/.
 from __future__ import annotations
 
 import json
-import os
 import re
 import tempfile
 from collections import deque
@@ -43,8 +42,8 @@ def resident_mib(process: int | str) -> float:
 
 def children_mib() -> float:
     """That of the children of this process together."""
-    path = Path(f"/proc/self/task/{os.getpid()}/children")
-    return sum(resident_mib(int(child)) for child in path.read_text().split())
+    lists = Path("/proc/self/task").glob("*/children")  # a process is a child of a thread
+    return sum(resident_mib(int(child)) for path in lists for child in path.read_text().split())
 
 
 class Readings:

@@ -8,6 +8,7 @@ to benchmarks/results/.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import statistics
@@ -39,7 +40,7 @@ def make(folder: Path, session: si.Session, count: int) -> None:
     with locked(folder), Store(folder, WIDTH) as store:
         for part in vectors(count, 1):
             for i, vector in enumerate(part):
-                content = number.to_bytes(32)
+                content = hashlib.sha256(number.to_bytes(8)).digest()
                 path = Path(f"/videos/{number % 100:02}/{number:07}.mp4")
                 store.put_file(path, File(1, 1, content))
                 store.add_clip(content, [store.add_vector(vector, None)])

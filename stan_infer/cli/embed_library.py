@@ -38,6 +38,7 @@ def to_library(
         "renamed": found.renamed,
         "gone": found.gone,
         "failed": len(found.failed),
+        "workers": found.workers,
         **found.session,
     }
     if json:

@@ -235,7 +235,11 @@ Threads = Annotated[
 Workers = Annotated[
     int | None,
     typer.Option(
-        metavar="N", min=1, max=64, help="Decoding processes (default: one per CPU, at most 8)."
+        metavar="N",
+        min=1,
+        max=64,
+        help="Decoding processes (default: as many as the first clips show to be needed, at most "
+        "one per CPU and 8).",
     ),
 ]
 

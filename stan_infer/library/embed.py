@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -86,19 +86,21 @@ def embed_batches(
     windows: Windows | None = None,
     note: bool = True,
     apart: bool = False,
+    told: Callable[[int], None] = lambda count: None,
 ) -> Generator[list[Reading], None, None]:
     """As embed_videos, yielding together what was embedded in one call of the network.
 
     The last bits of a vector may depend on what else was in the call: whoever goes on after one of
     these lists gets the same calls. apart: no call has parts of two videos. paths may be found
-    while this runs; they are taken some ahead, in this thread.
+    while this runs; they are taken some ahead, in this thread. told: see read_clips; not called for
+    windows.
     """
     spec = spec or ClipSpec.of(session.config)
     views = spec.views is not None
     gaps = Gaps()
     how: Any = {"workers": options.workers, "timeout_s": options.timeout_s}
     if windows is None:
-        readings = read_clips(paths, spec, **how)
+        readings = read_clips(paths, spec, **how, told=told)
     else:
         readings = read_all_windows(paths, spec, windows, **how)
     running: _Batch | None = None

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from functools import partial
+from operator import setitem
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -34,7 +36,7 @@ from stan_infer.library.store import File, Part, Store, new_store
 from stan_infer.system.atomic import files_of
 from stan_infer.system.json_file import json_line
 from stan_infer.system.result import Progress, Say, divided, no_progress, silent
-from stan_infer.video.decode_worker import early_workers
+from stan_infer.video.decode_worker import default_workers, early_workers
 from stan_infer.video.spec import ClipSpec
 
 COMMIT_ROWS, COMMIT_S = 256, 2.0  # a run that is stopped loses no more
@@ -125,18 +127,15 @@ class Run:
         """folder: of the library, in its lock. threads: for hashing files."""
         self.folder, self.wanted, self.how, self.say = folder, wanted, how, say
         self._threads = threads
-        self._counts = dict.fromkeys(("unchanged", "embedded", "copies", "renamed", "gone"), 0)
+        counts = ("unchanged", "embedded", "copies", "renamed", "gone")
+        self._counts: dict[str, int] = dict.fromkeys(counts, 0)
         self._rows, self._last = 0, time.monotonic()  # since the last commit
         self._given: dict[Path, File] = {}  # files whose content is being embedded
         self._flying: set[bytes] = set()
         self._open: tuple[Path, list[Part], list[str], Reading] | None = None
 
     def run(
-        self,
-        source: Source,
-        words: dict[str, Any],
-        files: Files,
-        progress: Progress,
+        self, source: Source, words: dict[str, Any], files: Files, progress: Progress
     ) -> EmbeddedLibrary:
         """Embed what is new of `files`. words: for open_session."""
         paths = files.paths
@@ -200,11 +199,7 @@ class Run:
         return clip is not None
 
     def check_stack(
-        self,
-        store: Store | None,
-        session: Session,
-        spec: ClipSpec,
-        hashes: dict[str, Any],
+        self, store: Store | None, session: Session, spec: ClipSpec, hashes: dict[str, Any]
     ) -> pass_.Comparison | None:
         """Make a new library, or compare the model with what made the one that is there."""
         facts = pass_.facts_of(session, hashes, spec)
@@ -237,9 +232,11 @@ class Run:
     ) -> None:
         """Embed contents that are new, and commit as it goes."""
         windows = self.wanted.windows
+        self._counts["workers"] = self.how.workers or default_workers()
         batches = embed_batches(
             session, self._new(store, todo, step), self.how,
             spec=spec, windows=windows, apart=windows is not None,
+            told=partial(setitem, self._counts, "workers"),
         )  # fmt: skip
         with Level(session, "video") as level, closing(batches):
             for batch in batches:

@@ -40,6 +40,8 @@ class EmbeddedLibrary(Result):
         stack: how the model compares with the library's passport; None: the library is new, or
             nothing was to be embedded.
         session: facts about what ran, see Session.describe; empty if nothing was to be embedded.
+        workers: processes that decoded, those that were kept where no number was given; None if
+            nothing was to be embedded.
     """
 
     out: Path
@@ -53,6 +55,7 @@ class EmbeddedLibrary(Result):
     failed: dict[str, str]
     stack: pass_.Comparison | None
     session: dict[str, Any]
+    workers: int | None = None
 
     def summary(self) -> str:
         """How many of what, and where."""

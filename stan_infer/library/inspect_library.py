@@ -9,6 +9,7 @@ from typing import Any
 
 from stan_infer.errors import InputError
 from stan_infer.library.database import (
+    COUNT_ROWS,
     PASSPORT,
     ROWS,
     VECTORS,
@@ -28,8 +29,7 @@ _COUNTS = {
     " (SELECT sha256 FROM clips)",
     "waiting": "SELECT count(*) FROM files WHERE NOT gone AND sha256 IS NOT NULL AND sha256 NOT IN"
     " (SELECT sha256 FROM clips)",
-    "rows": "SELECT count(*) FROM rows WHERE clip IN (SELECT clips.id FROM clips JOIN files"
-    " ON files.sha256 = clips.sha256 WHERE NOT files.gone)",
+    "rows": COUNT_ROWS,
     "stored": "SELECT count(*) FROM rows",
 }
 

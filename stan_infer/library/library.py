@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import sqlite3
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,16 @@ from stan_infer.engines.opened import path_of as name_of
 from stan_infer.engines.session import Session
 from stan_infer.errors import CheckError, InputError
 from stan_infer.library.database import (
+    FORSAKEN,
     PASSPORT,
     VECTORS,
+    checksums,
     committed,
     connect,
     errors_named,
     failures,
     is_library,
     mapped,
-    path_of,
 )
 from stan_infer.library.model_files import model_source
 from stan_infer.library.passport import (
@@ -36,17 +37,18 @@ from stan_infer.library.passport import (
     seen_canaries,
 )
 from stan_infer.library.query import Given
+from stan_infer.library.row_videos import RowVideos, identity
 from stan_infer.library.search import SearchResult, search_library
 from stan_infer.library.searched_model import library_spec
 from stan_infer.system.result import Result, Say, silent
 
-_CHECKED = 4096  # vectors whose checksums are computed at once
 _SAMPLE = 100_000  # rows among which neighbours of the canaries are looked for
 
 
 @dataclasses.dataclass(frozen=True, repr=False, kw_only=True)
 class Library(Result):
-    """A library as it was when it was opened; a run that writes meanwhile changes nothing here.
+    """A library as it was when it was opened; a run that writes meanwhile changes nothing here but
+    `videos`, which are read when they are used.
 
     n rows of files that are there, of R vectors. A video has one row, or one for each of its parts.
 
@@ -55,8 +57,9 @@ class Library(Result):
         vectors: float32 [R, E] of length 1, read from the disk when they are used.
         ids: int64 [n], the place of each row's vector: `vectors[ids]` are all of them. They rise;
             where nothing was changed or lost they are 0 to n - 1.
-        videos: of each row, the files that have it, as absolute paths where they were embedded. A
-            library may be a stranger's: do not open a path outside of folders that you trust.
+        videos: of each row, the files that have it, as absolute paths where they were embedded; see
+            row_videos.RowVideos. A library may be a stranger's: do not open a path outside of
+            folders that you trust.
         start, end: float64 [n], seconds; NaN where the row is of the whole video.
         failed: files without vectors, or not all, with the reason.
         passport: what made the vectors; see library.passport.
@@ -65,7 +68,7 @@ class Library(Result):
     path: Path
     vectors: NDArray[np.float32]
     ids: NDArray[np.int64]
-    videos: tuple[tuple[str, ...], ...]
+    videos: RowVideos
     start: NDArray[np.float64]
     end: NDArray[np.float64]
     failed: dict[str, str]
@@ -153,17 +156,11 @@ class Library(Result):
                 said = db.execute("PRAGMA quick_check").fetchone()[0]
                 if said != "ok":
                     raise CheckError(f"library {self.path} is damaged: {str(said)[:200]}")
-                rows = db.execute("SELECT id, crc FROM rows ORDER BY id")
-                while part := rows.fetchmany(_CHECKED):
-                    self._check_part(part)
+                ids, sums = checksums(db, len(self.vectors))
         finally:
             db.close()
-
-    def _check_part(self, part: list[tuple[Any, Any]]) -> None:
-        for row, crc in part:
-            vector = self.vectors[row] if row < len(self.vectors) else None
-            if vector is None:
-                continue  # of a run that goes on while this one reads
+        for row, crc in zip(ids.tolist(), sums.tolist(), strict=True):
+            vector = self.vectors[row]
             length = float(np.linalg.norm(vector))
             if zlib.crc32(vector.tobytes()) != crc or not abs(length - 1) < 1e-3:
                 raise CheckError(
@@ -197,41 +194,46 @@ def open_library(path: str | Path) -> Library:
     folder = Path(path)
     if not is_library(folder):
         raise InputError(f"{folder} is not a library: it has no {PASSPORT}")
+    own = identity(folder)
     passport = read_passport(folder)
     with errors_named(folder):
         db = connect(folder)
         try:
             db.execute("BEGIN")  # all of it is of one moment
             vectors = mapped(folder, committed(db, folder, passport["width"]), passport["width"])
-            rows = [*_rows(db, folder)]
+            ids, start, end = _rows(db, folder)
             failed = {str(p): e for p, e in failures(db)}
         finally:
             db.close()
+    videos = RowVideos(folder, ids, own)
+    videos.check()
     return Library(
         path=folder,
         vectors=vectors,
-        ids=np.array([r[0] for r in rows], np.int64),
-        videos=tuple(r[1] for r in rows),
-        start=np.array([r[2] for r in rows], np.float64),
-        end=np.array([r[3] for r in rows], np.float64),
+        ids=ids,
+        videos=videos,
+        start=start,
+        end=end,
         failed=failed,
         passport=passport,
     )
 
 
-def _rows(db: Any, folder: Path) -> Iterator[tuple[int, tuple[str, ...], float, float]]:
-    """Rows in order: place, files, start, end; rows of contents that no file has are passed."""
-    asked = (
-        "SELECT clips.id, files.path FROM clips JOIN files ON files.sha256 = clips.sha256"
-        " WHERE NOT files.gone ORDER BY clips.id, files.path"
-    )
-    files: dict[int, tuple[str, ...]] = {}
-    for clip, path in db.execute(asked):
-        files[clip] = (*files.get(clip, ()), path_of(path))
+def _rows(
+    db: sqlite3.Connection, folder: Path
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """Places, starts and ends of the rows of contents that a file has, in order."""
+    count, last, times = db.execute(
+        "SELECT count(*), max(id), count(start_s) + count(end_s) FROM rows"
+    ).fetchone()
+    without = [clip for (clip,) in db.execute(FORSAKEN)]
+    if not without and not times and count == (last or 0) + bool(count):
+        return np.arange(count), np.full(count, np.nan), np.full(count, np.nan)
+    kinds = [("id", "i8"), ("clip", "i8"), ("start", "f8"), ("end", "f8")]
     asked = "SELECT id, clip, start_s, end_s FROM rows ORDER BY id"
-    for row, clip, start, end in db.execute(asked):
-        if clip in files:
-            times = [float("nan") if t is None else t for t in (start, end)]
-            if not all(isinstance(t, float) for t in times):
-                raise CheckError(f"library {folder} is damaged: row {row} has no times")
-            yield row, files[clip], *times
+    try:
+        found = np.fromiter(db.execute(asked), kinds)
+    except ValueError as e:
+        raise CheckError(f"library {folder} is damaged: a row has no times ({e})") from e
+    found = found[~np.isin(found["clip"], without)]
+    return found["id"].copy(), found["start"].copy(), found["end"].copy()

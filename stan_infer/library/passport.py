@@ -251,7 +251,8 @@ def _neighbours(a: NDArray[Any], b: NDArray[Any], vectors: NDArray[np.float32]) 
     count = min(NEIGHBOURS, len(vectors))
     if not count:
         return None
-    near = [np.argsort(-(vectors @ x.T.astype(np.float32)), axis=0)[:count].T for x in (a, b)]
+    with np.errstate(all="ignore"):  # vectors that were changed may hold anything; NaN comes last
+        near = [np.argsort(-(vectors @ x.T.astype(np.float32)), axis=0)[:count].T for x in (a, b)]
     kept = [len(set(p.tolist()) & set(q.tolist())) for p, q in zip(*near, strict=True)]
     return sum(kept) / (count * len(kept))
 

@@ -6,8 +6,9 @@ import dataclasses
 import datetime
 import fnmatch
 import math
+import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +21,8 @@ from stan_infer.library.database import connect, errors_named, path_of
 from stan_infer.video.decode_worker import DecodeWorker
 from stan_infer.video.windows import Windows
 
+_ANY_DATE = (-(2**63), 2**63 - 1)  # nanoseconds since 1970
+_DATED = "NOT files.gone AND files.mtime_ns >= ? AND files.mtime_ns < ?"
 MAX_READ = 1000  # videos whose length one search reads
 
 
@@ -59,28 +62,45 @@ class RowFilter:
     def files(self, folder: Path) -> Callable[[str], bool]:
         """Whether a file of the library in `folder` is looked at, by its path and date."""
         pattern = None if self.path is None else _pattern(self.path)
-        dated = self._dated(folder)
-        return lambda path: (
-            (pattern is None or pattern.match(path) is not None)
-            and (dated is None or path in dated)
-        )
+        dates = self._dates()
+        asked = f"SELECT count(*) FROM files WHERE path = ? AND {_DATED}"
 
-    def rows(self, folder: Path, videos: Sequence[tuple[str, ...]]) -> NDArray[np.int64] | None:
-        """The numbers of rows with a file that is looked at; None: all."""
-        if self.path is None and self.since is None and self.before is None:
+        def fits(path: str) -> bool:
+            if pattern is not None and not pattern.match(path):
+                return False
+            if dates is None:
+                return True
+            with errors_named(folder), closing(connect(folder)) as db:
+                return db.execute(asked, (os.fsencode(path), *dates)).fetchone()[0] > 0
+
+        return fits
+
+    def rows(self, folder: Path, ids: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        """The numbers of rows with a file that is looked at; None: all. ids: as of the library."""
+        dates = self._dates()
+        if self.path is None and dates is None:
             return None
-        fits = self.files(folder)
-        return np.flatnonzero([any(map(fits, files)) for files in videos])
+        pattern = _pattern(self.path or "*")
+        asked = (
+            "SELECT rows.id FROM files CROSS JOIN clips ON clips.sha256 = files.sha256"
+            f" CROSS JOIN rows ON rows.clip = clips.id WHERE {_DATED} AND fits(files.path)"
+        )
+        with errors_named(folder), closing(connect(folder)) as db:
+            db.create_function(
+                "fits", 1, lambda path: pattern.match(path_of(path)) is not None, deterministic=True
+            )
+            found = db.execute(asked, dates or _ANY_DATE).fetchall()
+        return np.flatnonzero(np.isin(ids, np.array([row for (row,) in found], np.int64)))
 
-    def _dated(self, folder: Path) -> set[str] | None:
+    def _dates(self) -> tuple[int, int] | None:
+        """The dates between which a file has to be; None: all are."""
         since, before = (_nanoseconds(n, getattr(self, n)) for n in ("since", "before"))
         if since is None and before is None:
             return None
-        asked = "SELECT path FROM files WHERE NOT gone AND mtime_ns >= ? AND mtime_ns < ?"
-        low = -(2**63) if since is None else since
-        high = 2**63 - 1 if before is None else before
-        with errors_named(folder), closing(connect(folder)) as db:
-            return {path_of(path) for (path,) in db.execute(asked, (low, high))}
+        return (
+            _ANY_DATE[0] if since is None else since,
+            _ANY_DATE[1] if before is None else before,
+        )
 
     def fits_length(self, seconds: float) -> bool:
         """Whether a video of this length is looked at."""

@@ -25,6 +25,7 @@ from stan_infer.library.passport import Comparison
 from stan_infer.library.query import Given, Term, check_terms, combined, term_vectors, terms
 from stan_infer.library.row_filter import MAX_READ, Lengths, RowFilter
 from stan_infer.library.row_reader import RowReader
+from stan_infer.library.row_videos import RowVideos
 from stan_infer.library.searched_model import Made, check_model, find_model, library_spec
 from stan_infer.library.second_stage import FIRST, MugScores
 from stan_infer.system.result import Result, Say, divided, silent
@@ -47,7 +48,7 @@ class Rows(Made, Protocol):
         """The vector of each row."""
 
     @property
-    def videos(self) -> tuple[tuple[str, ...], ...]:
+    def videos(self) -> RowVideos:
         """The files of each row."""
 
     @property
@@ -254,10 +255,12 @@ class Searcher:
     ) -> tuple[list[int], int]:
         """Numbers of the best rows, and of how many."""
         library = self.library
-        scores = products(library.vectors, query)[library.ids]
+        scores = products(library.vectors, query)
+        if len(library.ids) < len(scores):
+            scores = scores[library.ids]
         if not np.isfinite(scores).all():
             self._damaged(int(np.flatnonzero(~np.isfinite(scores))[0]))
-        rows = keep.rows(library.path, library.videos)
+        rows = keep.rows(library.path, library.ids)
         if rows is None:
             rows = np.arange(len(scores))
         else:
@@ -292,8 +295,8 @@ class Searcher:
                         "of others were not looked at"
                     )
                     break
-                file = next(path for path in self.library.videos[row] if fits(path))
-                seconds = lengths.of(file)
+                file = next(filter(fits, self.library.videos[row]), None)
+                seconds = None if file is None else lengths.of(file)
                 if seconds is not None and keep.fits_length(seconds):
                     found.append(row)
             if lengths.unknown:
@@ -308,12 +311,14 @@ class Searcher:
         keep: RowFilter,
     ) -> Iterator[Hit]:
         library, fits = self.library, keep.files(self.library.path)
-        for row in places:
+        for row, files in zip(places, library.videos.take(places), strict=True):
             vector = library.vectors[library.ids[row]].astype(np.float64)
             if not abs(np.linalg.norm(vector) - 1) < 1e-3:
                 self._damaged(row)
             cosines = vectors @ vector
-            video, *copies = filter(fits, library.videos[row])
+            if not (fitting := [*filter(fits, files)]):
+                continue  # they have gone since the library was opened
+            video, *copies = fitting
             start, end = float(library.start[row]), float(library.end[row])
             yield Hit(
                 rank=0,

@@ -31,12 +31,14 @@ from numpy.typing import NDArray
 from stan_infer.errors import storable
 from stan_infer.library.address import named
 from stan_infer.library.database import (
+    COUNT_ROWS,
     PASSPORT,
     ROWS,
     SCHEMA,
     VECTORS,
     committed,
     connect,
+    end_writing,
     errors_named,
     failures,
     mapped,
@@ -95,8 +97,7 @@ class Store:
     def close(self) -> None:
         """Close the files and let others write."""
         if self._db is not None:
-            with suppress(sqlite3.Error):
-                self._db.close()
+            end_writing(self._db)
         if self._file is not None:
             with suppress(OSError):
                 self._file.close()
@@ -128,11 +129,7 @@ class Store:
 
     def rows(self) -> int:
         """How many rows belong to files that are there."""
-        asked = (
-            "SELECT count(*) FROM rows WHERE clip IN (SELECT clips.id FROM clips JOIN files"
-            " ON files.sha256 = clips.sha256 WHERE NOT files.gone)"
-        )
-        return int(next(iter(self._run(asked)))[0])
+        return int(next(iter(self._run(COUNT_ROWS)))[0])
 
     def vectors(self, count: int) -> NDArray[np.float32]:
         """The first committed vectors, at most `count`, as they lie on the disk."""
@@ -225,7 +222,6 @@ def new_store(folder: Path, passport: str) -> None:
     with errors_named(folder), workplace(folder) as work:
         db = sqlite3.connect(work / ROWS, isolation_level=None)
         try:
-            db.execute("PRAGMA journal_mode = WAL")
             db.execute("BEGIN")
             for statement in SCHEMA:
                 db.execute(statement)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from stan_infer.engines.opened import Source, opened
 from stan_infer.errors import CheckError, printable
-from stan_infer.library.database import VECTORS, connect, errors_named, path_of
+from stan_infer.library.database import VECTORS, checksums, connect, errors_named, path_of
 from stan_infer.library.files import HASHERS, hashed, seen
 from stan_infer.library.library import Library, open_library
 from stan_infer.library.passport import CANARIES, MIXED, SEARCHED, Comparison
@@ -25,6 +25,7 @@ from stan_infer.system.result import Progress, Result, no_progress
 
 _CHUNK = 4096  # vectors that are read at once
 _SHOWN = 100  # problems that are kept in words
+Known = dict[Path, tuple[Any, Any, Any]]
 _TOLERANCE = 1e-3  # of a vector's length
 
 _WRONG = {
@@ -170,10 +171,13 @@ class _Files:
         asked = "SELECT count(*) FROM files WHERE NOT gone AND sha256 IS NOT NULL"
         return int(db.execute(asked).fetchone()[0])
 
-    def problems(self, db: sqlite3.Connection, step: Any, notes: list[str]) -> Iterator[str]:
-        """Files with another content than their size and time of change say."""
+    def known(self, db: sqlite3.Connection) -> Known:
+        """Size, time and hash of each."""
         asked = "SELECT path, size, mtime_ns, sha256 FROM files WHERE NOT gone AND sha256 NOTNULL"
-        known = {Path(path_of(p)): (size, time, sha) for p, size, time, sha in db.execute(asked)}
+        return {Path(path_of(p)): (size, time, sha) for p, size, time, sha in db.execute(asked)}
+
+    def problems(self, known: Known, step: Any, notes: list[str]) -> Iterator[str]:
+        """Files with another content than their size and time of change say."""
         changed = [p for p, (size, time, _) in known.items() if seen(p) != (size, time)]
         if changed:
             notes.append(
@@ -199,9 +203,12 @@ def _problems(
         yield f"the database is damaged: {printable(str(said)[:200])}"
     yield from _of_database(library, db, notes)
     yield from _of_canaries(library)
-    yield from _of_vectors(library, db, step)
-    if files is not None:
-        yield from files.problems(db, step, notes)
+    ids, sums = checksums(db, len(library.vectors))
+    known = None if files is None else files.known(db)
+    db.execute("COMMIT")  # what follows takes long, and no run could begin to write
+    yield from _of_vectors(library, ids, sums, step)
+    if files is not None and known is not None:
+        yield from files.problems(known, step, notes)
 
 
 def _of_database(library: Library, db: sqlite3.Connection, notes: list[str]) -> Iterator[str]:
@@ -226,15 +233,14 @@ def _of_canaries(library: Library) -> Iterator[str]:
             yield f"canary clip {printable(canary['file'])} is not that of this version"
 
 
-def _of_vectors(library: Library, db: sqlite3.Connection, step: Any) -> Iterator[str]:
-    total, done = len(library.vectors), 0
-    rows = db.execute("SELECT id, crc FROM rows ORDER BY id")
-    while part := rows.fetchmany(_CHUNK):
-        ids = np.array([r[0] for r in part if r[0] < total], np.int64)
-        yield from _wrong(library.vectors[ids], ids, [r[1] for r in part])
-        step(len(part))
-        done += len(part)
-    step(total - done)
+def _of_vectors(
+    library: Library, ids: NDArray[np.int64], sums: NDArray[np.int64], step: Any
+) -> Iterator[str]:
+    for first in range(0, len(ids), _CHUNK):
+        part = slice(first, first + _CHUNK)
+        yield from _wrong(library.vectors[ids[part]], ids[part], sums[part].tolist())
+        step(len(ids[part]))
+    step(len(library.vectors) - len(ids))
 
 
 def _wrong(vectors: NDArray[np.float32], ids: NDArray[np.int64], sums: list[Any]) -> Iterator[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import statistics
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import Future
@@ -20,6 +22,8 @@ from stan_infer.video.spec import ClipSpec
 from stan_infer.video.windows import Plan, Window, Windows
 
 PREFETCH = 2  # clips per worker that are being decoded or wait to be taken
+MEASURED = 16  # clips by which a number of workers is chosen, after two for each worker
+SPARE = 1.25  # of what enough_workers needs at least
 EARLY_BYTES = 2**25  # of pixels that early_clips decodes before they are asked for
 
 Result: TypeAlias = Clip | StanError
@@ -89,18 +93,37 @@ _early: _Early | None = None  # of the block of early_clips that is open
 
 
 def read_clips(
-    paths: Iterable[Path], spec: ClipSpec, *, workers: int | None = None, timeout_s: float = 60.0
+    paths: Iterable[Path],
+    spec: ClipSpec,
+    *,
+    workers: int | None = None,
+    timeout_s: float = 60.0,
+    told: Callable[[int], None] = lambda count: None,
 ) -> Generator[tuple[Path, Result], None, None]:
     """Yield (path, clip or error) for every path, in order, decoded by `workers` processes.
 
-    workers: None is one per CPU that this process may use, at most MAX_WORKERS. At most two clips
-    per worker are decoded ahead. An error of one file is yielded, not raised; wrong options raise
-    InputError at once. Closing the iterator, or Ctrl-C, kills all children.
+    workers: None begins with one per CPU that this process may use, at most MAX_WORKERS, and keeps
+    as many as the first clips show to be needed; see enough_workers. told: called with their
+    number, again when it is chosen. At most two clips per worker are decoded ahead. An error of one
+    file is yielded, not raised; wrong options raise InputError at once. Closing the iterator, or
+    Ctrl-C, kills all children.
     """
-    workers = _checked(workers, timeout_s)
+    count = _checked(workers, timeout_s)
     if isinstance(paths, Sized):
-        workers = min(workers, max(1, len(paths)))
-    return _in_order(paths, spec, timeout_s, workers)
+        count = min(count, max(1, len(paths)))
+    return _in_order(paths, spec, timeout_s, count, workers is None, told)
+
+
+def enough_workers(decoding_s: float, using_s: float, most: int) -> int:
+    """How many processes decode as fast as clips are used, with a quarter to spare.
+
+    decoding_s: for a clip, in one process. using_s: between taking a clip and asking for the next:
+    the model's time. Where that is long, further processes take the model's cores from it; where
+    it is short, one process keeps the model waiting.
+    """
+    if using_s * most <= SPARE * decoding_s:
+        return most
+    return max(1, math.ceil(SPARE * decoding_s / using_s))
 
 
 def read_all_windows(
@@ -154,19 +177,36 @@ def _checked(workers: int | None, timeout_s: float) -> int:
 
 
 def _in_order(
-    paths: Iterable[Path], spec: ClipSpec, timeout_s: float, workers: int
+    paths: Iterable[Path],
+    spec: ClipSpec,
+    timeout_s: float,
+    workers: int,
+    choosing: bool,
+    told: Callable[[int], None],
 ) -> Generator[tuple[Path, Result], None, None]:
     if _early is not None:
         yield from _early.clips(paths, spec, timeout_s)
         return
+    told(workers)
     with closing(_Pool(workers)) as pool:
 
         def tasks() -> Iterator[tuple[Path, Future[Any]]]:
             for path in paths:
                 yield path, pool.submit(partial(_read_one, path, spec, timeout_s))
 
+        used: list[float] = []
         for path, future in _ahead(tasks(), PREFETCH * workers):
-            yield path, future.result()
+            result = future.result()
+            start = time.perf_counter()
+            yield path, result
+            if not choosing:
+                continue
+            used.append(time.perf_counter() - start)
+            if len(used) == PREFETCH * workers + MEASURED:
+                decoding = statistics.median(list(pool.seconds))
+                pool.keep(enough_workers(decoding, statistics.fmean(used[-MEASURED:]), workers))
+                told(pool.size)
+                choosing = False
 
 
 def _windows_in_order(
@@ -233,10 +273,11 @@ class _Pool:
         self._tasks: SimpleQueue[tuple[Callable[[DecodeWorker], Any], Future[Any]] | None]
         self._tasks = SimpleQueue()
         self.size = workers
+        self.seconds: deque[float] = deque(maxlen=MEASURED)  # of the last tasks
         self._workers = [DecodeWorker() for _ in range(workers)]
         self._threads = [
-            threading.Thread(target=self._serve, args=(worker,), daemon=True)
-            for worker in self._workers
+            threading.Thread(target=self._serve, args=(worker,), name=f"decode {i}", daemon=True)
+            for i, worker in enumerate(self._workers)
         ]
         try:
             for thread in self._threads:
@@ -251,6 +292,12 @@ class _Pool:
         self._tasks.put((work, future))
         return future
 
+    def keep(self, count: int) -> None:
+        """End all but so many workers, after what they have begun."""
+        for _ in range(self.size - count):
+            self._tasks.put(None)
+        self.size = min(self.size, count)
+
     def close(self) -> None:
         """Kill all children and wait for the threads."""
         for worker in self._workers:
@@ -264,12 +311,15 @@ class _Pool:
     def _serve(self, worker: DecodeWorker) -> None:
         while (task := self._tasks.get()) is not None:
             work, future = task
+            start = time.perf_counter()
             try:
                 future.set_result(_twice(work, worker))
             except StanError as e:
                 future.set_result(e)
             except Exception as e:
                 future.set_exception(e)
+            self.seconds.append(time.perf_counter() - start)
+        worker.close()
 
 
 def _twice(work: Callable[[DecodeWorker], Any], worker: DecodeWorker) -> Any:

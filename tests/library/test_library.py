@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 import stan_infer as si
-from stan_infer.library.database import PASSPORT, ROWS, VECTORS
+from stan_infer.library.database import PASSPORT, ROWS, VECTORS, connect
 from stan_infer.library.embed_library import embed_library
 from stan_infer.library.levels import normalised
 from stan_infer.library.library import open_library
 from stan_infer.library.place import locked
+from stan_infer.library.store import File, Store
 from stan_infer.system.json_file import json_line
 from stan_infer.video.windows import Windows
 from tests.library.fake_stack import FakeSession
@@ -197,6 +198,29 @@ def test_windows_are_rows_with_times(made, tmp_path, batch):
         run(tmp_path, batch=batch)
 
 
+def test_readers_leave_nothing_beside_the_database(place):
+    def files():
+        return sorted(p.name for p in (place / "library").iterdir())
+
+    whole = ["library.json", "lock", "rows.db", "vectors.f32"]
+    library = open_library(place / "library")
+    library.check()
+    assert len([*library.videos]) == MANY and files() == whole
+    with locked(place / "library"), Store(place / "library", 24) as store:
+        store.put_file(Path("/x.mp4"), File(1, 1, b"1" * 32))
+        store.commit()
+        open_library(place / "library").check()
+        reader = connect(place / "library")
+        reader.execute("BEGIN")
+        assert reader.execute("SELECT count(*) FROM files").fetchone() == (MANY + 1,)
+    assert f"{ROWS}-wal" in files(), "it is being read"
+    reader.close()
+    open_library(place / "library").check()
+    make_clip(place / "videos" / "09.mp4", frames=20, size=(32, 48))
+    run(place)
+    assert files() == whole, "the next run clears it"
+
+
 def test_two_runs_at_once_are_refused(place):
     words = rf"another run \(process {os.getpid()} on .+\) is writing to library"
     with locked(place / "library"), pytest.raises(si.InputError, match=words):
@@ -289,7 +313,6 @@ HOSTILE = {
     "a view": sql("DROP TABLE state; CREATE VIEW state AS SELECT 0 AS id, 5 AS vectors"),
     "no table": sql("DROP TABLE files"),
     "a journal to play back": lambda at: (at / f"{ROWS}-journal").write_bytes(b"x" * 512),
-    "an older mode": sql("PRAGMA journal_mode = DELETE"),
     "no database": lambda at: (at / ROWS).write_bytes(b"SQLite format 3\0" + b"\2" * 100),
     "an empty database": lambda at: (at / ROWS).write_bytes(b""),
     "no vectors": lambda at: (at / VECTORS).unlink(),
@@ -305,7 +328,7 @@ def test_hostile_files_are_refused(place, kind):
     HOSTILE[kind](place / "library")
     make_clip(place / "videos" / "05.mp4", frames=20, size=(32, 48))
     outside = {p: p.read_bytes() for p in place.glob("outside-*")}
-    for refused in (lambda: open_library(place / "library"), lambda: run(place)):
+    for refused in (lambda: [*open_library(place / "library").videos], lambda: run(place)):
         if kind in ("a path that is a number", "a path with a zero", "times that are text"):
             if refused.__code__.co_names[0] == "run":
                 continue  # never opens a path of the library, and does not look at its times

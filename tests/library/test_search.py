@@ -15,11 +15,12 @@ import pytest
 
 import stan_infer as si
 from stan_infer.engines.session import score_features
-from stan_infer.library import nearest, row_filter
+from stan_infer.library import nearest, row_filter, row_videos
 from stan_infer.library.contact_sheet import MAX_FRAMES, MAX_HITS, check_sheet, write_sheet
 from stan_infer.library.database import PASSPORT, ROWS, VECTORS
 from stan_infer.library.embed_library import embed_library
 from stan_infer.library.library import open_library
+from stan_infer.library.migrate_library import migrate_library
 from stan_infer.library.query import Term, terms
 from stan_infer.library.row_filter import RowFilter
 from stan_infer.library.search import Hit, Searcher, SearchResult
@@ -116,6 +117,38 @@ def test_every_row_is_compared(block, monkeypatch):
     assert [*nearest.best_first(scores, 3)] == sorted(range(500), key=lambda i: (-scores[i], i))
     assert nearest.largest(np.zeros(9, np.float32), 3).tolist() == [0, 1, 2]
     assert nearest.largest(scores[:0], 3).tolist() == []
+
+
+def test_opening_and_searching_read_no_path_but_those_shown(made, monkeypatch):
+    """A million rows are opened in half a second because no work is done for each."""
+    read = []
+    path_of = row_videos.path_of
+    monkeypatch.setattr(row_videos, "path_of", lambda p: read.append(p) or path_of(p))
+    library = open_library(made / "library")
+    assert read == [] and len(library.videos) == MANY == library.videos.files()
+    library.search("a dog", model=Talking(), top=2)
+    assert len(read) == 2
+    assert len([*library.videos]) == MANY and len(read) == 2 + MANY
+    assert library.videos[1:3] == [library.videos[1], library.videos[2]]
+    with pytest.raises(IndexError):
+        library.videos[MANY]
+
+
+def test_files_that_go_after_opening_are_no_hits(place):
+    library = open_library(place / "library")
+    (place / "videos" / "even" / "02.mp4").unlink()
+    (place / "videos" / "even" / "04.mp4").rename(place / "videos" / "even" / "05.mp4")
+    embed(place, "library")
+    found = names(library.search("a dog", model=Talking(), top=MANY))
+    assert sorted(found) == ["00.mp4", "01.mp4", "03.mp4", "05.mp4", "05.mp4"]
+    assert library.videos[1] == () and len(open_library(place / "library").ids) == MANY - 1
+
+
+def test_a_library_that_took_the_place_is_not_mixed_in(place):
+    library = open_library(place / "library")
+    migrate_library(place / "library", Talking(seed=1), workers=1)
+    with pytest.raises(si.InputError, match="was replaced since it was opened"):
+        library.search("a dog", model=Talking(), top=1)
 
 
 def test_scores_are_weighted_means_of_cosines(made):

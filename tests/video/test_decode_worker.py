@@ -5,9 +5,11 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -342,3 +344,45 @@ def test_a_lying_container_ends_in_time_with_decord(tmp_path):
     start = time.monotonic()
     results = list(read_clips(liars, replace(SMALL, decoder="decord"), timeout_s=5))
     assert len(results) == 4 and time.monotonic() - start < 40
+
+
+@pytest.mark.parametrize(
+    ("decoding_s", "using_s", "most", "right"),
+    [(1, 0, 2, 2), (1, 1, 2, 2), (1, 1.3, 2, 1), (1, 9, 8, 1), (0, 0, 4, 4), (4, 1, 8, 5)],
+)
+def test_enough_workers(decoding_s, using_s, most, right):
+    assert decode_pool.enough_workers(decoding_s, using_s, most) == right
+
+
+@pytest.mark.parametrize(("using_s", "right"), [(0.0, [3, 3]), (1.0, [3, 1])])
+def test_workers_are_chosen_by_the_first_clips(clip, monkeypatch, using_s, right):
+    """A clock of our own: decoding takes 0.1 s; every clip comes, in order, from whoever stays."""
+    monkeypatch.setattr(decode_worker, "MAX_WORKERS", 3)
+    monkeypatch.setattr(decode_worker, "usable_cpus", lambda: 3)
+    times = threading.local()
+
+    def clock():
+        times.now = getattr(times, "now", 0.0)
+        return times.now
+
+    read_one = decode_pool._read_one
+
+    def reading(*given):
+        times.now = clock() + 0.1
+        return read_one(*given)
+
+    monkeypatch.setattr(decode_pool, "_read_one", reading)
+    monkeypatch.setattr(decode_pool, "time", SimpleNamespace(perf_counter=clock))
+    told, paths = [], [clip] * 40
+    clips = read_clips(iter(paths), SMALL, told=told.append)
+    clock()
+    found = []
+    for _, result in clips:
+        found.append(result.pixels)
+        times.now += using_s
+        if len(found) == 35:
+            assert sum(t.name.startswith("decode ") for t in threading.enumerate()) == right[-1]
+    assert told == right and len(found) == 40
+    assert all((pixels == found[0]).all() for pixels in found)
+    told.clear()
+    assert len([*read_clips(paths, SMALL, workers=2, told=told.append)]) == 40 and told == [2]
