@@ -122,12 +122,17 @@ def _unbroken(app, pagename, templatename, context, doctree):
     context["body"] = re.sub(r"(\d) %(?=[^<>]*<)", r"\1&nbsp;%", body)
 
 
+# In code a word with a hyphen would be taken for two where it is broken there; long ones must.
+_HYPHENS = r"(?<![\w./<&-])(?=[\w./-]{3,34}(?![\w./-]))([\w./]+-[\w./-]+)(?=[^<>]*(?:<|$))"
+
+
 def _lines(match):
     """Each line of a block of code apart, so that its rest is indented where a screen is narrow."""
     found = []
     for line in match[1].split("\n"):
         plain = re.sub(r"<[^>]+>", "", line)
         indent = len(plain) - len(plain.lstrip())
+        line = re.sub(_HYPHENS, r'<span class="whole">\1</span>', line)
         found.append(f'<span class="line" style="--indent:{indent}">{line}\n</span>')
     return "".join(found)
 

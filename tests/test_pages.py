@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from stan_infer.cli.app import app
 from tests.conftest import ROOT, python, quicken, quieten
+from tests.examples.chromium import Page, needs_browser
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 RUN = ("sh", "console", "python")
@@ -225,16 +226,86 @@ def test_a_page_that_is_wrong_is_found(tmp_path, monkeypatch):
         run("python", "1 / 0\n", [])
 
 
-def test_the_site_is_built_without_a_warning(tmp_path):
-    python("-m", "sphinx", "-q", "-W", "--keep-going", "-c", "docs", ".", tmp_path, cwd=ROOT)
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The folder of the site, built without a warning."""
+    folder = tmp_path_factory.mktemp("site")
+    python("-m", "sphinx", "-q", "-W", "--keep-going", "-c", "docs", ".", folder, cwd=ROOT)
+    return folder
+
+
+def test_the_site_is_built_without_a_warning(site):
     for page in PAGES[1:]:
-        assert (tmp_path / page.relative_to(ROOT)).with_suffix(".html").is_file()
-    text = (tmp_path / "CHECKPOINTS.html").read_text()
+        assert (site / page.relative_to(ROOT)).with_suffix(".html").is_file()
+    text = (site / "CHECKPOINTS.html").read_text()
     assert "layouts.py::<wbr>test_<wbr>every_<wbr>layout_" in text  # broken behind separators only
     assert '<span class="pre whole"><span class="whole">--weights</span></span>' in text
-    assert '<span class="whole">2026-' in (tmp_path / "BENCHMARKS.html").read_text()
-    text = (tmp_path / "docs" / "api.html").read_text()
+    assert '<span class="whole">2026-' in (site / "BENCHMARKS.html").read_text()
+    text = (site / "docs" / "api.html").read_text()
     for wrong in ("type<span", "*float32", "Type:", "\N{FULLWIDTH COLON}", ">_video<"):
         assert wrong not in text, wrong
     assert "<p>Whether" in text
     assert 'id="stan_infer.open_session"' in text and "help(stan_infer)" not in text
+
+
+# What of a page of the site is wider than the window and no part of a box that scrolls; and lines
+# of code, without what a command prints, that leave their box.
+TOO_WIDE = """(() => {
+const right = e => e.getBoundingClientRect().right;
+const out = e => right(e) > innerWidth + 1 && !e.closest('.table-wrapper, pre');
+const line = e => !e.querySelector('.go') && e.scrollWidth > e.clientWidth;
+return [...[...document.querySelectorAll('article *')].filter(out),
+        ...[...document.querySelectorAll('.line')].filter(line)].map(e => e.textContent);
+})()"""
+# Texts with too little contrast for WCAG's level AA.
+FAINT = """(() => {
+const numbers = c => c.match(/[\\d.]+/g).map(Number);
+const linear = c => (c /= 255) <= .03928 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4;
+const light = c => [.2126, .7152, .0722].reduce((s, w, i) => s + w * linear(numbers(c)[i]), 0);
+const ground = e => {
+  for (; e; e = e.parentElement) {
+    const c = getComputedStyle(e).backgroundColor, n = numbers(c);
+    if (n.length === 3 || n[3] > .99) return c;
+  }
+  return 'rgb(255, 255, 255)';
+};
+const faint = e => {
+  const [a, b] = [light(getComputedStyle(e).color), light(ground(e))].sort((a, b) => b - a);
+  return (a + .05) / (b + .05) < 4.5;
+};
+const own = e => [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim());
+return [...document.querySelectorAll('article *')].filter(e => own(e) && faint(e))
+  .map(e => e.textContent);
+})()"""
+
+
+def seen(page, file, width, dark, faint=False):
+    """What is wrong with a page in a window of this width."""
+    page.dark(dark=dark)
+    page.open(file.as_uri(), width)
+    wide = page.js("Math.max(0, document.documentElement.scrollWidth - innerWidth)")
+    return [wide] * bool(wide) + page.js(TOO_WIDE) + (page.js(FAINT) if faint else [])
+
+
+@needs_browser
+def test_the_site_fits_screens_of_all_widths(site, tmp_path):
+    files = [f for f in sorted(site.rglob("*.html")) if "_static" not in f.parts]
+    files.remove(site / "index.html")  # it leads to docs/index.html
+    with Page(tmp_path / "profile") as page:
+        for file in files:
+            for width, dark in ((390, False), (1100, True), (1280, False)):
+                assert seen(page, file, width, dark, faint=width > 390) == [], (file.name, width)
+
+
+@needs_browser
+def test_what_is_wrong_on_a_screen_is_seen(tmp_path):
+    wrong = {
+        "<p style='width:500px'>a": ["a"],
+        "<pre style='width:99px'><span class=line style='display:block'>" + "b" * 60: ["b" * 60],
+        "<p style='color:#777;background:#888'>c": ["c"],
+    }
+    with Page(tmp_path / "profile") as page:
+        for number, (html, found) in enumerate(wrong.items()):
+            file = tmp_path / f"{number}.html"
+            file.write_text(f"<!doctype html><body style='background:#fff'><article>{html}")
+            assert [w for w in seen(page, file, 390, False, faint=True) if w in found] == found

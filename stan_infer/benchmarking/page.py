@@ -25,13 +25,14 @@ Rows = Sequence[Mapping[str, Any]]
 _ROWS = "rows.jsonl"
 why_keep = earlier_result.folder({"index.html"}, _ROWS, why_keep_rows, "a report")
 _STYLE = ".doubt { border-left: 4px solid #D55E00; padding-left: .7rem; font-weight: 600; }\n"
+_NOTES = 5  # below a table; more are folded up
 _COLUMNS = {
     "engine": "engine",
     "precision": "precision",
     "batch": "B",
     "frames": "T",
     "latency_ms_p50": "p50 ms",
-    "ratio": "x baseline (95 %)",
+    "ratio": "ratio (95 %)",
     "latency_ms_p20": "p20 ms",
     "latency_ms_p95": "p95 ms",
     "latency_ms_p99": "p99 ms",
@@ -207,6 +208,8 @@ def _table(rows: Rows, columns: Mapping[str, str]) -> str:
     ]
     notes = [f"<li>{escaped(line)}</li>" for r in rows for line in remarks(r)]
     below = f"<ul class=soft>{''.join(notes)}</ul>" if notes else ""
+    if len(notes) > _NOTES:
+        below = f"<details><summary>{len(notes)} remarks on rows</summary>{below}</details>"
     return f"<div class=wide><table><tr>{head}</tr>{''.join(lines)}</table></div>{below}"
 
 

@@ -223,7 +223,7 @@ class _Work:
         with self.progress("drawing thumbnails", len(names)) as step:
             found = thumbnails([files[n] for n in names], self.own.decoder, self.how, step)
         pictures = {n: found[files[n]] for n in names if files[n] in found}
-        title = f"{Path(result.model).name} on {self.dataset}"
+        title = f"stan-infer eval: {Path(result.model).name} on {self.dataset}"
         write_results(out, title, result.to_dict(), result.answers, pictures, sources=sources)
 
     def _evaluated(

@@ -29,7 +29,6 @@ _STYLE = """
 dt { font-weight: 600; } dd { margin: 0 0 .4rem; }
 .facts td { white-space: normal; text-align: left; overflow-wrap: anywhere; }
 .facts td:first-child { white-space: nowrap; vertical-align: top; }
-summary { cursor: pointer; margin-top: .7rem; }
 """
 
 
@@ -273,7 +272,7 @@ def _picture(video: str, pictures: Mapping[str, str]) -> str:
     if video not in pictures:
         return "<p class=soft>(no picture)</p>"
     alt = f"three frames of {_short(Path(video).name)}"
-    return f'<img loading="lazy" alt="{escaped(alt)}" src="{pictures[video]}">'
+    return f'<img alt="{escaped(alt)}" src="{pictures[video]}">'
 
 
 def _left_out(record: Mapping[str, Any]) -> list[str]:

@@ -91,8 +91,9 @@ def _card(hit: Hit, frames: str) -> str:
     name = Path(hit.video).name
     time = "" if hit.start_s is None else f"<p>{hit.start_s:.2f} to {hit.end_s:.2f} s</p>"
     copies = f"<p class=soft>and {len(hit.copies)} copies</p>" if hit.copies else ""
+    score = f"<span class=whole>score {hit.score:.4f}</span>"
     return (
-        f"<div class=card><b>{hit.rank}. {_cut(name)}</b> {hit.score:.4f}{time}{frames}"
+        f"<div class=card><b>{hit.rank}. {_cut(name)}</b> {score}{time}{frames}"
         f"<p class=soft>{_cut(hit.video)}</p>{copies}</div>"
     )
 

@@ -121,7 +121,7 @@ class Work:
         verdict = record["verdict"]
         if (not verdict["is_met"] or not verdict["is_faster"]) and not o.force:
             raise CheckError(f"{verdict['sentence']}; nothing was written (--force writes it)")
-        title = f"Error of each linear alone in {o.precision} ({o.method})"
+        title = f"Error of each linear alone in {o.precision}, ranges by {o.method}"
         plots = draw(errors, record["kept"], title)
         files = {f"sensitivity.{kind}": content for kind, content in plots.items()}
         with new_folder(out, why_keep, sources=[self.artefact.path]) as folder:

@@ -37,10 +37,13 @@ th:first-child, td:first-child { text-align: left; }
 .card b { font-size: 1rem; } .card p { margin: .4rem 0 0; }
 .plots { display: flex; flex-wrap: wrap; gap: 1rem 2rem; margin-top: 1rem; }
 figure { margin: 0; max-width: 100%; overflow-x: auto; } svg { width: 100%; height: auto; }
-p, li, dl { max-width: 46rem; } .soft { color: var(--soft); }
+p, li, dl { max-width: 46rem; } .soft { color: var(--soft); } .whole { white-space: nowrap; }
+details > summary { cursor: pointer; margin-top: .7rem; }
 """
 
 
+# Options and names of figures are no words that a line may end in.
+_WHOLE = re.compile(r"(?<![\w-])(--[a-z][\w-]*|top-\d+)(?=[^<>]*<)")
 _LONG = 30  # characters of a cell that stays in one line
 _CHART = 374.0  # pixels, as charts are wide
 
@@ -50,12 +53,14 @@ def html_page(title: str, parts: Sequence[str], style: str = "", *, maker: str =
 
     maker: the command, where the page is a file that the next run of it replaces.
     """
+    texts = re.split("(<svg.*?</svg>)", "".join(parts), flags=re.DOTALL)
+    texts[::2] = [_WHOLE.sub(r"<span class=whole>\1</span>", text) for text in texts[::2]]
     return (
         f'<!doctype html>\n<html lang="en"><head>{made_by(maker) if maker else ""}'
         '<meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escaped(title)}</title><style>{STYLE}{style}</style></head>\n"
-        f"<body>{''.join(parts)}</body></html>\n"
+        f"<body>{''.join(texts)}</body></html>\n"
     )
 
 

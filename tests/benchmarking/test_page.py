@@ -1,9 +1,7 @@
 """The HTML page: everything inside it, strangers' names escaped, and it fits a phone's screen."""
 
 import json
-import os
 import re
-import shutil
 import subprocess
 from html.parser import HTMLParser
 
@@ -15,9 +13,7 @@ from stan_infer.benchmarking.rows import ratio_in_words
 from stan_infer.benchmarking.starvation import add_doubts
 from stan_infer.benchmarking.timing import summarise
 from stan_infer.errors import InputError
-
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-
+from tests.examples.chromium import PROGRAM, needs_browser
 
 SAME = {
     **{"schema": "stan-infer/bench/1", "warmup": 2, "threads": 2, "date": "2026-01-01"},
@@ -110,6 +106,20 @@ def test_the_page_is_whole_and_fetches_nothing():
     assert not [i for i in re.findall(r"url\(#([^)]+)\)", page) if i not in ids]
 
 
+def test_names_that_stay_in_one_line_are_so_outside_of_charts_only():
+    evals = [{**e, "figures": {"videos": {"top-1": 50.0}}} for e in EVALS]
+    page = render_page("with --threads", rows(), [], evals)
+    assert "with <span class=whole>--threads</span></h1>" in page
+    assert "<title>with --threads</title>" in page
+    assert ">top-1 against latency, B = 1</text>" in page
+
+
+def test_many_remarks_are_folded_up():
+    few = [r for r in rows() if r["frames"] == 8]
+    assert "<details>" not in render_page("t", few, [], [])
+    assert "<details><summary>7 remarks on rows</summary>" in render_page("t", rows(), [], [])
+
+
 def test_one_batch_and_one_number_of_frames_are_bars():
     page = render_page("t", [r for r in rows() if r["batch"] == 1 and r["frames"] == 8], [], [])
     assert "Latency, B = 1, T = 8" in page
@@ -165,16 +175,10 @@ def test_it_is_written_whole_and_spares_other_folders(tmp_path):
         render_page("t", [{**rows()[0], "refused": "x"}], [], [])
 
 
-needs_browser = pytest.mark.skipif(
-    not BROWSER and not os.environ.get("STAN_INFER_REQUIRE_BROWSER"),
-    reason="needs a headless browser: apt install chromium",
-)
-
-
 def browser(folder, *options):
     """Run the browser without a window; return what it wrote."""
-    assert BROWSER
-    run = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"]
+    assert PROGRAM
+    run = [PROGRAM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"]
     run += ["--no-first-run", "--disable-background-networking", "--disable-component-update"]
     run += ["--disable-sync", f"--user-data-dir={folder / 'profile'}", *options]
     return subprocess.run(run, capture_output=True, text=True, timeout=120)

@@ -18,8 +18,9 @@ from stan_infer.system.csv_file import unguarded
 from stan_infer.text.tokenizer import tokenize
 from stan_infer.video.clip import read_clip_info
 from stan_infer.video.spec import ClipSpec
-from tests.benchmarking.test_page import fits, needs_browser, on_screen
+from tests.benchmarking.test_page import fits, on_screen
 from tests.conftest import python
+from tests.examples.chromium import needs_browser
 from tests.video import broken_videos as make
 
 TEXTS = ["a red square", "a blue ring, moving left", "noise"]

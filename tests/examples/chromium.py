@@ -14,7 +14,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 PROGRAM = shutil.which("chromium") or shutil.which("google-chrome")
+needs_browser = pytest.mark.skipif(
+    not PROGRAM and not os.environ.get("STAN_INFER_REQUIRE_BROWSER"),
+    reason="needs a headless browser: apt install chromium",
+)
 _QUIET = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync
 --disable-background-networking --disable-component-update --disable-default-apps
 --disable-dev-shm-usage --hide-scrollbars --disable-features=Translate,OptimizationHints,MediaRouter
