@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import CancelledError
 from functools import partial
@@ -25,6 +26,7 @@ from stan_infer.server.question import question
 from stan_infer.server.row_files import NoRowError, Pictures, Videos, place_of
 from stan_infer.system.html_page import STYLE
 
+_LOG = logging.getLogger(__name__)
 _HERE = Path(__file__).parent
 _MAX_ROW = 18  # digits of a row's number
 
@@ -80,6 +82,10 @@ def answered(
             return JSONResponse({"error": str(e)}, 400)
         except StanError as e:  # a damaged library, a package that is missing
             return JSONResponse({"error": str(e)}, 500)
+        except Exception:
+            _LOG.exception("this is a bug of stan_infer: %s", request.url.path[:200])
+            words = {"error": "an internal error, of which the program's own output says more"}
+            return JSONResponse(words, 500)
 
     return answer
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
-import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from starlette.responses import JSONResponse
 
-_LOG = logging.getLogger(__name__)
 _Message = MutableMapping[str, Any]
 _Send = Callable[[_Message], Awaitable[None]]
 _App = Callable[[_Message, Callable[[], Awaitable[_Message]], _Send], Awaitable[None]]
@@ -40,13 +38,10 @@ class Guard:
         self._app, self._hosts = app, hosts
 
     async def __call__(self, scope: _Message, receive: Any, send: _Send) -> None:
-        """Answer one request; what the application does not expect is logged, and status 500."""
-        started = False
+        """Answer one request."""
 
         async def bearing(message: _Message) -> None:
-            nonlocal started
             if message["type"] == "http.response.start":
-                started = True
                 own = [(k.encode(), v.encode()) for k, v in HEADERS.items()]
                 names = {k for k, _ in own}
                 rest = [(k, v) for k, v in message["headers"] if k.lower() not in names]
@@ -54,13 +49,7 @@ class Guard:
             await send(message)
 
         app: Any = self._refusal(scope) or self._app
-        try:
-            await app(scope, receive, bearing)
-        except Exception:
-            _LOG.exception("this is a bug of stan_infer: %s", scope["path"][:200])
-            if not started:
-                words = {"error": "an internal error; the program's own output says more"}
-                await JSONResponse(words, 500)(scope, receive, bearing)
+        await app(scope, receive, bearing)
 
     def _refusal(self, scope: _Message) -> JSONResponse | None:
         headers: dict[bytes, list[bytes]] = {}
