@@ -20,7 +20,7 @@ from starlette.routing import Route
 from stan_infer.errors import InputError, StanError, printable
 from stan_infer.library.contact_sheet import STYLE as SHEET_STYLE
 from stan_infer.library.search import Hit
-from stan_infer.server.guard import Guard
+from stan_infer.server.guard import Guard, busy
 from stan_infer.server.held import BusyError, Found, Held
 from stan_infer.server.question import question
 from stan_infer.server.row_files import NoRowError, Pictures, Videos, place_of
@@ -74,8 +74,7 @@ def answered(
         except NoRowError:
             return JSONResponse({"error": "the library has no such row"}, 404)
         except BusyError:
-            words = {"error": "others are served first: try again in a moment"}
-            return JSONResponse(words, 503, {"retry-after": "1"})
+            return busy()
         except (asyncio.CancelledError, CancelledError):
             return JSONResponse({"error": "the server ends"}, 503)
         except InputError as e:

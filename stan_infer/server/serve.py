@@ -180,7 +180,6 @@ def _running(app: Guard, listener: socket.socket) -> Iterator[threading.Thread]:
         proxy_headers=False,
         server_header=False,
         backlog=_BACKLOG,
-        limit_concurrency=of.MAX_CONNECTIONS,
         timeout_keep_alive=of.KEEP_S,
         timeout_graceful_shutdown=_END_S,
         h11_max_incomplete_event_size=of.MAX_REQUEST,
