@@ -17,43 +17,18 @@ from tests.conftest import python
 # Where a command leaves out what it could have had: none may be added here without a reason.
 HAVE = {
     "--json": {"inspect", "run", "embed", "eval", "export", "calibrate", "verify", "convert"}
-    | {
-        "bench",
-        "doctor",
-        "search",
-        "serve",
-        "library inspect",
-        "library verify",
-        "library migrate",
-    },
-    "--threads": {
-        "run",
-        "embed",
-        "eval",
-        "export",
-        "verify",
-        "bench",
-        "calibrate",
-        "search",
-        "serve",
-    }
-    | {"library verify", "library migrate"},
+    | {"bench", "doctor", "search", "serve"}
+    | {"library inspect", "library verify", "library migrate"},
+    "--threads": {"run", "embed", "eval", "export", "verify", "bench", "calibrate", "search"}
+    | {"serve", "library verify", "library migrate"},
     "--workers": {"run", "embed", "eval", "calibrate", "library migrate"},
     "--batch": {"run", "embed", "eval", "export", "bench", "library migrate"},
     "--precision": {"run", "embed", "search", "serve", "eval", "export", "calibrate", "bench"}
     | {"library verify", "library migrate"},
     "--frames": {"run", "embed", "eval", "export", "verify", "bench", "inspect"}
     | {"library migrate"},
-    "--device": {
-        "run",
-        "embed",
-        "search",
-        "serve",
-        "eval",
-        "bench",
-        "library verify",
-        "library migrate",
-    },
+    "--device": {"run", "embed", "search", "serve", "eval", "bench"}
+    | {"library verify", "library migrate"},
     "--template": {"run", "search", "serve", "eval", "export"},
 }
 OF_FILES = {"--out", "--compare"}  # the kind of file is another in each command; metavars say it
