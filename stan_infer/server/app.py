@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import CancelledError
 from functools import partial
@@ -19,12 +20,13 @@ from starlette.routing import Route
 from stan_infer.errors import InputError, StanError, printable
 from stan_infer.library.contact_sheet import STYLE as SHEET_STYLE
 from stan_infer.library.search import Hit
-from stan_infer.server.guard import Guard
+from stan_infer.server.guard import Guard, busy
 from stan_infer.server.held import BusyError, Found, Held
 from stan_infer.server.question import question
 from stan_infer.server.row_files import NoRowError, Pictures, Videos, place_of
 from stan_infer.system.html_page import STYLE
 
+_LOG = logging.getLogger(__name__)
 _HERE = Path(__file__).parent
 _MAX_ROW = 18  # digits of a row's number
 
@@ -72,14 +74,17 @@ def answered(
         except NoRowError:
             return JSONResponse({"error": "the library has no such row"}, 404)
         except BusyError:
-            words = {"error": "others are served first: try again in a moment"}
-            return JSONResponse(words, 503, {"retry-after": "1"})
+            return busy()
         except (asyncio.CancelledError, CancelledError):
             return JSONResponse({"error": "the server ends"}, 503)
         except InputError as e:
             return JSONResponse({"error": str(e)}, 400)
         except StanError as e:  # a damaged library, a package that is missing
             return JSONResponse({"error": str(e)}, 500)
+        except Exception:
+            _LOG.exception("this is a bug of stan_infer: %s", request.url.path[:200])
+            words = {"error": "an internal error, of which the program's own output says more"}
+            return JSONResponse(words, 500)
 
     return answer
 

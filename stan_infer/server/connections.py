@@ -7,7 +7,6 @@ from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-MAX_CONNECTIONS = 256  # that are answered; a further one is told that the server is busy
 MAX_OPEN = 512  # more are closed unheard: a process may often have 1,024 files
 REQUEST_S = 10.0  # for a request to arrive
 STALL_S = 30.0  # in which a client must take some of an answer

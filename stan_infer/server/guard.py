@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
-import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from starlette.responses import JSONResponse
 
-_LOG = logging.getLogger(__name__)
 _Message = MutableMapping[str, Any]
 _Send = Callable[[_Message], Awaitable[None]]
 _App = Callable[[_Message, Callable[[], Awaitable[_Message]], _Send], Awaitable[None]]
@@ -29,6 +27,7 @@ HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "cache-control": "no-store",
 }
+MAX_ACTIVE = 128  # requests that are answered at the same time
 _OURS = ("same-origin", "none")  # Sec-Fetch-Site of this page, and of an address that is typed
 
 
@@ -37,16 +36,13 @@ class Guard:
 
     def __init__(self, app: _App, hosts: frozenset[str]) -> None:
         """hosts: names that a request may call this server, in small letters."""
-        self._app, self._hosts = app, hosts
+        self._app, self._hosts, self._active = app, hosts, 0
 
     async def __call__(self, scope: _Message, receive: Any, send: _Send) -> None:
-        """Answer one request; what the application does not expect is logged, and status 500."""
-        started = False
+        """Answer one request."""
 
         async def bearing(message: _Message) -> None:
-            nonlocal started
             if message["type"] == "http.response.start":
-                started = True
                 own = [(k.encode(), v.encode()) for k, v in HEADERS.items()]
                 names = {k for k, _ in own}
                 rest = [(k, v) for k, v in message["headers"] if k.lower() not in names]
@@ -54,13 +50,11 @@ class Guard:
             await send(message)
 
         app: Any = self._refusal(scope) or self._app
+        self._active += 1
         try:
             await app(scope, receive, bearing)
-        except Exception:
-            _LOG.exception("this is a bug of stan_infer: %s", scope["path"][:200])
-            if not started:
-                words = {"error": "an internal error; the program's own output says more"}
-                await JSONResponse(words, 500)(scope, receive, bearing)
+        finally:
+            self._active -= 1
 
     def _refusal(self, scope: _Message) -> JSONResponse | None:
         headers: dict[bytes, list[bytes]] = {}
@@ -81,12 +75,18 @@ class Guard:
         opens = headers.get(b"sec-fetch-mode") == [b"navigate"] and scope["path"] == "/"
         if site not in _OURS and not opens:
             return JSONResponse({"error": "another site's page asks for this"}, 403, close)
-        return None
+        return busy() if self._active >= MAX_ACTIVE else None
 
     def _is_ours(self, given: bytes, scope: _Message) -> bool:
         """Whether a request names this server: a page elsewhere whose name leads here does not."""
         name = host_of(given.decode("latin-1"))
         return name is not None and (name in self._hosts or name == _address(scope))
+
+
+def busy() -> JSONResponse:
+    """The answer where too many are being served."""
+    words = {"error": "others are served first: try again in a moment"}
+    return JSONResponse(words, 503, {"retry-after": "1"})
 
 
 def host_of(text: str) -> str | None:

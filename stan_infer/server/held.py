@@ -7,7 +7,6 @@ import datetime
 import os
 import threading
 import time
-from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from stan_infer.library.library import Library, open_library
 from stan_infer.library.search import Searcher, SearchResult
 from stan_infer.server.question import Question
 from stan_infer.system.result import Say, silent
-from stan_infer.text.templates import PLAIN, Templates, read_templates
+from stan_infer.text.templates import Templates
 
 MAX_WAITING = 32  # searches; one runs at a time, as the network and the memory serve one best
 LOOK_S = 2.0  # between two looks at whether the library has changed
@@ -55,9 +54,8 @@ class Held:
         self,
         path: Path,
         session: Session,
-        *,
+        templates: Templates,
         mug: bool = False,
-        template: str | Sequence[str] = PLAIN,
         timeout_s: float = 60.0,
         say: Say = silent,
     ) -> None:
@@ -67,8 +65,8 @@ class Held:
         """
         self.path, self.mug, self.timeout_s = path, mug, timeout_s
         self.session, self._said = session, say
-        self._templates: Templates = read_templates(template)
-        self._templates.check(is_mug=session.config.is_mug)
+        self._templates = templates
+        templates.check(is_mug=session.config.is_mug)
         self._mark, start = _mark(path), time.monotonic()
         library = open_library(path)
         self._cost_s = time.monotonic() - start

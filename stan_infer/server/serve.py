@@ -7,7 +7,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,8 @@ from stan_infer.library.library import open_library
 from stan_infer.library.searched_model import find_model
 from stan_infer.library.thumbnails import check_thumbnails
 from stan_infer.system.packages import require
-from stan_infer.system.result import Say, silent
+from stan_infer.system.result import Say, divided, silent
+from stan_infer.text.templates import PLAIN, read_templates
 
 if TYPE_CHECKING:
     from stan_infer.server.guard import Guard
@@ -30,7 +31,7 @@ _END_S = 2  # for answers that are under way when the server is told to end
 
 @dataclass(frozen=True, kw_only=True)
 class ServeOptions:
-    """How a library is served; see serve_library."""
+    """How a library is served; see served."""
 
     host: str = HOST
     port: int = PORT
@@ -49,13 +50,34 @@ def serve_library(
 ) -> None:
     """Serve the page of a library until KeyboardInterrupt, or what else a signal raises, ends it.
 
-    Nothing can be written through it, and it fetches nothing. Call it from the main thread.
+    ready: called with the page's address when it can be opened. The rest, and errors: see served.
+    """
+    with served(library, model=model, say=say, **options) as server:
+        ready(server.address)
+        while server.thread.is_alive():
+            server.thread.join(1.0)
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server. address: of its page. thread: in which it runs, until it fails."""
+
+    address: str
+    thread: threading.Thread
+
+
+@contextmanager
+def served(
+    library: str | Path, *, model: Source | None = None, say: Say = silent, **options: Any
+) -> Iterator[Running]:
+    """Serve the page of a library inside the block.
+
+    Nothing can be written through it, and it fetches nothing.
 
     Args:
         library: a folder that embed_library made; rows that a run adds meanwhile are found.
         model: as in Library.search.
         say: called with a sentence for what differs from what made the library.
-        ready: called with the page's address when it can be opened.
         options: host (127.0.0.1; another lets others in, without a password), port (8000; 0: a
             free one), mug (whether the page offers the scores of the Mug head), template and
             timeout_s as in Library.search; those of open_session.
@@ -65,28 +87,25 @@ def serve_library(
         CheckError: another model.
         MissingError: a package or device is not here.
     """
-    own = {f.name for f in fields(ServeOptions)}
-    how = ServeOptions(**{k: v for k, v in options.items() if k in own and v is not None})
-    words = {k: v for k, v in options.items() if k not in own}
+    how, words = divided(ServeOptions, options)
     check_packages()
     check_whole("port", how.port, 0, 65535)
     folder = Path(library)
-    with closing_socket(how.host, how.port) as listener:
+    with bound(how.host, how.port) as listener:
         source = find_model(open_library(folder)) if model is None else model
         with opened(source, words) as session:
             from stan_infer.server.app import application
             from stan_infer.server.held import Held
             from stan_infer.server.row_files import Pictures
 
-            given = {"template": how.template} if how.template else {}
+            templates = read_templates(how.template or PLAIN)
             with (
-                Held(
-                    folder, session, mug=how.mug, timeout_s=how.timeout_s, say=say, **given
-                ) as held,
+                Held(folder, session, templates, how.mug, how.timeout_s, say) as held,
                 Pictures(how.timeout_s) as pictures,
             ):
                 app = application(held, pictures, _LOCAL | {how.host.lower().strip("[]")})
-                _run(app, listener, lambda: ready(address_of(how.host, listener)))
+                with _running(app, listener) as thread:
+                    yield Running(address_of(how.host, listener), thread)
 
 
 def check_packages() -> None:
@@ -104,7 +123,7 @@ def is_local(host: str) -> bool:
 
 
 @contextmanager
-def closing_socket(host: str, port: int) -> Iterator[socket.socket]:
+def bound(host: str, port: int) -> Iterator[socket.socket]:
     """Take the address, before the model is opened; InputError where that cannot be."""
     try:
         found = socket.getaddrinfo(
@@ -141,7 +160,8 @@ def address_of(host: str, listener: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
 
 
-def _run(app: Guard, listener: socket.socket, ready: Callable[[], None]) -> None:
+@contextmanager
+def _running(app: Guard, listener: socket.socket) -> Iterator[threading.Thread]:
     """Answer requests in a thread of their own, so that a signal ends the main one at once."""
     import uvicorn
 
@@ -160,7 +180,6 @@ def _run(app: Guard, listener: socket.socket, ready: Callable[[], None]) -> None
         proxy_headers=False,
         server_header=False,
         backlog=_BACKLOG,
-        limit_concurrency=of.MAX_CONNECTIONS,
         timeout_keep_alive=of.KEEP_S,
         timeout_graceful_shutdown=_END_S,
         h11_max_incomplete_event_size=of.MAX_REQUEST,
@@ -182,10 +201,9 @@ def _run(app: Guard, listener: socket.socket, ready: Callable[[], None]) -> None
         while thread.is_alive() and not server.started:
             thread.join(0.01)
         if server.started:
-            ready()
-        while thread.is_alive():
-            thread.join(1.0)
+            yield thread
     finally:
         server.should_exit = True
         thread.join()
-    raise failed[0] if failed else RuntimeError("the server has ended")
+    if failed:
+        raise failed[0]

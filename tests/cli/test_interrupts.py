@@ -65,6 +65,7 @@ CASES = [
         "rows.csv was written",
         ["rows.csv"],
     ),
+    ("serve L --model C --port 0", "stan_infer.cli.report:print_lines", 1, NOTHING, []),
     (EVAL, "stan_infer.evaluation.evaluate:best_answers", 1, NOTHING, []),
     (
         f"{EVAL} --cache kept",

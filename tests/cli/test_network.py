@@ -86,7 +86,24 @@ def test_every_command_is_tried():
     from stan_infer.cli.app import app
 
     names = {command.callback.__name__ for command in app.registered_commands} | {"library"}
-    assert names == {words.split()[0] for words, _ in {**QUICK, **SLOW}.values()}
+    assert names - {"serve"} == {words.split()[0] for words, _ in {**QUICK, **SLOW}.values()}
+
+
+def test_serve_speaks_with_who_asks_it_alone(inputs, tmp_path):
+    """It listens on this machine; every connection that is made is this test's own."""
+    pytest.importorskip("uvicorn")
+    code = f"""
+import urllib.request
+from stan_infer.server.serve import served
+with served({str(inputs["L"])!r}, model={str(inputs["D"])!r}, port=0) as server:
+    for path in ("", "library", "search?text=dog", "thumbnail/0", "video/0"):
+        urllib.request.urlopen(server.address + path).read()
+"""
+    done = traced([sys.executable, "-c", code], tmp_path)
+    assert done.code == 0, done.err
+    made = [call for call in done.sockets if "connect(" in call]
+    assert len(made) == 5 and all('inet_addr("127.0.0.1")' in call for call in made), made
+    assert not done.files
 
 
 def need_openvino_telemetry():

@@ -17,17 +17,19 @@ from tests.conftest import python
 # Where a command leaves out what it could have had: none may be added here without a reason.
 HAVE = {
     "--json": {"inspect", "run", "embed", "eval", "export", "calibrate", "verify", "convert"}
-    | {"bench", "doctor", "search", "library inspect", "library verify", "library migrate"},
+    | {"bench", "doctor", "search", "serve"}
+    | {"library inspect", "library verify", "library migrate"},
     "--threads": {"run", "embed", "eval", "export", "verify", "bench", "calibrate", "search"}
-    | {"library verify", "library migrate"},
+    | {"serve", "library verify", "library migrate"},
     "--workers": {"run", "embed", "eval", "calibrate", "library migrate"},
     "--batch": {"run", "embed", "eval", "export", "bench", "library migrate"},
-    "--precision": {"run", "embed", "search", "eval", "export", "calibrate", "bench"}
+    "--precision": {"run", "embed", "search", "serve", "eval", "export", "calibrate", "bench"}
     | {"library verify", "library migrate"},
     "--frames": {"run", "embed", "eval", "export", "verify", "bench", "inspect"}
     | {"library migrate"},
-    "--device": {"run", "embed", "search", "eval", "bench", "library verify", "library migrate"},
-    "--template": {"run", "search", "eval", "export"},
+    "--device": {"run", "embed", "search", "serve", "eval", "bench"}
+    | {"library verify", "library migrate"},
+    "--template": {"run", "search", "serve", "eval", "export"},
 }
 OF_FILES = {"--out", "--compare"}  # the kind of file is another in each command; metavars say it
 

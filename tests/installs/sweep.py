@@ -148,6 +148,7 @@ def searches(folder: str, videos: str, place: str) -> list[Row]:
         ([*words, folder, "--like", videos], 2),
         ([*words, folder, "--html", "page.html"], "report"),
         ([*words, "ViT-B-32-quickgelu:openai"], "cpu"),
+        (["serve", f"{place}/library", "--model", folder], "serve"),
     ]
 
 
