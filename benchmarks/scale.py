@@ -149,7 +149,7 @@ def _notes(given: Inputs) -> list[str]:
         if row := _reading(clips):
             found.append(
                 f"reading ({clips}): {row['videos']} videos in {row['embed_s_p50']:.1f} s on "
-                f"{_of(row)}, all of `embed` with the small demo, so an upper bound"
+                f"{_of(row)}: all of `embed` with the demo (8 frames, a small model), start included"
             )
     for model in MODELS:
         if row := _model(model):

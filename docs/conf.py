@@ -20,6 +20,7 @@ include_patterns = [
         "CONTRIBUTING", "CHANGELOG",
     )),
     "examples/cpp/README.md",
+    "examples/curator/README.md",
     "examples/motion/README.md",
     "examples/web/README.md",
 ]  # fmt: skip
