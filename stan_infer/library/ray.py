@@ -130,11 +130,7 @@ def embed_with_ray(
     source = os.path.abspath(source) if os.path.exists(source) else str(source)
     for package in ("ray", "ray.data"):
         require(package, _PURPOSE, "ray")
-    if where.model_gpus is None:
-        cuda = str(words.get("device") or "").startswith("cuda")
-        where = dataclasses.replace(where, model_gpus=float(cuda))
-    if not where.model_gpus and words.get("threads") is None:
-        words["threads"] = where.model_cpus
+    where, words = _completed(where, words)
     given = [address_.given(v) for v in videos]
     if not given:
         raise InputError("nothing to embed: give videos, folders of videos, lists, or addresses")
@@ -145,6 +141,16 @@ def embed_with_ray(
     with locked(folder), ThreadPoolExecutor(1) as threads:
         run = _RayRun(folder, wanted, how, say, threads)
         return run.on(where, work, files, at, progress)
+
+
+def _completed(where: RayOptions, words: dict[str, Any]) -> tuple[RayOptions, dict[str, Any]]:
+    """The options with what follows from others; words: for open_session."""
+    if where.model_gpus is None:
+        cuda = str(words.get("device") or "").startswith("cuda")
+        where = dataclasses.replace(where, model_gpus=float(cuda))
+    if not where.model_gpus and words.get("threads") is None:
+        words = words | {"threads": where.model_cpus}
+    return where, words
 
 
 def _files(given: list[Path]) -> tuple[Files, dict[Path, address_.Seen]]:
