@@ -131,13 +131,10 @@ def embed_with_ray(
     for package in ("ray", "ray.data"):
         require(package, _PURPOSE, "ray")
     where, words = _completed(where, words)
-    given = [address_.given(v) for v in videos]
-    if not given:
-        raise InputError("nothing to embed: give videos, folders of videos, lists, or addresses")
     folder = Path(out)
     check_place(folder, files_of(source))
     work = Work(source, words, wanted.frames, wanted.decoder, wanted.windows, how)
-    files, at = _files(given)
+    files, at = _files([address_.given(v) for v in videos])
     with locked(folder), ThreadPoolExecutor(1) as threads:
         run = _RayRun(folder, wanted, how, say, threads)
         return run.on(where, work, files, at, progress)
@@ -158,6 +155,8 @@ def _files(given: list[Path]) -> tuple[Files, dict[Path, address_.Seen]]:
     paths: list[Path] = []
     folders: list[Path] = []
     at: dict[Path, address_.Seen] = {}
+    if not given:
+        raise InputError("nothing to embed: give videos, folders of videos, lists, or addresses")
     for one in given:
         if isinstance(one, Address):
             found, is_folder = address_.list_address(one)
