@@ -27,10 +27,11 @@ from stan_infer.video.spec import ClipSpec
 CLIPS = ROOT / "examples" / "motion" / "clips"
 MODELS = ("stan-b32", "stan-b16")
 SOURCES = {
-    "cpu_hour": "half of an m7g.large (ARM; the rows are of x86), on demand in us-east-1, as read on a page of 17 June 2026 "
-    "(factualminds.com, amazon-ec2-on-demand-pricing-instance-families-2026)",
-    "gb_month": "S3 Standard above 500 TB, as of 7 July 2022 (gist.github.com/EverettBerry, "
-    "a37438006529a55f42da6fdbc44a505c)",
+    "cpu_hour": "dollars: half of an m7g.large (ARM; the rows are of x86) on demand in us-east-1, "
+    "as a page of 17 June 2026 says (factualminds.com/blog, "
+    "amazon-ec2-on-demand-pricing-instance-families-2026)",
+    "gb_month": "dollars: S3 Standard, the first 50 TB, as a page of 7 July 2022 says "
+    "(gist.github.com/EverettBerry/a37438006529a55f42da6fdbc44a505c)",
     "film_mbit_s": "a bit rate that is usual for 1080p; our own films are synthetic",
 }
 
@@ -42,7 +43,7 @@ class Inputs:
     videos: float = 1e9
     film_mbit_s: float = 8.0
     cpu_hour: float = 0.0408
-    gb_month: float = 0.021
+    gb_month: float = 0.023
 
 
 def record_sizes(count: int = 100_000, name: int = 80) -> None:
@@ -149,7 +150,7 @@ def _notes(given: Inputs) -> list[str]:
         if row := _reading(clips):
             found.append(
                 f"reading ({clips}): {row['videos']} videos in {row['embed_s_p50']:.1f} s on "
-                f"{_of(row)}, all of `embed` with the small demo, so an upper bound"
+                f"{_of(row)}: all of `embed` with the demo (8 frames, a small model) and its start"
             )
     for model in MODELS:
         if row := _model(model):

@@ -21,6 +21,7 @@ include_patterns = [
         "CONTRIBUTING", "CHANGELOG",
     )),
     "cpp/README.md",
+    "examples/curator/README.md",
     "examples/motion/README.md",
     "examples/web/README.md",
 ]  # fmt: skip

@@ -13,10 +13,11 @@ from collections.abc import Callable
 from functools import partial
 
 from benchmarks.record import ROOT
+from benchmarks.scale import scale_table
 from benchmarks.tables import gpu, quality, speed
 from stan_infer.checkpoints.catalogue import PUBLIC
 
-FILES = ("README.md", "BENCHMARKS.md", "CALIBRATION.md", "CHECKPOINTS.md")
+FILES = ("README.md", "BENCHMARKS.md", "CALIBRATION.md", "CHECKPOINTS.md", "docs/scale.md")
 
 
 def catalogue_table() -> str:
@@ -46,6 +47,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "load": speed.load_table,
     "shapes": speed.shapes_table,
     "embed": speed.embed_table,
+    "scale": scale_table,
     "motion": quality.motion_table,
     "packed": gpu.packed_table,
     "plans": speed.plans_table,

@@ -130,21 +130,24 @@ def embed_with_ray(
     source = os.path.abspath(source) if os.path.exists(source) else str(source)
     for package in ("ray", "ray.data"):
         require(package, _PURPOSE, "ray")
+    where, words = _completed(where, words)
+    folder = Path(out)
+    check_place(folder, files_of(source))
+    work = Work(source, words, wanted.frames, wanted.decoder, wanted.windows, how)
+    files, at = _files([address_.given(v) for v in videos])
+    with locked(folder), ThreadPoolExecutor(1) as threads:
+        run = _RayRun(folder, wanted, how, say, threads)
+        return run.on(where, work, files, at, progress)
+
+
+def _completed(where: RayOptions, words: dict[str, Any]) -> tuple[RayOptions, dict[str, Any]]:
+    """The options with what follows from others; words: for open_session."""
     if where.model_gpus is None:
         cuda = str(words.get("device") or "").startswith("cuda")
         where = dataclasses.replace(where, model_gpus=float(cuda))
     if not where.model_gpus and words.get("threads") is None:
-        words["threads"] = where.model_cpus
-    given = [address_.given(v) for v in videos]
-    if not given:
-        raise InputError("nothing to embed: give videos, folders of videos, lists, or addresses")
-    folder = Path(out)
-    check_place(folder, files_of(source))
-    work = Work(source, words, wanted.frames, wanted.decoder, wanted.windows, how)
-    files, at = _files(given)
-    with locked(folder), ThreadPoolExecutor(1) as threads:
-        run = _RayRun(folder, wanted, how, say, threads)
-        return run.on(where, work, files, at, progress)
+        words = words | {"threads": where.model_cpus}
+    return where, words
 
 
 def _files(given: list[Path]) -> tuple[Files, dict[Path, address_.Seen]]:
@@ -152,6 +155,8 @@ def _files(given: list[Path]) -> tuple[Files, dict[Path, address_.Seen]]:
     paths: list[Path] = []
     folders: list[Path] = []
     at: dict[Path, address_.Seen] = {}
+    if not given:
+        raise InputError("nothing to embed: give videos, folders of videos, lists, or addresses")
     for one in given:
         if isinstance(one, Address):
             found, is_folder = address_.list_address(one)
