@@ -13,10 +13,10 @@ from collections.abc import Callable
 from functools import partial
 
 from benchmarks.record import ROOT
-from benchmarks.tables import gpu, quality, speed
+from benchmarks.tables import gpu, library, quality, speed
 from stan_infer.checkpoints.catalogue import PUBLIC
 
-FILES = ("README.md", "BENCHMARKS.md", "CALIBRATION.md", "CHECKPOINTS.md")
+FILES = ("README.md", "BENCHMARKS.md", "CALIBRATION.md", "CHECKPOINTS.md", "docs/embed.md")
 
 
 def catalogue_table() -> str:
@@ -46,6 +46,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "load": speed.load_table,
     "shapes": speed.shapes_table,
     "embed": speed.embed_table,
+    "canaries": library.canaries_table,
+    "embed_memory": library.memory_table,
     "motion": quality.motion_table,
     "packed": gpu.packed_table,
     "plans": speed.plans_table,
