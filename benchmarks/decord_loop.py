@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -16,15 +17,13 @@ import numpy as np
 import onnxruntime
 
 
-def main() -> None:
-    """Embed every video of a folder with an exported model; write paths and embeddings."""
-    model, clips, out = map(Path, sys.argv[1:])
+def opened(model: Path) -> Callable[[Path], np.ndarray]:
+    """Open an exported folder; return the function that embeds a video with it, float32 [E]."""
     config = json.loads((model / "manifest.json").read_text())["model"]
     frames, short_side, crop = config["frames"], config["short_side"], config["image_size"]
     session = onnxruntime.InferenceSession(model / "video.onnx", providers=["CPUExecutionProvider"])
-    paths = sorted(clips.iterdir())
-    vectors = []
-    for path in paths:
+
+    def embed(path: Path) -> np.ndarray:
         reader = decord.VideoReader(str(path))
         segment = (len(reader) - 1) / frames
         numbers = np.round(segment * np.arange(frames)).astype(int) + int(segment / 2)
@@ -37,8 +36,17 @@ def main() -> None:
             top, left = (size[1] - crop) // 2, (size[0] - crop) // 2
             images.append(image[top : top + crop, left : left + crop])
         feed = {session.get_inputs()[0].name: np.stack(images)[None]}
-        vectors.append(session.run(["video_embeds"], feed)[0][0])
-    np.savez(out, paths=[str(p) for p in paths], embeddings=np.stack(vectors))
+        return session.run(["video_embeds"], feed)[0][0]
+
+    return embed
+
+
+def main() -> None:
+    """Embed every video of a folder with an exported model; write paths and embeddings."""
+    model, clips, out = map(Path, sys.argv[1:])
+    embed = opened(model)
+    paths = sorted(clips.iterdir())
+    np.savez(out, paths=[str(p) for p in paths], embeddings=np.stack([*map(embed, paths)]))
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def vectors(count: int, seed: int) -> Iterator[np.ndarray]:
 
 def append_library(folder: Path, x: np.ndarray, told: Callable[[int], None]) -> None:
     """What a run of `stan-infer embed -o LIBRARY` writes."""
-    new_store(folder)
+    new_store(folder, "{}")
     with Store(folder, WIDTH) as store:
         for i in range(0, len(x), BATCH):
             for j in range(i, min(i + BATCH, len(x))):

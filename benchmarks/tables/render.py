@@ -14,10 +14,13 @@ from functools import partial
 
 from benchmarks.record import ROOT
 from benchmarks.scale import scale_table
-from benchmarks.tables import gpu, quality, speed
+from benchmarks.tables import gpu, library, quality, speed
 from stan_infer.checkpoints.catalogue import PUBLIC
 
-FILES = ("README.md", "BENCHMARKS.md", "CALIBRATION.md", "CHECKPOINTS.md", "docs/scale.md")
+FILES = (
+    *("README.md", "BENCHMARKS.md", "CALIBRATION.md", "CHECKPOINTS.md"),
+    *("docs/embed.md", "docs/scale.md"),
+)
 
 
 def catalogue_table() -> str:
@@ -48,6 +51,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "shapes": speed.shapes_table,
     "embed": speed.embed_table,
     "scale": scale_table,
+    "canaries": library.canaries_table,
+    "embed_memory": library.memory_table,
     "motion": quality.motion_table,
     "packed": gpu.packed_table,
     "plans": speed.plans_table,

@@ -43,13 +43,13 @@ def embed(
     context: typer.Context,
     checkpoint: CheckpointOrFolder,
     out: Annotated[
-        Path,
+        str,  # a Path loses the / at its end
         typer.Option(
             "-o",
             "--out",
             metavar="FILE|LIBRARY",
             help="File to write: .npz, .npy (and .json), .parquet. Or a library: a folder that is"
-            " made, or gets what is new.",
+            " made, or gets what is new; end a name that has a dot with /.",
         ),
     ],
     videos: Annotated[
@@ -107,20 +107,21 @@ def embed(
         "workers": workers,
     }
     reading["timeout_s"] = timeout
+    place = Path(out)
     if names_library(out):
         check_of_library(text=text, texts=texts, level=level, normalise=normalise)
         given = {**reading, **session_options(context)}
         to_library(
-            checkpoint, videos or [], out,
+            checkpoint, videos or [], place,
             parts=windows, retry_failed=retry_failed, json=json, **given,
         )  # fmt: skip
         return
-    check_of_file(parts=windows, retry_failed=retry_failed, out=out)
+    check_of_file(parts=windows, retry_failed=retry_failed, out=place)
     found = embed_to_file(
         checkpoint,
         videos or [],
         listed_texts(text, texts),
-        out,
+        place,
         level=level,
         normalise=normalise,
         read=[] if texts is None else [texts],

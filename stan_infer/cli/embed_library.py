@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,9 +15,9 @@ RetryFailed = Annotated[
 ]
 
 
-def names_library(out: Path) -> bool:
-    """Whether --out is a library: a folder, or a name without a suffix."""
-    return out.is_dir() or not out.suffix
+def names_library(out: str) -> bool:
+    """Whether --out is a library: a folder, a name without a suffix, or one that ends with /."""
+    return out.endswith(("/", os.sep)) or Path(out).is_dir() or not Path(out).suffix
 
 
 def to_library(

@@ -271,7 +271,8 @@ def check_embeddings(out: Path, *, videos: bool, texts: bool, sources: Sources) 
     """
     if out.suffix not in _KEEP:
         raise InputError(
-            f"--out {out} must end in {', '.join(_KEEP)}; a new library is a name without a suffix"
+            f"--out {out} must end in {', '.join(_KEEP)}; a new library is a name without a "
+            f"suffix, or one that ends with /: {out}/"
         )
     if videos and texts and out.suffix != ".npz":
         raise InputError(
