@@ -95,14 +95,14 @@ class _Pages:
 
     async def library(self, request: Request) -> Response:
         """What is searched, by what model."""
-        held = self._held
-        library, session = held.library, held.session
+        held, reading = self._held, self._held.reading
+        library, session = reading.library, held.session
         return JSONResponse(
             {
                 "name": printable(library.path.absolute().name),
                 "rows": len(library.ids),
-                "videos": held.videos,
-                "read_at": held.read_at,
+                "videos": reading.videos,
+                "read_at": reading.at,
                 "problem": held.problem,
                 "model": printable(str(library.passport["facts"].get("checkpoint") or "-")),
                 "session": session.describe(),
@@ -154,7 +154,7 @@ class _Pages:
         text = request.path_params["row"]
         if not (text.isascii() and text.isdecimal() and len(text) <= _MAX_ROW):
             raise NoRowError
-        library = self._held.library
+        library = self._held.reading.library
         return library, place_of(library, int(text))
 
 
