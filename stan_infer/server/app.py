@@ -95,14 +95,14 @@ class _Pages:
 
     async def library(self, request: Request) -> Response:
         """What is searched, by what model."""
-        held = self._held
-        library, session = held.library, held.session
+        held, reading = self._held, self._held.reading
+        library, session = reading.library, held.session
         return JSONResponse(
             {
                 "name": printable(library.path.absolute().name),
                 "rows": len(library.ids),
-                "videos": held.videos,
-                "read_at": held.read_at,
+                "videos": reading.videos,
+                "read_at": reading.at,
                 "problem": held.problem,
                 "model": printable(str(library.passport["facts"].get("checkpoint") or "-")),
                 "session": session.describe(),
@@ -139,19 +139,22 @@ class _Pages:
         return Response(picture, media_type="image/jpeg")
 
     async def video(self, request: Request) -> Response:
-        """The video of a row, or the parts of it that the request names."""
+        """The video of a row, or the part of it that the request names; for several, all of it."""
         library, place = self._row(request)
         try:
             found = await anyio.to_thread.run_sync(self._videos.of, library, place)
         except InputError as e:
             return JSONResponse({"error": str(e)}, 410)
+        if "," in request.headers.get("range", ""):  # no player asks for several parts
+            headers = request.scope["headers"]
+            request.scope["headers"] = [(k, v) for k, v in headers if k != b"range"]
         return FileResponse(found.path, stat_result=found.status, media_type=found.mime)
 
     def _row(self, request: Request) -> Any:
         text = request.path_params["row"]
         if not (text.isascii() and text.isdecimal() and len(text) <= _MAX_ROW):
             raise NoRowError
-        library = self._held.library
+        library = self._held.reading.library
         return library, place_of(library, int(text))
 
 

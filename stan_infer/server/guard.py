@@ -103,6 +103,9 @@ def _address(scope: _Message) -> str | None:
     """The address of this machine at which the request came in."""
     server = scope.get("server")
     try:
-        return str(ipaddress.ip_address(server[0])) if server else None
+        found = ipaddress.ip_address(server[0]) if server else None
     except ValueError:
         return None
+    # A socket of both families names the older kind so.
+    mapped = getattr(found, "ipv4_mapped", None)
+    return None if found is None else str(mapped or found)

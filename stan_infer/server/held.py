@@ -7,7 +7,7 @@ import datetime
 import os
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,11 +40,29 @@ class Found:
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Reading:
+    """A library as it was read. videos: how many files it has. at: when. took_s: to read it."""
+
+    library: Library
+    videos: int
+    at: str
+    took_s: float
+    mark: list[Any]
+
+    @classmethod
+    def of(cls, path: Path) -> Reading:
+        """Read it now; raises what open_library raises."""
+        mark, at, start = _mark(path), datetime.datetime.now(), time.monotonic()
+        library = open_library(path)
+        videos = len({name for names in library.videos for name in names})
+        return cls(library, videos, at.isoformat(" ", "seconds"), time.monotonic() - start, mark)
+
+
 class Held:
     """A library with the session that searches it; in a `with` block.
 
-    videos: how many files it has. read_at: when it was read. problem: why it could not be read
-    again, "" without one.
+    reading: of which searches are answered. problem: why it could not be read again, "" without.
 
     A run that embeds beside it adds rows: what is answered is the library as it was read last, at
     most some seconds ago.
@@ -52,26 +70,22 @@ class Held:
 
     def __init__(
         self,
-        path: Path,
+        reading: Reading,
         session: Session,
         templates: Templates,
         mug: bool = False,
         timeout_s: float = 60.0,
         say: Say = silent,
     ) -> None:
-        """Open it; raises what open_library and Searcher raise.
+        """Check that the session may search it; raises what Searcher raises.
 
         mug: whether searches may ask for the scores of a Mug head, which read videos.
         """
-        self.path, self.mug, self.timeout_s = path, mug, timeout_s
+        self.reading, self.mug, self.timeout_s = reading, mug, timeout_s
         self.session, self._said = session, say
         self._templates = templates
         templates.check(is_mug=session.config.is_mug)
-        self._mark, start = _mark(path), time.monotonic()
-        library = open_library(path)
-        self._cost_s = time.monotonic() - start
-        self._searcher = self._new_searcher(library)
-        self.read_at, self.videos = _now(), _videos(library)
+        self._searcher = self._new_searcher(reading.library)
         self.problem = ""
         self._notes: list[str] | None = None
         self._lock, self._waiting = threading.Lock(), 0
@@ -89,13 +103,6 @@ class Held:
         self._ended.set()
         self._pool.shutdown(cancel_futures=True)
         self._looker.join()
-
-    @property
-    def library(self) -> Library:
-        """As it was read last."""
-        found = self._searcher.library
-        assert isinstance(found, Library)
-        return found
 
     def ask(self, asked: Question) -> Future[Found]:
         """Search when it is this question's turn. Raises BusyError where MAX_WAITING wait."""
@@ -144,43 +151,33 @@ class Held:
         )
 
     def _look(self) -> None:
-        while not self._ended.wait(max(LOOK_S, _SHARE * self._cost_s)):
-            mark = _mark(self.path)
-            if mark == self._mark:
+        path = self.reading.library.path
+        while not self._ended.wait(max(LOOK_S, _SHARE * self.reading.took_s)):
+            if _mark(path) == self.reading.mark:
                 continue
             try:
-                self._read_again()
+                self._read_again(path)
             except StanError as e:
-                self._tell(f"{self.path} has changed and cannot be read again: {e}")
-            except RuntimeError:
+                self._tell(f"{path} has changed and cannot be read again: {e}")
+            except (RuntimeError, CancelledError):
                 return  # the pool is closed
             else:
-                self._mark, self.problem = mark, ""
+                self.problem = ""
 
-    def _read_again(self) -> None:
-        start = time.monotonic()
-        library = open_library(self.path)
-        self._cost_s = time.monotonic() - start
-        if library.passport == self.library.passport and len(library.ids):
+    def _read_again(self, path: Path) -> None:
+        found = Reading.of(path)
+        library = found.library
+        if library.passport == self.reading.library.passport and len(library.ids):
             searcher = copy.copy(self._searcher)  # it is known that the model may search it
             searcher.library = library
         else:
             searcher = self._pool.submit(self._new_searcher, library).result()
-        self._searcher, self.read_at, self.videos = searcher, _now(), _videos(library)
+        self._searcher, self.reading = searcher, found
 
     def _tell(self, problem: str) -> None:
         if problem != self.problem:
             self._said(f"warning: {problem}")
         self.problem = problem
-
-
-def _videos(library: Library) -> int:
-    """How many files it has."""
-    return len({path for paths in library.videos for path in paths})
-
-
-def _now() -> str:
-    return datetime.datetime.now().isoformat(" ", "seconds")
 
 
 def _mark(path: Path) -> list[Any]:

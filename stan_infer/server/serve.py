@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from stan_infer.engines.opened import Source, opened
 from stan_infer.errors import InputError, MissingError, check_whole, printable
-from stan_infer.library.library import open_library
 from stan_infer.library.searched_model import find_model
 from stan_infer.library.thumbnails import check_thumbnails
+from stan_infer.server.held import Held, Reading
 from stan_infer.system.packages import require
 from stan_infer.system.result import Say, divided, silent
 from stan_infer.text.templates import PLAIN, read_templates
@@ -90,17 +90,16 @@ def served(
     how, words = divided(ServeOptions, options)
     check_packages()
     check_whole("port", how.port, 0, 65535)
-    folder = Path(library)
     with bound(how.host, how.port) as listener:
-        source = find_model(open_library(folder)) if model is None else model
+        reading = Reading.of(Path(library))
+        source = find_model(reading.library) if model is None else model
         with opened(source, words) as session:
             from stan_infer.server.app import application
-            from stan_infer.server.held import Held
             from stan_infer.server.row_files import Pictures
 
             templates = read_templates(how.template or PLAIN)
             with (
-                Held(folder, session, templates, how.mug, how.timeout_s, say) as held,
+                Held(reading, session, templates, how.mug, how.timeout_s, say) as held,
                 Pictures(how.timeout_s) as pictures,
             ):
                 app = application(held, pictures, _LOCAL | {how.host.lower().strip("[]")})

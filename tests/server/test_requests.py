@@ -205,15 +205,16 @@ def at_once(server, count):
     return found.values()
 
 
-def test_who_comes_too_late_is_told_so(server, monkeypatch):
+def test_who_comes_too_late_is_told_so(made, session, monkeypatch):
     """With a full queue a search is told to come again, and so is a picture."""
     monkeypatch.setattr(held, "MAX_WAITING", 0)
     monkeypatch.setattr(row_files, "MAX_WAITING", 0)
-    for path in ("/search?text=a", "/thumbnail/29"):
-        status, headers, body = server.ask(path)
-        assert (status, headers["retry-after"]) == (503, "1") and b"try again" in body
-    monkeypatch.undo()
-    assert server.search(TEXT)["hits"]
+    with serving(made / "moments", session) as server:
+        for path in ("/search?text=a", "/thumbnail/29"):
+            status, headers, body = server.ask(path)
+            assert (status, headers["retry-after"]) == (503, "1") and b"try again" in body
+        monkeypatch.undo()
+        assert server.search(TEXT)["hits"] and server.ask("/thumbnail/29")[0] == 200
 
 
 def test_the_same_picture_is_decoded_once_and_memory_is_bounded(server, monkeypatch):
