@@ -119,11 +119,15 @@ def graphs_table() -> str:
 
 
 def repeat_table() -> str:
-    """Ratios to eager of two runs of the same `bench`, newest of each engine and company."""
+    """Ratios to eager of two runs of the same `bench`, newest of each engine and company.
+
+    Without rows of eager, which is 1 to itself in every run.
+    """
     parts = []
     for rows in by_machine("repeat"):
         lines = []
         found = last_of(rows, "model", "engine", "beside")
+        found = [r for r in found if r["engine"] != "eager"]
         for r in sorted(found, key=lambda r: r.get("beside", 0)):
             one, two = r.get("ratios") or (f"{x:.3f}x" for x in r["speedups"])
             beside = r.get("beside", 0) or "nothing"

@@ -134,7 +134,8 @@ std::vector<std::string> Folder::names(std::size_t most) const {
       std::string name = entry.path().lexically_relative(path_).generic_string();
       if (entry.is_symlink()) {
         throw bad_input(path_.string() + ": " + shown(name) +
-                        " is a link; take it out of the folder");
+                        " is a link, which may lead out of the folder; put the file itself in its "
+                        "place");
       }
       if (entry.is_directory()) name += "/";
       found.push_back(std::move(name));

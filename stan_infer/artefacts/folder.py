@@ -153,10 +153,20 @@ def inside(folder: Path, name: str) -> Path:
     """
     _check_name(folder, name)
     path = folder / name
-    on_the_way = (path, *list(path.parents)[: name.count("/")])
-    if any(p.is_symlink() for p in on_the_way) or not path.is_file():
+    for on_the_way in (path, *list(path.parents)[: name.count("/")]):
+        if on_the_way.is_symlink():
+            raise is_a_link(folder, on_the_way)
+    if not path.is_file():
         raise InputError(f"exported folder {folder}: {name} is missing; {_AGAIN}")
     return path
+
+
+def is_a_link(folder: Path, path: Path) -> InputError:
+    """The error for a link in a folder: what it leads to need not be what was hashed."""
+    return InputError(
+        f"exported folder {folder}: {path.relative_to(folder).as_posix()[:80]!r} is a link, which "
+        "may lead out of the folder; put the file itself in its place"
+    )
 
 
 def _check_name(folder: Path, name: str) -> None:
@@ -325,10 +335,12 @@ def _refuse_unlisted(folder: Path, manifest: Manifest) -> None:
                 f"exported folder {folder}: {ENGINES_FOLDER}/ holds more than {_MAX_ENGINE_FILES} "
                 "files; take out those that are not used"
             )
-        if (name not in listed and not is_engine_file(name)) or path.is_symlink():
+        if path.is_symlink():
+            raise is_a_link(folder, path)
+        if name not in listed and not is_engine_file(name):
             raise InputError(
-                f"exported folder {folder}: {name[:80]!r} is not listed in {MANIFEST}, or is a "
-                "link; take it out of the folder"
+                f"exported folder {folder}: {name[:80]!r} is not listed in {MANIFEST}; take it out "
+                "of the folder"
             )
 
 

@@ -13,6 +13,7 @@ from stan_infer.artefacts.config_note import CONFIG_KEY, is_of_config
 from stan_infer.artefacts.folder import (
     MANIFEST,
     inside,
+    is_a_link,
     is_engine_file,
     read_manifest,
     sha256,
@@ -263,7 +264,9 @@ class Folder(Side):
         files = (p for p in self._folder.rglob("*") if p.is_symlink() or not p.is_dir())
         found = {p.relative_to(self._folder).as_posix() for p in files}
         wrong += [
-            f"{n[:80]} is not in {MANIFEST}"
+            str(is_a_link(self._folder, self._folder / n))
+            if (self._folder / n).is_symlink()
+            else f"{n[:80]} is not in {MANIFEST}"
             for n in sorted(found - {MANIFEST, *self._limits})
             if not self._wrong and not is_engine_file(n)
         ]

@@ -133,6 +133,8 @@ class _Golden:
             stages.append(stage)
             if name == "video tower" and self._side.precision in EIGHT_BITS:
                 stages.append(self._bound(stage))
+            if name == "video tower" and (others := self._other_frames()) is not None:
+                stages.append(others)
         return stages
 
     def _tolerance(self, name: str) -> float:
@@ -149,13 +151,13 @@ class _Golden:
         return min(most, self._side.golden_tolerance) if precision in EIGHT_BITS else most
 
     def _has(self, stage: Stage, step: str, *names: str) -> bool:
-        """Whether the folder has this step and golden arrays for it."""
-        reason = self._side.lacks(step)
-        absent = [name for name in names if name not in self._wanted]
-        if reason or absent:
-            why = reason or f"no golden {absent[0]}"
-            stage.absent = f"not compared: the folder has {why}"
-        return not stage.absent
+        """Whether the folder has this step; golden arrays for it are then there, or it fails."""
+        if reason := self._side.lacks(step):
+            stage.absent = f"not compared: the folder has {reason}"
+            return False
+        if absent := [name for name in names if name not in self._wanted]:
+            raise InputError(f"there is no golden {absent[0]}, which every export writes")
+        return True
 
     def _resize(self, stage: Stage) -> None:
         if self._has(stage, "resize", "frames", "pixels"):
@@ -163,9 +165,9 @@ class _Golden:
             stage.compare("frames", (self._wanted["pixels"], made), 255)
 
     def _ids(self, stage: Stage) -> None:
-        if not self._texts:
-            stage.absent = "not compared: the folder has no golden texts"
-        elif self._has(stage, "ids", "input_ids"):
+        if self._has(stage, "ids", "input_ids"):
+            if not self._texts:
+                raise InputError(f"{MANIFEST} has no golden.texts, which every export writes")
             made = self._side.ids(self._texts)
             stage.compare("all texts", (self._wanted["input_ids"], made), 1)
 
@@ -174,6 +176,21 @@ class _Golden:
             made = self._side.video(self._wanted["video"])
             self._compare(stage, made, "video_embeds", "frame_embeds")
             self._made = made["video_embeds"]
+
+    def _other_frames(self) -> Stage | None:
+        """Says which numbers of frames the golden clips do not reach; None where there are none."""
+        if self._side.lacks("video") or "frame_embeds" not in self._wanted:
+            return None
+        frames = self._wanted["frame_embeds"].shape[1]
+        low, high = self._side.limits("frames")
+        if low == high:
+            return None
+        stage = Stage("other frames")
+        stage.absent = (
+            f"not compared: the golden clips have {frames} frames, the graph takes {low} to "
+            f"{high}; its rows for later frames have a hash and were not run"
+        )
+        return stage
 
     def _text(self, stage: Stage) -> None:
         if self._has(stage, "text", "input_ids", "text_embeds", "token_embeds"):
@@ -193,8 +210,8 @@ class _Golden:
         compare_labels(
             stage, [self._side], clips if one else {}, lambda clip, side: clip, lambda text: None
         )
-        if "class_scores" in self._wanted and not stage.absent:
-            made = self._side.class_outputs(self._wanted["video"])
+        made = {} if stage.absent else self._side.class_outputs(self._wanted["video"])
+        if made and self._has(stage, "video", "class_scores"):
             stage.compare("class scores", (self._wanted["class_scores"], made["scores"]))
 
     def _compare(self, stage: Stage, made: Arrays, *names: str) -> None:

@@ -131,16 +131,59 @@ def test_golden_data_of_another_form_are_named(copy):
         verify(copy)
 
 
-def test_what_is_not_there_is_not_compared(copy):
+@pytest.mark.parametrize(
+    ("without", "stage"),
+    [
+        ("video_embeds", "video tower"),
+        ("text_embeds", "text tower"),
+        ("input_ids", "ids"),
+        ("pixels", "resize"),
+        ("scores", "score"),
+        ("class_scores", "labels"),
+    ],
+)
+def test_golden_data_that_were_taken_out_are_a_fault(copy, without, stage):
     arrays = dict(np.load(copy / "golden.npz"))
-    np.savez(copy / "golden.npz", **{k: v for k, v in arrays.items() if "embeds" not in k})
+    np.savez(copy / "golden.npz", **{k: v for k, v in arrays.items() if k != without})
     rewrite(copy)
+    row = _rows(verify(copy))[stage]
+    assert row["pass"] is False and f"there is no golden {without}, which every" in row["note"]
+
+
+@pytest.mark.parametrize("texts", [[], None, ["one"]])
+def test_golden_texts_that_were_taken_out_are_a_fault(copy, texts):
+    def change(manifest):
+        manifest["golden"].pop("texts")
+        manifest["golden"] |= {} if texts is None else {"texts": texts}
+
+    rewrite(copy, change)
     record = verify(copy)
-    assert record["pass"] and {"video tower", "text tower"} <= set(record["not_compared"])
+    assert not record["pass"] and record["first_failed"] == "ids"
+    assert texts or "has no golden.texts" in _rows(record)["ids"]["note"]
+
+
+def test_no_golden_data_at_all(copy):
     (copy / "golden.npz").unlink()
     rewrite(copy, lambda manifest: manifest.pop("golden"))
     with pytest.raises(InputError, match="has no golden data: export the checkpoint again"):
         verify(copy)
+
+
+def test_frames_that_the_golden_clips_do_not_reach_are_named(copy, bases):
+    record = verify(copy)
+    row = _rows(record)["other frames"]
+    assert record["pass"] and row["pass"] is None and "other frames" in record["not_compared"]
+    frames = np.load(copy / "golden.npz")["frame_embeds"].shape[1]
+    assert f"the golden clips have {frames} frames, the graph takes 1 to " in row["note"]
+
+
+@pytest.mark.parametrize("name", ["video.onnx", "golden.npz", "beside"])
+def test_a_link_is_named_as_one(copy, tmp_path, name):
+    if (copy / name).exists():
+        shutil.move(copy / name, tmp_path / "elsewhere")
+    (copy / name).symlink_to(tmp_path / "elsewhere")
+    row = _rows(verify(copy))["files"]
+    assert row["pass"] is False and f"'{name}' is a link, which may lead out" in row["note"]
 
 
 @pytest.mark.parametrize(
