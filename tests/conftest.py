@@ -94,7 +94,6 @@ SLOW = {
     "tests/library/test_ray.py::test_an_actor_is_killed",
     "tests/library/test_ray.py::test_an_object_store",
     "tests/library/test_ray.py::test_calls_of_the_network_are_those_of_one_machine",
-    "tests/library/test_ray.py::test_the_program_is_killed",
     "tests/network/test_fused.py::test_flops_saved",
     "tests/quantisation/test_calibrate.py::test_a_clip_that_makes_nan_is_named_and_left_out",
     "tests/quantisation/test_calibrate.py::test_a_ratio_while_other_work_had_the_cpus_says_nothing",

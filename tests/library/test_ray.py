@@ -6,7 +6,6 @@ import os
 import pickle
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -32,7 +31,6 @@ from stan_infer.library.row_reader import RowReader
 from stan_infer.library.verify_library import verify_library
 from stan_infer.video.spec import ClipSpec
 from stan_infer.video.windows import Windows
-from tests.conftest import ROOT, wait_until
 from tests.library.test_stops import content
 from tests.video.broken_videos import make_clip
 
@@ -176,35 +174,6 @@ def test_a_machine_is_killed(tmp_path, videos, folder, local, cluster):
 
 def raylet(node):
     return node.all_processes["raylet"][0].process.pid
-
-
-PROGRAM = """
-import sys
-from stan_infer.library import embed_library
-from stan_infer.library.ray import embed_with_ray
-embed_library.COMMIT_ROWS = 1
-embed_with_ray(*sys.argv[1:2], sys.argv[2:3], sys.argv[3], cluster=sys.argv[4], decoders=2)
-"""
-
-
-@needs_ray
-def test_the_program_is_killed(tmp_path, videos, folder, local, cluster):
-    """The next run goes on after what was committed."""
-    out = tmp_path / "library"
-    command = [sys.executable, "-c", PROGRAM, folder, videos, out, cluster.address]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE) as run:
-        wait_until(lambda: out.exists() and committed_rows(out) >= 3, run)
-        run.kill()
-    assert committed_rows(out) < local[1].embedded
-    done = embed_with_ray(folder, [videos], out, decoders=2)
-    assert 0 < done.embedded < local[1].embedded
-    same(out, local[0])
-
-
-def committed_rows(library):
-    with contextlib.suppress(InputError, CheckError):  # it is just being made
-        return len(si.open_library(library).ids)
-    return 0
 
 
 @needs_ray
