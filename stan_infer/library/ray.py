@@ -322,8 +322,8 @@ def _connected(where: RayOptions, work: Work) -> Iterator[_Cluster]:
         yield _Cluster(ray, where, work)
         return
     options: dict[str, Any] = {"address": where.cluster}
-    if where.cluster is None:  # on this machine alone; no port is open to others
-        options = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    if where.cluster is None:  # on this machine alone
+        options = {"address": "local", "include_dashboard": False}
     _check_answers(where.cluster)
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM) if main else None  # ray.init puts its own there

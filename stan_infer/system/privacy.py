@@ -14,6 +14,8 @@ _OFF = {
     "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime: its device number, queue of events and collector
     "HF_HUB_DISABLE_TELEMETRY": "1",  # huggingface_hub, by which open_clip downloads weights
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray tells this address that it is switched off; nobody listens there.
+    "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9",
 }
 
 
