@@ -24,9 +24,10 @@ from benchmarks.record import ROOT, append_rows
 from benchmarks.script import options, random_model
 from benchmarks.stores import BATCH, WIDTH, vectors
 from stan_infer.library.nearest import largest, products
+from stan_infer.library.place import locked
 from stan_infer.library.row_filter import RowFilter
 from stan_infer.library.search import Searcher
-from stan_infer.library.store import File, Store, locked
+from stan_infer.library.store import File, Store
 
 TOP = 10
 
