@@ -9,6 +9,7 @@ import pytest
 
 import stan_infer as si
 from stan_infer.artefacts.folder import sha256
+from stan_infer.cli.embed_library import names_library
 from stan_infer.library import embed
 from stan_infer.text.tokenizer import tokenize
 from tests.conftest import relative_error
@@ -167,3 +168,13 @@ def test_a_model_has_one_name_wherever_it_is_exported(cli, checkpoint, videos, t
     assert found[0]["model"] == found[1]["model"]
     assert found[0]["sha256"] != found[1]["sha256"], "the manifests name other commands"
     assert {f["checkpoint_sha256"] for f in found} == {sha256(checkpoint)}
+
+
+@pytest.mark.parametrize(
+    ("out", "right"),
+    [("lib", True), ("lib.v2", False), ("lib.v2/", True), ("there.v2", True), ("x.npz", False)],
+)
+def test_which_names_are_libraries(tmp_path, monkeypatch, out, right):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.v2").mkdir()
+    assert names_library(out) is right
