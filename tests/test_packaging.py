@@ -20,7 +20,7 @@ def test_wheel_holds_every_module_and_one_top_level_name(tmp_path):
     of_text = ("clip_merges.txt.gz", "LICENSE-CLIP.txt", "templates.json")
     expected |= {f"stan_infer/text/{n}" for n in of_text}
     expected |= {f"stan_infer/library/canaries/{i}.mp4" for i in range(4)}
-    expected |= {f"stan_infer/server/page.{kind}" for kind in ("css", "html", "js")}
+    expected |= {f"stan_infer/library/server/page.{kind}" for kind in ("css", "html", "js")}
     top = ROOT / "stan_infer"
     for path in (*top.glob("*.py"), *top.glob("*/*.py")):
         expected.add(f"stan_infer/{path.relative_to(top)}")

@@ -66,7 +66,7 @@ def serve(
     to the library meanwhile are found.
     """
     from stan_infer.cli.report import print_json, print_lines, say
-    from stan_infer.server.serve import is_local, serve_library
+    from stan_infer.library.server.serve import is_local, serve_library
 
     if not is_local(host):
         say(

@@ -94,7 +94,7 @@ def test_serve_speaks_with_who_asks_it_alone(inputs, tmp_path):
     pytest.importorskip("uvicorn")
     code = f"""
 import urllib.request
-from stan_infer.server.serve import served
+from stan_infer.library.server.serve import served
 with served({str(inputs["L"])!r}, model={str(inputs["D"])!r}, port=0) as server:
     for path in ("", "library", "search?text=dog", "thumbnail/0", "video/0"):
         urllib.request.urlopen(server.address + path).read()

@@ -10,7 +10,7 @@ from urllib.parse import urlencode, urlsplit
 import pytest
 
 import stan_infer as si
-from stan_infer.server import serve
+from stan_infer.library.server import serve
 from stan_infer.video.windows import Windows
 from tests.conftest import ROOT
 

@@ -10,8 +10,8 @@ import time
 import pytest
 
 import stan_infer as si
-from stan_infer.server import connections, held, row_files
-from tests.server.conftest import MOTION, TEXT, serving
+from stan_infer.library.server import connections, held, row_files
+from tests.library.server.conftest import MOTION, TEXT, serving
 
 HOST = b"Host: localhost\r\n"
 TARGETS = [

@@ -18,7 +18,7 @@ from stan_infer.errors import StanError
 from stan_infer.library.database import PASSPORT, ROWS
 from stan_infer.library.library import Library, open_library
 from stan_infer.library.search import Searcher, SearchResult
-from stan_infer.server.question import Question
+from stan_infer.library.server.question import Question
 from stan_infer.system.result import Say, silent
 from stan_infer.text.templates import Templates
 

@@ -20,8 +20,8 @@ from stan_infer.library.contact_sheet import shown_frames
 from stan_infer.library.library import Library
 from stan_infer.library.row_reader import RowReader, check_same
 from stan_infer.library.searched_model import frames_and_decoder
+from stan_infer.library.server.held import BusyError
 from stan_infer.library.thumbnails import jpeg
-from stan_infer.server.held import BusyError
 from stan_infer.system.file_kind import HEAD, kind_of
 from stan_infer.system.machine import usable_cpus
 from stan_infer.system.outside_file import open_regular

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 from stan_infer.engines.opened import Source, opened
 from stan_infer.errors import InputError, MissingError, check_whole, printable
 from stan_infer.library.searched_model import find_model
+from stan_infer.library.server.held import Held, Reading
 from stan_infer.library.thumbnails import check_thumbnails
-from stan_infer.server.held import Held, Reading
 from stan_infer.system.packages import require
 from stan_infer.system.result import Say, divided, silent
 from stan_infer.text.templates import PLAIN, read_templates
 
 if TYPE_CHECKING:
-    from stan_infer.server.guard import Guard
+    from stan_infer.library.server.guard import Guard
 
 HOST, PORT = "127.0.0.1", 8000
 _LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -94,8 +94,8 @@ def served(
         reading = Reading.of(Path(library))
         source = find_model(reading.library) if model is None else model
         with opened(source, words) as session:
-            from stan_infer.server.app import application
-            from stan_infer.server.row_files import Pictures
+            from stan_infer.library.server.app import application
+            from stan_infer.library.server.row_files import Pictures
 
             templates = read_templates(how.template or PLAIN)
             with (
@@ -164,7 +164,7 @@ def _running(app: Guard, listener: socket.socket) -> Iterator[threading.Thread]:
     """Answer requests in a thread of their own, so that a signal ends the main one at once."""
     import uvicorn
 
-    from stan_infer.server import connections as of
+    from stan_infer.library.server import connections as of
 
     config = uvicorn.Config(
         app,

@@ -19,10 +19,10 @@ import pytest
 import stan_infer as si
 from stan_infer.library.database import ROWS, VECTORS
 from stan_infer.library.row_reader import RowReader
-from stan_infer.server import held, row_files
-from stan_infer.server.guard import HEADERS, host_of
-from stan_infer.server.serve import address_of, bound, is_local
-from tests.server.conftest import MOTION, TEXT, serving
+from stan_infer.library.server import held, row_files
+from stan_infer.library.server.guard import HEADERS, host_of
+from stan_infer.library.server.serve import address_of, bound, is_local
+from tests.library.server.conftest import MOTION, TEXT, serving
 from tests.video.broken_videos import make_clip
 
 
@@ -344,7 +344,7 @@ def test_a_bug_is_logged_and_not_shown(server, monkeypatch, caplog):
     def broken(*given, **more):
         raise ZeroDivisionError("at /home/somebody")
 
-    monkeypatch.setattr("stan_infer.server.app.question", broken)
+    monkeypatch.setattr("stan_infer.library.server.app.question", broken)
     status, headers, body = server.ask("/search?text=a")
     assert status == 500 and HEADERS.items() <= headers.items() and b"somebody" not in body
     assert "this is a bug" in caplog.text

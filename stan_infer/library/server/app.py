@@ -20,10 +20,10 @@ from starlette.routing import Route
 from stan_infer.errors import InputError, StanError, printable
 from stan_infer.library.contact_sheet import STYLE as SHEET_STYLE
 from stan_infer.library.search import Hit
-from stan_infer.server.guard import Guard, busy
-from stan_infer.server.held import BusyError, Found, Held
-from stan_infer.server.question import question
-from stan_infer.server.row_files import NoRowError, Pictures, Videos, place_of
+from stan_infer.library.server.guard import Guard, busy
+from stan_infer.library.server.held import BusyError, Found, Held
+from stan_infer.library.server.question import question
+from stan_infer.library.server.row_files import NoRowError, Pictures, Videos, place_of
 from stan_infer.system.html_page import STYLE
 
 _LOG = logging.getLogger(__name__)

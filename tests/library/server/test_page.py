@@ -8,7 +8,7 @@ import pytest
 import stan_infer as si
 from stan_infer.video.windows import Windows
 from tests.examples.chromium import PROGRAM, Page
-from tests.server.conftest import MOTION, TEXT, serving
+from tests.library.server.conftest import MOTION, TEXT, serving
 from tests.video.broken_videos import make_clip
 
 NASTY = '<img src=x onerror="document.title=1">.mp4'
