@@ -315,7 +315,7 @@ Mug = Annotated[
     bool,
     typer.Option(
         "--mug",
-        help="Scores of the model's Mug head for the best 100: their videos are read again.",
+        help="Scores of the model's Mug head: of the best 100, whose videos are read again.",
     ),
 ]
 MugOffered = Annotated[
