@@ -62,8 +62,8 @@ def serve(
 ) -> None:
     """Show a library as a web page: search, look, play.
 
-    The page is served on this machine until Ctrl-C. It changes nothing and fetches nothing; rows that `embed` adds
-    to the library meanwhile are found.
+    The page is served on this machine until Ctrl-C. It changes nothing and fetches nothing; rows
+    that `embed` adds to the library meanwhile are found.
     """
     from stan_infer.cli.report import print_json, print_lines, say
     from stan_infer.server.serve import is_local, serve_library
