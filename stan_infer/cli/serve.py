@@ -60,10 +60,10 @@ def serve(
     auto_rebuild: AutoRebuild = False,
     json: Json = False,
 ) -> None:
-    """Show a library as a web page on this machine: search, look, play.
+    """Show a library as a web page: search, look, play.
 
-    The page is served until Ctrl-C. It changes nothing and fetches nothing; rows that `embed` adds
-    to the library meanwhile are found.
+    The page is served on this machine until Ctrl-C. It changes nothing and fetches nothing; rows
+    that `embed` adds to the library meanwhile are found.
     """
     from stan_infer.cli.report import print_json, print_lines, say
     from stan_infer.library.server.serve import is_local, serve_library
