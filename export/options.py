@@ -12,8 +12,7 @@ from stan_infer.artefacts.manifest import MAX_LABELS
 from stan_infer.artefacts.opsets import OPSETS, check_runtime
 from stan_infer.artefacts.precision import check_precision
 from stan_infer.config import StanConfig
-from stan_infer.errors import InputError, MissingError, check_whole, check_word
-from stan_infer.system.numbers import whole
+from stan_infer.errors import InputError, MissingError, check_whole, check_word, whole
 from stan_infer.system.packages import require
 from stan_infer.text.templates import read_templates
 

@@ -12,8 +12,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from stan_infer.errors import InputError, check_word, nearest, see
-from stan_infer.system.numbers import number, whole
+from stan_infer.errors import InputError, check_word, nearest, number, see, whole
 
 HEADS = ("mean", "mug", "mug_frame_token")
 BRANCHES = ("selfattn", "conv")

@@ -12,9 +12,14 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
+
+# Python's int and float also take 1_0, " 5" and other scripts' digits.
+_WHOLE = re.compile(r"[+-]?[0-9]+")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 class StanError(Exception):
@@ -165,3 +170,17 @@ def _escape(character: str) -> str:
     if "\udc80" <= character <= "\udcff":  # a byte, as os.fsdecode keeps it
         return f"\\x{ord(character) - 0xDC00:02x}"
     return character.encode("unicode_escape").decode()
+
+
+def whole(text: str) -> int:
+    """ "12" -> 12; ValueError for anything else than digits as people write them."""
+    if not _WHOLE.fullmatch(text):
+        raise ValueError(f"{text!r} is no whole number")
+    return int(text)
+
+
+def number(text: str) -> float:
+    """ "0.5", ".5" or "1e-3" -> a finite float; ValueError for anything else."""
+    if not _NUMBER.fullmatch(text) or not math.isfinite(found := float(text)):
+        raise ValueError(f"{text!r} is no number")
+    return found

@@ -28,7 +28,7 @@ LIGHT += ("benchmarking", "checkpoints", "engines.open", "engines.folder_session
 def modules() -> dict[str, Path]:
     """Every module by its name below the package, as in "engines.open"; links are followed."""
     top = ROOT / FACE
-    files = [*top.glob("*.py"), *top.glob("*/*.py")]
+    files = [p for depth in ("*.py", "*/*.py", "*/*/*.py") for p in top.glob(depth)]
     names = {p: ".".join(p.relative_to(top).with_suffix("").parts) for p in sorted(files)}
     return {name.removesuffix(".__init__"): path for path, name in names.items()}
 

@@ -22,7 +22,7 @@ def test_wheel_holds_every_module_and_one_top_level_name(tmp_path):
     expected |= {f"stan_infer/library/canaries/{i}.mp4" for i in range(4)}
     expected |= {f"stan_infer/library/server/page.{kind}" for kind in ("css", "html", "js")}
     top = ROOT / "stan_infer"
-    for path in (*top.glob("*.py"), *top.glob("*/*.py")):
+    for path in (*top.glob("*.py"), *top.glob("*/*.py"), *top.glob("*/*/*.py")):
         expected.add(f"stan_infer/{path.relative_to(top)}")
     assert names == expected
 

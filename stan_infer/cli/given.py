@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from stan_infer.errors import InputError
-from stan_infer.system.numbers import whole
+from stan_infer.errors import InputError, whole
 
 if TYPE_CHECKING:
     from stan_infer.engines.session import Session

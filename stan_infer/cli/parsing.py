@@ -13,8 +13,7 @@ from typing import Any
 from typer.core import TyperCommand, TyperGroup
 
 from stan_infer.cli.examples import EXAMPLES
-from stan_infer.errors import InputError, check_word, nearest
-from stan_infer.system.numbers import number, whole
+from stan_infer.errors import InputError, check_word, nearest, number, whole
 from stan_infer.system.signals import EndedBySignal
 
 HELP_WIDTH = 120  # at most; on a narrower terminal its width

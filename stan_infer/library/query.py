@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 
 from stan_infer.engines.inputs import as_numpy
 from stan_infer.engines.session import Session
-from stan_infer.errors import CheckError, InputError
+from stan_infer.errors import CheckError, InputError, number
 from stan_infer.library.levels import Level, normalised
 from stan_infer.library.texts import embed_texts
-from stan_infer.system.numbers import number
 from stan_infer.text.blank import check_not_blank
 from stan_infer.text.templates import Templates
 from stan_infer.video.clip import Clip

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stan_infer.errors import InputError
-from stan_infer.system.numbers import number
+from stan_infer.errors import InputError, number
 from stan_infer.system.outside_file import open_regular
 from stan_infer.system.packages import require
 from stan_infer.video.decode_worker import DecodeWorker

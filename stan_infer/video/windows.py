@@ -17,8 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stan_infer.errors import InputError
-from stan_infer.system.numbers import number
+from stan_infer.errors import InputError, number
 from stan_infer.video.clip import READERS, Clip, reader_of, regular_file, sample_indices
 from stan_infer.video.packet_index import Indices
 from stan_infer.video.pyav_reader import Indexed, errors_named, index_of, read_indexed

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stan_infer.system.numbers import number, whole
+from stan_infer.errors import number, whole
 
 
 @pytest.mark.parametrize(
