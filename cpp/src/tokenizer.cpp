@@ -21,8 +21,8 @@ constexpr const char* kPattern =
 constexpr char32_t kLongS = 0x17F;
 
 [[noreturn]] void fail(const std::string& what) {
-  throw bad_input("tokenizer.json is not one that stan-infer export writes (" + shown(what, 120) +
-                  "); export the checkpoint again");
+  throw bad_folder("tokenizer.json is not one that stan-infer export writes (" + shown(what, 120) +
+                   "); export the checkpoint again");
 }
 
 bool is_printable(int byte) {
@@ -159,8 +159,8 @@ Tokenizer::Tokenizer(const std::string& json) {
 std::vector<std::int32_t> Tokenizer::encode(const std::string& utf8) const {
   const Text text = from_utf8(utf8);
   if (text.size() > kMaxCharacters) {
-    throw bad_input("a text has " + std::to_string(text.size()) + " characters; allowed are " +
-                    std::to_string(kMaxCharacters) + ": this is not a caption");
+    throw bad_text("a text has " + std::to_string(text.size()) + " characters; allowed are " +
+                   std::to_string(kMaxCharacters) + ": this is not a caption");
   }
   const Text clean = clean_text(text);
   std::vector<std::int32_t> ids{kStart};
@@ -202,6 +202,11 @@ void Tokenizer::append_word(const std::string& word, std::vector<std::int32_t>& 
     if (i > 0) ranks[i - 1] = rank(i - 1);
   }
   ids.insert(ids.end(), parts.begin(), parts.end());
+}
+
+bool is_blank(const std::string& text) {
+  const Text points = from_utf8(text);
+  return std::all_of(points.begin(), points.end(), is_space);
 }
 
 std::vector<std::int32_t> fit(const std::vector<std::int32_t>& ids, std::size_t length) {

@@ -18,7 +18,8 @@ using Json = nlohmann::json;
 // probe tokens TOKENIZER_JSON < TEXTS: a JSON list of texts; one line per text, ids or an error.
 void tokens(const char* file) {
   const stan_infer::Bytes bytes = stan_infer::read_file(file, 1 << 26);
-  const stan_infer::Tokenizer tokenizer({reinterpret_cast<const char*>(bytes.data()), bytes.size()});
+  const stan_infer::Tokenizer tokenizer(
+      {reinterpret_cast<const char*>(bytes.data()), bytes.size()});
   const Json texts = Json::parse(std::string(std::istreambuf_iterator<char>(std::cin), {}));
   for (const std::string text : texts) {
     Json answer;
@@ -77,7 +78,7 @@ int main(int argc, char** argv) {
     }
   } catch (const stan_infer::Error& e) {
     std::cerr << "error: " << e.what() << "\n";
-    return static_cast<int>(e.code());
+    return 2;
   }
   return 0;
 }
