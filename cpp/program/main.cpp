@@ -7,9 +7,11 @@
 
 #include "options.hpp"
 
+#ifdef STAN_INFER_FFMPEG
 extern "C" {
 #include <libavutil/log.h>
 }
+#endif
 
 namespace {
 
@@ -121,8 +123,10 @@ Exit run(const std::vector<std::string>& arguments) {
     std::puts("stan_classify " STAN_INFER_VERSION);
     return Exit::ok;
   }
+#ifdef STAN_INFER_FFMPEG
   // Warnings of FFmpeg about a stranger's file say nothing that an error here does not.
   av_log_set_level(AV_LOG_QUIET);
+#endif
   if (options.self_test) return self_test(options);
   stan_infer::Model model = open_model(options);
   const stan_infer::VideoEmbeds video = model.embed_video(options.video);

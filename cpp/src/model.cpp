@@ -62,7 +62,8 @@ struct Model::Impl {
     info.context_length = manifest.model.context_length;
     info.temperature = manifest.model.temperature;
     info.is_mug = manifest.model.head != Head::mean;
-    info.has_texts = manifest.graph("text") && manifest.files.count("tokenizer.json") > 0;
+    info.has_texts =
+        kReadsTexts && manifest.graph("text") && manifest.files.count("tokenizer.json") > 0;
     info.has_labels = manifest.labels.has_value();
     info.engine = backend->name();
   }

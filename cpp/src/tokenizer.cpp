@@ -118,6 +118,8 @@ std::uint64_t key(std::int32_t a, std::int32_t b) {
 
 }  // namespace
 
+const bool kReadsTexts = true;
+
 Tokenizer::Tokenizer(const std::string& json) {
   try {
     const Json root = Json::parse(json);

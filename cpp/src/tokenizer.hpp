@@ -8,6 +8,8 @@
 
 namespace stan_infer {
 
+extern const bool kReadsTexts;  // false where the library was built without them
+
 class Tokenizer {
  public:
   // The content of the tokenizer.json that export writes. Only its merges are used; everything

@@ -75,22 +75,39 @@ def test_the_example_for_a_file(examples, plain, exported):
     assert answer.returncode == 2 and answer.stderr.startswith("error: cannot read the video")
 
 
-def test_the_example_for_frames_in_memory(examples, plain, exported, tmp_path):
+def frames_through(program, folder):
+    """What the example for frames in memory prints for the frames of a clip."""
     av = pytest.importorskip("av")
     from stan_infer.video.rgb import upright_rgb
 
     with av.open(str(CLIP)) as container:
         frames = [upright_rgb(frame, CLIP) for frame in container.decode(video=0)]
     height, width = frames[0].shape[:2]
-    command = [examples / "classify_frames", exported, str(width), str(height)]
     answer = subprocess.run(
-        command,
+        [program, folder, str(width), str(height)],
         input=b"".join(frame.tobytes() for frame in frames),
         stdout=subprocess.PIPE,
         env=os.environ | {"STAN_INFER_ORT_LIBRARY": str(ort_library())},
         check=True,
     )
-    assert chances(answer.stdout.decode()) == wanted(plain, exported)
+    return chances(answer.stdout.decode())
+
+
+def test_the_example_for_frames_in_memory(examples, plain, exported):
+    assert frames_through(examples / "classify_frames", exported) == wanted(plain, exported)
+
+
+def test_parts_that_are_left_out(plain, exported, tmp_path):
+    settings = ("STAN_INFER_FFMPEG=OFF", "STAN_INFER_TEXTS=OFF")
+    made = build(tmp_path / "build", *settings, openvino=False, source=ROOT / "cpp")
+    assert not re.search(r"lib(av|sw|icu)", done("ldd", made / "stan_classify"))
+    answer = run(made / "stan_classify", exported, CLIP)
+    assert answer.returncode == 3 and "-DSTAN_INFER_FFMPEG=ON" in answer.stderr
+    stages = done(made / "stan_classify", exported, "--self-test")
+    assert "video_embeds" in stages and "input_ids" not in stages
+    done("cmake", "--install", made, "--prefix", tmp_path / "prefix")
+    out = configured(ROOT / "examples" / "cpp", tmp_path / "examples", tmp_path / "prefix")
+    assert frames_through(out / "classify_frames", exported) == wanted(plain, exported)
 
 
 def test_the_installed_program(prefix, exported):
