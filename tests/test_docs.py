@@ -52,7 +52,7 @@ def absent(page) -> list[str]:
         if not target.startswith("http"):
             if not place.exists() or (heading and heading not in headings(place)):
                 wrong.append(f"{target}#{heading}")
-    for name in re.findall(rf"(?<![\w/.~-])((?:{TOPS})/[\w./-]*\w)", text):
+    for name in re.findall(rf"(?<![\w/.~<-])((?:{TOPS})/[\w./-]*\w)", text):
         places = (name, name.removeprefix("stan_infer/"))  # a clone has the package's name, too
         wrong += [] if any((ROOT / place).exists() for place in places) else [name]
     for name in re.findall(r"`(?:[\w.-]+/)*([\w.-]+\.(?:py|sh|cpp|md))\b", text):

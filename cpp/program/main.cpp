@@ -6,16 +6,18 @@
 #include <numeric>
 
 #include "options.hpp"
-#include "backend.hpp"
-#include "error.hpp"
-#include "pipeline.hpp"
-#include "self_test.hpp"
+
+#ifdef STAN_INFER_FFMPEG
+extern "C" {
+#include <libavutil/log.h>
+}
+#endif
 
 namespace {
 
 using Json = nlohmann::ordered_json;
 using stan_infer::Exit;
-using stan_infer::Options;
+using Options = stan_infer::CommandLine;
 
 void say(const std::string& line) { std::fprintf(stderr, "%s\n", line.c_str()); }
 
@@ -25,19 +27,24 @@ void print(const Json& record) {
   std::printf("%s\n", line.c_str());
 }
 
-std::unique_ptr<stan_infer::Backend> open_backend(const Options& options) {
-  if (options.engine == "openvino") return stan_infer::open_openvino(options.threads);
-  auto ort = stan_infer::open_onnxruntime(options.ort_library, options.threads);
-  return options.engine == "tensorrt" ? stan_infer::open_tensorrt(std::move(ort)) : std::move(ort);
+stan_infer::Model open_model(const Options& options) {
+  stan_infer::Options chosen;
+  chosen.engine = options.engine == "openvino"   ? stan_infer::Engine::openvino
+                  : options.engine == "tensorrt" ? stan_infer::Engine::tensorrt
+                                                 : stan_infer::Engine::onnxruntime;
+  chosen.onnxruntime = options.ort_library;
+  chosen.threads = options.threads;
+  return stan_infer::Model(options.folder, chosen);
 }
 
-Exit self_test(const Options& options, const stan_infer::Backend& backend) {
-  stan_infer::Pipeline pipeline(options.folder, backend);
-  const std::vector<stan_infer::Stage> stages = stan_infer::self_test(pipeline);
-  const bool passed =
-      std::all_of(stages.begin(), stages.end(), [](const stan_infer::Stage& s) { return s.passed(); });
+Exit self_test(const Options& options) {
+  stan_infer::Model model = open_model(options);
+  const std::vector<stan_infer::Stage> stages = model.self_test();
+  const bool passed = std::all_of(stages.begin(), stages.end(),
+                                  [](const stan_infer::Stage& s) { return s.passed(); });
+  const std::string engine = model.info().engine;
   if (options.json) {
-    Json record = {{"schema", "stan-classify/self-test/1"}, {"engine", backend.name()}};
+    Json record = {{"schema", "stan-classify/self-test/1"}, {"engine", engine}};
     for (const stan_infer::Stage& s : stages) {
       record["stages"].push_back(
           {{"stage", s.name}, {"error", s.error}, {"allowed", s.allowed}, {"pass", s.passed()}});
@@ -51,7 +58,7 @@ Exit self_test(const Options& options, const stan_infer::Backend& backend) {
     }
   }
   if (passed) return Exit::ok;
-  say("error: the results of " + backend.name() +
+  say("error: the results of " + engine +
       " differ from the golden data by more than is allowed; try another engine or version");
   return Exit::check_failed;
 }
@@ -68,17 +75,25 @@ void embed(const Options& options, const stan_infer::VideoEmbeds& video) {
   }
 }
 
-void classify(const Options& options, stan_infer::Pipeline& pipeline, const stan_infer::VideoEmbeds& video) {
+void classify(const Options& options, stan_infer::Model& model,
+              const stan_infer::VideoEmbeds& video) {
   const bool own = !options.texts.empty();
-  const std::vector<std::string> texts = own ? options.texts : pipeline.labels();
-  const stan_infer::Tensor scores =
-      own ? pipeline.score(pipeline.embed_texts(pipeline.tokenize(texts)), video)
-          : pipeline.score_labels(video);
-  for (const std::string& text : pipeline.cut_texts()) {
-    say("warning: only the first " + std::to_string(pipeline.manifest().model.context_length - 2) +
+  const std::vector<std::string> texts = own ? options.texts : model.labels();
+  std::vector<std::string> cut;
+  stan_infer::Tensor scores;
+  if (own) {
+    const stan_infer::TextEmbeds embeds = model.embed_texts(texts);
+    cut = embeds.cut;
+    scores = model.score(embeds, video);
+  } else {
+    scores = model.score_labels(video);
+    cut = model.cut_labels();
+  }
+  for (const std::string& text : cut) {
+    say("warning: only the first " + std::to_string(model.info().context_length - 2) +
         " tokens are used of the text '" + stan_infer::shown(text) + "'");
   }
-  const auto chances = stan_infer::probabilities(scores, pipeline.manifest().model.temperature);
+  const auto chances = model.probabilities(scores);
   std::vector<std::size_t> best(texts.size());
   std::iota(best.begin(), best.end(), std::size_t{0});
   std::stable_sort(best.begin(), best.end(), [&](std::size_t a, std::size_t b) {
@@ -108,11 +123,14 @@ Exit run(const std::vector<std::string>& arguments) {
     std::puts("stan_classify " STAN_INFER_VERSION);
     return Exit::ok;
   }
-  const auto backend = open_backend(options);
-  if (options.self_test) return self_test(options, *backend);
-  stan_infer::Pipeline pipeline(options.folder, *backend);
-  const stan_infer::VideoEmbeds video = pipeline.embed_video(pipeline.read_clip(options.video));
-  options.embed ? embed(options, video) : classify(options, pipeline, video);
+#ifdef STAN_INFER_FFMPEG
+  // Warnings of FFmpeg about a stranger's file say nothing that an error here does not.
+  av_log_set_level(AV_LOG_QUIET);
+#endif
+  if (options.self_test) return self_test(options);
+  stan_infer::Model model = open_model(options);
+  const stan_infer::VideoEmbeds video = model.embed_video(options.video);
+  options.embed ? embed(options, video) : classify(options, model, video);
   return Exit::ok;
 }
 
@@ -123,8 +141,9 @@ int main(int argc, char** argv) {
   try {
     code = run({argv + 1, argv + argc});
   } catch (const stan_infer::Error& e) {
-    say(std::string("error: ") + e.what());
-    code = e.code();
+    code = stan_infer::exit_of(e.code());
+    say(code == Exit::bug ? std::string("internal error: ") + e.what()
+                          : std::string("error: ") + e.what());
   } catch (const std::exception& e) {
     say(std::string("internal error: ") + e.what() + "\nThis is a bug of stan_classify.");
   }

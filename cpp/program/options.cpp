@@ -5,8 +5,6 @@
 #include <functional>
 #include <map>
 
-#include "error.hpp"
-
 namespace stan_infer {
 
 const char* const kUsage =
@@ -31,24 +29,26 @@ Exit codes: 0 done, 1 a bug of ours, 2 bad input, 3 a library is missing, 4 a ch
 
 namespace {
 
+Error bad(const std::string& what) { return {ErrorCode::bad_argument, what}; }
+
 int count(const std::string& text, int most, const std::string& option) {
   int value = -1;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   if (error != std::errc() || end != text.data() + text.size() || value < 0 || value > most) {
-    throw bad_input(option + " is '" + shown(text) + "'; allowed are 0 to " + std::to_string(most));
+    throw bad(option + " is '" + shown(text) + "'; allowed are 0 to " + std::to_string(most));
   }
   return value;
 }
 
 [[noreturn]] void contradiction(const std::string& what) {
-  throw bad_input(what + "; see stan_classify --help");
+  throw bad(what + "; see stan_classify --help");
 }
 
-void check(const Options& options, std::size_t positions) {
+void check(const CommandLine& options, std::size_t positions) {
   if (options.folder.empty()) contradiction("the folder DIR is missing");
   if (options.engine != "ort" && options.engine != "openvino" && options.engine != "tensorrt") {
-    throw bad_input("--engine is '" + shown(options.engine) +
-                    "'; allowed are ort, openvino and tensorrt");
+    throw bad("--engine is '" + shown(options.engine) +
+              "'; allowed are ort, openvino and tensorrt");
   }
   if (options.engine == "openvino" && !options.ort_library.empty()) {
     contradiction("--ort-library has no meaning with --engine openvino");
@@ -66,8 +66,27 @@ void check(const Options& options, std::size_t positions) {
 
 }  // namespace
 
-Options parse_options(const std::vector<std::string>& arguments) {
-  Options options;
+Exit exit_of(ErrorCode code) {
+  switch (code) {
+    case ErrorCode::bad_argument:
+    case ErrorCode::bad_folder:
+    case ErrorCode::bad_video:
+    case ErrorCode::bad_text:
+    case ErrorCode::engine:
+      return Exit::bad_input;
+    case ErrorCode::missing:
+      return Exit::missing;
+    case ErrorCode::changed:
+      return Exit::check_failed;
+    case ErrorCode::out_of_memory:
+    case ErrorCode::internal:
+      break;
+  }
+  return Exit::bug;
+}
+
+CommandLine parse_options(const std::vector<std::string>& arguments) {
+  CommandLine options;
   bool top_given = false;
   const std::map<std::string, std::function<void()>> flags = {
       {"--embed", [&] { options.embed = true; }},         {"--json", [&] { options.json = true; }},

@@ -2,12 +2,20 @@
 #pragma once
 
 #include <filesystem>
+#include <stan_infer/stan_infer.hpp>
 #include <string>
 #include <vector>
 
 namespace stan_infer {
 
-struct Options {
+enum class Exit { ok = 0, bug = 1, bad_input = 2, missing = 3, check_failed = 4 };
+
+Exit exit_of(ErrorCode code);
+
+// Compiled in from the library: text of a stranger for a message.
+std::string shown(const std::string& text, std::size_t limit = 80);
+
+struct CommandLine {
   std::filesystem::path folder, video;
   std::vector<std::string> texts;
   std::string engine = "ort";
@@ -19,7 +27,7 @@ struct Options {
 
 extern const char* const kUsage;
 
-// Throws Error (bad input) for what is unknown, missing or contradictory.
-Options parse_options(const std::vector<std::string>& arguments);
+// Throws Error (bad_argument) for what is unknown, missing or contradictory.
+CommandLine parse_options(const std::vector<std::string>& arguments);
 
 }  // namespace stan_infer

@@ -26,7 +26,7 @@ class Session {
   virtual const std::vector<Slot>& outputs() const = 0;
 
   // inputs: in the order of inputs(). The result is in the order of outputs().
-  virtual std::vector<Tensor> run(const std::vector<const Tensor*>& inputs) = 0;
+  virtual std::vector<Tensor> run(const std::vector<View>& inputs) = 0;
 };
 
 // A graph's content.

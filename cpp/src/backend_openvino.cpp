@@ -12,8 +12,8 @@ DType dtype_of_element(const ov::element::Type& type, const std::string& name) {
   if (type == ov::element::u8) return DType::uint8;
   if (type == ov::element::i32) return DType::int32;
   if (type == ov::element::i64) return DType::int64;
-  throw bad_input("'" + shown(name) + "' of the graph is " + type.get_type_name() +
-                  "; known are f32, u8, i32 and i64");
+  throw bad_folder("'" + shown(name) + "' of the graph is " + type.get_type_name() +
+                   "; known are f32, u8, i32 and i64");
 }
 
 ov::element::Type element_of(DType dtype) {
@@ -66,7 +66,7 @@ auto told(const std::string& doing, const Call& call) -> decltype(call()) {
           "this OpenVINO no longer takes SNIPPETS_MODE, without which its results were "
           "wrong; use 2026.4");
     }
-    throw bad_input("OpenVINO: " + doing + ": " + shown(text, 400));
+    throw engine_failed("OpenVINO: " + doing + ": " + shown(text, 400));
   }
 }
 
@@ -82,13 +82,13 @@ class OpenVinoSession final : public Session {
   const std::vector<Slot>& inputs() const override { return inputs_; }
   const std::vector<Slot>& outputs() const override { return outputs_; }
 
-  std::vector<Tensor> run(const std::vector<const Tensor*>& inputs) override {
+  std::vector<Tensor> run(const std::vector<View>& inputs) override {
     return told("running " + name_, [&] {
       for (std::size_t i = 0; i < inputs.size(); ++i) {
-        const Tensor& tensor = *inputs[i];
+        const View& tensor = inputs[i];
         ov::Tensor own(element_of(tensor.dtype),
                        ov::Shape(tensor.shape.begin(), tensor.shape.end()));
-        std::memcpy(own.data(), tensor.bytes.data(), tensor.bytes.size());
+        std::memcpy(own.data(), tensor.data, tensor.size());
         request_.set_input_tensor(i, own);
       }
       request_.infer();
@@ -138,7 +138,7 @@ class OpenVinoBackend final : public Backend {
       ov::CompiledModel compiled = core_.compile_model(model, "CPU", settings_);
       if (compiled.get_property(ov::hint::inference_precision) != ov::element::f32) {
         throw missing(
-            "OpenVINO does not compute in f32 here, whatever it is asked; use --engine ort");
+            "OpenVINO does not compute in f32 here, whatever it is asked; use ONNX Runtime");
       }
       return std::make_unique<OpenVinoSession>(std::move(compiled), source);
     });

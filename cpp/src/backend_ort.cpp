@@ -4,9 +4,9 @@
 #include <cstdlib>
 #include <functional>
 
-#include "ort_api.hpp"
 #include "backend.hpp"
 #include "error.hpp"
+#include "ort_api.hpp"
 
 namespace stan_infer {
 namespace {
@@ -31,8 +31,8 @@ DType dtype_of_element(ElementType type, const std::string& name) {
     case kInt64:
       return DType::int64;
   }
-  throw bad_input("'" + shown(name) + "' of the graph has ONNX element type " +
-                  std::to_string(int{type}) + "; known are 1, 2, 6 and 7");
+  throw bad_folder("'" + shown(name) + "' of the graph has ONNX element type " +
+                   std::to_string(int{type}) + "; known are 1, 2, 6 and 7");
 }
 
 ElementType element_of(DType dtype) {
@@ -52,7 +52,7 @@ ElementType element_of(DType dtype) {
 void check(const Api& api, Status* status, const std::string& doing) {
   if (!status) return;
   const Owned<Status> owned(status, api.ReleaseStatus);
-  throw bad_input("ONNX Runtime: " + doing + ": " + shown(api.GetErrorMessage(status), 400));
+  throw engine_failed("ONNX Runtime: " + doing + ": " + shown(api.GetErrorMessage(status), 400));
 }
 
 // What the C ABI returns through a pointer argument, owned.
@@ -93,17 +93,17 @@ class OrtSession final : public Session {
   const std::vector<Slot>& inputs() const override { return inputs_; }
   const std::vector<Slot>& outputs() const override { return outputs_; }
 
-  std::vector<Tensor> run(const std::vector<const Tensor*>& inputs) override {
+  std::vector<Tensor> run(const std::vector<View>& inputs) override {
     std::vector<Owned<Value>> values;
     std::vector<const Value*> given;
     std::vector<const char*> input_names, output_names;
     for (std::size_t i = 0; i < inputs.size(); ++i) {
-      const Tensor& tensor = *inputs[i];
+      const View& tensor = inputs[i];
       values.push_back(make<Value>(api_, api_.ReleaseValue, name_, [&](Value** value) {
         // The ABI takes a mutable pointer, but an input is only read.
         return api_.CreateTensorWithDataAsOrtValue(
-            memory_.get(), const_cast<std::byte*>(tensor.bytes.data()), tensor.bytes.size(),
-            tensor.shape.data(), tensor.shape.size(), element_of(tensor.dtype), value);
+            memory_.get(), const_cast<std::byte*>(tensor.data), tensor.size(), tensor.shape.data(),
+            tensor.shape.size(), element_of(tensor.dtype), value);
       }));
       given.push_back(values.back().get());
       input_names.push_back(inputs_[i].name.c_str());
@@ -139,7 +139,7 @@ class OrtSession final : public Session {
                                        [&](TypeInfo** t) { return type(session_.get(), i, t); });
       const TensorInfo* tensor = nullptr;
       check(api_, api_.CastTypeInfoToTensorInfo(info.get(), &tensor), "type");
-      if (!tensor) throw bad_input(name_ + ": '" + shown(spelled) + "' is no tensor");
+      if (!tensor) throw bad_folder(name_ + ": '" + shown(spelled) + "' is no tensor");
       result.push_back(slot_of(api_, tensor, spelled));
     }
     return result;
@@ -234,7 +234,7 @@ std::unique_ptr<Backend> open_onnxruntime(const std::filesystem::path& library, 
   const std::string file = library.empty() ? "libonnxruntime.so.1" : library.string();
   const std::string help =
       "; install it (pip install onnxruntime, or a release archive) and give its "
-      "libonnxruntime.so with --ort-library PATH";
+      "libonnxruntime.so in Options::onnxruntime, stan_classify's --ort-library PATH";
   setenv(kSilence, "1", /*overwrite=*/0);  // a user who set it keeps his choice
   // Never closed: the library's threads may outlive any point where that would be safe.
   void* handle = dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL);

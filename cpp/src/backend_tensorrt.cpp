@@ -19,7 +19,7 @@ constexpr std::uint64_t kMaxManifest = 16 << 20;
 void check(cudaError_t status, const std::string& doing) {
   if (status == cudaSuccess) return;
   throw missing("CUDA: " + doing + ": " + cudaGetErrorString(status) +
-                "; an NVIDIA GPU with its driver is needed, or --engine ort");
+                "; an NVIDIA GPU with its driver is needed, or ONNX Runtime as the engine");
 }
 
 class Log final : public nvinfer1::ILogger {
@@ -80,7 +80,8 @@ DType dtype_of_plan(nvinfer1::DataType type, const std::string& name) {
     case nvinfer1::DataType::kINT64:
       return DType::int64;
     default:
-      throw bad_input("'" + shown(name) + "' of the plan is neither float, uint8, int32 nor int64");
+      throw bad_folder("'" + shown(name) +
+                       "' of the plan is neither float, uint8, int32 nor int64");
   }
 }
 
@@ -108,17 +109,17 @@ class PlanSession final : public Session {
   const std::vector<Slot>& inputs() const override { return inputs_; }
   const std::vector<Slot>& outputs() const override { return outputs_; }
 
-  std::vector<Tensor> run(const std::vector<const Tensor*>& inputs) override {
+  std::vector<Tensor> run(const std::vector<View>& inputs) override {
     nvinfer1::IExecutionContext& context = context_of(profile_of_inputs(inputs));
     std::vector<std::unique_ptr<Memory>> memory;
     for (std::size_t i = 0; i < inputs.size(); ++i) {
-      const Tensor& tensor = *inputs[i];
+      const View& tensor = inputs[i];
       nvinfer1::Dims dims{};
       dims.nbDims = static_cast<int>(tensor.shape.size());
       std::copy(tensor.shape.begin(), tensor.shape.end(), dims.d);
       const char* name = inputs_[i].name.c_str();
-      memory.push_back(std::make_unique<Memory>(tensor.bytes.size()));
-      check(cudaMemcpyAsync(memory.back()->get(), tensor.bytes.data(), tensor.bytes.size(),
+      memory.push_back(std::make_unique<Memory>(tensor.size()));
+      check(cudaMemcpyAsync(memory.back()->get(), tensor.data, tensor.size(),
                             cudaMemcpyHostToDevice, stream_.get()),
             "upload");
       told(context.setInputShape(name, dims) &&
@@ -143,10 +144,10 @@ class PlanSession final : public Session {
   }
 
  private:
-  int profile_of_inputs(const std::vector<const Tensor*>& inputs) const {
+  int profile_of_inputs(const std::vector<View>& inputs) const {
     int profile = 0;
     for (std::size_t i = 0; i < inputs.size(); ++i) {
-      profile = profile_of(plan_, inputs_[i].name, inputs[i]->shape);
+      profile = profile_of(plan_, inputs_[i].name, inputs[i].shape);
     }
     return profile;
   }

@@ -2,9 +2,9 @@
 
 #include <unordered_map>
 
+#include "error.hpp"
 #include "html.hpp"
 #include "mojibake.hpp"
-#include "error.hpp"
 
 namespace stan_infer {
 namespace {
@@ -95,9 +95,9 @@ Text fix_line(Text line, bool unescape) {
     const Text before = line;
     if (unescape) line = unescape_clear_entities(line);
     if (looks_like_mojibake(line)) {
-      throw bad_input("the text '" + shown(to_utf8(line)) +
-                      "' looks as if it had been decoded with the wrong character set, which the "
-                      "Python package would repair and this program cannot; write it correctly");
+      throw bad_text("the text '" + shown(to_utf8(line)) +
+                     "' looks as if it had been decoded with the wrong character set, which the "
+                     "Python package would repair and this program cannot; write it correctly");
     }
     line = fix_latin_ligatures(fix_c1_controls(line));
     line = fix_line_breaks(uncurl_quotes(fix_character_width(line)));

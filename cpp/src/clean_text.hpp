@@ -5,7 +5,7 @@
 
 namespace stan_infer {
 
-// Throws Error (bad input) for a text that ftfy would repair as mojibake: that repair is not here.
+// Throws Error (bad_text) for a text that ftfy would repair as mojibake: that repair is not here.
 Text clean_text(const Text& text);
 
 }  // namespace stan_infer

@@ -1,25 +1,18 @@
-// Errors that a user can do something about, each with the exit code of the program.
+// Errors of each kind, and a stranger's text inside them.
 #pragma once
 
-#include <stdexcept>
+#include <stan_infer/stan_infer.hpp>
 #include <string>
 
 namespace stan_infer {
 
-enum class Exit { ok = 0, bug = 1, bad_input = 2, missing = 3, check_failed = 4 };
-
-class Error : public std::runtime_error {
- public:
-  Error(Exit code, const std::string& message) : std::runtime_error(message), code_(code) {}
-  Exit code() const noexcept { return code_; }
-
- private:
-  Exit code_;
-};
-
-inline Error bad_input(const std::string& message) { return {Exit::bad_input, message}; }
-inline Error missing(const std::string& message) { return {Exit::missing, message}; }
-inline Error check_failed(const std::string& message) { return {Exit::check_failed, message}; }
+inline Error bad_argument(const std::string& what) { return {ErrorCode::bad_argument, what}; }
+inline Error bad_folder(const std::string& what) { return {ErrorCode::bad_folder, what}; }
+inline Error changed(const std::string& what) { return {ErrorCode::changed, what}; }
+inline Error bad_video(const std::string& what) { return {ErrorCode::bad_video, what}; }
+inline Error bad_text(const std::string& what) { return {ErrorCode::bad_text, what}; }
+inline Error engine_failed(const std::string& what) { return {ErrorCode::engine, what}; }
+inline Error missing(const std::string& what) { return {ErrorCode::missing, what}; }
 
 // Text of a stranger inside a message: at most `limit` bytes, control characters as '?'.
 std::string shown(const std::string& text, std::size_t limit = 80);

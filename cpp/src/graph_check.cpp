@@ -19,8 +19,8 @@ std::string described(DType dtype, const std::vector<Axis>& shape) {
 void check_slots(const Graph& graph, const std::vector<Port>& ports, const std::vector<Slot>& slots,
                  const char* kind) {
   const auto fail = [&](const std::string& what) {
-    throw bad_input(graph.file + " is not the graph that manifest.json describes: " + what +
-                    "; export the checkpoint again");
+    throw bad_folder(graph.file + " is not the graph that manifest.json describes: " + what +
+                     "; export the checkpoint again");
   };
   const bool output = *kind == 'o';
   if (ports.size() != slots.size() && !output) {
@@ -57,18 +57,19 @@ void check_slots(const Graph& graph, const Session& session) {
   check_slots(graph, graph.outputs, session.outputs(), "output");
 }
 
-void check_inputs(const Graph& graph, const std::map<std::string, Tensor>& inputs) {
+void check_inputs(const Graph& graph, const std::map<std::string, View>& inputs) {
   std::map<std::string, std::int64_t> sizes;
   for (const Port& port : graph.inputs) {
     const auto found = inputs.find(port.name);
     if (found == inputs.end()) {
-      throw bad_input(graph.file + " wants an input '" + shown(port.name) +
-                      "', which this program does not know; export the checkpoint again");
+      throw bad_folder(graph.file + " wants an input '" + shown(port.name) +
+                       "', which this program does not know; export the checkpoint again");
     }
-    const Tensor& tensor = found->second;
+    const View& tensor = found->second;
     Shape wanted;
     for (const Axis& axis : port.shape) wanted.push_back(axis.size);
-    expect(tensor, port.dtype, wanted, "the input '" + shown(port.name) + "' of " + graph.file);
+    expect_argument(tensor, port.dtype, wanted,
+                    "the input '" + shown(port.name) + "' of " + graph.file);
     for (std::size_t i = 0; i < port.shape.size(); ++i) {
       const std::string& name = port.shape[i].name;
       if (name.empty()) continue;
@@ -76,19 +77,19 @@ void check_inputs(const Graph& graph, const std::map<std::string, Tensor>& input
       const std::int64_t size = tensor.shape[i];
       if (limits != graph.dims.end() &&
           (size < limits->second.first || size > limits->second.second)) {
-        throw bad_input(graph.file + ": '" + shown(name) + "' would be " + std::to_string(size) +
-                        "; allowed are " + std::to_string(limits->second.first) + " to " +
-                        std::to_string(limits->second.second));
+        throw bad_argument(graph.file + ": '" + shown(name) + "' would be " + std::to_string(size) +
+                           "; allowed are " + std::to_string(limits->second.first) + " to " +
+                           std::to_string(limits->second.second));
       }
       if (!sizes.emplace(name, size).second && sizes[name] != size) {
-        throw bad_input(graph.file + ": '" + shown(name) + "' has two sizes, " +
-                        std::to_string(sizes[name]) + " and " + std::to_string(size));
+        throw bad_argument(graph.file + ": '" + shown(name) + "' has two sizes, " +
+                           std::to_string(sizes[name]) + " and " + std::to_string(size));
       }
     }
   }
 }
 
-void check_outputs(const Graph& graph, const std::map<std::string, Tensor>& inputs,
+void check_outputs(const Graph& graph, const std::map<std::string, View>& inputs,
                    const std::map<std::string, Tensor>& outputs) {
   std::map<std::string, std::int64_t> sizes;
   for (const Port& port : graph.inputs) {

@@ -14,10 +14,10 @@ namespace stan_infer {
 void check_slots(const Graph& graph, const Session& session);
 
 // Throws Error unless these tensors may be given to the graph (ranges of its dimensions).
-void check_inputs(const Graph& graph, const std::map<std::string, Tensor>& inputs);
+void check_inputs(const Graph& graph, const std::map<std::string, View>& inputs);
 
 // Throws Error unless an output has the shape promised, each named size being that of the inputs.
-void check_outputs(const Graph& graph, const std::map<std::string, Tensor>& inputs,
+void check_outputs(const Graph& graph, const std::map<std::string, View>& inputs,
                    const std::map<std::string, Tensor>& outputs);
 
 }  // namespace stan_infer

@@ -4,8 +4,8 @@
 #include <iterator>
 #include <set>
 
-#include "manifest_json.hpp"
 #include "error.hpp"
+#include "manifest_json.hpp"
 
 namespace stan_infer {
 namespace {
@@ -119,11 +119,11 @@ void check_version(const Json& manifest) {
   const std::string schema = text(member(manifest, "schema", "the manifest"), "schema");
   const std::size_t dot = schema.find('.');
   if (schema.substr(0, dot) != "1") {
-    throw bad_input("manifest.json has schema '" + shown(schema, 20) +
-                    "'; this program reads 1.x: use a newer one, or export the checkpoint again");
+    throw bad_folder("manifest.json has schema '" + shown(schema, 20) +
+                     "'; this program reads 1.x: use a newer one, or export the checkpoint again");
   }
   if (dot == std::string::npos || schema.substr(dot + 1) == "0" || dot + 1 == schema.size()) {
-    throw bad_input(
+    throw bad_folder(
         "manifest.json has schema '" + shown(schema, 20) +
         "', whose graphs do not all note the model's config: export the checkpoint again");
   }

@@ -41,7 +41,7 @@ struct Graph {
 
 enum class Head { mean, mug, mug_frame_token };
 
-struct Model {
+struct Config {
   int frames = 0, max_frames = 0, image_size = 0, short_side = 0, embed_dim = 0;
   int context_length = 0, vocab_size = 0;
   Head head = Head::mean;
@@ -63,7 +63,7 @@ struct Golden {
 };
 
 struct Manifest {
-  Model model;
+  Config model;
   std::vector<Graph> graphs;
   std::optional<Labels> labels;
   std::optional<Golden> golden;
@@ -73,7 +73,7 @@ struct Manifest {
   const FileEntry& file(const std::string& name) const;
 };
 
-// Both throw Error (bad input); keys of later versions are ignored, another major version is
+// Both throw Error (bad_folder); keys of later versions are ignored, another major version is
 // refused.
 Manifest parse_manifest(const std::string& json);
 Manifest read_manifest(const Folder& folder);

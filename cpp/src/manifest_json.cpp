@@ -15,7 +15,7 @@ constexpr int kMaxDepth = 32;            // lists and objects inside each other
 }  // namespace
 
 void fail(const std::string& what) {
-  throw bad_input("manifest.json: " + what + "; export the checkpoint again");
+  throw bad_folder("manifest.json: " + what + "; export the checkpoint again");
 }
 
 Json parse_json(const std::string& text) {

@@ -10,7 +10,7 @@ namespace stan_infer {
 
 using Json = nlohmann::json;
 
-[[noreturn]] void fail(const std::string& what);  // of manifest.json, as Error (bad input)
+[[noreturn]] void fail(const std::string& what);  // of manifest.json, as Error (bad_folder)
 
 // The value of UTF-8 without a byte order mark, where no key stands twice in an object and nothing
 // is nested deeply.
@@ -25,6 +25,6 @@ double number(const Json& value, const std::string& where);
 const Json& list(const Json& value, const std::string& where);
 std::string spelled(double value);  // as in JSON, for a message
 
-Model model_of(const Json& json);  // of "model"
+Config model_of(const Json& json);  // of "model"
 
 }  // namespace stan_infer

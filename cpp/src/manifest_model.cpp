@@ -5,8 +5,8 @@
 #include <cstring>
 #include <iterator>
 
-#include "manifest_json.hpp"
 #include "error.hpp"
+#include "manifest_json.hpp"
 #include "sha256.hpp"
 
 namespace stan_infer {
@@ -115,14 +115,14 @@ void check_model(const std::map<std::string, double>& of, std::size_t keys) {
 
 }  // namespace
 
-Model model_of(const Json& json) {
+Config model_of(const Json& json) {
   std::map<std::string, double> numbers;
   for (const Field& field : kNumbers) numbers[field.key] = model_number(json, field);
   for (Field field : kTextNumbers) {
     if (numbers["text_layers"] == 0) field.least = -1e15, field.most = 1e15;
     numbers[field.key] = model_number(json, field);
   }
-  Model model;
+  Config model;
   for (const auto& [key, known] : kWords) {
     const std::string word = text(member(json, key, "model"), std::string("model.") + key);
     const auto found = std::find(known.begin(), known.end(), word);

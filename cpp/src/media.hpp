@@ -12,10 +12,9 @@ extern "C" {
 #include <string>
 
 #include "tensor.hpp"
+#include "video.hpp"
 
 namespace stan_infer::media {
-
-constexpr std::int64_t kMaxPixels = 1 << 26;
 
 struct Deleter {
   void operator()(AVFormatContext* p) const { avformat_close_input(&p); }

@@ -185,35 +185,41 @@ bool has_improbable_pair(const Text& text) {
   return false;
 }
 
-bool begins_in_some_page(char32_t c, std::size_t length) {
-  for (const Page& page : pages()) {
-    const auto found = page.bytes.find(c);
-    if (found != page.bytes.end() && length_of(found->second) == length) return true;
-  }
-  return false;
-}
-
-bool continues_in_some_page(char32_t c) {
-  for (const Page& page : pages()) {
-    const auto found = page.bytes.find(c);
-    if (found != page.bytes.end() && continues(found->second)) return true;
-  }
-  return false;
-}
-
-// The longest run from `i` of what could be characters of several bytes, pages mixed.
-std::size_t run_end(const Text& text, std::size_t i) {
-  while (true) {
-    std::size_t advanced = 0;
-    for (std::size_t length = 2; length <= 4 && !advanced; ++length) {
-      if (i + length > text.size() || !begins_in_some_page(text[i], length)) continue;
-      bool whole = true;
-      for (std::size_t k = 1; k < length; ++k) whole = whole && continues_in_some_page(text[i + k]);
-      if (whole) advanced = length;
+// What a character may be in some page: bits 2 to 4: it begins one of so many bytes; bit 0: it
+// continues one.
+unsigned part_of(char32_t c) {
+  static const std::unordered_map<char32_t, unsigned> all = [] {
+    std::unordered_map<char32_t, unsigned> result;
+    for (const Page& page : pages()) {
+      for (const auto& [character, byte] : page.bytes) {
+        const std::size_t length = length_of(byte);
+        result[character] |= (length ? 1u << length : 0u) | (continues(byte) ? 1u : 0u);
+      }
     }
-    if (!advanced) return i;
-    i += advanced;
+    return result;
+  }();
+  const auto found = all.find(c);
+  return found == all.end() ? 0 : found->second;
+}
+
+// For each place the end of the run that begins there, of what could be characters of several
+// bytes, pages mixed; itself where there is none.
+std::vector<std::size_t> run_ends(const Text& text) {
+  std::vector<unsigned> parts;
+  for (char32_t c : text) parts.push_back(part_of(c));
+  std::vector<std::size_t> ends(text.size() + 1, text.size());
+  for (std::size_t i = text.size(); i-- > 0;) {
+    ends[i] = i;
+    std::size_t length = 2;  // the shortest counts
+    for (std::size_t next = i + 1; length <= 4 && next < text.size(); ++next, ++length) {
+      if (!(parts[next] & 1)) break;
+      if (parts[i] & (1u << length)) {
+        ends[i] = ends[i + length];
+        break;
+      }
+    }
   }
+  return ends;
 }
 
 bool is_repairable(const Text& line) {
@@ -221,9 +227,14 @@ bool is_repairable(const Text& line) {
   for (const Page& page : pages()) {
     if (is_utf8_in(page, line)) return true;
   }
+  // Of all runs to one end the longest has what any of them has. No more than four runs cross at
+  // one place, so all this takes time in proportion to the length of the line.
+  const std::vector<std::size_t> ends = run_ends(line);
+  std::vector<bool> seen(line.size() + 1, false);
   for (std::size_t i = 0; i < line.size(); ++i) {
-    if (line[i] < 0x80) continue;
-    const Text run = line.substr(i, run_end(line, i) - i);
+    if (ends[i] == i || seen[ends[i]]) continue;
+    seen[ends[i]] = true;
+    const Text run = line.substr(i, ends[i] - i);
     if (!has_improbable_pair(run)) continue;
     for (const Page& page : pages()) {
       for (std::size_t k = 0; k < run.size(); ++k) {

@@ -17,8 +17,8 @@ class Reader {
       : bytes_(reinterpret_cast<const char*>(bytes.data()), bytes.size()), file_(file) {}
 
   [[noreturn]] void fail(const std::string& what) const {
-    throw bad_input(file_ + " is no .npz as numpy.savez writes it: " + what +
-                    "; export the checkpoint again");
+    throw bad_folder(file_ + " is no .npz as numpy.savez writes it: " + what +
+                     "; export the checkpoint again");
   }
 
   std::string_view part(std::uint64_t at, std::uint64_t size) const {

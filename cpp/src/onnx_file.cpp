@@ -19,14 +19,67 @@ constexpr std::string_view kConfigKey = "stan_infer.config_sha256";
 // The operations that the exporters write; no other may stand in a graph. The same list as in
 // stan_infer/artefacts/onnx_operations.py, which a test compares.
 constexpr std::string_view kOperations[] = {
-    "Abs", "Add", "And", "ArgMax", "Cast", "CastLike", "Ceil", "Clip", "Concat", "Constant",
-    "ConstantOfShape", "Conv", "DequantizeLinear", "Div", "Equal", "Erf", "Exp", "Expand",
-    "Floor", "Gather", "GatherElements", "Gelu", "Gemm", "Greater", "GreaterOrEqual",
-    "Identity", "LayerNormalization", "Less", "LessOrEqual", "MatMul", "Max", "Min", "Mul",
-    "Neg", "Not", "Or", "Pow", "QuantizeLinear", "Range", "Reciprocal", "ReduceL2", "ReduceMax",
-    "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "Reshape", "Round", "Shape",
-    "Sigmoid", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Tanh", "Transpose",
-    "Trilu", "Unsqueeze", "Where",
+    "Abs",
+    "Add",
+    "And",
+    "ArgMax",
+    "Cast",
+    "CastLike",
+    "Ceil",
+    "Clip",
+    "Concat",
+    "Constant",
+    "ConstantOfShape",
+    "Conv",
+    "DequantizeLinear",
+    "Div",
+    "Equal",
+    "Erf",
+    "Exp",
+    "Expand",
+    "Floor",
+    "Gather",
+    "GatherElements",
+    "Gelu",
+    "Gemm",
+    "Greater",
+    "GreaterOrEqual",
+    "Identity",
+    "LayerNormalization",
+    "Less",
+    "LessOrEqual",
+    "MatMul",
+    "Max",
+    "Min",
+    "Mul",
+    "Neg",
+    "Not",
+    "Or",
+    "Pow",
+    "QuantizeLinear",
+    "Range",
+    "Reciprocal",
+    "ReduceL2",
+    "ReduceMax",
+    "ReduceMean",
+    "ReduceMin",
+    "ReduceProd",
+    "ReduceSum",
+    "Reshape",
+    "Round",
+    "Shape",
+    "Sigmoid",
+    "Slice",
+    "Softmax",
+    "Split",
+    "Sqrt",
+    "Squeeze",
+    "Sub",
+    "Tanh",
+    "Transpose",
+    "Trilu",
+    "Unsqueeze",
+    "Where",
 };
 
 enum class Message { model, opset, property, graph, node, attribute, tensor, entry, none };
@@ -81,15 +134,16 @@ class Walk {
 
   GraphForm run() {
     message(Message::model, 0, bytes_.size(), 0);
-    if (!has_graph_) throw bad_input(file_ + " is not an ONNX model: it holds no graph");
-    if (opsets_ != 1 || opset_ < 18 || opset_ >= 100) refuse("other operator sets than one of ONNX");
+    if (!has_graph_) throw bad_folder(file_ + " is not an ONNX model: it holds no graph");
+    if (opsets_ != 1 || opset_ < 18 || opset_ >= 100)
+      refuse("other operator sets than one of ONNX");
     return found_;
   }
 
  private:
   [[noreturn]] void malformed(std::size_t at) const {
-    throw bad_input(file_ + " is not a well-formed ONNX model (at byte " + std::to_string(at) +
-                    " of " + std::to_string(bytes_.size()) + "); export the checkpoint again");
+    throw bad_folder(file_ + " is not a well-formed ONNX model (at byte " + std::to_string(at) +
+                     " of " + std::to_string(bytes_.size()) + "); export the checkpoint again");
   }
 
   std::uint64_t varint(std::size_t& at, std::size_t end) const {
@@ -103,8 +157,8 @@ class Walk {
   }
 
   [[noreturn]] void refuse(const std::string& what) const {
-    throw bad_input(file_ + " has " + what +
-                    ", which no graph written by stan_infer has; export the checkpoint again");
+    throw bad_folder(file_ + " has " + what +
+                     ", which no graph written by stan_infer has; export the checkpoint again");
   }
 
   // Of a field given twice some parsers take the last and some merge: here all must be right.
@@ -114,7 +168,8 @@ class Walk {
       refuse("operations of the domain '" + printable(text) + "'");
     }
     const auto* end = std::end(kOperations);
-    if (kind == Message::node && field == 4 && std::find(std::begin(kOperations), end, text) == end) {
+    if (kind == Message::node && field == 4 &&
+        std::find(std::begin(kOperations), end, text) == end) {
       refuse("the operation '" + printable(text) + "'");
     }
   }

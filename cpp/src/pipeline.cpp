@@ -2,14 +2,16 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
+#include <numeric>
 #include <regex>
 
-#include "graph_check.hpp"
 #include "error.hpp"
+#include "frames.hpp"
+#include "graph_check.hpp"
 #include "npz.hpp"
 #include "onnx_file.hpp"
 #include "video.hpp"
-#include "unicode.hpp"
 
 namespace stan_infer {
 namespace {
@@ -22,26 +24,31 @@ const Tensor& array(const std::map<std::string, Tensor>& arrays, const std::stri
                     const std::string& file) {
   const auto found = arrays.find(name);
   if (found == arrays.end()) {
-    throw bad_input(file + " has no array '" + name + "'; export the checkpoint again");
+    throw bad_folder(file + " has no array '" + name + "'; export the checkpoint again");
   }
   return found->second;
 }
 
-Tensor rows_of(const Tensor& tensor, std::int64_t begin, std::int64_t count) {
-  Shape shape = tensor.shape;
-  shape[0] = count;
-  Tensor result = make_tensor(tensor.dtype, shape);
-  const std::size_t row_bytes = count ? result.bytes.size() / static_cast<std::size_t>(count) : 0;
-  // Past the end the last row is repeated: a graph with a fixed batch wants them all.
+// Rows from `begin` on; those past the end repeat the last one: a graph with a fixed batch wants
+// them all. `copy` holds them where they are not in the memory of `rows`.
+View rows_of(const View& rows, std::int64_t begin, std::int64_t count, Tensor& copy) {
+  View part = rows;
+  part.shape[0] = count;
+  const std::size_t row = part.size() / static_cast<std::size_t>(count);
+  const std::int64_t last = rows.shape[0] - 1;
+  const auto at = [&](std::int64_t i) {
+    return rows.data + static_cast<std::size_t>(std::min(i, last)) * row;
+  };
+  part.data = at(begin);
+  if (begin + count <= rows.shape[0]) return part;
+  copy = make_tensor(part.dtype, part.shape);
   for (std::int64_t i = 0; i < count; ++i) {
-    const auto from = static_cast<std::size_t>(std::min(begin + i, tensor.shape[0] - 1));
-    std::memcpy(result.bytes.data() + static_cast<std::size_t>(i) * row_bytes,
-                tensor.bytes.data() + from * row_bytes, row_bytes);
+    std::memcpy(copy.bytes.data() + static_cast<std::size_t>(i) * row, at(begin + i), row);
   }
-  return result;
+  return copy;
 }
 
-Tensor normalized(const Tensor& pixels, const Model& model) {
+Tensor normalized(const Tensor& pixels, const Config& model) {
   // uint8 [T, S, S, 3] -> float32 [T, 3, S, S]
   const std::int64_t t = pixels.shape[0], area = pixels.shape[1] * pixels.shape[2];
   Tensor result = make_tensor(DType::float32, {t, 3, pixels.shape[1], pixels.shape[2]});
@@ -73,26 +80,42 @@ void check_names(const Folder& folder, const Manifest& manifest) {
                        std::any_of(manifest.files.begin(), manifest.files.end(),
                                    [&](const auto& f) { return f.first.rfind(name, 0) == 0; });
     if (name != "manifest.json" && !above && !manifest.files.count(name) && !is_of_engines(name)) {
-      throw bad_input(folder.path().string() + ": '" + shown(name) +
-                      "' is not listed in manifest.json; take it out of the folder");
+      throw bad_folder(folder.path().string() + ": '" + shown(name) +
+                       "' is not listed in manifest.json; take it out of the folder");
     }
   }
 }
 
+// The length of each row of float32 [n, E]; throws Error where it is 0 or not a number.
+std::vector<double> lengths(const Tensor& rows, const std::string& name) {
+  const std::int64_t n = rows.shape[0], e = rows.shape[1];
+  std::vector<double> result;
+  for (std::int64_t i = 0; i < n; ++i) {
+    const float* row = rows.data<float>() + i * e;
+    const double sum = std::inner_product(row, row + e, row, 0.0, std::plus<>(),
+                                          [](double a, double b) { return a * b; });
+    if (!(sum > 0) || !std::isfinite(sum)) {
+      throw bad_argument("row " + std::to_string(i) + " of " + name +
+                         " is all zeros or not finite, so it has no score");
+    }
+    result.push_back(std::sqrt(sum));
+  }
+  return result;
+}
+
 Tensor cosines(const Tensor& texts, const Tensor& clips) {
   const std::int64_t q = texts.shape[0], b = clips.shape[0], e = texts.shape[1];
+  const std::vector<double> of_texts = lengths(texts, "the embeddings of texts");
+  const std::vector<double> of_clips = lengths(clips, "the embeddings of clips");
   Tensor scores = make_tensor(DType::float32, {q, b});
   for (std::int64_t i = 0; i < q; ++i) {
     for (std::int64_t j = 0; j < b; ++j) {
       const float* t = texts.data<float>() + i * e;
-      const float* v = clips.data<float>() + j * e;
-      double dot = 0, tt = 0, vv = 0;
-      for (std::int64_t k = 0; k < e; ++k) {
-        dot += double{t[k]} * v[k];
-        tt += double{t[k]} * t[k];
-        vv += double{v[k]} * v[k];
-      }
-      scores.data<float>()[i * b + j] = static_cast<float>(dot / std::sqrt(tt * vv));
+      const double dot =
+          std::inner_product(t, t + e, clips.data<float>() + j * e, 0.0, std::plus<>(),
+                             [](double x, double y) { return x * y; });
+      scores.data<float>()[i * b + j] = static_cast<float>(
+          dot / of_texts[static_cast<std::size_t>(i)] / of_clips[static_cast<std::size_t>(j)]);
     }
   }
   return scores;
@@ -119,15 +142,15 @@ std::set<std::string> Pipeline::check_content(const Graph& graph, const Bytes& c
   const std::set<std::string>& named = form.external;
   const bool on_top = named.empty() || graph.file.find('/') == std::string::npos;
   if (!on_top || !std::includes(listed.begin(), listed.end(), named.begin(), named.end())) {
-    throw bad_input(graph.file +
-                    " reads weights from files that manifest.json does not list as "
-                    "its external_data, or lies in another folder than they; "
-                    "export the checkpoint again");
+    throw bad_folder(graph.file +
+                     " reads weights from files that manifest.json does not list as "
+                     "its external_data, or lies in another folder than they; "
+                     "export the checkpoint again");
   }
   // Shapes do not show head, temperature or sampling.
   if (form.config != manifest_.model.sha256) {
-    throw check_failed("'model' in manifest.json is not what " + graph.file +
-                       " was exported with: it was changed since; export the checkpoint again");
+    throw changed("'model' in manifest.json is not what " + graph.file +
+                  " was exported with: it was changed since; export the checkpoint again");
   }
   return named;
 }
@@ -142,8 +165,8 @@ Pipeline::Opened& Pipeline::open(const std::string& role) {
   if (opened.session) return opened;
   const Graph* graph = manifest_.graph(role);
   if (!graph) {
-    throw bad_input("the folder has no " + role +
-                    " graph, which this needs; export the checkpoint again, with that part");
+    throw bad_folder("the folder has no " + role +
+                     " graph, which this needs; export the checkpoint again, with that part");
   }
   GraphSource source{graph->file, checked(graph->file), {}, {}, role, &folder_};
   for (const Port& port : graph->inputs) source.ports.push_back(port.name);
@@ -161,10 +184,10 @@ Pipeline::Opened& Pipeline::open(const std::string& role) {
 }
 
 std::map<std::string, Tensor> Pipeline::run(Opened& opened,
-                                            const std::map<std::string, Tensor>& inputs) {
+                                            const std::map<std::string, View>& inputs) {
   check_inputs(*opened.graph, inputs);
-  std::vector<const Tensor*> given;
-  for (const Slot& slot : opened.session->inputs()) given.push_back(&inputs.at(slot.name));
+  std::vector<View> given;
+  for (const Slot& slot : opened.session->inputs()) given.push_back(inputs.at(slot.name));
   std::vector<Tensor> results = opened.session->run(given);
   std::map<std::string, Tensor> outputs;
   for (std::size_t i = 0; i < results.size(); ++i) {
@@ -175,36 +198,43 @@ std::map<std::string, Tensor> Pipeline::run(Opened& opened,
 }
 
 // Runs a graph of one input over all rows, in batches that it accepts.
-std::map<std::string, Tensor> Pipeline::run_batches(Opened& opened, const Tensor& rows,
+std::map<std::string, Tensor> Pipeline::run_batches(Opened& opened, const View& rows,
                                                     std::int64_t most) {
   const Port& port = opened.graph->inputs.at(0);
+  Shape wanted;
+  for (const Axis& axis : port.shape) wanted.push_back(axis.size);
+  if (!wanted.empty()) wanted[0] = -1;  // of these there may be any number
+  expect_argument(rows, port.dtype, wanted, "'" + shown(port.name) + "'");
   std::int64_t least = 1;
-  if (!port.shape.empty()) {
-    const Axis& axis = port.shape[0];
-    const auto limits = opened.graph->dims.find(axis.name);
-    if (axis.name.empty()) {
-      least = most = axis.size;
-    } else if (limits != opened.graph->dims.end()) {
-      least = limits->second.first;
-      most = std::max(least, std::min(most, limits->second.second));
-    }
+  const Axis& axis = port.shape.at(0);
+  const auto limits = opened.graph->dims.find(axis.name);
+  if (axis.name.empty()) {
+    least = most = axis.size;
+  } else if (limits != opened.graph->dims.end()) {
+    least = limits->second.first;
+    most = std::max(least, std::min(most, limits->second.second));
   }
   std::map<std::string, Tensor> whole;
   for (std::int64_t begin = 0; begin < rows.shape[0]; begin += most) {
     const std::int64_t left = std::min(most, rows.shape[0] - begin);
-    const Tensor batch = rows_of(rows, begin, std::max(least, left));
+    Tensor copy;
+    const View batch = rows_of(rows, begin, std::max(least, left), copy);
     for (auto& [name, part] : run(opened, {{port.name, batch}})) {
-      const Tensor real = rows_of(part, 0, left);
-      const auto [at, fresh] = whole.emplace(name, real);
+      if (part.shape[0] > left) {  // what was computed of repeated rows
+        part.bytes.resize(part.bytes.size() / static_cast<std::size_t>(part.shape[0]) *
+                          static_cast<std::size_t>(left));
+        part.shape[0] = left;
+      }
+      const auto [at, fresh] = whole.emplace(name, part);
       if (fresh) continue;
       at->second.shape[0] += left;
-      at->second.bytes.insert(at->second.bytes.end(), real.bytes.begin(), real.bytes.end());
+      at->second.bytes.insert(at->second.bytes.end(), part.bytes.begin(), part.bytes.end());
     }
   }
   return whole;
 }
 
-Tensor Pipeline::preprocess(const Tensor& frames) {
+Tensor Pipeline::preprocess(const View& frames) {
   const std::int64_t side = manifest_.model.image_size;
   Opened& opened = open("preprocess");
   Tensor pixels = array(run_batches(opened, frames, 1), "pixels", opened.graph->file);
@@ -213,14 +243,33 @@ Tensor Pipeline::preprocess(const Tensor& frames) {
 }
 
 Tensor Pipeline::read_clip(const std::filesystem::path& video) {
+  const Frames found = read_frames(video, manifest_.model.frames,
+                                   [this](const Tensor& image) { return preprocess(image); });
+  return clip_of(found.by_number, found.indices);
+}
+
+Tensor Pipeline::clip_of_frames(const std::vector<ImageView>& frames, const FrameOptions& options) {
+  for (std::size_t i = 0; i < frames.size(); ++i) check_image(frames[i], i);
+  const std::vector<std::int64_t> indices =
+      choose_frames(frames.size(), manifest_.model.frames, options);
+  std::map<std::int64_t, Tensor> taken;
+  for (std::int64_t number : indices) {
+    if (taken.count(number)) continue;
+    Tensor copy;
+    taken[number] = preprocess(rgb_of(frames[static_cast<std::size_t>(number)], copy));
+  }
+  return clip_of(taken, indices);
+}
+
+// The input of the video graph, of preprocessed frames by their number.
+Tensor Pipeline::clip_of(const std::map<std::int64_t, Tensor>& frames,
+                         const std::vector<std::int64_t>& indices) {
   const std::int64_t side = manifest_.model.image_size;
-  const int count = manifest_.model.frames;
-  const Frames found =
-      read_frames(video, count, [this](const Tensor& image) { return preprocess(image); });
-  Tensor clip = make_tensor(DType::uint8, {count, side, side, 3});
+  Tensor clip =
+      make_tensor(DType::uint8, {static_cast<std::int64_t>(indices.size()), side, side, 3});
   std::byte* to = clip.bytes.data();
-  for (std::int64_t number : found.indices) {
-    const Bytes& frame = found.by_number.at(number).bytes;
+  for (std::int64_t number : indices) {
+    const Bytes& frame = frames.at(number).bytes;
     to = std::copy(frame.begin(), frame.end(), to);
   }
   const Graph* graph = manifest_.graph("video");
@@ -229,7 +278,7 @@ Tensor Pipeline::read_clip(const std::filesystem::path& video) {
   return clip;
 }
 
-VideoEmbeds Pipeline::embed_video(const Tensor& clips) {
+VideoEmbeds Pipeline::embed_clips(const Tensor& clips) {
   Opened& opened = open("video");
   auto outputs = run_batches(opened, clips, 1);
   const std::int64_t b = clips.shape[0], e = manifest_.model.embed_dim;
@@ -244,10 +293,10 @@ VideoEmbeds Pipeline::embed_video(const Tensor& clips) {
   return embeds;
 }
 
-Tensor Pipeline::tokenize(const std::vector<std::string>& texts) {
+Tensor Pipeline::tokenize(const std::vector<std::string>& texts, std::vector<std::string>& cut) {
   if (!tokenizer_) {
     if (!manifest_.files.count("tokenizer.json")) {
-      throw bad_input(
+      throw bad_folder(
           "the folder has no tokenizer.json, so it cannot read texts; export a "
           "checkpoint with a text tower and CLIP's vocabulary");
     }
@@ -257,45 +306,69 @@ Tensor Pipeline::tokenize(const std::vector<std::string>& texts) {
   const auto length = static_cast<std::size_t>(manifest_.model.context_length);
   const auto count = static_cast<std::int64_t>(texts.size());
   Tensor ids = make_tensor(DType::int32, {count, manifest_.model.context_length});
-  cut_texts_.clear();
   for (std::size_t i = 0; i < texts.size(); ++i) {
-    const Text points = from_utf8(texts[i]);
-    if (std::all_of(points.begin(), points.end(), is_space)) {
-      throw bad_input("text " + std::to_string(i) + " is blank; give words");
-    }
     const std::vector<std::int32_t> all = tokenizer_->encode(texts[i]);
-    if (all.size() > length) cut_texts_.push_back(texts[i]);
+    if (all.size() > length) cut.push_back(texts[i]);
     const std::vector<std::int32_t> row = fit(all, length);
     std::copy(row.begin(), row.end(), ids.data<std::int32_t>() + i * length);
   }
   return ids;
 }
 
-TextEmbeds Pipeline::embed_texts(const Tensor& ids) {
+TextEmbeds Pipeline::embed_texts(const std::vector<std::string>& texts) {
+  if (texts.empty()) throw bad_argument("there is no text; give one or more");
+  for (std::size_t i = 0; i < texts.size(); ++i) {
+    if (is_blank(texts[i])) throw bad_text("text " + std::to_string(i) + " is blank; give words");
+  }
+  std::vector<std::string> cut;
+  TextEmbeds embeds = embed_ids(tokenize(texts, cut));
+  embeds.cut = std::move(cut);
+  return embeds;
+}
+
+TextEmbeds Pipeline::embed_ids(const Tensor& ids) {
   Opened& opened = open("text");
   const auto outputs = run_batches(opened, ids, kTextsAtOnce);
   const std::int64_t q = ids.shape.at(0), e = manifest_.model.embed_dim;
-  TextEmbeds embeds{ids, array(outputs, "text_embeds", opened.graph->file),
-                    array(outputs, "token_embeds", opened.graph->file)};
+  TextEmbeds embeds{ids,
+                    array(outputs, "text_embeds", opened.graph->file),
+                    array(outputs, "token_embeds", opened.graph->file),
+                    {}};
   expect(embeds.texts, DType::float32, {q, e}, "text_embeds");
   expect(embeds.tokens, DType::float32, {q, ids.shape.at(1), e}, "token_embeds");
   return embeds;
 }
 
-Tensor Pipeline::score(const TextEmbeds& texts, const VideoEmbeds& video) {
-  if (manifest_.model.head == Head::mean) return cosines(texts.texts, video.clips);
+Tensor Pipeline::score(const TextEmbeds& texts, const VideoEmbeds& videos) {
+  const std::int64_t e = manifest_.model.embed_dim;
+  if (manifest_.model.head == Head::mean) {
+    expect_whole(texts.texts, DType::float32, {-1, e}, "the embeddings of texts");
+    expect_whole(videos.clips, DType::float32, {-1, e}, "the embeddings of clips");
+    return cosines(texts.texts, videos.clips);
+  }
+  expect_whole(texts.ids, DType::int32, {-1, -1}, "the ids of texts");
+  const std::int64_t q = texts.ids.shape[0];
+  expect_whole(texts.tokens, DType::float32, {q, texts.ids.shape[1], e},
+               "the token embeddings of texts");
+  expect_whole(videos.frames, DType::float32, {-1, -1, e}, "the frame embeddings of clips");
   Opened& opened = open("score");
   const auto outputs = run(
       opened,
-      {{"token_embeds", texts.tokens}, {"input_ids", texts.ids}, {"frame_embeds", video.frames}});
+      {{"token_embeds", texts.tokens}, {"input_ids", texts.ids}, {"frame_embeds", videos.frames}});
   Tensor scores = array(outputs, "scores", opened.graph->file);
-  expect(scores, DType::float32, {texts.ids.shape[0], video.clips.shape[0]}, "scores");
+  expect(scores, DType::float32, {q, videos.frames.shape[0]}, "scores");
+  const float* begin = scores.data<float>();
+  const std::size_t count = element_count(scores.shape);
+  if (!std::all_of(begin, begin + count, [](float x) { return std::isfinite(x); })) {
+    throw bad_argument("a score is not a number: some embedding is all zeros or not finite");
+  }
   return scores;
 }
 
-std::vector<std::string> Pipeline::labels() {
+const std::vector<std::string>& Pipeline::labels() {
+  if (!labels_.empty()) return labels_;
   if (!manifest_.labels) {
-    throw bad_input("the folder has no labels; give --text TEXT, or export with --labels FILE");
+    throw bad_folder("the folder has no labels; give texts, or export with --labels FILE");
   }
   const Bytes bytes = checked(manifest_.labels->file);
   const std::string text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
@@ -307,63 +380,66 @@ std::vector<std::string> Pipeline::labels() {
     begin = end + 1;
   }
   if (result.empty() || result.size() > kMaxLabels) {
-    throw bad_input(manifest_.labels->file + " has " + std::to_string(result.size()) +
-                    " labels; allowed are 1 to " + std::to_string(kMaxLabels));
+    throw bad_folder(manifest_.labels->file + " has " + std::to_string(result.size()) +
+                     " labels; allowed are 1 to " + std::to_string(kMaxLabels));
   }
-  return result;
+  return labels_ = std::move(result);
 }
 
-Tensor Pipeline::score_labels(const VideoEmbeds& video) {
-  const std::vector<std::string> names = labels();
+// Of the labels inside their template: those that the folder has, or computed once. Of those of a
+// folder only what the scores of its head need.
+const TextEmbeds& Pipeline::label_embeds() {
+  if (label_embeds_) return *label_embeds_;
+  const std::vector<std::string>& names = labels();
+  if (!manifest_.labels->embeddings) {
+    std::vector<std::string> texts;
+    for (const std::string& name : names) {
+      std::string text = manifest_.labels->text_template;
+      for (std::size_t at = 0; (at = text.find("{}", at)) != std::string::npos; at += name.size()) {
+        text.replace(at, 2, name);
+      }
+      texts.push_back(std::move(text));
+    }
+    return label_embeds_.emplace(embed_texts(texts));
+  }
   const auto n = static_cast<std::int64_t>(names.size());
-  const std::int64_t e = manifest_.model.embed_dim, b = video.clips.shape[0];
-  if (video.class_scores) {
-    expect(*video.class_scores, DType::float32, {b, n}, "scores of the labels");
-    Tensor scores = make_tensor(DType::float32, {n, b});
-    for (std::int64_t i = 0; i < n * b; ++i) {
-      scores.data<float>()[i] = video.class_scores->data<float>()[i % b * n + i / b];
-    }
-    return scores;
+  const std::int64_t e = manifest_.model.embed_dim;
+  const std::string& file = *manifest_.labels->embeddings;
+  const auto arrays = parse_npz(checked(file), file);
+  TextEmbeds embeds;
+  if (manifest_.model.head == Head::mean) {
+    embeds.texts = array(arrays, "embeddings", file);
+    expect(embeds.texts, DType::float32, {n, e}, "'embeddings' of " + file);
+  } else {
+    embeds.ids = array(arrays, "input_ids", file);
+    embeds.tokens = array(arrays, "token_embeds", file);
+    expect(embeds.ids, DType::int32, {n, -1}, "'input_ids' of " + file);
+    expect(embeds.tokens, DType::float32, {n, embeds.ids.shape[1], e}, "'token_embeds' of " + file);
   }
-  if (manifest_.labels->embeddings) {
-    const std::string& file = *manifest_.labels->embeddings;
-    auto arrays = parse_npz(checked(file), file);
-    if (manifest_.model.head == Head::mean) {
-      const Tensor& embeddings = array(arrays, "embeddings", file);
-      expect(embeddings, DType::float32, {n, e}, "'embeddings' of " + file);
-      return cosines(embeddings, video.clips);
-    }
-    const TextEmbeds texts{
-        array(arrays, "input_ids", file), {}, array(arrays, "token_embeds", file)};
-    expect(texts.ids, DType::int32, {n, -1}, "'input_ids' of " + file);
-    expect(texts.tokens, DType::float32, {n, texts.ids.shape[1], e}, "'token_embeds' of " + file);
-    return score(texts, video);
+  return label_embeds_.emplace(std::move(embeds));
+}
+
+std::vector<std::string> Pipeline::cut_labels() const {
+  return label_embeds_ ? label_embeds_->cut : std::vector<std::string>();
+}
+
+Tensor Pipeline::score_labels(const VideoEmbeds& videos) {
+  if (!videos.class_scores) return score(label_embeds(), videos);
+  const auto n = static_cast<std::int64_t>(labels().size());
+  const std::int64_t b = videos.class_scores->shape.at(0);
+  expect_whole(*videos.class_scores, DType::float32, {-1, n}, "the scores of the labels");
+  Tensor scores = make_tensor(DType::float32, {n, b});
+  for (std::int64_t i = 0; i < n * b; ++i) {
+    scores.data<float>()[i] = videos.class_scores->data<float>()[i % b * n + i / b];
   }
-  std::vector<std::string> texts;
-  for (const std::string& name : names) {
-    std::string text = manifest_.labels->text_template;
-    for (std::size_t at = 0; (at = text.find("{}", at)) != std::string::npos; at += name.size()) {
-      text.replace(at, 2, name);
-    }
-    texts.push_back(std::move(text));
-  }
-  return score(embed_texts(tokenize(texts)), video);
+  return scores;
 }
 
 std::map<std::string, Tensor> Pipeline::golden() {
   if (!manifest_.golden) {
-    throw bad_input("the folder has no golden data to check against; export the checkpoint again");
+    throw bad_folder("the folder has no golden data to check against; export the checkpoint again");
   }
   return parse_npz(checked(manifest_.golden->file), manifest_.golden->file);
-}
-
-std::vector<double> probabilities(const Tensor& scores, double temperature) {
-  std::vector<double> result(scores.data<float>(), scores.data<float>() + scores.shape[0]);
-  const double top = *std::max_element(result.begin(), result.end());
-  double sum = 0;
-  for (double& value : result) sum += value = std::exp((value - top) / temperature);
-  for (double& value : result) value /= sum;
-  return result;
 }
 
 }  // namespace stan_infer

@@ -16,18 +16,6 @@
 
 namespace stan_infer {
 
-struct VideoEmbeds {
-  Tensor clips;                        // float32 [clips, E]
-  Tensor frames;                       // float32 [clips, T, E]
-  std::optional<Tensor> class_scores;  // float32 [clips, labels], of a graph with labels in it
-};
-
-struct TextEmbeds {
-  Tensor ids;     // int32 [texts, L]
-  Tensor texts;   // float32 [texts, E]
-  Tensor tokens;  // float32 [texts, L, E]
-};
-
 class Pipeline {
  public:
   // Reads the manifest and checks all files; graphs are opened when they are first needed.
@@ -36,22 +24,24 @@ class Pipeline {
 
   const Manifest& manifest() const { return manifest_; }
 
-  Tensor preprocess(const Tensor& frames);                 // uint8 [n, H, W, 3] -> [n, S, S, 3]
-  Tensor read_clip(const std::filesystem::path& video);    // input of the video graph, [1, T, ..]
-  VideoEmbeds embed_video(const Tensor& clips);            // [clips, T, ..] as read_clip gives it
-  Tensor tokenize(const std::vector<std::string>& texts);  // int32 [texts, L]
-  TextEmbeds embed_texts(const Tensor& ids);
+  Tensor preprocess(const View& frames);                 // uint8 [n, H, W, 3] -> [n, S, S, 3]
+  Tensor read_clip(const std::filesystem::path& video);  // input of the video graph, [1, T, ..]
+  Tensor clip_of_frames(const std::vector<ImageView>& frames, const FrameOptions& options);
+  VideoEmbeds embed_clips(const Tensor& clips);  // [clips, T, ..] as read_clip gives it
+  TextEmbeds embed_texts(const std::vector<std::string>& texts);
+  TextEmbeds embed_ids(const Tensor& ids);  // int32 [texts, L]
+
+  // int32 [texts, L]. cut: gets the texts that lost words because they do not fit.
+  Tensor tokenize(const std::vector<std::string>& texts, std::vector<std::string>& cut);
 
   // float32 [texts, clips]: cosine, or the Mug score.
-  Tensor score(const TextEmbeds& texts, const VideoEmbeds& video);
+  Tensor score(const TextEmbeds& texts, const VideoEmbeds& videos);
 
-  std::vector<std::string> labels();
-  Tensor score_labels(const VideoEmbeds& video);  // float32 [labels, clips]
+  const std::vector<std::string>& labels();
+  std::vector<std::string> cut_labels() const;     // that lost words, once they were embedded
+  Tensor score_labels(const VideoEmbeds& videos);  // float32 [labels, clips]
 
   std::map<std::string, Tensor> golden();
-
-  // Texts that lost words because they do not fit, by tokenize.
-  const std::vector<std::string>& cut_texts() const { return cut_texts_; }
 
  private:
   struct Opened {
@@ -62,18 +52,19 @@ class Pipeline {
   Opened& open(const std::string& role);
   Bytes checked(const std::string& file) const;
   std::set<std::string> check_content(const Graph& graph, const Bytes& content) const;
-  std::map<std::string, Tensor> run(Opened& opened, const std::map<std::string, Tensor>& inputs);
-  std::map<std::string, Tensor> run_batches(Opened& opened, const Tensor& rows, std::int64_t most);
+  std::map<std::string, Tensor> run(Opened& opened, const std::map<std::string, View>& inputs);
+  std::map<std::string, Tensor> run_batches(Opened& opened, const View& rows, std::int64_t most);
+  Tensor clip_of(const std::map<std::int64_t, Tensor>& frames,
+                 const std::vector<std::int64_t>& indices);
+  const TextEmbeds& label_embeds();
 
   Folder folder_;
   Manifest manifest_;
   const Backend& backend_;
   std::map<std::string, Opened> opened_;
   std::optional<Tokenizer> tokenizer_;
-  std::vector<std::string> cut_texts_;
+  std::vector<std::string> labels_;         // read when they are first needed,
+  std::optional<TextEmbeds> label_embeds_;  // and embedded
 };
-
-// exp(score / temperature), normalised over the texts; scores: float32 [texts, 1].
-std::vector<double> probabilities(const Tensor& scores, double temperature);
 
 }  // namespace stan_infer

@@ -106,7 +106,7 @@ std::optional<Plan> parse_sidecar(const std::string& file, std::string_view text
     if (json.at("flavor").get<std::string>() != "tensorrt") return std::nullopt;
     return plan_of(file, json);
   } catch (const std::exception& e) {  // of the JSON library and of plan_of
-    throw bad_input(shown(file) + ".json is malformed (" + shown(e.what(), 120) + ")" + kHelp);
+    throw bad_folder(shown(file) + ".json is malformed (" + shown(e.what(), 120) + ")" + kHelp);
   }
 }
 
@@ -119,7 +119,7 @@ std::vector<Plan> list_plans(const Folder& folder) {
     const std::string name = entry.path().filename().string();
     const bool is_plan = entry.path().extension() == ".plan";
     if (is_plan && is_plain_name(name)) names.push_back("engines/" + name);
-    if (names.size() > kMaxPlans) throw bad_input("engines/ holds too many plans; remove some");
+    if (names.size() > kMaxPlans) throw bad_folder("engines/ holds too many plans; remove some");
   }
   std::sort(names.begin(), names.end());
   std::vector<Plan> plans;
@@ -148,16 +148,16 @@ const Plan& choose_plan(const std::vector<Plan>& plans, const std::string& role,
       continue;
     }
     if (plan.onnx_sha256 != onnx_sha256 || plan.manifest_sha256 != manifest_sha256) {
-      throw bad_input(plan.file + " was built from another export than the folder's" + kHelp);
+      throw bad_folder(plan.file + " was built from another export than the folder's" + kHelp);
     }
     return plan;
   }
   const std::string here = "TensorRT " + dotted(version) + " on " + sm;
   if (there.empty()) {
-    throw bad_input("the folder holds no plan of TensorRT for " + role + ", which " + here +
-                    " needs" + kHelp);
+    throw bad_folder("the folder holds no plan of TensorRT for " + role + ", which " + here +
+                     " needs" + kHelp);
   }
-  throw bad_input("no plan for " + role + " is for " + here + "; there are " + there + kHelp);
+  throw bad_folder("no plan for " + role + " is for " + here + "; there are " + there + kHelp);
 }
 
 Bytes read_plan(const Folder& folder, const Plan& plan) {
@@ -180,8 +180,8 @@ int profile_of(const Plan& plan, const std::string& input, const Shape& shape) {
     }
   }
   if (best < 0) {
-    throw bad_input(plan.file + " has no profile for " + shown(input) + " " + to_string(shape) +
-                    "; it takes " + ranges + kHelp);
+    throw bad_folder(plan.file + " has no profile for " + shown(input) + " " + to_string(shape) +
+                     "; it takes " + ranges + kHelp);
   }
   return best;
 }

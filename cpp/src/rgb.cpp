@@ -12,8 +12,8 @@ extern "C" {
 #include <libswscale/swscale.h>
 }
 
-#include "media.hpp"
 #include "error.hpp"
+#include "media.hpp"
 
 namespace stan_infer::media {
 namespace {
@@ -125,7 +125,7 @@ Tensor converted(const AVFrame& frame, const std::string& name) {
   const AVPixFmtDescriptor* form = av_pix_fmt_desc_get(format);
   const bool as_stored = format == AV_PIX_FMT_YUV420P && frame.height % 2 == 0;
   if (!form || (form->log2_chroma_h > 0 && !as_stored)) {
-    throw bad_input(
+    throw bad_video(
         name + ": its pixels are " + (form ? form->name : "of an unknown kind") +
         ", in which versions of FFmpeg spread the rows of colour differently; re-encode "
         "it as H.264");
@@ -136,7 +136,7 @@ Tensor converted(const AVFrame& frame, const std::string& name) {
                      SWS_BILINEAR, nullptr, nullptr, nullptr),
       sws_freeContext);
   if (!scaler) {
-    throw bad_input(name + ": its pixel format cannot be turned into RGB; re-encode it as H.264");
+    throw bad_video(name + ": its pixel format cannot be turned into RGB; re-encode it as H.264");
   }
   const bool is_rgb = form->flags & AV_PIX_FMT_FLAG_RGB;
   // BT.601 where nothing is said, and for RGB, which has no matrix whatever its tag says.
@@ -187,7 +187,7 @@ Tensor upright(Tensor image, const std::int32_t* matrix, const std::string& name
   for (double value : {a, b, c, d}) off = std::max(off, std::abs(value - std::nearbyint(value)));
   a = std::nearbyint(a), b = std::nearbyint(b), c = std::nearbyint(c), d = std::nearbyint(d);
   if (off > kTolerance || std::abs(a * d - b * c) != 1) {
-    throw bad_input(name +
+    throw bad_video(name +
                     ": its container asks players to slant the picture, or to turn it by an angle "
                     "that is not a multiple of 90 degrees; re-encode it with ffmpeg, which applies "
                     "that");
@@ -209,12 +209,43 @@ Tensor upright(Tensor image, const std::int32_t* matrix, const std::string& name
   return result;
 }
 
+AVColorSpace space_of(ColorMatrix matrix) {
+  switch (matrix) {
+    case ColorMatrix::bt709:
+      return AVCOL_SPC_BT709;
+    case ColorMatrix::bt2020:
+      return AVCOL_SPC_BT2020_NCL;
+    case ColorMatrix::bt601:
+      break;
+  }
+  return AVCOL_SPC_BT470BG;
+}
+
+// The planes of nv12 in memory of our own, as yuv420p.
+void take_apart(const ImageView& image, AVFrame& frame) {
+  if (av_frame_get_buffer(&frame, 0) < 0) throw std::bad_alloc();
+  const auto line = [&](int plane, Count y) {
+    return frame.data[plane] + y * frame.linesize[plane];
+  };
+  const auto row = [&](std::size_t plane, Count y) {
+    return image.planes[plane].data + static_cast<std::size_t>(y) * image.planes[plane].stride;
+  };
+  for (Count y = 0; y < image.height; ++y) std::copy_n(row(0, y), image.width, line(0, y));
+  for (Count y = 0; y < (image.height + 1) / 2; ++y) {
+    const std::uint8_t* from = row(1, y);
+    for (Count x = 0; x < (image.width + 1) / 2; ++x) {
+      line(1, y)[x] = from[2 * x];
+      line(2, y)[x] = from[2 * x + 1];
+    }
+  }
+}
+
 }  // namespace
 
 Tensor to_rgb(Media& media, const AVFrame& frame) {
   if (frame.width < 1 || frame.height < 1 ||
       std::int64_t{frame.width} * frame.height > kMaxPixels) {
-    throw bad_input(media.name() + ": a frame of " + std::to_string(frame.width) + "x" +
+    throw bad_video(media.name() + ": a frame of " + std::to_string(frame.width) + "x" +
                     std::to_string(frame.height) + " is too large; at most " +
                     std::to_string(kMaxPixels) + " pixels are allowed: make it smaller");
   }
@@ -224,3 +255,29 @@ Tensor to_rgb(Media& media, const AVFrame& frame) {
 }
 
 }  // namespace stan_infer::media
+
+namespace stan_infer {
+
+Tensor rgb_of_planes(const ImageView& image) {
+  const media::Owned<AVFrame> frame(av_frame_alloc());
+  if (!frame) throw std::bad_alloc();
+  frame->width = image.width;
+  frame->height = image.height;
+  frame->format = AV_PIX_FMT_YUV420P;
+  frame->colorspace = media::space_of(image.matrix);
+  frame->color_range = image.full_range ? AVCOL_RANGE_JPEG : AVCOL_RANGE_MPEG;
+  if (image.format == PixelFormat::nv12) {
+    media::take_apart(image, *frame);
+    // An odd number of rows is spread, as in a video.
+    if (image.height % 2 == 0) return media::converted(*frame, "the frame");
+  } else {
+    for (std::size_t i = 0; i < 3; ++i) {
+      // It is only read, by `plain`: FFmpeg's converter wants padding behind each row.
+      frame->data[i] = const_cast<std::uint8_t*>(image.planes[i].data);
+      frame->linesize[i] = static_cast<int>(image.planes[i].stride);
+    }
+  }
+  return media::converted(*media::plain(*frame), "the frame");
+}
+
+}  // namespace stan_infer

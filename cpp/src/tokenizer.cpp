@@ -1,8 +1,8 @@
 #include "tokenizer.hpp"
 
 #include <algorithm>
-#include <limits>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "clean_text.hpp"
 #include "error.hpp"
@@ -21,8 +21,8 @@ constexpr const char* kPattern =
 constexpr char32_t kLongS = 0x17F;
 
 [[noreturn]] void fail(const std::string& what) {
-  throw bad_input("tokenizer.json is not one that stan-infer export writes (" + shown(what, 120) +
-                  "); export the checkpoint again");
+  throw bad_folder("tokenizer.json is not one that stan-infer export writes (" + shown(what, 120) +
+                   "); export the checkpoint again");
 }
 
 bool is_printable(int byte) {
@@ -118,6 +118,8 @@ std::uint64_t key(std::int32_t a, std::int32_t b) {
 
 }  // namespace
 
+const bool kReadsTexts = true;
+
 Tokenizer::Tokenizer(const std::string& json) {
   try {
     const Json root = Json::parse(json);
@@ -159,8 +161,8 @@ Tokenizer::Tokenizer(const std::string& json) {
 std::vector<std::int32_t> Tokenizer::encode(const std::string& utf8) const {
   const Text text = from_utf8(utf8);
   if (text.size() > kMaxCharacters) {
-    throw bad_input("a text has " + std::to_string(text.size()) + " characters; allowed are " +
-                    std::to_string(kMaxCharacters) + ": this is not a caption");
+    throw bad_text("a text has " + std::to_string(text.size()) + " characters; allowed are " +
+                   std::to_string(kMaxCharacters) + ": this is not a caption");
   }
   const Text clean = clean_text(text);
   std::vector<std::int32_t> ids{kStart};
@@ -184,24 +186,43 @@ void Tokenizer::append_word(const std::string& word, std::vector<std::int32_t>& 
   std::vector<std::int32_t> parts;
   for (char c : word) parts.push_back(byte_ids()[static_cast<unsigned char>(c)]);
   parts.back() += 256;
-  constexpr int never = std::numeric_limits<int>::max();
-  const auto rank = [&](std::size_t i) {
-    const auto found = merges_.find(key(parts[i], parts[i + 1]));
-    return found == merges_.end() ? never : found->second.rank;
+  // The pair of lowest rank is joined first, of several the leftmost. Parts are a list, pairs a
+  // queue: time grows with the word, not with its square.
+  const std::size_t end = parts.size();
+  std::vector<std::size_t> next(end), previous(end);
+  for (std::size_t i = 0; i < end; ++i) next[i] = i + 1, previous[i] = i - 1;
+  std::set<std::pair<int, std::size_t>> pairs;  // rank and place of the left part
+  const auto pair_at = [&](std::size_t i) {
+    const auto found = merges_.find(key(parts[i], parts[next[i]]));
+    return found == merges_.end() ? nullptr : &found->second;
   };
-  std::vector<int> ranks;  // of parts i and i + 1
-  for (std::size_t i = 0; i + 1 < parts.size(); ++i) ranks.push_back(rank(i));
-  while (!ranks.empty()) {
-    const auto best = std::min_element(ranks.begin(), ranks.end());
-    if (*best == never) break;
-    const auto i = static_cast<std::size_t>(best - ranks.begin());
-    parts[i] = merges_.at(key(parts[i], parts[i + 1])).id;
-    parts.erase(parts.begin() + static_cast<std::ptrdiff_t>(i) + 1);
-    ranks.erase(best);
-    if (i < ranks.size()) ranks[i] = rank(i);
-    if (i > 0) ranks[i - 1] = rank(i - 1);
+  const auto add = [&](std::size_t i) {
+    if (next[i] == end) return;
+    if (const Merge* merge = pair_at(i)) pairs.emplace(merge->rank, i);
+  };
+  const auto drop = [&](std::size_t i) {
+    if (next[i] == end) return;
+    if (const Merge* merge = pair_at(i)) pairs.erase({merge->rank, i});
+  };
+  for (std::size_t i = 0; i < end; ++i) add(i);
+  while (!pairs.empty()) {
+    const std::size_t i = pairs.begin()->second, right = next[i];
+    const std::int32_t id = pair_at(i)->id;
+    drop(i);
+    drop(right);
+    if (i > 0) drop(previous[i]);
+    parts[i] = id;
+    next[i] = next[right];
+    if (next[i] != end) previous[next[i]] = i;
+    add(i);
+    if (i > 0) add(previous[i]);
   }
-  ids.insert(ids.end(), parts.begin(), parts.end());
+  for (std::size_t i = 0; i < end; i = next[i]) ids.push_back(parts[i]);
+}
+
+bool is_blank(const std::string& text) {
+  const Text points = from_utf8(text);
+  return std::all_of(points.begin(), points.end(), is_space);
 }
 
 std::vector<std::int32_t> fit(const std::vector<std::int32_t>& ids, std::size_t length) {

@@ -8,10 +8,12 @@
 
 namespace stan_infer {
 
+extern const bool kReadsTexts;  // false where the library was built without them
+
 class Tokenizer {
  public:
   // The content of the tokenizer.json that export writes. Only its merges are used; everything
-  // else in it must be what follows from them. Throws Error (bad input).
+  // else in it must be what follows from them. Throws Error (bad_folder).
   explicit Tokenizer(const std::string& json);
 
   // All ids of a text, with the start and the end token. Throws Error for a text that is not
@@ -28,6 +30,9 @@ class Tokenizer {
 
   std::unordered_map<std::uint64_t, Merge> merges_;  // by the ids of both parts
 };
+
+// Whether a text has nothing but white space. Throws Error where it is not UTF-8.
+bool is_blank(const std::string& text);
 
 // The ids in `length` places: too long a text is cut and keeps its end token; 0 fills the rest.
 std::vector<std::int32_t> fit(const std::vector<std::int32_t>& ids, std::size_t length);

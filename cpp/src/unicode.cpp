@@ -113,8 +113,8 @@ Text from_utf8(const std::string& utf8) {
     }
     const bool shortest = length < 3 || c >= (length == 3 ? 0x800u : 0x10000u);
     if (!valid || !shortest || c > 0x10FFFF || (c >= 0xD800 && c < 0xE000)) {
-      throw bad_input("a text is not UTF-8 (at byte " + std::to_string(i) + " of " +
-                      std::to_string(utf8.size()) + "); convert it first");
+      throw bad_text("a text is not UTF-8 (at byte " + std::to_string(i) + " of " +
+                     std::to_string(utf8.size()) + "); convert it first");
     }
     result += c;
     i += length;

@@ -10,8 +10,9 @@
 #include <optional>
 #include <set>
 
-#include "media.hpp"
 #include "error.hpp"
+#include "frames.hpp"
+#include "media.hpp"
 
 namespace stan_infer {
 namespace {
@@ -67,12 +68,12 @@ Index scan(const std::filesystem::path& path) {
     index.packets.push_back({packet->pts == AV_NOPTS_VALUE ? 0 : packet->pts,
                              (packet->flags & AV_PKT_FLAG_KEY) != 0, shown});
     if (index.packets.size() > kMaxPackets) {
-      throw bad_input(media.name() + " has more than " + std::to_string(kMaxPackets) +
+      throw bad_video(media.name() + " has more than " + std::to_string(kMaxPackets) +
                       " frames; cut it into parts");
     }
   }
   if (partial && media.stream().nb_frames > static_cast<std::int64_t>(index.packets.size())) {
-    throw bad_input(media.name() + " is cut off: " + std::to_string(index.packets.size()) +
+    throw bad_video(media.name() + " is cut off: " + std::to_string(index.packets.size()) +
                     " of the " + std::to_string(media.stream().nb_frames) +
                     " frames that it lists are there; fetch it again");
   }
@@ -84,7 +85,7 @@ Index scan(const std::filesystem::path& path) {
     if (index.packets[i].shown) index.order.push_back(i);
   }
   if (index.order.empty()) {
-    throw bad_input(media.name() + " holds no frame: its video stream is empty; fetch it again");
+    throw bad_video(media.name() + " holds no frame: its video stream is empty; fetch it again");
   }
   const auto time = [&](std::size_t i) { return index.packets[i].pts; };
   std::vector<std::size_t> sorted = index.order;
@@ -305,23 +306,11 @@ Frames by_count(const std::filesystem::path& path, const Index& index, int frame
 
 }  // namespace
 
-std::vector<std::int64_t> sample_indices(std::int64_t total_frames, int frames) {
-  const double segment = static_cast<double>(total_frames - 1) / frames;
-  std::vector<std::int64_t> indices;
-  for (int i = 0; i < frames; ++i) {
-    // nearbyint rounds ties to even, as numpy does.
-    indices.push_back(static_cast<std::int64_t>(std::nearbyint(segment * i)) +
-                      static_cast<std::int64_t>(segment / 2));
-  }
-  return indices;
-}
-
 Frames read_frames(const std::filesystem::path& path, int frames, const Shrink& shrink) {
-  // Warnings of FFmpeg about a stranger's file say nothing that an error here does not.
-  av_log_set_level(AV_LOG_QUIET);
   Index index = scan(path);
   const auto damaged = [&](const Damaged& e) {
-    return bad_input(path.string() + ": " + e.what + "; fetch it again or re-encode it");
+    return bad_video(shown(path.string(), 4096) + ": " + e.what +
+                     "; fetch it again or re-encode it");
   };
   if (index.timed) {
     drop_broken_lead(path, index);

@@ -11,9 +11,7 @@
 
 namespace stan_infer {
 
-// Frame numbers that the model's authors take: they go by number, not by time; a video with fewer
-// than `frames` repeats some.
-std::vector<std::int64_t> sample_indices(std::int64_t total_frames, int frames);
+constexpr std::int64_t kMaxPixels = 1 << 26;  // of a frame
 
 struct Frames {
   std::map<std::int64_t, Tensor> by_number;  // what `shrink` made of each chosen frame
@@ -24,8 +22,11 @@ struct Frames {
 // A full picture, uint8 [1, height, width, 3], already turned -> what is kept of it.
 using Shrink = std::function<Tensor(const Tensor&)>;
 
-// Throws Error (bad input) for a file that is no video, is cut off, or is damaged where a frame is
+// Throws Error (bad_video) for a file that is no video, is cut off, or is damaged where a frame is
 // needed: damage is never concealed.
 Frames read_frames(const std::filesystem::path& path, int frames, const Shrink& shrink);
+
+// RGB, uint8 [1, height, width, 3], of a checked image in nv12 or i420: as that of a video's frame.
+Tensor rgb_of_planes(const ImageView& image);
 
 }  // namespace stan_infer

@@ -61,12 +61,12 @@ class Program:
     openvino: bool
     environment: dict[str, str] = field(default_factory=dict)
 
-    def run(self, *arguments, probe=False, stdin=None):
+    def run(self, *arguments, probe=False, face=False, stdin=None):
         """Run it; answers with the finished process, its output as text."""
-        binary = self.build / ("probe" if probe else "stan_infer/stan_classify")
+        name = "probe" if probe else "face" if face else "stan_infer/stan_classify"
         ours = {"STAN_INFER_ORT_LIBRARY": str(ort_library()), **self.environment}
         return subprocess.run(
-            [binary, *map(os.fsencode, arguments)],
+            [self.build / name, *map(os.fsencode, arguments)],
             input=stdin,
             capture_output=True,
             timeout=120,
@@ -80,14 +80,14 @@ class Program:
         return json.loads(done.stdout)
 
 
-def build(folder, *settings, openvino):
+def build(folder, *settings, openvino, source=SOURCE):
     need_tools()
     flags = [f"-D{s}" for s in ("CMAKE_BUILD_TYPE=None", "CMAKE_CXX_FLAGS=-O0", *settings)]
     if openvino:
         place = package_folder("openvino")
         flags += ["-DSTAN_INFER_OPENVINO=ON", f"-DOpenVINO_DIR={place / 'cmake'}"]
     for command in (
-        ["cmake", "-S", SOURCE, "-B", folder, *flags],
+        ["cmake", "-S", source, "-B", folder, *flags],
         ["cmake", "--build", folder, "-j2"],
     ):
         done = subprocess.run(command, capture_output=True, text=True)
@@ -114,8 +114,16 @@ def stand_in(root):
     here, cpp = SOURCE / "tensorrt", ROOT / "cpp"
     for name in ("NvInfer.h", "cuda_runtime_api.h"):
         shutil.copy(here / name, root / "include")
-    flags = ["-std=c++17", "-O0", "-shared", "-fPIC", f"-I{here}", f"-I{cpp}/src"]
-    parts = ("backend_ort", "tensor", "folder", "sha256")
+    flags = [
+        "-std=c++17",
+        "-O0",
+        "-shared",
+        "-fPIC",
+        f"-I{here}",
+        f"-I{cpp}/src",
+        f"-I{cpp}/include",
+    ]
+    parts = ("backend_ort", "tensor", "folder", "sha256", "shown")
     sources = [here / "stand_in.cpp", *(cpp / "src" / f"{part}.cpp" for part in parts)]
     library = root / "lib" / "libnvinfer.so"
     command = ["c++", *flags, *sources, "-ldl", "-o", library]

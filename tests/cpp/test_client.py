@@ -276,6 +276,18 @@ def test_mojibake_is_refused_and_never_read_otherwise(plain, exported):
     compare_ids(plain, exported, mixed([*map(chr, range(128, 256)), *"ab "], 10_000, 5))
 
 
+# A lead of one page and what continues it in another, after a pair that asks for the whole check.
+UNITS = ("\u2264\x87", "\u0153\x8c", "\u00c5\u00e5", "\u0141\u00e3")
+
+
+def test_a_text_takes_time_in_proportion_to_its_length(plain, exported):
+    texts = ["\u0152 " + unit * count for unit in UNITS for count in (700, 2800)]
+    ids = exported / "tokenizer.json"
+    took = plain.json("seconds", ids, probe=True, stdin=json.dumps(texts))
+    growth = [large / small for small, large in zip(took[::2], took[1::2], strict=True)]
+    assert max(growth) < 9, growth  # between 4 and 16
+
+
 # Sockets and files left: none (tests/cli/test_network.py: the commands).
 
 VIDEO = MOTION / "clips" / "red_cross_moves_left.mp4"

@@ -72,12 +72,12 @@ class Context final : public nvinfer1::IExecutionContext {
   }
 
   std::int32_t inferShapes(std::int32_t, const char**) noexcept override {
-    std::vector<const stan_infer::Tensor*> given;
+    std::vector<stan_infer::View> given;
     for (const stan_infer::Slot& slot : content_.session->inputs()) {
       stan_infer::Tensor tensor = stan_infer::make_tensor(slot.dtype, shapes_.at(slot.name));
       std::memcpy(tensor.bytes.data(), addresses_.at(slot.name), tensor.bytes.size());
       inputs_[slot.name] = std::move(tensor);
-      given.push_back(&inputs_.at(slot.name));
+      given.push_back(inputs_.at(slot.name));
     }
     results_ = content_.session->run(given);  // its shapes are those of the results
     return 0;

@@ -1,0 +1,231 @@
+// An exported folder in C++: video and texts in, embeddings and scores out.
+//
+//   stan_infer::Model model("out/motion");
+//   auto video = model.embed_video("clip.mp4");
+//   auto texts = model.embed_texts({"a dog runs", "a cat sleeps"});
+//   auto chances = model.probabilities(model.score(texts, video));
+//
+// Errors: every function that is not noexcept throws Error and nothing else.
+// Threads: any thread may call; calls on one Model wait for each other, Models are independent.
+// Ownership: what is returned belongs to the caller; memory that is given is read during the call
+// only, and never written.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#define STAN_INFER_VERSION "0.1.0"
+
+// STAN_INFER_SHARED comes with the installed package. A static copy exports nothing from the
+// program or the shared object that it becomes a part of.
+#ifdef STAN_INFER_SHARED
+#define STAN_INFER_API __attribute__((visibility("default")))
+#else
+#define STAN_INFER_API
+#endif
+
+namespace stan_infer {
+
+enum class ErrorCode {
+  bad_argument,  // a shape, size, pointer or option that the caller gave
+  bad_folder,    // the exported folder: what its files say, or that one is missing
+  changed,       // a file of the folder is not the one that was exported
+  bad_video,     // a video file: none, cut off, damaged
+  bad_text,      // a caption: blank, not UTF-8, mojibake
+  engine,        // the engine does not open or run a graph
+  missing,       // a library, a GPU, or a part that this build leaves out
+  out_of_memory,
+  internal,  // a bug of ours
+};
+
+// what(): one line of UTF-8: what is wrong, where, and what to do.
+class STAN_INFER_API Error : public std::runtime_error {
+ public:
+  Error(ErrorCode code, const std::string& message) : std::runtime_error(message), code_(code) {}
+  ErrorCode code() const noexcept { return code_; }
+
+ private:
+  ErrorCode code_;
+};
+
+enum class DType { uint8, int32, int64, float32 };
+
+using Shape = std::vector<std::int64_t>;
+
+// A dense array in row-major order. A Tensor that is given to a Model must hold as many bytes as
+// its shape says.
+struct STAN_INFER_API Tensor {
+  DType dtype = DType::uint8;
+  Shape shape;
+  std::vector<std::byte> bytes;
+
+  // The elements; T is std::uint8_t, std::int32_t, std::int64_t or float. Throws Error
+  // (bad_argument) unless that is dtype.
+  template <class T>
+  const T* data() const {
+    check_type<T>();
+    return reinterpret_cast<const T*>(bytes.data());
+  }
+  template <class T>
+  T* data() {
+    check_type<T>();
+    return reinterpret_cast<T*>(bytes.data());
+  }
+
+ private:
+  template <class T>
+  void check_type() const {
+    constexpr bool u8 = std::is_same_v<T, std::uint8_t>, i32 = std::is_same_v<T, std::int32_t>,
+                   i64 = std::is_same_v<T, std::int64_t>, f32 = std::is_same_v<T, float>;
+    static_assert(u8 || i32 || i64 || f32, "no element type of a Tensor");
+    constexpr DType wanted = u8    ? DType::uint8
+                             : i32 ? DType::int32
+                             : i64 ? DType::int64
+                                   : DType::float32;
+    if (dtype != wanted) throw Error(ErrorCode::bad_argument, "a tensor has another type of data");
+  }
+};
+
+enum class PixelFormat {
+  rgb,   // one plane, 3 bytes a pixel
+  bgr,   // the same in the order of OpenCV
+  nv12,  // a plane of Y; one of U and V in turn, for every two columns and two rows
+  i420,  // planes of Y, U and V, the latter for every two columns and two rows
+};
+
+enum class ColorMatrix { bt601, bt709, bt2020 };
+
+// `size` bytes may be read from `data` on; a row begins `stride` bytes after the one above it.
+struct Plane {
+  const std::uint8_t* data = nullptr;
+  std::size_t size = 0;
+  std::size_t stride = 0;
+};
+
+// A frame in the caller's memory, upright, top row first, 8 bits a sample.
+struct STAN_INFER_API ImageView {
+  PixelFormat format = PixelFormat::rgb;
+  int width = 0, height = 0;  // in pixels; sides may be odd, then colour has a column or row for
+                              // the last one, too
+  std::array<Plane, 3> planes;
+  ColorMatrix matrix = ColorMatrix::bt601;  // of nv12 and i420
+  bool full_range = false;                  // of nv12 and i420: 0 to 255, else 16 to 235
+
+  // Planes without gaps, one after another, in `size` bytes. Throws Error (bad_argument) where
+  // these are too few.
+  static ImageView packed(PixelFormat format, const std::uint8_t* data, std::size_t size, int width,
+                          int height);
+};
+
+struct FrameOptions {
+  bool sample = true;  // false: takes all frames, 1 to 64, which were chosen before
+  // Seconds of each frame, where they come at an uneven rate: the clip is then spread evenly by
+  // time. Else empty: by number, as of a video file.
+  std::vector<double> timestamps;
+};
+
+enum class Engine { onnxruntime, openvino, tensorrt };
+
+struct Options {
+  Engine engine = Engine::onnxruntime;
+  // libonnxruntime.so, 1.18 or newer; empty: the system's libonnxruntime.so.1. It is loaded once
+  // and stays. The variable ORT_DISABLE_TELEMETRY of the process becomes 1 unless it has a value.
+  std::filesystem::path onnxruntime;
+  int threads = 0;  // that the engine uses within one call, 0 to 1024; 0: its choice
+};
+
+struct Info {
+  int frames = 0;          // T: of a clip
+  int image_size = 0;      // S: pixels of its sides
+  int embed_dim = 0;       // E
+  int context_length = 0;  // L: tokens of a text, with its start and end
+  double temperature = 0;  // of the softmax over texts
+  bool is_mug = false;     // scores are of frames with tokens, not cosines
+  bool has_texts = false;  // embed_texts may be called
+  bool has_labels = false;
+  std::string engine;  // with its version
+};
+
+struct VideoEmbeds {
+  Tensor clips;                        // float32 [clips, E], not normalised
+  Tensor frames;                       // float32 [clips, T, E]
+  std::optional<Tensor> class_scores;  // float32 [clips, labels], of a folder for classification
+};
+
+struct TextEmbeds {
+  Tensor ids;                    // int32 [texts, L]
+  Tensor texts;                  // float32 [texts, E], not normalised
+  Tensor tokens;                 // float32 [texts, L, E]
+  std::vector<std::string> cut;  // texts that lost words, because only L tokens are used
+};
+
+// One comparison of the self-test.
+struct Stage {
+  std::string name;  // "preprocess", "video_embeds", ...
+  double error = 0;  // of preprocess in levels of 255; of ids their number; else relative
+  double allowed = 0;
+  bool passed() const noexcept { return error <= allowed; }  // false for NaN
+};
+
+class STAN_INFER_API Model {
+ public:
+  // Opens a folder that `stan-infer export` wrote and checks all of its files; graphs are opened
+  // when they are first needed.
+  explicit Model(const std::filesystem::path& folder, const Options& options = {});
+  ~Model();
+  // Of a Model that was moved from, every function throws Error (bad_argument).
+  Model(Model&&) noexcept;
+  Model& operator=(Model&&) noexcept;
+
+  Info info() const;
+
+  // The clip of a video file, as embed_clips wants it: uint8 [1, T, S, S, 3] RGB, or of a folder
+  // with float input float32 [1, T, 3, S, S], normalised. Frames are those that the model's authors
+  // take.
+  Tensor read_clip(const std::filesystem::path& video);
+
+  // The same of frames that the caller decoded, oldest first, of any sizes: all of a video or of a
+  // window of a camera. Of RGB and BGR it has the bytes of Python's session.prepare, and of the
+  // i420 of a video's decoder those of read_clip. Fewer than T frames are repeated. RGB without
+  // gaps is not copied, and what the clip does not take is not read.
+  Tensor clip_of_frames(const std::vector<ImageView>& frames, const FrameOptions& options = {});
+
+  VideoEmbeds embed_clips(const Tensor& clips);  // any number of clips, as read_clip gives one
+  VideoEmbeds embed_video(const std::filesystem::path& video);  // one clip
+
+  VideoEmbeds embed_frames(const std::vector<ImageView>& frames, const FrameOptions& options = {});
+
+  TextEmbeds embed_texts(const std::vector<std::string>& texts);  // UTF-8
+
+  // float32 [texts, clips]: cosine of `texts` with `clips`, or the Mug score of `tokens` and `ids`
+  // with `frames`; the other members may be empty. Throws Error (bad_argument) where an embedding
+  // is all zeros or not finite: scores are always numbers.
+  Tensor score(const TextEmbeds& texts, const VideoEmbeds& videos);
+
+  std::vector<std::string> labels();
+  Tensor score_labels(const VideoEmbeds& videos);  // float32 [labels, clips]
+  // Labels that lost words when score_labels embedded them first; of a folder that has their
+  // embeddings none.
+  std::vector<std::string> cut_labels();
+
+  // Of scores float32 [n, 1], those of one clip: exp(score / temperature), which sum to 1.
+  std::vector<double> probabilities(const Tensor& scores) const;
+
+  // Computes the golden data of the folder again, a stage for each part that it has.
+  std::vector<Stage> self_test();
+
+ private:
+  struct Impl;
+  Impl& impl() const;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace stan_infer
