@@ -1,5 +1,7 @@
 """An option that takes one value is given once, in every command."""
 
+import enum
+
 import pytest
 
 from stan_infer.cli.parsing import _allowed
@@ -143,6 +145,41 @@ def test_numbers_are_written_in_digits(cli, name):
 )
 def test_so_are_numbers_within_a_word(cli, checkpoint, videos, words, says):
     cli("run", checkpoint, videos, "--text", "a", *words, code=2, says=says)
+
+
+class Unset(enum.Enum):
+    """As click 8.3 marks what was not given: an object that is neither None nor a value."""
+
+    UNSET = enum.auto()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_what_was_not_given_may_be_a_mark(name, checkpoint, monkeypatch):
+    """The first parser, whose answer is ours to read, answers as that of click 8.3 does."""
+    command, real = COMMANDS[name], COMMANDS[name].make_parser
+    seen = []
+
+    class Parser:
+        def parse_args(self, args):
+            found, extra, order = real(seen[0]).parse_args(args=args)
+            marked = {p.name: Unset.UNSET for p in command.params if found.get(p.name) is None}
+            arguments = [p for p in command.params if p.param_type_name == "argument"]
+            return found | marked, extra, [*order, *(p for p in arguments if p not in order)]
+
+    def make_parser(ctx):
+        seen.append(ctx)
+        return Parser() if len(seen) == 1 else real(ctx)
+
+    monkeypatch.setattr(command, "make_parser", make_parser)
+    words = []
+    for p in command.params:
+        if p.required:
+            words += (
+                ["-o", "x"] if "-o" in p.opts else [p.opts[0]] * (p.param_type_name != "argument")
+            )
+            words += [str(checkpoint)] if "-o" not in p.opts else []
+    with command.make_context(name, words) as context:
+        assert len(seen) == 2 and Unset.UNSET not in context.params.values()
 
 
 def test_a_program_without_words_shows_its_help(cli):

@@ -55,7 +55,7 @@ class Reading:
         """Read it now; raises what open_library raises."""
         mark, at, start = _mark(path), datetime.datetime.now(), time.monotonic()
         library = open_library(path)
-        videos = len({name for names in library.videos for name in names})
+        videos = library.videos.files()
         return cls(library, videos, at.isoformat(" ", "seconds"), time.monotonic() - start, mark)
 
 

@@ -62,7 +62,9 @@ def test_a_row_finds_itself_and_is_no_text(server, made):
     hits = server.search(like=asked, top=30)["hits"]
     assert hits[0]["row"] == asked
     cosines = vectors @ vectors[asked]
-    assert [h["score"] for h in hits] == pytest.approx(sorted(cosines, reverse=True), abs=1e-5)
+    scores = [h["score"] for h in hits]  # of moments that do not overlap
+    assert len(hits) > 5 and scores == sorted(scores, reverse=True)
+    assert scores == pytest.approx([cosines[h["row"]] for h in hits], abs=1e-5)
     both = server.search("7", like="7::2", top=1)["hits"][0]
     text, row = both["cosines"]
     assert both["score"] == pytest.approx((text + 2 * row) / 3) and row > text + 0.1
