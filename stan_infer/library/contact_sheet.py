@@ -72,7 +72,7 @@ def write_sheet(
         "<h1>Search</h1>",
         f"<p>{'; '.join(map(_asked, found.asked))}</p>",
         f"<p class=soft>{len(cards)} of {found.rows} rows of {_cut(found.library)}; the score is "
-        "a mean of cosines. Shown are frames that the model looked at.</p>",
+        "a mean over what was asked for. Shown are frames that the model looked at.</p>",
         f"<div class=cards>{''.join(cards)}</div>" if cards else "<p>Nothing fits.</p>",
     ]
     with new_file(path, _KEEP, sources=sources) as made:
