@@ -113,7 +113,9 @@ function show(found) {
 function card(hit) {
   const found = made("li", "", { className: "card" });
   found.append(
-    made("span", hit.score.toFixed(4), { className: "score", title: "score, a mean over what was asked for" }),
+    made("span", hit.score.toFixed(4), {
+      className: "score", title: "score, a mean over what was asked for",
+    }),
     made("b", `${hit.rank}. ${hit.name}`),
   );
   if (hit.start_s !== null) found.append(made("p", `${time(hit.start_s)} to ${time(hit.end_s)}`));
