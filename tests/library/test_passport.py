@@ -175,10 +175,10 @@ POISONED = {
 
 @pytest.mark.parametrize("kind", POISONED)
 def test_a_poisoned_passport_is_refused(place, tmp_path, kind):
-    (tmp_path / PASSPORT).write_text((place / "library" / PASSPORT).read_text())
-    edit_json(tmp_path / PASSPORT, POISONED[kind])
+    changed = shutil.copytree(place / "library", tmp_path / "library")
+    edit_json(changed / PASSPORT, POISONED[kind])
     with pytest.raises(si.InputError, match=r"library\.json"):
-        open_library(tmp_path)
+        open_library(changed)
 
 
 def test_facts_are_shown_in_one_line(library):
