@@ -88,10 +88,10 @@ def served(
         MissingError: a package or device is not here.
     """
     how, words = divided(ServeOptions, options)
-    check_packages()
     check_whole("port", how.port, 0, 65535)
+    reading = Reading.of(Path(library))
+    check_packages()
     with bound(how.host, how.port) as listener:
-        reading = Reading.of(Path(library))
         source = find_model(reading.library) if model is None else model
         with opened(source, words) as session:
             from stan_infer.library.server.app import application
