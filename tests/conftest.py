@@ -137,6 +137,7 @@ LONGEST = (
     "tests/cli/",
     "tests/hostile/",
     "tests/kernels/test_aot.py",
+    "tests/library/",
     "tests/quantisation/",
     "tests/benchmarks/",
 )
