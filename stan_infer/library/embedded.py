@@ -41,7 +41,7 @@ class EmbeddedLibrary(Result):
             nothing was to be embedded.
         session: facts about what ran, see Session.describe; empty if nothing was to be embedded.
         workers: processes that decoded, those that were kept where no number was given; None if
-            nothing was to be embedded.
+            nothing was to be embedded, and with Ray.
     """
 
     out: Path
