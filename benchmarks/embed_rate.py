@@ -17,7 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -52,8 +52,11 @@ def measure(model: Path, clips: list[Path], workers: int | None, rounds: int) ->
 
         def embed(tick: Callable[..., None]) -> EmbeddedLibrary:
             shutil.rmtree(library, ignore_errors=True)
-            ticking = lambda title, total: nullcontext(tick)  # noqa: E731
-            return si.embed_library(session, clips, library, workers=workers, progress=ticking)
+
+            def progress(title: str, total: int) -> AbstractContextManager[Callable[..., None]]:
+                return nullcontext(tick)
+
+            return si.embed_library(session, clips, library, workers=workers, progress=progress)
 
         def decoding(tick: Callable[..., None]) -> None:
             for _ in read_clips(clips, spec, workers=workers):

@@ -97,6 +97,17 @@ def weighted(option: str, given: Sequence[str]) -> list[tuple[str, float]]:
     return found
 
 
+def place_of(ids: NDArray[np.int64], number: str) -> int | None:
+    """The place among the rows `ids`, which rise, of the one with this number; None: there is none.
+
+    number: as anybody may write it.
+    """
+    if not (number.isascii() and number.isdecimal() and len(number) < 19):  # else beyond int64
+        return None
+    place = int(np.searchsorted(ids, int(number)))
+    return place if place < len(ids) and ids[place] == int(number) else None
+
+
 def check_terms(asked: Sequence[Term]) -> None:
     """Raise InputError where nothing is asked for, for a blank text, and for too many terms."""
     check_not_blank([t.value for t in asked if t.kind in ("text", "without")])

@@ -22,7 +22,15 @@ from stan_infer.engines.session import Session
 from stan_infer.errors import CheckError, InputError, check_whole
 from stan_infer.library.nearest import best_first, products
 from stan_infer.library.passport import Comparison
-from stan_infer.library.query import Given, Term, check_terms, combined, term_vectors, terms
+from stan_infer.library.query import (
+    Given,
+    Term,
+    check_terms,
+    combined,
+    place_of,
+    term_vectors,
+    terms,
+)
 from stan_infer.library.row_filter import MAX_READ, Lengths, RowFilter
 from stan_infer.library.row_reader import RowReader
 from stan_infer.library.row_videos import RowVideos
@@ -243,12 +251,11 @@ class Searcher:
 
     def _stored(self, number: str) -> NDArray[np.float32]:
         """The vector of a row, by its number in Library.ids."""
-        ids = self.library.ids
-        wanted = int(number) if number.isascii() and number.isdecimal() and len(number) < 19 else -1
-        place = int(np.searchsorted(ids, wanted))
-        if place == len(ids) or ids[place] != wanted:
-            raise InputError(f"library {self.library.path} has no row {number[:40]!r}")
-        return self.library.vectors[wanted]
+        library = self.library
+        place = place_of(library.ids, number)
+        if place is None:
+            raise InputError(f"library {library.path} has no row {number[:40]!r}")
+        return library.vectors[library.ids[place]]
 
     def _ranked(
         self, query: NDArray[np.float64], top: int, keep: RowFilter, overlapping: bool

@@ -26,13 +26,18 @@ if TYPE_CHECKING:
 FIRST = 100  # rows of the first stage that are scored
 
 
+def check_mug_head(session: Session) -> None:
+    """Raise InputError for a model without a Mug head."""
+    if not session.config.is_mug:
+        raise InputError("this model's head is no Mug head: its scores are exact already")
+
+
 class MugScores:
     """Scores of texts with videos that are read again."""
 
     def __init__(self, session: Session, asked: Sequence[Term], templates: Templates) -> None:
         """Embed the texts. Raises InputError for a model without a Mug head, and without texts."""
-        if not session.config.is_mug:
-            raise InputError("this model's head is no Mug head: its scores are exact already")
+        check_mug_head(session)
         self._session, self.asked = session, asked
         self._places = [i for i, t in enumerate(asked) if t.kind in ("text", "without")]
         if not self._places:

@@ -19,16 +19,21 @@ from starlette.routing import Route
 
 from stan_infer.errors import InputError, StanError, printable
 from stan_infer.library.contact_sheet import STYLE as SHEET_STYLE
+from stan_infer.library.library import Library
+from stan_infer.library.query import place_of
 from stan_infer.library.search import Hit
 from stan_infer.library.server.guard import Guard, busy
 from stan_infer.library.server.held import BusyError, Found, Held
 from stan_infer.library.server.question import question
-from stan_infer.library.server.row_files import NoRowError, Pictures, Videos, place_of
+from stan_infer.library.server.row_files import Pictures, Videos
 from stan_infer.system.html_page import STYLE
 
 _LOG = logging.getLogger(__name__)
 _HERE = Path(__file__).parent
-_MAX_ROW = 18  # digits of a row's number
+
+
+class NoRowError(Exception):
+    """The library has no row of this number."""
 
 
 def application(held: Held, pictures: Pictures, hosts: frozenset[str]) -> Guard:
@@ -133,7 +138,8 @@ class _Pages:
         """The frames of a row that the model saw."""
         library, place = self._row(request)
         try:
-            picture = await asyncio.shield(asyncio.wrap_future(self._pictures.of(library, place)))
+            coming = await anyio.to_thread.run_sync(self._pictures.of, library, place)
+            picture = await asyncio.shield(asyncio.wrap_future(coming))
         except InputError as e:
             return JSONResponse({"error": str(e)}, 410)
         return Response(picture, media_type="image/jpeg")
@@ -150,12 +156,12 @@ class _Pages:
             request.scope["headers"] = [(k, v) for k, v in headers if k != b"range"]
         return FileResponse(found.path, stat_result=found.status, media_type=found.mime)
 
-    def _row(self, request: Request) -> Any:
-        text = request.path_params["row"]
-        if not (text.isascii() and text.isdecimal() and len(text) <= _MAX_ROW):
-            raise NoRowError
+    def _row(self, request: Request) -> tuple[Library, int]:
         library = self._held.reading.library
-        return library, place_of(library, int(text))
+        place = place_of(library.ids, request.path_params["row"])
+        if place is None:
+            raise NoRowError
+        return library, place
 
 
 def _hit(hit: Hit, found: Found) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from stan_infer.errors import StanError
 from stan_infer.library.database import PASSPORT, ROWS
 from stan_infer.library.library import Library, open_library
 from stan_infer.library.search import Searcher, SearchResult
+from stan_infer.library.second_stage import check_mug_head
 from stan_infer.library.server.question import Question
 from stan_infer.system.result import Say, silent
 from stan_infer.text.templates import Templates
@@ -79,12 +80,15 @@ class Held:
     ) -> None:
         """Check that the session may search it; raises what Searcher raises.
 
-        mug: whether searches may ask for the scores of a Mug head, which read videos.
+        mug: whether searches may ask for the scores of a Mug head, which read videos; InputError
+        for a model without one.
         """
         self.reading, self.mug, self.timeout_s = reading, mug, timeout_s
         self.session, self._said = session, say
         self._templates = templates
         templates.check(is_mug=session.config.is_mug)
+        if mug:
+            check_mug_head(session)
         self._searcher = self._new_searcher(reading.library)
         self.problem = ""
         self._notes: list[str] | None = None

@@ -40,18 +40,6 @@ _TYPES = {
 }  # fmt: skip
 
 
-class NoRowError(Exception):
-    """The library has no row of this number."""
-
-
-def place_of(library: Library, number: int) -> int:
-    """The place in Library.ids of a row by its number there; raises NoRowError."""
-    place = int(np.searchsorted(library.ids, number))
-    if place == len(library.ids) or library.ids[place] != number:
-        raise NoRowError
-    return place
-
-
 @dataclass(frozen=True)
 class Playable:
     """A video that may be sent. status: of the open file. mime: by its container."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import socket
 import threading
@@ -142,9 +143,11 @@ def bound(host: str, port: int) -> Iterator[socket.socket]:
         try:
             listener.bind(address)
         except OSError as e:
+            way = f"leave --host away for {HOST}"
+            if e.errno != errno.EADDRNOTAVAIL:
+                way = "--port 0 takes a free port"
             raise InputError(
-                f"cannot listen at {printable(host)}, port {port}: {e.strerror}; --port 0 takes a "
-                "free port"
+                f"cannot listen at {printable(host)}, port {port}: {e.strerror}; {way}"
             ) from None
         yield listener
 

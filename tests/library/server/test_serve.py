@@ -78,6 +78,12 @@ def test_the_library_is_described(server):
     assert not found["mug"] and not found["problem"]
 
 
+def test_a_model_without_a_mug_head_offers_no_scores_of_one(made, session):
+    with pytest.raises(si.InputError, match="is no Mug head"):
+        with serving(made / "moments", session, mug=True):
+            pass
+
+
 def test_every_answer_bears_the_same_headers(server):
     for path in ("/", "/page.js", "/page.css", "/library", "/search?text=a", "/thumbnail/0"):
         status, headers, body = server.ask(path)
@@ -368,7 +374,7 @@ def test_a_port_that_is_taken_and_a_host_that_is_none():
             with bound("127.0.0.1", other.getsockname()[1]):
                 pass
     for host in ("192.0.2.1", "no.such.host.invalid", "a" * 300, ""):
-        with pytest.raises(si.InputError):
+        with pytest.raises(si.InputError, match="for 127.0.0.1"):
             with bound(host or "\0", 0):
                 pass
 
