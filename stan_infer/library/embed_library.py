@@ -12,8 +12,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from functools import partial
-from operator import setitem
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -127,8 +125,8 @@ class Run:
         """folder: of the library, in its lock. threads: for hashing files."""
         self.folder, self.wanted, self.how, self.say = folder, wanted, how, say
         self._threads = threads
-        counts = ("unchanged", "embedded", "copies", "renamed", "gone")
-        self._counts: dict[str, int] = dict.fromkeys(counts, 0)
+        self._counts = dict.fromkeys(("unchanged", "embedded", "copies", "renamed", "gone"), 0)
+        self._workers: int | None = None
         self._rows, self._last = 0, time.monotonic()  # since the last commit
         self._given: dict[Path, File] = {}  # files whose content is being embedded
         self._flying: set[bytes] = set()
@@ -232,11 +230,11 @@ class Run:
     ) -> None:
         """Embed contents that are new, and commit as it goes."""
         windows = self.wanted.windows
-        self._counts["workers"] = self.how.workers or default_workers()
+        self._decode_by(self.how.workers or default_workers())
         batches = embed_batches(
             session, self._new(store, todo, step), self.how,
             spec=spec, windows=windows, apart=windows is not None,
-            told=partial(setitem, self._counts, "workers"),
+            told=self._decode_by,
         )  # fmt: skip
         with Level(session, "video") as level, closing(batches):
             for batch in batches:
@@ -247,6 +245,9 @@ class Run:
                 self.commit_in_time(store, len(batch))
             self.finish(store, step)
             store.commit()
+
+    def _decode_by(self, workers: int) -> None:
+        self._workers = workers
 
     def commit_in_time(self, store: Store, rows: int) -> None:
         """Commit where enough was added since the last time; rows: that were added now."""
@@ -358,5 +359,6 @@ class Run:
             failed=failed,
             stack=compared,
             session=session,
+            workers=self._workers,
             **self._counts,
         )
