@@ -6,7 +6,7 @@ import os
 import re
 import signal
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -183,18 +183,25 @@ def _no_option(word: str, ctx: Any) -> str:
     return f"there is no option {name}{near or f'; {_help(ctx)}'}"
 
 
+def _reader(parameter: Any) -> Callable[[str], float] | None:
+    """What reads the number that a parameter takes; None for one that takes something else."""
+    descriptor = getattr(parameter, "type_descriptor", None)  # from typer 0.29 on
+    kind = str(parameter.type.name if descriptor is None else descriptor.annotation)
+    return whole if "int" in kind else number if "float" in kind else None
+
+
 def _allowed(parameter: Any) -> str:
     """What may be given for a parameter that takes a number; "" for another one."""
-    descriptor = getattr(parameter, "type_descriptor", None)  # from typer 0.29 on
-    bounds = parameter.type if descriptor is None else descriptor.parameter_info
-    kind = str(parameter.type.name if descriptor is None else descriptor.annotation)
-    if not re.search("int|float", kind):
+    reader = _reader(parameter)
+    if reader is None:
         return ""
+    descriptor = getattr(parameter, "type_descriptor", None)
+    bounds = parameter.type if descriptor is None else descriptor.parameter_info
     low, high = (getattr(bounds, end, None) for end in ("min", "max"))
-    number = "a whole number" if "int" in kind else "a number"
+    kind = "a whole number" if reader is whole else "a number"
     if low is None:
-        return f"give {number}"
-    return f"give {number} " + (f"from {low} on" if high is None else f"from {low} to {high}")
+        return f"give {kind}"
+    return f"give {kind} " + (f"from {low} on" if high is None else f"from {low} to {high}")
 
 
 def _instead(word: str, ctx: Any, given: Sequence[Any]) -> str:
@@ -255,13 +262,16 @@ def _check_hyphens(order: list[Any], values: dict[str, Any]) -> None:
 def _check_numbers(order: list[Any], values: dict[str, Any]) -> None:
     """Raise InputError for what only Python takes for a number: 1_0, NaN, digits of all scripts."""
     for parameter in order:
-        given, allowed = values.get(parameter.name), _allowed(parameter)
+        given, reader = values.get(parameter.name), _reader(parameter)
+        if reader is None:
+            continue
         words = given if isinstance(given, list | tuple) else [given]
-        for word in [w for w in words if isinstance(w, str)] if allowed else ():
+        for word in (w for w in words if isinstance(w, str)):
             try:
-                (whole if "whole" in allowed else number)(word)
+                reader(word)
             except ValueError:
-                raise InputError(f"{_named(parameter)} is {word!r}; {allowed}") from None
+                text = f"{_named(parameter)} is {word!r}; {_allowed(parameter)}"
+                raise InputError(text) from None
 
 
 def _named(parameter: Any) -> str:
