@@ -158,9 +158,11 @@ def try_case(case: Case, extra: str, given: Materials, folder: Path) -> str:
     python = place / "bin" / "python"
     pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-compile"]
     pins = lowest(given.wheel, extra, case.version) if case.bounds == "lowest" else []
-    call([*pip, f"{given.wheel}[{extra}]", *pins], folder)
+    # A PYTHONPATH to a checkout would look like an install.
+    env = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    call([*pip, f"{given.wheel}[{extra}]", *pins], folder, env)
     installed, size = time.monotonic() - start, size_of(python)
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "PIP_"))}
+    env = {k: v for k, v in env.items() if not k.startswith("PIP_")}
     env |= {"HOME": str(home), "PATH": f"{place / 'bin'}{os.pathsep}{env['PATH']}"}
     command = [place / "bin" / "stan-infer"]
     versions = check_doctor(command, home, env)
