@@ -35,7 +35,9 @@ def test_a_folder_agrees_with_its_golden_data(bases, name):
     assert compared >= {"files", "resize", "video tower", "text tower", "score"}
     assert ("ids" in compared, "labels" in compared) == (name == "words",) * 2
     if name in ("int8", "fp8"):
-        assert rows["bound"]["min_cos"] <= 1 and "cosine" in str(rows["bound"])
+        bound = rows["bound"]  # clips unlike those of the calibration may not reach it
+        assert bound["pass"] is not False
+        assert "a cosine of" in (bound["reference"] or bound["note"])
     else:
         assert rows["video tower"]["max_rel"] <= rows["video tower"]["tolerance"] <= 0.1
 
