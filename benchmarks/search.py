@@ -43,7 +43,7 @@ def make(folder: Path, session: si.Session, count: int) -> None:
                 content = hashlib.sha256(number.to_bytes(8)).digest()
                 path = Path(f"/videos/{number % 100:02}/{number:07}.mp4")
                 store.put_file(path, File(1, 1, content))
-                store.add_clip(content, [store.add_vector(vector, None)])
+                store.add_clip(content, [store.add_vector(vector, None)], length_s=number % 60)
                 number += 1
                 if i % BATCH == 0:
                     store.commit()
@@ -75,7 +75,7 @@ def agrees(searcher: Searcher, count: int) -> float:
             ]
         )
         for query, right in zip(queries, scores.T, strict=True):
-            found = largest(products(library.vectors, query), TOP)
+            found = largest(products(library.vectors, query, library.ids), TOP)
             hits += len({*found.tolist()} & {*np.argsort(-right)[:TOP].tolist()})
     return hits / (count * TOP)
 

@@ -31,7 +31,7 @@ from stan_infer.library.query import (
     term_vectors,
     terms,
 )
-from stan_infer.library.row_filter import MAX_READ, Lengths, RowFilter
+from stan_infer.library.row_filter import RowFilter
 from stan_infer.library.row_reader import RowReader
 from stan_infer.library.row_videos import RowVideos
 from stan_infer.library.searched_model import Made, check_model, find_model, library_spec
@@ -148,6 +148,8 @@ class SearchOptions:
     path: str | None = None
     since: str | None = None
     before: str | None = None
+    added_since: str | None = None
+    added_before: str | None = None
     longer: float | None = None
     shorter: float | None = None
     overlapping: bool = False
@@ -262,22 +264,18 @@ class Searcher:
     ) -> tuple[list[int], int]:
         """Numbers of the best rows, and of how many."""
         library = self.library
-        scores = products(library.vectors, query)
-        if len(library.ids) < len(scores):
-            scores = scores[library.ids]
-        if not np.isfinite(scores).all():
-            self._damaged(int(np.flatnonzero(~np.isfinite(scores))[0]))
         rows = keep.rows(library.path, library.ids)
-        if rows is None:
-            rows = np.arange(len(scores))
-        else:
-            scores = scores[rows]
-        ranked: Iterator[int] = (int(rows[i]) for i in best_first(scores, top))
+        ids = library.ids if rows is None else library.ids[rows]
+        scores = products(library.vectors, query, ids)
+        if not np.isfinite(scores).all():
+            wrong = int(np.flatnonzero(~np.isfinite(scores))[0])
+            self._damaged(wrong if rows is None else int(rows[wrong]))
+        ranked = best_first(scores, top)
+        if rows is not None:
+            ranked = (int(rows[i]) for i in ranked)
         if not overlapping:
             ranked = self._distinct(ranked)
-        if keep.by_length:
-            return self._of_length(ranked, top, keep), len(rows)
-        return [*islice(ranked, top)], len(rows)
+        return [*islice(ranked, top)], len(ids)
 
     def _distinct(self, ranked: Iterable[int]) -> Iterator[int]:
         """The rows, from the best on, without windows that show a moment of a better one."""
@@ -288,28 +286,6 @@ class Searcher:
             if is_whole or moments.take(library.videos[row], start, end):
                 yield row
 
-    def _of_length(self, ranked: Iterable[int], top: int, keep: RowFilter) -> list[int]:
-        """The best rows whose videos have the length; says where it looked at no more of them."""
-        fits = keep.files(self.library.path)
-        found: list[int] = []
-        with Lengths(self.timeout_s) as lengths:
-            for row in ranked:
-                if len(found) == top:
-                    break
-                if lengths.read >= MAX_READ:
-                    self._say(
-                        f"note: lengths were read of the {lengths.read} videos that fit best; rows "
-                        "of others were not looked at"
-                    )
-                    break
-                file = next(filter(fits, self.library.videos[row]), None)
-                seconds = None if file is None else lengths.of(file)
-                if seconds is not None and keep.fits_length(seconds):
-                    found.append(row)
-            if lengths.unknown:
-                self._say(f"note: {lengths.unknown} videos have no length: they cannot be read")
-        return found
-
     def _hits(
         self,
         places: list[int],
@@ -317,15 +293,17 @@ class Searcher:
         vectors: NDArray[np.float64],
         keep: RowFilter,
     ) -> Iterator[Hit]:
-        library, fits = self.library, keep.files(self.library.path)
-        for row, files in zip(places, library.videos.take(places), strict=True):
+        library = self.library
+        found = library.videos.take(places)
+        fitting = keep.files(library.path, (path for files in found for path in files))
+        for row, files in zip(places, found, strict=True):
             vector = library.vectors[library.ids[row]].astype(np.float64)
             if not abs(np.linalg.norm(vector) - 1) < 1e-3:
                 self._damaged(row)
             cosines = vectors @ vector
-            if not (fitting := [*filter(fits, files)]):
+            if not (own := [path for path in files if path in fitting]):
                 continue  # they have gone since the library was opened
-            video, *copies = fitting
+            video, *copies = own
             start, end = float(library.start[row]), float(library.end[row])
             yield Hit(
                 rank=0,
