@@ -111,6 +111,8 @@ def main() -> None:
             row["text"] = timed(session.embed_text, args.queries)
             keep = RowFilter(path="videos/07/*")
             row["path"] = timed(lambda text: searcher.search(text, top=TOP, keep=keep), 10)
+            keep = RowFilter(longer=59)
+            row["length"] = timed(lambda text: searcher.search(text, top=TOP, keep=keep), 10)
             row["private_mib"] = _memory_mib("RssAnon") - before
     append_rows("search", [row])
     print(json.dumps(row), flush=True)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from stan_infer.errors import CheckError, InputError, check_number
 from stan_infer.library.database import connect, errors_named, path_of
 
+_FIRST, _LAST = -(2**63), 2**63 - 1  # nanoseconds since 1970 that are kept
 _DATES = ("since", "before", "added_since", "added_before")
 # Tests that SQLite does itself, so that a million files take a fraction of a second.
 _OF_FILES = {
@@ -131,9 +132,10 @@ def _nanoseconds(name: str, text: str | None) -> int | None:
     if text is None:
         return None
     try:
-        return int(datetime.datetime.fromisoformat(text).timestamp() * 1e9)
+        found = int(datetime.datetime.fromisoformat(text).timestamp() * 1e9)
     except (ValueError, OverflowError, OSError):
         option = f"--{name.replace('_', '-')}"
         raise InputError(
             f"{option} {text!r} is no date; give one as in {option} 2026-11-27, or 2026-11-27T18:30"
         ) from None
+    return min(max(found, _FIRST), _LAST)

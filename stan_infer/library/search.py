@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -184,16 +186,20 @@ class Searcher:
         reads: bool = False,
         timeout_s: float = 60.0,
         say: Say = silent,
+        turn: AbstractContextManager[Any] | None = None,
     ) -> None:
         """Check that the session's model made the library's vectors; see check_model.
 
-        reads: whether examples will be searched for. Raises InputError for an empty library,
-        CheckError for another model.
+        reads: whether examples will be searched for. turn: a lock, held while the model computes;
+        give one where something else uses the session. Several threads may search at a time. Raises
+        InputError for an empty library, CheckError for another model.
         """
         _check_rows(library)
+        self._turn = threading.Lock() if turn is None else turn
         self.library, self.session, self.timeout_s = library, session, timeout_s
         self.reads, self._say = reads, say
-        self.stack = check_model(library, session, reads=reads, timeout_s=timeout_s, say=say)
+        with self._turn:
+            self.stack = check_model(library, session, reads=reads, timeout_s=timeout_s, say=say)
 
     def search(
         self,
@@ -223,10 +229,11 @@ class Searcher:
         keep = keep or RowFilter()
         spec = library_spec(self.library, self.session) if examples or mug else None
         templates = templates or read_templates(PLAIN)
-        second = MugScores(self.session, found, templates) if mug else None
-        began = time.perf_counter()
         stored = {t: self._stored(t.value) for t in found if t.kind == "like_row"}
-        vectors = term_vectors(self.session, found, templates, spec, self.timeout_s, stored)
+        with self._turn:
+            began = time.perf_counter()
+            second = MugScores(self.session, found, templates) if mug else None
+            vectors = term_vectors(self.session, found, templates, spec, self.timeout_s, stored)
         embedded = time.perf_counter()
         query = combined(found, vectors)
         if len(query) != self.library.vectors.shape[1]:
@@ -323,7 +330,8 @@ class Searcher:
             for hit in hits:
                 times = hit.start_s, hit.end_s
                 try:
-                    scores = second.of(reader, hit.video, times, np.array(hit.cosines))
+                    with self._turn:
+                        scores = second.of(reader, hit.video, times, np.array(hit.cosines))
                 except InputError as e:
                     self._say(f"warning: {hit.video} is left out: {e}")
                     continue
