@@ -84,10 +84,11 @@ class Taken:
         return nullcontext(self.tick)
 
     def end(self) -> None:
-        """All is done: the first clip, with which the start ends, takes as long as the others."""
+        """All is done: the start ends with the first clip, which takes as long as the others."""
         assert self._first is not None
         share = self._clips / (self._clips - 1)
         self.s = share * (time.perf_counter() - self._first[0])
+        self.start_s -= self.s / self._clips
         self.cpu_s = share * (cpu_seconds() - self._first[1])
 
 
