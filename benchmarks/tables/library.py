@@ -113,7 +113,7 @@ def stores_table() -> str:
         return NOT_MEASURED
     lines = [
         f"{r['name']} | {r['vectors']:,} | {r['append_s']:.0f} s | {r['disk_mib']:.0f} MiB "
-        f"| {r['files']} | {max(k['lost'] for k in r['after_kill'])} "
+        f"| {r['files']} | {max(0, *(k['lost'] for k in r['after_kill']))} "
         f"| {max(k['part'] for k in r['after_kill'])} | {r['install_mib']:.0f} MiB"
         for r in rows
     ]
