@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import parse_qsl
 
 from stan_infer.errors import InputError, check_whole, check_word, number
@@ -61,8 +62,9 @@ def question(query: bytes) -> Question:
     top = int(top) if isinstance(top, str) and top.isascii() and top.isdecimal() else top
     check_whole("top", top, 1, MAX_TOP)
     check_word("mug", once.get("mug", "0"), ("0", "1"))
-    lengths = {name: _seconds(name, once[name]) for name in _LENGTHS if name in once}
-    keep = RowFilter(**{name: once[name] for name in _FILTERS if name in once}, **lengths)
+    only: dict[str, Any] = {name: once[name] for name in _FILTERS if name in once}
+    only |= {name: _seconds(name, once[name]) for name in _LENGTHS if name in once}
+    keep = RowFilter(**only)
     return Question(tuple(asked), int(str(top)), keep, once.get("mug") == "1")
 
 
