@@ -57,7 +57,7 @@ def record_sizes(count: int = 100_000, name: int = 80) -> None:
                 path = Path(f"/{i:0{name - 5}}.mp4")
                 store.put_file(path, File(10**6, 10**18 + i, sha256))
                 part = store.add_vector(np.zeros(8, np.float32), None)
-                store.add_clip(sha256, [part], frames=100, decoder="pyav")
+                store.add_clip(sha256, [part], frames=100, length_s=4.004, decoder="pyav")
             store.commit()
         size = (folder / ROWS).stat().st_size
     row = {"rows": count, "path_bytes": name, "bytes_per_row": size / count}

@@ -23,7 +23,7 @@ import numpy as np
 import stan_infer as si
 from benchmarks.record import ROOT, append_rows
 from benchmarks.script import options, random_model
-from benchmarks.stores import BATCH, WIDTH, vectors
+from benchmarks.stores import WIDTH, vectors
 from stan_infer.library.nearest import largest, products
 from stan_infer.library.place import locked
 from stan_infer.library.row_filter import RowFilter
@@ -39,15 +39,13 @@ def make(folder: Path, session: si.Session, count: int) -> None:
     number = 0
     with locked(folder), Store(folder, WIDTH) as store:
         for part in vectors(count, 1):
-            for i, vector in enumerate(part):
+            for vector in part:
                 content = hashlib.sha256(number.to_bytes(8)).digest()
                 path = Path(f"/videos/{number % 100:02}/{number:07}.mp4")
                 store.put_file(path, File(1, 1, content))
-                store.add_clip(content, [store.add_vector(vector, None)])
+                store.add_clip(content, [store.add_vector(vector, None)], length_s=number % 60)
                 number += 1
-                if i % BATCH == 0:
-                    store.commit()
-        store.commit()
+            store.commit()
 
 
 def timed(search: Callable[[str], Any], count: int) -> dict[str, float]:
@@ -75,7 +73,7 @@ def agrees(searcher: Searcher, count: int) -> float:
             ]
         )
         for query, right in zip(queries, scores.T, strict=True):
-            found = largest(products(library.vectors, query), TOP)
+            found = largest(products(library.vectors, query, library.ids), TOP)
             hits += len({*found.tolist()} & {*np.argsort(-right)[:TOP].tolist()})
     return hits / (count * TOP)
 
@@ -111,6 +109,8 @@ def main() -> None:
             row["text"] = timed(session.embed_text, args.queries)
             keep = RowFilter(path="videos/07/*")
             row["path"] = timed(lambda text: searcher.search(text, top=TOP, keep=keep), 10)
+            keep = RowFilter(longer=59)
+            row["length"] = timed(lambda text: searcher.search(text, top=TOP, keep=keep), 10)
             row["private_mib"] = _memory_mib("RssAnon") - before
     append_rows("search", [row])
     print(json.dumps(row), flush=True)

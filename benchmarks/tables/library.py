@@ -1,8 +1,8 @@
-"""Tables of measurements of libraries: other stacks, memory."""
+"""Tables of measurements of libraries: other stacks, memory, rates, searches, stores."""
 
 from __future__ import annotations
 
-from benchmarks.tables.markdown import NOT_MEASURED, machine_line, markdown, newest
+from benchmarks.tables.markdown import NOT_MEASURED, Row, machine_line, markdown, newest, percent
 
 _MODELS = {"motion": "the demo", "stan-b32": "B/32, random weights"}
 
@@ -32,3 +32,110 @@ def memory_table() -> str:
         for when in (r["early"], r["late"])
     ]
     return machine_line(rows[-1]) + markdown("videos | process, MiB | decoding, MiB", lines)
+
+
+def embed_rate_table() -> str:
+    """The rate of embed against its parts alone and the loop by hand; its start apart."""
+    rows = newest("embed-rate", "model", "threads", "workers")
+    if not rows:
+        return NOT_MEASURED
+
+    def rate(row: Row, name: str) -> str:
+        return f"{row['clips'] / row[f'{name}_s_p50']:.1f}"
+
+    lines = [
+        f"{_MODELS.get(r['model'], r['model'])}, {_count(r['threads'], 'thread')} "
+        f"| {r['chosen'] if r['workers'] == 'auto' else r['workers']}"
+        f"{' (chosen)' if r['workers'] == 'auto' else ''} | {rate(r, 'embed')} "
+        f"| {rate(r, 'decoding')} | {rate(r, 'model')} | {rate(r, 'loop')} "
+        f"| {percent(r['share_of_slower'])} | {percent(r['share_of_cores'])} "
+        f"| {r['loop_ratio']:.2f}x | {r['start_s']:.1f}, {r['open_s']:.1f} s | {r['clips']}"
+        for r in rows
+    ]
+    head = (
+        "model | workers | embed, clips/s | decoding | model | loop | of the slower | of the cores "
+        "| to the loop | start, of it opening | clips"
+    )
+    return machine_line(*rows) + markdown(head, lines)
+
+
+def _count(number: int | str, name: str) -> str:
+    return f"{name}s not given" if number == "auto" else f"{number} {name}{'s' * (number != 1)}"
+
+
+def search_table() -> str:
+    """Searches of a library that one program has opened."""
+    rows = newest("search", "vectors")
+    if not rows:
+        return NOT_MEASURED
+
+    def times(found: dict[str, float] | None) -> str:
+        return (
+            NOT_MEASURED if found is None else f"{found['ms_p50']:.0f} ms ({found['ms_p95']:.0f})"
+        )
+
+    lines = [
+        f"{r['vectors']:,} | {times(r)} | {times(r['text'])} | {times(r['path'])} "
+        f"| {times(r.get('length'))} | {r['recall_at_10']:.3f} | {r['open_s']:.2f} s "
+        f"| {r['private_mib']:.0f}"
+        for r in rows
+    ]
+    head = (
+        "rows | search, p50 (p95) | of it the text | with --path | with --longer | recall@10 "
+        "| opened in | MiB of its own"
+    )
+    return machine_line(*rows) + markdown(head, lines)
+
+
+def serve_table() -> str:
+    """Searches that the server answers, by the number of clients that ask at a time."""
+    rows = newest("serve", "vectors")
+    if not rows:
+        return NOT_MEASURED
+    lines = [
+        f"{r['vectors']:,} | {run['clients']} | {run['per_s']:.1f} | {run['ms_p50']:.0f} ms "
+        f"| {run['ms_p95']:.0f} ms | {run['busy']} of {run['answers'] + run['busy']} "
+        f"| {r['start_s']:.1f} s | {r['private_mib']:.0f}"
+        for r in rows
+        for run in r["runs"]
+    ]
+    head = (
+        "rows | clients | searches a second | p50 | p95 | told to come again | started in "
+        "| MiB of its own"
+    )
+    return machine_line(*rows) + markdown(head, lines)
+
+
+def stores_table() -> str:
+    """Where vectors can be kept: appending, size, what is left after a kill."""
+    rows = newest("stores", "name", "vectors", what="store")
+    if not rows:
+        return NOT_MEASURED
+    lines = [
+        f"{r['name']} | {r['vectors']:,} | {r['append_s']:.0f} s | {r['disk_mib']:.0f} MiB "
+        f"| {r['files']} | {max(0, *(k['lost'] for k in r['after_kill']))} "
+        f"| {max(k['part'] for k in r['after_kill'])} | {r['install_mib']:.0f} MiB"
+        for r in rows
+    ]
+    head = (
+        "store | vectors | appended in | on the disk | files | lost of what was committed "
+        "| rows of a part of a commit | packages"
+    )
+    return machine_line(*rows) + markdown(head, lines)
+
+
+def indexes_table() -> str:
+    """How vectors can be searched: exactly, and by indexes of other libraries."""
+    rows = newest("stores", "name", "setting", "vectors", what="search")
+    if not rows:
+        return NOT_MEASURED
+    lines = [
+        f"{r['name']}{', ' * bool(r['setting'])}{r['setting']} | {r['vectors']:,} "
+        f"| {r['build_s']:.0f} s | {r['index_mib']:.0f} MiB | {r['build_peak_mib']:.0f} MiB "
+        f"| {r['query_ms_p50']:.1f} ms | {r['query_ms_p95']:.1f} ms | {r['recall_at_10']:.3f}"
+        for r in rows
+    ]
+    head = (
+        "search | vectors | built in | index on the disk | memory to build | p50 | p95 | recall@10"
+    )
+    return machine_line(*rows) + markdown(head, lines)

@@ -79,6 +79,14 @@ def search(
     before: Annotated[
         str | None, typer.Option(metavar="DATE", help="Only files changed before this date.")
     ] = None,
+    added_since: Annotated[
+        str | None,
+        typer.Option(metavar="DATE", help="Only contents embedded at this date or later."),
+    ] = None,
+    added_before: Annotated[
+        str | None,
+        typer.Option(metavar="DATE", help="Only contents embedded before this date."),
+    ] = None,
     longer: Annotated[
         float | None,
         typer.Option(metavar="SECONDS", help="Only videos that last at least so long."),
@@ -146,6 +154,8 @@ def search(
         path=path,
         since=since,
         before=before,
+        added_since=added_since,
+        added_before=added_before,
         longer=longer,
         shorter=shorter,
         overlapping=overlapping,

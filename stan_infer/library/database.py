@@ -31,8 +31,9 @@ SCHEMA = (
     # How many vectors of the file have been committed.
     "CREATE TABLE state (id INTEGER PRIMARY KEY, vectors INTEGER NOT NULL)",
     # A content that was embedded, or why it was not. Its rows: none after an error of all of it.
+    # length_s: of the whole video, NULL: not known. embedded_ns: when, since 1970.
     "CREATE TABLE clips (id INTEGER PRIMARY KEY, sha256 BLOB NOT NULL UNIQUE, frames INTEGER,"
-    " decoder TEXT, error TEXT)",
+    " length_s REAL, decoder TEXT, error TEXT, embedded_ns INTEGER NOT NULL)",
     # id: place of the vector. start_s, end_s: the part of the video, NULL: all of it.
     "CREATE TABLE rows (id INTEGER PRIMARY KEY, clip INTEGER NOT NULL, start_s REAL, end_s REAL,"
     " crc INTEGER NOT NULL)",

@@ -331,6 +331,7 @@ class Run:
             file.sha256,
             parts,
             frames=None if clip is None else clip.total_frames,
+            length_s=None if clip is None else clip.length_s,
             decoder=None if clip is None else clip.decoder,
             error=error,
         )

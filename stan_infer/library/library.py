@@ -122,8 +122,8 @@ class Library(Result):
             say: called with a sentence for what differs from what made the library.
             options: without (texts that lower the score), like (videos), like_frame (pictures, or
                 VIDEO@SECONDS), each with weights as of texts; template (sentences with {} or a set,
-                see read_templates); path, since, before, longer, shorter (see
-                row_filter.RowFilter); overlapping (also windows that share half or more with a
+                see read_templates); path, since, before, added_since, added_before, longer, shorter
+                (see row_filter.RowFilter); overlapping (also windows that share half or more with a
                 better one of their video); mug (score the best 100 with the Mug head, for which
                 their videos are read again); timeout_s (seconds to read a video, 60); those of
                 open_session.

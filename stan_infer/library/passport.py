@@ -46,7 +46,7 @@ SEARCHED = 0.99
 NEIGHBOURS = 10
 CANARIES = Path(__file__).parent / "canaries"
 _MAX_BYTES = 16 * 2**20
-_SCHEMA = "stan-infer/library/1"
+_SCHEMA = "stan-infer/library/2"
 # What a run may change without changing a vector.
 _FREE = {"threads", "cuda_graphs"}
 _NAME = "checkpoint"  # the fact that is shown and not compared: files are told by their hashes
@@ -207,7 +207,8 @@ def read_passport(folder: Path) -> Passport:
     found = read_object(path, _MAX_BYTES, "; this is not the passport of a library")
     if found.get("schema") != _SCHEMA:
         raise InputError(
-            f"{path} is of schema {_short(found.get('schema'))}; this version reads {_SCHEMA}"
+            f"{path} is of schema {_short(found.get('schema'))}; this version reads {_SCHEMA}: "
+            "embed the videos into a new library (stan-infer embed MODEL VIDEOS -o NEW)"
         )
     passport = checked(found, Passport, str(path))
     for canary in passport["canaries"]:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,7 +33,7 @@ from stan_infer.library.query import (
     term_vectors,
     terms,
 )
-from stan_infer.library.row_filter import MAX_READ, Lengths, RowFilter
+from stan_infer.library.row_filter import RowFilter
 from stan_infer.library.row_reader import RowReader
 from stan_infer.library.row_videos import RowVideos
 from stan_infer.library.searched_model import Made, check_model, find_model, library_spec
@@ -148,6 +150,8 @@ class SearchOptions:
     path: str | None = None
     since: str | None = None
     before: str | None = None
+    added_since: str | None = None
+    added_before: str | None = None
     longer: float | None = None
     shorter: float | None = None
     overlapping: bool = False
@@ -182,16 +186,20 @@ class Searcher:
         reads: bool = False,
         timeout_s: float = 60.0,
         say: Say = silent,
+        turn: AbstractContextManager[Any] | None = None,
     ) -> None:
         """Check that the session's model made the library's vectors; see check_model.
 
-        reads: whether examples will be searched for. Raises InputError for an empty library,
-        CheckError for another model.
+        reads: whether examples will be searched for. turn: a lock, held while the model computes;
+        give one where something else uses the session. Several threads may search at a time. Raises
+        InputError for an empty library, CheckError for another model.
         """
         _check_rows(library)
+        self._turn = threading.Lock() if turn is None else turn
         self.library, self.session, self.timeout_s = library, session, timeout_s
         self.reads, self._say = reads, say
-        self.stack = check_model(library, session, reads=reads, timeout_s=timeout_s, say=say)
+        with self._turn:
+            self.stack = check_model(library, session, reads=reads, timeout_s=timeout_s, say=say)
 
     def search(
         self,
@@ -221,10 +229,11 @@ class Searcher:
         keep = keep or RowFilter()
         spec = library_spec(self.library, self.session) if examples or mug else None
         templates = templates or read_templates(PLAIN)
-        second = MugScores(self.session, found, templates) if mug else None
-        began = time.perf_counter()
         stored = {t: self._stored(t.value) for t in found if t.kind == "like_row"}
-        vectors = term_vectors(self.session, found, templates, spec, self.timeout_s, stored)
+        with self._turn:
+            began = time.perf_counter()
+            second = MugScores(self.session, found, templates) if mug else None
+            vectors = term_vectors(self.session, found, templates, spec, self.timeout_s, stored)
         embedded = time.perf_counter()
         query = combined(found, vectors)
         if len(query) != self.library.vectors.shape[1]:
@@ -262,22 +271,18 @@ class Searcher:
     ) -> tuple[list[int], int]:
         """Numbers of the best rows, and of how many."""
         library = self.library
-        scores = products(library.vectors, query)
-        if len(library.ids) < len(scores):
-            scores = scores[library.ids]
-        if not np.isfinite(scores).all():
-            self._damaged(int(np.flatnonzero(~np.isfinite(scores))[0]))
         rows = keep.rows(library.path, library.ids)
-        if rows is None:
-            rows = np.arange(len(scores))
-        else:
-            scores = scores[rows]
-        ranked: Iterator[int] = (int(rows[i]) for i in best_first(scores, top))
+        ids = library.ids if rows is None else library.ids[rows]
+        scores = products(library.vectors, query, ids)
+        if not np.isfinite(scores).all():
+            wrong = int(np.flatnonzero(~np.isfinite(scores))[0])
+            self._damaged(wrong if rows is None else int(rows[wrong]))
+        ranked = best_first(scores, top)
+        if rows is not None:
+            ranked = (int(rows[i]) for i in ranked)
         if not overlapping:
             ranked = self._distinct(ranked)
-        if keep.by_length:
-            return self._of_length(ranked, top, keep), len(rows)
-        return [*islice(ranked, top)], len(rows)
+        return [*islice(ranked, top)], len(ids)
 
     def _distinct(self, ranked: Iterable[int]) -> Iterator[int]:
         """The rows, from the best on, without windows that show a moment of a better one."""
@@ -288,28 +293,6 @@ class Searcher:
             if is_whole or moments.take(library.videos[row], start, end):
                 yield row
 
-    def _of_length(self, ranked: Iterable[int], top: int, keep: RowFilter) -> list[int]:
-        """The best rows whose videos have the length; says where it looked at no more of them."""
-        fits = keep.files(self.library.path)
-        found: list[int] = []
-        with Lengths(self.timeout_s) as lengths:
-            for row in ranked:
-                if len(found) == top:
-                    break
-                if lengths.read >= MAX_READ:
-                    self._say(
-                        f"note: lengths were read of the {lengths.read} videos that fit best; rows "
-                        "of others were not looked at"
-                    )
-                    break
-                file = next(filter(fits, self.library.videos[row]), None)
-                seconds = None if file is None else lengths.of(file)
-                if seconds is not None and keep.fits_length(seconds):
-                    found.append(row)
-            if lengths.unknown:
-                self._say(f"note: {lengths.unknown} videos have no length: they cannot be read")
-        return found
-
     def _hits(
         self,
         places: list[int],
@@ -317,15 +300,17 @@ class Searcher:
         vectors: NDArray[np.float64],
         keep: RowFilter,
     ) -> Iterator[Hit]:
-        library, fits = self.library, keep.files(self.library.path)
-        for row, files in zip(places, library.videos.take(places), strict=True):
+        library = self.library
+        found = library.videos.take(places)
+        fitting = keep.files(library.path, (path for files in found for path in files))
+        for row, files in zip(places, found, strict=True):
             vector = library.vectors[library.ids[row]].astype(np.float64)
             if not abs(np.linalg.norm(vector) - 1) < 1e-3:
                 self._damaged(row)
             cosines = vectors @ vector
-            if not (fitting := [*filter(fits, files)]):
+            if not (own := [path for path in files if path in fitting]):
                 continue  # they have gone since the library was opened
-            video, *copies = fitting
+            video, *copies = own
             start, end = float(library.start[row]), float(library.end[row])
             yield Hit(
                 rank=0,
@@ -345,7 +330,8 @@ class Searcher:
             for hit in hits:
                 times = hit.start_s, hit.end_s
                 try:
-                    scores = second.of(reader, hit.video, times, np.array(hit.cosines))
+                    with self._turn:
+                        scores = second.of(reader, hit.video, times, np.array(hit.cosines))
                 except InputError as e:
                     self._say(f"warning: {hit.video} is left out: {e}")
                     continue

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -177,13 +178,17 @@ class Store:
         parts: Sequence[Part],
         *,
         frames: int | None = None,
+        length_s: float | None = None,
         decoder: str | None = None,
         error: str | None = None,
     ) -> None:
         """Add a content with its vectors, or with the error for which it has none, or not all."""
-        new = "INSERT INTO clips (sha256, frames, decoder, error) VALUES (?, ?, ?, ?)"
+        names = "sha256, frames, length_s, decoder, error, embedded_ns"
         reason = None if error is None else storable(error)
-        clip = self._run(new, sha256, frames, decoder, reason).lastrowid
+        clip = self._run(
+            f"INSERT INTO clips ({names}) VALUES (?, ?, ?, ?, ?, ?)",
+            sha256, frames, length_s, decoder, reason, time.time_ns(),
+        ).lastrowid  # fmt: skip
         for part in parts:
             row = (part.id, clip, *(part.seconds or (None, None)), part.crc)
             self._run("INSERT INTO rows VALUES (?, ?, ?, ?, ?)", *row)

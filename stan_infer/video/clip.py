@@ -46,7 +46,8 @@ class Clip:
     frame numbers from 0; of views [V, T]. total_frames: frames of the video. decoder: "pyav",
     "decord" or "decord-as-is". source_size: (height, width) of the first frame read, after
     rotation, before resizing. gap_s: see gaps.seconds_between. seconds: start and end of the part
-    of the video that it shows, None: all.
+    of the video that it shows, None: all. length_s: seconds that the whole video lasts, as its
+    header says; None: it does not say it.
     """
 
     pixels: NDArray[np.uint8]
@@ -56,6 +57,7 @@ class Clip:
     source_size: tuple[int, int]
     gap_s: float | None = 0.0
     seconds: tuple[float, float] | None = None
+    length_s: float | None = None
 
 
 def sample_indices(total_frames: int, frames: int, clip: int = 0, clips: int = 1) -> Indices:
@@ -166,7 +168,7 @@ def read_clip_info(path: str | os.PathLike[str], spec: ClipSpec) -> Clip:
     if spec.views is None:
         indices = indices[0]
     gap = seconds_between(found.seconds, found.total_frames, spec.frames)
-    return Clip(pixels, indices, found.total_frames, name, found.size, gap)
+    return Clip(pixels, indices, found.total_frames, name, found.size, gap, length_s=found.seconds)
 
 
 def reader_of(spec: ClipSpec) -> str:

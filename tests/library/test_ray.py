@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from stan_infer.library.row_reader import RowReader
 from stan_infer.library.verify_library import verify_library
 from stan_infer.video.spec import ClipSpec
 from stan_infer.video.windows import Windows
+from tests.conftest import ROOT, wait_until
 from tests.library.test_stops import content
 from tests.video.broken_videos import make_clip
 
@@ -68,12 +70,20 @@ def cluster(tmp_path_factory):
     place = Path(os.path.realpath("/tmp")) / f"stan-infer-ray-{os.getpid()}"
     head = {"num_cpus": 0, "include_dashboard": False, "temp_dir": str(place)}
     made = Cluster(initialize_head=True, head_node_args=head | {"object_store_memory": 2**27})
-    made.workers = [made.add_node(num_cpus=3, object_store_memory=2**27) for _ in range(2)]
+    made.workers = [add_machine(made, i) for i in range(2)]
     ray.init(address=made.address, log_to_driver=False)
     yield made
     ray.shutdown()
     made.shutdown()
     shutil.rmtree(place, ignore_errors=True)
+
+
+def add_machine(cluster, number):
+    """A machine with an address of its own: a program joins any that has its address, and ends with
+    it.
+    """
+    address = f"127.0.0.{2 + number}"
+    return cluster.add_node(num_cpus=3, object_store_memory=2**27, node_ip_address=address)
 
 
 @pytest.fixture(scope="module")
@@ -166,13 +176,42 @@ def test_a_machine_is_killed(tmp_path, videos, folder, local, cluster):
 
     progress, killed = killing(kill, 3)
     embed_with_ray(folder, [videos], tmp_path / "library", decoders=2, progress=progress)
-    cluster.workers.append(cluster.add_node(num_cpus=3, object_store_memory=2**27))
+    cluster.workers.append(add_machine(cluster, 2))
     assert killed
     same(tmp_path / "library", local[0])
 
 
 def raylet(node):
     return node.all_processes["raylet"][0].process.pid
+
+
+PROGRAM = """
+import sys
+from stan_infer.library import embed_library
+from stan_infer.library.ray import embed_with_ray
+embed_library.COMMIT_ROWS = 1
+embed_with_ray(sys.argv[1], [sys.argv[2]], sys.argv[3], cluster=sys.argv[4], decoders=2)
+"""
+
+
+@needs_ray
+def test_the_program_is_killed(tmp_path, videos, folder, local, cluster):
+    """The next run goes on after what was committed."""
+    out = tmp_path / "library"
+    command = [sys.executable, "-c", PROGRAM, folder, videos, out, cluster.address]
+    with subprocess.Popen(command, cwd=ROOT) as run:
+        wait_until(lambda: out.exists() and committed_rows(out) >= 3, run)
+        run.kill()
+    assert committed_rows(out) < local[1].embedded
+    done = embed_with_ray(folder, [videos], out, decoders=2)
+    assert 0 < done.embedded < local[1].embedded
+    same(out, local[0])
+
+
+def committed_rows(library):
+    with contextlib.suppress(InputError, CheckError):  # it is just being made
+        return len(si.open_library(library).ids)
+    return 0
 
 
 @needs_ray

@@ -4,9 +4,11 @@ import dataclasses
 import json
 import math
 import os
+import random
 import re
 import shutil
 import sqlite3
+from fnmatch import fnmatchcase
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import pytest
 
 import stan_infer as si
 from stan_infer.engines.session import score_features
-from stan_infer.library import nearest, row_filter, row_videos
+from stan_infer.library import nearest, row_videos
 from stan_infer.library.contact_sheet import MAX_FRAMES, MAX_HITS, check_sheet, write_sheet
 from stan_infer.library.database import PASSPORT, ROWS, VECTORS
 from stan_infer.library.embed_library import embed_library
@@ -108,9 +110,12 @@ def test_every_row_is_compared(block, monkeypatch):
     vectors, query = rng.standard_normal((500, 24), np.float32), rng.standard_normal(24)
     vectors[100:200] = vectors[:100]  # equal scores
     vectors[499] = 9 * unit(query)
-    scores = nearest.products(vectors, query)
+    every = np.arange(500)
+    scores = nearest.products(vectors, query, every)
+    for ids in (every[:0], every[3::100], every[::2], every[1:]):
+        np.testing.assert_allclose(nearest.products(vectors, query, ids), scores[ids], atol=1e-5)
     np.testing.assert_allclose(scores, vectors.astype(np.float64) @ query, atol=1e-4)
-    for count in (1, 10, 499, 500, 9999):
+    for count in (1, 2, 10, 499, 500, 9999):
         order = sorted(range(500), key=lambda i: (-scores[i], i))[:count]
         assert nearest.largest(scores, count).tolist() == order
     assert nearest.largest(scores, 1).tolist() == [499]
@@ -210,6 +215,9 @@ def test_an_example_frame_is_a_clip_that_stands_still(made, tmp_path):
         ({"path": "04.mp4"}, {4}),
         ({"path": "{folder}/videos/even/*"}, {0, 2, 4}),
         ({"path": "dd/*"}, set()),
+        ({"path": "ev?n/[!0]*"}, set()),
+        ({"path": "[a-e]ven/0[!2-9]*"}, {0}),
+        ({"path": "even/0[4"}, set()),
         ({"path": "ODD/*"}, set()),
         ({"since": "2023-11-17T00:00:00+00:00"}, {3, 4, 5}),
         ({"before": "2023-11-16"}, {0, 1}),
@@ -218,6 +226,10 @@ def test_an_example_frame_is_a_clip_that_stands_still(made, tmp_path):
         ({"shorter": 0.36}, {0, 1}),
         ({"longer": 0.38, "shorter": 0.49, "path": "even/*"}, {2, 4}),
         ({"longer": 60}, set()),
+        ({"added_since": "2020-01-01"}, {0, 1, 2, 3, 4, 5}),
+        ({"added_before": "2020-01-01"}, set()),
+        ({"added_since": "2020-01-01", "added_before": "9999-01-01", "path": "odd/*"}, {1, 3, 5}),
+        ({"shorter": 0.36, "since": "2023-11-15T12:00:00+00:00"}, {1}),
     ],
     ids=str,
 )
@@ -228,19 +240,42 @@ def test_filters(made, options, wanted, monkeypatch):
     assert {int(name[:2]) for name in names(found)} == wanted
     everything = [name for name in names(search(made, top=MANY)) if int(name[:2]) in wanted]
     assert names(found) == everything, "the order is that of all"
-    assert (found.rows == len(wanted)) or {"longer", "shorter"} & {*options}
+    assert found.rows == len(wanted)
 
 
-def test_lengths_of_few_videos_are_read_and_it_is_said(made, monkeypatch):
-    monkeypatch.setattr(row_filter, "MAX_READ", 2)
-    monkeypatch.setattr("stan_infer.library.search.MAX_READ", 2)
-    said = []
-    found = search(made, longer=60, say=said.append)
-    assert not found.hits
-    assert "note: lengths were read of the 2 videos that fit best" in said[-1]
-    said.clear()
-    assert len(search(made, longer=0.1, top=2, say=said.append).hits) == 2
-    assert not [s for s in said if s.startswith("note: lengths")]
+def test_a_pattern_is_that_of_fnmatch(made):
+    """SQLite compares those without sets, which have other rules there."""
+    rng, folder = random.Random(0), made / "library"
+    library = open_library(folder)
+    paths = [path for (path,) in library.videos]
+    for _ in range(300):
+        path = rng.choice(paths)
+        start = rng.randrange(len(path))
+        part = [c if rng.random() < 0.7 else rng.choice("?*[]!^") for c in path[start:]]
+        pattern = "".join(part)
+        found = RowFilter(path=pattern).rows(folder, library.ids)
+        whole = pattern if pattern.startswith("/") else f"*/{pattern}"
+        assert [paths[i] for i in found] == [p for p in paths if fnmatchcase(p, whole)], pattern
+
+
+def test_a_library_without_lengths_is_refused(place):
+    edit_json(place / "library" / PASSPORT, lambda p: p.update(schema="stan-infer/library/1"))
+    with pytest.raises(si.InputError, match="stan-infer embed MODEL VIDEOS -o NEW"):
+        open_library(place / "library")
+
+
+def test_a_length_that_no_header_says(tmp_path):
+    """A bare stream has none: filters by length leave it out."""
+    (tmp_path / "videos").mkdir()
+    make_clip(tmp_path / "videos" / "a.mp4", frames=9, size=(32, 48))
+    make_clip(tmp_path / "videos" / "b.h264", frames=9, size=(32, 48), container="h264")
+    for windows in (None, Windows(seconds=1.0)):
+        out = f"library-{windows is None}"
+        embed(tmp_path, out, windows=windows)
+        assert len(search(tmp_path, name=out, path="*").hits) == (1 if windows else 2)
+        assert names(search(tmp_path, name=out, longer=0.3, shorter=0.4)) == ["a.mp4"]
+        assert names(search(tmp_path, name=out, longer=0)) == ["a.mp4"]
+        assert names(search(tmp_path, name=out, shorter=0.3)) == []
 
 
 def test_copies_and_files_that_are_gone(place):

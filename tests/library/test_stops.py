@@ -11,13 +11,17 @@ import time
 
 import pytest
 
+from stan_infer.engines.open import open_session
 from stan_infer.library.database import FILES, ROWS, VECTORS
+from stan_infer.library.embed_library import embed_library
 from stan_infer.library.library import open_library
+from stan_infer.video.windows import Windows
 from tests.conftest import ROOT, python
 from tests.video.broken_videos import make_clip
 
 COMMAND = [sys.executable, "-m", "tests.library.fake_stack"]
 CLIPS = 12
+OF_CLIPS = "id, sha256, frames, length_s, decoder, error"
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +53,11 @@ def undisturbed(videos, batch):
 
 
 def content(library):
-    """Everything that a library holds."""
+    """Everything that a library holds, but the moments when contents were embedded."""
     open_library(library).check()
     db = sqlite3.connect(library / ROWS)
-    tables = ("state", "clips", "rows", "files")
-    found = [db.execute(f"SELECT * FROM {t} ORDER BY 1").fetchall() for t in tables]
+    tables = {"state": "*", "clips": OF_CLIPS, "rows": "*", "files": "*"}
+    found = [db.execute(f"SELECT {c} FROM {t} ORDER BY 1").fetchall() for t, c in tables.items()]
     db.close()
     return found, (library / VECTORS).read_bytes()
 
@@ -83,6 +87,26 @@ def kill_a_worker(run):
     children = open(path).read().split() if os.path.exists(path) else []
     if children:
         os.kill(int(random.choice(children)), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_any_number_of_workers(tmp_path, videos, batch, undisturbed, workers):
+    """They take videos as they come; the library has the order of the names, bit for bit."""
+    python(*COMMAND[1:], tmp_path / "own", videos, "--", batch, f"workers={workers}", cwd=ROOT)
+    assert content(tmp_path / "own") == undisturbed[0]
+    passports = [
+        f / "library.json" for f in (tmp_path / "own", videos.parent / f"undisturbed-{batch}")
+    ]
+    assert passports[0].read_bytes() == passports[1].read_bytes()
+
+
+@pytest.mark.parametrize("options", [{}, {"batch": 3}, {"windows": Windows(seconds=0.2)}], ids=str)
+def test_any_number_of_workers_with_a_model(tmp_path, videos, options):
+    with open_session(ROOT / "examples" / "motion" / "motion.safetensors") as session:
+        for n in (1, 2, 3):
+            done = embed_library(session, [videos], tmp_path / str(n), workers=n, **options)
+            assert done.embedded == CLIPS
+    assert content(tmp_path / "1") == content(tmp_path / "2") == content(tmp_path / "3")
 
 
 @pytest.mark.parametrize("kills", [6, pytest.param(100, marks=pytest.mark.slow)])

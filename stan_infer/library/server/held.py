@@ -1,4 +1,4 @@
-"""A library that is searched by many, one search after the other, and read again as it grows."""
+"""A library that is searched by many, some at a time, and read again as it grows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import datetime
 import os
 import threading
 import time
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,8 @@ from stan_infer.library.server.question import Question
 from stan_infer.system.result import Say, silent
 from stan_infer.text.templates import Templates
 
-MAX_WAITING = 32  # searches; one runs at a time, as the network and the memory serve one best
+MAX_WAITING = 32  # searches, those that run among them
+SEARCHES = 4  # that run at a time: the model serves one, while others read vectors or videos
 LOOK_S = 2.0  # between two looks at whether the library has changed
 _SHARE = 10  # reading the library again may take one part of so many of the time
 
@@ -89,12 +90,13 @@ class Held:
         templates.check(is_mug=session.config.is_mug)
         if mug:
             check_mug_head(session)
+        self._turn = threading.Lock()  # of the session
+        self._own = threading.local()  # what is said to whom asks
         self._searcher = self._new_searcher(reading.library)
         self.problem = ""
-        self._notes: list[str] | None = None
         self._lock, self._waiting = threading.Lock(), 0
         self._ended = threading.Event()
-        self._pool = ThreadPoolExecutor(1, "search")
+        self._pool = ThreadPoolExecutor(SEARCHES, "search")
         self._looker = threading.Thread(target=self._look, name="changes", daemon=True)
 
     def __enter__(self) -> Held:
@@ -127,7 +129,7 @@ class Held:
             self._waiting -= 1
 
     def _search(self, asked: Question) -> Found:
-        searcher, self._notes = self._searcher, []
+        searcher, self._own.notes = self._searcher, []
         try:
             result = searcher.search(
                 asked.terms,
@@ -137,22 +139,23 @@ class Held:
                 mug=asked.mug,
             )
             assert isinstance(searcher.library, Library)
-            return Found(result, searcher.library, tuple(self._notes))
+            return Found(result, searcher.library, tuple(self._own.notes))
         finally:
-            self._notes = None
+            self._own.notes = None
 
     def _say(self, text: str) -> None:
         """To whom asks, or to whom started it."""
-        if self._notes is None:
+        notes = getattr(self._own, "notes", None)
+        if notes is None:
             self._said(text)
         else:
-            self._notes.append(text)
+            notes.append(text)
 
     def _new_searcher(self, library: Library) -> Searcher:
-        self._notes = None
         return Searcher(
-            library, self.session, reads=self.mug, timeout_s=self.timeout_s, say=self._say
-        )
+            library, self.session, reads=self.mug, timeout_s=self.timeout_s, say=self._say,
+            turn=self._turn,
+        )  # fmt: skip
 
     def _look(self) -> None:
         path = self.reading.library.path
@@ -163,8 +166,6 @@ class Held:
                 self._read_again(path)
             except StanError as e:
                 self._tell(f"{path} has changed and cannot be read again: {e}")
-            except (RuntimeError, CancelledError):
-                return  # the pool is closed
             else:
                 self.problem = ""
 
@@ -175,7 +176,7 @@ class Held:
             searcher = copy.copy(self._searcher)  # it is known that the model may search it
             searcher.library = library
         else:
-            searcher = self._pool.submit(self._new_searcher, library).result()
+            searcher = self._new_searcher(library)
         self._searcher, self.reading = searcher, found
 
     def _tell(self, problem: str) -> None:

@@ -2,7 +2,7 @@
 "use strict";
 
 const at = (id) => document.getElementById(id);
-const FIELDS = ["path", "since", "before"];
+const FIELDS = ["path", "since", "before", "added_since", "added_before", "longer", "shorter"];
 let like = []; // numbers of rows that are examples
 let names = new Map(); // of rows, to say which are examples
 let running = null; // the search that is under way

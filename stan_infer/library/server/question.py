@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import parse_qsl
 
-from stan_infer.errors import InputError, check_whole, check_word
+from stan_infer.errors import InputError, check_whole, check_word, number
 from stan_infer.library.query import Term, check_terms, terms, weighted
 from stan_infer.library.row_filter import RowFilter
 
 MAX_TOP = 200
 MAX_TERMS, MAX_CHARACTERS = 32, 1000  # texts and examples, and characters of each value
 _KINDS = {"text": "text", "not": "without", "like": "like_row"}
-_FILTERS = ("path", "since", "before")
-_ONCE = ("top", "mug", *_FILTERS)
+_FILTERS = ("path", "since", "before", "added_since", "added_before")
+_LENGTHS = ("longer", "shorter")
+_ONCE = ("top", "mug", *_FILTERS, *_LENGTHS)
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,8 @@ def question(query: bytes) -> Question:
     """Read the part of an address behind "?".
 
     text=, not= (texts that lower the score), like= (the number of a row), each once or more and
-    perhaps with a weight as in "a dog::2"; top=, path=, since=, before=, mug=1. Raises InputError
-    for anything else.
+    perhaps with a weight as in "a dog::2"; top=, mug=1, and those of RowFilter: path=, since=,
+    before=, added_since=, added_before=, longer=, shorter=. Raises InputError for anything else.
     """
     given: dict[str, list[str]] = {}
     try:
@@ -60,9 +62,17 @@ def question(query: bytes) -> Question:
     top = int(top) if isinstance(top, str) and top.isascii() and top.isdecimal() else top
     check_whole("top", top, 1, MAX_TOP)
     check_word("mug", once.get("mug", "0"), ("0", "1"))
-    path, since, before = (once.get(name) for name in _FILTERS)
-    keep = RowFilter(path=path, since=since, before=before)
+    only: dict[str, Any] = {name: once[name] for name in _FILTERS if name in once}
+    only |= {name: _seconds(name, once[name]) for name in _LENGTHS if name in once}
+    keep = RowFilter(**only)
     return Question(tuple(asked), int(str(top)), keep, once.get("mug") == "1")
+
+
+def _seconds(name: str, text: str) -> float:
+    try:
+        return number(text)
+    except ValueError:
+        raise InputError(f"{name} {text!r} is no number of seconds") from None
 
 
 def _once(name: str, values: list[str]) -> str:

@@ -10,6 +10,8 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +19,7 @@ import numpy as np
 import pytest
 
 import stan_infer as si
+from stan_infer.library import search
 from stan_infer.library.database import ROWS, VECTORS
 from stan_infer.library.row_reader import RowReader
 from stan_infer.library.server import held, row_files
@@ -69,6 +72,43 @@ def test_a_row_finds_itself_and_is_no_text(server, made):
     text, row = both["cosines"]
     assert both["score"] == pytest.approx((text + 2 * row) / 3) and row > text + 0.1
     assert "has no row '99'" in server.search(like=99, code=400)["error"]
+
+
+def test_a_slow_search_does_not_hold_the_others(made, session, monkeypatch):
+    """One that reads videos again, or waits for the disk, has not the model meanwhile."""
+    products, begun, go_on = search.products, threading.Event(), threading.Event()
+
+    def slow(vectors, query, ids):
+        if len(ids) < len(vectors):  # with a filter
+            begun.set()
+            assert go_on.wait(60)
+        return products(vectors, query, ids)
+
+    monkeypatch.setattr(search, "products", slow)
+    with (
+        serving(made / "moments", session) as server,
+        ThreadPoolExecutor(2 * held.SEARCHES) as pool,
+    ):
+        try:
+            first = pool.submit(server.search, TEXT, path="*cross*")
+            assert begun.wait(60)
+            assert server.search(TEXT)["hits"] and not first.done()
+        finally:
+            go_on.set()
+        assert first.result()["hits"] == server.search(TEXT, path="*cross*")["hits"]
+        texts = [f"a shape of number {i}" for i in range(24)]
+        beside = [*pool.map(server.search, texts)]
+        assert [found["hits"] for found in beside] == [server.search(t)["hits"] for t in texts]
+
+
+def test_lengths_and_dates_are_those_of_the_library(server, made, session):
+    library = si.open_library(made / "moments")
+    for options in ({"longer": 2}, {"shorter": 1.5}, {"added_since": "2020-01-01", "longer": 1}):
+        right = library.search(TEXT, model=session, **options)
+        found = server.search(TEXT, **options)
+        assert found["rows"] == right.rows and len(found["hits"]) == len(right.hits)
+    assert server.search(TEXT, longer=0)["rows"] == 30
+    assert server.search(TEXT, added_before="2020-01-01")["rows"] == 0
 
 
 def test_the_library_is_described(server):
@@ -229,6 +269,9 @@ def test_names_of_hosts():
         ("text=a&mug=1", "opened for texts"),
         ("text=a&mug=yes", "mug 'yes' is unknown"),
         ("text=a&since=yesterday", "is no date"),
+        ("text=a&added_since=0", "is no date"),
+        ("text=a&longer=long", "is no number of seconds"),
+        ("text=a&shorter=-1", "--shorter is -1.0"),
         ("text=a&path=+", "blank"),
         ("like=-1", "has no row"),
         ("like=1e3", "has no row"),
