@@ -124,7 +124,7 @@ def video_tower(
 
 
 def trunk_part(ops: Ops[V], w: VideoWeights, video: V) -> Iterator[V]:
-    """Pixels -> the trunk rows [F, N, D] behind each of its last K layers, as soon as they are made.
+    """Pixels -> the trunk rows [F, N, D] behind each of its last K layers, as they are made.
 
     They are all that the branch reads. A frame's rows do not depend on the other frames, so they
     are the same in every window of a long video that holds the frame.
