@@ -367,7 +367,7 @@ def _row(graph: Mapping[str, Any], size: int, parity: Mapping[str, Any] | None) 
         row |= {
             "max_rel_error": parity["max_rel"],
             "min_cosine": parity["min_cos"],
-            "cases": " ".join(f"{a}x{b}" for a, b in parity["cases"]),
+            "cases": " ".join("x".join(map(str, sizes)) for sizes in parity["cases"]),
         }
     return row
 
