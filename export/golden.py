@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stan_infer.artefacts.parts import row_names
 from stan_infer.artefacts.precision import TOLERANCES
 from stan_infer.config import StanConfig
 from stan_infer.errors import CheckError
-from stan_infer.export.options import ExportOptions
+from stan_infer.export.options import ExportOptions, Range
 from stan_infer.export.parity import Case
+from stan_infer.network.folded import VideoWeights
 from stan_infer.network.model import Stan
+from stan_infer.network.torch_ops import encode_trunk
 from stan_infer.scores import cosine_scores, head_scores
 from stan_infer.text.tokenizer import tokenize
 from stan_infer.video.clip import resize_crop
@@ -60,6 +63,31 @@ def video_case(
     clips = random_clips(config, *size, input, seed=100 * size[0] + size[1])
     mean, frames = (x.numpy() for x in run(torch.from_numpy(clips)))
     return Case(size, {"video": clips}, {"video_embeds": mean, "frame_embeds": frames})
+
+
+def split_cases(
+    model: Stan, weights: VideoWeights, limits: Mapping[str, Range], input: str
+) -> dict[str, list[Case]]:
+    """Cases of the two parts of the video tower, by role.
+
+    The rows are those of `weights`, folded for `input`, in torch; the embeddings are the model's.
+    """
+    config, names = model.config, row_names(model.config)
+    found: dict[str, list[Case]] = {"trunk": [], "branch": []}
+    for size in ((1, 1), (2, 3), (1, 64)):
+        b, t = (min(max(n, limits[k][0]), limits[k][1])
+                for n, k in zip(size, ("batch", "frames"), strict=True))  # fmt: skip
+        clips = torch.from_numpy(random_clips(config, b, t, input, seed=100 * b + t))
+        frames = clips.flatten(0, 1)
+        rows = [x.numpy() for x in encode_trunk(weights, frames)]
+        if size[1] < 64:
+            taps = dict(zip(names, rows, strict=True))
+            found["trunk"].append(Case((len(frames),), {"frames": frames.numpy()}, taps))
+        feeds = {k: x.reshape(b, t, *x.shape[1:]) for k, x in zip(names, rows, strict=True)}
+        each = model.encode_video(clips)
+        wanted = {"video_embeds": each.mean(1).numpy(), "frame_embeds": each.numpy()}
+        found["branch"].append(Case((b, t), feeds, wanted))
+    return found
 
 
 def write_golden(

@@ -37,7 +37,8 @@ class ExportOptions:
     texts of classes, each put into `template` (or several, see text.templates); their embeddings
     are written beside the graph. head: "classify" adds class scores and probabilities [B, n] over
     the labels to the video graph.
-    graph: "fused", or "reference", which goes through torch.onnx.export.
+    graph: "fused", or "reference", which goes through torch.onnx.export. split: write the video
+    tower in two parts, too (trunk.onnx, branch.onnx), which Session.stream needs.
     """
 
     tower: str = "both"  # or video, text
@@ -49,6 +50,7 @@ class ExportOptions:
     labels: Sequence[str] = ()
     template: str | Sequence[str] = "{}"
     graph: str = "fused"
+    split: bool = False
     opset: int = 20  # 18 to 25
     # uint8 [B, T, S, S, 3], to measure the ranges of fp16 on; None: synthetic clips
     clips: Sequence[np.ndarray] | None = None
@@ -71,6 +73,11 @@ class ExportOptions:
             raise InputError(
                 f"--graph reference writes fp32 embeddings only, for comparison; got precision "
                 f"{self.precision}, head {self.head}: use --graph fused"
+            )
+        if self.split and (self.graph == "reference" or self.tower == "text"):
+            raise InputError(
+                "--split writes the fused video tower in two parts: leave out --graph reference "
+                "and --tower text"
             )
         if self.precision == "bf16" and config.branch == "conv" and self.opset < 22:
             raise InputError(

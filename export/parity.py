@@ -27,7 +27,7 @@ from stan_infer.system.outside_file import openable
 class Case:
     """Inputs of a graph by name, and the model's outputs for them by name."""
 
-    sizes: tuple[int, int]  # (B, T), or (Q, L)
+    sizes: tuple[int, ...]  # (B, T), (Q, L), or (F,)
     feeds: dict[str, np.ndarray]
     wanted: dict[str, np.ndarray]
 

@@ -19,14 +19,20 @@ from stan_infer.errors import InputError
 from stan_infer.export.card import write_card
 from stan_infer.export.class_head import class_scores, embed_classes
 from stan_infer.export.fp16_ranges import Ranges
-from stan_infer.export.golden import random_clips, random_ids, video_case, write_golden
+from stan_infer.export.golden import (
+    random_clips,
+    random_ids,
+    split_cases,
+    video_case,
+    write_golden,
+)
 from stan_infer.export.options import MAX_BATCH, ExportOptions, Range, fixed_size
 from stan_infer.export.parity import Case, case_sizes, check_graph, note_config, prove
 from stan_infer.export.preprocess_graph import write_preprocess
 from stan_infer.export.reference_graph import TextGraph, VideoGraph, write_reference
 from stan_infer.export.score_graph import write_mug_score
 from stan_infer.export.text_graph import write_text_graph
-from stan_infer.export.video_graph import write_video_graph
+from stan_infer.export.video_graph import write_part, write_video_graph
 from stan_infer.network.fold import fold_text, fold_video
 from stan_infer.network.model import Stan
 from stan_infer.network.torch_ops import encode_text, encode_video
@@ -103,6 +109,8 @@ class _Export:
             self.labels = self._labels()
         if options.tower != "text":
             self._video()
+            if options.split:
+                self._split()
             self._preprocess()
         if self.has_text:
             self._text()
@@ -207,6 +215,30 @@ class _Export:
             opset=options.opset,
             classes=self.classes if options.head == "classify" else None,
         )
+
+    def _split(self) -> None:
+        config, options = self.config, self.options
+        self.say(f"writing the video tower in two parts ({options.precision})")
+        weights = fold_video(self.model, input=options.input, on_demand=True)
+        limits = {"batch": options.batch_range(), "frames": options.frame_range(config)}
+        most = {"frames": (1, limits["batch"][1] * limits["frames"][1])}
+        cases = split_cases(self.model, weights, limits, options.input)
+        classes = self.classes if options.head == "classify" else None
+        for role, dims in (("trunk", most), ("branch", limits)):
+            path = self.folder / f"{role}.onnx"
+            external = write_part(
+                path,
+                config,
+                weights,
+                role=role,
+                dims=dims,
+                precision=options.precision,
+                opset=options.opset,
+                classes=classes,
+            )
+            self.written.append(
+                _Written(path, role, options.precision, dims, external, cases[role])
+            )
 
     def _video_case(self, size: tuple[int, int]) -> Case:
         case = video_case(self.config, size, self.options.input, VideoGraph(self.model))

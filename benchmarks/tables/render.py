@@ -50,6 +50,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "load": speed.load_table,
     "shapes": speed.shapes_table,
     "embed": speed.embed_table,
+    "stream": speed.stream_table,
     "scale": scale_table,
     "canaries": library.canaries_table,
     "embed_memory": library.memory_table,

@@ -137,13 +137,15 @@ struct Role {
 const Role kRoles[] = {
     {"video", {{"video", 5}}, {"batch", "frames"}},
     {"text", {{"input_ids", 2}}, {"batch", "length"}},
+    {"trunk", {{"frames", 4}}, {"frames"}},
+    {"branch", {}, {"batch", "frames"}},  // with one input of rank 4 per layer of the branch
     {"preprocess", {{"frames", 4}}, {"n", "height", "width"}},
     {"score",
      {{"token_embeds", 3}, {"input_ids", 2}, {"frame_embeds", 3}},
      {"texts", "videos", "frames", "length"}},
 };
 
-void check_graph_entry(const Graph& graph) {
+void check_graph_entry(const Graph& graph, int branch_layers) {
   const std::string file = shown(graph.file);
   const auto* role = std::find_if(std::begin(kRoles), std::end(kRoles),
                                   [&](const Role& r) { return graph.role == r.name; });
@@ -159,7 +161,11 @@ void check_graph_entry(const Graph& graph) {
       if (!axis.name.empty()) needed.push_back(axis.name);
     }
   }
-  if (inputs != role->inputs || graph.inputs.size() != inputs.size()) {
+  std::map<std::string, std::size_t> wanted = role->inputs;
+  for (int k = 0; graph.role == "branch" && k < branch_layers; ++k) {
+    wanted["rows_" + std::to_string(k)] = 4;
+  }
+  if (inputs != wanted || graph.inputs.size() != inputs.size()) {
     fail(file + " has other inputs, or of other ranks, than a " + role->name + " graph");
   }
   for (const Port& port : graph.outputs) {
@@ -295,7 +301,7 @@ Manifest parse_manifest(const std::string& json) {
   const Json& graphs = list(member(root, "graphs", "the manifest"), "graphs");
   for (std::size_t i = 0; i < graphs.size(); ++i) {
     Graph graph = graph_of(graphs[i], "graphs[" + std::to_string(i) + "]");
-    check_graph_entry(graph);
+    check_graph_entry(graph, manifest.model.branch_layers);
     if (manifest.graph(graph.role)) fail("two graphs have the role '" + shown(graph.role) + "'");
     manifest.graphs.push_back(std::move(graph));
   }

@@ -144,6 +144,7 @@ Config model_of(const Json& json) {
   const auto whole = [&](const char* key) { return static_cast<int>(numbers.at(key)); };
   model.frames = whole("frames");
   model.max_frames = whole("max_frames");
+  model.branch_layers = whole("branch_layers");
   model.image_size = whole("image_size");
   model.short_side = whole("short_side");
   model.embed_dim = whole("embed_dim");

@@ -13,6 +13,7 @@ from typing import Annotated, Any, NotRequired, TypedDict
 
 from msgspec import Meta
 
+from stan_infer.artefacts.parts import row_names
 from stan_infer.config import StanConfig, parameter_shapes
 from stan_infer.errors import InputError, check_word
 
@@ -52,8 +53,8 @@ class GraphEntry(TypedDict):
     role: Word
     precision: Word
     opset: Annotated[int, Meta(ge=1, le=1000)]
-    inputs: Annotated[list[Port], Meta(min_length=1, max_length=16)]
-    outputs: Annotated[list[Port], Meta(max_length=16)]
+    inputs: Annotated[list[Port], Meta(min_length=1, max_length=64)]
+    outputs: Annotated[list[Port], Meta(max_length=64)]
     dims: Annotated[dict[Word, Pair], Meta(max_length=16)]
     ir: NotRequired[Count]
     min_onnxruntime: NotRequired[Word]  # of that opset; earlier exports lack it
@@ -147,6 +148,8 @@ class Earlier(TypedDict):
 _ROLES: dict[str, tuple[dict[str, int], set[str]]] = {
     "video": ({"video": 5}, {"batch", "frames"}),
     "text": ({"input_ids": 2}, {"batch", "length"}),
+    "trunk": ({"frames": 4}, {"frames"}),
+    "branch": ({}, {"batch", "frames"}),  # with one input of rank 4 per branch layer
     "preprocess": ({"frames": 4}, {"n", "height", "width"}),
     "score": (
         {"token_embeds": 3, "input_ids": 2, "frame_embeds": 3},
@@ -185,6 +188,8 @@ def check_manifest(manifest: Manifest, config: StanConfig) -> dict[str, int]:
         needed = {n for port in g["inputs"] for n in port["shape"] if isinstance(n, str)}
         check_word(f"{g['file']}: role", g["role"], _ROLES)
         inputs, ranges = _ROLES[g["role"]]
+        if g["role"] == "branch":
+            inputs = dict.fromkeys(row_names(config), 4)
         needed |= ranges
         given = sorted((port["name"], len(port["shape"])) for port in g["inputs"])
         if given != sorted(inputs.items()):

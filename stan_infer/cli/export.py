@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
 # The options of graphs and those of plans; --batch and --frames belong to both.
 _OF_GRAPHS = (
-    "tower precision input head labels split_words template graph opset clips card licence "
-    "settings weights".split()
+    "tower precision input head labels split_words template graph split opset clips card "
+    "licence settings weights".split()
 )
 _OF_PLANS = (
     "plans target tf32 workspace builder_level timing_cache hardware_compatible "
@@ -100,6 +100,10 @@ def export(
             help="Graph to write: fused, or reference (by torch.onnx.export, for comparison).",
         ),
     ] = "fused",
+    split: Annotated[
+        bool,
+        typer.Option("--split", help="Also write trunk.onnx and branch.onnx, for sliding windows."),
+    ] = False,
     opset: Annotated[
         int, typer.Option(metavar="N", help="Version of the ONNX operators, 18 to 25.")
     ] = 20,
@@ -238,6 +242,7 @@ def export(
             "labels": list(found.names) if (found := class_names(labels, split_words)) else [],
             "template": [storable(t) for t in template or ["{}"]],
             "graph": graph,
+            "split": split,
             "opset": opset,
             "clips": readable,
             "about": provenance(checkpoint, given, licence),
@@ -362,7 +367,7 @@ def _row(graph: Mapping[str, Any], size: int, parity: Mapping[str, Any] | None) 
         row |= {
             "max_rel_error": parity["max_rel"],
             "min_cosine": parity["min_cos"],
-            "cases": " ".join(f"{a}x{b}" for a, b in parity["cases"]),
+            "cases": " ".join("x".join(map(str, sizes)) for sizes in parity["cases"]),
         }
     return row
 

@@ -15,16 +15,20 @@ from stan_infer.artefacts.config_note import CONFIG_KEY, is_of_config
 from stan_infer.artefacts.folder import Artefact, Graph
 from stan_infer.artefacts.onnx_file import GraphForm
 from stan_infer.artefacts.onnx_sizes import Inputs
+from stan_infer.artefacts.parts import PARTS, row_names
 from stan_infer.artefacts.precision import EIGHT_BITS
 from stan_infer.config import StanConfig
 from stan_infer.engines.graph import OpenGraph, Signature, TensorType
 from stan_infer.engines.inputs import clip_array, normalised, token_ids
 from stan_infer.engines.repeated_facts import check_repeated
 from stan_infer.engines.session import TEXT_CHUNK, Session
+from stan_infer.engines.stream import Parts
 from stan_infer.errors import CheckError, InputError
 
 if TYPE_CHECKING:
     from stan_infer.artefacts.manifest import Port
+
+MAX_FRAMES = 2**18  # of one call of a trunk graph: 4096 clips of 64 frames
 
 
 class FolderSession(Session):
@@ -56,22 +60,25 @@ class FolderSession(Session):
             raise InputError(f"folder {artefact.path} holds neither a video nor a text graph")
         self._opened: dict[str, OpenGraph] = {}
         self._checked: dict[str, CheckedGraph] = {}
-        own = next(iter(self._graphs.values()))
-        check_precision(artefact.path, own, precision, self.reduced)
-        for role, graph in self._graphs.items():
-            expected = expected_signature(artefact.config, graph)
-            # A folder in 8 bits has a text tower in fp32, so each graph has its own precision.
-            wanted = graph.precision if precision in (None, own.precision) else precision
-            with checked_graph(artefact, graph) as checked:
-                _check_config(artefact, graph, checked.form)
-                checked.check_sizes(_smallest(graph, expected))
-                opened = self.open(graph, checked, wanted, threads)
-            _check_signature(expected, graph, opened.signature())
-            self._opened[role], self._checked[role] = opened, checked
+        self._own, self._threads = next(iter(self._graphs.values())), threads
+        check_precision(artefact.path, self._own, precision, self.reduced)
+        for graph in self._graphs.values():
+            self._open_graph(graph)
         for graph in artefact.graphs:
-            if graph.role not in graphs:  # which other programs run
+            if graph.role not in (*graphs, *PARTS):  # which other programs run
                 with checked_graph(artefact, graph) as checked:
                     _check_config(artefact, graph, checked.form)
+
+    def _open_graph(self, graph: Graph) -> None:
+        expected, precision = expected_signature(self.config, graph), self._precision
+        # A folder in 8 bits has a text tower in fp32, so each graph has its own precision.
+        wanted = graph.precision if precision in (None, self._own.precision) else precision
+        with checked_graph(self._artefact, graph) as checked:
+            _check_config(self._artefact, graph, checked.form)
+            checked.check_sizes(_smallest(graph, expected))
+            opened = self.open(graph, checked, wanted, self._threads)
+        _check_signature(expected, graph, opened.signature())
+        self._opened[graph.role], self._checked[graph.role] = opened, checked
 
     @abstractmethod
     def open(
@@ -140,6 +147,20 @@ class FolderSession(Session):
         """Linears of the first graph that run in 8 bits; counting them may take a while."""
         return next(iter(self._opened.values())).count_8_bits()
 
+    def _parts(self) -> Parts:
+        """See Session.stream; the two graphs are opened when they are first needed."""
+        for role in PARTS:
+            graph = self._artefact.graph(role)
+            if graph is None or not self.has(graph):
+                raise InputError(
+                    f"folder {self._artefact.path} has no {role}.onnx, which a stream needs: "
+                    "export the checkpoint again with --split"
+                )
+            if role not in self._opened:
+                self._open_graph(graph)
+                self._graphs[role] = graph
+        return _FolderParts(self)
+
     def _free(self) -> None:
         for opened in self._opened.values():
             opened.close()
@@ -170,17 +191,63 @@ class FolderSession(Session):
         self, role: str, output: str, feeds: Mapping[str, np.ndarray], wanted: tuple[int, ...]
     ) -> np.ndarray:
         """Run a graph unless it takes too much for these sizes; check the sizes of the output."""
+        return self._run_all(role, feeds, {output: wanted})[output]
+
+    def _run_all(
+        self,
+        role: str,
+        feeds: Mapping[str, np.ndarray],
+        outputs: Mapping[str, tuple[int, ...]],
+    ) -> dict[str, np.ndarray]:
         graph, opened = self._role(role)
         inputs = {name: (value.dtype.name, value.shape) for name, value in feeds.items()}
         self._checked[role].check_sizes(inputs)
-        values = opened.run(feeds, [output])[output]
-        check_output(graph, output, values, wanted)
-        return values
+        found = opened.run(feeds, list(outputs))
+        for name, wanted in outputs.items():
+            check_output(graph, name, found[name], wanted)
+        return found
 
     def _role(self, role: str) -> tuple[Graph, OpenGraph]:
         if role not in self._graphs:
             raise InputError(f"folder {self._artefact.path} holds no {role} graph")
         return self._graphs[role], self._opened[role]
+
+
+class _FolderParts(Parts):
+    """The graphs trunk and branch of a folder; rows are numpy arrays."""
+
+    def __init__(self, session: FolderSession) -> None:
+        self._session, config = session, session.config
+        self._names = row_names(config)
+        self._row = (1 + config.patches, config.width)
+
+    def check_open(self) -> None:
+        self._session._check_open()
+
+    def trunk(self, frames: np.ndarray) -> list[np.ndarray]:
+        session = self._session
+        graph, _ = session._role("trunk")
+        check_size(graph, "frames", len(frames), "{} frames are pushed at once")
+        if graph.inputs[0]["dtype"] != "uint8":
+            frames = normalised(session.config, frames[None])[0]
+        outputs = dict.fromkeys(self._names, (len(frames), *self._row))
+        found = session._run_all("trunk", {"frames": frames}, outputs)
+        return [found[name] for name in self._names]
+
+    def branch(self, rows: Sequence[np.ndarray]) -> np.ndarray:
+        session, (b, t) = self._session, rows[0].shape[:2]
+        graph, _ = session._role("branch")
+        missing = max(0, graph.dims["batch"][0] - b)  # of a fixed batch
+        check_size(graph, "frames", t, "windows have {} frames")
+        feeds = {}
+        for name, x in zip(self._names, rows, strict=True):
+            feeds[name] = np.concatenate([x, *[x[-1:]] * missing]) if missing else x
+        e = session.config.embed_dim
+        name, wanted = ("frame_embeds", (t, e)) if session.keeps_rows else ("video_embeds", (e,))
+        return session._run("branch", name, feeds, (b + missing, *wanted))[:b]
+
+    def room(self, frames: int) -> list[np.ndarray]:
+        return [np.empty((frames, *self._row), np.float32) for _ in self._names]
 
 
 def check_precision(
@@ -286,16 +353,19 @@ def expected_signature(config: StanConfig, graph: Graph) -> Signature:
                 "token_embeds": ("float32", (batch, length, e)),
             },
         )
-    frames = axis("frames", config.max_frames)
+    rows, row = row_names(config), (1 + config.patches, config.width)
     is_uint8 = graph.inputs[0]["dtype"] == "uint8"
-    return Signature(
-        {
-            "video": ("uint8", (batch, frames, s, s, 3))
-            if is_uint8
-            else ("float32", (batch, frames, 3, s, s))
-        },
-        {
-            "video_embeds": ("float32", (batch, e)),
-            "frame_embeds": ("float32", (batch, frames, e)),
-        },
-    )
+    pixels, dtype = ((s, s, 3), "uint8") if is_uint8 else ((3, s, s), "float32")
+    if graph.role == "trunk":
+        count = axis("frames", MAX_FRAMES)
+        outputs = {name: ("float32", (count, *row)) for name in rows}
+        return Signature({"frames": (dtype, (count, *pixels))}, {**outputs})
+    frames = axis("frames", config.max_frames)
+    embeds: dict[str, TensorType] = {
+        "video_embeds": ("float32", (batch, e)),
+        "frame_embeds": ("float32", (batch, frames, e)),
+    }
+    if graph.role == "branch":
+        inputs = {name: ("float32", (batch, frames, *row)) for name in rows}
+        return Signature({**inputs}, embeds)
+    return Signature({"video": (dtype, (batch, frames, *pixels))}, embeds)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from stan_infer.scores import head_scores
 from stan_infer.video.clip import read_clip_info
 from stan_infer.video.frames import clip_of_frames
 from stan_infer.video.spec import ClipSpec
+
+if TYPE_CHECKING:
+    from stan_infer.engines.stream import Parts, Stream
 
 TEXT_CHUNK = 256  # texts per call of a network: 100,000 labels at once would take 130 GB
 
@@ -273,6 +276,65 @@ class Session(Lifetime):
         """
         spec = ClipSpec.of(self.config)
         return clip_of_frames(frames, spec, order=order, timestamps=timestamps, sample=sample)
+
+    def stream(
+        self,
+        window: int | None = None,
+        stride: int = 1,
+        *,
+        interval: float | None = None,
+        order: str = "rgb",
+    ) -> Stream:
+        """Windows that slide over frames which come one after the other, as from a camera.
+
+        The trunk reads each frame alone, and only the branch mixes them. So a frame passes the
+        trunk once, however many windows hold it; a window costs its frames' branch alone. The
+        embeddings are those of embed_video for the same T frames.
+
+        Args:
+            window: T, 1 to the length of the model's time table; None: `config.frames`.
+            stride: from the first frame of a window to that of the next, in frames.
+            interval: seconds between two frames of a window. Of the frames that are pushed, the
+                first at or after each such time is taken, others are skipped. Where several times
+                pass between two frames, the second stands for all of them; after more than a whole
+                window the windows begin anew. None: every frame that is pushed is taken.
+            order: of the three channels, "rgb", or "bgr" as OpenCV has it.
+
+        Returns:
+            A Stream: `push(frame, time)` returns the windows that a frame completes, `counts` says
+            what became of the frames. It is for one thread at a time. A frame whose time is not
+            after that of the one before is late, and left out.
+
+        Raises:
+            InputError: values out of range; a folder exported without --split; an engine that does
+                not run the two parts.
+
+        Example:
+            >>> import numpy as np, stan_infer as si
+            >>> with si.open_session("examples/motion/motion.safetensors") as session:
+            ...     stream = session.stream(stride=2, interval=0.1)
+            ...     frame = np.zeros((64, 64, 3), np.uint8)
+            ...     found = [w for i in range(100) for w in stream.push(frame, i / 30)]
+            >>> len(found), found[0].embedding.shape
+            (13, (64,))
+        """
+        from stan_infer.engines.stream import Stream
+
+        return Stream(
+            self.config,
+            self._parts(),
+            window=window,
+            stride=stride,
+            interval=interval,
+            order=order,
+        )
+
+    def _parts(self) -> Parts:
+        """The network in two parts, for `stream`."""
+        raise InputError(
+            f"engine {self.describe()['engine']} does not stream: use eager, or ort or openvino "
+            "with a folder that was exported with --split"
+        )
 
     def _check_tensors(self, as_tensor: bool) -> None:
         if as_tensor and not self.has_tensors:

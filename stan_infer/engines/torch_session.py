@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,10 +25,12 @@ from stan_infer.engines.inputs import (
     wrong_dtype,
 )
 from stan_infer.engines.session import TEXT_CHUNK, Session, split_device
+from stan_infer.engines.stream import Parts
 from stan_infer.errors import InputError, MissingError, check_word
 from stan_infer.network.fold import fold_video
+from stan_infer.network.folded import VideoWeights
 from stan_infer.network.model import Stan
-from stan_infer.network.torch_ops import encode_video
+from stan_infer.network.torch_ops import encode_branch, encode_trunk, encode_video
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 GRAPHS = ("reference", "fused")
@@ -61,12 +65,16 @@ class TorchSession(Session):
         self._compiled, self._graph = compiled, graph
         encode: Callable[[Tensor], Tensor] = model.encode_video
         if graph == "fused":
-            folded = fold_video(model, dtype=wanted)
+            folded = self._folded
 
             def encode(clips: Tensor) -> Tensor:
                 return encode_video(folded, clips)[1]
 
         self._encode = torch.compile(encode) if compiled else encode
+
+    @functools.cached_property
+    def _folded(self) -> VideoWeights:
+        return fold_video(self._model, dtype=PRECISIONS[self._precision])
 
     @property
     def config(self) -> StanConfig:
@@ -105,8 +113,42 @@ class TorchSession(Session):
             "threads": torch.get_num_threads(),
         }
 
+    def _parts(self) -> Parts:
+        """See Session.stream; the parts are of the fused network, whatever the session's graph."""
+        return _TorchParts(self)
+
     def _free(self) -> None:
         del self._model, self._encode
+        self.__dict__.pop("_folded", None)
+
+
+class _TorchParts(Parts):
+    """Parts of folded weights; rows have the weights' dtype, on their device."""
+
+    def __init__(self, session: TorchSession) -> None:
+        self._session, self._weights = session, session._folded
+        self._trunk: Callable[[VideoWeights, Tensor], list[Tensor]] = encode_trunk
+        self._branch: Callable[..., tuple[Tensor, Tensor]] = encode_branch
+        if session._compiled:
+            self._trunk, self._branch = torch.compile(encode_trunk), torch.compile(encode_branch)
+
+    def check_open(self) -> None:
+        self._session._check_open()
+
+    @torch.inference_mode()
+    def trunk(self, frames: np.ndarray) -> list[Tensor]:
+        device = self._weights.head.weight.device
+        return self._trunk(self._weights, torch.from_numpy(frames).to(device))
+
+    @torch.inference_mode()
+    def branch(self, rows: Sequence[Tensor]) -> Tensor:
+        mean, frames = self._branch(self._weights, rows)
+        return (frames if self._session.keeps_rows else mean).float()
+
+    def room(self, frames: int) -> list[Tensor]:
+        w = self._weights
+        tokens, width = w.patches.table.shape
+        return [w.head.weight.new_empty((frames, tokens + 1, width)) for _ in w.branch]
 
 
 def only_uint8(what: str) -> Check:

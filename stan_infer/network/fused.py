@@ -14,6 +14,7 @@ B clips, T frames, F = B T, P patches, N = P + 1, D width, E embedding width, L 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol, TypeVar
 
@@ -119,21 +120,36 @@ def video_tower(
     ops: Ops[V], w: VideoWeights, video: V, schedule: Schedule | None = None
 ) -> tuple[V, V]:
     """Pixels in the layout of w.patches -> video_embeds [B, E], frame_embeds [B, T, E]."""
-    schedule = schedule or Schedule()
-    first, branch = len(w.trunk) - len(w.branch), None
+    return branch_part(ops, w, trunk_part(ops, w, video), schedule)
+
+
+def trunk_part(ops: Ops[V], w: VideoWeights, video: V) -> Iterator[V]:
+    """Pixels -> the trunk rows [F, N, D] behind each of its last K layers, as they are made.
+
+    They are all that the branch reads. A frame's rows do not depend on the other frames, so they
+    are the same in every window of a long video that holds the frame.
+    """
+    first = len(w.trunk) - len(w.branch)
     x = ops.embed(video, w.patches, w.tower)
     for i, layer in enumerate(w.trunk):
         x = _layer(ops, layer, x, w.tower)
-        if i < first:
-            continue
+        if i >= first:
+            yield x
+
+
+def branch_part(
+    ops: Ops[V], w: VideoWeights, rows: Iterable[V], schedule: Schedule | None = None
+) -> tuple[V, V]:
+    """K times trunk rows [F, N, D] of B T frames -> video_embeds [B, E], frame_embeds [B, T, E]."""
+    schedule, branch = schedule or Schedule(), None
+    for beside, x in zip(w.branch, rows, strict=True):
         with schedule.branch_layer(x):
-            beside = w.branch[i - first]
             if branch is None:
                 branch = ops.start(x, w.start)
             else:
                 branch = ops.merge(f"{beside.path}/merge", *branch, x)
             branch = _branch_layer(ops, beside, *branch, w.tower)
-    assert branch is not None
+    assert branch is not None  # K >= 1
     schedule.meet(branch[1])
     return ops.head(x, branch[1], w.head, w.tower)
 

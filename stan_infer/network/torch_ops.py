@@ -6,7 +6,7 @@ Patches are [B, T, P, D], the clip's class token [B, D], rows [B, T P + 1, D] wi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ from stan_infer.network.folded import (
     TowerConfig,
     VideoWeights,
 )
-from stan_infer.network.fused import text_tower, video_tower
+from stan_infer.network.fused import branch_part, text_tower, trunk_part, video_tower
 from stan_infer.network.plain_ops import PlainOps
 
 
@@ -169,6 +169,17 @@ def encode_video(
     record: called with the name and value of every operation.
     """
     return video_tower(TorchOps(video.shape[0], video.shape[1], record), w, video)
+
+
+def encode_trunk(w: VideoWeights, frames: Tensor) -> list[Tensor]:
+    """Frames [F, ...] in the layout of w.patches -> K times trunk rows [F, N, D]."""
+    return [*trunk_part(TorchOps(1, len(frames)), w, frames[None])]
+
+
+def encode_branch(w: VideoWeights, rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """K times trunk rows [B, T, N, D] -> video_embeds [B, E], frame_embeds [B, T, E]."""
+    batch, frames = rows[0].shape[:2]
+    return branch_part(TorchOps(batch, frames), w, (x.flatten(0, 1) for x in rows))
 
 
 def encode_text(

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from stan_infer.checkpoints.presets import preset
 from stan_infer.network.fold import fold_text, fold_video
 from stan_infer.network.model import Stan, init_random
-from stan_infer.network.torch_ops import encode_text, encode_video
+from stan_infer.network.torch_ops import encode_branch, encode_text, encode_trunk, encode_video
 from tests.conftest import GOLDEN_CASES, clips, relative_error, tiny_config
 from tests.grids import pairwise
 from tests.network.test_model import load_golden
@@ -72,6 +72,23 @@ def test_all_together_where_every_trunk_layer_has_a_branch_layer():
     model = fp64_model(branch_layers=3)
     wanted = model.encode_video(normalised(model, pixels(2, 5)))
     assert relative_error(encode_video(fold_video(model), pixels(2, 5))[1], wanted) < EXACT
+
+
+@pairwise(branch=["selfattn", "conv"], input=["uint8", "float"], outliers=[False, True])
+def test_windows_share_the_trunk_rows_of_their_frames(branch, input, outliers):
+    model = fp64_model(outliers, branch=branch)
+    video = pixels(1, 9) if input == "uint8" else normalised(model, pixels(1, 9))
+    w, dice = fold_video(model, input=input), np.random.default_rng(0)
+    parts = [encode_trunk(w, part) for part in video[0].split([1, 5, 3])]
+    rows = [torch.cat(taps) for taps in zip(*parts, strict=True)]  # K of [9, N, D]
+    assert len(rows) == model.config.branch_layers
+    for t in (1, 3, 8):
+        starts = dice.integers(0, 9 - t + 1, 2)
+        windows = torch.stack([video[0, i : i + t] for i in starts])
+        mean, frames = encode_branch(w, [torch.stack([x[i : i + t] for i in starts]) for x in rows])
+        wanted = model.encode_video(normalised(model, windows) if input == "uint8" else windows)
+        assert relative_error(frames, wanted) < EXACT
+        assert relative_error(mean, wanted.mean(1)) < EXACT
 
 
 def test_float_input(model):

@@ -7,7 +7,7 @@ import pytest
 
 from stan_infer.errors import InputError
 from tests.conftest import zero_weight
-from tests.exported import rewrite
+from tests.exported import exported, rewrite
 from tests.verification.folders import BASES, ENGINES, Bases, Folder
 from tests.verification.records import verify
 
@@ -106,6 +106,43 @@ def test_a_fault_is_named_though_the_hashes_are_right(copy, change, stage):
     rewrite(copy, lambda manifest: change(copy, manifest))
     record = verify(copy)
     assert not record["pass"] and record["first_failed"] == stage
+
+
+@pytest.fixture(scope="module")
+def split(tiny_model):
+    return exported(tiny_model, split=True)
+
+
+def test_the_parts_together_are_the_whole(split):
+    row = _rows(verify(split))["parts"]
+    assert row["pass"] and row["max_rel"] <= 1e-6 and row["cases"] == 3
+
+
+@pytest.mark.parametrize(
+    ("role", "weight"),
+    [
+        ("trunk", "video/trunk/layer0/mlp/fc1/bias"),
+        ("branch", "video/branch/layer0/mlp/fc1/bias"),
+        ("branch", "video/branch/layer0/start/time"),
+    ],
+)
+def test_a_part_that_is_not_the_whole_is_named(split, tmp_path, role, weight):
+    copy = shutil.copytree(split, tmp_path / "copy")
+    zero_weight(copy / f"{role}.onnx", weight)
+    rewrite(copy)
+    assert verify(copy)["first_failed"] == "parts"
+
+
+def test_a_part_alone_is_a_fault(split, tmp_path):
+    copy = shutil.copytree(split, tmp_path / "copy")
+    (copy / "trunk.onnx").unlink()
+
+    def without(manifest):
+        manifest["graphs"] = [g for g in manifest["graphs"] if g["role"] != "trunk"]
+
+    rewrite(copy, without)
+    row = _rows(verify(copy))["parts"]
+    assert row["pass"] is False and "--split" in row["note"]
 
 
 def test_a_matrix_of_zeros_in_8_bits_is_named(bases, tmp_path):

@@ -1,0 +1,223 @@
+"""Stream: windows that slide over frames, of which each passes the trunk once."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from stan_infer.config import StanConfig
+from stan_infer.engines.inputs import as_numpy
+from stan_infer.errors import InputError, check_whole, check_word
+from stan_infer.video.frames import ORDERS, clip_of_frames
+from stan_infer.video.spec import ClipSpec
+
+CHUNK = 8  # frames that pass the trunk at once, where several are given
+_EARLY = 1e-6  # seconds; times are rounded to container units, of which none is smaller
+
+
+class Parts(ABC):
+    """A session's network in two parts (network.fused.trunk_part, branch_part).
+
+    Rows are arrays of the engine's own kind, float32, K of them. F frames, B clips, T frames of
+    each, N tokens of a frame, D width, S side of a frame, E embedding width.
+    """
+
+    @abstractmethod
+    def check_open(self) -> None:
+        """Raise InputError once the session is closed."""
+
+    @abstractmethod
+    def trunk(self, frames: np.ndarray) -> Sequence[Any]:
+        """uint8 [F, S, S, 3] RGB -> K times rows [F, N, D]."""
+
+    @abstractmethod
+    def branch(self, rows: Sequence[Any]) -> Any:
+        """K times rows [B, T, N, D] -> float32 [B, E], or [B, T, E] where a session keeps rows."""
+
+    @abstractmethod
+    def room(self, frames: int) -> list[Any]:
+        """K times uninitialised rows [frames, N, D]."""
+
+
+class StreamedWindow(NamedTuple):
+    """One full window.
+
+    first: number of its first frame, counted among the frames that were taken. start, end: times
+    of its first and last frame in seconds, None without times. embedding: float32 [E], or [T, E]
+    with a Mug head, not normalised: what embed_video gives for these T frames.
+    """
+
+    first: int
+    start: float | None
+    end: float | None
+    embedding: Any
+
+
+@dataclass
+class StreamCounts:
+    """What became of the frames that were given.
+
+    taken: passed the trunk. skipped: lay between two times of the grid. repeated: times of the
+    grid in a gap, which the frame behind it fills. late: at or before the time of an earlier frame,
+    left out. gaps: longer than a window; the windows began anew behind each.
+    """
+
+    taken: int = 0
+    skipped: int = 0
+    repeated: int = 0
+    late: int = 0
+    gaps: int = 0
+
+
+class Stream:
+    """Windows of T frames that slide over the frames which are pushed: see Session.stream."""
+
+    def __init__(
+        self,
+        config: StanConfig,
+        parts: Parts,
+        *,
+        window: int | None = None,
+        stride: int = 1,
+        interval: float | None = None,
+        order: str = "rgb",
+    ) -> None:
+        """Take room for 2 T frames; see Session.stream for the arguments and the errors."""
+        self._spec, self._parts, self._order = ClipSpec.of(config), parts, order
+        self.window = config.frames if window is None else window
+        check_whole("window", self.window, 1, config.max_frames)
+        check_whole("stride", stride, 1)
+        check_word("order", str(order), ORDERS)
+        if interval is not None and not 0 < interval < math.inf:
+            raise InputError(f"interval is {interval!r}; give the seconds between two frames")
+        self.stride, self.interval = stride, interval
+        self.counts = StreamCounts()
+        # Twice the window, so that the frames of each lie side by side without a copy per window.
+        self._rows = parts.room(2 * self.window)
+        self._times: list[float | None] = [None] * (2 * self.window)
+        self._held = 0  # frames at the start of the rows
+        self._seen = 0  # frames of the grid ever
+        self._next = 0  # first frame of the next window
+        self._last: float | None = None  # time of the last frame
+        self._grid: tuple[float, int] | None = None  # time of its first frame, number of the next
+
+    @property
+    def bytes_held(self) -> int:
+        """Bytes of rows that this stream holds, whatever is pushed: 2 T K N D numbers of 4."""
+        return sum(int(rows.nbytes) for rows in self._rows)
+
+    def push(self, frame: Any, time: float | None = None) -> list[StreamedWindow]:
+        """Add one frame; return the windows that it completes, mostly one or none.
+
+        Args:
+            frame: uint8 [H, W, 3] of any size, in the stream's order of channels.
+            time: its time in seconds, which a stream with an interval needs.
+
+        Raises:
+            InputError: a frame that `Session.prepare` refuses; no time where one is needed, or one
+                that is not finite. The stream is as it was before.
+
+        Example:
+            >>> import numpy as np, stan_infer as si
+            >>> with si.open_session("examples/motion/motion.safetensors") as session:
+            ...     stream = session.stream(window=8, stride=4)
+            ...     frame = np.zeros((64, 64, 3), np.uint8)
+            ...     found = [len(stream.push(frame)) for _ in range(12)]
+            >>> found
+            [0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1]
+        """
+        return self.extend([frame], None if time is None else [time])
+
+    def extend(self, frames: Sequence[Any], times: Iterable[float] | None = None) -> Any:
+        """Add frames as `push` does, several of which pass the trunk at once.
+
+        Args:
+            frames: a list of frames, each uint8 [H, W, 3], or an array uint8 [N, H, W, 3].
+            times: of each frame in seconds.
+
+        Returns:
+            A list of StreamedWindow.
+        """
+        moments = self._moments(len(frames), times)
+        found: list[StreamedWindow] = []
+        for i in range(0, len(frames), CHUNK):
+            found += self._add(frames[i : i + CHUNK], moments[i : i + CHUNK])
+        return found
+
+    def _moments(self, count: int, times: Iterable[float] | None) -> list[float | None]:
+        if times is None:
+            if self.interval is not None:
+                raise InputError("a stream with an interval needs the time of every frame")
+            return [None] * count
+        given = [float(t) for t in times]
+        if len(given) != count or not all(map(math.isfinite, given)):
+            raise InputError(f"{len(given)} times for {count} frames; give one finite time each")
+        return [*given]
+
+    def _add(self, frames: Sequence[Any], times: Sequence[float | None]) -> list[StreamedWindow]:
+        self._parts.check_open()
+        # All are read first, so that one that is refused leaves the stream as it was.
+        clips = [clip_of_frames([f], self._spec, order=self._order, sample=False) for f in frames]
+        chosen = [(pixels, *slot) for pixels, t in zip(clips, times, strict=True)
+                  if (slot := self._slot(t)) is not None]  # fmt: skip
+        if not chosen:
+            return []
+        rows = self._parts.trunk(np.concatenate([pixels for pixels, *_ in chosen]))
+        self.counts.taken += len(chosen)
+        found: list[StreamedWindow] = []
+        for i, (_, time, copies, anew) in enumerate(chosen):
+            if anew:
+                self._held, self._next = 0, self._seen
+            for _ in range(copies):
+                found += self._store([x[i] for x in rows], time)
+        return found
+
+    def _slot(self, time: float | None) -> tuple[float | None, int, bool] | None:
+        """Time of a frame, how many frames of the grid it is, and whether windows begin anew."""
+        if time is None:
+            return None, 1, False
+        if self._last is not None and time <= self._last:
+            self.counts.late += 1
+            return None
+        self._last = time
+        if self.interval is None:
+            return time, 1, False
+        begin, number = self._grid or (time, 0)
+        copies = math.floor((time - begin + _EARLY) / self.interval) + 1 - number
+        if copies < 1:
+            self.counts.skipped += 1
+            return None
+        if copies > self.window:
+            self.counts.gaps += 1
+            self._grid = time, 1
+            return time, 1, True
+        self.counts.repeated += copies - 1
+        self._grid = begin, number + copies
+        return time, copies, False
+
+    def _store(self, rows: Sequence[Any], time: float | None) -> list[StreamedWindow]:
+        """Put one frame behind the others; return its window if one is full."""
+        if self._held == 2 * self.window:
+            keep = self.window - 1
+            for held in self._rows:
+                held[:keep] = held[self._held - keep :]
+            self._times[:keep] = self._times[self._held - keep :]
+            self._held = keep
+        for held, row in zip(self._rows, rows, strict=True):
+            held[self._held] = row
+        self._times[self._held] = time
+        self._held += 1
+        self._seen += 1
+        first = self._seen - self.window
+        if first < self._next or self._held < self.window:
+            return []
+        self._next = first + self.stride
+        low = self._held - self.window
+        embeddings = self._parts.branch([x[low : self._held][None] for x in self._rows])
+        start, end = self._times[low], self._times[self._held - 1]
+        return [StreamedWindow(first, start, end, as_numpy(embeddings)[0])]

@@ -1,0 +1,121 @@
+"""Windows that slide: embeddings of the whole network, and what becomes of every frame."""
+
+import numpy as np
+import pytest
+
+import stan_infer as si
+from stan_infer.engines.stream import CHUNK, StreamCounts
+from stan_infer.errors import InputError
+from stan_infer.network.model import Stan, init_random
+from tests.conftest import clips, relative_error, tiny_config
+from tests.exported import exported
+
+FP32 = 2e-6  # relative to the largest value
+
+
+def frames_of(count, seed=0):
+    """Frames [N, S, S, 3] which no two are alike."""
+    return clips(1, count, 16, seed=seed)[0]
+
+
+HEADS = [{"branch": "selfattn"}, {"branch": "conv"}, {"head": "mug"}]
+
+
+def opened(kind, model):
+    if kind == "eager":
+        return si.open_session(model)
+    folder = exported(model, split=True, input="float" if kind == "ort float" else "uint8")
+    return si.open_session(folder, engine=kind.split()[0])
+
+
+@pytest.fixture(scope="module", params=HEADS, ids=[next(iter(h.values())) for h in HEADS])
+def model(request):
+    return init_random(Stan(tiny_config(**request.param)), seed=1).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module", params=["eager", "ort", "ort float", "openvino"])
+def session(request, model):
+    with opened(request.param, model) as session:
+        yield session
+
+
+@pytest.mark.parametrize(("window", "stride"), [(1, 1), (3, 1), (3, 2), (4, 4), (2, 5), (12, 3)])
+def test_equals_the_whole_network(session, window, stride):
+    frames = frames_of(3 * window + 17, seed=window)
+    stream, found = session.stream(window, stride), []
+    dice = np.random.default_rng(stride)
+    at = 0
+    while at < len(frames):  # one, several, more than pass the trunk at once
+        n = int(dice.integers(1, CHUNK + 4))
+        found += stream.extend(frames[at : at + n])
+        at += n
+    starts = [*range(0, len(frames) - window + 1, stride)]
+    assert [w.first for w in found] == starts
+    wanted = session.embed_video(np.stack([frames[i : i + window] for i in starts]))
+    assert relative_error(np.stack([w.embedding for w in found]), wanted) < FP32
+    assert stream.counts.taken == len(frames)
+
+
+def test_the_grid_takes_the_first_frame_at_or_after_each_of_its_times(model):
+    with si.open_session(model) as session:
+        stream = session.stream(3, interval=0.1)
+        frames = frames_of(8)
+        times = [5.0, 5.04, 5.0999999, 5.15, 5.15, 5.1, 5.42, 6.0]
+        #        taken skipped taken   skipped late late  for 5.2 to 5.4  a gap
+        found = stream.extend(frames, times)
+        assert [(w.first, w.start, w.end) for w in found] == [
+            (0, 5.0, 5.42),
+            (1, 5.0999999, 5.42),
+            (2, 5.42, 5.42),
+        ]
+        wanted = session.embed_video(frames[[[0, 2, 6], [2, 6, 6], [6, 6, 6]]])
+        assert relative_error(np.stack([w.embedding for w in found]), wanted) < FP32
+        assert stream.counts == StreamCounts(taken=4, skipped=2, repeated=2, late=2, gaps=1)
+        assert stream.push(frames[0], 6.1) == []
+        (last,) = stream.push(frames[1], 6.2)
+        assert (last.first, last.start, last.end) == (5, 6.0, 6.2)
+        wanted = session.embed_video(frames[[7, 0, 1]][None])[0]
+        assert relative_error(last.embedding, wanted) < FP32
+        assert stream.bytes_held == 2 * 3 * 2 * 5 * 32 * 4  # 2 T K N D numbers of 4 bytes
+
+
+def test_240_frames_a_second_pass_the_trunk_as_seldom_as_five(model):
+    with si.open_session(model) as session:
+        stream, frame = session.stream(3, 3, interval=0.2), frames_of(1)[0]
+        found = [w for i in range(960) for w in stream.push(frame, i / 240)]
+        assert stream.counts.taken == 20 and len(found) == 6
+        assert found[1].start == pytest.approx(0.6, abs=1e-6)
+
+
+def test_what_is_refused_changes_nothing(model):
+    with si.open_session(model) as session:
+        for given, word in (
+            ({"window": 0}, "window"),
+            ({"window": 65}, "window"),
+            ({"stride": 0}, "stride"),
+            ({"interval": 0}, "interval"),
+            ({"interval": float("nan")}, "interval"),
+            ({"order": "gbr"}, "order"),
+        ):
+            with pytest.raises(InputError, match=word):
+                session.stream(**given)
+        frames = frames_of(4)
+        stream = session.stream(3)
+        stream.extend(frames[:2])
+        for bad in (frames[0].astype(np.float32), frames[0][..., 0], "x"):
+            with pytest.raises(InputError):
+                stream.extend([frames[2], bad])
+        (window,) = stream.push(frames[2])
+        assert relative_error(window.embedding, session.embed_video(frames[None, :3])[0]) < FP32
+        timed = session.stream(3, interval=1.0)
+        for times in (None, [1.0], [0.0, float("inf")]):
+            with pytest.raises(InputError, match="time"):
+                timed.extend(frames[:2], times)
+    with pytest.raises(InputError, match="closed"):
+        stream.push(frames[3])
+
+
+def test_a_folder_without_the_parts_says_what_helps(folder):
+    with si.open_session(folder, engine="ort") as session:
+        with pytest.raises(InputError, match="--split"):
+            session.stream()
