@@ -46,26 +46,30 @@ def _feeds(folder: Path, videos: Path) -> Iterator[dict[str, np.ndarray]]:
         yield {"video": result.pixels[None]}
 
 
-def ours(folder: Path, videos: Path, out: Path) -> None:
+def _stan_infer(proved: bool) -> Callable[[Path, Path, Path], None]:
     """See _ours; as `calibrate`, it begins to decode at once, and ends without a search for
     garbage."""
-    atexit.register(gc.freeze)
-    chosen = sorted(videos.iterdir())
-    with early_workers(None, len(chosen)):
-        artefact = read_artefact(folder)
-        with early_clips(chosen, ClipSpec.of(artefact.config)):
-            _ours(artefact, chosen, out)
+
+    def run(folder: Path, videos: Path, out: Path) -> None:
+        atexit.register(gc.freeze)
+        chosen = sorted(videos.iterdir())
+        with early_workers(None, len(chosen)):
+            artefact = read_artefact(folder)
+            with early_clips(chosen, ClipSpec.of(artefact.config)):
+                _ours(artefact, chosen, out, proved)
+
+    return run
 
 
-def _ours(artefact: Artefact, chosen: list[Path], out: Path) -> None:
+def _ours(artefact: Artefact, chosen: list[Path], out: Path, proved: bool) -> None:
     """What `stan-infer calibrate` does for its graph, without the checks around it.
 
-    Those are the bound on other clips, the error of each linear alone, the graph's outputs beside
-    those of the same 8 bits in torch, and the verdict's timing, which no other tool has. All that
-    is left needs no torch.
+    Those are the bound on other clips, the error of each linear alone, and the verdict's timing,
+    which no other tool has. proved: with the comparison of the graph with the same 8 bits in torch,
+    after which it is a folder that runs; nothing else needs torch.
     """
     from stan_infer.export.read_weights import read_weights
-    from stan_infer.export.to_quantised import write_files
+    from stan_infer.export.to_quantised import write_files, write_quantised
     from stan_infer.network.eight_bits import NUMBER_FORMATS
     from stan_infer.quantisation import ranges, smooth
     from stan_infer.quantisation.options import CalibrationOptions
@@ -94,7 +98,8 @@ def _ours(artefact: Artefact, chosen: list[Path], out: Path) -> None:
     quantiser = smooth.Quantiser(exact, smoothing.gains, scales, [], options.precision)
     out.mkdir()
     record = {"method": options.method, "kept": []}
-    write_files(artefact, out, quantiser.weights(frozenset()), options.precision, record)
+    write = write_quantised if proved else write_files
+    write(artefact, out, quantiser.weights(frozenset()), options.precision, record)
 
 
 def _quantize_static(method: str, only_linears: bool = False) -> Callable[[Path, Path, Path], None]:
@@ -160,9 +165,11 @@ def _nncf(**options: str) -> Callable[[Path, Path, Path], None]:
 
 
 OURS = "stan-infer, to the graph"
+PROVED = "stan-infer, to the folder"  # with the graph's proof, and so with torch
 WHOLE = "stan-infer calibrate"  # a command, which benchmarks.quantisers runs
 TOOLS: dict[str, Callable[[Path, Path, Path], None]] = {
-    OURS: ours,
+    OURS: _stan_infer(proved=False),
+    PROVED: _stan_infer(proved=True),
     "quantize_static, MinMax": _quantize_static("MinMax"),
     "quantize_static, MinMax, our nodes": _quantize_static("MinMax", only_linears=True),
     "quantize_static, Percentile": _quantize_static("Percentile"),

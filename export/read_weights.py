@@ -12,6 +12,7 @@ from stan_infer.artefacts.checked_graph import checked_graph
 from stan_infer.artefacts.folder import Artefact, check_fused
 from stan_infer.artefacts.npz_file import label_fields, read_npz
 from stan_infer.errors import InputError
+from stan_infer.export.product import product
 from stan_infer.network.folded import (
     Conv,
     FoldedLinear,
@@ -111,7 +112,7 @@ class _Reader:
             )
             return Temporal(qkv, out, single)
         qkv, out = self.linear(like.qkv), self.linear(like.out)
-        weight = out.weight @ qkv.weight[2 * self.artefact.config.width :]
+        weight = product(out.weight, qkv.weight[2 * self.artefact.config.width :])
         return Temporal(qkv, out, dataclasses.replace(like.single, weight=weight, bias=out.bias))
 
 

@@ -11,9 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from functools import partial
 
 import numpy as np
 
+from stan_infer.export.product import product
+from stan_infer.network.cpu_threads import side_by_side
 from stan_infer.network.eight_bits import (
     NUMBER_FORMATS,
     largest,
@@ -54,20 +58,22 @@ def choose(weights: VideoWeights, samples: Mapping[str, Sample], format: str) ->
     by_path = linears(weights)
     # The last layer applies V after its attention, so that no rows can take a factor.
     with_values = {w.block for w in by_path.values() if w.name == "qkv"}
-    for path, seen in samples.items():
-        w = by_path[path]
+
+    def can_move(w: FoldedLinear) -> bool:
         # The norm before the last layer's q is read by its class attention too.
-        can_move = w.block in with_values if w.name == "out" else w.name in _AFTER_NORM
-        if not can_move or not seen.channels.any():
-            continue
-        strength, factor = _strength(w, seen, format)
-        if factor is None:
-            continue
-        found.strengths[path] = strength
-        if w.name == "out":
-            found.values[w.block] = factor
-        else:
-            found.gains[path] = factor
+        return w.block in with_values if w.name == "out" else w.name in _AFTER_NORM
+
+    tried = [p for p, seen in samples.items() if can_move(by_path[p]) and seen.channels.any()]
+    run = partial(_strength, format=format)
+    with closing(side_by_side(lambda p: run(by_path[p], samples[p]), tried)) as chosen:
+        for path, (strength, factor) in chosen:
+            if factor is None:
+                continue
+            w, found.strengths[path] = by_path[path], strength
+            if w.name == "out":
+                found.values[w.block] = factor
+            else:
+                found.gains[path] = factor
     return found
 
 
@@ -75,7 +81,7 @@ def _strength(w: FoldedLinear, seen: Sample, format: str) -> tuple[float, np.nda
     """The best strength for a linear and its factors 1 / s [in]; 0 and None where none helps."""
     of_weight = largest(w.weight, 0)
     part = w.weight[:: max(len(w.weight) // OUTPUTS, 1)].copy(order="K")
-    exact = seen.rows @ part.T
+    exact = product(seen.rows, part.T)
     found: tuple[float, np.ndarray | None] = 0.0, None
     best = _error(part, seen, exact, format, None)
     for strength in STRENGTHS:
@@ -187,7 +193,7 @@ def _error(
     np.rint(weight, out=weight)  # no row exceeds its scale times the largest value
     z = np.rint(rows / x_scale)
     np.clip(z, -most - 1, most, out=z)
-    y = z @ weight.T
+    y = product(z, weight.T)
     y *= scale * x_scale
     y -= exact
-    return float(np.vdot(y, y))
+    return float(np.square(y, out=y).sum())
