@@ -19,7 +19,6 @@ import numpy as np
 
 from stan_infer.artefacts.folder import Artefact, read_artefact
 from stan_infer.system.machine import peak_mib
-from stan_infer.system.packages import require
 from stan_infer.video.clip import Clip
 from stan_infer.video.decode_pool import early_clips, read_clips
 from stan_infer.video.decode_worker import early_workers
@@ -47,37 +46,40 @@ def _feeds(folder: Path, videos: Path) -> Iterator[dict[str, np.ndarray]]:
         yield {"video": result.pixels[None]}
 
 
-def ours(folder: Path, videos: Path, out: Path) -> None:
-    """See _ours; as `calibrate`, it decodes while torch is imported, and ends without a search for
+def _stan_infer(proved: bool) -> Callable[[Path, Path, Path], None]:
+    """See _ours; as `calibrate`, it begins to decode at once, and ends without a search for
     garbage."""
-    atexit.register(gc.freeze)
-    chosen = sorted(videos.iterdir())
-    with early_workers(None, len(chosen)):
-        artefact = read_artefact(folder)
-        with early_clips(chosen, ClipSpec.of(artefact.config)):
-            _ours(artefact, chosen, out)
+
+    def run(folder: Path, videos: Path, out: Path) -> None:
+        atexit.register(gc.freeze)
+        chosen = sorted(videos.iterdir())
+        with early_workers(None, len(chosen)):
+            artefact = read_artefact(folder)
+            with early_clips(chosen, ClipSpec.of(artefact.config)):
+                _ours(artefact, chosen, out, proved)
+
+    return run
 
 
-def _ours(artefact: Artefact, chosen: list[Path], out: Path) -> None:
-    """What `stan-infer calibrate` does up to its graph, without the checks behind it.
+def _ours(artefact: Artefact, chosen: list[Path], out: Path, proved: bool) -> None:
+    """What `stan-infer calibrate` does for its graph, without the checks around it.
 
     Those are the bound on other clips, the error of each linear alone, and the verdict's timing,
-    which no other tool has.
+    which no other tool has. proved: with the comparison of the graph with the same 8 bits in torch,
+    after which it is a folder that runs; nothing else needs torch.
     """
-    require("torch", "calibrating", "cpu")
     from stan_infer.export.read_weights import read_weights
-    from stan_infer.export.to_quantised import write_quantised
+    from stan_infer.export.to_quantised import write_files, write_quantised
     from stan_infer.network.eight_bits import NUMBER_FORMATS
     from stan_infer.quantisation import ranges, smooth
     from stan_infer.quantisation.options import CalibrationOptions
     from stan_infer.quantisation.state import Known, State
     from stan_infer.quantisation.watched import samples_of
-    from stan_infer.quantisation.work import SMOOTHED_ON
 
     weights, config = read_weights(artefact), artefact.config
     options = CalibrationOptions(samples=len(chosen))
-    first = list(read_clips(chosen[:SMOOTHED_ON], ClipSpec.of(config)))
-    clips = ((p, ranges.as_input(config, weights, r.pixels[None])) for p, r in first)
+    first = list(read_clips(chosen[: smooth.SMOOTHED_ON], ClipSpec.of(config)))
+    clips = ((p, r.pixels[None]) for p, r in first)
     seen = samples_of(weights, config, clips)
     smoothing = smooth.choose(weights, seen.inputs, options.precision)
     largest = smooth.largest_inputs(weights, seen.inputs, smoothing)
@@ -96,7 +98,8 @@ def _ours(artefact: Artefact, chosen: list[Path], out: Path) -> None:
     quantiser = smooth.Quantiser(exact, smoothing.gains, scales, [], options.precision)
     out.mkdir()
     record = {"method": options.method, "kept": []}
-    write_quantised(artefact, out, quantiser.weights(frozenset()), options.precision, record)
+    write = write_quantised if proved else write_files
+    write(artefact, out, quantiser.weights(frozenset()), options.precision, record)
 
 
 def _quantize_static(method: str, only_linears: bool = False) -> Callable[[Path, Path, Path], None]:
@@ -162,9 +165,11 @@ def _nncf(**options: str) -> Callable[[Path, Path, Path], None]:
 
 
 OURS = "stan-infer, to the graph"
+PROVED = "stan-infer, to the folder"  # with the graph's proof, and so with torch
 WHOLE = "stan-infer calibrate"  # a command, which benchmarks.quantisers runs
 TOOLS: dict[str, Callable[[Path, Path, Path], None]] = {
-    OURS: ours,
+    OURS: _stan_infer(proved=False),
+    PROVED: _stan_infer(proved=True),
     "quantize_static, MinMax": _quantize_static("MinMax"),
     "quantize_static, MinMax, our nodes": _quantize_static("MinMax", only_linears=True),
     "quantize_static, Percentile": _quantize_static("Percentile"),

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from stan_infer.config import StanConfig
 from stan_infer.export.onnx_graph import GraphWriter
 from stan_infer.export.score_graph import add_length, add_mug_score
-from stan_infer.network.model import Stan
 from stan_infer.scores import head_scores
 from stan_infer.text.templates import Templates
 from stan_infer.text.tokenizer import tokenize
+
+if TYPE_CHECKING:
+    from stan_infer.network.model import Stan
 
 Classes = dict[str, np.ndarray]
 
@@ -24,6 +26,8 @@ def embed_classes(model: Stan, labels: Sequence[str], templates: Templates) -> C
     Mean head: "embeddings" float32 [n, E], normalised, of several templates the average. Mug heads:
     "token_embeds" float32 [n, L, E] and "input_ids" int32 [n, L].
     """
+    import torch
+
     ids = tokenize(templates.fill(labels), model.config.context_length)
     parts = torch.from_numpy(ids).split(256)
     with torch.inference_mode():

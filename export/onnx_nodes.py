@@ -5,22 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from onnx import TensorProto
-from torch import Tensor
 
 from stan_infer.errors import CheckError
 from stan_infer.export.onnx_graph import GraphWriter
 from stan_infer.network.eight_bits import QuantisedLinear
+from stan_infer.network.folded import Array
 
 TYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 _TYPES_IN_8_BITS = {
-    torch.int8: TensorProto.INT8,
-    torch.float8_e4m3fn: TensorProto.FLOAT8E4M3FN,
-    torch.float8_e5m2: TensorProto.FLOAT8E5M2,
+    "int8": TensorProto.INT8,
+    "float8_e4m3fn": TensorProto.FLOAT8E4M3FN,
+    "float8_e5m2": TensorProto.FLOAT8E5M2,
 }
 END = 2**63 - 1  # as the end of a Slice: up to the last element
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class Nodes:
@@ -44,22 +42,27 @@ class Nodes:
         self._source, self._precision = source, precision
         self.sizes = {"B": batch, "T": frames}
 
-    def weight(self, name: str, values: Tensor, *, exact: bool = False) -> str:
+    def weight(self, name: str, values: Array, *, exact: bool = False) -> str:
         """Add a weight within the scope; exact: in fp32, whatever the precision.
 
         Raises CheckError, with the weight's name, if the precision cannot hold a value.
         """
-        dtype = torch.float32 if exact else _DTYPES[self._precision]
-        stored = values.to(dtype)
-        if not bool(torch.isfinite(stored).all()):
+        precision = "fp32" if exact else self._precision
+        given = np.asarray(values, np.float32)
+        if precision == "bf16":
+            stored = _bfloat16(given)
+            fits = bool(((stored & 0x7F80) != 0x7F80).all())
+        else:
+            with np.errstate(over="ignore"):
+                stored = given.astype(np.float16 if precision == "fp16" else np.float32, copy=False)
+            fits = bool(np.isfinite(stored).all())
+        if not fits:
             raise CheckError(
-                f"{self.graph.full_name(name)} reaches {float(values.abs().max()):.3g}, which "
-                f"{self._precision} cannot hold: export with --precision fp32 or bf16"
+                f"{self.graph.full_name(name)} reaches {np.abs(given).max():.3g}, which "
+                f"{precision} cannot hold: export with --precision fp32 or bf16"
             )
-        if dtype == torch.bfloat16:
-            bits = stored.contiguous().view(torch.int16).numpy()
-            return self.graph.weight(name, bits, TensorProto.BFLOAT16)
-        return self.graph.weight(name, stored.numpy())
+        kind = TensorProto.BFLOAT16 if precision == "bf16" else None
+        return self.graph.weight(name, stored, kind)
 
     def quantised_linear(self, x: str, w: QuantisedLinear) -> str:
         """MatMul behind DequantizeLinear nodes: x in 8 bits with one scale, W with one per output.
@@ -67,10 +70,10 @@ class Nodes:
         Quantisation is symmetric, and outputs are not quantised: the form that ONNX Runtime,
         OpenVINO and TensorRT all take (ONNX Runtime's own `quantize_static` adds the same nodes).
         """
-        graph, kind = self.graph, _TYPES_IN_8_BITS[w.format.dtype]
-        weight = graph.weight("weight", w.weight.T.contiguous().view(torch.int8).numpy(), kind)
+        graph, kind = self.graph, _TYPES_IN_8_BITS[w.format.name]
+        weight = graph.weight("weight", np.asarray(w.weight.T), kind)
         scale = self.weight("weight_scale", w.scale)
-        x_scale = self.weight("x_scale", torch.tensor(w.x_scale))
+        x_scale = self.weight("x_scale", w.x_scale)
         # The types of the zero points are those of the 8 bits. Each weight has its own zero point:
         # ONNX Runtime rewrites them on a CPU whose sums of int8 overflow, and fails over one that
         # two weights share.
@@ -167,3 +170,9 @@ class Nodes:
             return self.graph.constant([fixed])
         axis = "BT".index(name)
         return self.graph.shared("Shape", [self._source], start=axis, end=axis + 1)
+
+
+def _bfloat16(values: np.ndarray) -> np.ndarray:
+    """Bits uint16 of fp32 values rounded to bfloat16, nearest even."""
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)

@@ -12,13 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from stan_infer.export.onnx_graph import GraphWriter
 from stan_infer.export.onnx_nodes import END, Nodes
 from stan_infer.network.eight_bits import QuantisedLinear
 from stan_infer.network.folded import (
+    Array,
     Conv,
     FoldedLinear,
     LastSpatial,
@@ -66,11 +65,11 @@ class OnnxOps(PlainOps[str]):
             x = n.layer_norm(x, gamma, beta, tower.eps)
             frames = g.node("Shape", [x], start=0, end=1)
             target = g.node("Concat", [frames, g.constant([1, 1])], axis=0)
-            row = n.weight("class", w.cls_row.view(1, 1, -1))
+            row = n.weight("class", w.cls_row.reshape(1, 1, -1))
             g.node("Concat", [x, g.node("Expand", [row, target])], axis=1)
         return w.path
 
-    def norm(self, name: str, x: str, tower: TowerConfig, gain: Tensor | None = None) -> str:
+    def norm(self, name: str, x: str, tower: TowerConfig, gain: Array | None = None) -> str:
         with self._operation(name) as (g, n):
             if gain is None:
                 scale = g.constant(np.ones(self._d), np.float32)
@@ -257,6 +256,6 @@ class OnnxOps(PlainOps[str]):
         if not self._mask:
             n = self._nodes
             # Far below every score, and finite, so that fp16 can hold it.
-            table = torch.full((self._n, self._n), -6e4).triu(1)
+            table = np.triu(np.full((self._n, self._n), -6e4, np.float32), 1)
             self._mask = n.first(n.first(n.weight("mask", table), 0), 1)
         return self._mask

@@ -7,14 +7,12 @@ from typing import Any
 
 import numpy as np
 import onnx
-import torch
-from torch import Tensor
 
 from stan_infer.artefacts.checked_graph import checked_graph
 from stan_infer.artefacts.folder import Artefact, check_fused
 from stan_infer.artefacts.npz_file import label_fields, read_npz
 from stan_infer.errors import InputError
-from stan_infer.network.fold import fold_video
+from stan_infer.export.product import product
 from stan_infer.network.folded import (
     Conv,
     FoldedLinear,
@@ -25,11 +23,11 @@ from stan_infer.network.folded import (
     VideoWeights,
     map_weights,
 )
-from stan_infer.network.model import Stan
+from stan_infer.network.skeleton import video_skeleton
 
 
 def read_weights(artefact: Artefact) -> VideoWeights:
-    """Read the weights of an exported folder, whose video graph must be fp32 and fused.
+    """Read the weights of an exported folder, whose video graph must be fp32 and fused, as arrays.
 
     Raises InputError for a folder without such a graph, or a graph that lacks a weight.
     """
@@ -53,7 +51,7 @@ class _Reader:
     tensors: dict[str, onnx.TensorProto]
     dtype: str  # of the graph's input
 
-    def tensor(self, name: str) -> Tensor:
+    def tensor(self, name: str) -> np.ndarray:
         if name not in self.tensors:
             raise InputError(f"{self.artefact.path}: its video graph has no weight '{name}'")
         values = onnx.numpy_helper.to_array(self.tensors[name])
@@ -61,20 +59,15 @@ class _Reader:
             raise InputError(
                 f"{self.artefact.path}: weight '{name}' is not finite float32; export again"
             )
-        return torch.from_numpy(values.copy())
+        return values.copy()
 
     def linear(self, like: FoldedLinear) -> FoldedLinear:
-        weight = self.tensor(f"{like.path}/weight").T.contiguous()
+        # Not contiguous, as copying is slow, and a graph that is written has it turned again.
+        weight = self.tensor(f"{like.path}/weight").T
         return dataclasses.replace(like, weight=weight, bias=self.tensor(f"{like.path}/bias"))
 
     def read(self) -> VideoWeights:
-        # A model with as many layers, but as narrow as can be: folding it gives the names. On the
-        # device "meta" a model of the true size would do, too; its first division makes torch
-        # import its compiler, which takes longer than all else here.
-        c = self.artefact.config
-        narrow = dataclasses.replace(c, width=c.heads, mlp_width=1, embed_dim=1, text_layers=0)
-        model = Stan(narrow).eval().requires_grad_(False)
-        like = fold_video(model, input="uint8" if self.dtype == "uint8" else "float")
+        like = video_skeleton(self.artefact.config, "uint8" if self.dtype == "uint8" else "float")
         return map_weights(like, self.part)
 
     def part(self, like: Any) -> Any:
@@ -95,7 +88,7 @@ class _Reader:
         if isinstance(like, Patches):
             return dataclasses.replace(
                 like,
-                weight=self.tensor(f"{like.path}/weight").T.contiguous(),
+                weight=self.tensor(f"{like.path}/weight").T,
                 table=self.tensor(f"{like.path}/positions"),
                 gamma=self.tensor(f"{like.path}/gamma"),
                 beta=self.tensor(f"{like.path}/beta"),
@@ -103,7 +96,7 @@ class _Reader:
             )
         return None
 
-    def tables(self, at: str) -> tuple[Tensor, Tensor]:
+    def tables(self, at: str) -> tuple[np.ndarray, np.ndarray]:
         """Positions [P, D] and times [T, D]. A graph of a fixed T only has their sums."""
         if f"{at}/table" not in self.tensors:
             return self.tensor(f"{at}/positions"), self.tensor(f"{at}/time")
@@ -119,7 +112,7 @@ class _Reader:
             )
             return Temporal(qkv, out, single)
         qkv, out = self.linear(like.qkv), self.linear(like.out)
-        weight = out.weight @ qkv.weight[2 * self.artefact.config.width :]
+        weight = product(out.weight, qkv.weight[2 * self.artefact.config.width :])
         return Temporal(qkv, out, dataclasses.replace(like.single, weight=weight, bias=out.bias))
 
 

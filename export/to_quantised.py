@@ -10,22 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from stan_infer.artefacts.calibration_file import CALIBRATION
 from stan_infer.artefacts.difference import relative_error
 from stan_infer.artefacts.folder import Artefact, Graph, sha256, write_manifest
 from stan_infer.artefacts.npz_file import Field, read_npz
+from stan_infer.config import StanConfig
 from stan_infer.engines.open import open_graph
 from stan_infer.errors import InputError
-from stan_infer.export.golden import video_case
 from stan_infer.export.parity import case_sizes, check_graph, note_config, prove
 from stan_infer.export.read_weights import read_classes
 from stan_infer.export.video_graph import write_video_graph
 from stan_infer.network.cpu_threads import side_by_side
 from stan_infer.network.eight_bits import QuantisedLinear
 from stan_infer.network.folded import VideoWeights, linears
-from stan_infer.network.torch_ops import encode_video
 
 
 def write_quantised(
@@ -43,19 +41,41 @@ def write_quantised(
     are the fp32 model's outputs, are raised to what 8 bits cost there. Raises CheckError if the
     graph's outputs differ from those of the same weights in torch.
     """
+    manifest = write_files(artefact, folder, weights, precision, calibration, extra)
+    graph = artefact.graph("video")
+    assert graph is not None
+    parity = _prove(folder / graph.file, artefact.config, graph, weights, precision)
+    manifest["parity"] = [p for p in manifest["parity"] if p["file"] != graph.file] + [parity]
+    if manifest.get("golden"):
+        _measure_golden(folder / graph.file, manifest["golden"], artefact)
+    write_manifest(folder, manifest)
+
+
+def write_files(
+    artefact: Artefact,
+    folder: Path,
+    weights: VideoWeights,
+    precision: str,
+    calibration: Mapping[str, Any],
+    extra: Mapping[str, bytes] | None = None,
+) -> dict[str, Any]:
+    """Write all files but the manifest, and return that, without torch; see write_quantised.
+
+    The manifest lacks what write_quantised finds out: the parity of the graph, and tolerances.
+    """
     graph = artefact.graph("video")
     assert graph is not None
     manifest: dict[str, Any] = json.loads(json.dumps(artefact.manifest))
     del manifest["files"]  # the schema stays: it says what all graphs of the folder note
     entry = next(g for g in manifest["graphs"] if g["file"] == graph.file)
     _copy_others(artefact, graph, folder)
-    path, input = folder / graph.file, "uint8" if graph.inputs[0]["dtype"] == "uint8" else "float"
+    path = folder / graph.file
     external = write_video_graph(
         path,
         artefact.config,
         weights,
         dims=graph.dims,
-        input=input,
+        input=_input(graph),
         precision="fp32",
         opset=graph.opset,
         classes=read_classes(artefact),
@@ -76,17 +96,30 @@ def write_quantised(
         },
         **check_graph(path, graph.opset, graph.dims, precision),
     }
-    run = torch.inference_mode()(partial(encode_video, weights))
+    manifest["ranges"] = []
+    return manifest
+
+
+def _input(graph: Graph) -> str:
+    return "uint8" if graph.inputs[0]["dtype"] == "uint8" else "float"
+
+
+def _prove(
+    path: Path, config: StanConfig, graph: Graph, weights: VideoWeights, precision: str
+) -> dict[str, Any]:
+    """Compare a written graph with the same weights in torch; the manifest's parity record."""
+    import torch
+
+    from stan_infer.export.golden import video_case
+    from stan_infer.network.torch_ops import encode_video, in_torch
+
+    run = torch.inference_mode()(partial(encode_video, in_torch(weights)))
     sizes = case_sizes(graph.dims["batch"], graph.dims["frames"])
     with closing(
-        side_by_side(lambda size: video_case(artefact.config, size, input, run), sizes)
+        side_by_side(lambda size: video_case(config, size, _input(graph), run), sizes)
     ) as cases:
-        parity = prove(path, (case for _, case in cases), precision, "the same 8 bits in torch")
-    manifest["parity"] = [p for p in manifest["parity"] if p["file"] != graph.file] + [parity]
-    manifest["ranges"] = []
-    if manifest.get("golden"):
-        _measure_golden(path, manifest["golden"], artefact)
-    write_manifest(folder, manifest)
+        found = (case for _, case in cases)
+        return prove(path, found, precision, "the same 8 bits in torch")
 
 
 def _copy_others(artefact: Artefact, graph: Graph, folder: Path) -> None:

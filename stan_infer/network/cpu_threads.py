@@ -1,18 +1,20 @@
-"""How many threads of the CPU the network in plain torch takes."""
+"""How many threads of the CPU the network takes, in torch or where clips run side by side."""
 
 from __future__ import annotations
 
+import math
+import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import TypeVar
-
-import torch
-from torch import Tensor
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, TypeVar
 
 from stan_infer.network.folded import VideoWeights, linears
 from stan_infer.system.machine import usable_cpus
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 X = TypeVar("X")
 Y = TypeVar("Y")
@@ -27,13 +29,13 @@ def threads_for(w: VideoWeights, rows: int) -> Iterator[None]:
     rows: of a linear's input. The threads of a product that takes microseconds wait for each other
     after it. Where another process has one of their cores, that takes longer than the product.
     """
-    with _threads(1 if is_small(w, rows) else torch.get_num_threads()):
+    with _threads(1) if is_small(w, rows) else nullcontext():
         yield
 
 
 def is_small(w: VideoWeights, rows: int) -> bool:
     """Whether all products of the linears, with so many rows of input, are small."""
-    return 2 * rows * max(linear.weight.numel() for linear in linears(w).values()) < SMALL
+    return 2 * rows * max(math.prod(one.weight.shape) for one in linears(w).values()) < SMALL
 
 
 def side_by_side(run: Callable[[X], Y], items: Iterable[X]) -> Generator[tuple[X, Y], None, None]:
@@ -63,6 +65,11 @@ def side_by_side(run: Callable[[X], Y], items: Iterable[X]) -> Generator[tuple[X
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
+    """Give torch so many threads; nothing where it was not imported."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        yield
+        return
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

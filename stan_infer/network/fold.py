@@ -11,12 +11,11 @@ The rewrites (W x + b is a linear, gamma and beta are those of a norm, dh is the
 - pixels: W <- W / std, b = -W (mean / std), so that the input is uint8.
 - tables: the class token before the trunk, and its share of the branch's start, are constants.
 - one frame: softmax of one score is 1, so temporal attention is the linear map W_o W_v.
-
-This is also where every linear gets its path; see `folded`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -34,12 +33,11 @@ from stan_infer.network.folded import (
     Start,
     Temporal,
     TextWeights,
-    Tokens,
-    TowerConfig,
     VideoWeights,
 )
 from stan_infer.network.layers import Attention, Block, Linear
 from stan_infer.network.model import Stan, TemporalAttention, TemporalConv
+from stan_infer.network.skeleton import text_skeleton, video_skeleton
 
 _Matrix = tuple[Tensor, Tensor]  # weight [out, in] and bias [out], in fp64
 _LOG2_E = math.log2(math.e)
@@ -60,7 +58,8 @@ def fold_video(
     the result (default: the model's). base2: scale the queries for a softmax of powers of two.
     on_demand: fold each layer every time it is read, for a single pass in little memory.
     """
-    config, visual, branch = model.config, model.visual, model.branch
+    visual, branch = model.visual, model.branch
+    like = video_skeleton(model.config, input, base2=base2)
     fold = _Folder(dtype or visual.proj.dtype, base2)
     blocks = [_block(b) for b in visual.transformer.resblocks]
     spatial = [_block(b) for b in branch.spatial]
@@ -68,31 +67,29 @@ def fold_video(
     cls = fold.double(visual.class_embedding)
 
     def trunk_layer(i: int) -> Layer:
-        path = f"video/trunk/layer{i}"
-        return fold.layer(f"{path}/attention", f"{path}/mlp", blocks[i])
+        return fold.layer(like.trunk[i], blocks[i])
 
     def branch_layer(k: int) -> BranchLayer:
-        path = f"video/branch/layer{k}"
-        temporal = fold.temporal(f"{path}/temporal", branch.temporal[k])
-        if k == len(spatial) - 1:
-            return BranchLayer(path, temporal, fold.last_spatial(f"{path}/spatial", spatial[k]))
-        layer = fold.layer(f"{path}/spatial", f"{path}/mlp", spatial[k])
-        return BranchLayer(path, temporal, layer)
+        part = like.branch[k]
+        temporal = fold.temporal(part.temporal, branch.temporal[k])
+        if isinstance(part.spatial, LastSpatial):
+            return BranchLayer(part.path, temporal, fold.last_spatial(part.spatial, spatial[k]))
+        return BranchLayer(part.path, temporal, fold.layer(part.spatial, spatial[k]))
 
     trunk: Sequence[Layer] = OnDemand(len(blocks), trunk_layer)
     layers: Sequence[BranchLayer] = OnDemand(len(spatial), branch_layer)
     return VideoWeights(
-        fold.tower(config.heads, config.norm_eps, config.activation),
-        fold.patches(model, input),
+        like.tower,
+        fold.patches(like.patches, model),
         trunk if on_demand else tuple(trunk),
         Start(
-            "video/branch/layer0/start",
+            like.start.path,
             fold.done(cls + pos[0]),
             fold.done(pos[1:]),
             fold.done(fold.double(branch.time_embedding)),
         ),
         layers if on_demand else tuple(layers),
-        fold.head("video", visual.ln_post, visual.proj),
+        fold.head(like.head, visual.ln_post, visual.proj),
     )
 
 
@@ -100,23 +97,23 @@ def fold_text(
     model: Stan, *, dtype: torch.dtype | None = None, base2: bool = False, on_demand: bool = False
 ) -> TextWeights:
     """Fold the text tower of `model`, which must have one; see fold_video."""
-    config = model.config
+    like = text_skeleton(model.config, base2=base2)
     blocks = [_block(b) for b in model.transformer.resblocks]
     fold = _Folder(dtype or model.text_projection.dtype, base2)
 
     def layer(i: int) -> Layer:
-        return fold.layer(f"text/layer{i}/attention", f"text/layer{i}/mlp", blocks[i])
+        return fold.layer(like.layers[i], blocks[i])
 
     layers: Sequence[Layer] = OnDemand(len(blocks), layer)
     return TextWeights(
-        fold.tower(config.text_heads, config.norm_eps, config.activation),
-        Tokens(
-            "text/tokens",
-            model.token_embedding.weight.detach().to(fold.dtype),
-            model.positional_embedding.detach().to(fold.dtype),
+        like.tower,
+        dataclasses.replace(
+            like.tokens,
+            table=model.token_embedding.weight.detach().to(fold.dtype),
+            positions=model.positional_embedding.detach().to(fold.dtype),
         ),
         layers if on_demand else tuple(layers),
-        fold.head("text", model.ln_final, model.text_projection),
+        fold.head(like.head, model.ln_final, model.text_projection),
     )
 
 
@@ -132,12 +129,8 @@ class _Folder:
     def done(self, value: Tensor) -> Tensor:
         return value.to(self.dtype).contiguous()
 
-    def tower(self, heads: int, eps: float, activation: str) -> TowerConfig:
-        name = "silu" if activation == "quick_gelu" else activation
-        return TowerConfig(heads, eps, name, math.log(2) if self.base2 else 1.0)
-
-    def linear(self, block: str, name: str, matrix: _Matrix) -> FoldedLinear:
-        return FoldedLinear(block, name, self.done(matrix[0]), self.done(matrix[1]))
+    def linear(self, like: FoldedLinear, matrix: _Matrix) -> FoldedLinear:
+        return dataclasses.replace(like, weight=self.done(matrix[0]), bias=self.done(matrix[1]))
 
     def after_norm(self, norm: torch.nn.LayerNorm, weight: Tensor, bias: Tensor | None) -> _Matrix:
         """Fold gain and shift of `norm` into the linear that reads it."""
@@ -162,57 +155,60 @@ class _Folder:
             w_o, b_o = w_fc @ w_o, w_fc @ b_o + self.double(after.bias)
         return (weight, bias), (w_o, b_o)
 
-    def mlp(self, path: str, block: Block) -> tuple[FoldedLinear, FoldedLinear]:
+    def mlp(self, like: Layer | LastSpatial, block: Block) -> tuple[FoldedLinear, FoldedLinear]:
         weight, bias = self.after_norm(block.ln_2, block.mlp.c_fc.weight, block.mlp.c_fc.bias)
         scale = _GELU if block.mlp.activation == "quick_gelu" else 1.0
         w2 = self.double(block.mlp.c_proj.weight) / scale
         fc2 = w2, self.double(block.mlp.c_proj.bias)
         return (
-            self.linear(path, "fc1", (weight * scale, bias * scale)),
-            self.linear(path, "fc2", fc2),
+            self.linear(like.fc1, (weight * scale, bias * scale)),
+            self.linear(like.fc2, fc2),
         )
 
-    def layer(self, attention: str, mlp: str, block: Block) -> Layer:
+    def layer(self, like: Layer, block: Block) -> Layer:
         qkv, out = self.attention(block.ln_1, block.attn)
-        linears = self.linear(attention, "qkv", qkv), self.linear(attention, "out", out)
-        return Layer(*linears, *self.mlp(mlp, block))
+        linears = self.linear(like.qkv, qkv), self.linear(like.out, out)
+        return Layer(*linears, *self.mlp(like, block))
 
-    def temporal(self, path: str, module: torch.nn.Module) -> Temporal | Conv:
-        if isinstance(module, TemporalConv):
+    def temporal(self, like: Temporal | Conv, module: torch.nn.Module) -> Temporal | Conv:
+        if isinstance(like, Conv):
+            assert isinstance(module, TemporalConv)
             w_fc = self.double(module.fc.weight)
             weight = torch.tensordot(w_fc, self.double(module.conv.weight), 1)
             assert module.conv.bias is not None
             bias = w_fc @ self.double(module.conv.bias) + self.double(module.fc.bias)
-            return Conv(f"{path}/conv", weight.to(self.dtype), bias.to(self.dtype))
+            return Conv(like.path, weight.to(self.dtype), bias.to(self.dtype))
         assert isinstance(module, TemporalAttention)
         qkv, out = self.attention(module.ln, module.attn, module.fc)
         values = qkv[0][-len(out[1]) :]
         return Temporal(
-            self.linear(path, "qkv", qkv),
-            self.linear(path, "out", out),
-            self.linear(path, "single", (out[0] @ values, out[1])),
+            self.linear(like.qkv, qkv),
+            self.linear(like.out, out),
+            self.linear(like.single, (out[0] @ values, out[1])),
         )
 
-    def last_spatial(self, path: str, block: Block) -> LastSpatial:
+    def last_spatial(self, like: LastSpatial, block: Block) -> LastSpatial:
         (weight, bias), out = self.attention(block.ln_1, block.attn)
         d, heads = weight.shape[1], block.attn.heads
         split = (heads, d // heads, d)
         return LastSpatial(
-            self.linear(path, "q", (weight[:d], bias[:d])),
+            self.linear(like.q, (weight[:d], bias[:d])),
             weight[d : 2 * d].to(self.dtype).view(split),
             weight[2 * d :].to(self.dtype).view(split),
-            self.linear(path, "out", out),
-            *self.mlp(f"{path}/mlp", block),
+            self.linear(like.out, out),
+            *self.mlp(like, block),
         )
 
-    def head(self, tower: str, norm: torch.nn.LayerNorm, projection: Tensor) -> FoldedLinear:
-        return self.linear(f"{tower}/head", tower, self.after_norm(norm, projection.T, None))
+    def head(
+        self, like: FoldedLinear, norm: torch.nn.LayerNorm, projection: Tensor
+    ) -> FoldedLinear:
+        return self.linear(like, self.after_norm(norm, projection.T, None))
 
-    def patches(self, model: Stan, input: str) -> Patches:
+    def patches(self, like: Patches, model: Stan) -> Patches:
         config, visual = model.config, model.visual
         weight = self.double(visual.conv1.weight)  # [D, 3, p, p]
         table = self.double(visual.positional_embedding)
-        if input == "uint8":
+        if like.layout == "BTHWC":
             std = weight.new_tensor(config.std).view(3, 1, 1)
             mean = weight.new_tensor(config.mean).view(3, 1, 1)
             weight = weight / std
@@ -224,15 +220,13 @@ class _Folder:
         gamma, beta = self.double(norm.weight), self.double(norm.bias)
         first = self.double(visual.class_embedding) + table[0]
         cls_row = torch.nn.functional.layer_norm(first, first.shape, gamma, beta, norm.eps)
-        return Patches(
-            "video/patches",
-            weight.flatten(1).to(self.dtype),
-            patches.to(self.dtype),
-            gamma.to(self.dtype),
-            beta.to(self.dtype),
-            self.done(cls_row),
-            config.patch,
-            "BTHWC" if input == "uint8" else "BTCHW",
+        return dataclasses.replace(
+            like,
+            weight=weight.flatten(1).to(self.dtype),
+            table=patches.to(self.dtype),
+            gamma=gamma.to(self.dtype),
+            beta=beta.to(self.dtype),
+            cls_row=self.done(cls_row),
         )
 
 

@@ -1,18 +1,20 @@
 """The weights of the network of `fused`, as `fold` makes them.
 
 Every linear has its path, such as "video/branch/layer2/temporal/qkv", which is its name in graphs,
-calibrations and errors. Only `fold` puts paths together, and nothing takes them apart.
+calibrations and errors. Only `skeleton` puts paths together, and nothing takes them apart.
+
+Values are torch's tensors where a model was folded, and NumPy's arrays where a graph was read: what
+runs them in torch takes the first (torch_ops.in_torch), what quantises them the second
+(torch_ops.in_numpy), and what writes graphs either.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
-import torch.nn.functional as F
-from torch import Tensor
-
+Array: TypeAlias = Any  # a Tensor or an np.ndarray
 T = TypeVar("T")
 W = TypeVar("W")
 
@@ -23,19 +25,15 @@ class FoldedLinear:
 
     block: str  # "video/trunk/layer3/attention"; the norm before the linear belongs to it too
     name: str  # "qkv"
-    weight: Tensor
-    bias: Tensor
+    weight: Array
+    bias: Array
     # [in]: the norm before the linear multiplies its result by it; W's columns were divided by it.
-    gain: Tensor | None = dataclasses.field(default=None, kw_only=True)
+    gain: Array | None = dataclasses.field(default=None, kw_only=True)
 
     @property
     def path(self) -> str:
         """Its name in graphs, calibrations and errors."""
         return f"{self.block}/{self.name}"
-
-    def apply(self, x: Tensor) -> Tensor:
-        """W x + b of rows x [..., in], in plain torch."""
-        return F.linear(x, self.weight, self.bias)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +41,11 @@ class Patches:
     """Pixels to trunk rows: a linear with positions as its bias, then the norm before the trunk."""
 
     path: str
-    weight: Tensor  # [D, 3 p p], columns in the order of one patch in memory
-    table: Tensor  # [P, D]: positions, and the bias that normalised pixels leave
-    gamma: Tensor  # [D]
-    beta: Tensor  # [D]
-    cls_row: Tensor  # [D]: the class token after the norm, the same for every frame
+    weight: Array  # [D, 3 p p], columns in the order of one patch in memory
+    table: Array  # [P, D]: positions, and the bias that normalised pixels leave
+    gamma: Array  # [D]
+    beta: Array  # [D]
+    cls_row: Array  # [D]: the class token after the norm, the same for every frame
     patch: int
     layout: str  # BTHWC (uint8) or BTCHW (float, normalised)
 
@@ -76,8 +74,8 @@ class Conv:
     """The 3x3x3 convolution with temporal_fc folded; weight [D, D, 3, 3, 3]."""
 
     path: str
-    weight: Tensor
-    bias: Tensor
+    weight: Array
+    bias: Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,8 +83,8 @@ class LastSpatial:
     """The last spatial layer, of which only the class token is read: K and V stay unapplied."""
 
     q: FoldedLinear
-    k: Tensor  # [H, dh, D]
-    v: Tensor  # [H, dh, D]
+    k: Array  # [H, dh, D]
+    v: Array  # [H, dh, D]
     out: FoldedLinear
     fc1: FoldedLinear
     fc2: FoldedLinear
@@ -106,9 +104,9 @@ class Start:
     """What is added to the trunk's rows to make the input of the first branch layer."""
 
     path: str
-    cls: Tensor  # [D]: to the clip's class token
-    positions: Tensor  # [P, D]
-    time: Tensor  # [Tmax, D]
+    cls: Array  # [D]: to the clip's class token
+    positions: Array  # [P, D]
+    time: Array  # [Tmax, D]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,8 +136,8 @@ class Tokens:
     """The text tower's embeddings."""
 
     path: str
-    table: Tensor  # [V, D]
-    positions: Tensor  # [L, D]
+    table: Array  # [V, D]
+    positions: Array  # [L, D]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -71,6 +71,13 @@ def _linear(
     if x_scale is None:
         weight = weight.to(device, dtype)
         return KernelLinear(w.block, w.name, weight, bias, weight.double().sum(1).float())
-    weight8, scale = quantise_weight(weight.to(device), "fp8")
+    weight8, scale = (x.to(device) for x in in_e4m3(weight))
     none = torch.empty(0, device=device)
     return Fp8Linear(w.block, w.name, weight8, bias, none, scale, x_scale)
+
+
+def in_e4m3(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """W [out, in] -> e4m3 [out, in] and fp32 scales [out], those that a graph in fp8 has."""
+    found = quantise_weight(weight.detach().float().cpu().numpy(), "fp8")
+    codes, scale = (torch.from_numpy(x).to(weight.device) for x in found)
+    return codes.view(torch.float8_e4m3fn), scale

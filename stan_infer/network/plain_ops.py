@@ -9,9 +9,7 @@ import dataclasses
 from abc import abstractmethod
 from typing import TypeVar
 
-from torch import Tensor
-
-from stan_infer.network.folded import FoldedLinear, LastSpatial, Temporal, TowerConfig
+from stan_infer.network.folded import Array, FoldedLinear, LastSpatial, Temporal, TowerConfig
 from stan_infer.network.fused import Ops
 
 V = TypeVar("V")
@@ -23,7 +21,7 @@ class PlainOps(Ops[V]):
     single_frame: bool  # T is 1 in every call
 
     @abstractmethod
-    def norm(self, name: str, x: V, tower: TowerConfig, gain: Tensor | None = None) -> V:
+    def norm(self, name: str, x: V, tower: TowerConfig, gain: Array | None = None) -> V:
         """(x - mean) / sqrt(var + eps) over the last axis, times gain [D]."""
 
     @abstractmethod

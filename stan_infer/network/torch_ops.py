@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stan_infer.network.eight_bits import NumberFormat, QuantisedLinear
 from stan_infer.network.folded import (
     Conv,
     FoldedLinear,
@@ -22,9 +25,12 @@ from stan_infer.network.folded import (
     Tokens,
     TowerConfig,
     VideoWeights,
+    map_weights,
 )
 from stan_infer.network.fused import branch_part, text_tower, trunk_part, video_tower
 from stan_infer.network.plain_ops import PlainOps
+
+W = TypeVar("W")
 
 
 class TorchOps(PlainOps[Tensor]):
@@ -69,7 +75,7 @@ class TorchOps(PlainOps[Tensor]):
         activation: str | None = None,
         residual: Tensor | None = None,
     ) -> Tensor:
-        y = w.apply(x)
+        y = _product(x, w)
         if self._record and (activation or residual is not None):
             self._record(f"{w.path}/Add", y)
         if activation:
@@ -159,6 +165,40 @@ class TorchOps(PlainOps[Tensor]):
             self._record(f"{name}/MatMul", q @ k.mT)
         scale = tower.softmax_scale
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
+
+
+def in_torch(weights: W) -> W:
+    """Folded weights whose arrays are tensors, of the same memory; tensors stay as they are."""
+
+    def change(part: Any) -> Any:
+        return torch.from_numpy(part) if isinstance(part, np.ndarray) else None
+
+    return map_weights(weights, change)
+
+
+def in_numpy(weights: W) -> W:
+    """Folded weights whose tensors, on the CPU, are arrays, of the same memory; see in_torch."""
+
+    def change(part: Any) -> Any:
+        return part.numpy() if isinstance(part, Tensor) else None
+
+    return map_weights(weights, change)
+
+
+def rounded(x: Tensor, format: NumberFormat) -> Tensor:
+    """Round float x to a format of 8 bits, nearest even, saturating; the result has its type."""
+    low = -format.largest if format.is_float else -format.largest - 1
+    whole = x if format.is_float else x.round()
+    return whole.clamp(low, format.largest).to(getattr(torch, format.name))
+
+
+def _product(x: Tensor, w: FoldedLinear) -> Tensor:
+    """Rows [..., in] -> W x + b; in 8 bits by the formula of eight_bits."""
+    if not isinstance(w, QuantisedLinear):
+        return F.linear(x, w.weight, w.bias)
+    z = rounded(x / w.x_scale, w.format)
+    y = F.linear(z.to(x.dtype), w.weight.view(z.dtype).to(x.dtype))
+    return y * (w.scale * w.x_scale).to(x.dtype) + w.bias.to(x.dtype)
 
 
 def encode_video(

@@ -28,6 +28,16 @@ class Histogram:
     largest: float = 0.0
     counts: NDArray[np.int64] = dataclasses.field(default_factory=lambda: np.zeros(BINS, np.int64))
 
+    @classmethod
+    def up_to(cls, largest: float) -> Histogram:
+        """Without counts; its `largest` is not finite where that is not."""
+        h = cls()
+        if math.isfinite(largest):
+            h.widen(largest)
+        else:
+            h.largest = largest
+        return h
+
     def widen(self, largest: float) -> None:
         """Make room for a value: the range becomes at least the smallest power of two above it."""
         self.largest = max(self.largest, largest)

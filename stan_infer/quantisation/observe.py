@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 from stan_infer.network.eight_bits import LINEARS, NUMBER_FORMATS
 from stan_infer.network.folded import FoldedLinear, VideoWeights
 from stan_infer.network.fused import video_tower
-from stan_infer.network.torch_ops import TorchOps
+from stan_infer.network.torch_ops import TorchOps, in_torch
 from stan_infer.quantisation.histogram import BINS, Histogram
 
 
@@ -21,6 +22,19 @@ def observe(w: VideoWeights, video: Tensor) -> tuple[dict[str, Histogram], Tenso
     ops = _Counting(video.shape[0], video.shape[1])
     mean, _ = video_tower(ops, w, video)
     return ops.found, mean
+
+
+def counting(
+    w: VideoWeights,
+) -> Callable[[np.ndarray], tuple[dict[str, Histogram], np.ndarray]]:
+    """Return `observe` of these weights, for arrays."""
+    weights = in_torch(w)
+
+    def run(video: np.ndarray) -> tuple[dict[str, Histogram], np.ndarray]:
+        found, mean = observe(weights, torch.from_numpy(video))
+        return found, mean.numpy()
+
+    return run
 
 
 class _Counting(TorchOps):
@@ -36,20 +50,10 @@ class _Counting(TorchOps):
         return super().linear(x, w, **options)
 
 
-def find_largest(x: Tensor) -> Histogram:
-    """Histogram of |x| without counts; its `largest` is not finite where a value of x is not."""
-    low, high = torch.aminmax(x)
-    h, largest = Histogram(), float(torch.maximum(-low, high))
-    if np.isfinite(largest):
-        h.widen(largest)
-    else:
-        h.largest = largest
-    return h
-
-
 def count(x: Tensor) -> Histogram:
     """Histogram of |x|; its `largest` is not finite where a value of x is not."""
-    h = find_largest(x)
+    low, high = torch.aminmax(x)
+    h = Histogram.up_to(float(torch.maximum(-low, high)))
     if np.isfinite(h.largest):
         # The width is a power of two, so that the bins are exact; histc takes six times as long.
         bins = (x.abs() * (1 / h.width)).flatten().to(torch.int32)

@@ -11,22 +11,19 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from stan_infer.config import StanConfig
 from stan_infer.errors import InputError, MissingError, first_reasons
 from stan_infer.network.cpu_threads import side_by_side
 from stan_infer.network.folded import VideoWeights
 from stan_infer.quantisation.histogram import Histogram
-from stan_infer.quantisation.observe import find_largest, observe
 from stan_infer.quantisation.options import CalibrationOptions
 from stan_infer.quantisation.state import Collected, Known, State, load, save
 from stan_infer.quantisation.watched import Watched
@@ -34,7 +31,7 @@ from stan_infer.video.clip import Clip
 from stan_infer.video.decode_pool import read_clips
 from stan_infer.video.spec import ClipSpec
 
-_Observed: TypeAlias = tuple[dict[str, Histogram], Tensor] | None
+_Observed: TypeAlias = tuple[dict[str, Histogram], np.ndarray] | None
 
 SAVE_S = 20.0  # between two writes of the state: the most that a kill loses
 FLAT = 2  # grey levels; a clip whose pixels differ by no more is one flat colour
@@ -48,15 +45,6 @@ def video_name(path: Path, root: Path | None) -> str:
     if root is not None and path.is_relative_to(root):
         return path.relative_to(root).as_posix()
     return Path(os.path.abspath(path)).as_posix()
-
-
-def as_input(config: StanConfig, w: VideoWeights, pixels: np.ndarray) -> Tensor:
-    """Pixels uint8 [B, T, S, S, 3] in the layout of the weights: as they are, or normalised."""
-    video = torch.from_numpy(pixels)
-    if w.patches.layout == "BTHWC":
-        return video
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (config.mean, config.std))
-    return (video.permute(0, 1, 4, 2, 3).float() - mean) / std
 
 
 def collect_ranges(
@@ -87,13 +75,8 @@ def collect_ranges(
     for _ in range(len(paths) - len(todo)):
         on_clip()
     saved = time.monotonic()
-    spec = ClipSpec.of(config)
-    watched = Watched(weights, config) if only_largest and todo else None
-    each = side_by_side if watched is None else watched.each
-    run = partial(_observed, weights, config, watched)
-    readings = read_clips(todo, spec, workers=options.workers, timeout_s=options.timeout_s)
     try:
-        with closing(readings), closing(each(run, readings)) as observed:
+        with closing(_observed(weights, config, todo, options)) as observed:
             for (path, result), seen in observed:
                 if isinstance(result, MissingError):
                     raise result
@@ -117,17 +100,36 @@ def collect_ranges(
 
 
 def _observed(
-    weights: VideoWeights, config: StanConfig, watched: Watched | None, reading: tuple[Path, Any]
-) -> _Observed:
-    """What the linears read on one clip, with counts only without `watched`."""
-    clip = reading[1]
-    if not isinstance(clip, Clip) or is_flat(clip.pixels):
-        return None
-    video = as_input(config, weights, clip.pixels[None])
-    if watched is None:
-        return observe(weights, video)
-    channels, embedding = watched.largest(video)
-    return {path: find_largest(x) for path, x in channels.items()}, embedding
+    weights: VideoWeights, config: StanConfig, todo: Sequence[Path], options: CalibrationOptions
+) -> Generator[tuple[tuple[Path, Any], _Observed], None, None]:
+    """Yield every video's reading, and what the linears read on it."""
+    if not todo:
+        return
+    each: Callable[..., Generator[Any, None, None]] = side_by_side
+    run: Callable[[np.ndarray], _Observed]
+    if options.method == "max":
+        watched = Watched(weights, config)
+        each, run = watched.each, partial(_largest, watched)
+    else:
+        from stan_infer.quantisation.observe import counting
+
+        run = counting(weights)
+
+    def of(reading: tuple[Path, Any]) -> _Observed:
+        clip = reading[1]
+        if not isinstance(clip, Clip) or is_flat(clip.pixels):
+            return None
+        return run(clip.pixels[None])
+
+    workers, timeout_s = options.workers, options.timeout_s
+    readings = read_clips(todo, ClipSpec.of(config), workers=workers, timeout_s=timeout_s)
+    with closing(readings), closing(each(of, readings)) as found:
+        yield from found
+
+
+def _largest(watched: Watched, pixels: np.ndarray) -> tuple[dict[str, Histogram], np.ndarray]:
+    channels, embedding = watched.largest(pixels)
+    return {path: Histogram.up_to(float(x.max())) for path, x in channels.items()}, embedding
 
 
 def _before(state: State, say: Callable[[str], None]) -> Collected:
@@ -174,9 +176,7 @@ def _count(found: Collected, name: str, result: Any, seen: _Observed) -> str | N
         found.flat.append(name)
         return None
     ranges, embedding = seen
-    if not bool(torch.isfinite(embedding).all()) or not all(
-        np.isfinite(h.largest) for h in ranges.values()
-    ):
+    if not np.isfinite(embedding).all() or not all(np.isfinite(h.largest) for h in ranges.values()):
         found.failed[name] = f"{name}: the model gives NaN or infinity on this clip; it is left out"
         return found.failed[name]
     for path, h in ranges.items():

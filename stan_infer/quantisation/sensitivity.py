@@ -31,7 +31,7 @@ from stan_infer.network.folded import (
     map_linears,
 )
 from stan_infer.network.fused import Schedule, video_tower
-from stan_infer.network.torch_ops import TorchOps
+from stan_infer.network.torch_ops import TorchOps, in_torch
 from stan_infer.system.temporary import temporary_folder
 
 CLIPS = 2  # on which every linear is tried: its error hardly depends on the clip
@@ -146,18 +146,20 @@ class _From(TorchOps):
 def layer_errors(
     exact: VideoWeights,
     quantised: VideoWeights,
-    clips: Sequence[Tensor],
+    clips: Sequence[np.ndarray],
     on_layer: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Relative error of video_embeds with one linear in 8 bits and all others exact, by its path.
 
-    |y - y'| / |y| over all clips. Both sets of weights have the same factors through V. on_layer:
-    called for each linear and clip.
+    |y - y'| / |y| over all clips uint8 [1, T, S, S, 3]. Both sets of weights have the same factors
+    through V. on_layer: called for each linear and clip.
     """
-    low = {n: w for n, w in linears(quantised).items() if isinstance(w, QuantisedLinear)}
+    exact = in_torch(exact)
+    changed = linears(in_torch(quantised))
+    low = {n: w for n, w in changed.items() if isinstance(w, QuantisedLinear)}
     square = dict.fromkeys(low, 0.0)
     whole = 0.0
-    for clip in clips:  # outside, so that what is kept is that of one clip
+    for clip in map(torch.from_numpy, clips):  # outside, so that what is kept is that of one clip
         with threads_for(exact, rows_of(exact, clip)):
             replay = Replay(exact, clip)
             whole += float(replay.embeds.square().sum())

@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from functools import partial
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+import numpy as np
 
-from stan_infer.network.cpu_threads import threads_for
+from stan_infer.export.product import product
+from stan_infer.network.cpu_threads import side_by_side
 from stan_infer.network.eight_bits import (
     NUMBER_FORMATS,
+    largest,
     quantise_linear,
     through_v,
     weight_scale,
@@ -26,6 +28,7 @@ from stan_infer.network.eight_bits import (
 from stan_infer.network.folded import FoldedLinear, VideoWeights, linears, map_linears
 from stan_infer.quantisation.watched import Sample
 
+SMOOTHED_ON = 16  # clips on which strengths are chosen
 STRENGTHS = (0.25, 0.4, 0.5, 0.6, 0.75, 0.9)  # a of the formula, besides none at all
 OUTPUTS = 384  # of a linear, evenly spaced, in which the error of a strength is measured, at least
 _AFTER_NORM = ("qkv", "single", "fc1")  # linears whose norm nothing else reads
@@ -40,11 +43,10 @@ class Smoothing:
     """
 
     strengths: dict[str, float]
-    gains: dict[str, Tensor] = dataclasses.field(default_factory=dict)
-    values: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    gains: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    values: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
-@torch.inference_mode()
 def choose(weights: VideoWeights, samples: Mapping[str, Sample], format: str) -> Smoothing:
     """For each linear, choose the strength whose 8-bit result on its rows is nearest to the exact.
 
@@ -56,38 +58,38 @@ def choose(weights: VideoWeights, samples: Mapping[str, Sample], format: str) ->
     by_path = linears(weights)
     # The last layer applies V after its attention, so that no rows can take a factor.
     with_values = {w.block for w in by_path.values() if w.name == "qkv"}
-    with threads_for(weights, max((len(s.rows) for s in samples.values()), default=0)):
-        _choose(found, by_path, with_values, samples, format)
+
+    def can_move(w: FoldedLinear) -> bool:
+        # The norm before the last layer's q is read by its class attention too.
+        return w.block in with_values if w.name == "out" else w.name in _AFTER_NORM
+
+    tried = [p for p, seen in samples.items() if can_move(by_path[p]) and seen.channels.any()]
+    run = partial(_strength, format=format)
+    with closing(side_by_side(lambda p: run(by_path[p], samples[p]), tried)) as chosen:
+        for path, (strength, factor) in chosen:
+            if factor is None:
+                continue
+            w, found.strengths[path] = by_path[path], strength
+            if w.name == "out":
+                found.values[w.block] = factor
+            else:
+                found.gains[path] = factor
     return found
 
 
-def _choose(
-    found: Smoothing,
-    by_path: Mapping[str, FoldedLinear],
-    with_values: set[str],
-    samples: Mapping[str, Sample],
-    format: str,
-) -> None:
-    """Put into `found` what `choose` finds. with_values: blocks whose qkv makes V."""
-    for path, seen in samples.items():
-        w = by_path[path]
-        # The norm before the last layer's q is read by its class attention too.
-        can_move = w.block in with_values if w.name == "out" else w.name in _AFTER_NORM
-        if not can_move or not bool(seen.channels.any()):
-            continue
-        largest = _largest(w.weight, 0)
-        part = w.weight[:: max(len(w.weight) // OUTPUTS, 1)]
-        exact = seen.rows @ part.T
-        best = _error(part, seen, exact, format, None)
-        for strength in STRENGTHS:
-            factor = _factor(seen.channels, largest, strength)
-            error = _error(part, seen, exact, format, factor)
-            if error < best:
-                best, found.strengths[path] = error, strength
-                if w.name == "out":
-                    found.values[w.block] = factor
-                else:
-                    found.gains[path] = factor
+def _strength(w: FoldedLinear, seen: Sample, format: str) -> tuple[float, np.ndarray | None]:
+    """The best strength for a linear and its factors 1 / s [in]; 0 and None where none helps."""
+    of_weight = largest(w.weight, 0)
+    part = w.weight[:: max(len(w.weight) // OUTPUTS, 1)].copy(order="K")
+    exact = product(seen.rows, part.T)
+    found: tuple[float, np.ndarray | None] = 0.0, None
+    best = _error(part, seen, exact, format, None)
+    for strength in STRENGTHS:
+        factor = _factor(seen.channels, of_weight, strength)
+        error = _error(part, seen, exact, format, factor)
+        if error < best:
+            best, found = error, (strength, factor)
+    return found
 
 
 def largest_inputs(
@@ -115,7 +117,7 @@ def through_values(weights: VideoWeights, smoothing: Smoothing) -> VideoWeights:
     return map_linears(weights, move)
 
 
-def with_gains(weights: VideoWeights, gains: Mapping[str, Tensor]) -> VideoWeights:
+def with_gains(weights: VideoWeights, gains: Mapping[str, np.ndarray]) -> VideoWeights:
     """Weights, still exact: norms multiply by these factors, the linears behind divide by them."""
 
     def change(w: FoldedLinear) -> FoldedLinear:
@@ -134,7 +136,7 @@ class Quantiser:
     """
 
     exact: VideoWeights
-    gains: Mapping[str, Tensor]
+    gains: Mapping[str, np.ndarray]
     scales: Mapping[str, float]
     dead: Sequence[str]
     precision: str
@@ -154,39 +156,44 @@ class Quantiser:
         return map_linears(self.exact, change)
 
 
-def _factor(channels: Tensor, largest: Tensor, strength: float) -> Tensor:
-    """1 / s [in], from the largest |x| and the largest |W| of each channel; 1 where one is zero."""
-    s = channels.pow(strength) / largest.pow(1 - strength)
-    alive = (channels > 0) & (largest > 0)
-    s = torch.where(alive, s, torch.ones_like(s))
-    middle = s[alive].log().mean().exp() if bool(alive.any()) else s.new_tensor(1.0)
-    return torch.where(alive, (s / middle).clamp(1e-4, 1e4).reciprocal(), torch.ones_like(s))
+def _factor(channels: np.ndarray, of_weight: np.ndarray, strength: float) -> np.ndarray:
+    """1 / s [in], from the largest |x| and the largest |W| of each channel; 1 where one is zero.
 
-
-def _largest(x: Tensor, dim: int) -> Tensor:
-    """The largest |x| along an axis; torch.aminmax along one takes ten times as long."""
-    return torch.maximum(x.amax(dim), -x.amin(dim))
+    Computed in fp64, so that every machine rounds to the same values.
+    """
+    alive = (channels > 0) & (of_weight > 0)
+    if not alive.any():
+        return np.ones_like(channels)
+    x, w = (np.log(v[alive].astype(np.float64)) for v in (channels, of_weight))
+    log_s = strength * x - (1 - strength) * w
+    factor = np.ones_like(channels)
+    factor[alive] = np.exp(np.clip(log_s.mean() - log_s, np.log(1e-4), np.log(1e4)))
+    return factor
 
 
 def _error(
-    weight: Tensor, seen: Sample, exact: Tensor, format: str, factor: Tensor | None
+    weight: np.ndarray, seen: Sample, exact: np.ndarray, format: str, factor: np.ndarray | None
 ) -> float:
-    """Squared error of integers of 8 bits on the rows: to the bit that of QuantisedLinear.
+    """Squared error on the rows of the linear in int8.
 
     weight: [out, in], of the linear or of some of its outputs. exact: rows W^T. Most of the time of
     `choose` goes here, and most of that to memory. So there is one copy of the weight, whose values
-    are those of 8 bits, but in fp32, as apply takes them.
+    are those of 8 bits, but in fp32, as products take them.
     """
-    kind = NUMBER_FORMATS[format]
+    most = np.float32(NUMBER_FORMATS[format].largest)
     channels, rows = seen.channels, seen.rows
     if factor is None:
-        weight = weight.to(torch.float32, copy=True)
+        weight = weight.copy(order="K")
     else:
-        weight = (weight / factor).float()
+        weight = weight / factor
         channels, rows = channels * factor, rows * factor
-    x_scale = float(channels.max()) / kind.largest
-    scale = weight_scale(_largest(weight, 1), format)
-    weight.div_(scale[:, None]).round_()  # no row exceeds its scale times the largest value
-    z = (rows / x_scale).round_().clamp_(-kind.largest - 1, kind.largest)
-    y = F.linear(z, weight.to(z.dtype)).mul_(scale * x_scale)
-    return float(y.sub_(exact).square_().sum())
+    x_scale = channels.max() / most
+    scale = weight_scale(largest(weight, 1), format)
+    weight /= scale[:, None]
+    np.rint(weight, out=weight)  # no row exceeds its scale times the largest value
+    z = np.rint(rows / x_scale)
+    np.clip(z, -most - 1, most, out=z)
+    y = product(z, weight.T)
+    y *= scale * x_scale
+    y -= exact
+    return float(np.square(y, out=y).sum())

@@ -22,11 +22,12 @@ from stan_infer.quantisation.calibration import Calibration
 from stan_infer.quantisation.histogram import PERCENTILE, Histogram, clipping_point
 from stan_infer.quantisation.hold_out import MIN_CHECKED, Parts, least_ranged, too_few
 from stan_infer.quantisation.options import CalibrationOptions
-from stan_infer.quantisation.ranges import as_input, collect_ranges, is_flat, video_name
+from stan_infer.quantisation.ranges import collect_ranges, is_flat, video_name
 from stan_infer.quantisation.sensitivity import CLIPS, layer_errors, return_order, times_saved
 from stan_infer.quantisation.sensitivity_plot import draw
 from stan_infer.quantisation.sentence import in_words, sentence
 from stan_infer.quantisation.smooth import (
+    SMOOTHED_ON,
     Quantiser,
     Smoothing,
     choose,
@@ -42,8 +43,6 @@ from stan_infer.system.temporary import temporary_folder
 from stan_infer.video.clip import Clip
 from stan_infer.video.decode_pool import read_clips
 from stan_infer.video.spec import ClipSpec
-
-SMOOTHED_ON = 16  # clips on which strengths of smoothing are chosen
 
 Say = Callable[[str], None]
 Progress = Callable[[str, int], Callable[[], None]]
@@ -208,7 +207,7 @@ class Work:
     ) -> tuple[dict[str, float], dict[str, float]]:
         """Error of each linear alone in 8 bits, and milliseconds that it saves."""
         exact, low = quantiser.exact, quantiser.weights(frozenset())
-        clips = [as_input(self.artefact.config, self.weights, p[None]) for p in first[:CLIPS]]
+        clips = [p[None] for p in first[:CLIPS]]
         step = self.progress("trying each layer alone", len(quantiser.scales) * len(clips))
         errors = layer_errors(exact, low, clips, step)
         return errors, times_saved(exact, low, rows, self.options.threads)
@@ -276,7 +275,7 @@ class Work:
     def _smoothing(self, first: Mapping[Path, np.ndarray]) -> tuple[Sampled, Smoothing]:
         """What the linears read on the first clips, and the strengths chosen on it."""
         o, config = self.options, self.artefact.config
-        clips = ((p, as_input(config, self.weights, x[None])) for p, x in first.items())
+        clips = ((p, x[None]) for p, x in first.items())
         seen = samples_of(self.weights, config, clips)
         if not o.smooth:
             return seen, Smoothing(dict.fromkeys(seen.inputs, 0.0))

@@ -22,8 +22,14 @@ from stan_infer.artefacts.calibration_file import scales
 from stan_infer.artefacts.precision import EIGHT_BITS
 from stan_infer.config import StanConfig
 from stan_infer.errors import InputError
-from stan_infer.network.eight_bits import NUMBER_FORMATS, quantise_linear, through_v
+from stan_infer.network.eight_bits import (
+    NUMBER_FORMATS,
+    largest,
+    quantise_linear,
+    through_v,
+)
 from stan_infer.network.folded import (
+    Array,
     FoldedLinear,
     Patches,
     Start,
@@ -34,7 +40,7 @@ from stan_infer.network.folded import (
     map_weights,
 )
 from stan_infer.network.fused import text_tower, video_tower
-from stan_infer.network.torch_ops import TorchOps
+from stan_infer.network.torch_ops import TorchOps, in_numpy, in_torch
 from stan_infer.verification.stored import StoredGraph
 
 if TYPE_CHECKING:
@@ -57,7 +63,7 @@ class GraphKind:
     frames: int | None
 
 
-@torch.inference_mode()
+@np.errstate(all="ignore")  # a graph that is looked at may hold anything
 def recompute(
     weights: Weights,
     kind: GraphKind,
@@ -66,11 +72,12 @@ def recompute(
     *,
     exact: bool = False,
 ) -> Weights:
-    """Folded weights in fp32 -> those that a graph of this kind should hold.
+    """Folded weights in fp32 -> those that a graph of this kind should hold, as arrays.
 
     stored: the graph. calibration: without one, scales of inputs are the graph's own. exact: as
     smoothed for 8 bits, but still in fp32.
     """
+    weights = in_numpy(weights)
     if kind.precision in EIGHT_BITS:
         if not isinstance(weights, VideoWeights):
             raise InputError(f"{stored.path.name} is a text tower in {kind.precision}")
@@ -130,38 +137,39 @@ def operations(weights: Weights, kind: GraphKind) -> Callable[[np.ndarray, Note]
 
     Temporal attention has the form that the graph has, also for one frame.
     """
+    tensors = in_torch(weights)
 
     def run(given: np.ndarray, record: Note) -> None:
         def note(name: str, value: Tensor) -> None:
             record(name, value.numpy())
 
         with torch.inference_mode(), _named():
-            if isinstance(weights, TextWeights):
+            if isinstance(tensors, TextWeights):
                 ids = torch.from_numpy(np.asarray(given, np.int64))
-                text_tower(TorchOps(len(ids), 1, note), weights, ids)
+                text_tower(TorchOps(len(ids), 1, note), tensors, ids)
             else:
                 video = torch.from_numpy(given)
                 ops = TorchOps(video.shape[0], video.shape[1], note)
                 ops.single_frame = kind.frames == 1
-                video_tower(ops, weights, video)
+                video_tower(ops, tensors, video)
 
     return run
 
 
 @contextmanager
 def _named() -> Iterator[None]:
-    """Turn torch's error about sizes, as of a clip of another model, into an InputError."""
+    """Turn errors about sizes, as of a clip of another model, into an InputError."""
     try:
         yield
-    except RuntimeError as e:
+    except (RuntimeError, ValueError) as e:
         raise InputError(f"the recomputed network cannot take this: {str(e)[:200]}") from e
 
 
 def _rounded(exact: Weights, dtype: torch.dtype, frames: int | None) -> Weights:
     """Weights rounded to a type of 16 bits where a graph holds them in it, in fp32 again."""
 
-    def rounded(x: Tensor) -> Tensor:
-        return x.to(dtype).float()
+    def rounded(x: Array) -> Array:
+        return torch.from_numpy(x).to(dtype).float().numpy()
 
     def change(part: Any) -> Any:
         if isinstance(part, Patches):  # the norm's weights stay in fp32
@@ -169,9 +177,9 @@ def _rounded(exact: Weights, dtype: torch.dtype, frames: int | None) -> Weights:
             return dataclasses.replace(part, weight=rounded(part.weight), table=table, cls_row=cls)
         if isinstance(part, Start) and frames is not None:  # the sum of the tables is rounded
             table = rounded(part.positions + part.time[:frames, None])
-            zeros = torch.zeros_like(part.time)
+            zeros = np.zeros_like(part.time)
             return dataclasses.replace(part, cls=rounded(part.cls), positions=table, time=zeros)
-        return rounded(part) if isinstance(part, Tensor) else None
+        return rounded(part) if isinstance(part, np.ndarray) else None
 
     return map_weights(exact, change)
 
@@ -215,7 +223,7 @@ class _Quantised:
         value = record.get("tensors", {}).get(path, {}).get("smoothing")
         return float(value) if isinstance(value, (int, float)) else None
 
-    def gain(self, w: FoldedLinear) -> Tensor | None:
+    def gain(self, w: FoldedLinear) -> np.ndarray | None:
         """The gain of the norm before a linear, as the graph has it."""
         name = f"{w.block}/norm/gain"
         if (
@@ -226,14 +234,14 @@ class _Quantised:
             return None
         if self.stored.weights[name].dims != tuple(w.weight.shape[1:]):
             return None
-        gain = torch.from_numpy(np.array(self.stored.array(name), np.float32))
+        gain = np.array(self.stored.array(name), np.float32)
         return gain if _usable(gain) else None
 
     def factors(
-        self, by_path: Mapping[str, FoldedLinear], gains: Mapping[str, Tensor | None]
-    ) -> dict[str, Tensor]:
+        self, by_path: Mapping[str, FoldedLinear], gains: Mapping[str, np.ndarray | None]
+    ) -> dict[str, np.ndarray]:
         """By block: the factors of the rows that make V, as the graph has them."""
-        found: dict[str, Tensor] = {}
+        found: dict[str, np.ndarray] = {}
         for w in by_path.values():
             out = by_path.get(f"{w.block}/out")
             if w.name != "qkv" or out is None or self.strength(out.path) == 0:
@@ -242,29 +250,29 @@ class _Quantised:
             if (
                 factor is not None
                 and _usable(factor)
-                and not torch.allclose(factor, torch.ones(()), rtol=0, atol=1e-5)
+                and not np.allclose(factor, 1, rtol=0, atol=1e-5)
             ):
                 found[w.block] = factor
         return found
 
-    def factor(self, w: FoldedLinear, gain: Tensor | None) -> Tensor | None:
+    def factor(self, w: FoldedLinear, gain: np.ndarray | None) -> np.ndarray | None:
         d = w.weight.shape[1]
-        rows = w.weight[-d:].double()
+        rows = w.weight[-d:].astype(np.float64)
         if gain is not None:
             rows = rows / gain
         scale, weight = f"{w.path}/weight_scale", f"{w.path}/weight"
         stored = self.stored.weights
         if scale in stored and stored[scale].dims == (3 * d,):
-            got = torch.from_numpy(np.array(self.stored.array(scale), np.float64))[-d:]
-            top = rows.abs().amax(1)
+            got = np.array(self.stored.array(scale), np.float64)[-d:]
+            top = largest(rows, 1)
             ratio = got * NUMBER_FORMATS[self.format].largest / top
         elif weight in stored and stored[weight].dims == (d, 3 * d):
-            held = torch.from_numpy(np.array(self.stored.array(weight), np.float64)).T[-d:]
-            ratio = (held * rows).sum(1) / rows.square().sum(1)
+            held = np.array(self.stored.array(weight), np.float64).T[-d:]
+            ratio = (held * rows).sum(1) / np.square(rows).sum(1)
         else:
             return None
-        return torch.where(rows.any(1), ratio, torch.ones_like(ratio)).float()
+        return np.where(rows.any(1), ratio, 1).astype(np.float32)
 
 
-def _usable(factor: Tensor) -> bool:
-    return bool(torch.isfinite(factor).all()) and bool((factor > 0).all())
+def _usable(factor: np.ndarray) -> bool:
+    return bool(np.isfinite(factor).all() and (factor > 0).all())

@@ -10,9 +10,11 @@ from benchmarks import quantise_with, quantisers
 from benchmarks.record import ROOT
 from benchmarks.script import write_clips
 from examples.motion.evaluate import MODEL
+from stan_infer.artefacts.folder import read_artefact
 from stan_infer.checkpoints.load import load_model
 from stan_infer.export.export_model import export_model
 from stan_infer.network.eight_bits import LINEARS
+from tests.conftest import python
 
 
 def test_a_tool_that_is_absent_or_writes_nonsense_is_a_row(tmp_path):
@@ -52,6 +54,19 @@ def test_a_run_of_ours_gives_the_same_file_again_and_is_measured(place):
     assert fp32["cosine"] == pytest.approx(1) and fp32["speed"] == 1 and fp32["file_ratio"] == 1
     assert 0.99 < ours["cosine"] < 1 and ours["file_ratio"] < 0.5 and ours["speed"] > 0
     assert "ONNX Runtime refuses" in broken["refused"] and "cosine" not in broken
+
+
+def test_the_way_to_our_graph_imports_no_torch_and_the_graph_is_that_of_the_folder(place):
+    code = "import sys; sys.modules['torch'] = None\n"  # an import of it fails
+    code += "from benchmarks import quantise_with; quantise_with.main()"
+    given = place / "fp32", place / "videos"
+    python("-c", code, quantise_with.OURS, *given, place / "bare", cwd=ROOT)
+    python("-m", "benchmarks.quantise_with", quantise_with.PROVED, *given, place / "q", cwd=ROOT)
+    folder = read_artefact(place / "q")
+    assert (place / "bare" / "video.onnx").read_bytes() == folder.read("video.onnx")
+    assert folder.manifest["parity"][0]["reference"] == "the same 8 bits in torch"
+    lacking = python("-c", code, quantise_with.PROVED, *given, place / "r", code=None, cwd=ROOT)
+    assert lacking.returncode and "torch" in lacking.stderr
 
 
 def test_our_nodes_are_our_linears():

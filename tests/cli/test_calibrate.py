@@ -34,11 +34,11 @@ def test_a_folder_gives_the_weights_that_the_model_folds_to(artefact, checkpoint
     import torch
 
     from stan_infer.artefacts.folder import read_artefact
-    from stan_infer.network.torch_ops import encode_video
+    from stan_infer.network.torch_ops import encode_video, in_torch
 
     read, folded = read_weights(read_artefact(artefact)), fold_video(load_model(checkpoint))
     video = torch.randint(0, 256, (2, 3, 64, 64, 3), dtype=torch.uint8)
-    a, b = encode_video(read, video)[0], encode_video(folded, video)[0]
+    a, b = encode_video(in_torch(read), video)[0], encode_video(folded, video)[0]
     assert (a - b).abs().max() < 1e-5 * b.abs().max()
 
 

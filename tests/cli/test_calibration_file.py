@@ -20,6 +20,7 @@ from stan_infer.network.eight_bits import quantise_linear
 from stan_infer.network.fold import fold_video
 from stan_infer.network.folded import linears
 from stan_infer.network.kernel_weights import Fp8Linear
+from stan_infer.network.torch_ops import in_numpy
 from stan_infer.quantisation.calibrate import calibrate
 from stan_infer.quantisation.options import CalibrationOptions
 from tests.conftest import quicken
@@ -61,19 +62,20 @@ def test_one_calibration_for_torch_graph_and_kernels(calibrated, checkpoint, ker
     assert scales and set(scales) == set(record["tensors"]) - set(record["kept"])
     graph = onnx.load(str(calibrated / "video.onnx")).graph
     stored = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
-    exact = linears(fold_video(model))
+    exact = linears(in_numpy(fold_video(model)))
     session = TritonSession(model, precision="fp8", scales=scales, cuda=FakeCuda())
     in_kernels = linears(session._tower)
     assert session.describe()["linears_in_8_bits"] == len(scales)
     for name, scale in scales.items():
-        torch_one = quantise_linear(exact[name], scale, "fp8")
-        wanted = (torch_one.weight.float() * torch_one.scale[:, None]).numpy()
+        exact_one = quantise_linear(exact[name], scale, "fp8")
+        weight = torch.from_numpy(exact_one.weight).view(torch.float8_e4m3fn).float().numpy()
+        wanted = weight * exact_one.scale[:, None]
         ours = in_kernels[name]
-        assert isinstance(ours, Fp8Linear) and ours.x_scale == scale == torch_one.x_scale
+        assert isinstance(ours, Fp8Linear) and ours.x_scale == scale == exact_one.x_scale
         assert stored[f"{name}/x_scale"] == np.float32(scale), name
         weight8 = stored[f"{name}/weight"].astype(np.float32).T
-        assert np.array_equal(weight8, torch_one.weight.float().numpy()), name
-        assert np.array_equal(stored[f"{name}/weight_scale"], torch_one.scale.numpy()), name
+        assert np.array_equal(weight8, weight), name
+        assert np.array_equal(stored[f"{name}/weight_scale"], exact_one.scale), name
         held = (ours.weight.float() * ours.scale[:, None]).numpy()
         if name.endswith(("qkv", "q")):
             # The kernels' queries are for a softmax of powers of two: a factor of its rows.

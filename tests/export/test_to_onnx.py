@@ -17,6 +17,7 @@ from stan_infer.errors import CheckError, InputError, MissingError
 from stan_infer.export import onnx_graph
 from stan_infer.export.export_model import export_model
 from stan_infer.export.onnx_graph import GraphWriter
+from stan_infer.export.onnx_nodes import Nodes
 from stan_infer.export.onnx_ops import OnnxOps
 from stan_infer.export.options import parse_range
 from stan_infer.export.parity import Case, case_sizes, prove
@@ -209,6 +210,27 @@ def test_a_weight_that_fp16_cannot_hold_is_refused_by_name(tmp_path):
         model.branch.spatial[0].mlp.c_fc.bias[0] = 0
     words = "branch/layer0/mlp/fc2/weight reaches.*fp16 cannot hold"
     refused(model, tmp_path, words, precision="fp16")
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype", "over"),
+    [("fp16", torch.float16, 65520.0), ("bf16", torch.bfloat16, 3.4e38)],
+)
+def test_weights_of_16_bits_are_those_of_torch_to_the_bit(tmp_path, precision, dtype, over):
+    codes = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype).float()
+    held = torch.cat([codes[codes.isfinite()].sort().values, torch.randn(9999)])
+    values = torch.cat([held, (held[1:] + held[:-1]) / 2, held * (1 + 2**-20)])  # ties, and near
+    values = values[values.to(dtype).isfinite() & values.isfinite()]
+    graph = GraphWriter("g", tmp_path, 20)
+    nodes = Nodes(graph, "x", batch=None, frames=None, precision=precision)
+    nodes.weight("w", values)
+    graph.save(tmp_path / "g.onnx")
+    (stored,) = onnx.load(tmp_path / "g.onnx").graph.initializer
+    assert stored.raw_data == values.to(dtype).view(torch.int16).numpy().tobytes()
+    assert len(values) > 90_000
+    for bad in (over, -over, float("nan")):
+        with pytest.raises(CheckError, match=f"other reaches.*{precision} cannot hold"):
+            nodes.weight("other", np.array([1.0, bad], "f4"))
 
 
 def test_the_reference_graph_gives_the_same_numbers(tiny_model, folder, tmp_path):

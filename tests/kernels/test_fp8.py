@@ -10,7 +10,7 @@ from stan_infer.kernels.fp8_linear import (
     launch,
     quantise,
 )
-from stan_infer.network.eight_bits import quantise_weight
+from stan_infer.network.kernel_weights import in_e4m3
 from tests.grids import pairwise
 from tests.kernels.inputs import DEVICE, DTYPES, TOLERANCE, Maker, double, error
 
@@ -43,7 +43,7 @@ def test_rounding_is_e4m3_to_the_bit():
 def test_against_torch(dtype, activation, residual):
     new = Maker(dtype)
     x, b = new.rows(37, 96, scale=3.0), new(70)
-    w, scale = quantise_weight(Maker(torch.float32, 1)(70, 96), "fp8")
+    w, scale = in_e4m3(Maker(torch.float32, 1)(70, 96))
     r = None if residual is None else new.rows(residual, 70)
     got = launch(x, w, scale, 0.02, b, r, activation)
     x64, b64, r64 = double(x, b, r)
@@ -56,13 +56,13 @@ def test_against_torch(dtype, activation, residual):
 def test_what_does_not_fit_saturates():
     x = torch.full((1, 16), 1e6)
     assert quantise(x, torch.tensor(1.0)).float().eq(448).all()
-    w, scale = quantise_weight(torch.ones(4, 16), "fp8")
+    w, scale = in_e4m3(torch.ones(4, 16))
     got = launch(x, w, scale, 1.0, torch.zeros(4), None, "")
     torch.testing.assert_close(got, torch.full((1, 4), 448.0 * 16))
 
 
 def test_what_it_refuses():
-    w, scale = quantise_weight(torch.ones(4, 16), "fp8")
+    w, scale = in_e4m3(torch.ones(4, 16))
     x, b = torch.ones(2, 16), torch.zeros(4)
     for bad in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="x_scale"):
@@ -74,6 +74,6 @@ def test_what_it_refuses():
 def calls():
     """See test_linear."""
     new = Maker(torch.float32)
-    w8, scale = quantise_weight(new(96, 32), "fp8")
+    w8, scale = in_e4m3(new(96, 32))
     args = (new(26, 32), w8, scale, 0.01, new(96), new(27, 96), "")
     yield fp8_linear, args, 2 * 26 * 96 * 32
