@@ -49,8 +49,8 @@ bool without_times(const char* format) {
   return false;
 }
 
-Index scan(const std::filesystem::path& path) {
-  Media media(path);
+Index scan(const std::filesystem::path& path, const Call& call) {
+  Media media(path, call);
   Index index;
   bool missing = false, falling = false, partial = false;
   std::optional<std::int64_t> latest;  // time of decoding; it falls where recordings were joined
@@ -108,14 +108,20 @@ Index scan(const std::filesystem::path& path) {
   return index;
 }
 
+std::string hdr_of(const AVFrame& frame) {
+  return frame.color_trc == AVCOL_TRC_SMPTE2084      ? "PQ"
+         : frame.color_trc == AVCOL_TRC_ARIB_STD_B67 ? "HLG"
+                                                     : "";
+}
+
 using Range = std::pair<std::size_t, std::size_t>;  // first and last packet
 using Take = std::function<void(Media&, const AVFrame&)>;
 
 // Decodes `ranges` of packets, in order; each begins with a key packet.
 class Decoding {
  public:
-  Decoding(const std::filesystem::path& path, const Index& index)
-      : media_(path), index_(index), frame_(av_frame_alloc()) {
+  Decoding(const std::filesystem::path& path, const Index& index, const Call& call)
+      : media_(path, call), index_(index), frame_(av_frame_alloc()) {
     if (!frame_) throw std::bad_alloc();
   }
 
@@ -217,7 +223,7 @@ std::vector<Range> ranges_of(const Index& index, const std::set<std::size_t>& pa
 }
 
 // Drops the frames before the first key frame if they need a group that was cut away.
-void drop_broken_lead(const std::filesystem::path& path, Index& index) {
+void drop_broken_lead(const std::filesystem::path& path, Index& index, const Call& call) {
   if (!index.lead) return;
   std::set<std::int64_t> wanted, seen;
   std::size_t last = 0;
@@ -226,9 +232,9 @@ void drop_broken_lead(const std::filesystem::path& path, Index& index) {
     last = std::max(last, index.order[i]);
   }
   try {
-    Decoding(path, index).run({{index.first, last}}, nullptr, [&](Media&, const AVFrame& frame) {
-      seen.insert(frame.pts);
-    });
+    Decoding(path, index, call)
+        .run({{index.first, last}}, nullptr,
+             [&](Media&, const AVFrame& frame) { seen.insert(frame.pts); });
   } catch (const Damaged&) {
     seen.clear();
   } catch (const Untimed&) {
@@ -241,7 +247,7 @@ void drop_broken_lead(const std::filesystem::path& path, Index& index) {
 }
 
 Frames by_time(const std::filesystem::path& path, const Index& index, int frames,
-               const Shrink& shrink, bool straight) {
+               const Shrink& shrink, const Call& call, bool straight) {
   Frames found;
   found.total_frames = static_cast<std::int64_t>(index.order.size());
   found.indices = sample_indices(found.total_frames, frames);
@@ -254,12 +260,13 @@ Frames by_time(const std::filesystem::path& path, const Index& index, int frames
   }
   const auto ranges =
       straight ? std::vector<Range>{{index.first, *packets.rbegin()}} : ranges_of(index, packets);
-  Decoding decoding(path, index);
+  Decoding decoding(path, index, call);
   // In H.264 (only there without exception) a picture says if no other is built on it.
   const bool thin = !straight && decoding.is_h264();
   decoding.run(ranges, thin ? &packets : nullptr, [&](Media& media, const AVFrame& frame) {
     const auto number = wanted.find(frame.pts);
     if (number != wanted.end()) {
+      if (number->second == found.indices[0]) found.hdr = hdr_of(frame);
       found.by_number[number->second] = shrink(media::to_rgb(media, frame));
     }
   });
@@ -274,7 +281,7 @@ Frames by_time(const std::filesystem::path& path, const Index& index, int frames
 
 // Decodes everything in order: the only way to number frames that carry no time.
 Frames by_count(const std::filesystem::path& path, const Index& index, int frames,
-                const Shrink& shrink) {
+                const Shrink& shrink, const Call& call) {
   std::int64_t total = static_cast<std::int64_t>(index.order.size());
   for (int attempt = 0; attempt < 2 && total > 0; ++attempt) {
     Frames found;
@@ -283,10 +290,11 @@ Frames by_count(const std::filesystem::path& path, const Index& index, int frame
     const std::set<std::int64_t> wanted(found.indices.begin(), found.indices.end());
     std::int64_t count = 0;
     try {
-      Decoding(path, index)
+      Decoding(path, index, call)
           .run({{index.first, index.packets.size() - 1}}, nullptr,
                [&](Media& media, const AVFrame& frame) {
                  if (wanted.count(count)) {
+                   if (count == found.indices[0]) found.hdr = hdr_of(frame);
                    found.by_number[count] = shrink(media::to_rgb(media, frame));
                  }
                  ++count;
@@ -306,17 +314,18 @@ Frames by_count(const std::filesystem::path& path, const Index& index, int frame
 
 }  // namespace
 
-Frames read_frames(const std::filesystem::path& path, int frames, const Shrink& shrink) {
-  Index index = scan(path);
+Frames read_frames(const std::filesystem::path& path, int frames, const Shrink& shrink,
+                   const Call& call) {
+  Index index = scan(path, call);
   const auto damaged = [&](const Damaged& e) {
     return bad_video(shown(path.string(), 4096) + ": " + e.what +
                      "; fetch it again or re-encode it");
   };
   if (index.timed) {
-    drop_broken_lead(path, index);
+    drop_broken_lead(path, index, call);
     for (bool straight : {false, true}) {
       try {
-        return by_time(path, index, frames, shrink, straight);
+        return by_time(path, index, frames, shrink, call, straight);
       } catch (const Untimed&) {
       } catch (const Damaged& e) {
         // A key frame that is none looks like damage; from the start there is no such doubt.
@@ -326,7 +335,7 @@ Frames read_frames(const std::filesystem::path& path, int frames, const Shrink& 
     index.timed = false;
   }
   try {
-    return by_count(path, index, frames, shrink);
+    return by_count(path, index, frames, shrink, call);
   } catch (const Damaged& e) {
     throw damaged(e);
   }

@@ -61,9 +61,9 @@ class Program:
     openvino: bool
     environment: dict[str, str] = field(default_factory=dict)
 
-    def run(self, *arguments, probe=False, face=False, stdin=None):
+    def run(self, *arguments, probe=False, face=False, other=None, stdin=None):
         """Run it; answers with the finished process, its output as text."""
-        name = "probe" if probe else "face" if face else "stan_infer/stan_classify"
+        name = "probe" if probe else "face" if face else other or "stan_infer/stan_classify"
         ours = {"STAN_INFER_ORT_LIBRARY": str(ort_library()), **self.environment}
         return subprocess.run(
             [self.build / name, *map(os.fsencode, arguments)],
@@ -122,11 +122,12 @@ def stand_in(root):
         f"-I{here}",
         f"-I{cpp}/src",
         f"-I{cpp}/include",
+        f"-I{cpp}/third_party/onnxruntime",
     ]
-    parts = ("backend_ort", "tensor", "folder", "sha256", "shown")
+    parts = ("backend_ort", "call", "tensor", "folder", "sha256", "shown")
     sources = [here / "stand_in.cpp", *(cpp / "src" / f"{part}.cpp" for part in parts)]
     library = root / "lib" / "libnvinfer.so"
-    command = ["c++", *flags, *sources, "-ldl", "-o", library]
+    command = ["c++", *flags, *sources, "-ldl", "-pthread", "-o", library]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     shutil.copy(library, root / "lib" / "libcudart.so")
