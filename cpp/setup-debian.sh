@@ -10,5 +10,5 @@ apt-cache show "$runtime" >/dev/null 2>&1 || runtime=
 $sudo apt-get install -y --no-install-recommends \
   cmake make g++ pkg-config \
   libavformat-dev libavcodec-dev libavutil-dev libswscale-dev \
-  libicu-dev nlohmann-json3-dev \
+  libicu-dev libssl-dev nlohmann-json3-dev \
   clang $runtime

@@ -54,9 +54,12 @@ void walk(const fs::path& folder, std::set<fs::path>& seen, std::vector<fs::path
     (entry.is_directory(broken) ? folders : found).push_back(entry.path());
   }
   std::sort(folders.begin(), folders.end());
-  for (const fs::path& inner : folders) {
-    if (seen.insert(fs::canonical(inner)).second) walk(inner, seen, found);
-  }
+  // What lies here is known before what lies deeper: a link from there is passed over.
+  const auto known = [&](const fs::path& inner) {
+    return !seen.insert(fs::canonical(inner)).second;
+  };
+  folders.erase(std::remove_if(folders.begin(), folders.end(), known), folders.end());
+  for (const fs::path& inner : folders) walk(inner, seen, found);
 }
 
 std::vector<fs::path> videos_below(const fs::path& folder) {

@@ -39,6 +39,7 @@ struct Index {
   bool timed = false;              // order is that of presentation; else of decoding
   std::size_t first = 0;           // the first key packet; what comes before cannot be decoded
   std::size_t lead = 0;            // frames shown before the first key frame
+  std::string hdr;                 // see Frames
 };
 
 bool without_times(const char* format) {
@@ -52,6 +53,10 @@ bool without_times(const char* format) {
 Index scan(const std::filesystem::path& path, const Call& call) {
   Media media(path, call);
   Index index;
+  const AVColorTransferCharacteristic transfer = media.stream().codecpar->color_trc;
+  index.hdr = transfer == AVCOL_TRC_SMPTE2084      ? "PQ"
+              : transfer == AVCOL_TRC_ARIB_STD_B67 ? "HLG"
+                                                   : "";
   bool missing = false, falling = false, partial = false;
   std::optional<std::int64_t> latest;  // time of decoding; it falls where recordings were joined
   while (const AVPacket* packet = media.next_packet()) {
@@ -106,12 +111,6 @@ Index scan(const std::filesystem::path& path, const Call& call) {
   index.lead = static_cast<std::size_t>(std::count_if(
       sorted.begin(), sorted.end(), [&](std::size_t i) { return time(i) < time(index.first); }));
   return index;
-}
-
-std::string hdr_of(const AVFrame& frame) {
-  return frame.color_trc == AVCOL_TRC_SMPTE2084      ? "PQ"
-         : frame.color_trc == AVCOL_TRC_ARIB_STD_B67 ? "HLG"
-                                                     : "";
 }
 
 using Range = std::pair<std::size_t, std::size_t>;  // first and last packet
@@ -249,6 +248,7 @@ void drop_broken_lead(const std::filesystem::path& path, Index& index, const Cal
 Frames by_time(const std::filesystem::path& path, const Index& index, int frames,
                const Shrink& shrink, const Call& call, bool straight) {
   Frames found;
+  found.hdr = index.hdr;
   found.total_frames = static_cast<std::int64_t>(index.order.size());
   found.indices = sample_indices(found.total_frames, frames);
   std::set<std::size_t> packets;
@@ -266,7 +266,6 @@ Frames by_time(const std::filesystem::path& path, const Index& index, int frames
   decoding.run(ranges, thin ? &packets : nullptr, [&](Media& media, const AVFrame& frame) {
     const auto number = wanted.find(frame.pts);
     if (number != wanted.end()) {
-      if (number->second == found.indices[0]) found.hdr = hdr_of(frame);
       found.by_number[number->second] = shrink(media::to_rgb(media, frame));
     }
   });
@@ -285,6 +284,7 @@ Frames by_count(const std::filesystem::path& path, const Index& index, int frame
   std::int64_t total = static_cast<std::int64_t>(index.order.size());
   for (int attempt = 0; attempt < 2 && total > 0; ++attempt) {
     Frames found;
+    found.hdr = index.hdr;
     found.total_frames = total;
     found.indices = sample_indices(total, frames);
     const std::set<std::int64_t> wanted(found.indices.begin(), found.indices.end());
@@ -294,7 +294,6 @@ Frames by_count(const std::filesystem::path& path, const Index& index, int frame
           .run({{index.first, index.packets.size() - 1}}, nullptr,
                [&](Media& media, const AVFrame& frame) {
                  if (wanted.count(count)) {
-                   if (count == found.indices[0]) found.hdr = hdr_of(frame);
                    found.by_number[count] = shrink(media::to_rgb(media, frame));
                  }
                  ++count;

@@ -18,7 +18,7 @@ struct Frames {
   std::map<std::int64_t, Tensor> by_number;  // what `shrink` made of each chosen frame
   std::vector<std::int64_t> indices;         // chosen frames in order, with repeats
   std::int64_t total_frames = 0;
-  std::string hdr;  // "PQ" or "HLG": the transfer that the first chosen frame names; "" else
+  std::string hdr;  // "PQ" or "HLG": the transfer that the file names; "" else
 };
 
 // A full picture, uint8 [1, height, width, 3], already turned -> what is kept of it.

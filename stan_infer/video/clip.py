@@ -46,7 +46,8 @@ class Clip:
     frame numbers from 0; of views [V, T]. total_frames: frames of the video. decoder: "pyav",
     "decord" or "decord-as-is". source_size: (height, width) of the first frame read, after
     rotation, before resizing. gap_s: see gaps.seconds_between. seconds: start and end of the part
-    of the video that it shows, None: all.
+    of the video that it shows, None: all. hdr: "PQ" or "HLG", the transfer of a video in HDR, whose
+    values are taken as they are stored.
     """
 
     pixels: NDArray[np.uint8]
@@ -56,6 +57,7 @@ class Clip:
     source_size: tuple[int, int]
     gap_s: float | None = 0.0
     seconds: tuple[float, float] | None = None
+    hdr: str | None = None
 
 
 def sample_indices(total_frames: int, frames: int, clip: int = 0, clips: int = 1) -> Indices:
@@ -165,8 +167,8 @@ def read_clip_info(path: str | os.PathLike[str], spec: ClipSpec) -> Clip:
     indices = found.indices.reshape(clips, spec.frames).repeat(crops, axis=0)
     if spec.views is None:
         indices = indices[0]
-    gap = seconds_between(found.seconds, found.total_frames, spec.frames)
-    return Clip(pixels, indices, found.total_frames, name, found.size, gap)
+    gap = seconds_between(found.stated.seconds, found.total_frames, spec.frames)
+    return Clip(pixels, indices, found.total_frames, name, found.size, gap, hdr=found.stated.hdr)
 
 
 def reader_of(spec: ClipSpec) -> str:

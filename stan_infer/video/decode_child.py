@@ -94,6 +94,7 @@ def _facts(clip: Clip) -> dict[str, Any]:
         "source_size": list(clip.source_size),
         "gap_s": clip.gap_s,
         "seconds": clip.seconds,
+        "hdr": clip.hdr,
     }
 
 

@@ -220,6 +220,7 @@ def _clip(header: dict[str, Any], pixels: bytes, spec: ClipSpec) -> Clip:
         source_size=(int(height), int(width)),
         gap_s=None if header["gap_s"] is None else float(header["gap_s"]),
         seconds=header["seconds"] and tuple(header["seconds"]),
+        hdr=header["hdr"],
     )
 
 

@@ -12,13 +12,14 @@ import pytest
 
 import stan_infer as si
 from stan_infer.network.model import Stan, init_random
+from tests.cli.conftest import cli  # noqa: F401  # a fixture
 from tests.conftest import ROOT, edit_json, tiny_config
 from tests.exported import exported as make_exported
 from tests.hostile.folders import entry_of
 
 SOURCE = Path(__file__).parent
 MOTION = ROOT / "examples" / "motion"
-LIBRARIES = ("libavformat", "libavcodec", "libavutil", "libswscale", "icu-uc")
+LIBRARIES = ("libavformat", "libavcodec", "libavutil", "libswscale", "icu-uc", "libcrypto")
 # ONNX Runtime keeps some objects for its whole life, which are no leaks of ours; what the program
 # itself leaks lies in frames without that library and is still reported.
 SUPPRESSED = "leak:libonnxruntime\n"
