@@ -286,18 +286,9 @@ class OrtBackend final : public Backend {
   OrtBackend(const Api& api, const std::string& version, void* library, const Options& options)
       : api_(api),
         version_(version),
-        env_(options.ort_env, [](OrtEnv*) {}),
+        env_(new_env(options)),  // first: providers write to its log
         options_(new_options(library, options)),
         whole_options_(new_options(library, options)) {
-    if (!env_) {
-      env_ = make<OrtEnv>(api, api.ReleaseEnv, "start", [&](OrtEnv** e) {
-        return api.CreateEnv(ORT_LOGGING_LEVEL_FATAL, "stan_infer", e);
-      });
-      // Once more: a program may have loaded the library before us, when kSilence was not set.
-      const char* silence = std::getenv(kSilence);
-      if (!silence || silence == std::string("1"))
-        check(api, api.DisableTelemetryEvents(env_.get()), "telemetry");
-    }
     set(whole_options_.get(), "session.disable_quant_qdq", "1");
   }
 
@@ -320,6 +311,18 @@ class OrtBackend final : public Backend {
   }
 
  private:
+  Owned<OrtEnv> new_env(const Options& given) const {
+    if (given.ort_env) return {given.ort_env, [](OrtEnv*) {}};
+    auto env = make<OrtEnv>(api_, api_.ReleaseEnv, "start", [&](OrtEnv** e) {
+      return api_.CreateEnv(ORT_LOGGING_LEVEL_FATAL, "stan_infer", e);
+    });
+    // Once more: a program may have loaded the library before us, when kSilence was not set.
+    const char* silence = std::getenv(kSilence);
+    if (!silence || silence == std::string("1"))
+      check(api_, api_.DisableTelemetryEvents(env.get()), "telemetry");
+    return env;
+  }
+
   Owned<OrtSessionOptions> new_options(void* library, const Options& given) {
     auto options = make<OrtSessionOptions>(
         api_, api_.ReleaseSessionOptions, "options", [&](OrtSessionOptions** o) {

@@ -198,6 +198,9 @@ void loop(const char* folder, const char* video) {
 
 // An environment and session options of the caller's.
 void own(const char* folder, const char* video) {
+  // FFmpeg's, which the library links.
+  const auto log_level = reinterpret_cast<int (*)()>(dlsym(RTLD_DEFAULT, "av_log_get_level"));
+  const int level_before = log_level();
   const auto check = [](OrtStatusPtr status) { need(!status, "ONNX Runtime"); };
   Model plain(folder, options());
   need(environments == 1 && threads_set > 0, "its own environment");
@@ -235,6 +238,7 @@ void own(const char* folder, const char* video) {
   const OrtApiBase old = {[](uint32_t) noexcept -> const OrtApi* { return nullptr; }, get_version};
   refused("an old one", "missing", [&](Options& o) { o.ort_api_base = &old; });
   real->ReleaseSessionOptions(session);
+  need(log_level() == level_before, "the level of FFmpeg's log is the host's");
 }
 
 }  // namespace

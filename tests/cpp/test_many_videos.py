@@ -61,7 +61,7 @@ def same(mine, wanted):
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_lines_are_those_of_stan_infer_run(cli, plain, exported, videos, batch):
-    options = ("--labels", LABELS, "--top", "3", "--batch", batch, "--threads", "1")
+    options = ("--labels", LABELS, "--top", "3", "--batch", str(batch), "--threads", "1")
     code, wanted = in_python(cli, exported, videos, CLIPS, *options)
     assert code == 2 and sum("error" in record for record in wanted) == 3
     ended, found = in_cpp(plain, exported, videos, CLIPS, *options)
