@@ -75,7 +75,7 @@ def test_the_example_for_a_file(examples, plain, exported):
     assert answer.returncode == 2 and answer.stderr.startswith("error: cannot read the video")
 
 
-def frames_through(program, folder):
+def frames_through(*program, folder, library=None):
     """What the example for frames in memory prints for the frames of a clip."""
     av = pytest.importorskip("av")
     from stan_infer.video.rgb import upright_rgb
@@ -84,17 +84,17 @@ def frames_through(program, folder):
         frames = [upright_rgb(frame, CLIP) for frame in container.decode(video=0)]
     height, width = frames[0].shape[:2]
     answer = subprocess.run(
-        [program, folder, str(width), str(height)],
+        [*program, folder, str(width), str(height)],
         input=b"".join(frame.tobytes() for frame in frames),
         stdout=subprocess.PIPE,
-        env=os.environ | {"STAN_INFER_ORT_LIBRARY": str(ort_library())},
+        env=os.environ | {"STAN_INFER_ORT_LIBRARY": str(library or ort_library())},
         check=True,
     )
     return chances(answer.stdout.decode())
 
 
 def test_the_example_for_frames_in_memory(examples, plain, exported):
-    assert frames_through(examples / "classify_frames", exported) == wanted(plain, exported)
+    assert frames_through(examples / "classify_frames", folder=exported) == wanted(plain, exported)
 
 
 def test_parts_that_are_left_out(plain, exported, tmp_path):
@@ -107,7 +107,7 @@ def test_parts_that_are_left_out(plain, exported, tmp_path):
     assert "video_embeds" in stages and "input_ids" not in stages
     done("cmake", "--install", made, "--prefix", tmp_path / "prefix")
     out = configured(ROOT / "examples" / "cpp", tmp_path / "examples", tmp_path / "prefix")
-    assert frames_through(out / "classify_frames", exported) == wanted(plain, exported)
+    assert frames_through(out / "classify_frames", folder=exported) == wanted(plain, exported)
 
 
 def test_the_installed_program(prefix, exported):
