@@ -8,6 +8,8 @@ import sys
 import pytest
 
 import stan_infer as si
+from benchmarks import cpp
+from benchmarks.tables import library as tables
 from tests.conftest import ROOT
 from tests.cpp.conftest import MOTION, SOURCE, build, ort_library, package_folder
 
@@ -176,3 +178,24 @@ def test_pkg_config(prefix, kind, exported, tmp_path):
     library = {"LD_LIBRARY_PATH": str(prefix / "lib")}
     found = done(tmp_path / "program", exported, CLIP, "a", "b", **library)
     assert set(chances(found)) == {"a", "b"}
+
+
+def test_the_benchmark_compares_the_same_embeddings(prefix, kind, exported, monkeypatch):
+    if kind == "static":
+        pytest.skip("with OpenVINO and TensorRT, which have no .pc files")
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(prefix / "lib"))
+    program = cpp.loop_program(prefix)
+    row = cpp.clips_row("clips", program, exported, [CLIP, CLIP], 1, 1)
+    assert row["ratio"] == pytest.approx(row["python_s_p50"] / row["cpp_s_p50"])
+    start = cpp.start_row(prefix, exported, 1, sys.executable)
+    recorded = {
+        "machine": {"cpu": "X", "cores": 2, "system": "Linux", "python": "3.11"},
+        "versions": {"torch": "2", "onnxruntime": "1"},
+        "date": "today",
+    }
+    size = {"measure": "size", "bytes": 123456}
+    rows = [r | recorded for r in (row, start, size)]
+    monkeypatch.setattr(tables, "newest", lambda *_: rows)
+    table = tables.cpp_table()
+    assert f"2 clips of 64x64, each | {1e3 * row['cpp_s_p50']:.1f} |" in table
+    assert "start to first score" in table and "123 kB" in table
