@@ -53,6 +53,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "scale": scale_table,
     "canaries": library.canaries_table,
     "embed_memory": library.memory_table,
+    "cpp": library.cpp_table,
     "motion": quality.motion_table,
     "packed": gpu.packed_table,
     "plans": speed.plans_table,

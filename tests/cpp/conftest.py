@@ -56,18 +56,19 @@ def ort_library():
 
 @dataclass(frozen=True)
 class Program:
-    """One build of stan_classify and of the probe."""
+    """One build of stan_classify and of the probe; before: words that start it, as of qemu."""
 
     build: Path
     openvino: bool
     environment: dict[str, str] = field(default_factory=dict)
+    before: tuple[str, ...] = ()
 
     def run(self, *arguments, probe=False, face=False, other=None, stdin=None):
         """Run it; answers with the finished process, its output as text."""
         name = "probe" if probe else "face" if face else other or "stan_infer/stan_classify"
         ours = {"STAN_INFER_ORT_LIBRARY": str(ort_library()), **self.environment}
         return subprocess.run(
-            [self.build / name, *map(os.fsencode, arguments)],
+            [*self.before, self.build / name, *map(os.fsencode, arguments)],
             input=stdin,
             capture_output=True,
             timeout=120,
@@ -81,15 +82,16 @@ class Program:
         return json.loads(done.stdout)
 
 
-def build(folder, *settings, openvino, source=SOURCE):
+def build(folder, *settings, openvino=False, source=SOURCE, before=()):
+    """Build `source` in `folder`; before: words before cmake, as chroot and its folder."""
     need_tools()
     flags = [f"-D{s}" for s in ("CMAKE_BUILD_TYPE=None", "CMAKE_CXX_FLAGS=-O0", *settings)]
     if openvino:
         place = package_folder("openvino")
         flags += ["-DSTAN_INFER_OPENVINO=ON", f"-DOpenVINO_DIR={place / 'cmake'}"]
     for command in (
-        ["cmake", "-S", source, "-B", folder, *flags],
-        ["cmake", "--build", folder, "-j2"],
+        [*before, "cmake", "-S", source, "-B", folder, *flags],
+        [*before, "cmake", "--build", folder, "-j2"],
     ):
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -150,7 +152,24 @@ def sanitized(tmp_path_factory):
     suppressed = folder / "suppressed.txt"
     suppressed.write_text(SUPPRESSED)
     environment = {"LSAN_OPTIONS": f"suppressions={suppressed}:print_suppressions=0"}
-    return Program(build(folder, "STAN_INFER_SANITIZE=ON", openvino=False), False, environment)
+    made = build(folder, "STAN_INFER_SANITIZE=address,undefined")
+    return Program(made, False, environment)
+
+
+@pytest.fixture(scope="session")
+def raced(tmp_path_factory):
+    """By Clang, with ThreadSanitizer, which sees only the library's own code."""
+    if shutil.which("clang++") is None:
+        unavailable("clang++ is not installed: cpp/setup-debian.sh --tests")
+    folder = tmp_path_factory.mktemp("cpp-raced")
+    suppressed = folder / "suppressed.txt"
+    # ONNX Runtime unlocks one more mutex, of its own, when the program ends.
+    suppressed.write_text("called_from_lib:libonnxruntime\nmutex:__run_exit_handlers\n")
+    environment = {"TSAN_OPTIONS": f"suppressions={suppressed}:halt_on_error=1"}
+    settings = ("CMAKE_CXX_COMPILER=clang++", "STAN_INFER_SANITIZE=thread")
+    # Clang's older runtimes cannot place their memory where the kernel scatters addresses widely.
+    before = ("setarch", "-R")
+    return Program(build(folder, *settings), False, environment, before)
 
 
 @pytest.fixture(scope="session")

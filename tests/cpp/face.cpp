@@ -1,4 +1,5 @@
 // Uses the library as a program of one's own does, by its public header alone.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>

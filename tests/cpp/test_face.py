@@ -56,7 +56,9 @@ def test_what_callers_get_wrong_is_a_typed_error(program, small):
         assert name in RIGHT or what.isprintable() and what, name
 
 
-def test_threads_share_a_model(program, small):
+@pytest.mark.parametrize("made", ["plain", "sanitized", "raced"])
+def test_threads_share_a_model(request, made, small):
+    program = request.getfixturevalue(made)
     done = program.run("threads", small, CLIP, face=True)
     assert done.returncode == 0 and done.stderr == "", done.stderr
 

@@ -11,7 +11,7 @@ CLIP = MOTION / "clips" / "red_cross_moves_left.mp4"
 HEADER = ROOT / "cpp/third_party/onnxruntime/onnxruntime_c_api.h"
 
 
-@pytest.fixture(params=["plain", "sanitized"])
+@pytest.fixture(params=["plain", "sanitized", "raced"])
 def program(request):
     return request.getfixturevalue(request.param)
 
