@@ -62,7 +62,7 @@ def loop_program(prefix: Path) -> Path:
 
 def size_row(place: Path) -> dict[str, Any]:
     """The size of the example for frames in memory, with nothing else in the library."""
-    parts = [f"STAN_INFER_{part}=OFF" for part in ("FFMPEG", "TEXTS", "PROGRAM")]
+    parts = [f"STAN_INFER_{part}=OFF" for part in ("FFMPEG", "TEXTS", "OPENSSL", "PROGRAM")]
     out = build(ROOT / "examples" / "cpp", place / "examples", installed(place, *parts))
     _done("strip", out / "classify_frames")
     return {"measure": "size", "bytes": (out / "classify_frames").stat().st_size}
