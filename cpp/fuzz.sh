@@ -10,7 +10,7 @@ fi
 case $seconds in '' | *[!0-9]*) echo "error: --seconds is '$seconds'; give a number" >&2; exit 2 ;; esac
 seeds=${1:-}
 here=$(cd "$(dirname "$0")" && pwd)
-command -v clang++ >/dev/null || { echo "error: clang++ is not installed: $here/setup-debian.sh" >&2; exit 3; }
+command -v clang++ >/dev/null || { echo "error: clang++ is not installed: $here/setup-debian.sh --tests" >&2; exit 3; }
 build=${STAN_INFER_FUZZ_BUILD:-$here/build-fuzz}
 cmake -S "$here" -B "$build" -DCMAKE_CXX_COMPILER=clang++ -DSTAN_INFER_FUZZ=ON -DCMAKE_BUILD_TYPE=None >/dev/null
 targets="manifest npz onnx_file plan text tokenizer"

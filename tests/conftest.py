@@ -60,9 +60,10 @@ GOLDEN_CASES = (
 # plan that is built first (BUILT); points of a grid (tests/grids.py); and what takes many seconds
 # although its folder is quick (SLOW): the rest of that folder proves the numbers without it.
 WHOLE = {"tests/benchmarks", "tests/cli", "tests/cpp", "tests/examples", "tests/hostile"}
+WHOLE |= {"tests/platforms"}
 QUICK = {"tests/cli/test_commands.py", "tests/cli/test_parsing.py", "tests/cli/test_vocabulary.py"}
 QUICK |= {"tests/benchmarks/test_quantisers.py"}
-BUILT = {"plain", "sanitized", "program", "rtx", "quantised"}
+BUILT = {"plain", "sanitized", "raced", "program", "rtx", "quantised"}
 SLOW = {
     "tests/artefacts/test_npz_file.py::test_a_bomb_takes_no_memory",
     "tests/artefacts/test_onnx_sizes.py::test_sizes_are_those_of_the_runtime",
@@ -132,6 +133,7 @@ SLOW = {
 # The longest files of `make test-all` go first, so that all processes end at about the same time.
 LONGEST = (
     "tests/cpp/",
+    "tests/platforms/",
     "tests/verification/",
     "tests/tensorrt_plans/test_build.py",
     "tests/cli/",

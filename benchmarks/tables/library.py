@@ -1,4 +1,4 @@
-"""Tables of measurements of libraries: other stacks, memory, rates, searches, stores."""
+"""Tables of measurements of libraries: other stacks, memory, rates, searches, stores, C++."""
 
 from __future__ import annotations
 
@@ -139,3 +139,32 @@ def indexes_table() -> str:
         "search | vectors | built in | index on the disk | memory to build | p50 | p95 | recall@10"
     )
     return machine_line(*rows) + markdown(head, lines)
+
+
+_MEASURES = {
+    "start": "start to first score, 1 clip",
+    "clips": "file to embedding, {videos} clips of 64x64, each",
+    "film": "file to embedding, a minute of 1080p",
+}
+
+
+def cpp_table() -> str:
+    """The C++ library beside the Python package: the newest run of each measure."""
+    rows = newest("cpp", "measure")
+    timed = [r for name in _MEASURES for r in rows if r["measure"] == name]
+    if not timed:
+        return NOT_MEASURED
+    lines = [
+        f"{_MEASURES[r['measure']].format(**r)} | {1e3 * r['cpp_s_p50']:.1f} "
+        f"| {1e3 * r['python_s_p50']:.1f} | {r['ratio']:.2f}x "
+        f"({r['ratio_range'][0]:.2f} to {r['ratio_range'][1]:.2f}) | {r['rounds']}"
+        for r in timed
+    ]
+    head = "| C++, ms | Python, ms | Python / C++ (range) | pairs"
+    text = machine_line(*timed) + markdown(head, lines)
+    for r in (r for r in rows if r["measure"] == "size"):
+        text += (
+            f"\n\nThe example for frames in memory, linked with a library that has neither FFmpeg "
+            f"nor texts, stripped: {r['bytes'] / 1e3:.0f} kB, beside ONNX Runtime's own library."
+        )
+    return text

@@ -59,6 +59,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "serve": library.serve_table,
     "stores": library.stores_table,
     "indexes": library.indexes_table,
+    "cpp": library.cpp_table,
     "motion": quality.motion_table,
     "packed": gpu.packed_table,
     "plans": speed.plans_table,

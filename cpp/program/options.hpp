@@ -15,9 +15,16 @@ Exit exit_of(ErrorCode code);
 // Compiled in from the library: text of a stranger for a message.
 std::string shown(const std::string& text, std::size_t limit = 80);
 
+void say(const std::string& line);  // to standard error
+
 struct CommandLine {
-  std::filesystem::path folder, video;
+  std::filesystem::path folder;
+  std::vector<std::filesystem::path> videos, lists;  // lists: files with a name per line
   std::vector<std::string> texts;
+  std::filesystem::path texts_file, labels_file;
+  std::string provider = "CPU";
+  double timeout = 60;  // seconds for the reading of one video
+  int batch = 1;
   std::string engine = "ort";
   std::filesystem::path ort_library;  // empty: the system's
   int top = 5;

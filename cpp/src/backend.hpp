@@ -25,8 +25,9 @@ class Session {
   virtual const std::vector<Slot>& inputs() const = 0;
   virtual const std::vector<Slot>& outputs() const = 0;
 
-  // inputs: in the order of inputs(). The result is in the order of outputs().
-  virtual std::vector<Tensor> run(const std::vector<View>& inputs) = 0;
+  // inputs: in the order of inputs(). The result is in the order of outputs(). Throws some Error
+  // where `call` ended it, and runs again after that.
+  virtual std::vector<Tensor> run(const std::vector<View>& inputs, const Call& call) = 0;
 };
 
 // A graph's content.
@@ -42,15 +43,15 @@ struct GraphSource {
 class Backend {
  public:
   virtual ~Backend() = default;
-  virtual std::string name() const = 0;  // with its version
+  virtual std::string name() const = 0;     // with its version
+  virtual std::string version() const = 0;  // alone
+  virtual std::string provider() const { return ""; }
   virtual std::unique_ptr<Session> open(const GraphSource& source) const = 0;
 };
 
-// threads: 0 leaves the number to the engine. Both throw Error (missing) where the engine is not
-// there. library: path of libonnxruntime.so, or empty for the system's libonnxruntime.so.1. Its
-// telemetry is off: ORT_DISABLE_TELEMETRY=1 goes into the environment unless it has a value there.
-std::unique_ptr<Backend> open_onnxruntime(const std::filesystem::path& library, int threads);
-std::unique_ptr<Backend> open_openvino(int threads);
+// All throw Error (missing) where the engine is not there.
+std::unique_ptr<Backend> open_onnxruntime(const Options& options);
+std::unique_ptr<Backend> open_openvino(int threads);  // 0: its choice
 // The folder's plans on an NVIDIA GPU for the towers; preprocessing and score run in `other`.
 std::unique_ptr<Backend> open_tensorrt(std::unique_ptr<Backend> other);
 

@@ -2,6 +2,7 @@
 #include <openvino/openvino.hpp>
 
 #include "backend.hpp"
+#include "call.hpp"
 #include "error.hpp"
 
 namespace stan_infer {
@@ -82,7 +83,7 @@ class OpenVinoSession final : public Session {
   const std::vector<Slot>& inputs() const override { return inputs_; }
   const std::vector<Slot>& outputs() const override { return outputs_; }
 
-  std::vector<Tensor> run(const std::vector<View>& inputs) override {
+  std::vector<Tensor> run(const std::vector<View>& inputs, const Call& call) override {
     return told("running " + name_, [&] {
       for (std::size_t i = 0; i < inputs.size(); ++i) {
         const View& tensor = inputs[i];
@@ -91,7 +92,10 @@ class OpenVinoSession final : public Session {
         std::memcpy(own.data(), tensor.data, tensor.size());
         request_.set_input_tensor(i, own);
       }
-      request_.infer();
+      {
+        const Watch watch(call, [this] { request_.cancel(); });
+        request_.infer();
+      }
       std::vector<Tensor> results;
       for (std::size_t i = 0; i < outputs_.size(); ++i) {
         const ov::Tensor own = request_.get_output_tensor(i);
@@ -124,8 +128,10 @@ class OpenVinoBackend final : public Backend {
   }
 
   std::string name() const override {
-    return std::string("OpenVINO ") + ov::get_openvino_version().buildNumber;
+    return "OpenVINO " + version();
   }
+  std::string version() const override { return ov::get_openvino_version().buildNumber; }
+  std::string provider() const override { return "CPU"; }
 
   std::unique_ptr<Session> open(const GraphSource& source) const override {
     return told("opening " + source.name, [&]() -> std::unique_ptr<Session> {

@@ -109,7 +109,7 @@ class PlanSession final : public Session {
   const std::vector<Slot>& inputs() const override { return inputs_; }
   const std::vector<Slot>& outputs() const override { return outputs_; }
 
-  std::vector<Tensor> run(const std::vector<View>& inputs) override {
+  std::vector<Tensor> run(const std::vector<View>& inputs, const Call&) override {
     nvinfer1::IExecutionContext& context = context_of(profile_of_inputs(inputs));
     std::vector<std::unique_ptr<Memory>> memory;
     for (std::size_t i = 0; i < inputs.size(); ++i) {
@@ -194,8 +194,11 @@ class TensorRtBackend final : public Backend {
   }
 
   std::string name() const override {
-    return "TensorRT " + std::to_string(version_[0]) + "." + std::to_string(version_[1]) + "." +
-           std::to_string(version_[2]) + " (preprocessing and score: " + other_->name() + ")";
+    return "TensorRT " + version() + " (preprocessing and score: " + other_->name() + ")";
+  }
+  std::string version() const override {
+    return std::to_string(version_[0]) + "." + std::to_string(version_[1]) + "." +
+           std::to_string(version_[2]);
   }
 
   std::unique_ptr<Session> open(const GraphSource& source) const override {

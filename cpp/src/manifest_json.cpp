@@ -37,10 +37,11 @@ Json parse_json(const std::string& text) {
   }
 }
 
-const Json& member(const Json& object, const std::string& key, const std::string& where) {
-  if (!object.is_object()) fail(shown(where) + " is no object");
-  const auto found = object.find(key);
-  if (found == object.end()) fail("'" + key + "' is missing in " + shown(where));
+const Json& member(const Json& object, std::string_view key, std::string_view where) {
+  const std::string place(where), name(key);
+  if (!object.is_object()) fail(shown(place) + " is no object");
+  const auto found = object.find(name);
+  if (found == object.end()) fail("'" + name + "' is missing in " + shown(place));
   return *found;
 }
 
@@ -68,9 +69,9 @@ double number(const Json& value, const std::string& where) {
   return value.get<double>();
 }
 
-const Json& list(const Json& value, const std::string& where) {
+const Json& list(const Json& value, std::string_view where) {
   if (!value.is_array() || value.size() > kMaxItems) {
-    fail(shown(where) + " is no list of at most " + std::to_string(kMaxItems) + " items");
+    fail(shown(std::string(where)) + " is no list of at most " + std::to_string(kMaxItems) + " items");
   }
   return value;
 }

@@ -3,6 +3,7 @@
 
 #include <nlohmann/json.hpp>
 #include <string>
+#include <string_view>
 
 #include "manifest.hpp"
 
@@ -17,12 +18,12 @@ using Json = nlohmann::json;
 Json parse_json(const std::string& text);
 
 // Every reader takes the place of the value for its message, as "graphs[0].file".
-const Json& member(const Json& object, const std::string& key, const std::string& where);
+const Json& member(const Json& object, std::string_view key, std::string_view where);
 std::string text(const Json& value, const std::string& where);
 std::int64_t integer(const Json& value, std::int64_t least, std::int64_t most,
                      const std::string& where);
 double number(const Json& value, const std::string& where);
-const Json& list(const Json& value, const std::string& where);
+const Json& list(const Json& value, std::string_view where);
 std::string spelled(double value);  // as in JSON, for a message
 
 Config model_of(const Json& json);  // of "model"

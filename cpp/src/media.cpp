@@ -49,14 +49,21 @@ std::string error_text(int code) {
   return text;
 }
 
-Media::Media(const std::filesystem::path& path) : name_(shown(path.string(), kName)) {
+Media::Media(const std::filesystem::path& path, const Call& call)
+    : name_(shown(path.string(), kName)), call_(call) {
   check_regular(path);
-  AVFormatContext* raw = nullptr;
+  AVFormatContext* raw = avformat_alloc_context();
+  if (!raw) throw std::bad_alloc();
+  raw->interrupt_callback = {[](void* opaque) -> int {
+                               return static_cast<const Call*>(opaque)->is_over();
+                             },
+                             const_cast<Call*>(&call)};
   AVDictionary* open_options =
       options({{"protocol_whitelist", "file"}, {"format_whitelist", kContainers}});
   const std::string url = "file:" + std::filesystem::absolute(path).string();
   const int opened = avformat_open_input(&raw, url.c_str(), nullptr, &open_options);
   av_dict_free(&open_options);
+  if (opened < 0) call_.check();
   if (opened == AVERROR(EINVAL)) {  // FFmpeg's answer to a format that is not on the list
     throw bad_video(name_ +
                     " is no video: its contents look like a picture, text, sound or playlist; "
@@ -68,6 +75,7 @@ Media::Media(const std::filesystem::path& path) : name_(shown(path.string(), kNa
   }
   container_.reset(raw);
   const int found = avformat_find_stream_info(raw, nullptr);
+  call_.check();
   if (found < 0) {
     throw bad_video("cannot read the streams of " + name_ + ": " + error_text(found) +
                     "; fetch it again");
@@ -108,6 +116,7 @@ AVPacket* Media::next_packet() {
   while (true) {
     av_packet_unref(packet_.get());
     const int code = av_read_frame(container_.get(), packet_.get());
+    call_.check();
     if (code == AVERROR_EOF) return nullptr;
     if (code < 0) {
       throw bad_video(name_ + " cannot be read to its end: " + error_text(code) +

@@ -27,10 +27,11 @@ using Owned = std::unique_ptr<T, Deleter>;
 
 std::string error_text(int code);  // of a negative FFmpeg return value
 
-// A file of a known container, its main video stream and a decoder for it.
+// A file of a known container, its main video stream and a decoder for it. Reading ends with
+// `call`, which must live as long.
 class Media {
  public:
-  explicit Media(const std::filesystem::path& path);
+  Media(const std::filesystem::path& path, const Call& call);
 
   AVFormatContext& container() { return *container_; }
   AVStream& stream() { return *stream_; }
@@ -42,6 +43,7 @@ class Media {
 
  private:
   std::string name_;
+  const Call& call_;
   Owned<AVFormatContext> container_;
   Owned<AVCodecContext> decoder_;
   Owned<AVPacket> packet_;

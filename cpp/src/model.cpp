@@ -2,9 +2,9 @@
 // only.
 #include <algorithm>
 #include <cmath>
-#include <mutex>
 
 #include "backend.hpp"
+#include "call.hpp"
 #include "error.hpp"
 #include "pipeline.hpp"
 #include "self_test.hpp"
@@ -12,12 +12,12 @@
 namespace stan_infer {
 namespace {
 
-constexpr int kMostThreads = 1024;
+constexpr int kMostThreads = 1024, kMostClips = 64;
 
-template <class Call>
-auto guarded(const Call& call) -> decltype(call()) {
+template <class Work>
+auto guarded(const Work& work) -> decltype(work()) {
   try {
-    return call();
+    return work();
   } catch (const Error&) {
     throw;
   } catch (const std::bad_alloc&) {
@@ -29,18 +29,22 @@ auto guarded(const Call& call) -> decltype(call()) {
   }
 }
 
+void check_range(const std::string& name, int value, int least, int most) {
+  if (value >= least && value <= most) return;
+  throw bad_argument(name + " is " + std::to_string(value) + "; allowed are " +
+                     std::to_string(least) + " to " + std::to_string(most));
+}
+
 std::unique_ptr<Backend> open_backend(const Options& options) {
-  if (options.threads < 0 || options.threads > kMostThreads) {
-    throw bad_argument("threads is " + std::to_string(options.threads) + "; allowed are 0 to " +
-                       std::to_string(kMostThreads));
-  }
+  check_range("threads", options.threads, 0, kMostThreads);
+  check_range("batch", options.batch, 1, kMostClips);
   switch (options.engine) {
     case Engine::openvino:
       return open_openvino(options.threads);
     case Engine::onnxruntime:
-      return open_onnxruntime(options.onnxruntime, options.threads);
+      return open_onnxruntime(options);
     case Engine::tensorrt:
-      return open_tensorrt(open_onnxruntime(options.onnxruntime, options.threads));
+      return open_tensorrt(open_onnxruntime(options));
   }
   throw bad_argument("there is no such engine");
 }
@@ -51,10 +55,10 @@ struct Model::Impl {
   std::unique_ptr<Backend> backend;
   Pipeline pipeline;
   Info info;
-  std::mutex mutex;
+  Turns turns;
 
   Impl(const std::filesystem::path& folder, const Options& options)
-      : backend(open_backend(options)), pipeline(folder, *backend) {
+      : backend(open_backend(options)), pipeline(folder, *backend, options.batch) {
     const Manifest& manifest = pipeline.manifest();
     info.frames = manifest.model.frames;
     info.image_size = manifest.model.image_size;
@@ -66,14 +70,19 @@ struct Model::Impl {
         kReadsTexts && manifest.graph("text") && manifest.files.count("tokenizer.json") > 0;
     info.has_labels = manifest.labels.has_value();
     info.engine = backend->name();
+    info.version = backend->version();
+    info.provider = backend->provider();
+    if (const Graph* video = manifest.graph("video")) info.precision = video->precision;
   }
 
   // Runs a call of the public interface, one at a time.
-  template <class Call>
-  auto run(const Call& call) -> decltype(call(pipeline)) {
+  template <class Work>
+  auto run(const Call& call, const Work& work) -> decltype(work(pipeline)) {
     return guarded([&] {
-      const std::lock_guard<std::mutex> turn(mutex);
-      return call(pipeline);
+      turns.take(call);
+      const std::unique_ptr<Turns, void (*)(Turns*)> turn(&turns, [](Turns* t) { t->give_back(); });
+      pipeline.use(call);
+      return work(pipeline);
     });
   }
 };
@@ -93,50 +102,57 @@ Info Model::info() const {
   return guarded([&] { return impl().info; });
 }
 
-Tensor Model::read_clip(const std::filesystem::path& video) {
-  return impl().run([&](Pipeline& pipeline) { return pipeline.read_clip(video); });
+Clip Model::read_clip(const std::filesystem::path& video, const Call& call) {
+  return impl().run(call, [&](Pipeline& pipeline) { return pipeline.read_clip(video); });
 }
 
-Tensor Model::clip_of_frames(const std::vector<ImageView>& frames, const FrameOptions& options) {
-  return impl().run([&](Pipeline& pipeline) { return pipeline.clip_of_frames(frames, options); });
+Tensor Model::clip_of_frames(const std::vector<ImageView>& frames, const FrameOptions& options,
+                              const Call& call) {
+  return impl().run(
+      call, [&](Pipeline& pipeline) { return pipeline.clip_of_frames(frames, options); });
 }
 
-VideoEmbeds Model::embed_clips(const Tensor& clips) {
-  return impl().run([&](Pipeline& pipeline) {
+VideoEmbeds Model::embed_clips(const Tensor& clips, const Call& call) {
+  return impl().run(call, [&](Pipeline& pipeline) {
     expect_whole(clips, clips.dtype, clips.shape, "clips");
     return pipeline.embed_clips(clips);
   });
 }
 
-VideoEmbeds Model::embed_video(const std::filesystem::path& video) {
-  return impl().run(
-      [&](Pipeline& pipeline) { return pipeline.embed_clips(pipeline.read_clip(video)); });
+VideoEmbeds Model::embed_video(const std::filesystem::path& video, const Call& call) {
+  return impl().run(call, [&](Pipeline& pipeline) { return pipeline.embed_videos({video}); });
 }
 
-VideoEmbeds Model::embed_frames(const std::vector<ImageView>& frames, const FrameOptions& options) {
-  return impl().run([&](Pipeline& pipeline) {
+VideoEmbeds Model::embed_videos(const std::vector<std::filesystem::path>& videos,
+                                const Call& call) {
+  return impl().run(call, [&](Pipeline& pipeline) { return pipeline.embed_videos(videos); });
+}
+
+VideoEmbeds Model::embed_frames(const std::vector<ImageView>& frames, const FrameOptions& options,
+                              const Call& call) {
+  return impl().run(call, [&](Pipeline& pipeline) {
     return pipeline.embed_clips(pipeline.clip_of_frames(frames, options));
   });
 }
 
-TextEmbeds Model::embed_texts(const std::vector<std::string>& texts) {
-  return impl().run([&](Pipeline& pipeline) { return pipeline.embed_texts(texts); });
+TextEmbeds Model::embed_texts(const std::vector<std::string>& texts, const Call& call) {
+  return impl().run(call, [&](Pipeline& pipeline) { return pipeline.embed_texts(texts); });
 }
 
-Tensor Model::score(const TextEmbeds& texts, const VideoEmbeds& videos) {
-  return impl().run([&](Pipeline& pipeline) { return pipeline.score(texts, videos); });
+Tensor Model::score(const TextEmbeds& texts, const VideoEmbeds& videos, const Call& call) {
+  return impl().run(call, [&](Pipeline& pipeline) { return pipeline.score(texts, videos); });
 }
 
-std::vector<std::string> Model::labels() {
-  return impl().run([](Pipeline& pipeline) { return pipeline.labels(); });
+std::vector<std::string> Model::labels(const Call& call) {
+  return impl().run(call, [](Pipeline& pipeline) { return pipeline.labels(); });
 }
 
-std::vector<std::string> Model::cut_labels() {
-  return impl().run([](Pipeline& pipeline) { return pipeline.cut_labels(); });
+std::vector<std::size_t> Model::cut_labels(const Call& call) {
+  return impl().run(call, [](Pipeline& pipeline) { return pipeline.cut_labels(); });
 }
 
-Tensor Model::score_labels(const VideoEmbeds& videos) {
-  return impl().run([&](Pipeline& pipeline) { return pipeline.score_labels(videos); });
+Tensor Model::score_labels(const VideoEmbeds& videos, const Call& call) {
+  return impl().run(call, [&](Pipeline& pipeline) { return pipeline.score_labels(videos); });
 }
 
 std::vector<double> Model::probabilities(const Tensor& scores) const {
@@ -158,8 +174,8 @@ std::vector<double> Model::probabilities(const Tensor& scores) const {
   });
 }
 
-std::vector<Stage> Model::self_test() {
-  return impl().run([](Pipeline& pipeline) {
+std::vector<Stage> Model::self_test(const Call& call) {
+  return impl().run(call, [](Pipeline& pipeline) {
     try {
       return stan_infer::self_test(pipeline);
     } catch (const Error& e) {

@@ -123,8 +123,8 @@ Tensor cosines(const Tensor& texts, const Tensor& clips) {
 
 }  // namespace
 
-Pipeline::Pipeline(const std::filesystem::path& folder, const Backend& backend)
-    : folder_(folder), manifest_(read_manifest(folder_)), backend_(backend) {
+Pipeline::Pipeline(const std::filesystem::path& folder, const Backend& backend, int batch)
+    : folder_(folder), manifest_(read_manifest(folder_)), backend_(backend), batch_(batch) {
   check_names(folder_, manifest_);
   for (const auto& [name, entry] : manifest_.files) folder_.check_size(name, entry.bytes);
   // All of it, also what a call does not use: whether a folder is sound does not depend on that.
@@ -163,6 +163,7 @@ Bytes Pipeline::checked(const std::string& file) const {
 Pipeline::Opened& Pipeline::open(const std::string& role) {
   Opened& opened = opened_[role];
   if (opened.session) return opened;
+  call_.check();
   const Graph* graph = manifest_.graph(role);
   if (!graph) {
     throw bad_folder("the folder has no " + role +
@@ -188,7 +189,14 @@ std::map<std::string, Tensor> Pipeline::run(Opened& opened,
   check_inputs(*opened.graph, inputs);
   std::vector<View> given;
   for (const Slot& slot : opened.session->inputs()) given.push_back(inputs.at(slot.name));
-  std::vector<Tensor> results = opened.session->run(given);
+  std::vector<Tensor> results;
+  call_.check();
+  try {
+    results = opened.session->run(given, call_);
+  } catch (const Error&) {
+    call_.check();  // what ended it, and not what the engine says then
+    throw;
+  }
   std::map<std::string, Tensor> outputs;
   for (std::size_t i = 0; i < results.size(); ++i) {
     outputs[opened.session->outputs()[i].name] = std::move(results[i]);
@@ -225,10 +233,7 @@ std::map<std::string, Tensor> Pipeline::run_batches(Opened& opened, const View& 
                           static_cast<std::size_t>(left));
         part.shape[0] = left;
       }
-      const auto [at, fresh] = whole.emplace(name, part);
-      if (fresh) continue;
-      at->second.shape[0] += left;
-      at->second.bytes.insert(at->second.bytes.end(), part.bytes.begin(), part.bytes.end());
+      append_rows(whole[name], std::move(part));
     }
   }
   return whole;
@@ -242,10 +247,10 @@ Tensor Pipeline::preprocess(const View& frames) {
   return pixels;
 }
 
-Tensor Pipeline::read_clip(const std::filesystem::path& video) {
-  const Frames found = read_frames(video, manifest_.model.frames,
-                                   [this](const Tensor& image) { return preprocess(image); });
-  return clip_of(found.by_number, found.indices);
+Clip Pipeline::read_clip(const std::filesystem::path& video) {
+  const auto shrink = [this](const Tensor& image) { return preprocess(image); };
+  const Frames found = read_frames(video, manifest_.model.frames, shrink, call_);
+  return {clip_of(found.by_number, found.indices), found.indices, found.total_frames, found.hdr};
 }
 
 Tensor Pipeline::clip_of_frames(const std::vector<ImageView>& frames, const FrameOptions& options) {
@@ -280,7 +285,7 @@ Tensor Pipeline::clip_of(const std::map<std::int64_t, Tensor>& frames,
 
 VideoEmbeds Pipeline::embed_clips(const Tensor& clips) {
   Opened& opened = open("video");
-  auto outputs = run_batches(opened, clips, 1);
+  auto outputs = run_batches(opened, clips, batch_);
   const std::int64_t b = clips.shape[0], e = manifest_.model.embed_dim;
   VideoEmbeds embeds{array(outputs, "video_embeds", opened.graph->file),
                      array(outputs, "frame_embeds", opened.graph->file), std::nullopt};
@@ -293,7 +298,26 @@ VideoEmbeds Pipeline::embed_clips(const Tensor& clips) {
   return embeds;
 }
 
-Tensor Pipeline::tokenize(const std::vector<std::string>& texts, std::vector<std::string>& cut) {
+VideoEmbeds Pipeline::embed_videos(const std::vector<std::filesystem::path>& videos) {
+  if (videos.empty()) throw bad_argument("there is no video; give one or more");
+  VideoEmbeds whole;
+  const auto most = static_cast<std::size_t>(batch_);  // pixels of so many clips are kept
+  for (std::size_t begin = 0; begin < videos.size(); begin += most) {
+    Tensor clips;
+    for (std::size_t i = begin; i < std::min(videos.size(), begin + most); ++i) {
+      append_rows(clips, read_clip(videos[i]).pixels);
+    }
+    VideoEmbeds part = embed_clips(clips);
+    append_rows(whole.clips, std::move(part.clips));
+    append_rows(whole.frames, std::move(part.frames));
+    if (!part.class_scores) continue;
+    if (!whole.class_scores) whole.class_scores.emplace();
+    append_rows(*whole.class_scores, std::move(*part.class_scores));
+  }
+  return whole;
+}
+
+Tensor Pipeline::tokenize(const std::vector<std::string>& texts, std::vector<std::size_t>& cut) {
   if (!tokenizer_) {
     if (!manifest_.files.count("tokenizer.json")) {
       throw bad_folder(
@@ -307,8 +331,9 @@ Tensor Pipeline::tokenize(const std::vector<std::string>& texts, std::vector<std
   const auto count = static_cast<std::int64_t>(texts.size());
   Tensor ids = make_tensor(DType::int32, {count, manifest_.model.context_length});
   for (std::size_t i = 0; i < texts.size(); ++i) {
+    call_.check();
     const std::vector<std::int32_t> all = tokenizer_->encode(texts[i]);
-    if (all.size() > length) cut.push_back(texts[i]);
+    if (all.size() > length) cut.push_back(i);
     const std::vector<std::int32_t> row = fit(all, length);
     std::copy(row.begin(), row.end(), ids.data<std::int32_t>() + i * length);
   }
@@ -320,7 +345,7 @@ TextEmbeds Pipeline::embed_texts(const std::vector<std::string>& texts) {
   for (std::size_t i = 0; i < texts.size(); ++i) {
     if (is_blank(texts[i])) throw bad_text("text " + std::to_string(i) + " is blank; give words");
   }
-  std::vector<std::string> cut;
+  std::vector<std::size_t> cut;
   TextEmbeds embeds = embed_ids(tokenize(texts, cut));
   embeds.cut = std::move(cut);
   return embeds;
@@ -419,8 +444,8 @@ const TextEmbeds& Pipeline::label_embeds() {
   return label_embeds_.emplace(std::move(embeds));
 }
 
-std::vector<std::string> Pipeline::cut_labels() const {
-  return label_embeds_ ? label_embeds_->cut : std::vector<std::string>();
+std::vector<std::size_t> Pipeline::cut_labels() const {
+  return label_embeds_ ? label_embeds_->cut : std::vector<std::size_t>();
 }
 
 Tensor Pipeline::score_labels(const VideoEmbeds& videos) {

@@ -19,26 +19,30 @@ namespace stan_infer {
 class Pipeline {
  public:
   // Reads the manifest and checks all files; graphs are opened when they are first needed.
-  // `backend` must outlive the pipeline. Every function throws Error.
-  Pipeline(const std::filesystem::path& folder, const Backend& backend);
+  // `backend` must outlive the pipeline. batch: clips that go through the network at once. Every
+  // function throws Error.
+  Pipeline(const std::filesystem::path& folder, const Backend& backend, int batch = 1);
 
   const Manifest& manifest() const { return manifest_; }
 
+  void use(const Call& call) { call_ = call; }  // ends what is done from now on, until the next one
+
   Tensor preprocess(const View& frames);                 // uint8 [n, H, W, 3] -> [n, S, S, 3]
-  Tensor read_clip(const std::filesystem::path& video);  // input of the video graph, [1, T, ..]
+  Clip read_clip(const std::filesystem::path& video);
   Tensor clip_of_frames(const std::vector<ImageView>& frames, const FrameOptions& options);
   VideoEmbeds embed_clips(const Tensor& clips);  // [clips, T, ..] as read_clip gives it
+  VideoEmbeds embed_videos(const std::vector<std::filesystem::path>& videos);  // a clip of each
   TextEmbeds embed_texts(const std::vector<std::string>& texts);
   TextEmbeds embed_ids(const Tensor& ids);  // int32 [texts, L]
 
-  // int32 [texts, L]. cut: gets the texts that lost words because they do not fit.
-  Tensor tokenize(const std::vector<std::string>& texts, std::vector<std::string>& cut);
+  // int32 [texts, L]. cut: gets the numbers of texts that lost words because they do not fit.
+  Tensor tokenize(const std::vector<std::string>& texts, std::vector<std::size_t>& cut);
 
   // float32 [texts, clips]: cosine, or the Mug score.
   Tensor score(const TextEmbeds& texts, const VideoEmbeds& videos);
 
   const std::vector<std::string>& labels();
-  std::vector<std::string> cut_labels() const;     // that lost words, once they were embedded
+  std::vector<std::size_t> cut_labels() const;     // that lost words, once they were embedded
   Tensor score_labels(const VideoEmbeds& videos);  // float32 [labels, clips]
 
   std::map<std::string, Tensor> golden();
@@ -61,6 +65,8 @@ class Pipeline {
   Folder folder_;
   Manifest manifest_;
   const Backend& backend_;
+  std::int64_t batch_;
+  Call call_ = Call::endless();
   std::map<std::string, Opened> opened_;
   std::optional<Tokenizer> tokenizer_;
   std::vector<std::string> labels_;         // read when they are first needed,

@@ -85,7 +85,7 @@ std::vector<Stage> self_test(Pipeline& pipeline) {
   }
   const Tensor* ids = find(arrays, "input_ids");
   if (ids && !golden.texts.empty() && kReadsTexts) {
-    std::vector<std::string> cut;
+    std::vector<std::size_t> cut;
     stages.push_back(compare_ids(pipeline.tokenize(golden.texts, cut), *ids));
   }
   if (ids && manifest.graph("text")) {

@@ -4,9 +4,10 @@
 #include <array>
 #include <cstdint>
 
-#if defined(__x86_64__)
-#include <cpuid.h>
-#include <immintrin.h>
+#ifdef STAN_INFER_OPENSSL
+#include <openssl/evp.h>
+
+#include <stdexcept>
 #endif
 
 namespace stan_infer {
@@ -67,67 +68,31 @@ void add_block(State& state, const unsigned char* block) {
   for (std::size_t i = 0; i < 8; ++i) state[i] += sum[i];
 }
 
-#if defined(__x86_64__)
-bool has_instructions() {
-  unsigned a = 0, b = 0, c = 0, d = 0;
-  const bool sse41 = __get_cpuid(1, &a, &b, &c, &d) && (c >> 19 & 1);
-  return sse41 && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b >> 29 & 1);
-}
-
-// The same with the processor's own instructions, which are several times as fast.
-__attribute__((target("sha,sse4.1"))) void add_fast(State& state, const unsigned char* data,
-                                                    std::size_t blocks) {
-  const auto at = [](const void* p) __attribute__((target("sha,sse4.1"))) {
-    return _mm_loadu_si128(static_cast<const __m128i*>(p));
-  };
-  const __m128i swap = _mm_set_epi64x(0x0c0d0e0f08090a0b, 0x0405060700010203);  // byte order
-  const Words& k = constants();
-  // The instructions want the eight words as A B E F and C D G H, the first in the highest place.
-  const __m128i low = _mm_shuffle_epi32(at(&state[0]), 0xB1);
-  const __m128i high = _mm_shuffle_epi32(at(&state[4]), 0x1B);
-  __m128i abef = _mm_alignr_epi8(low, high, 8), cdgh = _mm_blend_epi16(high, low, 0xF0);
-  for (; blocks > 0; --blocks, data += 64) {
-    const __m128i abef_before = abef, cdgh_before = cdgh;
-    __m128i w[4];  // the latest 16 words
-    for (int i = 0; i < 16; ++i) {
-      __m128i& now = w[i % 4];
-      if (i < 4) {
-        now = _mm_shuffle_epi8(at(data + 16 * i), swap);
-      } else {
-        const __m128i before = w[(i + 3) % 4];
-        const __m128i sum = _mm_add_epi32(_mm_sha256msg1_epu32(now, w[(i + 1) % 4]),
-                                          _mm_alignr_epi8(before, w[(i + 2) % 4], 4));
-        now = _mm_sha256msg2_epu32(sum, before);
-      }
-      const __m128i words = _mm_add_epi32(now, at(&k[static_cast<std::size_t>(4 * i)]));
-      cdgh = _mm_sha256rnds2_epu32(cdgh, abef, words);
-      abef = _mm_sha256rnds2_epu32(abef, cdgh, _mm_shuffle_epi32(words, 0x0E));
-    }
-    abef = _mm_add_epi32(abef, abef_before);
-    cdgh = _mm_add_epi32(cdgh, cdgh_before);
+std::string hex_of(const std::array<unsigned char, 32>& digest) {
+  std::string hex;
+  for (unsigned char byte : digest) {
+    hex += "0123456789abcdef"[byte >> 4];
+    hex += "0123456789abcdef"[byte & 15];
   }
-  const __m128i first = _mm_shuffle_epi32(abef, 0x1B), second = _mm_shuffle_epi32(cdgh, 0xB1);
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(&state[0]), _mm_blend_epi16(first, second, 0xF0));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(&state[4]), _mm_alignr_epi8(second, first, 8));
-}
-#endif
-
-void add_blocks(State& state, const unsigned char* data, std::size_t blocks,
-                [[maybe_unused]] bool plain) {
-#if defined(__x86_64__)
-  static const bool fast = has_instructions();
-  if (fast && !plain) return add_fast(state, data, blocks);
-#endif
-  for (std::size_t i = 0; i < blocks; ++i) add_block(state, data + 64 * i);
+  return hex;
 }
 
 }  // namespace
 
-std::string sha256_hex(const std::byte* data, std::size_t size, bool plain) {
+std::string sha256_hex(const std::byte* data, std::size_t size, [[maybe_unused]] bool plain) {
+  std::array<unsigned char, 32> digest{};
+#ifdef STAN_INFER_OPENSSL
+  if (!plain) {
+    if (EVP_Digest(data, size, digest.data(), nullptr, EVP_sha256(), nullptr) != 1) {
+      throw std::runtime_error("OpenSSL computes no SHA-256");
+    }
+    return hex_of(digest);
+  }
+#endif
   State state = fractions_of_roots<8>(false);
   const auto* bytes = reinterpret_cast<const unsigned char*>(data);
   const std::size_t whole = size / 64 * 64;
-  add_blocks(state, bytes, whole / 64, plain);
+  for (std::size_t at = 0; at < whole; at += 64) add_block(state, bytes + at);
   std::array<unsigned char, 128> tail{};
   std::copy(bytes + whole, bytes + size, tail.begin());
   tail[size - whole] = 0x80;
@@ -135,12 +100,11 @@ std::string sha256_hex(const std::byte* data, std::size_t size, bool plain) {
   for (std::size_t i = 0; i < 8; ++i) {
     tail[end - 1 - i] = static_cast<unsigned char>(std::uint64_t{size} * 8 >> (8 * i));
   }
-  add_blocks(state, tail.data(), end / 64, plain);
-  std::string hex;
-  for (std::uint32_t word : state) {
-    for (int shift = 28; shift >= 0; shift -= 4) hex += "0123456789abcdef"[word >> shift & 15];
+  for (std::size_t at = 0; at < end; at += 64) add_block(state, tail.data() + at);
+  for (std::size_t i = 0; i < digest.size(); ++i) {
+    digest[i] = static_cast<unsigned char>(state[i / 4] >> (24 - 8 * (i % 4)));
   }
-  return hex;
+  return hex_of(digest);
 }
 
 }  // namespace stan_infer

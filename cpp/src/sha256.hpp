@@ -1,4 +1,4 @@
-// SHA-256 (FIPS 180-4). Own code: one function does not justify a crypto library as a dependency.
+// SHA-256 (FIPS 180-4), by OpenSSL unless the library is built without it.
 #pragma once
 
 #include <cstddef>
@@ -6,7 +6,7 @@
 
 namespace stan_infer {
 
-// plain: without the processor's instructions for it, for tests.
+// plain: with our own code, which is several times as slow, also where OpenSSL is there (for tests).
 std::string sha256_hex(const std::byte* data, std::size_t size, bool plain = false);
 
 }  // namespace stan_infer

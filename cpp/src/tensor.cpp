@@ -64,6 +64,15 @@ Tensor make_tensor(DType dtype, Shape shape) {
   return {dtype, std::move(shape), std::vector<std::byte>(bytes)};
 }
 
+void append_rows(Tensor& tensor, Tensor rows) {
+  if (tensor.shape.empty()) {
+    tensor = std::move(rows);
+    return;
+  }
+  tensor.shape[0] += rows.shape[0];
+  tensor.bytes.insert(tensor.bytes.end(), rows.bytes.begin(), rows.bytes.end());
+}
+
 namespace {
 
 constexpr std::uint64_t kMostBytes = std::uint64_t{1} << 33;

@@ -19,6 +19,9 @@ std::size_t element_count(const Shape& shape);
 
 Tensor make_tensor(DType dtype, Shape shape);  // all zero
 
+// Adds rows to a tensor that has such rows, or none and no shape yet.
+void append_rows(Tensor& tensor, Tensor rows);
+
 // Memory of somebody else that is read as a tensor.
 struct View {
   DType dtype = DType::uint8;

@@ -39,6 +39,7 @@ struct Index {
   bool timed = false;              // order is that of presentation; else of decoding
   std::size_t first = 0;           // the first key packet; what comes before cannot be decoded
   std::size_t lead = 0;            // frames shown before the first key frame
+  std::string hdr;                 // see Frames
 };
 
 bool without_times(const char* format) {
@@ -49,9 +50,13 @@ bool without_times(const char* format) {
   return false;
 }
 
-Index scan(const std::filesystem::path& path) {
-  Media media(path);
+Index scan(const std::filesystem::path& path, const Call& call) {
+  Media media(path, call);
   Index index;
+  const AVColorTransferCharacteristic transfer = media.stream().codecpar->color_trc;
+  index.hdr = transfer == AVCOL_TRC_SMPTE2084      ? "PQ"
+              : transfer == AVCOL_TRC_ARIB_STD_B67 ? "HLG"
+                                                   : "";
   bool missing = false, falling = false, partial = false;
   std::optional<std::int64_t> latest;  // time of decoding; it falls where recordings were joined
   while (const AVPacket* packet = media.next_packet()) {
@@ -114,8 +119,8 @@ using Take = std::function<void(Media&, const AVFrame&)>;
 // Decodes `ranges` of packets, in order; each begins with a key packet.
 class Decoding {
  public:
-  Decoding(const std::filesystem::path& path, const Index& index)
-      : media_(path), index_(index), frame_(av_frame_alloc()) {
+  Decoding(const std::filesystem::path& path, const Index& index, const Call& call)
+      : media_(path, call), index_(index), frame_(av_frame_alloc()) {
     if (!frame_) throw std::bad_alloc();
   }
 
@@ -217,7 +222,7 @@ std::vector<Range> ranges_of(const Index& index, const std::set<std::size_t>& pa
 }
 
 // Drops the frames before the first key frame if they need a group that was cut away.
-void drop_broken_lead(const std::filesystem::path& path, Index& index) {
+void drop_broken_lead(const std::filesystem::path& path, Index& index, const Call& call) {
   if (!index.lead) return;
   std::set<std::int64_t> wanted, seen;
   std::size_t last = 0;
@@ -226,9 +231,9 @@ void drop_broken_lead(const std::filesystem::path& path, Index& index) {
     last = std::max(last, index.order[i]);
   }
   try {
-    Decoding(path, index).run({{index.first, last}}, nullptr, [&](Media&, const AVFrame& frame) {
-      seen.insert(frame.pts);
-    });
+    Decoding(path, index, call)
+        .run({{index.first, last}}, nullptr,
+             [&](Media&, const AVFrame& frame) { seen.insert(frame.pts); });
   } catch (const Damaged&) {
     seen.clear();
   } catch (const Untimed&) {
@@ -241,8 +246,9 @@ void drop_broken_lead(const std::filesystem::path& path, Index& index) {
 }
 
 Frames by_time(const std::filesystem::path& path, const Index& index, int frames,
-               const Shrink& shrink, bool straight) {
+               const Shrink& shrink, const Call& call, bool straight) {
   Frames found;
+  found.hdr = index.hdr;
   found.total_frames = static_cast<std::int64_t>(index.order.size());
   found.indices = sample_indices(found.total_frames, frames);
   std::set<std::size_t> packets;
@@ -254,7 +260,7 @@ Frames by_time(const std::filesystem::path& path, const Index& index, int frames
   }
   const auto ranges =
       straight ? std::vector<Range>{{index.first, *packets.rbegin()}} : ranges_of(index, packets);
-  Decoding decoding(path, index);
+  Decoding decoding(path, index, call);
   // In H.264 (only there without exception) a picture says if no other is built on it.
   const bool thin = !straight && decoding.is_h264();
   decoding.run(ranges, thin ? &packets : nullptr, [&](Media& media, const AVFrame& frame) {
@@ -274,16 +280,17 @@ Frames by_time(const std::filesystem::path& path, const Index& index, int frames
 
 // Decodes everything in order: the only way to number frames that carry no time.
 Frames by_count(const std::filesystem::path& path, const Index& index, int frames,
-                const Shrink& shrink) {
+                const Shrink& shrink, const Call& call) {
   std::int64_t total = static_cast<std::int64_t>(index.order.size());
   for (int attempt = 0; attempt < 2 && total > 0; ++attempt) {
     Frames found;
+    found.hdr = index.hdr;
     found.total_frames = total;
     found.indices = sample_indices(total, frames);
     const std::set<std::int64_t> wanted(found.indices.begin(), found.indices.end());
     std::int64_t count = 0;
     try {
-      Decoding(path, index)
+      Decoding(path, index, call)
           .run({{index.first, index.packets.size() - 1}}, nullptr,
                [&](Media& media, const AVFrame& frame) {
                  if (wanted.count(count)) {
@@ -306,17 +313,18 @@ Frames by_count(const std::filesystem::path& path, const Index& index, int frame
 
 }  // namespace
 
-Frames read_frames(const std::filesystem::path& path, int frames, const Shrink& shrink) {
-  Index index = scan(path);
+Frames read_frames(const std::filesystem::path& path, int frames, const Shrink& shrink,
+                   const Call& call) {
+  Index index = scan(path, call);
   const auto damaged = [&](const Damaged& e) {
     return bad_video(shown(path.string(), 4096) + ": " + e.what +
                      "; fetch it again or re-encode it");
   };
   if (index.timed) {
-    drop_broken_lead(path, index);
+    drop_broken_lead(path, index, call);
     for (bool straight : {false, true}) {
       try {
-        return by_time(path, index, frames, shrink, straight);
+        return by_time(path, index, frames, shrink, call, straight);
       } catch (const Untimed&) {
       } catch (const Damaged& e) {
         // A key frame that is none looks like damage; from the start there is no such doubt.
@@ -326,7 +334,7 @@ Frames read_frames(const std::filesystem::path& path, int frames, const Shrink& 
     index.timed = false;
   }
   try {
-    return by_count(path, index, frames, shrink);
+    return by_count(path, index, frames, shrink, call);
   } catch (const Damaged& e) {
     throw damaged(e);
   }

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <functional>
 #include <map>
+#include <string>
 #include <vector>
 
 #include "tensor.hpp"
@@ -17,14 +18,16 @@ struct Frames {
   std::map<std::int64_t, Tensor> by_number;  // what `shrink` made of each chosen frame
   std::vector<std::int64_t> indices;         // chosen frames in order, with repeats
   std::int64_t total_frames = 0;
+  std::string hdr;  // "PQ" or "HLG": the transfer that the file names; "" else
 };
 
 // A full picture, uint8 [1, height, width, 3], already turned -> what is kept of it.
 using Shrink = std::function<Tensor(const Tensor&)>;
 
 // Throws Error (bad_video) for a file that is no video, is cut off, or is damaged where a frame is
-// needed: damage is never concealed.
-Frames read_frames(const std::filesystem::path& path, int frames, const Shrink& shrink);
+// needed: damage is never concealed. Ends early with `call`.
+Frames read_frames(const std::filesystem::path& path, int frames, const Shrink& shrink,
+                   const Call& call = Call::endless());
 
 // RGB, uint8 [1, height, width, 3], of a checked image in nv12 or i420: as that of a video's frame.
 Tensor rgb_of_planes(const ImageView& image);

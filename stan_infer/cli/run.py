@@ -113,6 +113,7 @@ def run(
     from stan_infer.video.decode_worker import early_workers
     from stan_infer.video.find import list_videos
     from stan_infer.video.gaps import gap_note
+    from stan_infer.video.hdr import hdr_note
     from stan_infer.video.spec import ClipSpec
 
     check_word("--by", by, ("video", "text"))
@@ -160,9 +161,11 @@ def run(
                         if json:
                             print_json("run", {"video": str(path), "error": reading.error})
                         continue
-                    if path not in told and (note := gap_note(path, clip.gap_s, spec.frames)):
-                        told.add(path)
-                        say(note)
+                    notes = gap_note(path, clip.gap_s, spec.frames), hdr_note(path, clip.hdr)
+                    for note in notes if path not in told else ():
+                        if note:
+                            told.add(path)
+                            say(note)
                     results.add(path, clip, scored.scores(reading.features))
         except (KeyboardInterrupt, EndedBySignal):
             if results.clips:

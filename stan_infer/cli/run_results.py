@@ -135,6 +135,7 @@ class TextsOfClips(Results):
             "decoder": clip.decoder,
             "total_frames": clip.total_frames,
             "frame_indices": clip.indices,
+            "hdr": clip.hdr,
             "session": texts.session.describe(),
             "texts": len(texts.names),
             "scores": rows,

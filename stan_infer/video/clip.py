@@ -47,7 +47,8 @@ class Clip:
     "decord" or "decord-as-is". source_size: (height, width) of the first frame read, after
     rotation, before resizing. gap_s: see gaps.seconds_between. seconds: start and end of the part
     of the video that it shows, None: all. length_s: seconds that the whole video lasts, as its
-    header says; None: it does not say it.
+    header says; None: it does not say it. hdr: "PQ" or "HLG", the transfer of a video in HDR, whose
+    values are taken as they are stored.
     """
 
     pixels: NDArray[np.uint8]
@@ -58,6 +59,7 @@ class Clip:
     gap_s: float | None = 0.0
     seconds: tuple[float, float] | None = None
     length_s: float | None = None
+    hdr: str | None = None
 
 
 def sample_indices(total_frames: int, frames: int, clip: int = 0, clips: int = 1) -> Indices:
@@ -167,8 +169,18 @@ def read_clip_info(path: str | os.PathLike[str], spec: ClipSpec) -> Clip:
     indices = found.indices.reshape(clips, spec.frames).repeat(crops, axis=0)
     if spec.views is None:
         indices = indices[0]
-    gap = seconds_between(found.seconds, found.total_frames, spec.frames)
-    return Clip(pixels, indices, found.total_frames, name, found.size, gap, length_s=found.seconds)
+    stated = found.stated
+    gap = seconds_between(stated.seconds, found.total_frames, spec.frames)
+    return Clip(
+        pixels,
+        indices,
+        found.total_frames,
+        name,
+        found.size,
+        gap,
+        length_s=stated.seconds,
+        hdr=stated.hdr,
+    )
 
 
 def reader_of(spec: ClipSpec) -> str:

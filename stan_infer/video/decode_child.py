@@ -95,6 +95,7 @@ def _facts(clip: Clip) -> dict[str, Any]:
         "gap_s": clip.gap_s,
         "seconds": clip.seconds,
         "length_s": clip.length_s,
+        "hdr": clip.hdr,
     }
 
 

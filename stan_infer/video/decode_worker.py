@@ -221,6 +221,7 @@ def _clip(header: dict[str, Any], pixels: bytes, spec: ClipSpec) -> Clip:
         gap_s=None if header["gap_s"] is None else float(header["gap_s"]),
         seconds=header["seconds"] and tuple(header["seconds"]),
         length_s=header["length_s"],
+        hdr=header["hdr"],
     )
 
 

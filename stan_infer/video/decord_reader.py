@@ -21,7 +21,7 @@ from stan_infer.errors import InputError, see
 from stan_infer.system.file_kind import read_kind
 from stan_infer.system.outside_file import open_regular
 from stan_infer.video.coded_order import begins_anew
-from stan_infer.video.packet_index import MAX_PACKETS, stated_seconds
+from stan_infer.video.packet_index import MAX_PACKETS, stated
 from stan_infer.video.pyav_reader import Found, Sample, Shrink, open_video, package
 from stan_infer.video.rgb import display_matrix
 
@@ -67,12 +67,12 @@ def read_decord(path: Path, sample: Sample, shrink: Shrink, *, as_is: bool = Fal
         if count is not None and count != total:
             raise _wrong(path, f"it counts {total} frames of {count}")
         indices = sample(total)
-        seconds = stated_seconds(container, stream, total)
+        says = stated(container, stream, total)
         numbers = np.unique(indices).tolist()
         with _errors_named(path, name):
             batch = reader.get_batch(numbers).asnumpy()
     images = {number: shrink(image) for number, image in zip(numbers, batch, strict=True)}
-    return Found(images, indices, total, (batch.shape[1], batch.shape[2]), seconds)
+    return Found(images, indices, total, (batch.shape[1], batch.shape[2]), says)
 
 
 def _wrong(path: Path, fault: str) -> InputError:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from stan_infer.errors import InputError
 from stan_infer.video.coded_order import KINDS, UNKNOWN, begins_anew, places
+from stan_infer.video.hdr import TRANSFERS
 
 if TYPE_CHECKING:
     from av import Packet
@@ -155,8 +156,24 @@ def scan(path: Path, container: InputContainer, stream: VideoStream) -> Index:
     return Index(time, key, order, True, first, lead, anew, unit, period)
 
 
-def stated_seconds(container: InputContainer, stream: VideoStream, frames: int) -> float | None:
-    """How long a video of so many frames lasts by its header, None where nothing says it."""
+@dataclass(frozen=True)
+class Stated:
+    """What a file's header says. seconds: how long the video lasts, None: it does not say.
+
+    hdr: "PQ" or "HLG", the transfer of a video in HDR; None: another one, or none is named.
+    """
+
+    seconds: float | None
+    hdr: str | None
+
+
+def stated(container: InputContainer, stream: VideoStream, frames: int) -> Stated:
+    """What the header of a video of so many frames says."""
+    transfer = TRANSFERS.get(int(stream.codec_context.color_trc or 0))
+    return Stated(_seconds(container, stream, frames), transfer)
+
+
+def _seconds(container: InputContainer, stream: VideoStream, frames: int) -> float | None:
     if container.format.name in _RATE_GUESSED:
         return None
     seconds = 0.0

@@ -22,7 +22,7 @@ import numpy as np
 from stan_infer.errors import InputError
 from stan_infer.system.outside_file import kind_of_file
 from stan_infer.system.packages import require
-from stan_infer.video.packet_index import Index, Indices, scan, stated_seconds
+from stan_infer.video.packet_index import Index, Indices, Stated, scan, stated
 from stan_infer.video.pictures import Damaged, Misordered, Pictures
 from stan_infer.video.rgb import Image, upright_rgb
 
@@ -46,14 +46,14 @@ Shrink: TypeAlias = Callable[[Image], Image]  # a full picture -> what is kept o
 class Found:
     """The chosen frames. images: by frame number, after Shrink. size: (height, width) before it.
 
-    seconds: how long the video lasts, see packet_index.stated_seconds.
+    stated: what the file's header says.
     """
 
     images: dict[int, Image]
     indices: Indices
     total_frames: int
     size: tuple[int, int]
-    seconds: float | None
+    stated: Stated
 
 
 def package(module: Literal["av", "decord"]) -> Any:
@@ -151,34 +151,34 @@ def read_pyav(path: Path, sample: Sample, shrink: Shrink) -> Found:
 
 @dataclass(frozen=True)
 class Indexed:
-    """What is known of a file before a frame of it is decoded. seconds: see Found."""
+    """What is known of a file before a frame of it is decoded. stated: see Found."""
 
     index: Index
-    seconds: float | None
+    stated: Stated
 
 
 def index_of(path: Path) -> Indexed:
     """Read the packets of a file, as the first of the two passes. Raises InputError."""
     with open_video(path) as (container, stream):
         index = scan(path, container, stream)
-        seconds = stated_seconds(container, stream, len(index.order))
+        says = stated(container, stream, len(index.order))
     with _damage_named(path):
         try:
-            return Indexed(_from_first_picture(path, index) if index.ordered else index, seconds)
+            return Indexed(_from_first_picture(path, index) if index.ordered else index, says)
         except Misordered:
-            return Indexed(_as_decoded(index), seconds)
+            return Indexed(_as_decoded(index), says)
 
 
 def read_indexed(path: Path, indexed: Indexed, sample: Sample, shrink: Shrink) -> Found:
     """As `read_pyav`, of a file whose packets were read by `index_of`."""
-    index, seconds = indexed.index, indexed.seconds
+    index, says = indexed.index, indexed.stated
     with _damage_named(path):
         if index.ordered:
             try:
-                return _by_time(path, index, sample(len(index.order)), shrink, seconds)
+                return _by_time(path, index, sample(len(index.order)), shrink, says)
             except Misordered:
                 index = _as_decoded(index)
-        return _by_count(path, index, sample, shrink, seconds)
+        return _by_count(path, index, sample, shrink, says)
 
 
 def _as_decoded(index: Index) -> Index:
@@ -216,9 +216,7 @@ def _from_first_picture(path: Path, index: Index) -> Index:
     return replace(index, order=order, lead=lead)
 
 
-def _by_time(
-    path: Path, index: Index, indices: Indices, shrink: Shrink, seconds: float | None
-) -> Found:
+def _by_time(path: Path, index: Index, indices: Indices, shrink: Shrink, says: Stated) -> Found:
     taken = _Taken(path, index, shrink)
     missing = np.unique(indices).tolist()
     failures = taken.take(missing, 0, strict=True)
@@ -235,7 +233,7 @@ def _by_time(
                 raise failure
         back = max(1, 2 * back)
     size = taken.sizes[min(taken.sizes)]
-    return Found(taken.images, indices, len(index.order), size, seconds)
+    return Found(taken.images, indices, len(index.order), size, says)
 
 
 def _same(failures: list[Damaged | Misordered]) -> bool:
@@ -285,9 +283,7 @@ class _Taken:
         self.images[number] = self._shrink(image)
 
 
-def _by_count(
-    path: Path, index: Index, sample: Sample, shrink: Shrink, seconds: float | None
-) -> Found:
+def _by_count(path: Path, index: Index, sample: Sample, shrink: Shrink, says: Stated) -> Found:
     """Decode everything in order: the only way to number frames whose order is not known."""
     total, known = len(index.order), None
     while True:
@@ -316,7 +312,7 @@ def _by_count(
         elif failure:
             raise failure
         else:
-            return Found(images, indices, total, sizes[0], seconds)
+            return Found(images, indices, total, sizes[0], says)
 
 
 def _rgb(path: Path, frame: VideoFrame) -> Image:

@@ -199,7 +199,9 @@ def _read(file: Path, spec: ClipSpec, total: int, windows: Sequence[Window]) -> 
         pixels = np.stack([found.images[i][0] for i in indices.tolist()])
         seconds = (window.start_s, window.end_s)
         gap = (window.end_s - window.start_s) / spec.frames
-        yield Clip(pixels, indices, total, name, found.size, gap, seconds, found.seconds)
+        stated = found.stated
+        length, hdr = stated.seconds, stated.hdr
+        yield Clip(pixels, indices, total, name, found.size, gap, seconds, length, hdr)
 
 
 def _indexed(file: Path) -> Indexed:

@@ -12,6 +12,7 @@ from stan_infer.library import embed
 from stan_infer.system.csv_file import unguarded
 from stan_infer.text.templates import template_sets
 from tests.conftest import write_video
+from tests.video.test_hdr import TRANSFERS, stored
 
 TEXTS = ("--text", "a dog runs", "--text", "a red square", "--text", "nothing")
 
@@ -242,3 +243,11 @@ def test_exported_classes_are_those_averages(cli, checkpoint, videos, tmp_path):
     assert "labels" in [r["stage"] for r in found["stages"] if r["pass"] is False]
     mug = ("--set", "head=mug", *given)
     cli("export", checkpoint, "-o", tmp_path / "mug", *mug, code=2, says="cannot be averaged")
+
+
+def test_the_transfer_of_hdr_is_named(cli, checkpoint, tmp_path):
+    videos = [stored(tmp_path / f"{n}.mkv", t) for n, t in enumerate(TRANSFERS)]
+    done = cli("run", checkpoint, *videos, "--text", "a", "--text", "b", "--json")
+    assert [r["hdr"] for r in done.records] == [*TRANSFERS.values()]
+    notes = [line for line in done.err.splitlines() if "is HDR" in line]
+    assert [("(PQ)" in n, "(HLG)" in n) for n in notes] == [(True, False), (False, True)]

@@ -12,13 +12,14 @@ import pytest
 
 import stan_infer as si
 from stan_infer.network.model import Stan, init_random
+from tests.cli.conftest import cli  # noqa: F401  # a fixture
 from tests.conftest import ROOT, edit_json, tiny_config
 from tests.exported import exported as make_exported
 from tests.hostile.folders import entry_of
 
 SOURCE = Path(__file__).parent
 MOTION = ROOT / "examples" / "motion"
-LIBRARIES = ("libavformat", "libavcodec", "libavutil", "libswscale", "icu-uc")
+LIBRARIES = ("libavformat", "libavcodec", "libavutil", "libswscale", "icu-uc", "libcrypto")
 # ONNX Runtime keeps some objects for its whole life, which are no leaks of ours; what the program
 # itself leaks lies in frames without that library and is still reported.
 SUPPRESSED = "leak:libonnxruntime\n"
@@ -55,18 +56,19 @@ def ort_library():
 
 @dataclass(frozen=True)
 class Program:
-    """One build of stan_classify and of the probe."""
+    """One build of stan_classify and of the probe; before: words that start it, as of qemu."""
 
     build: Path
     openvino: bool
     environment: dict[str, str] = field(default_factory=dict)
+    before: tuple[str, ...] = ()
 
-    def run(self, *arguments, probe=False, face=False, stdin=None):
+    def run(self, *arguments, probe=False, face=False, other=None, stdin=None):
         """Run it; answers with the finished process, its output as text."""
-        name = "probe" if probe else "face" if face else "stan_infer/stan_classify"
+        name = "probe" if probe else "face" if face else other or "stan_infer/stan_classify"
         ours = {"STAN_INFER_ORT_LIBRARY": str(ort_library()), **self.environment}
         return subprocess.run(
-            [self.build / name, *map(os.fsencode, arguments)],
+            [*self.before, self.build / name, *map(os.fsencode, arguments)],
             input=stdin,
             capture_output=True,
             timeout=120,
@@ -80,15 +82,16 @@ class Program:
         return json.loads(done.stdout)
 
 
-def build(folder, *settings, openvino, source=SOURCE):
+def build(folder, *settings, openvino=False, source=SOURCE, before=()):
+    """Build `source` in `folder`; before: words before cmake, as chroot and its folder."""
     need_tools()
     flags = [f"-D{s}" for s in ("CMAKE_BUILD_TYPE=None", "CMAKE_CXX_FLAGS=-O0", *settings)]
     if openvino:
         place = package_folder("openvino")
         flags += ["-DSTAN_INFER_OPENVINO=ON", f"-DOpenVINO_DIR={place / 'cmake'}"]
     for command in (
-        ["cmake", "-S", source, "-B", folder, *flags],
-        ["cmake", "--build", folder, "-j2"],
+        [*before, "cmake", "-S", source, "-B", folder, *flags],
+        [*before, "cmake", "--build", folder, "-j2"],
     ):
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -122,11 +125,12 @@ def stand_in(root):
         f"-I{here}",
         f"-I{cpp}/src",
         f"-I{cpp}/include",
+        f"-I{cpp}/third_party/onnxruntime",
     ]
-    parts = ("backend_ort", "tensor", "folder", "sha256", "shown")
+    parts = ("backend_ort", "call", "tensor", "folder", "sha256", "shown")
     sources = [here / "stand_in.cpp", *(cpp / "src" / f"{part}.cpp" for part in parts)]
     library = root / "lib" / "libnvinfer.so"
-    command = ["c++", *flags, *sources, "-ldl", "-o", library]
+    command = ["c++", *flags, *sources, "-ldl", "-pthread", "-o", library]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     shutil.copy(library, root / "lib" / "libcudart.so")
@@ -148,7 +152,24 @@ def sanitized(tmp_path_factory):
     suppressed = folder / "suppressed.txt"
     suppressed.write_text(SUPPRESSED)
     environment = {"LSAN_OPTIONS": f"suppressions={suppressed}:print_suppressions=0"}
-    return Program(build(folder, "STAN_INFER_SANITIZE=ON", openvino=False), False, environment)
+    made = build(folder, "STAN_INFER_SANITIZE=address,undefined")
+    return Program(made, False, environment)
+
+
+@pytest.fixture(scope="session")
+def raced(tmp_path_factory):
+    """By Clang, with ThreadSanitizer, which sees only the library's own code."""
+    if shutil.which("clang++") is None:
+        unavailable("clang++ is not installed: cpp/setup-debian.sh --tests")
+    folder = tmp_path_factory.mktemp("cpp-raced")
+    suppressed = folder / "suppressed.txt"
+    # ONNX Runtime unlocks one more mutex, of its own, when the program ends.
+    suppressed.write_text("called_from_lib:libonnxruntime\nmutex:__run_exit_handlers\n")
+    environment = {"TSAN_OPTIONS": f"suppressions={suppressed}:halt_on_error=1"}
+    settings = ("CMAKE_CXX_COMPILER=clang++", "STAN_INFER_SANITIZE=thread")
+    # Clang's older runtimes cannot place their memory where the kernel scatters addresses widely.
+    before = ("setarch", "-R")
+    return Program(build(folder, *settings), False, environment, before)
 
 
 @pytest.fixture(scope="session")

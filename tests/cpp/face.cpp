@@ -1,4 +1,5 @@
 // Uses the library as a program of one's own does, by its public header alone.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -17,7 +18,8 @@ using namespace stan_infer;
 
 const char* const kCodes[] = {"bad_argument", "bad_folder",    "changed",
                               "bad_video",    "bad_text",      "engine",
-                              "missing",      "out_of_memory", "internal"};
+                              "missing",      "out_of_memory", "cancelled",
+                              "deadline",     "internal"};
 
 Options options() {
   Options result;
@@ -175,10 +177,35 @@ void misuse(const char* folder) {
     other.engine = static_cast<Engine>(9);
     Model(folder, other);
   });
-  tell("negative threads", [&] {
-    Options other = options();
-    other.threads = -1;
-    Model(folder, other);
+  const auto option = [&](const char* name, const std::function<void(Options&)>& change) {
+    tell(name, [&] {
+      Options other = options();
+      change(other);
+      Model(folder, other);
+    });
+  };
+  option("negative threads", [](Options& o) { o.threads = -1; });
+  option("no clip at once", [](Options& o) { o.batch = 0; });
+  option("many clips at once", [](Options& o) { o.batch = 65; });
+  option("a provider", [](Options& o) { o.provider = "cpu"; });
+  option("a provider that this build has not", [](Options& o) { o.provider = "CUDA"; });
+  option("a provider that is none", [](Options& o) { o.provider = "\x1b[31m"; });
+  option("a provider without name", [](Options& o) { o.provider = ""; });
+  option("options of the CPU", [](Options& o) { o.provider_options["a"] = "b"; });
+  option("options of a library without it",
+         [](Options& o) { o.ort_session_options = reinterpret_cast<OrtSessionOptions*>(8); });
+  option("an environment without a library",
+         [](Options& o) { o.ort_env = reinterpret_cast<OrtEnv*>(8); });
+  tell("no videos", [&] { model.embed_videos({}); });
+  tell("one video of two", [&] { model.embed_videos({"/dev/null", "/nowhere"}); });
+  const Call gone;
+  gone.cancel();
+  tell("a call that was cancelled", [&] { model.embed_clips(clip, gone); });
+  tell("a call past its deadline",
+       [&] { model.embed_clips(clip, Call::until(std::chrono::steady_clock::time_point::min())); });
+  tell("a call that cannot be cancelled", [&] {
+    Call::endless().cancel();
+    model.embed_clips(clip, Call::endless());
   });
   tell("no folder", [&] { Model("/nowhere", options()); });
   tell("no library", [&] {

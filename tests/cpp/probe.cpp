@@ -1,5 +1,6 @@
 // Shows single parts of the library to the tests; results as JSON lines or raw bytes.
 #include <algorithm>
+#include <atomic>
 #include <cstdio>
 #include <ctime>
 #include <fstream>
@@ -7,6 +8,7 @@
 #include <iterator>
 #include <nlohmann/json.hpp>
 
+#include "call.hpp"
 #include "error.hpp"
 #include "folder.hpp"
 #include "sha256.hpp"
@@ -78,6 +80,52 @@ void frames(const char* video, int count, const char* file) {
             << "\n";
 }
 
+// probe cancel VIDEO: the call is cancelled as the first frame is there.
+void cancel(const char* video) {
+  const stan_infer::Call call;
+  const auto shrink = [&](const stan_infer::Tensor& image) {
+    call.cancel();
+    return image;
+  };
+  stan_infer::read_frames(video, 8, shrink, call);
+}
+
+// probe turns: many threads that wait for each other, of which some are cancelled.
+void turns() {
+  stan_infer::Turns one;
+  std::atomic<int> inside{0}, together{0}, taken{0};
+  int counted = 0;  // guarded by the turns
+  std::vector<stan_infer::Call> calls(16);
+  for (std::size_t i = 0; i < calls.size(); i += 3) {
+    calls[i] = stan_infer::Call::within(std::chrono::milliseconds(5 + i));
+  }
+  std::vector<std::thread> threads;
+  for (std::size_t i = 0; i < calls.size(); ++i) {
+    threads.emplace_back([&, i] {
+      const stan_infer::Call call = i % 4 == 1 ? stan_infer::Call::endless() : calls[i];
+      for (int k = 0; k < 100; ++k) {
+        try {
+          one.take(call);
+        } catch (const stan_infer::Error&) {
+          return;
+        }
+        together += inside++ != 0;
+        ++counted;
+        std::atomic<bool> stopped{false};
+        const stan_infer::Watch watch(call, [&] { stopped = true; });
+        std::this_thread::yield();
+        --inside;
+        one.give_back();
+        ++taken;
+      }
+    });
+  }
+  for (std::size_t i = 0; i < calls.size(); i += 2) calls[i].cancel();
+  for (std::thread& thread : threads) thread.join();
+  std::cout << Json{{"taken", taken.load()}, {"counted", counted}, {"together", together.load()}}
+            << "\n";
+}
+
 // probe sha256 FILE: the hash of each beginning of it, with the processor's instructions or
 // without.
 void hashes(const char* file) {
@@ -102,11 +150,15 @@ int main(int argc, char** argv) {
       seconds(argv[2]);
     } else if (what == "frames" && argc == 5) {
       frames(argv[2], std::stoi(argv[3]), argv[4]);
+    } else if (what == "cancel" && argc == 3) {
+      cancel(argv[2]);
+    } else if (what == "turns" && argc == 2) {
+      turns();
     } else if (what == "sha256" && argc == 3) {
       hashes(argv[2]);
     } else {
       std::cerr << "usage: probe tokens TOKENIZER_JSON | seconds TOKENIZER_JSON | frames VIDEO T "
-                   "FILE | sha256 FILE\n";
+                   "FILE | cancel VIDEO | turns | sha256 FILE\n";
       return 2;
     }
   } catch (const stan_infer::Error& e) {

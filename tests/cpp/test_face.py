@@ -12,7 +12,14 @@ from stan_infer.video.rgb import upright_rgb  # noqa: E402 (after importorskip)
 from tests.video.test_rgb import made  # noqa: E402
 
 CLIP = MOTION / "clips" / "red_cross_moves_left.mp4"
-RIGHT = ("nothing wrong", "own embeddings", "an image", "the one that it was moved to")
+RIGHT = (
+    "nothing wrong",
+    "own embeddings",
+    "an image",
+    "a provider",
+    "a call that cannot be cancelled",
+    "the one that it was moved to",
+)
 CODES = {
     "a blank text": "bad_text",
     "a text of other bytes": "bad_text",
@@ -20,6 +27,12 @@ CODES = {
     "a path with a zero": "bad_video",
     "no folder": "bad_folder",
     "no library": "missing",
+    "a provider that this build has not": "missing",
+    "a provider that is none": "missing",
+    "a provider without name": "missing",
+    "one video of two": "bad_video",
+    "a call that was cancelled": "cancelled",
+    "a call past its deadline": "deadline",
     **dict.fromkeys(RIGHT, "none"),
 }
 
@@ -37,13 +50,15 @@ def misuse(program, folder):
 
 def test_what_callers_get_wrong_is_a_typed_error(program, small):
     found = misuse(program, small)
-    assert len(found) >= 60 and {*CODES} <= {name for name, _, _ in found}
+    assert len(found) >= 72 and {*CODES} <= {name for name, _, _ in found}
     for name, code, what in found:
         assert code == CODES.get(name, "bad_argument"), (name, code, what)
         assert name in RIGHT or what.isprintable() and what, name
 
 
-def test_threads_share_a_model(program, small):
+@pytest.mark.parametrize("made", ["plain", "sanitized", "raced"])
+def test_threads_share_a_model(request, made, small):
+    program = request.getfixturevalue(made)
     done = program.run("threads", small, CLIP, face=True)
     assert done.returncode == 0 and done.stderr == "", done.stderr
 

@@ -8,6 +8,8 @@ import sys
 import pytest
 
 import stan_infer as si
+from benchmarks import cpp
+from benchmarks.tables import library as tables
 from tests.conftest import ROOT
 from tests.cpp.conftest import MOTION, SOURCE, build, ort_library, package_folder
 
@@ -75,7 +77,7 @@ def test_the_example_for_a_file(examples, plain, exported):
     assert answer.returncode == 2 and answer.stderr.startswith("error: cannot read the video")
 
 
-def frames_through(program, folder):
+def frames_through(*program, folder, library=None):
     """What the example for frames in memory prints for the frames of a clip."""
     av = pytest.importorskip("av")
     from stan_infer.video.rgb import upright_rgb
@@ -84,30 +86,30 @@ def frames_through(program, folder):
         frames = [upright_rgb(frame, CLIP) for frame in container.decode(video=0)]
     height, width = frames[0].shape[:2]
     answer = subprocess.run(
-        [program, folder, str(width), str(height)],
+        [*program, folder, str(width), str(height)],
         input=b"".join(frame.tobytes() for frame in frames),
         stdout=subprocess.PIPE,
-        env=os.environ | {"STAN_INFER_ORT_LIBRARY": str(ort_library())},
+        env=os.environ | {"STAN_INFER_ORT_LIBRARY": str(library or ort_library())},
         check=True,
     )
     return chances(answer.stdout.decode())
 
 
 def test_the_example_for_frames_in_memory(examples, plain, exported):
-    assert frames_through(examples / "classify_frames", exported) == wanted(plain, exported)
+    assert frames_through(examples / "classify_frames", folder=exported) == wanted(plain, exported)
 
 
 def test_parts_that_are_left_out(plain, exported, tmp_path):
-    settings = ("STAN_INFER_FFMPEG=OFF", "STAN_INFER_TEXTS=OFF")
+    settings = ("STAN_INFER_FFMPEG=OFF", "STAN_INFER_TEXTS=OFF", "STAN_INFER_OPENSSL=OFF")
     made = build(tmp_path / "build", *settings, openvino=False, source=ROOT / "cpp")
-    assert not re.search(r"lib(av|sw|icu)", done("ldd", made / "stan_classify"))
+    assert not re.search(r"lib(av|sw|icu|crypto)", done("ldd", made / "stan_classify"))
     answer = run(made / "stan_classify", exported, CLIP)
     assert answer.returncode == 3 and "-DSTAN_INFER_FFMPEG=ON" in answer.stderr
     stages = done(made / "stan_classify", exported, "--self-test")
     assert "video_embeds" in stages and "input_ids" not in stages
     done("cmake", "--install", made, "--prefix", tmp_path / "prefix")
     out = configured(ROOT / "examples" / "cpp", tmp_path / "examples", tmp_path / "prefix")
-    assert frames_through(out / "classify_frames", exported) == wanted(plain, exported)
+    assert frames_through(out / "classify_frames", folder=exported) == wanted(plain, exported)
 
 
 def test_the_installed_program(prefix, exported):
@@ -149,7 +151,7 @@ def test_the_shared_library_exports_its_header_only(prefix, kind):
         pytest.skip("a static library has no exports")
     found = exports(next((prefix / "lib").glob("libstan_infer.so.*.*.*")))
     assert any(name.startswith("stan_infer::Model::embed_video(") for name in found)
-    ours = r"((typeinfo( name)?|vtable) for )?stan_infer::(Model|Error|ImageView|Tensor)\b"
+    ours = r"((typeinfo( name)?|vtable) for )?stan_infer::(Model|Error|ImageView|Tensor|Call)\b"
     assert [name for name in found if not re.match(ours, name)] == []
 
 
@@ -176,3 +178,24 @@ def test_pkg_config(prefix, kind, exported, tmp_path):
     library = {"LD_LIBRARY_PATH": str(prefix / "lib")}
     found = done(tmp_path / "program", exported, CLIP, "a", "b", **library)
     assert set(chances(found)) == {"a", "b"}
+
+
+def test_the_benchmark_compares_the_same_embeddings(prefix, kind, exported, monkeypatch):
+    if kind == "static":
+        pytest.skip("with OpenVINO and TensorRT, which have no .pc files")
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(prefix / "lib"))
+    program = cpp.loop_program(prefix)
+    row = cpp.clips_row("clips", program, exported, [CLIP, CLIP], 1, 1)
+    assert row["ratio"] == pytest.approx(row["python_s_p50"] / row["cpp_s_p50"])
+    start = cpp.start_row(prefix, exported, 1, sys.executable)
+    recorded = {
+        "machine": {"cpu": "X", "cores": 2, "system": "Linux", "python": "3.11"},
+        "versions": {"torch": "2", "onnxruntime": "1"},
+        "date": "today",
+    }
+    size = {"measure": "size", "bytes": 123456}
+    rows = [r | recorded for r in (row, start, size)]
+    monkeypatch.setattr(tables, "newest", lambda *_: rows)
+    table = tables.cpp_table()
+    assert f"2 clips of 64x64, each | {1e3 * row['cpp_s_p50']:.1f} |" in table
+    assert "start to first score" in table and "123 kB" in table

@@ -1,5 +1,7 @@
 """The C++ reader converts pixels as Python's does, to the bit, whatever FFmpeg each has."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ av = pytest.importorskip("av")
 
 from stan_infer.video.rgb import upright_rgb  # noqa: E402 (after importorskip)
 from tests.video import broken_videos as make  # noqa: E402
+from tests.video import test_hdr as hdr  # noqa: E402
 from tests.video.test_rgb import EIGHT, made  # noqa: E402
 
 FORMATS = [f"yuv{s}p{d}" for s in ("420", "422", "444") for d in ("", "10le", "12le")]
@@ -80,3 +83,14 @@ def test_what_cannot_be_the_same_is_refused(plain, tmp_path, name):
     path = stored(tmp_path / "a.mkv", name, (64, 48))
     done = plain.run("frames", path, "1", tmp_path / "raw", probe=True)
     assert done.returncode == 2 and f"its pixels are {name}" in done.stderr
+
+
+@pytest.mark.parametrize("transfer", hdr.TRANSFERS)
+@pytest.mark.parametrize("codec", ["ffv1", "libx264"])
+def test_the_transfer_of_hdr_is_named(plain, small, tmp_path, transfer, codec):
+    path = hdr.stored(tmp_path / "a.mkv", transfer, codec)
+    done = plain.run(small, path, "--json")
+    name = hdr.TRANSFERS[transfer]
+    assert json.loads(done.stdout)["hdr"] == name
+    assert done.stderr == (f"note: {path} is HDR ({name}); its values are taken as they are "
+                           "stored\n" if name else "")  # fmt: skip

@@ -6,15 +6,18 @@
 //   auto chances = model.probabilities(model.score(texts, video));
 //
 // Errors: every function that is not noexcept throws Error and nothing else.
-// Threads: any thread may call; calls on one Model wait for each other, Models are independent.
+// Threads: any thread may call; calls on one Model wait for each other, Models are independent. A
+// Call ends such waiting, and the work.
 // Ownership: what is returned belongs to the caller; memory that is given is read during the call
 // only, and never written.
 #pragma once
 
 #include <array>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -32,6 +35,11 @@
 #define STAN_INFER_API
 #endif
 
+// Of ONNX Runtime's own header, which is not needed here.
+struct OrtApiBase;
+struct OrtEnv;
+struct OrtSessionOptions;
+
 namespace stan_infer {
 
 enum class ErrorCode {
@@ -43,7 +51,9 @@ enum class ErrorCode {
   engine,        // the engine does not open or run a graph
   missing,       // a library, a GPU, or a part that this build leaves out
   out_of_memory,
-  internal,  // a bug of ours
+  cancelled,  // by Call::cancel
+  deadline,   // of the Call
+  internal,   // a bug of ours
 };
 
 // what(): one line of UTF-8: what is wrong, where, and what to do.
@@ -132,14 +142,55 @@ struct FrameOptions {
   std::vector<double> timestamps;
 };
 
+// Ends the calls that it is given to: at once by cancel(), or at a deadline. They throw Error
+// (cancelled or deadline), the model stays as it was, and its next call works. One that is over
+// stays over. Copies are the same Call; any thread may use it, but no signal handler.
+//
+// Ended at once: waiting for a busy model, reading a video, runs of ONNX Runtime and OpenVINO. Not
+// before they are done: opening a graph, which the first call does, and a run of TensorRT.
+class STAN_INFER_API Call {
+ public:
+  Call();  // without a deadline
+  Call(const Call&) = default;
+  Call& operator=(const Call&) = default;
+  static Call until(std::chrono::steady_clock::time_point deadline);
+  static Call within(std::chrono::steady_clock::duration limit);  // from now on
+  static Call endless();  // cannot end, cancel() does nothing: what functions have by default
+
+  void cancel() const noexcept;
+  bool is_over() const noexcept;  // cancelled, or past its deadline
+  void check() const;             // throws Error (cancelled or deadline) if it is
+
+ private:
+  friend class Watch;
+  struct State;
+  explicit Call(std::nullptr_t);
+  std::shared_ptr<State> state_;
+};
+
 enum class Engine { onnxruntime, openvino, tensorrt };
 
 struct Options {
   Engine engine = Engine::onnxruntime;
+  int threads = 0;  // that the engine uses within one call, 0 to 1024; 0: its choice
+  int batch = 1;    // clips that go through the network at once, 1 to 64
+
   // libonnxruntime.so, 1.18 or newer; empty: the system's libonnxruntime.so.1. It is loaded once
   // and stays. The variable ORT_DISABLE_TELEMETRY of the process becomes 1 unless it has a value.
   std::filesystem::path onnxruntime;
-  int threads = 0;  // that the engine uses within one call, 0 to 1024; 0: its choice
+  // Execution provider of ONNX Runtime, as "CUDA", "TensorRT", "XNNPACK", "CoreML" or "NNAPI", in
+  // any case, with its options; Error (missing) where that build has it not. What it cannot compute
+  // ONNX Runtime computes on the CPU.
+  std::string provider = "CPU";
+  std::map<std::string, std::string> provider_options;
+
+  // An ONNX Runtime of the caller's own, in place of the path: OrtGetApiBase() of it, and, if
+  // wanted, an environment (whose telemetry is left as it is) and session options, whose threads
+  // and providers then count and not those above. All must outlive the Model. Session options are
+  // copied, and the copy reads ONNX only and multiplies 8 bits exactly.
+  const OrtApiBase* ort_api_base = nullptr;
+  OrtEnv* ort_env = nullptr;
+  const OrtSessionOptions* ort_session_options = nullptr;
 };
 
 struct Info {
@@ -151,7 +202,20 @@ struct Info {
   bool is_mug = false;     // scores are of frames with tokens, not cosines
   bool has_texts = false;  // embed_texts may be called
   bool has_labels = false;
-  std::string engine;  // with its version
+  std::string engine;     // with its version
+  std::string version;    // of the engine alone
+  std::string provider;   // "CPUExecutionProvider": of ONNX Runtime; "": its session options say it
+  std::string precision;  // of the video graph: "fp32", "fp16", "int8"
+};
+
+// The clip of a video file.
+struct Clip {
+  Tensor pixels;  // as embed_clips wants it: uint8 [1, T, S, S, 3] RGB, or of a folder with float
+                  // input float32 [1, T, 3, S, S], normalised
+  std::vector<std::int64_t> frame_indices;  // T numbers of frames, from 0
+  std::int64_t total_frames = 0;            // of the video
+  std::string hdr;  // "PQ" or "HLG": the transfer of a video in HDR, whose values are taken as they
+                    // are stored; "" else
 };
 
 struct VideoEmbeds {
@@ -164,7 +228,7 @@ struct TextEmbeds {
   Tensor ids;                    // int32 [texts, L]
   Tensor texts;                  // float32 [texts, E], not normalised
   Tensor tokens;                 // float32 [texts, L, E]
-  std::vector<std::string> cut;  // texts that lost words, because only L tokens are used
+  std::vector<std::size_t> cut;  // numbers of the texts that lost words: only L tokens are used
 };
 
 // One comparison of the self-test.
@@ -187,40 +251,46 @@ class STAN_INFER_API Model {
 
   Info info() const;
 
-  // The clip of a video file, as embed_clips wants it: uint8 [1, T, S, S, 3] RGB, or of a folder
-  // with float input float32 [1, T, 3, S, S], normalised. Frames are those that the model's authors
-  // take.
-  Tensor read_clip(const std::filesystem::path& video);
+  // The frames of a video file that the model's authors take.
+  Clip read_clip(const std::filesystem::path& video, const Call& call = Call::endless());
 
-  // The same of frames that the caller decoded, oldest first, of any sizes: all of a video or of a
-  // window of a camera. Of RGB and BGR it has the bytes of Python's session.prepare, and of the
+  // The pixels of a Clip of frames that the caller decoded, oldest first, of any sizes: all of a
+  // video or of a window of a camera. Of RGB and BGR it has the bytes of Python's session.prepare, and of the
   // i420 of a video's decoder those of read_clip. Fewer than T frames are repeated. RGB without
   // gaps is not copied, and what the clip does not take is not read.
-  Tensor clip_of_frames(const std::vector<ImageView>& frames, const FrameOptions& options = {});
+  Tensor clip_of_frames(const std::vector<ImageView>& frames, const FrameOptions& options = {},
+                        const Call& call = Call::endless());
 
-  VideoEmbeds embed_clips(const Tensor& clips);  // any number of clips, as read_clip gives one
-  VideoEmbeds embed_video(const std::filesystem::path& video);  // one clip
+  // Any number of clips, one behind the other: the pixels of a Clip each.
+  VideoEmbeds embed_clips(const Tensor& clips, const Call& call = Call::endless());
+  // One clip of each video, in batches.
+  VideoEmbeds embed_video(const std::filesystem::path& video, const Call& call = Call::endless());
+  VideoEmbeds embed_videos(const std::vector<std::filesystem::path>& videos,
+                           const Call& call = Call::endless());
+  VideoEmbeds embed_frames(const std::vector<ImageView>& frames, const FrameOptions& options = {},
+                           const Call& call = Call::endless());
 
-  VideoEmbeds embed_frames(const std::vector<ImageView>& frames, const FrameOptions& options = {});
-
-  TextEmbeds embed_texts(const std::vector<std::string>& texts);  // UTF-8
+  TextEmbeds embed_texts(const std::vector<std::string>& texts,  // UTF-8
+                         const Call& call = Call::endless());
 
   // float32 [texts, clips]: cosine of `texts` with `clips`, or the Mug score of `tokens` and `ids`
   // with `frames`; the other members may be empty. Throws Error (bad_argument) where an embedding
   // is all zeros or not finite: scores are always numbers.
-  Tensor score(const TextEmbeds& texts, const VideoEmbeds& videos);
+  Tensor score(const TextEmbeds& texts, const VideoEmbeds& videos,
+               const Call& call = Call::endless());
 
-  std::vector<std::string> labels();
-  Tensor score_labels(const VideoEmbeds& videos);  // float32 [labels, clips]
-  // Labels that lost words when score_labels embedded them first; of a folder that has their
-  // embeddings none.
-  std::vector<std::string> cut_labels();
+  std::vector<std::string> labels(const Call& call = Call::endless());
+  // float32 [labels, clips].
+  Tensor score_labels(const VideoEmbeds& videos, const Call& call = Call::endless());
+  // Numbers of the labels that lost words when score_labels embedded them first; of a folder that
+  // has their embeddings none.
+  std::vector<std::size_t> cut_labels(const Call& call = Call::endless());
 
   // Of scores float32 [n, 1], those of one clip: exp(score / temperature), which sum to 1.
   std::vector<double> probabilities(const Tensor& scores) const;
 
   // Computes the golden data of the folder again, a stage for each part that it has.
-  std::vector<Stage> self_test();
+  std::vector<Stage> self_test(const Call& call = Call::endless());
 
  private:
   struct Impl;

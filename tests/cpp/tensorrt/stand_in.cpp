@@ -79,7 +79,7 @@ class Context final : public nvinfer1::IExecutionContext {
       inputs_[slot.name] = std::move(tensor);
       given.push_back(inputs_.at(slot.name));
     }
-    results_ = content_.session->run(given);  // its shapes are those of the results
+    results_ = content_.session->run(given, stan_infer::Call::endless());  // its shapes are those of the results
     return 0;
   }
 
@@ -168,8 +168,11 @@ class Runtime final : public nvinfer1::IRuntime {
     std::uint32_t length = 0;
     std::memcpy(&length, bytes + 64, 4);
     const char* text = reinterpret_cast<const char*>(bytes) + 68;
+    stan_infer::Options options;
+    options.onnxruntime = setting("STAN_INFER_ORT_LIBRARY", "");
+    options.threads = 1;
     Content content{nlohmann::json::parse(text, text + length),
-                    stan_infer::open_onnxruntime(setting("STAN_INFER_ORT_LIBRARY", ""), 1), nullptr, &log_};
+                    stan_infer::open_onnxruntime(options), nullptr, &log_};
     stan_infer::GraphSource source;
     source.name = "the plan";
     source.content.assign(bytes + 68 + length, bytes + size);
