@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <functional>
 #include <numeric>
 #include <regex>
@@ -247,8 +248,23 @@ Tensor Pipeline::preprocess(const View& frames) {
   return pixels;
 }
 
+// Of frames whose shorter side is right the graph only crops: every weight is 1, as Python says.
+Tensor Pipeline::shrunk(const View& frame) {
+  const std::int64_t side = manifest_.model.image_size;
+  const std::int64_t height = frame.shape[1], width = frame.shape[2];
+  open("preprocess");  // checked in any case
+  if (std::min(height, width) != manifest_.model.short_side) return preprocess(frame);
+  Tensor pixels = make_tensor(DType::uint8, {1, side, side, 3});
+  const std::int64_t top = (height - side) / 2, left = (width - side) / 2;
+  for (std::int64_t y = 0; y < side; ++y) {
+    std::memcpy(pixels.bytes.data() + y * side * 3,
+                frame.data + ((top + y) * width + left) * 3, static_cast<std::size_t>(side * 3));
+  }
+  return pixels;
+}
+
 Clip Pipeline::read_clip(const std::filesystem::path& video) {
-  const auto shrink = [this](const Tensor& image) { return preprocess(image); };
+  const auto shrink = [this](const Tensor& image) { return shrunk(image); };
   const Frames found = read_frames(video, manifest_.model.frames, shrink, call_);
   return {clip_of(found.by_number, found.indices), found.indices, found.total_frames, found.hdr};
 }
@@ -261,7 +277,7 @@ Tensor Pipeline::clip_of_frames(const std::vector<ImageView>& frames, const Fram
   for (std::int64_t number : indices) {
     if (taken.count(number)) continue;
     Tensor copy;
-    taken[number] = preprocess(rgb_of(frames[static_cast<std::size_t>(number)], copy));
+    taken[number] = shrunk(rgb_of(frames[static_cast<std::size_t>(number)], copy));
   }
   return clip_of(taken, indices);
 }

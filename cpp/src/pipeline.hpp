@@ -28,6 +28,7 @@ class Pipeline {
   void use(const Call& call) { call_ = call; }  // ends what is done from now on, until the next one
 
   Tensor preprocess(const View& frames);                 // uint8 [n, H, W, 3] -> [n, S, S, 3]
+  Tensor shrunk(const View& frame);  // the same of one frame; its own size is no work
   Clip read_clip(const std::filesystem::path& video);
   Tensor clip_of_frames(const std::vector<ImageView>& frames, const FrameOptions& options);
   VideoEmbeds embed_clips(const Tensor& clips);  // [clips, T, ..] as read_clip gives it

@@ -84,7 +84,8 @@ def pictures(count, size, seed=0):
 @pytest.mark.parametrize("order", ["rgb", "bgr"])
 @pytest.mark.parametrize(
     ("count", "size", "gap"),
-    [(1, (48, 64), 0), (3, (64, 64), 7), (30, (37, 113), 0), (9, (200, 90), 1), (20, (1, 1), 0)],
+    [(1, (48, 64), 0), (3, (64, 64), 7), (30, (37, 113), 0), (9, (200, 90), 1), (20, (1, 1), 0)]
+    + [(4, (16, 16), 0), (4, (16, 41), 3), (4, (39, 16), 0)],  # the model's own size
     ids=str,
 )
 def test_rgb_in_memory(program, small, session, tmp_path, order, count, size, gap):
