@@ -66,13 +66,18 @@ def video_case(
 
 
 def split_cases(
-    model: Stan, weights: VideoWeights, limits: Mapping[str, Range], input: str
+    config: StanConfig,
+    weights: VideoWeights,
+    limits: Mapping[str, Range],
+    input: str,
+    run: Callable[[Tensor], tuple[Tensor, Tensor]],
 ) -> dict[str, list[Case]]:
     """Cases of the two parts of the video tower, by role.
 
-    The rows are those of `weights`, folded for `input`, in torch; the embeddings are the model's.
+    The rows are those of `weights`, folded for `input`, in torch; the embeddings what `run` gives,
+    as in video_case.
     """
-    config, names = model.config, row_names(model.config)
+    names = row_names(config)
     found: dict[str, list[Case]] = {"trunk": [], "branch": []}
     for size in ((1, 1), (2, 3), (1, 64)):
         b, t = (min(max(n, limits[k][0]), limits[k][1])
@@ -84,8 +89,8 @@ def split_cases(
             taps = dict(zip(names, rows, strict=True))
             found["trunk"].append(Case((len(frames),), {"frames": frames.numpy()}, taps))
         feeds = {k: x.reshape(b, t, *x.shape[1:]) for k, x in zip(names, rows, strict=True)}
-        each = model.encode_video(clips)
-        wanted = {"video_embeds": each.mean(1).numpy(), "frame_embeds": each.numpy()}
+        mean, each = (x.numpy() for x in run(clips))
+        wanted = {"video_embeds": mean, "frame_embeds": each}
         found["branch"].append(Case((b, t), feeds, wanted))
     return found
 

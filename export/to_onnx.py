@@ -222,7 +222,8 @@ class _Export:
         weights = fold_video(self.model, input=options.input, on_demand=True)
         limits = {"batch": options.batch_range(), "frames": options.frame_range(config)}
         most = {"frames": (1, limits["batch"][1] * limits["frames"][1])}
-        cases = split_cases(self.model, weights, limits, options.input)
+        run = VideoGraph(self.model)
+        cases = split_cases(config, weights, limits, options.input, run)
         classes = self.classes if options.head == "classify" else None
         for role, dims in (("trunk", most), ("branch", limits)):
             path = self.folder / f"{role}.onnx"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -15,12 +15,12 @@ from stan_infer.artefacts.calibration_file import CALIBRATION
 from stan_infer.artefacts.difference import relative_error
 from stan_infer.artefacts.folder import Artefact, Graph, sha256, write_manifest
 from stan_infer.artefacts.npz_file import Field, read_npz
-from stan_infer.config import StanConfig
+from stan_infer.artefacts.parts import PARTS
 from stan_infer.engines.open import open_graph
 from stan_infer.errors import InputError
 from stan_infer.export.parity import case_sizes, check_graph, note_config, prove
 from stan_infer.export.read_weights import read_classes
-from stan_infer.export.video_graph import write_video_graph
+from stan_infer.export.video_graph import write_part, write_video_graph
 from stan_infer.network.cpu_threads import side_by_side
 from stan_infer.network.eight_bits import QuantisedLinear
 from stan_infer.network.folded import VideoWeights, linears
@@ -37,15 +37,17 @@ def write_quantised(
     """Write a folder like `artefact`, with a video graph of the quantised `weights`, to `folder`.
 
     folder: empty. precision: int8 or fp8. calibration: content of calibration.json. extra: content
-    of other files, by name. All other files are copied. The tolerances of the golden data, which
+    of other files, by name. A folder that has the video tower in two parts, too, gets both in 8
+    bits; all other files are copied. The tolerances of the golden data, which
     are the fp32 model's outputs, are raised to what 8 bits cost there. Raises CheckError if the
     graph's outputs differ from those of the same weights in torch.
     """
     manifest = write_files(artefact, folder, weights, precision, calibration, extra)
     graph = artefact.graph("video")
     assert graph is not None
-    parity = _prove(folder / graph.file, artefact.config, graph, weights, precision)
-    manifest["parity"] = [p for p in manifest["parity"] if p["file"] != graph.file] + [parity]
+    parity = _prove(folder, artefact, weights, precision)
+    proved = {record["file"] for record in parity}
+    manifest["parity"] = [p for p in manifest["parity"] if p["file"] not in proved] + parity
     if manifest.get("golden"):
         _measure_golden(folder / graph.file, manifest["golden"], artefact)
     write_manifest(folder, manifest)
@@ -63,41 +65,56 @@ def write_files(
 
     The manifest lacks what write_quantised finds out: the parity of the graph, and tolerances.
     """
-    graph = artefact.graph("video")
-    assert graph is not None
     manifest: dict[str, Any] = json.loads(json.dumps(artefact.manifest))
     del manifest["files"]  # the schema stays: it says what all graphs of the folder note
-    entry = next(g for g in manifest["graphs"] if g["file"] == graph.file)
-    _copy_others(artefact, graph, folder)
-    path = folder / graph.file
-    external = write_video_graph(
-        path,
-        artefact.config,
-        weights,
-        dims=graph.dims,
-        input=_input(graph),
-        precision="fp32",
-        opset=graph.opset,
-        classes=read_classes(artefact),
-    )
-    note_config(path, artefact.config)
+    graphs = _graphs(artefact)
+    _copy_others(artefact, graphs, folder)
     text = json.dumps(calibration, indent=1, sort_keys=True, allow_nan=False) + "\n"
     for name, content in {CALIBRATION: text.encode(), **(extra or {})}.items():
         (folder / name).write_bytes(content)
-    entry |= {
-        "precision": precision,
-        "external_data": external,
-        "quant": {
-            "format": precision,
-            "method": calibration["method"],
-            "linears": sum(isinstance(w, QuantisedLinear) for w in linears(weights).values()),
-            "kept": calibration["kept"],
-            "calibration_sha256": sha256(folder / CALIBRATION),
-        },
-        **check_graph(path, graph.opset, graph.dims, precision),
-    }
+    for graph in graphs:
+        external = _write(folder / graph.file, artefact, graph, weights)
+        note_config(folder / graph.file, artefact.config)
+        entry = next(g for g in manifest["graphs"] if g["file"] == graph.file)
+        entry |= {
+            "precision": precision,
+            "external_data": external,
+            "quant": {
+                "format": precision,
+                "method": calibration["method"],
+                "linears": _count(weights, graph.role),
+                "kept": calibration["kept"],
+                "calibration_sha256": sha256(folder / CALIBRATION),
+            },
+            **check_graph(folder / graph.file, graph.opset, graph.dims, precision),
+        }
     manifest["ranges"] = []
     return manifest
+
+
+def _graphs(artefact: Artefact) -> list[Graph]:
+    """The video graph, and its two parts where the folder has them."""
+    return [g for g in artefact.graphs if g.role in ("video", *PARTS)]
+
+
+def _write(path: Path, artefact: Artefact, graph: Graph, weights: VideoWeights) -> list[str]:
+    """Write one of `_graphs`; return the names of external data files beside it."""
+    classes = read_classes(artefact)
+    how: dict[str, Any] = {"dims": graph.dims, "precision": "fp32", "opset": graph.opset}
+    if graph.role == "video":
+        how |= {"input": _input(graph)}
+        return write_video_graph(path, artefact.config, weights, classes=classes, **how)
+    how |= {"role": graph.role}
+    return write_part(path, artefact.config, weights, classes=classes, **how)
+
+
+def _count(weights: VideoWeights, role: str) -> int:
+    """How many linears of a graph are in 8 bits."""
+    in_8_bits = [n for n, w in linears(weights).items() if isinstance(w, QuantisedLinear)]
+    in_trunk = [n for n in in_8_bits if n.startswith("video/trunk/")]
+    return {"video": len(in_8_bits), "trunk": len(in_trunk)}.get(
+        role, len(in_8_bits) - len(in_trunk)
+    )
 
 
 def _input(graph: Graph) -> str:
@@ -105,26 +122,34 @@ def _input(graph: Graph) -> str:
 
 
 def _prove(
-    path: Path, config: StanConfig, graph: Graph, weights: VideoWeights, precision: str
-) -> dict[str, Any]:
-    """Compare a written graph with the same weights in torch; the manifest's parity record."""
+    folder: Path, artefact: Artefact, weights: VideoWeights, precision: str
+) -> list[dict[str, Any]]:
+    """Compare the written graphs with the same weights in torch; the manifest's parity records."""
     import torch
 
-    from stan_infer.export.golden import video_case
+    from stan_infer.export.golden import split_cases, video_case
     from stan_infer.network.torch_ops import encode_video, in_torch
 
-    run = torch.inference_mode()(partial(encode_video, in_torch(weights)))
-    sizes = case_sizes(graph.dims["batch"], graph.dims["frames"])
-    with closing(
-        side_by_side(lambda size: video_case(config, size, _input(graph), run), sizes)
-    ) as cases:
-        found = (case for _, case in cases)
-        return prove(path, found, precision, "the same 8 bits in torch")
+    config, tensors = artefact.config, in_torch(weights)
+    run = torch.inference_mode()(partial(encode_video, tensors))
+    graph = artefact.graph("video")
+    assert graph is not None
+    limits, input = {k: graph.dims[k] for k in ("batch", "frames")}, _input(graph)
+    sizes = case_sizes(limits["batch"], limits["frames"])
+    how = (precision, "the same 8 bits in torch")
+    with closing(side_by_side(lambda size: video_case(config, size, input, run), sizes)) as cases:
+        found = [prove(folder / graph.file, (case for _, case in cases), *how)]
+    if parts := [g for g in _graphs(artefact) if g.role in PARTS]:
+        of_role = split_cases(config, tensors, limits, input, run)
+        found += [prove(folder / part.file, of_role[part.role], *how) for part in parts]
+    return found
 
 
-def _copy_others(artefact: Artefact, graph: Graph, folder: Path) -> None:
-    """Copy all files except the video graph, the model card and an earlier calibration."""
-    skipped = {graph.file, *graph.external_data, "README.md", CALIBRATION}
+def _copy_others(artefact: Artefact, graphs: Sequence[Graph], folder: Path) -> None:
+    """Copy all files except these graphs, the model card and an earlier calibration."""
+    skipped = {"README.md", CALIBRATION}
+    for graph in graphs:
+        skipped |= {graph.file, *graph.external_data}
     for name in artefact.manifest["files"]:
         if name not in skipped:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)

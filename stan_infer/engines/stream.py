@@ -133,7 +133,9 @@ class Stream:
         """
         return self.extend([frame], None if time is None else [time])
 
-    def extend(self, frames: Sequence[Any], times: Iterable[float] | None = None) -> Any:
+    def extend(
+        self, frames: Sequence[Any] | np.ndarray, times: Iterable[float] | None = None
+    ) -> list[StreamedWindow]:
         """Add frames as `push` does, several of which pass the trunk at once.
 
         Args:
@@ -159,7 +161,9 @@ class Stream:
             raise InputError(f"{len(given)} times for {count} frames; give one finite time each")
         return [*given]
 
-    def _add(self, frames: Sequence[Any], times: Sequence[float | None]) -> list[StreamedWindow]:
+    def _add(
+        self, frames: Sequence[Any] | np.ndarray, times: Sequence[float | None]
+    ) -> list[StreamedWindow]:
         self._parts.check_open()
         # All are read first, so that one that is refused leaves the stream as it was.
         clips = [clip_of_frames([f], self._spec, order=self._order, sample=False) for f in frames]

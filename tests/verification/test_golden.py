@@ -1,5 +1,6 @@
 """One exported folder against its own golden data."""
 
+import json
 import shutil
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from stan_infer.errors import InputError
 from tests.conftest import zero_weight
 from tests.exported import exported, rewrite
-from tests.verification.folders import BASES, ENGINES, Bases, Folder
+from tests.verification.folders import BASES, ENGINES, Bases, Folder, calibrated
 from tests.verification.records import verify
 
 
@@ -116,6 +117,17 @@ def split(tiny_model):
 def test_the_parts_together_are_the_whole(split):
     row = _rows(verify(split))["parts"]
     assert row["pass"] and row["max_rel"] <= 1e-6 and row["cases"] == 3
+
+
+def test_the_parts_of_8_bits_are_in_8_bits(tiny_model, tmp_path):
+    out = calibrated(tiny_model, tmp_path / "int8", "int8", split=True)
+    graphs = {g["role"]: g for g in json.loads((out / "manifest.json").read_text())["graphs"]}
+    counts = {role: graphs[role]["quant"]["linears"] for role in ("video", "trunk", "branch")}
+    assert counts["trunk"] and counts["branch"]
+    assert counts["video"] == counts["trunk"] + counts["branch"]
+    assert {graphs[role]["precision"] for role in counts} == {"int8"}
+    row = _rows(verify(out))["parts"]
+    assert row["pass"] and row["max_rel"] < 1e-5  # the same 8 bits, so the same sums
 
 
 @pytest.mark.parametrize(
