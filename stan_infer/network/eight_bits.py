@@ -37,9 +37,8 @@ class NumberFormat:
         if self.is_float:  # NumPy has none of 8 bits
             import torch
 
-            from stan_infer.network.torch_ops import rounded
-
-            return rounded(torch.from_numpy(x), self).view(torch.int8).numpy()
+            held = torch.from_numpy(x).clamp(-self.largest, self.largest)
+            return held.to(getattr(torch, self.name)).view(torch.int8).numpy()
         return np.clip(np.rint(x), -self.largest - 1, self.largest).astype(np.int8)
 
     def values(self) -> NDArray[np.float64]:
