@@ -10,6 +10,10 @@ worse.
 A row that is recorded for the same code and Triton is not compiled again: its code is a hash of the
 kernel's source and that of what it calls, the types and values it is specialised for, and the
 compiler's options. --check compiles each kernel once even so; --all compiles everything.
+
+"loop" is the innermost loop with tensor-core instructions: its instructions, those that exchange
+values between threads (SHFL), bulk loads (TMA), and cycles per step to issue and on the tensor
+cores (`rule`). Those of products also go to kernels/compiled.json, from which `rule` reads them.
 """
 
 from __future__ import annotations
@@ -37,17 +41,20 @@ from triton.runtime.jit import JITFunction
 
 from benchmarks.gpu.cases import Case, cases
 from benchmarks.record import RESULTS
+from stan_infer.kernels.rule import COMPILED, tensor_cycles
 from stan_infer.kernels.tiles import INTERPRETED
-from stan_infer.kernels.tuned import FAMILIES
+from stan_infer.kernels.tuned import FAMILIES, SHARED_KIB, Tile
 
 PATH = RESULTS / "aot.jsonl"
-# Shared memory that one block may have, KiB (CUDA programming guide, compute capabilities).
-SHARED_KIB = {"sm80": 163, "sm89": 99, "sm90": 227, "sm100": 227, "sm120": 99}
 TENSOR = re.compile(r"\b(HMMA|HGMMA|UTCHMMA|QMMA|QGMMA|UTCQMMA|OMMA|UTCOMMA)\b")
+CODE = re.compile(r"/\*([0-9a-f]{4,5})\*/\s+([^;]*);")
+BRANCH = re.compile(r"\bBRA\S* (?:!?U?P\w+, )?0x([0-9a-f]+)")
 LOCAL = re.compile(r"\b(STL|LDL)\b")
 # Kernels that multiply matrices, and so must use tensor cores.
-MATMULS = {"_linear_kernel", "_fp8_linear_kernel", "_temporal_kernel", "_temporal_qkv_kernel"}
+MATMULS = {"_linear_kernel", "_linear_persistent_kernel"}
+MATMULS |= {"_temporal_kernel", "_temporal_qkv_kernel"}
 MATMULS |= {"_spatial_kernel", "_partial_kernel", "_patches_kernel"}
+PRODUCTS = ("linear", "fp8_linear", "temporal_qkv_attention")  # whose figures `rule` reads
 Known = Mapping[str, dict[str, Any]]  # recorded rows by key
 WORSE = 1.10  # registers or shared memory beyond this ratio of the recorded value are a regression
 
@@ -121,6 +128,8 @@ def compile_case(job: tuple[str, str, int], known: Known | None = None) -> list[
         before = (known or {}).get(_key(row), {})
         if any(before.get(key) != row[key] for key in ("code", "triton")):
             row |= _read(specialised.compile())
+            if row["loop"] and case.tile:
+                row["loop"] |= _cycles(row, case.tile)
         else:
             row = before
         rows.append(row)
@@ -134,18 +143,20 @@ def calls(case: Case, family: str) -> list[tuple[str, _Specialised]]:
     _forget_lines()
     found: list[tuple[str, _Specialised]] = []
     # Functions that kernels call are compiled with the kernels.
-    kernels = {
-        k: v
-        for k, v in vars(case.module).items()
-        if isinstance(v, JITFunction) and k.endswith("_kernel")
-    }
-    for name, kernel in kernels.items():
-        setattr(case.module, name, _Recorder(kernel, found))
+    kernels = [
+        (module, name, kernel)
+        for path, module in list(sys.modules.items())
+        if path.startswith("stan_infer.kernels.")
+        for name, kernel in vars(module).items()
+        if isinstance(kernel, JITFunction) and name.endswith("_kernel")
+    ]
+    for module, name, kernel in kernels:
+        setattr(module, name, _Recorder(kernel, found))
     try:
         case.run()
     finally:
-        for name, kernel in kernels.items():
-            setattr(case.module, name, kernel)
+        for module, name, kernel in kernels:
+            setattr(module, name, kernel)
     return found
 
 
@@ -223,6 +234,9 @@ def main() -> int:
     bad += [f"{k}: recorded, but no longer shipped" for k in sorted(gone)]
     if not args.check:
         PATH.write_text("".join(json.dumps(r, sort_keys=True) + "\n" for r in rows))
+        COMPILED.write_text(figures(rows))
+    elif COMPILED.read_text() != figures(rows):
+        bad.append(f"{COMPILED.name} has other figures: run python -m benchmarks.aot")
     versions = {r.get("triton") for r in recorded.values()}
     if versions != {triton.__version__}:
         print(f"recorded with triton {versions}, this is {triton.__version__}: not compared")
@@ -232,6 +246,50 @@ def main() -> int:
     for line in bad:
         print(line)
     return 4 if bad else 0
+
+
+def figures(rows: Sequence[dict[str, Any]]) -> str:
+    """The content of compiled.json: the worst figures of every tile of a product, in bf16."""
+    found: dict[str, Any] = {}
+    for r in rows:
+        if r["operation"] not in PRODUCTS or r["dtype"] != "bfloat16":
+            continue
+        own = found.setdefault(r["family"], {operation: {} for operation in PRODUCTS})
+        tiles = own[r["operation"]]
+        new = {"issue": r["loop"]["issue"]} | {k: r[k] for k in ("registers", "shared_bytes")}
+        old = tiles.get(str(r["tile"]), new)
+        worst = {key: max(new[key], old[key]) for key in new}
+        tiles[str(r["tile"])] = {"tile": r["tile"], **worst}
+    lists = {sm: {op: list(t.values()) for op, t in own.items()} for sm, own in found.items()}
+    return json.dumps(lists, indent=1) + "\n"
+
+
+def _cycles(row: dict[str, Any], tile: Tile) -> dict[str, float]:
+    """Cycles of a step, to issue and on the tensor cores; q, k and v are three products."""
+    size = 1 if row["operation"] == "fp8_linear" else 2
+    products = 3 if row["kernel"] == "_temporal_qkv_kernel" else 1
+    return {
+        "issue": row["loop"]["instructions"] * tile.warps / 4,
+        "tensor": products * tensor_cycles(row["family"], tile, size),
+    }
+
+
+def main_loop(sass: str) -> dict[str, int] | None:
+    """What the shortest loop with tensor-core instructions consists of; None without a loop."""
+    code = [(int(m[1], 16), m[2]) for m in CODE.finditer(sass)]
+    best: list[str] | None = None
+    for at, text in code:
+        branch = BRANCH.search(text)
+        if branch is None or int(branch[1], 16) >= at:
+            continue
+        body = [t for a, t in code if int(branch[1], 16) <= a <= at]
+        if any(map(TENSOR.search, body)) and (best is None or len(body) < len(best)):
+            best = body
+    if best is None:
+        return None
+    counts = {"shuffles": "SHFL", "bulk_loads": "UTMALDG"}
+    found = {key: sum(word in text for text in best) for key, word in counts.items()}
+    return {"instructions": len(best), **found}
 
 
 def _cases(family: str, dtype: str, full: bool) -> Iterator[Case]:
@@ -265,6 +323,7 @@ def _read(compiled: Any) -> dict[str, Any]:
         "spills": len(LOCAL.findall(sass)),
         "shared_bytes": compiled.metadata.shared,
         "tensor": tensor,
+        "loop": main_loop(sass),
     }
 
 

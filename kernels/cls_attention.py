@@ -20,6 +20,7 @@ from stan_infer.kernels.operation import operation
 from stan_infer.kernels.tiles import LOG2_E, check_rows, norm_of_sums, upcast
 from stan_infer.kernels.tuned import Tile, only_tile
 
+COLUMNS = 128  # of a program that adds the partial sums
 MAX_HEADS = 16  # rows of the smallest tensor-core tile, which one program's queries fill
 
 
@@ -39,7 +40,7 @@ def cls_attention_reference(
     return torch.einsum("bthp,btpd->bhd", a, z).to(rows.dtype)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["patches", "frames", "slices"])
 def _partial_kernel(
     p_u, p_x, p_z, p_top, p_norm, patches, frames, slices, d, row, u_b, u_h, scale, eps,
     H: tl.constexpr, H16: tl.constexpr, BP: tl.constexpr, BK: tl.constexpr, UPCAST: tl.constexpr,
@@ -88,37 +89,42 @@ def _partial_kernel(
         tl.store(p_zt + i_k, z, m_h[:, None] & m_k[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["frames", "slices", "cls_base"])
 def _combine_kernel(
     p_u, p_x, p_z, p_top, p_norm, p_out, frames, slices, d, cls_base, row, u_b, u_h, scale, eps,
-    H: tl.constexpr, BD: tl.constexpr,
+    H: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, BS: tl.constexpr,
 ):  # fmt: skip
-    pid = tl.program_id(0).to(tl.int64)  # b H + h
-    i_b, i_h = pid // H, pid % H
+    pid = tl.program_id(0).to(tl.int64)  # (b H + h) columns + column tile
+    columns = tl.cdiv(d, BN)
+    i_bh = pid // columns
+    i_b, i_h = i_bh // H, i_bh % H
     o_d = tl.arange(0, BD)
     m_d = o_d < d
-    x = tl.load(p_x + (cls_base + i_b) * row + o_d, m_d, other=0.0).to(tl.float32)
+    p_own = p_x + (cls_base + i_b) * row
+    x = tl.load(p_own + o_d, m_d, other=0.0).to(tl.float32)
     mean = tl.sum(x) / d
-    z_cls = tl.where(m_d, x - mean, 0.0)
-    z_cls = z_cls / tl.sqrt(tl.sum(z_cls * z_cls) / d + eps)
+    z = tl.where(m_d, x - mean, 0.0)
+    std = tl.sqrt(tl.sum(z * z) / d + eps)
     u = tl.load(p_u + i_b * u_b + i_h * u_h + o_d, m_d, other=0.0).to(tl.float32)
-    s_cls = tl.sum(u * z_cls) * scale
-    out = tl.zeros((BD,), tl.float32)
+    s_cls = tl.sum(u * (z / std)) * scale
+    o_n = pid % columns * BN + tl.arange(0, BN)
+    m_n = o_n < d
+    z_cls = (tl.load(p_own + o_n, m_n, other=0.0).to(tl.float32) - mean) / std
+    o_s = tl.arange(0, BS)
+    m_s = o_s < slices
+    out = tl.zeros((BN,), tl.float32)
     for i_t in range(frames):
-        first = (i_b * frames + i_t) * slices
-        top = s_cls
-        for i in range(slices):
-            top = tl.maximum(top, tl.load(p_top + (first + i) * H + i_h))
+        # All slices of a frame at once: their loads do not wait for each other.
+        at = ((i_b * frames + i_t) * slices + o_s) * H + i_h
+        tops = tl.load(p_top + at, m_s, other=float("-inf"))
+        top = tl.maximum(tl.max(tops), s_cls)
+        fade = tl.exp2(tops - top)
         e_cls = tl.exp2(s_cls - top)
-        norm = e_cls
-        acc = z_cls * e_cls
-        for i in range(slices):
-            at = (first + i) * H + i_h
-            fade = tl.exp2(tl.load(p_top + at) - top)
-            norm += tl.load(p_norm + at) * fade
-            acc += tl.load(p_z + at * d + o_d, m_d, other=0.0) * fade
-        out += acc / norm
-    tl.store(p_out + pid * d + o_d, (out / frames).to(p_out.dtype.element_ty), m_d)
+        norm = e_cls + tl.sum(tl.load(p_norm + at, m_s, other=0.0) * fade)
+        m = m_s[:, None] & m_n[None, :]
+        parts = tl.load(p_z + at[:, None] * d + o_n[None, :], m, other=0.0)
+        out += (z_cls * e_cls + tl.sum(parts * fade[:, None], 0)) / norm
+    tl.store(p_out + i_bh * d + o_n, (out / frames).to(p_out.dtype.element_ty), m_n)
 
 
 def _check(u: Tensor, rows: Tensor, batch: int, frames: int, *_: float) -> tuple[int, int]:
@@ -161,10 +167,11 @@ def launch(
         H=heads, H16=MAX_HEADS, BP=tile.bm, BK=tile.bk, UPCAST=upcast(rows.dtype),
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
-    _combine_kernel[(batch * heads,)](
+    _combine_kernel[(batch * heads * triton.cdiv(d, COLUMNS),)](
         u, rows, z, top, norm, out, frames, slices, d, f * patches, rows.stride(0),
         u.stride(0), u.stride(1), scale * LOG2_E, eps,
-        H=heads, BD=triton.next_power_of_2(d), num_warps=tile.warps,
+        H=heads, BD=triton.next_power_of_2(d), BN=COLUMNS, BS=triton.next_power_of_2(slices),
+        num_warps=4,
     )  # fmt: skip
     return out
 

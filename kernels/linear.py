@@ -1,12 +1,14 @@
 """y = act(norm(x) W^T + b) + residual: a linear with the norm, activation and sum beside it.
 
-x [M, K], W [N, K], b [N]; norm(x) = (x - mean) / std over each row; its gain and shift are folded
-into W and b. The kernel takes the sums of a row while it reads the row for the linear:
-norm(x) W^T = rstd (x W^T - mean s), s_n = sum_k W_nk. The residual may have more rows than x; the
-further ones are copied to the result. That is how the class tokens, which lie behind the patches in
-a branch's buffer, get past a linear of the patches. Every linear of both towers runs here.
-PERFORMANCE: the norm costs no pass over memory; QuickGELU (as SiLU), bias and residual need no
-kernels of their own.
+x [M, K], W [N, K], b [N]; norm(x) = (x + c - mean) / std over each row; its gain and shift are
+folded into W and b, and c [K] is what the stream carries apart (`row_norm`). Mean and std come from
+the sums of the rows, made once by whoever wrote them: norm(x) W^T = rstd (x W^T + t - mean s), with
+s_n = sum_k W_nk and t_n = sum_k W_nk c_k. The residual may have more rows than x; the further ones
+are copied to the result. That is how the class tokens, which lie behind the patches in a branch's
+buffer, get past a linear of the patches. The sums of the result's rows are written beside it where
+a norm reads them next. Two forms: a program per tile, and one per processor that takes its tiles
+from tensor descriptors (sm_90 and newer). PERFORMANCE: the norm costs neither a pass over memory
+nor work in the inner loop; QuickGELU (as SiLU), bias and residual need no kernels of their own.
 """
 
 from __future__ import annotations
@@ -18,10 +20,22 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from stan_infer.kernels.operation import operation
-from stan_infer.kernels.tiles import check_rows, norm_of_sums, upcast
-from stan_infer.kernels.tuned import Tile, linear_tile
+from stan_infer.kernels.row_norm import check_offset, row_sums_reference
+from stan_infer.kernels.tiles import (
+    INTERPRETED,
+    SPAN,
+    check_parts,
+    check_rows,
+    norm_of_parts,
+    plain_norm,
+    spans,
+    to_e4m3,
+    upcast,
+)
+from stan_infer.kernels.tuned import Tile, linear_tile, processors
 
 ACTIVATIONS = ("", "silu", "gelu")
 
@@ -31,23 +45,30 @@ def linear_reference(
     weight: Tensor,
     bias: Tensor,
     sums: Tensor | None,
+    stats: Tensor | None,
     residual: Tensor | None,
+    after: Tensor | None,
     activation: str,
     eps: float,
     wide: bool,
-) -> Tensor:
+    parts: bool,
+) -> tuple[Tensor, Tensor]:
     """Rows [M, K] -> [M, N], or [R, N] with a residual [R, N], R >= M: rows M to R are copied.
 
-    sums: row sums of weight, fp32 [N]; given, x is normed first. activation: "", "silu", "gelu",
-    applied before the residual. wide: the result is fp32. In plain torch, in fp32 inside (fp64
-    stays fp64).
+    sums: s and t of weight, fp32 [2, N]; given, x is normed first by stats, the sums of its rows
+    [>= M, 2, S]. activation: "", "silu", "gelu", applied before the residual. wide: the result is
+    fp32. parts: the second result is the sums of the rows y + after, after fp32 [N] or None; else
+    it is empty. In plain torch, in fp32 inside (fp64 stays fp64).
     """
     inner = torch.promote_types(x.dtype, torch.float32)
-    z = x.to(inner)
+    y = F.linear(x.to(inner), weight.to(inner))
     if sums is not None:
-        z = F.layer_norm(z, z.shape[-1:], eps=eps)
-    y = plain_epilogue(F.linear(z, weight.to(inner), bias.to(inner)), residual, activation)
-    return y if wide else y.to(x.dtype)
+        assert stats is not None
+        mean, rstd = plain_norm(stats[: x.shape[0]], x.shape[1], eps)
+        y = rstd * (y + sums[1] - mean * sums[0])
+    y = plain_epilogue(y + bias.to(inner), residual, activation)
+    y = y if wide else y.to(x.dtype)
+    return y, row_sums_reference(y, after) if parts else y.new_empty(0, dtype=torch.float32)
 
 
 def plain_epilogue(y: Tensor, residual: Tensor | None, activation: str) -> Tensor:
@@ -63,20 +84,127 @@ def plain_epilogue(y: Tensor, residual: Tensor | None, activation: str) -> Tenso
 
 
 @triton.jit
-def _linear_kernel(
-    p_x, p_w, p_b, p_s, p_r, p_y, m, n, k, rows, x_row, w_row, r_row, y_row, eps,
-    NORM: tl.constexpr, ACTIVATION: tl.constexpr, RESIDUAL: tl.constexpr, EVEN_K: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
-    UPCAST: tl.constexpr,
-):  # fmt: skip
-    pid = tl.program_id(0)
-    n_tiles = tl.cdiv(n, BN)
-    # GROUP row tiles share their columns of W while those are in the cache.
-    per_group = GROUP * n_tiles
+def _place(pid, rows, n, BM: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr):
+    """Row and column tile of a program; GROUP row tiles share columns of W while it is cached."""
+    per_group = GROUP * tl.cdiv(n, BN)
     first = pid // per_group * GROUP
     height = tl.minimum(tl.cdiv(rows, BM) - first, GROUP)
-    i_m = first + (pid % per_group) % height
-    i_n = (pid % per_group) // height
+    return first + (pid % per_group) % height, (pid % per_group) // height
+
+
+@triton.jit
+def _finish_columns(
+    acc, p_b, p_ws, p_s, p_st, p_r, p_a, p_y, p_parts, i_m, first, m, n, k, rows, r_row, y_row, eps,
+    x_scale, y_scale, SCALED: tl.constexpr, ROUND: tl.constexpr,
+    NORM: tl.constexpr, ACTIVATION: tl.constexpr, RESIDUAL: tl.constexpr, AFTER: tl.constexpr,
+    PARTS: tl.constexpr, K_PARTS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    SPAN: tl.constexpr, BP: tl.constexpr,
+):  # fmt: skip
+    """From the product of a tile, whose columns begin at `first`, to the stored result."""
+    o_m = i_m.to(tl.int64) * BM + tl.arange(0, BM)
+    o_n = first + tl.arange(0, BN)
+    m_m, m_n = o_m < m, o_n < n
+    if SCALED:
+        acc *= (tl.load(p_ws + o_n, m_n, other=0.0) * x_scale)[None, :]
+    if NORM:
+        mean, rstd = norm_of_parts(p_st, o_m, m_m, k, eps, K_PARTS, BP)
+        s = tl.load(p_s + o_n, m_n, other=0.0)
+        t = tl.load(p_s + n + o_n, m_n, other=0.0)
+        acc = rstd[:, None] * (acc + t[None, :] - mean[:, None] * s[None, :])
+    acc += tl.load(p_b + o_n, m_n, other=0.0).to(tl.float32)[None, :]
+    if ACTIVATION == "silu":
+        acc = acc * tl.sigmoid(acc)
+    if ACTIVATION == "gelu":
+        acc = 0.5 * acc * (1.0 + tl.erf(acc * 0.7071067811865476))
+    m_y = (o_m < rows)[:, None] & m_n[None, :]
+    if RESIDUAL:
+        r = tl.load(p_r + o_m[:, None] * r_row + o_n[None, :], m_y, other=0.0).to(tl.float32)
+        acc = tl.where(m_m[:, None], acc, 0.0) + r
+    if p_y.dtype.element_ty == tl.float8e4nv:
+        y = to_e4m3(acc, y_scale, ROUND)
+    else:
+        y = acc.to(p_y.dtype.element_ty)
+    tl.store(p_y + o_m[:, None] * y_row + o_n[None, :], y, m_y)
+    if PARTS > 0:
+        z = y.to(tl.float32)  # as the reader of the row finds it
+        if AFTER:
+            z += tl.load(p_a + o_n, m_n, other=0.0)[None, :]
+        z = tl.reshape(z, (BM, BN // SPAN, SPAN))
+        o_p = first // SPAN + tl.arange(0, BN // SPAN)
+        p = p_parts + o_m[:, None] * (2 * PARTS) + o_p[None, :]
+        m_p = (o_m < rows)[:, None] & (o_p < PARTS)[None, :]
+        tl.store(p, tl.sum(z, 2), m_p)
+        tl.store(p + PARTS, tl.sum(z * z, 2), m_p)
+
+
+@triton.jit
+def _finish_half(
+    acc, p_b, p_ws, p_s, p_st, p_r, p_a, p_y, p_parts, i_m, first, m, n, k, rows, r_row, y_row, eps,
+    x_scale, y_scale, SCALED: tl.constexpr, ROUND: tl.constexpr,
+    NORM: tl.constexpr, ACTIVATION: tl.constexpr, RESIDUAL: tl.constexpr, AFTER: tl.constexpr,
+    PARTS: tl.constexpr, K_PARTS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    SPAN: tl.constexpr, BP: tl.constexpr,
+):  # fmt: skip
+    """At most 64 columns at once: a wide tile would need too many registers."""
+    if BN > 64:
+        left, right = acc.reshape(BM, 2, BN // 2).permute(0, 2, 1).split()
+        _finish_columns(
+            left, p_b, p_ws, p_s, p_st, p_r, p_a, p_y, p_parts, i_m, first, m, n, k,
+            rows, r_row, y_row, eps, x_scale, y_scale, SCALED, ROUND, NORM, ACTIVATION,
+            RESIDUAL, AFTER, PARTS, K_PARTS, BM, BN // 2, SPAN, BP,
+        )  # fmt: skip
+        _finish_columns(
+            right, p_b, p_ws, p_s, p_st, p_r, p_a, p_y, p_parts, i_m, first + BN // 2, m, n, k,
+            rows, r_row, y_row, eps, x_scale, y_scale, SCALED, ROUND, NORM, ACTIVATION,
+            RESIDUAL, AFTER, PARTS, K_PARTS, BM, BN // 2, SPAN, BP,
+        )  # fmt: skip
+    else:
+        _finish_columns(
+            acc, p_b, p_ws, p_s, p_st, p_r, p_a, p_y, p_parts, i_m, first, m, n, k,
+            rows, r_row, y_row, eps, x_scale, y_scale, SCALED, ROUND, NORM, ACTIVATION,
+            RESIDUAL, AFTER, PARTS, K_PARTS, BM, BN, SPAN, BP,
+        )  # fmt: skip
+
+
+@triton.jit
+def _finish(
+    acc, p_b, p_ws, p_s, p_st, p_r, p_a, p_y, p_parts, i_m, first, m, n, k, rows, r_row, y_row, eps,
+    x_scale, y_scale, SCALED: tl.constexpr, ROUND: tl.constexpr,
+    NORM: tl.constexpr, ACTIVATION: tl.constexpr, RESIDUAL: tl.constexpr, AFTER: tl.constexpr,
+    PARTS: tl.constexpr, K_PARTS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    SPAN: tl.constexpr, BP: tl.constexpr,
+):  # fmt: skip
+    """At most 128 columns at once, see _finish_half."""
+    if BN > 128:
+        left, right = acc.reshape(BM, 2, BN // 2).permute(0, 2, 1).split()
+        _finish_half(
+            left, p_b, p_ws, p_s, p_st, p_r, p_a, p_y, p_parts, i_m, first, m, n, k,
+            rows, r_row, y_row, eps, x_scale, y_scale, SCALED, ROUND, NORM, ACTIVATION,
+            RESIDUAL, AFTER, PARTS, K_PARTS, BM, BN // 2, SPAN, BP,
+        )  # fmt: skip
+        _finish_half(
+            right, p_b, p_ws, p_s, p_st, p_r, p_a, p_y, p_parts, i_m, first + BN // 2, m, n, k,
+            rows, r_row, y_row, eps, x_scale, y_scale, SCALED, ROUND, NORM, ACTIVATION,
+            RESIDUAL, AFTER, PARTS, K_PARTS, BM, BN // 2, SPAN, BP,
+        )  # fmt: skip
+    else:
+        _finish_half(
+            acc, p_b, p_ws, p_s, p_st, p_r, p_a, p_y, p_parts, i_m, first, m, n, k,
+            rows, r_row, y_row, eps, x_scale, y_scale, SCALED, ROUND, NORM, ACTIVATION,
+            RESIDUAL, AFTER, PARTS, K_PARTS, BM, BN, SPAN, BP,
+        )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["m", "rows"])
+def _linear_kernel(
+    p_x, p_w, p_b, p_ws, p_s, p_st, p_r, p_a, p_y, p_parts, m, n, k, rows, x_row, w_row, r_row,
+    y_row, eps, x_scale, y_scale,
+    SCALED: tl.constexpr, ROUND: tl.constexpr, NORM: tl.constexpr, ACTIVATION: tl.constexpr,
+    RESIDUAL: tl.constexpr, AFTER: tl.constexpr, PARTS: tl.constexpr, K_PARTS: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, SPAN: tl.constexpr, BP: tl.constexpr, BK: tl.constexpr,
+    EVEN_K: tl.constexpr, GROUP: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    i_m, i_n = _place(tl.program_id(0), rows, n, BM, BN, GROUP)
     o_m = i_m.to(tl.int64) * BM + tl.arange(0, BM)
     o_n = i_n * BN + tl.arange(0, BN)
     o_k = tl.arange(0, BK)
@@ -84,8 +212,6 @@ def _linear_kernel(
     p_xt = p_x + o_m[:, None] * x_row + o_k[None, :]
     p_wt = p_w + o_n[None, :].to(tl.int64) * w_row + o_k[:, None]
     acc = tl.zeros((BM, BN), tl.float32)
-    total = tl.zeros((BM,), tl.float32)
-    squares = tl.zeros((BM,), tl.float32)
     for i_k in range(0, tl.cdiv(k, BK)):
         if EVEN_K:
             x = tl.load(p_xt, m_m[:, None], other=0.0)
@@ -97,27 +223,39 @@ def _linear_kernel(
         if UPCAST:
             x, w = x.to(tl.float32), w.to(tl.float32)
         acc = tl.dot(x, w, acc, input_precision="ieee")
-        if NORM:
-            x32 = x.to(tl.float32)
-            total += tl.sum(x32, 1)
-            squares += tl.sum(x32 * x32, 1)
         p_xt += BK
         p_wt += BK
-    if NORM:
-        mean, rstd = norm_of_sums(total, squares, k, eps)
-        s = tl.load(p_s + o_n, m_n, other=0.0).to(tl.float32)
-        acc = rstd[:, None] * (acc - mean[:, None] * s[None, :])
-    acc += tl.load(p_b + o_n, m_n, other=0.0).to(tl.float32)[None, :]
-    if ACTIVATION == "silu":
-        acc = acc * tl.sigmoid(acc)
-    if ACTIVATION == "gelu":
-        acc = 0.5 * acc * (1.0 + tl.erf(acc * 0.7071067811865476))
-    m_y = (o_m < rows)[:, None] & m_n[None, :]
-    if RESIDUAL:
-        r = tl.load(p_r + o_m[:, None] * r_row + o_n[None, :], m_y, other=0.0).to(tl.float32)
-        acc = tl.where(m_m[:, None], acc, 0.0) + r
-    p_yt = p_y + o_m[:, None] * y_row + o_n[None, :]
-    tl.store(p_yt, acc.to(p_y.dtype.element_ty), m_y)
+    _finish(
+        acc, p_b, p_ws, p_s, p_st, p_r, p_a, p_y, p_parts, i_m, i_n * BN, m, n, k,
+        rows, r_row, y_row, eps, x_scale, y_scale, SCALED, ROUND, NORM, ACTIVATION,
+        RESIDUAL, AFTER, PARTS, K_PARTS, BM, BN, SPAN, BP,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["m", "rows"])
+def _linear_persistent_kernel(
+    d_x, d_w, p_b, p_ws, p_s, p_st, p_r, p_a, p_y, p_parts, m, n, k, rows, r_row, y_row, eps,
+    x_scale, y_scale,
+    SCALED: tl.constexpr, ROUND: tl.constexpr, NORM: tl.constexpr, ACTIVATION: tl.constexpr,
+    RESIDUAL: tl.constexpr, AFTER: tl.constexpr, PARTS: tl.constexpr, K_PARTS: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, SPAN: tl.constexpr, BP: tl.constexpr, BK: tl.constexpr,
+    GROUP: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    tiles = tl.cdiv(rows, BM) * tl.cdiv(n, BN)
+    for pid in tl.range(tl.program_id(0), tiles, tl.num_programs(0)):
+        i_m, i_n = _place(pid, rows, n, BM, BN, GROUP)
+        acc = tl.zeros((BM, BN), tl.float32)
+        for i_k in range(0, tl.cdiv(k, BK)):
+            x = d_x.load([i_m * BM, i_k * BK])
+            w = d_w.load([i_n * BN, i_k * BK])
+            if UPCAST:
+                x, w = x.to(tl.float32), w.to(tl.float32)
+            acc = tl.dot(x, w.T, acc, input_precision="ieee")
+        _finish(
+            acc, p_b, p_ws, p_s, p_st, p_r, p_a, p_y, p_parts, i_m, i_n * BN, m, n, k,
+            rows, r_row, y_row, eps, x_scale, y_scale, SCALED, ROUND, NORM, ACTIVATION,
+            RESIDUAL, AFTER, PARTS, K_PARTS, BM, BN, SPAN, BP,
+        )  # fmt: skip
 
 
 def check_epilogue(x: Tensor, weight: Tensor, residual: Tensor | None, activation: str) -> None:
@@ -135,16 +273,24 @@ def _check(
     weight: Tensor,
     bias: Tensor,
     sums: Tensor | None,
+    stats: Tensor | None,
     residual: Tensor | None,
+    after: Tensor | None,
     activation: str,
-    *_: float,
+    *_: Any,
 ) -> None:
     check_rows("x", x)
     check_rows("weight", weight, x.shape[1])
-    others: list[tuple[str, Any]] = [("bias", bias), ("sums", sums)]
-    for name, vector in others:
-        if vector is not None and (vector.shape != weight.shape[:1] or vector.stride(0) != 1):
-            raise ValueError(f"{name} must be [{len(weight)}]; got {list(vector.shape)}")
+    n = len(weight)
+    if bias.shape != (n,) or bias.stride(0) != 1:
+        raise ValueError(f"bias must be [{n}]; got {list(bias.shape)}")
+    if sums is not None:
+        if sums.shape != (2, n) or sums.dtype != torch.float32 or not sums.is_contiguous():
+            raise ValueError(f"sums must be float32 [2, {n}]; got {list(sums.shape)}")
+        if stats is None:
+            raise ValueError("a norm needs the sums of x's rows")
+        check_parts(stats, len(x), x.shape[1])
+    check_offset(after, n)
     check_epilogue(x, weight, residual, activation)
     if weight.dtype != x.dtype or (residual is not None and residual.dtype != x.dtype):
         raise ValueError("x, weight and residual must have one dtype")
@@ -155,30 +301,84 @@ def launch(
     weight: Tensor,
     bias: Tensor,
     sums: Tensor | None,
+    stats: Tensor | None,
     residual: Tensor | None,
+    after: Tensor | None,
     activation: str,
     eps: float,
     wide: bool,
+    parts: bool,
     tile: Tile | None = None,
-) -> Tensor:
-    """Run the kernel; `tile` overrides the table. The rest is as in `linear_reference`."""
-    _check(x, weight, bias, sums, residual, activation)
+) -> tuple[Tensor, Tensor]:
+    """Run the kernel; `tile` overrides the rule. The rest is as in `linear_reference`."""
+    _check(x, weight, bias, sums, stats, residual, after, activation)
+    like, norm = torch.float32 if wide else x.dtype, (sums, stats, eps)
+    return run(x, weight, bias, norm, residual, after, activation, like, parts, tile)
+
+
+def run(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    norm: tuple[Tensor | None, Tensor | None, float],
+    residual: Tensor | None,
+    after: Tensor | None,
+    activation: str,
+    out: torch.dtype,
+    parts: bool,
+    tile: Tile | None,
+    scales: tuple[Tensor | None, float, float] = (None, 1.0, 1.0),
+) -> tuple[Tensor, Tensor]:
+    """Run the kernel on checked arguments; `fp8_linear` does, too.
+
+    norm: sums, stats and eps of `linear_reference`. out: dtype of the result. scales: of 8-bit
+    weights, fp32 [N], of x and of an 8-bit result.
+    """
     (m, k), n = x.shape, len(weight)
     rows = m if residual is None else len(residual)
-    tile = tile or linear_tile(x.device, x.dtype, rows, n, k)
-    y = torch.empty(rows, n, dtype=torch.float32 if wide else x.dtype, device=x.device)
-    grid = (triton.cdiv(rows, tile.bm) * triton.cdiv(n, tile.bn),)
-    _linear_kernel[grid](
-        x, weight, bias, sums, residual, y,
-        m, n, k, rows,
-        x.stride(0), weight.stride(0), 0 if residual is None else residual.stride(0), y.stride(0),
-        eps,
-        NORM=sums is not None, ACTIVATION=activation, RESIDUAL=residual is not None,
-        EVEN_K=k % tile.bk == 0, BM=tile.bm, BN=tile.bn, BK=tile.bk, GROUP=8,
-        UPCAST=upcast(x.dtype),
-        num_warps=tile.warps, num_stages=tile.stages,
-    )  # fmt: skip
-    return y
+    operation = "linear" if scales[0] is None else "fp8_linear"
+    tile = tile or linear_tile(x.device, x.dtype, rows, n, k, operation)
+    if parts and tile.bn % SPAN:
+        raise ValueError(f"a tile of {tile.bn} columns cannot write the sums of {SPAN}")
+    if tile.split_k != 1:
+        raise ValueError("no kernel of ours splits the sum over K: the library does, for few rows")
+    y = torch.empty(rows, n, dtype=out, device=x.device)
+    shape = (rows, 2, spans(n)) if parts else (0,)
+    own = torch.empty(shape, dtype=torch.float32, device=x.device)
+    r_row = 0 if residual is None else residual.stride(0)
+    sums, stats, eps = norm
+    beside = (bias, scales[0], sums, stats, residual, after, y, own)
+    options: dict[str, Any] = {
+        "SCALED": scales[0] is not None, "ROUND": INTERPRETED, "NORM": sums is not None,
+        "ACTIVATION": activation, "RESIDUAL": residual is not None, "AFTER": after is not None,
+        "PARTS": spans(n) if parts else 0, "K_PARTS": spans(k), "BM": tile.bm, "BN": tile.bn,
+        "SPAN": SPAN, "BP": triton.next_power_of_2(spans(k)), "BK": tile.bk, "GROUP": 8,
+        "UPCAST": upcast(x.dtype), "num_warps": tile.warps, "num_stages": tile.stages,
+    }  # fmt: skip
+    if tile.maxnreg:
+        options["maxnreg"] = tile.maxnreg
+    count = triton.cdiv(rows, tile.bm) * triton.cdiv(n, tile.bn)
+    if tile.persistent:
+        _linear_persistent_kernel[(min(count, processors(x.device)),)](
+            TensorDescriptor.from_tensor(x, [tile.bm, tile.bk]),
+            TensorDescriptor.from_tensor(weight, [tile.bn, tile.bk]),
+            *beside, m, n, k, rows, r_row, y.stride(0), eps, *scales[1:], **options,
+        )  # fmt: skip
+    else:
+        _linear_kernel[(count,)](
+            x, weight, *beside, m, n, k, rows, x.stride(0), weight.stride(0), r_row, y.stride(0),
+            eps, *scales[1:], EVEN_K=k % tile.bk == 0, **options,
+        )  # fmt: skip
+    return y, own
+
+
+def _fake(
+    x: Tensor, weight: Tensor, bias: Tensor, sums: Any, stats: Any, residual: Any, *others: Any
+) -> tuple[Tensor, Tensor]:
+    _, _, _, wide, parts = others
+    rows, n = (x if residual is None else residual).shape[0], weight.shape[0]
+    y = x.new_empty(rows, n, dtype=torch.float32 if wide else x.dtype)
+    return y, x.new_empty((rows, 2, spans(n)) if parts else (0,), dtype=torch.float32)
 
 
 linear = operation(
@@ -186,11 +386,7 @@ linear = operation(
     reference=linear_reference,
     check=_check,
     launch=launch,
-    fake=lambda x, weight, bias, sums, residual, activation, eps, wide: x.new_empty(
-        (x if residual is None else residual).shape[0],
-        weight.shape[0],
-        dtype=torch.float32 if wide else x.dtype,
-    ),
+    fake=_fake,
     flops=lambda x, weight, *others: 2 * x[0] * weight[0] * weight[1],
 )
 

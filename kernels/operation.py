@@ -8,27 +8,27 @@ as numbers, which fixes the batch of an export.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, TypeVar
 
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from stan_infer.kernels.tiles import INTERPRETED
 
 Args = ParamSpec("Args")
+Result = TypeVar("Result")  # a tensor, or a tuple of them
 
 
 def operation(
     name: str,
     *,
-    reference: Callable[Args, Tensor],
+    reference: Callable[Args, Result],
     check: Callable[..., object],
-    launch: Callable[..., Tensor],
-    fake: Callable[..., Tensor],
+    launch: Callable[..., Result],
+    fake: Callable[..., Result],
     flops: Callable[..., int] | None = None,
     mutates: tuple[str, ...] = (),
-) -> Callable[Args, Tensor]:
+) -> Callable[Args, Result]:
     """Register the operation `name`, with the signature of `reference`; return it.
 
     reference: computes it in plain torch, on a CPU. check: raises ValueError for arguments that
@@ -38,7 +38,7 @@ def operation(
     tensors. mutates: names of the tensors that it writes to.
     """
 
-    def without_gpu(*args: Any) -> Tensor:
+    def without_gpu(*args: Any) -> Result:
         if INTERPRETED:
             return launch(*args)
         check(*args)

@@ -4,10 +4,13 @@ video uint8 [B, T, S, S, 3]; W [D, K >= 3 p p] with mean and std folded in; its 
 order of a patch in memory (row, column, channel), and zeros follow so that rows of W are aligned;
 table [P, D]; out [F, P + 1, D], the class token last. The pixels become floats in registers
 (0..255 are exact in bf16), so no image of floats is written to memory. Two launches: the linear
-with the table, and the norm before the trunk, which also writes the class token's constant row.
+with the table, and the norm before the trunk, which also writes the class token's constant row and
+the sums of all rows (`row_norm`).
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +19,8 @@ import triton.language as tl
 from torch import Tensor
 
 from stan_infer.kernels.operation import operation
-from stan_infer.kernels.tiles import check_rows, upcast
+from stan_infer.kernels.row_norm import row_sums_reference
+from stan_infer.kernels.tiles import SPAN, check_rows, parts_of_row, spans, upcast
 from stan_infer.kernels.tuned import Tile, only_tile
 
 
@@ -29,10 +33,10 @@ def patch_embed_reference(
     cls_row: Tensor,
     patch: int,
     eps: float,
-) -> Tensor:
-    """Clips uint8 [B, T, S, S, 3] -> [F, P + 1, D] in the dtype of weight.
+) -> tuple[Tensor, Tensor]:
+    """Clips uint8 [B, T, S, S, 3] -> [F, P + 1, D] in the dtype of weight; sums of its rows.
 
-    In plain torch, in fp32 inside (fp64 stays fp64).
+    The sums are fp32 [F (P + 1), 2, S]. In plain torch, in fp32 inside (fp64 stays fp64).
     """
     wide = torch.promote_types(weight.dtype, torch.float32)
     x = video.flatten(0, 1).to(wide).unflatten(2, (-1, patch)).unflatten(1, (-1, patch))
@@ -40,10 +44,11 @@ def patch_embed_reference(
     x = F.linear(x, weight[:, : x.shape[-1]].to(wide)) + table.to(wide)
     x = F.layer_norm(x, x.shape[-1:], gamma.to(wide), beta.to(wide), eps)
     cls = cls_row.to(wide).expand(len(x), 1, -1)
-    return torch.cat([x, cls], 1).to(weight.dtype)
+    y = torch.cat([x, cls], 1).to(weight.dtype)
+    return y, row_sums_reference(y.flatten(0, 1), None)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "patches"])
 def _patches_kernel(
     p_v, p_w, p_t, p_y, rows, patches, side, n, k, line, w_row,
     PATCH: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
@@ -77,8 +82,11 @@ def _patches_kernel(
     tl.store(p_y + o_m[:, None] * n + o_n[None, :], acc.to(p_y.dtype.element_ty), m_y)
 
 
-@triton.jit
-def _norm_kernel(p_x, p_g, p_b, p_c, p_y, patches, d, eps, BD: tl.constexpr):
+@triton.jit(do_not_specialize=["patches"])
+def _norm_kernel(
+    p_x, p_g, p_b, p_c, p_y, p_parts, patches, d, eps, PARTS: tl.constexpr, BD: tl.constexpr,
+    SPAN: tl.constexpr,
+):  # fmt: skip
     pid = tl.program_id(0).to(tl.int64)  # f (P + 1) + token
     i_p = pid % (patches + 1)
     o_d = tl.arange(0, BD)
@@ -91,7 +99,9 @@ def _norm_kernel(p_x, p_g, p_b, p_c, p_y, patches, d, eps, BD: tl.constexpr):
         x = x / tl.sqrt(tl.sum(x * x) / d + eps)
         g = tl.load(p_g + o_d, m_d, other=0.0).to(tl.float32)
         y = x * g + tl.load(p_b + o_d, m_d, other=0.0).to(tl.float32)
-    tl.store(p_y + pid * d + o_d, y.to(p_y.dtype.element_ty), m_d)
+    stored = y.to(p_y.dtype.element_ty)
+    tl.store(p_y + pid * d + o_d, stored, m_d)
+    parts_of_row(stored.to(tl.float32), p_parts + pid * 2 * PARTS, PARTS, BD, SPAN)
 
 
 def _check(
@@ -133,7 +143,7 @@ def launch(
     patch: int,
     eps: float,
     tile: Tile | None = None,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Run both kernels; `tile` overrides the table. The rest is as in `patch_embed_reference`."""
     _check(video, weight, table, gamma, beta, cls_row, patch)
     f, side, (patches, d) = video.shape[0] * video.shape[1], video.shape[2] // patch, table.shape
@@ -147,10 +157,18 @@ def launch(
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     y = torch.empty(f, patches + 1, d, dtype=weight.dtype, device=video.device)
+    parts = torch.empty(f * (patches + 1), 2, spans(d), dtype=torch.float32, device=video.device)
     _norm_kernel[(f * (patches + 1),)](
-        rows, gamma, beta, cls_row, y, patches, d, eps, BD=triton.next_power_of_2(d)
-    )
-    return y
+        rows, gamma, beta, cls_row, y, parts, patches, d, eps,
+        PARTS=spans(d), BD=max(SPAN, triton.next_power_of_2(d)), SPAN=SPAN,
+    )  # fmt: skip
+    return y, parts
+
+
+def _fake(video: Tensor, weight: Tensor, table: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    f, tokens, d = video.shape[0] * video.shape[1], table.shape[0] + 1, table.shape[1]
+    y = weight.new_empty(f, tokens, d)
+    return y, weight.new_empty(f * tokens, 2, spans(d), dtype=torch.float32)
 
 
 patch_embed = operation(
@@ -158,9 +176,7 @@ patch_embed = operation(
     reference=patch_embed_reference,
     check=_check,
     launch=launch,
-    fake=lambda video, weight, table, *others: weight.new_empty(
-        video.shape[0] * video.shape[1], table.shape[0] + 1, table.shape[1]
-    ),
+    fake=_fake,
     flops=lambda video, weight, table, gamma, beta, cls_row, patch, eps: (
         2 * video[0] * video[1] * table[0] * 3 * patch * patch * table[1]
     ),

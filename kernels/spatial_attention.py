@@ -48,7 +48,7 @@ def spatial_attention_reference(
     return y.flatten(0, 1).to(qkv.dtype)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["patches", "frame_rows", "cls_base", "cls_step"])
 def _spatial_kernel(
     p_qkv, p_y, p_parts, p_count, patches, frame_rows, cls_base, cls_step, row, y_row, scale,
     T: tl.constexpr, H: tl.constexpr, DH: tl.constexpr, SHARED: tl.constexpr,

@@ -42,7 +42,7 @@ def temporal_attention_reference(
     return y.permute(0, 3, 1, 2, 4).reshape(len(qkv), -1).to(qkv.dtype)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["sequences", "patches"])
 def _temporal_kernel(
     p_qkv, p_y, sequences, patches, row, y_row, scale,
     T: tl.constexpr, H: tl.constexpr, DH: tl.constexpr, BM: tl.constexpr, UPCAST: tl.constexpr,
@@ -84,7 +84,7 @@ def launch(
     head = _check(qkv, frames, patches, heads)
     d = heads * head
     sequences = len(qkv) // frames * heads
-    tile = tile or temporal_tile(qkv.device, qkv.dtype, frames, sequences)
+    tile = tile or temporal_tile(qkv.device, qkv.dtype, frames, sequences, heads, d)
     y = torch.empty(len(qkv), d, dtype=qkv.dtype, device=qkv.device)
     grid = (triton.cdiv(sequences, tile.bm // frames),)
     _temporal_kernel[grid](

@@ -5,8 +5,8 @@ program makes q, k and v of one head for G = BM // T patches in all frames, each
 and attends inside the tile as `temporal_attention` does. Rows of a tile are frame-major, so that G
 neighbouring rows come from each frame. Groups are numbered over all clips, so that only the last
 one has unused rows. k's bias cancels in the softmax, and v's is in the output linear (see `fold`).
-The sums for the norm are taken while x is read, as in `linear`. PERFORMANCE: 4 D values of traffic
-per row and two kernels less.
+The norm comes from the sums of the rows, as in `linear`. PERFORMANCE: 4 D values of traffic per row
+and two kernels less.
 """
 
 from __future__ import annotations
@@ -23,9 +23,12 @@ from stan_infer.kernels.tiles import (
     LOG2_E,
     check_frames,
     check_head,
+    check_parts,
     check_rows,
-    norm_of_sums,
+    norm_of_parts,
     packed_attention,
+    plain_norm,
+    spans,
     upcast,
 )
 from stan_infer.kernels.tuned import Tile, temporal_qkv_tile
@@ -36,6 +39,7 @@ def temporal_qkv_attention_reference(
     weight: Tensor,
     bias: Tensor,
     sums: Tensor,
+    stats: Tensor,
     batch: int,
     frames: int,
     patches: int,
@@ -45,28 +49,31 @@ def temporal_qkv_attention_reference(
 ) -> Tensor:
     """Rows [>= B T P, D] -> [B T P, D]: q, k, v of norm(x), then temporal attention.
 
-    sums: row sums of weight, fp32 [3 D]. In plain torch, in fp32 inside (fp64 stays fp64).
+    sums: row sums of weight, fp32 [2, 3 D] of which the second row, for what a stream carries
+    apart, is not read: the branch's patches carry nothing here. stats: sums of the rows of x, fp32
+    [>= B T P, 2, S]. In plain torch, in fp32 inside (fp64 stays fp64).
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     rows = batch * frames * patches
     d = x.shape[1]
-    z = F.layer_norm(x[:rows].to(wide), (d,), eps=eps)
-    qkv = z @ weight.to(wide).T
+    mean, rstd = plain_norm(stats[:rows], d, eps)
+    qkv = rstd * (x[:rows].to(wide) @ weight.to(wide).T - mean * sums[0])
     qkv = qkv + F.pad(bias[:d].to(wide), (0, 2 * d))
     return temporal_attention_reference(qkv, frames, patches, heads, scale).to(x.dtype)
 
 
 @triton.jit
 def _finish_norm(acc, p_sums, o_n, mean, rstd):
-    s = tl.load(p_sums + o_n).to(tl.float32)
+    s = tl.load(p_sums + o_n)
     return rstd[:, None] * (acc - mean[:, None] * s[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["sequences", "patches"])
 def _temporal_qkv_kernel(
-    p_x, p_w, p_b, p_s, p_y, sequences, patches, d, x_row, w_row, y_row, scale, eps,
+    p_x, p_w, p_b, p_s, p_st, p_y, sequences, patches, d, x_row, w_row, y_row, scale, eps,
     T: tl.constexpr, H: tl.constexpr, DH: tl.constexpr, BM: tl.constexpr,
-    BK: tl.constexpr, EVEN_K: tl.constexpr, UPCAST: tl.constexpr,
+    BK: tl.constexpr, EVEN_K: tl.constexpr, PARTS: tl.constexpr,
+    BP: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     G: tl.constexpr = BM // T
     pid = tl.program_id(0)
@@ -79,13 +86,11 @@ def _temporal_qkv_kernel(
     o_d = tl.arange(0, DH)
     o_k = tl.arange(0, BK)
     p_xt = p_x + i_row[:, None] * x_row + o_k[None, :]
-    p_qt = p_w + (i_h * DH + o_d)[None, :].to(tl.int64) * w_row + o_k[:, None]
-    part = H * DH * w_row.to(tl.int64)
     q = tl.zeros((BM, DH), tl.float32)
     k = tl.zeros((BM, DH), tl.float32)
     v = tl.zeros((BM, DH), tl.float32)
-    total = tl.zeros((BM,), tl.float32)
-    squares = tl.zeros((BM,), tl.float32)
+    p_qt = p_w + (i_h * DH + o_d)[None, :].to(tl.int64) * w_row + o_k[:, None]
+    part = H * DH * w_row.to(tl.int64)
     for i_k in range(0, tl.cdiv(d, BK)):
         if EVEN_K:
             x = tl.load(p_xt, ok[:, None], other=0.0)
@@ -104,12 +109,9 @@ def _temporal_qkv_kernel(
         q = tl.dot(x, wq, q, input_precision="ieee")
         k = tl.dot(x, wk, k, input_precision="ieee")
         v = tl.dot(x, wv, v, input_precision="ieee")
-        wide = x.to(tl.float32)
-        total += tl.sum(wide, 1)
-        squares += tl.sum(wide * wide, 1)
         p_xt += BK
         p_qt += BK
-    mean, rstd = norm_of_sums(total, squares, d, eps)
+    mean, rstd = norm_of_parts(p_st, i_row, ok, d, eps, PARTS, BP)
     o_n = i_h * DH + o_d
     q = _finish_norm(q, p_s, o_n, mean, rstd)
     k = _finish_norm(k, p_s, o_n + H * DH, mean, rstd)
@@ -129,6 +131,7 @@ def _check(
     weight: Tensor,
     bias: Tensor,
     sums: Tensor,
+    stats: Tensor,
     batch: int,
     frames: int,
     patches: int,
@@ -141,8 +144,11 @@ def _check(
     rows, d = batch * frames * patches, x.shape[1]
     if len(x) < rows or rows < 1:
         raise ValueError(f"x has {len(x)} rows; B T P = {batch} {frames} {patches} needs {rows}")
-    if len(weight) != 3 * d or len(bias) < d or len(sums) != 3 * d:
-        raise ValueError(f"weight, bias and sums must have {3 * d}, {d} and {3 * d} rows")
+    if len(weight) != 3 * d or len(bias) < d or sums.shape != (2, 3 * d):
+        raise ValueError(f"weight, bias and sums must be [{3 * d}, {d}], [{d}] and [2, {3 * d}]")
+    if sums.dtype != torch.float32 or not sums.is_contiguous():
+        raise ValueError("sums must be contiguous float32")
+    check_parts(stats, rows, d)
     if weight.dtype != x.dtype:
         raise ValueError("x and weight must have one dtype")
     return check_head(d, heads)
@@ -153,6 +159,7 @@ def launch(
     weight: Tensor,
     bias: Tensor,
     sums: Tensor,
+    stats: Tensor,
     batch: int,
     frames: int,
     patches: int,
@@ -162,16 +169,16 @@ def launch(
     tile: Tile | None = None,
 ) -> Tensor:
     """Run the kernel; `tile` overrides the table. The rest is as in the reference."""
-    head = _check(x, weight, bias, sums, batch, frames, patches, heads)
+    head = _check(x, weight, bias, sums, stats, batch, frames, patches, heads)
     d, sequences = x.shape[1], batch * patches
-    tile = tile or temporal_qkv_tile(x.device, x.dtype, frames, sequences, heads)
+    tile = tile or temporal_qkv_tile(x.device, x.dtype, frames, sequences, heads, d)
     y = torch.empty(sequences * frames, d, dtype=x.dtype, device=x.device)
     grid = (triton.cdiv(sequences, tile.bm // frames) * heads,)
     _temporal_qkv_kernel[grid](
-        x, weight, bias, sums, y, sequences, patches, d, x.stride(0), weight.stride(0), y.stride(0),
-        scale * LOG2_E, eps,
+        x, weight, bias, sums, stats, y, sequences, patches, d, x.stride(0), weight.stride(0),
+        y.stride(0), scale * LOG2_E, eps,
         T=frames, H=heads, DH=head, BM=tile.bm, BK=tile.bk, EVEN_K=d % tile.bk == 0,
-        UPCAST=upcast(x.dtype),
+        PARTS=spans(d), BP=triton.next_power_of_2(spans(d)), UPCAST=upcast(x.dtype),
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return y
@@ -182,10 +189,10 @@ temporal_qkv_attention = operation(
     reference=temporal_qkv_attention_reference,
     check=_check,
     launch=launch,
-    fake=lambda x, weight, bias, sums, batch, frames, patches, *others: x.new_empty(
+    fake=lambda x, weight, bias, sums, stats, batch, frames, patches, *others: x.new_empty(
         batch * frames * patches, x.shape[1]
     ),
-    flops=lambda x, weight, bias, sums, batch, frames, patches, *others: (
+    flops=lambda x, weight, bias, sums, stats, batch, frames, patches, *others: (
         batch * frames * patches * x[1] * (6 * x[1] + 4 * frames)
     ),
 )

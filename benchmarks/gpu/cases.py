@@ -18,11 +18,15 @@ from stan_infer.kernels import (
     head_rows,
     linear,
     patch_embed,
+    row_norm,
     spatial_attention,
     temporal_attention,
     temporal_qkv_attention,
 )
+from stan_infer.kernels.row_norm import row_sums, row_sums_reference
 from stan_infer.kernels.tuned import Tile, tiles
+from stan_infer.network.kernel_ops import Rows, library_linear
+from stan_infer.network.kernel_weights import KernelLinear
 
 EPS, SCALE = 1e-5, 0.125
 New = Callable[..., torch.Tensor]
@@ -37,10 +41,12 @@ class Case:
     module: Any
     args: tuple[Any, ...]
     tile: Tile | None = None
+    function: str = "launch"
 
     def run(self) -> Any:
-        """Launch the kernel with the tile of the case, or the one of the table."""
-        return self.module.launch(*self.args, *([self.tile] if self.tile else []))
+        """Launch the kernel with the tile of the case, or the one of the rule."""
+        launch = getattr(self.module, self.function)
+        return launch(*self.args, *([self.tile] if self.tile else []))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,19 +84,21 @@ def random(dtype: torch.dtype, device: str) -> New:
 def cases(
     family: str, dtype: torch.dtype, device: str, shape: Shape = Shape(), *, full: bool = True
 ) -> Iterator[Case]:
-    """Every operation with every tile of a family; full: also with other T, modes, epilogues."""
+    """Every operation with the tiles of a family.
+
+    full: every tile, and other T, modes and epilogues; else the linears with their first tile.
+    """
     new = empty(dtype, device)
-    for case in linears(shape, new):
-        yield from _tiled(case, family)
+    for case in (*linears(shape, new), *fp8_linears(shape, new)):
+        every = list(_tiled(case, family))
+        yield from every if full else every[:1]
     d = shape.width
     if full:
         gelu = linear_case(shape, new, "fc1: norm, gelu", 4 * d, d, "gelu")
         yield dataclasses.replace(gelu, tile=tiles("linear", family)[0])
         head = linear_case(shape, new, "head: fp32 out", 512, d)
-        args = (*head.args[:-1], True)
+        args = (*head.args[:-2], True, False)
         yield dataclasses.replace(head, args=args, tile=tiles("linear", family)[0])
-    for case in fp8_linears(shape, new):
-        yield from _tiled(case, family)
     for make in (temporal, temporal_qkv):
         operation = make(shape, new).operation
         for tile in tiles(operation, family):
@@ -99,7 +107,7 @@ def cases(
                 yield dataclasses.replace(case, tile=tile)
     for case in (*spatial(shape, new), class_attention(shape, new), embed(shape, new)):
         yield from _tiled(case, family)
-    yield from _edges(shape, new)
+    yield from _edges(shape, new, bool(tiles("fp8_linear", family)))
     if full:  # 16 heads, and rows of weights that are no multiple of 16 bytes
         large = Shape(1, 12, 256, 1024, 14)
         for case in (class_attention(large, new), embed(large, new)):
@@ -107,13 +115,45 @@ def cases(
 
 
 def linear_case(s: Shape, new: New, name: str, n: int, k: int, activation: str = "") -> Case:
-    """A linear [rows, K] -> [rows, N], with a norm or a residual if its name has the word."""
+    """A linear [rows, K] -> [rows, N], with a norm or a residual if its name has the word.
+
+    Beside a residual the sums of the result's rows are written, as in the network.
+    """
     norm, residual = "norm" in name, "residual" in name
+    x, weight = new(s.rows, k), new(n, k) * k**-0.5  # results are of the size of x
+    after = new(n, dtype=torch.float32)
     args = (
-        new(s.rows, k), new(n, k), new(n), new(n, dtype=torch.float32) if norm else None,
-        new(s.rows, n) if residual else None, activation, EPS, False,
+        x, weight, torch.zeros_like(weight[:, 0]) if residual else new(n),
+        weight_sums(weight) if norm else None, row_sums_reference(x, None) if norm else None,
+        new(s.rows, n) if residual else None, after if residual else None,
+        activation, EPS, False, residual,
     )  # fmt: skip
     return Case("linear", name, linear, args)
+
+
+def weight_sums(weight: torch.Tensor) -> torch.Tensor:
+    """The sums of a weight's rows behind a stream that carries nothing, fp32 [2, N]."""
+    sums = weight.float().sum(1)
+    return torch.stack([sums, torch.zeros_like(sums)])
+
+
+def by_library(case: Case) -> Callable[[], Any]:
+    """Return a call of the library's form of a linear, with the sums that ours writes beside.
+
+    It adds to a residual of its own in place, as in the network.
+    """
+    x, weight, bias, sums, _, residual, after, activation = case.args[:8]
+    ready = torch.zeros(2, len(weight), device=x.device) if sums is None else sums
+    w = KernelLinear("", "", weight, bias, ready, None, after)
+    eps = None if sums is None else EPS
+    stream = None if residual is None else residual.clone()
+
+    def run() -> Any:
+        beside = None if stream is None else Rows(stream)
+        y = library_linear(Rows(x), w, eps, activation, beside)
+        return y if stream is None else (y, row_sums(y, after))
+
+    return run
 
 
 def linears(s: Shape, new: New) -> Iterator[Case]:
@@ -125,15 +165,17 @@ def linears(s: Shape, new: New) -> Iterator[Case]:
 
 
 def fp8_linears(s: Shape, new: New) -> Iterator[Case]:
-    """The two linears of an MLP."""
-    d = s.width
+    """The two linears of an MLP: the first rounds what the second reads."""
+    d, eight = s.width, torch.float8_e4m3fn
     for name, n, k, activation in (
         ("fc1: silu", 4 * d, d, "silu"),
         ("fc2: residual", d, 4 * d, ""),
     ):
-        residual = None if activation else new(s.rows, n)
-        weight, scale = new(n, k, dtype=torch.float8_e4m3fn), new(n, dtype=torch.float32)
-        args = (new(s.rows, k), weight, scale, 0.01, new(n), residual, activation)
+        rest = (None, None, activation, 0.05, False)
+        if not activation:
+            rest = (new(s.rows, n), new(n, dtype=torch.float32), "", None, True)
+        weight, scale = new(n, k, dtype=eight), new(n, dtype=torch.float32)
+        args = (new(s.rows, k, dtype=eight), weight, scale, 0.01, new(n), *rest)
         yield Case("fp8_linear", name, fp8_linear, args)
 
 
@@ -147,8 +189,10 @@ def temporal(s: Shape, new: New) -> Case:
 def temporal_qkv(s: Shape, new: New) -> Case:
     """Temporal attention that applies the norm and computes q, k and v itself."""
     d, rows = s.width, s.batch * s.frames * s.patches
+    x, weight = new(rows + s.batch, d), new(3 * d, d) * d**-0.5
+    bias = torch.cat([new(d), torch.zeros_like(weight[: 2 * d, 0])])  # of q alone, as folded
     args = (
-        new(rows + s.batch, d), new(3 * d, d), new(3 * d), new(3 * d, dtype=torch.float32),
+        x, weight, bias, weight_sums(weight), row_sums_reference(x, None),
         s.batch, s.frames, s.patches, s.heads, SCALE, EPS,
     )  # fmt: skip
     return Case("temporal_qkv_attention", f"T={s.frames}", temporal_qkv_attention, args)
@@ -179,14 +223,21 @@ def embed(s: Shape, new: New) -> Case:
     return Case("patch_embed", "", patch_embed, args)
 
 
-def _edges(s: Shape, new: New) -> Iterator[Case]:
-    """The start of the branch, its merge before each layer, and the rows of the head."""
+def _edges(s: Shape, new: New, eight_bits: bool) -> Iterator[Case]:
+    """The start of the branch, its merge before each layer, rows of norms and of the head."""
     d, f = s.width, s.batch * s.frames
+    c = new(d, dtype=torch.float32)
     trunk, rows = new(f, s.patches + 1, d), new(f * s.patches + s.batch, d)
     tables = (None, new(s.patches, d), new(64, d), new(d))
-    yield Case("branch_merge", "start", branch_merge, (trunk, *tables, s.batch))
-    yield Case("branch_merge", "merge", branch_merge, (trunk, rows, None, None, None, s.batch))
-    yield Case("head_rows", "", head_rows, (trunk, new(s.batch, d), EPS))
+    yield Case("branch_merge", "start", branch_merge, (trunk, *tables, c, None, s.batch))
+    merged = (trunk, rows, None, None, None, c, c, s.batch)
+    yield Case("branch_merge", "merge", branch_merge, merged)
+    yield Case("head_rows", "", head_rows, (trunk, new(s.batch, d), c, EPS))
+    yield Case("row_norm", "norm", row_norm, (rows, c, EPS, None))
+    yield Case("row_norm", "sums", row_norm, (rows, c), function="launch_sums")
+    if new(1).dtype == torch.bfloat16 and eight_bits:
+        yield Case("row_norm", "norm in 8 bits", row_norm, (rows, c, EPS, 0.01))
+        yield Case("row_norm", "8 bits", row_norm, (rows, 0.01), function="launch_quantise")
 
 
 def _tiled(case: Case, family: str) -> Iterator[Case]:

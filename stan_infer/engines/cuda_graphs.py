@@ -90,7 +90,9 @@ class CudaGraphs:
         if self._pool is None:
             self._pool = cuda.graph_pool_handle()
         graph = cuda.CUDAGraph()
-        with cuda.graph(graph, pool=self._pool, stream=aside):
+        # Other threads may use CUDA meanwhile, as a data loader does: that is no part of the graph.
+        mode = "thread_local"
+        with cuda.graph(graph, pool=self._pool, stream=aside, capture_error_mode=mode):
             outputs = self._run(static)
         self._reserved[shape] = max(0, cuda.memory_reserved(self._device) - before)
         return graph, static, outputs

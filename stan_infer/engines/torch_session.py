@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from stan_infer.artefacts.precision import check_precision
-from stan_infer.checkpoints.load import load_model
 from stan_infer.config import StanConfig
 from stan_infer.engines.inputs import (
     Check,
@@ -206,5 +205,8 @@ def open_torch(
     """
     if threads is not None:
         torch.set_num_threads(threads)
+    # Not for a Stan that is given: weight formats need packages of their own.
+    from stan_infer.checkpoints.load import load_model
+
     model = load_model(source, settings) if isinstance(source, (str, Path)) else source
     return TorchSession(model, **options)

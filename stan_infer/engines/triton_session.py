@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from stan_infer.artefacts.calibration_file import fp8_scales, read_calibration
 from stan_infer.artefacts.precision import check_precision
-from stan_infer.checkpoints.load import load_model
 from stan_infer.config import StanConfig
 from stan_infer.engines.cuda_graphs import CudaGraphs
 from stan_infer.engines.inputs import check_video, token_ids
@@ -26,10 +25,15 @@ from stan_infer.system.packages import install_command
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.bfloat16}
 MAX_GRAPHS = 8
+MAX_TEXT_GRAPHS = 4
 
 
 class TritonSession(Session):
-    """A Stan on our kernels; see engines.session.Session. For one thread and stream at a time."""
+    """A Stan on our kernels; see engines.session.Session.
+
+    For one thread and stream at a time: a call while another runs raises InputError, since both
+    would write to the same static inputs and counters.
+    """
 
     def __init__(
         self,
@@ -72,6 +76,10 @@ class TritonSession(Session):
             self._branch = cuda.Stream() if two_streams else None
             self._upload = cuda.Stream()
         self._graphs = CudaGraphs(self._network, self._device, MAX_GRAPHS, cuda)
+        self._text_graphs = CudaGraphs(
+            self._text_network, self._device, MAX_TEXT_GRAPHS, cuda, dtype=torch.int64
+        )
+        self._busy = Lock()
         self.load(model)
 
     def load(self, model: Stan) -> None:
@@ -79,6 +87,7 @@ class TritonSession(Session):
         from stan_infer.network.kernel_weights import prepare
 
         self._graphs.clear()
+        self._text_graphs.clear()
         dtype = PRECISIONS[self._precision]
         self._config = model.config
         # As in an exported graph, 8 bits are made from fp32 weights: rounded once, not twice.
@@ -100,7 +109,7 @@ class TritonSession(Session):
     def warm_up(self, shapes: Iterable[tuple[int, int]]) -> None:
         """Compile the kernels and capture the graphs of these (B, T), so that no call waits."""
         s = self._config.image_size
-        with torch.inference_mode(), self._cuda.device(self._device):
+        with self._alone(), torch.inference_mode(), self._cuda.device(self._device):
             for b, t in shapes:
                 check_video(self._config, (b, t, s, s, 3), True)
                 if self._use_graphs:
@@ -111,23 +120,42 @@ class TritonSession(Session):
         """Take uint8; do not wait for the GPU: the next batch can be uploaded meanwhile."""
         clips = clip_tensor(self._config, video, only_uint8("engine triton"))
         # Kernels are launched on the current device, wherever their tensors are.
-        with self._cuda.device(self._device):
+        with self._alone(), self._cuda.device(self._device):
             parts = [self._embed(part) for part in clips.split(64)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     @torch.inference_mode()
     def _text(self, texts: Any) -> Tensor:
+        ids = torch.from_numpy(token_ids(self._config, texts)).to(self._device)
+        found = []
+        with self._alone(), self._cuda.device(self._device):
+            for part in ids.split(TEXT_CHUNK):
+                # Few graphs serve any number of texts: those that are added mean nothing.
+                more = 2 ** (len(part) - 1).bit_length() - len(part) if self._use_graphs else 0
+                padded = torch.nn.functional.pad(part.long(), (0, 0, 0, more))
+                run = self._text_graphs if self._use_graphs else self._text_network
+                end, tokens = run(padded)
+                found.append((tokens if self.keeps_rows else end)[: len(part)].float())
+        return torch.cat(found)
+
+    def _text_network(self, ids: Tensor) -> Sequence[Tensor]:
         from stan_infer.network.kernel_ops import KernelOps
 
-        ids = torch.from_numpy(token_ids(self._config, texts)).to(self._device)
         assert self._words is not None  # token_ids has refused a model without
-        found = []
-        with self._cuda.device(self._device):
-            for part in ids.split(TEXT_CHUNK):
-                ops = KernelOps(len(part), 1, self._counters)
-                end, tokens = text_tower(ops, self._words, part)
-                found.append((tokens if self.keeps_rows else end).float())
-        return torch.cat(found)
+        return text_tower(KernelOps(len(ids), 1, self._counters), self._words, ids)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Refuse a second thread, instead of mixing its clips with those of the first."""
+        if not self._busy.acquire(blocking=False):
+            raise InputError(
+                "this session of engine triton is at work in another thread: open one per thread, "
+                "or call it from one"
+            )
+        try:
+            yield
+        finally:
+            self._busy.release()
 
     def describe(self) -> dict[str, Any]:
         """See Session.describe; "tiles" says if they were measured on this GPU family."""
@@ -145,10 +173,12 @@ class TritonSession(Session):
             "triton": triton.__version__,
             "tiles": f"{name}: {'measured' if table()['measured'].get(name) else 'start values'}",
             **self._graphs.describe(),
+            "cuda_graphs_of_texts": self._text_graphs.describe()["cuda_graphs"],
         }
 
     def _free(self) -> None:
         self._graphs.clear()
+        self._text_graphs.clear()
         del self._tower, self._words
 
     def _embed(self, clips: Tensor) -> Tensor:
@@ -209,6 +239,10 @@ def open_triton(
 
     calibration: the calibration.json of this checkpoint, or its folder, in place of `scales`.
     """
+    # Not for a Stan that is given: JSON schemas and weight formats need packages of their own.
+    from stan_infer.artefacts.calibration_file import fp8_scales, read_calibration
+    from stan_infer.checkpoints.load import load_model
+
     if calibration is not None:
         if options.get("scales") is not None:
             raise InputError("give a calibration or its scales, not both")

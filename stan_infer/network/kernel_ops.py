@@ -3,13 +3,17 @@
 Trunk rows are [F, P + 1, D]. The branch is one buffer [F P + B, D]: patches frame after frame, then
 one class token per clip. The value `patches` is the whole buffer, and `cls` its last B rows: a
 linear that changes the patches copies the class tokens behind them, so that joining both costs
-nothing. A norm is computed in the kernel of the linear behind it. Temporal attention shares a
-kernel with the linear of its q, k and v where that is faster.
+nothing. The sums of a row that a norm needs are made once (`row_norm`), by whoever wrote the row
+where that is a kernel of ours. Each linear runs in our kernel or in torch's library, as `rule`
+says. The library adds a product to a stream in place. Temporal attention shares a kernel with the
+linear of its q, k and v where that is faster.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +26,8 @@ from stan_infer.kernels.fp8_linear import fp8_linear
 from stan_infer.kernels.head_rows import head_rows
 from stan_infer.kernels.linear import linear, plain_epilogue
 from stan_infer.kernels.patch_embed import patch_embed
+from stan_infer.kernels.row_norm import quantise_rows, row_norm, row_sums
+from stan_infer.kernels.rule import Epilogue
 from stan_infer.kernels.spatial_attention import spatial_attention
 from stan_infer.kernels.temporal_attention import temporal_attention
 from stan_infer.kernels.temporal_qkv_attention import temporal_qkv_attention
@@ -39,9 +45,29 @@ from stan_infer.network.fused import Ops
 from stan_infer.network.kernel_weights import Fp8Linear, KernelLinear
 
 
-class KernelOps(Ops[Tensor]):
-    """See fused.Ops. One object per call, for its B and T. Weights are those of `prepare`, which
-    has multiplied the gains of norms back into them.
+@dataclasses.dataclass
+class Rows:
+    """A value: rows of a stream, or of anything else.
+
+    sums: of the rows x + offset, by the flattened row, if whoever wrote x made them. offset: what
+    the stream carries apart, fp32 [D] (`kernel_weights`). kept: another stream of the GPU reads x
+    later, so it must not be overwritten.
+    """
+
+    x: Tensor
+    sums: Tensor | None = None
+    offset: Tensor | None = None
+    kept: bool = False
+
+    @property
+    def flat(self) -> Tensor:
+        """The rows [R, D]."""
+        return self.x.flatten(0, -2)
+
+
+class KernelOps(Ops[Any]):
+    """See fused.Ops; values are Rows, and tensors at both ends. One object per call, for its B and
+    T. Weights are those of `prepare`, which has multiplied the gains of norms back into them.
 
     counters: int32 zeros [>= B H] that spatial attention counts with and leaves at zero. kernels:
     choices of `tuned` to override: "trunk" runs the trunk's attention in our kernel instead of
@@ -62,156 +88,224 @@ class KernelOps(Ops[Tensor]):
         self._b, self._t, self._counters, self._kernels = batch, frames, counters, kernels
         self._family = family or tuned.family(counters.device)
 
-    def embed(self, video: Tensor, w: Patches, tower: TowerConfig) -> Tensor:
-        return patch_embed(video, w.weight, w.table, w.gamma, w.beta, w.cls_row, w.patch, tower.eps)
+    def embed(self, video: Tensor, w: Patches, tower: TowerConfig) -> Rows:
+        """See Ops.embed; zeroes the counters, so that a run that was cut off harms no other."""
+        self._counters.zero_()
+        return Rows(
+            *patch_embed(video, w.weight, w.table, w.gamma, w.beta, w.cls_row, w.patch, tower.eps)
+        )
 
     def linear(
         self,
-        x: Tensor,
+        x: Rows,
         w: FoldedLinear,
         *,
         activation: str | None = None,
-        residual: Tensor | None = None,
-    ) -> Tensor:
+        residual: Rows | None = None,
+    ) -> Rows:
         """See Ops.linear; where the residual has more rows than x, those are copied."""
         return self._linear(x, w, None, activation, residual)
 
     def norm_linear(
-        self, x: Tensor, w: FoldedLinear, tower: TowerConfig, *, activation: str | None = None
-    ) -> Tensor:
+        self, x: Rows, w: FoldedLinear, tower: TowerConfig, *, activation: str | None = None
+    ) -> Rows:
         return self._linear(x, w, tower.eps, activation)
 
-    def attention(
-        self, name: str, qkv: Tensor, tower: TowerConfig, *, causal: bool = False
-    ) -> Tensor:
-        f, tokens = qkv.shape[:2]
+    def attention(self, name: str, qkv: Rows, tower: TowerConfig, *, causal: bool = False) -> Rows:
+        x = qkv.x
+        f, tokens = x.shape[:2]
         if not causal and (
             "trunk" in self._kernels
-            or tuned.trunk_in_kernel(self._family, qkv.dtype, f, tokens - 1)
+            or tuned.trunk_in_kernel(
+                self._family, x.dtype, f, tokens - 1, tower.heads, x.shape[2] // 3
+            )
         ):
             y = spatial_attention(
-                qkv.flatten(0, 1), self._counters, self._b, self._t, tower.heads,
+                x.flatten(0, 1), self._counters, self._b, self._t, tower.heads,
                 tower.softmax_scale, False,
             )  # fmt: skip
-            return y.view(f, tokens, -1)
-        q, k, v = qkv.unflatten(-1, (3, tower.heads, -1)).permute(2, 0, 3, 1, 4)  # [M, H, N, dh]
+            return Rows(y.view(f, tokens, -1))
+        q, k, v = x.unflatten(-1, (3, tower.heads, -1)).permute(2, 0, 3, 1, 4)  # [M, H, N, dh]
         y = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=tower.softmax_scale)
-        return y.transpose(1, 2).flatten(-2)
+        return Rows(y.transpose(1, 2).flatten(-2))
 
-    def start(self, trunk: Tensor, w: Start) -> tuple[Tensor, Tensor]:
-        return self._parts(branch_merge(trunk, None, w.positions, w.time, w.cls, self._b))
+    def start(self, trunk: Rows, w: Start) -> tuple[Rows, Rows]:
+        trunk.kept = True
+        return self._parts(
+            Rows(
+                *branch_merge(
+                    trunk.x, None, w.positions, w.time, w.cls, trunk.offset, None, self._b
+                )
+            )
+        )
 
-    def merge(
-        self, name: str, patches: Tensor, cls: Tensor, trunk: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        return self._parts(branch_merge(trunk, patches, None, None, None, self._b))
+    def merge(self, name: str, patches: Rows, cls: Rows, trunk: Rows) -> tuple[Rows, Rows]:
+        trunk.kept = True
+        return self._parts(
+            Rows(
+                *branch_merge(
+                    trunk.x, patches.x, None, None, None, trunk.offset, patches.offset, self._b
+                )
+            )
+        )
 
-    def temporal(self, patches: Tensor, w: Temporal, tower: TowerConfig) -> Tensor:
+    def temporal(self, patches: Rows, w: Temporal, tower: TowerConfig) -> Rows:
         if self._t == 1:
-            return self._linear(patches[: -self._b], w.single, tower.eps, residual=patches)
+            own = Rows(patches.x[: -self._b], patches.sums)
+            return self._linear(own, w.single, tower.eps, residual=patches)
         return self.linear(self._temporal_qkv(patches, w.qkv, tower), w.out, residual=patches)
 
-    def temporal_conv(self, patches: Tensor, w: Conv) -> Tensor:
+    def temporal_conv(self, patches: Rows, w: Conv) -> Rows:
         """See Ops.temporal_conv; the convolution is torch's."""
-        own = patches[: -self._b]
+        own = patches.x[: -self._b]
         x = own.unflatten(0, (self._b, self._t, -1))  # [B, T, P, D]
         side = math.isqrt(x.shape[2])
         grid = x.unflatten(2, (side, side)).permute(0, 4, 1, 2, 3)
         y = F.conv3d(grid, w.weight, w.bias, padding=1)
         y = own + y.permute(0, 2, 3, 4, 1).reshape(own.shape)
-        return torch.cat([y, patches[-self._b :]])
+        return Rows(torch.cat([y, patches.x[-self._b :]]))
 
-    def join(self, name: str, patches: Tensor, cls: Tensor) -> Tensor:
+    def join(self, name: str, patches: Rows, cls: Rows) -> Rows:
         """See Ops.join: the class tokens lie behind the patches already."""
         return patches
 
-    def split(self, name: str, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def split(self, name: str, rows: Rows) -> tuple[Rows, Rows]:
         return self._parts(rows)
 
-    def spatial_attention(self, name: str, qkv: Tensor, tower: TowerConfig) -> Tensor:
-        return spatial_attention(
-            qkv, self._counters, self._b, self._t, tower.heads, tower.softmax_scale, True
+    def spatial_attention(self, name: str, qkv: Rows, tower: TowerConfig) -> Rows:
+        return Rows(
+            spatial_attention(
+                qkv.x, self._counters, self._b, self._t, tower.heads, tower.softmax_scale, True
+            )
         )
 
-    def class_attention(
-        self, patches: Tensor, cls: Tensor, w: LastSpatial, tower: TowerConfig
-    ) -> Tensor:
+    def class_attention(self, patches: Rows, cls: Rows, w: LastSpatial, tower: TowerConfig) -> Rows:
         """See Ops.class_attention; torch multiplies by W_k and W_v, one matrix per head."""
-        q = self.norm_linear(cls, w.q, tower)
+        q = self.norm_linear(cls, w.q, tower).x
         heads = q.unflatten(1, (tower.heads, -1)).transpose(0, 1)  # [H, B, dh]
         u = torch.bmm(heads, w.k).transpose(0, 1)  # [B, H, D]
-        z = cls_attention(u, patches, self._b, self._t, tower.softmax_scale, tower.eps)
-        return torch.bmm(z.transpose(0, 1), w.v.mT).transpose(0, 1).flatten(1)
+        z = cls_attention(u, patches.x, self._b, self._t, tower.softmax_scale, tower.eps)
+        return Rows(torch.bmm(z.transpose(0, 1), w.v.mT).transpose(0, 1).flatten(1))
 
     def head(
-        self, trunk: Tensor, cls: Tensor, w: FoldedLinear, tower: TowerConfig
+        self, trunk: Rows, cls: Rows, w: FoldedLinear, tower: TowerConfig
     ) -> tuple[Tensor, Tensor]:
         """See Ops.head: one linear makes both, in fp32."""
-        rows = head_rows(trunk, cls, tower.eps)
-        y = linear(rows, w.weight, w.bias, None, None, "", tower.eps, True)
+        assert isinstance(w, KernelLinear)
+        rows = head_rows(trunk.x, cls.x, w.offset, tower.eps)
+        y, _ = linear(rows, w.weight, w.bias, None, None, None, None, "", tower.eps, True, False)
         return y[-self._b :], y[: -self._b].unflatten(0, (self._b, self._t))
 
-    def embed_text(self, ids: Tensor, w: Tokens) -> Tensor:
-        return w.table[ids] + w.positions[: ids.shape[1]]
+    def embed_text(self, ids: Tensor, w: Tokens) -> Rows:
+        return Rows(w.table[ids] + w.positions[: ids.shape[1]])
 
     def text_head(
-        self, x: Tensor, ids: Tensor, w: FoldedLinear, tower: TowerConfig
+        self, x: Rows, ids: Tensor, w: FoldedLinear, tower: TowerConfig
     ) -> tuple[Tensor, Tensor]:
-        end = x[torch.arange(ids.shape[0], device=ids.device), ids.argmax(-1)]
-        return self.norm_linear(end, w, tower), self.norm_linear(x, w, tower)
+        end = x.x[torch.arange(ids.shape[0], device=ids.device), ids.argmax(-1)]
+        return self.norm_linear(Rows(end), w, tower).x, self.norm_linear(x, w, tower).x
 
-    def _parts(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def _parts(self, rows: Rows) -> tuple[Rows, Rows]:
         """A branch's buffer as patches and class tokens."""
-        return rows, rows[-self._b :]
+        sums = None if rows.sums is None else rows.sums[-self._b :]
+        return rows, Rows(rows.x[-self._b :], sums, rows.offset)
 
-    def _temporal_qkv(self, patches: Tensor, w: FoldedLinear, tower: TowerConfig) -> Tensor:
+    def _temporal_qkv(self, patches: Rows, w: FoldedLinear, tower: TowerConfig) -> Rows:
         """The patches' attention [F P, D], with norm, q, k and v: one kernel where it is faster."""
         assert isinstance(w, KernelLinear)
-        places_all = (patches.shape[0] - self._b) // self._t  # not len(): torch.export would fix B
+        x = patches.x
+        places_all = (x.shape[0] - self._b) // self._t  # not len(): torch.export would fix B
         places = places_all // self._b
         fused = not isinstance(w, Fp8Linear) and "linear" not in self._kernels
-        if fused and tuned.fuses_qkv(self._family, patches.dtype, self._t, places_all):
-            return temporal_qkv_attention(
-                patches, w.weight, w.bias, w.sums, self._b, self._t, places,
-                tower.heads, tower.softmax_scale, tower.eps,
+        if fused and tuned.fuses_qkv(
+            self._family, x.dtype, self._t, places_all, tower.heads, x.shape[1]
+        ):
+            return Rows(
+                temporal_qkv_attention(
+                    x, w.weight, w.bias, w.sums, self._sums(patches, w), self._b, self._t, places,
+                    tower.heads, tower.softmax_scale, tower.eps,
+                )
             )  # fmt: skip
-        rows = self._linear(patches[: -self._b], w, tower.eps)
-        return temporal_attention(rows, self._t, places, tower.heads, tower.softmax_scale)
+        rows = self._linear(Rows(x[: -self._b], patches.sums), w, tower.eps).x
+        return Rows(temporal_attention(rows, self._t, places, tower.heads, tower.softmax_scale))
+
+    def _sums(self, rows: Rows, w: KernelLinear) -> Tensor:
+        """The sums of the rows as the norm before w reads them."""
+        return row_sums(rows.flat, w.offset) if rows.sums is None else rows.sums
 
     def _linear(
         self,
-        x: Tensor,
+        x: Rows,
         w: FoldedLinear,
         eps: float | None,
         activation: str | None = None,
-        residual: Tensor | None = None,
-    ) -> Tensor:
+        residual: Rows | None = None,
+    ) -> Rows:
         """Apply w to x, after a norm where eps is given."""
         assert isinstance(w, KernelLinear)
-        rows, act = x.flatten(0, -2), activation or ""
-        res = None if residual is None else residual.flatten(0, -2)
-        if isinstance(w, Fp8Linear):
-            if eps is not None:
-                rows = F.layer_norm(rows, rows.shape[-1:], eps=eps)
-            y = fp8_linear(rows, w.weight, w.scale, w.x_scale, w.bias, res, act)
-        elif "library" in self._kernels or tuned.library_is_faster(
-            self._family, rows.dtype, rows.shape[0], *w.weight.shape
-        ):
-            y = library_linear(rows, w.weight, w.bias, act, res, eps)
+        res = None if residual is None else residual.flat
+        eight = isinstance(w, Fp8Linear)
+        kind = Epilogue(
+            eps is not None and not eight, x.sums is not None, activation is not None,
+            residual is not None, residual is not None and residual.kept,
+        )  # fmt: skip
+        m = x.x.numel() // x.x.shape[-1]
+        library = "library" in self._kernels or tuned.in_library(
+            self._family, w.weight.dtype, m, w.weight.shape[0], w.weight.shape[1], kind
+        )
+        parts = None
+        if library:
+            y = library_linear(x, w, eps, activation or "", residual)
+        elif isinstance(w, Fp8Linear):
+            y, parts = fp8_linear(
+                eight_bit_rows(x, w, eps), w.weight, w.scale, w.x_scale, w.bias, res, w.after,
+                activation or "", w.y_scale, res is not None,
+            )  # fmt: skip
         else:
-            sums = None if eps is None else w.sums
-            y = linear(rows, w.weight, w.bias, sums, res, act, eps or 0.0, False)
-        return y if x.dim() == 2 else y.view(*x.shape[:-1], -1)
+            sums, stats = (None, None) if eps is None else (w.sums, self._sums(x, w))
+            y, parts = linear(
+                x.flat, w.weight, w.bias, sums, stats, res, w.after, activation or "", eps or 0.0,
+                False, res is not None,
+            )  # fmt: skip
+        shape = x.x.shape if residual is None else residual.x.shape
+        y = y if len(shape) == 2 else y.view(*shape[:-1], -1)
+        return Rows(y, parts if residual is not None else None, w.after)
+
+
+def eight_bit_rows(x: Rows, w: Fp8Linear, eps: float | None) -> Tensor:
+    """The rows as w takes them: normed where eps is given, and rounded unless they are already."""
+    if eps is not None:
+        return row_norm(x.flat, w.offset, eps, w.x_scale)
+    return x.flat if x.x.dtype == w.weight.dtype else quantise_rows(x.flat, w.x_scale)
 
 
 def library_linear(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    activation: str,
-    residual: Tensor | None,
-    eps: float | None,
+    x: Rows, w: KernelLinear, eps: float | None, activation: str, residual: Rows | None
 ) -> Tensor:
-    """The same as `linear`, with torch's: norm, linear, activation and sum are a kernel each."""
-    z = x if eps is None else F.layer_norm(x, x.shape[-1:], eps=eps)
-    return plain_epilogue(F.linear(z, weight, bias), residual, activation)
+    """The same in torch's library: the norm before it, an activation behind it are a kernel each.
+
+    A product for a stream is added to it in place, unless the residual is kept: by the product
+    itself where the stream carries the bias, else by a kernel of its own.
+    """
+    if isinstance(w, Fp8Linear):
+        z = eight_bit_rows(x, w, eps)
+        own = torch.full((z.shape[0], 1), w.x_scale, device=z.device)
+        y = torch._scaled_mm(
+            z, w.weight.T, own, w.scale[None], None if w.after is not None else w.bias,
+            out_dtype=w.bias.dtype,
+        )  # fmt: skip
+    else:
+        z = x.flat if eps is None else row_norm(x.flat, w.offset, eps, None)
+        if residual is not None and w.after is not None:
+            r = residual.flat
+            return torch.addmm(r, z, w.weight.T) if residual.kept else r.addmm_(z, w.weight.T)
+        y = F.linear(z, w.weight, w.bias)
+    if activation:
+        y = F.silu(y, inplace=True) if activation == "silu" else F.gelu(y)
+    if residual is None:
+        return y
+    r = residual.flat
+    if residual.kept:
+        return plain_epilogue(y, r, "")
+    r[: y.shape[0]] += y
+    return r

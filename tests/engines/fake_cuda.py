@@ -13,6 +13,7 @@ class FakeCuda:
     def __init__(self) -> None:
         self.log: list[str] = []
         self.pools: list[object] = []
+        self.modes: list[str] = []
         self._current = FakeStream(self, "main")
         self._reserved = 0
         self.capturing: FakeGraph | None = None
@@ -35,7 +36,8 @@ class FakeCuda:
         self._current = before
 
     @contextmanager
-    def graph(self, graph, pool, stream):
+    def graph(self, graph, pool, stream, capture_error_mode="global"):
+        self.modes.append(capture_error_mode)
         self.pools.append(pool)
         self._reserved += 2**20
         self.log.append("capture")

@@ -1,5 +1,7 @@
 """Engine "triton" without a GPU: what it says, and its logic on a stand-in for torch.cuda."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -112,6 +114,57 @@ def test_pixels_go_up_on_a_stream_of_their_own(gpu, tiny_model, monkeypatch):
     session.embed_video(clips(1, 2, 16), as_tensor=True)
     up = session._upload.name
     assert gpu.log == [f"enter {up}", f"leave {up}", f"main waits for {up}"]
+
+
+def test_other_threads_may_use_cuda_while_a_graph_is_captured():
+    cuda = FakeCuda()
+    pool, _ = graphs(cuda)
+    pool(pixels(1))
+    assert cuda.modes == ["thread_local"]
+
+
+def test_texts_are_captured_in_sizes_of_a_power_of_two(gpu, tiny_model):
+    """The stand-in replays nothing: the results of five texts are those of its capture."""
+    session = TritonSession(tiny_model, cuda=gpu)
+    assert session.embed_text(ids()).shape[0] == len(ids())
+    before = gpu.log.count("capture")
+    rows = np.concatenate([ids()] * 3)[:5]
+    assert session.embed_text(rows).shape[0] == 5
+    assert session.embed_text(np.concatenate([rows, rows])[:7]).shape[0] == 7
+    assert gpu.log.count("capture") == before + 1
+    assert session.describe()["cuda_graphs_of_texts"][-1][0] == 8
+
+
+def test_a_second_thread_is_refused(gpu, tiny_model, monkeypatch):
+    session, network = open_fake(tiny_model, gpu), TritonSession._network
+    inside, go_on = threading.Event(), threading.Event()
+
+    def slow(clips):
+        inside.set()
+        assert go_on.wait(60)
+        return network(session, clips)
+
+    monkeypatch.setattr(session, "_network", slow)
+    found = []
+    video = clips(1, 2, 16)
+    first = threading.Thread(target=lambda: found.append(session.embed_video(video)))
+    first.start()
+    assert inside.wait(60)
+    for call in (lambda: session.embed_video(video), lambda: session.embed_text(ids())):
+        with pytest.raises(InputError, match="at work in another thread"):
+            call()
+    go_on.set()
+    first.join()
+    assert len(found) == 1
+    session = open_fake(tiny_model, gpu)
+    assert np.array_equal(session.embed_video(video), found[0])
+
+
+def test_a_counter_that_a_run_left_behind_harms_no_other(gpu, tiny_model):
+    session, video = open_fake(tiny_model, gpu), clips(2, 3, 16)
+    wanted = session.embed_video(video)
+    session._counters += 1
+    assert np.array_equal(session.embed_video(video), wanted)
 
 
 def test_new_weights_drop_the_graphs(gpu, tiny_model):

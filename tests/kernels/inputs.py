@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from stan_infer.kernels.row_norm import row_sums_reference
 from stan_infer.kernels.tiles import INTERPRETED
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -54,6 +55,14 @@ def error(got: Tensor, wanted: Tensor) -> float:
 def double(*values):
     """The tensors among values in fp64."""
     return [v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for v in values]
+
+
+def normed(x, w, offset=None):
+    """What a norm before the linear needs: row sums of the weight, and of x."""
+    c = torch.zeros(x.shape[1]) if offset is None else offset
+    wide = w.double()
+    sums = torch.stack([wide.sum(1), wide @ c.double()]).float()
+    return sums, row_sums_reference(x.double(), c.double())
 
 
 def kernel_tests() -> list:

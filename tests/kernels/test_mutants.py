@@ -66,5 +66,5 @@ def test_the_same_comparison_passes_without_the_fault(tests, name, tmp_path):
 
 def test_no_kernel_is_without_faults():
     files = {f.stem for f in (ROOT / "kernels").glob("*.py") if "@triton.jit" in f.read_text()}
-    assert files - {name for _, name, _, _ in FAULTS} == {"fp8_linear", "tiles"}
-    assert len(FAULTS) >= 26
+    assert files - {name for _, name, _, _ in FAULTS} == {"tiles"}
+    assert len(FAULTS) >= 45

@@ -7,8 +7,9 @@ from stan_infer.errors import InputError
 from stan_infer.network.fold import fold_text, fold_video
 from stan_infer.network.fused import text_tower, video_tower
 from stan_infer.network.kernel_ops import KernelOps
-from stan_infer.network.kernel_weights import Fp8Linear, prepare
+from stan_infer.network.kernel_weights import Fp8Linear, carry_biases, prepare
 from stan_infer.network.model import Stan, init_random
+from stan_infer.network.torch_ops import TorchOps
 from stan_infer.quantisation.observe import activation_scales
 from tests.conftest import clips, relative_error, tiny_config
 from tests.grids import pairwise
@@ -73,7 +74,8 @@ def test_text_tower(tiny_model):
     assert relative_error(end, tiny_model.encode_text(ids)) < 1e-5
 
 
-def test_fp8():
+@pytest.mark.parametrize("kernels", [frozenset(), frozenset({"library"})], ids=str)
+def test_fp8(kernels):
     model, video = tiny(), torch.from_numpy(clips(2, 5, 16))
     folded = fold_video(model, base2=True)
     scales = activation_scales(folded, video)
@@ -81,7 +83,8 @@ def test_fp8():
     weights = prepare(folded, "cpu", scales)
     assert isinstance(weights.trunk[0].fc1, Fp8Linear)
     assert isinstance(weights.branch[0].temporal.qkv, Fp8Linear)
-    _, frames = run(model, 2, 5, scales=scales)
+    assert weights.trunk[0].fc1.y_scale == weights.trunk[0].fc2.x_scale
+    _, frames = run(model, 2, 5, kernels, scales=scales)
     wanted = model.encode_video(video).double()
     cosine = torch.cosine_similarity(frames.double(), wanted, dim=-1)
     assert cosine.min() > 0.995  # 3 bits of fraction in every linear of a tiny network
@@ -91,3 +94,82 @@ def test_fp8():
 def test_scales_for_another_model_are_refused():
     with pytest.raises(InputError, match="trunk/layer9"):
         prepare(fold_video(tiny()), "cpu", {"video/trunk/layer9/mlp/fc1": 1.0})
+
+
+class Carried(TorchOps):
+    """Plain torch, but a linear that is added to a stream leaves its bias to the readers."""
+
+    def __init__(self, carried, batch, frames):
+        super().__init__(batch, frames)
+        self.carried, self.left = carried, {}
+
+    def linear(self, x, w, *, activation=None, residual=None):
+        _, after = self.carried.get(w.path, (None, None))
+        if after is None or residual is None:
+            return super().linear(x, w, activation=activation, residual=residual)
+        y = x @ w.weight.T + residual
+        self.left[id(y)] = (y, after)  # the value is held, so that no other gets its id
+        return y
+
+    def norm_linear(self, x, w, tower, *, activation=None, residual=None):
+        c, _ = self.carried.get(w.path, (None, None))
+        x = x if c is None else x + c
+        return super().norm_linear(x, w, tower, activation=activation, residual=residual)
+
+    def split(self, name, rows):
+        patches, cls = super().split(name, rows)
+        self.left[id(patches)] = (patches, self.left[id(rows)][1])
+        self.left[id(cls)] = (cls, self.left[id(rows)][1])
+        return patches, cls
+
+    def whole(self, x):
+        return x + self.left[id(x)][1] if id(x) in self.left else x
+
+    def start(self, trunk, w):
+        return super().start(self.whole(trunk), w)
+
+    def merge(self, name, patches, cls, trunk):
+        return super().merge(name, *map(self.whole, (patches, cls, trunk)))
+
+    def head(self, trunk, cls, w, tower):
+        return super().head(trunk + self.carried[w.path][0], cls, w, tower)
+
+    def text_head(self, x, ids, w, tower):
+        return super().text_head(x + self.carried[w.path][0], ids, w, tower)
+
+
+def test_biases_carried_by_the_stream_are_exact():
+    """In fp64 on both towers: what the readers add is what the linears left out."""
+    model = tiny(branch_layers=3).double()
+    video, ids = torch.from_numpy(clips(2, 3, 16)), torch.tensor([[3, 9, 127, 0], [5, 127, 1, 2]])
+    for folded, tower, given, shape in (
+        (fold_video(model), video_tower, video, (2, 3)),
+        (fold_text(model), text_tower, ids, (2, 1)),
+    ):
+        carried = carry_biases(folded)
+        assert sum(after is not None for _, after in carried.values()) >= 4
+        wanted = tower(TorchOps(*shape), folded, given)
+        for got, exact in zip(tower(Carried(carried, *shape), folded, given), wanted, strict=True):
+            assert relative_error(got, exact) < 1e-13
+
+
+def test_rows_that_the_branch_reads_are_not_overwritten():
+    """The library adds to a stream in place; the branch runs beside the trunk's next layer."""
+    model, seen = tiny(branch_layers=3), []
+
+    class Watched(KernelOps):
+        def start(self, trunk, w):
+            seen.append((trunk.x, trunk.x.clone()))
+            return super().start(trunk, w)
+
+        def merge(self, name, patches, cls, trunk):
+            seen.append((trunk.x, trunk.x.clone()))
+            return super().merge(name, patches, cls, trunk)
+
+    weights = prepare(fold_video(model, base2=True), DEVICE)
+    counters = torch.zeros(2 * model.config.heads, dtype=torch.int32, device=DEVICE)
+    ops = Watched(2, 3, counters, kernels=frozenset({"library"}))
+    video_tower(ops, weights, torch.from_numpy(clips(2, 3, 16)).to(DEVICE))
+    assert len(seen) == 3
+    for now, then in seen:
+        assert torch.equal(now, then)

@@ -7,7 +7,7 @@ from stan_infer.kernels import temporal_attention as packed
 from stan_infer.kernels import temporal_qkv_attention as fused
 from stan_infer.kernels.tuned import Tile
 from tests.grids import pairwise
-from tests.kernels.inputs import DTYPES, FRAMES, TOLERANCE, Maker, double, error
+from tests.kernels.inputs import DTYPES, FRAMES, TOLERANCE, Maker, double, error, normed
 
 
 def check_packed(dtype, b, t, p, heads, head, tile=None, scale=0.3, size=1.0):
@@ -51,9 +51,9 @@ def check_fused(dtype, b, t, p, heads, head, tile=None, mean=0.0):
     x += mean
     w, bias = new.rows(3 * d, d, scale=d**-0.5), new(3 * d)
     bias[d:] = float("nan")  # k's and v's are never read
-    sums = w.double().sum(1).float()
-    got = fused.launch(x, w, bias, sums, b, t, p, heads, 0.3, 1e-5, tile)
-    args = double(x, w, bias, sums)
+    sums, stats = normed(x, w)
+    got = fused.launch(x, w, bias, sums, stats.float(), b, t, p, heads, 0.3, 1e-5, tile)
+    args = double(x, w, bias, sums, stats)
     wanted = fused.temporal_qkv_attention_reference(*args, b, t, p, heads, 0.3, 1e-5)
     assert error(got, wanted) < TOLERANCE[dtype]
 
@@ -92,8 +92,14 @@ def test_what_they_refuse():
     with pytest.raises(ValueError, match="heads of 16, 32, 64 or 128"):
         packed.launch(torch.zeros(4, 90), 2, 2, 2, 1.0)
     x, w, bias = torch.zeros(7, 32), torch.zeros(96, 32), torch.zeros(96)
+    sums, stats = torch.zeros(2, 96), torch.zeros(8, 2, 1)
     with pytest.raises(ValueError, match="needs 8"):
-        fused.launch(x, w, bias, w.sum(1), 2, 2, 2, 2, 1.0, 1e-5)
+        fused.launch(x, w, bias, sums, stats, 2, 2, 2, 2, 1.0, 1e-5)
+    x = torch.zeros(8, 32)
+    with pytest.raises(ValueError, match=r"need \[8, 2, 1\]"):
+        fused.launch(x, w, bias, sums, stats[:7], 2, 2, 2, 2, 1.0, 1e-5)
+    with pytest.raises(ValueError, match=r"\[2, 96\]"):
+        fused.launch(x, w, bias, sums[0], stats, 2, 2, 2, 2, 1.0, 1e-5)
 
 
 def calls():
@@ -103,7 +109,8 @@ def calls():
     attend = 4 * rows * t * d
     yield packed.temporal_attention, (new(rows, 3 * d), t, p, h, 0.3), attend
     x, w, bias = new(rows + b, d), new(3 * d, d), new(3 * d)
-    args = (x, w, bias, w.sum(1), b, t, p, h, 0.3, 1e-5)
+    sums, stats = normed(x, w)
+    args = (x, w, bias, sums, stats.float(), b, t, p, h, 0.3, 1e-5)
     yield fused.temporal_qkv_attention, args, 6 * rows * d * d + attend
 
 
@@ -118,11 +125,11 @@ def tiny_temporal_qkv_attention(m):
     new, (b, t, p, h) = Maker(torch.float32), (2, 5, 3, 2)
     x, w, bias = new.rows(b * t * p + b, 32), new.rows(96, 32, scale=0.2), new(96)
     x += 1
-    w_d, x_d = w.double(), x.double()
+    sums, stats = normed(x, w)
     tile = Tile(64, 64, 64, 4, 1)  # deeper than D = 32: the tail of the sum is masked
     args = (b, t, p, h, 0.3, 1e-5)
-    got = m.launch(x, w, bias, w_d.sum(1).float(), *args, tile=tile)
-    yield got, m.temporal_qkv_attention_reference(x_d, w_d, bias.double(), w_d.sum(1), *args)
+    got = m.launch(x, w, bias, sums, stats.float(), *args, tile=tile)
+    yield got, m.temporal_qkv_attention_reference(*double(x, w, bias, sums, stats), *args)
 
 
 # See test_mutants.
@@ -139,5 +146,6 @@ FAULTS = {
         ("g = r % G\n", "g = r // T\n"),
         ("acc - mean[:, None] * s[None, :]", "acc"),
         ("m_k = o_k < d - i_k * BK", "m_k = o_k < d + 1"),
+        ("norm_of_parts(p_st, i_row, ok,", "norm_of_parts(p_st, s, ok,"),
     ],
 }

@@ -1,0 +1,111 @@
+"""Which linears run in the library and with which tiles, as the arithmetic has it."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+from stan_infer.kernels import rule, tuned
+from stan_infer.kernels.rule import Epilogue
+from stan_infer.kernels.tuned import Tile
+
+D = 768
+FC1 = (4 * D, D, Epilogue(norm=True, activation=True))
+FC2 = (D, 4 * D, Epilogue(residual=True))
+LARGE = 8 * 12 * 197  # rows of B/16, eight clips
+
+
+def library(family, rows, n, k, epilogue):
+    return tuned.in_library(family, torch.bfloat16, rows, n, k, epilogue)
+
+
+def fuses(family, places):
+    return tuned.fuses_qkv(family, torch.bfloat16, 12, places, 12, D)
+
+
+@pytest.mark.parametrize("family", tuned.FAMILIES)
+def test_few_rows_go_to_the_library_and_fc1_to_our_kernel(family):
+    for n, k, epilogue in (FC1, FC2, (3 * D, D, Epilogue(norm=True))):
+        assert library(family, 64, n, k, epilogue)
+        assert library(family, 1, n, k, epilogue)
+    if family != "sm100":  # memory is so fast there that a pass for SiLU costs little
+        assert not library(family, LARGE, *FC1)
+        assert not library(family, 600, *FC1)
+
+
+def test_the_arithmetic():
+    """A pass over memory that the library needs beside its product tips the balance."""
+    n, k = 3 * D, D
+    for rows in (600, 2364, LARGE):
+        bare = library("sm90", rows, n, k, Epilogue())
+        for worse in (
+            Epilogue(norm=True, sums=True),
+            Epilogue(activation=True),
+            Epilogue(kept=True),
+        ):
+            assert bare or not library("sm90", rows, n, k, worse)
+    # Large products that need nothing beside are the library's; fc2 is one, added in place.
+    assert library("sm90", LARGE, 4 * D, D, Epilogue())
+    assert library("sm90", LARGE, *FC2)
+    assert library("sm90", LARGE, D, D, Epilogue())
+    assert not library("sm90", LARGE, D, D, Epilogue(residual=True, kept=True))
+
+
+def test_no_rule_where_nothing_is_compiled_or_known():
+    assert not library("cpu", LARGE, *FC2) and not library("cpu", 8, *FC2)
+    symbol = ShapeEnv().create_unbacked_symint()
+    assert not library("sm90", symbol, *FC2)
+    options = [Tile(64, 64, 64, 4, 4), Tile(128, 128, 64, 8, 3)]
+    assert rule.fastest(options, "linear", "sm90", 132, symbol, D, D) == options[0]
+
+
+def test_q_k_v_and_temporal_attention_in_one_kernel():
+    """Where its instructions are no limit, or where a launch more costs more than they do."""
+    assert fuses("sm90", 49) and fuses("sm80", 196)
+    assert not fuses("sm100", 64 * 196)
+    assert fuses("cpu", 49)
+
+
+def test_newer_gpus_take_the_figures_of_the_newest_that_is_older():
+    assert rule.gpu("sm86") == rule.GPUS["sm80"] and rule.gpu("sm103") == rule.GPUS["sm100"]
+    assert rule.gpu("sm75") == rule.GPUS["sm80"]
+    large = Tile(128, 256, 64, 8, 4, 0, 1, True)
+    assert rule.figures("sm103", large, "linear") == rule.figures("sm100", large, "linear")
+
+
+@pytest.mark.parametrize("family", tuned.FAMILIES)
+def test_every_start_value_has_figures(family):
+    for operation in ("linear", "fp8_linear", "temporal_qkv_attention"):
+        rows = {tuple(r["tile"]) for r in rule.compiled()[family][operation]}
+        assert rows == {dataclasses.astuple(t) for t in tuned.tiles(operation, family)}
+        for tile in tuned.tiles(operation, family):
+            own = rule.figures(family, tile, operation)
+            assert own.issue > 0 and 32 <= own.registers <= 255 and own.shared_bytes > 0
+
+
+def test_tiles_grow_with_the_work():
+    """Few rows take small tiles, which keep more processors busy; a large product the largest."""
+    options = tuned.tiles("linear", "sm90")
+    area = []
+    for rows in (65, 200, 600, 2364, LARGE):
+        tile = rule.fastest(options, "linear", "sm90", 132, rows, D, D)
+        area.append(tile.bm * tile.bn)
+    assert area == sorted(area) and area[0] < 64 * 128 and area[-1] >= 128 * 128
+    assert rule.fastest(options, "linear", "sm90", 132, LARGE, 4 * D, D).persistent
+
+
+@pytest.mark.parametrize("change", [{"issue": 4.0}, {"registers": 2.0}, {"shared_bytes": 3.0}])
+def test_every_figure_counts(change, monkeypatch):
+    """A product gets no faster with more instructions, registers or shared memory, some slower."""
+    tile = Tile(128, 128, 64, 8, 3)
+    own = rule.figures("sm90", tile, "linear")
+    ((name, factor),) = change.items()
+    worse = dataclasses.replace(own, **{name: int(getattr(own, name) * factor)})
+    before = [rule.product_us("sm90", tile, 132, rows, n, D) for rows, n in SIZES]
+    monkeypatch.setattr(rule, "figures", lambda *_: worse)
+    after = [rule.product_us("sm90", tile, 132, rows, n, D) for rows, n in SIZES]
+    assert all(a >= b for a, b in zip(after, before, strict=True)) and after != before
+
+
+SIZES = [(rows, n) for rows in (600, 2364, LARGE) for n in (D, 3 * D, 4 * D)]
