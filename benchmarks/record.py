@@ -45,12 +45,21 @@ def read_rows(kind: str) -> list[dict[str, Any]]:
 
 
 def commit() -> str:
-    """Commit of the code that ran, with "-dirty" if files other than recorded rows have changed."""
+    """Commit of the code that ran, with "-dirty" if files other than recorded rows have changed.
+
+    "unknown" without git or a repository.
+    """
+    if not (ROOT / ".git").exists():
+        return "unknown"  # a copy, perhaps within another repository
     head = _git("rev-parse", "--short=12", "HEAD")
     changed = _git("status", "--porcelain", "-uno", "--", ".", ":!benchmarks/results")
     return (head or "unknown") + ("-dirty" if changed else "")
 
 
 def _git(*command: str) -> str:
-    done = subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=False)
+    command = ("git", *command)
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    except OSError:
+        return ""  # git is not installed
     return done.stdout.strip()

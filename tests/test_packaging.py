@@ -16,7 +16,8 @@ def test_wheel_holds_every_module_and_one_top_level_name(tmp_path):
     subprocess.run([*build, str(source)], check=True, capture_output=True)  # wheel from sdist
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     names = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
-    expected = {"stan_infer/py.typed", "stan_infer/kernels/tuned.json"}
+    expected = {"stan_infer/py.typed"}
+    expected |= {f"stan_infer/kernels/{n}.json" for n in ("compiled", "tuned")}
     of_text = ("clip_merges.txt.gz", "LICENSE-CLIP.txt", "templates.json")
     expected |= {f"stan_infer/text/{n}" for n in of_text}
     expected |= {f"stan_infer/library/canaries/{i}.mp4" for i in range(4)}

@@ -1,14 +1,15 @@
-"""Time the kernels against other ways to compute the same, relative to the roofline (see suite).
+"""Time the kernels against other ways to compute the same (see suite).
 
-The roofline of a call is the longer of the times for its FLOPs and for its bytes at the rates that
-were measured on this GPU.
+Each is timed in turn with the library's way, at calls whose weights and inputs the GPU's cache does
+not hold at the first of CALLS; smaller ones stay there.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from contextlib import suppress
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ import torch.nn.functional as F
 
 from benchmarks.gpu import cases
 from benchmarks.gpu.cases import EPS, SCALE, New, Shape
-from benchmarks.gpu.timing import CALLS, Device, interleave
+from benchmarks.gpu.timing import Device, interleave
+from benchmarks.gpu.worker import Steps
 from stan_infer.kernels import (
     cls_attention,
     fp8_linear,
@@ -26,9 +28,8 @@ from stan_infer.kernels import (
     temporal_attention,
     temporal_qkv_attention,
 )
-from stan_infer.network.kernel_ops import library_linear
 
-L2_BYTES = 64 * 2**20  # an H100 has 50 MiB
+SECONDS = 60.0  # of a candidate, compiling included
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +94,9 @@ def _temporal(s: Shape, new: New) -> Iterator[Comparison]:
     out, out_bias = new(d, d), new(d)
     calls = {
         "torch": lambda: F.linear(_temporal_sdpa(qkv(), s), out, out_bias) + x[:q],
-        "ours": lambda: linear.launch(inside.run(), out, out_bias, None, x, "", EPS, False),
+        "ours": lambda: linear.launch(
+            inside.run(), out, out_bias, None, None, x, None, "", EPS, False, True
+        ),
     }
     last = linear.bytes_and_flops(q, d, d, residual_rows=q + s.batch)
     yield Comparison("temporal block", calls, (counts[0] + last[0], counts[1] + last[1]))
@@ -122,9 +125,7 @@ def _spatial(s: Shape, new: New) -> Iterator[Comparison]:
 
 def _linears(s: Shape, new: New, fp8: bool) -> Iterator[Comparison]:
     for case in cases.linears(s, new):
-        x, w, b, sums, residual, activation = case.args[:6]
-        eps = None if sums is None else EPS
-        library = partial(library_linear, x, w, b, activation, residual, eps)
+        x, w, residual, library = *case.args[:2], case.args[5], cases.by_library(case)
         rows = 0 if residual is None else len(residual)
         counts = linear.bytes_and_flops(len(x), *w.shape, residual_rows=rows)
         calls = {"library": library, "ours": case.run}
@@ -136,38 +137,27 @@ def _linears(s: Shape, new: New, fp8: bool) -> Iterator[Comparison]:
         yield Comparison(f"fp8_linear, {case.name}", calls, counts, in_fp8=True)
 
 
-def measure(
-    device: Device, comparison: Comparison, peaks: dict[str, float | None], rounds: int
-) -> Iterator[dict[str, Any]]:
-    """Rows of one comparison: time, ratio to the first candidate, share of the roofline."""
+def measure(device: Device, steps: Steps, comparison: Comparison, sizes: Any, rounds: int) -> None:
+    """Time one comparison: every candidate in turn with the first that runs."""
     moved, flops = comparison.bytes_and_flops
-    bundles = {}
-    for lane, run in comparison.candidates.items():
-        try:
-            bundles[lane] = device.bundle(run)
-        except Exception as e:
-            # A candidate that cannot run or be captured here gets a row; the others are timed.
-            reason = (str(e).splitlines() or [type(e).__name__])[0][:200]
-            yield {"operation": comparison.operation, "lane": lane, "refused": reason}
-    if not bundles:
-        return
-    per_call = CALLS if device.is_cuda else 1
-    timed = interleave(device, bundles, rounds=rounds, per_call=per_call, flush=True)
-    tflops = peaks["fp8_tflops" if comparison.in_fp8 else "bf16_tflops"]
-    assert tflops and peaks["copy_tbs"]
-    floor_ms = max(flops / tflops, moved / peaks["copy_tbs"]) / 1e9
-    for lane, row in timed.items():
-        yield {
-            "operation": comparison.operation,
-            "lane": lane,
-            **row,
-            "floor_ms": floor_ms,
-            # Operands that fit into the L2 cache stay there between the calls of a bundle, so
-            # that memory bandwidth is no limit.
-            "share_of_floor": floor_ms / row["ms_p50"] if moved > L2_BYTES else None,
-            "bytes": moved,
-            "flops": flops,
-        }
+    first: dict[str, Callable[[], Any]] = {}
+    for name, run in comparison.candidates.items():
+        lane = f"{comparison.operation}: {name}"
+        if not steps.left(lane):
+            if not first:
+                with suppress(Exception):  # its row says that it cannot run
+                    first[name] = device.bundle(run)
+            continue
+        with steps.lane(lane, SECONDS) as row:
+            row.update(sizes)
+            row.update(operation=comparison.operation, candidate=name, bytes=moved, flops=flops)
+            row["in_fp8"] = comparison.in_fp8
+            own = {name: device.bundle(run)}
+            timed = interleave(
+                device, {**first, **own}, rounds=rounds, per_call=device.calls, flush=True
+            )
+            row.update(timed[name])
+            first = first or own
 
 
 def _sdpa(rows: torch.Tensor, heads: int) -> torch.Tensor:
@@ -197,18 +187,9 @@ def _temporal_sdpas(qkv: torch.Tensor, s: Shape) -> dict[str, Callable[[], Any]]
         return run
 
     calls: dict[str, Callable[[], Any]] = {"SDPA with its copies": plain}
-    if qkv.is_cuda:
-        for name in ("FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION"):
-            run = with_backend(getattr(SDPBackend, name))
-            try:
-                run()
-            except RuntimeError:
-                continue  # this build or GPU has no such backend
-            calls[f"SDPA {name.lower()}"] = run
-        try:
-            calls["FlexAttention, packed"] = _flex(qkv, s)
-        except RuntimeError:
-            pass  # no configuration fits, or there is no memory for its mask
+    for name in ("FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION"):
+        calls[f"SDPA {name.lower()}"] = with_backend(getattr(SDPBackend, name))
+    calls["FlexAttention, packed"] = _flex(qkv, s)
     return calls
 
 
@@ -220,13 +201,16 @@ def _flex(qkv: torch.Tensor, s: Shape) -> Callable[[], Any]:
     def same(b: Any, h: Any, q: Any, k: Any) -> Any:
         return q // t == k // t
 
-    mask = create_block_mask(same, None, None, rows, rows, device=str(qkv.device), _compile=True)
-    compiled = torch.compile(flex_attention, dynamic=False)
+    @cache
+    def compiled() -> Any:
+        device = str(qkv.device)
+        mask = create_block_mask(same, None, None, rows, rows, device=device, _compile=qkv.is_cuda)
+        attend = torch.compile(flex_attention, dynamic=False) if qkv.is_cuda else flex_attention
+        return partial(attend, block_mask=mask, scale=SCALE)
 
     def run() -> Any:
         x = qkv.view(s.batch, t, s.patches, 3, s.heads, s.head)
         q, k, v = x.permute(3, 4, 0, 2, 1, 5).reshape(3, 1, s.heads, rows, s.head)
-        return compiled(q, k, v, block_mask=mask, scale=0.125)
+        return compiled()(q, k, v)
 
-    run()
     return run

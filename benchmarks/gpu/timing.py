@@ -8,61 +8,56 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 CALLS = 20
 FLUSH_BYTES = 256 * 2**20  # more than any L2 cache, so that kernels read from memory after it
-WARM_SECONDS = 0.5
-MAX_SECONDS = 20.0
+WARM_SECONDS = 0.3
+MAX_SECONDS = 8.0  # for all rounds of one comparison
+MIN_ROUNDS = 5
 
 
 class Device:
-    """Where and how to time: cuda, with events and graphs; or cpu, for the suite's own tests."""
+    """Where and how to time: events and graphs of torch.cuda, or of its stand-in in a dry run."""
 
-    def __init__(self, name: str) -> None:
-        """name: cuda, cuda:1 or cpu."""
-        self.name, self.is_cuda = name, name.startswith("cuda")
+    def __init__(self, name: str, cuda: Any = torch.cuda) -> None:
+        """name: cuda or cuda:1; cpu with a stand-in."""
+        self.name, self.cuda, self.is_dry = name, cuda, cuda is not torch.cuda
         self._flush: torch.Tensor | None = None
+        if ":" in name:
+            cuda.set_device(name)  # kernels and events use the current device
+        self._pool = cuda.graph_pool_handle()
 
-    def is_alive(self) -> bool:
-        """Whether the GPU still answers this process."""
-        try:
-            if self.is_cuda:
-                torch.cuda.synchronize()
-        except RuntimeError:
-            return False
-        return True
+    @property
+    def calls(self) -> int:
+        """Calls in a bundle."""
+        return 2 if self.is_dry else CALLS
 
-    def describe(self) -> str:
-        """The GPU's name, or cpu."""
-        return torch.cuda.get_device_name(self.name) if self.is_cuda else "cpu"
+    def bundle(self, *runs: Callable[[], Any]) -> Callable[[], Any]:
+        """Return one call that runs `runs` in turn, CALLS times in all: a CUDA graph.
 
-    def bundle(self, run: Callable[[], Any]) -> Callable[[], Any]:
-        """Return one call that runs `run` CALLS times; a CUDA graph on a GPU."""
-        if not self.is_cuda:
-            return run
-        run()
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for _ in range(CALLS):
+        Graphs share their memory: outputs mean nothing once another has been replayed.
+        """
+        with torch.inference_mode():
+            for run in runs:
                 run()
+            self.cuda.synchronize()
+            graph = self.cuda.CUDAGraph()
+            with self.cuda.graph(graph, pool=self._pool):
+                for i in range(self.calls):
+                    runs[i % len(runs)]()
         return graph.replay
 
     def ms(self, run: Callable[[], Any], *, flush: bool) -> float:
-        """Milliseconds of one call."""
-        if not self.is_cuda:
-            start = time.perf_counter()
-            run()
-            return (time.perf_counter() - start) * 1e3
-        if flush:
+        """Milliseconds of one call; flush: with nothing of use in the GPU's cache."""
+        if flush and not self.is_dry:
             if self._flush is None:
                 self._flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=self.name)
             self._flush.zero_()
-        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        first, last = (self.cuda.Event(enable_timing=True) for _ in range(2))
         first.record()
         run()
         last.record()
@@ -78,37 +73,41 @@ def interleave(
     per_call: int = 1,
     flush: bool = False,
 ) -> dict[str, dict[str, Any]]:
-    """Time every call in turn, `rounds` times; the first is the baseline of `ratio`.
+    """Time every call in turn, `rounds` times.
 
-    Returns name -> {ms_p10, ms_p50, ms_p90, ratio, rounds}; ratio is the median over rounds of
-    baseline / own. per_call: what each call repeats inside (see Device.bundle).
+    Returns name -> {ms_p10, ms_p50, ms_p90, rounds, ratios}; ratios: the median over rounds of
+    another's time / its own, for all others. per_call: what each call repeats (Device.bundle).
     """
-    until = time.perf_counter() + (WARM_SECONDS if device.is_cuda else 0)
-    while True:
-        for run in calls.values():
-            run()
-        if time.perf_counter() >= until:
-            break
+    if not device.is_dry:
+        until = time.perf_counter() + WARM_SECONDS
+        while True:
+            for run in calls.values():
+                run()
+            if time.perf_counter() >= until:
+                break
+        once = sum(device.ms(run, flush=flush) for run in calls.values()) / 1e3
+        rounds = min(rounds, max(MIN_ROUNDS, int(MAX_SECONDS / max(once, 1e-9))))
     times: dict[str, list[float]] = {name: [] for name in calls}
-    # Long calls need fewer rounds: about MAX_SECONDS in all, and five at least.
-    once = sum(device.ms(run, flush=flush) for run in calls.values()) / 1e3
-    rounds = min(rounds, max(5, int(MAX_SECONDS / max(once, 1e-9))))
     for _ in range(rounds):
         for name, run in calls.items():
             times[name].append(device.ms(run, flush=flush) / per_call)
-    base = times[next(iter(times))]
-    found = {}
-    for name, own in times.items():
-        ratios = [b / t for b, t in zip(base, own, strict=True)]
-        cuts = statistics.quantiles(own, n=10) if len(own) > 1 else own * 9
-        found[name] = {
-            "ms_p10": cuts[0],
-            "ms_p50": statistics.median(own),
-            "ms_p90": cuts[-1],
-            "ratio": statistics.median(ratios),
+    return {
+        name: {
+            **_spread(own),
             "rounds": rounds,
+            "ratios": {o: _median_ratio(times[o], own) for o in calls if o != name},
         }
-    return found
+        for name, own in times.items()
+    }
+
+
+def _spread(own: Sequence[float]) -> dict[str, float]:
+    cuts = statistics.quantiles(own, n=10) if len(own) > 1 else list(own) * 9
+    return {"ms_p10": cuts[0], "ms_p50": statistics.median(own), "ms_p90": cuts[-1]}
+
+
+def _median_ratio(theirs: Sequence[float], own: Sequence[float]) -> float:
+    return statistics.median(b / t for b, t in zip(theirs, own, strict=True))
 
 
 def peak_rates(device: Device, *, size: int = 8192) -> dict[str, float | None]:
@@ -118,7 +117,7 @@ def peak_rates(device: Device, *, size: int = 8192) -> dict[str, float | None]:
     out = torch.empty_like(a)
     runs: dict[str, Callable[[], Any]] = {"bf16": lambda: torch.mm(a, b, out=out)}
     runs["copy"] = lambda: out.copy_(a)
-    if device.is_cuda and torch.cuda.get_device_capability(device.name) >= (8, 9):
+    if not device.is_dry and torch.cuda.get_device_capability(device.name) >= (8, 9):
         a8, b8 = a.to(torch.float8_e4m3fn), b.to(torch.float8_e4m3fn).T
         one = torch.ones((), device=device.name)
 
