@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from stan_infer.kernels.linear import launch, linear, linear_reference
 from stan_infer.kernels.row_norm import quantise, row_sums, row_sums_reference
 from stan_infer.kernels.tuned import Tile
-from stan_infer.network.eight_bits import quantise_weight
+from stan_infer.network.kernel_weights import in_e4m3
 from tests.grids import pairwise
 from tests.kernels.inputs import DTYPES, TOLERANCE, Maker, double, error, normed
 
@@ -176,7 +176,7 @@ def tiny_linear(m):
         wanted, parts = m.linear_reference(*exact, "silu", 1e-5, False, True)
         yield got, wanted
         yield own, parts
-    w8, scale = quantise_weight(w, "fp8")
+    w8, scale = in_e4m3(w)
     x8 = quantise(x, 0.02)
     scales = (scale, 0.02, 1.0)
     args = (x8, w8, b, (None, None, 0.0), None, None, "", torch.float32, False, None, scales)
