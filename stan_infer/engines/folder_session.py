@@ -220,6 +220,8 @@ class _FolderParts(Parts):
         self._session, config = session, session.config
         self._names = row_names(config)
         self._row = (1 + config.patches, config.width)
+        trunk, branch = (session._role(role)[0] for role in PARTS)
+        self.windows, self.at_once = branch.dims["frames"], trunk.dims["frames"][1]
 
     def check_open(self) -> None:
         self._session._check_open()
@@ -227,7 +229,6 @@ class _FolderParts(Parts):
     def trunk(self, frames: np.ndarray) -> list[np.ndarray]:
         session = self._session
         graph, _ = session._role("trunk")
-        check_size(graph, "frames", len(frames), "{} frames are pushed at once")
         if graph.inputs[0]["dtype"] != "uint8":
             frames = normalised(session.config, frames[None])[0]
         outputs = dict.fromkeys(self._names, (len(frames), *self._row))
@@ -238,7 +239,6 @@ class _FolderParts(Parts):
         session, (b, t) = self._session, rows[0].shape[:2]
         graph, _ = session._role("branch")
         missing = max(0, graph.dims["batch"][0] - b)  # of a fixed batch
-        check_size(graph, "frames", t, "windows have {} frames")
         feeds = {}
         for name, x in zip(self._names, rows, strict=True):
             feeds[name] = np.concatenate([x, *[x[-1:]] * missing]) if missing else x

@@ -23,9 +23,14 @@ _EARLY = 1e-6  # seconds; times are rounded to container units, of which none is
 class Parts(ABC):
     """A session's network in two parts (network.fused.trunk_part, branch_part).
 
-    Rows are arrays of the engine's own kind, float32, K of them. F frames, B clips, T frames of
-    each, N tokens of a frame, D width, S side of a frame, E embedding width.
+    Rows are arrays of the engine's own kind, K of them. F frames, B clips, T frames of each, N
+    tokens of a frame, D width, S side of a frame in pixels, E embedding width.
+
+    windows: smallest and largest T. at_once: largest F.
     """
+
+    windows: tuple[int, int]
+    at_once: int
 
     @abstractmethod
     def check_open(self) -> None:
@@ -90,7 +95,7 @@ class Stream:
         """Take room for 2 T frames; see Session.stream for the arguments and the errors."""
         self._spec, self._parts, self._order = ClipSpec.of(config), parts, order
         self.window = config.frames if window is None else window
-        check_whole("window", self.window, 1, config.max_frames)
+        check_whole("window", self.window, *parts.windows)
         check_whole("stride", stride, 1)
         check_word("order", str(order), ORDERS)
         if interval is not None and not 0 < interval < math.inf:
@@ -147,8 +152,9 @@ class Stream:
         """
         moments = self._moments(len(frames), times)
         found: list[StreamedWindow] = []
-        for i in range(0, len(frames), CHUNK):
-            found += self._add(frames[i : i + CHUNK], moments[i : i + CHUNK])
+        size = min(CHUNK, self._parts.at_once)
+        for i in range(0, len(frames), size):
+            found += self._add(frames[i : i + size], moments[i : i + size])
         return found
 
     def _moments(self, count: int, times: Iterable[float] | None) -> list[float | None]:

@@ -24,7 +24,7 @@ from stan_infer.engines.inputs import (
     wrong_dtype,
 )
 from stan_infer.engines.session import TEXT_CHUNK, Session, split_device
-from stan_infer.engines.stream import Parts
+from stan_infer.engines.stream import CHUNK, Parts
 from stan_infer.errors import InputError, MissingError, check_word
 from stan_infer.network.fold import fold_video
 from stan_infer.network.folded import VideoWeights
@@ -126,6 +126,7 @@ class _TorchParts(Parts):
 
     def __init__(self, session: TorchSession) -> None:
         self._session, self._weights = session, session._folded
+        self.windows, self.at_once = (1, session.config.max_frames), CHUNK
         self._trunk: Callable[[VideoWeights, Tensor], list[Tensor]] = encode_trunk
         self._branch: Callable[..., tuple[Tensor, Tensor]] = encode_branch
         if session._compiled:

@@ -119,3 +119,14 @@ def test_a_folder_without_the_parts_says_what_helps(folder):
     with si.open_session(folder, engine="ort") as session:
         with pytest.raises(InputError, match="--split"):
             session.stream()
+
+
+def test_a_folder_of_fixed_sizes(tiny_model):
+    with si.open_session(exported(tiny_model, split=True, frames=3, batch=2), engine="ort") as s:
+        with pytest.raises(InputError, match="window is 4; .* from 3 to 3"):
+            s.stream(4)
+        frames, stream = frames_of(11), s.stream(3, 4)
+        found = stream.extend(frames)  # more than pass the trunk at once
+        wanted = s.embed_video(np.stack([frames[i : i + 3] for i in (0, 4)]))
+        got = np.stack([w.embedding for w in found[:2]])
+        assert [w.first for w in found] == [0, 4, 8] and relative_error(got, wanted) < FP32
