@@ -168,7 +168,8 @@ def search(
     elif found.hits:
         print_table(_rows(found), _shown(found))
     else:
-        print_lines(f"nothing in {found.rows} rows fits")
+        rows = f"nothing in {found.rows} rows fits" if found.rows else "no row passes the filters"
+        print_lines(rows)
     if csv is not None:
         with new_file(csv, keeps_csv, sources=sources) as made:
             cells = [[row[c] for c in _COLUMNS] for row in _rows(found)]

@@ -57,7 +57,7 @@ def test_the_table_and_the_files(cli, place):
     assert rows[1].endswith(".mp4,,") and rows[1].startswith("1,0.")
     assert (place / "p.html").read_text().count("<img") == 2 * 8
     cli("search", "library", TEXT, "--csv", "x.csv", "--html", "p.html")
-    assert "nothing in 10 rows" in cli("search", "library", TEXT, "--longer", 99).out
+    assert "no row passes the filters" in cli("search", "library", TEXT, "--longer", 99).out
 
 
 def test_texts_come_from_everywhere_and_are_combined(cli, place):

@@ -44,7 +44,7 @@ def program(request):
 
 def misuse(program, folder):
     done = program.run("misuse", folder, face=True)
-    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert done.returncode == 0 and said(done) == [], done.stderr
     return [line.split("\t") for line in done.stdout.splitlines()]
 
 
@@ -60,7 +60,7 @@ def test_what_callers_get_wrong_is_a_typed_error(program, small):
 def test_threads_share_a_model(request, made, small):
     program = request.getfixturevalue(made)
     done = program.run("threads", small, CLIP, face=True)
-    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert done.returncode == 0 and said(done) == [], done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +73,13 @@ def clip_of(program, folder, path, raw, form, size, *, gap=0, options="sample", 
     path.write_bytes(raw)
     arguments = (form, size[1], size[0], gap, options, path)
     done = program.run("clip", folder, *map(str, arguments), face=True)
-    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert done.returncode == 0 and said(done) == [], done.stderr
     return np.fromfile(path, dtype)
+
+
+def said(done):
+    """Lines of standard error, but for FFmpeg's own: its log level is the host's."""
+    return [line for line in done.stderr.splitlines() if not line.startswith("[swscaler @")]
 
 
 def pictures(count, size, seed=0):

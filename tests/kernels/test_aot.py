@@ -47,10 +47,11 @@ def code(case, family="sm90"):
 
 cases = list(aot.cases("sm90", torch.float16, "cpu", full=False))
 case = next(c for c in cases if c.operation == "linear" and "norm" in c.name)
+kernel = linear._linear_persistent_kernel if case.tile.persistent else linear._linear_kernel
 first = code(case)
-linear._linear_kernel.starting_line_number += 7
+kernel.starting_line_number += 7
 assert code(case) == first
-for function in (linear._linear_kernel, tiles.norm_of_parts):  # which the kernel calls
+for function in (kernel, tiles.norm_of_parts):  # which the kernel calls
     before = function.src
     function._unsafe_update_src(before + "    # another\\n")
     assert code(case) != first, function
