@@ -166,6 +166,7 @@ def _finish_half(
         )  # fmt: skip
 
 
+# Not _finish_half once more: functions of Triton cannot call themselves.
 @triton.jit
 def _finish(
     acc, p_b, p_ws, p_s, p_st, p_r, p_a, p_y, p_parts, i_m, first, m, n, k, rows, r_row, y_row, eps,

@@ -297,13 +297,14 @@ class Session(Lifetime):
             interval: seconds between two frames of a window. Of the frames that are pushed, the
                 first at or after each such time is taken, others are skipped. Where several times
                 pass between two frames, the second stands for all of them; after more than a whole
-                window the windows begin anew. None: every frame that is pushed is taken.
+                window, or where the clock is set back by as much, the windows begin anew. None:
+                every frame that is pushed is taken, and times are labels.
             order: of the three channels, "rgb", or "bgr" as OpenCV has it.
 
         Returns:
             A Stream: `push(frame, time)` returns the windows that a frame completes, `counts` says
-            what became of the frames. It is for one thread at a time. A frame whose time is not
-            after that of the one before is late, and left out.
+            what became of the frames. It is for one thread at a time. With an interval a frame
+            whose time is not after that of the one before is late, and left out.
 
         Raises:
             InputError: values out of range; a folder exported without --split; an engine that does

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from stan_infer.config import StanConfig
 from stan_infer.engines.inputs import as_numpy
-from stan_infer.errors import InputError, check_whole, check_word
+from stan_infer.errors import InputError, check_number, check_whole, check_word
 from stan_infer.video.frames import ORDERS, clip_of_frames
 from stan_infer.video.spec import ClipSpec
 
 CHUNK = 8  # frames that pass the trunk at once, where several are given
+MAX_TIME = 1e12  # seconds, forward or back
 _EARLY = 1e-6  # seconds; times are rounded to container units, of which none is smaller
 
 
@@ -63,13 +64,14 @@ class StreamedWindow(NamedTuple):
     embedding: Any
 
 
-@dataclass
+@dataclasses.dataclass
 class StreamCounts:
     """What became of the frames that were given.
 
     taken: passed the trunk. skipped: lay between two times of the grid. repeated: times of the
     grid in a gap, which the frame behind it fills. late: at or before the time of an earlier frame,
-    left out. gaps: longer than a window; the windows began anew behind each.
+    left out. gaps: longer than a window, forward or back, as by a clock that was set anew; the
+    windows began anew behind each.
     """
 
     taken: int = 0
@@ -98,8 +100,8 @@ class Stream:
         check_whole("window", self.window, *parts.windows)
         check_whole("stride", stride, 1)
         check_word("order", str(order), ORDERS)
-        if interval is not None and not 0 < interval < math.inf:
-            raise InputError(f"interval is {interval!r}; give the seconds between two frames")
+        if interval is not None:
+            check_number("interval", interval, 1e-6, 1e6, " s")
         self.stride, self.interval = stride, interval
         self.counts = StreamCounts()
         # Twice the window, so that the frames of each lie side by side without a copy per window.
@@ -162,19 +164,27 @@ class Stream:
             if self.interval is not None:
                 raise InputError("a stream with an interval needs the time of every frame")
             return [None] * count
-        given = [float(t) for t in times]
-        if len(given) != count or not all(map(math.isfinite, given)):
-            raise InputError(f"{len(given)} times for {count} frames; give one finite time each")
-        return [*given]
+        given = [*times]
+        if len(given) != count:
+            raise InputError(f"{len(given)} times for {count} frames; give one each")
+        for time in given:
+            check_number("the time of a frame", time, -MAX_TIME, MAX_TIME, " s")
+        return [float(time) for time in given]
 
     def _add(
         self, frames: Sequence[Any] | np.ndarray, times: Sequence[float | None]
     ) -> list[StreamedWindow]:
         self._parts.check_open()
-        # All are read first, so that one that is refused leaves the stream as it was.
-        clips = [clip_of_frames([f], self._spec, order=self._order, sample=False) for f in frames]
-        chosen = [(pixels, *slot) for pixels, t in zip(clips, times, strict=True)
-                  if (slot := self._slot(t)) is not None]  # fmt: skip
+        before = dataclasses.replace(self.counts), self._last, self._grid
+        chosen = []
+        try:
+            for frame, time in zip(frames, times, strict=True):
+                if (slot := self._slot(time)) is not None:  # others are not even resized
+                    pixels = clip_of_frames([frame], self._spec, order=self._order, sample=False)
+                    chosen.append((pixels, *slot))
+        except InputError:
+            self.counts, self._last, self._grid = before
+            raise
         if not chosen:
             return []
         rows = self._parts.trunk(np.concatenate([pixels for pixels, *_ in chosen]))
@@ -189,23 +199,23 @@ class Stream:
 
     def _slot(self, time: float | None) -> tuple[float | None, int, bool] | None:
         """Time of a frame, how many frames of the grid it is, and whether windows begin anew."""
-        if time is None:
-            return None, 1, False
-        if self._last is not None and time <= self._last:
-            self.counts.late += 1
-            return None
-        self._last = time
-        if self.interval is None:
+        if self.interval is None or time is None:
             return time, 1, False
+        last, self._last = self._last, time
+        set_back = last is not None and time < last - self.window * self.interval
+        if last is not None and time <= last and not set_back:
+            self.counts.late += 1
+            self._last = last
+            return None
         begin, number = self._grid or (time, 0)
         copies = math.floor((time - begin + _EARLY) / self.interval) + 1 - number
-        if copies < 1:
-            self.counts.skipped += 1
-            return None
-        if copies > self.window:
+        if copies > self.window or set_back:
             self.counts.gaps += 1
             self._grid = time, 1
             return time, 1, True
+        if copies < 1:
+            self.counts.skipped += 1
+            return None
         self.counts.repeated += copies - 1
         self._grid = begin, number + copies
         return time, copies, False

@@ -87,6 +87,31 @@ def test_240_frames_a_second_pass_the_trunk_as_seldom_as_five(model):
         assert found[1].start == pytest.approx(0.6, abs=1e-6)
 
 
+def test_a_clock_that_is_set_back_begins_anew(model):
+    with si.open_session(model) as session:
+        stream, frames = session.stream(2, interval=0.1), frames_of(4)
+        assert len(stream.extend(frames[:2], [90.0, 90.1])) == 1
+        assert stream.push(frames[0], 90.0) == []  # late: within a window
+        assert stream.push(frames[2], 0.0) == []
+        (window,) = stream.push(frames[3], 0.1)
+        assert (window.first, window.start, window.end) == (2, 0.0, 0.1)
+        assert relative_error(window.embedding, session.embed_video(frames[None, 2:])[0]) < FP32
+        assert stream.counts == StreamCounts(taken=4, late=1, gaps=1)
+
+
+def test_without_an_interval_times_are_labels(model):
+    with si.open_session(model) as session:
+        found = session.stream(2).extend(frames_of(3), [5, 1, 1.0])
+        assert [(w.start, w.end) for w in found] == [(5.0, 1.0), (1.0, 1.0)]
+
+
+def test_frames_between_the_times_of_the_grid_are_not_touched(model):
+    with si.open_session(model) as session:
+        stream = session.stream(2, interval=1.0)
+        stream.push(frames_of(1)[0], 0.0)
+        assert stream.push(None, 0.5) == [] and stream.counts.skipped == 1
+
+
 def test_what_is_refused_changes_nothing(model):
     with si.open_session(model) as session:
         for given, word in (
@@ -95,6 +120,7 @@ def test_what_is_refused_changes_nothing(model):
             ({"stride": 0}, "stride"),
             ({"interval": 0}, "interval"),
             ({"interval": float("nan")}, "interval"),
+            ({"interval": 1e-300}, "interval"),
             ({"order": "gbr"}, "order"),
         ):
             with pytest.raises(InputError, match=word):
@@ -108,7 +134,7 @@ def test_what_is_refused_changes_nothing(model):
         (window,) = stream.push(frames[2])
         assert relative_error(window.embedding, session.embed_video(frames[None, :3])[0]) < FP32
         timed = session.stream(3, interval=1.0)
-        for times in (None, [1.0], [0.0, float("inf")]):
+        for times in (None, [1.0], [0.0, float("inf")], [0, "1"], [0, 1e308], [0, float("nan")]):
             with pytest.raises(InputError, match="time"):
                 timed.extend(frames[:2], times)
     with pytest.raises(InputError, match="closed"):
