@@ -373,7 +373,8 @@ def write_video(path, seed=0, frames=20, size=96):
 
     rng = np.random.default_rng(seed)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=10)
+        # One thread: x264's bytes follow the number of cores otherwise.
+        stream = container.add_stream("libx264", rate=10, options={"threads": "1"})
         stream.width = stream.height = size
         stream.pix_fmt = "yuv420p"
         for t in range(frames):

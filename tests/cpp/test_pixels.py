@@ -57,7 +57,8 @@ def test_matrices_and_ranges(plain, tmp_path, name, matrix, limits):
 def test_interlaced(plain, tmp_path, pix_fmt):
     path = tmp_path / "a.mkv"
     with av.open(str(path), "w") as out:
-        stream = out.add_stream("libx264", rate=25, options={"x264-params": "interlaced=1:qp=4"})
+        options = {"x264-params": "interlaced=1:qp=4", "threads": "1"}
+        stream = out.add_stream("libx264", rate=25, options=options)
         stream.width, stream.height, stream.pix_fmt = 64, 64, pix_fmt
         out.mux(stream.encode(made(pix_fmt, 64, 64)))
         out.mux(stream.encode())

@@ -35,6 +35,8 @@ def make_clip(
 ):
     """Encode `frames` pictures at 25 a second, or at the given times (in 1/25 s)."""
     options = dict(options or {})
+    if codec == "libx264":
+        options.setdefault("threads", "1")  # its bytes follow the number of cores otherwise
     if x264:
         options["x264-params"] = x264
     with av.open(str(path), "w", format=container, options=muxer or {}) as out:
@@ -120,8 +122,18 @@ def remux(source, target, *, skip=0, earlier=0, pts_is_dts=False, muxer=None):
 
 
 def cut_off(source, target, fraction=0.6):
+    """Cut a file within the first picture whose middle lies behind a fraction of the bytes.
+
+    Within one and never between two: a cut there leaves a whole file, by what the reader sees.
+    """
     data = Path(source).read_bytes()
-    Path(target).write_bytes(data[: int(len(data) * fraction)])
+    at = int(len(data) * fraction)
+    for payload, _, _ in packets(source):
+        middle = data.find(payload) + len(payload) // 2
+        if payload in data and middle >= at:
+            at = middle
+            break
+    Path(target).write_bytes(data[:at])
     return Path(target)
 
 
