@@ -13,10 +13,12 @@ from torch import Tensor
 
 from stan_infer.artefacts.precision import check_precision
 from stan_infer.config import StanConfig
-from stan_infer.engines.cuda_graphs import CudaGraphs
+from stan_infer.engines.cuda_graphs import MAX_GRAPHS, CudaGraphs
 from stan_infer.engines.inputs import check_video, token_ids
 from stan_infer.engines.session import TEXT_CHUNK, Session
+from stan_infer.engines.stream import Parts
 from stan_infer.engines.torch_session import clip_tensor, only_uint8, torch_device
+from stan_infer.engines.triton_parts import TritonParts
 from stan_infer.errors import InputError, MissingError
 from stan_infer.network.fold import fold_text, fold_video
 from stan_infer.network.fused import Schedule, text_tower, video_tower
@@ -24,7 +26,6 @@ from stan_infer.network.model import Stan
 from stan_infer.system.packages import install_command
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.bfloat16}
-MAX_GRAPHS = 8
 MAX_TEXT_GRAPHS = 4
 
 
@@ -79,15 +80,18 @@ class TritonSession(Session):
         self._text_graphs = CudaGraphs(
             self._text_network, self._device, MAX_TEXT_GRAPHS, cuda, dtype=torch.int64
         )
+        self._streamed: TritonParts | None = None  # the parts of these weights, once they stream
         self._busy = Lock()
         self.load(model)
 
     def load(self, model: Stan) -> None:
-        """Replace the weights by those of `model`, and drop the CUDA graphs of earlier ones."""
+        """Replace the weights by those of `model`, and drop the CUDA graphs of earlier ones.
+
+        Streams end: they hold rows of the earlier weights.
+        """
         from stan_infer.network.kernel_weights import prepare
 
-        self._graphs.clear()
-        self._text_graphs.clear()
+        self._clear_graphs()
         dtype = PRECISIONS[self._precision]
         self._config = model.config
         # As in an exported graph, 8 bits are made from fp32 weights: rounded once, not twice.
@@ -174,27 +178,44 @@ class TritonSession(Session):
             "tiles": f"{name}: {'measured' if table()['measured'].get(name) else 'start values'}",
             **self._graphs.describe(),
             "cuda_graphs_of_texts": self._text_graphs.describe()["cuda_graphs"],
+            **({"cuda_graphs_of_streams": self._streamed.shapes()} if self._streamed else {}),
         }
 
+    def _parts(self) -> Parts:
+        """See Session.stream; all streams of these weights share their CUDA graphs."""
+        if self._streamed is None:
+            self._streamed = TritonParts(self)
+        return self._streamed
+
     def _free(self) -> None:
-        self._graphs.clear()
-        self._text_graphs.clear()
+        self._clear_graphs()
         del self._tower, self._words
 
+    def _clear_graphs(self) -> None:
+        self._graphs.clear()
+        self._text_graphs.clear()
+        if self._streamed is not None:
+            self._streamed.clear()
+            self._streamed = None
+
     def _embed(self, clips: Tensor) -> Tensor:
-        cuda = self._cuda
-        if clips.device != self._device:
-            # From pinned memory and on another stream, so that it overlaps the last call's work.
-            with cuda.stream(self._upload):
-                if cuda.is_available() and not clips.is_cuda:
-                    clips = clips.contiguous().pin_memory()
-                clips = clips.to(self._device, non_blocking=True)
-            cuda.current_stream().wait_stream(self._upload)
-            if clips.is_cuda:
-                clips.record_stream(cuda.current_stream())
-        clips = clips.contiguous()
+        clips = self._up(clips)
         mean, frames = self._graphs(clips) if self._use_graphs else self._network(clips)
         return frames if self.keeps_rows else mean
+
+    def _up(self, pixels: Tensor) -> Tensor:
+        """Pixels, contiguous on the device, for the current stream."""
+        cuda = self._cuda
+        if pixels.device != self._device:
+            # From pinned memory and on another stream, so that it overlaps the last call's work.
+            with cuda.stream(self._upload):
+                if cuda.is_available() and not pixels.is_cuda:
+                    pixels = pixels.contiguous().pin_memory()
+                pixels = pixels.to(self._device, non_blocking=True)
+            cuda.current_stream().wait_stream(self._upload)
+            if pixels.is_cuda:
+                pixels.record_stream(cuda.current_stream())
+        return pixels.contiguous()
 
     def _network(self, clips: Tensor) -> Sequence[Tensor]:
         from stan_infer.network.kernel_ops import KernelOps
