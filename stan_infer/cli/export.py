@@ -123,9 +123,10 @@ def export(
     plans: Annotated[
         str,
         typer.Option(
-            metavar="NAME,...", help="Plans: which graphs get one: video, text, preprocess, score."
+            metavar="NAME,...",
+            help="Plans: which graphs get one, of those there are: also preprocess, score.",
         ),
-    ] = "video,text",
+    ] = "video,text,trunk,branch",
     target: Annotated[
         str | None,
         typer.Option(

@@ -37,7 +37,8 @@ class CudaGraphs:
     ) -> None:
         """run: tensors of `dtype` on the device -> tensors. limit: shapes. cuda: torch.cuda.
 
-        inputs: how many tensors `run` takes. on_drop: called with the shape of each graph that is dropped.
+        inputs: how many tensors `run` takes. on_drop: called with the shape of each graph that is
+        dropped.
         """
         self._run, self._device, self._limit, self._cuda = run, device, limit, cuda
         self._inputs, self._dtype, self._on_drop = inputs, dtype, on_drop

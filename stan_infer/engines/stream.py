@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from stan_infer.artefacts.parts import CHUNK
 from stan_infer.config import StanConfig
 from stan_infer.engines.inputs import as_numpy
 from stan_infer.errors import InputError, check_number, check_whole, check_word
 from stan_infer.video.frames import ORDERS, clip_of_frames
 from stan_infer.video.spec import ClipSpec
 
-CHUNK = 8  # frames that pass the trunk at once, where several are given
 MAX_TIME = 1e12  # seconds, forward or back
 _EARLY = 1e-6  # seconds; times are rounded to container units, of which none is smaller
 

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stan_infer.artefacts.parts import CHUNK
 from stan_infer.engines.cuda_graphs import MAX_GRAPHS, CudaGraphs
-from stan_infer.engines.stream import CHUNK, Parts
+from stan_infer.engines.stream import Parts
 from stan_infer.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ class TritonParts(Parts):
     """
 
     def __init__(self, session: TritonSession) -> None:
+        """Take the session's weights of now; `load` replaces them, and ends these parts."""
         self._session, self._weights = session, session._tower
         self.windows, self.at_once = (1, session.config.max_frames), CHUNK
         device, cuda, k = session._device, session._cuda, session.config.branch_layers
@@ -36,6 +38,7 @@ class TritonParts(Parts):
         )
 
     def check_open(self) -> None:
+        """Raise InputError once the session is closed, or has other weights."""
         self._session._check_open()
         if self._session._streamed is not self:
             raise InputError(
@@ -44,24 +47,28 @@ class TritonParts(Parts):
             )
 
     def warm_up(self, window: int) -> None:
+        """Capture the graphs of one frame and of one window of T frames."""
         side = self._session.config.image_size
         self.trunk(np.zeros((1, side, side, 3), np.uint8))
         self.branch([rows.zero_()[None] for rows in self.room(window)])
 
     @torch.inference_mode()
     def trunk(self, frames: np.ndarray) -> Sequence[Tensor]:
+        """See Parts.trunk."""
         with self._at_work() as session:
             pixels = session._up(torch.from_numpy(frames))
             return self._trunks(pixels) if session._use_graphs else self._run_trunk(pixels)
 
     @torch.inference_mode()
     def branch(self, rows: Sequence[Tensor]) -> Tensor:
+        """See Parts.branch; does not wait for the GPU."""
         with self._at_work() as session:
             run = self._branches if session._use_graphs else self._run_branch
             mean, frames = run(*(x.contiguous() for x in rows))
             return frames if session.keeps_rows else mean
 
     def room(self, frames: int) -> list[Tensor]:
+        """See Parts.room."""
         session, table = self._session, self._weights.patches.table
         shape = frames, len(table) + 1, table.shape[1]
         return [
