@@ -124,7 +124,9 @@ def export(
         str,
         typer.Option(
             metavar="NAME,...",
-            help="Plans: which graphs get one, of those there are: also preprocess, score.",
+            show_default=False,
+            help="Plans: which graphs get one; also preprocess, score (default: "
+            "video,text,trunk,branch).",
         ),
     ] = "video,text,trunk,branch",
     target: Annotated[

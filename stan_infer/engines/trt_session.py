@@ -7,19 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from stan_infer.artefacts.checked_graph import CheckedGraph
 from stan_infer.artefacts.folder import Artefact, Graph
-from stan_infer.artefacts.parts import PARTS
+from stan_infer.artefacts.parts import PARTS, row_names
 from stan_infer.engines.folder_session import FolderSession, check_output
 from stan_infer.engines.graph import OpenGraph
 from stan_infer.engines.inputs import normalised
 from stan_infer.engines.stream import Parts
 from stan_infer.engines.torch_session import clip_tensor, torch_device
 from stan_infer.engines.trt_graph import PlanGraph
-from stan_infer.engines.trt_parts import TrtParts
 from stan_infer.errors import InputError, MissingError
 from stan_infer.tensorrt_plans.api import load_tensorrt, version_of
 from stan_infer.tensorrt_plans.plan_file import (
@@ -141,7 +141,7 @@ class TrtSession(FolderSession):
             if self._artefact.graph(role) is not None:
                 self._check_plan(role, ",".join(PARTS), ", which a stream needs")
         self._open_parts(f"--split --format {FORMATS[self.engine]}")
-        return TrtParts(self)
+        return _TrtParts(self)
 
     def _check_plan(self, role: str, plans: str, why: str = "") -> None:
         """Raise InputError where a graph has no plan; plans: the --plans to build then."""
@@ -193,6 +193,60 @@ class TrtSession(FolderSession):
 
     def _sm(self) -> str:
         return "sm_" + "".join(map(str, self._cuda.get_device_capability(self._where)))
+
+
+class _TrtParts(Parts):
+    """The opened plans of a session; rows are float32 and stay on the GPU."""
+
+    def __init__(self, session: TrtSession) -> None:
+        self._session, config = session, session.config
+        self._names = row_names(config)
+        self._row = (1 + config.patches, config.width)
+        trunk, branch = (session.plan(role) for role in PARTS)
+        assert trunk is not None and branch is not None
+        self.at_once = max(p["frames"][2][0] for p in trunk.profiles)
+        windows = [p[self._names[0]] for p in branch.profiles]
+        self.windows = min(low[1] for low, *_ in windows), max(high[1] for *_, high in windows)
+
+    def check_open(self) -> None:
+        self._session._check_open()
+
+    def warm_up(self, window: int) -> None:
+        side = self._session.config.image_size
+        self.trunk(np.zeros((1, side, side, 3), np.uint8))
+        self.branch([rows.zero_()[None] for rows in self.room(window)])
+
+    def trunk(self, frames: np.ndarray) -> list[Tensor]:
+        graph, opened = self._opened("trunk")
+        if graph.inputs[0]["dtype"] != "uint8":
+            frames = normalised(self._session.config, frames[None])[0]
+        found = opened(self._session._up(torch.from_numpy(frames)))
+        for name in self._names:
+            check_output(graph, name, found[name], (len(frames), *self._row))
+        return [found[name] for name in self._names]
+
+    def branch(self, rows: Sequence[Tensor]) -> Tensor:
+        graph, opened = self._opened("branch")
+        (b, t), e = rows[0].shape[:2], self._session.config.embed_dim
+        missing = max(0, graph.dims["batch"][0] - b)  # of a fixed batch
+        given = {
+            name: torch.cat([x, *[x[-1:]] * missing]) if missing else x
+            for name, x in zip(self._names, rows, strict=True)
+        }
+        name, size = (
+            ("frame_embeds", (t, e)) if self._session.keeps_rows else ("video_embeds", (e,))
+        )
+        values = opened(*(given[name] for name in opened.inputs))[name]
+        check_output(graph, name, values, (b + missing, *size))
+        return values[:b]
+
+    def room(self, frames: int) -> list[Tensor]:
+        return [torch.empty((frames, *self._row), device=self._session._where) for _ in self._names]
+
+    def _opened(self, role: str) -> tuple[Graph, PlanGraph]:
+        graph, opened = self._session._role(role)
+        assert isinstance(opened, PlanGraph)
+        return graph, opened
 
 
 class TrtRtxSession(TrtSession):
