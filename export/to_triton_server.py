@@ -1,9 +1,12 @@
 """Writing an exported folder as a model repository of NVIDIA's Triton Inference Server.
 
-REPOSITORY/video, text, preprocess, score: one model each, with config.pbtxt and 1/model.onnx or
-1/model.plan. REPOSITORY/video_pipeline: an ensemble from decoded frames of any size to embeddings;
-the dynamic batcher of `video` puts clips of several requests into one batch. Fields of the configs
-are those of Triton's model_config.proto.
+REPOSITORY/video, text, trunk, branch, preprocess, score: one model each, with config.pbtxt and
+1/model.onnx or 1/model.plan. REPOSITORY/video_pipeline: an ensemble from decoded frames of any size
+to embeddings; the dynamic batcher of `video` puts clips of several requests into one batch.
+REPOSITORY/frame_pipeline, of a folder with parts: an ensemble from decoded frames to trunk rows, of
+which a client keeps those of a window and gives them to `branch`. It has a preprocessing of its own
+(preprocess_frames), whose frames are items of the trunk's batch, not one item. Fields of the
+configs are those of Triton's model_config.proto.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from stan_infer.artefacts.folder import (
 from stan_infer.errors import InputError, check_word
 from stan_infer.system.atomic import new_folder
 from stan_infer.system.json_file import checked, read_object
-from stan_infer.tensorrt_plans.options import DEFAULT_TEXTS
+from stan_infer.tensorrt_plans.options import DEFAULT_FRAMES, DEFAULT_TEXTS, TOWERS
 from stan_infer.tensorrt_plans.plan_file import Plan, check_origin, read_plan
 from stan_infer.text.vocabulary import CLIP_LICENCE
 
@@ -36,7 +39,7 @@ FORMAT = "triton-server"  # the --format of export
 BACKENDS = {"onnxruntime": "onnx", "tensorrt": "tensorrt"}
 # Marks the repository as ours. Triton ignores it, because models are folders.
 MARKER = "stan_infer.json"
-ROLES = ("video", "text", "preprocess", "score")
+ROLES = (*TOWERS, "preprocess", "score")
 _TYPES = {"uint8": "TYPE_UINT8", "int32": "TYPE_INT32", "float32": "TYPE_FP32"}
 _MAX_MARKER = 2**22
 _DELAY_US = 2000  # how long a request waits for others of its shape, in microseconds
@@ -66,7 +69,7 @@ def write_repository(artefact: Artefact, out: Path, *, backend: str = "onnxrunti
     """
     check_word("backend", backend, BACKENDS)
     graphs = {role: g for role in ROLES if (g := artefact.graph(role)) is not None}
-    towers = [role for role in ("video", "text") if role in graphs]
+    towers = [role for role in TOWERS if role in graphs]
     plans: dict[str, Plan] = {}
     if backend == "tensorrt":
         plans = {role: _plan(artefact, graphs[role]) for role in towers}
@@ -74,14 +77,19 @@ def write_repository(artefact: Artefact, out: Path, *, backend: str = "onnxrunti
         configs = {}
         for role, graph in graphs.items():
             plan = plans.get(role)
-            configs[role] = _model(artefact, graph, plan)
+            configs[role] = _model(graph, plan)
             _copy(artefact, graph, plan, folder / role / "1")
         if "preprocess" in configs and "video" in configs and _takes_pixels(graphs["video"]):
             configs["video_pipeline"] = _pipeline(configs["preprocess"], configs["video"])
+        if "preprocess" in configs and "trunk" in configs and _takes_pixels(graphs["trunk"]):
+            configs["preprocess_frames"] = _preprocess_frames(graphs["preprocess"])
+            _copy(artefact, graphs["preprocess"], None, folder / "preprocess_frames" / "1")
+            configs["frame_pipeline"] = _frames(configs["preprocess_frames"], configs["trunk"])
+        for name in {"video_pipeline", "frame_pipeline"} & configs.keys():
             # Triton needs the folder of a version. It is empty here, and some tools that copy
             # folders leave out empty ones.
-            (folder / "video_pipeline" / "1").mkdir(parents=True)
-            (folder / "video_pipeline" / "1" / ".keep").touch()
+            (folder / name / "1").mkdir(parents=True)
+            (folder / name / "1" / ".keep").touch()
         for name, config in configs.items():
             (folder / name / "config.pbtxt").write_text(text_format(config), encoding="utf-8")
         for name in ("tokenizer.json", "labels.txt"):
@@ -124,7 +132,7 @@ def text_format(message: Message, indent: str = "") -> str:
     return "".join(lines)
 
 
-def _model(artefact: Artefact, graph: Graph, plan: Plan | None) -> dict[str, Any]:
+def _model(graph: Graph, plan: Plan | None) -> dict[str, Any]:
     """The config of one graph. If its batch may be 1 and more, Triton makes batches of requests."""
     largest_batch = _largest_batch(graph, plan)
     group: dict[str, Any] = {"count": 1, "kind": EnumValue("KIND_GPU" if plan else "KIND_AUTO")}
@@ -150,15 +158,15 @@ def _model(artefact: Artefact, graph: Graph, plan: Plan | None) -> dict[str, Any
 
 def _largest_batch(graph: Graph, plan: Plan | None) -> int:
     """The largest batch that Triton may make of requests; 0: it must make none."""
-    if graph.role not in ("video", "text"):
+    if graph.role not in TOWERS:
         return 0
-    low, high = graph.dims["batch"]
-    if plan:
-        ((least, _, most),) = plan.profiles[plan.widest()].values()  # the profile that is served
+    low, high = graph.dims["frames" if graph.role == "trunk" else "batch"]
+    if plan:  # of the profile that is served, in which all inputs have one shape
+        least, _, most = next(iter(plan.profiles[plan.widest()].values()))
         low, high = least[0], most[0]
     if low != 1 or high == 1:
         return 0
-    return min(high, DEFAULT_TEXTS) if graph.role == "text" else high
+    return min(high, {"text": DEFAULT_TEXTS, "trunk": DEFAULT_FRAMES}.get(graph.role, high))
 
 
 def _tensor(value: Mapping[str, Any], is_batched: bool) -> dict[str, Any]:
@@ -175,21 +183,37 @@ def _tensor(value: Mapping[str, Any], is_batched: bool) -> dict[str, Any]:
     }
 
 
+def _preprocess_frames(graph: Graph) -> dict[str, Any]:
+    """The config of the preprocessing whose frames are a batch, as the graph gives them."""
+    config = _model(graph, None)
+    return {**config, "name": "preprocess_frames", "output": [_tensor(graph.outputs[0], False)]}
+
+
 def _pipeline(preprocess: Message, video: Message) -> dict[str, Any]:
-    """The config of the ensemble: frames of one video through both models."""
-    frames, (taken,) = preprocess["input"][0], video["input"]
+    """The config of the ensemble of frames of one video through both models."""
+    return _ensemble("video_pipeline", preprocess, video, 1)
+
+
+def _frames(preprocess: Message, trunk: Message) -> dict[str, Any]:
+    """The config of the ensemble of frames, which need not belong together, to trunk rows."""
+    return _ensemble("frame_pipeline", preprocess, trunk, -1)
+
+
+def _ensemble(name: str, preprocess: Message, model: Message, batch: int) -> dict[str, Any]:
+    """The config of an ensemble of both; batch: the size of the second's batch axis, -1 for any."""
+    frames, (taken,) = preprocess["input"][0], model["input"]
     outputs = []
-    for value in video["output"]:
+    for value in model["output"]:
         # This ensemble has no batch axis of its own, so that of its models is part of the shapes.
-        dims = [1, *value["dims"]] if video["max_batch_size"] else value["dims"]
+        dims = [batch, *value["dims"]] if model["max_batch_size"] else value["dims"]
         outputs.append({**value, "dims": dims})
     names = {v["name"]: v["name"] for v in outputs}
     steps = [
-        _step("preprocess", {frames["name"]: frames["name"]}, {"pixels": "clip"}),
-        _step("video", {taken["name"]: "clip"}, names),
+        _step(preprocess["name"], {frames["name"]: frames["name"]}, {"pixels": "resized"}),
+        _step(model["name"], {taken["name"]: "resized"}, names),
     ]
     return {
-        "name": "video_pipeline",
+        "name": name,
         "platform": "ensemble",
         "max_batch_size": 0,
         "input": [dict(frames)],
@@ -209,8 +233,8 @@ def _step(model: str, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> 
 
 
 def _takes_pixels(graph: Graph) -> bool:
-    """Whether the video graph takes the output of the preprocessing: uint8, and one clip."""
-    return graph.inputs[0]["dtype"] == "uint8" and graph.dims["batch"][0] == 1
+    """Whether a graph takes the output of the preprocessing: uint8, and one clip or any frames."""
+    return graph.inputs[0]["dtype"] == "uint8" and graph.dims.get("batch", (1, 1))[0] == 1
 
 
 def _plan(artefact: Artefact, graph: Graph) -> Plan:

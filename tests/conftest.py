@@ -84,6 +84,7 @@ SLOW = {
     "tests/engines/test_session_inputs.py::test_our_kernels_take_the_same_forms",
     "tests/engines/test_session_inputs.py::test_sessions_go_to_spawned_processes",
     "tests/engines/test_triton_session.py::test_new_weights_drop_the_graphs",
+    "tests/engines/test_triton_session.py::test_windows_that_slide",
     "tests/export/test_public_tools.py",
     "tests/export/test_to_onnx.py::test_the_reference_graph_gives_the_same_numbers",
     "tests/kernels/test_aot.py::test_all_configurations",

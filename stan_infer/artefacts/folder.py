@@ -44,7 +44,7 @@ class Graph:
     """One graph of an exported folder, as its manifest describes it."""
 
     file: str
-    role: str  # "video", "text", "preprocess" or "score"
+    role: str  # "video", "text", "trunk", "branch", "preprocess" or "score"
     precision: str
     opset: int
     inputs: tuple[Port, ...]  # name, dtype, shape (ints or dimension names)

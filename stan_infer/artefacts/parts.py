@@ -5,6 +5,7 @@ from __future__ import annotations
 from stan_infer.config import StanConfig
 
 PARTS = ("trunk", "branch")
+CHUNK = 8  # frames that pass the trunk at once, where several are given
 
 
 def row_names(config: StanConfig) -> list[str]:

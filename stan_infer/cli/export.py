@@ -123,9 +123,12 @@ def export(
     plans: Annotated[
         str,
         typer.Option(
-            metavar="NAME,...", help="Plans: which graphs get one: video, text, preprocess, score."
+            metavar="NAME,...",
+            show_default=False,
+            help="Plans: which graphs get one; also preprocess, score (default: "
+            "video,text,trunk,branch).",
         ),
-    ] = "video,text",
+    ] = "video,text,trunk,branch",
     target: Annotated[
         str | None,
         typer.Option(

@@ -9,11 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+MAX_GRAPHS = 8  # shapes of clips or frames that an engine keeps graphs of
 WARM_UP = 2  # runs before a capture: kernels are compiled and libraries make their plans
+
+_Captured = tuple[Any, Sequence[Tensor], Sequence[Tensor]]  # graph, its inputs, its outputs
 
 
 class CudaGraphs:
     """Captures `run` once per shape and replays it; keeps the `limit` shapes that were used last.
+
+    Inputs, where `run` takes several, have one shape.
 
     All graphs share one memory pool: they never run at the same time, and the outputs of a replay
     are copied before the next one.
@@ -21,36 +26,38 @@ class CudaGraphs:
 
     def __init__(
         self,
-        run: Callable[[Tensor], Sequence[Tensor]],
+        run: Callable[..., Sequence[Tensor]],
         device: torch.device,
         limit: int,
         cuda: Any,
         *,
+        inputs: int = 1,
         dtype: torch.dtype = torch.uint8,
         on_drop: Callable[[tuple[int, ...]], object] = lambda shape: None,
     ) -> None:
-        """run: a tensor of `dtype` on the device -> tensors. limit: shapes. cuda: torch.cuda.
+        """run: tensors of `dtype` on the device -> tensors. limit: shapes. cuda: torch.cuda.
 
-        on_drop: called with the shape of each graph that is dropped.
+        inputs: how many tensors `run` takes. on_drop: called with the shape of each graph that is
+        dropped.
         """
         self._run, self._device, self._limit, self._cuda = run, device, limit, cuda
-        self._dtype, self._on_drop = dtype, on_drop
+        self._inputs, self._dtype, self._on_drop = inputs, dtype, on_drop
         self._pool: Any = None
         # Our own, because torch's capture stream belongs to the GPU that captured first.
         self._stream: Any = None
-        self._captured: OrderedDict[tuple[int, ...], tuple[Any, Tensor, Sequence[Tensor]]]
-        self._captured = OrderedDict()
+        self._captured: OrderedDict[tuple[int, ...], _Captured] = OrderedDict()
         self._reserved: dict[tuple[int, ...], int] = {}
 
-    def __call__(self, x: Tensor) -> list[Tensor]:
-        """Run on a tensor of the device, and capture a new shape; the results are copies."""
-        graph, static, outputs = self.capture(tuple(x.shape))
-        static.copy_(x)
+    def __call__(self, *inputs: Tensor) -> list[Tensor]:
+        """Run on tensors of the device, and capture a new shape; the results are copies."""
+        graph, static, outputs = self.capture(tuple(inputs[0].shape))
+        for own, x in zip(static, inputs, strict=True):
+            own.copy_(x)
         graph.replay()
         return [out.clone() for out in outputs]
 
-    def capture(self, shape: tuple[int, ...]) -> tuple[Any, Tensor, Sequence[Tensor]]:
-        """Return the graph of a shape, its input and its outputs; capture it unless it is there."""
+    def capture(self, shape: tuple[int, ...]) -> _Captured:
+        """Return the graph of a shape, its inputs and outputs; capture it unless it is there."""
         if shape in self._captured:
             self._captured.move_to_end(shape)
             return self._captured[shape]
@@ -76,16 +83,18 @@ class CudaGraphs:
             "cuda_graphs_mib": round(sum(self._reserved.values()) / 2**20, 1),
         }
 
-    def _capture(self, shape: tuple[int, ...]) -> tuple[Any, Tensor, Sequence[Tensor]]:
+    def _capture(self, shape: tuple[int, ...]) -> _Captured:
         cuda, before = self._cuda, self._cuda.memory_reserved(self._device)
-        static = torch.zeros(shape, dtype=self._dtype, device=self._device)
+        static = [
+            torch.zeros(shape, dtype=self._dtype, device=self._device) for _ in range(self._inputs)
+        ]
         if self._stream is None:
             self._stream = cuda.Stream()
         aside = self._stream
         aside.wait_stream(cuda.current_stream())
         with cuda.stream(aside):
             for _ in range(WARM_UP):
-                self._run(static)
+                self._run(*static)
         cuda.current_stream().wait_stream(aside)
         if self._pool is None:
             self._pool = cuda.graph_pool_handle()
@@ -93,6 +102,6 @@ class CudaGraphs:
         # Other threads may use CUDA meanwhile, as a data loader does: that is no part of the graph.
         mode = "thread_local"
         with cuda.graph(graph, pool=self._pool, stream=aside, capture_error_mode=mode):
-            outputs = self._run(static)
+            outputs = self._run(*static)
         self._reserved[shape] = max(0, cuda.memory_reserved(self._device) - before)
         return graph, static, outputs

@@ -149,17 +149,21 @@ class FolderSession(Session):
 
     def _parts(self) -> Parts:
         """See Session.stream; the two graphs are opened when they are first needed."""
+        self._open_parts("--split")
+        return _FolderParts(self)
+
+    def _open_parts(self, options: str) -> None:
+        """Open trunk and branch; options: of the export that writes what this engine needs."""
         for role in PARTS:
             graph = self._artefact.graph(role)
-            if graph is None or not self.has(graph):
+            if graph is None:
                 raise InputError(
                     f"folder {self._artefact.path} has no {role}.onnx, which a stream needs: "
-                    "export the checkpoint again with --split"
+                    f"export the checkpoint again with {options}"
                 )
             if role not in self._opened:
                 self._open_graph(graph)
                 self._graphs[role] = graph
-        return _FolderParts(self)
 
     def _free(self) -> None:
         for opened in self._opened.values():

@@ -307,8 +307,8 @@ class Session(Lifetime):
             whose time is not after that of the one before is late, and left out.
 
         Raises:
-            InputError: values out of range; a folder exported without --split; an engine that does
-                not run the two parts.
+            InputError: values out of range; a folder exported without --split, or without plans of
+                both parts for engines trt and trt-rtx; an engine that does not run the two parts.
 
         Example:
             >>> import numpy as np, stan_infer as si
@@ -333,8 +333,8 @@ class Session(Lifetime):
     def _parts(self) -> Parts:
         """The network in two parts, for `stream`."""
         raise InputError(
-            f"engine {self.describe()['engine']} does not stream: use eager, or ort or openvino "
-            "with a folder that was exported with --split"
+            f"engine {self.describe()['engine']} does not stream: use eager or triton with a "
+            "checkpoint, or ort, openvino or trt with a folder that was exported with --split"
         )
 
     def _check_tensors(self, as_tensor: bool) -> None:

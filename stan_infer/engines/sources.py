@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stan_infer.artefacts.folder import MANIFEST, sha256
+from stan_infer.artefacts.parts import PARTS
 from stan_infer.errors import InputError
 from stan_infer.tensorrt_plans.plan_file import read_plan
 
@@ -41,6 +42,11 @@ def owner(path: Path, engine: str | None, settings: Mapping[str, Any] | None) ->
     plan = read_plan(path, check_hash=False)
     if engine not in (None, plan.engine):
         raise InputError(f"{path} is a plan of engine {plan.engine}, not {engine}")
+    if plan.role in PARTS:
+        raise InputError(
+            f"{path} is a plan of the {plan.role} graph, a part of the video tower: give its "
+            "folder, whose session.stream runs both parts"
+        )
     if plan.role not in ("video", "text"):
         raise InputError(
             f"{path} is a plan of the {plan.role} graph; engines run those of video and text, and "

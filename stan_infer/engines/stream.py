@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from stan_infer.artefacts.parts import CHUNK
 from stan_infer.config import StanConfig
 from stan_infer.engines.inputs import as_numpy
 from stan_infer.errors import InputError, check_number, check_whole, check_word
 from stan_infer.video.frames import ORDERS, clip_of_frames
 from stan_infer.video.spec import ClipSpec
 
-CHUNK = 8  # frames that pass the trunk at once, where several are given
 MAX_TIME = 1e12  # seconds, forward or back
 _EARLY = 1e-6  # seconds; times are rounded to container units, of which none is smaller
 
@@ -48,6 +48,10 @@ class Parts(ABC):
     @abstractmethod
     def room(self, frames: int) -> list[Any]:
         """K times uninitialised rows [frames, N, D]."""
+
+    def warm_up(self, window: int) -> None:
+        """Do now what the first frame, or the first window of T frames, would wait for."""
+        return
 
 
 class StreamedWindow(NamedTuple):
@@ -94,7 +98,7 @@ class Stream:
         interval: float | None = None,
         order: str = "rgb",
     ) -> None:
-        """Take room for 2 T frames; see Session.stream for the arguments and the errors."""
+        """Take room for 2 T frames and warm up; see Session.stream for arguments and errors."""
         self._spec, self._parts, self._order = ClipSpec.of(config), parts, order
         self.window = config.frames if window is None else window
         check_whole("window", self.window, *parts.windows)
@@ -104,6 +108,7 @@ class Stream:
             check_number("interval", interval, 1e-6, 1e6, " s")
         self.stride, self.interval = stride, interval
         self.counts = StreamCounts()
+        parts.warm_up(self.window)
         # Twice the window, so that the frames of each lie side by side without a copy per window.
         self._rows = parts.room(2 * self.window)
         self._times: list[float | None] = [None] * (2 * self.window)
@@ -115,7 +120,10 @@ class Stream:
 
     @property
     def bytes_held(self) -> int:
-        """Bytes of rows that this stream holds, whatever is pushed: 2 T K N D numbers of 4."""
+        """Bytes of rows that this stream holds, whatever is pushed: 2 T K N D numbers.
+
+        Each has 4 bytes, or 2 in eager, compile and triton with weights in fp16 or bf16.
+        """
         return sum(int(rows.nbytes) for rows in self._rows)
 
     def push(self, frame: Any, time: float | None = None) -> list[StreamedWindow]:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stan_infer.artefacts.parts import CHUNK
 from stan_infer.artefacts.precision import check_precision
 from stan_infer.config import StanConfig
 from stan_infer.engines.inputs import (
@@ -24,7 +25,7 @@ from stan_infer.engines.inputs import (
     wrong_dtype,
 )
 from stan_infer.engines.session import TEXT_CHUNK, Session, split_device
-from stan_infer.engines.stream import CHUNK, Parts
+from stan_infer.engines.stream import Parts
 from stan_infer.errors import InputError, MissingError, check_word
 from stan_infer.network.fold import fold_video
 from stan_infer.network.folded import VideoWeights

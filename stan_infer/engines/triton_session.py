@@ -6,25 +6,31 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from stan_infer.artefacts.parts import CHUNK
 from stan_infer.artefacts.precision import check_precision
 from stan_infer.config import StanConfig
-from stan_infer.engines.cuda_graphs import CudaGraphs
+from stan_infer.engines.cuda_graphs import MAX_GRAPHS, CudaGraphs
 from stan_infer.engines.inputs import check_video, token_ids
 from stan_infer.engines.session import TEXT_CHUNK, Session
+from stan_infer.engines.stream import Parts
 from stan_infer.engines.torch_session import clip_tensor, only_uint8, torch_device
+from stan_infer.engines.two_streams import TwoStreams
 from stan_infer.errors import InputError, MissingError
 from stan_infer.network.fold import fold_text, fold_video
-from stan_infer.network.fused import Schedule, text_tower, video_tower
+from stan_infer.network.fused import text_tower, video_tower
 from stan_infer.network.model import Stan
 from stan_infer.system.packages import install_command
 
+if TYPE_CHECKING:
+    from stan_infer.network.kernel_ops import KernelOps
+
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.bfloat16}
-MAX_GRAPHS = 8
 MAX_TEXT_GRAPHS = 4
 
 
@@ -79,15 +85,18 @@ class TritonSession(Session):
         self._text_graphs = CudaGraphs(
             self._text_network, self._device, MAX_TEXT_GRAPHS, cuda, dtype=torch.int64
         )
+        self._streamed: _TritonParts | None = None  # the parts of these weights, once they stream
         self._busy = Lock()
         self.load(model)
 
     def load(self, model: Stan) -> None:
-        """Replace the weights by those of `model`, and drop the CUDA graphs of earlier ones."""
+        """Replace the weights by those of `model`, and drop the CUDA graphs of earlier ones.
+
+        Streams end: they hold rows of the earlier weights.
+        """
         from stan_infer.network.kernel_weights import prepare
 
-        self._graphs.clear()
-        self._text_graphs.clear()
+        self._clear_graphs()
         dtype = PRECISIONS[self._precision]
         self._config = model.config
         # As in an exported graph, 8 bits are made from fp32 weights: rounded once, not twice.
@@ -174,27 +183,44 @@ class TritonSession(Session):
             "tiles": f"{name}: {'measured' if table()['measured'].get(name) else 'start values'}",
             **self._graphs.describe(),
             "cuda_graphs_of_texts": self._text_graphs.describe()["cuda_graphs"],
+            **({"cuda_graphs_of_streams": self._streamed.shapes()} if self._streamed else {}),
         }
 
+    def _parts(self) -> Parts:
+        """See Session.stream; all streams of these weights share their CUDA graphs."""
+        if self._streamed is None:
+            self._streamed = _TritonParts(self)
+        return self._streamed
+
     def _free(self) -> None:
-        self._graphs.clear()
-        self._text_graphs.clear()
+        self._clear_graphs()
         del self._tower, self._words
 
+    def _clear_graphs(self) -> None:
+        self._graphs.clear()
+        self._text_graphs.clear()
+        if self._streamed is not None:
+            self._streamed.clear()
+            self._streamed = None
+
     def _embed(self, clips: Tensor) -> Tensor:
-        cuda = self._cuda
-        if clips.device != self._device:
-            # From pinned memory and on another stream, so that it overlaps the last call's work.
-            with cuda.stream(self._upload):
-                if cuda.is_available() and not clips.is_cuda:
-                    clips = clips.contiguous().pin_memory()
-                clips = clips.to(self._device, non_blocking=True)
-            cuda.current_stream().wait_stream(self._upload)
-            if clips.is_cuda:
-                clips.record_stream(cuda.current_stream())
-        clips = clips.contiguous()
+        clips = self._up(clips)
         mean, frames = self._graphs(clips) if self._use_graphs else self._network(clips)
         return frames if self.keeps_rows else mean
+
+    def _up(self, pixels: Tensor) -> Tensor:
+        """Pixels, contiguous on the device, for the current stream."""
+        cuda = self._cuda
+        if pixels.device != self._device:
+            # From pinned memory and on another stream, so that it overlaps the last call's work.
+            with cuda.stream(self._upload):
+                if cuda.is_available() and not pixels.is_cuda:
+                    pixels = pixels.contiguous().pin_memory()
+                pixels = pixels.to(self._device, non_blocking=True)
+            cuda.current_stream().wait_stream(self._upload)
+            if pixels.is_cuda:
+                pixels.record_stream(cuda.current_stream())
+        return pixels.contiguous()
 
     def _network(self, clips: Tensor) -> Sequence[Tensor]:
         from stan_infer.network.kernel_ops import KernelOps
@@ -204,28 +230,87 @@ class TritonSession(Session):
         return video_tower(ops, self._tower, clips, schedule)
 
 
-class TwoStreams(Schedule):
-    """Runs branch layers on a second stream, beside the trunk's next layer; the head waits for it.
+class _TritonParts(Parts):
+    """Parts of prepared weights: a CUDA graph per number of frames, and one per T of a window.
 
-    One object per call. It holds the tensors that one stream made and the other reads until both
-    have met, so that their memory is not reused before.
+    Rows stay on the device, in the dtype of the weights; see network.kernel_ops.encode_trunk.
     """
 
-    def __init__(self, branch: Any, cuda: Any) -> None:
-        """branch: a stream of `cuda`, which is torch.cuda or its stand-in."""
-        self._branch, self._cuda = branch, cuda
-        self._held: list[object] = []
+    def __init__(self, session: TritonSession) -> None:
+        self._session, self._weights = session, session._tower
+        self.windows, self.at_once = (1, session.config.max_frames), CHUNK
+        device, cuda, k = session._device, session._cuda, session.config.branch_layers
+        self._dtype = self._weights.patches.table.dtype
+        self._trunks = CudaGraphs(self._run_trunk, device, MAX_GRAPHS, cuda)
+        self._branches = CudaGraphs(
+            self._run_branch, device, MAX_GRAPHS, cuda, inputs=k, dtype=self._dtype
+        )
+
+    def check_open(self) -> None:
+        self._session._check_open()
+        if self._session._streamed is not self:
+            raise InputError(
+                "this session's weights were replaced, and the stream holds rows of the earlier "
+                "ones: start another with session.stream"
+            )
+
+    def warm_up(self, window: int) -> None:
+        side = self._session.config.image_size
+        self.trunk(np.zeros((1, side, side, 3), np.uint8))
+        self.branch([rows.zero_()[None] for rows in self.room(window)])
+
+    @torch.inference_mode()
+    def trunk(self, frames: np.ndarray) -> Sequence[Tensor]:
+        with self._at_work() as session:
+            pixels = session._up(torch.from_numpy(frames))
+            return self._trunks(pixels) if session._use_graphs else self._run_trunk(pixels)
+
+    @torch.inference_mode()
+    def branch(self, rows: Sequence[Tensor]) -> Tensor:
+        with self._at_work() as session:
+            run = self._branches if session._use_graphs else self._run_branch
+            mean, frames = run(*(x.contiguous() for x in rows))
+            return frames if session.keeps_rows else mean
+
+    def room(self, frames: int) -> list[Tensor]:
+        session, table = self._session, self._weights.patches.table
+        shape = frames, len(table) + 1, table.shape[1]
+        return [
+            torch.empty(shape, dtype=self._dtype, device=session._device)
+            for _ in range(session.config.branch_layers)
+        ]
+
+    def clear(self) -> None:
+        """Drop the CUDA graphs."""
+        self._trunks.clear()
+        self._branches.clear()
+
+    def shapes(self) -> dict[str, list[Any]]:
+        """Of the graphs, the last used last: numbers of frames, and [B, T] of windows."""
+        trunks, branches = (g.describe()["cuda_graphs"] for g in (self._trunks, self._branches))
+        return {"trunk": [frames for frames, _ in trunks], "branch": branches}
 
     @contextmanager
-    def branch_layer(self, trunk: object) -> Iterator[None]:
-        self._held.append(trunk)
-        self._branch.wait_stream(self._cuda.current_stream())
-        with self._cuda.stream(self._branch):
-            yield
+    def _at_work(self) -> Iterator[TritonSession]:
+        session = self._session
+        with session._alone(), session._cuda.device(session._device):
+            yield session
 
-    def meet(self, cls: object) -> None:
-        self._held.append(cls)
-        self._cuda.current_stream().wait_stream(self._branch)
+    def _run_trunk(self, frames: Tensor) -> Sequence[Tensor]:
+        from stan_infer.network.kernel_ops import encode_trunk
+
+        return encode_trunk(self._ops(1, len(frames)), self._weights, frames)
+
+    def _run_branch(self, *rows: Tensor) -> Sequence[Tensor]:
+        from stan_infer.network.kernel_ops import encode_branch
+
+        return encode_branch(self._ops(*rows[0].shape[:2]), self._weights, rows)
+
+    def _ops(self, batch: int, frames: int) -> KernelOps:
+        from stan_infer.network.kernel_ops import KernelOps
+
+        session = self._session
+        return KernelOps(batch, frames, session._counters, kernels=session._kernels)
 
 
 def open_triton(

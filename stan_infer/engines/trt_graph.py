@@ -48,7 +48,10 @@ class _Ready:
 
 
 class PlanGraph(OpenGraph):
-    """A plan with one input, ready to run, for the thread that opened it."""
+    """A plan whose inputs have one shape, ready to run, for the thread that opened it.
+
+    inputs: their names, in the order of a call.
+    """
 
     def __init__(
         self,
@@ -72,7 +75,9 @@ class PlanGraph(OpenGraph):
         self._is_rtx = plan.engine == "trt-rtx"
         self._use_graphs = cuda_graphs
         self._ready: OrderedDict[tuple[int, ...], _Ready] = OrderedDict()
-        self._static: OrderedDict[tuple[int, ...], tuple[Tensor, list[Tensor]]] = OrderedDict()
+        self._static: OrderedDict[tuple[int, ...], tuple[list[Tensor], list[Tensor]]] = (
+            OrderedDict()
+        )
         self._scratch: Tensor | None = None
         self._runtime_config: Any = None
         self._runtime_cache: Any = None
@@ -90,14 +95,16 @@ class PlanGraph(OpenGraph):
             if self._is_rtx:
                 self._runtime_config, self._runtime_cache = self._configure()
         self._io = self._tensors()
-        inputs = [n for n, (mode, *_) in self._io.items() if mode == "input"]
-        if len(inputs) != 1:
-            raise InputError(f"plan {plan.path} has {len(inputs)} inputs; a tower has one")
-        self._input = inputs[0]
+        self.inputs = [n for n, (mode, *_) in self._io.items() if mode == "input"]
+        if len({self._io[n][1:] for n in self.inputs}) != 1:
+            raise InputError(
+                f"the {len(self.inputs)} inputs of plan {plan.path} differ in type or shape; those "
+                "of a tower, or of a part of one, do not"
+            )
         self._outputs = [n for n, (mode, *_) in self._io.items() if mode == "output"]
         self._graphs = CudaGraphs(
-            self._launch, device, MAX_SHAPES, cuda, dtype=self._io[self._input][1],
-            on_drop=self._drop,
+            self._launch, device, MAX_SHAPES, cuda, inputs=len(self.inputs),
+            dtype=self._io[self.inputs[0]][1], on_drop=self._drop,
         )  # fmt: skip
 
     def signature(self) -> Signature:
@@ -110,13 +117,13 @@ class PlanGraph(OpenGraph):
     def run(
         self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
     ) -> dict[str, np.ndarray]:
-        ((_, value),) = feeds.items()
+        arrays = [np.ascontiguousarray(feeds[name]) for name in self.inputs]
         with self._on_gpu():
-            found = self(torch.from_numpy(np.ascontiguousarray(value)).to(self._device))
+            found = self(*(torch.from_numpy(x).to(self._device) for x in arrays))
             return {name: found[name].cpu().numpy() for name in outputs or found}
 
-    def __call__(self, x: Tensor) -> dict[str, Tensor]:
-        """Run on a tensor of this device, after the work on the current stream, without waiting.
+    def __call__(self, *inputs: Tensor) -> dict[str, Tensor]:
+        """Run on tensors of this device, after the work on the current stream, without waiting.
 
         Raises InputError for a shape outside every profile, with the ranges, and in another thread
         than the one that opened the session; MissingError where the GPU or its memory fails.
@@ -126,19 +133,19 @@ class PlanGraph(OpenGraph):
                 f"a session of engine {self._plan.engine} belongs to the thread that opened it: "
                 "open one in each thread"
             )
-        self._plan.profile_of({self._input: tuple(x.shape)})
+        self._profile(tuple(inputs[0].shape))
         with torch.inference_mode(), self._on_gpu():
             # On a stream of our own: torch's default one cannot capture graphs, and calls from
             # several streams share buffers, so they must not run at the same time.
-            x, theirs = x.contiguous(), self._cuda.current_stream()
+            given, theirs = [x.contiguous() for x in inputs], self._cuda.current_stream()
             self._stream.wait_stream(theirs)
             with self._cuda.stream(self._stream):
                 if self._use_graphs and not self._is_rtx:
-                    values = self._graphs(x)
+                    values = self._graphs(*given)
                 elif self._use_graphs:
-                    values = self._replay_rtx(x)
+                    values = self._replay_rtx(*given)
                 else:
-                    values = self._launch(x)
+                    values = self._launch(*given)
             theirs.wait_stream(self._stream)
         return dict(zip(self._outputs, values, strict=True))
 
@@ -184,9 +191,12 @@ class PlanGraph(OpenGraph):
             found[name] = ("input" if is_input else "output", _TORCH[dtype], shape)
         return found
 
-    def _launch(self, x: Tensor) -> list[Tensor]:
-        """Run on the current stream, on this input itself, into new tensors."""
-        shape = tuple(x.shape)
+    def _profile(self, shape: tuple[int, ...]) -> int:
+        return self._plan.profile_of(dict.fromkeys(self.inputs, shape))
+
+    def _launch(self, *inputs: Tensor) -> list[Tensor]:
+        """Run on the current stream, on these inputs themselves, into new tensors."""
+        shape = tuple(inputs[0].shape)
         if shape not in self._ready:
             if not self._use_graphs:  # with graphs, the context is dropped with its graph
                 while len(self._ready) >= MAX_SHAPES:
@@ -199,26 +209,26 @@ class PlanGraph(OpenGraph):
             for name in self._outputs:
                 sizes = tuple(int(n) for n in context.get_tensor_shape(name))
                 outputs.append(torch.empty(sizes, dtype=self._io[name][1], device=self._device))
-            self._enqueue(context, x, outputs)
+            self._enqueue(context, inputs, outputs)
         except BaseException:
             self._ready.pop(shape)  # no graph was made, so nothing else would drop it
             raise
         return outputs
 
-    def _enqueue(self, context: Any, x: Tensor, outputs: Sequence[Tensor]) -> None:
-        context.set_tensor_address(self._input, x.data_ptr())
-        for name, value in zip(self._outputs, outputs, strict=True):
+    def _enqueue(self, context: Any, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+        names = (*self.inputs, *self._outputs)
+        for name, value in zip(names, (*inputs, *outputs), strict=True):
             context.set_tensor_address(name, value.data_ptr())
         self._log.errors.clear()
         if not context.execute_async_v3(self._cuda.current_stream().cuda_stream):
             raise MissingError(
                 f"{self._plan.flavor} could not run {self._plan.path.name} on "
-                f"{list(x.shape)}: {reason(list(self._log.errors))}"
+                f"{list(inputs[0].shape)}: {reason(list(self._log.errors))}"
             )
 
     def _context(self, shape: tuple[int, ...]) -> _Ready:
         """Make a context for this shape alone: that of a captured graph must not be changed."""
-        profile = self._plan.profile_of({self._input: shape})
+        profile = self._profile(shape)
         self._log.errors.clear()
         # By default each context takes the memory of the largest profile. Ours never run at the
         # same time, so they share one memory, as large as the shapes that were seen need.
@@ -229,7 +239,7 @@ class PlanGraph(OpenGraph):
         ready = (
             context is not None
             and context.set_optimization_profile_async(profile, stream)
-            and context.set_input_shape(self._input, shape)
+            and all(context.set_input_shape(name, shape) for name in self.inputs)
             and not context.infer_shapes()
         )
         size = context.update_device_memory_size_for_shapes() if ready else 0
@@ -245,17 +255,19 @@ class PlanGraph(OpenGraph):
             context.set_device_memory(self._scratch.data_ptr(), self._scratch.numel())
         return _Ready(context, self._scratch)
 
-    def _replay_rtx(self, x: Tensor) -> list[Tensor]:
+    def _replay_rtx(self, *inputs: Tensor) -> list[Tensor]:
         """Run in RTX, which itself captures a graph and replays it for the same addresses."""
-        shape = tuple(x.shape)
+        shape = tuple(inputs[0].shape)
         if shape not in self._static:
             while len(self._static) >= MAX_SHAPES:
                 oldest, _ = self._static.popitem(last=False)
                 self._drop(oldest)
-            self._static[shape] = torch.empty_like(x), self._launch(x)
+            own = [torch.empty_like(x) for x in inputs]
+            self._static[shape] = own, self._launch(*inputs)
         self._static.move_to_end(shape)
         static, outputs = self._static[shape]
-        static.copy_(x)
+        for kept, x in zip(static, inputs, strict=True):
+            kept.copy_(x)
         self._enqueue(self._ready[shape].context, static, outputs)
         return [value.clone() for value in outputs]
 

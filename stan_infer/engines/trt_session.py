@@ -7,14 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from stan_infer.artefacts.checked_graph import CheckedGraph
 from stan_infer.artefacts.folder import Artefact, Graph
+from stan_infer.artefacts.parts import PARTS, row_names
 from stan_infer.engines.folder_session import FolderSession, check_output
 from stan_infer.engines.graph import OpenGraph
 from stan_infer.engines.inputs import normalised
+from stan_infer.engines.stream import Parts
 from stan_infer.engines.torch_session import clip_tensor, torch_device
 from stan_infer.engines.trt_graph import PlanGraph
 from stan_infer.errors import InputError, MissingError
@@ -51,6 +54,8 @@ class TrtSession(FolderSession):
     ) -> None:
         """Open the plans of the video and text graphs, of which one may be absent.
 
+        Those of trunk and branch are opened when a stream first needs them.
+
         plan: the one to take for its graph; for others the first in engines/ that is for this
         engine, version and GPU. auto_rebuild: build a plan for another version or GPU again, from
         the folder's ONNX. cuda_graphs: see PlanGraph. Raises InputError for a folder without plans
@@ -62,9 +67,10 @@ class TrtSession(FolderSession):
         self._use_graphs = cuda_graphs
         self._running: dict[str, Plan] = {}
         self._plans = plans_of(artefact, self.engine, given)
-        if not self._plans:
+        if not self._plans.keys() & {"video", "text"}:
+            what = f"a tower for engine {self.engine}" if self._plans else f"engine {self.engine}"
             raise InputError(
-                f"folder {artefact.path} holds no plan of engine {self.engine}: "
+                f"folder {artefact.path} holds no plan of {what}: "
                 f"stan-infer export {artefact.path} --format {FORMATS[self.engine]}"
             )
         super().__init__(artefact, device=device, precision=precision)
@@ -119,12 +125,32 @@ class TrtSession(FolderSession):
             clips = torch.from_numpy(normalised(self.config, clips.cpu().numpy()))
         if missing := wanted[0] - len(clips):
             clips = torch.cat([clips, clips[-1:].expand(missing, *clips.shape[1:])])
-        if clips.device != self._where and self._cuda.is_available() and not clips.is_cuda:
-            clips = clips.contiguous().pin_memory()
-        clips = clips.to(self._where, non_blocking=True)
-        values = opened(clips)[output]
+        values = opened(self._up(clips))[output]
         check_output(graph, output, values, wanted)
         return values[: len(clips) - missing]
+
+    def _up(self, pixels: Tensor) -> Tensor:
+        """Pixels on the GPU, without waiting."""
+        if pixels.device != self._where and self._cuda.is_available() and not pixels.is_cuda:
+            pixels = pixels.contiguous().pin_memory()
+        return pixels.to(self._where, non_blocking=True)
+
+    def _parts(self) -> Parts:
+        """See Session.stream; the plans of both parts are opened when they are first needed."""
+        for role in PARTS:
+            if self._artefact.graph(role) is not None:
+                self._check_plan(role, ",".join(PARTS), ", which a stream needs")
+        self._open_parts(f"--split --format {FORMATS[self.engine]}")
+        return _TrtParts(self)
+
+    def _check_plan(self, role: str, plans: str, why: str = "") -> None:
+        """Raise InputError where a graph has no plan; plans: the --plans to build then."""
+        if role not in self._plans:
+            raise InputError(
+                f"folder {self._artefact.path} has no {role} plan of engine {self.engine}{why}: "
+                f"stan-infer export {self._artefact.path} --format {FORMATS[self.engine]} "
+                f"--plans {plans}"
+            )
 
     def describe(self) -> dict[str, Any]:
         hashes = {role: plan.sidecar["plan_sha256"] for role, plan in self._running.items()}
@@ -132,11 +158,7 @@ class TrtSession(FolderSession):
 
     def _role(self, role: str) -> tuple[Graph, OpenGraph]:
         if role not in self._graphs and self._artefact.graph(role) is not None:
-            raise InputError(
-                f"folder {self._artefact.path} has no {role} plan of engine {self.engine}: "
-                f"stan-infer export {self._artefact.path} --format {FORMATS[self.engine]} "
-                f"--plans {role}"
-            )
+            self._check_plan(role, role)
         return super()._role(role)
 
     def _fitting(self, plans: Sequence[Plan]) -> Plan:
@@ -171,6 +193,60 @@ class TrtSession(FolderSession):
 
     def _sm(self) -> str:
         return "sm_" + "".join(map(str, self._cuda.get_device_capability(self._where)))
+
+
+class _TrtParts(Parts):
+    """The opened plans of a session; rows are float32 and stay on the GPU."""
+
+    def __init__(self, session: TrtSession) -> None:
+        self._session, config = session, session.config
+        self._names = row_names(config)
+        self._row = (1 + config.patches, config.width)
+        trunk, branch = (session.plan(role) for role in PARTS)
+        assert trunk is not None and branch is not None
+        self.at_once = max(p["frames"][2][0] for p in trunk.profiles)
+        windows = [p[self._names[0]] for p in branch.profiles]
+        self.windows = min(low[1] for low, *_ in windows), max(high[1] for *_, high in windows)
+
+    def check_open(self) -> None:
+        self._session._check_open()
+
+    def warm_up(self, window: int) -> None:
+        side = self._session.config.image_size
+        self.trunk(np.zeros((1, side, side, 3), np.uint8))
+        self.branch([rows.zero_()[None] for rows in self.room(window)])
+
+    def trunk(self, frames: np.ndarray) -> list[Tensor]:
+        graph, opened = self._opened("trunk")
+        if graph.inputs[0]["dtype"] != "uint8":
+            frames = normalised(self._session.config, frames[None])[0]
+        found = opened(self._session._up(torch.from_numpy(frames)))
+        for name in self._names:
+            check_output(graph, name, found[name], (len(frames), *self._row))
+        return [found[name] for name in self._names]
+
+    def branch(self, rows: Sequence[Tensor]) -> Tensor:
+        graph, opened = self._opened("branch")
+        (b, t), e = rows[0].shape[:2], self._session.config.embed_dim
+        missing = max(0, graph.dims["batch"][0] - b)  # of a fixed batch
+        given = {
+            name: torch.cat([x, *[x[-1:]] * missing]) if missing else x
+            for name, x in zip(self._names, rows, strict=True)
+        }
+        name, size = (
+            ("frame_embeds", (t, e)) if self._session.keeps_rows else ("video_embeds", (e,))
+        )
+        values = opened(*(given[name] for name in opened.inputs))[name]
+        check_output(graph, name, values, (b + missing, *size))
+        return values[:b]
+
+    def room(self, frames: int) -> list[Tensor]:
+        return [torch.empty((frames, *self._row), device=self._session._where) for _ in self._names]
+
+    def _opened(self, role: str) -> tuple[Graph, PlanGraph]:
+        graph, opened = self._session._role(role)
+        assert isinstance(opened, PlanGraph)
+        return graph, opened
 
 
 class TrtRtxSession(TrtSession):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -40,8 +41,9 @@ from stan_infer.network.folded import (
     Temporal,
     Tokens,
     TowerConfig,
+    VideoWeights,
 )
-from stan_infer.network.fused import Ops
+from stan_infer.network.fused import Ops, branch_part, trunk_part
 from stan_infer.network.kernel_weights import Fp8Linear, KernelLinear
 
 
@@ -88,9 +90,13 @@ class KernelOps(Ops[Any]):
         self._b, self._t, self._counters, self._kernels = batch, frames, counters, kernels
         self._family = family or tuned.family(counters.device)
 
-    def embed(self, video: Tensor, w: Patches, tower: TowerConfig) -> Rows:
-        """See Ops.embed; zeroes the counters, so that a run that was cut off harms no other."""
+    def start_again(self) -> None:
+        """Zero the counters, so that a run that was cut off harms no other."""
         self._counters.zero_()
+
+    def embed(self, video: Tensor, w: Patches, tower: TowerConfig) -> Rows:
+        """See Ops.embed; zeroes the counters."""
+        self.start_again()
         return Rows(
             *patch_embed(video, w.weight, w.table, w.gamma, w.beta, w.cls_row, w.patch, tower.eps)
         )
@@ -309,3 +315,25 @@ def library_linear(
         return plain_epilogue(y, r, "")
     r[: y.shape[0]] += y
     return r
+
+
+def encode_trunk(ops: KernelOps, w: VideoWeights, frames: Tensor) -> list[Tensor]:
+    """Frames uint8 [F, S, S, 3] -> K times trunk rows [F, N, D], without what they carry apart.
+
+    ops: for one clip of F frames.
+    """
+    found = []
+    for rows in trunk_part(ops, w, frames[None]):
+        rows.kept = True  # else the next layer would add to them in place
+        found.append(rows.x)
+    return found
+
+
+def encode_branch(ops: KernelOps, w: VideoWeights, rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """K times rows [B, T, N, D] of encode_trunk -> video_embeds [B, E], frame_embeds [B, T, E]."""
+    ops.start_again()
+    taps = []
+    for layer, x in zip(w.trunk[-len(rows) :], rows, strict=True):
+        assert isinstance(layer.fc2, KernelLinear)  # it knows what these rows carry apart
+        taps.append(Rows(x.flatten(0, 1), offset=layer.fc2.after))
+    return branch_part(ops, w, taps)

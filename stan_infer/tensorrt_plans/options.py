@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from stan_infer.artefacts.folder import Artefact, Graph
+from stan_infer.artefacts.parts import CHUNK, PARTS
 from stan_infer.config import StanConfig
 from stan_infer.errors import InputError, MissingError, check_word
 from stan_infer.tensorrt_plans.plan_file import sm_number, within
 
-ROLES = ("video", "text", "preprocess", "score")
+TOWERS = ("video", "text", *PARTS)  # the graphs that engines run, so far as a folder has them
+ROLES = (*TOWERS, "preprocess", "score")
 DEFAULT_CLIPS = 8  # largest batch by default: activations of 32 clips of 64 frames take many GB
+DEFAULT_FRAMES = 64  # largest number of frames by default that pass the trunk alone at once
 DEFAULT_TEXTS = 256  # largest batch by default; a session encodes as many texts in one run
 
 MinOptMax = tuple[int, int, int]  # smallest, optimal, largest
@@ -27,19 +30,19 @@ _DEFAULT_SMALLEST = 80  # first compute capability that RTX compiles for by defa
 class PlanOptions:
     """Options of the plans of one folder.
 
-    batch, frames: ranges of the video graph's profiles. They are paired one by one; if one of the
-    two has a single range, that is used in all profiles. Both empty: two profiles, one clip of the
-    configured frames, and up to DEFAULT_CLIPS clips of any length. roles: the graphs to build plans
-    of. tf32: let fp32 matrix products run in TF32. workspace_mib, level: of the builder, which
-    chooses where they are None. timing_cache: a file; trt only. hardware_compatible: the plan runs
-    on all GPUs from Ampere on; trt only. version_compatible: later versions run the plan, which
-    then contains host code; trt only, and our own engines do not load it. targets: "sm_89", ...;
-    trt-rtx only.
+    batch, frames: ranges of the profiles of video and branch. They are paired one by one; if one of
+    the two has a single range, that is used in all profiles. Both empty: two profiles, one clip of
+    the configured frames, and up to DEFAULT_CLIPS clips of any length. A trunk always has one frame
+    and up to DEFAULT_FRAMES. roles: the graphs to build plans of. tf32: let fp32 matrix products
+    run in TF32. workspace_mib, level: of the builder, which chooses where they are None.
+    timing_cache: a file; trt only. hardware_compatible: the plan runs on all GPUs from Ampere on;
+    trt only. version_compatible: later versions run the plan, which then contains host code; trt
+    only, and our own engines do not load it. targets: "sm_89", ...; trt-rtx only.
     """
 
     batch: Sequence[MinOptMax] = ()
     frames: Sequence[MinOptMax] = ()
-    roles: Sequence[str] = ("video", "text")
+    roles: Sequence[str] = TOWERS
     tf32: bool = False
     workspace_mib: int | None = None
     level: int | None = None
@@ -109,7 +112,7 @@ def profiles_of(artefact: Artefact, graph: Graph, options: PlanOptions) -> list[
     Raises InputError for sizes that the graph does not take. TensorRT's builder accepts such sizes
     without a message, and the plan then fails when it runs.
     """
-    given = graph.role == "video" and (options.batch or options.frames)
+    given = graph.role in ("video", "branch") and (options.batch or options.frames)
     wanted = _asked(artefact.config, graph, options) if given else _default(artefact.config, graph)
     found: list[dict[str, Any]] = []
     for dims in wanted:
@@ -191,10 +194,12 @@ def _default(config: StanConfig, graph: Graph) -> list[Dims]:
             found[name] = low, min(max(best, low), high), high
         return found
 
-    if graph.role == "video":
+    if graph.role in ("video", "branch"):
         one = profile(batch=(1, 1, 1), frames=(t, t, t))
         wide = profile(batch=(1, 1, DEFAULT_CLIPS), frames=(1, t, graph.dims["frames"][1]))
         return [one, wide] if one["batch"][0] == 1 else [wide]
+    if graph.role == "trunk":
+        return [profile(frames=(1, 1, 1)), profile(frames=(1, CHUNK, DEFAULT_FRAMES))]
     texts, ids = (1, 8, DEFAULT_TEXTS), (2, length, config.context_positions)
     if graph.role == "text":
         return [profile(batch=texts, length=ids)]

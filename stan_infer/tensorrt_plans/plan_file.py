@@ -27,6 +27,7 @@ from stan_infer.artefacts.folder import (
     sha256,
     write_json,
 )
+from stan_infer.artefacts.parts import PARTS
 from stan_infer.errors import InputError, see
 from stan_infer.system.atomic import new_file
 from stan_infer.system.json_file import checked, read_object
@@ -55,7 +56,7 @@ class Plan:
     path: Path
     engine: str  # trt or trt-rtx
     version: tuple[int, ...]  # of the TensorRT that built it
-    role: str  # video, text, preprocess or score
+    role: str  # of its graph: video, text, trunk, branch, preprocess or score
     precision: str
     profiles: tuple[Profile, ...]
     targets: tuple[str, ...]  # of trt-rtx: "sm_89", ...
@@ -267,14 +268,14 @@ def plans_of(artefact: Artefact, engine: str, given: Plan | None = None) -> dict
 
 
 def check_plans(artefact: Artefact, engine: str, given: Plan | None = None) -> None:
-    """Raise InputError for a tower all of whose plans were changed or are of another export.
+    """Raise InputError for a tower, or a part, whose plans were all changed or of another export.
 
     This needs neither TensorRT nor a GPU, so that a changed plan is reported before anything that
     is missing on this machine.
     """
     found = plans_of(artefact, engine, given)
     for graph in artefact.graphs:
-        if graph.role not in ("video", "text"):
+        if graph.role not in ("video", "text", *PARTS):
             continue
         errors = []
         for plan in found.get(graph.role, []):

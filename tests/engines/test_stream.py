@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 import stan_infer as si
-from stan_infer.engines.stream import CHUNK, StreamCounts
+from stan_infer.artefacts.parts import CHUNK
+from stan_infer.engines.stream import StreamCounts
 from stan_infer.errors import InputError
 from stan_infer.network.model import Stan, init_random
 from tests.conftest import clips, relative_error, tiny_config

@@ -189,6 +189,88 @@ def test_more_clips_than_the_counters_are_for(gpu, tiny_model, monkeypatch):
     assert seen == [64, 6]
 
 
+@pytest.fixture
+def replaying(monkeypatch):
+    """A replay computes: from what the static inputs hold, into the outputs of the capture."""
+    capture = CudaGraphs._capture
+
+    def capturing(self, shape):
+        graph, static, outputs = capture(self, shape)
+
+        def again():
+            for held, made in zip(outputs, self._run(*static), strict=True):
+                held.copy_(made)
+
+        graph.work.append(again)
+        return graph, static, outputs
+
+    monkeypatch.setattr(CudaGraphs, "_capture", capturing)
+
+
+ROUNDING = {"fp16": HALF, "bf16": 1e-1}
+
+
+@pytest.mark.parametrize(
+    ("precision", "changes", "cuda_graphs"),
+    [
+        ("fp16", {}, True),
+        ("bf16", {"branch": "conv"}, True),
+        ("fp16", {"head": "mug"}, True),
+        ("fp16", {"head": "mug"}, False),
+    ],
+)
+def test_windows_that_slide(gpu, replaying, precision, changes, cuda_graphs):
+    model = init_random(Stan(tiny_config(**changes)), seed=1).eval().requires_grad_(False)
+    session = TritonSession(model, cuda=gpu, precision=precision, cuda_graphs=cuda_graphs)
+    dice = np.random.default_rng(len(changes) + cuda_graphs)
+    window, stride = (int(n) for n in dice.integers(2, 5, 2))
+    frames = clips(1, 11, 16)[0]
+    stream, other = session.stream(window, stride), session.stream(window)
+    found, at = [], 0
+    while at < len(frames):
+        n = int(dice.integers(2, 5))
+        found += stream.extend(frames[at : at + n])
+        other.push(frames[-1 - at])  # of a second camera, on the same graphs
+        at += n
+    starts = [*range(0, len(frames) - window + 1, stride)]
+    assert [w.first for w in found] == starts
+    wanted = session.embed_video(np.stack([frames[i : i + window] for i in starts]))
+    got = np.stack([w.embedding for w in found])
+    assert got.dtype == np.float32
+    assert relative_error(got, wanted) < ROUNDING[precision]
+    size = 2 * window * model.config.branch_layers * 5 * 32
+    assert stream.bytes_held == 2 * size  # of 16 bits
+
+
+def test_a_stream_waits_for_no_capture(gpu, replaying, tiny_model):
+    session = TritonSession(tiny_model, cuda=gpu)
+    assert "cuda_graphs_of_streams" not in session.describe()
+    stream = session.stream(3)
+    assert session.describe()["cuda_graphs_of_streams"] == {"trunk": [1], "branch": [[1, 3]]}
+    before = gpu.log.count("capture")
+    for frame in clips(1, 5, 16)[0]:
+        stream.push(frame)
+    assert gpu.log.count("capture") == before and set(gpu.modes) == {"thread_local"}
+    session.stream(3)
+    assert gpu.log.count("capture") == before  # streams share them
+
+
+def test_new_weights_end_a_stream(gpu, replaying, tiny_model):
+    session, frames = TritonSession(tiny_model, cuda=gpu), clips(1, 3, 16)[0]
+    stream = session.stream(2)
+    stream.extend(frames[:2])
+    other = init_random(Stan(tiny_config()), seed=9).eval().requires_grad_(False)
+    session.load(other)
+    with pytest.raises(InputError, match="weights were replaced.*start another"):
+        stream.push(frames[2])
+    (window,) = session.stream(2).extend(frames[:2])
+    assert relative_error(window.embedding, session.embed_video(frames[None, :2])[0]) < HALF
+    stream = session.stream(2)
+    session.close()
+    with pytest.raises(InputError, match="closed"):
+        stream.push(frames[0])
+
+
 def test_fp8_needs_scales(gpu, tiny_model):
     with pytest.raises(InputError, match="go together"):
         open_fake(tiny_model, gpu, precision="fp8")
@@ -263,6 +345,22 @@ def test_on_a_gpu_every_replay_is_the_same(tiny_model):
     wanted = [plain.embed_video(video, as_tensor=True) for video in pool]
     results = [fast.embed_video(pool[i % 5], as_tensor=True) for i in range(100)]
     assert all(torch.equal(got, wanted[i % 5]) for i, got in enumerate(results))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_on_a_gpu_windows_slide(tiny_model, precision):
+    session = si.open_session(tiny_model, "triton", device="cuda", precision=precision)
+    frames = clips(1, 40, 16)[0]
+    for window, stride in ((1, 1), (3, 2), (12, 1)):
+        stream, found = session.stream(window, stride), []
+        for i in range(0, 40, 7):
+            found += stream.extend(frames[i : i + 7])
+        wanted = session.embed_video(np.stack([frames[w.first : w.first + window] for w in found]))
+        got = np.stack([w.embedding for w in found])
+        assert len(found) == (40 - window) // stride + 1
+        assert relative_error(got, wanted) < ROUNDING[precision]
 
 
 @pytest.mark.gpu

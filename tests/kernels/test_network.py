@@ -6,7 +6,7 @@ import torch
 from stan_infer.errors import InputError
 from stan_infer.network.fold import fold_text, fold_video
 from stan_infer.network.fused import text_tower, video_tower
-from stan_infer.network.kernel_ops import KernelOps
+from stan_infer.network.kernel_ops import KernelOps, encode_branch, encode_trunk
 from stan_infer.network.kernel_weights import Fp8Linear, carry_biases, prepare
 from stan_infer.network.model import Stan, init_random
 from stan_infer.network.torch_ops import TorchOps
@@ -62,6 +62,57 @@ def test_equals_the_reference(changes, kernels, b_t):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision(dtype):
     check(tiny(), 2, 5, dtype=dtype)
+
+
+@pairwise(
+    changes=[{}, {"branch": "conv"}, {"branch_layers": 3}],
+    kernels=CHOICES,
+    form=[(1, torch.float32), (3, torch.float32), (4, torch.float16), (3, torch.bfloat16)],
+)
+def test_its_two_parts_are_the_whole(changes, kernels, form):
+    """Frames pass the trunk in groups, windows start anywhere, and counters were left behind."""
+    window, dtype = form
+    model, video = tiny(**changes), torch.from_numpy(clips(1, window + 4, 16)[0]).to(DEVICE)
+    weights = prepare(fold_video(model, dtype=dtype, base2=True), DEVICE)
+    counters = torch.full((2 * model.config.heads,), 7, dtype=torch.int32, device=DEVICE)
+    groups = [
+        encode_trunk(KernelOps(1, len(part), counters, kernels=kernels), weights, part)
+        for part in video.split([1, 2, window + 1])
+    ]
+    assert all(x.dtype == dtype for rows in groups for x in rows)
+    rows = [torch.cat(parts) for parts in zip(*groups, strict=True)]
+    held = [x.clone() for x in rows]
+    starts = [0, 3]
+    counters += 7
+    found = encode_branch(
+        KernelOps(len(starts), window, counters, kernels=kernels),
+        weights,
+        [torch.stack([x[i : i + window] for i in starts]) for x in rows],
+    )
+    whole = video_tower(
+        KernelOps(len(starts), window, counters, kernels=kernels),
+        weights,
+        torch.stack([video[i : i + window] for i in starts]),
+    )
+    limit = 2e-6 if dtype == torch.float32 else TOLERANCE[dtype]
+    for got, wanted in zip(found, whole, strict=True):
+        assert relative_error(got.cpu(), wanted.cpu()) < limit
+    assert all(map(torch.equal, rows, held)) and not counters.any()
+
+
+@pytest.mark.parametrize("changes", [{}, {"branch_layers": 3}], ids=str)
+def test_rows_of_the_trunk_are_not_overwritten(changes):
+    """In the library a layer adds to its stream in place, unless the rows are kept."""
+    weights = prepare(fold_video(tiny(**changes), base2=True), DEVICE)
+    video = torch.from_numpy(clips(1, 3, 16)[0]).to(DEVICE)
+    counters = torch.zeros(2, dtype=torch.int32, device=DEVICE)
+    both = [
+        encode_trunk(KernelOps(1, 3, counters, kernels=kernels), weights, video)
+        for kernels in (frozenset(), frozenset({"library"}))
+    ]
+    assert len({x.data_ptr() for x in both[1]}) == len(both[1])
+    for ours, library in zip(*both, strict=True):
+        assert relative_error(library.cpu(), ours.cpu()) < 1e-5
 
 
 def test_text_tower(tiny_model):

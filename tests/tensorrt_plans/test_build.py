@@ -255,11 +255,11 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_tensorrt_rtx_builds_every_graph(rtx, form, precision, tmp_path):
     model = init_random(Stan(tiny_config(**FORMS[form])), seed=1).eval()
-    roles = ["video", "text"]
+    roles = ["video", "text", "trunk", "branch"]
     if precision == "fp32":
         roles += ["preprocess"] + (["score"] if form == "mug" else [])
     opset = 22 if (form, precision) == ("conv", "bf16") else 20
-    export_model(model, tmp_path / "f", precision=precision, opset=opset)
+    export_model(model, tmp_path / "f", precision=precision, opset=opset, split=True)
     plans = build_plans(tmp_path / "f", "trt-rtx", PlanOptions(roles=roles))
     assert [p.role for p in plans] == roles
     for plan in plans:

@@ -315,6 +315,12 @@ def test_open_session_by_folder_and_by_plan(machine, monkeypatch):
         si.open_session(elsewhere / plan.path.name)
 
 
+def test_a_folder_without_the_parts_says_what_helps(machine):
+    built(machine)
+    with pytest.raises(InputError, match="no trunk.onnx, .* --split --format tensorrt"):
+        opened(machine).stream()
+
+
 def test_one_tower_alone(machine):
     built(machine, roles=("video",))
     session = opened(machine)

@@ -17,12 +17,15 @@ from stan_infer.network.model import Stan, init_random
 from stan_infer.tensorrt_plans.build import build_plans
 from stan_infer.tensorrt_plans.options import PlanOptions
 from stan_infer.text.vocabulary import CLIP_LICENCE
-from tests.conftest import python, tiny_config
+from tests.conftest import python, relative_error, tiny_config
 from tests.exported import exported as make_exported
 
 model_config_pb2 = pytest.importorskip(
     "tritonclient.grpc.model_config_pb2", reason='tritonclient is not here: pip install ".[dev]"'
 )
+
+
+triton_to_np_dtype = pytest.importorskip("tritonclient.utils").triton_to_np_dtype
 
 
 def read(folder):
@@ -59,12 +62,31 @@ def test_every_model_parses_and_says_what_the_graph_takes(exported, tmp_path):
     assert marker["preprocess"]["sampling"] and marker["models"] == names
 
 
-def test_the_ensemble_fits_its_models(exported, tmp_path):
+@pytest.fixture(scope="module")
+def parts(tiny_model, tmp_path_factory):
+    """The repository of a folder with trunk and branch."""
+    place = tmp_path_factory.mktemp("parts") / "r"
+    names = write_repository(read_artefact(make_exported(tiny_model, split=True)), place)
+    assert names == sorted(
+        ["branch", "frame_pipeline", "preprocess", "preprocess_frames", "text", "trunk", "video"]
+        + ["video_pipeline"]
+    )
+    return place
+
+
+@pytest.mark.parametrize(
+    ("ensemble", "names"),
+    [
+        ("video_pipeline", ("preprocess", "video")),
+        ("frame_pipeline", ("preprocess_frames", "trunk")),
+    ],
+)
+def test_the_ensemble_fits_its_models(parts, ensemble, names):
     """Names and shapes join up as Triton checks them: with the batch axis where one has none."""
-    write_repository(read_artefact(exported), tmp_path / "r")
-    models = {n: read(tmp_path / "r" / n) for n in ("preprocess", "video")}
-    pipeline = read(tmp_path / "r" / "video_pipeline")
-    assert (tmp_path / "r/video_pipeline/1/.keep").is_file()
+    models = {n: read(parts / n) for n in names}
+    pipeline = read(parts / ensemble)
+    assert (parts / ensemble / "1/.keep").is_file()
+    assert [step.model_name for step in pipeline.ensemble_scheduling.step] == [*names]
     tensors = {v.name: list(v.dims) for v in pipeline.input}
     for step in pipeline.ensemble_scheduling.step:
         model = models[step.model_name]
@@ -78,9 +100,98 @@ def test_the_ensemble_fits_its_models(exported, tmp_path):
                 tensors[step.output_map[value.name]] = lead + list(value.dims)
     for value in pipeline.output:
         assert fits(list(value.dims), tensors[value.name])
-    # One clip's frames as the graph gives them are the item that the API shows.
-    (pixels,) = models["preprocess"].output
+
+
+def test_frames_are_one_item_of_a_video_and_many_of_a_trunk(parts):
+    (pixels,) = read(parts / "preprocess").output
     assert list(pixels.dims) == [1, *pixels.reshape.shape] == [1, -1, 16, 16, 3]
+    (pixels,) = read(parts / "preprocess_frames").output
+    assert list(pixels.dims) == [-1, 16, 16, 3] and not pixels.HasField("reshape")
+    trunk, branch = read(parts / "trunk"), read(parts / "branch")
+    assert trunk.max_batch_size == 64 and branch.max_batch_size == 32
+    assert trunk.HasField("dynamic_batching") and branch.HasField("dynamic_batching")
+    assert sizes(trunk.input) == {"frames": [16, 16, 3]}
+    assert sizes(trunk.output) == {"rows_0": [5, 32], "rows_1": [5, 32]}
+    assert sizes(branch.input) == {"rows_0": [-1, 5, 32], "rows_1": [-1, 5, 32]}
+    assert sizes(read(parts / "frame_pipeline").output)["rows_1"] == [-1, 5, 32]
+
+
+class Server:
+    """What a repository answers: its ensembles by their configs, its graphs by ONNX Runtime.
+
+    It has the methods of tritonclient's InferenceServerClient that a client needs.
+    """
+
+    def __init__(self, repository):
+        self.repository, self.sessions = repository, {}
+
+    def get_model_config(self, name, as_json=False):
+        from google.protobuf.json_format import MessageToDict
+
+        assert as_json
+        config = read(self.repository / name)
+        return {"config": MessageToDict(config, preserving_proto_field_name=True)}
+
+    def infer(self, name, inputs):
+        feeds = {value.name(): array_of(value) for value in inputs}
+        return Answer(self.run(name, feeds))
+
+    def run(self, name, feeds):
+        config = read(self.repository / name)
+        for value in config.input:
+            lead = [-1] if config.max_batch_size else []
+            assert fits(list(feeds[value.name].shape), lead + list(value.dims)), value.name
+        if config.platform == "ensemble":
+            tensors = dict(feeds)
+            for step in config.ensemble_scheduling.step:
+                found = self.run(
+                    step.model_name, {a: tensors[b] for a, b in step.input_map.items()}
+                )
+                tensors |= {b: found[a] for a, b in step.output_map.items()}
+            return {value.name: tensors[value.name] for value in config.output}
+        if name not in self.sessions:
+            path = self.repository / name / "1" / "model.onnx"
+            self.sessions[name] = inference_session(path)
+        names = [value.name for value in config.output]
+        return dict(zip(names, self.sessions[name].run(names, feeds), strict=True))
+
+
+class Answer:
+    def __init__(self, arrays):
+        self.as_numpy = arrays.__getitem__
+
+
+def array_of(value):
+    """The array that a client put into an InferInput."""
+    content = np.frombuffer(value._get_content(), triton_to_np_dtype(value.datatype()))
+    return content.reshape(value.shape())
+
+
+def test_a_client_keeps_the_rows_of_a_window(parts):
+    """Frames of two cameras, of two sizes; the embeddings are those of whole windows."""
+    from examples.python.server_windows import Windows
+
+    server, dice = Server(parts), np.random.default_rng(0)
+    cameras = [dice.integers(0, 256, (11, *size, 3), np.uint8) for size in ((30, 40), (24, 24))]
+    for frames, (window, stride) in zip(cameras, [(4, 3), (6, 1)], strict=True):
+        client = Windows(server, window, stride)
+        found = [client.push(frame) for frame in frames]
+        ends = [i for i, value in enumerate(found) if value is not None]
+        assert ends == [*range(window - 1, len(frames), stride)]
+        for end in ends:
+            (pixels,) = server.run("preprocess_frames", {"frames": frames}).values()
+            clip = pixels[None, end - window + 1 : end + 1]
+            wanted = server.run("video", {"video": clip})["video_embeds"][0]
+            assert relative_error(found[end], wanted) < 2e-6
+        assert len(client.rows) == window
+
+
+def test_an_ensemble_of_frames_takes_any_number(parts):
+    server, frames = Server(parts), np.random.default_rng(1).integers(0, 256, (3, 20, 30, 3), "u1")
+    whole = server.run("frame_pipeline", {"frames": frames})
+    for name, rows in whole.items():
+        one = [server.run("frame_pipeline", {"frames": f[None]})[name] for f in frames]
+        assert rows.shape == (3, 5, 32) and relative_error(np.concatenate(one), rows) < 2e-6
 
 
 def fits(a, b):
@@ -120,6 +231,19 @@ def test_fixed_sizes_classes_and_mug(tmp_path):
 def test_a_float_graph_has_no_ensemble(tiny_model, tmp_path):
     artefact = read_artefact(make_exported(tiny_model, input="float", tower="video"))
     assert "video_pipeline" not in write_repository(artefact, tmp_path / "r")
+
+
+def test_plans_of_the_parts_are_served(machine, tiny_model, tmp_path):
+    if machine.engine == "trt-rtx":
+        return
+    folder = shutil.copytree(make_exported(tiny_model, split=True), tmp_path / "split")
+    build_plans(folder, machine.engine)
+    write_repository(read_artefact(folder), tmp_path / "r", backend="tensorrt")
+    trunk, branch = read(tmp_path / "r" / "trunk"), read(tmp_path / "r" / "branch")
+    assert trunk.platform == branch.platform == "tensorrt_plan"
+    assert trunk.max_batch_size == 64 and branch.max_batch_size == 8
+    assert sizes(branch.input) == {"rows_0": [-1, 5, 32], "rows_1": [-1, 5, 32]}
+    assert (tmp_path / "r/branch/1/model.plan").is_file()
 
 
 def test_plans_are_served_from_their_widest_profile(machine, tmp_path):
