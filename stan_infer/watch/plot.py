@@ -62,7 +62,7 @@ def write_plot(path: Path, watch: Watch, *, sources: Sources = ()) -> None:
 
 def figure_of(watch: Watch, size: tuple[float, float], title: str = "") -> Any:
     """Return the plot as matplotlib's figure, `size` in inches."""
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
+    from matplotlib.ticker import FuncFormatter, MultipleLocator
 
     figure = new_figure(size)
     axes = figure.add_subplot()
@@ -77,7 +77,8 @@ def figure_of(watch: Watch, size: tuple[float, float], title: str = "") -> Any:
     for place, i in enumerate(shown):
         colour, marker = look(place)
         many = len(times) > 60
-        style: dict[str, Any] = {"color": colour, "linewidth": 1.6, "clip_on": False}
+        width = 1.0 if len(times) > 600 else 1.6
+        style: dict[str, Any] = {"color": colour, "linewidth": width, "clip_on": False}
         style |= {} if many else {"marker": marker, "markersize": 4}
         style |= {} if i < watch.watched else {"linestyle": ":"}
         axes.plot(times, values[:, i], label=_label(watch.texts[i]), **style)
@@ -89,7 +90,7 @@ def figure_of(watch: Watch, size: tuple[float, float], title: str = "") -> Any:
     for value, style_of in ((rule.on, "--"), (rule.off, ":")):
         axes.axhline(value, color=INK, linewidth=0.9, linestyle=style_of, alpha=0.7)
     axes.set_xlim(low, high)
-    axes.xaxis.set_major_locator(MaxNLocator(6, steps=_steps(high)))
+    axes.xaxis.set_major_locator(MultipleLocator(_step(high - low)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: show(x)))
     right = axes.secondary_yaxis("right")
     ends = {rule.on: "on", rule.off: "off"} if rule.on > rule.off else {rule.on: "on, off"}
@@ -144,9 +145,11 @@ def _clock(high: float) -> tuple[str, Any]:
     return "s", lambda x: f"{x:g}"
 
 
-def _steps(high: float) -> list[float]:
-    """Steps of an axis that are round in its unit, as fractions of a power of ten."""
-    return [1, 2, 2.5, 5, 10] if high < _MINUTE else [1, 1.2, 1.5, 1.8, 3, 3.6, 6, 9, 10]
+def _step(seconds: float) -> float:
+    """Seconds between two ticks of an axis of this length, a round time, for at most 7 ticks."""
+    round_times = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200)
+    days = (14400, 21600, 43200, *(86400 * 2**n for n in range(20)))
+    return next(t for t in (*round_times, *days) if seconds / t <= 6.01)
 
 
 def _page(watch: Watch) -> str:
@@ -166,7 +169,8 @@ def _page(watch: Watch) -> str:
     ]
     if len(drawn) < len(watch.texts):
         parts.append(
-            f"<p class=soft>Drawn are the {len(drawn)} of {len(watch.texts)} texts that come highest.</p>"
+            f"<p class=soft>Drawn are the {len(drawn)} of {len(watch.texts)} texts that come "
+            "highest.</p>"
         )
     parts += _events(watch.curve.events, watch)
     counts = {k: v for k, v in summary["frames"].items() if v}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -325,8 +326,9 @@ class Watch:
 def _check_texts(texts: Sequence[str], watched: int, measure: str) -> None:
     if not watched:
         raise InputError("there is no text to watch for: give --text TEXT (once or more)")
-    if twice := next((t for i, t in enumerate(texts) if t in texts[:i]), None):
-        raise InputError(f"text {twice[:60]!r} is there twice; give each text once")
+    for text, count in Counter(texts).items():
+        if count > 1:
+            raise InputError(f"text {text[:60]!r} is there twice; give each text once")
     if measure == "probability" and len(texts) == 1:
         raise InputError(
             "one text alone always has probability 1: say what else may be seen, with --not TEXT "
