@@ -154,7 +154,7 @@ class FolderSession(Session):
             if graph is None or not self.has(graph):
                 raise InputError(
                     f"folder {self._artefact.path} has no {role}.onnx, which a stream needs: "
-                    "export the checkpoint again with --split"
+                    f"stan-infer export CKPT -o {self._artefact.path} --split"
                 )
             if role not in self._opened:
                 self._open_graph(graph)

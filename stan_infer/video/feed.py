@@ -184,6 +184,7 @@ class Feed:
         self.length_s: float | None = None
         self._say = say
         self._begin: float | None = None  # of the grid
+        self._last: float | None = None  # time of the last frame
         self._zero = time.monotonic()
         self._queue = FrameQueue()
         self._closed = threading.Event()
@@ -273,6 +274,7 @@ class Feed:
             "source": dataclasses.asdict(self.source),
             "interval": self._interval,
             "begin": self._begin,
+            "last": self._last,
             "start_s": time.monotonic() - self._zero,
             "stall_s": self._options.stall_s,
             "realtime": self._options.realtime,
@@ -333,7 +335,7 @@ class Feed:
                 data = receive_bytes(child.output, height * width * 3)
         except (EOFError, OSError):
             return  # the next message is missing, too
-        at = float(message["time"])
+        at = self._last = float(message["time"])
         self._begin = at if self._begin is None else self._begin
         pixels = np.frombuffer(data, np.uint8).reshape(height, width, 3)
         self.counts.dropped += self._queue.put(FeedFrame(at, pixels), drops=bool(self.live))

@@ -8,6 +8,7 @@ that may build on it: up to the next key frame, at most RECOVER_S.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import signal
 import sys
@@ -90,10 +91,13 @@ class _Reader:
     """Reads one connection. counts: what became of its frames, see feed.FeedCounts."""
 
     def __init__(self, source: Source, asked: dict[str, Any], tell: Send) -> None:
-        """asked: "interval", "begin", "start_s", "stall_s" and "realtime", see feed.Feed."""
+        """asked: see feed.Feed. begin, last: times of the grid's first and last frame so far."""
         self._source, self._tell, self._realtime = source, tell, bool(asked["realtime"])
         self._stall_s = float(asked["stall_s"])
         self._grid = Grid(asked["interval"], asked["begin"])
+        self._last = -math.inf if asked["last"] is None else float(asked["last"])
+        if asked["last"] is not None:
+            self._grid.take(self._last)
         self._zero = time.monotonic() - asked["start_s"]
         self._told = 0.0
         self._first: float | None = None  # from the file's stamps to the clock, for realtime
@@ -123,14 +127,14 @@ class _Reader:
 
     def _unopened(self, e: Any) -> str:
         reason = e.strerror or str(e)
-        if e.errno == errno.EINVAL or type(e).__name__ == "InvalidDataError":
-            reason = "it is no kind of stream that is read (a page, a playlist?)"
+        if e.errno in (errno.EINVAL, errno.EIO) or type(e).__name__ == "InvalidDataError":
+            reason = "nothing came that is read as a video (a page, a playlist?)"
         elif type(e).__name__ == "ExitError":
             reason = f"no picture came within {self._stall_s:g} s"
         return f"cannot open {self._source.shown}: {reason}; check the address, or the camera"
 
     def _frames(self, av: Any, container: Any, stream: Any, *, live: bool) -> str | None:
-        timeline = Timeline(live)
+        timeline = Timeline(live, self._last)
         has_times = not container.format.flags & _NO_TIMES
         if not has_times and not live:
             raise InputError(

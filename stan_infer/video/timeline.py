@@ -18,17 +18,17 @@ class Timeline:
     came, and from there on a frame's own stamp tells how much later it is, as a network delivers
     frames in bursts. A stamp that is set back by more than BACK_S, or is more than JUMP_S away from
     the clock, is set to the clock again (`jumps`). Without stamps, a frame's time is that at which
-    it came.
+    it came. last: time of the last frame of the connection before, -inf without one.
 
     Not live: times are those of the file, 0 for its first frame. A stamp that is set back, as where
     two recordings were joined, goes on behind the frame before it (`jumps`).
     """
 
     live: bool
+    last: float = -math.inf
     jumps: int = 0
     _offset: float | None = None  # of a time over its stamp
     _stamp: float = 0.0
-    _last: float = -math.inf
     _period: float = 0.04
 
     def place(self, stamp: float | None, now: float) -> float | None:
@@ -40,21 +40,26 @@ class Timeline:
         if stamp is None or not math.isfinite(stamp):
             return self._take(now)
         if self._offset is None:
-            self._offset = now - stamp if self.live else -stamp
-        else:
-            off = self.live and abs(stamp + self._offset - now) > JUMP_S
-            if off or stamp < self._stamp - BACK_S:
-                self.jumps += 1
-                self._offset = max(now if self.live else 0.0, self._last + self._period) - stamp
-            elif 0 < stamp - self._stamp < 1:
-                self._period = stamp - self._stamp
+            self._offset = (self._anew(now) if self.live else 0.0) - stamp
+        elif stamp < self._stamp - BACK_S or (
+            self.live and abs(stamp + self._offset - now) > JUMP_S
+        ):
+            self.jumps += 1
+            self._offset = (self._anew(now) if self.live else self.last + self._period) - stamp
+        elif 0 < stamp - self._stamp < 1:
+            self._period = stamp - self._stamp
         self._stamp = stamp
         return self._take(stamp + self._offset)
 
+    def _anew(self, now: float) -> float:
+        """Where a live source goes on: now, or behind its last frame, if that was ahead of now."""
+        behind = self.last + self._period
+        return max(now, behind) if behind <= now + JUMP_S else now
+
     def _take(self, time: float) -> float | None:
-        if time <= self._last:
+        if time <= self.last:
             return None
-        self._last = time
+        self.last = time
         return time
 
 

@@ -6,6 +6,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ class EventFile:
             is_stream = path.exists() and not path.is_file()
             flags = os.O_WRONLY if is_stream else os.O_RDWR | os.O_CREAT
             flags |= os.O_APPEND | getattr(os, "O_BINARY", 0)
+            self._is_new = not path.exists()
             self._file = os.open(path, flags, 0o666)
         except OSError as e:
             raise self._failed(e) from e
@@ -56,8 +58,11 @@ class EventFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close it."""
+        """Close it; a new one without a line is removed."""
         os.close(self._file)
+        if self._is_new and not self.lines:
+            with suppress(OSError):
+                self.path.unlink()
 
     def add(self, schema: str, record: Mapping[str, Any]) -> None:
         """Append one line. Raises InputError where it cannot be written; no part of it is left."""
