@@ -152,6 +152,7 @@ TASKS = {
     "search in 100,000 videos": "find.md#a-library-of-many-videos",
     "prompt templates": "score.md#prompt-templates",
     "the moment in an hour of video": "find.md#the-moment-in-a-long-video",
+    "events in a video": "watch.md#events-in-a-video",
     "frames from a camera or an array": "embed.md#frames-that-you-have-already",
     "a PyTorch DataLoader": "embed.md#a-dataloader",
     "run on one thread": "measure.md#one-thread",

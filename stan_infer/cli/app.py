@@ -23,6 +23,7 @@ from stan_infer.cli.run import run
 from stan_infer.cli.search import search
 from stan_infer.cli.serve import serve
 from stan_infer.cli.verify import verify
+from stan_infer.cli.watch import watch
 from stan_infer.errors import one_line
 
 app = typer.Typer(
@@ -38,7 +39,8 @@ app = typer.Typer(
     "4 a check failed, 130 interrupted.",
 )
 for command in (
-    inspect, run, embed, search, serve, eval, export, calibrate, verify, convert, bench, doctor,
+    inspect, run, watch, embed, search, serve, eval, export, calibrate, verify, convert, bench,
+    doctor,
 ):  # fmt: skip
     app.command(cls=Command)(command)
 app.add_typer(library)

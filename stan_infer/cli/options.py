@@ -142,6 +142,10 @@ _ANNOTATIONS = typer.Option(
 )
 Annotations = Annotated[Path, _ANNOTATIONS]
 AnnotationsIfAny = Annotated[Path | None, _ANNOTATIONS]
+Without = Annotated[
+    list[str] | None,
+    typer.Option("--not", metavar="TEXT", help="A text that lowers scores; may be repeated."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per result.")]
 Engine = Annotated[str | None, typer.Option(metavar="NAME", help=f"Engine: {listed()}.")]
 Device = Annotated[

@@ -30,6 +30,7 @@ from stan_infer.cli.options import (
     Timeout,
     TopOfMany,
     Weights,
+    Without,
 )
 
 if TYPE_CHECKING:
@@ -47,10 +48,7 @@ def search(
     ] = None,
     text: Text = None,
     texts: Texts = None,
-    without: Annotated[
-        list[str] | None,
-        typer.Option("--not", metavar="TEXT", help="A text that lowers scores; may be repeated."),
-    ] = None,
+    without: Without = None,
     like: Annotated[
         list[str] | None,
         typer.Option(metavar="VIDEO", help="A video as an example; may be repeated."),

@@ -159,7 +159,7 @@ class FolderSession(Session):
             if graph is None:
                 raise InputError(
                     f"folder {self._artefact.path} has no {role}.onnx, which a stream needs: "
-                    f"export the checkpoint again with {options}"
+                    f"stan-infer export CKPT -o {self._artefact.path} {options}"
                 )
             if role not in self._opened:
                 self._open_graph(graph)

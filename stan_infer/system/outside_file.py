@@ -69,7 +69,7 @@ def odd_name(path: str | Path) -> str:
         scheme, _, rest = address.partition("://")
         if scheme.lower() == "file":
             return f"file:///{rest} is an address: give the path alone, /{rest}"
-        live = " (for a live picture see examples/python/camera.py)"
+        live = " (`stan-infer watch` reads live pictures)"
         return (
             f"{address} is an address, and nothing is fetched from one: save the file on this "
             f"machine and give its path{live if scheme.lower() in _LIVE else ''}"

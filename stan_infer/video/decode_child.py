@@ -26,7 +26,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a C library prints must not come between replies
-    _limit_memory()
+    limit_memory()
     with suppress(Exception, SystemExit):  # a missing package is reported for the first clip
         import av  # noqa: F401
     send(replies, {"status": "ready"})
@@ -99,7 +99,8 @@ def _facts(clip: Clip) -> dict[str, Any]:
     }
 
 
-def _limit_memory() -> None:
+def limit_memory() -> None:
+    """Let this process have at most MEMORY_LIMIT of address space, where the system can."""
     with suppress(ImportError, ValueError, OSError):
         import resource
 

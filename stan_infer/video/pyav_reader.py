@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 MAX_PIXELS = 2**26
 # FFmpeg's names. Playlists, image sequences and edit scripts (hls, dash, concat, image2) are left
 # out on purpose: they name other files, so a stranger's file could read any path of this machine.
-_FORMATS = (
+FORMATS = (
     "mov,matroska,webm,avi,flv,mpegts,mpeg,mpegvideo,asf,gif,h264,hevc,m4v,obu,ivf,ogg,mxf,nut"
 )
 
@@ -88,7 +88,7 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     Raises InputError, with the reason, for a file that is not a video, or one of too large frames.
     """
     av = package("av")
-    options = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
+    options = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
     try:
         container = av.open(
             f"file:{path.absolute()}", container_options=options, **_any_metadata(av)

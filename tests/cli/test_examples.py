@@ -10,8 +10,9 @@ from tests.conftest import ROOT, quicken, quieten
 from tests.test_pages import commands, invoke
 
 # Not run: data that are not here, minutes of work (README.md runs a bench and a calibrate), more
-# than the demo's ten clips, or what does not end.
+# than the demo's ten clips, cameras, or what does not end.
 NOT_RUN = ("--dataset msrvtt", "--format tensorrt", "calibrate ", "bench ", "serve ")
+NOT_RUN += ("/dev/video0 ", "rtsp://")
 
 
 def test_every_command_has_examples():

@@ -52,6 +52,13 @@ CASES = [
         ["rows.csv"],
     ),
     ("run C V --text a --csv rows.csv", "stan_infer.library.texts:token_ids", 1, NOTHING, []),
+    (
+        "watch C W --text a --not b --windows 0.2 --on 0 --off 0 -o rows --plot p.png",
+        *("stan_infer.watch.watch:Watch._window", 2),
+        "1 events were printed; rows has 3 more lines; p.png was written",
+        ["p.png", "rows"],
+    ),
+    ("watch C W --text a --not b -o rows", "stan_infer.library.texts:token_ids", 1, NOTHING, []),
     ("embed C V -o v.npz", "stan_infer.library.embedding_file:_Npz.add_video", 2, NOTHING, []),
     (
         "embed C V -o v.npy",
@@ -144,7 +151,7 @@ NAMES = [f"{words.split()[0]}-{where.rpartition(':')[2]}" for words, where, *_ i
 
 @pytest.mark.parametrize(("words", "where", "count", "says", "left"), CASES, ids=NAMES)
 def test_ctrl_c(words, where, count, says, left, place, checkpoint, artefact, videos, library):
-    known = {"C": checkpoint, "F": artefact, "V": videos, "L": library}
+    known = {"C": checkpoint, "F": artefact, "V": videos, "L": library, "W": videos / "clip0.mp4"}
     code, errors = stopped(words, where, count, place, known, signal.SIGINT)
     assert code == 130 and "Traceback" not in errors, errors
     assert errors.splitlines()[-1] == f"interrupted: {says}"

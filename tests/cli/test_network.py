@@ -13,7 +13,7 @@ from tests.traced import traced
 PROGRAM = (sys.executable, "-m", "stan_infer")
 ONCE = "--min-seconds 0 --repeats 1 --warmup 1 --frames 2"
 # Arguments, then what they ask to write. C: a checkpoint, D: its folder, V: videos, A: annotations,
-# L: a library of them.
+# L: a library of them, W: one of them.
 QUICK = {
     "inspect": ("inspect C", []),
     "inspect a folder": ("inspect D", []),
@@ -29,6 +29,10 @@ QUICK = {
 CACHE = ("home/.cache", "home/.cache/stan-infer")
 SLOW = {
     "run eager": ("run C V --text dog", []),
+    "watch": (
+        "watch C W --text dog --not cat --windows 0.2 -o rows --plot p.png",
+        ["p.png", "rows"],
+    ),
     "export": ("export C -o folder --card", ["folder"]),
     "export by torch": ("export C -o folder --graph reference --tower text", ["folder"]),
     "calibrate": ("calibrate D --videos V -o int8 --min-cosine 0.5 --force", ["int8"]),
@@ -50,7 +54,8 @@ def inputs(checkpoint, artefact, videos, tmp_path_factory):
     annotations.write_text("\n".join(["video,text", *rows]))
     library = annotations.parent / "library"
     embed_library(artefact, [videos], library, workers=1)
-    return {"C": checkpoint, "D": artefact, "V": videos, "A": annotations, "L": library}
+    places = {"C": checkpoint, "D": artefact, "V": videos, "A": annotations, "L": library}
+    return places | {"W": videos / "clip0.mp4"}
 
 
 def run(case, inputs, place, **environment):

@@ -17,19 +17,19 @@ from tests.conftest import python
 # Where a command leaves out what it could have had: none may be added here without a reason.
 HAVE = {
     "--json": {"inspect", "run", "embed", "eval", "export", "calibrate", "verify", "convert"}
-    | {"bench", "doctor", "search", "serve"}
+    | {"bench", "doctor", "search", "serve", "watch"}
     | {"library inspect", "library verify", "library migrate"},
     "--threads": {"run", "embed", "eval", "export", "verify", "bench", "calibrate", "search"}
-    | {"serve", "library verify", "library migrate"},
+    | {"serve", "watch", "library verify", "library migrate"},
     "--workers": {"run", "embed", "eval", "calibrate", "library migrate"},
     "--batch": {"run", "embed", "eval", "export", "bench", "library migrate"},
     "--precision": {"run", "embed", "search", "serve", "eval", "export", "calibrate", "bench"}
-    | {"library verify", "library migrate"},
+    | {"watch", "library verify", "library migrate"},
     "--frames": {"run", "embed", "eval", "export", "verify", "bench", "inspect"}
-    | {"library migrate"},
+    | {"watch", "library migrate"},
     "--device": {"run", "embed", "search", "serve", "eval", "bench"}
-    | {"library verify", "library migrate"},
-    "--template": {"run", "search", "serve", "eval", "export"},
+    | {"watch", "library verify", "library migrate"},
+    "--template": {"run", "search", "serve", "eval", "export", "watch"},
 }
 OF_FILES = {"--out", "--compare"}  # the kind of file is another in each command; metavars say it
 

@@ -71,7 +71,7 @@ def test_names_that_are_no_path(tmp_path, monkeypatch):
     for name, words in {
         "https://x.org/a.mp4": "https://x.org/a.mp4 is an address, and nothing is fetched from one",
         "/x/s3:/b/a.mp4": "s3://b/a.mp4 is an address",  # a line of a list, below its folder
-        "rtsp://camera/1": "for a live picture see examples/python/camera.py",
+        "rtsp://camera/1": "`stan-infer watch` reads live pictures",
         "file:///x/a.mp4": "file:///x/a.mp4 is an address: give the path alone, /x/a.mp4",
         "*.mp4": "only outside quotes",
         "b*.mp4": "no file fits the pattern b",
