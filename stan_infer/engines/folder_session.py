@@ -153,8 +153,8 @@ class FolderSession(Session):
             graph = self._artefact.graph(role)
             if graph is None or not self.has(graph):
                 raise InputError(
-                    f"folder {self._artefact.path} has no {role}.onnx, which a stream needs: "
-                    "export the checkpoint again with --split"
+                    f"folder {self._artefact.path} has no {role}.onnx, which windows that slide "
+                    "need: stan-infer export CHECKPOINT -o FOLDER --split makes one that has"
                 )
             if role not in self._opened:
                 self._open_graph(graph)
