@@ -10,23 +10,23 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 import cv2
 import decord
 import numpy as np
 import onnxruntime
 
+Embed: TypeAlias = Callable[[decord.VideoReader, np.ndarray], np.ndarray]
 
-def opened(model: Path) -> Callable[[Path], np.ndarray]:
-    """Open an exported folder; return the function that embeds a video with it, float32 [E]."""
+
+def opened_frames(model: Path) -> tuple[int, Embed]:
+    """Open an exported folder: T, and what embeds frames of a video by number, float32 [E]."""
     config = json.loads((model / "manifest.json").read_text())["model"]
-    frames, short_side, crop = config["frames"], config["short_side"], config["image_size"]
+    short_side, crop = config["short_side"], config["image_size"]
     session = onnxruntime.InferenceSession(model / "video.onnx", providers=["CPUExecutionProvider"])
 
-    def embed(path: Path) -> np.ndarray:
-        reader = decord.VideoReader(str(path))
-        segment = (len(reader) - 1) / frames
-        numbers = np.round(segment * np.arange(frames)).astype(int) + int(segment / 2)
+    def embed(reader: decord.VideoReader, numbers: np.ndarray) -> np.ndarray:
         images = []
         for image in reader.get_batch(numbers).asnumpy():
             height, width = image.shape[:2]
@@ -38,7 +38,20 @@ def opened(model: Path) -> Callable[[Path], np.ndarray]:
         feed = {session.get_inputs()[0].name: np.stack(images)[None]}
         return session.run(["video_embeds"], feed)[0][0]
 
-    return embed
+    return config["frames"], embed
+
+
+def opened(model: Path) -> Callable[[Path], np.ndarray]:
+    """Open an exported folder; return the function that embeds a video with it, float32 [E]."""
+    frames, embed = opened_frames(model)
+
+    def embed_video(path: Path) -> np.ndarray:
+        reader = decord.VideoReader(str(path))
+        segment = (len(reader) - 1) / frames
+        numbers = np.round(segment * np.arange(frames)).astype(int) + int(segment / 2)
+        return embed(reader, numbers)
+
+    return embed_video
 
 
 def main() -> None:

@@ -51,6 +51,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "shapes": speed.shapes_table,
     "embed": speed.embed_table,
     "stream": speed.stream_table,
+    "hour": speed.hour_table,
     "scale": scale_table,
     "canaries": library.canaries_table,
     "embed_memory": library.memory_table,

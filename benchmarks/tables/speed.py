@@ -213,6 +213,27 @@ def stream_table() -> str:
     return machine_line(rows[-1]) + markdown(head, lines)
 
 
+def hour_table() -> str:
+    """Windows on a grid of a long video and the loop of decord and ONNX Runtime: the newest run."""
+    rows = newest("hour", "model")
+    if not rows:
+        return NOT_MEASURED
+    lines = [
+        f"{r['model']} | {r['minutes']} min, {r['windows']} windows | {r['embed_s']:.0f} s "
+        f"| {r['peaks_mib'][1]:.0f} | {r['peak_mib']:.0f} | {r['loop_minutes']:g} min, "
+        f"{r['loop_windows']} windows | {r['loop_s']:.0f} s | {r['loop_peak_mib']:.0f} "
+        f"| {r['ratio']:.1f}x"
+        for r in rows
+    ]
+    packages = ", ".join(f"{name} {v}" for name, v in rows[-1]["packages"].items())
+    where = machine_line(rows[-1]).replace(":\n\n", f", {packages}:\n\n")
+    head = (
+        "model | embed | time | MiB in the second tenth | at most | the loop | time | MiB at most "
+        "| ratio per window"
+    )
+    return where + markdown(head, lines)
+
+
 def embed_table() -> str:
     """`stan-infer embed` and a loop of decord and ONNX Runtime: the newest run of each."""
     rows = newest("embed", "clips")

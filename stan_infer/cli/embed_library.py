@@ -27,11 +27,10 @@ def to_library(
     from stan_infer.cli.progress import progress_bar
     from stan_infer.cli.report import print_facts, print_json, say
     from stan_infer.library.embed_library import embed_library
-    from stan_infer.video.windows import Windows, parse_windows
+    from stan_infer.video.windows import parse_windows
 
     if parts is not None:
-        seconds, stride = parse_windows(parts)
-        options["windows"] = Windows(seconds=seconds, stride=stride)
+        options["windows"] = parse_windows(parts)
     found = embed_library(checkpoint, videos, out, say=say, progress=progress_bar, **options)
     record = {
         "out": str(found.out),
@@ -40,6 +39,7 @@ def to_library(
         "gone": found.gone,
         "failed": len(found.failed),
         "workers": found.workers,
+        "windows": str(options["windows"]) if parts is not None else None,
         **found.session,
     }
     if json:

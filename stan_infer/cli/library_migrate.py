@@ -66,12 +66,11 @@ def migrate(
     from stan_infer.cli.progress import progress_bar
     from stan_infer.cli.report import print_facts, print_json, say
     from stan_infer.library.migrate_library import migrate_library
-    from stan_infer.video.windows import Windows, parse_windows
+    from stan_infer.video.windows import parse_windows
 
     given: dict[str, Any] = {"frames": frames, "batch": batch, "decoder": decoder}
     if windows is not None:
-        seconds, stride = parse_windows(windows)
-        given["windows"] = Windows(seconds=seconds, stride=stride)
+        given["windows"] = parse_windows(windows)
     done = migrate_library(
         library, model, everything=everything, drop=drop, workers=workers, timeout_s=timeout,
         say=say, progress=progress_bar, **{k: v for k, v in given.items() if v is not None},

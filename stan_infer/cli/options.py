@@ -214,9 +214,10 @@ Parts = Annotated[
     str | None,
     typer.Option(
         "--windows",
-        metavar="SECONDS[:STRIDE]",
+        metavar="SECONDS[:STRIDE][:grid]",
         help="Cut each video into parts of SECONDS, each on its own (embed: in a library); a part "
-        "begins every STRIDE seconds (default: where the one before ends).",
+        "begins every STRIDE seconds (default: where the one before ends). With :grid overlapping "
+        "parts share frames, each of which passes the trunk once.",
     ),
 ]
 Overlapping = Annotated[

@@ -188,7 +188,6 @@ def _windows(text: str | None, start: float, end: float | None) -> Windows | Non
     """The parts that the options ask for, None for whole videos."""
     from stan_infer.video.windows import Windows, parse_windows
 
-    if text is None and start == 0 and end is None:
-        return None
-    seconds, stride = (None, None) if text is None else parse_windows(text)
-    return Windows(seconds=seconds, stride=stride, start=start, end=end)
+    if text is not None:
+        return parse_windows(text, start=start, end=end)
+    return None if start == 0 and end is None else Windows(start=start, end=end)

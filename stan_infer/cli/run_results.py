@@ -135,6 +135,7 @@ class TextsOfClips(Results):
             "decoder": clip.decoder,
             "total_frames": clip.total_frames,
             "frame_indices": clip.indices,
+            "sampling": clip.sampling,
             "hdr": clip.hdr,
             "session": texts.session.describe(),
             "texts": len(texts.names),
@@ -175,6 +176,7 @@ class ClipsOfTexts(Results):
                         "video": paths[i],
                         **_times(self._found[i][1]),
                         "score": float(scores[i, number]),
+                        "sampling": self._found[i][1].sampling,
                     }
                     for rank, i in enumerate(self._best(scores[:, number]), 1)
                 ]

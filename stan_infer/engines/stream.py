@@ -115,6 +115,7 @@ class Stream:
         self._held = 0  # frames at the start of the rows
         self._seen = 0  # frames of the grid ever
         self._next = 0  # first frame of the next window
+        self._given = -1  # first frame of the last one
         self._last: float | None = None  # time of the last frame
         self._grid: tuple[float, int] | None = None  # time of its first frame, number of the next
 
@@ -167,6 +168,47 @@ class Stream:
             found += self._add(frames[i : i + size], moments[i : i + size])
         return found
 
+    def take(self, frames: np.ndarray) -> list[StreamedWindow]:
+        """Add frames as read_clip or prepare makes them; all are taken, whatever the interval.
+
+        Args:
+            frames: uint8 [N, S, S, 3] RGB.
+
+        Returns:
+            The windows that they complete.
+
+        Raises:
+            InputError: frames of another type or size.
+        """
+        s = self._spec.crop
+        if frames.dtype != np.uint8 or frames.shape[1:] != (s, s, 3):
+            raise InputError(
+                f"frames are {frames.dtype} {list(frames.shape)}; this model takes uint8 "
+                f"[N, {s}, {s}, 3]: push takes others"
+            )
+        self._parts.check_open()
+        found: list[StreamedWindow] = []
+        size = min(CHUNK, self._parts.at_once)
+        for i in range(0, len(frames), size):
+            part = frames[i : i + size]
+            found += self._pass(part, [(None, 1, False)] * len(part))
+        return found
+
+    def last(self) -> StreamedWindow | None:
+        """The window of the last T frames: None where it was given, or there are not so many.
+
+        With it the end of a recording is in a window, whatever the stride.
+        """
+        if self._held < self.window or self._seen - self.window <= self._given:
+            return None
+        self._parts.check_open()
+        return self._window()
+
+    def restart(self, skip: int = 0) -> None:
+        """Forget the frames that are held; the next window begins `skip` frames after the next."""
+        check_whole("skip", skip, 0)
+        self._held, self._next = 0, self._seen + skip
+
     def _moments(self, count: int, times: Iterable[float] | None) -> list[float | None]:
         if times is None:
             if self.interval is not None:
@@ -195,12 +237,17 @@ class Stream:
             raise
         if not chosen:
             return []
-        rows = self._parts.trunk(np.concatenate([pixels for pixels, *_ in chosen]))
-        self.counts.taken += len(chosen)
+        pixels = np.concatenate([pixels for pixels, *_ in chosen])
+        return self._pass(pixels, [slot for _, *slot in chosen])
+
+    def _pass(self, pixels: np.ndarray, slots: Sequence[Sequence[Any]]) -> list[StreamedWindow]:
+        """Run the trunk on frames [F, S, S, 3]; slots: of each what _slot returned."""
+        rows = self._parts.trunk(pixels)
+        self.counts.taken += len(slots)
         found: list[StreamedWindow] = []
-        for i, (_, time, copies, anew) in enumerate(chosen):
+        for i, (time, copies, anew) in enumerate(slots):
             if anew:
-                self._held, self._next = 0, self._seen
+                self.restart()
             for _ in range(copies):
                 found += self._store([x[i] for x in rows], time)
         return found
@@ -245,7 +292,11 @@ class Stream:
         if first < self._next or self._held < self.window:
             return []
         self._next = first + self.stride
-        low = self._held - self.window
+        return [self._window()]
+
+    def _window(self) -> StreamedWindow:
+        """Run the branch on the last T frames."""
+        low, self._given = self._held - self.window, self._seen - self.window
         embeddings = self._parts.branch([x[low : self._held][None] for x in self._rows])
         start, end = self._times[low], self._times[self._held - 1]
-        return [StreamedWindow(first, start, end, as_numpy(embeddings)[0])]
+        return StreamedWindow(self._given, start, end, as_numpy(embeddings)[0])

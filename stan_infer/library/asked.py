@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,13 @@ from stan_infer.engines.opened import Source, path_of
 from stan_infer.engines.session import Session
 from stan_infer.errors import InputError
 from stan_infer.library.model_files import chosen_weights, model_source
-from stan_infer.library.passport import Comparison, Passport, changed_facts, facts_of
+from stan_infer.library.passport import (
+    Comparison,
+    Passport,
+    changed_facts,
+    facts_of,
+    windows_of,
+)
 from stan_infer.system.json_file import plain
 from stan_infer.system.result import Say
 from stan_infer.video.spec import ClipSpec
@@ -29,9 +34,9 @@ def check_ways(
 
     frames: None where it is not known yet.
     """
-    was, read = passport["windows"], passport["facts"].get("reading.frames")
+    was, read = windows_of(passport), passport["facts"].get("reading.frames")
     old = [f"--batch {passport['batch']}", _parts(was)]
-    new = [f"--batch {batch}", _parts(None if windows is None else dataclasses.asdict(windows))]
+    new = [f"--batch {batch}", _parts(windows)]
     if frames is not None:
         old, new = [*old, f"--frames {read!r}"], [*new, f"--frames {frames}"]
     if old != new:
@@ -103,13 +108,5 @@ def _alike(key: str, old: Any, new: Any) -> bool:
     return old == new or (key == "engine.device" and old == f"{new}:0")
 
 
-def _parts(windows: Mapping[str, Any] | None) -> str:
-    if windows is None:
-        return "whole videos"
-    stride = windows.get("stride")
-    end = "" if stride is None else f":{_number(stride)}"
-    return f"--windows {_number(windows.get('seconds'))}{end}"
-
-
-def _number(value: Any) -> str:
-    return repr(value)[:20]
+def _parts(windows: Windows | None) -> str:
+    return "whole videos" if windows is None else f"--windows {windows}"

@@ -30,8 +30,8 @@ _log = logging.getLogger(__name__)
 class EmbedOptions:
     """How the work is divided; no option changes a feature.
 
-    batch: videos per call of the network. workers: decoding processes, None: see read_clips.
-    timeout_s: seconds that one video may take to decode.
+    batch: videos per call of the network; of windows on a grid it is always one. workers: decoding
+    processes, None: see read_clips. timeout_s: seconds that one video may take to decode.
     """
 
     batch: int = 1
@@ -66,7 +66,8 @@ def embed_videos(
     """Embed each video, in the given order; a video that fails yields a Reading with its error.
 
     spec: how clips are read, by default as the model's config says. If it has views, features are
-    [V, ...], one row per view. windows: yield a Reading for each of these parts of a video instead.
+    [V, ...], one row per view. windows: yield a Reading for each of these parts of a video instead;
+    those on a grid slide, and their clips have no pixels (library.sliding).
     note: one warning at the end tells of clips whose frames lie far apart. Raises MissingError if
     the decoder is not installed.
     """
@@ -96,6 +97,11 @@ def embed_batches(
     windows.
     """
     spec = spec or ClipSpec.of(session.config)
+    if windows is not None and windows.grid:
+        from stan_infer.library.sliding import slide_batches  # which needs this module
+
+        yield from slide_batches(session, paths, options, spec, windows, note=note)
+        return
     views = spec.views is not None
     gaps = Gaps()
     how: Any = {"workers": options.workers, "timeout_s": options.timeout_s}

@@ -201,7 +201,7 @@ class Run:
     ) -> pass_.Comparison | None:
         """Make a new library, or compare the model with what made the one that is there."""
         facts = pass_.facts_of(session, hashes, spec)
-        canaries = pass_.seen_canaries(session, spec, self.how.timeout_s)
+        canaries = pass_.seen_canaries(session, spec, self.how.timeout_s, self.wanted.windows)
         return self.compare_stack(store, facts, canaries)
 
     def compare_stack(

@@ -32,7 +32,6 @@ from stan_infer.system.atomic import exchange, new_file
 from stan_infer.system.json_file import json_line
 from stan_infer.system.result import Progress, Result, Say, divided, no_progress, silent
 from stan_infer.video.spec import ClipSpec
-from stan_infer.video.windows import Windows
 
 _NO_VECTORS = np.empty((0, 1), np.float32)
 
@@ -126,13 +125,12 @@ def migrate_library(
 
 def _as_before(old: Library) -> dict[str, Any]:
     """The options that a library was made with."""
-    facts, windows = old.passport["facts"], old.passport["windows"]
+    facts = old.passport["facts"]
     try:
-        parts = None if windows is None else Windows(**windows)
         return {
             "frames": int(facts["reading.frames"]),
             "decoder": str(facts["reading.decoder"]).partition(" ")[0],
-            "windows": parts,
+            "windows": pass_.windows_of(old.passport),
         }
     except (KeyError, TypeError, ValueError) as e:
         raise InputError(
@@ -157,7 +155,7 @@ class _Migration:
         self.wanted, self.how, self.say = wanted, how, say
         spec = ClipSpec.of(session.config, frames=wanted.frames, decoder=wanted.decoder)
         self._facts = pass_.facts_of(session, model_source(path_of(session), {}), spec)
-        self._canaries = pass_.seen_canaries(session, spec, how.timeout_s)
+        self._canaries = pass_.seen_canaries(session, spec, how.timeout_s, wanted.windows)
 
     def run(self, own: MigrateOptions, progress: Progress) -> MigratedLibrary:
         """Embed again, or keep the vectors."""
@@ -183,11 +181,10 @@ class _Migration:
 
     def can_stay(self, compared: pass_.Comparison) -> bool:
         """Whether the vectors are as good as those of this stack."""
-        windows = self.wanted.windows
-        new = None if windows is None else dataclasses.asdict(windows)
-        ways = (self.old.passport["batch"], self.old.passport["windows"])
+        ways = (self.old.passport["batch"], pass_.windows_of(self.old.passport))
         frames = self.old.passport["facts"].get("reading.frames")
-        same = ways == (self.how.batch, new) and frames == self._facts["reading.frames"]
+        same = ways == (self.how.batch, self.wanted.windows)
+        same = same and frames == self._facts["reading.frames"]
         return same and compared.cosine >= pass_.MIXED
 
     def keep(self, compared: pass_.Comparison) -> None:

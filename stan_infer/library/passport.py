@@ -24,7 +24,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 import stan_infer
-from stan_infer.engines.inputs import as_numpy
 from stan_infer.engines.opened import path_of
 from stan_infer.engines.session import Session
 from stan_infer.errors import CheckError, InputError, storable
@@ -32,6 +31,7 @@ from stan_infer.library.database import MAX_WIDTH, PASSPORT, check_own
 from stan_infer.library.levels import Level, normalised
 from stan_infer.library.model_files import chosen_weights
 from stan_infer.library.reading import reading_facts
+from stan_infer.library.sliding import embedder
 from stan_infer.system.json_file import checked, plain, read_object
 from stan_infer.system.result import Result
 from stan_infer.video.clip import Clip
@@ -149,16 +149,19 @@ def changed_facts(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, l
     return {k: [old.get(k), new.get(k)] for k in keys if old.get(k) != new.get(k)}
 
 
-def seen_canaries(session: Session, spec: ClipSpec, timeout_s: float) -> list[Canary]:
-    """Read and embed the canary clips with a session.
+def seen_canaries(
+    session: Session, spec: ClipSpec, timeout_s: float, windows: Windows | None = None
+) -> list[Canary]:
+    """Read and embed the canary clips with a session, as rows of such windows are embedded.
 
     One at a time, so that their bits depend on nothing else. Raises CheckError where one cannot be
     read: it is the decoder that is wrong then.
     """
     found: list[Canary] = []
+    embed = embedder(session, spec, windows)
     with Level(session, "video") as level:
         for path, clip in read_canaries(spec, timeout_s):
-            vector = canary_vector(session, level, clip.pixels, path.name)
+            vector = _canary_vector(level.of_video(embed(clip.pixels)), path.name)
             file, pixels = hashlib.sha256(path.read_bytes()).hexdigest(), pixels_hash(clip)
             found.append(Canary(file=path.name, sha256=file, pixels=pixels, vector=vector))
     return found
@@ -178,9 +181,8 @@ def pixels_hash(clip: Clip) -> str:
     return hashlib.sha256(clip.pixels.data).hexdigest()
 
 
-def canary_vector(session: Session, level: Level, pixels: NDArray[Any], name: str) -> list[float]:
-    """The vector of one clip [T, S, S, 3], of length 1."""
-    features = level.of_video(as_numpy(session.embed_video(pixels[None]))[0])
+def _canary_vector(features: NDArray[Any], name: str) -> list[float]:
+    """The vector of one clip, of length 1."""
     if not np.isfinite(features).all():
         raise CheckError(f"the model gives values that are not finite for canary clip {name}")
     return [float(x) for x in normalised(features, name)]
@@ -219,6 +221,14 @@ def read_passport(folder: Path) -> Passport:
                 f"{passport['width']} numbers: it was changed"
             )
     return passport
+
+
+def windows_of(passport: Passport) -> Windows | None:
+    """The windows of a library's rows; InputError where the passport says what is none."""
+    try:
+        return None if passport["windows"] is None else Windows(**passport["windows"])
+    except TypeError as e:
+        raise InputError(f"{PASSPORT} does not say which windows its rows have: {e}") from e
 
 
 def compare(

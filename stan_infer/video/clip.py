@@ -46,7 +46,8 @@ class Clip:
     frame numbers from 0; of views [V, T]. total_frames: frames of the video. decoder: "pyav",
     "decord" or "decord-as-is". source_size: (height, width) of the first frame read, after
     rotation, before resizing. gap_s: see gaps.seconds_between. seconds: start and end of the part
-    of the video that it shows, None: all. length_s: seconds that the whole video lasts, as its
+    of the video that it shows, None: all. sampling: "clip", by the authors' rule within what it
+    shows, or "grid" (video.grid). length_s: seconds that the whole video lasts, as its
     header says; None: it does not say it. hdr: "PQ" or "HLG", the transfer of a video in HDR, whose
     values are taken as they are stored.
     """
@@ -60,6 +61,7 @@ class Clip:
     seconds: tuple[float, float] | None = None
     length_s: float | None = None
     hdr: str | None = None
+    sampling: str = "clip"
 
 
 def sample_indices(total_frames: int, frames: int, clip: int = 0, clips: int = 1) -> Indices:

@@ -15,6 +15,7 @@ import numpy as np
 from stan_infer.errors import InputError, MissingError
 from stan_infer.system.child import receive, send
 from stan_infer.video.clip import Clip, read_clip_info
+from stan_infer.video.grid import FramesRead, plan_grid, read_frames
 from stan_infer.video.spec import ClipSpec
 from stan_infer.video.windows import Window, Windows, plan_windows, read_windows
 
@@ -74,6 +75,10 @@ def _done(asked: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     values = asked["spec"]
     views = values["views"] and tuple(values["views"])  # a list in JSON
     spec = ClipSpec(**{**values, "views": views})
+    if "grid" in asked:
+        return {"status": "done", "plan": plan_grid(path, Windows(**asked["grid"]), spec)}, b""
+    if "frames" in asked:
+        return _frames(read_frames(path, spec, asked["total_frames"], asked["frames"]))
     found: Sequence[Clip | InputError]
     if "windows" in asked:
         windows = [Window(*w) for w in asked["windows"]]
@@ -83,6 +88,13 @@ def _done(asked: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     clips = [{"error": str(c)} if isinstance(c, InputError) else _facts(c) for c in found]
     good = [c.pixels for c in found if isinstance(c, Clip)]
     return {"status": "done", "clips": clips}, b"".join(np.ascontiguousarray(p).data for p in good)
+
+
+def _frames(found: FramesRead) -> tuple[dict[str, Any], bytes]:
+    count = len(found.pixels) + len(found.errors)
+    clips = [{"error": found.errors[i]} if i in found.errors else {} for i in range(count)]
+    facts = {k: v for k, v in found._asdict().items() if k not in ("pixels", "errors")}
+    return {"status": "done", "clips": clips, "facts": facts}, found.pixels.tobytes()
 
 
 def _facts(clip: Clip) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 from stan_infer.errors import InputError, StanError
 from stan_infer.video.clip import Clip
 from stan_infer.video.decode_worker import CrashError, DecodeWorker, check_reading, default_workers
+from stan_infer.video.grid import FramesRead, GridPlan
 from stan_infer.video.spec import ClipSpec
 from stan_infer.video.windows import Plan, Window, Windows
 
@@ -27,6 +28,7 @@ SPARE = 1.25  # of what enough_workers needs at least
 EARLY_BYTES = 2**25  # of pixels that early_clips decodes before they are asked for
 
 Result: TypeAlias = Clip | StanError
+Work: TypeAlias = Callable[[DecodeWorker], Any]
 
 
 @contextmanager
@@ -143,6 +145,23 @@ def read_all_windows(
     return _windows_in_order(paths, spec, windows, timeout_s, workers)
 
 
+def read_grids(
+    paths: Iterable[Path],
+    spec: ClipSpec,
+    windows: Windows,
+    *,
+    workers: int | None = None,
+    timeout_s: float = 60.0,
+) -> Generator[tuple[Path, GridPlan | FramesRead | StanError], None, None]:
+    """The frames of windows on a grid: of every video (path, its plan), then piece after piece.
+
+    Each frame is read once. An error comes instead of a plan, or of a piece. Several processes
+    share one long video, and hold two pieces each. timeout_s: see DecodeWorker.read_frames.
+    """
+    workers = _checked(workers, timeout_s)
+    return _grids_in_order(paths, spec, windows, timeout_s, workers)
+
+
 def read_by(
     worker: DecodeWorker, path: Path, spec: ClipSpec, windows: Windows | None, *, timeout_s: float
 ) -> Iterator[tuple[Path, Result]]:
@@ -151,7 +170,7 @@ def read_by(
     Whoever stops before the end leaves nothing behind.
     """
 
-    def done(work: Callable[[DecodeWorker], Any]) -> Any:
+    def done(work: Work) -> Any:
         try:
             return _twice(work, worker)
         except StanError as e:
@@ -212,26 +231,60 @@ def _in_order(
 def _windows_in_order(
     paths: Iterable[Path], spec: ClipSpec, windows: Windows, timeout_s: float, workers: int
 ) -> Generator[tuple[Path, Result], None, None]:
+    def groups(path: Path, plan: Plan) -> Iterator[Work]:
+        for group in plan.groups(spec):
+            yield partial(_read_group, path, spec, plan.total_frames, group, timeout_s)
+
+    def plan_of(path: Path) -> Work:
+        return partial(_plan_one, path, windows, timeout_s)
+
+    with closing(_in_parts(paths, plan_of, groups, workers)) as parts:
+        for path, found in parts:
+            if isinstance(found, list):
+                yield from ((path, result) for result in found)
+            elif isinstance(found, StanError):
+                yield path, found
+
+
+def _grids_in_order(
+    paths: Iterable[Path], spec: ClipSpec, windows: Windows, timeout_s: float, workers: int
+) -> Generator[tuple[Path, GridPlan | FramesRead | StanError], None, None]:
+    def plan_of(path: Path) -> Work:
+        return lambda worker: worker.plan_grid(path, windows, spec, timeout_s=timeout_s)
+
+    def read(path: Path, total: int, piece: list[int], worker: DecodeWorker) -> FramesRead:
+        return worker.read_frames(path, spec, total, piece, timeout_s=timeout_s)
+
+    def pieces(path: Path, plan: GridPlan) -> Iterator[Work]:
+        return (partial(read, path, plan.total_frames, piece) for piece in plan.pieces())
+
+    with closing(_in_parts(paths, plan_of, pieces, workers)) as parts:
+        yield from parts
+
+
+def _in_parts(
+    paths: Iterable[Path],
+    plan_of: Callable[[Path], Work],
+    works: Callable[[Path, Any], Iterator[Work]],
+    workers: int,
+) -> Generator[tuple[Path, Any], None, None]:
+    """Of every path its plan, and then what the works that it asks for return, in order."""
     with closing(_Pool(workers)) as pool:
 
         def plans() -> Iterator[tuple[Path, Future[Any]]]:
             for path in paths:
-                yield path, pool.submit(partial(_plan_one, path, windows, timeout_s))
+                yield path, pool.submit(plan_of(path))
 
         def tasks() -> Iterator[tuple[Path, Future[Any]]]:
             for path, planned in _ahead(plans(), PREFETCH):
+                yield path, planned
                 plan = planned.result()
-                if isinstance(plan, StanError):
-                    yield path, planned
-                    continue
-                for group in plan.groups(spec):
-                    work = partial(_read_group, path, spec, plan.total_frames, group, timeout_s)
-                    yield path, pool.submit(work)
+                if not isinstance(plan, StanError):
+                    for work in works(path, plan):
+                        yield path, pool.submit(work)
 
         for path, future in _ahead(tasks(), PREFETCH * workers):
-            found = future.result()
-            for result in found if isinstance(found, list) else [found]:
-                yield path, result
+            yield path, future.result()
 
 
 def _ahead(
@@ -270,7 +323,7 @@ class _Pool:
     """Workers, each served by a thread, that take what is submitted in order."""
 
     def __init__(self, workers: int) -> None:
-        self._tasks: SimpleQueue[tuple[Callable[[DecodeWorker], Any], Future[Any]] | None]
+        self._tasks: SimpleQueue[tuple[Work, Future[Any]] | None]
         self._tasks = SimpleQueue()
         self.size = workers
         self.seconds: deque[float] = deque(maxlen=MEASURED)  # of the last tasks
@@ -286,7 +339,7 @@ class _Pool:
             self.close()
             raise
 
-    def submit(self, work: Callable[[DecodeWorker], Any]) -> Future[Any]:
+    def submit(self, work: Work) -> Future[Any]:
         """Give work to the next free worker; its result is what it returns, or its StanError."""
         future: Future[Any] = Future()
         self._tasks.put((work, future))
@@ -322,7 +375,7 @@ class _Pool:
         worker.close()
 
 
-def _twice(work: Callable[[DecodeWorker], Any], worker: DecodeWorker) -> Any:
+def _twice(work: Work, worker: DecodeWorker) -> Any:
     """Do it again if the process died: it may have been killed for others' use of memory."""
     with suppress(CrashError):
         return work(worker)

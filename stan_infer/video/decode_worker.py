@@ -33,6 +33,7 @@ from stan_infer.system.child import (
 from stan_infer.system.machine import usable_cpus
 from stan_infer.system.packages import install_command
 from stan_infer.video.clip import Clip
+from stan_infer.video.grid import FramesRead, GridPlan
 from stan_infer.video.spec import ClipSpec
 from stan_infer.video.windows import Plan, Window, Windows
 
@@ -145,6 +146,37 @@ class DecodeWorker(AbstractContextManager["DecodeWorker"]):
                 found.append(_clip(one, pixels[at : at + size], spec))
                 at += size
         return found
+
+    def plan_grid(
+        self, path: Path, windows: Windows, spec: ClipSpec, *, timeout_s: float = 60.0
+    ) -> GridPlan:
+        """Return what `grid.plan_grid` returns, from the child; raises as `read`."""
+        asked = {"spec": asdict(spec), "grid": asdict(windows)}
+        total, frames, parts, *rest = self._ask(path, asked, timeout_s, 0)[0]["plan"]
+        return GridPlan(total, frames, [Window(*w) for w in parts], *rest)
+
+    def read_frames(
+        self,
+        path: Path,
+        spec: ClipSpec,
+        total_frames: int,
+        frames: Sequence[int],
+        *,
+        timeout_s: float = 60.0,
+    ) -> FramesRead:
+        """Return what `grid.read_frames` returns, from the child; raises as `read`.
+
+        timeout_s: for as many of them as a window has.
+        """
+        asked = {"spec": asdict(spec), "total_frames": total_frames, "frames": frames}
+        one, windows = math.prod(spec.shape[1:]), math.ceil(len(frames) / spec.frames)
+        header, pixels = self._ask(path, asked, timeout_s * windows, one)
+        facts = header["facts"]
+        return FramesRead(
+            pixels=np.frombuffer(bytearray(pixels), np.uint8).reshape(-1, *spec.shape[1:]),
+            errors={i: clip["error"] for i, clip in enumerate(header["clips"]) if "error" in clip},
+            **facts | {"size": tuple(facts["size"])},
+        )
 
     def _ask(
         self, path: str | os.PathLike[str], what: dict[str, Any], timeout_s: float, size: int

@@ -11,6 +11,8 @@ import stan_infer as si
 from stan_infer.library import embed
 from stan_infer.system.csv_file import unguarded
 from stan_infer.text.templates import template_sets
+from stan_infer.video.spec import ClipSpec
+from stan_infer.video.windows import Window, Windows, plan_windows, read_windows
 from tests.conftest import write_video
 from tests.video.test_hdr import TRANSFERS, stored
 
@@ -75,9 +77,6 @@ def test_windows_find_the_moment(cli, checkpoint, long, videos, tmp_path, by):
     rows = rows_of(out)
     assert len(rows) == 3 * (6 + 3)  # three short clips have one part each
     session = si.open_session(checkpoint)
-    from stan_infer.video.spec import ClipSpec
-    from stan_infer.video.windows import Windows, plan_windows, read_windows
-
     plan = plan_windows(long, Windows(seconds=5))
     assert [w[:2] for w in plan.windows] == [(5 * i, 5 * i + 5) for i in range(6)]
     clips = read_windows(long, ClipSpec.of(session.config), 300, plan.windows)
@@ -93,6 +92,31 @@ def test_windows_find_the_moment(cli, checkpoint, long, videos, tmp_path, by):
         assert len(records) == 3 and len(ranking) == 9 and {"start_s", "end_s"} <= ranking[0].keys()
     else:
         assert [r["start_s"] for r in records[:6]] == [0, 5, 10, 15, 20, 25]
+
+
+def test_windows_on_a_grid_say_so(cli, checkpoint, artefact, long, videos):
+    more = ("--windows", "5:2.5:grid", "--frames", 4, "--json", "--workers", 1)
+    records = cli("run", checkpoint, long, videos / "clip0.mp4", *TEXTS, *more).records
+    assert [r["start_s"] for r in records] == [2.5 * i for i in range(11)] + [0]
+    assert [r["sampling"] for r in records] == ["grid"] * 11 + ["clip"]
+    # 5 s / 4 frames are 12.5 frames: the middles of the steps are at 6.25, 18.75 and so on.
+    assert records[0]["frame_indices"] == [6, 18, 31, 43]
+    with si.open_session(checkpoint) as session:
+        alone = [Window(0, 1, number, 1) for number in records[3]["frame_indices"]]
+        frames = read_windows(long, ClipSpec.of(session.config, frames=1), 300, alone)
+        pixels = np.concatenate([f.pixels for f in frames])
+        wanted = np.asarray(session.score(list(TEXTS[1::2]), pixels[None]))[:, 0]
+    got = {s["text"]: s["score"] for s in records[3]["scores"]}
+    np.testing.assert_allclose([got[t] for t in TEXTS[1::2]], wanted, atol=1e-6)
+    by = (*more, "--by", "text", "--top", 0)
+    for record in cli("run", checkpoint, long, *TEXTS, *by).records:
+        assert {r["sampling"] for r in record["ranking"]} == {"grid"}
+    (record,) = cli("run", checkpoint, videos / "clip0.mp4", *TEXTS, "--json").records
+    assert record["sampling"] == "clip"
+    given = ("run", artefact, long, *TEXTS, "--windows", "5:2.5:grid", "--frames", 4)
+    cli(*given, code=2, says="stan-infer export CHECKPOINT -o FOLDER --split")
+    off = ("--windows", "5:2:grid", "--frames", 4)
+    cli("run", checkpoint, long, *TEXTS, *off, code=2, says="2 s are 1.6 of them: give")
 
 
 def test_a_moment_is_shown_once_for_each_text(cli, checkpoint, long, videos, tmp_path):

@@ -100,7 +100,15 @@ def test_any_number_of_workers(tmp_path, videos, batch, undisturbed, workers):
     assert passports[0].read_bytes() == passports[1].read_bytes()
 
 
-@pytest.mark.parametrize("options", [{}, {"batch": 3}, {"windows": Windows(seconds=0.2)}], ids=str)
+OPTIONS = [
+    {},
+    {"batch": 3},
+    {"windows": Windows(seconds=0.2)},
+    {"windows": Windows(seconds=0.2, stride=0.1, grid=True)},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_any_number_of_workers_with_a_model(tmp_path, videos, options):
     with open_session(ROOT / "examples" / "motion" / "motion.safetensors") as session:
         for n in (1, 2, 3):

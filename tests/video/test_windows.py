@@ -84,8 +84,16 @@ def test_bad_windows(options, says):
 
 
 def test_words():
-    assert parse_windows("10") == (10.0, None) and parse_windows("2.5:.5") == (2.5, 0.5)
-    for text in ("", "x", "1:", "1:2:3", "10s"):
+    for text, options in (
+        ("10", {"seconds": 10.0}),
+        ("2.5:.5", {"seconds": 2.5, "stride": 0.5}),
+        ("8:2:grid", {"seconds": 8.0, "stride": 2.0, "grid": True}),
+        ("8:grid", {"seconds": 8.0, "grid": True}),
+    ):
+        assert parse_windows(text) == Windows(**options)
+    assert parse_windows("8:2:grid", start=3, end=9).end == 9
+    assert str(parse_windows("8:.5:grid")) == "8.0:0.5:grid"
+    for text in ("", "x", "1:", "1:2:3", "10s", "grid", ":grid", "1:2:3:grid", "1:grid:2"):
         with pytest.raises(InputError, match="SECONDS"):
             parse_windows(text)
 
