@@ -36,7 +36,7 @@ struct GraphSource {
   Bytes content;
   std::filesystem::path path;      // set only for a graph with weights in files beside it
   std::vector<std::string> ports;  // names to prefer where an engine knows several for one port
-  std::string role;                // video, text, preprocess or score
+  std::string role;                // video, text, trunk, branch, preprocess or score
   const Folder* folder = nullptr;  // where an engine finds more than the graph
 };
 
@@ -46,6 +46,7 @@ class Backend {
   virtual std::string name() const = 0;     // with its version
   virtual std::string version() const = 0;  // alone
   virtual std::string provider() const { return ""; }
+  virtual bool runs_parts() const { return true; }  // the graphs trunk and branch
   virtual std::unique_ptr<Session> open(const GraphSource& source) const = 0;
 };
 

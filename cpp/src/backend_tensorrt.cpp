@@ -45,12 +45,12 @@ Log& the_log() {
   return log;
 }
 
-class Stream {
+class CudaStream {
  public:
-  Stream() { check(cudaStreamCreate(&stream_), "a stream"); }
-  ~Stream() { cudaStreamDestroy(stream_); }
-  Stream(const Stream&) = delete;
-  Stream& operator=(const Stream&) = delete;
+  CudaStream() { check(cudaStreamCreate(&stream_), "a stream"); }
+  ~CudaStream() { cudaStreamDestroy(stream_); }
+  CudaStream(const CudaStream&) = delete;
+  CudaStream& operator=(const CudaStream&) = delete;
   cudaStream_t get() const { return stream_; }
 
  private:
@@ -167,7 +167,7 @@ class PlanSession final : public Session {
   }
 
   Plan plan_;
-  Stream stream_;
+  CudaStream stream_;
   std::unique_ptr<nvinfer1::ICudaEngine> engine_;
   std::map<int, std::unique_ptr<nvinfer1::IExecutionContext>> contexts_;
   std::vector<Slot> inputs_, outputs_;
@@ -200,6 +200,8 @@ class TensorRtBackend final : public Backend {
     return std::to_string(version_[0]) + "." + std::to_string(version_[1]) + "." +
            std::to_string(version_[2]);
   }
+
+  bool runs_parts() const override { return false; }  // there are no plans of them
 
   std::unique_ptr<Session> open(const GraphSource& source) const override {
     if (source.role != "video" && source.role != "text") return other_->open(source);

@@ -123,8 +123,7 @@ std::vector<std::int64_t> choose_frames(std::size_t count, int frames,
   return all;
 }
 
-void check_image(const ImageView& image, std::size_t number) {
-  const std::string name = "frame " + std::to_string(number);
+void check_image(const ImageView& image, const std::string& name) {
   check_size(name, image.width, image.height);
   const Layout layout = layout_of(image.format, image.width, image.height);
   for (std::size_t i = 0; i < static_cast<std::size_t>(layout.planes); ++i) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "tensor.hpp"
@@ -16,8 +17,9 @@ std::vector<std::int64_t> sample_indices(std::int64_t total_frames, int frames);
 // Error (bad_argument).
 std::vector<std::int64_t> choose_frames(std::size_t count, int frames, const FrameOptions& options);
 
-// Throws Error (bad_argument) unless each plane has the memory that the image's size needs.
-void check_image(const ImageView& image, std::size_t number);
+// Throws Error (bad_argument) unless each plane has the memory that the image's size needs. Reads
+// no pixel. name: of the frame, for the message.
+void check_image(const ImageView& image, const std::string& name);
 
 // uint8 [1, height, width, 3]: the caller's memory where it is RGB without gaps, else `copy`.
 View rgb_of(const ImageView& image, Tensor& copy);

@@ -44,6 +44,7 @@ enum class Head { mean, mug, mug_frame_token };
 struct Config {
   int frames = 0, max_frames = 0, image_size = 0, short_side = 0, embed_dim = 0;
   int context_length = 0, vocab_size = 0, branch_layers = 0;
+  int width = 0, patches = 0;  // of a token; of a frame
   Head head = Head::mean;
   double temperature = 0;
   float mean[3] = {}, std[3] = {};  // on the 0..255 scale

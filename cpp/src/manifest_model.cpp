@@ -147,6 +147,9 @@ Config model_of(const Json& json) {
   model.branch_layers = whole("branch_layers");
   model.image_size = whole("image_size");
   model.short_side = whole("short_side");
+  model.width = whole("width");
+  const int patches = whole("image_size") / whole("patch");  // of a side
+  model.patches = patches * patches;
   model.embed_dim = whole("embed_dim");
   model.context_length = whole("context_length");
   model.vocab_size = whole("vocab_size");

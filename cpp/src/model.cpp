@@ -1,39 +1,14 @@
-// The public face: every entry checks what it is given, waits for its turn, and lets Error out
-// only.
+#include "model.hpp"
+
 #include <algorithm>
 #include <cmath>
 
-#include "backend.hpp"
-#include "call.hpp"
-#include "error.hpp"
-#include "pipeline.hpp"
 #include "self_test.hpp"
 
 namespace stan_infer {
 namespace {
 
 constexpr int kMostThreads = 1024, kMostClips = 64;
-
-template <class Work>
-auto guarded(const Work& work) -> decltype(work()) {
-  try {
-    return work();
-  } catch (const Error&) {
-    throw;
-  } catch (const std::bad_alloc&) {
-    throw Error(ErrorCode::out_of_memory, "there is not enough memory");
-  } catch (const std::exception& e) {
-    throw Error(ErrorCode::internal, std::string("a bug of stan_infer: ") + e.what());
-  } catch (...) {
-    throw Error(ErrorCode::internal, "a bug of stan_infer");
-  }
-}
-
-void check_range(const std::string& name, int value, int least, int most) {
-  if (value >= least && value <= most) return;
-  throw bad_argument(name + " is " + std::to_string(value) + "; allowed are " +
-                     std::to_string(least) + " to " + std::to_string(most));
-}
 
 std::unique_ptr<Backend> open_backend(const Options& options) {
   check_range("threads", options.threads, 0, kMostThreads);
@@ -51,44 +26,27 @@ std::unique_ptr<Backend> open_backend(const Options& options) {
 
 }  // namespace
 
-struct Model::Impl {
-  std::unique_ptr<Backend> backend;
-  Pipeline pipeline;
-  Info info;
-  Turns turns;
-
-  Impl(const std::filesystem::path& folder, const Options& options)
-      : backend(open_backend(options)), pipeline(folder, *backend, options.batch) {
-    const Manifest& manifest = pipeline.manifest();
-    info.frames = manifest.model.frames;
-    info.image_size = manifest.model.image_size;
-    info.embed_dim = manifest.model.embed_dim;
-    info.context_length = manifest.model.context_length;
-    info.temperature = manifest.model.temperature;
-    info.is_mug = manifest.model.head != Head::mean;
-    info.has_texts =
-        kReadsTexts && manifest.graph("text") && manifest.files.count("tokenizer.json") > 0;
-    info.has_labels = manifest.labels.has_value();
-    info.engine = backend->name();
-    info.version = backend->version();
-    info.provider = backend->provider();
-    if (const Graph* video = manifest.graph("video")) info.precision = video->precision;
-  }
-
-  // Runs a call of the public interface, one at a time.
-  template <class Work>
-  auto run(const Call& call, const Work& work) -> decltype(work(pipeline)) {
-    return guarded([&] {
-      turns.take(call);
-      const std::unique_ptr<Turns, void (*)(Turns*)> turn(&turns, [](Turns* t) { t->give_back(); });
-      pipeline.use(call);
-      return work(pipeline);
-    });
-  }
-};
+Model::Impl::Impl(const std::filesystem::path& folder, const Options& options)
+    : backend(open_backend(options)), pipeline(folder, *backend, options.batch) {
+  const Manifest& manifest = pipeline.manifest();
+  info.frames = manifest.model.frames;
+  info.image_size = manifest.model.image_size;
+  info.embed_dim = manifest.model.embed_dim;
+  info.context_length = manifest.model.context_length;
+  info.temperature = manifest.model.temperature;
+  info.is_mug = manifest.model.head != Head::mean;
+  info.has_texts =
+      kReadsTexts && manifest.graph("text") && manifest.files.count("tokenizer.json") > 0;
+  info.has_labels = manifest.labels.has_value();
+  info.engine = backend->name();
+  info.version = backend->version();
+  info.provider = backend->provider();
+  info.has_stream = backend->runs_parts() && manifest.graph("trunk") && manifest.graph("branch");
+  if (const Graph* video = manifest.graph("video")) info.precision = video->precision;
+}
 
 Model::Model(const std::filesystem::path& folder, const Options& options)
-    : impl_(guarded([&] { return std::make_unique<Impl>(folder, options); })) {}
+    : impl_(guarded([&] { return std::make_shared<Impl>(folder, options); })) {}
 Model::~Model() = default;
 Model::Model(Model&&) noexcept = default;
 Model& Model::operator=(Model&&) noexcept = default;

@@ -7,6 +7,7 @@
 #include <numeric>
 #include <regex>
 
+#include "arrays.hpp"
 #include "error.hpp"
 #include "frames.hpp"
 #include "graph_check.hpp"
@@ -20,51 +21,6 @@ namespace {
 constexpr std::int64_t kTextsAtOnce = 64;  // bounds the memory of the token embeddings
 constexpr std::size_t kMaxLabels = 100'000;
 constexpr std::size_t kMaxNames = 2000;  // of files, with those of engines/
-
-const Tensor& array(const std::map<std::string, Tensor>& arrays, const std::string& name,
-                    const std::string& file) {
-  const auto found = arrays.find(name);
-  if (found == arrays.end()) {
-    throw bad_folder(file + " has no array '" + name + "'; export the checkpoint again");
-  }
-  return found->second;
-}
-
-// Rows from `begin` on; those past the end repeat the last one: a graph with a fixed batch wants
-// them all. `copy` holds them where they are not in the memory of `rows`.
-View rows_of(const View& rows, std::int64_t begin, std::int64_t count, Tensor& copy) {
-  View part = rows;
-  part.shape[0] = count;
-  const std::size_t row = part.size() / static_cast<std::size_t>(count);
-  const std::int64_t last = rows.shape[0] - 1;
-  const auto at = [&](std::int64_t i) {
-    return rows.data + static_cast<std::size_t>(std::min(i, last)) * row;
-  };
-  part.data = at(begin);
-  if (begin + count <= rows.shape[0]) return part;
-  copy = make_tensor(part.dtype, part.shape);
-  for (std::int64_t i = 0; i < count; ++i) {
-    std::memcpy(copy.bytes.data() + static_cast<std::size_t>(i) * row, at(begin + i), row);
-  }
-  return copy;
-}
-
-Tensor normalized(const Tensor& pixels, const Config& model) {
-  // uint8 [T, S, S, 3] -> float32 [T, 3, S, S]
-  const std::int64_t t = pixels.shape[0], area = pixels.shape[1] * pixels.shape[2];
-  Tensor result = make_tensor(DType::float32, {t, 3, pixels.shape[1], pixels.shape[2]});
-  const auto* from = pixels.data<std::uint8_t>();
-  auto* to = result.data<float>();
-  for (std::int64_t frame = 0; frame < t; ++frame) {
-    for (std::int64_t c = 0; c < 3; ++c) {
-      for (std::int64_t i = 0; i < area; ++i) {
-        to[(frame * 3 + c) * area + i] =
-            (static_cast<float>(from[(frame * area + i) * 3 + c]) - model.mean[c]) / model.std[c];
-      }
-    }
-  }
-  return result;
-}
 
 // Plans are added after the export, so the manifest lists none; the sidecar of each has its hash.
 bool is_of_engines(const std::string& name) {
@@ -229,11 +185,7 @@ std::map<std::string, Tensor> Pipeline::run_batches(Opened& opened, const View& 
     Tensor copy;
     const View batch = rows_of(rows, begin, std::max(least, left), copy);
     for (auto& [name, part] : run(opened, {{port.name, batch}})) {
-      if (part.shape[0] > left) {  // what was computed of repeated rows
-        part.bytes.resize(part.bytes.size() / static_cast<std::size_t>(part.shape[0]) *
-                          static_cast<std::size_t>(left));
-        part.shape[0] = left;
-      }
+      keep_rows(part, left);  // others were computed of repeated rows
       append_rows(whole[name], std::move(part));
     }
   }
@@ -270,7 +222,9 @@ Clip Pipeline::read_clip(const std::filesystem::path& video) {
 }
 
 Tensor Pipeline::clip_of_frames(const std::vector<ImageView>& frames, const FrameOptions& options) {
-  for (std::size_t i = 0; i < frames.size(); ++i) check_image(frames[i], i);
+  for (std::size_t i = 0; i < frames.size(); ++i) {
+    check_image(frames[i], "frame " + std::to_string(i));
+  }
   const std::vector<std::int64_t> indices =
       choose_frames(frames.size(), manifest_.model.frames, options);
   std::map<std::int64_t, Tensor> taken;
@@ -301,12 +255,18 @@ Tensor Pipeline::clip_of(const std::map<std::int64_t, Tensor>& frames,
 
 VideoEmbeds Pipeline::embed_clips(const Tensor& clips) {
   Opened& opened = open("video");
-  auto outputs = run_batches(opened, clips, batch_);
-  const std::int64_t b = clips.shape[0], e = manifest_.model.embed_dim;
-  VideoEmbeds embeds{array(outputs, "video_embeds", opened.graph->file),
-                     array(outputs, "frame_embeds", opened.graph->file), std::nullopt};
+  const auto outputs = run_batches(opened, clips, batch_);
+  return embeds_of(outputs, opened.graph->file, clips.shape[0], clips.shape.at(1));
+}
+
+// What a video or a branch graph gives for `b` clips of `t` frames.
+VideoEmbeds Pipeline::embeds_of(const std::map<std::string, Tensor>& outputs,
+                                const std::string& file, std::int64_t b, std::int64_t t) const {
+  const std::int64_t e = manifest_.model.embed_dim;
+  VideoEmbeds embeds{array(outputs, "video_embeds", file), array(outputs, "frame_embeds", file),
+                     std::nullopt};
   expect(embeds.clips, DType::float32, {b, e}, "video_embeds");
-  expect(embeds.frames, DType::float32, {b, clips.shape.at(1), e}, "frame_embeds");
+  expect(embeds.frames, DType::float32, {b, t, e}, "frame_embeds");
   if (const auto found = outputs.find("scores"); found != outputs.end()) {
     expect(found->second, DType::float32, {b, -1}, "scores");
     embeds.class_scores = found->second;

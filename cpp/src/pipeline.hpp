@@ -16,6 +16,13 @@
 
 namespace stan_infer {
 
+// What a stream must know of the video tower in two graphs.
+struct Parts {
+  int least = 0, most = 0;  // frames of a window
+  Shape row;                // [N, D]: tokens of a frame, width
+  int layers = 0;           // K: of the branch; so many rows pass between the graphs
+};
+
 class Pipeline {
  public:
   // Reads the manifest and checks all files; graphs are opened when they are first needed.
@@ -33,6 +40,13 @@ class Pipeline {
   Tensor clip_of_frames(const std::vector<ImageView>& frames, const FrameOptions& options);
   VideoEmbeds embed_clips(const Tensor& clips);  // [clips, T, ..] as read_clip gives it
   VideoEmbeds embed_videos(const std::vector<std::filesystem::path>& videos);  // a clip of each
+
+  bool has_parts() const;  // of the two graphs one or both, in an engine that runs them
+  Parts parts();  // opens both graphs, and that of preprocessing; checks that they fit the model
+  std::vector<Tensor> trunk_of_image(const ImageView& frame);  // checked -> K times [1, N, D]
+  std::vector<Tensor> trunk(const View& frames);  // [F, ..] as in a clip -> K times [F, N, D]
+  VideoEmbeds branch(const std::vector<View>& rows);  // K times [clips, T, N, D]
+
   TextEmbeds embed_texts(const std::vector<std::string>& texts);
   TextEmbeds embed_ids(const Tensor& ids);  // int32 [texts, L]
 
@@ -49,6 +63,8 @@ class Pipeline {
   std::map<std::string, Tensor> golden();
 
  private:
+  static constexpr std::int64_t kFramesAtOnce = 8;  // through the trunk, where several are given
+
   struct Opened {
     const Graph* graph = nullptr;
     std::unique_ptr<Session> session;
@@ -61,6 +77,8 @@ class Pipeline {
   std::map<std::string, Tensor> run_batches(Opened& opened, const View& rows, std::int64_t most);
   Tensor clip_of(const std::map<std::int64_t, Tensor>& frames,
                  const std::vector<std::int64_t>& indices);
+  VideoEmbeds embeds_of(const std::map<std::string, Tensor>& outputs, const std::string& file,
+                        std::int64_t b, std::int64_t t) const;
   const TextEmbeds& label_embeds();
 
   Folder folder_;

@@ -49,6 +49,30 @@ Stage compare_ids(const Tensor& got, const Tensor& wanted) {
   return {"input_ids", wrong, 0};
 }
 
+// The clips through trunk and branch, compared with what video.onnx gave.
+Stage compare_parts(Pipeline& pipeline, const Tensor& clips, const VideoEmbeds& whole,
+                    double allowed) {
+  pipeline.parts();
+  const std::int64_t b = clips.shape[0], t = clips.shape[1];
+  const Shape one(clips.shape.begin() + 2, clips.shape.end());
+  VideoEmbeds made;
+  for (std::int64_t i = 0; i < b; ++i) {
+    View frames = clips;
+    frames.shape = one;
+    frames.shape.insert(frames.shape.begin(), t);
+    frames.data += static_cast<std::size_t>(i) * frames.size();
+    const std::vector<Tensor> rows = pipeline.trunk(frames);
+    std::vector<View> windows(rows.begin(), rows.end());
+    for (View& window : windows) window.shape.insert(window.shape.begin(), 1);
+    VideoEmbeds embeds = pipeline.branch(windows);
+    append_rows(made.clips, std::move(embeds.clips));
+    append_rows(made.frames, std::move(embeds.frames));
+  }
+  const Stage mean = compare("parts", made.clips, whole.clips, allowed);
+  const Stage each = compare("parts", made.frames, whole.frames, allowed);
+  return mean.passed() && !(each.error <= mean.error) ? each : mean;  // the worse one, NaN too
+}
+
 }  // namespace
 
 std::vector<Stage> self_test(Pipeline& pipeline) {
@@ -81,6 +105,9 @@ std::vector<Stage> self_test(Pipeline& pipeline) {
     if (classes && video->class_scores) {
       stages.push_back(
           compare("class_scores", *video->class_scores, *classes, golden.score_tolerance));
+    }
+    if (pipeline.has_parts()) {
+      stages.push_back(compare_parts(pipeline, *clips, *video, golden.video_tolerance));
     }
   }
   const Tensor* ids = find(arrays, "input_ids");

@@ -11,7 +11,14 @@ import stan_infer as si
 from benchmarks import cpp
 from benchmarks.tables import library as tables
 from tests.conftest import ROOT
-from tests.cpp.conftest import MOTION, SOURCE, build, ort_library, package_folder
+from tests.cpp.conftest import (
+    MOTION,
+    SOURCE,
+    build,
+    make_exported,
+    ort_library,
+    package_folder,
+)
 
 CLIP = MOTION / "clips" / "red_cross_moves_left.mp4"
 
@@ -77,26 +84,48 @@ def test_the_example_for_a_file(examples, plain, exported):
     assert answer.returncode == 2 and answer.stderr.startswith("error: cannot read the video")
 
 
-def frames_through(*program, folder, library=None):
-    """What the example for frames in memory prints for the frames of a clip."""
+def frames_of_the_clip():
     av = pytest.importorskip("av")
     from stan_infer.video.rgb import upright_rgb
 
     with av.open(str(CLIP)) as container:
-        frames = [upright_rgb(frame, CLIP) for frame in container.decode(video=0)]
+        return [upright_rgb(frame, CLIP) for frame in container.decode(video=0)]
+
+
+def frames_through(*program, folder, library=None):
+    """What the example for frames in memory prints for the frames of a clip."""
+    return chances(piped(*program, folder=folder, library=library))
+
+
+def piped(*program, folder, library=None, more=()):
+    frames = frames_of_the_clip()
     height, width = frames[0].shape[:2]
     answer = subprocess.run(
-        [*program, folder, str(width), str(height)],
+        [*program, folder, str(width), str(height), *more],
         input=b"".join(frame.tobytes() for frame in frames),
         stdout=subprocess.PIPE,
         env=os.environ | {"STAN_INFER_ORT_LIBRARY": str(library or ort_library())},
         check=True,
     )
-    return chances(answer.stdout.decode())
+    return answer.stdout.decode()
 
 
 def test_the_example_for_frames_in_memory(examples, plain, exported):
     assert frames_through(examples / "classify_frames", folder=exported) == wanted(plain, exported)
+
+
+def test_the_example_for_windows_that_slide(examples, model, labels):
+    folder = make_exported(model, labels=labels, split=True)
+    found = piped(examples / "watch_frames", folder=folder, more=("25",))
+    lines = []
+    with si.open_session(folder, engine="ort") as session:
+        stream = session.stream(interval=0.1)
+        for i, frame in enumerate(frames_of_the_clip()):
+            for window in stream.push(frame, i / 25):
+                scores = session.score_embeddings(labels, window.embedding[None])[:, 0]
+                best = labels[int(scores.argmax())]
+                lines.append(f"{window.start:.2f} to {window.end:.2f} s: {best}")
+    assert re.sub(r"s: [01]\.\d{4}  ", "s: ", found).splitlines() == lines and lines
 
 
 def test_parts_that_are_left_out(plain, exported, tmp_path):
@@ -151,7 +180,7 @@ def test_the_shared_library_exports_its_header_only(prefix, kind):
         pytest.skip("a static library has no exports")
     found = exports(next((prefix / "lib").glob("libstan_infer.so.*.*.*")))
     assert any(name.startswith("stan_infer::Model::embed_video(") for name in found)
-    ours = r"((typeinfo( name)?|vtable) for )?stan_infer::(Model|Error|ImageView|Tensor|Call)\b"
+    ours = r"((typeinfo( name)?|vtable) for )?stan_infer::(Model|Stream|Error|ImageView|Tensor|Call)\b"
     assert [name for name in found if not re.match(ours, name)] == []
 
 

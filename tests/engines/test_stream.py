@@ -1,5 +1,7 @@
 """Windows that slide: embeddings of the whole network, and what becomes of every frame."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -8,10 +10,12 @@ from stan_infer.artefacts.parts import CHUNK
 from stan_infer.engines.stream import StreamCounts
 from stan_infer.errors import InputError
 from stan_infer.network.model import Stan, init_random
-from tests.conftest import clips, relative_error, tiny_config
+from tests.conftest import ROOT, clips, relative_error, tiny_config
 from tests.exported import exported
 
 FP32 = 2e-6  # relative to the largest value
+# Times of frames, the numbers of those that each window takes, by its own first number, and counts.
+CASES = json.loads((ROOT / "tests/engines/stream_cases.json").read_text())
 
 
 def frames_of(count, seed=0):
@@ -57,27 +61,23 @@ def test_equals_the_whole_network(session, window, stride):
     assert stream.counts.taken == len(frames)
 
 
-def test_the_grid_takes_the_first_frame_at_or_after_each_of_its_times(model):
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
+def test_cases(model, case):
+    """tests/cpp/test_stream.py holds the C++ library to the same table."""
+    times, t = case["times"], case["window"]
+    frames = frames_of(len(times))
     with si.open_session(model) as session:
-        stream = session.stream(3, interval=0.1)
-        frames = frames_of(8)
-        times = [5.0, 5.04, 5.0999999, 5.15, 5.15, 5.1, 5.42, 6.0]
-        #        taken skipped taken   skipped late late  for 5.2 to 5.4  a gap
-        found = stream.extend(frames, times)
-        assert [(w.first, w.start, w.end) for w in found] == [
-            (0, 5.0, 5.42),
-            (1, 5.0999999, 5.42),
-            (2, 5.42, 5.42),
-        ]
-        wanted = session.embed_video(frames[[[0, 2, 6], [2, 6, 6], [6, 6, 6]]])
-        assert relative_error(np.stack([w.embedding for w in found]), wanted) < FP32
-        assert stream.counts == StreamCounts(taken=4, skipped=2, repeated=2, late=2, gaps=1)
-        assert stream.push(frames[0], 6.1) == []
-        (last,) = stream.push(frames[1], 6.2)
-        assert (last.first, last.start, last.end) == (5, 6.0, 6.2)
-        wanted = session.embed_video(frames[[7, 0, 1]][None])[0]
-        assert relative_error(last.embedding, wanted) < FP32
-        assert stream.bytes_held == 2 * 3 * 2 * 5 * 32 * 4  # 2 T K N D numbers of 4 bytes
+        stream = session.stream(t, case["stride"], interval=case["interval"])
+        found = [w for frame, time in zip(frames, times, strict=True)
+                 for w in stream.push(frame, time)]  # fmt: skip
+        assert stream.counts == StreamCounts(**case["counts"])
+        assert stream.bytes_held == 2 * t * 2 * 5 * 32 * 4  # 2 T K N D numbers of 4 bytes
+        numbers = [*case["windows"].values()]
+        wanted = [(int(k), times[n[0]], times[n[-1]]) for k, n in case["windows"].items()]
+        assert [(w.first, w.start, w.end) for w in found] == wanted
+        for window, n in zip(found, numbers, strict=True):
+            whole = session.embed_video(frames[n][None])[0]
+            assert relative_error(window.embedding, whole) < FP32
 
 
 def test_240_frames_a_second_pass_the_trunk_as_seldom_as_five(model):
@@ -86,24 +86,6 @@ def test_240_frames_a_second_pass_the_trunk_as_seldom_as_five(model):
         found = [w for i in range(960) for w in stream.push(frame, i / 240)]
         assert stream.counts.taken == 20 and len(found) == 6
         assert found[1].start == pytest.approx(0.6, abs=1e-6)
-
-
-def test_a_clock_that_is_set_back_begins_anew(model):
-    with si.open_session(model) as session:
-        stream, frames = session.stream(2, interval=0.1), frames_of(4)
-        assert len(stream.extend(frames[:2], [90.0, 90.1])) == 1
-        assert stream.push(frames[0], 90.0) == []  # late: within a window
-        assert stream.push(frames[2], 0.0) == []
-        (window,) = stream.push(frames[3], 0.1)
-        assert (window.first, window.start, window.end) == (2, 0.0, 0.1)
-        assert relative_error(window.embedding, session.embed_video(frames[None, 2:])[0]) < FP32
-        assert stream.counts == StreamCounts(taken=4, late=1, gaps=1)
-
-
-def test_without_an_interval_times_are_labels(model):
-    with si.open_session(model) as session:
-        found = session.stream(2).extend(frames_of(3), [5, 1, 1.0])
-        assert [(w.start, w.end) for w in found] == [(5.0, 1.0), (1.0, 1.0)]
 
 
 def test_frames_between_the_times_of_the_grid_are_not_touched(model):

@@ -186,8 +186,8 @@ struct Options {
 
   // An ONNX Runtime of the caller's own, in place of the path: OrtGetApiBase() of it, and, if
   // wanted, an environment (whose telemetry is left as it is) and session options, whose threads
-  // and providers then count and not those above. All must outlive the Model. Session options are
-  // copied, and the copy reads ONNX only and multiplies 8 bits exactly.
+  // and providers then count and not those above. All must outlive the Model and its Streams.
+  // Session options are copied, and the copy reads ONNX only and multiplies 8 bits exactly.
   const OrtApiBase* ort_api_base = nullptr;
   OrtEnv* ort_env = nullptr;
   const OrtSessionOptions* ort_session_options = nullptr;
@@ -202,6 +202,7 @@ struct Info {
   bool is_mug = false;     // scores are of frames with tokens, not cosines
   bool has_texts = false;  // embed_texts may be called
   bool has_labels = false;
+  bool has_stream = false;  // stream may be called: a folder of --split, in an engine that runs it
   std::string engine;     // with its version
   std::string version;    // of the engine alone
   std::string provider;   // "CPUExecutionProvider": of ONNX Runtime; "": its session options say it
@@ -237,6 +238,65 @@ struct Stage {
   double error = 0;  // of preprocess in levels of 255; of ids their number; else relative
   double allowed = 0;
   bool passed() const noexcept { return error <= allowed; }  // false for NaN
+};
+
+struct StreamOptions {
+  std::optional<int> window;  // T, frames of a window; none: Info::frames
+  int stride = 1;             // from the first frame of a window to that of the next, in frames
+  // Seconds between two frames of a window, 1e-6 to 1e6. Of the frames that are pushed, the first
+  // at or after each such time is taken, others are skipped. Where several times pass between two
+  // frames, the second stands for all of them; after more than a whole window, or where the clock
+  // is set back by as much, the windows begin anew. None: every frame is taken, times are labels.
+  std::optional<double> interval;
+};
+
+struct StreamedWindow {
+  std::int64_t first = 0;            // number of its first frame, of those that were taken
+  std::optional<double> start, end;  // times of its first and last frame in seconds, where given
+  VideoEmbeds embeds;                // of one clip, the T frames; for score and score_labels
+};
+
+// What became of the frames that were pushed.
+struct StreamCounts {
+  std::int64_t taken = 0;     // passed the trunk
+  std::int64_t skipped = 0;   // lay between two times of the grid
+  std::int64_t repeated = 0;  // times of the grid in a gap, which the frame behind it fills
+  std::int64_t late = 0;      // at or before the time of an earlier frame, left out
+  std::int64_t gaps = 0;      // longer than a window, forward or back; the windows began anew
+};
+
+// Windows of T frames that slide over frames as they come. The trunk reads each frame alone, once,
+// and only the branch mixes those of a window; embeddings are those of embed_clips for the same
+// frames. Its memory is taken when it is made, by Model::stream, and does not grow.
+//
+// It is a part of its Model, which it keeps alive: any thread may call, and a push waits for other
+// calls on the Model and for those on its other streams. Frames that several threads push come in
+// the order of their turns.
+class STAN_INFER_API Stream {
+ public:
+  ~Stream();
+  // Of a Stream that was moved from, every function throws Error (bad_argument).
+  Stream(Stream&&) noexcept;
+  Stream& operator=(Stream&&) noexcept;
+
+  // Adds a frame of any size and format; returns the windows that it completes, mostly one or none.
+  // time: of the frame in seconds, -1e12 to 1e12, which a stream with an interval needs. The pixels
+  // of a frame that is skipped or late are not read. Where an Error is thrown, the stream is as it
+  // was before, and the frame may be pushed again.
+  std::vector<StreamedWindow> push(const ImageView& frame, std::optional<double> time = {},
+                                   const Call& call = Call::endless());
+
+  void reset(const Call& call = Call::endless());  // as it was when it was made
+
+  StreamCounts counts() const;
+  std::size_t bytes_held() const;  // of rows: 2 T K N D numbers of 4 bytes, whatever is pushed
+
+ private:
+  friend class Model;
+  struct Impl;
+  explicit Stream(std::unique_ptr<Impl> impl);
+  Impl& impl() const;
+  std::unique_ptr<Impl> impl_;
 };
 
 class STAN_INFER_API Model {
@@ -289,13 +349,18 @@ class STAN_INFER_API Model {
   // Of scores float32 [n, 1], those of one clip: exp(score / temperature), which sum to 1.
   std::vector<double> probabilities(const Tensor& scores) const;
 
+  // Windows that slide over frames which come one after the other, as from a camera. The folder
+  // must be one of `stan-infer export ... --split`, the engine ONNX Runtime or OpenVINO.
+  Stream stream(const StreamOptions& options = {}, const Call& call = Call::endless());
+
   // Computes the golden data of the folder again, a stage for each part that it has.
   std::vector<Stage> self_test(const Call& call = Call::endless());
 
  private:
+  friend class Stream;
   struct Impl;
   Impl& impl() const;
-  std::unique_ptr<Impl> impl_;
+  std::shared_ptr<Impl> impl_;
 };
 
 }  // namespace stan_infer

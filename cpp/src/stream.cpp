@@ -1,0 +1,196 @@
+// The rules are those of stan_infer/engines/stream.py; tests/engines/stream_cases.json holds both
+// to them.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <mutex>
+#include <sstream>
+
+#include "frames.hpp"
+#include "model.hpp"
+
+namespace stan_infer {
+namespace {
+
+constexpr double kMostTime = 1e12;                            // seconds, forward or back
+constexpr double kLeastInterval = 1e-6, kMostInterval = 1e6;  // seconds
+constexpr double kEarly = 1e-6;  // seconds; times are rounded to container units, none is smaller
+
+void check_number(const std::string& name, double value, double least, double most) {
+  if (value >= least && value <= most) return;  // false for NaN
+  std::ostringstream text;
+  text << name << " is " << value << "; allowed are " << least << " to " << most << " s";
+  throw bad_argument(text.str());
+}
+
+// Which frames are taken, and where windows begin.
+struct Progress {
+  StreamCounts counts;
+  std::optional<double> last;   // time of the last frame
+  std::optional<double> begin;  // time of the grid's first frame
+  std::int64_t number = 0;      // of the grid's next frame
+  std::int64_t seen = 0;        // frames of the grid ever
+  std::int64_t next = 0;        // first frame of the next window
+  std::size_t held = 0;         // frames at the start of the rows
+
+  // How many frames of the grid a frame at this time is; 0: it is left out.
+  std::int64_t take(double time, double interval, int window) {
+    const bool set_back = last && time < *last - window * interval;
+    if (last && time <= *last && !set_back) {
+      ++counts.late;
+      return 0;
+    }
+    last = time;
+    if (!begin) begin = time;
+    // At most 2e12 / 1e-6, which is a whole number of 64 bits.
+    const double at = std::floor((time - *begin + kEarly) / interval);
+    const std::int64_t copies = static_cast<std::int64_t>(at) + 1 - number;
+    if (copies > window || set_back) {
+      ++counts.gaps;
+      begin = time;
+      number = 1;
+      next = seen;
+      return 1;
+    }
+    if (copies < 1) {
+      ++counts.skipped;
+      return 0;
+    }
+    counts.repeated += copies - 1;
+    number += copies;
+    return copies;
+  }
+};
+
+}  // namespace
+
+struct Stream::Impl {
+  std::shared_ptr<Model::Impl> model;
+  Parts parts;
+  int window, stride;
+  std::optional<double> interval;
+  std::vector<Tensor> rows;  // K times [2 T, N, D]: so that those of a window lie side by side
+  std::vector<std::optional<double>> times;
+  Progress now;
+  mutable std::mutex mutex;  // of what is shown of `now` while a call changes it
+
+  Impl(std::shared_ptr<Model::Impl> owner, const Parts& found, const StreamOptions& options)
+      : model(std::move(owner)),
+        parts(found),
+        window(options.window.value_or(model->info.frames)),
+        stride(options.stride),
+        interval(options.interval) {
+    check_range("window", window, parts.least, parts.most);
+    check_range("stride", stride, 1, std::numeric_limits<int>::max());
+    if (interval) check_number("interval", *interval, kLeastInterval, kMostInterval);
+    for (int k = 0; k < parts.layers; ++k) {
+      rows.push_back(make_tensor(DType::float32, {2 * window, parts.row[0], parts.row[1]}));
+    }
+    times.resize(static_cast<std::size_t>(2 * window));
+  }
+
+  std::size_t bytes_of_row() const { return rows[0].bytes.size() / times.size(); }
+
+  // Room for `count` frames more, at most T: the last T - 1 go to the front, more no window needs.
+  void make_room(std::int64_t count) {
+    if (now.held + static_cast<std::size_t>(count) <= times.size()) return;
+    const auto keep = static_cast<std::size_t>(window) - 1, from = now.held - keep;
+    for (Tensor& tensor : rows) {
+      std::byte* begin = tensor.bytes.data();
+      std::memmove(begin, begin + from * bytes_of_row(), keep * bytes_of_row());
+    }
+    std::copy_n(times.begin() + static_cast<std::ptrdiff_t>(from), keep, times.begin());
+    now.held = keep;
+  }
+
+  // The window that ends with the frame behind the first `held`.
+  StreamedWindow window_at(Pipeline& pipeline, std::int64_t first, std::size_t held) const {
+    const std::size_t low = held - static_cast<std::size_t>(window);
+    std::vector<View> views;
+    for (const Tensor& tensor : rows) {
+      views.emplace_back(DType::float32, Shape{1, window, parts.row[0], parts.row[1]},
+                         tensor.bytes.data() + low * bytes_of_row());
+    }
+    return {first, times[low], times[held - 1], pipeline.branch(views)};
+  }
+
+  // Whatever is thrown, `now` stays, and with it the stream.
+  std::vector<StreamedWindow> push(Pipeline& pipeline, const ImageView& frame,
+                                   std::optional<double> time) {
+    check_image(frame, "the frame");
+    if (time) check_number("the time of a frame", *time, -kMostTime, kMostTime);
+    if (interval && !time) {
+      throw bad_argument("a stream with an interval needs the time of every frame");
+    }
+    Progress then = now;
+    const std::int64_t copies = interval ? then.take(*time, *interval, window) : 1;
+    std::vector<StreamedWindow> found;
+    if (copies > 0) {
+      const std::vector<Tensor> one = pipeline.trunk_of_image(frame);
+      make_room(copies);
+      then.held = now.held;
+      ++then.counts.taken;
+      for (std::int64_t i = 0; i < copies; ++i) {
+        for (std::size_t k = 0; k < rows.size(); ++k) {
+          std::memcpy(rows[k].bytes.data() + then.held * bytes_of_row(), one[k].bytes.data(),
+                      bytes_of_row());
+        }
+        times[then.held++] = time;
+        const std::int64_t first = ++then.seen - window;
+        if (first < then.next) continue;
+        then.next = first + stride;
+        found.push_back(window_at(pipeline, first, then.held));
+      }
+    }
+    keep(then);
+    return found;
+  }
+
+  void keep(const Progress& then) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    now = then;
+  }
+};
+
+Stream::Stream(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Stream::~Stream() = default;
+Stream::Stream(Stream&&) noexcept = default;
+Stream& Stream::operator=(Stream&&) noexcept = default;
+
+Stream::Impl& Stream::impl() const {
+  if (!impl_) throw bad_argument("this Stream was moved from; use the one that it was moved to");
+  return *impl_;
+}
+
+Stream Model::stream(const StreamOptions& options, const Call& call) {
+  return impl().run(call, [&](Pipeline& pipeline) {
+    return Stream(std::make_unique<Stream::Impl>(impl_, pipeline.parts(), options));
+  });
+}
+
+std::vector<StreamedWindow> Stream::push(const ImageView& frame, std::optional<double> time,
+                                         const Call& call) {
+  Impl& own = impl();
+  return own.model->run(call,
+                        [&](Pipeline& pipeline) { return own.push(pipeline, frame, time); });
+}
+
+void Stream::reset(const Call& call) {
+  Impl& own = impl();
+  own.model->run(call, [&](Pipeline&) { own.keep({}); });
+}
+
+StreamCounts Stream::counts() const {
+  const Impl& own = impl();
+  const std::lock_guard<std::mutex> lock(own.mutex);
+  return own.now.counts;
+}
+
+std::size_t Stream::bytes_held() const {
+  std::size_t sum = 0;
+  for (const Tensor& tensor : impl().rows) sum += tensor.bytes.size();
+  return sum;
+}
+
+}  // namespace stan_infer
