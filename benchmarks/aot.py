@@ -39,6 +39,7 @@ from rich.progress import track
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
+from benchmarks.gpu import without_gpu
 from benchmarks.gpu.cases import Case, cases
 from benchmarks.record import RESULTS
 from stan_infer.kernels.rule import COMPILED, tensor_cycles
@@ -59,22 +60,6 @@ Known = Mapping[str, dict[str, Any]]  # recorded rows by key
 WORSE = 1.10  # registers or shared memory beyond this ratio of the recorded value are a regression
 
 
-@dataclasses.dataclass
-class _Driver:
-    """A driver without a device: its target is enough to specialise and compile a call."""
-
-    target: GPUTarget
-
-    def get_current_target(self) -> GPUTarget:
-        return self.target
-
-    def get_current_device(self) -> int:
-        return self.target.arch  # Triton caches kernels per device: one device per architecture
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-
 class _Specialised:
     """A call of a kernel that is ready to be compiled; takes the place of triton.compiler.compile.
 
@@ -89,20 +74,6 @@ class _Specialised:
 
 
 _compile = triton.compiler.compile
-
-
-class _Recorder:
-    """Replaces a kernel: specialises each call and records it."""
-
-    def __init__(self, kernel: JITFunction, found: list[tuple[str, _Specialised]]) -> None:
-        self._kernel, self._found = kernel, found
-
-    def __getitem__(self, grid: Any) -> Any:
-        def call(*args: Any, **options: Any) -> None:
-            specialised = self._kernel.warmup(*args, grid=grid, **options)
-            self._found.append((self._kernel.fn.__name__, specialised))
-
-        return call
 
 
 def jobs() -> list[tuple[str, str, int]]:
@@ -138,25 +109,15 @@ def compile_case(job: tuple[str, str, int], known: Known | None = None) -> list[
 
 def calls(case: Case, family: str) -> list[tuple[str, _Specialised]]:
     """The kernels that a case launches, by name, specialised for a GPU family."""
-    triton.runtime.driver.set_active(_Driver(GPUTarget("cuda", int(family[2:]), 32)))
     triton.compiler.compile = _Specialised
     _forget_lines()
     found: list[tuple[str, _Specialised]] = []
-    # Functions that kernels call are compiled with the kernels.
-    kernels = [
-        (module, name, kernel)
-        for path, module in list(sys.modules.items())
-        if path.startswith("stan_infer.kernels.")
-        for name, kernel in vars(module).items()
-        if isinstance(kernel, JITFunction) and name.endswith("_kernel")
-    ]
-    for module, name, kernel in kernels:
-        setattr(module, name, _Recorder(kernel, found))
-    try:
+
+    def record(kernel: JITFunction, *args: Any, **options: Any) -> None:
+        found.append((kernel.fn.__name__, kernel.warmup(*args, **options)))
+
+    with without_gpu.launches(family, record):
         case.run()
-    finally:
-        for module, name, kernel in kernels:
-            setattr(module, name, kernel)
     return found
 
 

@@ -6,8 +6,8 @@ is one on a GPU that has FlashAttention. Of each call three times are taken, at 
 sheet (`kernels/rule.py`): for its bytes, for its FLOPs on the tensor cores, and to issue the
 instructions of its inner loop, as `python -m benchmarks.aot` has counted them in the machine code
 of the tile that the rule picks. Their sums over all calls are floors. The predicted time adds up
-calls one after the other: a product of ours as `rule.product_us` says, any other call the longest
-of its three times at the shares that libraries reach, and its start. Work that overlaps on the
+calls one after the other: a product as `rule` has it, any other call the longest of its three times
+at the shares that libraries reach, and its start. Work that overlaps on the
 second stream is not taken off. Nothing here was measured.
 
 Writes benchmarks/results/launches.jsonl and the table of BENCHMARKS.md.
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
@@ -54,8 +55,21 @@ FLOPS: dict[str, Callable[..., int]] = {
         4 * q.numel() * k.shape[-2]
     ),
 }
+# Products of the library: depth and columns from the shapes of their tensors.
+LIBRARY: dict[str, Callable[..., tuple[int, int]]] = {
+    "aten::linear": lambda shapes: (shapes[1][1], shapes[1][0]),
+    "aten::addmm_": lambda shapes: shapes[2],
+    "aten::addmm": lambda shapes: shapes[2],
+}
 # Operations that allocate memory or rename it: no kernel runs.
-FREE = {"aten::empty", "aten::detach", "aten::alias", "aten::_unsafe_view", "aten::lift_fresh"}
+FREE = {
+    "aten::empty",
+    "aten::new_empty",
+    "aten::detach",
+    "aten::alias",
+    "aten::_unsafe_view",
+    "aten::lift_fresh",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,6 +211,9 @@ def predict(found: Launches, family: str, frames: int) -> dict[str, float]:
             options = tuned.tiles("linear", family)
             tile = rule.fastest(options, "linear", family, g.processors, rows, n, k)
             ours = rule.product_us(family, tile, g.processors, rows, n, k)
+        elif call.name in LIBRARY:
+            (k, n), rows = LIBRARY[call.name](call.shapes), math.prod(call.shapes[-1][:-1])
+            ours = rule.library_us(family, rows, n, k)
         start = call.launches * rule.START_US
         longest = max(memory / MEMORY, tensor / rule.LIBRARY, issue, ours)
         for key, us in zip(sums, (memory, tensor, issue, longest + start), strict=True):

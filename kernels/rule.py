@@ -5,16 +5,20 @@ BK size / L2 to load, and instructions x warps / 4 to issue. The last figure, re
 memory are those of the compiled code (compiled.json, which `python -m benchmarks.aot` writes). A
 processor holds as many programs as its registers and shared memory allow; while it has work their
 steps overlap, and a program alone waits for its loads.
-Rates and shares are those of data sheets and of public reports,
-not ours: triton-lang/triton #5726 (a kernel on pointers reaches 0.76 of the library), #5461 (one on
-tensor descriptors 13 % more), #6217 (0.65 on sm_100). Times are only compared with each other.
+The library's product is held to the same arithmetic, with the best of its tiles, no limit by
+instructions, and from sm_90 on with columns that two processors share. Every pass over memory
+beside a product counts with its bytes and its launch; of forms that differ by less than NEAR one
+with few launches is taken. Rates and shares are those of data sheets and of public
+reports, not ours: triton-lang/triton #5726 (a kernel on pointers reaches 0.76 of the library),
+#5461 (one on tensor descriptors 13 % more), #6217 (0.65 on sm_100). Times are only compared with
+each other.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
-import math
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -31,6 +35,13 @@ ENDS = 2500  # cycles before the first and after the last step of a tile
 ISSUE = 0.6  # of the tensor cores' time: a large product may spend so much of it issuing
 NEAR = 1.1  # times that this model does not tell apart
 START_US = 1.5  # of one more kernel in a graph
+MORE = 1  # kernels beside a layer's products: a network of 12 layers then launches 132 at most
+LIBRARY_TILES = [(128, 256), (128, 128), (64, 128), (64, 64)]
+# A layer's products by name: columns and depth in widths, and whose rows the norm before it reads.
+LAYER = {
+    **{"qkv": (3, 1, "fc2"), "out": (1, 1, None)},
+    **{"fc1": (4, 1, "out"), "fc2": (1, 4, None)},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,13 +73,15 @@ GPUS = {
 @dataclasses.dataclass(frozen=True)
 class Epilogue:
     """What stands beside a product: a norm before it, whose sums may be there already; an
-    activation; a residual, which other work may need unchanged (kept)."""
+    activation; a residual, which other work may need unchanged (kept), and whose stream may carry
+    the bias apart (carried)."""
 
     norm: bool = False
     sums: bool = False
     activation: bool = False
     residual: bool = False
     kept: bool = False
+    carried: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +110,21 @@ def product_us(
     """Time of one product, at least."""
     own = figures(family, tile, "fp8_linear" if size == 1 else "linear")
     programs = -(-rows // tile.bm) * -(-n // tile.bn)
-    return _us(family, tile, own, processors, programs, k, size)
+    us = _us(family, tile, own, processors, programs, k, size)
+    return max(us, _weights_us(family, n, k, size))
+
+
+def library_us(family: str, rows: int, n: int, k: int, size: int = 2) -> float:
+    """Time of one product of the library, at least."""
+    g, found = gpu(family), []
+    shared = 2 if int(family[2:]) >= 90 else 1
+    for bm, bn in LIBRARY_TILES:
+        tile = Tile(bm, bn, 128 // size, 8, 4)
+        loads = (bm + bn / shared) * tile.bk * size / L2
+        step = max(tensor_cycles(family, tile, size) / LIBRARY, loads, LOAD / (tile.stages - 1))
+        turns = -(-(-(-rows // bm) * -(-n // bn)) // g.processors)
+        found.append(turns * -(-k // tile.bk) * step)
+    return max((min(found) + ENDS) / (g.ghz * 1000), _weights_us(family, n, k, size))
 
 
 def _us(
@@ -149,15 +176,52 @@ def in_library(
 ) -> bool:
     """Whether the library's product, with the passes over memory that it needs beside, is faster.
 
-    tiles: of our kernel. Ours needs one pass over x for a norm whose sums are not there. The
-    library's needs a pass that reads x and writes it normed, one that reads and writes y for an
-    activation, and for a residual one that reads y for the sums that ours writes beside; a residual
-    that is kept is copied first.
+    For a product that stands alone; those of a layer: `layer_in_library`. tiles: of our kernel.
+    Ours needs one pass over x for a norm whose sums are not there. The library's needs a pass that
+    reads x and writes it normed, one that reads and writes y for an activation, and for a residual
+    one that reads y for the sums that ours writes beside; a residual that is kept is copied first,
+    and a bias that it does not carry needs an addition.
     """
     if rows <= FEW_ROWS or not tiles:
         return True
     ours = _ours_us(family, tiles, size, rows, n, k, epilogue)
-    return _library_us(family, size, rows, n, k, epilogue) < ours
+    library = _library_us(family, size, rows, n, k, epilogue)
+    return library * (NEAR if _library_passes(rows, n, k, epilogue) else 1.0) < ours
+
+
+@cache
+def layer_in_library(
+    family: str, tiles: Sequence[Tile], size: int, rows: int, width: int
+) -> frozenset[str]:
+    """Names of those products of a layer (LAYER) that the library makes.
+
+    They are chosen together, since each decides what stands beside the next: a norm before the
+    library's is a pass, and so are sums that no kernel of ours has written; its activation is one
+    more. In 8 bits each form needs the norm's pass, and the library's fc1 two more. The fastest of
+    the plans with at most MORE kernels beside the products, unless another is clearly faster.
+    """
+    if rows <= FEW_ROWS or not tiles:
+        return frozenset(LAYER)
+    g, plans = gpu(family), []
+    shapes = {name: (n * width, k * width) for name, (n, k, _) in LAYER.items()}
+    bare = Epilogue()
+    ours = {m: _ours_us(family, tiles, size, rows, *own, bare) for m, own in shapes.items()}
+    library = {name: library_us(family, rows, *own, size) for name, own in shapes.items()}
+    for chosen in itertools.product((False, True), repeat=len(LAYER)):
+        inside = frozenset(itertools.compress(LAYER, chosen))
+        us, launches = sum((library if m in inside else ours)[m] for m in LAYER), 0
+        for name, (n, _, before) in LAYER.items():
+            passes = []
+            if before and size > 1 and (name in inside or before in inside):
+                passes.append((1 + (name in inside)) * rows * width * size)
+            if name == "fc1" and name in inside:
+                passes += [4 * rows * n * width, *([3 * rows * n * width] if size == 1 else [])]
+            us += sum(_passes_us(g, moved) for moved in passes)
+            launches += len(passes)
+        plans.append((us, launches, inside))
+    least = min(us for us, _, _ in plans)
+    few = min((p for p in plans if p[1] <= MORE), key=lambda p: p[0])
+    return few[2] if few[0] <= NEAR * least else min(plans, key=lambda p: p[0])[2]
 
 
 def fuses_qkv(
@@ -185,7 +249,8 @@ def fuses_qkv(
             found.append(_us(family, tile, own, g.processors, programs, width, size, 3))
     shape = (size, places * frames, 3 * width, width, Epilogue(norm=True, sums=True))
     apart = min(_library_us(family, *shape), _ours_us(family, linears, *shape))
-    return bool(found) and min(found) <= apart + _passes_us(g, 4 * places * frames * width * size)
+    apart += _passes_us(g, 4 * places * frames * width * size)
+    return bool(found) and min(found) <= NEAR * apart
 
 
 def _passes_us(g: Gpu, moved: int) -> float:
@@ -203,16 +268,22 @@ def _ours_us(
 
 def _library_us(family: str, size: int, rows: int, n: int, k: int, e: Epilogue) -> float:
     g = gpu(family)
-    peak = g.tensor * g.ghz * g.processors * 1e3 * LIBRARY * 2 / size  # FLOP per us
-    waves = -(-rows // 128) * -(-n // 128) / g.processors
-    whole = math.ceil(waves) / waves if waves > 1 else 1.0  # tiles come in whole waves
-    weights = n * k * size / (0.9 * g.memory * 1e6)
-    us = max(2 * rows * n * k * whole / peak, weights) + ENDS / (g.ghz * 1000)
-    moved = [
+    moved = _library_passes(rows, n, k, e)
+    return library_us(family, rows, n, k, size) + sum(_passes_us(g, 2 * v) for v in moved)
+
+
+def _library_passes(rows: int, n: int, k: int, e: Epilogue) -> list[int]:
+    """Values that each pass beside the library's product moves."""
+    values = [
         2 * rows * k * e.norm, 2 * rows * n * e.activation, rows * n * e.residual,
-        2 * rows * n * e.kept,
+        2 * rows * n * e.kept, 3 * rows * n * (e.residual and not e.carried),
     ]  # fmt: skip
-    return us + sum(_passes_us(g, values * 2) for values in moved if values)
+    return [v for v in values if v]
+
+
+def _weights_us(family: str, n: int, k: int, size: int) -> float:
+    """Time to read a product's weights from memory."""
+    return n * k * size / (0.9 * gpu(family).memory * 1e6)
 
 
 @cache

@@ -142,16 +142,31 @@ def linear_tile(
 
 
 def in_library(
-    family: str, dtype: torch.dtype, rows: int, n: int, k: int, epilogue: rule.Epilogue
+    family: str,
+    dtype: torch.dtype,
+    rows: int,
+    n: int,
+    k: int,
+    epilogue: rule.Epilogue,
+    place: str = "",
 ) -> bool:
-    """Whether a linear runs as the library's: as measured for this shape, else by `rule`."""
+    """Whether a linear runs as the library's: as measured for this shape, else by `rule`.
+
+    place: the linear's name in a layer (rule.LAYER), whose linears are chosen together.
+    """
     best = chosen("linear", family, dtype, rows=rows, n=n, k=k)
     if best is not None:
         return best == "library"
     if family == "cpu" or not isinstance(rows, int):
         return False  # in the interpreter, and for symbols while a graph is traced
-    own = tiles("fp8_linear" if dtype.itemsize == 1 else "linear", family, dtype.itemsize)
-    return rule.in_library(family, own, dtype.itemsize, rows, n, k, epilogue)
+    size = dtype.itemsize
+    own = tiles("fp8_linear" if size == 1 else "linear", family, size)
+    if place in rule.LAYER:
+        if place not in rule.layer_in_library(family, own, size, rows, min(n, k)):
+            return False
+        if not epilogue.kept:
+            return True
+    return rule.in_library(family, own, size, rows, n, k, epilogue)
 
 
 def temporal_tile(

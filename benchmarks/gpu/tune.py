@@ -5,20 +5,21 @@ picks and every other way: tiles, and for linears the library. What differs from
 win. Weights come from memory, as in a network, whose layers each have their own: those of a bundle
 rotate, and the cache is flushed before it. Each candidate is written as soon as it is timed, each
 shape with its winner as soon as that is known; a run that was stopped or killed goes on when it is
-started again. --write also puts the winners into kernels/tuned.json, from which the kernels read
+started again. While one is timed, as many processes as there are processors compile the next
+(`ahead`). --write also puts the winners into kernels/tuned.json, from which the kernels read
 them. Nothing is tuned at run time.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -28,6 +29,7 @@ import torch.nn.functional as F
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.gpu import cases
+from benchmarks.gpu.ahead import Ahead, compile_way
 from benchmarks.gpu.cases import EPS, SCALE, Case, Shape
 from benchmarks.gpu.journal import Journal
 from benchmarks.gpu.runner import END, Unit
@@ -133,29 +135,38 @@ def ways(
     """
     new, s = cases.random(getattr(torch, dtype), device.name), shape
     operation, found = key(shape, choice, dtype)
-    if choice in LINEARS:
-        n, k, name, activation = LINEARS[choice]
-        case = cases.linear_case(s, new, name, n * s.width, k * s.width, activation)
-    elif choice == "trunk":
-        *_, case = cases.spatial(s, new)
-    else:
-        case = (cases.temporal if choice == "temporal" else cases.temporal_qkv)(s, new)
-    reference = partial(getattr(case.module, f"{case.operation}_reference"), *case.args)
+    case = case_of(s, choice, new)
+    reference = functools.partial(getattr(case.module, f"{case.operation}_reference"), *case.args)
     copies = rotated(case, device.calls) if choice not in ("trunk", "temporal") else [case]
     if choice == "trunk":
-        return reference, None, {RULE: [partial(_torch_attention, case, s)], "kernel": [case.run]}
+        return (
+            reference,
+            None,
+            {RULE: [functools.partial(_torch_attention, case, s)], "kernel": [case.run]},
+        )
     at, size = torch.device(device.name), getattr(torch, dtype).itemsize
     family, picked = tuned.family(at), by_rule(operation, found, at)
     calls: dict[str, list[Callable[[], Any]]] = {RULE: _with_tile(copies, picked)}
     if choice in LINEARS:
         calls["library"] = [cases.by_library(c) for c in copies]
     if choice == "temporal_qkv":
-        calls["linear"] = [partial(_separate, c) for c in copies]
+        calls["linear"] = [functools.partial(_separate, c) for c in copies]
     tiles = candidates(operation, family, found, size, tuned.processors(at))
     least = s.frames if operation.startswith("temporal") else 0
     for tile in [t for t in tiles if t.bm >= least and t != picked][:most]:
         calls[_name(tile)] = _with_tile(copies, tile)
     return reference, picked, calls
+
+
+def case_of(s: Shape, choice: str, new: cases.New) -> Case:
+    """The call of a choice."""
+    if choice in LINEARS:
+        n, k, name, activation = LINEARS[choice]
+        return cases.linear_case(s, new, name, n * s.width, k * s.width, activation)
+    if choice == "trunk":
+        *_, case = cases.spatial(s, new)
+        return case
+    return (cases.temporal if choice == "temporal" else cases.temporal_qkv)(s, new)
 
 
 def by_rule(operation: str, found: Row, at: torch.device) -> Tile:
@@ -183,11 +194,22 @@ def rotated(case: Case, count: int) -> list[Case]:
 def measure(
     device: Device, steps: Steps, *, shape: Row, choice: str, dtype: str, most: int
 ) -> None:
-    """Check every way against the reference, and time it in turn with the rule's."""
+    """Check every way against the reference, and time it in turn with the rule's.
+
+    The next ones are compiled meanwhile.
+    """
     tuned.forget_measured()
     with torch.inference_mode():
         reference, picked, calls = ways(Shape(**shape), choice, dtype, device, most)
         wanted = tree_leaves(reference())
+    ahead = compilers()
+    ahead.drop()  # jobs of a unit that was given up
+    family = tuned.family(torch.device(device.name))
+    for name in filter(steps.left, calls):
+        tile = list(dataclasses.astuple(picked)) if name == RULE and picked else name
+        if isinstance(tile, list) or tile.startswith("["):
+            values = tile if isinstance(tile, list) else json.loads(tile)
+            ahead.add(name, family, shape, choice, dtype, values)
     rule: dict[str, Callable[[], Any]] = {}
     rounds = 1 if device.is_dry else 20
     for name, runs in calls.items():
@@ -196,6 +218,7 @@ def measure(
                 rule = {RULE: device.bundle(*runs)}
             continue
         with steps.lane(name, SECONDS) as row:
+            row["compiled"] = ahead.wait_for(name)
             row["max_rel_error"] = check(runs, wanted, TOLERANCE[dtype])
             own = {name: device.bundle(*runs)}
             timed = interleave(
@@ -206,6 +229,12 @@ def measure(
                 rule = own
                 if picked is not None:
                     row["tile"] = _name(picked)
+
+
+@functools.cache
+def compilers() -> Ahead:
+    """The processes of this one that compile tiles."""
+    return Ahead(compile_way)
 
 
 def check(runs: Sequence[Callable[[], Any]], wanted: Sequence[Any], allowed: float) -> float:

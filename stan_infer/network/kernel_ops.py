@@ -110,12 +110,12 @@ class KernelOps(Ops[Any]):
         residual: Rows | None = None,
     ) -> Rows:
         """See Ops.linear; where the residual has more rows than x, those are copied."""
-        return self._linear(x, w, None, activation, residual)
+        return self._linear(x, w, None, activation, residual, place=w.name)
 
     def norm_linear(
         self, x: Rows, w: FoldedLinear, tower: TowerConfig, *, activation: str | None = None
     ) -> Rows:
-        return self._linear(x, w, tower.eps, activation)
+        return self._linear(x, w, tower.eps, activation, place=w.name)
 
     def attention(self, name: str, qkv: Rows, tower: TowerConfig, *, causal: bool = False) -> Rows:
         x = qkv.x
@@ -159,7 +159,7 @@ class KernelOps(Ops[Any]):
         if self._t == 1:
             own = Rows(patches.x[: -self._b], patches.sums)
             return self._linear(own, w.single, tower.eps, residual=patches)
-        return self.linear(self._temporal_qkv(patches, w.qkv, tower), w.out, residual=patches)
+        return self._linear(self._temporal_qkv(patches, w.qkv, tower), w.out, None, None, patches)
 
     def temporal_conv(self, patches: Rows, w: Conv) -> Rows:
         """See Ops.temporal_conv; the convolution is torch's."""
@@ -191,7 +191,11 @@ class KernelOps(Ops[Any]):
         heads = q.unflatten(1, (tower.heads, -1)).transpose(0, 1)  # [H, B, dh]
         u = torch.bmm(heads, w.k).transpose(0, 1)  # [B, H, D]
         z = cls_attention(u, patches.x, self._b, self._t, tower.softmax_scale, tower.eps)
-        return Rows(torch.bmm(z.transpose(0, 1), w.v.mT).transpose(0, 1).flatten(1))
+        y = z.new_empty(z.shape[0], tower.heads, w.v.shape[1])
+        torch.bmm(
+            z.transpose(0, 1), w.v.mT, out=y.transpose(0, 1)
+        )  # no copy to lay heads side by side
+        return Rows(y.flatten(1))
 
     def head(
         self, trunk: Rows, cls: Rows, w: FoldedLinear, tower: TowerConfig
@@ -246,18 +250,19 @@ class KernelOps(Ops[Any]):
         eps: float | None,
         activation: str | None = None,
         residual: Rows | None = None,
+        place: str = "",
     ) -> Rows:
-        """Apply w to x, after a norm where eps is given."""
+        """Apply w to x, after a norm where eps is given; place: see tuned.in_library."""
         assert isinstance(w, KernelLinear)
         res = None if residual is None else residual.flat
         eight = isinstance(w, Fp8Linear)
         kind = Epilogue(
             eps is not None and not eight, x.sums is not None, activation is not None,
-            residual is not None, residual is not None and residual.kept,
+            residual is not None, residual is not None and residual.kept, w.after is not None,
         )  # fmt: skip
         m = x.x.numel() // x.x.shape[-1]
         library = "library" in self._kernels or tuned.in_library(
-            self._family, w.weight.dtype, m, w.weight.shape[0], w.weight.shape[1], kind
+            self._family, w.weight.dtype, m, w.weight.shape[0], w.weight.shape[1], kind, place
         )
         parts = None
         if library:
@@ -313,7 +318,7 @@ def library_linear(
     r = residual.flat
     if residual.kept:
         return plain_epilogue(y, r, "")
-    r[: y.shape[0]] += y
+    r[: y.shape[0]].add_(y)
     return r
 
 

@@ -24,14 +24,71 @@ def fuses(family, places):
     return tuned.fuses_qkv(family, torch.bfloat16, 12, places, 12, D)
 
 
+def layer(family, rows, size=2):
+    own = tuned.tiles("linear" if size == 2 else "fp8_linear", family, size)
+    return rule.layer_in_library(family, own, size, rows, D)
+
+
 @pytest.mark.parametrize("family", tuned.FAMILIES)
 def test_few_rows_go_to_the_library_and_fc1_to_our_kernel(family):
     for n, k, epilogue in (FC1, FC2, (3 * D, D, Epilogue(norm=True))):
         assert library(family, 64, n, k, epilogue)
         assert library(family, 1, n, k, epilogue)
-    if family != "sm100":  # memory is so fast there that a pass for SiLU costs little
-        assert not library(family, LARGE, *FC1)
-        assert not library(family, 600, *FC1)
+    assert layer(family, 64) == layer(family, 1) == set(rule.LAYER)
+    for rows in (65, 600, LARGE):
+        assert not layer(family, rows) & {"fc1", "out"}
+
+
+def test_the_products_of_a_layer_are_chosen_together():
+    """fc2 and the qkv behind it go to the library as one: the norm between them is a pass for
+    either, so that the second costs no launch more. Where ours is slow, more launches may win."""
+    assert layer("sm90", LARGE) == layer("sm100", LARGE) == {"qkv", "fc2"}
+    assert layer("sm89", LARGE) == set()
+    assert not layer("sm90", LARGE, 1) & {"fc1"}  # two passes behind it in 8 bits
+    assert layer("sm80", LARGE, 1) == set(rule.LAYER)  # it has no kernel in 8 bits
+
+
+def test_one_launch_more_in_a_layer_unless_others_are_clearly_faster(monkeypatch):
+    """Each plan against all: with free launches, and with a product of ours that takes ages."""
+
+    def launches(inside):
+        pairs = [("qkv", "fc2"), ("fc1", "out")]
+        return sum(bool({*pair} & inside) for pair in pairs) + ("fc1" in inside)
+
+    for family in tuned.FAMILIES:
+        for rows in (65, 200, 600, 2364, 4800, LARGE):
+            assert launches(layer(family, rows)) <= rule.MORE
+    slow = dataclasses.replace(rule.GPUS["sm90"], pointers=0.1, descriptors=0.1)
+    monkeypatch.setitem(rule.GPUS, "sm90", slow)
+    rule.layer_in_library.cache_clear()
+    try:
+        assert layer("sm90", LARGE) == set(rule.LAYER)
+    finally:
+        rule.layer_in_library.cache_clear()
+
+
+def test_a_bias_that_the_stream_does_not_carry_is_an_addition_more():
+    shape = ("sm100", LARGE, D, D)
+    assert library(*shape, Epilogue(residual=True))
+    assert not library(*shape, Epilogue(residual=True, carried=False))
+    assert not tuned.in_library(
+        *(
+            "sm90",
+            torch.bfloat16,
+            LARGE,
+            D,
+            4 * D,
+            Epilogue(residual=True, kept=True, carried=False),
+        ),
+        "fc2",
+    )
+
+
+def test_the_library_has_small_tiles_too():
+    """Few rows do not take the time of a wave of large tiles, nor none at all."""
+    small, large = (rule.library_us("sm90", rows, D, D) for rows in (65, LARGE))
+    assert 2.0 < small < large / 5
+    assert rule.library_us("sm90", 65, 4 * D, D) >= 4 * D * D * 2 / 3.35e6
 
 
 def test_the_arithmetic():
