@@ -233,10 +233,13 @@ struct TextEmbeds {
 
 // One comparison of the self-test.
 struct Stage {
-  std::string name;  // "preprocess", "video_embeds", ...
-  double error = 0;  // of preprocess in levels of 255; of ids their number; else relative
+  std::string name;  // "decode", "preprocess", "video_embeds", ...
+  double error = 0;  // of decode and preprocess in levels of 255; of ids their number; else relative
   double allowed = 0;
-  bool passed() const noexcept { return error <= allowed; }  // false for NaN
+  bool ran = true;   // false: this build leaves the part out, or the folder has no data for it
+  std::string note = "";  // why it did not run, or what ended it
+  bool passed() const noexcept { return ran && error <= allowed; }  // false for NaN
+  bool failed() const noexcept { return ran && !passed(); }
 };
 
 class STAN_INFER_API Model {
@@ -289,7 +292,8 @@ class STAN_INFER_API Model {
   // Of scores float32 [n, 1], those of one clip: exp(score / temperature), which sum to 1.
   std::vector<double> probabilities(const Tensor& scores) const;
 
-  // Computes the golden data of the folder again, a stage for each part that it has.
+  // Computes the golden data of the folder again, a stage for each part that it has. Throws Error
+  // (bad_folder) where no stage could run.
   std::vector<Stage> self_test(const Call& call = Call::endless());
 
  private:
