@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from stan_infer.artefacts.parts import row_names
 from stan_infer.artefacts.precision import TOLERANCES
 from stan_infer.config import StanConfig
 from stan_infer.errors import CheckError
+from stan_infer.export import golden_clip
 from stan_infer.export.options import ExportOptions, Range
 from stan_infer.export.parity import Case
 from stan_infer.network.folded import VideoWeights
@@ -21,7 +23,7 @@ from stan_infer.network.model import Stan
 from stan_infer.network.torch_ops import encode_trunk
 from stan_infer.scores import cosine_scores, head_scores
 from stan_infer.text.tokenizer import tokenize
-from stan_infer.video.clip import resize_crop
+from stan_infer.video.clip import resize_crop, sample_indices
 from stan_infer.video.synthetic import moving_frames
 
 TEXTS = (
@@ -98,7 +100,7 @@ def split_cases(
 def write_golden(
     path: Path, model: Stan, options: ExportOptions, classes: np.ndarray | None
 ) -> dict[str, Any]:
-    """Write golden.npz from the model in fp32; return its entry in the manifest.
+    """Write golden.npz from the model in fp32, and golden.mp4; return their entry in the manifest.
 
     classes: embeddings [n, E] of the labels, if the graph has a class head over them. Raises
     CheckError if an output of the model is not finite.
@@ -111,6 +113,10 @@ def write_golden(
     arrays["pixels"] = resize_crop(arrays["frames"], short_side=side, crop=config.image_size)
     low, high = options.frame_range(config)
     t = min(max(config.frames, low), high)
+    # An encoded clip, and those of its frames that are taken from it.
+    clip = path.with_suffix(golden_clip.CLIP.suffix)
+    shutil.copyfile(golden_clip.CLIP, clip)
+    arrays["clip"] = golden_clip.frames(sample_indices(golden_clip.FRAMES, t).tolist())
     b = min(max(_CLIPS, options.batch_range()[0]), options.batch_range()[1])
     clips = np.stack([moving_frames(t, config.image_size, config.image_size, i) for i in range(b)])
     pixels = torch.from_numpy(clips)
@@ -145,6 +151,7 @@ def write_golden(
     tolerance = TOLERANCES[options.precision]
     return {
         "file": path.name,
+        "clip": clip.name,
         "texts": texts,
         "video_tolerance": tolerance,
         "text_tolerance": tolerance,

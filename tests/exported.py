@@ -47,7 +47,7 @@ def _source() -> str:
     """Everything that an exported folder depends on but its model and options."""
     digest = hashlib.sha256(repr([version(p) for p in ("torch", "onnx", "onnxruntime")]).encode())
     for top in ("stan_infer", "export", "kernels"):
-        for path in sorted((ROOT / top).rglob("*.py")):
+        for path in sorted(p for kind in ("*.py", "*.mp4") for p in (ROOT / top).rglob(kind)):
             digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -20,6 +20,7 @@ def test_wheel_holds_every_module_and_one_top_level_name(tmp_path):
     expected |= {f"stan_infer/kernels/{n}.json" for n in ("compiled", "tuned")}
     of_text = ("clip_merges.txt.gz", "LICENSE-CLIP.txt", "templates.json")
     expected |= {f"stan_infer/text/{n}" for n in of_text}
+    expected.add("stan_infer/export/golden_clip.mp4")
     expected |= {f"stan_infer/library/canaries/{i}.mp4" for i in range(4)}
     expected |= {f"stan_infer/library/server/page.{kind}" for kind in ("css", "html", "js")}
     top = ROOT / "stan_infer"

@@ -50,24 +50,31 @@ stan_infer::Model open_model(const Options& options) {
 Exit self_test(const Options& options) {
   stan_infer::Model model = open_model(options);
   const std::vector<stan_infer::Stage> stages = model.self_test();
-  const bool passed = std::all_of(stages.begin(), stages.end(),
-                                  [](const stan_infer::Stage& s) { return s.passed(); });
+  const bool failed = std::any_of(stages.begin(), stages.end(),
+                                  [](const stan_infer::Stage& s) { return s.failed(); });
   const std::string engine = model.info().engine;
   if (options.json) {
     Json record = {{"schema", "stan-classify/self-test/1"}, {"engine", engine}};
     for (const stan_infer::Stage& s : stages) {
-      record["stages"].push_back(
-          {{"stage", s.name}, {"error", s.error}, {"allowed", s.allowed}, {"pass", s.passed()}});
+      Json row = {{"stage", s.name}, {"error", s.error}, {"allowed", s.allowed}};
+      row["pass"] = s.ran ? Json(s.passed()) : Json(nullptr);
+      if (!s.ran) row["error"] = row["allowed"] = nullptr;
+      if (!s.note.empty()) row["note"] = s.note;
+      record["stages"].push_back(row);
     }
     print(record);
   } else {
     std::printf("%-13s %10s %10s\n", "stage", "error", "allowed");
     for (const stan_infer::Stage& s : stages) {
-      std::printf("%-13s %10.2g %10.2g%s\n", s.name.c_str(), s.error, s.allowed,
-                  s.passed() ? "" : "  FAILED");
+      if (!s.ran) {
+        std::printf("%-13s not run: %s\n", s.name.c_str(), s.note.c_str());
+        continue;
+      }
+      const std::string end = s.passed() ? "" : s.note.empty() ? "  FAILED" : "  FAILED: " + s.note;
+      std::printf("%-13s %10.2g %10.2g%s\n", s.name.c_str(), s.error, s.allowed, end.c_str());
     }
   }
-  if (passed) return Exit::ok;
+  if (!failed) return Exit::ok;
   say("error: the results of " + engine +
       " differ from the golden data by more than is allowed; try another engine or version");
   return Exit::check_failed;

@@ -79,6 +79,9 @@ std::optional<Golden> golden_of(const Json& manifest) {
   if (found == manifest.end() || found->is_null()) return std::nullopt;
   Golden golden;
   golden.file = text(member(*found, "file", "golden"), "golden.file");
+  if (const auto clip = found->find("clip"); clip != found->end() && !clip->is_null()) {
+    golden.clip = text(*clip, "golden.clip");
+  }
   if (const auto texts = found->find("texts"); texts != found->end()) {
     for (const Json& item : list(*texts, "golden.texts")) {
       golden.texts.push_back(text(item, "golden.texts"));
@@ -210,7 +213,10 @@ void check_files(const Manifest& manifest) {
     name(graph.file);
     for (const std::string& data : graph.external_data) name(data);
   }
-  if (manifest.golden) name(manifest.golden->file);
+  if (manifest.golden) {
+    name(manifest.golden->file);
+    if (manifest.golden->clip) name(*manifest.golden->clip);
+  }
   if (manifest.labels) {
     name(manifest.labels->file);
     if (manifest.labels->embeddings) name(*manifest.labels->embeddings);

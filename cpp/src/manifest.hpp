@@ -59,6 +59,7 @@ struct Labels {
 
 struct Golden {
   std::string file;
+  std::optional<std::string> clip;  // a video whose decoded frames are in `file`
   std::vector<std::string> texts;
   double video_tolerance = 0, text_tolerance = 0, score_tolerance = 0;
 };

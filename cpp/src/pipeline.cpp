@@ -443,4 +443,21 @@ std::map<std::string, Tensor> Pipeline::golden() {
   return parse_npz(checked(manifest_.golden->file), manifest_.golden->file);
 }
 
+Tensor Pipeline::golden_frames(std::int64_t side) {
+  const std::string& file = manifest_.golden->clip.value();
+  checked(file);
+  const auto keep = [&](const Tensor& image) {
+    if (image.shape[1] != side || image.shape[2] != side) {
+      throw bad_video(file + " has frames of " + std::to_string(image.shape[2]) + "x" +
+                      std::to_string(image.shape[1]) + " pixels; the golden data have " +
+                      std::to_string(side) + "x" + std::to_string(side));
+    }
+    return image;
+  };
+  const Frames found = read_frames(folder_.path() / file, manifest_.model.frames, keep, call_);
+  Tensor frames;
+  for (std::int64_t number : found.indices) append_rows(frames, found.by_number.at(number));
+  return frames;
+}
+
 }  // namespace stan_infer

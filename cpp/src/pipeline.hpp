@@ -61,6 +61,9 @@ class Pipeline {
   Tensor score_labels(const VideoEmbeds& videos);  // float32 [labels, clips]
 
   std::map<std::string, Tensor> golden();
+  // Of the golden clip those frames that are taken from a video, uint8 [T, side, side, 3], as they
+  // are decoded. Throws Error (bad_video) where they are of another size.
+  Tensor golden_frames(std::int64_t side);
 
  private:
   static constexpr std::int64_t kFramesAtOnce = 8;  // through the trunk, where several are given

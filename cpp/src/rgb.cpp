@@ -3,6 +3,7 @@
 // down, so that FFmpeg's converter has nothing left that depends on its version or on how it is
 // called.
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <regex>
@@ -20,6 +21,11 @@ namespace {
 
 using Count = std::ptrdiff_t;
 
+#if defined(__x86_64__)
+constexpr bool kIsX86 = true;
+#else
+constexpr bool kIsX86 = false;
+#endif
 constexpr double kNearly1 = 0.998;   // FFmpeg drops weights below 0.002
 constexpr double kTolerance = 0.02;  // of a display matrix: one degree
 
@@ -120,6 +126,41 @@ Owned<AVFrame> plain(const AVFrame& frame) {
   return copy;
 }
 
+// 8-bit 4:2:0 or 4:2:2 by the rule of stan_infer/video/integer_rgb.py: FFmpeg's converter gives
+// these bytes on x86-64 alone. `matrix`: what FFmpeg has for it.
+Tensor in_integers(const AVFrame& frame, const int* matrix, bool is_full, int log2_rows) {
+  using Steps = std::array<int, 256>;  // for each sample
+  const auto steps = [](int zero, int weight) {
+    Steps result{};
+    for (int i = 0; i < 256; ++i) {
+      result[static_cast<std::size_t>(i)] = ((i - zero) * 8 * ((weight + 4) >> 3)) >> 16;
+    }
+    return result;
+  };
+  const auto weight = [&](int i) {
+    return is_full ? static_cast<int>(std::int64_t{matrix[i]} * 224 / 255) : matrix[i];
+  };
+  const Steps luma = is_full ? steps(0, 65536) : steps(16, 65536 * 255 / 219);
+  const Steps red = steps(128, weight(0)), blue = steps(128, weight(1));
+  const Steps green_u = steps(128, -weight(2)), green_v = steps(128, -weight(3));
+  const auto byte = [](int value) { return static_cast<std::uint8_t>(std::clamp(value, 0, 255)); };
+  Tensor image = make_tensor(DType::uint8, {1, frame.height, frame.width, 3});
+  auto* to = image.data<std::uint8_t>();
+  for (Count y = 0; y < frame.height; ++y) {
+    const std::uint8_t* line = frame.data[0] + y * frame.linesize[0];
+    const std::uint8_t* us = frame.data[1] + (y >> log2_rows) * frame.linesize[1];
+    const std::uint8_t* vs = frame.data[2] + (y >> log2_rows) * frame.linesize[2];
+    for (Count x = 0; x < frame.width; ++x, to += 3) {
+      const std::uint8_t u = us[x / 2], v = vs[x / 2];
+      const int light = luma[line[x]];
+      to[0] = byte(light + red[v]);
+      to[1] = byte(light + green_u[u] + green_v[v]);
+      to[2] = byte(light + blue[u]);
+    }
+  }
+  return image;
+}
+
 Tensor converted(const AVFrame& frame, const std::string& name) {
   const auto format = static_cast<AVPixelFormat>(frame.format);
   const AVPixFmtDescriptor* form = av_pix_fmt_desc_get(format);
@@ -130,6 +171,13 @@ Tensor converted(const AVFrame& frame, const std::string& name) {
         ", in which versions of FFmpeg spread the rows of colour differently; re-encode "
         "it as H.264");
   }
+  const bool is_rgb = form->flags & AV_PIX_FMT_FLAG_RGB;
+  // BT.601 where nothing is said, and for RGB, which has no matrix whatever its tag says.
+  const int* matrix = sws_getCoefficients(is_rgb ? SWS_CS_DEFAULT : frame.colorspace);
+  const bool is_full = frame.color_range == AVCOL_RANGE_JPEG;
+  if (!kIsX86 && (as_stored || format == AV_PIX_FMT_YUV422P)) {
+    return in_integers(frame, matrix, is_full, form->log2_chroma_h);
+  }
   // This converts pixels at the frame's own size; preprocess.onnx resizes.
   const std::unique_ptr<SwsContext, void (*)(SwsContext*)> scaler(
       sws_getContext(frame.width, frame.height, format, frame.width, frame.height, AV_PIX_FMT_RGB24,
@@ -138,14 +186,10 @@ Tensor converted(const AVFrame& frame, const std::string& name) {
   if (!scaler) {
     throw bad_video(name + ": its pixel format cannot be turned into RGB; re-encode it as H.264");
   }
-  const bool is_rgb = form->flags & AV_PIX_FMT_FLAG_RGB;
-  // BT.601 where nothing is said, and for RGB, which has no matrix whatever its tag says.
-  const int* matrix = sws_getCoefficients(is_rgb ? SWS_CS_DEFAULT : frame.colorspace);
   const bool is_gray = form->nb_components < 3 && !(form->flags & AV_PIX_FMT_FLAG_PAL);
   // Grey is of full range whatever it says. RGB of more than 8 bits goes to YUV and back, by one
   // matrix. Fails where neither side is YUV; then there is nothing to set.
-  sws_setColorspaceDetails(scaler.get(), matrix, is_gray || frame.color_range == AVCOL_RANGE_JPEG,
-                           matrix, 1, 0, 1 << 16, 1 << 16);
+  sws_setColorspaceDetails(scaler.get(), matrix, is_gray || is_full, matrix, 1, 0, 1 << 16, 1 << 16);
   // swscale writes whole vectors, so its rows are padded and then packed.
   const std::size_t stride = (static_cast<std::size_t>(frame.width) * 3 + 127) / 64 * 64;
   std::vector<std::uint8_t> padded(stride * static_cast<std::size_t>(frame.height) + 64);

@@ -87,9 +87,13 @@ class Labels(TypedDict):
 
 
 class Golden(TypedDict):
-    """Inputs and outputs to test another program against; tolerances relative to the largest."""
+    """Inputs and outputs to test another program against; tolerances relative to the largest.
+
+    clip: a video whose decoded frames are among them; earlier exports lack it.
+    """
 
     file: Word
+    clip: NotRequired[Word | None]
     texts: NotRequired[Annotated[list[Text], Meta(max_length=1000)]]
     video_tolerance: NotRequired[Annotated[float, Meta(ge=0, le=1e6)]]
     text_tolerance: NotRequired[Annotated[float, Meta(ge=0, le=1e6)]]
@@ -243,6 +247,8 @@ def _named_limits(manifest: Manifest, config: StanConfig) -> Iterator[tuple[str,
         least = (g["dims"].get("batch", [1, 1])[0] for g in manifest["graphs"])
         clips = max([2, *least]) * t * (3 * config.image_size**2 + e) * 4
         yield golden["file"], min(MAX_FILE, clips + 32 * config.short_side**2 + 16 * _MIB)
+        if clip := golden.get("clip"):
+            yield clip, _MIB
     if labels:
         yield labels["file"], 16 * _MIB
         if embeddings := labels.get("embeddings"):

@@ -26,7 +26,7 @@ def model_source(source: str | None, settings: Mapping[str, Any]) -> dict[str, A
     """What tells models apart: "model", "sha256" by file name, "checkpoint_sha256" (or None).
 
     model: SHA-256, in hexadecimal, of JSON with the hashes of the files that vectors come from and
-    `settings`. Of an exported folder the files are those of its manifest without the golden outputs
+    `settings`. Of an exported folder the files are those of its manifest without the golden data
     and the card, which say when and how it was exported; of a plan also the plan. A model without
     files is known by its name only; one that was loaded in Python (source None) by nothing: model
     is None.
@@ -40,11 +40,12 @@ def model_source(source: str | None, settings: Mapping[str, Any]) -> dict[str, A
         what: Any = sorted(hashes.values()) or source
     else:
         manifest = read_artefact(folder, check_hashes=False).manifest
-        golden = (manifest.get("golden") or {"file": None})["file"]
+        golden = manifest.get("golden") or {}
         files = {
             name: entry["sha256"]
             for name, entry in manifest["files"].items()
-            if name != golden and not name.endswith((".md", ".txt"))
+            if name not in (golden.get("file"), golden.get("clip"))
+            and not name.endswith((".md", ".txt"))
         }
         checkpoint = (manifest.get("source") or {"checkpoint_sha256": None})["checkpoint_sha256"]
         what = [files, *([] if is_exported(source) else hashes.values())]

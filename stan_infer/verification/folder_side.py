@@ -201,6 +201,11 @@ class Folder(Side):
             self._at("golden", "file", kind=str)
         )
 
+    def golden_clip(self) -> Path | None:
+        """The video of the golden data; None: an earlier version exported the folder."""
+        name = self._at("golden", kind=dict).get("clip")
+        return None if name is None else self._file(name)
+
     @property
     def golden_tolerance(self) -> float:
         """What the manifest allows the video tower on the golden clips."""

@@ -21,7 +21,7 @@ from stan_infer.artefacts.precision import EIGHT_BITS, TOLERANCES
 from stan_infer.checkpoints.hub import located
 from stan_infer.checkpoints.weights_folder import is_exported
 from stan_infer.engines.open import engine_named, graph_engines, open_session
-from stan_infer.errors import InputError
+from stan_infer.errors import InputError, MissingError
 from stan_infer.system.result import Say
 from stan_infer.verification.bound import recorded_bound
 from stan_infer.verification.folder_side import Folder
@@ -32,12 +32,15 @@ from stan_infer.verification.side import Arrays
 from stan_infer.verification.stage import Stage
 from stan_infer.verification.stored import StoredGraph
 from stan_infer.verification.verify import ARITHMETIC, LEVELS, described, record_of
+from stan_infer.video.decode_worker import DecodeWorker
+from stan_infer.video.spec import ClipSpec
 
 if TYPE_CHECKING:
     from stan_infer.network.model import Stan
 
 _FLOATS = ("video_embeds", "frame_embeds", "class_scores", "text_embeds", "token_embeds", "scores")
 _FIELDS = {
+    "clip": Field("uint8", ("n", "c", "c", 3)),
     "frames": Field("uint8", ("t", "h", "w", 3)),
     "pixels": Field("uint8", ("t", "s", "s", 3)),
     "video": Field("uint8 float32"),
@@ -117,6 +120,7 @@ class _Golden:
     def run(self) -> list[Stage]:
         """Run every stage that the folder has golden data for."""
         steps = {
+            "decode": self._decode,
             "resize": self._resize,
             "ids": self._ids,
             "video tower": self._video,
@@ -144,7 +148,7 @@ class _Golden:
         return stages
 
     def _tolerance(self, name: str) -> float:
-        fixed = {"ids": 0.0, "resize": LEVELS / 255}
+        fixed = {"decode": 0.0, "ids": 0.0, "resize": LEVELS / 255}
         if name in fixed or self._given is not None:
             return fixed.get(name, self._given or 0.0)
         if name == "score":
@@ -164,6 +168,27 @@ class _Golden:
         if absent := [name for name in names if name not in self._wanted]:
             raise InputError(f"there is no golden {absent[0]}, which every export writes")
         return True
+
+    def _decode(self, stage: Stage) -> None:
+        if not self._has(stage, "decode"):
+            return
+        clip = self._side.golden_clip()
+        if clip is None and "clip" not in self._wanted:
+            stage.absent = "not compared: the folder has no golden clip; export it again for one"
+            return
+        if clip is None:
+            raise InputError(f"{MANIFEST} has no golden.clip, but there are golden frames of one")
+        self._has(stage, "decode", "clip")
+        wanted, t = self._wanted["clip"], self._side.sampled()
+        side = wanted.shape[1]  # as they are: neither resized nor cropped
+        spec = ClipSpec(frames=t, short_side=side, crop=side, decoder="pyav")
+        try:
+            with DecodeWorker() as worker:
+                made = worker.read(clip, spec).pixels
+        except MissingError as e:
+            stage.absent = f"not compared: {e}"
+            return
+        stage.compare(f"{t} frames of {clip.name}", (wanted, made), 255)
 
     def _resize(self, stage: Stage) -> None:
         if self._has(stage, "resize", "frames", "pixels"):

@@ -3,11 +3,13 @@
 The pixels are those of decord, which the authors use. PyAV's converter depends on its version where
 rows of colour are interpolated (4:2:0 of more than 8 bits or of odd height) and where fields are
 marked (interlaced). So frames are copied into one that has none of that: rows of colour are spread
-here, fields are taken as one picture, and matrix and range are always written down.
+here, fields are taken as one picture, and matrix and range are always written down. On other
+processors than x86-64 it also rounds in another way: there, `integer_rgb` does what it can.
 """
 
 from __future__ import annotations
 
+import platform
 import re
 import threading
 from pathlib import Path
@@ -17,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stan_infer.errors import InputError
+from stan_infer.video.integer_rgb import rgb_of_planes
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -31,6 +34,8 @@ _MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}
 _LIMITED, _FULL = 1, 2  # FFmpeg's numbers of ranges
 _local = threading.local()
 _NEARLY_1 = 0.998  # FFmpeg drops weights below 0.002
+_IS_X86 = platform.machine() in ("x86_64", "AMD64")
+_IN_INTEGERS = ("yuv420p", "yuv422p")  # formats of `integer_rgb`
 _TOLERANCE = 0.02  # of a matrix whose columns have length 1: one degree, as the ffmpeg program
 
 
@@ -40,10 +45,17 @@ def upright_rgb(frame: VideoFrame, path: Path) -> Image:
     path: names the file in errors. Raises InputError for a picture that is to be slanted, or turned
     by an angle that is not a multiple of 90 degrees.
     """
+    return _upright(_rgb(frame, _plain(frame)), display_matrix(frame), path)
+
+
+def _rgb(frame: VideoFrame, plain: VideoFrame) -> Image:
+    if plain is not frame and not _IS_X86 and plain.format.name in _IN_INTEGERS:
+        planes = [_rows(plane, 8) for plane in plain.planes]
+        return rgb_of_planes(planes, int(plain.colorspace), plain.color_range == _FULL)
     rgb = _converter().reformat(
-        _plain(frame), format="rgb24", interpolation="BILINEAR", dst_color_range=_FULL, threads=1
+        plain, format="rgb24", interpolation="BILINEAR", dst_color_range=_FULL, threads=1
     )
-    return _upright(np.asarray(rgb.to_ndarray(), np.uint8), display_matrix(frame), path)
+    return np.asarray(rgb.to_ndarray(), np.uint8)
 
 
 def _converter() -> VideoReformatter:

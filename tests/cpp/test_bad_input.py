@@ -17,6 +17,7 @@ from stan_infer.artefacts.onnx_operations import OPERATIONS
 from tests.conftest import ROOT, flip
 from tests.cpp.conftest import MOTION, edit_manifest, put
 from tests.hostile import folders as hostile
+from tests.hostile.reader_cases import without_clip
 
 CLIP = MOTION / "clips" / "red_cross_moves_left.mp4"
 
@@ -231,7 +232,54 @@ def test_other_results_are_exit_4(program, folder):
     assert done.returncode == 4 and "FAILED" in done.stdout and "golden data" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["frames", "pixels", "video", "video_embeds", "text_embeds"])
+def decoding(program, folder, code):
+    """The stage `decode` of a self-test that ends with this code."""
+    done = program.run(folder, "--self-test", "--json")
+    assert done.returncode == code, done.stderr
+    stages = {stage["stage"]: stage for stage in json.loads(done.stdout)["stages"]}
+    assert all(stage["pass"] for name, stage in stages.items() if name != "decode")
+    return stages["decode"]
+
+
+def test_other_decoded_frames_are_exit_4(program, folder):
+    frames = np.load(folder / "golden.npz")["clip"]
+    frames[0, 0, 0, 0] ^= 1
+    golden_with(folder, clip=frames)
+    stage = decoding(program, folder, 4)
+    assert (stage["pass"], stage["error"], stage["allowed"]) == (False, 1, 0)
+
+
+def test_another_golden_clip_is_exit_4(program, folder):
+    for content, words in (
+        (b"no video", "golden.mp4 is no video"),
+        (CLIP.read_bytes(), "golden.mp4 has frames of 64x64 pixels; the golden data have 56x56"),
+        ((folder / "golden.mp4").read_bytes()[:5000], "golden.mp4"),
+    ):
+        put(folder, "golden.mp4", content)
+        stage = decoding(program, folder, 4)
+        assert stage["pass"] is False and words in stage["note"], stage
+        assert "FAILED: " in program.run(folder, "--self-test").stdout
+
+
+def test_a_folder_of_an_earlier_version_has_no_golden_clip(program, folder):
+    without_clip(folder)
+    fails(program, 2, folder, "--self-test", word="frames without the clip")
+    arrays = dict(np.load(folder / "golden.npz"))
+    put(folder, "golden.npz", npz(**{k: v for k, v in arrays.items() if k != "clip"}))
+    stage = decoding(program, folder, 0)
+    assert (stage["pass"], stage["error"], stage["allowed"]) == (None, None, None)
+    assert stage["note"] == "the folder has no golden clip; export it again for one"
+    text = program.run(folder, "--self-test").stdout
+    assert f"decode        not run: {stage['note']}" in text
+
+
+def test_a_golden_clip_without_its_frames(program, folder):
+    arrays = dict(np.load(folder / "golden.npz"))
+    put(folder, "golden.npz", npz(**{k: v for k, v in arrays.items() if k != "clip"}))
+    fails(program, 2, folder, "--self-test", word="a clip without its frames")
+
+
+@pytest.mark.parametrize("name", ["clip", "frames", "pixels", "video", "video_embeds", "text_embeds"])
 def test_golden_data_of_another_shape(program, folder, name):
     wrong = np.load(folder / "golden.npz")[name]
     golden_with(folder, **{name: np.repeat(wrong, 2, axis=-1)})

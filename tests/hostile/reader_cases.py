@@ -124,6 +124,12 @@ def without(name):
     return lambda folder: (folder / name).unlink()
 
 
+def without_clip(folder):
+    drop("clip", "golden")(folder)
+    drop("golden.mp4", "files")(folder)
+    (folder / "golden.mp4").unlink()
+
+
 def another(name):
     """One bit of a file is another; its hash in the manifest is not."""
     return lambda folder: flip(folder / name)
@@ -184,7 +190,7 @@ def case(name, code, change=lambda folder: None, *arguments, **more):
     return Case(name, code, change, tuple(arguments) or TEXTS, **more)
 
 
-USED, UNUSED = ("video.onnx", "tokenizer.json"), ("golden.npz", "labels.npz", "README.md")
+USED, UNUSED = ("video.onnx", "tokenizer.json"), ("golden.npz", "golden.mp4", "labels.npz")
 MODEL = ("preprocess", "sampling"), ("preprocess", "resize"), ("preprocess",), ("text",)
 CASES = [
     case("an unchanged folder", 0),
@@ -254,10 +260,10 @@ CASES = [
     case("a hash in capitals", 2, put("sha256", "A" * 64, "files", "video.onnx")),
     case("a size that is negative", 2, put("bytes", -1, "files", "video.onnx")),
     # Files.
-    *(case(f"{n} is missing", 2, without(n), word=n) for n in (*USED, *UNUSED[:2])),
-    *(case(f"{n} is another", 4, another(n), word=n) for n in (*USED, *UNUSED[:2])),
-    *(case(f"{n} is longer", 2, longer(n), word="incomplete copy?") for n in (*USED, *UNUSED[:2])),
-    *(case(f"{n} is a link", 2, linked(n), word="is a link") for n in (*USED, *UNUSED[:2])),
+    *(case(f"{n} is missing", 2, without(n), word=n) for n in (*USED, *UNUSED)),
+    *(case(f"{n} is another", 4, another(n), word=n) for n in (*USED, *UNUSED)),
+    *(case(f"{n} is longer", 2, longer(n), word="incomplete copy?") for n in (*USED, *UNUSED)),
+    *(case(f"{n} is a link", 2, linked(n), word="is a link") for n in (*USED, *UNUSED)),
     case("a file that is not listed", 2, beside, word="weights.bin"),
     case("a folder that is not listed", 2, lambda f: (f / "sub").mkdir(), word="sub"),
     case(
@@ -294,6 +300,11 @@ CASES = [
     case("weights elsewhere", 2, of_graph(lambda g: g.update(external_data=["w.data"]))),
     case("no list of weights", 0, of_graph(lambda g: g.update(external_data=None))),
     case("golden data that is not listed", 2, put("file", "other.npz", "golden")),
+    case("a golden clip that is not listed", 2, put("clip", "other.mp4", "golden")),
+    case("a golden clip that is another entry's", 2, put("clip", "labels.npz", "golden")),
+    case("a golden clip as a number", 2, put("clip", 1, "golden")),
+    case("a golden clip that nothing names", 2, drop("clip", "golden"), word="golden.mp4"),
+    case("an older export, without a golden clip", 0, without_clip),
     case("golden data without tolerances", 0, drop("video_tolerance", "golden")),
     # Calls.
     case("clips as floats", 0, form="float"),

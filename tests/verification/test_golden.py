@@ -1,16 +1,22 @@
 """One exported folder against its own golden data."""
 
+import io
 import json
 import shutil
 
+import av
 import numpy as np
 import pytest
 
-from stan_infer.errors import InputError
-from tests.conftest import zero_weight
+from stan_infer.errors import InputError, MissingError
+from stan_infer.video.decode_worker import DecodeWorker
+from tests.conftest import ROOT, zero_weight
 from tests.exported import exported, rewrite
 from tests.verification.folders import BASES, ENGINES, Bases, Folder, calibrated
 from tests.verification.records import verify
+
+
+CLIPS = ROOT / "examples" / "motion" / "clips"
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +39,7 @@ def test_a_folder_agrees_with_its_golden_data(bases, name):
     assert record["pass"] and record["a"]["kind"] == "golden data"
     rows = _rows(record)
     compared = {stage for stage, row in rows.items() if row["pass"]}
-    assert compared >= {"files", "resize", "video tower", "text tower", "score"}
+    assert compared >= {"files", "decode", "resize", "video tower", "text tower", "score"}
     assert ("ids" in compared, "labels" in compared) == (name == "words",) * 2
     if name in ("int8", "fp8"):
         bound = rows["bound"]  # clips unlike those of the calibration may not reach it
@@ -83,6 +89,40 @@ def _unlisted(folder, manifest):
     (folder / "README").touch()
 
 
+def _clip(folder, manifest):
+    shutil.copy(CLIPS / "red_cross_moves_left.mp4", folder / "golden.mp4")
+
+
+def _no_video(folder, manifest):
+    (folder / "golden.mp4").write_bytes(b"no video")
+
+
+def _colours(folder, manifest):
+    """The file says BT.601 where it was BT.709: in H.264's own header."""
+    data = (folder / "golden.mp4").read_bytes()
+    with av.open(io.BytesIO(data)) as source, av.open(str(folder / "golden.mp4"), "w") as out:
+        stream = out.add_stream_from_template(source.streams.video[0])
+        tagged = av.BitStreamFilterContext(
+            "h264_metadata=matrix_coefficients=5", source.streams.video[0], stream
+        )
+        for packet in source.demux(video=0):
+            for p in tagged.filter(packet if packet.size else None):
+                p.stream = stream
+                out.mux(p)
+
+
+def _frame(folder, manifest):
+    """One level of one pixel."""
+    arrays = dict(np.load(folder / "golden.npz"))
+    arrays["clip"][0, 0, 0, 0] ^= 1
+    np.savez(folder / "golden.npz", **arrays)
+
+
+def _unnamed_clip(folder, manifest):
+    del manifest["golden"]["clip"]
+    (folder / "golden.mp4").unlink()
+
+
 def _labels(folder, manifest):
     path = folder / "labels.txt"
     path.write_text("\n".join(reversed(path.read_text().splitlines())) + "\n")
@@ -101,6 +141,11 @@ def _labels(folder, manifest):
         (_schema, "files"),
         (_precision, "files"),
         (_labels, "labels"),
+        (_clip, "decode"),
+        (_no_video, "decode"),
+        (_colours, "decode"),
+        (_frame, "decode"),
+        (_unnamed_clip, "decode"),
     ],
 )
 def test_a_fault_is_named_though_the_hashes_are_right(copy, change, stage):
@@ -188,6 +233,7 @@ def test_golden_data_of_another_form_are_named(copy):
         ("video_embeds", "video tower"),
         ("text_embeds", "text tower"),
         ("input_ids", "ids"),
+        ("clip", "decode"),
         ("pixels", "resize"),
         ("scores", "score"),
         ("class_scores", "labels"),
@@ -199,6 +245,25 @@ def test_golden_data_that_were_taken_out_are_a_fault(copy, without, stage):
     rewrite(copy)
     row = _rows(verify(copy))[stage]
     assert row["pass"] is False and f"there is no golden {without}, which every" in row["note"]
+
+
+def test_a_folder_of_an_earlier_version_has_no_clip(copy):
+    arrays = dict(np.load(copy / "golden.npz"))
+    np.savez(copy / "golden.npz", **{k: v for k, v in arrays.items() if k != "clip"})
+    rewrite(copy, lambda manifest: _unnamed_clip(copy, manifest))
+    record = verify(copy)
+    assert record["pass"] and "decode" in record["not_compared"]
+    assert "the folder has no golden clip" in _rows(record)["decode"]["note"]
+
+
+def test_without_a_decoder_nothing_is_said_of_decoding(copy, monkeypatch):
+    def absent(*arguments, **options):
+        raise MissingError("reading videos needs av, which is not installed")
+
+    monkeypatch.setattr(DecodeWorker, "read", absent)
+    record = verify(copy)
+    assert record["pass"] and "decode" in record["not_compared"]
+    assert "not compared: reading videos needs av" in _rows(record)["decode"]["note"]
 
 
 @pytest.mark.parametrize("texts", [[], None, ["one"]])
@@ -214,7 +279,8 @@ def test_golden_texts_that_were_taken_out_are_a_fault(copy, texts):
 
 
 def test_no_golden_data_at_all(copy):
-    (copy / "golden.npz").unlink()
+    for name in ("golden.npz", "golden.mp4"):
+        (copy / name).unlink()
     rewrite(copy, lambda manifest: manifest.pop("golden"))
     with pytest.raises(InputError, match="has no golden data: export the checkpoint again"):
         verify(copy)

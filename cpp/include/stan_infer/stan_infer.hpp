@@ -234,10 +234,13 @@ struct TextEmbeds {
 
 // One comparison of the self-test.
 struct Stage {
-  std::string name;  // "preprocess", "video_embeds", ...
-  double error = 0;  // of preprocess in levels of 255; of ids their number; else relative
+  std::string name;  // "decode", "preprocess", "video_embeds", ...
+  double error = 0;  // of decode and preprocess in levels of 255; of ids their number; else relative
   double allowed = 0;
-  bool passed() const noexcept { return error <= allowed; }  // false for NaN
+  bool ran = true;   // false: this build leaves the part out, or the folder has no data for it
+  std::string note = "";  // why it did not run, or what ended it
+  bool passed() const noexcept { return ran && error <= allowed; }  // false for NaN
+  bool failed() const noexcept { return ran && !passed(); }
 };
 
 struct StreamOptions {
@@ -353,7 +356,8 @@ class STAN_INFER_API Model {
   // must be one of `stan-infer export ... --split`, the engine ONNX Runtime or OpenVINO.
   Stream stream(const StreamOptions& options = {}, const Call& call = Call::endless());
 
-  // Computes the golden data of the folder again, a stage for each part that it has.
+  // Computes the golden data of the folder again, a stage for each part that it has. Throws Error
+  // (bad_folder) where no stage could run.
   std::vector<Stage> self_test(const Call& call = Call::endless());
 
  private:
