@@ -136,13 +136,14 @@ def watch(
     from stan_infer.text.templates import PLAIN, read_templates
     from stan_infer.video.address import parse_source
     from stan_infer.video.feed import FeedOptions
-    from stan_infer.video.windows import parse_windows
+    from stan_infer.video.windows import Windows, parse_windows
     from stan_infer.watch.watch import SECONDS, STRIDE, Watch, WatchOptions
 
-    seconds, stride = (SECONDS, STRIDE) if windows is None else parse_windows(windows)
+    # Always on a grid, with ":grid" or without it.
+    given = parse_windows(windows) if windows is not None else Windows(seconds=SECONDS, stride=STRIDE)
     options = WatchOptions(
-        seconds=seconds,
-        stride=stride,
+        seconds=given.seconds or SECONDS,
+        stride=given.stride,
         frames=frames,
         measure=measure,
         on=on,
