@@ -155,10 +155,10 @@ def test_the_first_connection_must_be_there():
 def test_an_address_of_a_recording_is_read_as_a_file(tmp_path):
     path = make_clip(tmp_path / "a.mp4", frames=50, muxer={"movflags": "faststart"})
     data = path.read_bytes()
-    with streaming([data]) as address:
+    with streaming([data], length=len(data)) as address:
         found, counts, error = read(address)
     assert error is None and len(found) == 50 and counts.dropped == counts.lost == 0
-    with streaming([data[: len(data) * 2 // 3]]) as address:
+    with streaming([data[: len(data) * 2 // 3]], length=len(data)) as address:
         found, counts, error = read(address)
     assert 10 < len(found) < 50 and "cannot be read to its end" in error and counts.lost == 0
 
