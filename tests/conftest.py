@@ -128,6 +128,8 @@ SLOW = {
     "tests/video/test_decord_reader.py::test_right_frames",
     "tests/video/test_decord_reader.py::test_tracks_that_lie_in_other_files_are_not_opened",
     "tests/video/test_decord_reader.py::test_wrong_frames_are_refused",
+    "tests/video/test_feed.py",
+    "tests/watch/test_watch.py",
 }
 
 

@@ -333,7 +333,7 @@ class Feed:
         try:
             with child.deadline(self._options.stall_s + 5):
                 data = receive_bytes(child.output, height * width * 3)
-        except (EOFError, OSError):
+        except (EOFError, OSError, ValueError):
             return  # the next message is missing, too
         at = self._last = float(message["time"])
         self._begin = at if self._begin is None else self._begin

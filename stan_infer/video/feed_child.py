@@ -154,6 +154,8 @@ class _Reader:
             reason = e.strerror or str(e)
             if type(e).__name__ == "ExitError":
                 reason = f"no data for {self._stall_s:g} s"
+            elif e.errno == errno.EIO:  # FFmpeg's word for an end that was not announced
+                reason = "it broke off"
             if not live:
                 raise InputError(
                     f"{self._source.shown} cannot be read to its end: {reason}; fetch it again"

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from stan_infer.watch.events import Event
 
 MAX_POINTS = 20_000  # of a curve
+_NUMBERS = 2**23  # of all curves: 64 MiB; of very many texts there are fewer points
 MAX_EVENTS = 10_000
 
 
@@ -22,7 +23,8 @@ class Curve:
 
     def __init__(self, texts: int) -> None:
         """texts: Q."""
-        self._rows = np.empty((MAX_POINTS, texts + 1))
+        self._most = max(100, min(MAX_POINTS, _NUMBERS // (texts + 1)) // 2 * 2)
+        self._rows = np.empty((self._most, texts + 1))
         self._count, self._step, self._since = 0, 1, 0
         self.events: deque[Event] = deque(maxlen=MAX_EVENTS)
 
@@ -33,7 +35,7 @@ class Curve:
             last = self._rows[self._count - 1]
             last[1:] = np.fmax(last[1:], row[1:])
         else:
-            if self._count == MAX_POINTS:
+            if self._count == self._most:
                 self._halve()
             self._rows[self._count] = row
             self._count += 1
@@ -49,7 +51,7 @@ class Curve:
             self._since = 0
 
     def _halve(self) -> None:
-        pairs = self._rows[: MAX_POINTS // 2 * 2].reshape(-1, 2, self._rows.shape[1])
+        pairs = self._rows[: self._most // 2 * 2].reshape(-1, 2, self._rows.shape[1])
         half = np.fmax(pairs[:, 0], pairs[:, 1])
         half[:, 0] = pairs[:, 0, 0]
         self._count = len(half)

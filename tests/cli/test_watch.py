@@ -134,13 +134,12 @@ BAD = [
     (("{clip}", *TEXTS, "-o", "{clip}"), "is also read"),
     (("{clip}", *TEXTS, "--realtime", "--stall", "0"), "--stall"),
     (("{clip}", *TEXTS), "is shorter than one window of 8 s"),
-    (("{clip}", *TEXTS, "--engine", "compile"), "does not stream"),
     (("/dev/video77", *TEXTS), "no such camera: /dev/video77"),
     (("http://127.0.0.1:1/live", *TEXTS), "cannot open http://127.0.0.1:1/live: Connection ref"),
     (("rtsp://127.0.0.1:1/live", *TEXTS, "--realtime"), "realtime is about files"),
     (("http://host/a.m3u8", *TEXTS), "is a playlist"),
     (("absent.mp4", *TEXTS), "no such video file, camera or address: absent.mp4"),
-    (("{model}", *TEXTS), "checkpoint"),
+    (("{model}", *TEXTS), "is not a video: it is a safetensors file"),
 ]
 
 

@@ -34,13 +34,14 @@ def transport_stream(path, frames=50, *, size=(48, 64), rate=25, gop=10, times=N
 
 
 @contextmanager
-def streaming(*connections, rtsp=False):
+def streaming(*connections, rtsp=False, length=None):
     """Serve each connection in turn and yield the address; later ones get no answer but an error.
 
     A connection is a list of bytes, which are sent at once, of STALL, which sends nothing until the
     client leaves, and of events (threading.Event), which are waited for. Its end is that of the
-    connection.
+    connection. length: bytes of all of it, as a server of files says.
     """
+    said = "" if length is None else f"Content-Length: {length}\r\n"
     server = socket.create_server(("127.0.0.1", 0))
     left = list(connections)
 
@@ -59,7 +60,7 @@ def streaming(*connections, rtsp=False):
                         _rtsp(client, left.pop(0))
                     else:
                         client.recv(65536)
-                        client.sendall(b"HTTP/1.0 200 OK\r\nContent-Type: video/mp2t\r\n\r\n")
+                        client.sendall(f"HTTP/1.0 200 OK\r\n{said}\r\n".encode())
                         _play(client, left.pop(0), client.sendall)
                 except OSError:
                     pass  # the client has left

@@ -16,11 +16,11 @@ def test_few_points_are_kept_as_they_are():
 
 
 def test_of_many_the_highest_stay(monkeypatch):
-    monkeypatch.setattr(module, "MAX_POINTS", 8)
+    monkeypatch.setattr(module, "MAX_POINTS", 200)
     values, curve = np.random.default_rng(0).random(1000), Curve(1)
     for i, value in enumerate(values):
         curve.add(float(i), np.array([value]))
-    assert 4 <= len(curve.times) <= 8 and (np.diff(curve.times) > 0).all()
+    assert 100 <= len(curve.times) <= 200 and (np.diff(curve.times) > 0).all()
     ends = [*curve.times[1:], 1000]
     wanted = [values[int(a) : int(b)].max() for a, b in zip(curve.times, ends, strict=True)]
     assert curve.values[:, 0].tolist() == wanted
@@ -42,3 +42,10 @@ def test_events_are_bounded(monkeypatch):
     for i in range(module.MAX_EVENTS + 5):
         curve.events.append(Event(i, "a", 0, 1, 1, 0, 1))
     assert len(curve.events) == module.MAX_EVENTS and curve.events[0].number == 5
+
+
+def test_of_very_many_texts_there_are_fewer_points():
+    curve = Curve(50_000)
+    for i in range(400):
+        curve.add(float(i), np.zeros(50_000))
+    assert len(curve.times) <= 2**23 // 50_000

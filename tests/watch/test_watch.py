@@ -3,6 +3,7 @@
 import itertools
 import threading
 import time
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ def film(tmp_path_factory):
         for name in names:
             with av.open(str(DEMO / "clips" / f"{name}.mp4")) as clip:
                 for frame in clip.decode(video=0):
-                    frame.pts, frame.time_base = next(number), stream.codec_context.time_base
+                    frame.pts, frame.time_base = next(number), Fraction(1, 8)
                     out.mux(stream.encode(frame))
         out.mux(stream.encode())
     return path
