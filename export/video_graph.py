@@ -66,11 +66,12 @@ def write_part(
     names, row = row_names(config), [1 + config.patches, config.width]
     if role == "trunk":
         input = "uint8" if weights.patches.layout == "BTHWC" else "float"
-        _pixels(graph, "frames", config, ["frames"], input)
+        count = fixed_size(dims["frames"]) or "frames"
+        _pixels(graph, "frames", config, [count], input)
         nodes = Nodes(graph, "frames", batch=None, frames=None, precision=precision)
         ops = OnnxOps(nodes, width=config.width, tokens=row[0])
         for name, rows in zip(names, trunk_part(ops, weights, "frames"), strict=True):
-            graph.output(nodes.cast(rows, TensorProto.FLOAT), name, ["frames", *row])
+            graph.output(nodes.cast(rows, TensorProto.FLOAT), name, [count, *row])
         return graph.save(path)
     batch, frames = fixed_size(dims["batch"]), fixed_size(dims["frames"])
     shape = [batch or "batch", frames or "frames"]

@@ -176,14 +176,14 @@ void calls(const char* folder, const char* video) {
   same();
 }
 
-// Pushes whose first, second ... run does not end, each with a deadline; then the same frame again.
+// Pushes that are cancelled in their first, second ... run; then the same frame again.
 void stream(const char* folder) {
   Model model(folder, options());
   const StreamOptions chosen{3, 1, 1.0};
   Stream wanted = model.stream(chosen), ended = model.stream(chosen);
   const std::vector<std::uint8_t> memory(24 * 40 * 3, 77);
   std::vector<std::uint8_t> pixels(memory);
-  int deadlines = 0;
+  int cancelled = 0, windows = 0;
   // A run of the room's length, frames that stand for several, a gap, a clock that is set back.
   for (const double time : {0., 1., 2., 3., 4., 7., 8., 11., 20., 21., 22., 25., 1., 2., 4.}) {
     for (std::uint8_t& value : pixels) value = static_cast<std::uint8_t>(value * 5 + 1);
@@ -194,14 +194,28 @@ void stream(const char* folder) {
     for (int runs = 0; !found; ++runs) {
       need(runs < 8, "a push of so many runs");
       hold(true, runs);
-      const std::string code = code_of([&] {
-        found = ended.push(view, time, Call::within(std::chrono::milliseconds(20)));
+      const Call call;
+      bool done = false;
+      std::thread other([&] {
+        std::unique_lock<std::mutex> lock(mutex);
+        changed.wait(lock, [&] { return running || done; });
+        const bool in_run = running;
+        lock.unlock();
+        if (in_run) call.cancel();
       });
+      const std::string code = code_of([&] { found = ended.push(view, time, call); });
+      {
+        const std::lock_guard<std::mutex> lock(mutex);
+        done = true;
+        changed.notify_all();
+      }
+      other.join();
       hold(false);
-      need(code == "none" || code == "deadline", "a push: " + code);
-      deadlines += code == "deadline";
+      need(code == (found ? "none" : "cancelled"), "a push: " + code);
+      cancelled += !found;
     }
     need(found->size() == right.size(), "as many windows");
+    windows += static_cast<int>(right.size());
     for (std::size_t i = 0; i < right.size(); ++i) {
       need((*found)[i].first == right[i].first && (*found)[i].start == right[i].start &&
                (*found)[i].end == right[i].end &&
@@ -209,7 +223,8 @@ void stream(const char* folder) {
            "the same window");
     }
   }
-  need(deadlines >= 15 * 2, "too few pushes ended");
+  // In preprocessing, in the trunk, and in the branch of each window.
+  need(cancelled == 15 * 2 + windows, "the runs in which a push ended");
   need(ended.counts().taken == 15 && ended.counts().gaps == 2, "the counts");
   need(ended.counts().repeated == wanted.counts().repeated, "the counts of both");
 }

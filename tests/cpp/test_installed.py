@@ -116,12 +116,12 @@ def test_the_example_for_frames_in_memory(examples, plain, exported):
 
 def test_the_example_for_windows_that_slide(examples, model, labels):
     folder = make_exported(model, labels=labels, split=True)
-    found = piped(examples / "watch_frames", folder=folder, more=("25",))
+    found = piped(examples / "watch_frames", folder=folder, more=("10",))
     lines = []
     with si.open_session(folder, engine="ort") as session:
         stream = session.stream(interval=0.1)
         for i, frame in enumerate(frames_of_the_clip()):
-            for window in stream.push(frame, i / 25):
+            for window in stream.push(frame, i / 10):
                 scores = session.score_embeddings(labels, window.embedding[None])[:, 0]
                 best = labels[int(scores.argmax())]
                 lines.append(f"{window.start:.2f} to {window.end:.2f} s: {best}")
@@ -135,9 +135,7 @@ def test_parts_that_are_left_out(plain, exported, tmp_path):
     answer = run(made / "stan_classify", exported, CLIP)
     assert answer.returncode == 3 and "-DSTAN_INFER_FFMPEG=ON" in answer.stderr
     stages = done(made / "stan_classify", exported, "--self-test")
-    assert "video_embeds" in stages
-    assert "decode        not run: this library was built without FFmpeg" in stages
-    assert "input_ids     not run: this library was built without texts" in stages
+    assert "video_embeds" in stages and "input_ids" not in stages
     done("cmake", "--install", made, "--prefix", tmp_path / "prefix")
     out = configured(ROOT / "examples" / "cpp", tmp_path / "examples", tmp_path / "prefix")
     assert frames_through(out / "classify_frames", folder=exported) == wanted(plain, exported)
@@ -182,8 +180,8 @@ def test_the_shared_library_exports_its_header_only(prefix, kind):
         pytest.skip("a static library has no exports")
     found = exports(next((prefix / "lib").glob("libstan_infer.so.*.*.*")))
     assert any(name.startswith("stan_infer::Model::embed_video(") for name in found)
-    classes = "Model|Stream|Error|ImageView|Tensor|Call"
-    ours = rf"((typeinfo( name)?|vtable) for )?stan_infer::({classes})\b"
+    names = r"(Model|Stream|Error|ImageView|Tensor|Call)\b"
+    ours = rf"((typeinfo( name)?|vtable) for )?stan_infer::{names}"
     assert [name for name in found if not re.match(ours, name)] == []
 
 

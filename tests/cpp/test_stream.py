@@ -110,6 +110,7 @@ FORMS = {
     "mug": ({"head": "mug"}, {}),
     "float": ({}, {"input": "float"}),
     "fixed": ({}, {"batch": 2, "frames": 3}),
+    "one frame": ({}, {"batch": 1, "frames": 1}),
     "fp16": ({}, {"precision": "fp16"}),
 }
 
@@ -194,6 +195,20 @@ def test_a_folder_of_fixed_sizes_is_checked_when_the_stream_is_made(plain, tmp_p
     words = ("push", folder, "4", "1", "-", "rgb", "1", "1", tmp_path / "frames")
     done = plain.run(*words, other="stream", stdin="")
     assert done.stderr == "bad_argument: window is 4; allowed are 3 to 3\n"
+
+
+def test_windows_longer_than_the_model_has(plain, split, tmp_path):
+    folder = shutil.copytree(split, tmp_path / "folder")
+
+    def change(manifest):
+        (branch,) = (g for g in manifest["graphs"] if g["role"] == "branch")
+        branch["dims"]["frames"] = [1, 65]
+
+    edit_manifest(folder, change)
+    (tmp_path / "frames").write_bytes(b"")
+    words = ("push", folder, "65", "1", "-", "rgb", "1", "1", tmp_path / "frames")
+    done = plain.run(*words, other="stream", stdin="")
+    assert done.stderr.startswith("bad_folder: trunk.onnx and branch.onnx do not fit the config")
 
 
 def test_tensorrt_says_that_it_does_not_stream(plain, split, tmp_path):

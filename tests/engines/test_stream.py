@@ -130,6 +130,14 @@ def test_a_folder_without_the_parts_says_what_helps(folder):
             session.stream()
 
 
+def test_a_folder_for_one_frame(tiny_model):
+    with si.open_session(exported(tiny_model, split=True, frames=1, batch=1), engine="ort") as s:
+        frames = frames_of(3)
+        found = s.stream(1).extend(frames)
+        wanted = np.concatenate([s.embed_video(frame[None, None]) for frame in frames])
+        assert relative_error(np.stack([w.embedding for w in found]), wanted) < FP32
+
+
 def test_a_folder_of_fixed_sizes(tiny_model):
     with si.open_session(exported(tiny_model, split=True, frames=3, batch=2), engine="ort") as s:
         with pytest.raises(InputError, match="window is 4; .* from 3 to 3"):
