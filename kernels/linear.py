@@ -313,6 +313,7 @@ def run(
     if parts and tile.bn % SPAN:
         raise ValueError(f"a tile of {tile.bn} columns cannot write the sums of {SPAN}")
     if tile.split_k != 1:
+        # It would not pay: benchmarks/split_k.py.
         raise ValueError("no kernel of ours splits the sum over K: the library does, for few rows")
     y = torch.empty(rows, n, dtype=out, device=x.device)
     shape = (rows, 2, spans(n)) if parts else (0,)

@@ -112,6 +112,11 @@ def cases(
                 yield dataclasses.replace(case, tile=tile)
     for case in (*spatial(shape, new), class_attention(shape, new), embed(shape, new)):
         yield from _tiled(case, family)
+    if full and dtype == torch.bfloat16 and tiles("fp8_linear", family):
+        for case in (temporal(shape, new), temporal_qkv(shape, new), *spatial(shape, new)):
+            name, args = f"{case.name} in 8 bits", (*case.args[:-1], 0.01)
+            first = tiles(case.operation, family)[0]
+            yield dataclasses.replace(case, name=name, args=args, tile=first)
     yield from _edges(shape, new, bool(tiles("fp8_linear", family)))
     if full:  # 16 heads, and rows of weights that are no multiple of 16 bytes
         large = Shape(1, 12, 256, 1024, 14)
