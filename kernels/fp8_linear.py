@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stan_infer.kernels.linear import check_epilogue, plain_epilogue, run
+from stan_infer.kernels.linear import check_epilogue, run
+from stan_infer.kernels.linear_reference import plain_epilogue
 from stan_infer.kernels.operation import operation
 from stan_infer.kernels.row_norm import check_offset, check_scale, row_sums_reference
 from stan_infer.kernels.row_norm import quantise as quantise

@@ -7,7 +7,9 @@ s_n = sum_k W_nk and t_n = sum_k W_nk c_k. The residual may have more rows than 
 are copied to the result. That is how the class tokens, which lie behind the patches in a branch's
 buffer, get past a linear of the patches. The sums of the result's rows are written beside it where
 a norm reads them next. Two forms: a program per tile, and one per processor that takes its tiles
-from tensor descriptors (sm_90 and newer). PERFORMANCE: the norm costs neither a pass over memory
+from tensor descriptors (sm_90 and newer). Dependent (sm_90 and newer), a kernel starts while the
+one before it in the stream ends, fetches weights into L2, and waits before it touches what others
+wrote or read. PERFORMANCE: the norm costs neither a pass over memory
 nor work in the inner loop; QuickGELU (as SiLU), bias and residual need no kernels of their own.
 """
 
@@ -16,71 +18,29 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from stan_infer.kernels.linear_reference import linear_reference as linear_reference
 from stan_infer.kernels.operation import operation
-from stan_infer.kernels.row_norm import check_offset, row_sums_reference
+from stan_infer.kernels.row_norm import check_offset
 from stan_infer.kernels.tiles import (
     INTERPRETED,
     SPAN,
+    as_stored,
     check_parts,
     check_rows,
     norm_of_parts,
-    plain_norm,
+    prefetch,
     spans,
-    to_e4m3,
     upcast,
 )
 from stan_infer.kernels.tuned import Tile, linear_tile, processors
 
 ACTIVATIONS = ("", "silu", "gelu")
-
-
-def linear_reference(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    sums: Tensor | None,
-    stats: Tensor | None,
-    residual: Tensor | None,
-    after: Tensor | None,
-    activation: str,
-    eps: float,
-    wide: bool,
-    parts: bool,
-) -> tuple[Tensor, Tensor]:
-    """Rows [M, K] -> [M, N], or [R, N] with a residual [R, N], R >= M: rows M to R are copied.
-
-    sums: s and t of weight, fp32 [2, N]; given, x is normed first by stats, the sums of its rows
-    [>= M, 2, S]. activation: "", "silu", "gelu", applied before the residual. wide: the result is
-    fp32. parts: the second result is the sums of the rows y + after, after fp32 [N] or None; else
-    it is empty. In plain torch, in fp32 inside (fp64 stays fp64).
-    """
-    inner = torch.promote_types(x.dtype, torch.float32)
-    y = F.linear(x.to(inner), weight.to(inner))
-    if sums is not None:
-        assert stats is not None
-        mean, rstd = plain_norm(stats[: x.shape[0]], x.shape[1], eps)
-        y = rstd * (y + sums[1] - mean * sums[0])
-    y = plain_epilogue(y + bias.to(inner), residual, activation)
-    y = y if wide else y.to(x.dtype)
-    return y, row_sums_reference(y, after) if parts else y.new_empty(0, dtype=torch.float32)
-
-
-def plain_epilogue(y: Tensor, residual: Tensor | None, activation: str) -> Tensor:
-    """What follows the bias, in plain torch: activation and residual, as in `linear_reference`."""
-    if activation:
-        y = F.silu(y) if activation == "silu" else F.gelu(y)
-    if residual is None:
-        return y
-    m = y.shape[0]
-    if residual.shape[0] == m:
-        return y + residual
-    return torch.cat([y + residual[:m], residual[m:]])
 
 
 @triton.jit
@@ -120,10 +80,7 @@ def _finish_columns(
     if RESIDUAL:
         r = tl.load(p_r + o_m[:, None] * r_row + o_n[None, :], m_y, other=0.0).to(tl.float32)
         acc = tl.where(m_m[:, None], acc, 0.0) + r
-    if p_y.dtype.element_ty == tl.float8e4nv:
-        y = to_e4m3(acc, y_scale, ROUND)
-    else:
-        y = acc.to(p_y.dtype.element_ty)
+    y = as_stored(acc, p_y, y_scale, ROUND)
     tl.store(p_y + o_m[:, None] * y_row + o_n[None, :], y, m_y)
     if PARTS > 0:
         z = y.to(tl.float32)  # as the reader of the row finds it
@@ -203,7 +160,7 @@ def _linear_kernel(
     SCALED: tl.constexpr, ROUND: tl.constexpr, NORM: tl.constexpr, ACTIVATION: tl.constexpr,
     RESIDUAL: tl.constexpr, AFTER: tl.constexpr, PARTS: tl.constexpr, K_PARTS: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, SPAN: tl.constexpr, BP: tl.constexpr, BK: tl.constexpr,
-    EVEN_K: tl.constexpr, GROUP: tl.constexpr, UPCAST: tl.constexpr,
+    EVEN_K: tl.constexpr, GROUP: tl.constexpr, UPCAST: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     i_m, i_n = _place(tl.program_id(0), rows, n, BM, BN, GROUP)
     o_m = i_m.to(tl.int64) * BM + tl.arange(0, BM)
@@ -212,6 +169,13 @@ def _linear_kernel(
     m_m, m_n = o_m < m, o_n < n
     p_xt = p_x + o_m[:, None] * x_row + o_k[None, :]
     p_wt = p_w + o_n[None, :].to(tl.int64) * w_row + o_k[:, None]
+    if DEPENDENT:
+        gdc_launch_dependents()  # they wait until this kernel has ended
+        LINE: tl.constexpr = 128 * 8 // p_w.dtype.element_ty.primitive_bitwidth
+        p_line = p_w + tl.minimum(o_n, n - 1).to(tl.int64) * w_row
+        for i_k in range(0, k, LINE):
+            prefetch(p_line + i_k)
+        gdc_wait()
     acc = tl.zeros((BM, BN), tl.float32)
     for i_k in range(0, tl.cdiv(k, BK)):
         if EVEN_K:
@@ -240,8 +204,11 @@ def _linear_persistent_kernel(
     SCALED: tl.constexpr, ROUND: tl.constexpr, NORM: tl.constexpr, ACTIVATION: tl.constexpr,
     RESIDUAL: tl.constexpr, AFTER: tl.constexpr, PARTS: tl.constexpr, K_PARTS: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, SPAN: tl.constexpr, BP: tl.constexpr, BK: tl.constexpr,
-    GROUP: tl.constexpr, UPCAST: tl.constexpr,
+    GROUP: tl.constexpr, UPCAST: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
+    if DEPENDENT:
+        gdc_launch_dependents()
+        gdc_wait()
     tiles = tl.cdiv(rows, BM) * tl.cdiv(n, BN)
     for pid in tl.range(tl.program_id(0), tiles, tl.num_programs(0)):
         i_m, i_n = _place(pid, rows, n, BM, BN, GROUP)
@@ -310,11 +277,14 @@ def launch(
     wide: bool,
     parts: bool,
     tile: Tile | None = None,
+    dependent: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Run the kernel; `tile` overrides the rule. The rest is as in `linear_reference`."""
     _check(x, weight, bias, sums, stats, residual, after, activation)
     like, norm = torch.float32 if wide else x.dtype, (sums, stats, eps)
-    return run(x, weight, bias, norm, residual, after, activation, like, parts, tile)
+    return run(
+        x, weight, bias, norm, residual, after, activation, like, parts, tile, dependent=dependent
+    )
 
 
 def run(
@@ -329,6 +299,7 @@ def run(
     parts: bool,
     tile: Tile | None,
     scales: tuple[Tensor | None, float, float] = (None, 1.0, 1.0),
+    dependent: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Run the kernel on checked arguments; `fp8_linear` does, too.
 
@@ -342,6 +313,7 @@ def run(
     if parts and tile.bn % SPAN:
         raise ValueError(f"a tile of {tile.bn} columns cannot write the sums of {SPAN}")
     if tile.split_k != 1:
+        # It would not pay: benchmarks/split_k.py.
         raise ValueError("no kernel of ours splits the sum over K: the library does, for few rows")
     y = torch.empty(rows, n, dtype=out, device=x.device)
     shape = (rows, 2, spans(n)) if parts else (0,)
@@ -355,7 +327,10 @@ def run(
         "PARTS": spans(n) if parts else 0, "K_PARTS": spans(k), "BM": tile.bm, "BN": tile.bn,
         "SPAN": SPAN, "BP": triton.next_power_of_2(spans(k)), "BK": tile.bk, "GROUP": 8,
         "UPCAST": upcast(x.dtype), "num_warps": tile.warps, "num_stages": tile.stages,
+        "DEPENDENT": dependent and not INTERPRETED,
     }  # fmt: skip
+    if dependent and not INTERPRETED:
+        options["launch_pdl"] = True
     if tile.maxnreg:
         options["maxnreg"] = tile.maxnreg
     count = triton.cdiv(rows, tile.bm) * triton.cdiv(n, tile.bn)
@@ -376,17 +351,23 @@ def run(
 def _fake(
     x: Tensor, weight: Tensor, bias: Tensor, sums: Any, stats: Any, residual: Any, *others: Any
 ) -> tuple[Tensor, Tensor]:
-    _, _, _, wide, parts = others
+    _, _, _, wide, parts, *_ = others
     rows, n = (x if residual is None else residual).shape[0], weight.shape[0]
     y = x.new_empty(rows, n, dtype=torch.float32 if wide else x.dtype)
     return y, x.new_empty((rows, 2, spans(n)) if parts else (0,), dtype=torch.float32)
+
+
+def _launch(*args: Any) -> tuple[Tensor, Tensor]:
+    """Take the operation's arguments, which have no tile."""
+    options: dict[str, Any] = {"dependent": args[11]} if args[11:] else {}
+    return launch(*args[:11], **options)
 
 
 linear = operation(
     "stan_infer::linear",
     reference=linear_reference,
     check=_check,
-    launch=launch,
+    launch=_launch,
     fake=_fake,
     flops=lambda x, weight, *others: 2 * x[0] * weight[0] * weight[1],
 )

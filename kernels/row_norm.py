@@ -34,6 +34,19 @@ def check_scale(name: str, scale: float) -> None:
         raise ValueError(f"{name} is {scale}; need a positive number")
 
 
+def narrow(y: Tensor, dtype: torch.dtype, scale: float | None) -> Tensor:
+    """Round a result to dtype, or to e4m3 by a scale, in plain torch."""
+    return y.to(dtype) if scale is None else quantise(y, scale)
+
+
+def new_rows(like: Tensor, rows: int, columns: int, scale: float | None) -> Tensor:
+    """An empty result [rows, columns], of the dtype of `like`, or of e4m3 where it has a scale."""
+    if scale is not None:
+        check_scale("y_scale", scale)
+    dtype = like.dtype if scale is None else torch.float8_e4m3fn
+    return torch.empty(rows, columns, dtype=dtype, device=like.device)
+
+
 def check_offset(offset: Tensor | None, columns: int) -> None:
     """ValueError unless the offset is None or fp32 [columns]."""
     if offset is not None and (offset.dtype != torch.float32 or offset.shape != (columns,)):

@@ -37,6 +37,7 @@ NEAR = 1.1  # times that this model does not tell apart
 START_US = 1.5  # of one more kernel in a graph
 MORE = 1  # kernels beside a layer's products: a network of 12 layers then launches 132 at most
 LIBRARY_TILES = [(128, 256), (128, 128), (64, 128), (64, 64)]
+LIBRARY_SPLITS = (1, 2, 4, 8)
 # A layer's products by name: columns and depth in widths, and whose rows the norm before it reads.
 LAYER = {
     **{"qkv": (3, 1, "fc2"), "out": (1, 1, None)},
@@ -115,16 +116,18 @@ def product_us(
 
 
 def library_us(family: str, rows: int, n: int, k: int, size: int = 2) -> float:
-    """Time of one product of the library, at least."""
+    """Time of one product of the library, at least, its sum over K split where that is faster."""
     g, found = gpu(family), []
     shared = 2 if int(family[2:]) >= 90 else 1
-    for bm, bn in LIBRARY_TILES:
+    for (bm, bn), split in itertools.product(LIBRARY_TILES, LIBRARY_SPLITS):
         tile = Tile(bm, bn, 128 // size, 8, 4)
         loads = (bm + bn / shared) * tile.bk * size / L2
         step = max(tensor_cycles(family, tile, size) / LIBRARY, loads, LOAD / (tile.stages - 1))
-        turns = -(-(-(-rows // bm) * -(-n // bn)) // g.processors)
-        found.append(turns * -(-k // tile.bk) * step)
-    return max((min(found) + ENDS) / (g.ghz * 1000), _weights_us(family, n, k, size))
+        turns = -(-(-(-rows // bm) * -(-n // bn) * split) // g.processors)
+        us = (turns * -(-k // (split * tile.bk)) * step + ENDS) / (g.ghz * 1000)
+        # The parts are fp32; a kernel of its own adds them.
+        found.append(us + (_passes_us(g, rows * n * (8 * split + 2)) if split > 1 else 0.0))
+    return max(min(found), _weights_us(family, n, k, size))
 
 
 def _us(
@@ -267,9 +270,12 @@ def _ours_us(
 
 
 def _library_us(family: str, size: int, rows: int, n: int, k: int, e: Epilogue) -> float:
-    g = gpu(family)
-    moved = _library_passes(rows, n, k, e)
-    return library_us(family, rows, n, k, size) + sum(_passes_us(g, 2 * v) for v in moved)
+    return library_us(family, rows, n, k, size) + beside_us(family, rows, n, k, e)
+
+
+def beside_us(family: str, rows: int, n: int, k: int, e: Epilogue) -> float:
+    """Time of the passes over memory that the library's product needs beside it."""
+    return sum(_passes_us(gpu(family), 2 * v) for v in _library_passes(rows, n, k, e))
 
 
 def _library_passes(rows: int, n: int, k: int, e: Epilogue) -> list[int]:

@@ -21,17 +21,33 @@ import triton.language as tl
 from torch import Tensor
 
 from stan_infer.kernels.operation import operation
-from stan_infer.kernels.tiles import LOG2_E, check_head, check_rows, upcast
+from stan_infer.kernels.row_norm import narrow, new_rows
+from stan_infer.kernels.tiles import (
+    INTERPRETED,
+    LOG2_E,
+    as_stored,
+    check_head,
+    check_rows,
+    upcast,
+)
 from stan_infer.kernels.tuned import Tile, spatial_tile
 
 
 def spatial_attention_reference(
-    qkv: Tensor, counters: Tensor, batch: int, frames: int, heads: int, scale: float, shared: bool
+    qkv: Tensor,
+    counters: Tensor,
+    batch: int,
+    frames: int,
+    heads: int,
+    scale: float,
+    shared: bool,
+    y_scale: float | None,
 ) -> Tensor:
     """Rows [F (P + 1), 3 D], or shared [F P + B, 3 D] -> the same rows of D columns.
 
     counters: int32 [>= B H], zero before the first call and after each; only the kernel uses them,
-    where shared. In plain torch, in fp32 inside (fp64 stays fp64).
+    where shared. y_scale: the result is e4m3, divided by it; None: it has the dtype of qkv. In
+    plain torch, in fp32 inside (fp64 stays fp64).
     """
     wide = qkv.to(torch.promote_types(qkv.dtype, torch.float32))
     if shared:
@@ -44,15 +60,16 @@ def spatial_attention_reference(
     y = F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).flatten(-2)
     if shared:
         own = y[:, -1].unflatten(0, (batch, frames)).mean(1)
-        return torch.cat([y[:, :-1].flatten(0, 1), own]).to(qkv.dtype)
-    return y.flatten(0, 1).to(qkv.dtype)
+        return narrow(torch.cat([y[:, :-1].flatten(0, 1), own]), qkv.dtype, y_scale)
+    return narrow(y.flatten(0, 1), qkv.dtype, y_scale)
 
 
 @triton.jit(do_not_specialize=["patches", "frame_rows", "cls_base", "cls_step"])
 def _spatial_kernel(
     p_qkv, p_y, p_parts, p_count, patches, frame_rows, cls_base, cls_step, row, y_row, scale,
+    y_scale,
     T: tl.constexpr, H: tl.constexpr, DH: tl.constexpr, SHARED: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, UPCAST: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, UPCAST: tl.constexpr, ROUND: tl.constexpr,
 ):  # fmt: skip
     D: tl.constexpr = H * DH
     pid = tl.program_id(0)
@@ -94,7 +111,7 @@ def _spatial_kernel(
             acc = tl.dot(e.to(v.dtype), v, acc * fade[:, None], input_precision="ieee")
             top = new
         p_out = p_y + (i_f * frame_rows + o_m[:, None]) * y_row + (i_h * DH + o_d)[None, :]
-        tl.store(p_out, (acc / norm[:, None]).to(p_y.dtype.element_ty), m_m[:, None])
+        tl.store(p_out, as_stored(acc / norm[:, None], p_y, y_scale, ROUND), m_m[:, None])
     else:
         q1 = tl.load(p_head + i_cls * row).to(tl.float32)
         # One query: plain multiplications, since it would fill one row of a tensor-core tile.
@@ -125,14 +142,21 @@ def _spatial_kernel(
                 mean = tl.zeros((DH,), tl.float32)
                 for i in range(T):
                     mean += tl.load(p_part + i * DH, cache_modifier=".cg")
-                tl.store(p_out1, (mean / T).to(p_y.dtype.element_ty))
+                tl.store(p_out1, as_stored(mean / T, p_y, y_scale, ROUND))
                 tl.store(p_count + i_bh, 0)
         else:
-            tl.store(p_out1, out.to(p_y.dtype.element_ty))
+            tl.store(p_out1, as_stored(out, p_y, y_scale, ROUND))
 
 
 def _check(
-    qkv: Tensor, counters: Tensor, batch: int, frames: int, heads: int, scale: float, shared: bool
+    qkv: Tensor,
+    counters: Tensor,
+    batch: int,
+    frames: int,
+    heads: int,
+    scale: float,
+    shared: bool,
+    y_scale: float | None,
 ) -> tuple[int, int]:
     """Refuse what the kernel cannot take with a ValueError; return the head width and P."""
     check_rows("qkv", qkv)
@@ -157,13 +181,14 @@ def launch(
     heads: int,
     scale: float,
     shared: bool,
+    y_scale: float | None,
     tile: Tile | None = None,
 ) -> Tensor:
     """Run the kernel; `tile` overrides the table. The rest is as in the reference."""
-    head, patches = _check(qkv, counters, batch, frames, heads, scale, shared)
+    head, patches = _check(qkv, counters, batch, frames, heads, scale, shared, y_scale)
     f, d = batch * frames, heads * head
     tile = tile or spatial_tile(qkv.device, patches)
-    y = torch.empty(len(qkv), d, dtype=qkv.dtype, device=qkv.device)
+    y = new_rows(qkv, len(qkv), d, y_scale)
     size = batch * heads * frames * head if shared else 0
     parts = torch.empty(size, dtype=torch.float32, device=qkv.device)
     grid = ((triton.cdiv(patches, tile.bm) + 1) * f * heads,)
@@ -171,14 +196,15 @@ def launch(
         qkv, y, parts, counters, patches,
         patches if shared else patches + 1, f * patches if shared else patches,
         1 if shared else patches + 1, qkv.stride(0), y.stride(0), scale * LOG2_E,
+        y_scale or 1.0,
         T=frames, H=heads, DH=head, SHARED=shared, BM=tile.bm, BN=tile.bn,
-        UPCAST=upcast(qkv.dtype),
+        UPCAST=upcast(qkv.dtype), ROUND=INTERPRETED,
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return y
 
 
-def _flops(qkv, counters, batch, frames, heads, scale, shared) -> int:  # qkv: its shape
+def _flops(qkv, counters, batch, frames, heads, scale, shared, y_scale) -> int:  # qkv: its shape
     f = batch * frames
     tokens = (qkv[0] - batch) // f + 1 if shared else qkv[0] // f
     return 4 * f * tokens**2 * (qkv[1] // 3)
@@ -189,7 +215,7 @@ spatial_attention = operation(
     reference=spatial_attention_reference,
     check=_check,
     launch=launch,
-    fake=lambda qkv, *others: qkv.new_empty(qkv.shape[0], qkv.shape[1] // 3),
+    fake=lambda qkv, *others: new_rows(qkv, qkv.shape[0], qkv.shape[1] // 3, others[-1]),
     flops=_flops,
     mutates=("counters",),
 )

@@ -17,8 +17,11 @@ import triton.language as tl
 from torch import Tensor
 
 from stan_infer.kernels.operation import operation
+from stan_infer.kernels.row_norm import narrow, new_rows
 from stan_infer.kernels.tiles import (
+    INTERPRETED,
     LOG2_E,
+    as_stored,
     check_frames,
     check_head,
     check_rows,
@@ -29,23 +32,25 @@ from stan_infer.kernels.tuned import Tile, temporal_tile
 
 
 def temporal_attention_reference(
-    qkv: Tensor, frames: int, patches: int, heads: int, scale: float
+    qkv: Tensor, frames: int, patches: int, heads: int, scale: float, y_scale: float | None
 ) -> Tensor:
     """Rows [B T P, 3 D] of q, k, v -> [B T P, D]: softmax over T of scale q k^T, times v.
 
-    In plain torch, in fp32 inside (fp64 stays fp64).
+    y_scale: the result is e4m3, divided by it; None: it has the dtype of qkv. In plain
+    torch, in fp32 inside (fp64 stays fp64).
     """
     wide = qkv.to(torch.promote_types(qkv.dtype, torch.float32))
     x = wide.unflatten(0, (-1, frames, patches)).unflatten(-1, (3, heads, -1))
     q, k, v = x.permute(3, 0, 2, 4, 1, 5)  # [B, P, H, T, dh]
     y = F.scaled_dot_product_attention(q, k, v, scale=scale)
-    return y.permute(0, 3, 1, 2, 4).reshape(len(qkv), -1).to(qkv.dtype)
+    return narrow(y.permute(0, 3, 1, 2, 4).reshape(len(qkv), -1), qkv.dtype, y_scale)
 
 
 @triton.jit(do_not_specialize=["sequences", "patches"])
 def _temporal_kernel(
-    p_qkv, p_y, sequences, patches, row, y_row, scale,
+    p_qkv, p_y, sequences, patches, row, y_row, scale, y_scale,
     T: tl.constexpr, H: tl.constexpr, DH: tl.constexpr, BM: tl.constexpr, UPCAST: tl.constexpr,
+    ROUND: tl.constexpr,
 ):  # fmt: skip
     G: tl.constexpr = BM // T
     r = tl.arange(0, BM)
@@ -64,10 +69,10 @@ def _temporal_kernel(
         q, k, v = q.to(tl.float32), k.to(tl.float32), v.to(tl.float32)
     y = packed_attention(q, k, v, g, scale)
     o_y = i_row[:, None] * y_row + i_h[:, None] * DH + o_d[None, :]
-    tl.store(p_y + o_y, y.to(p_y.dtype.element_ty), ok[:, None])
+    tl.store(p_y + o_y, as_stored(y, p_y, y_scale, ROUND), ok[:, None])
 
 
-def _check(qkv: Tensor, frames: int, patches: int, heads: int, *_: float) -> int:
+def _check(qkv: Tensor, frames: int, patches: int, heads: int, *_: float | None) -> int:
     check_rows("qkv", qkv)
     check_frames(frames)
     if qkv.shape[1] % 3 or patches < 1 or len(qkv) % (frames * patches):
@@ -78,18 +83,25 @@ def _check(qkv: Tensor, frames: int, patches: int, heads: int, *_: float) -> int
 
 
 def launch(
-    qkv: Tensor, frames: int, patches: int, heads: int, scale: float, tile: Tile | None = None
+    qkv: Tensor,
+    frames: int,
+    patches: int,
+    heads: int,
+    scale: float,
+    y_scale: float | None,
+    tile: Tile | None = None,
 ) -> Tensor:
     """Run the kernel; `tile` overrides the table. The rest is as in the reference."""
     head = _check(qkv, frames, patches, heads)
     d = heads * head
     sequences = len(qkv) // frames * heads
     tile = tile or temporal_tile(qkv.device, qkv.dtype, frames, sequences, heads, d)
-    y = torch.empty(len(qkv), d, dtype=qkv.dtype, device=qkv.device)
+    y = new_rows(qkv, len(qkv), d, y_scale)
     grid = (triton.cdiv(sequences, tile.bm // frames),)
     _temporal_kernel[grid](
         qkv, y, sequences, patches, qkv.stride(0), y.stride(0), scale * LOG2_E,
-        T=frames, H=heads, DH=head, BM=tile.bm, UPCAST=upcast(qkv.dtype),
+        y_scale or 1.0,
+        T=frames, H=heads, DH=head, BM=tile.bm, UPCAST=upcast(qkv.dtype), ROUND=INTERPRETED,
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return y
@@ -100,7 +112,9 @@ temporal_attention = operation(
     reference=temporal_attention_reference,
     check=_check,
     launch=launch,
-    fake=lambda qkv, *others: qkv.new_empty(qkv.shape[0], qkv.shape[1] // 3),
+    fake=lambda qkv, frames, patches, heads, scale, y_scale: new_rows(
+        qkv, qkv.shape[0], qkv.shape[1] // 3, y_scale
+    ),
     flops=lambda qkv, frames, *others: 4 * qkv[0] * frames * (qkv[1] // 3),
 )
 

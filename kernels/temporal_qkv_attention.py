@@ -18,9 +18,12 @@ import triton.language as tl
 from torch import Tensor
 
 from stan_infer.kernels.operation import operation
+from stan_infer.kernels.row_norm import narrow, new_rows
 from stan_infer.kernels.temporal_attention import temporal_attention_reference
 from stan_infer.kernels.tiles import (
+    INTERPRETED,
     LOG2_E,
+    as_stored,
     check_frames,
     check_head,
     check_parts,
@@ -46,12 +49,14 @@ def temporal_qkv_attention_reference(
     heads: int,
     scale: float,
     eps: float,
+    y_scale: float | None,
 ) -> Tensor:
     """Rows [>= B T P, D] -> [B T P, D]: q, k, v of norm(x), then temporal attention.
 
     sums: row sums of weight, fp32 [2, 3 D] of which the second row, for what a stream carries
     apart, is not read: the branch's patches carry nothing here. stats: sums of the rows of x, fp32
-    [>= B T P, 2, S]. In plain torch, in fp32 inside (fp64 stays fp64).
+    [>= B T P, 2, S]. y_scale: the result is e4m3, divided by it; None: it has the dtype of x. In
+    plain torch, in fp32 inside (fp64 stays fp64).
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     rows = batch * frames * patches
@@ -59,7 +64,8 @@ def temporal_qkv_attention_reference(
     mean, rstd = plain_norm(stats[:rows], d, eps)
     qkv = rstd * (x[:rows].to(wide) @ weight.to(wide).T - mean * sums[0])
     qkv = qkv + F.pad(bias[:d].to(wide), (0, 2 * d))
-    return temporal_attention_reference(qkv, frames, patches, heads, scale).to(x.dtype)
+    y = temporal_attention_reference(qkv, frames, patches, heads, scale, None)
+    return narrow(y, x.dtype, y_scale)
 
 
 @triton.jit
@@ -70,10 +76,10 @@ def _finish_norm(acc, p_sums, o_n, mean, rstd):
 
 @triton.jit(do_not_specialize=["sequences", "patches"])
 def _temporal_qkv_kernel(
-    p_x, p_w, p_b, p_s, p_st, p_y, sequences, patches, d, x_row, w_row, y_row, scale, eps,
+    p_x, p_w, p_b, p_s, p_st, p_y, sequences, patches, d, x_row, w_row, y_row, scale, eps, y_scale,
     T: tl.constexpr, H: tl.constexpr, DH: tl.constexpr, BM: tl.constexpr,
     BK: tl.constexpr, EVEN_K: tl.constexpr, PARTS: tl.constexpr,
-    BP: tl.constexpr, UPCAST: tl.constexpr,
+    BP: tl.constexpr, UPCAST: tl.constexpr, ROUND: tl.constexpr,
 ):  # fmt: skip
     G: tl.constexpr = BM // T
     pid = tl.program_id(0)
@@ -123,7 +129,7 @@ def _temporal_qkv_kernel(
     # Rows that hold no patch attend to each other only: results are finite, and not stored.
     y = packed_attention(q, k, v, tl.where(r < G * T, g, G), scale)
     o_y = i_row[:, None] * y_row + (i_h * DH + o_d)[None, :]
-    tl.store(p_y + o_y, y.to(p_y.dtype.element_ty), ok[:, None])
+    tl.store(p_y + o_y, as_stored(y, p_y, y_scale, ROUND), ok[:, None])
 
 
 def _check(
@@ -136,7 +142,7 @@ def _check(
     frames: int,
     patches: int,
     heads: int,
-    *_: float,
+    *_: float | None,
 ) -> int:
     check_rows("x", x)
     check_rows("weight", weight, x.shape[1])
@@ -166,20 +172,21 @@ def launch(
     heads: int,
     scale: float,
     eps: float,
+    y_scale: float | None,
     tile: Tile | None = None,
 ) -> Tensor:
     """Run the kernel; `tile` overrides the table. The rest is as in the reference."""
     head = _check(x, weight, bias, sums, stats, batch, frames, patches, heads)
     d, sequences = x.shape[1], batch * patches
     tile = tile or temporal_qkv_tile(x.device, x.dtype, frames, sequences, heads, d)
-    y = torch.empty(sequences * frames, d, dtype=x.dtype, device=x.device)
+    y = new_rows(x, sequences * frames, d, y_scale)
     grid = (triton.cdiv(sequences, tile.bm // frames) * heads,)
     _temporal_qkv_kernel[grid](
         x, weight, bias, sums, stats, y, sequences, patches, d, x.stride(0), weight.stride(0),
-        y.stride(0), scale * LOG2_E, eps,
+        y.stride(0), scale * LOG2_E, eps, y_scale or 1.0,
         T=frames, H=heads, DH=head, BM=tile.bm, BK=tile.bk, EVEN_K=d % tile.bk == 0,
         PARTS=spans(d), BP=triton.next_power_of_2(spans(d)), UPCAST=upcast(x.dtype),
-        num_warps=tile.warps, num_stages=tile.stages,
+        ROUND=INTERPRETED, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return y
 
@@ -189,8 +196,8 @@ temporal_qkv_attention = operation(
     reference=temporal_qkv_attention_reference,
     check=_check,
     launch=launch,
-    fake=lambda x, weight, bias, sums, stats, batch, frames, patches, *others: x.new_empty(
-        batch * frames * patches, x.shape[1]
+    fake=lambda x, weight, bias, sums, stats, batch, frames, patches, *others: new_rows(
+        x, batch * frames * patches, x.shape[1], others[-1]
     ),
     flops=lambda x, weight, bias, sums, stats, batch, frames, patches, *others: (
         batch * frames * patches * x[1] * (6 * x[1] + 4 * frames)

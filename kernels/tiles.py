@@ -104,6 +104,24 @@ def to_e4m3(x, scale, ROUND: tl.constexpr):
 
 
 @triton.jit
+def as_stored(x, p_y, scale, ROUND: tl.constexpr):
+    """fp32 x as memory at p_y holds it: in 8 bits divided by scale."""
+    if p_y.dtype.element_ty == tl.float8e4nv:
+        y = to_e4m3(x, scale, ROUND)
+    else:
+        y = x.to(p_y.dtype.element_ty)
+    return y
+
+
+@triton.jit
+def prefetch(p):
+    """Fetch the lines of memory at these addresses into L2 (on a GPU alone)."""
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [p], tl.int32, is_pure=False, pack=1
+    )
+
+
+@triton.jit
 def norm_of_parts(p_parts, o_row, m_row, columns, eps, PARTS: tl.constexpr, BP: tl.constexpr):
     """Mean and 1/std of rows o_row, whose sums are parts [R, 2, PARTS]; BP >= PARTS."""
     o_p = tl.arange(0, BP)

@@ -24,7 +24,7 @@ from stan_infer.kernels import (
     temporal_qkv_attention,
 )
 from stan_infer.kernels.row_norm import row_sums, row_sums_reference
-from stan_infer.kernels.tuned import Tile, tiles
+from stan_infer.kernels.tuned import Tile, has_descriptors, tiles
 from stan_infer.network.kernel_ops import Rows, library_linear
 from stan_infer.network.kernel_weights import KernelLinear
 
@@ -42,11 +42,13 @@ class Case:
     args: tuple[Any, ...]
     tile: Tile | None = None
     function: str = "launch"
+    dependent: bool = False  # of a linear
 
     def run(self) -> Any:
         """Launch the kernel with the tile of the case, or the one of the rule."""
         launch = getattr(self.module, self.function)
-        return launch(*self.args, *([self.tile] if self.tile else []))
+        options = {"dependent": True} if self.dependent else {}
+        return launch(*self.args, *([self.tile] if self.tile else []), **options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +98,9 @@ def cases(
     if full:
         gelu = linear_case(shape, new, "fc1: norm, gelu", 4 * d, d, "gelu")
         yield dataclasses.replace(gelu, tile=tiles("linear", family)[0])
+        if has_descriptors(family):
+            early = linear_case(shape, new, "fc2: residual, dependent", d, 4 * d)
+            yield from (dataclasses.replace(c, dependent=True) for c in _tiled(early, family))
         head = linear_case(shape, new, "head: fp32 out", 512, d)
         args = (*head.args[:-2], True, False)
         yield dataclasses.replace(head, args=args, tile=tiles("linear", family)[0])
@@ -107,6 +112,11 @@ def cases(
                 yield dataclasses.replace(case, tile=tile)
     for case in (*spatial(shape, new), class_attention(shape, new), embed(shape, new)):
         yield from _tiled(case, family)
+    if full and dtype == torch.bfloat16 and tiles("fp8_linear", family):
+        for case in (temporal(shape, new), temporal_qkv(shape, new), *spatial(shape, new)):
+            name, args = f"{case.name} in 8 bits", (*case.args[:-1], 0.01)
+            first = tiles(case.operation, family)[0]
+            yield dataclasses.replace(case, name=name, args=args, tile=first)
     yield from _edges(shape, new, bool(tiles("fp8_linear", family)))
     if full:  # 16 heads, and rows of weights that are no multiple of 16 bytes
         large = Shape(1, 12, 256, 1024, 14)
@@ -144,7 +154,7 @@ def by_library(case: Case) -> Callable[[], Any]:
     """
     x, weight, bias, sums, _, residual, after, activation = case.args[:8]
     ready = torch.zeros(2, len(weight), device=x.device) if sums is None else sums
-    w = KernelLinear("", "", weight, bias, ready, None, after)
+    w = KernelLinear("", "", weight, bias, ready, None, after, None)
     eps = None if sums is None else EPS
     stream = None if residual is None else residual.clone()
 
@@ -182,7 +192,7 @@ def fp8_linears(s: Shape, new: New) -> Iterator[Case]:
 def temporal(s: Shape, new: New) -> Case:
     """Temporal attention of rows that hold q, k and v."""
     qkv = new(s.batch * s.frames * s.patches, 3 * s.width)
-    args = (qkv, s.frames, s.patches, s.heads, SCALE)
+    args = (qkv, s.frames, s.patches, s.heads, SCALE, None)
     return Case("temporal_attention", f"T={s.frames}", temporal_attention, args)
 
 
@@ -193,7 +203,7 @@ def temporal_qkv(s: Shape, new: New) -> Case:
     bias = torch.cat([new(d), torch.zeros_like(weight[: 2 * d, 0])])  # of q alone, as folded
     args = (
         x, weight, bias, weight_sums(weight), row_sums_reference(x, None),
-        s.batch, s.frames, s.patches, s.heads, SCALE, EPS,
+        s.batch, s.frames, s.patches, s.heads, SCALE, EPS, None,
     )  # fmt: skip
     return Case("temporal_qkv_attention", f"T={s.frames}", temporal_qkv_attention, args)
 
@@ -204,7 +214,7 @@ def spatial(s: Shape, new: New) -> Iterator[Case]:
     counters = new(s.batch * s.heads, dtype=torch.int32).zero_()
     for name, rows in (("branch", f * s.patches + s.batch), ("trunk", s.rows)):
         args = (new(rows, 3 * s.width), counters, s.batch, s.frames, s.heads, SCALE)
-        yield Case("spatial_attention", name, spatial_attention, (*args, name == "branch"))
+        yield Case("spatial_attention", name, spatial_attention, (*args, name == "branch", None))
 
 
 def class_attention(s: Shape, new: New) -> Case:

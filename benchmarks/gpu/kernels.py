@@ -86,7 +86,9 @@ def _temporal(s: Shape, new: New) -> Iterator[Comparison]:
         return F.linear(F.layer_norm(x[:q], (d,)), w, bias)
 
     calls = {
-        "library product, our attention": lambda: temporal_attention.launch(qkv(), t, p, h, SCALE),
+        "library product, our attention": lambda: temporal_attention.launch(
+            qkv(), t, p, h, SCALE, None
+        ),
         "ours": inside.run,
     }
     counts = temporal_qkv_attention.bytes_and_flops(s.batch, t, p, h, s.head)

@@ -45,6 +45,7 @@ _TRITON: Mapping[str, dict[str, Any]] = {
     "triton, trunk attention ours": {"kernels": frozenset({"trunk"})},
     "triton, linear then attention": {"kernels": frozenset({"linear"})},
     "triton, library linears": {"kernels": frozenset({"library"})},
+    "triton, dependent launches": {"kernels": frozenset({"dependent"})},
 }
 LANES: Mapping[str, tuple[str, ...]] = {
     "headline": HEADLINE,

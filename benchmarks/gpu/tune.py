@@ -278,7 +278,7 @@ def winner(rows: Sequence[Row]) -> str | None:
 def _separate(case: Case) -> Any:
     x, w, b, sums, stats, batch, t, p, h = case.args[:9]
     made, _ = linear.launch(x[:-batch], w, b, sums, stats, None, None, "", EPS, False, False)
-    return temporal_attention.launch(made, t, p, h, SCALE)
+    return temporal_attention.launch(made, t, p, h, SCALE, None)
 
 
 def _torch_attention(case: Case, s: Shape) -> Any:

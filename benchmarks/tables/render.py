@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
+from benchmarks import split_k
 from benchmarks.record import ROOT
 from benchmarks.scale import scale_table
 from benchmarks.tables import gpu, library, quality, speed
@@ -65,6 +66,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "packed": gpu.packed_table,
     "plans": speed.plans_table,
     "gpu": gpu.launches_table,
+    "split_k": split_k.table,
     "aot": gpu.aot_table,
     "targets": gpu.targets_table,
 }

@@ -25,7 +25,8 @@ from stan_infer.kernels.branch_merge import branch_merge
 from stan_infer.kernels.cls_attention import cls_attention
 from stan_infer.kernels.fp8_linear import fp8_linear
 from stan_infer.kernels.head_rows import head_rows
-from stan_infer.kernels.linear import linear, plain_epilogue
+from stan_infer.kernels.linear import linear
+from stan_infer.kernels.linear_reference import plain_epilogue
 from stan_infer.kernels.patch_embed import patch_embed
 from stan_infer.kernels.row_norm import quantise_rows, row_norm, row_sums
 from stan_infer.kernels.rule import Epilogue
@@ -53,13 +54,14 @@ class Rows:
 
     sums: of the rows x + offset, by the flattened row, if whoever wrote x made them. offset: what
     the stream carries apart, fp32 [D] (`kernel_weights`). kept: another stream of the GPU reads x
-    later, so it must not be overwritten.
+    later, so it must not be overwritten. attention_scale: see KernelLinear.
     """
 
     x: Tensor
     sums: Tensor | None = None
     offset: Tensor | None = None
     kept: bool = False
+    attention_scale: float | None = None
 
     @property
     def flat(self) -> Tensor:
@@ -74,7 +76,8 @@ class KernelOps(Ops[Any]):
     counters: int32 zeros [>= B H] that spatial attention counts with and leaves at zero. kernels:
     choices of `tuned` to override: "trunk" runs the trunk's attention in our kernel instead of
     torch's, "linear" makes temporal q, k, v with a linear of their own, "library" runs every linear
-    as torch's. family: the GPU's, of `tuned` (default: that of the device of counters).
+    as torch's; "dependent" starts our linears while the kernel before ends, on GPUs that can.
+    family: the GPU's, of `tuned` (default: that of the device of counters).
     """
 
     def __init__(
@@ -88,7 +91,9 @@ class KernelOps(Ops[Any]):
     ) -> None:
         """Take clips [B, T, ...]; for texts B is Q and T is 1."""
         self._b, self._t, self._counters, self._kernels = batch, frames, counters, kernels
+        self._ones: Tensor | None = None
         self._family = family or tuned.family(counters.device)
+        self._dependent = "dependent" in kernels and tuned.has_descriptors(self._family)
 
     def start_again(self) -> None:
         """Zero the counters, so that a run that was cut off harms no other."""
@@ -128,7 +133,7 @@ class KernelOps(Ops[Any]):
         ):
             y = spatial_attention(
                 x.flatten(0, 1), self._counters, self._b, self._t, tower.heads,
-                tower.softmax_scale, False,
+                tower.softmax_scale, False, qkv.attention_scale,
             )  # fmt: skip
             return Rows(y.view(f, tokens, -1))
         q, k, v = x.unflatten(-1, (3, tower.heads, -1)).permute(2, 0, 3, 1, 4)  # [M, H, N, dh]
@@ -181,9 +186,10 @@ class KernelOps(Ops[Any]):
     def spatial_attention(self, name: str, qkv: Rows, tower: TowerConfig) -> Rows:
         return Rows(
             spatial_attention(
-                qkv.x, self._counters, self._b, self._t, tower.heads, tower.softmax_scale, True
+                qkv.x, self._counters, self._b, self._t, tower.heads, tower.softmax_scale, True,
+                qkv.attention_scale,
             )
-        )
+        )  # fmt: skip
 
     def class_attention(self, patches: Rows, cls: Rows, w: LastSpatial, tower: TowerConfig) -> Rows:
         """See Ops.class_attention; torch multiplies by W_k and W_v, one matrix per head."""
@@ -233,11 +239,21 @@ class KernelOps(Ops[Any]):
             return Rows(
                 temporal_qkv_attention(
                     x, w.weight, w.bias, w.sums, self._sums(patches, w), self._b, self._t, places,
-                    tower.heads, tower.softmax_scale, tower.eps,
+                    tower.heads, tower.softmax_scale, tower.eps, w.attention_scale,
                 )
             )  # fmt: skip
         rows = self._linear(Rows(x[: -self._b], patches.sums), w, tower.eps).x
-        return Rows(temporal_attention(rows, self._t, places, tower.heads, tower.softmax_scale))
+        return Rows(
+            temporal_attention(
+                rows, self._t, places, tower.heads, tower.softmax_scale, w.attention_scale
+            )
+        )
+
+    def _row_scales(self, rows: int) -> Tensor:
+        """Ones fp32 [rows, 1]: the library asks for a scale of every row; made once per call."""
+        if self._ones is None or self._ones.shape[0] < rows:
+            self._ones = torch.ones(rows, 1, device=self._counters.device)
+        return self._ones[:rows]
 
     def _sums(self, rows: Rows, w: KernelLinear) -> Tensor:
         """The sums of the rows as the norm before w reads them."""
@@ -266,7 +282,8 @@ class KernelOps(Ops[Any]):
         )
         parts = None
         if library:
-            y = library_linear(x, w, eps, activation or "", residual)
+            ones = self._row_scales(m) if isinstance(w, Fp8Linear) else None
+            y = library_linear(x, w, eps, activation or "", residual, ones)
         elif isinstance(w, Fp8Linear):
             y, parts = fp8_linear(
                 eight_bit_rows(x, w, eps), w.weight, w.scale, w.x_scale, w.bias, res, w.after,
@@ -276,11 +293,12 @@ class KernelOps(Ops[Any]):
             sums, stats = (None, None) if eps is None else (w.sums, self._sums(x, w))
             y, parts = linear(
                 x.flat, w.weight, w.bias, sums, stats, res, w.after, activation or "", eps or 0.0,
-                False, res is not None,
+                False, res is not None, self._dependent,
             )  # fmt: skip
         shape = x.x.shape if residual is None else residual.x.shape
         y = y if len(shape) == 2 else y.view(*shape[:-1], -1)
-        return Rows(y, parts if residual is not None else None, w.after)
+        own = parts if residual is not None else None
+        return Rows(y, own, w.after, attention_scale=w.attention_scale)
 
 
 def eight_bit_rows(x: Rows, w: Fp8Linear, eps: float | None) -> Tensor:
@@ -291,18 +309,24 @@ def eight_bit_rows(x: Rows, w: Fp8Linear, eps: float | None) -> Tensor:
 
 
 def library_linear(
-    x: Rows, w: KernelLinear, eps: float | None, activation: str, residual: Rows | None
+    x: Rows,
+    w: KernelLinear,
+    eps: float | None,
+    activation: str,
+    residual: Rows | None,
+    ones: Tensor | None = None,
 ) -> Tensor:
     """The same in torch's library: the norm before it, an activation behind it are a kernel each.
 
     A product for a stream is added to it in place, unless the residual is kept: by the product
-    itself where the stream carries the bias, else by a kernel of its own.
+    itself where the stream carries the bias, else by a kernel of its own. ones: fp32 [rows, 1], for
+    weights in 8 bits.
     """
     if isinstance(w, Fp8Linear):
         z = eight_bit_rows(x, w, eps)
-        own = torch.full((z.shape[0], 1), w.x_scale, device=z.device)
+        assert ones is not None
         y = torch._scaled_mm(
-            z, w.weight.T, own, w.scale[None], None if w.after is not None else w.bias,
+            z, w.weight.T, ones, w.scales, None if w.after is not None else w.bias,
             out_dtype=w.bias.dtype,
         )  # fmt: skip
     else:

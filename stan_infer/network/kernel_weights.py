@@ -42,6 +42,8 @@ class KernelLinear(FoldedLinear):
     # fp32 [out]: what the stream carries after this linear, its own bias included; None: the linear
     # adds its bias itself
     after: Tensor | None
+    # Of attention's result, where this makes q, k and v and a linear in 8 bits reads that result.
+    attention_scale: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Fp8Linear(KernelLinear):
     """A linear whose weight is e4m3 [out, in] with one scale per row; its sums are not used."""
 
     scale: Tensor  # fp32 [out]
+    scales: Tensor  # fp32 [1, out]: times x_scale, as the library takes them
     x_scale: float  # of its input
     y_scale: float | None  # of its result, where a linear in 8 bits reads that alone (fc1)
 
@@ -74,8 +77,9 @@ def prepare(
     def change(part: Any) -> Any:
         if isinstance(part, FoldedLinear):
             apart = carried.get(part.path, (None, None))
-            after_fc1 = every.get(f"{part.block}/fc2") if part.name == "fc1" else None
-            return _linear(part, place, left.pop(part.path, None), dtype, apart, after_fc1)
+            reader = {"fc1": "fc2", "qkv": "out"}.get(part.name)
+            behind = every.get(f"{part.block}/{reader}")
+            return _linear(part, place, left.pop(part.path, None), dtype, apart, behind)
         if isinstance(part, Patches):
             padded = torch.nn.functional.pad(part.weight, (0, -part.weight.shape[1] % _ALIGN))
             if padded.shape != part.weight.shape:
@@ -127,8 +131,10 @@ def _linear(
     x_scale: float | None,
     dtype: torch.dtype | None,
     apart: tuple[Tensor | None, Tensor | None],
-    y_scale: float | None,
+    behind: float | None,
 ) -> KernelLinear:
+    """behind: scale of the linear that reads fc1, or the attention to what qkv makes."""
+    attention = behind if w.name == "qkv" else None
     weight = w.weight if w.gain is None else w.weight * w.gain  # a kernel's norm has no gain
     offset, after = (None if c is None else c.float().to(device) for c in apart)
     bias = (w.bias if after is None else torch.zeros_like(w.bias)).to(device, dtype)
@@ -137,10 +143,13 @@ def _linear(
         wide = weight.double()
         shift = wide.sum(1) * 0 if offset is None else wide @ offset.double()
         sums = torch.stack([wide.sum(1), shift]).float()
-        return KernelLinear(w.block, w.name, weight, bias, sums, offset, after)
+        return KernelLinear(w.block, w.name, weight, bias, sums, offset, after, attention)
     weight8, scale = (x.to(device) for x in in_e4m3(weight))
     none = torch.empty(0, device=device)
-    return Fp8Linear(w.block, w.name, weight8, bias, none, offset, after, scale, x_scale, y_scale)
+    return Fp8Linear(
+        w.block, w.name, weight8, bias, none, offset, after, attention, scale,
+        x_scale * scale[None], x_scale, behind if w.name == "fc1" else None,
+    )  # fmt: skip
 
 
 def in_e4m3(weight: Tensor) -> tuple[Tensor, Tensor]:

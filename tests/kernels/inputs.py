@@ -52,6 +52,24 @@ def error(got: Tensor, wanted: Tensor) -> float:
     return found if found == found else float("inf")
 
 
+def in_steps(got: Tensor, wanted: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """For `error`: 8 bits against fp32 that they were made of, no error within half a step."""
+    assert got.dtype == torch.float8_e4m3fn
+    held = (wanted.double() / scale).clamp(-448, 448)
+    step = (held.abs() / 16).clamp(min=2.0**-10)  # half the distance of two values
+    return torch.relu((got.double() - held).abs() / step - 1.01) + 1, torch.ones_like(held)
+
+
+def check_steps(got: Tensor, wanted: Tensor, scale: float, dtype: torch.dtype) -> None:
+    """Check a result in 8 bits: of exact `wanted` the nearest, as far as inputs of dtype allow."""
+    assert got.dtype == torch.float8_e4m3fn
+    nearest = (wanted.float() / scale).clamp(-448, 448).to(got.dtype).float()
+    few = {torch.float32: 0.02, torch.float16: 0.2, torch.bfloat16: 0.8}[dtype]
+    assert (got.float() != nearest).double().mean() <= few
+    beside = TOLERANCE[dtype] * wanted.abs().max() / scale
+    assert ((got.float() - nearest).abs() <= nearest.abs() / 7 + 2.0**-8 + beside).all()
+
+
 def double(*values):
     """The tensors among values in fp64."""
     return [v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for v in values]

@@ -49,5 +49,5 @@ def test_rows_beyond_two_gigabytes():
     far.copy_(near)
     args = (w, b, None, None, None, None, "", 1e-5, False, False, Tile(16, 16, 32, 4, 1))
     assert error(linear.launch(far, *args)[0], linear.launch(near, *args)[0]) == 0
-    got = temporal_attention.launch(far, 3, 1, 2, 0.3)
-    assert error(got, temporal_attention.launch(near, 3, 1, 2, 0.3)) == 0
+    got = temporal_attention.launch(far, 3, 1, 2, 0.3, None)
+    assert error(got, temporal_attention.launch(near, 3, 1, 2, 0.3, None)) == 0

@@ -1,5 +1,6 @@
 """Every shipped configuration compiles for every GPU family, and is no worse than recorded."""
 
+import ast
 import json
 import os
 
@@ -174,6 +175,55 @@ for batch in range(1, 33):
             codes.add((name, case.name, made_.code))
 print(len(codes))
 """
+
+
+EARLY = """
+import dataclasses, re
+import torch
+from benchmarks.gpu import cases, without_gpu
+from stan_infer.kernels import tuned
+
+WORDS = r"(ld\\.global|ld\\.acquire|st\\.global|cp\\.async|red\\.|atom)"
+TOUCHES = re.compile(r"^\\s*(?:@!?%\\w+ )?" + WORDS, re.M)
+seen = []
+
+def look(kernel, *args, **options):
+    text = kernel.warmup(*args, **options).asm["ptx"]
+    body = text[text.index(".entry"):]
+    wait, touched = body.find("griddepcontrol.wait"), TOUCHES.search(body)
+    seen.append({
+        "kernel": kernel.fn.__name__, "pdl": options.get("launch_pdl", False),
+        "waits": body.count("griddepcontrol.wait"), "first": wait < touched.start(),
+        "starts": "griddepcontrol.launch_dependents" in body[:max(wait, 0)],
+        "fetches": "prefetch.global.L2" in body[:max(wait, 0)],
+        "exits": bool(re.search(r"^\\s*(?:@!?%\\w+ )?(ret|exit)", body[:max(wait, 0)], re.M)),
+    })
+
+for family in ("sm90", "sm100"):
+    s = cases.Shape()
+    new = cases.empty(torch.bfloat16, "meta")
+    made = cases.linear_case(s, new, "out: residual", 768, 768)
+    for tile in (tuned.tiles("linear", family)[0], tuned.tiles("linear", family)[-1]):
+        for dependent in (True, False):
+            with without_gpu.launches(family, look):
+                dataclasses.replace(made, tile=tile, dependent=dependent).run()
+print(seen)
+"""
+
+
+def test_a_dependent_product_waits_before_it_touches_what_others_wrote():
+    """In its PTX: dependents are let go and weights are fetched first; nothing else is read or
+    written before the wait, which every program reaches. Without the switch there is none of it."""
+    found = ast.literal_eval(compiling("-c", EARLY))
+    assert len(found) == 8 and {r["kernel"] for r in found} == {
+        *("_linear_kernel", "_linear_persistent_kernel")
+    }  # fmt: skip
+    for r in found:
+        if r["pdl"]:
+            assert r["waits"] == 1 and r["first"] and r["starts"] and not r["exits"], r
+            assert r["fetches"] == (r["kernel"] == "_linear_kernel")
+        else:
+            assert r["waits"] == 0 and not r["starts"] and not r["fetches"], r
 
 
 def test_a_batch_compiles_no_kernel_of_its_own():

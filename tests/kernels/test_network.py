@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from stan_infer.errors import InputError
+from stan_infer.network import kernel_ops
 from stan_infer.network.fold import fold_text, fold_video
 from stan_infer.network.fused import text_tower, video_tower
 from stan_infer.network.kernel_ops import KernelOps, encode_branch, encode_trunk
@@ -135,11 +136,38 @@ def test_fp8(kernels):
     assert isinstance(weights.trunk[0].fc1, Fp8Linear)
     assert isinstance(weights.branch[0].temporal.qkv, Fp8Linear)
     assert weights.trunk[0].fc1.y_scale == weights.trunk[0].fc2.x_scale
+    assert weights.trunk[0].qkv.attention_scale == weights.trunk[0].out.x_scale
+    assert weights.branch[0].temporal.qkv.attention_scale == weights.branch[0].temporal.out.x_scale
     _, frames = run(model, 2, 5, kernels, scales=scales)
     wanted = model.encode_video(video).double()
     cosine = torch.cosine_similarity(frames.double(), wanted, dim=-1)
     assert cosine.min() > 0.995  # 3 bits of fraction in every linear of a tiny network
     assert relative_error(frames, wanted) > 1e-3  # and they were really used
+
+
+@pytest.mark.parametrize("part", ["out", "qkv"])
+def test_fp8_in_some_linears(part):
+    """Attention rounds for a linear in 8 bits, whatever made its q, k and v, and for no other."""
+    model, video = tiny(), torch.from_numpy(clips(2, 3, 16))
+    folded = fold_video(model, base2=True)
+    scales = {p: s for p, s in activation_scales(folded, video).items() if p.endswith(f"/{part}")}
+    weights = prepare(folded, "cpu", scales)
+    assert (weights.trunk[0].qkv.attention_scale is not None) == (part == "out")
+    _, frames = run(model, 2, 3, frozenset({"trunk"}), scales=scales)
+    wanted = model.encode_video(video)
+    assert 1e-3 < relative_error(frames, wanted) < 0.1
+
+
+def test_nothing_is_rounded_to_8_bits_twice(monkeypatch):
+    """By our kernels alone each row is rounded where it is made: no pass does only that."""
+    calls = []
+    monkeypatch.setattr(kernel_ops, "quantise_rows", lambda *args: calls.append(args))
+    model = tiny()
+    folded = fold_video(model, base2=True)
+    scales = activation_scales(folded, torch.from_numpy(clips(1, 2, 16)))
+    del scales[folded.branch[-1].spatial.out.path]  # it reads what a product of torch's has written
+    run(model, 1, 2, frozenset({"trunk"}), scales=scales)
+    assert not calls
 
 
 def test_scales_for_another_model_are_refused():

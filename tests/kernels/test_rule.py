@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from benchmarks import split_k
 from stan_infer.kernels import rule, tuned
 from stan_infer.kernels.rule import Epilogue
 from stan_infer.kernels.tuned import Tile
@@ -163,6 +164,17 @@ def test_every_figure_counts(change, monkeypatch):
     monkeypatch.setattr(rule, "figures", lambda *_: worse)
     after = [rule.product_us("sm90", tile, 132, rows, n, D) for rows, n in SIZES]
     assert all(a >= b for a, b in zip(after, before, strict=True)) and after != before
+
+
+def test_splitting_the_sum_over_k_would_not_pay():
+    """What BENCHMARKS.md says of it. Where the library needs passes beside, K is short already."""
+    for family in split_k.FAMILIES:
+        assert all(split_k.saved_us(family, rows) < 0.5 for rows in (1, 8, 64))
+    assert split_k.saved_us("sm90", 600) == split_k.saved_us("sm100", 600) == 0
+    assert all(r["split"] == 1 for r in split_k.rows() if r["product"] != "fc2")
+    # It is the library that makes it needless: our kernel would gain, where memory is no limit.
+    fc2 = [r for r in split_k.rows() if r["product"] == "fc2" and r["family"] != "sm89"]
+    assert all(r["split_us"] < r["ours_us"] for r in fc2)
 
 
 SIZES = [(rows, n) for rows in (600, 2364, LARGE) for n in (D, 3 * D, 4 * D)]

@@ -10,15 +10,25 @@ from stan_infer.kernels.spatial_attention import (
 )
 from stan_infer.kernels.tuned import Tile
 from tests.grids import pairwise
-from tests.kernels.inputs import DEVICE, DTYPES, FRAMES, TOLERANCE, Maker, double, error
+from tests.kernels.inputs import (
+    DEVICE,
+    DTYPES,
+    FRAMES,
+    TOLERANCE,
+    Maker,
+    check_steps,
+    double,
+    error,
+    in_steps,
+)
 
 
 def check(dtype, b, t, p, heads, head, shared, tile=None, size=1.0):
     rows = b * t * p + b if shared else b * t * (p + 1)
     qkv = Maker(dtype).rows(rows, 3 * heads * head, scale=size)
     counters = torch.zeros(b * heads, dtype=torch.int32)
-    got = launch(qkv, counters, b, t, heads, 0.3, shared, tile)
-    wanted = spatial_attention_reference(*double(qkv), counters, b, t, heads, 0.3, shared)
+    got = launch(qkv, counters, b, t, heads, 0.3, shared, None, tile)
+    wanted = spatial_attention_reference(*double(qkv), counters, b, t, heads, 0.3, shared, None)
     assert error(got, wanted) < TOLERANCE[dtype]
     assert not counters.any()  # ready for the next call
 
@@ -62,16 +72,29 @@ def test_any_shape(b, t, p, h, shared, bm, bn):
 def test_the_same_sum_every_time():
     new = Maker(torch.float32)
     qkv, counters = new(2 * 7 * 3 + 2, 96), torch.zeros(4, dtype=torch.int32)
-    first = launch(qkv, counters, 2, 7, 2, 0.3, True)
-    assert torch.equal(first, launch(qkv, counters, 2, 7, 2, 0.3, True))
+    first = launch(qkv, counters, 2, 7, 2, 0.3, True, None)
+    assert torch.equal(first, launch(qkv, counters, 2, 7, 2, 0.3, True, None))
 
 
 def test_what_it_refuses():
     counters = torch.zeros(1, dtype=torch.int32)
     with pytest.raises(ValueError, match=r"need \[F P \+ B, 3 D\]"):
-        launch(torch.zeros(8, 96), counters, 1, 2, 2, 1.0, True)
+        launch(torch.zeros(8, 96), counters, 1, 2, 2, 1.0, True, None)
     with pytest.raises(ValueError, match=r"counters must be int32 \[2\]"):
-        launch(torch.zeros(9, 96), counters, 1, 2, 2, 1.0, True)
+        launch(torch.zeros(9, 96), counters, 1, 2, 2, 1.0, True, None)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_results_in_8_bits_are_rounded_once(dtype, shared):
+    """From fp32, not by way of the rows' dtype; the largest saturate."""
+    qkv, counters = Maker(dtype).rows(2 * 3 * 5 + (2 if shared else 6), 96), torch.zeros(4).int()
+    for scale in (0.01, 0.001):
+        got = launch(qkv, counters, 2, 3, 2, 0.3, shared, scale)
+        wanted = spatial_attention_reference(*double(qkv), counters, 2, 3, 2, 0.3, shared, None)
+        check_steps(got, wanted, scale, dtype)
+    with pytest.raises(ValueError, match="y_scale"):
+        launch(qkv, counters, 2, 3, 2, 0.3, shared, -1.0)
 
 
 def calls():
@@ -79,7 +102,7 @@ def calls():
     new, (b, t, p, h, d) = Maker(torch.float32), (2, 3, 4, 2, 32)
     counters = torch.zeros(b * h, dtype=torch.int32, device=DEVICE)
     for shared, rows in ((True, b * t * p + b), (False, b * t * (p + 1))):
-        args = (new(rows, 3 * d), counters, b, t, h, 0.3, shared)
+        args = (new(rows, 3 * d), counters, b, t, h, 0.3, shared, None)
         yield spatial_attention, args, 4 * b * t * (p + 1) ** 2 * d
 
 
@@ -88,8 +111,10 @@ def tiny_spatial_attention(m):
     counters = torch.zeros(b * h, dtype=torch.int32)
     for shared, rows in ((True, b * t * 21 + b), (False, b * t * 22), (True, b * t * 21 + b)):
         qkv = new.rows(rows, 96)
-        got = m.launch(qkv, counters, b, t, h, 0.3, shared, Tile(16, 16, 0, 4, 1))
-        yield got, m.spatial_attention_reference(qkv.double(), counters, b, t, h, 0.3, shared)
+        args, tile = (counters, b, t, h, 0.3, shared), Tile(16, 16, 0, 4, 1)
+        got = m.launch(qkv, *args, None, tile)
+        yield got, m.spatial_attention_reference(qkv.double(), *args, None)
+        yield in_steps(m.launch(qkv, *args, 0.004, tile), got, 0.004)
 
 
 # See test_mutants.
@@ -99,7 +124,9 @@ FAULTS = {
         ('tl.where(m_n[None, :], s, float("-inf"))', "s"),
         ("norm * fade + tl.sum(e, 1)", "norm + tl.sum(e, 1)"),
         ("if done == T - 1:", "if done == T:"),
-        ("(mean / T)", "mean"),
+        ("mean / T", "mean"),
+        ("y_scale or 1.0", "1.0"),
+        ("as_stored(out, p_y, y_scale", "as_stored(out, p_y, scale"),
         ("tl.store(p_count + i_bh, 0)", "pass"),
     ],
 }
