@@ -15,7 +15,7 @@ from stan_infer.engines.inputs import as_numpy
 from stan_infer.engines.session import Session
 from stan_infer.engines.stream import CHUNK, Stream, StreamedWindow
 from stan_infer.errors import MissingError, StanError
-from stan_infer.library.embed import EmbedOptions, Reading
+from stan_infer.library.readings import EmbedOptions, Reading
 from stan_infer.video.clip import Clip
 from stan_infer.video.decode_pool import read_grids
 from stan_infer.video.gaps import Gaps

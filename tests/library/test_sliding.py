@@ -12,8 +12,9 @@ import stan_infer as si
 from stan_infer.engines.stream import CHUNK, Parts
 from stan_infer.engines.torch_session import TorchSession
 from stan_infer.library import embed_library, sliding
-from stan_infer.library.embed import EmbedOptions, embed_videos
+from stan_infer.library.embed import embed_videos
 from stan_infer.library.library import open_library
+from stan_infer.library.readings import EmbedOptions
 from stan_infer.library.row_reader import RowReader
 from stan_infer.network.fold import fold_video
 from stan_infer.network.model import Stan, init_random
