@@ -19,6 +19,7 @@ from stan_infer.artefacts.onnx_operations import (
     Value,
     whole,
 )
+from stan_infer.artefacts.parts import row_names
 from stan_infer.config import StanConfig, parameter_shapes, text_flops, video_flops
 from stan_infer.errors import InputError
 
@@ -129,9 +130,11 @@ def allowed(form: GraphForm, config: StanConfig, inputs: Inputs) -> Need:
     times the bytes that are computed here, before the factor of three.
     """
     c, floats, work = config, 0, 0
+    rows = row_names(c)[0]  # of the trunk, and into the branch
     for name, (_, dims) in inputs.items():
-        if name == "video":
-            b, t = dims[0], dims[1]
+        is_trunk = name == "frames" and rows in form.outputs
+        if name in ("video", rows) or is_trunk:  # a part may take as much as the whole
+            b, t = (dims[0], 1) if is_trunk else (dims[0], dims[1])
             n = 1 + c.patches
             token = c.mlp_width + (8 + c.branch_layers) * c.width + 2 * c.heads * max(n, t)
             floats += b * t * (n * token + 2 * 3 * c.image_size**2)

@@ -104,7 +104,8 @@ def run(
     from stan_infer.cli.report import print_json, say
     from stan_infer.cli.run_results import CSV, ClipsOfTexts, Output, TextsOfClips
     from stan_infer.errors import InputError, check_word
-    from stan_infer.library.embed import EmbedOptions, embed_videos
+    from stan_infer.library.embed import embed_videos
+    from stan_infer.library.readings import EmbedOptions
     from stan_infer.library.texts import embed_texts
     from stan_infer.system import kept
     from stan_infer.system.atomic import check_file, files_of

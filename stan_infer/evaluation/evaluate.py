@@ -29,7 +29,8 @@ from stan_infer.evaluation.metrics import (
     share_interval,
 )
 from stan_infer.evaluation.task import Task
-from stan_infer.library.embed import EmbedOptions, embed_videos
+from stan_infer.library.embed import embed_videos
+from stan_infer.library.readings import EmbedOptions
 from stan_infer.scores import softmax
 from stan_infer.text.templates import Templates, read_templates
 from stan_infer.text.tokenizer import cut_texts, tokenize

@@ -24,8 +24,8 @@ from stan_infer.evaluation.model_evaluation import ModelEvaluation
 from stan_infer.evaluation.page import copies_sentence, worst_videos
 from stan_infer.evaluation.result_folder import check_results, write_results
 from stan_infer.evaluation.task import Task
-from stan_infer.library.embed import EmbedOptions
 from stan_infer.library.model_files import model_hashes
+from stan_infer.library.readings import EmbedOptions
 from stan_infer.library.thumbnails import thumbnails
 from stan_infer.system.atomic import check_outside, files_of
 from stan_infer.system.outside_file import odd_name

@@ -14,10 +14,11 @@ import numpy as np
 
 from stan_infer.engines.inputs import as_numpy
 from stan_infer.engines.session import Session
-from stan_infer.errors import MissingError, StanError, check_whole
+from stan_infer.errors import MissingError, StanError
+from stan_infer.library.readings import AS_USUAL, EmbedOptions, Reading
+from stan_infer.library.sliding import slide_batches
 from stan_infer.video.clip import Clip
 from stan_infer.video.decode_pool import read_all_windows, read_clips
-from stan_infer.video.decode_worker import check_reading
 from stan_infer.video.gaps import Gaps
 from stan_infer.video.spec import ClipSpec
 from stan_infer.video.windows import Windows
@@ -26,38 +27,10 @@ Read: TypeAlias = tuple[Path, Clip | StanError]  # a path, and what was read of 
 _log = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True)
-class EmbedOptions:
-    """How the work is divided; no option changes a feature.
-
-    batch: videos per call of the network; of windows on a grid it is always one. workers: decoding
-    processes, None: see read_clips. timeout_s: seconds that one video may take to decode.
-    """
-
-    batch: int = 1
-    workers: int | None = None
-    timeout_s: float = 60.0
-
-    def __post_init__(self) -> None:
-        """Refuse what no command takes: 0 videos per call would be all of them at once."""
-        check_whole("batch", self.batch, 1, 64)
-        check_reading(self.workers, self.timeout_s)
-
-
-@dataclasses.dataclass(frozen=True)
-class Reading:
-    """One video after decoding and embedding: clip and features, or the error."""
-
-    path: Path
-    clip: Clip | None
-    features: np.ndarray | None  # [E], or [T, E] with a Mug head; [V, ...] if views were asked for
-    error: str | None
-
-
 def embed_videos(
     session: Session,
     paths: Iterable[Path],
-    options: EmbedOptions = EmbedOptions(),
+    options: EmbedOptions = AS_USUAL,
     *,
     spec: ClipSpec | None = None,
     windows: Windows | None = None,
@@ -81,7 +54,7 @@ def embed_videos(
 def embed_batches(
     session: Session,
     paths: Iterable[Path],
-    options: EmbedOptions = EmbedOptions(),
+    options: EmbedOptions = AS_USUAL,
     *,
     spec: ClipSpec | None = None,
     windows: Windows | None = None,
@@ -98,8 +71,6 @@ def embed_batches(
     """
     spec = spec or ClipSpec.of(session.config)
     if windows is not None and windows.grid:
-        from stan_infer.library.sliding import slide_batches  # which needs this module
-
         yield from slide_batches(session, paths, options, spec, windows, note=note)
         return
     views = spec.views is not None

@@ -24,12 +24,13 @@ from stan_infer.engines.session import Session
 from stan_infer.errors import InputError
 from stan_infer.library import passport as pass_
 from stan_infer.library.asked import check_ways, tell_unlike
-from stan_infer.library.embed import EmbedOptions, Reading, embed_batches
+from stan_infer.library.embed import embed_batches
 from stan_infer.library.embedded import EmbeddedLibrary, Files, LibraryOptions
 from stan_infer.library.files import HASHERS, changed, hashed, listed, seen
 from stan_infer.library.levels import Level, normalised
 from stan_infer.library.model_files import model_source
 from stan_infer.library.place import check_place, is_library, locked
+from stan_infer.library.readings import EmbedOptions, Reading
 from stan_infer.library.store import File, Part, Store, new_store
 from stan_infer.system.atomic import files_of
 from stan_infer.system.json_file import json_line

@@ -19,12 +19,12 @@ from stan_infer.engines.opened import Source, opened, path_of
 from stan_infer.engines.session import TEXT_CHUNK, Session
 from stan_infer.errors import InputError, first_reasons, storable
 from stan_infer.library import embed
-from stan_infer.library.embed import EmbedOptions, Reading
 from stan_infer.library.embedding_file import check_embeddings, new_embeddings
 from stan_infer.library.files import HASHERS, changed, hashed, seen
 from stan_infer.library.levels import Level, normalised
 from stan_infer.library.model_files import model_source
 from stan_infer.library.reading import reading_facts
+from stan_infer.library.readings import EmbedOptions, Reading
 from stan_infer.library.store import File
 from stan_infer.system.atomic import files_of
 from stan_infer.system.json_file import plain

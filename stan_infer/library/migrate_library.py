@@ -22,12 +22,12 @@ from stan_infer.errors import CheckError, InputError, printable
 from stan_infer.library import passport as pass_
 from stan_infer.library.database import FILES, PASSPORT, connect, errors_named, is_library
 from stan_infer.library.database import path_of as stored_path
-from stan_infer.library.embed import EmbedOptions
 from stan_infer.library.embed_library import embed_files
 from stan_infer.library.embedded import EmbeddedLibrary, Files, LibraryOptions
 from stan_infer.library.library import Library, open_library
 from stan_infer.library.model_files import model_source
 from stan_infer.library.place import locked
+from stan_infer.library.readings import EmbedOptions
 from stan_infer.system.atomic import exchange, new_file
 from stan_infer.system.json_file import json_line
 from stan_infer.system.result import Progress, Result, Say, divided, no_progress, silent

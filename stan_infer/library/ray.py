@@ -29,7 +29,6 @@ from stan_infer.library import address as address_
 from stan_infer.library import passport as pass_
 from stan_infer.library.address import Address
 from stan_infer.library.asked import tell_unlike
-from stan_infer.library.embed import EmbedOptions
 from stan_infer.library.embed_library import Run
 from stan_infer.library.embedded import EmbeddedLibrary, Files, LibraryOptions
 from stan_infer.library.files import listed
@@ -43,6 +42,7 @@ from stan_infer.library.ray_actors import (
     group_rows,
     look_at_stack,
 )
+from stan_infer.library.readings import EmbedOptions
 from stan_infer.library.store import Store
 from stan_infer.system.atomic import files_of
 from stan_infer.system.packages import require

@@ -23,11 +23,12 @@ from stan_infer.engines.opened import opened, path_of
 from stan_infer.errors import CheckError, StanError
 from stan_infer.library import passport as pass_
 from stan_infer.library.address import Address, fetched
-from stan_infer.library.embed import EmbedOptions, Read, Reading, embed_call, in_calls
+from stan_infer.library.embed import Read, embed_call, in_calls
 from stan_infer.library.files import hash_file, seen
 from stan_infer.library.levels import Level
 from stan_infer.library.model_files import model_source
 from stan_infer.library.reading import reading_facts
+from stan_infer.library.readings import EmbedOptions, Reading
 from stan_infer.library.store import File
 from stan_infer.system.packages import require
 from stan_infer.system.temporary import NoTemporaryFolderError

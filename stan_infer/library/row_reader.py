@@ -10,8 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
-import numpy as np
-
 from stan_infer.errors import InputError
 from stan_infer.library.database import connect, errors_named
 from stan_infer.library.files import hashed, seen
@@ -29,7 +27,6 @@ class RowReader:
     def __init__(self, library: Path, spec: ClipSpec, timeout_s: float) -> None:
         """spec: frames and decoder as the library's, sizes as they are wanted."""
         self._library, self._spec, self._timeout_s = library, spec, timeout_s
-        self._windows = windows_of(read_passport(library))
         self._worker = DecodeWorker()
 
     def __enter__(self) -> RowReader:
@@ -49,8 +46,9 @@ class RowReader:
         check_same(self._library, path)
         if start_s is None or end_s is None:
             return self._worker.read(path, self._spec, timeout_s=self._timeout_s)
-        if self._windows is not None and self._windows.grid:
-            return self._of_grid(path, self._windows, (start_s, end_s))
+        made = windows_of(read_passport(self._library))  # now: a migration may have changed them
+        if made is not None and made.grid:
+            return self._of_grid(path, made, start_s)
         windows = Windows(start=start_s, end=end_s)
         plan = self._worker.plan(path, windows, timeout_s=self._timeout_s)
         total, parts = plan.total_frames, plan.windows
@@ -61,25 +59,15 @@ class RowReader:
             raise clip
         return clip
 
-    def _of_grid(self, path: Path, windows: Windows, seconds: tuple[float, float]) -> Clip:
+    def _of_grid(self, path: Path, windows: Windows, start_s: float) -> Clip:
         spec, timeout_s = self._spec, self._timeout_s
         plan = self._worker.plan_grid(path, windows, spec, timeout_s=timeout_s)
-        window = min(plan.windows, key=lambda w: abs(w.start_s - seconds[0]))
-        frames = plan.frames[window.first : window.first + spec.frames]
+        window = min(plan.windows, key=lambda w: abs(w.start_s - start_s))
+        frames = plan.frames[window.first : window.first + window.frames]
         found = self._worker.read_frames(path, spec, plan.total_frames, frames, timeout_s=timeout_s)
         for error in found.errors.values():
             raise InputError(error)
-        return Clip(
-            pixels=found.pixels,
-            indices=np.array(frames, np.int64),
-            total_frames=plan.total_frames,
-            decoder=found.decoder,
-            source_size=found.size,
-            seconds=seconds,
-            length_s=found.length_s,
-            hdr=found.hdr,
-            sampling=plan.sampling,
-        )
+        return plan.clip(window, found, found.pixels)
 
 
 def check_same(library: Path, path: Path) -> None:

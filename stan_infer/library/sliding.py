@@ -15,13 +15,12 @@ from stan_infer.engines.inputs import as_numpy
 from stan_infer.engines.session import Session
 from stan_infer.engines.stream import CHUNK, Stream, StreamedWindow
 from stan_infer.errors import MissingError, StanError
-from stan_infer.library.embed import EmbedOptions, Reading
-from stan_infer.video.clip import Clip
+from stan_infer.library.readings import EmbedOptions, Reading
 from stan_infer.video.decode_pool import read_grids
 from stan_infer.video.gaps import Gaps
 from stan_infer.video.grid import FramesRead, GridPlan, steps_of
 from stan_infer.video.spec import ClipSpec
-from stan_infer.video.windows import Window, Windows
+from stan_infer.video.windows import Windows
 
 _NO_PIXELS = np.empty(0, np.uint8)
 _log = logging.getLogger(__name__)
@@ -51,7 +50,7 @@ def slide_batches(
             if isinstance(result, MissingError):
                 raise result
             if isinstance(result, GridPlan):
-                video = _Video(stream, path, result, spec)
+                video = _Video(stream, path, result)
             elif video is None or video.is_whole:
                 yield [Reading(path, None, None, str(result))]  # it has no plan
             else:
@@ -89,8 +88,8 @@ def embedder(
 class _Video:
     """One video that slides by."""
 
-    def __init__(self, stream: Stream, path: Path, plan: GridPlan, spec: ClipSpec) -> None:
-        self._stream, self._path, self._plan, self._frames = stream, path, plan, spec.frames
+    def __init__(self, stream: Stream, path: Path, plan: GridPlan) -> None:
+        self._stream, self._path, self._plan = stream, path, plan
         self._sizes = [len(piece) for piece in plan.pieces()]
         self._at = 0  # frames that have come
         self._next = 0  # windows that have gone
@@ -137,19 +136,5 @@ class _Video:
         if not np.isfinite(found.embedding).all():
             error = f"{self._path}: the model gives values that are not finite"
             return Reading(self._path, None, None, error)
-        return Reading(self._path, self._clip(window, piece), found.embedding, None)
-
-    def _clip(self, window: Window, piece: FramesRead) -> Clip:
-        plan, (start, end) = self._plan, window[:2]
-        return Clip(
-            pixels=_NO_PIXELS,
-            indices=np.array(plan.frames[window.first : window.first + self._frames], np.int64),
-            total_frames=plan.total_frames,
-            decoder=piece.decoder,
-            source_size=piece.size,
-            gap_s=(end - start) / self._frames,
-            seconds=(start, end),
-            length_s=piece.length_s,
-            hdr=piece.hdr,
-            sampling=plan.sampling,
-        )
+        clip = self._plan.clip(window, piece, _NO_PIXELS)
+        return Reading(self._path, clip, found.embedding, None)

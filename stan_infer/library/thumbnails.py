@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from stan_infer.library.embed import EmbedOptions
+from stan_infer.library.readings import EmbedOptions
 from stan_infer.system.packages import require
 from stan_infer.video.clip import Clip
 from stan_infer.video.decode_pool import read_clips

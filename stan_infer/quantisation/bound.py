@@ -18,7 +18,7 @@ from stan_infer.errors import InputError
 from stan_infer.evaluation.datasets import Task, read_task
 from stan_infer.evaluation.evaluate import Protocol, evaluate
 from stan_infer.evaluation.metrics import paired_interval
-from stan_infer.library.embed import EmbedOptions
+from stan_infer.library.readings import EmbedOptions
 from stan_infer.quantisation.hold_out import Parts
 from stan_infer.quantisation.options import CalibrationOptions
 from stan_infer.video.find import locate_videos

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stan_infer.errors import InputError
-from stan_infer.video.clip import regular_file, sample_indices
+from stan_infer.video.clip import Clip, regular_file, sample_indices
 from stan_infer.video.packet_index import Index, Indices
 from stan_infer.video.pyav_reader import errors_named
 from stan_infer.video.rgb import Image
@@ -59,6 +59,24 @@ class GridPlan(NamedTuple):
     def pieces(self) -> list[list[int]]:
         """The numbers of the frames of each piece."""
         return [self.frames[a:b] for a, b in zip([0, *self.ends[:-1]], self.ends, strict=True)]
+
+    def clip(self, window: Window, read: FramesRead, pixels: NDArray[np.uint8]) -> Clip:
+        """The clip of one of the windows. read: what was read with its last frame. pixels: its own,
+        or none.
+        """
+        start, end, first, frames = window
+        return Clip(
+            pixels=pixels,
+            indices=np.array(self.frames[first : first + frames], np.int64),
+            total_frames=self.total_frames,
+            decoder=read.decoder,
+            source_size=read.size,
+            gap_s=(end - start) / frames,
+            seconds=(start, end),
+            length_s=read.length_s,
+            hdr=read.hdr,
+            sampling=self.sampling,
+        )
 
 
 class FramesRead(NamedTuple):

@@ -12,10 +12,10 @@ from collections import Counter
 
 import pytest
 
-from stan_infer.library.embed import EmbedOptions
 from stan_infer.library.embed_library import embed_files
 from stan_infer.library.embedded import Files, LibraryOptions
 from stan_infer.library.library import open_library
+from stan_infer.library.readings import EmbedOptions
 from tests.conftest import ROOT, python
 from tests.library.fake_stack import FakeSession
 from tests.video.broken_videos import make_clip

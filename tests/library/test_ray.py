@@ -16,7 +16,6 @@ import pytest
 import stan_infer as si
 from stan_infer.errors import CheckError, InputError, MissingError
 from stan_infer.library.address import Address, fetched, given, list_address, named
-from stan_infer.library.embed import EmbedOptions
 from stan_infer.library.embed_library import embed_library
 from stan_infer.library.files import hash_file
 from stan_infer.library.ray import embed_with_ray, in_order
@@ -28,6 +27,7 @@ from stan_infer.library.ray_actors import (
     group_rows,
     look_at_stack,
 )
+from stan_infer.library.readings import EmbedOptions
 from stan_infer.library.row_reader import RowReader
 from stan_infer.library.verify_library import verify_library
 from stan_infer.video.spec import ClipSpec

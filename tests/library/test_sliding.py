@@ -12,8 +12,10 @@ import stan_infer as si
 from stan_infer.engines.stream import CHUNK, Parts
 from stan_infer.engines.torch_session import TorchSession
 from stan_infer.library import embed_library, sliding
-from stan_infer.library.embed import EmbedOptions, embed_videos
+from stan_infer.library.embed import embed_videos
 from stan_infer.library.library import open_library
+from stan_infer.library.ray import embed_with_ray
+from stan_infer.library.readings import EmbedOptions
 from stan_infer.library.row_reader import RowReader
 from stan_infer.network.fold import fold_video
 from stan_infer.network.model import Stan, init_random
@@ -209,8 +211,8 @@ def test_damage_costs_its_windows_only(film, tmp_path, monkeypatch, strides):
     assert 1 <= sum(r.error is not None for r in found) < 10
 
 
-@pytest.mark.parametrize("at", [0, 7, 13, 39])
-@pytest.mark.parametrize("strides", [1, 4])
+@pytest.mark.parametrize("at", [0, 7, 13, -1])
+@pytest.mark.parametrize("strides", [1, 4, 9])
 def test_any_frame_may_be_lost(film, monkeypatch, at, strides):
     """Exactly the windows that have it are, also where a piece does not come at all."""
     windows = Windows(seconds=3, stride=strides * 0.5, grid=True)
@@ -232,6 +234,7 @@ def test_any_frame_may_be_lost(film, monkeypatch, at, strides):
             spec = ClipSpec.of(session.config)
             found[what] = [*embed_videos(session, [film], ONE, spec=spec, windows=windows)]
     plan = plan_grid(film, windows, spec)
+    at %= len(plan.frames)
     pieces = np.cumsum([0, *map(len, plan.pieces())])
     of_piece = max(p for p in pieces if p <= at), min(p for p in pieces if p > at)
     for what, (low, high) in (("frame", (at, at + 1)), ("piece", of_piece)):
@@ -375,6 +378,11 @@ def test_a_passport_of_a_stranger_is_one_line(place):
         path.write_text(json.dumps(told | {"windows": windows}))
         with pytest.raises(si.InputError, match="windows"):
             embed(place)
+
+
+def test_ray_refuses_them(place):
+    with pytest.raises(si.InputError, match="windows on a grid are for one machine"):
+        embed_with_ray("model", [place / "videos"], place / "library", windows=PARTS)
 
 
 def test_a_folder_without_the_parts_says_what_makes_them(place):
