@@ -2,7 +2,7 @@
 
 The repository: stan-infer export CKPT -o REPOSITORY --format triton-server --split
 Each frame passes the trunk once, on the server; the client keeps the rows of one window and sends
-them to the branch. Installed: tritonclient[grpc], and extra runtime for the decoder."""
+them to the branch. Installed: extra runtime (for the decoder), and tritonclient[grpc]."""
 
 import sys
 from collections import deque

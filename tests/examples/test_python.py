@@ -45,7 +45,7 @@ def program(name):
 
 def test_each_is_short_and_says_how_to_run_it():
     names = [p for p in PROGRAMS.glob("*.py") if p.name != "__init__.py"]
-    assert len(names) + len(list(PROGRAMS.glob("*.ipynb"))) == 6
+    assert len(names) + len(list(PROGRAMS.glob("*.ipynb"))) == 7
     for path in names:
         text = path.read_text()
         assert len(text.splitlines()) < 50, path.name
