@@ -279,7 +279,9 @@ def test_a_golden_clip_without_its_frames(program, folder):
     fails(program, 2, folder, "--self-test", word="a clip without its frames")
 
 
-@pytest.mark.parametrize("name", ["clip", "frames", "pixels", "video", "video_embeds", "text_embeds"])
+@pytest.mark.parametrize(
+    "name", ["clip", "frames", "pixels", "video", "video_embeds", "text_embeds"]
+)
 def test_golden_data_of_another_shape(program, folder, name):
     wrong = np.load(folder / "golden.npz")[name]
     golden_with(folder, **{name: np.repeat(wrong, 2, axis=-1)})

@@ -4,7 +4,6 @@ import io
 import json
 import shutil
 
-import av
 import numpy as np
 import pytest
 
@@ -14,7 +13,6 @@ from tests.conftest import ROOT, zero_weight
 from tests.exported import exported, rewrite
 from tests.verification.folders import BASES, ENGINES, Bases, Folder, calibrated
 from tests.verification.records import verify
-
 
 CLIPS = ROOT / "examples" / "motion" / "clips"
 
@@ -99,6 +97,7 @@ def _no_video(folder, manifest):
 
 def _colours(folder, manifest):
     """The file says BT.601 where it was BT.709: in H.264's own header."""
+    av = pytest.importorskip("av")
     data = (folder / "golden.mp4").read_bytes()
     with av.open(io.BytesIO(data)) as source, av.open(str(folder / "golden.mp4"), "w") as out:
         stream = out.add_stream_from_template(source.streams.video[0])
