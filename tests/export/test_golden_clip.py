@@ -54,7 +54,7 @@ def test_a_folder_has_it_with_the_frames_that_it_takes(tiny_model):
     for options, t in (({}, tiny_model.config.frames), ({"frames": 3}, 3)):
         folder = exported(tiny_model, **options)
         golden = json.loads((folder / "manifest.json").read_text())["golden"]
-        assert golden["clip"] == "golden.mp4"
-        assert (folder / "golden.mp4").read_bytes() == CLIP.read_bytes()
+        assert golden["clip"] == "golden.clip"
+        assert (folder / "golden.clip").read_bytes() == CLIP.read_bytes()
         wanted = frames(sample_indices(FRAMES, t).tolist())
         np.testing.assert_array_equal(np.load(folder / "golden.npz")["clip"], wanted)
