@@ -54,7 +54,7 @@ def write_card(path: Path, manifest: Mapping[str, Any]) -> None:
         "```",
         "",
         "Pixels: preprocess.onnx resizes and crops decoded RGB frames; manifest.json says which "
-        "frames to take. golden.npz holds inputs and outputs to test a port against, golden.mp4 "
+        "frames to take. golden.npz holds inputs and outputs to test a port against, golden.clip "
         "an encoded clip; its frames are there as 'clip'.",
         "",
     ]

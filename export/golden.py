@@ -100,7 +100,7 @@ def split_cases(
 def write_golden(
     path: Path, model: Stan, options: ExportOptions, classes: np.ndarray | None
 ) -> dict[str, Any]:
-    """Write golden.npz from the model in fp32, and golden.mp4; return their entry in the manifest.
+    """Write golden.npz from the model in fp32, and golden.clip; return their entry in the manifest.
 
     classes: embeddings [n, E] of the labels, if the graph has a class head over them. Raises
     CheckError if an output of the model is not finite.
@@ -113,8 +113,8 @@ def write_golden(
     arrays["pixels"] = resize_crop(arrays["frames"], short_side=side, crop=config.image_size)
     low, high = options.frame_range(config)
     t = min(max(config.frames, low), high)
-    # An encoded clip, and those of its frames that are taken from it.
-    clip = path.with_suffix(golden_clip.CLIP.suffix)
+    # An encoded clip, under a name that no search for videos finds, and the frames taken from it.
+    clip = path.with_suffix(".clip")
     shutil.copyfile(golden_clip.CLIP, clip)
     arrays["clip"] = golden_clip.frames(sample_indices(golden_clip.FRAMES, t).tolist())
     b = min(max(_CLIPS, options.batch_range()[0]), options.batch_range()[1])

@@ -126,8 +126,8 @@ Owned<AVFrame> plain(const AVFrame& frame) {
   return copy;
 }
 
-// 8-bit 4:2:0 or 4:2:2 by the rule of stan_infer/video/integer_rgb.py: FFmpeg's converter gives
-// these bytes on x86-64 alone. `matrix`: what FFmpeg has for it.
+// 8-bit 4:2:0 or 4:2:2 of even height by the rule of stan_infer/video/integer_rgb.py: FFmpeg's
+// converter gives these bytes on x86-64 alone. `matrix`: what FFmpeg has for it.
 Tensor in_integers(const AVFrame& frame, const int* matrix, bool is_full, int log2_rows) {
   using Steps = std::array<int, 256>;  // for each sample
   const auto steps = [](int zero, int weight) {
@@ -175,7 +175,8 @@ Tensor converted(const AVFrame& frame, const std::string& name) {
   // BT.601 where nothing is said, and for RGB, which has no matrix whatever its tag says.
   const int* matrix = sws_getCoefficients(is_rgb ? SWS_CS_DEFAULT : frame.colorspace);
   const bool is_full = frame.color_range == AVCOL_RANGE_JPEG;
-  if (!kIsX86 && (as_stored || format == AV_PIX_FMT_YUV422P)) {
+  const bool is_422 = format == AV_PIX_FMT_YUV422P && frame.height % 2 == 0;
+  if (!kIsX86 && (as_stored || is_422)) {
     return in_integers(frame, matrix, is_full, form->log2_chroma_h);
   }
   // This converts pixels at the frame's own size; preprocess.onnx resizes.

@@ -1,7 +1,7 @@
-"""8-bit 4:2:0 and 4:2:2 to RGB in integers: the bytes of FFmpeg's converter on x86-64.
+"""8-bit 4:2:0 and 4:2:2 of even height to RGB in integers: the bytes of FFmpeg on x86-64.
 
-On other processors that converter rounds in another way, by up to 3 levels, and takes every second
-row of colour of 4:2:2 (tests/platforms/test_arm64.py).
+On other processors FFmpeg's converter rounds in another way, by up to 3 levels, and takes every
+second row of colour of 4:2:2. Odd heights it converts in a way of its own everywhere.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ _LIMITED, _FULL = 1, 2  # FFmpeg's numbers of ranges
 _local = threading.local()
 _NEARLY_1 = 0.998  # FFmpeg drops weights below 0.002
 _IS_X86 = platform.machine() in ("x86_64", "AMD64")
-_IN_INTEGERS = ("yuv420p", "yuv422p")  # formats of `integer_rgb`
+_IN_INTEGERS = ("yuv420p", "yuv422p")  # formats of `integer_rgb`, of even height
 _TOLERANCE = 0.02  # of a matrix whose columns have length 1: one degree, as the ffmpeg program
 
 
@@ -49,7 +49,8 @@ def upright_rgb(frame: VideoFrame, path: Path) -> Image:
 
 
 def _rgb(frame: VideoFrame, plain: VideoFrame) -> Image:
-    if plain is not frame and not _IS_X86 and plain.format.name in _IN_INTEGERS:
+    known = plain is not frame and plain.format.name in _IN_INTEGERS and plain.height % 2 == 0
+    if known and not _IS_X86:
         planes = [_rows(plane, 8) for plane in plain.planes]
         return rgb_of_planes(planes, int(plain.colorspace), plain.color_range == _FULL)
     rgb = _converter().reformat(

@@ -99,7 +99,7 @@ def test_export_and_run_again_over_the_same_folder(cli, checkpoint, tmp_path):
     assert all(p["pass"] and p["max_rel"] < 1e-4 for p in record["parity"])
     names = sorted(p.name for p in (tmp_path / "out").iterdir())
     graphs = ["preprocess.onnx", "text.onnx", "video.onnx"]
-    others = ["LICENSE-CLIP.txt", "golden.mp4", "golden.npz", "manifest.json", "tokenizer.json"]
+    others = ["LICENSE-CLIP.txt", "golden.clip", "golden.npz", "manifest.json", "tokenizer.json"]
     assert names == sorted([*others, *graphs])
     assert record["source"]["file"] == checkpoint.name and "/" not in record["source"]["file"]
     assert record["command"] == f"stan-infer export {checkpoint.name} -o out --json"

@@ -251,11 +251,11 @@ def test_other_decoded_frames_are_exit_4(program, folder):
 
 def test_another_golden_clip_is_exit_4(program, folder):
     for content, words in (
-        (b"no video", "golden.mp4 is no video"),
-        (CLIP.read_bytes(), "golden.mp4 has frames of 64x64 pixels; the golden data have 56x56"),
-        ((folder / "golden.mp4").read_bytes()[:5000], "golden.mp4"),
+        (b"no video", "golden.clip is no video"),
+        (CLIP.read_bytes(), "golden.clip has frames of 64x64 pixels; the golden data have 56x56"),
+        ((folder / "golden.clip").read_bytes()[:5000], "golden.clip"),
     ):
-        put(folder, "golden.mp4", content)
+        put(folder, "golden.clip", content)
         stage = decoding(program, folder, 4)
         assert stage["pass"] is False and words in stage["note"], stage
         assert "FAILED: " in program.run(folder, "--self-test").stdout
@@ -279,7 +279,9 @@ def test_a_golden_clip_without_its_frames(program, folder):
     fails(program, 2, folder, "--self-test", word="a clip without its frames")
 
 
-@pytest.mark.parametrize("name", ["clip", "frames", "pixels", "video", "video_embeds", "text_embeds"])
+@pytest.mark.parametrize(
+    "name", ["clip", "frames", "pixels", "video", "video_embeds", "text_embeds"]
+)
 def test_golden_data_of_another_shape(program, folder, name):
     wrong = np.load(folder / "golden.npz")[name]
     golden_with(folder, **{name: np.repeat(wrong, 2, axis=-1)})

@@ -126,8 +126,8 @@ def without(name):
 
 def without_clip(folder):
     drop("clip", "golden")(folder)
-    drop("golden.mp4", "files")(folder)
-    (folder / "golden.mp4").unlink()
+    drop("golden.clip", "files")(folder)
+    (folder / "golden.clip").unlink()
 
 
 def another(name):
@@ -190,7 +190,7 @@ def case(name, code, change=lambda folder: None, *arguments, **more):
     return Case(name, code, change, tuple(arguments) or TEXTS, **more)
 
 
-USED, UNUSED = ("video.onnx", "tokenizer.json"), ("golden.npz", "golden.mp4", "labels.npz")
+USED, UNUSED = ("video.onnx", "tokenizer.json"), ("golden.npz", "golden.clip", "labels.npz")
 MODEL = ("preprocess", "sampling"), ("preprocess", "resize"), ("preprocess",), ("text",)
 CASES = [
     case("an unchanged folder", 0),
@@ -303,7 +303,7 @@ CASES = [
     case("a golden clip that is not listed", 2, put("clip", "other.mp4", "golden")),
     case("a golden clip that is another entry's", 2, put("clip", "labels.npz", "golden")),
     case("a golden clip as a number", 2, put("clip", 1, "golden")),
-    case("a golden clip that nothing names", 2, drop("clip", "golden"), word="golden.mp4"),
+    case("a golden clip that nothing names", 2, drop("clip", "golden"), word="golden.clip"),
     case("an older export, without a golden clip", 0, without_clip),
     case("golden data without tolerances", 0, drop("video_tolerance", "golden")),
     # Calls.

@@ -12,6 +12,8 @@ av = pytest.importorskip("av")
 import platform  # noqa: E402 (after importorskip)
 
 from stan_infer.errors import InputError  # noqa: E402
+from stan_infer.video import rgb  # noqa: E402
+from stan_infer.video.integer_rgb import rgb_of_planes  # noqa: E402
 from stan_infer.video.rgb import display_matrix, upright_rgb  # noqa: E402
 from tests.video import broken_videos as make  # noqa: E402
 
@@ -94,6 +96,7 @@ KNOWN = {
     "gray": (dict(name="gray", width=64, height=48), 2793262576, (186, 186, 186)),
     "rgb": (dict(name="gbrp", width=64, height=48), 926508498, (155, 186, 171)),
 }
+EVEN_8 = ("yuv420p", "yuvj420p", "yuv422p")
 ROUNDING = 4.5  # levels; the converter cuts samples to 8 bits, and rounds twice
 WEIGHTS = {1: (0.2126, 0.0722), 7: (0.212, 0.087), 9: (0.2627, 0.0593)}  # of red and blue
 
@@ -142,6 +145,51 @@ def test_known_pixels(name):
         pytest.skip("FFmpeg rounds differently on other processors")
     at = tuple(image[frame.height // 2, frame.width // 2].tolist())
     assert (zlib.crc32(image.tobytes()), at) == (crc, middle)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n for n, (o, *_) in KNOWN.items() if o["name"] in EVEN_8 and o["height"] % 2 == 0],
+)
+def test_known_pixels_without_ffmpegs_converter(name, monkeypatch):
+    """As on other processors than x86-64, whichever runs this."""
+    monkeypatch.setattr(rgb, "_IS_X86", False)
+    monkeypatch.setattr(rgb, "_converter", None)
+    options, crc, _ = KNOWN[name]
+    assert zlib.crc32(upright_rgb(made(**options), NOWHERE).tobytes()) == crc
+
+
+def every_colour(matrix, limits):
+    """A frame of 4096 x 4096 in 4:2:0 that has each combination of Y, U and V."""
+    frame = av.VideoFrame(4096, 4096, "yuv420p")
+    frame.colorspace, frame.color_range = matrix, limits
+    y, x = np.mgrid[:2048, :2048]
+    luma = np.empty((4096, 4096), np.uint8)
+    for i in range(4):
+        luma[i // 2 :: 2, i % 2 :: 2] = y % 8 * 32 + x % 8 * 4 + i
+    planes = [luma, (y // 8).astype(np.uint8), (x // 8).astype(np.uint8)]
+    for plane, values in zip(frame.planes, planes, strict=True):
+        lines = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)
+        lines[:, : plane.width] = values
+    return frame, planes
+
+
+@pytest.mark.parametrize("matrix", [1, 4, 5, 7, 9])
+@pytest.mark.parametrize("limits", [1, 2])
+def test_integers_give_every_colour_of_ffmpegs_converter(matrix, limits):
+    if platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("FFmpeg rounds differently on other processors")
+    frame, planes = every_colour(matrix, limits)
+    assert np.array_equal(rgb_of_planes(planes, matrix, limits == 2), upright_rgb(frame, NOWHERE))
+
+
+@pytest.mark.parametrize("name", ["yuv420p", "yuv422p"])
+@pytest.mark.parametrize("width", [*range(1, 36), 720, 721, 1279])
+def test_integers_in_every_width(name, width, monkeypatch):
+    frame = made(name, width, 6, matrix=1)
+    wanted = upright_rgb(frame, NOWHERE)
+    monkeypatch.setattr(rgb, "_IS_X86", False)
+    np.testing.assert_array_equal(upright_rgb(frame, NOWHERE), wanted)
 
 
 @pytest.mark.parametrize(
