@@ -8,6 +8,7 @@ import random
 import re
 import shutil
 import sqlite3
+import time
 from fnmatch import fnmatchcase
 from html.parser import HTMLParser
 from pathlib import Path
@@ -207,6 +208,16 @@ def test_an_example_frame_is_a_clip_that_stands_still(made, tmp_path):
         assert hit.score == pytest.approx(wanted, abs=1e-6), given
 
 
+@pytest.fixture
+def utc(monkeypatch):
+    """Days begin as in UTC, wherever the machine is."""
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "UTC")
+        time.tzset()  # else the C library may keep the zone that it has read
+        yield
+    time.tzset()
+
+
 @pytest.mark.parametrize(
     ("options", "wanted"),
     [
@@ -233,8 +244,7 @@ def test_an_example_frame_is_a_clip_that_stands_still(made, tmp_path):
     ],
     ids=str,
 )
-def test_filters(made, options, wanted, monkeypatch):
-    monkeypatch.setenv("TZ", "UTC")
+def test_filters(made, options, wanted, utc):
     filled = {k: v.format(folder=made) if k == "path" else v for k, v in options.items()}
     found = search(made, top=MANY, **filled)
     assert {int(name[:2]) for name in names(found)} == wanted

@@ -383,7 +383,8 @@ def test_places_that_cannot_be_written_are_told_before_the_work(tmp_path):
         check_file(tmp_path / "no" / "x")
     check_folder(tmp_path / "no" / "x", str)  # missing ones are made
     closed = tmp_path / "closed"
-    closed.mkdir(mode=0o555)
+    closed.mkdir()
+    closed.chmod(0o555)  # whatever the umask
 
     def refuse():
         for check, name in ((check_file, "x"), (check_folder, "x"), (check_folder, "a/b")):
