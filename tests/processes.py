@@ -2,6 +2,8 @@
 
 import json
 import re
+from contextlib import suppress
+from pathlib import Path
 
 from tests.conftest import ROOT, python
 
@@ -37,6 +39,24 @@ def grown(reader, path, *sound) -> tuple[int, str]:
     """
     took, _, error = python("-c", reader + _MEASURE, path, *sound, cwd=ROOT).stdout.partition(" ")
     return int(took), error
+
+
+def children(pid) -> list[int]:
+    """Child processes of `pid`; none where there is no /proc. Not every kernel lists them."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # one that ended meanwhile
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == pid:
+                found.append(int(stat.parent.name))
+    return found
+
+
+def has_ended(pid) -> bool:
+    """Whether an orphan runs no more; in a container nobody may take note of its end (a zombie)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("Z")
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 _COMMANDS = """

@@ -18,7 +18,7 @@ from stan_infer.checkpoints.presets import preset
 from stan_infer.network.model import Stan, init_random
 from stan_infer.system.packages import install_command
 from tests.conftest import flip, python, wait_until, write_video
-from tests.processes import run_commands
+from tests.processes import children, has_ended, run_commands
 
 RETRIEVAL = ("--dataset", "retrieval", "--annotations")
 FRAMES = ("--set", "frames=3", "--frames", "5")
@@ -234,7 +234,7 @@ def test_ctrl_c_leaves_nothing_behind(checkpoint, tmp_path):
     assert b"Traceback" not in err
     assert list(out.iterdir()) == []
     for pid in workers:
-        assert not os.path.exists(f"/proc/{pid}"), "a decoding worker lives on"
+        assert has_ended(pid), "a decoding worker lives on"
 
 
 @pytest.fixture
@@ -245,15 +245,6 @@ def huge(tmp_path):
         model.visual.proj.fill_(3e38)
     save_model(model, tmp_path / "huge.safetensors")
     return tmp_path / "huge.safetensors"
-
-
-def children(pid: int) -> list[int]:
-    """Child processes of all threads of `pid`."""
-    found = []
-    for path in Path(f"/proc/{pid}/task").glob("*/children"):
-        with suppress(OSError):
-            found += [int(p) for p in path.read_text().split()]
-    return found
 
 
 def command_line(pid: int) -> bytes:

@@ -19,7 +19,7 @@ FORMATS += ["yuv420p9le", "yuv420p16le", "yuva420p", "gray", "ya8", "gray10le", 
 def stored(path, name, size, *, matrix=2, limits=0):
     """A lossless file of one frame."""
     with av.open(str(path), "w") as out:
-        stream = out.add_stream("ffv1", rate=25)
+        stream = out.add_stream("ffv1", rate=25, options={"threads": "1"})
         stream.width, stream.height = size
         stream.pix_fmt = name
         stream.codec_context.colorspace, stream.codec_context.color_range = matrix, limits

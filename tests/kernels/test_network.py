@@ -101,6 +101,18 @@ def test_its_two_parts_are_the_whole(changes, kernels, form):
     assert all(map(torch.equal, rows, held)) and not counters.any()
 
 
+def test_its_two_parts_in_8_bits():
+    model, video = tiny(), torch.from_numpy(clips(1, 4, 16))
+    folded = fold_video(model, base2=True)
+    weights = prepare(folded, DEVICE, activation_scales(folded, video), torch.bfloat16)
+    counters = torch.zeros(model.config.heads, dtype=torch.int32, device=DEVICE)
+    rows = encode_trunk(KernelOps(1, 4, counters), weights, video[0].to(DEVICE))
+    found = encode_branch(KernelOps(1, 4, counters), weights, [x[None] for x in rows])
+    whole = video_tower(KernelOps(1, 4, counters), weights, video.to(DEVICE))
+    for got, wanted in zip(found, whole, strict=True):
+        assert relative_error(got.cpu(), wanted.cpu()) < TOLERANCE[torch.bfloat16]
+
+
 @pytest.mark.parametrize("changes", [{}, {"branch_layers": 3}], ids=str)
 def test_rows_of_the_trunk_are_not_overwritten(changes):
     """In the library a layer adds to its stream in place, unless the rows are kept."""

@@ -209,11 +209,11 @@ def test_an_example_frame_is_a_clip_that_stands_still(made, tmp_path):
 
 
 @pytest.fixture
-def in_utc(monkeypatch):
-    """Days are those of the machine's time zone."""
-    with monkeypatch.context() as patched:
-        patched.setenv("TZ", "UTC")
-        time.tzset()
+def utc(monkeypatch):
+    """Days begin as in UTC, wherever the machine is."""
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "UTC")
+        time.tzset()  # else the C library may keep the zone that it has read
         yield
     time.tzset()
 
@@ -244,7 +244,7 @@ def in_utc(monkeypatch):
     ],
     ids=str,
 )
-def test_filters(made, options, wanted, in_utc):
+def test_filters(made, options, wanted, utc):
     filled = {k: v.format(folder=made) if k == "path" else v for k, v in options.items()}
     found = search(made, top=MANY, **filled)
     assert {int(name[:2]) for name in names(found)} == wanted

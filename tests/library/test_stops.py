@@ -17,6 +17,7 @@ from stan_infer.library.embed_library import embed_library
 from stan_infer.library.library import open_library
 from stan_infer.video.windows import Windows
 from tests.conftest import ROOT, python
+from tests.processes import children
 from tests.video.broken_videos import make_clip
 
 COMMAND = [sys.executable, "-m", "tests.library.fake_stack"]
@@ -83,10 +84,8 @@ def kill(run):
 
 def kill_a_worker(run):
     """Kill one of the processes that decode for this run."""
-    path = f"/proc/{run.pid}/task/{run.pid}/children"
-    children = open(path).read().split() if os.path.exists(path) else []
-    if children:
-        os.kill(int(random.choice(children)), signal.SIGKILL)
+    if found := children(run.pid):
+        os.kill(random.choice(found), signal.SIGKILL)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])

@@ -21,7 +21,7 @@ def two_threads(monkeypatch):
 
 
 def test_items_run_at_the_same_time_with_one_thread_each_and_come_in_order():
-    together = threading.Barrier(3, timeout=20)
+    together = threading.Barrier(3, timeout=120)
 
     def run(i):
         together.wait()  # passes only when three items run at once

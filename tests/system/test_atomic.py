@@ -384,7 +384,7 @@ def test_places_that_cannot_be_written_are_told_before_the_work(tmp_path):
     check_folder(tmp_path / "no" / "x", str)  # missing ones are made
     closed = tmp_path / "closed"
     closed.mkdir()
-    closed.chmod(0o555)  # whatever the umask is
+    closed.chmod(0o555)  # whatever the umask
 
     def refuse():
         for check, name in ((check_file, "x"), (check_folder, "x"), (check_folder, "a/b")):

@@ -1,5 +1,7 @@
 """Make small clips, whole and broken, for the tests of the decoders. Nothing here is random."""
 
+import contextlib
+import os
 import struct
 from fractions import Fraction
 from pathlib import Path
@@ -9,6 +11,22 @@ import numpy as np
 
 from stan_infer.video.pictures import Pictures
 from stan_infer.video.rgb import upright_rgb
+
+
+def cores():
+    """The numbers of the cores that this process may use; none where the system does not say."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+@contextlib.contextmanager
+def on_cores(some):
+    """This thread, and those that it starts, run on these cores only: FFmpeg counts them."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, some)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def picture(i, height=48, width=64):
@@ -34,9 +52,7 @@ def make_clip(
     title="",
 ):
     """Encode `frames` pictures at 25 a second, or at the given times (in 1/25 s)."""
-    options = dict(options or {})
-    if codec == "libx264":
-        options.setdefault("threads", "1")  # its bytes follow the number of cores otherwise
+    options = {"threads": "1"} | (options or {})  # else bytes follow the number of cores
     if x264:
         options["x264-params"] = x264
     with av.open(str(path), "w", format=container, options=muxer or {}) as out:

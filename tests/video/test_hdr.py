@@ -16,7 +16,7 @@ SPEC = ClipSpec(frames=4, short_side=32, crop=32)
 def stored(path, transfer, codec="ffv1", pix_fmt="yuv420p10le"):
     """A video of 8 frames that names a transfer."""
     with av.open(str(path), "w") as out:
-        stream = out.add_stream(codec, rate=8)
+        stream = out.add_stream(codec, rate=8, options={"threads": "1"})
         stream.width, stream.height, stream.pix_fmt = 64, 48, pix_fmt
         stream.codec_context.color_trc = transfer
         for level in range(8):

@@ -230,7 +230,7 @@ def test_pixels_are_those_of_decord(tmp_path, height, pix_fmt):
     decord = pytest.importorskip("decord")
     path = tmp_path / "a.mkv"
     with av.open(str(path), "w") as out:
-        stream = out.add_stream("ffv1", rate=25)
+        stream = out.add_stream("ffv1", rate=25, options={"threads": "1"})
         stream.width, stream.height, stream.pix_fmt = 64, height, pix_fmt
         out.mux(stream.encode(made(pix_fmt, 64, height)))
         out.mux(stream.encode())

@@ -21,17 +21,18 @@ from numpy.typing import NDArray
 
 FRAMES, HEIGHT, WIDTH = 60, 96, 128
 Frames: TypeAlias = list[NDArray[np.uint8]]  # [H, W, 3] each, RGB
-_BASE = ["ffmpeg", "-nostdin", "-v", "error", "-y", "-threads", "1"]
+_BASE = ["ffmpeg", "-nostdin", "-v", "error", "-y", "-threads", "1"]  # threads of the decoder
+_ENCODER = ["-threads", "1"]  # else most encoders' bytes follow the number of cores
 
-X264 = "-c:v libx264 -preset ultrafast -threads 1 -pix_fmt yuv420p -g 12 -bf 2"
+X264 = "-c:v libx264 -preset ultrafast -pix_fmt yuv420p -g 12 -bf 2"
 OPEN = f"{X264} -x264-params open-gop=1:bframes=3:b-adapt=0:scenecut=0:rc-lookahead=5"
 X265 = "-c:v libx265 -preset ultrafast -pix_fmt yuv420p -g 12 -x265-params log-level=0:pools=1"
 MPEG1, MPEG2, MPEG4 = (
     f"-c:v {c} -q:v 3 -bf 2 -g 12" for c in ("mpeg1video", "mpeg2video", "mpeg4")
 )
-VP8 = "-c:v libvpx -deadline realtime -cpu-used 8 -threads 1 -g 12"
-VP9 = "-c:v libvpx-vp9 -deadline realtime -cpu-used 8 -threads 1 -g 12"
-AV1 = "-c:v libaom-av1 -usage realtime -cpu-used 8 -threads 1 -g 12"
+VP8 = "-c:v libvpx -deadline realtime -cpu-used 8 -g 12"
+VP9 = "-c:v libvpx-vp9 -deadline realtime -cpu-used 8 -g 12"
+AV1 = "-c:v libaom-av1 -usage realtime -cpu-used 8 -g 12"
 PS = "-f vob"  # a program stream, for codecs that the plain mpeg muxer does not list
 SOUND = "-f lavfi -i sine=frequency=440:sample_rate=44100:duration=2.4"
 
@@ -78,7 +79,7 @@ def encoded(options: str, *, size: tuple[int, int] = (HEIGHT, WIDTH), before: st
         source = path.parent / "source.rgb"
         source.write_bytes(b"".join(picture(i, *size).tobytes() for i in range(FRAMES)))
         raw = f"-f rawvideo -pix_fmt rgb24 -s {size[1]}x{size[0]} -r 25 -i".split()
-        run(*raw, source, *before.split(), *options.split(), path)
+        run(*raw, source, *before.split(), *_ENCODER, *options.split(), path)
 
     return Recipe(make)
 
@@ -89,7 +90,7 @@ def copied(source: str, options: str = "", *, before: str = "") -> Recipe:
     def make(other: Callable[[str], Path], path: Path) -> None:
         copy = "" if "-c:v" in options or "-c " in options else "-c copy"
         head, tail = before.split(), f"{copy} {options}".split()
-        run(*head, "-i", other(source), *tail, path)
+        run(*head, "-i", other(source), *_ENCODER, *tail, path)
 
     return Recipe(make)
 
