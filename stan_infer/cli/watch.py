@@ -140,7 +140,9 @@ def watch(
     from stan_infer.watch.watch import SECONDS, STRIDE, Watch, WatchOptions
 
     # Always on a grid, with ":grid" or without it.
-    given = parse_windows(windows) if windows is not None else Windows(seconds=SECONDS, stride=STRIDE)
+    given = Windows(seconds=SECONDS, stride=STRIDE)
+    if windows is not None:
+        given = parse_windows(windows)
     options = WatchOptions(
         seconds=given.seconds or SECONDS,
         stride=given.stride,
