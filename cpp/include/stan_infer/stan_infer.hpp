@@ -333,6 +333,10 @@ class STAN_INFER_API Model {
   VideoEmbeds embed_frames(const std::vector<ImageView>& frames, const FrameOptions& options = {},
                            const Call& call = Call::endless());
 
+  // Windows that slide over frames which come one after the other, as from a camera. The folder
+  // must be one of `stan-infer export ... --split`, the engine ONNX Runtime or OpenVINO.
+  Stream stream(const StreamOptions& options = {}, const Call& call = Call::endless());
+
   TextEmbeds embed_texts(const std::vector<std::string>& texts,  // UTF-8
                          const Call& call = Call::endless());
 
@@ -351,10 +355,6 @@ class STAN_INFER_API Model {
 
   // Of scores float32 [n, 1], those of one clip: exp(score / temperature), which sum to 1.
   std::vector<double> probabilities(const Tensor& scores) const;
-
-  // Windows that slide over frames which come one after the other, as from a camera. The folder
-  // must be one of `stan-infer export ... --split`, the engine ONNX Runtime or OpenVINO.
-  Stream stream(const StreamOptions& options = {}, const Call& call = Call::endless());
 
   // Computes the golden data of the folder again, a stage for each part that it has. Throws Error
   // (bad_folder) where no stage could run.
