@@ -198,9 +198,8 @@ class KernelOps(Ops[Any]):
         u = torch.bmm(heads, w.k).transpose(0, 1)  # [B, H, D]
         z = cls_attention(u, patches.x, self._b, self._t, tower.softmax_scale, tower.eps)
         y = z.new_empty(z.shape[0], tower.heads, w.v.shape[1])
-        torch.bmm(
-            z.transpose(0, 1), w.v.mT, out=y.transpose(0, 1)
-        )  # no copy to lay heads side by side
+        # Written where the heads lie side by side: no copy.
+        torch.bmm(z.transpose(0, 1), w.v.mT, out=y.transpose(0, 1))
         return Rows(y.flatten(1))
 
     def head(
@@ -250,7 +249,10 @@ class KernelOps(Ops[Any]):
         )
 
     def _row_scales(self, rows: int) -> Tensor:
-        """Ones fp32 [rows, 1]: the library asks for a scale of every row; made once per call."""
+        """Ones fp32 [rows, 1]: the library asks for a scale of every row; made once per call.
+
+        The trunk, if it asks at all, asks before the branch begins, which may have its own stream.
+        """
         if self._ones is None or self._ones.shape[0] < rows:
             self._ones = torch.ones(rows, 1, device=self._counters.device)
         return self._ones[:rows]
