@@ -387,7 +387,7 @@ def test_ray_refuses_them(place):
 
 def test_a_folder_without_the_parts_says_what_makes_them(place):
     folder = exported(made())
-    with pytest.raises(si.InputError, match=r"no trunk.onnx, .* stan-infer export CHECKPOINT -o"):
+    with pytest.raises(si.InputError, match=r"no trunk.onnx, .* stan-infer export CKPT -o"):
         embed(place, session=folder)
     assert not (place / "library" / "library.json").exists()
     with pytest.raises(si.InputError, match="0.6667 s; 0.5 s are 0.75 of them"):
