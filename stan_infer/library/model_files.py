@@ -40,7 +40,7 @@ def model_source(source: str | None, settings: Mapping[str, Any]) -> dict[str, A
         what: Any = sorted(hashes.values()) or source
     else:
         manifest = read_artefact(folder, check_hashes=False).manifest
-        golden = manifest.get("golden") or {}
+        golden: Mapping[str, Any] = manifest.get("golden") or {}
         files = {
             name: entry["sha256"]
             for name, entry in manifest["files"].items()
