@@ -17,7 +17,7 @@ stan-infer run folder film.mp4 --text "a goal" --by text --windows 5:2
 stan-infer watch best.pth film.mp4 --text "a goal" --not "a crowd" \\
     --windows 1:0.5 --plot goals.html
 stan-infer watch folder /dev/video0 --text "a fall" --not "a walk" --hold 4
-stan-infer watch folder rtsp://camera/live --texts texts.txt -o events.jsonl
+stan-infer watch folder rtsp://camera/1 --texts texts.txt -o events.jsonl
 """,
     "embed": """\
 stan-infer embed folder videos -o vectors.npz

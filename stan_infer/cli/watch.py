@@ -118,7 +118,7 @@ def watch(
     auto_rebuild: AutoRebuild = False,
     json: Json = False,
 ) -> None:
-    """Watch a video, a camera or a stream, and print events.
+    """Watch a video, a camera or a stream for texts.
 
     Windows of 8 seconds, one every 2 seconds (or as `--windows` says), slide over the frames, of
     which each passes the trunk once. Exported folders need `export --split`.
