@@ -34,15 +34,15 @@ def check_ways(
 
     frames: None where it is not known yet.
     """
-    was, read = windows_of(passport), passport["facts"].get("reading.frames")
-    old = [f"--batch {passport['batch']}", _parts(was)]
-    new = [f"--batch {batch}", _parts(windows)]
-    if frames is not None:
-        old, new = [*old, f"--frames {read!r}"], [*new, f"--frames {frames}"]
-    if old != new:
+    read = passport["facts"].get("reading.frames")
+    was, now = (passport["batch"], windows_of(passport)), (batch, windows)
+    if was != now or frames not in (None, read):
+        old, new = (f"--batch {b}, {_parts(parts)}" for b, parts in (was, now))
+        if frames is not None:
+            old, new = f"{old}, --frames {read!r}", f"{new}, --frames {frames}"
         raise InputError(
-            f"library {folder} was made with {', '.join(old)}, this run has {', '.join(new)}: give "
-            "the same, or embed into a new library"
+            f"library {folder} was made with {old}, this run has {new}: give the same, or embed "
+            "into a new library"
         )
 
 

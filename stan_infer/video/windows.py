@@ -71,7 +71,8 @@ class Windows:
     def __str__(self) -> str:
         """As the option is given, without start and end: "8:2:grid"."""
         numbers = [self.seconds, *([] if self.stride is None else [self.stride])]
-        return ":".join([*map(repr, numbers), *(["grid"] if self.grid else [])])
+        words = [repr(n).removesuffix(".0") for n in numbers]
+        return ":".join([*words, *(["grid"] if self.grid else [])])
 
 
 class MiscountedError(InputError):

@@ -326,7 +326,7 @@ def test_a_run_that_is_stopped_within_a_video_goes_on(place, monkeypatch):
 def test_a_library_never_mixes_the_two(place):
     embed(place)
     with pytest.raises(
-        si.InputError, match=r"made with .*--windows 4.0:2.0:grid, this run has .*--windows 4.0:2.0"
+        si.InputError, match=r"made with .*--windows 4:2:grid, this run has .*--windows 4:2"
     ):
         embed(place, windows=dataclasses.replace(PARTS, grid=False))
     embed(place, "own", windows=dataclasses.replace(PARTS, grid=False))
