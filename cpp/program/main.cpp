@@ -240,6 +240,7 @@ class Run {
            {"decoder", "ffmpeg"},
            {"total_frames", clip.total_frames},
            {"frame_indices", clip.frame_indices},
+           {"sampling", "clip"},
            {"hdr", clip.hdr.empty() ? Json() : Json(clip.hdr)},
            {"session", session()},
            {"texts", texts_.names.size()},
