@@ -212,6 +212,8 @@ def _from_first_picture(path: Path, index: Index) -> Index:
     packet, wrong = first
     time = index.time[index.first if wrong else packet]
     order = index.order[index.time[index.order] >= time]
+    if not len(order):
+        raise Damaged(index.first, "no frame of it can be decoded")
     lead = int((index.time[order] < index.time[index.first]).sum())
     return replace(index, order=order, lead=lead)
 

@@ -114,7 +114,7 @@ def test_windows_on_a_grid_say_so(cli, checkpoint, artefact, long, videos):
     (record,) = cli("run", checkpoint, videos / "clip0.mp4", *TEXTS, "--json").records
     assert record["sampling"] == "clip"
     given = ("run", artefact, long, *TEXTS, "--windows", "5:2.5:grid", "--frames", 4)
-    cli(*given, code=2, says="stan-infer export CHECKPOINT -o FOLDER --split")
+    cli(*given, code=2, says="has no trunk.onnx, which a stream needs: stan-infer export CKPT -o ")
     off = ("--windows", "5:2:grid", "--frames", 4)
     cli("run", checkpoint, long, *TEXTS, *off, code=2, says="2 s are 1.6 of them: give")
 

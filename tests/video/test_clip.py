@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from stan_infer.errors import InputError, MissingError
 from stan_infer.video import clip as clip_module
+from stan_infer.video import pyav_reader
 from stan_infer.video.find import list_videos
 from stan_infer.video.pyav_reader import read_pyav
 from stan_infer.video.resize import resize_and_crop, resized_size
@@ -366,6 +368,21 @@ def test_cut_off_files_that_state_a_longer_duration(tmp_path, name, muxer):
     for fraction in (0.3, 0.5, 0.55, 0.6, 0.65):
         path = make.cut_off(source, tmp_path / f"cut_{name}", fraction)
         fails(path, "is cut off: it ends within a packet after", "of 4.")
+
+
+def test_a_first_picture_that_is_behind_every_frame(tmp_path, monkeypatch):
+    """Seen in a file with random bytes: its only picture was later than all that are shown."""
+    source = make.make_clip(tmp_path / "a.mp4", frames=6, x264=DENSE)
+    scan = pyav_reader.scan
+
+    def odd(*given):
+        index = scan(*given)
+        time = index.time.copy()
+        time[1:] = time[0] - np.arange(len(time) - 1, 0, -1)
+        return replace(index, time=time, order=np.arange(1, len(time)), anew=False)
+
+    monkeypatch.setattr(pyav_reader, "scan", odd)
+    fails(source, f"{source}: no frame of it can be decoded; fetch it again")
 
 
 def test_cut_off_files_without_index(tmp_path):
