@@ -1,14 +1,16 @@
 """python -m benchmarks.stream: windows that slide, against the whole network on each window.
 
 Frames of noise pass a stream of engine ort, each through the trunk once; beside it the whole
-network embeds the same windows, one after the other. In every round each stride is timed once both
-ways, in an order that rotates. What the FLOPs of the graphs that run say is stated beside the
+network embeds the same windows, one after the other. Frames are given one by one, as of a camera,
+and eight at once, as of a file. In every round each is timed once at every stride, in an order that
+rotates. What the FLOPs of the graphs that run say is stated beside the
 measured ratio. The weights are random, as speed does not depend on them. Appends rows to
 benchmarks/results/.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import tempfile
 import time
@@ -45,13 +47,16 @@ def flops(model: Stan, t: int) -> tuple[int, int]:
     return counted[0], counted[1]
 
 
-def stream_windows(session: Session, frames: np.ndarray, t: int, stride: int) -> Callable[[], int]:
+def stream_windows(
+    session: Session, frames: np.ndarray, t: int, stride: int, at_once: int
+) -> Callable[[], int]:
     """A stream that is full already; each call slides it over all frames and counts windows."""
     stream = session.stream(t, stride)
     stream.extend(frames[:t])
 
     def run() -> int:
-        return sum(len(stream.push(frame)) for frame in frames)
+        parts = (frames[i : i + at_once] for i in range(0, len(frames), at_once))
+        return sum(len(stream.extend(part)) for part in parts)
 
     return run
 
@@ -79,11 +84,13 @@ def measure(model: Stan, name: str, args: Any, threads: int) -> list[dict[str, A
         s = model.config.image_size
         frames = np.random.default_rng(0).integers(0, 256, (args.slide, s, s, 3), np.uint8)
         with si.open_session(folder, engine="ort", threads=threads) as session:
-            runs: dict[tuple[str, int], Callable[[], int]] = {}
+            # By frames at once, 0 for the whole network, and stride.
+            runs: dict[tuple[int, int], Callable[[], int]] = {}
             for stride in args.strides:
-                runs["stream", stride] = stream_windows(session, frames, t, stride)
-                runs["whole", stride] = whole_windows(session, frames, t, args.whole)
-            took: dict[tuple[str, int], list[float]] = {key: [] for key in runs}
+                for n in args.at_once:
+                    runs[n, stride] = stream_windows(session, frames, t, stride, n)
+                runs[0, stride] = whole_windows(session, frames, t, args.whole)
+            took: dict[tuple[int, int], list[float]] = {key: [] for key in runs}
             order = list(runs)
             for i in range(args.rounds + 1):
                 for key in order[i % len(order) :] + order[: i % len(order)]:
@@ -91,22 +98,22 @@ def measure(model: Stan, name: str, args: Any, threads: int) -> list[dict[str, A
                     count = runs[key]()
                     if i:  # the first round warms up
                         took[key].append((time.perf_counter() - start) / count)
-    for stride in args.strides:
-        pairs = zip(took["whole", stride], took["stream", stride], strict=True)
+    for n, stride in itertools.product(args.at_once, args.strides):
+        pairs = zip(took[0, stride], took[n, stride], strict=True)
         ratios = sorted(whole / slid for whole, slid in pairs)
-        by_flops = (t * frame + branch) / (stride * frame + branch)
         found.append(
             {
                 "model": name,
                 "threads": threads,
                 "frames": t,
                 "stride": stride,
-                "windows_per_s": 1 / float(np.median(took["stream", stride])),
-                "whole_windows_per_s": 1 / float(np.median(took["whole", stride])),
+                "at_once": n,
+                "windows_per_s": 1 / float(np.median(took[n, stride])),
+                "whole_windows_per_s": 1 / float(np.median(took[0, stride])),
                 "ratio": float(np.median(ratios)),
                 "ratio_low": ratios[0],
                 "ratio_high": ratios[-1],
-                "ratio_by_flops": by_flops,
+                "ratio_by_flops": (t * frame + branch) / (stride * frame + branch),
                 "rounds": args.rounds,
             }
         )
@@ -121,6 +128,7 @@ def main() -> None:
         threads=(2,),
         frames=12,
         strides=(1, 2, 4, 12),
+        at_once=(1, 8),
         slide=24,
         whole=2,
         rounds=7,

@@ -200,16 +200,19 @@ def shapes_table() -> str:
 
 def stream_table() -> str:
     """Windows that slide against the whole network on each: the newest run of each."""
-    rows = newest("stream", "model", "threads", "stride")
+    rows = newest("stream", "model", "threads", "at_once", "stride")
     if not rows:
         return NOT_MEASURED
     lines = [
-        f"{r['model']} | {r['threads']} | {r['stride']} | {r['windows_per_s']:.1f} "
+        f"{r['model']} | {r['threads']} | {r['at_once']} | {r['stride']} | {r['windows_per_s']:.1f} "
         f"| {r['whole_windows_per_s']:.1f} | {r['ratio']:.2f}x ({r['ratio_low']:.2f} to "
         f"{r['ratio_high']:.2f}) | {r['ratio_by_flops']:.2f}x"
         for r in rows
     ]
-    head = "model | threads | stride | windows per s | whole network | ratio (range) | by FLOPs"
+    head = (
+        "model | threads | frames at once | stride | windows per s | whole network | ratio (range) "
+        "| by FLOPs"
+    )
     return machine_line(rows[-1]) + markdown(head, lines)
 
 
