@@ -204,8 +204,8 @@ def stream_table() -> str:
     if not rows:
         return NOT_MEASURED
     lines = [
-        f"{r['model']} | {r['threads']} | {r['at_once']} | {r['stride']} | {r['windows_per_s']:.1f} "
-        f"| {r['whole_windows_per_s']:.1f} | {r['ratio']:.2f}x ({r['ratio_low']:.2f} to "
+        f"{r['model']} | {r['threads']} | {r['at_once']} | {r['stride']} "
+        f"| {r['windows_per_s']:.1f} | {r['whole_windows_per_s']:.1f} | {r['ratio']:.2f}x ({r['ratio_low']:.2f} to "
         f"{r['ratio_high']:.2f}) | {r['ratio_by_flops']:.2f}x"
         for r in rows
     ]
