@@ -205,8 +205,9 @@ def stream_table() -> str:
         return NOT_MEASURED
     lines = [
         f"{r['model']} | {r['threads']} | {r['at_once']} | {r['stride']} "
-        f"| {r['windows_per_s']:.1f} | {r['whole_windows_per_s']:.1f} | {r['ratio']:.2f}x ({r['ratio_low']:.2f} to "
-        f"{r['ratio_high']:.2f}) | {r['ratio_by_flops']:.2f}x"
+        f"| {r['windows_per_s']:.1f} | {r['whole_windows_per_s']:.1f} "
+        f"| {r['ratio']:.2f}x ({r['ratio_low']:.2f} to {r['ratio_high']:.2f}) "
+        f"| {r['ratio_by_flops']:.2f}x"
         for r in rows
     ]
     head = (
