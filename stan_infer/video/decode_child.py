@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -78,7 +79,12 @@ def _done(asked: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     if "grid" in asked:
         return {"status": "done", "plan": plan_grid(path, Windows(**asked["grid"]), spec)}, b""
     if "frames" in asked:
-        return _frames(read_frames(path, spec, asked["total_frames"], asked["frames"]))
+        try:
+            return _frames(read_frames(path, spec, asked["total_frames"], asked["frames"]))
+        finally:
+            # PyAV's containers and streams refer to each other: a decoder with its large frames
+            # is there until Python looks for such circles, which it rarely does by itself here.
+            gc.collect()
     found: Sequence[Clip | InputError]
     if "windows" in asked:
         windows = [Window(*w) for w in asked["windows"]]

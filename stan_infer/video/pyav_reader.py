@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 MAX_PIXELS = 2**26
+_ROOM = 2**23  # bytes
 # FFmpeg's names. Playlists, image sequences and edit scripts (hls, dash, concat, image2) are left
 # out on purpose: they name other files, so a stranger's file could read any path of this machine.
 FORMATS = (
@@ -248,6 +249,7 @@ class _Taken:
     def __init__(self, path: Path, index: Index, shrink: Shrink) -> None:
         self._path, self._index, self._shrink = path, index, shrink
         self._known: dict[int, str] = {}
+        self._room: list[Image] = []
         self.images: dict[int, Image] = {}
         self.sizes: dict[int, tuple[int, int]] = {}
 
@@ -282,7 +284,14 @@ class _Taken:
     def _keep(self, number: int, frame: VideoFrame) -> None:
         image = _rgb(self._path, frame)
         self.sizes[number] = image.shape[:2]
-        self.images[number] = self._shrink(image)
+        small = self._shrink(image)
+        # Side by side: one by one they would lie between the large frames of the decoder, whose
+        # memory could then not be used again (1 MB for each frame of 720p).
+        if not self._room or self._room[-1].shape != small.shape:
+            count = max(1, _ROOM // small.nbytes)
+            self._room = [*np.empty((count, *small.shape), np.uint8)]
+        self.images[number] = self._room.pop()
+        self.images[number][...] = small
 
 
 def _by_count(path: Path, index: Index, sample: Sample, shrink: Shrink, says: Stated) -> Found:

@@ -92,7 +92,7 @@ def test_words():
     ):
         assert parse_windows(text) == Windows(**options)
     assert parse_windows("8:2:grid", start=3, end=9).end == 9
-    assert str(parse_windows("8:.5:grid")) == "8.0:0.5:grid"
+    assert str(parse_windows("8:.5:grid")) == "8:0.5:grid"
     for text in ("", "x", "1:", "1:2:3", "10s", "grid", ":grid", "1:2:3:grid", "1:grid:2"):
         with pytest.raises(InputError, match="SECONDS"):
             parse_windows(text)
