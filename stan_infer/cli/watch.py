@@ -178,7 +178,8 @@ def watch(
             except (KeyboardInterrupt, EndedBySignal):
                 results.finish(watched)
                 if results.events:
-                    kept.note_printed(f"{results.events} events were printed")
+                    many = "event was" if results.events == 1 else "events were"
+                    kept.note_printed(f"{results.events} {many} printed")
                 raise
             except StanError:
                 if watched.windows:

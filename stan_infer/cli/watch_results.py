@@ -13,7 +13,7 @@ from stan_infer.errors import printable
 from stan_infer.watch.event_file import EventFile
 from stan_infer.watch.events import Event
 from stan_infer.watch.plot import check_plot, write_plot
-from stan_infer.watch.watch import Watch, Window
+from stan_infer.watch.watch import ScoredWindow, Watch
 
 _TEXT_WIDTH, _NUMBER_WIDTH, _DATE_WIDTH = 60, 8, 19
 _SHOWN = 12  # texts in the view of a terminal
@@ -53,9 +53,9 @@ class WatchResults:
         if self._file is not None:
             self._file.__exit__()
 
-    def add(self, watch: Watch, item: Window | Event) -> None:
+    def add(self, watch: Watch, item: ScoredWindow | Event) -> None:
         """Print what happened; windows are not printed."""
-        if isinstance(item, Window):
+        if isinstance(item, ScoredWindow):
             return
         record = _record(watch, item)
         if self._file is not None:

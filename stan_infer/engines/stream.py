@@ -16,9 +16,9 @@ from stan_infer.engines.inputs import as_numpy
 from stan_infer.errors import InputError, check_number, check_whole, check_word
 from stan_infer.video.frames import ORDERS, clip_of_frames
 from stan_infer.video.spec import ClipSpec
+from stan_infer.video.timeline import EARLY
 
 MAX_TIME = 1e12  # seconds, forward or back
-_EARLY = 1e-6  # seconds; times are rounded to container units, of which none is smaller
 
 
 class Parts(ABC):
@@ -263,7 +263,7 @@ class Stream:
             self._last = last
             return None
         begin, number = self._grid or (time, 0)
-        copies = math.floor((time - begin + _EARLY) / self.interval) + 1 - number
+        copies = math.floor((time - begin + EARLY) / self.interval) + 1 - number
         if copies > self.window or set_back:
             self.counts.gaps += 1
             self._grid = time, 1

@@ -179,6 +179,8 @@ class Feed:
         self._interval, self._options = interval, options or FeedOptions()
         if self._options.realtime and self.source.kind != "file":
             raise InputError(f"{self.source.shown} is live; realtime is about files")
+        if self._options.reconnect is not None and self.source.kind == "file":
+            raise InputError(f"{self.source.shown} is a file; reconnect is about what is live")
         self.counts = FeedCounts()
         self.live: bool | None = None
         self.length_s: float | None = None

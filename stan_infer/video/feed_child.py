@@ -114,6 +114,13 @@ class _Reader:
                 return self._frames(av, container, stream, live=self._realtime)
         try:
             container = av.open(self._source.name, **_options(av, self._source, self._stall_s))
+        except av.error.ProtocolNotFoundError as e:
+            shown, name = self._source.shown, self._source.scheme
+            raise MissingError(
+                f"cannot open {shown}: the FFmpeg in this PyAV was built without {name}. Let "
+                f"ffmpeg receive it: ffmpeg -i {shown} -c copy -f mpegts udp://127.0.0.1:5000, "
+                "and watch udp://127.0.0.1:5000"
+            ) from e
         except av.error.FFmpegError as e:
             raise InputError(self._unopened(e)) from e
         with container:

@@ -23,8 +23,8 @@ from stan_infer.video.packet_index import Index, Indices
 from stan_infer.video.pyav_reader import errors_named
 from stan_infer.video.rgb import Image
 from stan_infer.video.spec import MAX_FRAMES, ClipSpec
+from stan_infer.video.timeline import EARLY
 from stan_infer.video.windows import (
-    EARLY,
     MiscountedError,
     Window,
     Windows,

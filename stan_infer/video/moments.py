@@ -6,8 +6,9 @@ from bisect import bisect_left, insort
 from collections import defaultdict
 from collections.abc import Hashable, Iterator
 
+from stan_infer.video.timeline import EARLY
+
 SHARE = 0.5  # of the shorter of two windows
-_EARLY = 1e-6  # seconds by which times are rounded
 
 
 class Moments:
@@ -26,7 +27,7 @@ class Moments:
         """Whether this window shows a moment of its own; it is taken then."""
         for start, end in self._near(video, start_s, end_s):
             shared = min(end, end_s) - max(start, start_s)
-            if shared >= SHARE * min(end - start, end_s - start_s) - _EARLY:
+            if shared >= SHARE * min(end - start, end_s - start_s) - EARLY:
                 return False
         insort(self._taken[video], (start_s, end_s))
         self._longest[video] = max(self._longest[video], end_s - start_s)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 BACK_S = 0.5  # a stamp that falls by more was set back; one that falls by less is out of order
 JUMP_S = 10.0  # a live stamp may be so far from the clock of this machine, as behind a delay
-_EARLY = 1e-6  # seconds; times are rounded to container units, of which none is smaller
+EARLY = 1e-6  # seconds; times are rounded to container units, of which none is smaller
 
 
 @dataclass
@@ -79,7 +79,7 @@ class Grid:
         """
         if self.begin is None:
             self.begin = time
-        number = math.floor((time - self.begin + _EARLY) / self.interval)
+        number = math.floor((time - self.begin + EARLY) / self.interval)
         if number <= self._number:
             return None
         self._number = number

@@ -25,13 +25,13 @@ from stan_infer.video.pyav_reader import Found, Indexed, errors_named, index_of,
 from stan_infer.video.resize import resize_and_crop
 from stan_infer.video.rgb import Image
 from stan_infer.video.spec import ClipSpec
+from stan_infer.video.timeline import EARLY
 
 MAX_WINDOWS = 100_000  # of one video: 27 hours in steps of a second
 MIN_SECONDS = 0.01
 # What is read at once: more would keep results waiting, fewer would read the packets before them
 # more often.
 _BYTES, _PARTS = 32 * 2**20, 16
-EARLY = 1e-6  # seconds; times are rounded to container units, of which none is smaller
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -77,7 +77,7 @@ class EventFile:
                 os.ftruncate(self._file, before)
             raise self._failed(e) from e
         self.lines += 1
-        kept.note(self.path, f"has {self.lines} more lines")
+        kept.note(self.path, f"has {self.lines} more line{'s' * (self.lines > 1)}")
 
     def _lock(self) -> None:
         if sys.platform == "win32":

@@ -76,7 +76,7 @@ class WatchOptions:
         return Rule(on=on, off=min(OFF, on) if off is None else off, hold_s=self.hold_s)
 
 
-class Window(NamedTuple):
+class ScoredWindow(NamedTuple):
     """The scores of one window.
 
     start_s, end_s: what it covers, in seconds; it stands for stride_s around its middle.
@@ -164,7 +164,7 @@ class Watch:
         self.windows = self.events = 0
         self.end_s = 0.0
         self._numbers: dict[str, int] = {}
-        self.latest: Window | None = None
+        self.latest: ScoredWindow | None = None
         self._began = datetime.datetime.now().astimezone()
         self._feed = Feed(source, self._interval, reading, say=say)
         self.counts = self._feed.counts
@@ -225,7 +225,7 @@ class Watch:
             return None
         return self._began + datetime.timedelta(seconds=time_s)
 
-    def __iter__(self) -> Iterator[Window | Event]:
+    def __iter__(self) -> Iterator[ScoredWindow | Event]:
         """Yield windows and events until the source ends.
 
         Raises:
@@ -275,7 +275,7 @@ class Watch:
             "session": self._session.describe(),
         }
 
-    def _scored(self, frames: Sequence[FeedFrame]) -> Iterator[Window | Event]:
+    def _scored(self, frames: Sequence[FeedFrame]) -> Iterator[ScoredWindow | Event]:
         if not frames:
             return
         times = [frame.time for frame in frames]
@@ -288,10 +288,10 @@ class Watch:
             # A window covers the time of its last frame, too; after a gap its first frames may be
             # times of the grid that were filled.
             end = found.end + self._interval
-            window = Window(end - self._options.seconds, end, scores, values)
+            window = ScoredWindow(end - self._options.seconds, end, scores, values)
             yield from self._window(window)
 
-    def _window(self, window: Window) -> Iterator[Window | Event]:
+    def _window(self, window: ScoredWindow) -> Iterator[ScoredWindow | Event]:
         self.windows += 1
         middle = (window.start_s + window.end_s) / 2
         half = self.stride_s / 2

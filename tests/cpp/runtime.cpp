@@ -13,13 +13,11 @@
 #include <stan_infer/stan_infer.hpp>
 #include <thread>
 
+#include "codes.hpp"
+
 namespace {
 
 using namespace stan_infer;
-
-const char* const kCodes[] = {"bad_argument", "bad_folder", "changed",   "bad_video",
-                              "bad_text",     "engine",     "missing",   "out_of_memory",
-                              "cancelled",    "deadline",   "internal"};
 
 const OrtApi* real = nullptr;
 OrtApi table;

@@ -16,6 +16,8 @@
 #include <stan_infer/stan_infer.hpp>
 #include <thread>
 
+#include "codes.hpp"
+
 namespace {
 
 std::atomic<std::int64_t> live{0};  // allocations that were not freed yet
@@ -54,11 +56,6 @@ void operator delete[](void* memory, std::size_t) noexcept { freed(memory); }
 namespace {
 
 using namespace stan_infer;
-
-const char* const kCodes[] = {"bad_argument", "bad_folder",    "changed",
-                              "bad_video",    "bad_text",      "engine",
-                              "missing",      "out_of_memory", "cancelled",
-                              "deadline",     "internal"};
 
 Options options() {
   Options result;

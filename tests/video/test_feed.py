@@ -324,12 +324,26 @@ def test_no_protocol_reaches_a_file():
     assert not {"hls", "dash", "concat", "image2"} & set(feed_child._LIVE_FORMATS.split(","))
 
 
-def test_values_that_cannot_be():
+def test_values_that_cannot_be(tmp_path):
     for wrong in ({"stall_s": 0}, {"reconnect": -1}, {"stall_s": float("nan")}):
         with pytest.raises(InputError):
             FeedOptions(**wrong)
     with pytest.raises(InputError, match="realtime is about files"):
         Feed("rtsp://host/x", 1.0, FeedOptions(realtime=True))
+    with pytest.raises(InputError, match="reconnect is about what is live"):
+        Feed(str(make_clip(tmp_path / "a.mp4")), 1.0, FeedOptions(reconnect=1))
+
+
+def test_a_protocol_that_this_pyav_has_not(monkeypatch):
+    def refuse(name, **options):
+        raise av.error.ProtocolNotFoundError(1, "Protocol not found", name)
+
+    monkeypatch.setattr(av, "open", refuse)
+    source = parse_source("srt://host:5?passphrase=secret")
+    asked = {"interval": 1, "begin": None, "last": None, "start_s": 0, "stall_s": 1, "realtime": 0}
+    last = feed_child._read({"source": dataclasses.asdict(source), **asked}, print)
+    assert last["status"] == "missing" and "built without srt" in last["message"]
+    assert "ffmpeg -i srt://host:5 -c copy" in last["message"] and "secret" not in last["message"]
 
 
 def test_a_file_without_times(ts, tmp_path):

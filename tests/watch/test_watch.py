@@ -14,7 +14,7 @@ from stan_infer.video import feed as feed_module
 from stan_infer.video.feed import FeedOptions
 from stan_infer.watch.events import Event
 from stan_infer.watch.plot import check_plot, write_plot
-from stan_infer.watch.watch import Watch, WatchOptions, Window
+from stan_infer.watch.watch import ScoredWindow, Watch, WatchOptions
 from tests.conftest import ROOT, relative_error
 from tests.exported import exported
 from tests.video.live_server import streaming, transport_stream
@@ -54,7 +54,7 @@ def watched(session, source, texts, against=(), reading=None, say=lambda line: N
         session, str(source), texts, against, WatchOptions(**options), reading, say=say
     ) as watch:
         found = [*watch]
-    return watch, [x for x in found if isinstance(x, Window)], [
+    return watch, [x for x in found if isinstance(x, ScoredWindow)], [
         x for x in found if isinstance(x, Event)
     ]  # fmt: skip
 
