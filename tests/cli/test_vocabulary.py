@@ -13,6 +13,7 @@ from stan_infer.cli.app import app
 from stan_infer.errors import InputError, nearest
 from tests.cli.leaves import help_of, leaves
 from tests.conftest import python
+from tests.installs import sweep
 
 # Where a command leaves out what it could have had: none may be added here without a reason.
 HAVE = {
@@ -181,3 +182,9 @@ def test_threads_reach_every_engine(folder):
         assert graph.describe()["threads"] == 3
     assert torch.get_num_threads() == before
     assert open_graph(folder / "video.onnx").describe()["threads"] == own
+
+
+def test_the_sweep_of_installs_runs_every_command():
+    rows = [*sweep.rows(*5 * [""]), *sweep.library_rows(*3 * [""])]
+    ran = {" ".join(words[:n]) for words, _ in rows for n in (1, 2)}
+    assert {*leaves()} - ran == {"doctor"}  # tests/installs/__main__.py runs it

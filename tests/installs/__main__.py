@@ -206,7 +206,7 @@ def main() -> None:
         folder = Path(name)
         own = [sys.executable, "-m", "stan_infer"]
         env = {**os.environ, "PYTHONPATH": str(ROOT)}
-        call([*own, "export", CHECKPOINT, "-o", folder / "motion"], folder, env)
+        call([*own, "export", CHECKPOINT, "-o", folder / "motion", "--split"], folder, env)
         csvs = write_csvs(folder)
         expected = results(own, folder / "motion", csvs, folder, env)
         given = Materials(build_wheel(folder), folder / "motion", csvs, expected)
