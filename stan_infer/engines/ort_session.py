@@ -65,6 +65,9 @@ def inference_session(
     # On a CPU without VNNI the sum of two products of 8 bits may exceed 16 bits and is clipped:
     # B/32 loses as much by that as by rounding to 8 bits. This setting takes a slower, exact way.
     options.add_session_config_entry("session.x64quantprecision", "1")
+    # Threads spin some 30 ms behind a run, and take a core from the next graph or a decoder: trunk
+    # and branch in turn took 1.2 times as long on two cores. Within a run they still spin.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.enable_cpu_mem_arena = arena
     if optimised is not None:
         options.optimized_model_filepath = str(optimised)

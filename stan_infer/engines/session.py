@@ -283,6 +283,7 @@ class Session(Lifetime):
         stride: int = 1,
         *,
         interval: float | None = None,
+        at_once: int = 8,
         order: str = "rgb",
     ) -> Stream:
         """Windows that slide over frames which come one after the other, as from a camera.
@@ -299,6 +300,9 @@ class Session(Lifetime):
                 pass between two frames, the second stands for all of them; after more than a whole
                 window, or where the clock is set back by as much, the windows begin anew. None:
                 every frame that is pushed is taken, and times are labels.
+            at_once: most frames that pass the trunk together, 1 to 8. Frames wait until a window is
+                full, or until there are so many. That is less work than one after the other; with 1
+                each passes as it comes, so that the last frame of a window has less to wait for.
             order: of the three channels, "rgb", or "bgr" as OpenCV has it.
 
         Returns:
@@ -327,6 +331,7 @@ class Session(Lifetime):
             window=window,
             stride=stride,
             interval=interval,
+            at_once=at_once,
             order=order,
         )
 

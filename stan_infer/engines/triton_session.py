@@ -254,9 +254,10 @@ class _TritonParts(Parts):
                 "ones: start another with session.stream"
             )
 
-    def warm_up(self, window: int) -> None:
+    def warm_up(self, sizes: Iterable[int], window: int) -> None:
         side = self._session.config.image_size
-        self.trunk(np.zeros((1, side, side, 3), np.uint8))
+        for count in sizes:
+            self.trunk(np.zeros((count, side, side, 3), np.uint8))
         self.branch([rows.zero_()[None] for rows in self.room(window)])
 
     @torch.inference_mode()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -211,9 +211,10 @@ class _TrtParts(Parts):
     def check_open(self) -> None:
         self._session._check_open()
 
-    def warm_up(self, window: int) -> None:
+    def warm_up(self, sizes: Iterable[int], window: int) -> None:
         side = self._session.config.image_size
-        self.trunk(np.zeros((1, side, side, 3), np.uint8))
+        for count in sizes:
+            self.trunk(np.zeros((count, side, side, 3), np.uint8))
         self.branch([rows.zero_()[None] for rows in self.room(window)])
 
     def trunk(self, frames: np.ndarray) -> list[Tensor]:

@@ -52,7 +52,9 @@ def test_equals_the_whole_network(session, window, stride):
     at = 0
     while at < len(frames):  # one, several, more than pass the trunk at once
         n = int(dice.integers(1, CHUNK + 4))
-        found += stream.extend(frames[at : at + n])
+        given = frames[at : at + n].copy()
+        found += stream.extend(given)
+        given[:] = 0  # the caller's own again: the stream keeps what it needs
         at += n
     starts = [*range(0, len(frames) - window + 1, stride)]
     assert [w.first for w in found] == starts
@@ -71,7 +73,8 @@ def test_cases(model, case):
         found = [w for frame, time in zip(frames, times, strict=True)
                  for w in stream.push(frame, time)]  # fmt: skip
         assert stream.counts == StreamCounts(**case["counts"])
-        assert stream.bytes_held == 2 * t * 2 * 5 * 32 * 4  # 2 T K N D numbers of 4 bytes
+        # 2 T K N D numbers of 4 bytes, and 8 frames of 3 S S bytes
+        assert stream.bytes_held == 2 * t * 2 * 5 * 32 * 4 + 8 * 3 * 16 * 16
         numbers = [*case["windows"].values()]
         wanted = [(int(k), times[n[0]], times[n[-1]]) for k, n in case["windows"].items()]
         assert [(w.first, w.start, w.end) for w in found] == wanted
@@ -104,6 +107,8 @@ def test_what_is_refused_changes_nothing(model):
             ({"interval": 0}, "interval"),
             ({"interval": float("nan")}, "interval"),
             ({"interval": 1e-300}, "interval"),
+            ({"at_once": 0}, "at_once"),
+            ({"at_once": 9}, "at_once"),
             ({"order": "gbr"}, "order"),
         ):
             with pytest.raises(InputError, match=word):
@@ -122,6 +127,59 @@ def test_what_is_refused_changes_nothing(model):
                 timed.extend(frames[:2], times)
     with pytest.raises(InputError, match="closed"):
         stream.push(frames[3])
+
+
+def counting(session, monkeypatch):
+    """The parts of a session, and of each trunk call how many frames it had."""
+    parts, sizes = session._parts(), []
+    trunk = parts.trunk
+    monkeypatch.setattr(session, "_parts", lambda: parts)
+    monkeypatch.setattr(parts, "trunk", lambda x: sizes.append(len(x)) or trunk(x))
+    return parts, sizes
+
+
+@pytest.mark.parametrize(
+    ("stride", "at_once", "wanted"),
+    [
+        (1, 8, [8, 2, *[1] * 15]),
+        (4, 8, [8, 2, 4, 4, 4]),  # the last three are in no window
+        (12, 8, [8, 2, 8, 4]),
+        (4, 3, [3, 3, 3, 1, 3, 1, 3, 1, 3, 1, 3]),
+        (4, 1, [1] * 25),
+    ],
+)
+def test_frames_wait_until_a_window_is_full(tiny_model, monkeypatch, stride, at_once, wanted):
+    frames = frames_of(25)
+    with si.open_session(tiny_model) as session:
+        _, sizes = counting(session, monkeypatch)
+        stream = session.stream(10, stride, at_once=at_once)
+        found = {i: w for i, x in enumerate(frames) for w in stream.push(x)}
+        assert sizes == wanted and [*found] == [*range(9, 25, stride)]
+        for i, w in found.items():
+            whole = session.embed_video(frames[None, i - 9 : i + 1])[0]
+            assert relative_error(w.embedding, whole) < FP32
+        last, whole = stream.last(), session.embed_video(frames[None, 15:])[0]
+        if stride > 1:  # else it was given
+            assert last.first == 15 and relative_error(last.embedding, whole) < FP32
+        assert stream.last() is None
+
+
+def test_windows_begin_anew_where_the_trunk_fails(tiny_model, monkeypatch):
+    frames = frames_of(20)
+    with si.open_session(tiny_model) as session:
+        parts, _ = counting(session, monkeypatch)
+        stream = session.stream(4, 2)
+        assert [w.first for w in stream.extend(frames[:5])] == [0]
+        with monkeypatch.context() as patch:
+            patch.setattr(parts, "trunk", lambda x: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                stream.push(frames[5])
+        assert stream.last() is None
+        found = stream.extend(frames[6:])
+        assert [w.first for w in found] == [*range(6, 17, 2)]
+        for w in found:
+            whole = session.embed_video(frames[None, w.first : w.first + 4])[0]
+            assert relative_error(w.embedding, whole) < FP32
 
 
 def test_a_folder_without_the_parts_says_what_helps(folder):

@@ -239,19 +239,20 @@ def test_windows_that_slide(gpu, replaying, precision, changes, cuda_graphs):
     assert got.dtype == np.float32
     assert relative_error(got, wanted) < ROUNDING[precision]
     size = 2 * window * model.config.branch_layers * 5 * 32
-    assert stream.bytes_held == 2 * size  # of 16 bits
+    assert stream.bytes_held == 2 * size + 8 * 3 * 16 * 16  # of 16 bits; pixels
 
 
 def test_a_stream_waits_for_no_capture(gpu, replaying, tiny_model):
     session = TritonSession(tiny_model, cuda=gpu)
     assert "cuda_graphs_of_streams" not in session.describe()
-    stream = session.stream(3)
-    assert session.describe()["cuda_graphs_of_streams"] == {"trunk": [1], "branch": [[1, 3]]}
+    stream = session.stream(11, 2)
+    found = session.describe()["cuda_graphs_of_streams"]
+    assert found == {"trunk": [2, 3, 8], "branch": [[1, 11]]}
     before = gpu.log.count("capture")
-    for frame in clips(1, 5, 16)[0]:
-        stream.push(frame)
+    windows = [w for frame in clips(1, 16, 16)[0] for w in stream.push(frame)]
+    assert len(windows) == 3
     assert gpu.log.count("capture") == before and set(gpu.modes) == {"thread_local"}
-    session.stream(3)
+    session.stream(11, 2)
     assert gpu.log.count("capture") == before  # streams share them
 
 

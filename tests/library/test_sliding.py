@@ -186,7 +186,7 @@ def test_what_is_held_does_not_grow_with_the_video(film, monkeypatch):
         held[end] = len(found), max(sizes), [s.bytes_held for s in streams]
     (few, *short), (many, *long) = held.values()
     assert many > 10 * few and short[0] == long[0] == 25
-    assert short[1] == long[1] == [2 * 6 * 2 * 5 * 32 * 4]  # 2 T K N D numbers of 4 bytes
+    assert short[1] == long[1] == [2 * 6 * 2 * 5 * 32 * 4 + 8 * 3 * 16 * 16]
 
 
 @pytest.mark.parametrize("strides", [1, 2, 5])
