@@ -98,30 +98,34 @@ def test_rows_of_a_live_source_have_dates_and_states(cli, ts):
     assert re.match(r"begins +a shape grows +\d{4}-\d\d-\d\d \d\d:\d\d:\d\d +- ", begin)
 
 
-def test_ctrl_c_ends_what_goes_on(tmp_path):
+def test_ctrl_c_ends_what_goes_on(ts, tmp_path):
     out, plot, held = tmp_path / "e.jsonl", tmp_path / "p.png", threading.Event()
-    # 11 frames of the grid: those that a slow machine drops make no gap of a whole window.
-    short = transport_stream(tmp_path / "short.ts", frames=17)
-    with streaming([short, held, STALL]) as address:
+    with streaming([ts, held, STALL]) as address:
         words = ["watch", MODEL, address, *TEXTS, "--on", "0", "--off", "0", "--windows", "0.5"]
         words += ["--stall", "600", "-o", out, "--plot", plot, "--json"]
         command = [sys.executable, "-m", "stan_infer", *map(str, words)]
         env = {**os.environ, "PYTHONPATH": str(ROOT)}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         with subprocess.Popen(command, env=env, cwd=tmp_path, **pipes) as process:
-            wait_until(lambda: out.exists() and out.read_text(), process)
-            process.send_signal(signal.SIGINT)
-            got, errors = process.communicate()
+            try:
+                wait_until(lambda: out.exists() and out.read_text(), process)
+                process.send_signal(signal.SIGINT)
+                got, errors = process.communicate()
+            finally:
+                process.kill()
         held.set()
     assert process.returncode == 130, errors
     *events, summary = [json.loads(line) for line in got.splitlines()]
-    assert [e["state"] for e in events] == ["begins", "ended"] and summary["events"] == 1
+    # Several, where a slow machine drops the frames of a whole window.
+    n = summary["events"]
+    assert n >= 1 and [e["state"] for e in events] == ["begins", "ended"] * n
     assert "Traceback" not in errors and plot.exists()
+    printed = "1 event was" if n == 1 else f"{n} events were"
     assert errors.splitlines()[-1] == (
-        "interrupted: 1 event was printed; e.jsonl has 3 more lines; p.png was written"
+        f"interrupted: {printed} printed; e.jsonl has {2 * n + 1} more lines; p.png was written"
     )
     assert [json.loads(line)["schema"] for line in out.read_text().splitlines()] == [
-        *["stan-infer/watch-event/1"] * 2,
+        *["stan-infer/watch-event/1"] * 2 * n,
         "stan-infer/watch-summary/1",
     ]
 
