@@ -39,10 +39,10 @@ void keep_rows(Tensor& tensor, std::int64_t count) {
   tensor.shape[0] = count;
 }
 
-Tensor normalized(const Tensor& pixels, const Config& model) {
+Tensor normalized(const View& pixels, const Config& model) {
   const std::int64_t t = pixels.shape[0], area = pixels.shape[1] * pixels.shape[2];
   Tensor result = make_tensor(DType::float32, {t, 3, pixels.shape[1], pixels.shape[2]});
-  const auto* from = pixels.data<std::uint8_t>();
+  const auto* from = reinterpret_cast<const std::uint8_t*>(pixels.data);
   auto* to = result.data<float>();
   for (std::int64_t frame = 0; frame < t; ++frame) {
     for (std::int64_t c = 0; c < 3; ++c) {

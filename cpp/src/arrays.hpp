@@ -21,6 +21,6 @@ View rows_of(const View& rows, std::int64_t begin, std::int64_t count, Tensor& c
 void keep_rows(Tensor& tensor, std::int64_t count);
 
 // uint8 [T, S, S, 3] -> float32 [T, 3, S, S]
-Tensor normalized(const Tensor& pixels, const Config& model);
+Tensor normalized(const View& pixels, const Config& model);
 
 }  // namespace stan_infer

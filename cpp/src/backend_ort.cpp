@@ -337,6 +337,8 @@ class OrtBackend final : public Backend {
     set(options.get(), "session.x64quantprecision", "1");
     // Else bytes are searched for ONNX Runtime's own format, .ort; only ONNX was checked.
     set(options.get(), "session.load_model_format", "ONNX");
+    // Else threads spin some 30 ms behind a run, and take a core from the next graph or a decoder.
+    set(options.get(), "session.force_spinning_stop", "1");
     return options;
   }
 

@@ -19,6 +19,8 @@ namespace stan_infer {
 // What a stream must know of the video tower in two graphs.
 struct Parts {
   int least = 0, most = 0;  // frames of a window
+  int at_once = 0;          // frames that pass the trunk together, at most
+  std::int64_t side = 0;    // of a frame in pixels
   Shape row;                // [N, D]: tokens of a frame, width
   int layers = 0;           // K: of the branch; so many rows pass between the graphs
 };
@@ -43,8 +45,10 @@ class Pipeline {
 
   bool has_parts() const;  // of the two graphs one or both, in an engine that runs them
   Parts parts();  // opens both graphs, and that of preprocessing; checks that they fit the model
-  std::vector<Tensor> trunk_of_image(const ImageView& frame);  // checked -> K times [1, N, D]
-  std::vector<Tensor> trunk(const View& frames);  // [F, ..] as in a clip -> K times [F, N, D]
+  Tensor pixels_of(const ImageView& frame);  // checked -> uint8 [1, S, S, 3]
+  // uint8 [F, S, S, 3] -> K times [F, N, D]; trunk takes float32 [F, 3, S, S] where the graph does.
+  std::vector<Tensor> trunk_of_pixels(const View& frames);
+  std::vector<Tensor> trunk(const View& frames);
   VideoEmbeds branch(const std::vector<View>& rows);  // K times [clips, T, N, D]
 
   TextEmbeds embed_texts(const std::vector<std::string>& texts);
@@ -65,8 +69,9 @@ class Pipeline {
   // are decoded. Throws Error (bad_video) where they are of another size.
   Tensor golden_frames(std::int64_t side);
 
+  static constexpr int kFramesAtOnce = 8;  // through the trunk, where several are given
+
  private:
-  static constexpr std::int64_t kFramesAtOnce = 8;  // through the trunk, where several are given
 
   struct Opened {
     const Graph* graph = nullptr;

@@ -46,8 +46,11 @@ Parts Pipeline::parts() {
   const Graph &trunk = *open("trunk").graph, &branch = *open("branch").graph;
   open("preprocess");
   const std::int64_t side = model.image_size;
+  const auto most = std::min<std::int64_t>(trunk.dims.at("frames").second, kFramesAtOnce);
   const Parts parts{static_cast<int>(branch.dims.at("frames").first),
                     static_cast<int>(branch.dims.at("frames").second),
+                    static_cast<int>(most),
+                    side,
                     {std::int64_t{1} + model.patches, model.width},
                     model.branch_layers};
   bool fits = ends_with(&trunk.inputs[0], DType::uint8, 1, {side, side, 3}) ||
@@ -63,13 +66,14 @@ Parts Pipeline::parts() {
   return parts;
 }
 
-std::vector<Tensor> Pipeline::trunk_of_image(const ImageView& frame) {
+Tensor Pipeline::pixels_of(const ImageView& frame) {
   Tensor copy;
-  Tensor pixels = shrunk(rgb_of(frame, copy));
-  if (open("trunk").graph->inputs[0].dtype == DType::float32) {
-    pixels = normalized(pixels, manifest_.model);
-  }
-  return trunk(pixels);
+  return shrunk(rgb_of(frame, copy));
+}
+
+std::vector<Tensor> Pipeline::trunk_of_pixels(const View& frames) {
+  if (open("trunk").graph->inputs[0].dtype != DType::float32) return trunk(frames);
+  return trunk(normalized(frames, manifest_.model));
 }
 
 std::vector<Tensor> Pipeline::trunk(const View& frames) {

@@ -24,22 +24,46 @@ void check_number(const std::string& name, double value, double least, double mo
   throw bad_argument(text.str());
 }
 
+// Where windows are, counted in frames of the grid.
+struct Windows {
+  std::int64_t seen = 0;   // frames ever
+  std::int64_t begun = 0;  // the first of them since windows began anew
+  std::int64_t next = 0;   // first frame of the next window
+
+  void begin_anew() { begun = next = seen; }
+
+  // One frame more; whether a window ends with it.
+  bool add(int window, int stride) {
+    const std::int64_t first = ++seen - window;
+    if (first < next || first < begun) return false;
+    next = first + stride;
+    return true;
+  }
+};
+
+// A frame that is taken.
+struct Taken {
+  std::optional<double> time;
+  std::int64_t copies = 1;  // frames of the grid that it stands for, none where it is left out
+  bool anew = false;        // whether windows begin anew with it
+};
+
 // Which frames are taken, and where windows begin.
 struct Progress {
   StreamCounts counts;
   std::optional<double> last;   // time of the last frame
   std::optional<double> begin;  // time of the grid's first frame
   std::int64_t number = 0;      // of the grid's next frame
-  std::int64_t seen = 0;        // frames of the grid ever
-  std::int64_t next = 0;        // first frame of the next window
+  Windows all;                  // with the frames that wait
+  Windows stored;               // without them
   std::size_t held = 0;         // frames at the start of the rows
+  std::size_t waiting = 0;      // frames that have not passed the trunk
 
-  // How many frames of the grid a frame at this time is; 0: it is left out.
-  std::int64_t take(double time, double interval, int window) {
+  Taken take(double time, double interval, int window) {
     const bool set_back = last && time < *last - window * interval;
     if (last && time <= *last && !set_back) {
       ++counts.late;
-      return 0;
+      return {time, 0};
     }
     last = time;
     if (!begin) begin = time;
@@ -50,16 +74,15 @@ struct Progress {
       ++counts.gaps;
       begin = time;
       number = 1;
-      next = seen;
-      return 1;
+      return {time, 1, true};
     }
     if (copies < 1) {
       ++counts.skipped;
-      return 0;
+      return {time, 0};
     }
     counts.repeated += copies - 1;
     number += copies;
-    return copies;
+    return {time, copies};
   }
 };
 
@@ -72,6 +95,8 @@ struct Stream::Impl {
   std::optional<double> interval;
   std::vector<Tensor> rows;  // K times [2 T, N, D]: so that those of a window lie side by side
   std::vector<std::optional<double>> times;
+  Tensor pixels;  // uint8 [at_once, S, S, 3]: the frames that wait, and one more
+  std::vector<Taken> waiting;
   Progress now;
   mutable std::mutex mutex;  // of what is shown of `now` while a call changes it
 
@@ -83,11 +108,15 @@ struct Stream::Impl {
         interval(options.interval) {
     check_range("window", window, parts.least, parts.most);
     check_range("stride", stride, 1, std::numeric_limits<int>::max());
+    check_range("at_once", options.at_once, 1, Pipeline::kFramesAtOnce);
     if (interval) check_number("interval", *interval, kLeastInterval, kMostInterval);
     for (int k = 0; k < parts.layers; ++k) {
       rows.push_back(make_tensor(DType::float32, {2 * window, parts.row[0], parts.row[1]}));
     }
     times.resize(static_cast<std::size_t>(2 * window));
+    const int at_once = std::min(options.at_once, parts.at_once);
+    pixels = make_tensor(DType::uint8, {at_once, parts.side, parts.side, 3});
+    waiting.resize(static_cast<std::size_t>(at_once));
   }
 
   std::size_t bytes_of_row() const { return rows[0].bytes.size() / times.size(); }
@@ -115,7 +144,31 @@ struct Stream::Impl {
     return {first, times[low], times[held - 1], pipeline.branch(views)};
   }
 
-  // Whatever is thrown, `now` stays, and with it the stream.
+  // Puts row `i` of what the trunk gave behind the others.
+  void store(const std::vector<Tensor>& found, std::size_t i, std::optional<double> time,
+             std::size_t place) {
+    for (std::size_t k = 0; k < rows.size(); ++k) {
+      std::memcpy(rows[k].bytes.data() + place * bytes_of_row(),
+                  found[k].bytes.data() + i * bytes_of_row(), bytes_of_row());
+    }
+    times[place] = time;
+  }
+
+  // Stores the frames that waited, none of which completes a window: the stream is what it was.
+  void store_waiting(const std::vector<Tensor>& found) {
+    for (std::size_t i = 0; i < now.waiting; ++i) {
+      const Taken& frame = waiting[i];
+      if (frame.anew) now.stored.begin_anew();
+      make_room(frame.copies);
+      for (std::int64_t copy = 0; copy < frame.copies; ++copy) {
+        store(found, i, frame.time, now.held++);
+        now.stored.add(window, stride);
+      }
+    }
+    now.waiting = 0;
+  }
+
+  // Whatever is thrown, `now` stays what it was, and with it the stream.
   std::vector<StreamedWindow> push(Pipeline& pipeline, const ImageView& frame,
                                    std::optional<double> time) {
     check_image(frame, "the frame");
@@ -124,26 +177,48 @@ struct Stream::Impl {
       throw bad_argument("a stream with an interval needs the time of every frame");
     }
     Progress then = now;
-    const std::int64_t copies = interval ? then.take(*time, *interval, window) : 1;
+    const Taken taken = interval ? then.take(*time, *interval, window) : Taken{time};
     std::vector<StreamedWindow> found;
-    if (copies > 0) {
-      const std::vector<Tensor> one = pipeline.trunk_of_image(frame);
-      make_room(copies);
-      then.held = now.held;
+    if (taken.copies > 0) {
+      const Tensor one = pipeline.pixels_of(frame);
+      std::copy(one.bytes.begin(), one.bytes.end(), pixels.bytes.begin() + place_of(then.waiting));
       ++then.counts.taken;
-      for (std::int64_t i = 0; i < copies; ++i) {
-        for (std::size_t k = 0; k < rows.size(); ++k) {
-          std::memcpy(rows[k].bytes.data() + then.held * bytes_of_row(), one[k].bytes.data(),
-                      bytes_of_row());
-        }
-        times[then.held++] = time;
-        const std::int64_t first = ++then.seen - window;
-        if (first < then.next) continue;
-        then.next = first + stride;
-        found.push_back(window_at(pipeline, first, then.held));
+      if (taken.anew) then.all.begin_anew();
+      bool is_full = false;
+      for (std::int64_t i = 0; i < taken.copies; ++i) {
+        is_full = then.all.add(window, stride) || is_full;
       }
+      waiting[then.waiting++] = taken;
+      if (is_full || then.waiting == waiting.size()) found = pass(pipeline, taken, then);
     }
     keep(then);
+    return found;
+  }
+
+  std::ptrdiff_t place_of(std::size_t frame) const {
+    return static_cast<std::ptrdiff_t>(frame * (pixels.bytes.size() / waiting.size()));
+  }
+
+  // Runs the trunk on the frames that wait, the last of which is `taken`.
+  std::vector<StreamedWindow> pass(Pipeline& pipeline, const Taken& taken, Progress& then) {
+    const std::size_t before = now.waiting;
+    const std::vector<Tensor> rows_of_trunk = pipeline.trunk_of_pixels(
+        View(DType::uint8,
+             {static_cast<std::int64_t>(then.waiting), parts.side, parts.side, 3},
+             pixels.bytes.data()));
+    store_waiting(rows_of_trunk);
+    make_room(taken.copies);
+    then.waiting = 0;
+    then.held = now.held;
+    then.stored = now.stored;
+    if (taken.anew) then.stored.begin_anew();
+    std::vector<StreamedWindow> found;
+    for (std::int64_t i = 0; i < taken.copies; ++i) {
+      store(rows_of_trunk, before, taken.time, then.held++);
+      if (then.stored.add(window, stride)) {
+        found.push_back(window_at(pipeline, then.stored.seen - window, then.held));
+      }
+    }
     return found;
   }
 
@@ -188,7 +263,7 @@ StreamCounts Stream::counts() const {
 }
 
 std::size_t Stream::bytes_held() const {
-  std::size_t sum = 0;
+  std::size_t sum = impl().pixels.bytes.size();
   for (const Tensor& tensor : impl().rows) sum += tensor.bytes.size();
   return sum;
 }

@@ -95,7 +95,6 @@ class _Waiting(NamedTuple):
     time: float | None
     first: int  # number of its first frame of the grid
     full: list[bool]  # of each frame of the grid that it stands for, whether a window ends there
-    anew: bool  # whether windows begin anew with it
 
 
 class Stream:
@@ -278,7 +277,7 @@ class Stream:
                 found += self._pass()
             if anew:
                 self._begun = self._next = self._seen
-            frame = _Waiting(time, self._seen, [], anew)
+            frame = _Waiting(time, self._seen, [])
             for _ in range(copies):
                 self._seen += 1
                 first = self._seen - self.window
@@ -304,8 +303,6 @@ class Stream:
             raise
         found: list[StreamedWindow] = []
         for i, frame in enumerate(waiting):
-            if frame.anew:
-                self._held = 0
             for number, is_full in enumerate(frame.full, frame.first + 1):
                 self._store([x[i] for x in rows], frame.time)
                 if is_full:

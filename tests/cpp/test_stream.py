@@ -95,7 +95,7 @@ def test_cases_of_both_languages(program, split, session, tmp_path, case):
     given = (t, case["stride"], case["interval"])
     found, counts, held = pushed(program, split, tmp_path, frames, times, *given)
     assert counts == dict.fromkeys(COUNTS, 0) | case["counts"]
-    assert held == 2 * t * 2 * 5 * 32 * 4  # 2 T K N D numbers of 4 bytes
+    assert held == 2 * t * 2 * 5 * 32 * 4 + 8 * 3 * 16 * 16  # 2 T K N D numbers; pixels
     wanted = [(int(k), times[n[0]], times[n[-1]]) for k, n in case["windows"].items()]
     assert [window[:3] for window in found] == wanted
     for window, n in zip(found, case["windows"].values(), strict=True):

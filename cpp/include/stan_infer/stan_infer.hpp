@@ -251,6 +251,10 @@ struct StreamOptions {
   // frames, the second stands for all of them; after more than a whole window, or where the clock
   // is set back by as much, the windows begin anew. None: every frame is taken, times are labels.
   std::optional<double> interval;
+  // Most frames that pass the trunk together, 1 to 8. Frames wait until a window is full, or until
+  // there are so many. That is less work than one after the other; with 1 each passes as it comes,
+  // so that the last frame of a window has less to wait for.
+  int at_once = 8;
 };
 
 struct StreamedWindow {
@@ -261,7 +265,7 @@ struct StreamedWindow {
 
 // What became of the frames that were pushed.
 struct StreamCounts {
-  std::int64_t taken = 0;     // passed the trunk
+  std::int64_t taken = 0;     // are frames of windows
   std::int64_t skipped = 0;   // lay between two times of the grid
   std::int64_t repeated = 0;  // times of the grid in a gap, which the frame behind it fills
   std::int64_t late = 0;      // at or before the time of an earlier frame, left out
@@ -292,7 +296,8 @@ class STAN_INFER_API Stream {
   void reset(const Call& call = Call::endless());  // as it was when it was made
 
   StreamCounts counts() const;
-  std::size_t bytes_held() const;  // of rows: 2 T K N D numbers of 4 bytes, whatever is pushed
+  // Rows of 2 T frames, which are 2 T K N D numbers of 4 bytes, and at_once frames of 3 S S bytes.
+  std::size_t bytes_held() const;
 
  private:
   friend class Model;
