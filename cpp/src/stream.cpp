@@ -131,12 +131,13 @@ struct Stream::Impl {
       make_room(copies);
       then.held = now.held;
       ++then.counts.taken;
-      for (std::int64_t i = 0; i < copies; ++i) {
+      for (std::int64_t ahead = copies; ahead-- > 0;) {
         for (std::size_t k = 0; k < rows.size(); ++k) {
           std::memcpy(rows[k].bytes.data() + then.held * bytes_of_row(), one[k].bytes.data(),
                       bytes_of_row());
         }
-        times[then.held++] = time;
+        std::optional<double>& at = times[then.held++] = time;
+        if (ahead > 0) *at -= static_cast<double>(ahead) * *interval;
         const std::int64_t first = ++then.seen - window;
         if (first < then.next) continue;
         then.next = first + stride;

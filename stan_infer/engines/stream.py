@@ -58,7 +58,8 @@ class StreamedWindow(NamedTuple):
     """One full window.
 
     first: number of its first frame, counted among the frames that were taken. start, end: times
-    of its first and last frame in seconds, None without times. embedding: float32 [E], or [T, E]
+    of its first and last frame in seconds, None without times; of a frame that stands for several
+    times of the grid, those before its own, `interval` apart. embedding: float32 [E], or [T, E]
     with a Mug head, not normalised: what embed_video gives for these T frames.
     """
 
@@ -248,8 +249,9 @@ class Stream:
         for i, (time, copies, anew) in enumerate(slots):
             if anew:
                 self.restart()
-            for _ in range(copies):
-                found += self._store([x[i] for x in rows], time)
+            for ahead in reversed(range(copies)):
+                at = time - ahead * self.interval if ahead and self.interval else time
+                found += self._store([x[i] for x in rows], at)
         return found
 
     def _slot(self, time: float | None) -> tuple[float | None, int, bool] | None:

@@ -15,7 +15,16 @@ from tests.exported import exported
 
 FP32 = 2e-6  # relative to the largest value
 # Times of frames, the numbers of those that each window takes, by its own first number, and counts.
+# spans: where windows begin and end, if a frame stands for several times of the grid.
 CASES = json.loads((ROOT / "tests/engines/stream_cases.json").read_text())
+
+
+def windows_of(case):
+    """Of each window its number, start and end."""
+    times = case["times"]
+    if spans := case.get("spans"):
+        return [pytest.approx((int(k), *s), rel=0, abs=1e-9) for k, s in spans.items()]
+    return [(int(k), times[n[0]], times[n[-1]]) for k, n in case["windows"].items()]
 
 
 def frames_of(count, seed=0):
@@ -73,8 +82,7 @@ def test_cases(model, case):
         assert stream.counts == StreamCounts(**case["counts"])
         assert stream.bytes_held == 2 * t * 2 * 5 * 32 * 4  # 2 T K N D numbers of 4 bytes
         numbers = [*case["windows"].values()]
-        wanted = [(int(k), times[n[0]], times[n[-1]]) for k, n in case["windows"].items()]
-        assert [(w.first, w.start, w.end) for w in found] == wanted
+        assert [(w.first, w.start, w.end) for w in found] == windows_of(case)
         for window, n in zip(found, numbers, strict=True):
             whole = session.embed_video(frames[n][None])[0]
             assert relative_error(window.embedding, whole) < FP32

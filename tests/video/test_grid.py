@@ -1,6 +1,7 @@
 """Windows on a grid: which frames they have, and that each of these is read once."""
 
 from contextlib import closing
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -46,6 +47,22 @@ def test_a_window_that_is_a_whole_video_has_the_frames_of_the_authors(rate, unit
             wanted = sample_indices(total, frames).tolist()
             assert plan.sampling == "grid" and wanted == [*range(every // 2, total - 1, every)]
             assert frames_of(plan, plan.windows[0], frames) == wanted
+
+
+def test_frames_that_are_close_are_told_apart():
+    seconds = np.arange(4001) / 4000
+    plan = lay(seconds, on_grid(1), 8)
+    assert plan.sampling == "grid" and plan.frames == sample_indices(4001, 8).tolist()
+
+
+@pytest.mark.parametrize("rate", [24000 / 1001, 25, 29.97, 60])
+def test_rounded_times_make_no_more_steps(rate):
+    """Where a video is as long as a window, or ends in the middle of a step."""
+    for total in range(50, 150):
+        seconds, length = np.arange(total) / rate, total / rate
+        assert lay(seconds, on_grid(length), 4).sampling == "clip"
+        step = length / 12.5
+        assert len(lay(seconds, on_grid(4 * step, step), 4).frames) == 12
 
 
 def test_windows_share_the_frames_of_one_grid():
@@ -141,6 +158,11 @@ def test_what_is_refused():
         lay(np.arange(30_000.0), on_grid(3, 3), 64)
     with pytest.raises(InputError, match=r"--start 60 is not in it: it lasts 20\.000 s"):
         lay(TEN, on_grid(4, 1, start=60), 4)
+
+
+def test_a_frame_is_in_the_group_of_its_packet():
+    index = SimpleNamespace(key=np.array([True, False, True, False]), order=np.array([0, 2, 1, 3]))
+    assert grid._groups(index, [0, 1, 2, 3]).tolist() == [1, 2, 1, 2]
 
 
 def test_pieces_end_between_groups_of_pictures_where_they_can():
