@@ -291,7 +291,7 @@ class Stream:
         self._held += 1
         self._seen += 1
         first = self._seen - self.window
-        if first < self._next or self._held < self.window:
+        if first < self._next:
             return []
         self._next = first + self.stride
         return [self._window()]

@@ -100,8 +100,9 @@ def test_rows_of_a_live_source_have_dates_and_states(cli, ts):
 
 def test_ctrl_c_ends_what_goes_on(tmp_path):
     out, plot, held = tmp_path / "e.jsonl", tmp_path / "p.png", threading.Event()
-    # 11 frames of the grid: those that a slow machine drops make no gap of a whole window.
-    short = transport_stream(tmp_path / "short.ts", frames=17)
+    # FFmpeg opens it once it has 22 frames. 15 of them are of the grid: those that a slow machine
+    # drops make no gap of a whole window.
+    short = transport_stream(tmp_path / "short.ts", frames=25)
     with streaming([short, held, STALL]) as address:
         words = ["watch", MODEL, address, *TEXTS, "--on", "0", "--off", "0", "--windows", "0.5"]
         words += ["--stall", "600", "-o", out, "--plot", plot, "--json"]
