@@ -103,12 +103,16 @@ def test_every_option_arrives(cli, monkeypatch, tmp_path):
 
 
 def test_no_file_that_is_read_is_written(cli, tmp_path):
-    clip, texts = DEMO / "clips" / "green_bar_grows.mp4", tmp_path / "texts.jsonl"
+    clip, texts = DEMO / "clips" / "green_bar_grows.mp4", tmp_path / "texts.txt"
     texts.write_text("a\nb\n")
     model = tmp_path / "model.safetensors"
     model.write_bytes((DEMO / "motion.safetensors").read_bytes())
     plot = tmp_path / "p.svg"
-    for name, message in ((texts, "is also read"), (model, "is also read"), (plot, "p.svg")):
+    for name, message in (
+        (texts, "is also read"),
+        (model, "is also read"),
+        (plot, "as -o and as --plot"),
+    ):
         words = ("--texts", texts, "-o", name, "--plot", plot)
         cli("watch", model, clip, *words, code=2, says=message)
     assert texts.read_text() == "a\nb\n" and not plot.exists()

@@ -188,9 +188,10 @@ def test_a_frame_that_is_refused_leaves_times_and_counts(model):
         assert [w[:3] for w in found] == [w[:3] for w in wanted]
 
 
-def test_take_and_last_are_of_an_open_session_and_of_whole_frames(model):
+@pytest.mark.parametrize("kind", ["eager", "ort", "openvino"])
+def test_take_and_last_are_of_an_open_session_and_of_whole_frames(model, kind):
     frames = frames_of(4)
-    with si.open_session(model) as session:
+    with opened(kind, model) as session:
         stream = session.stream(3, 3)
         for bad in (frames.astype(np.float32), frames[:, :-1], frames[0], frames[..., :1]):
             with pytest.raises(InputError, match="push takes others"):
