@@ -150,6 +150,28 @@ def test_why_a_source_was_lost(error, said):
         made._frames(av, breaking(error), STREAM, live=False)
 
 
+def test_stamps_that_a_format_makes_up_are_not_taken(monkeypatch):
+    made, stamps = reader("udp://host:5000"), []
+    monkeypatch.setattr(made, "_frame", lambda frame, stamp, timeline: stamps.append(stamp))
+    frame = SimpleNamespace(time=5.0, **KEY)
+    packet = SimpleNamespace(is_corrupt=False, decode=lambda: [frame])
+    for flags in (feed_child._NO_TIMES, 0):
+        container = breaking(None)
+        container.demux, container.format.flags = lambda stream: [packet], flags
+        assert made._frames(av, container, STREAM, live=True) == "the stream ended"
+    assert stamps == [None, 5.0]
+
+
+def test_no_secret_is_in_an_error(monkeypatch):
+    def run(self):
+        raise InputError("no pass at token=abc")
+
+    monkeypatch.setattr(feed_child._Reader, "run", run)
+    source = parse_source("rtsp://me:pass@host/x?token=abc")
+    last = feed_child._read({"source": dataclasses.asdict(source), **ASKED}, print)
+    assert last == {"status": "input", "message": "no *** at ***"}
+
+
 def test_rtsp_comes_over_tcp():
     source = parse_source("rtsp://host/x")
     asked = feed_child._options(av, source, 3.0)
