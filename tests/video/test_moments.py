@@ -26,7 +26,16 @@ def by_definition(windows):
 
 def test_half_of_the_shorter_window_is_too_much():
     first = ("a", 10, 20)
-    for start, end in ((5, 15), (15, 25), (10, 20), (12, 14), (0, 100), (19, 21), (14.9999999, 25)):
+    for start, end in (
+        (5, 15),
+        (15, 25),
+        (10, 20),
+        (12, 14),
+        (0, 100),
+        (19, 21),
+        (14.9999999, 25),
+        (15.0000001, 25),
+    ):
         assert taken([first, ("a", start, end)]) == [first], (start, end)
         assert len(taken([first, ("b", start, end)])) == 2, "another video"
     for start, end in ((0, 10), (20, 30), (4.9, 14.9), (15.1, 25.1), (19.1, 21)):
