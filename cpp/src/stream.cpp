@@ -144,14 +144,15 @@ struct Stream::Impl {
     return {first, times[low], times[held - 1], pipeline.branch(views)};
   }
 
-  // Puts row `i` of what the trunk gave behind the others.
-  void store(const std::vector<Tensor>& found, std::size_t i, std::optional<double> time,
-             std::size_t place) {
+  // Puts row `i` of what the trunk gave at a place; ahead: times of the grid until the frame's own.
+  void store(const std::vector<Tensor>& found, std::size_t i, const Taken& frame,
+             std::int64_t ahead, std::size_t place) {
     for (std::size_t k = 0; k < rows.size(); ++k) {
       std::memcpy(rows[k].bytes.data() + place * bytes_of_row(),
                   found[k].bytes.data() + i * bytes_of_row(), bytes_of_row());
     }
-    times[place] = time;
+    times[place] = frame.time;
+    if (ahead > 0) *times[place] -= static_cast<double>(ahead) * *interval;
   }
 
   // Stores the frames that waited, none of which completes a window: the stream is what it was.
@@ -160,8 +161,8 @@ struct Stream::Impl {
       const Taken& frame = waiting[i];
       if (frame.anew) now.stored.begin_anew();
       make_room(frame.copies);
-      for (std::int64_t copy = 0; copy < frame.copies; ++copy) {
-        store(found, i, frame.time, now.held++);
+      for (std::int64_t ahead = frame.copies; ahead-- > 0;) {
+        store(found, i, frame, ahead, now.held++);
         now.stored.add(window, stride);
       }
     }
@@ -213,8 +214,8 @@ struct Stream::Impl {
     then.stored = now.stored;
     if (taken.anew) then.stored.begin_anew();
     std::vector<StreamedWindow> found;
-    for (std::int64_t i = 0; i < taken.copies; ++i) {
-      store(rows_of_trunk, before, taken.time, then.held++);
+    for (std::int64_t ahead = taken.copies; ahead-- > 0;) {
+      store(rows_of_trunk, before, taken, ahead, then.held++);
       if (then.stored.add(window, stride)) {
         found.push_back(window_at(pipeline, then.stored.seen - window, then.held));
       }

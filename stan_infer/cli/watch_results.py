@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stan_infer.cli.report import RowPrinter, print_json, say, width_of
-from stan_infer.errors import printable
+from stan_infer.errors import InputError, printable
 from stan_infer.watch.event_file import EventFile
 from stan_infer.watch.events import Event
 from stan_infer.watch.plot import check_plot, write_plot
@@ -39,8 +39,9 @@ class WatchResults:
         self._json, self._plot, self._sources = json, plot, sources
         if plot is not None:
             check_plot(plot, sources=sources)
-        others = [*sources, *([plot] if plot is not None else [])]
-        self._file = None if out is None else EventFile(out, sources=others)
+        if out is not None and plot is not None and out.resolve() == plot.resolve():
+            raise InputError(f"{out} is given as -o and as --plot: give each a file of its own")
+        self._file = None if out is None else EventFile(out, sources=sources)
         self.events = 0
         self._table: RowPrinter | None = None
 

@@ -62,7 +62,8 @@ class StreamedWindow(NamedTuple):
     """One full window.
 
     first: number of its first frame, counted among the frames that were taken. start, end: times
-    of its first and last frame in seconds, None without times. embedding: float32 [E], or [T, E]
+    of its first and last frame in seconds, None without times; of a frame that stands for several
+    times of the grid, those before its own, `interval` apart. embedding: float32 [E], or [T, E]
     with a Mug head, not normalised: what embed_video gives for these T frames.
     """
 
@@ -303,10 +304,13 @@ class Stream:
             raise
         found: list[StreamedWindow] = []
         for i, frame in enumerate(waiting):
-            for number, is_full in enumerate(frame.full, frame.first + 1):
-                self._store([x[i] for x in rows], frame.time)
+            for k, is_full in enumerate(frame.full, 1):
+                at, ahead = frame.time, len(frame.full) - k
+                if at is not None and self.interval and ahead:
+                    at -= ahead * self.interval
+                self._store([x[i] for x in rows], at)
                 if is_full:
-                    found.append(self._window(number - self.window))
+                    found.append(self._window(frame.first + k - self.window))
         return found
 
     def _slot(self, time: float | None) -> tuple[float | None, int, bool] | None:

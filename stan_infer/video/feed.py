@@ -185,7 +185,6 @@ class Feed:
         self.live: bool | None = None
         self.length_s: float | None = None
         self._say = say
-        self._begin: float | None = None  # of the grid
         self._last: float | None = None  # time of the last frame
         self._zero = time.monotonic()
         self._queue = FrameQueue()
@@ -275,7 +274,6 @@ class Feed:
         asked = {
             "source": dataclasses.asdict(self.source),
             "interval": self._interval,
-            "begin": self._begin,
             "last": self._last,
             "start_s": time.monotonic() - self._zero,
             "stall_s": self._options.stall_s,
@@ -338,7 +336,6 @@ class Feed:
         except (EOFError, OSError, ValueError):
             return  # the next message is missing, too
         at = self._last = float(message["time"])
-        self._begin = at if self._begin is None else self._begin
         pixels = np.frombuffer(data, np.uint8).reshape(height, width, 3)
         self.counts.dropped += self._queue.put(FeedFrame(at, pixels), drops=bool(self.live))
 

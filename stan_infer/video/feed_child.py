@@ -91,10 +91,10 @@ class _Reader:
     """Reads one connection. counts: what became of its frames, see feed.FeedCounts."""
 
     def __init__(self, source: Source, asked: dict[str, Any], tell: Send) -> None:
-        """asked: see feed.Feed. begin, last: times of the grid's first and last frame so far."""
+        """asked: see feed.Feed. last: time of the grid's last frame so far, None: of none yet."""
         self._source, self._tell, self._realtime = source, tell, bool(asked["realtime"])
         self._stall_s = float(asked["stall_s"])
-        self._grid = Grid(asked["interval"], asked["begin"])
+        self._grid = Grid(asked["interval"], asked["last"])
         self._last = -math.inf if asked["last"] is None else float(asked["last"])
         if asked["last"] is not None:
             self._grid.take(self._last)

@@ -280,14 +280,12 @@ class Watch:
             return
         times = [frame.time for frame in frames]
         for found in self._stream.extend([frame.pixels for frame in frames], times):
-            assert found.start is not None and found.end is not None
+            assert found.end is not None
             scores = self._texts.scores(found.embedding)
             values = scores.astype(np.float64)
             if self._options.measure == "probability":
                 values = self._texts.probabilities(scores)
-            # A window covers the time of its last frame, too; after a gap its first frames may be
-            # times of the grid that were filled.
-            end = found.end + self._interval
+            end = found.end + self._interval  # the time of its last frame, too
             window = ScoredWindow(end - self._options.seconds, end, scores, values)
             yield from self._window(window)
 

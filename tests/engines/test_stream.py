@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 import stan_infer as si
 from stan_infer.artefacts.parts import CHUNK
@@ -15,7 +16,16 @@ from tests.exported import exported
 
 FP32 = 2e-6  # relative to the largest value
 # Times of frames, the numbers of those that each window takes, by its own first number, and counts.
+# spans: where windows begin and end, if a frame stands for several times of the grid.
 CASES = json.loads((ROOT / "tests/engines/stream_cases.json").read_text())
+
+
+def windows_of(case):
+    """Of each window its number, start and end."""
+    times = case["times"]
+    if spans := case.get("spans"):
+        return [pytest.approx((int(k), *s), rel=0, abs=1e-9) for k, s in spans.items()]
+    return [(int(k), times[n[0]], times[n[-1]]) for k, n in case["windows"].items()]
 
 
 def frames_of(count, seed=0):
@@ -76,8 +86,7 @@ def test_cases(model, case):
         # 2 T K N D numbers of 4 bytes, and 8 frames of 3 S S bytes
         assert stream.bytes_held == 2 * t * 2 * 5 * 32 * 4 + 8 * 3 * 16 * 16
         numbers = [*case["windows"].values()]
-        wanted = [(int(k), times[n[0]], times[n[-1]]) for k, n in case["windows"].items()]
-        assert [(w.first, w.start, w.end) for w in found] == wanted
+        assert [(w.first, w.start, w.end) for w in found] == windows_of(case)
         for window, n in zip(found, numbers, strict=True):
             whole = session.embed_video(frames[n][None])[0]
             assert relative_error(window.embedding, whole) < FP32
@@ -205,3 +214,101 @@ def test_a_folder_of_fixed_sizes(tiny_model):
         wanted = s.embed_video(np.stack([frames[i : i + 3] for i in (0, 4)]))
         got = np.stack([w.embedding for w in found[:2]])
         assert [w.first for w in found] == [0, 4, 8] and relative_error(got, wanted) < FP32
+
+
+def test_the_window_of_the_model_is_the_default(model):
+    with si.open_session(model) as session:
+        found = session.stream().extend(frames_of(model.config.frames + 1))
+        assert session.stream().window == model.config.frames and len(found) == 2
+
+
+def test_the_order_of_channels(model):
+    frames = frames_of(3)
+    with si.open_session(model) as session:
+        (window,) = session.stream(3, order="bgr").extend(frames[..., ::-1])
+        assert relative_error(window.embedding, session.embed_video(frames[None])[0]) < FP32
+
+
+def test_a_frame_that_is_refused_leaves_times_and_counts(model):
+    """Also where frames before it in the same call were taken, skipped, late or behind a gap."""
+    frames = frames_of(8)
+    with si.open_session(model) as session:
+        stream, other = (session.stream(2, interval=1.0) for _ in range(2))
+        for one in (stream, other):
+            one.extend(frames[:2], [0.0, 1.0])
+        for times in ([2.0, 3.0], [1.5, 2.0], [0.5, 2.0], [3.0, 4.0], [50.0, 51.0], [-50.0, 2.0]):
+            with pytest.raises(InputError):
+                stream.extend([frames[2], "no frame"], times)
+            assert stream.counts == other.counts
+        rest = [1.7, 2.0, 3.0, 5.0, 20.0, 21.0]
+        found, wanted = (one.extend(frames[2:], rest) for one in (stream, other))
+        assert stream.counts == other.counts and len(found) > 3
+        assert [w[:3] for w in found] == [w[:3] for w in wanted]
+
+
+@pytest.mark.parametrize("kind", ["eager", "ort", "openvino"])
+def test_take_and_last_are_of_an_open_session_and_of_whole_frames(model, kind):
+    frames = frames_of(4)
+    with opened(kind, model) as session:
+        stream = session.stream(3, 3)
+        for bad in (frames.astype(np.float32), frames[:, :-1], frames[0], frames[..., :1]):
+            with pytest.raises(InputError, match="push takes others"):
+                stream.take(bad)
+        assert [w.first for w in stream.take(frames)] == [0]
+    for call in (stream.last, lambda: stream.take(frames), lambda: stream.take(frames[:0])):
+        with pytest.raises(InputError, match="closed"):
+            call()
+
+
+def test_the_end_of_a_recording_is_in_a_window_once(model):
+    frames = frames_of(11)
+    with si.open_session(model) as session:
+        for stride, firsts, rest in ((5, [0, 5], 8), (2, [0, 2, 4, 6, 8], None), (9, [0], 8)):
+            stream = session.stream(3, stride)
+            assert stream.last() is None
+            found = stream.take(frames)
+            assert [w.first for w in found] == firsts
+            last = stream.last()
+            assert (last and last.first) == rest and stream.last() is None
+            if last is not None:
+                wanted = session.embed_video(frames[None, 8:])[0]
+                assert relative_error(last.embedding, wanted) < FP32
+            stream.restart()
+            assert stream.take(frames[:2]) == [] and stream.last() is None
+            (window,) = stream.take(frames[2:3])
+            wanted = session.embed_video(frames[None, :3])[0]
+            assert window.first == 11 and relative_error(window.embedding, wanted) < FP32
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_half_precision(model, precision):
+    frames, size = frames_of(4), 2 * 3 * 2 * 5 * 32
+    with si.open_session(model, precision=precision) as session:
+        stream = session.stream(3)
+        found = stream.extend(frames)
+        assert stream.bytes_held == 2 * size and found[0].embedding.dtype == np.float32
+        wanted = session.embed_video(np.stack([frames[:3], frames[1:]]))
+        assert relative_error(np.stack([w.embedding for w in found]), wanted) < 3e-2
+
+
+def test_both_parts_are_compiled(model, monkeypatch):
+    ran = []
+
+    def compiled(call):
+        return lambda *given: ran.append(call.__name__) or call(*given)
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    frames = frames_of(3)
+    with si.open_session(model, engine="compile") as session:
+        (window,) = session.stream(3).extend(frames)
+        assert ran == ["encode_trunk", "encode_branch"]
+        assert relative_error(window.embedding, session.embed_video(frames[None])[0]) < FP32
+
+
+@pytest.mark.parametrize("engine", ["ort", "openvino"])
+def test_parts_of_a_fixed_batch_give_the_rows_that_are_asked_for(tiny_model, engine):
+    with si.open_session(exported(tiny_model, split=True, frames=3, batch=2), engine=engine) as s:
+        parts, frames = s._parts(), frames_of(3)
+        rows = [x[None] for x in parts.trunk(frames)]
+        found = parts.branch(rows)
+        assert len(found) == 1 and relative_error(found, s.embed_video(frames[None])) < FP32

@@ -254,6 +254,44 @@ def test_values_that_are_not_finite_are_errors(film):
     assert [r.error for r in found] == [f"{film}: the model gives values that are not finite"] * 2
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_one_value_that_is_not_finite_is_an_error(film, monkeypatch, value):
+    in_this_process(monkeypatch)
+    with si.open_session(made()) as session:
+        parts = session._parts()
+
+        def branch(rows, own=parts.branch):
+            found = own(rows).clone()
+            found[0, 3] = value
+            return found
+
+        parts.branch = branch
+        monkeypatch.setattr(TorchSession, "_parts", lambda self: parts)
+        windows = Windows(seconds=10, grid=True)
+        found = [*embed_videos(session, [film], ONE, windows=windows)]
+    assert len(found) == 2 and all("not finite" in r.error for r in found)
+
+
+def test_frames_that_lie_far_apart_are_said_once(film, monkeypatch, caplog):
+    in_this_process(monkeypatch)
+    monkeypatch.setattr("stan_infer.video.gaps.LONG_S", 1.5)
+    for seconds, said in ((10.0, 1), (4.0, 0)):
+        caplog.clear()
+        with si.open_session(made()) as session:
+            windows = Windows(seconds=seconds, grid=True)
+            list(embed_videos(session, [film], ONE, windows=windows))
+        assert len(caplog.records) == said
+
+
+def test_a_package_that_is_missing_ends_the_run(film, monkeypatch):
+    def grids(*given, **more):
+        yield film, si.MissingError("no PyAV")
+
+    monkeypatch.setattr(sliding, "read_grids", grids)
+    with si.open_session(made()) as session, pytest.raises(si.MissingError, match="no PyAV"):
+        list(embed_videos(session, [film], ONE, windows=Windows(seconds=4, grid=True)))
+
+
 @pytest.fixture
 def place(film, tmp_path):
     """Three videos: the film, one that is shorter than a window, and none."""

@@ -1,7 +1,10 @@
 """Windows that slide over plans of the trunk and the branch, on the stand-in for TensorRT."""
 
+import shutil
+
 import numpy as np
 import pytest
+import torch
 
 import stan_infer as si
 from stan_infer.artefacts.folder import read_artefact
@@ -12,6 +15,7 @@ from stan_infer.tensorrt_plans.build import build_plans
 from stan_infer.tensorrt_plans.options import PlanOptions
 from tests.conftest import clips, flip, relative_error, tiny_config
 from tests.exported import exported as make_exported
+from tests.tensorrt_plans.conftest import edit
 
 FORMS = [{"branch": "selfattn"}, {"branch": "conv"}, {"head": "mug"}]
 FP32 = 2e-6  # relative to the largest value
@@ -68,6 +72,7 @@ def test_a_stream_waits_for_no_context(machine):
         assert opened_now == before + 3  # trunk for one frame and for several, branch
         assert sum(len(stream.push(frame)) for frame in clips(1, 5, 16)[0]) == 3
         assert machine.world.calls.count("context") == opened_now
+        assert session._parts().at_once == 64
         first = list(session.describe()["plan_sha256"])
         assert first == ["video", "text", "trunk", "branch"]
 
@@ -112,4 +117,41 @@ def test_a_changed_plan_of_a_part_is_not_loaded(machine):
     with opened(machine) as session:
         session.embed_video(clips(1, 6, 16))
         with pytest.raises(InputError, match="branch.*a plan is code, so it is not loaded"):
+            session.stream()
+
+
+def test_a_folder_of_fixed_sizes_for_floats(machine, tiny_model, tmp_path):
+    made = make_exported(tiny_model, split=True, input="float", frames=3, batch=2)
+    machine.folder = shutil.copytree(made, tmp_path / "fixed")
+    build_plans(machine.folder, machine.engine)
+    frames = clips(1, 5, 16)[0]
+    with opened(machine) as session:
+        found = session.stream(3, 2).extend(frames)
+        wanted = session.embed_video(np.stack([frames[:3], frames[2:]]))
+        assert relative_error(np.stack([w.embedding for w in found]), wanted) < FP32
+        parts = session._parts()
+        rows = [x[None] for x in parts.trunk(frames[:3])]
+        assert len(parts.branch(rows)) == 1
+
+
+def test_inputs_go_by_their_names_and_outputs_are_checked(machine):
+    build_plans(machine.folder, machine.engine)
+    frames = clips(1, 6, 16)[0]
+    with opened(machine) as session:
+        parts = session._parts()
+        rows = [x[None] for x in parts.trunk(frames)]
+        wanted = parts.branch(rows)
+        parts._names.reverse()
+        assert torch.equal(parts.branch(rows[::-1]), wanted)
+        parts._row = (6, 32)
+        with pytest.raises(InputError, match="trunk.onnx returned rows_1 of sizes"):
+            parts.trunk(frames)
+
+
+def test_a_plan_of_another_part_is_not_run(machine):
+    plans = build_plans(machine.folder, machine.engine)
+    edit(plans[3].path, onnx_sha256="0" * 64)
+    with opened(machine) as session:
+        session.embed_video(clips(1, 6, 16))
+        with pytest.raises(InputError, match="was built from another branch.onnx"):
             session.stream()

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from stan_infer.errors import InputError, MissingError
+from stan_infer.verification import parts
+from stan_infer.verification.verify import ARITHMETIC
 from stan_infer.video.decode_worker import DecodeWorker
 from tests.conftest import ROOT, zero_weight
 from tests.exported import exported, rewrite
@@ -162,6 +164,14 @@ def split(tiny_model):
 def test_the_parts_together_are_the_whole(split):
     row = _rows(verify(split))["parts"]
     assert row["pass"] and row["max_rel"] <= 1e-6 and row["cases"] == 3
+
+
+def test_the_parts_are_run_by_the_engine_that_was_asked_for(split, monkeypatch):
+    seen, real = [], parts.open_session
+    monkeypatch.setattr(parts, "open_session", lambda *given: seen.append(given[1]) or real(*given))
+    row = _rows(verify(split, engine_a="openvino"))["parts"]
+    assert seen == ["openvino"] and row["pass"]
+    assert row["tolerance"] == ARITHMETIC  # both are in fp32, whatever the tower may differ by
 
 
 def test_the_parts_of_8_bits_are_in_8_bits(tiny_model, tmp_path):

@@ -83,7 +83,6 @@ def test_frames_that_are_skipped_are_not_converted(tmp_path, monkeypatch):
     monkeypatch.setattr(feed_child, "upright_rgb", lambda *a: converted.append(1) or real(*a))
     asked = {
         "interval": 0.25,
-        "begin": None,
         "last": None,
         "start_s": 0,
         "stall_s": 9,
@@ -340,7 +339,7 @@ def test_a_protocol_that_this_pyav_has_not(monkeypatch):
 
     monkeypatch.setattr(av, "open", refuse)
     source = parse_source("srt://host:5?passphrase=secret")
-    asked = {"interval": 1, "begin": None, "last": None, "start_s": 0, "stall_s": 1, "realtime": 0}
+    asked = {"interval": 1, "last": None, "start_s": 0, "stall_s": 1, "realtime": 0}
     last = feed_child._read({"source": dataclasses.asdict(source), **asked}, print)
     assert last["status"] == "missing" and "built without srt" in last["message"]
     assert "ffmpeg -i srt://host:5 -c copy" in last["message"] and "secret" not in last["message"]
@@ -366,7 +365,6 @@ def test_the_child_ends_with_its_parent():
         asked = {"source": dataclasses.asdict(Source("stream", address, address))}
         asked |= {
             "interval": 1,
-            "begin": None,
             "last": None,
             "start_s": 0,
             "stall_s": 600,

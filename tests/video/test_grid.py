@@ -1,6 +1,8 @@
 """Windows on a grid: which frames they have, and that each of these is read once."""
 
+import os
 from contextlib import closing
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from stan_infer.video.clip import sample_indices
 from stan_infer.video.decode_pool import read_grids
 from stan_infer.video.grid import FramesRead, GridPlan, lay, plan_grid, read_frames, steps_of
 from stan_infer.video.spec import ClipSpec
-from stan_infer.video.windows import Windows, read_chosen
+from stan_infer.video.windows import Windows, indexed, read_chosen
 
 av = pytest.importorskip("av")
 from tests.video import broken_videos as make  # noqa: E402 (after importorskip)
@@ -46,6 +48,22 @@ def test_a_window_that_is_a_whole_video_has_the_frames_of_the_authors(rate, unit
             wanted = sample_indices(total, frames).tolist()
             assert plan.sampling == "grid" and wanted == [*range(every // 2, total - 1, every)]
             assert frames_of(plan, plan.windows[0], frames) == wanted
+
+
+def test_frames_that_are_close_are_told_apart():
+    seconds = np.arange(4001) / 4000
+    plan = lay(seconds, on_grid(1), 8)
+    assert plan.sampling == "grid" and plan.frames == sample_indices(4001, 8).tolist()
+
+
+@pytest.mark.parametrize("rate", [24000 / 1001, 25, 29.97, 60])
+def test_rounded_times_make_no_more_steps(rate):
+    """Where a video is as long as a window, or ends in the middle of a step."""
+    for total in range(50, 150):
+        seconds, length = np.arange(total) / rate, total / rate
+        assert lay(seconds, on_grid(length), 4).sampling == "clip"
+        step = length / 12.5
+        assert len(lay(seconds, on_grid(4 * step, step), 4).frames) == 12
 
 
 def test_windows_share_the_frames_of_one_grid():
@@ -85,6 +103,22 @@ def test_a_video_of_one_window_is_sampled_as_without_a_grid(seconds):
     assert spans(plan) == [(0, 20)] and plan.windows[0][2:] == (0, 12)
     plan = lay(np.zeros(1), on_grid(seconds), 4)
     assert plan.frames == [0] * 4
+
+
+def test_the_one_window_of_a_stretch_has_the_frames_of_the_stretch():
+    plan = lay(TEN, on_grid(30, start=5, end=18), 4)
+    assert plan.frames == (50 + sample_indices(130, 4)).tolist()
+    assert plan.windows == [(5, 18, 0, 4)] and plan.sampling == "clip"
+
+
+def test_what_a_clip_says_of_its_window():
+    plan = lay(TEN, on_grid(8, 2), 4)
+    read = FramesRead(np.zeros((4, 2, 2, 3), np.uint8), {}, "pyav", (48, 64), 33.0, "PQ")
+    clip = plan.clip(plan.windows[3], read, read.pixels)
+    assert clip.indices.tolist() == plan.frames[3:7] and clip.pixels is read.pixels
+    assert (clip.seconds, clip.gap_s, clip.sampling) == ((6, 14), 2, "grid")
+    assert (clip.total_frames, clip.decoder, clip.source_size) == (200, "pyav", (48, 64))
+    assert (clip.length_s, clip.hdr) == (33.0, "PQ")
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -132,6 +166,8 @@ def test_what_is_refused():
         InputError, match=r"0.5 of them: give --windows 8:2:grid, or --frames 8 or 16$"
     ):
         steps_of(on_grid(8, 1), 4)
+    with pytest.raises(InputError, match="are 2.778e-06 of them: give --windows 3600:3600:grid"):
+        steps_of(on_grid(3600, 0.01), 1)
     for given in ({"grid": True}, {"grid": True, "start": 3.0}):
         with pytest.raises(InputError, match="a grid needs the length"):
             Windows(**given)
@@ -141,6 +177,11 @@ def test_what_is_refused():
         lay(np.arange(30_000.0), on_grid(3, 3), 64)
     with pytest.raises(InputError, match=r"--start 60 is not in it: it lasts 20\.000 s"):
         lay(TEN, on_grid(4, 1, start=60), 4)
+
+
+def test_a_frame_is_in_the_group_of_its_packet():
+    index = SimpleNamespace(key=np.array([True, False, True, False]), order=np.array([0, 2, 1, 3]))
+    assert grid._groups(index, [0, 1, 2, 3]).tolist() == [1, 2, 1, 2]
 
 
 def test_pieces_end_between_groups_of_pictures_where_they_can():
@@ -172,6 +213,23 @@ def test_each_frame_is_read_and_each_packet_decoded_once(long, monkeypatch):
     assert len(fed) <= 500 + len(plan.ends)  # and the end of each
     whole = read_frames(long, SPEC, 500, range(500)).pixels
     np.testing.assert_array_equal(np.concatenate(pixels), whole[plan.frames])
+
+
+def test_errors_name_the_video_and_views_are_refused(long):
+    with pytest.raises(InputError, match=r"long\.mp4: --start 60 is not in it: it lasts 20\.000 s"):
+        plan_grid(long, on_grid(2, start=60), SPEC)
+    with pytest.raises(InputError, match="several views of windows are not read"):
+        read_frames(long, ClipSpec(frames=4, short_side=32, crop=32, views=(2, 1)), 500, [0])
+
+
+def test_a_video_that_was_replaced_is_indexed_anew(long, tmp_path):
+    """By one of the same size, in the same place."""
+    path = tmp_path / "a.mp4"
+    path.write_bytes(long.read_bytes())
+    kept = indexed(path)
+    assert indexed(path) is kept
+    os.utime(path, ns=(1, 1))
+    assert indexed(path) is not kept
 
 
 def test_a_piece_holds_a_bounded_number_of_pixels(long):

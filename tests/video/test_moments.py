@@ -26,7 +26,16 @@ def by_definition(windows):
 
 def test_half_of_the_shorter_window_is_too_much():
     first = ("a", 10, 20)
-    for start, end in ((5, 15), (15, 25), (10, 20), (12, 14), (0, 100), (19, 21), (14.9999999, 25)):
+    for start, end in (
+        (5, 15),
+        (15, 25),
+        (10, 20),
+        (12, 14),
+        (0, 100),
+        (19, 21),
+        (14.9999999, 25),
+        (15.0000001, 25),
+    ):
         assert taken([first, ("a", start, end)]) == [first], (start, end)
         assert len(taken([first, ("b", start, end)])) == 2, "another video"
     for start, end in ((0, 10), (20, 30), (4.9, 14.9), (15.1, 25.1), (19.1, 21)):
@@ -35,11 +44,14 @@ def test_half_of_the_shorter_window_is_too_much():
     assert taken([first, ("a", 15, 25), ("a", 20, 30)]) == [first, ("a", 20, 30)]
 
 
-@pytest.mark.parametrize("longest", [0, 30])
-def test_any_windows_in_any_order(longest):
+@pytest.mark.parametrize("shortest", [1, 10])
+@pytest.mark.parametrize("longest", [0, 3, 30, 300])
+def test_any_windows_in_any_order(shortest, longest):
+    """Also short ones within long ones: those beside a window tell enough."""
     rng = np.random.default_rng(longest)
-    starts, more = rng.integers(0, 200, 500) / 2, rng.integers(0, longest + 1, 500)
-    videos = rng.integers(0, 3, 500)
-    windows = [(v, s, s + 10 + m) for v, s, m in zip(videos, starts, more, strict=True)]
-    found = taken(windows)
-    assert found == by_definition(windows) and 10 < len(found) < 200
+    for _ in range(5):
+        starts, more = rng.integers(0, 200, 500) / 2, rng.integers(0, longest + 1, 500)
+        videos = rng.integers(0, 3, 500)
+        windows = [(v, s, s + shortest + m) for v, s, m in zip(videos, starts, more, strict=True)]
+        found = taken(windows)
+        assert found == by_definition(windows) and 3 < len(found) < 300

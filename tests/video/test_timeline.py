@@ -22,6 +22,12 @@ def test_where_recordings_were_joined_time_goes_on():
     assert times == pytest.approx([0, 0.25, 0.5, 0.75]) and jumps == 1
 
 
+def test_a_pause_is_not_the_distance_of_frames():
+    """A recording of 4 frames a second that paused for a minute, and another one behind it."""
+    times, jumps = placed(False, [(s, 0) for s in (0.0, 0.25, 60.25, 0.0, 0.25)])
+    assert times == pytest.approx([0, 0.25, 60.25, 60.5, 60.75]) and jumps == 1
+
+
 def test_a_frame_out_of_order_is_late():
     assert placed(False, [(1.0, 0), (2.0, 0), (1.9, 0), (2.0, 0), (2.1, 0)]) == (
         [0.0, 1.0, None, None, pytest.approx(1.1)],

@@ -212,3 +212,8 @@ def test_views_and_windows_do_not_go_together(long):
     spec = ClipSpec(frames=4, short_side=32, crop=32, views=(2, 1))
     with pytest.raises(InputError, match="several views"):
         read_windows(long, spec, 500, [Window(0.0, 1.0, 0, 9)])
+
+
+def test_windows_are_written_as_they_are_read():
+    for text in ("10", "10:5", "8:2:grid", "10:grid", "0.6666666666666666:0.3333333333333333:grid"):
+        assert str(parse_windows(text)) == text

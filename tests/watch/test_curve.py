@@ -49,3 +49,18 @@ def test_of_very_many_texts_there_are_fewer_points():
     for i in range(400):
         curve.add(float(i), np.zeros(50_000))
     assert len(curve.times) <= 2**23 // 50_000
+
+
+def test_breaks_stay_where_neighbours_share_a_point(monkeypatch):
+    """Neither side of a break shares a point with the other, nor with the break."""
+    monkeypatch.setattr(module, "MAX_POINTS", 100)
+    curve = Curve(1)
+    for i in range(101):
+        curve.add(float(i), np.array([1.0]))
+    assert len(curve.times) == 51  # the last has room for another
+    curve.add_break()
+    for i in range(200, 203):
+        curve.add(float(i), np.array([float(i)]))
+    assert np.isnan(curve.values[50:, 0]).tolist() == [False, True, False, False]
+    assert curve.times[50:].tolist() == [100, 100, 200, 202]
+    assert curve.values[52:, 0].tolist() == [201, 202]

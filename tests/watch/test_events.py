@@ -59,6 +59,22 @@ def test_a_gap_ends_an_event_where_it_was_last_seen():
     assert ended(found) == [(0, 2.9)]
 
 
+def test_a_gap_as_long_as_a_stretch_is_none():
+    found, _ = events([0.9, 0.9], starts=[0, 2])
+    assert ended(found) == [(0, 3)]
+
+
+def test_of_equal_values_the_first_is_the_peak():
+    found, _ = events([0.7, 0.9, 0.9, 0.1])
+    assert (found[-1].peak, found[-1].peak_s) == (0.9, 1.5)
+
+
+def test_sums_of_seconds_last_as_long_as_they_should():
+    track = Track("a", Rule(on=0.6, off=0.4, hold_s=0.4))
+    found = [*track.add(0.3, 0.5, 0.9), *track.add(0.5, 0.7, 0.9)]
+    assert 0.7 - 0.3 < 0.4 and len(found) == 1 and track.is_on
+
+
 def test_one_threshold_without_hysteresis():
     found, _ = events([0.5, 0.49, 0.5], on=0.5, off=0.5)
     assert ended(found) == [(0, 1), (2, 3)]

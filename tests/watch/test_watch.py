@@ -30,10 +30,8 @@ def session():
         yield session
 
 
-@pytest.fixture(scope="module")
-def film(tmp_path_factory):
-    """Three clips of the demo behind each other: it grows, moves right, fades in; 2 s each."""
-    path = tmp_path_factory.mktemp("film") / "film.mp4"
+def make_film(path, left_out=()):
+    """Three clips of the demo behind each other, 8 frames a second; left_out: no such numbers."""
     names = ("green_bar_grows", "green_square_moves_right", "blue_square_fades_in")
     with av.open(str(path), "w") as out:
         options = {"threads": "1", "crf": "12"}
@@ -44,9 +42,16 @@ def film(tmp_path_factory):
             with av.open(str(DEMO / "clips" / f"{name}.mp4")) as clip:
                 for frame in clip.decode(video=0):
                     frame.pts, frame.time_base = next(number), Fraction(1, 8)
-                    out.mux(stream.encode(frame))
+                    if frame.pts not in left_out:
+                        out.mux(stream.encode(frame))
         out.mux(stream.encode())
     return path
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory):
+    """It grows, moves right, fades in; 2 s each."""
+    return make_film(tmp_path_factory.mktemp("film") / "film.mp4")
 
 
 def watched(session, source, texts, against=(), reading=None, say=lambda line: None, **options):
@@ -255,3 +260,26 @@ def test_ticks_are_round_times():
     ]
     for high, at, wanted in ((60, 2.5, "2.5"), (600, 75, "1:15"), (9000, 3725, "1:02:05")):
         assert _clock(high)[1](at) == wanted
+
+
+def test_windows_in_a_gap_have_their_own_times(session, tmp_path):
+    """The frame behind it stands for the times in it, so that the windows go on evenly."""
+    path = make_film(tmp_path / "gap.mp4", left_out=range(19, 29))
+    texts, options = ["a shape grows"], {"seconds": 2, "stride": 0.5, "on": 0.0, "off": 0.0}
+    watch, windows, events = watched(session, path, texts, ["a shape blinks"], **options)
+    assert watch.summary()["frames"]["repeated"] == 4 and watch.summary()["frames"]["gaps"] == 0
+    assert [w.start_s for w in windows] == pytest.approx(np.arange(9) * 0.5)
+    assert [e.start_s for e in events] == [0.75, 0.75] and events[-1].end_s == 5.25
+    assert not np.isnan(watch.curve.values).any()
+
+
+def test_behind_a_longer_gap_windows_begin_anew_and_the_curve_is_parted(session, tmp_path):
+    path = make_film(tmp_path / "gap.mp4", left_out=range(17, 32))
+    texts, options = ["a shape grows"], {"seconds": 1, "stride": 0.5, "frames": 4}
+    options |= {"on": 0.0, "off": 0.0}
+    watch, windows, events = watched(session, path, texts, ["a shape blinks"], **options)
+    frames = watch.summary()["frames"]
+    assert (frames["gaps"], frames["repeated"], frames["taken"]) == (1, 0, 17)
+    assert [w.start_s for w in windows] == pytest.approx([0, 0.5, 1, 4, 4.5, 5])
+    assert [(e.start_s, e.end_s) for e in events if e.end_s] == [(0.25, 1.75), (4.25, 5.75)]
+    assert np.isnan(watch.curve.values[:, 0]).tolist() == [False] * 3 + [True] + [False] * 3

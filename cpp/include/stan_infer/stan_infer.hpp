@@ -259,7 +259,9 @@ struct StreamOptions {
 
 struct StreamedWindow {
   std::int64_t first = 0;            // number of its first frame, of those that were taken
-  std::optional<double> start, end;  // times of its first and last frame in seconds, where given
+  // Times of its first and last frame in seconds, where given; of a frame that stands for several
+  // times of the grid, those before its own, `interval` apart.
+  std::optional<double> start, end;
   VideoEmbeds embeds;                // of one clip, the T frames; for score and score_labels
 };
 
