@@ -38,8 +38,8 @@ Text mapped(const Text& text, int options) {
   return from_utf8({reinterpret_cast<const char*>(bytes), static_cast<std::size_t>(size)});
 }
 
-// utf8proc takes U+11A7, which joins nothing, for the first of the final consonants of Hangul, and
-// drops it after a syllable without one. So what lies between two of them is normalized by itself.
+// Debian 12's utf8proc takes U+11A7, which joins nothing, for the first final consonant of Hangul,
+// and drops it after a syllable without one. So what lies between two is normalized by itself.
 Text normalized(const Text& text, int options) {
   constexpr char32_t kBeforeFinals = 0x11A7;
   Text result;

@@ -9,6 +9,8 @@ from ftfy import chardata
 from tokenizers import Regex, pre_tokenizers
 
 POINTS = [chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000]
+# Of another general category since Unicode 16 and 17, which newer releases of utf8proc know.
+CHANGED = "\U0001171e\u0295"
 FORMS = {
     "NFC": lambda text: unicodedata.normalize("NFC", text),
     "NFKC": lambda text: unicodedata.normalize("NFKC", text),
@@ -36,8 +38,9 @@ def classes(facts):
 
 @pytest.fixture(scope="module")
 def known(classes):
-    """The characters that utf8proc and this Python know; the newer knows more than the other."""
-    found = [c for c in POINTS if c not in classes["unknown"] and unicodedata.category(c) != "Cn"]
+    """The characters that utf8proc and this Python know alike; one may be newer than the other."""
+    unknown = classes["unknown"].union(CHANGED)
+    found = [c for c in POINTS if c not in unknown and unicodedata.category(c) != "Cn"]
     assert len(found) > 280_000
     return found
 
@@ -57,7 +60,7 @@ def test_every_character_alone(plain, known):
 
 def test_every_character_beside_a_capital_sigma(plain, known):
     """Which characters are cased and which are passed over decides how the sigma is written."""
-    compare(plain, ["".join(f"{c}\u03a3 a{c}\u03a3 a\u03a3{c} a\u03a3{c}a\n" for c in known)])
+    compare(plain, [f"{c}\u03a3 a{c}\u03a3 a\u03a3{c} a\u03a3{c}a" for c in known])
 
 
 SIGMAS = [
