@@ -7,7 +7,7 @@ $sudo apt-get update -qq
 $sudo apt-get install -y --no-install-recommends \
   cmake make g++ pkg-config \
   libavformat-dev libavcodec-dev libavutil-dev libswscale-dev \
-  libicu-dev libssl-dev nlohmann-json3-dev
+  libutf8proc-dev libssl-dev nlohmann-json3-dev
 [ "${1:-}" = --tests ] || exit 0
 # libclang-rt holds libFuzzer and the sanitizers; older distributions have it inside clang's own.
 version=$(apt-cache depends clang | sed -n 's/.*Depends: clang-\([0-9]*\).*/\1/p' | head -n 1)

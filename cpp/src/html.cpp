@@ -13,9 +13,10 @@ using Entities = std::unordered_map<std::string, Text>;
 
 constexpr std::size_t kLongestName = 32;  // Python looks no further; "&" and ";" not counted
 
-Entities read_entities() {
+// Of "name=code points in hexadecimal ...".
+Entities read_entities(const char* list) {
   Entities entities;
-  std::istringstream closed(kEntities);
+  std::istringstream closed(list);
   for (std::string entry; closed >> entry;) {
     const std::size_t equals = entry.find('=');
     Text value;
@@ -25,8 +26,6 @@ Entities read_entities() {
     }
     entities[entry.substr(0, equals) + ";"] = value;
   }
-  std::istringstream legacy(kLegacyEntities);
-  for (std::string name; legacy >> name;) entities[name] = entities.at(name + ";");
   return entities;
 }
 
@@ -42,14 +41,19 @@ const Text* longest_entity(const Entities& entities, const std::string& name, st
 }
 
 const Entities& standard_entities() {
-  static const Entities entities = read_entities();
+  static const Entities entities = [] {
+    Entities result = read_entities(kEntities);
+    std::istringstream legacy(kLegacyEntities);
+    for (std::string name; legacy >> name;) result[name] = result.at(name + ";");
+    return result;
+  }();
   return entities;
 }
 
 // Entities that end in a semicolon, and their names in capitals where HTML does not know those.
 const Entities& clear_entities() {
   static const Entities clear = [] {
-    Entities result;
+    Entities result = read_entities(kCapitalEntities);
     const Entities& standard = standard_entities();
     for (const auto& [name, value] : standard) {
       if (name.back() != ';') continue;
@@ -61,7 +65,7 @@ const Entities& clear_entities() {
         if (c >= 'a' && c <= 'z') c = static_cast<char>(c - 32);
       }
       std::size_t used = 0;
-      if (lower_case && !longest_entity(standard, capitals, used)) result[capitals] = upper(value);
+      if (lower_case && !longest_entity(standard, capitals, used)) result.emplace(capitals, value);
     }
     return result;
   }();

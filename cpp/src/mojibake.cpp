@@ -20,19 +20,14 @@ struct Page {
 const std::vector<Page>& pages() {
   static const std::vector<Page> all = [] {
     std::vector<Page> result;
-    for (const char* name :
-         {"iso-8859-1", "windows-1252", "windows-1251", "windows-1250", "windows-1253",
-          "windows-1254", "windows-1257", "iso-8859-2", "macintosh", "ibm-437"}) {
-      const std::u32string characters = code_page(name);
+    for (const auto& [name, characters] : code_pages()) {
       Page page;
       for (std::size_t byte = 0; byte < 256; ++byte) {
         page.bytes.emplace(characters[byte], static_cast<unsigned char>(byte));
       }
-      page.windows = std::string(name).substr(0, 3) == "win";
-      page.macintosh = std::string(name) == "macintosh";
+      page.windows = name.substr(0, 3) == "win";
+      page.macintosh = name == "mac-roman";
       if (page.windows) page.bytes.emplace(0xFFFD, 0x1A);  // a byte that was lost before
-      // ICU reads this byte of the IBM page as the Greek letter, Python as the micro sign.
-      if (std::string(name) == "ibm-437") page.bytes.emplace(0xB5, 0xE6);
       result.push_back(std::move(page));
     }
     return result;

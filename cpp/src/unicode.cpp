@@ -1,95 +1,80 @@
 #include "unicode.hpp"
 
-#include <unicode/uchar.h>
-#include <unicode/ucnv.h>
-#include <unicode/unorm2.h>
-#include <unicode/ustring.h>
+#include <utf8proc.h>
 
-#include <cstdint>
+#include <algorithm>
+#include <cstdlib>
+#include <iterator>
 #include <memory>
+#include <new>
+#include <stdexcept>
 
 #include "error.hpp"
+#include "unicode_tables.hpp"
 
 namespace stan_infer {
 namespace {
 
-struct Range {
-  char32_t first, last;
-};
-
-// What Unicode 15.1 and 16 added. The tokenizers library splits by Unicode 16, and Debian 12's ICU
-// knows 15.0.
-constexpr Range kLaterLetters[] = {
-    {0x1C89, 0x1C8A},   {0xA7CB, 0xA7CD},   {0xA7DA, 0xA7DC},   {0x105C0, 0x105F3},
-    {0x10D4A, 0x10D65}, {0x10D6F, 0x10D85}, {0x10EC2, 0x10EC4}, {0x11380, 0x11389},
-    {0x1138B, 0x1138B}, {0x1138E, 0x1138E}, {0x11390, 0x113B5}, {0x113B7, 0x113B7},
-    {0x113D1, 0x113D1}, {0x113D3, 0x113D3}, {0x11BC0, 0x11BE0}, {0x13460, 0x143FA},
-    {0x16100, 0x1611D}, {0x16D40, 0x16D6C}, {0x18CFF, 0x18CFF}, {0x1E5D0, 0x1E5ED},
-    {0x1E5F0, 0x1E5F0}, {0x2EBF0, 0x2EE5D}};
-constexpr Range kLaterNumbers[] = {{0x10D40, 0x10D49}, {0x116D0, 0x116E3}, {0x11BF0, 0x11BF9},
-                                   {0x16130, 0x16139}, {0x16D70, 0x16D79}, {0x1CCF0, 0x1CCF9},
-                                   {0x1E5F1, 0x1E5FA}};
-
 template <std::size_t N>
 bool is_in(const Range (&ranges)[N], char32_t c) {
-  for (const Range& range : ranges) {
-    if (c >= range.first && c <= range.last) return true;
-  }
-  return false;
+  return std::any_of(ranges, ranges + N, [c](Range r) { return c >= r.first && c <= r.last; });
 }
 
-void check(UErrorCode code) {
-  if (U_FAILURE(code)) throw std::runtime_error(std::string("ICU: ") + u_errorName(code));
+utf8proc_category_t category(char32_t c) {
+  return utf8proc_category(static_cast<utf8proc_int32_t>(c));
 }
 
-std::u16string to_utf16(const Text& text) {
-  std::u16string result;
-  for (char32_t c : text) {
-    if (c < 0x10000) {
-      result += static_cast<char16_t>(c);
-    } else {
-      result += static_cast<char16_t>(0xD7C0 + (c >> 10));
-      result += static_cast<char16_t>(0xDC00 + (c & 0x3FF));
-    }
-  }
-  return result;
+// NFC, or NFKC with the option UTF8PROC_COMPAT.
+Text mapped(const Text& text, int options) {
+  const std::string utf8 = to_utf8(text);
+  utf8proc_uint8_t* bytes = nullptr;
+  const utf8proc_ssize_t size = utf8proc_map(
+      reinterpret_cast<const utf8proc_uint8_t*>(utf8.data()),
+      static_cast<utf8proc_ssize_t>(utf8.size()), &bytes,
+      static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE | options));
+  const std::unique_ptr<utf8proc_uint8_t, void (*)(void*)> owner(bytes, std::free);
+  if (size == UTF8PROC_ERROR_NOMEM) throw std::bad_alloc();
+  if (size < 0) throw std::runtime_error(std::string("utf8proc: ") + utf8proc_errmsg(size));
+  return from_utf8({reinterpret_cast<const char*>(bytes), static_cast<std::size_t>(size)});
 }
 
-Text from_utf16(const std::u16string& text) {
+// Debian 12's utf8proc takes U+11A7, which joins nothing, for the first final consonant of Hangul,
+// and drops it after a syllable without one. So what lies between two is normalized by itself.
+Text normalized(const Text& text, int options) {
+  constexpr char32_t kBeforeFinals = 0x11A7;
   Text result;
-  for (std::size_t i = 0; i < text.size(); ++i) {
-    const char32_t unit = text[i];
-    if (unit >= 0xD800 && unit < 0xDC00 && i + 1 < text.size()) {
-      result += 0x10000 + ((unit - 0xD800) << 10) + (text[++i] - char32_t{0xDC00});
-    } else {
-      result += unit;
-    }
+  for (std::size_t at = 0;;) {
+    const std::size_t end = std::min(text.find(kBeforeFinals, at), text.size());
+    result += mapped(text.substr(at, end - at), options);
+    if (end == text.size()) return result;
+    result += kBeforeFinals;
+    at = end + 1;
   }
-  return result;
 }
 
-// Calls an ICU function of the form (target, capacity, &code) -> length, with room enough.
-template <class Call>
-Text mapped(const Text& text, const Call& call) {
-  const std::u16string from = to_utf16(text);
-  std::u16string to(from.size() * 3 + 16, u'\0');
-  for (int attempt = 0; attempt < 2; ++attempt) {
-    UErrorCode code = U_ZERO_ERROR;
-    const std::int32_t length = call(from, to, code);
-    if (code != U_BUFFER_OVERFLOW_ERROR) check(code);
-    const bool fits = static_cast<std::size_t>(length) <= to.size();
-    to.resize(static_cast<std::size_t>(length));
-    if (fits) break;
+bool is_cased(char32_t c) { return is_lower(c) || is_upper(c) || is_in(kOtherCased, c); }
+
+bool is_case_ignorable(char32_t c) {
+  switch (category(c)) {
+    case UTF8PROC_CATEGORY_MN:
+    case UTF8PROC_CATEGORY_ME:
+    case UTF8PROC_CATEGORY_CF:
+    case UTF8PROC_CATEGORY_LM:
+    case UTF8PROC_CATEGORY_SK:
+      return true;
+    default:
+      return is_in(kOtherCaseIgnorable, c);
   }
-  return from_utf16(to);
 }
 
-std::int32_t size(const std::u16string& text) { return static_cast<std::int32_t>(text.size()); }
-
-Text normalized(const Text& text, const UNormalizer2* form) {
-  return mapped(text, [&](const std::u16string& from, std::u16string& to, UErrorCode& code) {
-    return unorm2_normalize(form, from.data(), size(from), to.data(), size(to), &code);
-  });
+// Final_Sigma of SpecialCasing.txt: a cased character before it and none behind, but for those that
+// are ignored.
+bool ends_a_word(const Text& text, std::size_t sigma) {
+  const auto behind = text.begin() + static_cast<std::ptrdiff_t>(sigma);
+  const auto before = std::make_reverse_iterator(behind);
+  const auto left = std::find_if_not(before, text.rend(), is_case_ignorable);
+  const auto right = std::find_if_not(behind + 1, text.end(), is_case_ignorable);
+  return left != text.rend() && is_cased(*left) && (right == text.end() || !is_cased(*right));
 }
 
 }  // namespace
@@ -136,68 +121,57 @@ std::string to_utf8(const Text& text) {
   return result;
 }
 
-Text nfc(const Text& text) {
-  UErrorCode code = U_ZERO_ERROR;
-  const UNormalizer2* form = unorm2_getNFCInstance(&code);
-  check(code);
-  return normalized(text, form);
-}
-
-Text nfkc(const Text& text) {
-  UErrorCode code = U_ZERO_ERROR;
-  const UNormalizer2* form = unorm2_getNFKCInstance(&code);
-  check(code);
-  return normalized(text, form);
-}
+Text nfc(const Text& text) { return normalized(text, 0); }
+Text nfkc(const Text& text) { return normalized(text, UTF8PROC_COMPAT); }
 
 Text lower(const Text& text) {
-  return mapped(text, [](const std::u16string& from, std::u16string& to, UErrorCode& code) {
-    return u_strToLower(to.data(), size(to), from.data(), size(from), "", &code);
-  });
+  Text result;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    const char32_t c = text[i];
+    if (c == 0x130) {  // I with a dot: the only one that becomes two
+      result += U"i\x307";
+    } else if (c == 0x3A3) {
+      result += ends_a_word(text, i) ? char32_t{0x3C2} : char32_t{0x3C3};
+    } else {
+      result += static_cast<char32_t>(utf8proc_tolower(static_cast<utf8proc_int32_t>(c)));
+    }
+  }
+  return result;
 }
 
-Text upper(const Text& text) {
-  return mapped(text, [](const std::u16string& from, std::u16string& to, UErrorCode& code) {
-    return u_strToUpper(to.data(), size(to), from.data(), size(from), "", &code);
-  });
-}
-
-bool is_letter(char32_t c) {
-  return U_GET_GC_MASK(static_cast<UChar32>(c)) & U_GC_L_MASK || is_in(kLaterLetters, c);
-}
 bool is_plain_letter(char32_t c) {
-  return U_GET_GC_MASK(static_cast<UChar32>(c)) & (U_GC_L_MASK & ~U_GC_LM_MASK);
+  return is_lower(c) || is_upper(c) || category(c) == UTF8PROC_CATEGORY_LO;
+}
+bool is_letter(char32_t c) {
+  return is_plain_letter(c) || category(c) == UTF8PROC_CATEGORY_LM || is_in(kLaterLetters, c);
 }
 bool is_number(char32_t c) {
-  return U_GET_GC_MASK(static_cast<UChar32>(c)) & U_GC_N_MASK || is_in(kLaterNumbers, c);
+  const utf8proc_category_t found = category(c);
+  return found == UTF8PROC_CATEGORY_ND || found == UTF8PROC_CATEGORY_NL ||
+         found == UTF8PROC_CATEGORY_NO || is_in(kLaterNumbers, c);
 }
-bool is_lower(char32_t c) { return u_charType(static_cast<UChar32>(c)) == U_LOWERCASE_LETTER; }
+bool is_lower(char32_t c) { return category(c) == UTF8PROC_CATEGORY_LL; }
 bool is_upper(char32_t c) {
-  return U_GET_GC_MASK(static_cast<UChar32>(c)) & (U_GC_LU_MASK | U_GC_LT_MASK);
+  return category(c) == UTF8PROC_CATEGORY_LU || category(c) == UTF8PROC_CATEGORY_LT;
 }
-bool is_digit(char32_t c) { return u_charType(static_cast<UChar32>(c)) == U_DECIMAL_DIGIT_NUMBER; }
+bool is_digit(char32_t c) { return category(c) == UTF8PROC_CATEGORY_ND; }
 
 bool is_space(char32_t c) {
   // Python also splits at the four information separators, which Unicode does not call white space.
-  return u_hasBinaryProperty(static_cast<UChar32>(c), UCHAR_WHITE_SPACE) ||
-         (c >= 0x1C && c <= 0x1F);
+  return (c >= 0x9 && c <= 0xD) || (c >= 0x1C && c <= 0x20) || c == 0x85 || c == 0xA0 ||
+         c == 0x1680 || (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F ||
+         c == 0x205F || c == 0x3000;
 }
 
-std::u32string code_page(const char* name) {
-  UErrorCode code = U_ZERO_ERROR;
-  const std::unique_ptr<UConverter, void (*)(UConverter*)> converter(ucnv_open(name, &code),
-                                                                     ucnv_close);
-  check(code);
-  std::u32string page;
-  for (int byte = 0; byte < 256; ++byte) {
-    const char raw = static_cast<char>(byte);
-    UChar unit[4] = {};
-    code = U_ZERO_ERROR;
-    ucnv_toUChars(converter.get(), unit, 4, &raw, 1, &code);
-    check(code);
-    page += byte < 128 || unit[0] == 0xFFFD ? static_cast<char32_t>(byte) : char32_t{unit[0]};
+std::vector<CodePage> code_pages() {
+  Text bytes;
+  for (char32_t byte = 0; byte < 256; ++byte) bytes += byte;
+  std::vector<CodePage> result{{"iso-8859-1", bytes}};
+  for (const UpperHalf& half : kCodePages) {
+    result.push_back({half.name, bytes.substr(0, 128)});
+    for (const char16_t* c = half.characters; *c; ++c) result.back().characters += char32_t{*c};
   }
-  return page;
+  return result;
 }
 
 }  // namespace stan_infer

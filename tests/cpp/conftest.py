@@ -19,7 +19,7 @@ from tests.hostile.folders import entry_of
 
 SOURCE = Path(__file__).parent
 MOTION = ROOT / "examples" / "motion"
-LIBRARIES = ("libavformat", "libavcodec", "libavutil", "libswscale", "icu-uc", "libcrypto")
+LIBRARIES = ("libavformat", "libavcodec", "libavutil", "libswscale", "libutf8proc", "libcrypto")
 # ONNX Runtime keeps some objects for its whole life, which are no leaks of ours; what the program
 # itself leaks lies in frames without that library and is still reported.
 SUPPRESSED = "leak:libonnxruntime\n"

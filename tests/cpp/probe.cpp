@@ -1,4 +1,6 @@
 // Shows single parts of the library to the tests; results as JSON lines or raw bytes.
+#include <utf8proc.h>
+
 #include <algorithm>
 #include <atomic>
 #include <cstdio>
@@ -13,6 +15,7 @@
 #include "folder.hpp"
 #include "sha256.hpp"
 #include "tokenizer.hpp"
+#include "unicode.hpp"
 #include "video.hpp"
 
 namespace {
@@ -34,6 +37,41 @@ void tokens(const char* file) {
     }
     std::cout << answer.dump(-1, ' ', true, Json::error_handler_t::replace) << "\n";
   }
+}
+
+// probe unicode < TEXTS: a JSON list of texts; their forms, the characters of each class as ranges,
+// and the code pages, as JSON.
+void unicode() {
+  Json answer;
+  for (const std::string text : Json::parse(std::cin)) {
+    const stan_infer::Text points = stan_infer::from_utf8(text);
+    answer["NFC"].push_back(stan_infer::to_utf8(stan_infer::nfc(points)));
+    answer["NFKC"].push_back(stan_infer::to_utf8(stan_infer::nfkc(points)));
+    answer["lower"].push_back(stan_infer::to_utf8(stan_infer::lower(points)));
+  }
+  const std::pair<const char*, bool (*)(char32_t)> classes[] = {
+      {"letter", stan_infer::is_letter},
+      {"plain letter", stan_infer::is_plain_letter},
+      {"number", stan_infer::is_number},
+      {"lower", stan_infer::is_lower},
+      {"upper", stan_infer::is_upper},
+      {"digit", stan_infer::is_digit},
+      {"space", stan_infer::is_space},
+      {"unknown", [](char32_t c) {
+         return utf8proc_category(static_cast<utf8proc_int32_t>(c)) == UTF8PROC_CATEGORY_CN;
+       }}};
+  for (const auto& [name, holds] : classes) {
+    for (char32_t c = 0; c < 0x110000; ++c) {
+      if (!holds(c)) continue;
+      const char32_t first = c;
+      while (holds(c + 1) && c + 1 < 0x110000) ++c;
+      answer["classes"][name].push_back({first, c + 1});
+    }
+  }
+  for (const auto& [name, characters] : stan_infer::code_pages()) {
+    answer["pages"][name] = stan_infer::to_utf8(characters);
+  }
+  std::cout << answer << "\n";
 }
 
 // probe seconds TOKENIZER_JSON < TEXTS: a JSON list of texts; the least time of the thread that
@@ -146,6 +184,8 @@ int main(int argc, char** argv) {
     const std::string what = argc > 1 ? argv[1] : "";
     if (what == "tokens" && argc == 3) {
       tokens(argv[2]);
+    } else if (what == "unicode" && argc == 2) {
+      unicode();
     } else if (what == "seconds" && argc == 3) {
       seconds(argv[2]);
     } else if (what == "frames" && argc == 5) {
@@ -157,8 +197,8 @@ int main(int argc, char** argv) {
     } else if (what == "sha256" && argc == 3) {
       hashes(argv[2]);
     } else {
-      std::cerr << "usage: probe tokens TOKENIZER_JSON | seconds TOKENIZER_JSON | frames VIDEO T "
-                   "FILE | cancel VIDEO | turns | sha256 FILE\n";
+      std::cerr << "usage: probe tokens TOKENIZER_JSON | unicode | seconds TOKENIZER_JSON | frames "
+                   "VIDEO T FILE | cancel VIDEO | turns | sha256 FILE\n";
       return 2;
     }
   } catch (const stan_infer::Error& e) {

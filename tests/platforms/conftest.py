@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.cpp.conftest import exported, labels, model, small, unavailable  # noqa: F401
 
-LIBRARIES = "libavformat-dev libavcodec-dev libavutil-dev libswscale-dev libicu-dev libssl-dev"
+LIBRARIES = "libavformat-dev libavcodec-dev libavutil-dev libswscale-dev libutf8proc-dev libssl-dev"
 
 
 def unpacked(root, suite, *packages, processor="amd64"):

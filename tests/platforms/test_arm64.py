@@ -33,6 +33,12 @@ from tests.cpp.test_face import (  # noqa: F401
 )
 from tests.cpp.test_installed import CLIP, configured, done, frames_through
 from tests.cpp.test_pixels import FORMATS, stored
+from tests.cpp.test_unicode import (  # noqa: F401
+    facts,
+    test_code_pages_are_those_that_ftfy_looks_for,
+    test_every_pair_of_hangul,
+    test_final_sigma,
+)
 from tests.platforms.conftest import LIBRARIES, unpacked
 from tests.video.test_rgb import every_colour
 

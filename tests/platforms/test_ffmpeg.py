@@ -30,6 +30,16 @@ from tests.cpp.test_pixels import (  # noqa: F401
     test_other_display_matrices_are_refused,
     test_what_cannot_be_the_same_is_refused,
 )
+from tests.cpp.test_unicode import (  # noqa: F401
+    classes,
+    facts,
+    known,
+    test_every_character_alone,
+    test_every_character_beside_a_capital_sigma,
+    test_every_pair_of_hangul,
+    test_general_categories,
+    test_sequences_that_compose_or_are_put_in_order,
+)
 from tests.platforms.conftest import LIBRARIES, copied_sources, unpacked
 
 # Debian 13, and what becomes Debian 14: name, major version of libavformat.
