@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,7 +94,7 @@ class _Video:
         self._sizes = [len(piece) for piece in plan.pieces()]
         self._at = 0  # frames that have come
         self._next = 0  # windows that have gone
-        stream.restart()
+        stream.restart(plan.windows[0].first)
 
     @property
     def is_whole(self) -> bool:
@@ -114,11 +115,15 @@ class _Video:
                 self._at += count
                 part = piece.pixels[given : given + count]
                 given += count
-                yield [self._reading(w, piece) for w in self._stream.take(part)]
+                # The last call of the trunk may complete windows of the next segment, too.
+                left = len(self._plan.windows) - self._next
+                yield [self._reading(w, piece) for w in self._stream.take(part)[:left]]
             if error is not None:
                 self._at += 1
                 yield self._lost(error, self._at)
-        if self.is_whole and (last := self._stream.last()) is not None:
+        if self.is_whole and self._next < len(self._plan.windows):
+            last = self._stream.last()
+            assert last is not None, "a window is neither there nor lost"
             yield [self._reading(last, piece)]
 
     def _lost(self, error: str, before: int) -> list[Reading]:
@@ -138,3 +143,63 @@ class _Video:
             return Reading(self._path, None, None, error)
         clip = self._plan.clip(window, piece, _NO_PIXELS)
         return Reading(self._path, clip, found.embedding, None)
+
+
+class Segment(NamedTuple):
+    """Windows of a video that can be embedded by themselves: their plan and its pieces."""
+
+    plan: GridPlan
+    pieces: list[FramesRead | StanError]
+
+
+def segments(plan: GridPlan, pieces: Iterable[FramesRead | StanError]) -> Iterator[Segment]:
+    """Divide a video: a segment for each piece in which windows end.
+
+    It holds the piece, and what its windows need of those before, from where a call of the trunk
+    began: so the vectors are, bit for bit, those of the video in one go.
+    """
+    held: deque[tuple[int, int, FramesRead | StanError]] = deque()  # start, end
+    begin = at = 0
+    for end, piece in zip(plan.ends, pieces, strict=True):
+        held.append((begin, end, piece))
+        begin, until = end, at
+        while until < len(plan.windows) and sum(plan.windows[until][2:]) <= end:
+            until += 1
+        if until > at:
+            windows, at = plan.windows[at:until], until
+            first = _call_start(held, windows[0].first)
+            parts = [(max(a, first) - a, b, p) for a, b, p in held if b > first]
+            own = plan._replace(
+                frames=plan.frames[first:end],
+                windows=[w._replace(first=w.first - first) for w in windows],
+                ends=[b - first for _, b, _ in parts],
+            )
+            yield Segment(own, [_without(p, skip) for skip, _, p in parts])
+        needed = plan.windows[at].first if at < len(plan.windows) else end
+        while held and held[0][1] <= needed:
+            held.popleft()
+
+
+def _call_start(held: Iterable[tuple[int, int, FramesRead | StanError]], place: int) -> int:
+    """Where the call of the trunk began that had the frame at a place."""
+    start, piece = next((a, p) for a, b, p in held if a <= place < b)
+    if not isinstance(piece, FramesRead):
+        return place
+    before = [start + i + 1 for i in piece.errors if start + i < place]
+    start = max([start, *before])
+    return start + (place - start) // CHUNK * CHUNK
+
+
+def _without(piece: FramesRead | StanError, skip: int) -> FramesRead | StanError:
+    """A piece without its first frames."""
+    if not isinstance(piece, FramesRead):
+        return piece
+    lost = sum(i < skip for i in piece.errors)
+    errors = {i - skip: e for i, e in piece.errors.items() if i >= skip}
+    return piece._replace(pixels=piece.pixels[skip - lost :], errors=errors)
+
+
+def embed_segment(stream: Stream, path: Path, segment: Segment) -> list[Reading]:
+    """The windows of a segment, or why they have no vectors."""
+    video = _Video(stream, path, segment.plan)
+    return [r for p in segment.pieces for readings in video.add(p) for r in readings]

@@ -33,6 +33,7 @@ from stan_infer.library.verify_library import verify_library
 from stan_infer.video.spec import ClipSpec
 from stan_infer.video.windows import Windows
 from tests.conftest import ROOT, wait_until
+from tests.exported import exported
 from tests.library.test_stops import content
 from tests.video.broken_videos import make_clip
 
@@ -44,6 +45,7 @@ except ImportError:
     ray = None
 needs_ray = pytest.mark.skipif(ray is None, reason="the extra ray is not installed")
 CLIPS = 24
+ON_GRID = Windows(seconds=1.2, stride=0.4, grid=True)
 
 
 @pytest.fixture(scope="module")
@@ -215,12 +217,18 @@ def committed_rows(library):
 
 
 @needs_ray
-@pytest.mark.parametrize("options", [{"windows": Windows(seconds=0.5), "batch": 3}, {"batch": 4}])
-def test_calls_of_the_network_are_those_of_one_machine(tmp_path, videos, folder, cluster, options):
+@pytest.mark.parametrize(
+    "options",
+    [{"windows": Windows(seconds=0.5), "batch": 3}, {"batch": 4}, {"windows": ON_GRID}],
+)
+def test_calls_of_the_network_are_those_of_one_machine(
+    tmp_path, videos, tiny_model, cluster, options
+):
     """Windows of a video are embedded together; without them videos, of which none may fail."""
-    whole = sorted(videos.glob("1?.mp4"))
-    embed_library(folder, whole, tmp_path / "local", threads=1, workers=1, **options)
-    embed_with_ray(folder, whole, tmp_path / "library", decoders=2, **options)
+    folder = exported(tiny_model, split=True)
+    paths = sorted(videos.glob("1?.mp4")) if "batch" in options else [videos]
+    embed_library(folder, paths, tmp_path / "local", threads=1, workers=1, **options)
+    embed_with_ray(folder, paths, tmp_path / "library", decoders=2, **options)
     same(tmp_path / "library", tmp_path / "local")
 
 
