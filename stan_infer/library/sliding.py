@@ -115,9 +115,7 @@ class _Video:
                 self._at += count
                 part = piece.pixels[given : given + count]
                 given += count
-                # The last call of the trunk may complete windows of the next segment, too.
-                left = len(self._plan.windows) - self._next
-                yield [self._reading(w, piece) for w in self._stream.take(part)[:left]]
+                yield [self._reading(w, piece) for w in self._stream.take(part)]
             if error is not None:
                 self._at += 1
                 yield self._lost(error, self._at)
@@ -155,8 +153,8 @@ class Segment(NamedTuple):
 def segments(plan: GridPlan, pieces: Iterable[FramesRead | StanError]) -> Iterator[Segment]:
     """Divide a video: a segment for each piece in which windows end.
 
-    It holds the piece, and what its windows need of those before, from where a call of the trunk
-    began: so the vectors are, bit for bit, those of the video in one go.
+    It holds the piece, and of those before what its windows need. Last bits of vectors may differ
+    from those of the video in one go, as other frames pass the trunk together.
     """
     held: deque[tuple[int, int, FramesRead | StanError]] = deque()  # start, end
     begin = at = 0
@@ -167,7 +165,7 @@ def segments(plan: GridPlan, pieces: Iterable[FramesRead | StanError]) -> Iterat
             until += 1
         if until > at:
             windows, at = plan.windows[at:until], until
-            first = _call_start(held, windows[0].first)
+            first = windows[0].first
             parts = [(max(a, first) - a, b, p) for a, b, p in held if b > first]
             own = plan._replace(
                 frames=plan.frames[first:end],
@@ -178,16 +176,6 @@ def segments(plan: GridPlan, pieces: Iterable[FramesRead | StanError]) -> Iterat
         needed = plan.windows[at].first if at < len(plan.windows) else end
         while held and held[0][1] <= needed:
             held.popleft()
-
-
-def _call_start(held: Iterable[tuple[int, int, FramesRead | StanError]], place: int) -> int:
-    """Where the call of the trunk began that had the frame at a place."""
-    start, piece = next((a, p) for a, b, p in held if a <= place < b)
-    if not isinstance(piece, FramesRead):
-        return place
-    before = [start + i + 1 for i in piece.errors if start + i < place]
-    start = max([start, *before])
-    return start + (place - start) // CHUNK * CHUNK
 
 
 def _without(piece: FramesRead | StanError, skip: int) -> FramesRead | StanError:

@@ -217,19 +217,37 @@ def committed_rows(library):
 
 
 @needs_ray
-@pytest.mark.parametrize(
-    "options",
-    [{"windows": Windows(seconds=0.5), "batch": 3}, {"batch": 4}, {"windows": ON_GRID}],
-)
-def test_calls_of_the_network_are_those_of_one_machine(
-    tmp_path, videos, tiny_model, cluster, options
-):
+@pytest.mark.parametrize("options", [{"windows": Windows(seconds=0.5), "batch": 3}, {"batch": 4}])
+def test_calls_of_the_network_are_those_of_one_machine(tmp_path, videos, folder, cluster, options):
     """Windows of a video are embedded together; without them videos, of which none may fail."""
-    folder = exported(tiny_model, split=True)
-    paths = sorted(videos.glob("1?.mp4")) if "batch" in options else [videos]
-    embed_library(folder, paths, tmp_path / "local", threads=1, workers=1, **options)
-    embed_with_ray(folder, paths, tmp_path / "library", decoders=2, **options)
+    whole = sorted(videos.glob("1?.mp4"))
+    embed_library(folder, whole, tmp_path / "local", threads=1, workers=1, **options)
+    embed_with_ray(folder, whole, tmp_path / "library", decoders=2, **options)
     same(tmp_path / "library", tmp_path / "local")
+
+
+@needs_ray
+def test_windows_on_a_grid_are_those_of_one_machine(tmp_path, videos, tiny_model, cluster):
+    """From disks and from an object store; of bad files the same reasons."""
+    folder, windows = exported(tiny_model, split=True), {"windows": ON_GRID}
+    right = embed_library(folder, [videos], tmp_path / "local", threads=1, workers=1, **windows)
+    one = si.open_library(tmp_path / "local")
+    assert len(one.ids) > 2 * right.embedded
+    for place in (str(videos), videos.as_uri()):
+        out = tmp_path / f"library{len(place)}"
+        done = embed_with_ray(folder, [place], out, decoders=2, **windows)
+        two = si.open_library(out)
+        assert (done.rows, done.embedded, done.copies) == (right.rows, right.embedded, right.copies)
+        assert [[Path(p).name for p in row] for row in two.videos] == [
+            [Path(p).name for p in row] for row in one.videos
+        ]
+        for name in ("start", "end"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
+        np.testing.assert_allclose(one.vectors[one.ids], two.vectors[two.ids], atol=1e-6)
+        assert {k: v.replace(place, str(videos)) for k, v in two.failed.items()} == {
+            k.replace(str(videos), place): v for k, v in one.failed.items()
+        }
+    assert two.passport["windows"]["grid"] and verify_library(out).count == 0
 
 
 @needs_ray

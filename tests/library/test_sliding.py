@@ -381,7 +381,7 @@ def test_a_passport_of_a_stranger_is_one_line(place):
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_segments_give_the_same_bits(session, film, monkeypatch, seed):
+def test_segments_give_the_same_windows(session, film, monkeypatch, seed):
     """Each by itself and in any order, also where frames or pieces are lost."""
     dice = np.random.default_rng(seed)
     monkeypatch.setattr(grid, "_MOST", int(dice.integers(2, 40)))
@@ -412,11 +412,11 @@ def test_segments_give_the_same_bits(session, film, monkeypatch, seed):
     for a, b in zip(wanted, [r for i in range(len(parts)) for r in found[i]], strict=True):
         assert a.error == b.error
         if a.clip is not None:
-            np.testing.assert_array_equal(a.features, b.features)
+            assert relative_error(b.features, a.features) < FP32
             assert a.clip.seconds == b.clip.seconds
             assert a.clip.indices.tolist() == b.clip.indices.tolist()
     assert any(r.error for r in wanted) == (seed > 3)
-    most = max(len(n) for n in plan.pieces()) + t + CHUNK
+    most = max(len(n) for n in plan.pieces()) + t
     assert max(len(p.plan.frames) for p in parts) <= most
 
 
