@@ -7,6 +7,8 @@
 namespace stan_infer {
 namespace {
 
+constexpr std::int64_t kMostFilled = 64;  // clips of a graph of a fixed batch; a stream uses one
+
 std::string rows_name(int k) { return "rows_" + std::to_string(k); }
 
 // Whether a port has this type, and behind its first axes, `leading` of them, these sizes.
@@ -62,6 +64,12 @@ Parts Pipeline::parts() {
   if (!fits || parts.most > model.max_frames) {
     throw bad_folder(trunk.file + " and " + branch.file +
                      " do not fit the config in manifest.json; export the checkpoint again");
+  }
+  if (const std::int64_t least = branch.dims.at("batch").first; least > kMostFilled) {
+    throw bad_folder(branch.file + " takes no fewer than " + std::to_string(least) +
+                     " clips at once, and a stream has one at a time; up to " +
+                     std::to_string(kMostFilled) +
+                     " are filled up: export it again with a smaller --batch");
   }
   return parts;
 }

@@ -138,7 +138,9 @@ def _open(source: Path | bytes, name: str) -> Iterator[File]:
         with open_regular(source)[0] as f:
             data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
     except (InputError, OSError, ValueError) as e:  # ValueError: an empty file cannot be mapped
-        raise InputError(f"{source} cannot be read as an ONNX model: {e}") from e
+        # The name is needed where the path is /proc/self/fd/N, see folder.Artefact.held.
+        shown = name if str(source).startswith("/proc/") and name else source
+        raise InputError(f"{shown} cannot be read as an ONNX model: {e}") from e
     with data:
         yield File(data, name or source.name)
 

@@ -9,7 +9,6 @@ import typer
 
 from stan_infer.cli.embed_library import (
     RetryFailed,
-    check_of_file,
     check_of_library,
     names_library,
     to_library,
@@ -98,7 +97,9 @@ def embed(
     """
     from stan_infer.cli.progress import progress_bar
     from stan_infer.cli.report import print_facts, print_json, say
+    from stan_infer.errors import InputError
     from stan_infer.library.embeddings import embed_to_file
+    from stan_infer.video.windows import parse_windows
 
     reading: dict[str, Any] = {
         "frames": frames,
@@ -116,7 +117,11 @@ def embed(
             parts=windows, retry_failed=retry_failed, json=json, **given,
         )  # fmt: skip
         return
-    check_of_file(parts=windows, retry_failed=retry_failed, out=place)
+    if retry_failed:
+        raise InputError(
+            f"--retry-failed is of a library, and --out {out} is a file: give the name of a folder"
+        )
+    parts = None if windows is None else parse_windows(windows)
     found = embed_to_file(
         checkpoint,
         videos or [],
@@ -124,6 +129,7 @@ def embed(
         place,
         level=level,
         normalise=normalise,
+        windows=parts,
         read=[] if texts is None else [texts],
         **reading,
         say=say,
@@ -133,10 +139,12 @@ def embed(
     record = {
         "out": str(found.out),
         "videos": found.videos,
+        "rows": found.rows,
         "texts": found.texts,
         "failed": len(found.failed),
         "level": found.level,
         "normalised": found.normalised,
+        "windows": None if parts is None else str(parts),
         **found.session,
         "decoders": list(found.decoders),
     }

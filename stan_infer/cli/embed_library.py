@@ -58,15 +58,6 @@ def to_library(
         raise typer.Exit(2)
 
 
-def check_of_file(*, parts: str | None, retry_failed: bool, out: Path) -> None:
-    """Raise InputError for options of a library where --out is a file."""
-    for option, given in (("--windows", parts is not None), ("--retry-failed", retry_failed)):
-        if given:
-            raise InputError(
-                f"{option} is of a library, and --out {out} is a file: give the name of a folder"
-            )
-
-
 def check_of_library(**given: Any) -> None:
     """Raise InputError for options of a file where --out is a library."""
     for name, value in given.items():

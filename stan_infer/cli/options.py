@@ -215,9 +215,9 @@ Parts = Annotated[
     typer.Option(
         "--windows",
         metavar="SECONDS[:STRIDE]",
-        help="Cut each video into parts of SECONDS, each on its own (embed: in a library); a part "
-        "begins every STRIDE seconds (default: where the one before ends). With :grid overlapping "
-        "parts share frames, each of which passes the trunk once.",
+        help="Cut each video into parts of SECONDS, each on its own; a part begins every STRIDE "
+        "seconds (default: where the one before ends). With :grid overlapping parts share frames, "
+        "each of which passes the trunk once.",
     ),
 ]
 Overlapping = Annotated[

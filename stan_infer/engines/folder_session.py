@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 MAX_FRAMES = 2**18  # of one call of a trunk graph: 4096 clips of 64 frames
 
+_MAX_BATCH = 4096  # as an export writes it
+_MAX_FILLED = 64  # clips of a graph of a fixed batch, of which a stream uses one
+
 
 class FolderSession(Session):
     """An exported folder in a runtime; see engines.session.Session. An engine defines `open`."""
@@ -226,6 +229,11 @@ class _FolderParts(Parts):
         self._row = (1 + config.patches, config.width)
         trunk, branch = (session._role(role)[0] for role in PARTS)
         self.windows, self.at_once = branch.dims["frames"], trunk.dims["frames"][1]
+        if (least := branch.dims["batch"][0]) > _MAX_FILLED:
+            raise InputError(
+                f"{branch.file} takes no fewer than {least} clips at once, and a stream has one at "
+                f"a time; up to {_MAX_FILLED} are filled up: export it again with a smaller --batch"
+            )
 
     def check_open(self) -> None:
         self._session._check_open()
@@ -347,7 +355,7 @@ def expected_signature(config: StanConfig, graph: Graph) -> Signature:
             )
         return low if low == top else None
 
-    s, e, batch = config.image_size, config.embed_dim, axis("batch")
+    s, e, batch = config.image_size, config.embed_dim, axis("batch", _MAX_BATCH)
     if graph.role == "text":
         length = axis("length", config.context_positions)
         return Signature(

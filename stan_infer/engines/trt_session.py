@@ -108,6 +108,23 @@ class TrtSession(FolderSession):
         """The plan that runs a graph of the folder."""
         return self._running.get(role)
 
+    def has_plan(self, role: str) -> bool:
+        """Whether there is a plan of a graph of the folder, opened or not."""
+        return role in self._plans
+
+    def window_profile(self) -> tuple[int, int] | None:
+        """The smallest and largest window in the widest profile of the branch's plan for one clip.
+
+        None: there is none, so that nothing can be streamed.
+        """
+        self._parts()
+        branch, name = self._running["branch"], row_names(self.config)[0]
+        fitting = [i for i, p in enumerate(branch.profiles) if p[name][0][0] == 1]
+        if not fitting:
+            return None
+        least, _, most = branch.profiles[max(fitting, key=branch.span)][name]
+        return least[1], most[1]
+
     def opened(self, role: str) -> PlanGraph | None:
         """A graph's plan in TensorRT."""
         found = self._opened.get(role)

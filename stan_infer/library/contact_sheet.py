@@ -1,4 +1,5 @@
-"""The page of `stan-infer search --html`: what was found, with the frames that the model saw.
+"""The page of `stan-infer search --html`: what was found, with the frames that the model saw, and
+the scores over time of videos with windows.
 
 One file without scripts that fetches nothing. Paths come from a library, which may be a stranger's:
 they are shown as text and are no links, and only files that are still what was embedded are read.
@@ -13,14 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stan_infer.errors import InputError, StanError
+from stan_infer.library.over_time import charts, scores_over_time
 from stan_infer.library.query import Term
 from stan_infer.library.row_reader import RowReader
-from stan_infer.library.search import Hit, SearchResult
-from stan_infer.library.searched_model import Made, frames_and_decoder
+from stan_infer.library.search import Hit, Rows, SearchResult
+from stan_infer.library.searched_model import frames_and_decoder
 from stan_infer.library.thumbnails import SIDE, check_thumbnails, data_url
 from stan_infer.system import earlier_result
 from stan_infer.system.atomic import Sources, check_file, new_file
-from stan_infer.system.html_page import escaped, html_page
+from stan_infer.system.html_page import escaped, html_charts, html_page
+from stan_infer.system.packages import require
 from stan_infer.video.clip import Clip
 from stan_infer.video.spec import ClipSpec
 
@@ -44,12 +47,13 @@ def check_sheet(path: Path, top: int, *, sources: Sources = ()) -> None:
     if top > MAX_HITS:
         raise InputError(f"--html shows at most {MAX_HITS} rows: give a smaller --top than {top}")
     check_thumbnails()
+    require("matplotlib", "drawing plots", "report")
     check_file(path, _KEEP, sources=sources)
 
 
 def write_sheet(
     path: Path,
-    library: Made,
+    library: Rows,
     found: SearchResult,
     *,
     sources: Sources = (),
@@ -74,6 +78,7 @@ def write_sheet(
         f"<p class=soft>{len(cards)} of {found.rows} rows of {_cut(found.library)}; the score is "
         "a mean over what was asked for. Shown are frames that the model looked at.</p>",
         f"<div class=cards>{''.join(cards)}</div>" if cards else "<p>Nothing fits.</p>",
+        *_over_time(library, found),
     ]
     with new_file(path, _KEEP, sources=sources) as made:
         title = f"Search: {', '.join(t.value for t in found.asked)}"[:_LONGEST]
@@ -96,6 +101,21 @@ def _card(hit: Hit, frames: str) -> str:
         f"<div class=card><b>{hit.rank}. {_cut(name)}</b> {score}{time}{frames}"
         f"<p class=soft>{_cut(hit.video)}</p>{copies}</div>"
     )
+
+
+def _over_time(library: Rows, found: SearchResult) -> list[str]:
+    """The scores of the videos with windows that were found, best first."""
+    curves = [*scores_over_time(library, found)]
+    if not curves:
+        return []
+    names = [_cut(Path(c.hits[0].video).name) for c in curves]
+    mug = " It is the cosine; the rows above have the score of the Mug head." * found.mug
+    return [
+        "<h2>Over time</h2>",
+        "<p class=soft>The score of every window, drawn at its middle, with one scale for all. The "
+        f"rows above are shaded, with their ranks.{mug}</p>",
+        html_charts([*charts(curves, "score")], names),
+    ]
 
 
 def _cut(text: str | Path) -> str:

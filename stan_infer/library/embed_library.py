@@ -30,7 +30,7 @@ from stan_infer.library.files import HASHERS, changed, hashed, listed, seen
 from stan_infer.library.levels import Level, normalised
 from stan_infer.library.model_files import model_source
 from stan_infer.library.place import check_place, is_library, locked
-from stan_infer.library.readings import EmbedOptions, Reading
+from stan_infer.library.readings import EmbedOptions, Reading, error_of_parts
 from stan_infer.library.store import File, Part, Store, new_store
 from stan_infer.system.atomic import files_of
 from stan_infer.system.json_file import json_line
@@ -325,9 +325,7 @@ class Run:
             store.put_file(path, file._replace(sha256=None, error=reason, mtime_ns=0))
             self.say(f"error: {reason}")
             return
-        more = f" (and {len(errors) - 1} more parts)" if len(errors) > 1 else ""
-        error = errors[0] + more if errors else None
-        clip = reading.clip
+        error, clip = error_of_parts(errors), reading.clip
         store.add_clip(
             file.sha256,
             parts,

@@ -1,4 +1,4 @@
-"""What a run that embeds into a library is given, and what it returns."""
+"""What a run that embeds into a file or a library is given, and what it returns."""
 
 from __future__ import annotations
 
@@ -10,6 +10,56 @@ from typing import Any, NamedTuple
 from stan_infer.library import passport as pass_
 from stan_infer.system.result import Result
 from stan_infer.video.windows import Windows
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VectorOptions:
+    """Which vectors are wanted.
+
+    level: "video", "frame" or "token", see levels.Level; None: what the model's head scores.
+    normalise: divide every vector by its length. frames: of each video, by default the config's.
+    decoder: see read_clip. windows: the parts that every video is cut into; None: whole videos.
+    """
+
+    level: str | None = None
+    normalise: bool = False
+    frames: int | None = None
+    decoder: str = "auto"
+    windows: Windows | None = None
+
+
+@dataclasses.dataclass(frozen=True, repr=False, kw_only=True)
+class EmbeddedFile(Result):
+    """A file of embeddings that was written.
+
+    Attributes:
+        out: the file; see embedding_file for what it holds.
+        videos: how many have vectors. rows: their vectors, or groups of them, more than one where
+            videos were cut into parts. texts: how many vectors, or groups of them, are of texts.
+        failed: videos that could not be read, or not all of their parts, with the reason.
+        level: what a vector of "videos" and of "texts" stands for: video, frame, text or token.
+        normalised: whether the vectors have length 1.
+        session: facts about what ran; see Session.describe.
+        decoders: those that read the videos.
+        info: what the file says of itself; empty where none was written.
+    """
+
+    out: Path
+    videos: int
+    rows: int
+    texts: int
+    failed: dict[str, str]
+    level: dict[str, str]
+    normalised: bool
+    session: dict[str, Any]
+    decoders: tuple[str, ...]
+    info: dict[str, Any]
+
+    def summary(self) -> str:
+        """How many of what are where."""
+        failed = f", {len(self.failed)} videos could not be read" if self.failed else ""
+        rows = "" if self.rows == self.videos else f" in {self.rows} parts"
+        return f"{self.videos} videos{rows} and {self.texts} texts in {self.out}{failed}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

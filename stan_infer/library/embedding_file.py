@@ -28,6 +28,7 @@ from stan_infer.video.clip import Clip
 _BY = "stan-infer embed"
 _SCHEMA = "embeddings"
 _OF_VIDEOS = ("paths", "embeddings", "indices", "total_frames", "decoders", "sha256")
+_OF_PARTS = ("start_s", "end_s")
 _OF_TEXTS = ("texts", "text_embeddings", "input_ids")
 _GROUP = 4096  # vectors in a row group of Parquet
 _MAX_FOOTER = 2**24  # bytes
@@ -43,8 +44,8 @@ class EmbeddingFile(ABC):
 
     @abstractmethod
     def add_video(self, path: Path, clip: Clip, features: NDArray[Any], sha256: str) -> None:
-        """Add a video. features: float32 [E] or [T, E], the same shape for all. sha256: of its
-        file, in hex.
+        """Add a video, or a part of one, of which all must then be. features: float32 [E] or
+        [T, E], the same shape for all. sha256: of its file, in hex.
         """
 
     @abstractmethod
@@ -92,20 +93,22 @@ class _Rows:
 class _Npz(EmbeddingFile):
     """Arrays: paths [n] (text, see errors.storable), embeddings float32 [n, E] or [n, T, E],
     indices int64 [n, T] (the frames used), total_frames int64 [n], decoders [n] (text), sha256 [n]
-    (of the files, text in hex); where texts were given, texts [m], text_embeddings float32 [m, E]
-    or [m, L, E], input_ids int32 [m, L]; info: JSON text. numpy.load reads it with
-    allow_pickle=False.
+    (of the files, text in hex); of parts of videos also start_s, end_s float64 [n]; where texts
+    were given, texts [m], text_embeddings float32 [m, E] or [m, L, E], input_ids int32 [m, L];
+    info: JSON text. numpy.load reads it with allow_pickle=False.
     """
 
     def __init__(self, path: Path, info: Mapping[str, Any]) -> None:
         super().__init__(path, info)
-        self._lists: dict[str, list[Any]] = {n: [] for n in (*_OF_VIDEOS, *_OF_TEXTS)}
+        self._lists: dict[str, list[Any]] = {n: [] for n in (*_OF_VIDEOS, *_OF_PARTS, *_OF_TEXTS)}
         self._rows: dict[str, _Rows] = {}
 
     def add_video(self, path: Path, clip: Clip, features: NDArray[Any], sha256: str) -> None:
         self._add("embeddings", features[None])
         facts = (storable(path), clip.indices, clip.total_frames, clip.decoder, sha256)
         for name, value in zip(("paths", *_OF_VIDEOS[2:]), facts, strict=True):
+            self._lists[name].append(value)
+        for name, value in _times(clip).items():
             self._lists[name].append(value)
 
     def add_texts(
@@ -144,7 +147,8 @@ class _Npy(EmbeddingFile):
 
     def add_video(self, path: Path, clip: Clip, features: NDArray[Any], sha256: str) -> None:
         self._rows.add(features[None])
-        entry = {"path": str(path), "indices": clip.indices, "total_frames": clip.total_frames}
+        entry = {"path": str(path), **_times(clip), "indices": clip.indices}
+        entry["total_frames"] = clip.total_frames
         self._entries.append(json_line({**entry, "decoder": clip.decoder, "sha256": sha256}))
 
     def add_texts(
@@ -165,10 +169,10 @@ class _Npy(EmbeddingFile):
 
 
 class _Parquet(EmbeddingFile):
-    """A row for every vector: path, total_frames, decoder, sha256 of the file (and frame, its
-    number in the video), or text (and token, its place, and its id; padding has no row); embedding:
-    a list of fixed size, as vector databases take it. info: under "stan_infer" in the schema's
-    metadata.
+    """A row for every vector: path, total_frames, decoder, sha256 of the file (of parts start_s and
+    end_s; and frame, its number in the video), or text (and token, its place, and its id; padding
+    has no row); embedding: a list of fixed size, as vector databases take it. info: under
+    "stan_infer" in the schema's metadata.
     """
 
     def __init__(self, path: Path, info: Mapping[str, Any]) -> None:
@@ -187,7 +191,8 @@ class _Parquet(EmbeddingFile):
             "decoder": [clip.decoder] * count,
             "sha256": [sha256] * count,
         }
-        self._add({"path": [storable(path)] * count, **frames, **facts}, rows)
+        times = {name: [value] * count for name, value in _times(clip).items()}
+        self._add({"path": [storable(path)] * count, **times, **frames, **facts}, rows)
 
     def add_texts(
         self, texts: Sequence[str], ids: NDArray[np.int64], features: NDArray[Any]
@@ -227,6 +232,11 @@ class _Parquet(EmbeddingFile):
         self._columns, self._vectors, self._size = {}, [], 0
 
 
+def _times(clip: Clip) -> dict[str, float]:
+    """Where a part begins and ends; nothing of a whole video."""
+    return {} if clip.seconds is None else dict(zip(_OF_PARTS, clip.seconds, strict=True))
+
+
 def _pyarrow() -> tuple[Any, Any]:
     """The packages pyarrow and pyarrow.parquet; MissingError without them."""
     return tuple(require(n, "writing .parquet", "parquet") for n in ("pyarrow", "pyarrow.parquet"))
@@ -247,7 +257,7 @@ def _why_keep_parquet(path: Path) -> str | None:
 
 def _why_keep_npz(path: Path) -> str | None:
     reasons = [
-        earlier_result.arrays((*names, "info"), _BY, _OF_TEXTS)(path)
+        earlier_result.arrays((*names, "info"), _BY, (*_OF_PARTS, *_OF_TEXTS))(path)
         for names in (_OF_VIDEOS, _OF_TEXTS)
     ]
     return None if None in reasons else reasons[0]

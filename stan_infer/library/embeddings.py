@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,12 +20,13 @@ from stan_infer.engines.opened import Source, opened, path_of
 from stan_infer.engines.session import TEXT_CHUNK, Session
 from stan_infer.errors import InputError, first_reasons, storable
 from stan_infer.library import embed
+from stan_infer.library.embedded import EmbeddedFile, VectorOptions
 from stan_infer.library.embedding_file import check_embeddings, new_embeddings
 from stan_infer.library.files import HASHERS, changed, hashed, seen
 from stan_infer.library.levels import Level, normalised
 from stan_infer.library.model_files import model_source
 from stan_infer.library.reading import reading_facts
-from stan_infer.library.readings import EmbedOptions, Reading
+from stan_infer.library.readings import EmbedOptions, Reading, error_of_parts
 from stan_infer.library.store import File
 from stan_infer.system.atomic import files_of
 from stan_infer.system.json_file import plain
@@ -35,34 +37,20 @@ from stan_infer.video.find import list_videos
 from stan_infer.video.spec import ClipSpec
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class VectorOptions:
-    """Which vectors are wanted.
-
-    level: "video", "frame" or "token", see levels.Level; None: what the model's head scores.
-    normalise: divide every vector by its length. frames: of each video, by default the config's.
-    decoder: see read_clip.
-    """
-
-    level: str | None = None
-    normalise: bool = False
-    frames: int | None = None
-    decoder: str = "auto"
-
-
 @dataclasses.dataclass(frozen=True, repr=False)
 class Embeddings(Result):
-    """The features of n videos, in the order in which they were given.
+    """The features of n videos, or parts of videos, in the order in which they were given.
 
     Attributes:
-        paths: the n videos that could be read.
+        paths: the n videos that could be read; of parts the video of each.
         embeddings: float32 [n, E]; [n, T, E] with a Mug head or of the level "frame".
         indices: int64 [n, T], the frames that were looked at, from 0.
         total_frames: int64 [n], of each video.
         decoders: the n decoders that read them.
         sha256: of the content of each of the n files, in hex.
+        start, end: float64 [n], seconds in the video; NaN for a whole one.
         session: facts about what ran; see Session.describe.
-        failed: videos that could not be read, with the reason.
+        failed: videos that could not be read, or not all of their parts, with the reason.
     """
 
     paths: tuple[Path, ...]
@@ -71,48 +59,20 @@ class Embeddings(Result):
     total_frames: NDArray[np.int64]
     decoders: tuple[str, ...]
     sha256: tuple[str, ...]
+    start: NDArray[np.float64]
+    end: NDArray[np.float64]
     session: dict[str, Any]
     failed: dict[str, str]
 
     def summary(self) -> str:
         """How many, their shape, what ran."""
         s, failed = self.session, f", {len(self.failed)} could not be read" if self.failed else ""
-        videos = f"{len(self.paths)} video{'s' * (len(self.paths) != 1)}"
+        what = "part" if np.isfinite(self.start).any() else "video"
+        videos = f"{len(self.paths)} {what}{'s' * (len(self.paths) != 1)}"
         return (
             f"{videos}, float32 {list(self.embeddings.shape)}, engine "
             f"{s['engine']} in {s['precision']} on {s['device']}{failed}"
         )
-
-
-@dataclasses.dataclass(frozen=True, repr=False, kw_only=True)
-class EmbeddedFile(Result):
-    """A file of embeddings that was written.
-
-    Attributes:
-        out: the file; see embedding_file for what it holds.
-        videos, texts: how many vectors, or groups of them, are of each.
-        failed: videos that could not be read, with the reason.
-        level: what a vector of "videos" and of "texts" stands for: video, frame, text or token.
-        normalised: whether the vectors have length 1.
-        session: facts about what ran; see Session.describe.
-        decoders: those that read the videos.
-        info: what the file says of itself; empty where none was written.
-    """
-
-    out: Path
-    videos: int
-    texts: int
-    failed: dict[str, str]
-    level: dict[str, str]
-    normalised: bool
-    session: dict[str, Any]
-    decoders: tuple[str, ...]
-    info: dict[str, Any]
-
-    def summary(self) -> str:
-        """How many of what are where."""
-        failed = f", {len(self.failed)} videos could not be read" if self.failed else ""
-        return f"{self.videos} videos and {self.texts} texts in {self.out}{failed}"
 
 
 def embed_videos(
@@ -134,8 +94,9 @@ def embed_videos(
         progress: called with a title and the number of videos; a context manager that gives a
             function, which is called after each.
         options: level ("video": one vector each, "frame": one for every frame; by default what the
-            model's head scores), normalise (divide every vector by its length), frames (of each
-            video, by default the config's), decoder ("auto", which is PyAV, "pyav", "decord",
+            model's head scores), normalise (divide every vector by its length), windows (a
+            video.windows.Windows: a vector for every part of a video), frames (of each video or
+            part, by default the config's), decoder ("auto", which is PyAV, "pyav", "decord",
             "decord-as-is"), batch (videos per call of the network, 1), workers (decoding
             processes), timeout_s (seconds allowed for one video, 60); and those of open_session.
 
@@ -168,6 +129,8 @@ def embed_videos(
         total_frames=np.array([c.total_frames for c in gathered.clips]),
         decoders=tuple(c.decoder for c in gathered.clips),
         sha256=tuple(gathered.sha256),
+        start=np.array([(c.seconds or (np.nan, np.nan))[0] for c in gathered.clips]),
+        end=np.array([(c.seconds or (np.nan, np.nan))[1] for c in gathered.clips]),
         session=told.session,
         failed=told.failed,
     )
@@ -216,7 +179,7 @@ class _Gathered:
 
     def add_video(self, path: Path, clip: Clip, features: NDArray[Any], sha256: str) -> None:
         self.paths.append(path)
-        self.clips.append(dataclasses.replace(clip, pixels=np.empty(0, np.uint8)))
+        self.clips.append(clip)
         self.features.append(features)
         self.sha256.append(sha256)
 
@@ -247,12 +210,16 @@ class _Job:
         if not self.videos and not self.texts:
             raise InputError("nothing to embed: give videos, --text or --texts")
         name, paths = path_of(self.source), list_videos(self.videos)
+        if self.wanted.windows is not None:
+            paths = list(dict.fromkeys(paths))  # the parts of one are told by its path
+            if not paths:
+                raise InputError("--windows is about videos, and none is given")
         more = [words["calibration"]] if words.get("calibration") is not None else []
         sources = [*(files_of(name) if name else []), *more, *read, *paths]
         if out is not None:
             check_embeddings(out, videos=bool(paths), texts=bool(self.texts), sources=sources)
         with (
-            early_workers(self.how.workers, len(paths)),
+            early_workers(self.how.workers, len(paths) if self.wanted.windows is None else 64),
             opened(self.source, words, yielding=True) as session,
             Level(session, self.wanted.level) as level,
             self.progress("embedding", len(paths) + len(self.texts)) as step,
@@ -267,15 +234,16 @@ class _Job:
                 for sink in sinks:
                     sink.add_texts(part, ids, features)
                 step(len(part))
-            failed, decoders = self._videos(session, level, paths, sinks, step)
+            videos, rows, failed, decoders = self._videos(session, level, paths, sinks, step)
             ran = session.describe()
-            if paths and len(failed) == len(paths):
+            if paths and not videos:
                 why = first_reasons(failed.values(), "")
                 end = "" if out is None else f"; {out} was not written"
                 raise InputError(f"none of the {len(paths)} videos could be read: {why}{end}")
         return EmbeddedFile(
             out=out or Path(),
-            videos=len(paths) - len(failed),
+            videos=videos,
+            rows=rows,
             texts=len(self.texts),
             failed=failed,
             level=level.to_dict(),
@@ -292,32 +260,52 @@ class _Job:
         paths: list[Path],
         sinks: Sequence[_Sink],
         step: Callable[..., None],
-    ) -> tuple[dict[str, str], set[str]]:
-        """Give every video to the sinks; return those that failed, why, and the decoders."""
+    ) -> tuple[int, int, dict[str, str], set[str]]:
+        """Give every video to the sinks; return how many had rows, how many rows, what failed and
+        why, and the decoders.
+        """
+        videos, rows = 0, 0
         failed: dict[str, str] = {}
         decoders: set[str] = set()
         with closing(self._readings(session, paths)) as readings:
-            for reading, file in readings:
+            for path, file, parts in readings:
                 step()
-                error = reading.error or changed(reading.path, file, seen(reading.path))
-                if error is None and reading.clip is not None and reading.features is not None:
+                found, errors = self._vectors(level, parts)
+                if (reason := changed(path, file, seen(path))) is not None:
+                    found, errors = [], errors or [reason]
+                for clip, vector in found:
                     assert file.sha256 is not None
-                    try:
-                        found = self._kept(level.of_video(reading.features), str(reading.path))
-                        for sink in sinks:
-                            sink.add_video(reading.path, reading.clip, found, file.sha256.hex())
-                        decoders.add(reading.clip.decoder)
-                    except InputError as e:
-                        error = str(e)
-                if error:
-                    failed[str(reading.path)] = error
+                    for sink in sinks:
+                        sink.add_video(path, clip, vector, file.sha256.hex())
+                    decoders.add(clip.decoder)
+                videos, rows = videos + bool(found), rows + len(found)
+                if (error := error_of_parts(errors)) is not None:
+                    failed[str(path)] = error
                     self.say(f"error: {error}")
-        return failed, decoders
+        return videos, rows, failed, decoders
+
+    def _vectors(
+        self, level: Level, parts: Iterable[Reading]
+    ) -> tuple[list[tuple[Clip, NDArray[Any]]], list[str]]:
+        """What the file holds of one video, and why parts of it have nothing."""
+        found, errors = [], []
+        for reading in parts:
+            if reading.clip is None or reading.features is None:
+                errors.append(reading.error or "")
+                continue
+            try:
+                vector = self._kept(level.of_video(reading.features), str(reading.path))
+            except InputError as e:
+                errors.append(str(e))
+                continue
+            pixels = np.empty(0, np.uint8)  # an hour has thousands of parts
+            found.append((dataclasses.replace(reading.clip, pixels=pixels), vector))
+        return found, errors
 
     def _readings(
         self, session: Session, paths: Iterable[Path]
-    ) -> Generator[tuple[Reading, File], None, None]:
-        """Every video, with its hash, which threads compute before it is read."""
+    ) -> Generator[tuple[Path, File, Iterable[Reading]], None, None]:
+        """Every video with its hash, which threads compute before it is read, and its parts."""
         hashes: deque[File] = deque()  # of videos that are being read
 
         def given() -> Generator[Path, None, None]:
@@ -325,11 +313,16 @@ class _Job:
                 hashes.append(file)
                 yield path
 
+        windows = self.wanted.windows
         with ThreadPoolExecutor(HASHERS) as threads, closing(given()) as begun:
-            readings = embed.embed_videos(session, begun, self.how, spec=self._spec(session))
-            with closing(readings):
-                for reading in readings:
-                    yield reading, hashes.popleft()
+            how: Any = {"spec": self._spec(session), "windows": windows}
+            with closing(embed.embed_videos(session, begun, self.how, **how)) as readings:
+                if windows is None:
+                    for reading in readings:
+                        yield reading.path, hashes.popleft(), [reading]
+                    return
+                for path, parts in groupby(readings, key=lambda reading: reading.path):
+                    yield path, hashes.popleft(), parts
 
     def _kept(self, features: NDArray[Any], name: str) -> NDArray[Any]:
         return normalised(features, name) if self.wanted.normalise else features
@@ -346,7 +339,7 @@ class _Job:
 
     def _info(self, session: Session, name: str | None, level: Level) -> dict[str, Any]:
         """What a file says of itself; see embedding_file."""
-        spec = self._spec(session)
+        spec, windows = self._spec(session), self.wanted.windows
         config = session.config.to_dict() | {"frames": spec.frames}
         source = model_source(name, config)
         source["sha256"] = {storable(file): value for file, value in source["sha256"].items()}
@@ -358,6 +351,7 @@ class _Job:
             "source": {"checkpoint": storable(Path(name or "").name), **source},
             "level": level.to_dict(),
             "normalised": self.wanted.normalise,
+            "windows": None if windows is None else dataclasses.asdict(windows),
             "stan_infer": stan_infer.__version__,
         }
 

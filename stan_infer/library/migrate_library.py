@@ -28,6 +28,7 @@ from stan_infer.library.library import Library, open_library
 from stan_infer.library.model_files import model_source
 from stan_infer.library.place import locked
 from stan_infer.library.readings import EmbedOptions
+from stan_infer.system import kept
 from stan_infer.system.atomic import exchange, new_file
 from stan_infer.system.json_file import json_line
 from stan_infer.system.result import Progress, Result, Say, divided, no_progress, silent
@@ -167,6 +168,7 @@ class _Migration:
             done = self.embed(progress)
             rows, embedded, lost = done.rows, done.embedded, self.lost(done, own.drop)
             exchange(self.part, self.old.path)
+            kept.note(self.old.path, "was embedded again")
             _remove(self.part)
         return MigratedLibrary(
             path=self.old.path, rows=rows, embedded=embedded, lost=lost, stack=compared

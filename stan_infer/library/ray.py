@@ -122,8 +122,6 @@ def embed_with_ray(
     """
     where, rest = divided(RayOptions, options)
     wanted, rest = divided(LibraryOptions, rest)
-    if wanted.windows is not None and wanted.windows.grid:
-        raise InputError("windows on a grid are for one machine: leave grid out, or embed_library")
     how, words = divided(EmbedOptions, rest)
     if how.workers is not None:
         raise InputError("workers is for one machine: give decoders, the actors that read videos")

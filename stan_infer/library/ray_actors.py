@@ -1,8 +1,8 @@
 """What the actors of library.ray do: one kind reads videos, the other embeds them.
 
 Nothing here imports Ray. Rows are tables of Arrow: `group`, a few videos that are read together;
-`call`, which call of the network it is in the group; `last`, whether it is the group's last;
-`data`, a pickle.
+`call`, which call of the network it is in the group, or which segment of windows on a grid; `last`,
+whether it is the group's last; `data`, a pickle.
 """
 
 from __future__ import annotations
@@ -20,21 +20,23 @@ from numpy.typing import NDArray
 import stan_infer
 from stan_infer.checkpoints.hub import located
 from stan_infer.engines.opened import opened, path_of
-from stan_infer.errors import CheckError, StanError
+from stan_infer.engines.stream import Stream
+from stan_infer.errors import CheckError, MissingError, StanError
 from stan_infer.library import passport as pass_
 from stan_infer.library.address import Address, fetched
-from stan_infer.library.embed import Read, embed_call, in_calls
+from stan_infer.library.embed import embed_call, in_calls
 from stan_infer.library.files import hash_file, seen
 from stan_infer.library.levels import Level
 from stan_infer.library.model_files import model_source
 from stan_infer.library.reading import reading_facts
 from stan_infer.library.readings import EmbedOptions, Reading
+from stan_infer.library.sliding import Segment, embed_segment, segments, stream_of
 from stan_infer.library.store import File
 from stan_infer.system.packages import require
 from stan_infer.system.temporary import NoTemporaryFolderError
-from stan_infer.video.clip import Clip
-from stan_infer.video.decode_pool import read_by
+from stan_infer.video.decode_pool import read_by, read_grid_by
 from stan_infer.video.decode_worker import DecodeWorker
+from stan_infer.video.grid import FramesRead, GridPlan
 from stan_infer.video.spec import ClipSpec
 from stan_infer.video.windows import Windows
 
@@ -73,7 +75,7 @@ class Seen(NamedTuple):
 class Found(NamedTuple):
     """One call of the network, and with the last of a group its videos."""
 
-    readings: list[Any]  # of Read before the network, of Reading behind it
+    readings: list[Any]  # of Read, or (path, Segment), before the network, of Reading behind it
     videos: list[Seen]
     notes: tuple[str, ...] = ()
 
@@ -98,7 +100,7 @@ class _Model:
         spec = ClipSpec.of(self.session.config, frames=work.frames, decoder=work.decoder)
         hashes = model_source(path_of(source), {})
         facts = pass_.facts_of(self.session, hashes, spec)
-        canaries = pass_.seen_canaries(self.session, spec, work.how.timeout_s)
+        canaries = pass_.seen_canaries(self.session, spec, work.how.timeout_s, work.windows)
         self.stack = Stack(spec, facts, canaries, self.session.describe())
 
     def __enter__(self) -> _Model:
@@ -147,12 +149,11 @@ class ReadVideos:
                 yield _row(row["group"], 0, True, self._fault)
                 return
             videos: list[Seen] = []
-            apart = self._work.windows is not None
             readings = self._readings(pickle.loads(row["data"]), videos)
-            before: list[Read] = []
+            before: list[Any] = []
             call = 0
             try:
-                for now in in_calls(readings, self._work.how.batch, apart=apart):
+                for now in self._calls(readings):
                     if before:
                         yield _row(row["group"], call, False, Found(before, []))
                         call += 1
@@ -162,7 +163,18 @@ class ReadVideos:
                 return
             yield _row(row["group"], call, True, Found(before, videos, self._notes))
 
-    def _readings(self, paths: Iterable[Path], videos: list[Seen]) -> Iterator[Read]:
+    def _calls(self, readings: Iterable[Any]) -> Iterator[list[Any]]:
+        """What is read, as the network takes it; of windows on a grid a segment at a time."""
+        windows = self._work.windows
+        if windows is None or not windows.grid:
+            yield from in_calls(readings, self._work.how.batch, apart=windows is not None)
+            return
+        for path, found in readings:
+            if isinstance(found, MissingError):
+                raise found
+            yield [(path, found)]
+
+    def _readings(self, paths: Iterable[Path], videos: list[Seen]) -> Iterator[Any]:
         """What is read of the videos; `videos` gets what they are."""
         for path in paths:
             if not isinstance(path, Address):
@@ -181,16 +193,21 @@ class ReadVideos:
                 file = File(0, 0, None, str(e))
             videos.append(Seen(path, file, file[:2]))
 
-    def _parts(self, path: Path, file: File, where: Path) -> Iterator[Read]:
+    def _parts(self, path: Path, file: File, where: Path) -> Iterator[tuple[Path, Any]]:
         if file.sha256 is None or self._is_known(file.sha256):
             return
-        work = self._work
-        for _, result in read_by(
-            self._worker, where, self._spec, work.windows, timeout_s=work.how.timeout_s
-        ):
-            if where is not path and not isinstance(result, Clip):
-                result = type(result)(str(result).replace(str(where), str(path)))
-            yield path, result
+        windows, timeout_s = self._work.windows, self._work.how.timeout_s
+        if windows is not None and windows.grid:
+            read = read_grid_by(self._worker, where, self._spec, windows, timeout_s=timeout_s)
+            found = (_named(result, where, path) for result in read)
+            plan = next(found)
+            if not isinstance(plan, GridPlan):
+                yield path, plan
+                return
+            yield from ((path, segment) for segment in segments(plan, found))
+            return
+        for _, result in read_by(self._worker, where, self._spec, windows, timeout_s=timeout_s):
+            yield path, _named(result, where, path)
 
     def _is_known(self, sha256: bytes) -> bool:
         place = int(np.searchsorted(self._known, np.bytes_(sha256)))
@@ -204,10 +221,14 @@ class EmbedVideos:
         """Open the model: CheckError for each group where it is another than `stack`."""
         self._notes: tuple[str, ...] = ()
         self._fault: StanError | None = None
+        self._stream: Stream | None = None
         try:
             self._model = _Model(work)
             self._compare(stack)
             self._level = Level(self._model.session, "video")
+            if work.windows is not None and work.windows.grid:
+                session, spec = self._model.session, self._model.stack.spec
+                self._stream = stream_of(session, spec, work.windows)
         except StanError as e:
             self._fault = _here(e)
 
@@ -232,8 +253,16 @@ class EmbedVideos:
             yield _row(row["group"], row["call"], row["last"], found)
 
     def _embedded(self, found: Found) -> Found:
-        readings = embed_call(self._model.session, found.readings) if found.readings else []
+        readings = self._embed(found.readings) if found.readings else []
         return Found([self._small(r) for r in readings], found.videos, found.notes + self._notes)
+
+    def _embed(self, call: list[Any]) -> list[Reading]:
+        if self._stream is None:
+            return embed_call(self._model.session, call)
+        ((path, result),) = call
+        if isinstance(result, Segment):
+            return embed_segment(self._stream, path, result)
+        return [Reading(path, None, None, str(result))]
 
     def _small(self, reading: Reading) -> Reading:
         if reading.clip is None or reading.features is None:
@@ -241,6 +270,17 @@ class EmbedVideos:
         clip = dataclasses.replace(reading.clip, pixels=np.empty(0, np.uint8))
         vector = self._level.of_video(reading.features)
         return dataclasses.replace(reading, clip=clip, features=vector)
+
+
+def _named(result: Any, where: Path, path: Path) -> Any:
+    """What was read of a copy, with the video's own name in errors."""
+    old, new = str(where), str(path)
+    if old != new and isinstance(result, StanError):
+        return type(result)(str(result).replace(old, new))
+    if old != new and isinstance(result, FramesRead):
+        errors = {place: error.replace(old, new) for place, error in result.errors.items()}
+        return result._replace(errors=errors)
+    return result
 
 
 def group_rows(groups: Iterable[list[Path]]) -> list[dict[str, Any]]:

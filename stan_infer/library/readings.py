@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,3 +42,9 @@ class Reading:
     clip: Clip | None
     features: np.ndarray | None  # [E], or [T, E] with a Mug head; [V, ...] if views were asked for
     error: str | None
+
+
+def error_of_parts(errors: Sequence[str]) -> str | None:
+    """One line for what went wrong with the parts of a video; None: nothing did."""
+    more = f" (and {len(errors) - 1} more parts)" if len(errors) > 1 else ""
+    return errors[0] + more if errors else None

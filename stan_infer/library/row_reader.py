@@ -49,11 +49,12 @@ class RowReader:
         made = windows_of(read_passport(self._library))  # now: a migration may have changed them
         if made is not None and made.grid:
             return self._of_grid(path, made, start_s)
-        windows = Windows(start=start_s, end=end_s)
+        # Of a video of one frame, which lasts no time, a stretch cannot be asked for.
+        windows = made or Windows(start=start_s, end=end_s)
         plan = self._worker.plan(path, windows, timeout_s=self._timeout_s)
-        total, parts = plan.total_frames, plan.windows
+        window = min(plan.windows, key=lambda w: abs(w.start_s - start_s))
         (clip,) = self._worker.read_windows(
-            path, self._spec, total, parts, timeout_s=self._timeout_s
+            path, self._spec, plan.total_frames, [window], timeout_s=self._timeout_s
         )
         if isinstance(clip, InputError):
             raise clip

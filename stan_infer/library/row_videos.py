@@ -21,7 +21,8 @@ _FILES = (
     "SELECT rows.id, files.path FROM rows CROSS JOIN clips ON clips.id = rows.clip"
     " CROSS JOIN files ON files.sha256 = clips.sha256 WHERE NOT files.gone"
 )
-
+_CLIP = "SELECT clip FROM rows WHERE id = ?"
+_SAME = "SELECT id FROM rows WHERE clip = ? ORDER BY id"
 
 # Those of contents, without those of contents that have no rows; fast as FORSAKEN is.
 _COUNT = (
@@ -67,6 +68,28 @@ class RowVideos(Sequence[tuple[str, ...]]):
         with self._database() as db:
             found = [db.execute(asked, (int(self._ids[i]),)).fetchall() for i in places]
         return [tuple(path_of(path) for _, path in files) for files in found]
+
+    def of_same_content(self, places: Iterable[int]) -> list[NDArray[np.int64]]:
+        """The places of all rows with the content of each of these rows, rising; see `take`.
+
+        Rows of one content get the same array. It is empty where a row has gone since.
+        """
+        rows: dict[tuple[int, ...] | None, NDArray[np.int64]] = {}  # of contents
+        found = []
+        with self._database() as db:
+            for place in places:
+                clip = db.execute(_CLIP, (int(self._ids[place]),)).fetchone()
+                if clip not in rows:
+                    ids = db.execute(_SAME, clip).fetchall() if clip else []
+                    rows[clip] = self._places(np.array(ids, np.int64).reshape(-1))
+                found.append(rows[clip])
+        return found
+
+    def _places(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The places of those of `ids`, which rise, that were there when the library was opened."""
+        places = np.searchsorted(self._ids, ids)
+        places = places[places < len(self._ids)]
+        return places[self._ids[places] == ids[: len(places)]]
 
     def __iter__(self) -> Iterator[tuple[str, ...]]:
         """The files of all rows, in order; a run may write between some of them."""

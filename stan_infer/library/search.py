@@ -108,7 +108,9 @@ class SearchResult(Result):
     Attributes:
         library: its folder.
         asked: the texts and examples with their weights, a query.Term each.
+        query: float64 [E], whose product with a row's vector is its score; not in to_dict.
         hits: the best rows, best first, a Hit each.
+        mug: whether the scores of the hits are of the Mug head.
         rows: how many rows were looked at.
         model_s: seconds in which the model embedded what was asked for.
         search_s: seconds for the rest; with `mug` that is most of the time.
@@ -119,7 +121,9 @@ class SearchResult(Result):
 
     library: Path
     asked: tuple[Term, ...]
+    query: NDArray[np.float64]
     hits: tuple[Hit, ...]
+    mug: bool
     rows: int
     model_s: float
     search_s: float
@@ -136,7 +140,9 @@ class SearchResult(Result):
         asked = [dataclasses.asdict(term) for term in self.asked]
         hits = [hit.to_dict() for hit in self.hits]
         stack = None if self.stack is None else self.stack.to_dict()
-        return super().to_dict() | {"asked": asked, "hits": hits, "stack": stack}
+        told = super().to_dict() | {"asked": asked, "hits": hits, "stack": stack}
+        del told["query"]
+        return told
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -250,7 +256,9 @@ class Searcher:
         return SearchResult(
             library=self.library.path,
             asked=tuple(found),
+            query=query,
             hits=tuple(dataclasses.replace(h, rank=i) for i, h in enumerate(hits, 1)),
+            mug=mug,
             rows=count,
             model_s=embedded - began,
             search_s=time.perf_counter() - embedded,

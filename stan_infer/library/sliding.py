@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,7 +94,7 @@ class _Video:
         self._sizes = [len(piece) for piece in plan.pieces()]
         self._at = 0  # frames that have come
         self._next = 0  # windows that have gone
-        stream.restart()
+        stream.restart(plan.windows[0].first)
 
     @property
     def is_whole(self) -> bool:
@@ -118,7 +119,9 @@ class _Video:
             if error is not None:
                 self._at += 1
                 yield self._lost(error, self._at)
-        if self.is_whole and (last := self._stream.last()) is not None:
+        if self.is_whole and self._next < len(self._plan.windows):
+            last = self._stream.last()
+            assert last is not None, "a window is neither there nor lost"
             yield [self._reading(last, piece)]
 
     def _lost(self, error: str, before: int) -> list[Reading]:
@@ -138,3 +141,53 @@ class _Video:
             return Reading(self._path, None, None, error)
         clip = self._plan.clip(window, piece, _NO_PIXELS)
         return Reading(self._path, clip, found.embedding, None)
+
+
+class Segment(NamedTuple):
+    """Windows of a video that can be embedded by themselves: their plan and its pieces."""
+
+    plan: GridPlan
+    pieces: list[FramesRead | StanError]
+
+
+def segments(plan: GridPlan, pieces: Iterable[FramesRead | StanError]) -> Iterator[Segment]:
+    """Divide a video: a segment for each piece in which windows end.
+
+    It holds the piece, and of those before what its windows need. Last bits of vectors may differ
+    from those of the video in one go, as other frames pass the trunk together.
+    """
+    held: deque[tuple[int, int, FramesRead | StanError]] = deque()  # start, end
+    begin = at = 0
+    for end, piece in zip(plan.ends, pieces, strict=True):
+        held.append((begin, end, piece))
+        begin, until = end, at
+        while until < len(plan.windows) and sum(plan.windows[until][2:]) <= end:
+            until += 1
+        if until > at:
+            windows, at = plan.windows[at:until], until
+            first = windows[0].first
+            parts = [(max(a, first) - a, b, p) for a, b, p in held if b > first]
+            own = plan._replace(
+                frames=plan.frames[first:end],
+                windows=[w._replace(first=w.first - first) for w in windows],
+                ends=[b - first for _, b, _ in parts],
+            )
+            yield Segment(own, [_without(p, skip) for skip, _, p in parts])
+        needed = plan.windows[at].first if at < len(plan.windows) else end
+        while held and held[0][1] <= needed:
+            held.popleft()
+
+
+def _without(piece: FramesRead | StanError, skip: int) -> FramesRead | StanError:
+    """A piece without its first frames."""
+    if not isinstance(piece, FramesRead):
+        return piece
+    lost = sum(i < skip for i in piece.errors)
+    errors = {i - skip: e for i, e in piece.errors.items() if i >= skip}
+    return piece._replace(pixels=piece.pixels[skip - lost :], errors=errors)
+
+
+def embed_segment(stream: Stream, path: Path, segment: Segment) -> list[Reading]:
+    """The windows of a segment, or why they have no vectors."""
+    video = _Video(stream, path, segment.plan)
+    return [r for p in segment.pieces for readings in video.add(p) for r in readings]

@@ -44,7 +44,10 @@ from stan_infer.library.database import (
     failures,
     mapped,
 )
+from stan_infer.system import kept
 from stan_infer.system.temporary import workplace
+
+_GOES_ON = "the same command goes on from there"
 
 
 class File(NamedTuple):
@@ -74,6 +77,7 @@ class Store:
         Raises InputError where the files are not a library's, CheckError where they are damaged.
         """
         self.folder, self.width = folder, width
+        self._rows = 0  # that this run has added
         self._db: sqlite3.Connection | None = None
         self._file: IO[bytes] | None = None
         try:
@@ -192,6 +196,7 @@ class Store:
         for part in parts:
             row = (part.id, clip, *(part.seconds or (None, None)), part.crc)
             self._run("INSERT INTO rows VALUES (?, ?, ?, ?, ?)", *row)
+        self._rows += len(parts)
         self._done = parts[-1].id + 1 if parts else self._done
 
     def forget(self, sha256: bytes) -> None:
@@ -209,6 +214,11 @@ class Store:
             self._file.flush()
             os.fsync(self._file.fileno())
             self._db.execute("COMMIT")
+        if self._rows:
+            more = f"{self._rows} more row{'s' * (self._rows > 1)}"
+            kept.note(self.folder, f"has {more}: {_GOES_ON}")
+        else:
+            kept.note(self.folder, f"has no more rows, but notes on its files: {_GOES_ON}")
 
     def _run(self, statement: str, *values: Any) -> sqlite3.Cursor:
         assert self._db is not None
@@ -244,6 +254,7 @@ def new_store(folder: Path, passport: str) -> None:
         for name in (ROWS, PASSPORT):
             os.replace(work / name, folder / name)
         _sync_folder(folder)
+        kept.note(folder, f"is a library without rows so far: {_GOES_ON}")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -45,6 +45,9 @@ _MORE_FONTS = (
 )
 # Inches; at 72 pixels each as wide as a phone's screen, with letters of 10 to 12 pixels.
 _SIZE = (5.2, 3.7)
+# From so many seconds on, an axis shows hours, and minutes.
+_HOUR, _MINUTE = 3600.0, 120.0
+_ROUND_TIMES = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200)
 Points = Sequence[tuple[float, float]]
 
 
@@ -292,6 +295,28 @@ def styled(axes: Any, x: str, y: str) -> None:
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(INK)
+
+
+def time_axis(axes: Any, words: str, low: float, high: float) -> None:
+    """Let x reach from `low` to `high` seconds, with round times as ticks. words: its label."""
+    from matplotlib.ticker import FuncFormatter, MultipleLocator
+
+    if high >= _HOUR:
+        unit, show = "h:min:s", lambda x: f"{int(x // 3600)}:{int(x // 60) % 60:02}:{x % 60:02.0f}"
+    elif high >= _MINUTE:
+        unit, show = "min:s", lambda x: f"{int(x // 60)}:{x % 60:02.0f}"
+    else:
+        unit, show = "s", lambda x: f"{x:g}"
+    axes.set_xlabel(f"{words} ({unit})", color=INK)
+    axes.set_xlim(low, high)
+    axes.xaxis.set_major_locator(MultipleLocator(_round_time(high - low)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: show(x)))
+
+
+def _round_time(seconds: float) -> float:
+    """Seconds between two ticks of an axis of this length, a round time, for at most 7 ticks."""
+    days = (14400, 21600, 43200, *(86400 * 2**n for n in range(20)))
+    return next((t for t in (*_ROUND_TIMES, *days) if seconds / t <= 6.01), seconds)
 
 
 def image_files(figure: Any, title: str) -> dict[str, bytes]:

@@ -86,18 +86,19 @@ def html_table(
     return f"<div class=wide><table>{cells('th', head)}{lines}</table></div>"
 
 
-def html_charts(charts: Sequence[str]) -> str:
-    """Return charts (SVG text) beside each other, as many as fit.
+def html_charts(charts: Sequence[str], captions: Sequence[str] = ()) -> str:
+    """Return charts (SVG text) beside each other, as many as fit. captions: HTML above each.
 
     Where the screen is so narrow that letters would get too small, a chart scrolls.
     """
     shown = []
-    for svg in charts:
+    for svg, caption in zip(charts, captions or [""] * len(charts), strict=True):
         found = re.search(r'viewBox="0 0 ([\d.]+) ', svg)
         width = float(found[1]) if found else _CHART
         least = f'<svg style="min-width:{0.85 * width:.0f}px"'
         style = f"flex:1 1 {1.3 * width:.0f}px;max-width:min(100%,{1.5 * width:.0f}px)"
-        shown.append(f'<figure style="{style}">{svg.replace("<svg", least, 1)}</figure>')
+        above = f"<figcaption>{caption}</figcaption>" if caption else ""
+        shown.append(f'<figure style="{style}">{above}{svg.replace("<svg", least, 1)}</figure>')
     return f"<div class=plots>{''.join(shown)}</div>"
 
 

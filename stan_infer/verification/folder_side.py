@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ from stan_infer.artefacts.onnx_file import read_graph
 from stan_infer.config import StanConfig
 from stan_infer.engines.bare_graph import open_bare
 from stan_infer.engines.graph import OpenGraph
+from stan_infer.engines.open import open_session
+from stan_infer.engines.session import Session
 from stan_infer.errors import InputError
 from stan_infer.system.json_file import checked
 from stan_infer.system.packages import require
@@ -215,6 +218,17 @@ class Folder(Side):
         opened = usable(self._open("video"))
         names = [n for n in ("scores", "probabilities") if n in opened.signature().outputs]
         return opened.run({"video": tensor}, names) if names else {}
+
+    @contextmanager
+    def opened_session(self) -> Iterator[Session]:
+        """A session of the folder, in the engine of this side."""
+        with open_session(self.name, self.engine) as session:
+            yield session
+
+    def part_windows(self) -> tuple[int, int]:
+        """The smallest and largest window of the parts."""
+        entry = self._graphs.get("branch")
+        return (1, 1) if entry is None else self._at("dims", "frames", kind=Pair, of=entry)
 
     def graph_path(self, role: str) -> Path | None:
         return self._file(self._graphs[role].get("file")) if role in self._graphs else None

@@ -27,11 +27,11 @@ from stan_infer.verification.bound import recorded_bound
 from stan_infer.verification.folder_side import Folder
 from stan_infer.verification.labels import compare_labels
 from stan_infer.verification.options import VerifyOptions
-from stan_infer.verification.parts import compare_parts, has_parts
+from stan_infer.verification.parts import parts_stage
 from stan_infer.verification.side import Arrays
-from stan_infer.verification.stage import Stage
+from stan_infer.verification.stage import ARITHMETIC, Stage
 from stan_infer.verification.stored import StoredGraph
-from stan_infer.verification.verify import ARITHMETIC, LEVELS, described, record_of
+from stan_infer.verification.verify import LEVELS, described, record_of
 from stan_infer.video.decode_worker import DecodeWorker
 from stan_infer.video.spec import ClipSpec
 
@@ -138,10 +138,7 @@ class _Golden:
             stages.append(stage)
             if name == "video tower" and self._side.precision in EIGHT_BITS:
                 stages.append(self._bound(stage))
-            if name == "video tower" and has_parts(self._side):
-                exact = self._side.precision == "fp32"
-                parts = Stage("parts", ARITHMETIC if exact else stage.tolerance)
-                compare_parts(parts, self._side)
+            if name == "video tower" and (parts := parts_stage(self._side, stage.tolerance)):
                 stages.append(parts)
             if name == "video tower" and (others := self._other_frames()) is not None:
                 stages.append(others)

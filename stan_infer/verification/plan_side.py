@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from stan_infer.artefacts.parts import PARTS
 from stan_infer.engines.graph import OpenGraph
 from stan_infer.engines.open import open_session
+from stan_infer.engines.session import Session
 from stan_infer.engines.trt_session import TrtSession
 from stan_infer.errors import InputError
 from stan_infer.tensorrt_plans.known_faults import faults_of
@@ -33,6 +37,31 @@ class PlanFile(Folder):
         for role in ("video", "text"):
             if session.plan(role) is None:
                 self._graphs.pop(role, None)
+
+    def lacks(self, step: str) -> str | None:
+        if step == "parts":
+            absent = [r for r in PARTS if r in self._graphs and not self._session.has_plan(r)]
+            if absent:
+                return f"no {absent[0]} plan of engine {self.engine}"
+            if self._session.window_profile() is None:
+                return "no branch plan for one clip, which a stream needs"
+            return None
+        return super().lacks(step)
+
+    @contextmanager
+    def opened_session(self) -> Iterator[Session]:
+        yield self._session
+
+    def part_windows(self) -> tuple[int, int]:
+        """Those of the widest profiles of the video plan and the branch's."""
+        low, high = self.limits("frames")
+        least, most = self._session.window_profile() or (1, 0)
+        if max(low, least) > min(high, most):
+            raise InputError(
+                f"the plans have no number of frames in common: video {low} to {high}, branch "
+                f"{least} to {most}"
+            )
+        return max(low, least), min(high, most)
 
     def limits(self, axis: str) -> tuple[int, int]:
         """See Side.limits: sizes that both the manifest and the widest profile allow."""

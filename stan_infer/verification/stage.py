@@ -14,6 +14,8 @@ from stan_infer.errors import CheckError, InputError
 
 Pair = Sequence[Any]  # something of A and the same of B
 
+ARITHMETIC = 1e-5  # of normalised pixels, and of fp32 scores of the same features: rounding alone
+
 
 class Stage:
     """Collects the comparisons of one stage and keeps the worst."""

@@ -23,9 +23,10 @@ from stan_infer.verification.graphs import Graphs
 from stan_infer.verification.labels import compare_labels
 from stan_infer.verification.open import open_side
 from stan_infer.verification.options import VerifyOptions
+from stan_infer.verification.parts import parts_stage
 from stan_infer.verification.rank import compare_ranks
 from stan_infer.verification.side import FLOAT, Arrays, Side, decode, to_input, tower_of
-from stan_infer.verification.stage import Stage
+from stan_infer.verification.stage import ARITHMETIC, Stage
 from stan_infer.video.synthetic import moving_frames
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 _STORED = ("weights", "files")  # stages that compare what is stored, and run nothing
 LEVELS = 1  # of 255, of resized pixels: another implementation may round a half the other way
-ARITHMETIC = 1e-5  # of normalised pixels, and of fp32 scores of the same features: rounding alone
 
 
 def comparison_record(
@@ -122,6 +122,8 @@ class _Comparison:
         self.graphs.check_weights(self.by["weights"])
         self.by["video tower"].reference = self.graphs.outputs
         self._towers()
+        if (parts := parts_stage(self.b, self.tolerance)) is not None:
+            self.stages.insert(1 + self.stages.index(self.by["video tower"]), parts)
         self._operations()
         if self.is_8_bits:
             with self.by["bound"].catch("the clips"):

@@ -165,28 +165,36 @@ def read_grids(
 def read_by(
     worker: DecodeWorker, path: Path, spec: ClipSpec, windows: Windows | None, *, timeout_s: float
 ) -> Iterator[tuple[Path, Result]]:
-    """What read_clips, or read_all_windows, yields for one video, read by a worker of the caller's.
-
-    Whoever stops before the end leaves nothing behind.
-    """
-
-    def done(work: Work) -> Any:
-        try:
-            return _twice(work, worker)
-        except StanError as e:
-            return e
-
+    """What read_clips, or read_all_windows, yields for one video, by a worker of the caller's."""
     if windows is None:
-        yield path, done(partial(_read_one, path, spec, timeout_s))
+        yield path, _done(worker, partial(_read_one, path, spec, timeout_s))
         return
-    plan = done(partial(_plan_one, path, windows, timeout_s))
+    plan = _done(worker, partial(_plan_one, path, windows, timeout_s))
     if isinstance(plan, StanError):
         yield path, plan
         return
     for group in plan.groups(spec):
-        found = done(partial(_read_group, path, spec, plan.total_frames, group, timeout_s))
+        found = _done(worker, partial(_read_group, path, spec, plan, group, timeout_s))
         for result in found if isinstance(found, list) else [found]:
             yield path, result
+
+
+def read_grid_by(
+    worker: DecodeWorker, path: Path, spec: ClipSpec, windows: Windows, *, timeout_s: float
+) -> Iterator[GridPlan | FramesRead | StanError]:
+    """What read_grids yields for one video, as read_by reads."""
+    plan = _done(worker, lambda w: w.plan_grid(path, windows, spec, timeout_s=timeout_s))
+    yield plan
+    if isinstance(plan, GridPlan):
+        for piece in plan.pieces():
+            yield _done(worker, partial(_read_piece, path, spec, plan, piece, timeout_s))
+
+
+def _done(worker: DecodeWorker, work: Work) -> Any:
+    try:
+        return _twice(work, worker)
+    except StanError as e:
+        return e
 
 
 def _checked(workers: int | None, timeout_s: float) -> int:
@@ -233,7 +241,7 @@ def _windows_in_order(
 ) -> Generator[tuple[Path, Result], None, None]:
     def groups(path: Path, plan: Plan) -> Iterator[Work]:
         for group in plan.groups(spec):
-            yield partial(_read_group, path, spec, plan.total_frames, group, timeout_s)
+            yield partial(_read_group, path, spec, plan, group, timeout_s)
 
     def plan_of(path: Path) -> Work:
         return partial(_plan_one, path, windows, timeout_s)
@@ -252,11 +260,8 @@ def _grids_in_order(
     def plan_of(path: Path) -> Work:
         return lambda worker: worker.plan_grid(path, windows, spec, timeout_s=timeout_s)
 
-    def read(path: Path, total: int, piece: list[int], worker: DecodeWorker) -> FramesRead:
-        return worker.read_frames(path, spec, total, piece, timeout_s=timeout_s)
-
     def pieces(path: Path, plan: GridPlan) -> Iterator[Work]:
-        return (partial(read, path, plan.total_frames, piece) for piece in plan.pieces())
+        return (partial(_read_piece, path, spec, plan, p, timeout_s) for p in plan.pieces())
 
     with closing(_in_parts(paths, plan_of, pieces, workers)) as parts:
         yield from parts
@@ -311,12 +316,23 @@ def _plan_one(path: Path, windows: Windows, timeout_s: float, worker: DecodeWork
 def _read_group(
     path: Path,
     spec: ClipSpec,
-    total_frames: int,
+    plan: Plan,
     group: list[Window],
     timeout_s: float,
     worker: DecodeWorker,
 ) -> list[Clip | InputError]:
-    return worker.read_windows(path, spec, total_frames, group, timeout_s=timeout_s)
+    return worker.read_windows(path, spec, plan.total_frames, group, timeout_s=timeout_s)
+
+
+def _read_piece(
+    path: Path,
+    spec: ClipSpec,
+    plan: GridPlan,
+    piece: list[int],
+    timeout_s: float,
+    worker: DecodeWorker,
+) -> FramesRead:
+    return worker.read_frames(path, spec, plan.total_frames, piece, timeout_s=timeout_s)
 
 
 class _Pool:

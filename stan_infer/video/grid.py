@@ -25,6 +25,7 @@ from stan_infer.video.rgb import Image
 from stan_infer.video.spec import MAX_FRAMES, ClipSpec
 from stan_infer.video.timeline import EARLY
 from stan_infer.video.windows import (
+    MIN_SECONDS,
     MiscountedError,
     Window,
     Windows,
@@ -107,7 +108,8 @@ def steps_of(windows: Windows, frames: int) -> int:
     if whole >= 1 and abs(steps - whole) <= _SHARE:
         return whole
     digits = math.ceil(-math.log10(step * _SHARE))
-    near = sorted({max(1, math.floor(steps)), math.floor(steps) + 1})
+    least = max(1, math.ceil(MIN_SECONDS / step))
+    near = sorted({max(least, math.floor(steps)), max(least, math.floor(steps) + 1)})
     given = " or ".join(f"--windows {seconds:g}:{round(n * step, digits):g}:grid" for n in near)
     others = [f for f in range(1, MAX_FRAMES + 1) if _is_whole(stride * f / seconds)]
     others = sorted(others, key=lambda f: abs(f - frames))[:2]

@@ -54,6 +54,8 @@ class Index:
 
         Where the container has no times that can be right, frames follow each other at its rate.
         """
+        if len(self.order) == 1:
+            return np.zeros(1)  # time begins with it
         if self.ordered and self.unit is not None:
             units = self.time[self.order] - self.time[self.order[0]]
             return np.asarray(units * self.unit, np.float64)

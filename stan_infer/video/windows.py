@@ -28,7 +28,7 @@ from stan_infer.video.spec import ClipSpec
 from stan_infer.video.timeline import EARLY
 
 MAX_WINDOWS = 100_000  # of one video: 27 hours in steps of a second
-MIN_SECONDS = 0.01
+MIN_SECONDS, MAX_SECONDS = 0.01, 1e9
 # What is read at once: more would keep results waiting, fewer would read the packets before them
 # more often.
 _BYTES, _PARTS = 32 * 2**20, 16
@@ -56,10 +56,10 @@ class Windows:
         if self.grid and self.seconds is None:
             raise InputError("a grid needs the length of windows: --windows 8:2:grid")
         for name, value in (("length", self.seconds), ("stride", self.stride)):
-            if value is not None and not (MIN_SECONDS <= value < math.inf):
+            if value is not None and not (MIN_SECONDS <= value <= MAX_SECONDS):
                 raise InputError(
-                    f"the {name} of windows is {value:g} s; give at least {MIN_SECONDS} s: "
-                    "--windows 10 is 10 seconds, --windows 10:5 one such part every 5 seconds"
+                    f"the {name} of windows is {value:g} s; give {MIN_SECONDS} to {MAX_SECONDS:g} "
+                    "s: --windows 10 is 10 seconds, --windows 10:5 one such part every 5 seconds"
                 )
         if not 0 <= self.start < math.inf:
             raise InputError(f"--start {self.start:g} is no time in a video; give seconds from 0")

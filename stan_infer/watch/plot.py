@@ -14,7 +14,16 @@ from numpy.typing import NDArray
 from stan_infer.errors import InputError, printable
 from stan_infer.system import earlier_result
 from stan_infer.system.atomic import Sources, check_file, new_file
-from stan_infer.system.charts import INK, image_files, inline_svg, legend, look, new_figure, styled
+from stan_infer.system.charts import (
+    INK,
+    image_files,
+    inline_svg,
+    legend,
+    look,
+    new_figure,
+    styled,
+    time_axis,
+)
 from stan_infer.system.html_page import escaped, html_charts, html_page, html_table
 from stan_infer.system.packages import require
 from stan_infer.watch.events import Event
@@ -27,8 +36,6 @@ _LONGEST = 60  # characters of a text in the legend
 _MAKER = "stan-infer watch"
 _SIZE = (9.0, 3.6)  # inches of a file
 _PAGE_SIZE = (5.2, 3.9)  # as wide as a phone's screen, as charts are
-# From so many seconds on, an axis shows hours, and minutes.
-_HOUR, _MINUTE = 3600.0, 120.0
 _MARK = b"Software\0" + _MAKER.encode()
 
 
@@ -62,17 +69,15 @@ def write_plot(path: Path, watch: Watch, *, sources: Sources = ()) -> None:
 
 def figure_of(watch: Watch, size: tuple[float, float], title: str = "") -> Any:
     """Return the plot as matplotlib's figure, `size` in inches."""
-    from matplotlib.ticker import FuncFormatter, MultipleLocator
-
     figure = new_figure(size)
     axes = figure.add_subplot()
     axes.set_title(title, color=INK, fontsize=12, loc="left", parse_math=False)
     times, values = watch.curve.times, watch.curve.values
     low, high = _span(times, watch)
-    unit, show = _clock(high)
     since = watch.clock(0.0)
     start = f"time since {since:%Y-%m-%d %H:%M:%S}" if since else "time in the video"
-    styled(axes, f"{start} ({unit})", _measure(watch))
+    styled(axes, "", _measure(watch))
+    time_axis(axes, start, low, high)
     shown = _shown(values, watch)
     for place, i in enumerate(shown):
         colour, marker = look(place)
@@ -89,9 +94,6 @@ def figure_of(watch: Watch, size: tuple[float, float], title: str = "") -> Any:
     rule = watch.rule
     for value, style_of in ((rule.on, "--"), (rule.off, ":")):
         axes.axhline(value, color=INK, linewidth=0.9, linestyle=style_of, alpha=0.7)
-    axes.set_xlim(low, high)
-    axes.xaxis.set_major_locator(MultipleLocator(_step(high - low)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: show(x)))
     right = axes.secondary_yaxis("right")
     ends = {rule.on: "on", rule.off: "off"} if rule.on > rule.off else {rule.on: "on, off"}
     right.set_yticks(list(ends), list(ends.values()))
@@ -134,22 +136,6 @@ def _shown(values: NDArray[np.float64], watch: Watch) -> list[int]:
 def _span(times: NDArray[np.float64], watch: Watch) -> tuple[float, float]:
     first = float(times[0]) - watch.stride_s / 2 if watch.live else 0.0
     return first, max(watch.end_s, first + watch.stride_s)
-
-
-def _clock(high: float) -> tuple[str, Any]:
-    """The unit of an axis that reaches so many seconds, and how a time is written."""
-    if high >= _HOUR:
-        return "h:min:s", lambda x: f"{int(x // 3600)}:{int(x // 60) % 60:02}:{x % 60:02.0f}"
-    if high >= _MINUTE:
-        return "min:s", lambda x: f"{int(x // 60)}:{x % 60:02.0f}"
-    return "s", lambda x: f"{x:g}"
-
-
-def _step(seconds: float) -> float:
-    """Seconds between two ticks of an axis of this length, a round time, for at most 7 ticks."""
-    round_times = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200)
-    days = (14400, 21600, 43200, *(86400 * 2**n for n in range(20)))
-    return next(t for t in (*round_times, *days) if seconds / t <= 6.01)
 
 
 def _page(watch: Watch) -> str:

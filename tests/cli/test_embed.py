@@ -12,7 +12,9 @@ from stan_infer.artefacts.folder import sha256
 from stan_infer.cli.embed_library import names_library
 from stan_infer.library import embed
 from stan_infer.text.tokenizer import tokenize
+from stan_infer.video.windows import Windows
 from tests.conftest import relative_error
+from tests.video import broken_videos as make
 
 SAME = 2e-6
 
@@ -100,6 +102,85 @@ def test_a_video_that_changes_while_it_is_read_has_no_row(
     out = tmp_path / "v.npz"
     cli("embed", checkpoint, own, "-o", out, code=2, says="clip1.mp4: it changed while it was read")
     assert [p[-9:] for p in np.load(out)["paths"]] == ["clip0.mp4", "clip2.mp4"]
+
+
+def columns(path):
+    """The rows of a file of parts: paths, starts, ends, hashes, vectors."""
+    if path.suffix == ".npz":
+        with np.load(path) as z:
+            names = ("paths", "start_s", "end_s", "sha256", "embeddings")
+            return [z[name].tolist() for name in names]
+    if path.suffix == ".npy":
+        rows = json.loads(path.with_suffix(".json").read_text())["rows"]
+        facts = [[r[k] for r in rows] for k in ("path", "start_s", "end_s", "sha256")]
+        return [*facts, np.load(path).tolist()]
+    table = pytest.importorskip("pyarrow.parquet").read_table(path)
+    names = ("path", "start_s", "end_s", "sha256", "embedding")
+    return [table[name].to_pylist() for name in names]
+
+
+@pytest.mark.parametrize("windows", ["0.4:0.2", "0.4:0.2:grid"])
+def test_parts_of_videos_are_the_rows_of_a_library(cli, checkpoint, videos, tmp_path, windows):
+    more = ("--frames", 4, "--windows", windows)
+    cli("embed", checkpoint, videos, *more, "-o", tmp_path / "library")
+    library = si.open_library(tmp_path / "library")
+    wanted = [[p for (p,) in library.videos], library.start.tolist(), library.end.tolist()]
+    assert len(wanted[0]) > len(set(wanted[0])) == 3
+    hashes = [hashlib.sha256(open(p, "rb").read()).hexdigest() for p in wanted[0]]
+    for end in ("npz", "npy", "parquet"):
+        out = tmp_path / f"parts.{end}"
+        given = ("embed", checkpoint, videos / "clip0.mp4", videos, *more, "--normalise")
+        (record,) = cli(*given, "-o", out, "--json").records
+        assert (record["videos"], record["rows"]) == (3, len(wanted[0]))
+        assert record["windows"] == windows
+        *facts, vectors = columns(out)
+        assert facts == [*wanted, hashes]
+        np.testing.assert_array_equal(np.array(vectors, "f4"), library.vectors[library.ids])
+        told_of = {"seconds": 0.4, "stride": 0.2, "start": 0.0, "end": None}
+        assert told(out)["windows"] == told_of | {"grid": windows.endswith("grid")}
+        cli("embed", checkpoint, videos, "-o", out)  # replaced by a file of another kind
+        assert told(out)["windows"] is None
+
+
+def test_parts_from_python_and_of_levels(checkpoint, videos, tmp_path):
+    parts = Windows(seconds=0.4, stride=0.2, grid=True)
+    one = {"workers": 1, "frames": 4, "windows": parts}
+    found = si.embed_videos(checkpoint, videos, tmp_path / "f.parquet", level="frame", **one)
+    assert found.embeddings.shape == (len(found.start), 4, 64) and found.start[1] == 0.2
+    assert "parts, float32" in str(found) and (found.end > found.start).all()
+    table = pytest.importorskip("pyarrow.parquet").read_table(tmp_path / "f.parquet")
+    assert table["start_s"].to_pylist() == np.repeat(found.start, 4).tolist()
+    assert table["frame"].to_pylist() == found.indices.ravel().tolist()
+    whole = si.embed_videos(checkpoint, videos, workers=1)
+    assert np.isnan(whole.start).all() and "3 videos, float32" in str(whole)
+
+
+def test_parts_that_cannot_be_read_have_no_rows(cli, checkpoint, tmp_path, monkeypatch):
+    film = make.make_clip(tmp_path / "film.mp4", frames=100, gop=25, x264="scenecut=0:bframes=0")
+    make.damage(film, tmp_path / "hurt.mp4", packet=60)
+    (tmp_path / "no.mp4").write_text("no video")
+    paths = [tmp_path / f"{name}.mp4" for name in ("hurt", "no", "film")]
+    out = tmp_path / "v.npz"
+    done = cli("embed", checkpoint, *paths, "--windows", "1:grid", "-o", out, "--json", code=2)
+    (record,) = done.records
+    assert (record["videos"], record["failed"]) == (2, 2) and record["rows"] == 7
+    assert [f["video"] for f in record["failures"]] == list(map(str, paths[:2]))
+    (hurt, *_), starts, *_ = columns(out)
+    assert hurt.endswith("hurt.mp4") and starts == [0, 1, 3, 0, 1, 2, 3]
+    real = embed.embed_videos
+
+    def changing(*given, **more):
+        for i, reading in enumerate(real(*given, **more)):
+            if i == 2:  # within the film
+                reading.path.write_bytes(b"another")
+            yield reading
+
+    monkeypatch.setattr(embed, "embed_videos", changing)
+    given = ("embed", checkpoint, film, *paths[:1], "--windows", "1", "-o", out)
+    cli(*given, code=2, says="film.mp4: it changed while it was read")
+    assert {p[-8:] for p in columns(out)[0]} == {"hurt.mp4"}
+    cli(*given[:2], "--text", "a", *given[4:], code=2, says="--windows is about videos")
+    cli(*given, "--retry-failed", code=2, says="--retry-failed is of a library")
 
 
 def test_texts_alone_need_no_video(cli, artefact, tmp_path):

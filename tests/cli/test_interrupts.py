@@ -67,6 +67,24 @@ CASES = [
         ["v.json", "v.npy"],
     ),
     (
+        "embed C V -o new",
+        *("stan_infer.library.embed_library:Run.check_stack", 1),
+        NOTHING,
+        [],
+    ),
+    (
+        "embed C V -o new",
+        *("stan_infer.library.embed_library:Run.embed", 1),
+        f"new is a library without rows so far: {GOES_ON}",
+        ["new"],
+    ),
+    (
+        "embed C V -o new",
+        *("stan_infer.cli.report:print_facts", 1),
+        f"new has 3 more rows: {GOES_ON}",
+        ["new"],
+    ),
+    (
         "search L a --model C --csv rows.csv --html page.html",
         *("stan_infer.library.contact_sheet:_card", 2),
         "rows.csv was written",

@@ -11,6 +11,7 @@ from stan_infer.network.model import Stan, init_random
 from tests.conftest import relative_error, tiny_config
 from tests.cpp.conftest import Program, edit_manifest, make_exported, put
 from tests.engines.test_stream import CASES, FP32, windows_of
+from tests.hostile import parts as hostile
 from tests.verification.folders import calibrated
 
 RIGHT = (
@@ -265,3 +266,28 @@ def test_half_of_the_parts(plain, split, tmp_path, role):
     edit_manifest(folder, change)
     done = plain.run(folder, "--self-test")
     assert done.returncode == 2 and f"no {role}.onnx" in done.stderr and "--split" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def more():
+    """What hostile folders take parts from."""
+    less = make_exported(tiny(branch_layers=1), split=True, tower="video")
+    return {"other": make_exported(tiny(seed=2), split=True, tower="video"), "less": less}
+
+
+# What a graph takes is measured in Python alone.
+MEASURED = {f"a branch with {name}" for name in ("outer", "filled", "long_work")}
+
+
+@pytest.mark.parametrize("case", sorted({*hostile.CASES} - MEASURED))
+def test_hostile_parts_are_refused_as_in_python(plain, engine, split, more, tmp_path, case):
+    """See tests/hostile/test_parts.py."""
+    folder = hostile.write(split, tmp_path / "folder", case, more)
+    here = Program(plain.build, True, {**plain.environment, "ENGINE": engine})
+    (tmp_path / "frames").write_bytes(pictures(9).tobytes())
+    words = ("push", folder, 3, 2, "-", "rgb", 40, 24, tmp_path / "frames")
+    done = here.run(*map(str, words), other="stream", stdin="\n".join("-" * 9))
+    assert done.returncode == 2 and done.stdout == "", (done.returncode, done.stdout, done.stderr)
+    (line,) = done.stderr.splitlines()
+    codes = ("bad_folder: ", "bad_argument: ", "changed: ", "engine: ")
+    assert line.isprintable() and line.startswith(codes), line

@@ -33,6 +33,7 @@ from stan_infer.library.verify_library import verify_library
 from stan_infer.video.spec import ClipSpec
 from stan_infer.video.windows import Windows
 from tests.conftest import ROOT, wait_until
+from tests.exported import exported
 from tests.library.test_stops import content
 from tests.video.broken_videos import make_clip
 
@@ -44,6 +45,7 @@ except ImportError:
     ray = None
 needs_ray = pytest.mark.skipif(ray is None, reason="the extra ray is not installed")
 CLIPS = 24
+ON_GRID = Windows(seconds=1.2, stride=0.4, grid=True)
 
 
 @pytest.fixture(scope="module")
@@ -222,6 +224,30 @@ def test_calls_of_the_network_are_those_of_one_machine(tmp_path, videos, folder,
     embed_library(folder, whole, tmp_path / "local", threads=1, workers=1, **options)
     embed_with_ray(folder, whole, tmp_path / "library", decoders=2, **options)
     same(tmp_path / "library", tmp_path / "local")
+
+
+@needs_ray
+def test_windows_on_a_grid_are_those_of_one_machine(tmp_path, videos, tiny_model, cluster):
+    """From disks and from an object store; of bad files the same reasons."""
+    folder, windows = exported(tiny_model, split=True), {"windows": ON_GRID}
+    right = embed_library(folder, [videos], tmp_path / "local", threads=1, workers=1, **windows)
+    one = si.open_library(tmp_path / "local")
+    assert len(one.ids) > 2 * right.embedded
+    for place in (str(videos), videos.as_uri()):
+        out = tmp_path / f"library{len(place)}"
+        done = embed_with_ray(folder, [place], out, decoders=2, **windows)
+        two = si.open_library(out)
+        assert (done.rows, done.embedded, done.copies) == (right.rows, right.embedded, right.copies)
+        assert [[Path(p).name for p in row] for row in two.videos] == [
+            [Path(p).name for p in row] for row in one.videos
+        ]
+        for name in ("start", "end"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
+        np.testing.assert_allclose(one.vectors[one.ids], two.vectors[two.ids], atol=1e-6)
+        assert {k: v.replace(place, str(videos)) for k, v in two.failed.items()} == {
+            k.replace(str(videos), place): v for k, v in one.failed.items()
+        }
+    assert two.passport["windows"]["grid"] and verify_library(out).count == 0
 
 
 @needs_ray

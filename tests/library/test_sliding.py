@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pickle
 import shutil
 
 import numpy as np
@@ -14,7 +15,6 @@ from stan_infer.engines.torch_session import TorchSession
 from stan_infer.library import embed_library, sliding
 from stan_infer.library.embed import embed_videos
 from stan_infer.library.library import open_library
-from stan_infer.library.ray import embed_with_ray
 from stan_infer.library.readings import EmbedOptions
 from stan_infer.library.row_reader import RowReader
 from stan_infer.network.fold import fold_video
@@ -418,9 +418,44 @@ def test_a_passport_of_a_stranger_is_one_line(place):
             embed(place)
 
 
-def test_ray_refuses_them(place):
-    with pytest.raises(si.InputError, match="windows on a grid are for one machine"):
-        embed_with_ray("model", [place / "videos"], place / "library", windows=PARTS)
+@pytest.mark.parametrize("seed", range(8))
+def test_segments_give_the_same_windows(session, film, monkeypatch, seed):
+    """Each by itself and in any order, also where frames or pieces are lost."""
+    dice = np.random.default_rng(seed)
+    monkeypatch.setattr(grid, "_MOST", int(dice.integers(2, 40)))
+    t, seconds = int(dice.integers(2, 13)), float(dice.uniform(0.5, 3))
+    apart = int(dice.integers(1, t + 1)) if seed % 4 else t + 3
+    windows = Windows(seconds=seconds, stride=apart * seconds / t, grid=True)
+    spec = ClipSpec.of(session.config, frames=t)
+    plan = plan_grid(film, windows, spec)
+    pieces: list = []
+    for numbers in plan.pieces():
+        piece = read_frames(film, spec, plan.total_frames, numbers)
+        if seed > 3 and dice.random() < 0.2:
+            piece = si.InputError(f"piece {len(pieces)} is lost")
+        elif seed > 3:
+            lost = [i for i in range(len(numbers)) if dice.random() < 0.05][: len(numbers) - 1]
+            errors = {i: f"frame {numbers[i]} is lost" for i in lost}
+            piece = piece._replace(pixels=np.delete(piece.pixels, lost, 0), errors=errors)
+        pieces.append(piece)
+    read = ((film, result) for result in (plan, *pieces))
+    monkeypatch.setattr(sliding, "read_grids", lambda *_, **__: read)
+    wanted = [*embed_videos(session, [film], ONE, spec=spec, windows=windows)]
+    stream = sliding.stream_of(session, spec, windows)
+    parts = [*sliding.segments(plan, pieces)]
+    found = {}
+    for i in dice.permutation(len(parts)):
+        found[i] = sliding.embed_segment(stream, film, pickle.loads(pickle.dumps(parts[i])))
+    assert len(parts) > 1
+    for a, b in zip(wanted, [r for i in range(len(parts)) for r in found[i]], strict=True):
+        assert a.error == b.error
+        if a.clip is not None:
+            assert relative_error(b.features, a.features) < FP32
+            assert a.clip.seconds == b.clip.seconds
+            assert a.clip.indices.tolist() == b.clip.indices.tolist()
+    assert any(r.error for r in wanted) == (seed > 3)
+    most = max(len(n) for n in plan.pieces()) + t
+    assert max(len(p.plan.frames) for p in parts) <= most
 
 
 def test_a_folder_without_the_parts_says_what_makes_them(place):

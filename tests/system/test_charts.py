@@ -16,6 +16,8 @@ from stan_infer.system.charts import (
     image_files,
     inline_svg,
     line_chart,
+    new_figure,
+    time_axis,
 )
 from tests.benchmarking.test_page import DARK, LIGHT, browser, needs_browser
 
@@ -150,6 +152,18 @@ def test_names_are_harmless_and_both_ends_of_long_ones_are_shown():
         assert "a\\u202eb\\x1b[2J\\n" in svg and "xxxxxxxxxxxxxx\u2026xxxxxxxxx" in svg
         assert "long names, 1" not in svg and " names, 1<" in svg and " names, 2<" in svg
         assert len(svg) < 100_000
+
+
+@pytest.mark.parametrize(
+    "seconds, apart, shown",
+    [(2.0, 0.5, "0.5"), (60, 10, "10"), (600, 120, "2:00"), (3600, 600, "0:10:00"),
+     (5400, 900, "0:15:00"), (86400, 14400, "4:00:00"), (1e7, 86400 * 32, "768:00:00")],
+)  # fmt: skip
+def test_ticks_of_times_are_round(seconds, apart, shown):
+    axes = new_figure((5, 2)).add_subplot()
+    time_axis(axes, "time", 0.0, seconds)
+    first, second = axes.get_xticks()[axes.get_xticks() >= 0][:2]
+    assert (first, second) == (0, apart) and axes.xaxis.get_major_formatter()(apart) == shown
 
 
 def test_the_png_is_light_and_the_svg_follows_its_reader():

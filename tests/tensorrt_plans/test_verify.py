@@ -1,6 +1,7 @@
 """verify FOLDER PLAN on a stand-in for TensorRT; reported faults of TensorRT, by version."""
 
 import re
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +15,7 @@ from stan_infer.tensorrt_plans.build import build_plans
 from stan_infer.tensorrt_plans.known_faults import FAULTS, faults_of, known_faults
 from stan_infer.tensorrt_plans.options import PlanOptions
 from stan_infer.verification import plan_side
+from tests.exported import exported as make_exported
 from tests.verification.records import verify
 
 
@@ -46,6 +48,49 @@ def test_a_plan_alone_is_one_tower(here):
     (plan,) = build_plans(here.folder, here.engine, PlanOptions(roles=("video",)))
     found = rows(verify(here.folder, plan.path))
     assert found["video tower"] is True and found["text tower"] is None
+
+
+@pytest.fixture
+def split(here, tiny_model):
+    """A folder with both parts in the place of the machine's."""
+    here.folder = shutil.copytree(make_exported(tiny_model, split=True), here.folder / "split")
+    return here
+
+
+def test_the_plans_of_the_parts_are_compared(split, monkeypatch):
+    plan, *_ = build_plans(split.folder, split.engine)
+    record = verify(split.folder, plan.path)
+    (row,) = [r for r in record["stages"] if r["stage"] == "parts"]
+    assert record["pass"] and row["pass"] and row["cases"] == 3, record
+    assert row["reference"] == "its own video plan, on windows that overlap"
+    right = PlanGraph.__call__
+
+    def wrong(self, *given):
+        found = right(self, *given)
+        return {n: x * (1 + 0.1 * n.startswith("rows")) for n, x in found.items()}
+
+    monkeypatch.setattr(PlanGraph, "__call__", wrong)
+    assert verify(split.folder, plan.path)["first_failed"] == "parts"
+
+
+def test_plans_without_those_of_the_parts_say_so(split):
+    plan, *_ = build_plans(split.folder, split.engine, PlanOptions(roles=("video", "branch")))
+    record = verify(split.folder, plan.path)
+    (row,) = [r for r in record["stages"] if r["stage"] == "parts"]
+    assert record["pass"] and row["pass"] is None
+    assert row["note"] == f"not compared: the folder has no trunk plan of engine {split.engine}"
+
+
+def test_windows_of_the_parts_are_those_of_the_profiles(split):
+    found = {}
+    for least in (1, 2):
+        options = PlanOptions(frames=[(4, 5, 6)], batch=[(least, 2, 2)])
+        plan, *_ = build_plans(split.folder, split.engine, options)
+        record = verify(split.folder, plan.path)
+        (found[least],) = [r for r in record["stages"] if r["stage"] == "parts"]
+        assert record["pass"], record
+    assert found[1]["pass"] and found[1]["cases"] == 2  # windows of 4 and of 6
+    assert found[2]["pass"] is None and "no branch plan for one clip" in found[2]["note"]
 
 
 def test_a_plan_that_lies_is_found_on_the_golden_clips(here, monkeypatch):

@@ -252,16 +252,6 @@ def test_a_file_of_another_kind_is_not_replaced(seen, tmp_path):
         check_plot(tmp_path / "plot.pdf")
 
 
-def test_ticks_are_round_times():
-    from stan_infer.watch.plot import _clock, _step
-
-    assert [_step(s) for s in (2.0, 60, 600, 3600, 5400, 86400, 1e7)] == [
-        *(0.5, 10, 120, 600, 900, 14400, 86400 * 32)
-    ]
-    for high, at, wanted in ((60, 2.5, "2.5"), (600, 75, "1:15"), (9000, 3725, "1:02:05")):
-        assert _clock(high)[1](at) == wanted
-
-
 def test_windows_in_a_gap_have_their_own_times(session, tmp_path):
     """The frame behind it stands for the times in it, so that the windows go on evenly."""
     path = make_film(tmp_path / "gap.mp4", left_out=range(19, 29))
