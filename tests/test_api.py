@@ -59,7 +59,7 @@ def test_results_describe_every_field(name):
     kind = getattr(importlib.import_module(PUBLIC[homes.get(name, "bench")].__module__), name)
     assert issubclass(kind, Result) and "Attributes" in sections(kind.__doc__)
     for field in kind.__dataclass_fields__:
-        assert re.search(rf"^ +(\w, )*{field}(, \w)*: ", kind.__doc__, re.MULTILINE), field
+        assert re.search(rf"^ +(\w+, )*{field}(, \w+)*: ", kind.__doc__, re.MULTILINE), field
 
 
 QUICK = {"Session", "StanConfig", "StanError", "sample_indices", "tokenize", "Session.prepare"}

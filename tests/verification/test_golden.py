@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from stan_infer.errors import InputError, MissingError
-from stan_infer.verification import parts
-from stan_infer.verification.verify import ARITHMETIC
+from stan_infer.verification import folder_side
+from stan_infer.verification.stage import ARITHMETIC
 from stan_infer.video.decode_worker import DecodeWorker
 from tests.conftest import ROOT, zero_weight
 from tests.exported import exported, rewrite
@@ -167,8 +167,10 @@ def test_the_parts_together_are_the_whole(split):
 
 
 def test_the_parts_are_run_by_the_engine_that_was_asked_for(split, monkeypatch):
-    seen, real = [], parts.open_session
-    monkeypatch.setattr(parts, "open_session", lambda *given: seen.append(given[1]) or real(*given))
+    seen, real = [], folder_side.open_session
+    monkeypatch.setattr(
+        folder_side, "open_session", lambda *given: seen.append(given[1]) or real(*given)
+    )
     row = _rows(verify(split, engine_a="openvino"))["parts"]
     assert seen == ["openvino"] and row["pass"]
     assert row["tolerance"] == ARITHMETIC  # both are in fp32, whatever the tower may differ by
