@@ -23,7 +23,7 @@ from stan_infer.library.thumbnails import SIDE, check_thumbnails, data_url
 from stan_infer.system import earlier_result
 from stan_infer.system.atomic import Sources, check_file, new_file
 from stan_infer.system.html_page import escaped, html_charts, html_page
-from stan_infer.system.packages import require
+from stan_infer.system.packages import is_installed, require
 from stan_infer.video.clip import Clip
 from stan_infer.video.spec import ClipSpec
 
@@ -47,7 +47,8 @@ def check_sheet(path: Path, top: int, *, sources: Sources = ()) -> None:
     if top > MAX_HITS:
         raise InputError(f"--html shows at most {MAX_HITS} rows: give a smaller --top than {top}")
     check_thumbnails()
-    require("matplotlib", "drawing plots", "report")
+    if not is_installed("matplotlib"):  # it is imported where a video has windows
+        require("matplotlib", "drawing plots", "report")
     check_file(path, _KEEP, sources=sources)
 
 

@@ -55,7 +55,7 @@ CASES = [
     (
         "watch C W --text a --not b --windows 0.2 --on 0 --off 0 -o rows --plot p.png",
         *("stan_infer.watch.watch:Watch._window", 2),
-        "1 events were printed; rows has 3 more lines; p.png was written",
+        "1 event was printed; rows has 3 more lines; p.png was written",
         ["p.png", "rows"],
     ),
     ("watch C W --text a --not b -o rows", "stan_infer.library.texts:token_ids", 1, NOTHING, []),
