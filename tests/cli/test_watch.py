@@ -107,12 +107,9 @@ def test_ctrl_c_ends_what_goes_on(ts, tmp_path):
         env = {**os.environ, "PYTHONPATH": str(ROOT)}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         with subprocess.Popen(command, env=env, cwd=tmp_path, **pipes) as process:
-            try:
-                wait_until(lambda: out.exists() and out.read_text(), process)
-                process.send_signal(signal.SIGINT)
-                got, errors = process.communicate()
-            finally:
-                process.kill()
+            wait_until(lambda: out.exists() and out.read_text(), process)
+            process.send_signal(signal.SIGINT)
+            got, errors = process.communicate()
         held.set()
     assert process.returncode == 130, errors
     *events, summary = [json.loads(line) for line in got.splitlines()]

@@ -33,7 +33,7 @@ from tests.cpp.test_face import (  # noqa: F401
 )
 from tests.cpp.test_installed import CLIP, configured, done, frames_through
 from tests.cpp.test_pixels import FORMATS, stored
-from tests.cpp.test_unicode import (  # noqa: F401
+from tests.cpp.test_unicode import (  # noqa: F401  # pytest collects them here, too
     facts,
     test_code_pages_are_those_that_ftfy_looks_for,
     test_every_pair_of_hangul,

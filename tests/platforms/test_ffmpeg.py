@@ -30,7 +30,7 @@ from tests.cpp.test_pixels import (  # noqa: F401
     test_other_display_matrices_are_refused,
     test_what_cannot_be_the_same_is_refused,
 )
-from tests.cpp.test_unicode import (  # noqa: F401
+from tests.cpp.test_unicode import (  # noqa: F401  # pytest collects them here, too
     classes,
     facts,
     known,
