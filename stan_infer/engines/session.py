@@ -104,6 +104,11 @@ class Session(Lifetime):
         """Whether as_tensor=True is allowed: in engines that run in torch."""
         return self._tensors_on is not None
 
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether embed_video returns before a GPU has computed, with as_tensor=True."""
+        return self.has_tensors and self._tensors_on.type != "cpu"
+
     def embed_video(self, video: Any, *, as_tensor: bool = False) -> Any:
         """Clips -> their features, which are not normalised.
 

@@ -89,7 +89,9 @@ def embed_batches(
             started = _start(session, call, views)
             # A GPU works on the next batch while the features of this one are fetched.
             yield from _finish(running)
-            running = started
+            running = started if session.runs_ahead else None
+            if running is None:
+                yield from _finish(started)
         yield from _finish(running)
     if note and (text := gaps.note(spec.frames)):
         _log.warning("%s", text)
@@ -133,7 +135,7 @@ def _start(session: Session, waiting: Sequence[Read], views: bool) -> _Batch:
     clips = [r.pixels for _, r in waiting if isinstance(r, Clip)]
     if not clips:
         return _Batch(waiting, [], views)
-    pixels = np.stack(clips)
+    pixels = clips[0][None] if len(clips) == 1 else np.stack(clips)
     embed = partial(session.embed_video, as_tensor=session.has_tensors)
     if not views:
         return _Batch(waiting, [embed(pixels)], views)

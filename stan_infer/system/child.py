@@ -7,11 +7,13 @@ the child may have read a stranger's file.
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from typing import IO, Any
 from stan_infer.system.temporary import temporary_file
 
 MAX_LINE = 2**24  # bytes of one JSON object
+_PIPE = 2**20  # bytes that a child writes before it waits: a clip, where Linux lets it
 _TAIL = 2000  # bytes of standard error that are kept
 
 
@@ -85,6 +88,11 @@ class Child:
         assert self._process.stdin is not None and self._process.stdout is not None
         self.input: IO[bytes] = self._process.stdin
         self.output: IO[bytes] = self._process.stdout
+        with suppress(ImportError, AttributeError, OSError):  # Linux, and a user with few pipes
+            import fcntl
+
+            fcntl.fcntl(self.output, fcntl.F_SETPIPE_SZ, _PIPE)
+        self._watchdog = _Watchdog(self._process.kill)
 
     @property
     def runs(self) -> bool:
@@ -94,24 +102,16 @@ class Child:
     @contextmanager
     def deadline(self, seconds: float) -> Iterator[threading.Event]:
         """Kill the child after `seconds` unless the block ends before; the event is set then."""
-        expired = threading.Event()
-
-        def expire() -> None:
-            expired.set()
-            self._process.kill()
-
-        timer = threading.Timer(seconds, expire)
-        timer.daemon = True
-        timer.start()
+        expired = self._watchdog.begin(seconds)
         try:
             yield expired
         finally:
-            timer.cancel()
-            timer.join()
+            self._watchdog.stop()
 
     def wait(self) -> int:
         """Wait until it ends by itself; return its exit code, negative for a signal."""
         code = self._process.wait()
+        self._watchdog.end()
         for pipe in (self.input, self.output):
             with suppress(OSError):
                 pipe.close()
@@ -132,6 +132,56 @@ class Child:
                 self._process.communicate(timeout=grace_s)
         self._process.kill()
         return self.wait()
+
+
+class _Watchdog:
+    """Kills after a time. One thread for all times: starting one for each costs as much as a clip.
+
+    The thread sleeps until the time that it knows. A later one needs no word to it, so that it is
+    not woken while a child answers in time.
+    """
+
+    def __init__(self, kill: Callable[[], None]) -> None:
+        self._kill = kill
+        self._changed = threading.Condition()
+        self._until: float | None = None
+        self._wakes = 0.0
+        self._expired = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._ended = False
+
+    def begin(self, seconds: float) -> threading.Event:
+        """Kill after so many seconds; the event is set then."""
+        with self._changed:
+            self._until, self._expired = time.monotonic() + seconds, threading.Event()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+                self._thread.start()
+            elif self._until < self._wakes:
+                self._changed.notify()
+            return self._expired
+
+    def stop(self) -> None:
+        """Do not kill any more."""
+        with self._changed:
+            self._until = None
+
+    def end(self) -> None:
+        """Let the thread end."""
+        with self._changed:
+            self._until, self._ended = None, True
+            self._changed.notify()
+
+    def _watch(self) -> None:
+        with self._changed:
+            while not self._ended:
+                if self._until is not None and self._until <= time.monotonic():
+                    self._until = None
+                    self._expired.set()
+                    self._kill()
+                self._wakes = math.inf if self._until is None else self._until
+                left = self._wakes - time.monotonic()
+                self._changed.wait(None if self._until is None else max(0.0, left))
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ def read_clips(
     as many as the first clips show to be needed; see enough_workers. told: called with their
     number, again when it is chosen. At most two clips per worker are decoded ahead. An error of one
     file is yielded, not raised; wrong options raise InputError at once. Closing the iterator, or
-    Ctrl-C, kills all children.
+    Ctrl-C, ends all children, those of early_workers with its block.
     """
     count = _checked(workers, timeout_s)
     if isinstance(paths, Sized):
@@ -119,9 +119,9 @@ def read_clips(
 def enough_workers(decoding_s: float, using_s: float, most: int) -> int:
     """How many processes decode as fast as clips are used, with a quarter to spare.
 
-    decoding_s: for a clip, in one process. using_s: between taking a clip and asking for the next:
-    the model's time. Where that is long, further processes take the model's cores from it; where
-    it is short, one process keeps the model waiting.
+    decoding_s: for a clip, in one process that has a core to itself. using_s: between taking a clip
+    and asking for the next: the model's time. Where that is long, further processes take the
+    model's cores from it; where it is short, one process keeps the model waiting.
     """
     if using_s * most <= SPARE * decoding_s:
         return most
@@ -368,9 +368,9 @@ class _Pool:
         self.size = min(self.size, count)
 
     def close(self) -> None:
-        """Kill all children and wait for the threads."""
+        """End or leave all children (DecodeWorker.leave) and wait for the threads."""
         for worker in self._workers:
-            worker.close()
+            worker.leave()
         for _ in self._threads:
             self._tasks.put(None)
         for thread in self._threads:
@@ -380,14 +380,13 @@ class _Pool:
     def _serve(self, worker: DecodeWorker) -> None:
         while (task := self._tasks.get()) is not None:
             work, future = task
-            start = time.perf_counter()
             try:
                 future.set_result(_twice(work, worker))
             except StanError as e:
                 future.set_result(e)
             except Exception as e:
                 future.set_exception(e)
-            self.seconds.append(time.perf_counter() - start)
+            self.seconds.append(worker.took_s)
         worker.close()
 
 

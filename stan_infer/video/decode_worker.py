@@ -41,7 +41,12 @@ START_S = 60.0  # for the imports of a new worker, on a busy machine
 MAX_WORKERS = 8  # by default: each holds 100 MB, and an engine needs cores, too
 _COMMAND = python("stan_infer.video.decode_child")
 
-_spare: deque[Child] = deque()  # children that were started early and serve no worker yet
+# One thread each in a child: it multiplies nothing, and the threads of NumPy's OpenBLAS would spin
+# for 0.1 s of each start.
+_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+
+_spare: deque[tuple[Child, bool]] = deque()  # children that serve no worker; whether they are ready
+_keeping = False  # whether early_workers waits for them
 
 
 class CrashError(InputError):
@@ -52,26 +57,34 @@ class CrashError(InputError):
 def early_workers(workers: int | None, videos: int) -> Iterator[None]:
     """Start the processes now that `decode_pool` will use inside the block, each for one worker.
 
-    They import their packages while this process does other things, such as opening a model.
-    Those that are not used are ended with the block.
+    They import their packages while this process does other things, such as opening a model, and
+    serve one pool after the other. Those that are left are ended with the block.
     """
+    global _keeping
     try:
+        _keeping = True
         for _ in range(min(default_workers() if workers is None else workers, videos)):
-            _spare.append(Child(_COMMAND))
+            _spare.append((_new_child(), False))
         yield
     finally:
+        _keeping = False
         while _spare:
-            _spare.popleft().end()
+            _spare.popleft()[0].end()
 
 
 def _new_child() -> Child:
+    return Child(_COMMAND, env={**os.environ, **_ENVIRONMENT})
+
+
+def _spare_child() -> tuple[Child, bool]:
+    """A child that runs, and whether it has said that it is ready."""
     with suppress(IndexError):  # none is left; several threads may ask
         while True:
-            child = _spare.popleft()
+            child, ready = _spare.popleft()
             if child.runs:
-                return child
+                return child, ready
             child.end()
-    return Child(_COMMAND)
+    return _new_child(), False
 
 
 def default_workers() -> int:
@@ -86,10 +99,12 @@ class DecodeWorker(AbstractContextManager["DecodeWorker"]):
     that is under way.
     """
 
-    def __init__(self, *, recycle: int = 500) -> None:
-        """recycle: clips after which the child is replaced (decoders leak)."""
+    def __init__(self, *, recycle: int = 2000) -> None:
+        """recycle: clips after which the child is replaced (decoders leak, 1 kB a clip)."""
         self._recycle = recycle
         self._clips = 0
+        self._asking = False
+        self.took_s = 0.0  # for the last answer, without the time that it waited for a core
         self._child: Child | None = None
         self._closed = False
         self._lock = threading.Lock()
@@ -100,9 +115,20 @@ class DecodeWorker(AbstractContextManager["DecodeWorker"]):
 
     def close(self) -> None:
         """Kill the child at once, whatever it does; the worker cannot be used again."""
+        self._close(False)
+
+    def leave(self) -> None:
+        """As `close`; inside early_workers a child that does nothing goes to the next worker."""
+        self._close(_keeping)
+
+    def _close(self, keeping: bool) -> None:
         with self._lock:
-            self._closed = True
-            if self._child is not None:
+            closed, self._closed = self._closed, True
+            if closed or self._child is None:
+                return
+            if keeping and not self._asking and self._child.runs:
+                _spare.append((self._child, True))
+            else:
                 self._child.end()
 
     def read(
@@ -210,7 +236,9 @@ class DecodeWorker(AbstractContextManager["DecodeWorker"]):
                 f"{os.fspath(path)}: the decoder crashed ({how_it_ended(code)}); the file is "
                 "likely damaged: re-encode it"
             )
-        self._clips += 1
+        with self._lock:
+            self._asking = False
+        self._clips, self.took_s = self._clips + 1, float(header["took_s"])
         if self._clips >= self._recycle:
             child.end()
         if header["status"] == "done":
@@ -221,12 +249,15 @@ class DecodeWorker(AbstractContextManager["DecodeWorker"]):
         with self._lock:
             if self._closed:
                 raise ValueError("this DecodeWorker is closed")
+            self._asking = True
             if self._child is not None:
                 if self._child.runs:
                     return self._child
                 self._child.end()
-            child = self._child = _new_child()
-            self._clips = 0
+            child, ready = _spare_child()
+            self._child, self._clips = child, 0
+        if ready:
+            return child
         with child.deadline(START_S) as expired, suppress(OSError, EOFError, ValueError):
             if receive(child.output)["status"] == "ready" and not expired.is_set():
                 return child

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import stan_infer as si
+from stan_infer.engines import ort_session
 from stan_infer.engines.open import ENGINES, FOLDER
 from stan_infer.errors import CheckError, InputError, MissingError
 from stan_infer.network.model import Stan
@@ -261,6 +262,18 @@ def test_threads_wait_asleep_where_others_need_the_cores(folder, tiny_model, mon
 def test_threads_are_those_asked_for(folder, engine):
     session = si.open_session(folder, engine=engine, threads=1)
     assert session.describe()["threads"] == 1
+
+
+@pytest.mark.parametrize(
+    ("gflop", "cpus", "right"),
+    [(0.2, 8, 1), (1, 8, 1), (1.2, 8, 2), (7.5, 8, "all"), (0.2, 1, "all")],
+)
+def test_beside_decoders_a_small_model_takes_few_threads(folder, monkeypatch, gflop, cpus, right):
+    monkeypatch.setattr(ort_session, "video_flops", lambda config, frames: gflop * 1e9)
+    monkeypatch.setattr(ort_session, "usable_cpus", lambda: cpus)
+    assert si.open_session(folder, yielding=True).describe()["threads"] == right
+    assert si.open_session(folder, yielding=True, threads=3).describe()["threads"] == 3
+    assert si.open_session(folder).describe()["threads"] == "all"
 
 
 @pytest.fixture

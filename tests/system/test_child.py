@@ -2,6 +2,7 @@
 
 import signal
 import sys
+import threading
 import time
 
 import pytest
@@ -41,6 +42,34 @@ def test_a_deadline_kills_even_what_is_stopped():
     child = Child(ECHO)
     with child.deadline(60) as expired:
         pass
+    assert child.runs and not expired.is_set()
+    child.end()
+
+
+def test_one_thread_watches_over_all_deadlines():
+    """Longer, shorter, and none between them; it ends with the child."""
+    before = set(threading.enumerate())
+    child = Child(ECHO)
+    for seconds in (60, 30, 90):
+        for _ in range(3):
+            with child.deadline(seconds) as expired:
+                send(child.input, {})
+                assert receive(child.output) == {} and receive_bytes(child.output, 3) == b"abc"
+            assert not expired.is_set()
+        (watchdog,) = set(threading.enumerate()) - before
+    with child.deadline(0.2) as expired, pytest.raises(EOFError):
+        receive(child.output)  # the thread slept until the end of the 90 seconds
+    assert expired.is_set() and child.end() == -signal.SIGKILL
+    watchdog.join()
+
+
+def test_a_deadline_that_is_over_kills_nothing():
+    child = Child(ECHO)
+    with child.deadline(0.2):
+        pass
+    with child.deadline(0.4) as expired:
+        time.sleep(0.3)  # the first would have killed it
+    time.sleep(0.3)
     assert child.runs and not expired.is_set()
     child.end()
 

@@ -7,6 +7,7 @@ import sys
 import textwrap
 import threading
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from stan_infer.errors import InputError, MissingError
 from stan_infer.video import clip as clip_module
 from stan_infer.video import decode_child, decode_pool, decode_worker
 from stan_infer.video.decode_pool import read_clips
-from stan_infer.video.decode_worker import DecodeWorker
+from stan_infer.video.decode_worker import CrashError, DecodeWorker
 from stan_infer.video.spec import ClipSpec
 
 pytest.importorskip("av")
@@ -216,7 +217,8 @@ def test_processes_that_are_started_early_are_used_and_never_left(clip, children
     with decode_worker.early_workers(2, 9):
         assert len(children) == 2
         assert len(list(read_clips([clip] * 4, SMALL, workers=2))) == 4
-        assert len(children) == 2 and all(gone(child.pid) for child in children)
+        assert len(children) == 2
+    assert all(gone(child.pid) for child in children)
     with pytest.raises(KeyboardInterrupt), decode_worker.early_workers(9, 3):
         assert len(children) == 5
         raise KeyboardInterrupt
@@ -226,6 +228,41 @@ def test_processes_that_are_started_early_are_used_and_never_left(clip, children
         children[-1].wait()
         ((_, result),) = read_clips([clip], SMALL)
     assert result.total_frames == 12 and all(gone(child.pid) for child in children)
+
+
+def test_a_process_between_two_clips_goes_to_the_next_worker(clip, children):
+    with decode_worker.early_workers(1, 9):
+        for _ in range(3):
+            assert len(list(read_clips([clip] * 2, SMALL, workers=1))) == 2
+        assert len(children) == 1 and not gone(children[0].pid)
+        with closing(read_clips([clip] * 9, SMALL, workers=2)) as readings:
+            next(readings)  # it stops while both decode, or may
+        assert len(children) == 2
+        left = [child for child, ready in decode_worker._spare if ready]
+        assert all(child.runs for child in left)
+        assert len(list(read_clips([clip] * 4, SMALL, workers=2))) == 4
+        worker = DecodeWorker()
+        worker.read(clip, SMALL)
+        worker.close()  # as a pool that needs fewer does
+        assert gone(worker._child._process.pid)
+    assert all(gone(child.pid) for child in children)
+    with DecodeWorker() as worker:
+        worker.read(clip, SMALL)
+        worker.leave()  # nobody waits for it
+    assert gone(children[-1].pid) and not decode_worker._spare
+
+
+def test_what_was_read_half_is_never_handed_on(clip, children, monkeypatch):
+    def cut_off(pipe, size):
+        raise EOFError
+
+    with decode_worker.early_workers(1, 1):
+        with DecodeWorker() as worker:
+            monkeypatch.setattr(decode_worker, "receive_bytes", cut_off)
+            with pytest.raises(CrashError):
+                worker.read(clip, SMALL)
+            worker.leave()
+        assert not decode_worker._spare and gone(children[0].pid)
 
 
 def test_clips_that_are_begun_early_are_decoded_once_by_the_same_processes(
@@ -357,6 +394,16 @@ def test_enough_workers(decoding_s, using_s, most, right):
     assert decode_pool.enough_workers(decoding_s, using_s, most) == right
 
 
+def test_the_time_of_a_clip_is_without_the_wait_for_a_core(monkeypatch):
+    waited = iter((5, 7))
+    told = SimpleNamespace(read_text=lambda: f"123 {next(waited)}000000000 9")
+    monkeypatch.setattr(decode_child, "Path", lambda path: told)
+    monkeypatch.setattr(decode_child, "time", SimpleNamespace(perf_counter=lambda: 20.0))
+    assert decode_child._clock() == 15 and decode_child._clock() == 13
+    monkeypatch.setattr(decode_child, "Path", lambda path: Path("/nowhere") / path[1:])
+    assert decode_child._clock() == 20
+
+
 @pytest.mark.parametrize(("using_s", "right"), [(0.0, [3, 3]), (1.0, [3, 1])])
 def test_workers_are_chosen_by_the_first_clips(clip, monkeypatch, using_s, right):
     """A clock of our own: decoding takes 0.1 s; every clip comes, in order, from whoever stays."""
@@ -374,8 +421,8 @@ def test_workers_are_chosen_by_the_first_clips(clip, monkeypatch, using_s, right
     read_one = decode_pool._read_one
 
     def reading(*given):
-        times.now = clock() + 0.1
-        return read_one(*given)
+        found, given[-1].took_s = read_one(*given), 0.1
+        return found
 
     monkeypatch.setattr(decode_pool, "_read_one", reading)
     monkeypatch.setattr(decode_pool, "time", SimpleNamespace(perf_counter=clock))
