@@ -3,8 +3,9 @@
 Short clips of the demo are embedded by two models, opened from exported folders with ONNX Runtime:
 the demo's, which is cheap, and a B/32 with random weights, which is dear. In one process, in turn:
 embed_library of the folder, as the command does it; decoding all clips with as many processes;
-the model alone, over clips that are decoded; decord and the same model, one after the other
-(benchmarks.decord_loop.embed).
+the model alone, over clips that are decoded, opened as embed opens it (a small one on few
+threads), and opened as a program without decoders does; decord and the same model, one after the
+other (benchmarks.decord_loop.embed).
 
 The rate is that from the first clip to the end of the last commit, without the start. The start is
 a figure of its own, and how much of it is opening the folder. A share of the slower part is the
@@ -24,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +35,7 @@ from benchmarks import decord_loop
 from benchmarks.record import ROOT, append_rows
 from benchmarks.script import options, random_model, write_clips
 from stan_infer.checkpoints.load import load_model
+from stan_infer.engines.session import Session
 from stan_infer.export.export_model import export_model
 from stan_infer.system.machine import usable_cpus
 from stan_infer.video.decode_pool import read_clips
@@ -99,7 +102,11 @@ def measure(
     library, loop = model.parent / "library", decord_loop.opened(model)
     runs: dict[str, list[Taken]] = {}
     opened_s, chosen = [], 0
-    with si.open_session(model, threads=threads) as session:
+    beside = {"threads": threads, "yielding": True}
+    with (
+        si.open_session(model, **beside) as session,
+        si.open_session(model, threads=threads) as free,
+    ):
         spec = ClipSpec.of(session.config)
         pixels = [clip.pixels for _, clip in read_clips(clips, spec, workers=1)]
 
@@ -114,9 +121,9 @@ def measure(
             for _ in read_clips(clips, spec, workers=workers or chosen):
                 taken.tick()
 
-        def model_alone(taken: Taken) -> None:
+        def model_alone(taken: Taken, alone: Session = session) -> None:
             for clip in pixels:
-                session.embed_video(clip[None])
+                alone.embed_video(clip[None])
                 taken.tick()
 
         def by_hand(taken: Taken) -> None:
@@ -124,10 +131,16 @@ def measure(
                 loop(clip)
                 taken.tick()
 
-        kinds = {"embed": embed, "decoding": decoding, "model": model_alone, "loop": by_hand}
+        kinds: dict[str, Callable[[Taken], None]] = {
+            "embed": embed,
+            "decoding": decoding,
+            "model": model_alone,
+            "model_free": partial(model_alone, alone=free),
+            "loop": by_hand,
+        }
         for i in range(-1, rounds):
             start = time.perf_counter()
-            with si.open_session(model, threads=threads, yielding=True):
+            with si.open_session(model, **beside):
                 opened_s.append(time.perf_counter() - start)
             for name, run in kinds.items():
                 taken = Taken()

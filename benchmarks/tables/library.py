@@ -47,14 +47,15 @@ def embed_rate_table() -> str:
         f"{_MODELS.get(r['model'], r['model'])}, {_count(r['threads'], 'thread')} "
         f"| {r['chosen'] if r['workers'] == 'auto' else r['workers']}"
         f"{' (chosen)' if r['workers'] == 'auto' else ''} | {rate(r, 'embed')} "
-        f"| {rate(r, 'decoding')} | {rate(r, 'model')} | {rate(r, 'loop')} "
+        f"| {rate(r, 'decoding')} | {rate(r, 'model')} "
+        f"| {rate(r, 'model_free')} | {rate(r, 'loop')} "
         f"| {percent(r['share_of_slower'])} | {percent(r['share_of_cores'])} "
         f"| {r['loop_ratio']:.2f}x | {r['start_s']:.1f}, {r['open_s']:.1f} s | {r['clips']}"
         for r in rows
     ]
     head = (
-        "model | workers | embed, clips/s | decoding | model | loop | of the slower | of the cores "
-        "| to the loop | start, of it opening | clips"
+        "model | workers | embed, clips/s | decoding | model | without decoders | loop "
+        "| of the slower | of the cores | to the loop | start, of it opening | clips"
     )
     return machine_line(*rows) + markdown(head, lines)
 
