@@ -265,13 +265,15 @@ class Run:
 
     def note(self, store: Store, path: Path, file: File, step: Callable[..., None]) -> bool:
         """Note how a file was seen; whether it has a content that is to be embedded."""
-        before = store.file(path)
-        store.put_file(path, file)
         if file.sha256 is None:
+            store.put_file(path, file)
             self.say(f"error: {file.error}")
         elif file.sha256 in self._flying or store.clip(file.sha256) is not None:
+            before = store.file(path)
+            store.put_file(path, file)
             self._note_known(store, path, file.sha256, before)
         else:
+            store.put_file(path, file)
             self._flying.add(file.sha256)
             self._given[path] = file
             return True

@@ -7,6 +7,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 
 from stan_infer.errors import InputError
@@ -15,7 +16,7 @@ from stan_infer.system.outside_file import open_regular, read_bounded
 from stan_infer.video.find import list_videos
 
 HASHERS = 2  # threads
-_AHEAD = 16  # files that are hashed before they are asked for
+_AHEAD, _GROUP = 16, 8  # files that are hashed before they are asked for; in one task
 _MAX_LIST = 2**28  # bytes of a list of files
 
 
@@ -49,20 +50,43 @@ def changed(path: Path, file: File, now: tuple[int, int] | None) -> str | None:
 
 
 def hashed(paths: Iterable[Path], threads: ThreadPoolExecutor) -> Iterator[tuple[Path, File]]:
-    """Files with the hash of their content, read some ahead by threads."""
-    waiting: deque[tuple[Path, Future[File]]] = deque()
+    """Files with the hash of their content, read some ahead by threads.
+
+    Several in one task: to hand one to a thread takes as long as to hash a small one.
+    """
+    waiting: deque[tuple[list[Path], Future[list[File]]]] = deque()
+    ahead = 0
     try:
-        for path in paths:
-            waiting.append((path, threads.submit(hash_file, path)))
-            if len(waiting) > _AHEAD:
-                first, future = waiting.popleft()
-                yield first, future.result()
+        for group in _groups(iter(paths)):
+            waiting.append((group, threads.submit(_hash_files, group)))
+            ahead += len(group)
+            while ahead > _AHEAD:
+                ahead -= len(waiting[0][0])
+                yield from _first(waiting)
         while waiting:
-            first, future = waiting.popleft()
-            yield first, future.result()
+            yield from _first(waiting)
     finally:
         for _, future in waiting:
             future.cancel()
+
+
+def _groups(paths: Iterator[Path]) -> Iterator[list[Path]]:
+    """1, 2, 4 and then _GROUP at a time, so that the first does not wait for others."""
+    size = 1
+    while group := list(islice(paths, size)):
+        yield group
+        size = min(2 * size, _GROUP)
+
+
+def _first(
+    waiting: deque[tuple[list[Path], Future[list[File]]]],
+) -> Iterator[tuple[Path, File]]:
+    group, future = waiting.popleft()
+    return zip(group, future.result(), strict=True)
+
+
+def _hash_files(paths: list[Path]) -> list[File]:
+    return [hash_file(path) for path in paths]
 
 
 def hash_file(path: Path) -> File:

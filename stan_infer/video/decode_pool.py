@@ -22,7 +22,8 @@ from stan_infer.video.grid import FramesRead, GridPlan
 from stan_infer.video.spec import ClipSpec
 from stan_infer.video.windows import Plan, Window, Windows
 
-PREFETCH = 2  # clips per worker that are being decoded or wait to be taken
+PREFETCH = 2  # clips per worker that are being decoded or wait to be taken, at least
+MOST_AHEAD, AHEAD_BYTES = 8, 2**23  # the same of small clips
 MEASURED = 16  # clips by which a number of workers is chosen, after two for each worker
 SPARE = 1.25  # of what enough_workers needs at least
 EARLY_BYTES = 2**25  # of pixels that early_clips decodes before they are asked for
@@ -68,12 +69,8 @@ class _Early:
         self, paths: Iterable[Path], spec: ClipSpec, timeout_s: float
     ) -> Generator[tuple[Path, Result], None, None]:
         """As `read_clips`; what an abandoned call has begun is there for the next one."""
-
-        def tasks() -> Iterator[tuple[Path, Future[Any]]]:
-            for path in paths:
-                yield path, self._begin(path, spec, timeout_s)
-
-        for path, future in _ahead(tasks(), PREFETCH * self._pool.size):
+        tasks = ((path, self._begin(path, spec, timeout_s)) for path in paths)
+        for path, future in _ahead(tasks, _prefetch(spec) * self._pool.size):
             self._begun.pop((path, spec), None)
             self._fill()
             yield path, future.result()
@@ -106,9 +103,10 @@ def read_clips(
 
     workers: None begins with one per CPU that this process may use, at most MAX_WORKERS, and keeps
     as many as the first clips show to be needed; see enough_workers. told: called with their
-    number, again when it is chosen. At most two clips per worker are decoded ahead. An error of one
-    file is yielded, not raised; wrong options raise InputError at once. Closing the iterator, or
-    Ctrl-C, ends all children, those of early_workers with its block.
+    number, again when it is chosen. A few clips per worker are decoded ahead, at least PREFETCH and
+    at most MOST_AHEAD, of AHEAD_BYTES together. An error of one file is yielded, not raised; wrong
+    options raise InputError at once. Closing the iterator, or Ctrl-C, ends all children, those of
+    early_workers with its block.
     """
     count = _checked(workers, timeout_s)
     if isinstance(paths, Sized):
@@ -216,13 +214,10 @@ def _in_order(
         return
     told(workers)
     with closing(_Pool(workers)) as pool:
-
-        def tasks() -> Iterator[tuple[Path, Future[Any]]]:
-            for path in paths:
-                yield path, pool.submit(partial(_read_one, path, spec, timeout_s))
-
+        reading = ((path, partial(_read_one, path, spec, timeout_s)) for path in paths)
+        tasks = ((path, pool.submit(work)) for path, work in reading)
         used: list[float] = []
-        for path, future in _ahead(tasks(), PREFETCH * workers):
+        for path, future in _ahead(tasks, _prefetch(spec) * workers):
             result = future.result()
             start = time.perf_counter()
             yield path, result
@@ -292,6 +287,11 @@ def _in_parts(
             yield path, future.result()
 
 
+def _prefetch(spec: ClipSpec) -> int:
+    """Clips per worker: with two, one that takes long to decode keeps a fast model waiting."""
+    return max(PREFETCH, min(MOST_AHEAD, AHEAD_BYTES // math.prod(spec.shape)))
+
+
 def _ahead(
     tasks: Iterator[tuple[Path, Future[Any]]], count: int
 ) -> Iterator[tuple[Path, Future[Any]]]:
@@ -339,8 +339,7 @@ class _Pool:
     """Workers, each served by a thread, that take what is submitted in order."""
 
     def __init__(self, workers: int) -> None:
-        self._tasks: SimpleQueue[tuple[Work, Future[Any]] | None]
-        self._tasks = SimpleQueue()
+        self._tasks: SimpleQueue[tuple[Work, Future[Any]] | None] = SimpleQueue()
         self.size = workers
         self.seconds: deque[float] = deque(maxlen=MEASURED)  # of the last tasks
         self._workers = [DecodeWorker() for _ in range(workers)]

@@ -9,6 +9,7 @@ of clips follow their message, and the parent knows their size from what it aske
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import threading
@@ -139,7 +140,7 @@ class DecodeWorker(AbstractContextManager["DecodeWorker"]):
         Raises its InputError or MissingError, and InputError when the child does not answer within
         timeout_s seconds (it is killed) or dies. The next call starts a new child.
         """
-        header, pixels = self._ask(path, {"spec": asdict(spec)}, timeout_s, math.prod(spec.shape))
+        header, pixels = self._ask(path, {"spec": _as_dict(spec)}, timeout_s, math.prod(spec.shape))
         return _clip(header["clips"][0], pixels, spec)
 
     def plan(self, path: Path, windows: Windows, *, timeout_s: float = 60.0) -> Plan:
@@ -160,7 +161,7 @@ class DecodeWorker(AbstractContextManager["DecodeWorker"]):
 
         timeout_s: for each of them.
         """
-        asked = {"spec": asdict(spec), "total_frames": total_frames, "windows": windows}
+        asked = {"spec": _as_dict(spec), "total_frames": total_frames, "windows": windows}
         size = math.prod(spec.shape)
         header, pixels = self._ask(path, asked, timeout_s * len(windows), size)
         found: list[Clip | InputError] = []
@@ -177,7 +178,7 @@ class DecodeWorker(AbstractContextManager["DecodeWorker"]):
         self, path: Path, windows: Windows, spec: ClipSpec, *, timeout_s: float = 60.0
     ) -> GridPlan:
         """Return what `grid.plan_grid` returns, from the child; raises as `read`."""
-        asked = {"spec": asdict(spec), "grid": asdict(windows)}
+        asked = {"spec": _as_dict(spec), "grid": asdict(windows)}
         total, frames, parts, *rest = self._ask(path, asked, timeout_s, 0)[0]["plan"]
         return GridPlan(total, frames, [Window(*w) for w in parts], *rest)
 
@@ -194,7 +195,7 @@ class DecodeWorker(AbstractContextManager["DecodeWorker"]):
 
         timeout_s: for as many of them as a window has.
         """
-        asked = {"spec": asdict(spec), "total_frames": total_frames, "frames": frames}
+        asked = {"spec": _as_dict(spec), "total_frames": total_frames, "frames": frames}
         one, windows = math.prod(spec.shape[1:]), math.ceil(len(frames) / spec.frames)
         header, pixels = self._ask(path, asked, timeout_s * windows, one)
         facts = header["facts"]
@@ -269,6 +270,11 @@ class DecodeWorker(AbstractContextManager["DecodeWorker"]):
             f"{' '.join(_COMMAND)} < {os.devnull}; to repair it: "
             f"{install_command('runtime', options='--force-reinstall')}"
         )
+
+
+@functools.lru_cache(maxsize=8)
+def _as_dict(spec: ClipSpec) -> dict[str, Any]:
+    return asdict(spec)
 
 
 def _clip(header: dict[str, Any], pixels: bytes, spec: ClipSpec) -> Clip:
