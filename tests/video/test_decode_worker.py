@@ -1,5 +1,6 @@
 """The decoding child: answers, hangs, crashes, is replaced, and never outlives its parent."""
 
+import math
 import os
 import signal
 import subprocess
@@ -284,7 +285,8 @@ def test_clips_that_are_begun_early_are_decoded_once_by_the_same_processes(
         first = next(begun)
         begun.close()
         results = [first, *read_clips([Path("crash"), *paths[1:]], SMALL)]
-        assert len(children) == 4  # one crashed, and once more for the same file
+        # One crashed, and once more for the same file; it comes back if there is more for it.
+        assert len(children) in (3, 4)
     assert [path for path, _ in results] == [paths[0], Path("crash"), *paths[1:]]
     assert [path for path, r in results if isinstance(r, InputError)] == [Path("crash")]
     assert sorted(asked) == sorted([*paths, Path("crash"), Path("crash")])
@@ -307,7 +309,10 @@ def test_an_abandoned_iterator_kills_its_children(clip, fake, children, end):
     assert children and all(gone(child.pid) for child in children)
 
 
-def test_prefetch_is_bounded(clip):
+@pytest.mark.parametrize(("clips", "right"), [(0, 4), (3, 6), (99, 16)])
+def test_prefetch_is_bounded(clip, monkeypatch, clips, right):
+    """By a number for each worker, and by what fits into some memory."""
+    monkeypatch.setattr(decode_pool, "AHEAD_BYTES", clips * math.prod(SMALL.shape))
     taken = []
 
     class Paths(list):
@@ -316,10 +321,9 @@ def test_prefetch_is_bounded(clip):
                 taken.append(path)
                 yield path
 
-    clips = read_clips(Paths([clip] * 20), SMALL, workers=2, timeout_s=60)
-    next(clips)
-    assert len(taken) == 4
-    clips.close()
+    with closing(read_clips(Paths([clip] * 20), SMALL, workers=2, timeout_s=60)) as found:
+        next(found)
+        assert len(taken) == right
 
 
 def run_parent(clip):
