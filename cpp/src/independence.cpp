@@ -50,10 +50,9 @@ class Bits {
     }
     return (1U << zeros) - 1 + take(zeros);
   }
-  int signed_number() {
+  std::uint32_t signed_number() {  // modulo 2^32
     const std::uint32_t code = number();
-    const int half = static_cast<int>(code / 2);
-    return code % 2 ? half + 1 : -half;
+    return code % 2 ? code / 2 + 1 : 0U - code / 2;
   }
 
  private:
@@ -62,8 +61,10 @@ class Bits {
 };
 
 void pass_scaling_list(Bits& bits, int size) {
-  for (int i = 0, last = 8, next = 8; i < size && next; ++i, last = next ? next : last) {
-    next = (last + bits.signed_number()) & 255;
+  std::uint32_t last = 8, next = 8;
+  for (int i = 0; i < size && next; ++i) {
+    next = (last + bits.signed_number()) & 255U;
+    last = next;
   }
 }
 

@@ -149,8 +149,8 @@ void drop_broken_lead(const std::filesystem::path& path, Index& index, const Cal
   index.lead = 0;
 }
 
-// How many decoders decode at once. Together they hold no more pixels than one may for a video of the
-// largest frames, and there must be enough to do: each opens the file anew.
+// How many decoders decode at once. Together they hold no more pixels than one may for a video of
+// the largest frames, and there must be enough to do: each opens the file anew.
 std::size_t threads_for(const Index& index, const Wanted& wanted, const Reading& reading) {
   if (index.codec != AV_CODEC_ID_H264 || index.pixels < 1) return 1;  // why: Independence
   std::int64_t packets = 0;

@@ -214,7 +214,8 @@ int main(int argc, char** argv) {
       hashes(argv[2]);
     } else {
       std::cerr << "usage: probe tokens TOKENIZER_JSON | unicode | seconds TOKENIZER_JSON | frames "
-                   "VIDEO T FILE [THREADS [LEAST]] | cancel VIDEO [THREADS] | turns | sha256 FILE\n";
+                   "VIDEO T FILE [THREADS [LEAST]] | cancel VIDEO [THREADS] | turns | "
+                   "sha256 FILE\n";
       return 2;
     }
   } catch (const stan_infer::Error& e) {
