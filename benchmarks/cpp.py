@@ -4,8 +4,9 @@ Both take the exported demo and ONNX Runtime, in turn. `start`: whole processes,
 `stan-infer run`, from nothing to the scores of one clip. `clips`, `film`: from a file to its
 embedding in a process that is warm, on the demo's clips and on a minute of 1080p, the latter with
 one thread, too: the C++ library decodes with as many threads as the model has, a reader of the
-Python package with one. The embeddings must agree. `size`: the stripped program for frames in memory, with neither FFmpeg nor texts. Needs
-what cpp/setup-debian.sh installs. Appends rows to benchmarks/results/.
+Python package with one. The embeddings must agree. `size`: the stripped program for frames in
+memory, with neither FFmpeg nor texts. Needs what cpp/setup-debian.sh installs. Appends rows to
+benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -178,9 +179,7 @@ def main() -> None:
             elif measure == "start":
                 rows = [start_row(prefix, model, args.rounds, args.python)]
             else:
-                rows = [
-                    clips_row(measure, program, model, videos, args.rounds, n) for n in threads
-                ]
+                rows = [clips_row(measure, program, model, videos, args.rounds, n) for n in threads]
             append_rows("cpp", rows)
             print(*map(json.dumps, rows), sep="\n")
 

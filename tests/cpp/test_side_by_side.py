@@ -17,6 +17,8 @@ KINDS = {
     "closed.mp4": {"x264": X264},
     "slices.mkv": {"x264": X264 + ":slices=3"},
     "10 bit.mp4": {"x264": X264, "pix_fmt": "yuv420p10le"},
+    "lists.mp4": {"x264": X264 + ":cqm=jvt"},
+    "4:4:4.mp4": {"x264": X264 + ":cqm=jvt", "pix_fmt": "yuv444p"},
     "headers.ts": {"x264": X264 + ":repeat-headers=1"},
     "headers.mkv": {"x264": X264 + ":repeat-headers=1"},
 }
