@@ -123,24 +123,27 @@ void frames(const char* video, int count, const char* file, int threads, int lea
             << "\n";
 }
 
-// probe cancel VIDEO [THREADS]: the call is cancelled as the first frame is there; before, others
-// end at deadlines of all sorts, or not.
+// probe cancel VIDEO [THREADS]: the call is cancelled as the first frame is there.
 void cancel(const char* video, int threads) {
-  for (int i = 0; i < 40; ++i) {
-    try {
-      stan_infer::read_frames(
-          video, 8, [](const stan_infer::Tensor& image) { return image; },
-          stan_infer::Call::within(std::chrono::microseconds(i * i * 50)), {threads, 0});
-    } catch (const stan_infer::Error& e) {
-      if (e.code() != stan_infer::ErrorCode::deadline) throw;
-    }
-  }
   const stan_infer::Call call;
   const auto shrink = [&](const stan_infer::Tensor& image) {
     call.cancel();
     return image;
   };
   stan_infer::read_frames(video, 8, shrink, call, {threads, 0});
+}
+
+// probe deadlines VIDEO THREADS: calls that end at deadlines of all sorts, or not.
+void deadlines(const char* video, int threads) {
+  for (int i = 0; i < 40; ++i) {
+    const auto call = stan_infer::Call::within(std::chrono::microseconds(i * i * 50));
+    try {
+      stan_infer::read_frames(
+          video, 8, [](const stan_infer::Tensor& image) { return image; }, call, {threads, 0});
+    } catch (const stan_infer::Error& e) {
+      if (e.code() != stan_infer::ErrorCode::deadline) throw;
+    }
+  }
 }
 
 // probe turns: many threads that wait for each other, of which some are cancelled.
@@ -208,14 +211,16 @@ int main(int argc, char** argv) {
              argc > 6 ? std::stoi(argv[6]) : 0);
     } else if (what == "cancel" && (argc == 3 || argc == 4)) {
       cancel(argv[2], argc == 4 ? std::stoi(argv[3]) : 1);
+    } else if (what == "deadlines" && argc == 4) {
+      deadlines(argv[2], std::stoi(argv[3]));
     } else if (what == "turns" && argc == 2) {
       turns();
     } else if (what == "sha256" && argc == 3) {
       hashes(argv[2]);
     } else {
       std::cerr << "usage: probe tokens TOKENIZER_JSON | unicode | seconds TOKENIZER_JSON | frames "
-                   "VIDEO T FILE [THREADS [LEAST]] | cancel VIDEO [THREADS] | turns | "
-                   "sha256 FILE\n";
+                   "VIDEO T FILE [THREADS [LEAST]] | cancel VIDEO [THREADS] | deadlines VIDEO "
+                   "THREADS | turns | sha256 FILE\n";
       return 2;
     }
   } catch (const stan_infer::Error& e) {
