@@ -2,9 +2,11 @@
 
 Both take the exported demo and ONNX Runtime, in turn. `start`: whole processes, `stan_classify` and
 `stan-infer run`, from nothing to the scores of one clip. `clips`, `film`: from a file to its
-embedding in a process that is warm, on the demo's clips and on a minute of 1080p; the embeddings
-must agree. `size`: the stripped program for frames in memory, with neither FFmpeg nor texts. Needs
-what cpp/setup-debian.sh installs. Appends rows to benchmarks/results/.
+embedding in a process that is warm, on the demo's clips and on a minute of 1080p, the latter with
+one thread, too: the C++ library decodes with as many threads as the model has, a reader of the
+Python package with one. The embeddings must agree. `size`: the stripped program for frames in
+memory, with neither FFmpeg nor texts. Needs what cpp/setup-debian.sh installs. Appends rows to
+benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -166,18 +168,20 @@ def main() -> None:
         prefix = installed(place / "whole")
         program = loop_program(prefix)
         for measure in args.only:
+            threads = [args.threads]
+            videos = sorted((_DEMO / "clips").glob("*.mp4"))
+            if measure == "film":
+                threads = sorted({1, args.threads}, reverse=True)
+                videos = [place / "film.mp4"]
+                write_film(videos[0])
             if measure == "size":
-                row = size_row(place / "small")
+                rows = [size_row(place / "small")]
             elif measure == "start":
-                row = start_row(prefix, model, args.rounds, args.python)
+                rows = [start_row(prefix, model, args.rounds, args.python)]
             else:
-                videos = sorted((_DEMO / "clips").glob("*.mp4"))
-                if measure == "film":
-                    videos = [place / "film.mp4"]
-                    write_film(videos[0])
-                row = clips_row(measure, program, model, videos, args.rounds, args.threads)
-            append_rows("cpp", [row])
-            print(json.dumps(row))
+                rows = [clips_row(measure, program, model, videos, args.rounds, n) for n in threads]
+            append_rows("cpp", rows)
+            print(*map(json.dumps, rows), sep="\n")
 
 
 if __name__ == "__main__":

@@ -150,18 +150,19 @@ _MEASURES = {
 
 
 def cpp_table() -> str:
-    """The C++ library beside the Python package: the newest run of each measure."""
-    rows = newest("cpp", "measure")
+    """The C++ library beside the Python package: the newest run of each measure and threads."""
+    rows = newest("cpp", "measure", "threads")
     timed = [r for name in _MEASURES for r in rows if r["measure"] == name]
     if not timed:
         return NOT_MEASURED
     lines = [
-        f"{_MEASURES[r['measure']].format(**r)} | {1e3 * r['cpp_s_p50']:.1f} "
+        f"{_MEASURES[r['measure']].format(**r)} | {r.get('threads', 'default')} "
+        f"| {1e3 * r['cpp_s_p50']:.1f} "
         f"| {1e3 * r['python_s_p50']:.1f} | {r['ratio']:.2f}x "
         f"({r['ratio_range'][0]:.2f} to {r['ratio_range'][1]:.2f}) | {r['rounds']}"
         for r in timed
     ]
-    head = "| C++, ms | Python, ms | Python / C++ (range) | pairs"
+    head = "| threads | C++, ms | Python, ms | Python / C++ (range) | pairs"
     text = machine_line(*timed) + markdown(head, lines)
     for r in (r for r in rows if r["measure"] == "size"):
         text += (

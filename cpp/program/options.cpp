@@ -30,7 +30,7 @@ then 2.
   --engine ENGINE     ort (default), openvino or tensorrt (the plans of DIR)
   --provider NAME     execution provider of ort, as cuda, tensorrt, xnnpack (default cpu)
   --ort-library PATH  libonnxruntime.so (default: $STAN_INFER_ORT_LIBRARY, then the system's)
-  --threads N         threads of the engine (default 0: its choice)
+  --threads N         threads of the engine (default 0: its choice), and to decode a long video
   --help, --version
 
 Exit codes: 0 done, 1 a bug of ours, 2 bad input, 3 a library is missing, 4 a check failed.

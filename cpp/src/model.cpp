@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <thread>
 
 #include "self_test.hpp"
 
@@ -24,10 +25,15 @@ std::unique_ptr<Backend> open_backend(const Options& options) {
   throw bad_argument("there is no such engine");
 }
 
+// That may decode a video.
+int readers_of(const Options& options) {
+  return options.threads ? options.threads : static_cast<int>(std::thread::hardware_concurrency());
+}
+
 }  // namespace
 
 Model::Impl::Impl(const std::filesystem::path& folder, const Options& options)
-    : backend(open_backend(options)), pipeline(folder, *backend, options.batch) {
+    : backend(open_backend(options)), pipeline(folder, *backend, options.batch, readers_of(options)) {
   const Manifest& manifest = pipeline.manifest();
   info.frames = manifest.model.frames;
   info.image_size = manifest.model.image_size;

@@ -4,7 +4,8 @@
 
 namespace stan_infer {
 
-Frames read_frames(const std::filesystem::path&, int, const Shrink&, const Call&) {
+Frames read_frames(const std::filesystem::path&, int, const Shrink&, const Call&,
+                   const Reading&) {
   throw missing(
       "this library was built without FFmpeg, so it reads no video files; give decoded frames, or "
       "configure again with cmake -DSTAN_INFER_FFMPEG=ON");

@@ -80,8 +80,13 @@ Tensor cosines(const Tensor& texts, const Tensor& clips) {
 
 }  // namespace
 
-Pipeline::Pipeline(const std::filesystem::path& folder, const Backend& backend, int batch)
-    : folder_(folder), manifest_(read_manifest(folder_)), backend_(backend), batch_(batch) {
+Pipeline::Pipeline(const std::filesystem::path& folder, const Backend& backend, int batch,
+                   int readers)
+    : folder_(folder),
+      manifest_(read_manifest(folder_)),
+      backend_(backend),
+      batch_(batch),
+      readers_(readers) {
   check_names(folder_, manifest_);
   for (const auto& [name, entry] : manifest_.files) folder_.check_size(name, entry.bytes);
   // All of it, also what a call does not use: whether a folder is sound does not depend on that.
@@ -217,7 +222,7 @@ Tensor Pipeline::shrunk(const View& frame) {
 
 Clip Pipeline::read_clip(const std::filesystem::path& video) {
   const auto shrink = [this](const Tensor& image) { return shrunk(image); };
-  const Frames found = read_frames(video, manifest_.model.frames, shrink, call_);
+  const Frames found = read_frames(video, manifest_.model.frames, shrink, call_, {readers_});
   return {clip_of(found.by_number, found.indices), found.indices, found.total_frames, found.hdr};
 }
 

@@ -28,9 +28,9 @@ struct Parts {
 class Pipeline {
  public:
   // Reads the manifest and checks all files; graphs are opened when they are first needed.
-  // `backend` must outlive the pipeline. batch: clips that go through the network at once. Every
-  // function throws Error.
-  Pipeline(const std::filesystem::path& folder, const Backend& backend, int batch = 1);
+  // `backend` must outlive the pipeline. batch: clips that go through the network at once.
+  // readers: threads that may decode a video. Every function throws Error.
+  Pipeline(const std::filesystem::path& folder, const Backend& backend, int batch, int readers);
 
   const Manifest& manifest() const { return manifest_; }
 
@@ -93,6 +93,7 @@ class Pipeline {
   Manifest manifest_;
   const Backend& backend_;
   std::int64_t batch_;
+  int readers_;
   Call call_ = Call::endless();
   std::map<std::string, Opened> opened_;
   std::optional<Tokenizer> tokenizer_;

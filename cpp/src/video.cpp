@@ -1,6 +1,7 @@
 // Two passes: the first reads packets only and learns which packet holds which frame and where
 // decoding can start; the second decodes the groups of pictures that hold a chosen frame. Packets
-// are known by their number, so nothing depends on a container's seeking.
+// are known by their number, so nothing depends on a container's seeking. Groups may be decoded
+// side by side; whatever is wrong then, all begins again with one decoder, which decides.
 #include "video.hpp"
 
 #include <algorithm>
@@ -9,7 +10,9 @@
 #include <numeric>
 #include <optional>
 #include <set>
+#include <system_error>
 
+#include "decoding.hpp"
 #include "error.hpp"
 #include "frames.hpp"
 #include "media.hpp"
@@ -20,27 +23,7 @@ namespace {
 using media::Media;
 
 constexpr std::size_t kMaxPackets = 10'000'000;
-
-// Something that is needed did not decode.
-struct Damaged {
-  std::string what;
-};
-// Pictures do not come in the order of their times.
-struct Untimed {};
-
-struct Packet {
-  std::int64_t pts = 0;
-  bool key = false, shown = false;
-};
-
-struct Index {
-  std::vector<Packet> packets;
-  std::vector<std::size_t> order;  // the packet of every frame
-  bool timed = false;              // order is that of presentation; else of decoding
-  std::size_t first = 0;           // the first key packet; what comes before cannot be decoded
-  std::size_t lead = 0;            // frames shown before the first key frame
-  std::string hdr;                 // see Frames
-};
+constexpr std::int64_t kMaxDecoders = 8;  // a clip has few frames, and each reads the file
 
 bool without_times(const char* format) {
   // These hold no time of presentation; what FFmpeg reports there is a guess.
@@ -53,7 +36,10 @@ bool without_times(const char* format) {
 Index scan(const std::filesystem::path& path, const Call& call) {
   Media media(path, call);
   Index index;
-  const AVColorTransferCharacteristic transfer = media.stream().codecpar->color_trc;
+  const AVCodecParameters& codec = *media.stream().codecpar;
+  const AVColorTransferCharacteristic transfer = codec.color_trc;
+  index.codec = codec.codec_id;
+  index.pixels = std::int64_t{codec.width} * codec.height;
   index.hdr = transfer == AVCOL_TRC_SMPTE2084      ? "PQ"
               : transfer == AVCOL_TRC_ARIB_STD_B67 ? "HLG"
                                                    : "";
@@ -113,88 +99,6 @@ Index scan(const std::filesystem::path& path, const Call& call) {
   return index;
 }
 
-using Range = std::pair<std::size_t, std::size_t>;  // first and last packet
-using Take = std::function<void(Media&, const AVFrame&)>;
-
-// Decodes `ranges` of packets, in order; each begins with a key packet.
-class Decoding {
- public:
-  Decoding(const std::filesystem::path& path, const Index& index, const Call& call)
-      : media_(path, call), index_(index), frame_(av_frame_alloc()) {
-    if (!frame_) throw std::bad_alloc();
-  }
-
-  // needed: packets whose pictures matter; of the others only references are then decoded.
-  void run(const std::vector<Range>& ranges, const std::set<std::size_t>* needed,
-           const Take& take) {
-    std::size_t number = 0, at = 0;
-    while (AVPacket* packet = media_.next_packet()) {
-      if (packet->stream_index != media_.stream().index) continue;
-      const auto [start, end] = ranges[at];
-      if (number >= start) {
-        const auto& packets = index_.packets;
-        if (number >= packets.size()) throw Damaged{"the file changed while it was read"};
-        if (needed) {
-          media_.decoder().skip_frame =
-              needed->count(number) ? AVDISCARD_DEFAULT : AVDISCARD_NONREF;
-        }
-        // Frames shown before a key frame may need the group before it, which was passed over.
-        const bool early = index_.timed && packets[number].pts < packets[start].pts;
-        if (!early || (start == index_.first && index_.lead)) decode(packet, number, start, take);
-        if (number == end) {
-          decode(nullptr, number, start, take);
-          if (++at == ranges.size()) return;
-          avcodec_flush_buffers(&media_.decoder());
-          last_.reset();
-        }
-      }
-      ++number;
-    }
-  }
-
-  bool is_h264() { return media_.decoder().codec_id == AV_CODEC_ID_H264; }
-
- private:
-  void decode(const AVPacket* packet, std::size_t number, std::size_t start, const Take& take) {
-    check(avcodec_send_packet(&media_.decoder(), packet), number);
-    while (true) {
-      const int code = avcodec_receive_frame(&media_.decoder(), frame_.get());
-      if (code == AVERROR(EAGAIN) || code == AVERROR_EOF) return;
-      check(code, number);
-      if (frame_->decode_error_flags != 0 || frame_->flags & AV_FRAME_FLAG_CORRUPT) {
-        throw Damaged{"the picture in packet " + std::to_string(number) +
-                      " or one just before it is damaged"};
-      }
-      if (index_.timed) {
-        if (frame_->pts == AV_NOPTS_VALUE || (last_ && frame_->pts <= *last_)) throw Untimed{};
-        last_ = frame_->pts;
-#if LIBAVUTIL_VERSION_INT >= AV_VERSION_INT(58, 29, 100)
-        const bool key = frame_->flags & AV_FRAME_FLAG_KEY;
-#else
-        const bool key = frame_->key_frame;
-#endif
-        if (frame_->pts == index_.packets[start].pts && start != index_.first && !key) {
-          throw Damaged{"packet " + std::to_string(start) + " is marked as key, but is none"};
-        }
-      }
-      take(media_, *frame_);
-    }
-  }
-
-  static void check(int code, std::size_t number) {
-    if (code == AVERROR(ENOMEM)) throw std::bad_alloc();
-    if (code < 0) {
-      throw Damaged{"the picture in packet " + std::to_string(number) +
-                    " is damaged: " + media::error_text(code)};
-    }
-  }
-
-  Media media_;
-  const Index& index_;
-  media::Owned<AVFrame> frame_;
-  std::optional<std::int64_t> last_;
-};
-
 // Runs of packets that decode to the wanted ones.
 std::vector<Range> ranges_of(const Index& index, const std::set<std::size_t>& packets) {
   std::vector<std::size_t> keys;
@@ -245,31 +149,61 @@ void drop_broken_lead(const std::filesystem::path& path, Index& index, const Cal
   index.lead = 0;
 }
 
+// How many decoders decode at once. Together they hold no more pixels than one may for a video of
+// the largest frames, and there must be enough to do: each opens the file anew.
+std::size_t threads_for(const Index& index, const Wanted& wanted, const Reading& reading) {
+  if (index.codec != AV_CODEC_ID_H264 || index.pixels < 1) return 1;  // why: Independence
+  std::int64_t packets = 0;
+  for (const auto& [start, end] : wanted.ranges) {
+    packets += static_cast<std::int64_t>(end - start + 1);
+  }
+  if (packets * index.pixels < reading.least_pixels) return 1;
+  const std::int64_t most = std::min({std::int64_t{reading.threads}, kMaxDecoders,
+                                      static_cast<std::int64_t>(wanted.ranges.size()),
+                                      kMaxPixels / index.pixels});
+  return static_cast<std::size_t>(std::max<std::int64_t>(most, 1));
+}
+
+enum class Way { side_by_side, in_turn, straight };  // straight: all from the first key packet on
+
 Frames by_time(const std::filesystem::path& path, const Index& index, int frames,
-               const Shrink& shrink, const Call& call, bool straight) {
+               const Shrink& shrink, const Call& call, const Reading& reading, Way way) {
   Frames found;
   found.hdr = index.hdr;
   found.total_frames = static_cast<std::int64_t>(index.order.size());
   found.indices = sample_indices(found.total_frames, frames);
-  std::set<std::size_t> packets;
-  std::map<std::int64_t, std::int64_t> wanted;  // time -> frame number
+  Wanted wanted;
   for (std::int64_t number : found.indices) {
     const std::size_t packet = index.order[static_cast<std::size_t>(number)];
-    packets.insert(packet);
-    wanted[index.packets[packet].pts] = number;
+    wanted.packets.insert(packet);
+    wanted.numbers[index.packets[packet].pts] = number;
   }
-  const auto ranges =
-      straight ? std::vector<Range>{{index.first, *packets.rbegin()}} : ranges_of(index, packets);
-  Decoding decoding(path, index, call);
+  wanted.ranges = way == Way::straight
+                      ? std::vector<Range>{{index.first, *wanted.packets.rbegin()}}
+                      : ranges_of(index, wanted.packets);
   // In H.264 (only there without exception) a picture says if no other is built on it.
-  const bool thin = !straight && decoding.is_h264();
-  decoding.run(ranges, thin ? &packets : nullptr, [&](Media& media, const AVFrame& frame) {
-    const auto number = wanted.find(frame.pts);
-    if (number != wanted.end()) {
-      found.by_number[number->second] = shrink(media::to_rgb(media, frame));
-    }
-  });
-  for (const auto& [time, number] : wanted) {
+  wanted.thin = way != Way::straight && index.codec == AV_CODEC_ID_H264;
+  if (way == Way::side_by_side) {
+    const std::size_t threads = threads_for(index, wanted, reading);
+    if (threads < 2) throw Dependent{};
+    decode_side_by_side(
+        path, index, wanted, threads,
+        [&](std::int64_t number, Tensor image) {
+          if (!found.by_number.emplace(number, shrink(image)).second) throw Dependent{};
+        },
+        call);
+    found.decoders = static_cast<int>(threads);
+  } else {
+    Decoding(path, index, call)
+        .run(wanted.ranges, wanted.thin ? &wanted.packets : nullptr,
+             [&](Media& media, const AVFrame& frame) {
+               const auto number = wanted.numbers.find(frame.pts);
+               if (number != wanted.numbers.end()) {
+                 found.by_number[number->second] = shrink(media::to_rgb(media, frame));
+               }
+             });
+  }
+  for (const auto& [time, number] : wanted.numbers) {
     if (!found.by_number.count(number)) {
       throw Damaged{"frame " + std::to_string(number) + " of " +
                     std::to_string(found.total_frames) + " gives no picture"};
@@ -314,7 +248,7 @@ Frames by_count(const std::filesystem::path& path, const Index& index, int frame
 }  // namespace
 
 Frames read_frames(const std::filesystem::path& path, int frames, const Shrink& shrink,
-                   const Call& call) {
+                   const Call& call, const Reading& reading) {
   Index index = scan(path, call);
   const auto damaged = [&](const Damaged& e) {
     return bad_video(shown(path.string(), 4096) + ": " + e.what +
@@ -322,13 +256,27 @@ Frames read_frames(const std::filesystem::path& path, int frames, const Shrink& 
   };
   if (index.timed) {
     drop_broken_lead(path, index, call);
-    for (bool straight : {false, true}) {
+    try {
+      return by_time(path, index, frames, shrink, call, reading, Way::side_by_side);
+    } catch (const Damaged&) {
+    } catch (const Untimed&) {
+    } catch (const Dependent&) {
+    } catch (const std::system_error&) {  // no thread
+    } catch (const Error& e) {
+      // The rest is said in the order in which one decoder finds it.
+      const ErrorCode code = e.code();
+      if (code == ErrorCode::cancelled || code == ErrorCode::deadline ||
+          code == ErrorCode::out_of_memory) {
+        throw;
+      }
+    }
+    for (Way way : {Way::in_turn, Way::straight}) {
       try {
-        return by_time(path, index, frames, shrink, call, straight);
+        return by_time(path, index, frames, shrink, call, reading, way);
       } catch (const Untimed&) {
       } catch (const Damaged& e) {
         // A key frame that is none looks like damage; from the start there is no such doubt.
-        if (straight) throw damaged(e);
+        if (way == Way::straight) throw damaged(e);
       }
     }
     index.timed = false;

@@ -102,10 +102,12 @@ void seconds(const char* file) {
   std::cout << answer << "\n";
 }
 
-// probe frames VIDEO T FILE: the frames one after another to FILE; their numbers and sizes as JSON.
-void frames(const char* video, int count, const char* file) {
-  const auto found =
-      stan_infer::read_frames(video, count, [](const stan_infer::Tensor& image) { return image; });
+// probe frames VIDEO T FILE [THREADS [LEAST]]: the frames one after another to FILE; their numbers
+// and sizes as JSON. THREADS: that may decode a video of LEAST pixels or more.
+void frames(const char* video, int count, const char* file, int threads, int least) {
+  const auto found = stan_infer::read_frames(
+      video, count, [](const stan_infer::Tensor& image) { return image; },
+      stan_infer::Call::endless(), {threads, least});
   std::ofstream out(file, std::ios::binary);
   Json sizes;
   for (std::int64_t number : found.indices) {
@@ -114,18 +116,34 @@ void frames(const char* video, int count, const char* file) {
               static_cast<std::streamsize>(image.bytes.size()));
     sizes.push_back(image.shape);
   }
-  std::cout << Json{{"indices", found.indices}, {"total", found.total_frames}, {"shapes", sizes}}
+  std::cout << Json{{"indices", found.indices},
+                    {"total", found.total_frames},
+                    {"shapes", sizes},
+                    {"decoders", found.decoders}}
             << "\n";
 }
 
-// probe cancel VIDEO: the call is cancelled as the first frame is there.
-void cancel(const char* video) {
+// probe cancel VIDEO [THREADS]: the call is cancelled as the first frame is there.
+void cancel(const char* video, int threads) {
   const stan_infer::Call call;
   const auto shrink = [&](const stan_infer::Tensor& image) {
     call.cancel();
     return image;
   };
-  stan_infer::read_frames(video, 8, shrink, call);
+  stan_infer::read_frames(video, 8, shrink, call, {threads, 0});
+}
+
+// probe deadlines VIDEO THREADS: calls that end at deadlines of all sorts, or not.
+void deadlines(const char* video, int threads) {
+  for (int i = 0; i < 40; ++i) {
+    const auto call = stan_infer::Call::within(std::chrono::microseconds(i * i * 50));
+    try {
+      stan_infer::read_frames(
+          video, 8, [](const stan_infer::Tensor& image) { return image; }, call, {threads, 0});
+    } catch (const stan_infer::Error& e) {
+      if (e.code() != stan_infer::ErrorCode::deadline) throw;
+    }
+  }
 }
 
 // probe turns: many threads that wait for each other, of which some are cancelled.
@@ -188,17 +206,21 @@ int main(int argc, char** argv) {
       unicode();
     } else if (what == "seconds" && argc == 3) {
       seconds(argv[2]);
-    } else if (what == "frames" && argc == 5) {
-      frames(argv[2], std::stoi(argv[3]), argv[4]);
-    } else if (what == "cancel" && argc == 3) {
-      cancel(argv[2]);
+    } else if (what == "frames" && argc >= 5 && argc <= 7) {
+      frames(argv[2], std::stoi(argv[3]), argv[4], argc > 5 ? std::stoi(argv[5]) : 1,
+             argc > 6 ? std::stoi(argv[6]) : 0);
+    } else if (what == "cancel" && (argc == 3 || argc == 4)) {
+      cancel(argv[2], argc == 4 ? std::stoi(argv[3]) : 1);
+    } else if (what == "deadlines" && argc == 4) {
+      deadlines(argv[2], std::stoi(argv[3]));
     } else if (what == "turns" && argc == 2) {
       turns();
     } else if (what == "sha256" && argc == 3) {
       hashes(argv[2]);
     } else {
       std::cerr << "usage: probe tokens TOKENIZER_JSON | unicode | seconds TOKENIZER_JSON | frames "
-                   "VIDEO T FILE | cancel VIDEO | turns | sha256 FILE\n";
+                   "VIDEO T FILE [THREADS [LEAST]] | cancel VIDEO [THREADS] | deadlines VIDEO "
+                   "THREADS | turns | sha256 FILE\n";
       return 2;
     }
   } catch (const stan_infer::Error& e) {

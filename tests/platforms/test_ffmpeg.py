@@ -30,6 +30,13 @@ from tests.cpp.test_pixels import (  # noqa: F401
     test_other_display_matrices_are_refused,
     test_what_cannot_be_the_same_is_refused,
 )
+from tests.cpp.test_side_by_side import (  # noqa: F401
+    closed,
+    test_as_many_as_may_and_as_pay,
+    test_damage_is_refused_as_by_one,
+    test_messages_about_later_pictures,
+    test_one_decoder_where_the_same_is_not_certain,
+)
 from tests.cpp.test_unicode import (  # noqa: F401  # pytest collects them here, too
     classes,
     facts,

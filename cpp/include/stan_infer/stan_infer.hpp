@@ -172,7 +172,9 @@ enum class Engine { onnxruntime, openvino, tensorrt };
 
 struct Options {
   Engine engine = Engine::onnxruntime;
-  int threads = 0;  // that the engine uses within one call, 0 to 1024; 0: its choice
+  // That the engine uses within one call, 0 to 1024; 0: its choice. As many, at most 8 and with 0
+  // one per processor, decode a long video in H.264; what comes out does not depend on it.
+  int threads = 0;
   int batch = 1;    // clips that go through the network at once, 1 to 64
 
   // libonnxruntime.so, 1.18 or newer; empty: the system's libonnxruntime.so.1. It is loaded once
