@@ -180,8 +180,8 @@ class _Watchdog:
                     self._expired.set()
                     self._kill()
                 self._wakes = math.inf if self._until is None else self._until
-                left = self._wakes - time.monotonic()
-                self._changed.wait(None if self._until is None else max(0.0, left))
+                left = max(0.0, self._wakes - time.monotonic())
+                self._changed.wait(min(left, threading.TIMEOUT_MAX))
 
 
 @dataclass(frozen=True)
