@@ -17,7 +17,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import IO, Any
+from io import BufferedReader
+from typing import IO, Any, cast
 
 from stan_infer.system.temporary import temporary_file
 
@@ -49,10 +50,10 @@ def receive(pipe: IO[bytes]) -> dict[str, Any]:
     return message
 
 
-def receive_bytes(pipe: IO[bytes], size: int) -> bytes:
+def receive_bytes(pipe: BufferedReader, size: int) -> bytearray:
     """Read exactly `size` bytes; EOFError where there are fewer."""
-    data = pipe.read(size)
-    if len(data) < size:
+    data = bytearray(size)
+    if pipe.readinto(data) < size:
         raise EOFError
     return data
 
@@ -87,7 +88,7 @@ class Child:
         )
         assert self._process.stdin is not None and self._process.stdout is not None
         self.input: IO[bytes] = self._process.stdin
-        self.output: IO[bytes] = self._process.stdout
+        self.output = cast(BufferedReader, self._process.stdout)
         with suppress(ImportError, AttributeError, OSError):  # Linux, and a user with few pipes
             import fcntl
 

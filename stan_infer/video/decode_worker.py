@@ -200,19 +200,19 @@ class DecodeWorker(AbstractContextManager["DecodeWorker"]):
         header, pixels = self._ask(path, asked, timeout_s * windows, one)
         facts = header["facts"]
         return FramesRead(
-            pixels=np.frombuffer(bytearray(pixels), np.uint8).reshape(-1, *spec.shape[1:]),
+            pixels=np.frombuffer(pixels, np.uint8).reshape(-1, *spec.shape[1:]),
             errors={i: clip["error"] for i, clip in enumerate(header["clips"]) if "error" in clip},
             **facts | {"size": tuple(facts["size"])},
         )
 
     def _ask(
         self, path: str | os.PathLike[str], what: dict[str, Any], timeout_s: float, size: int
-    ) -> tuple[dict[str, Any], bytes]:
+    ) -> tuple[dict[str, Any], bytearray]:
         """Send one request; return the reply and the pixels behind it, `size` bytes per clip."""
         check_reading(None, timeout_s)
         child = self._running()
         header: dict[str, Any] | None = None
-        pixels: bytes | None = None
+        pixels: bytearray | None = None
         asked = {"path": os.fspath(path), "timeout_s": timeout_s, **what}
         try:
             # A child that dies shows as a broken pipe or as the end of its output.
@@ -277,10 +277,10 @@ def _as_dict(spec: ClipSpec) -> dict[str, Any]:
     return asdict(spec)
 
 
-def _clip(header: dict[str, Any], pixels: bytes, spec: ClipSpec) -> Clip:
+def _clip(header: dict[str, Any], pixels: bytearray, spec: ClipSpec) -> Clip:
     height, width = header["source_size"]
-    # A bytearray, so that the pixels are writable, as those of read_clip_info are.
-    array = np.frombuffer(bytearray(pixels), np.uint8).reshape(spec.shape)
+    # Of a bytearray, so that the pixels are writable, as those of read_clip_info are.
+    array = np.frombuffer(pixels, np.uint8).reshape(spec.shape)
     return Clip(
         pixels=array,
         indices=np.array(header["indices"], np.int64),
