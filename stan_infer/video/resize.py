@@ -9,6 +9,7 @@ the crop are computed. `preprocess.onnx` does the same.
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,17 +50,56 @@ def _square(
     height, width = image.shape[:2]
     if resized == (height, width):  # every weight is 1: OpenCV's sums give the same values
         return image[top : top + crop, begin : begin + crop].copy()
-    upper, lower, upper_weight, lower_weight = _positions(height, resized[0], top, crop)
-    left, right, left_weight, right_weight = _positions(width, resized[1], begin, crop, True)
-    total = np.full((crop, crop, 3), 2, np.int32)
-    for index, weight in ((upper, upper_weight), (lower, lower_weight)):
-        line = image[index]  # uint8 still
-        x = line[:, left] * left_weight[:, None] + line[:, right] * right_weight[:, None]
-        total += (x >> 4) * weight[:, None, None] >> 16
+    plan = _plan((height, width), resized, top, begin, crop)
+    kept = image.take(plan.rows, 0)  # a quarter of the time of image[plan.rows]
+    lines = kept.take(plan.left, 1) * plan.left_weight
+    lines += kept.take(plan.right, 1) * plan.right_weight
+    lines >>= 4
+    total = lines.take(plan.upper, 0) * plan.upper_weight
+    total >>= 16
+    below = lines.take(plan.lower, 0) * plan.lower_weight
+    below >>= 16
+    total += below
+    total += 2
     return (total >> 2).astype(np.uint8)
 
 
+class _Plan(NamedTuple):
+    """Which rows of a picture are needed; of these above and below, and the columns beside, every
+    pixel that is kept, with their weights.
+    """
+
+    rows: NDArray[np.int64]
+    upper: NDArray[np.int64]
+    lower: NDArray[np.int64]
+    upper_weight: NDArray[np.int32]
+    lower_weight: NDArray[np.int32]
+    left: NDArray[np.int64]
+    right: NDArray[np.int64]
+    left_weight: NDArray[np.int32]
+    right_weight: NDArray[np.int32]
+
+
 @functools.lru_cache(maxsize=32)
+def _plan(
+    size: tuple[int, int], resized: tuple[int, int], top: int, begin: int, crop: int
+) -> _Plan:
+    upper, lower, upper_weight, lower_weight = _positions(size[0], resized[0], top, crop)
+    left, right, left_weight, right_weight = _positions(size[1], resized[1], begin, crop, True)
+    rows = np.union1d(upper, lower)
+    return _Plan(
+        rows,
+        np.searchsorted(rows, upper),
+        np.searchsorted(rows, lower),
+        upper_weight[:, None, None],
+        lower_weight[:, None, None],
+        left,
+        right,
+        left_weight[:, None],
+        right_weight[:, None],
+    )
+
+
 def _positions(
     size: int, resized: int, begin: int, crop: int, are_columns: bool = False
 ) -> Positions:
