@@ -168,10 +168,12 @@ class _Watchdog:
             self._until = None
 
     def end(self) -> None:
-        """Let the thread end."""
+        """End the thread."""
         with self._changed:
             self._until, self._ended = None, True
             self._changed.notify()
+        if self._thread is not None:
+            self._thread.join(1.0)  # at the end of the interpreter it does not run any more
 
     def _watch(self) -> None:
         with self._changed:

@@ -229,5 +229,5 @@ def test_the_benchmark_compares_the_same_embeddings(prefix, kind, exported, monk
     rows = [r | recorded for r in (row, start, size)]
     monkeypatch.setattr(tables, "newest", lambda *_: rows)
     table = tables.cpp_table()
-    assert f"2 clips of 64x64, each | {1e3 * row['cpp_s_p50']:.1f} |" in table
+    assert f"2 clips of 64x64, each | 1 | {1e3 * row['cpp_s_p50']:.1f} |" in table
     assert "start to first score" in table and "123 kB" in table

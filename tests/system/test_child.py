@@ -60,7 +60,7 @@ def test_one_thread_watches_over_all_deadlines():
     with child.deadline(0.2) as expired, pytest.raises(EOFError):
         receive(child.output)  # the thread slept until the end of the 90 seconds
     assert expired.is_set() and child.end() == -signal.SIGKILL
-    watchdog.join()
+    assert not watchdog.is_alive()
 
 
 def test_a_deadline_that_is_over_kills_nothing():
