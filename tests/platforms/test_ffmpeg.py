@@ -10,7 +10,7 @@ import subprocess
 import pytest
 
 from tests.cpp.conftest import Program, build
-from tests.cpp.test_client import (  # noqa: F401
+from tests.cpp.test_client import (  # noqa: F401  # pytest collects them here, too
     session,
     test_embeddings_of_video_files,
     test_frames_are_those_of_python,
@@ -18,11 +18,11 @@ from tests.cpp.test_client import (  # noqa: F401
     test_labels_as_a_table,
     test_self_test_passes,
 )
-from tests.cpp.test_face import (  # noqa: F401
+from tests.cpp.test_face import (  # noqa: F401  # pytest collects them here, too
     test_colours_are_those_of_a_video,
     test_decoded_frames_give_the_clip_of_their_file,
 )
-from tests.cpp.test_pixels import (  # noqa: F401
+from tests.cpp.test_pixels import (  # noqa: F401  # pytest collects them here, too
     test_formats,
     test_interlaced,
     test_matrices_and_ranges,
@@ -30,7 +30,7 @@ from tests.cpp.test_pixels import (  # noqa: F401
     test_other_display_matrices_are_refused,
     test_what_cannot_be_the_same_is_refused,
 )
-from tests.cpp.test_side_by_side import (  # noqa: F401
+from tests.cpp.test_side_by_side import (  # noqa: F401  # pytest collects them here, too
     closed,
     test_as_many_as_may_and_as_pay,
     test_damage_is_refused_as_by_one,
