@@ -39,6 +39,7 @@ from stan_infer.video.decode_worker import default_workers, early_workers
 from stan_infer.video.spec import ClipSpec
 
 COMMIT_ROWS, COMMIT_S = 256, 2.0  # a run that is stopped loses no more
+_GROUP, _GROUP_S = 16, 0.1  # readings that are added together, and how long the first waits
 _SAMPLE = 100_000  # rows among which neighbours of the canaries are looked for
 
 
@@ -238,12 +239,12 @@ class Run:
             told=self._decode_by,
         )  # fmt: skip
         with Level(session, "video") as level, closing(batches):
-            for batch in batches:
-                for reading in batch:
+            for group in _in_groups(batches):
+                for reading in group:
                     self.add(store, level.of_video, reading, step)
                 if windows is None:
                     self.finish(store, step)
-                self.commit_in_time(store, len(batch))
+                self.commit_in_time(store, len(group))
             self.finish(store, step)
             store.commit()
 
@@ -364,3 +365,20 @@ class Run:
             workers=self._workers,
             **self._counts,
         )
+
+
+def _in_groups(batches: Iterable[list[Reading]]) -> Iterator[list[Reading]]:
+    """The same readings, some calls of the network together.
+
+    Between two calls of a small model the caches hold nothing of Python and SQLite any more: added
+    one by one, rows take twice the time.
+    """
+    group: list[Reading] = []
+    begun = time.monotonic()
+    for batch in batches:
+        group += batch
+        if len(group) >= min(_GROUP, COMMIT_ROWS) or time.monotonic() - begun >= _GROUP_S:
+            yield group
+            group, begun = [], time.monotonic()
+    if group:
+        yield group

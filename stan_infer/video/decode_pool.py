@@ -4,32 +4,30 @@ from __future__ import annotations
 
 import math
 import statistics
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import Future
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any, TypeAlias
 
 from stan_infer.errors import InputError, StanError
 from stan_infer.video.clip import Clip
-from stan_infer.video.decode_worker import CrashError, DecodeWorker, check_reading, default_workers
+from stan_infer.video.decode_worker import DecodeWorker, check_reading, default_workers
 from stan_infer.video.grid import FramesRead, GridPlan
 from stan_infer.video.spec import ClipSpec
 from stan_infer.video.windows import Plan, Window, Windows
+from stan_infer.video.worker_pool import MEASURED, Pool, Work, do_twice
 
 PREFETCH = 2  # clips per worker that are being decoded or wait to be taken, at least
 MOST_AHEAD, AHEAD_BYTES = 8, 2**23  # the same of small clips
-MEASURED = 16  # clips by which a number of workers is chosen, after two for each worker
 SPARE = 1.25  # of what enough_workers needs at least
 EARLY_BYTES = 2**25  # of pixels that early_clips decodes before they are asked for
 
 Result: TypeAlias = Clip | StanError
-Work: TypeAlias = Callable[[DecodeWorker], Any]
 
 
 @contextmanager
@@ -44,7 +42,7 @@ def early_clips(
     global _early
     assert _early is None
     count = min(_checked(workers, timeout_s), max(1, len(paths)))
-    with closing(_Pool(count)) as pool:
+    with closing(Pool(count)) as pool:
         _early = _Early(pool, paths, spec, timeout_s)
         try:
             yield
@@ -55,9 +53,7 @@ def early_clips(
 class _Early:
     """Clips of `paths` that are decoded before they are asked for."""
 
-    def __init__(
-        self, pool: _Pool, paths: Sequence[Path], spec: ClipSpec, timeout_s: float
-    ) -> None:
+    def __init__(self, pool: Pool, paths: Sequence[Path], spec: ClipSpec, timeout_s: float) -> None:
         self._pool = pool
         self._later = deque((path, spec) for path in dict.fromkeys(paths))
         self._timeout_s = timeout_s
@@ -190,7 +186,7 @@ def read_grid_by(
 
 def _done(worker: DecodeWorker, work: Work) -> Any:
     try:
-        return _twice(work, worker)
+        return do_twice(work, worker)
     except StanError as e:
         return e
 
@@ -213,11 +209,11 @@ def _in_order(
         yield from _early.clips(paths, spec, timeout_s)
         return
     told(workers)
-    with closing(_Pool(workers)) as pool:
+    with closing(Pool(workers)) as pool:
         reading = ((path, partial(_read_one, path, spec, timeout_s)) for path in paths)
         tasks = ((path, pool.submit(work)) for path, work in reading)
         used: list[float] = []
-        for path, future in _ahead(tasks, _prefetch(spec) * workers):
+        for path, future in _ahead(tasks, _prefetch(spec) * workers, _prefetch(spec) // 2):
             result = future.result()
             start = time.perf_counter()
             yield path, result
@@ -269,7 +265,7 @@ def _in_parts(
     workers: int,
 ) -> Generator[tuple[Path, Any], None, None]:
     """Of every path its plan, and then what the works that it asks for return, in order."""
-    with closing(_Pool(workers)) as pool:
+    with closing(Pool(workers)) as pool:
 
         def plans() -> Iterator[tuple[Path, Future[Any]]]:
             for path in paths:
@@ -293,13 +289,16 @@ def _prefetch(spec: ClipSpec) -> int:
 
 
 def _ahead(
-    tasks: Iterator[tuple[Path, Future[Any]]], count: int
+    tasks: Iterator[tuple[Path, Future[Any]]], count: int, group: int = 1
 ) -> Iterator[tuple[Path, Future[Any]]]:
-    """The tasks in order, of which `count` are begun before the first has to be done."""
+    """The tasks in order, of which `count` are begun before the first has to be done.
+
+    group: further ones are begun so many at a time.
+    """
     waiting: deque[tuple[Path, Future[Any]]] = deque()
     while True:
-        while len(waiting) < count and (task := next(tasks, None)) is not None:
-            waiting.append(task)
+        if len(waiting) <= count - group:
+            waiting.extend(islice(tasks, count - len(waiting)))
         if not waiting:
             return
         yield waiting.popleft()
@@ -333,64 +332,3 @@ def _read_piece(
     worker: DecodeWorker,
 ) -> FramesRead:
     return worker.read_frames(path, spec, plan.total_frames, piece, timeout_s=timeout_s)
-
-
-class _Pool:
-    """Workers, each served by a thread, that take what is submitted in order."""
-
-    def __init__(self, workers: int) -> None:
-        self._tasks: SimpleQueue[tuple[Work, Future[Any]] | None] = SimpleQueue()
-        self.size = workers
-        self.seconds: deque[float] = deque(maxlen=MEASURED)  # of the last tasks
-        self._workers = [DecodeWorker() for _ in range(workers)]
-        self._threads = [
-            threading.Thread(target=self._serve, args=(worker,), name=f"decode {i}", daemon=True)
-            for i, worker in enumerate(self._workers)
-        ]
-        try:
-            for thread in self._threads:
-                thread.start()
-        except BaseException:
-            self.close()
-            raise
-
-    def submit(self, work: Work) -> Future[Any]:
-        """Give work to the next free worker; its result is what it returns, or its StanError."""
-        future: Future[Any] = Future()
-        self._tasks.put((work, future))
-        return future
-
-    def keep(self, count: int) -> None:
-        """End all but so many workers, after what they have begun."""
-        for _ in range(self.size - count):
-            self._tasks.put(None)
-        self.size = min(self.size, count)
-
-    def close(self) -> None:
-        """End or leave all children (DecodeWorker.leave) and wait for the threads."""
-        for worker in self._workers:
-            worker.leave()
-        for _ in self._threads:
-            self._tasks.put(None)
-        for thread in self._threads:
-            if thread.ident is not None:
-                thread.join()
-
-    def _serve(self, worker: DecodeWorker) -> None:
-        while (task := self._tasks.get()) is not None:
-            work, future = task
-            try:
-                future.set_result(_twice(work, worker))
-            except StanError as e:
-                future.set_result(e)
-            except Exception as e:
-                future.set_exception(e)
-            self.seconds.append(worker.took_s)
-        worker.close()
-
-
-def _twice(work: Work, worker: DecodeWorker) -> Any:
-    """Do it again if the process died: it may have been killed for others' use of memory."""
-    with suppress(CrashError):
-        return work(worker)
-    return work(worker)

@@ -70,13 +70,17 @@ def cluster(tmp_path_factory):
 
     # A short path: the names of sockets have a limit.
     place = Path(os.path.realpath("/tmp")) / f"stan-infer-ray-{os.getpid()}"
-    head = {"num_cpus": 0, "include_dashboard": False, "temp_dir": str(place)}
-    made = Cluster(initialize_head=True, head_node_args=head | {"object_store_memory": 2**27})
-    made.workers = [add_machine(made, i) for i in range(2)]
-    ray.init(address=made.address, log_to_driver=False)
-    yield made
-    ray.shutdown()
-    made.shutdown()
+    head = {"num_cpus": 0, "include_dashboard": False, "temp_dir": str(place / "ray")}
+    with pytest.MonkeyPatch.context() as patch:
+        # Ray notes the cluster's address below this, not below temp_dir, in a folder that it does
+        # not make; without it, for whoever uses Ray on this machine.
+        patch.setenv("RAY_TMPDIR", str(place))
+        made = Cluster(initialize_head=True, head_node_args=head | {"object_store_memory": 2**27})
+        made.workers = [add_machine(made, i) for i in range(2)]
+        ray.init(address=made.address, log_to_driver=False)
+        yield made
+        ray.shutdown()
+        made.shutdown()
     shutil.rmtree(place, ignore_errors=True)
 
 
