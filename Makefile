@@ -26,7 +26,7 @@ docs: $(VENV)/ready
 
 PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 4 --no-loadscope-reorder
 
-# Under five minutes on two cores: what proves the numbers, wing by wing (tests/conftest.py has the rule).
+# Five minutes on two fast cores: what proves the numbers, wing by wing (tests/conftest.py has the rule).
 test: $(VENV)/ready
 	$(PYTEST) -m "not slow"
 

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from benchmarks.tables.markdown import NOT_MEASURED, Row, machine_line, markdown, newest, percent
+from benchmarks.tables.markdown import (
+    NOT_MEASURED,
+    Row,
+    by_machine,
+    last_of,
+    machine_line,
+    markdown,
+    newest,
+    percent,
+)
 
 _MODELS = {"motion": "the demo", "stan-b32": "B/32, random weights"}
 
@@ -36,9 +45,13 @@ def memory_table() -> str:
 
 def embed_rate_table() -> str:
     """The rate of embed against its parts alone and the loop by hand; its start apart."""
-    rows = newest("embed-rate", "model", "threads", "workers")
-    if not rows:
-        return NOT_MEASURED
+    keys = ("model", "threads", "workers")
+    tables = [_embed_rate_of(last_of(rows, *keys)) for rows in by_machine("embed-rate")]
+    return "\n\n".join(tables) or NOT_MEASURED
+
+
+def _embed_rate_of(rows: list[Row]) -> str:
+    """The same, of one machine."""
 
     def rate(row: Row, name: str) -> str:
         return f"{row['clips'] / row[f'{name}_s_p50']:.1f}"

@@ -54,8 +54,12 @@ def test_the_rate_into_a_library(place, monkeypatch):
     slower = max(row["decoding_s_p50"], row["model_s_p50"])
     assert row["share_of_slower"] == pytest.approx(slower / row["embed_s_p50"])
     assert row["model_cpu_s_p50"] > 0 < row["open_s"]
-    monkeypatch.setattr(library, "newest", lambda *_: [row | WHERE])
-    assert f"| model, 1 thread | 1 | {3 / row['embed_s_p50']:.1f} |" in library.embed_rate_table()
+    rows = [row | WHERE, row | WHERE | {"embed_s_p50": 0.1}]  # of two machines
+    monkeypatch.setattr(library, "by_machine", lambda *_: [[row] for row in rows])
+    table = library.embed_rate_table()
+    for row in rows:
+        assert f"| model, 1 thread | 1 | {3 / row['embed_s_p50']:.1f} |" in table
+    assert table.count("| workers |") == 2
 
 
 def test_a_library_that_is_searched(tmp_path, monkeypatch):
