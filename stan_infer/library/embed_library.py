@@ -39,7 +39,7 @@ from stan_infer.video.decode_worker import default_workers, early_workers
 from stan_infer.video.spec import ClipSpec
 
 COMMIT_ROWS, COMMIT_S = 256, 2.0  # a run that is stopped loses no more
-_GROUP, _GROUP_S = 16, 0.1  # readings that are added together, and how long the first waits
+_GROUP, _GROUP_S = 16, 0.1  # readings that are added together, and seconds in which they came
 _SAMPLE = 100_000  # rows among which neighbours of the canaries are looked for
 
 
@@ -371,7 +371,8 @@ def _in_groups(batches: Iterable[list[Reading]]) -> Iterator[list[Reading]]:
     """The same readings, some calls of the network together.
 
     Between two calls of a small model the caches hold nothing of Python and SQLite any more: added
-    one by one, rows take twice the time.
+    one by one, rows take twice the time. A list is emptied when the next is asked for, as pixels
+    are large.
     """
     group: list[Reading] = []
     begun = time.monotonic()
@@ -379,6 +380,7 @@ def _in_groups(batches: Iterable[list[Reading]]) -> Iterator[list[Reading]]:
         group += batch
         if len(group) >= min(_GROUP, COMMIT_ROWS) or time.monotonic() - begun >= _GROUP_S:
             yield group
-            group, begun = [], time.monotonic()
+            group.clear()
+            begun = time.monotonic()
     if group:
         yield group

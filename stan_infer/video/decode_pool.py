@@ -100,9 +100,9 @@ def read_clips(
     workers: None begins with one per CPU that this process may use, at most MAX_WORKERS, and keeps
     as many as the first clips show to be needed; see enough_workers. told: called with their
     number, again when it is chosen. A few clips per worker are decoded ahead, at least PREFETCH and
-    at most MOST_AHEAD, of AHEAD_BYTES together. An error of one file is yielded, not raised; wrong
-    options raise InputError at once. Closing the iterator, or Ctrl-C, ends all children, those of
-    early_workers with its block.
+    at most MOST_AHEAD of AHEAD_BYTES together, and of small ones some more, as they are begun in
+    groups. An error of one file is yielded, not raised; wrong options raise InputError at once.
+    Closing the iterator, or Ctrl-C, ends all children, those of early_workers with its block.
     """
     count = _checked(workers, timeout_s)
     if isinstance(paths, Sized):
@@ -293,12 +293,12 @@ def _ahead(
 ) -> Iterator[tuple[Path, Future[Any]]]:
     """The tasks in order, of which `count` are begun before the first has to be done.
 
-    group: further ones are begun so many at a time.
+    group: further ones are begun so many at a time, and so many more are ahead at most.
     """
     waiting: deque[tuple[Path, Future[Any]]] = deque()
     while True:
-        if len(waiting) <= count - group:
-            waiting.extend(islice(tasks, count - len(waiting)))
+        if len(waiting) < count:
+            waiting.extend(islice(tasks, count + group - 1 - len(waiting)))
         if not waiting:
             return
         yield waiting.popleft()

@@ -14,6 +14,7 @@ from stan_infer.errors import StanError
 from stan_infer.video.decode_worker import CrashError, DecodeWorker
 
 MEASURED = 16  # tasks whose time is kept
+_END_S = 10.0  # for a thread whose child was killed
 
 Work: TypeAlias = Callable[[DecodeWorker], Any]
 _Task: TypeAlias = tuple[Work, Future[Any]]
@@ -29,7 +30,7 @@ class _Future(Future[Any]):
     def result(self, timeout: float | None = None) -> Any:
         """What the work returned."""
         if self._pool is not None:
-            self._pool.taken()
+            self._pool.taken(there=self.done())
             self._pool = None
         return super().result(timeout)
 
@@ -37,8 +38,8 @@ class _Future(Future[Any]):
 class Pool:
     """Workers, each served by a thread, that take what is submitted in order.
 
-    Where half of the results are there before they are asked for, one worker goes on alone: the
-    others would take its core from a small model.
+    Where most results are there before they are asked for, one worker goes on alone: the others
+    would take its core from a small model.
     """
 
     def __init__(self, workers: int) -> None:
@@ -72,15 +73,19 @@ class Pool:
             self._wake()
         return future
 
-    def taken(self) -> None:
-        """A result is asked for."""
+    def taken(self, *, there: bool) -> None:
+        """A result is asked for; there: nobody has to wait for it."""
         with self._lock:
             self._taken += 1
-            self._wake()
+            self._wake(blocked=not there)
 
-    def _wake(self) -> None:
-        """Give what waits to workers that are free, the first of them first."""
-        few = not self._taken or 2 * (self._done - self._taken) < self._begun - self._taken
+    def _wake(self, *, blocked: bool = False) -> None:
+        """Give what waits to workers that are free, the first of them first.
+
+        blocked: somebody waits for a result; those that are there may be ones that nobody takes.
+        """
+        few = 4 * (self._done - self._taken) < 3 * (self._begun - self._taken)
+        few = few or blocked or not self._taken
         while self._waiting and self._free and (few or len(self._free) == self.size):
             self._free.remove(i := min(self._free))
             self._queues[i].put(self._waiting.popleft())
@@ -89,7 +94,9 @@ class Pool:
         """End all but so many workers, after what they have begun."""
         with self._lock:
             self.size = min(self.size, count)
-            self._end_free(range(self.size, len(self._workers)))
+            for i in [i for i in self._free if i >= self.size]:
+                self._free.remove(i)
+                self._queues[i].put(None)
 
     def close(self) -> None:
         """End or leave all children (DecodeWorker.leave) and wait for the threads."""
@@ -97,15 +104,12 @@ class Pool:
             worker.leave()
         with self._lock:
             self._closed = True
-            self._end_free(range(len(self._workers)))
+            for queue in self._queues:  # all: Ctrl-C may have come within _wake
+                queue.put(None)
         for thread in self._threads:
             if thread.ident is not None:
-                thread.join()
-
-    def _end_free(self, workers: range) -> None:
-        for i in self._free.intersection(workers):
-            self._free.remove(i)
-            self._queues[i].put(None)
+                # One that Ctrl-C left waiting for the lock of a Future does not end.
+                thread.join(_END_S)
 
     def _next(self, i: int) -> _Task | None:
         """What worker i does next; None: it ends."""

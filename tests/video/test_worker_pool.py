@@ -56,9 +56,9 @@ def test_all_work_where_none_is_there(pool, taken):
     assert {future.result() for future in met} == set(pool._workers)
 
 
-@pytest.mark.parametrize(("there", "working"), [(2, 1), (1, WORKERS)])
+@pytest.mark.parametrize(("there", "working"), [(3, 1), (2, 2), (1, WORKERS)])
 def test_all_help_where_few_are_there(pool, there, working):
-    """4 are begun and not taken: where 2 are there one worker is enough, where 1 is all help."""
+    """4 are begun and not taken: where 3 are there one worker is enough, else all help."""
     until(pool, 0)
     first = pool.submit(same)
     first.result()
@@ -77,6 +77,35 @@ def test_all_help_where_few_are_there(pool, there, working):
     assert not begun.acquire(timeout=0.1)
     go.set()
     assert [future.result() for future in rest] == [None] * (4 - there)
+
+
+def test_all_help_whoever_waits(pool):
+    """Results that nobody takes, as an iterator that was left has them, do not count then."""
+    until(pool, 0)
+    pool.submit(same).result()
+    for _ in range(20):
+        pool.submit(same)
+    until(pool, 21)
+    meeting = threading.Barrier(WORKERS)
+    met = [pool.submit(lambda worker: meeting.wait(LONG_S)) for _ in range(WORKERS)]
+    assert sorted(future.result() for future in met) == list(range(WORKERS))
+
+
+def test_ctrl_c_while_work_is_given(pool, monkeypatch):
+    """However far it came, the pool can be closed."""
+    until(pool, 0)
+
+    class Interrupted:
+        def put(self, task):
+            raise KeyboardInterrupt
+
+    queues = pool._queues
+    monkeypatch.setattr(pool, "_queues", [Interrupted()] * WORKERS)
+    with pytest.raises(KeyboardInterrupt):
+        pool.submit(same)
+    monkeypatch.setattr(pool, "_queues", queues)
+    pool.close()
+    assert not any(thread.is_alive() for thread in pool._threads)
 
 
 def test_a_result_that_is_asked_twice_counts_once(pool):
