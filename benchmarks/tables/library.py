@@ -54,7 +54,7 @@ def _embed_rate_of(rows: list[Row]) -> str:
     """The same, of one machine."""
 
     def rate(row: Row, name: str) -> str:
-        return f"{row['clips'] / row[f'{name}_s_p50']:.1f}"
+        return f"{row['clips'] / row[f'{name}_s_p50']:#.3g}".rstrip(".")
 
     lines = [
         f"{_MODELS.get(r['model'], r['model'])}, {_count(r['threads'], 'thread')} "
