@@ -78,11 +78,12 @@ def _count(number: int | str, name: str) -> str:
 
 
 def search_table() -> str:
-    """Searches of a library that one program has opened."""
-    rows = newest("search", "vectors")
-    if not rows:
-        return NOT_MEASURED
+    """Searches of a library that one program has opened, of every machine."""
+    tables = [_searches_of(last_of(rows, "vectors")) for rows in by_machine("search")]
+    return "\n\n".join(tables) or NOT_MEASURED
 
+
+def _searches_of(rows: list[Row]) -> str:
     def times(found: dict[str, float] | None) -> str:
         return (
             NOT_MEASURED if found is None else f"{found['ms_p50']:.0f} ms ({found['ms_p95']:.0f})"

@@ -104,9 +104,11 @@ def text_vector(text):
     return unit(Talking()._text(texts.token_ids(None, [text], None))[0])
 
 
+@pytest.mark.parametrize("cpus", [1, 3])
 @pytest.mark.parametrize("block", [1, 7, 64, 10_000])
-def test_every_row_is_compared(block, monkeypatch):
+def test_every_row_is_compared(block, cpus, monkeypatch):
     monkeypatch.setattr(nearest, "BLOCK", block)
+    monkeypatch.setattr(nearest, "usable_cpus", lambda: cpus)
     rng = np.random.default_rng(0)
     vectors, query = rng.standard_normal((500, 24), np.float32), rng.standard_normal(24)
     vectors[100:200] = vectors[:100]  # equal scores
