@@ -126,15 +126,28 @@ def read_texts(
 def listed_texts(text: Sequence[str] | None, texts: Path | None) -> list[str]:
     """The texts of --text, then those of the file of --texts.
 
-    Raises InputError for a blank one, and for a --text that is given twice; lines of a file may be
-    alike, as captions are.
+    Raises InputError for a blank one, and for a --text that is given twice or is no UTF-8; lines of
+    a file may be alike, as captions are.
     """
     from stan_infer.system.outside_file import read_lines
     from stan_infer.text.blank import check_not_blank
 
+    check_utf_8("--text", text or [])
     check_not_blank(text or [], "--text")
     _check_once(text or [], "--text")
     return [*(text or []), *([] if texts is None else read_lines(texts, "texts"))]
+
+
+def check_utf_8(option: str, texts: Sequence[str]) -> None:
+    """Raise InputError for a text of the command line whose bytes are not UTF-8."""
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InputError(
+                f"{option} {text[:60]!r} is no UTF-8 text here: set the terminal and LANG to "
+                "UTF-8, or give the text in a file (--texts)"
+            ) from None
 
 
 def _check_once(texts: Sequence[str], where: str) -> None:

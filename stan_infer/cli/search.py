@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stan_infer.cli.given import listed_texts, session_options
+from stan_infer.cli.given import check_utf_8, listed_texts, session_options
 from stan_infer.cli.options import (
     AutoRebuild,
     Calibration,
@@ -120,6 +120,7 @@ def search(
     """
     from stan_infer.cli.progress import progress_bar
     from stan_infer.cli.report import print_json, print_lines, print_table, say
+    from stan_infer.errors import InputError
     from stan_infer.library.contact_sheet import check_sheet, write_sheet
     from stan_infer.library.library import open_library
     from stan_infer.library.query import weighted
@@ -127,6 +128,8 @@ def search(
     from stan_infer.system.atomic import check_file, files_of, new_file
     from stan_infer.system.csv_file import write_csv
 
+    check_utf_8("QUERY", query or [])
+    check_utf_8("--not", without or [])
     given: dict[str, list[tuple[str, float]]] = {
         "texts": weighted("--text", [*(query or []), *listed_texts(text, texts)]),
         "without": weighted("--not", without or []),
@@ -137,6 +140,8 @@ def search(
     sources = [library, *map(Path, examples), *(files_of(model) if model else [])]
     sources += [p for p in (texts, calibration) if p is not None]
     keeps_csv = earlier_result.csv([",".join(_COLUMNS)], "stan-infer search")
+    if csv is not None and html is not None and csv.resolve() == html.resolve():
+        raise InputError(f"{csv} is given as --csv and as --html: give each a file of its own")
     if csv is not None:
         check_file(csv, keeps_csv, sources=sources)
     if html is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import os
 from collections import deque
@@ -18,23 +19,40 @@ from stan_infer.video.find import list_videos
 HASHERS = 2  # threads
 _AHEAD, _GROUP = 16, 8  # files that are hashed before they are asked for; in one task
 _MAX_LIST = 2**28  # bytes of a list of files
+_MAX_PATH = 4096  # bytes, as on Linux
 
 
 def listed(given: list[Path]) -> Iterator[Path]:
     """The videos that are named; of a list (.txt) one a line, whether they are there or not."""
     for path in given:
         if path.suffix.lower() == ".txt" and path.is_file():
-            lines = read_bounded(path, _MAX_LIST, name=f"list {path}").splitlines()
-            yield from (Path(os.path.abspath(os.fsdecode(line))) for line in lines if line.strip())
+            yield from _lines(path)
         else:
             yield from list_videos([path])
+
+
+def _lines(path: Path) -> Iterator[Path]:
+    """The paths in a list, which may be any bytes; a byte order mark of UTF-8 is none of them."""
+    data = read_bounded(path, _MAX_LIST, name=f"list {path}").removeprefix(codecs.BOM_UTF8)
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data:
+        raise InputError(f"list {path} has zero bytes, as text in UTF-16: save it as UTF-8")
+    lines = data.splitlines()
+    if not any(line.strip() for line in lines):
+        raise InputError(f"list {path} names no video; it needs a path a line")
+    for number, line in enumerate(lines, 1):
+        if len(line) > _MAX_PATH:
+            raise InputError(
+                f"list {path}: line {number} has {len(line)} bytes; a path has at most {_MAX_PATH}"
+            )
+        if line.strip():
+            yield Path(os.path.abspath(os.fsdecode(line)))
 
 
 def seen(path: Path) -> tuple[int, int] | None:
     """Size and time of change of a file; None: it is gone."""
     try:
         status = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):
         return None
     return status.st_size, status.st_mtime_ns
 

@@ -40,7 +40,13 @@ def check_place(folder: Path, sources: list[Path]) -> None:
         check_apart(folder, sources)
         if os.path.lexists(folder) and not folder.is_dir():
             raise InputError(f"library {folder} is a file; give the name of a folder")
-        names = os.listdir(folder) if folder.is_dir() else []
+        try:
+            names = os.listdir(folder) if folder.is_dir() else []
+        except OSError as e:
+            raise InputError(
+                f"library {folder} cannot be read ({e.strerror or e}): check the permissions of "
+                "the folder, or give another place"
+            ) from e
         others = [name for name in names if not is_own(name)]
         filled = (folder / VECTORS).exists() and (folder / VECTORS).stat().st_size
         if others or filled:

@@ -162,14 +162,20 @@ def _pixels(term: Term, spec: ClipSpec, timeout_s: float) -> NDArray[np.uint8]:
     return clip.pixels
 
 
+def shares(asked: Sequence[Term]) -> NDArray[np.float64]:
+    """The weights [Q], negative for "without", as shares: their sum without signs is 1."""
+    weights = np.array([t.sign for t in asked])
+    weights /= np.abs(weights).max()  # the sum of very large ones would be infinite
+    return np.asarray(weights / np.abs(weights).sum())
+
+
 def combined(asked: Sequence[Term], vectors: NDArray[np.float64]) -> NDArray[np.float64]:
     """The vector [E] whose product with a row is its score: the weighted mean of the cosines.
 
     A weight counts negative for "without"; the weights' sum without signs divides. Raises
     InputError where the terms cancel each other.
     """
-    weights = np.array([t.sign for t in asked])
-    query = np.asarray(weights / np.abs(weights).sum() @ vectors)
+    query = np.asarray(shares(asked) @ vectors)
     if np.linalg.norm(query) < _LEAST:
         raise InputError("the texts and examples cancel each other: nothing is left to search for")
     return query

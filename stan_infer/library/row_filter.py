@@ -21,11 +21,12 @@ from numpy.typing import NDArray
 from stan_infer.errors import CheckError, InputError, check_number
 from stan_infer.library.database import connect, errors_named, path_of
 
+_MAX_PATTERN = 4096  # characters
 _FIRST, _LAST = -(2**63), 2**63 - 1  # nanoseconds since 1970 that are kept
 _DATES = ("since", "before", "added_since", "added_before")
 # Tests that SQLite does itself, so that a million files take a fraction of a second.
 _OF_FILES = {
-    "path": "CAST(files.path AS TEXT) GLOB ?",
+    "path": "CAST(files.path AS TEXT) GLOB CAST(? AS TEXT)",
     "since": "files.mtime_ns >= ?",
     "before": "files.mtime_ns < ?",
 }
@@ -61,6 +62,11 @@ class RowFilter:
         """Check every value."""
         if self.path is not None and not self.path.strip():
             raise InputError("--path is blank; give a pattern, as in --path 'holiday/*.mp4'")
+        if self.path is not None and (len(self.path) > _MAX_PATTERN or "\0" in self.path):
+            raise InputError(
+                f"--path has {len(self.path)} characters; a pattern has at most {_MAX_PATTERN}, "
+                "and no zero byte"
+            )
         for name in _DATES:
             _nanoseconds(name, getattr(self, name))
         for name in ("longer", "shorter"):
@@ -111,7 +117,7 @@ class RowFilter:
     def _value(self, name: str) -> Any:
         value = getattr(self, name)
         if name == "path":
-            return value if value.startswith("/") else f"*/{value}"
+            return os.fsencode(value if value.startswith("/") else f"*/{value}")
         return _nanoseconds(name, value) if name in _DATES else float(value)
 
 
@@ -120,8 +126,8 @@ def _database(folder: Path) -> Iterator[sqlite3.Connection]:
     """The library's, with the function that patterns with sets need: GLOB has other ones."""
 
     @functools.lru_cache(maxsize=1)
-    def compiled(pattern: str) -> re.Pattern[str]:
-        return re.compile(fnmatch.translate(pattern))
+    def compiled(pattern: bytes) -> re.Pattern[str]:
+        return re.compile(fnmatch.translate(os.fsdecode(pattern)))
 
     with errors_named(folder), closing(connect(folder)) as db:
         db.create_function("fits", 2, lambda path, like: bool(compiled(like).match(path_of(path))))

@@ -30,6 +30,7 @@ from stan_infer.library.query import (
     check_terms,
     combined,
     place_of,
+    shares,
     term_vectors,
     terms,
 )
@@ -382,8 +383,7 @@ def search_library(
 
 
 def _score(asked: Sequence[Term], cosines: NDArray[np.float64]) -> float:
-    weights = np.array([t.sign for t in asked])
-    return float(weights @ cosines / np.abs(weights).sum())
+    return float(shares(asked) @ cosines)
 
 
 def _check_rows(library: Rows) -> None:

@@ -29,7 +29,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stan_infer.errors import storable
+from stan_infer.errors import InputError, storable
 from stan_infer.library.address import named
 from stan_infer.library.database import (
     COUNT_ROWS,
@@ -210,6 +210,7 @@ class Store:
         if not self._db.in_transaction:
             return
         self._run("UPDATE state SET vectors = ?", self._done)
+        self._check_there(self._file)
         with errors_named(self.folder):
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -219,6 +220,17 @@ class Store:
             kept.note(self.folder, f"has {more}: {_GOES_ON}")
         else:
             kept.note(self.folder, f"has no more rows, but notes on its files: {_GOES_ON}")
+
+    def _check_there(self, file: IO[bytes]) -> None:
+        """Raise InputError where the folder is not the one any more that was opened."""
+        path = self.folder / VECTORS
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                return
+        raise InputError(
+            f"library {self.folder} was deleted, moved or replaced while it was written: what was "
+            "embedded since is lost; run the command again"
+        )
 
     def _run(self, statement: str, *values: Any) -> sqlite3.Cursor:
         assert self._db is not None

@@ -246,7 +246,8 @@ def _of_vectors(
 def _wrong(vectors: NDArray[np.float32], ids: NDArray[np.int64], sums: list[Any]) -> Iterator[str]:
     """What is wrong in some vectors [n, E], whose checksums are known."""
     finite: NDArray[np.bool_] = np.asarray(np.isfinite(vectors).all(1))
-    lengths = np.linalg.norm(np.where(finite[:, None], vectors, 0), axis=1)
+    with np.errstate(over="ignore"):  # of numbers that were changed
+        lengths = np.linalg.norm(np.where(finite[:, None], vectors, 0), axis=1)
     for row, vector, good, length, crc in zip(ids, vectors, finite, lengths, sums, strict=False):
         if zlib.crc32(vector.tobytes()) != crc:
             yield f"vector {row} was changed after it was written"

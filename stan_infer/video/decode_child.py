@@ -32,7 +32,10 @@ def main() -> None:
     limit_memory()
     with suppress(Exception, SystemExit):  # a missing package is reported for the first clip
         import av  # noqa: F401
-    send(replies, {"status": "ready"})
+    try:
+        send(replies, {"status": "ready"})
+    except OSError:
+        return  # the parent is gone
     # FFmpeg in decord prints every flaw of a file; the reply has the one that matters.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     os.dup2(2, 1)

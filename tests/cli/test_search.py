@@ -60,6 +60,21 @@ def test_the_table_and_the_files(cli, place):
     assert "no row passes the filters" in cli("search", "library", TEXT, "--longer", 99).out
 
 
+@pytest.mark.parametrize(
+    "more, says",
+    [
+        (("gr\udcf6n",), "QUERY 'gr\\udcf6n' is no UTF-8 text"),
+        ((TEXT, "--text", "\udcff"), "--text '\\udcff' is no UTF-8 text"),
+        ((TEXT, "--not", "\udcff"), "--not '\\udcff' is no UTF-8 text"),
+        ((TEXT, "--csv", "x", "--html", "./x"), "x is given as --csv and as --html"),
+        ((TEXT, "--path", "x" * 5000), "a pattern has at most 4096"),
+    ],
+)
+def test_bad_input(cli, place, more, says):
+    cli("search", "library", *more, code=2, says=says)
+    assert not (place / "x").exists()
+
+
 def test_texts_come_from_everywhere_and_are_combined(cli, place):
     (place / "texts.txt").write_text("a shape grows\n")
     words = ["search", "library", f"{TEXT}::2", "a bar", "--text", "a cross", "--texts"]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import stan_infer as si
-from stan_infer.library.database import PASSPORT, ROWS, VECTORS, connect
+from stan_infer.library.database import PASSPORT, ROWS, VECTORS, connect, errors_named
 from stan_infer.library.embed_library import embed_library
 from stan_infer.library.levels import normalised
 from stan_infer.library.library import open_library
@@ -136,6 +136,61 @@ def test_a_list_of_files(made, tmp_path):
     assert list(done.failed) == [str(tmp_path / "absent.mp4")]
 
 
+@pytest.mark.parametrize(
+    "data, words",
+    [
+        (b"", "names no video"),
+        (b"\xef\xbb\xbf \r\n\r\n", "names no video"),
+        ("a.mp4\n".encode("utf-16"), "UTF-16: save it as UTF-8"),
+        ("a.mp4\n".encode("utf-16-le"), "UTF-16: save it as UTF-8"),
+        ("a.mp4\n".encode("utf-32-be"), "UTF-16: save it as UTF-8"),
+        (b"a.mp4\nb\0.mp4\n", "zero bytes"),
+        (b"a.mp4\n" + b"x" * 5000, "line 2 has 5000 bytes; a path has at most 4096"),
+    ],
+)
+def test_a_list_that_is_none(tmp_path, data, words):
+    (tmp_path / "list.txt").write_bytes(data)
+    with pytest.raises(si.InputError, match=f"list .*list.txt.*{words}"):
+        embed_library(FakeSession(), [tmp_path / "list.txt"], tmp_path / "out", workers=1)
+    assert os.listdir(tmp_path) == ["list.txt"]
+
+
+def test_a_list_of_windows_with_any_bytes(made, tmp_path):
+    """A byte order mark, ends of lines, blank lines; a name that is no UTF-8."""
+    odd = os.fsencode(tmp_path) + b"/\xe4.mp4"
+    shutil.copy(made / "videos" / "02.mp4", odd)
+    good = os.fsencode(made / "videos" / "01.mp4")
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbf" + good + b"\r\n\r\n" + odd)
+    embed_library(FakeSession(), [tmp_path / "list.txt"], tmp_path / "out", workers=1)
+    paths = [path for (path,) in open_library(tmp_path / "out").videos]
+    assert [*map(os.fsencode, paths)] == [good, odd]
+
+
+@pytest.mark.parametrize("how", ["deleted", "moved", "replaced"])
+def test_a_library_that_goes_while_it_is_written(place, how):
+    """Its rows would go with it, or into another: no success is told."""
+    session = FakeSession()
+    video, folder, calls = session._video, place / "library", []
+
+    def late(pixels):
+        calls.append(len(pixels))
+        if len(calls) == 5:  # behind the canary clips
+            if how == "deleted":
+                shutil.rmtree(folder)
+            else:
+                folder.rename(place / "elsewhere")
+            if how == "replaced":
+                shutil.copytree(place / "elsewhere", folder)
+        return video(pixels)
+
+    make_clip(place / "videos" / "09.mp4", frames=25, size=(32, 48))
+    session._video = late
+    with pytest.raises(si.InputError, match="was deleted, moved or replaced while"):
+        run(place, session=session)
+    if how == "moved":
+        assert counts(run(place, "elsewhere")) == {"rows": 6, "unchanged": 5, "embedded": 1}
+
+
 def test_failures_are_kept_and_tried_again(place, monkeypatch):
     (place / "videos" / "02a.mp4").write_text("no video")
     said = []
@@ -220,6 +275,22 @@ def test_readers_leave_nothing_beside_the_database(place):
     make_clip(place / "videos" / "09.mp4", frames=20, size=(32, 48))
     run(place)
     assert files() == whole, "the next run clears it"
+
+
+@pytest.mark.parametrize(
+    "error, words",
+    [
+        (PermissionError(13, "Permission denied", "x"), "x: Permission denied; check the perm"),
+        (FileNotFoundError(2, "No such file", "x"), "x: No such file; take it from a backup"),
+        (OSError(30, "Read-only file system", "x"), "Read-only file system; check the perm"),
+        (OSError(5, "Input/output error", "x"), "Input/output error; run the command again"),
+        (OSError(28, os.strerror(28), "x"), "o space left.*free some space, and run the command"),
+    ],
+)
+def test_an_error_of_the_disk_says_what_to_do(error, words):
+    with pytest.raises(si.InputError, match=f"library here cannot be used: .*{words}"):
+        with errors_named(Path("here")):
+            raise error
 
 
 def test_two_runs_at_once_are_refused(place):

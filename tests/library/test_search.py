@@ -270,6 +270,30 @@ def test_a_pattern_is_that_of_fnmatch(made):
         assert [paths[i] for i in found] == [p for p in paths if fnmatchcase(p, whole)], pattern
 
 
+def test_a_pattern_of_a_name_that_is_no_utf_8(made, tmp_path):
+    odd = os.fsencode(tmp_path) + b"/b\xff\xe4.mp4"
+    shutil.copy(made / "videos" / "even" / "00.mp4", odd)
+    run = {"workers": 1}
+    si.embed_library(Talking(), [Path(os.fsdecode(odd)), made / "videos"], tmp_path / "lib", **run)
+    library = open_library(tmp_path / "lib")
+    for pattern in (b"b\xff*", b"b\xff[\xe4].mp4", b"b?\xe4.mp4"):
+        (row,) = RowFilter(path=os.fsdecode(pattern)).rows(library.path, library.ids)
+        assert odd in map(os.fsencode, library.videos[row])
+    assert not RowFilter(path=os.fsdecode(b"\xff")).rows(library.path, library.ids).size
+
+
+@pytest.mark.parametrize("pattern", ["a" * 4097, "a\0b"])
+def test_a_pattern_that_is_none(pattern):
+    with pytest.raises(si.InputError, match=r"--path has \d+ characters; a pattern has at most"):
+        RowFilter(path=pattern)
+
+
+def test_weights_of_any_size(made):
+    small, large = (search(made, {"a": scale, "b": 3 * scale}).hits for scale in (1e-300, 5e307))
+    assert [h.score for h in small] == pytest.approx([h.score for h in large])
+    assert [h.row for h in small] == [h.row for h in search(made, {"a": 1, "b": 3}).hits]
+
+
 def test_a_library_without_lengths_is_refused(place):
     edit_json(place / "library" / PASSPORT, lambda p: p.update(schema="stan-infer/library/1"))
     with pytest.raises(si.InputError, match="stan-infer embed MODEL VIDEOS -o NEW"):

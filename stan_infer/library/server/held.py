@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stan_infer.engines.session import Session
-from stan_infer.errors import StanError
+from stan_infer.errors import InputError, StanError
 from stan_infer.library.database import PASSPORT, ROWS
 from stan_infer.library.library import Library, open_library
 from stan_infer.library.search import Searcher, SearchResult
@@ -111,7 +111,12 @@ class Held:
         self._looker.join()
 
     def ask(self, asked: Question) -> Future[Found]:
-        """Search when it is this question's turn. Raises BusyError where MAX_WAITING wait."""
+        """Search when it is this question's turn.
+
+        Raises BusyError where MAX_WAITING wait, InputError for Mug scores that are not offered.
+        """
+        if asked.mug and not self.mug:
+            raise InputError("this server offers no scores of a Mug head: start it with --mug")
         with self._lock:
             if self._waiting >= MAX_WAITING:
                 raise BusyError

@@ -267,7 +267,7 @@ def test_names_of_hosts():
         ("text=a&top=1e3", "top is '1e3'"),
         ("text=a&top=%D9%A3", "whole number"),
         ("text=a&top=1&top=2", "top is given 2 times"),
-        ("text=a&mug=1", "opened for texts"),
+        ("text=a&mug=1", "offers no scores of a Mug head"),
         ("text=a&mug=yes", "mug 'yes' is unknown"),
         ("text=a&since=yesterday", "is no date"),
         ("text=a&added_since=0", "is no date"),
