@@ -62,10 +62,10 @@ class RowFilter:
         """Check every value."""
         if self.path is not None and not self.path.strip():
             raise InputError("--path is blank; give a pattern, as in --path 'holiday/*.mp4'")
-        if self.path is not None and (len(self.path) > _MAX_PATTERN or "\0" in self.path):
+        if self.path is not None and not _is_pattern(self.path):
             raise InputError(
                 f"--path has {len(self.path)} characters; a pattern has at most {_MAX_PATTERN}, "
-                "and no zero byte"
+                "and none that a path cannot have"
             )
         for name in _DATES:
             _nanoseconds(name, getattr(self, name))
@@ -119,6 +119,14 @@ class RowFilter:
         if name == "path":
             return os.fsencode(value if value.startswith("/") else f"*/{value}")
         return _nanoseconds(name, value) if name in _DATES else float(value)
+
+
+def _is_pattern(text: str) -> bool:
+    """Whether it may be one of a path: short enough, and of bytes that a path can have."""
+    try:
+        return len(text) <= _MAX_PATTERN and b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 @contextmanager

@@ -282,7 +282,7 @@ def test_a_pattern_of_a_name_that_is_no_utf_8(made, tmp_path):
     assert not RowFilter(path=os.fsdecode(b"\xff")).rows(library.path, library.ids).size
 
 
-@pytest.mark.parametrize("pattern", ["a" * 4097, "a\0b"])
+@pytest.mark.parametrize("pattern", ["a" * 4097, "a\0b", "a\ud800"])
 def test_a_pattern_that_is_none(pattern):
     with pytest.raises(si.InputError, match=r"--path has \d+ characters; a pattern has at most"):
         RowFilter(path=pattern)
