@@ -54,10 +54,10 @@ COUNT_ROWS = (  # of files that are there
     "SELECT (SELECT count(*) FROM rows) - (SELECT count(*) FROM rows"
     f" WHERE clip IN ({FORSAKEN}) OR clip NOT IN (SELECT id FROM clips))"
 )
-_WHOLE = "take it from a backup, or embed into a new one"
+_RESTORE = "take it from a backup, or embed into a new one"
 _PERMISSIONS = "check the permissions of the folder and of its files"
 _ADVICE = dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _PERMISSIONS) | {
-    errno.ENOENT: _WHOLE
+    errno.ENOENT: _RESTORE
 }
 _MAX_VALUE = 2**20  # bytes of one value: paths and reasons are shorter
 
@@ -91,7 +91,7 @@ def connect(folder: Path, *, write: bool = False) -> sqlite3.Connection:
         mode = db.execute("PRAGMA journal_mode").fetchone()[0]
         found = db.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL").fetchmany(99)
         if mode not in ("wal", "delete") or sorted(s for (s,) in found) != sorted(SCHEMA):
-            raise InputError(f"{path} has another mode or other tables than a library: {_WHOLE}")
+            raise InputError(f"{path} has another mode or other tables than a library: {_RESTORE}")
         if write and mode != "wal":
             # The first keeps the second from a journal on the disk, which a kill would leave.
             for name in ("MEMORY", "WAL"):
@@ -126,7 +126,7 @@ def committed(db: sqlite3.Connection, folder: Path, width: int) -> int:
             return count
     raise CheckError(
         f"library {folder} is damaged: its rows name {count} vectors of {width} numbers, and "
-        f"{VECTORS} has {size} bytes; {_WHOLE}"
+        f"{VECTORS} has {size} bytes; {_RESTORE}"
     )
 
 
@@ -186,11 +186,10 @@ def errors_named(folder: Path) -> Iterator[None]:
                 raise InputError(
                     f"library {folder} cannot be opened: {ROWS}: {e}; {_PERMISSIONS}"
                 ) from e
-            raise CheckError(f"library {folder} is damaged ({e}): {_WHOLE}") from e
-        help = _ADVICE.get(e.errno or 0) if isinstance(e, OSError) else None
-        if isinstance(e, OSError) and help is not None and not tells_no_space(reason or ""):
+            raise CheckError(f"library {folder} is damaged ({e}): {_RESTORE}") from e
+        if isinstance(e, OSError) and e.errno in _ADVICE and not tells_no_space(reason or ""):
             name = "" if e.filename is None else f"{os.fsdecode(e.filename)}: "
-            said = f"{name}{e.strerror or e}; {help}"
+            said = f"{name}{e.strerror or e}; {_ADVICE[e.errno]}"
             raise InputError(f"library {folder} cannot be used: {said}") from e
         reason = reason or (e.strerror if isinstance(e, OSError) else None) or str(e)
         more = "; free some space, and" if tells_no_space(reason) else ";"
@@ -205,6 +204,6 @@ def check_own(path: Path, write: bool) -> None:
     try:
         status = os.lstat(path)
     except FileNotFoundError:
-        raise InputError(f"{path} is missing: this is no whole library; {_WHOLE}") from None
+        raise InputError(f"{path} is missing: this is no whole library; {_RESTORE}") from None
     if not stat.S_ISREG(status.st_mode) or (write and status.st_nlink != 1):
         raise InputError(f"{path} is a link, a folder or a device; a library has files of its own")

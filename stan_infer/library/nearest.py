@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from stan_infer.system.machine import usable_cpus
 
 BLOCK = 8192  # vectors that a thread looks at at once
-_MOST_THREADS = 8  # as many read memory as fast as it can be read
+_MOST_THREADS = 8  # reading memory limits all of them; more than two were not measured
 _FEW = 8  # one in so many vectors is copied about as fast as all are read
 _GROUPS = 16  # of scores, for each one that is asked for
 
