@@ -79,7 +79,7 @@ def _count(number: int | str, name: str) -> str:
 
 def search_table() -> str:
     """Searches of a library that one program has opened, of every machine."""
-    tables = [_searches_of(last_of(rows, "vectors")) for rows in by_machine("search")]
+    tables = [_searches_of(last_of(rows, "vectors", "engine")) for rows in by_machine("search")]
     return "\n\n".join(tables) or NOT_MEASURED
 
 
@@ -90,14 +90,15 @@ def _searches_of(rows: list[Row]) -> str:
         )
 
     lines = [
-        f"{r['vectors']:,} | {times(r)} | {times(r['text'])} | {times(r['path'])} "
-        f"| {times(r.get('length'))} | {r['recall_at_10']:.3f} | {r['open_s']:.2f} s "
-        f"| {r['private_mib']:.0f}"
+        f"{r.get('engine', 'eager, all 32 bits')} | {r['vectors']:,} | {times(r)} "
+        f"| {times(r['text'])} | {times(r['path'])} | {times(r.get('length'))} "
+        f"| {r['recall_at_10']:.3f} | {r['open_s']:.2f} s | {r['private_mib']:.0f} "
+        + (f"| {r['codes_s']:.1f} s, {r['codes_mib']:.0f} MiB" if "codes_s" in r else "| no")
         for r in rows
     ]
     head = (
-        "rows | search, p50 (p95) | of it the text | with --path | with --longer | recall@10 "
-        "| opened in | MiB of its own"
+        "engine | rows | search, p50 (p95) | of it the text | with --path | with --longer "
+        "| recall@10 | opened in | MiB of its own | 8 bits made in, size"
     )
     return machine_line(*rows) + markdown(head, lines)
 

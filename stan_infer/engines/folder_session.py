@@ -19,7 +19,7 @@ from stan_infer.artefacts.parts import PARTS, row_names
 from stan_infer.artefacts.precision import EIGHT_BITS
 from stan_infer.config import StanConfig
 from stan_infer.engines.graph import OpenGraph, Signature, TensorType
-from stan_infer.engines.inputs import clip_array, normalised, token_ids
+from stan_infer.engines.inputs import clip_array, normalised, token_ids, until_end
 from stan_infer.engines.repeated_facts import check_repeated
 from stan_infer.engines.session import TEXT_CHUNK, Session
 from stan_infer.engines.stream import Parts
@@ -39,6 +39,7 @@ class FolderSession(Session):
 
     engine: ClassVar[str]
     reduced: ClassVar[tuple[str, ...]] = ()  # other precisions in which it can run an fp32 graph
+    _any_length = False  # whether another number of tokens costs no preparation
 
     def __init__(
         self,
@@ -119,6 +120,8 @@ class FolderSession(Session):
         parts = []
         for i in range(0, len(feeds), chunk):
             part = feeds[i : i + chunk]
+            if self._any_length and not self.keeps_rows:
+                part = until_end(part, graph.dims.get("length", (part.shape[1],))[0])
             wanted = (len(part), *row, self.config.embed_dim)
             parts.append(self._run("text", name, {"input_ids": part}, wanted))
         return np.concatenate(parts)

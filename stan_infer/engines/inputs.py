@@ -120,6 +120,15 @@ def token_ids(config: StanConfig, texts: Any, vocabulary: Path | None = None) ->
     return ids.astype(np.int64)
 
 
+def until_end(ids: np.ndarray, least: int = 1) -> np.ndarray:
+    """Ids [Q, L] without the columns behind the last end token, but at least `least` of them.
+
+    The end token is the largest id of a text, the first if several. The tower is causal, so what
+    follows changes nothing there: a sentence has some 10 of 32 or 77 tokens.
+    """
+    return ids[:, : max(least, int(ids.argmax(1).max()) + 1)]
+
+
 def _texts_or_ids(texts: Any) -> list[str] | np.ndarray:
     """Return a list of strings, or an array of what should be ids."""
     if isinstance(texts, (str, bytes)):

@@ -130,6 +130,7 @@ class OrtSession(FolderSession):
         if device is None:
             device = "cpu" if provider in (None, "cpu") else "cuda"
         self._provider, self._yielding = choose_provider(device, provider), yielding
+        self._any_length = self._provider.device == "cpu"
         super().__init__(artefact, device=device, precision=precision, threads=threads)
 
     def open(

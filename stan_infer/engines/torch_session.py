@@ -22,6 +22,7 @@ from stan_infer.engines.inputs import (
     check_video,
     clip_array,
     token_ids,
+    until_end,
     wrong_dtype,
 )
 from stan_infer.engines.session import TEXT_CHUNK, Session, split_device
@@ -99,9 +100,12 @@ class TorchSession(Session):
 
     @torch.inference_mode()
     def _text(self, texts: Any) -> Tensor:
-        ids = torch.from_numpy(token_ids(self.config, texts)).to(self._device)
-        encode = self._model.encode_text_tokens if self.keeps_rows else self._model.encode_text
-        return torch.cat([encode(part).float() for part in ids.split(TEXT_CHUNK)])
+        ids = token_ids(self.config, texts)
+        parts = [ids[i : i + TEXT_CHUNK] for i in range(0, len(ids), TEXT_CHUNK)]
+        encode = self._model.encode_text_tokens
+        if not self.keeps_rows:
+            encode, parts = self._model.encode_text, [until_end(part) for part in parts]
+        return torch.cat([encode(torch.from_numpy(p).to(self._device)).float() for p in parts])
 
     def describe(self) -> dict[str, Any]:
         return {

@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 
 from stan_infer.errors import CheckError, InputError
 from stan_infer.library.address import named
+from stan_infer.library.codes import CODES, record_bytes
 from stan_infer.system.temporary import tells_no_space, why_no_room
 
 PASSPORT, ROWS, VECTORS, LOCK = "library.json", "rows.db", "vectors.f32", "lock"
-FILES = {PASSPORT, ROWS, f"{ROWS}-wal", f"{ROWS}-shm", VECTORS, LOCK}
+FILES = {PASSPORT, ROWS, f"{ROWS}-wal", f"{ROWS}-shm", VECTORS, CODES, LOCK}
 MAX_WIDTH = 65536
 SCHEMA = (
     # How many vectors of the file have been committed.
@@ -73,7 +74,7 @@ def connect(folder: Path, *, write: bool = False) -> sqlite3.Connection:
     if os.path.lexists(f"{path}-journal"):
         # SQLite would play it back, and delete the file that it may name.
         raise InputError(f"{path}-journal is not of a library: delete it, or the library")
-    for name in (ROWS, f"{ROWS}-wal", f"{ROWS}-shm", VECTORS):
+    for name in (ROWS, f"{ROWS}-wal", f"{ROWS}-shm", VECTORS, CODES):
         if name in (ROWS, VECTORS) or os.path.lexists(folder / name):
             check_own(folder / name, write)
     # The file is not opened here: to close it would drop the locks of another connection to it.
@@ -135,6 +136,17 @@ def mapped(folder: Path, count: int, width: int) -> NDArray[np.float32]:
     if not count:  # an empty file cannot be mapped
         return np.empty((0, width), np.float32)
     return np.memmap(folder / VECTORS, "<f4", "r", shape=(count, width))
+
+
+def mapped_codes(folder: Path, count: int, width: int) -> NDArray[np.uint8] | None:
+    """The records of codes.encoded of the first vectors; None where they are not all there."""
+    size = record_bytes(width)
+    try:
+        if count and os.stat(folder / CODES).st_size >= count * size:
+            return np.memmap(folder / CODES, np.uint8, "r", shape=(count, size))
+    except FileNotFoundError:  # of an earlier version
+        pass
+    return None
 
 
 def checksums(db: sqlite3.Connection, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
 from typing import Any
 
 from stan_infer.errors import InputError
+from stan_infer.library.codes import CODES
 from stan_infer.library.database import (
     COUNT_ROWS,
     PASSPORT,
@@ -87,7 +87,8 @@ def inspect_library(path: str | Path) -> LibraryFacts:
         finally:
             db.close()
         stored = counts.pop("stored")
-        size = sum(os.stat(folder / name).st_size for name in (PASSPORT, ROWS, VECTORS))
+        own = (folder / name for name in (PASSPORT, ROWS, VECTORS, CODES))
+        size = sum(path.stat().st_size for path in own if path.exists())
     return LibraryFacts(
         path=folder,
         width=passport["width"],

@@ -26,6 +26,7 @@ from stan_infer.library.database import (
     failures,
     is_library,
     mapped,
+    mapped_codes,
 )
 from stan_infer.library.model_files import model_source
 from stan_infer.library.passport import (
@@ -55,6 +56,8 @@ class Library(Result):
     Attributes:
         path: the folder.
         vectors: float32 [R, E] of length 1, read from the disk when they are used.
+        codes: uint8 [R, E + 8], the vectors in 8 bits, which a search reads first; see
+            library.codes. None: an earlier version wrote the library.
         ids: int64 [n], the place of each row's vector: `vectors[ids]` are all of them. They rise;
             where nothing was changed or lost they are 0 to n - 1.
         videos: of each row, the files that have it, as absolute paths where they were embedded; see
@@ -67,6 +70,7 @@ class Library(Result):
 
     path: Path
     vectors: NDArray[np.float32]
+    codes: NDArray[np.uint8] | None
     ids: NDArray[np.int64]
     videos: RowVideos
     start: NDArray[np.float64]
@@ -81,8 +85,9 @@ class Library(Result):
 
     def to_dict(self) -> dict[str, Any]:
         """The passport and the rows without their vectors, as JSON types."""
-        found = dataclasses.replace(self, vectors=np.empty((0, 0), np.float32))
-        return {k: v for k, v in super(Library, found).to_dict().items() if k != "vectors"}
+        found = dataclasses.replace(self, vectors=np.empty((0, 0), np.float32), codes=None)
+        told = super(Library, found).to_dict()
+        return {k: v for k, v in told.items() if k not in ("vectors", "codes")}
 
     def compare(self, session: Session, *, timeout_s: float = 60.0) -> Comparison:
         """Embed the canary clips with a session and say what differs from what made the library.
@@ -200,7 +205,8 @@ def open_library(path: str | Path) -> Library:
         db = connect(folder)
         try:
             db.execute("BEGIN")  # all of it is of one moment
-            vectors = mapped(folder, committed(db, folder, passport["width"]), passport["width"])
+            shape = (committed(db, folder, passport["width"]), passport["width"])
+            vectors, codes = mapped(folder, *shape), mapped_codes(folder, *shape)
             ids, start, end = _rows(db, folder)
             failed = {str(p): e for p, e in failures(db)}
         finally:
@@ -210,6 +216,7 @@ def open_library(path: str | Path) -> Library:
     return Library(
         path=folder,
         vectors=vectors,
+        codes=codes,
         ids=ids,
         videos=videos,
         start=start,

@@ -2,22 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stan_infer.system.machine import usable_cpus
+from stan_infer.library.blocks import gathered, in_blocks
+from stan_infer.library.codes import bounds
 
 BLOCK = 8192  # vectors that a thread looks at at once
-_MOST_THREADS = 8  # reading memory limits all of them; more than two were not measured
-_FEW = 8  # one in so many vectors is copied about as fast as all are read
 _GROUPS = 16  # of scores, for each one that is asked for
+
+Scores = NDArray[np.float32]
+Places = NDArray[np.int64]
+
+
+class NotFiniteError(Exception):
+    """A product is not a number. place: of the row. in_codes: it is that of a record in 8 bits."""
+
+    def __init__(self, place: int, *, in_codes: bool) -> None:
+        """See the class."""
+        super().__init__(place, in_codes)
+        self.place, self.in_codes = place, in_codes
+
+
+def nearest(
+    vectors: NDArray[np.float32],
+    records: NDArray[np.uint8] | None,
+    query: NDArray[np.float64],
+    ids: Places,
+    count: int,
+) -> Iterator[int]:
+    """Places in `ids` [n] by the products of their vectors, of [R, E], with the query [E].
+
+    The largest comes first, and all of them come; it is quick for about the first `count`. records:
+    of codes.encoded, of all R; None: all vectors are read. Raises NotFiniteError.
+    """
+    if records is None:
+        scores = _finite(products(vectors, query, ids))
+        yield from best_first(scores, scores.__getitem__, count)
+    else:
+
+        def exact(places: Places) -> Scores:
+            return _finite(products(vectors, query, ids[places]), places)
+
+        most = bounds(records, query, ids)
+        for place in np.flatnonzero(~np.isfinite(most))[:1].tolist():
+            exact(np.array([place]))  # the vector may be to blame
+            raise NotFiniteError(place, in_codes=True)
+        yield from best_first(most, exact, count)
+
+
+def _finite(scores: Scores, places: Places | None = None) -> Scores:
+    for wrong in np.flatnonzero(~np.isfinite(scores))[:1].tolist():
+        raise NotFiniteError(wrong if places is None else int(places[wrong]), in_codes=False)
+    return scores
 
 
 def products(
-    vectors: NDArray[np.float32], query: NDArray[np.float64], ids: NDArray[np.int64]
+    vectors: NDArray[np.float32], query: NDArray[np.float64], ids: Places
 ) -> NDArray[np.float32]:
     """The product of each of the vectors `ids` [n], of [R, E], with the query [E] -> float32 [n].
 
@@ -25,30 +68,20 @@ def products(
     most are asked for.
     """
     wanted = query.astype(np.float32)
-    everything = len(ids) * _FEW > len(vectors)
-    found = np.empty(len(vectors) if everything else len(ids), np.float32)
+    found, everything = gathered(len(vectors), ids)
 
-    def look_at(first: int) -> None:
-        part = slice(first, first + BLOCK)
+    def look_at(part: slice) -> None:
         block = vectors[part] if everything else vectors[ids[part]]
         with np.errstate(all="ignore"):  # vectors that a stranger changed: the caller looks
             # One dot product for each: the threads of NumPy's BLAS, which take a larger product,
             # would spin for a while behind it and slow down the network that embeds the next text.
             np.matmul(block[:, None], wanted[:, None], out=found[part, None, None])
 
-    places = range(0, len(found), BLOCK)
-    threads = min(usable_cpus(), _MOST_THREADS, len(places))
-    if threads < 2:
-        for first in places:
-            look_at(first)
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            for _ in pool.map(look_at, places):
-                pass
+    in_blocks(look_at, len(found), BLOCK)
     return found[ids] if everything and len(ids) < len(found) else found
 
 
-def largest(scores: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+def largest(scores: Scores, count: int) -> Places:
     """Places of the `count` largest scores, largest first; of equal ones the earlier goes first."""
     count = min(count, len(scores))
     if not count:
@@ -66,15 +99,21 @@ def largest(scores: NDArray[np.float32], count: int) -> NDArray[np.int64]:
     return found[np.lexsort((found, -scores[found]))][:count]
 
 
-def _last_of(scores: NDArray[np.float32], count: int) -> np.float32:
+def _last_of(scores: Scores, count: int) -> np.float32:
     """The smallest of the `count` largest."""
     return np.partition(scores, len(scores) - count)[len(scores) - count]
 
 
-def best_first(scores: NDArray[np.float32], count: int) -> Iterator[int]:
-    """Places of scores as `largest` orders them, all of them; quick for about the first `count`."""
+def best_first(most: Scores, exact: Callable[[Places], Scores], count: int) -> Iterator[int]:
+    """Places by their exact scores, as `largest` orders them, all of them; see `nearest`.
+
+    most: what each score is at most. exact: the scores of some places.
+    """
     done = 0
-    while done < len(scores):
-        found = largest(scores, count)
+    while done < len(most):
+        # So many scores are at least as large as the least of these: what is below cannot be found.
+        least = exact(largest(most, count)).min()
+        places = np.flatnonzero(most >= least)
+        found = places[largest(exact(places), count)]
         yield from found[done:].tolist()
         done, count = len(found), 8 * count

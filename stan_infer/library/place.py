@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from stan_infer.errors import InputError
+from stan_infer.library.codes import CODES
 from stan_infer.library.database import (
     FILES,
     LOCK,
@@ -48,11 +49,11 @@ def check_place(folder: Path, sources: list[Path]) -> None:
                 "the folder, or give another place"
             ) from e
         others = [name for name in names if not is_own(name)]
-        filled = (folder / VECTORS).exists() and (folder / VECTORS).stat().st_size
-        if others or filled:
+        others += [n for n in (VECTORS, CODES) if n in names and (folder / n).stat().st_size]
+        if others:
             raise InputError(
-                f"folder {folder} is not empty and not a library: it holds "
-                f"{min(others) if others else VECTORS} and no {PASSPORT}; give a new folder"
+                f"folder {folder} is not empty and not a library: it holds {min(others)} and no "
+                f"{PASSPORT}; give a new folder"
             )
 
 

@@ -7,6 +7,7 @@ search. Nothing here writes to the library.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import threading
 import time
@@ -14,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,8 @@ from numpy.typing import NDArray
 from stan_infer.engines.opened import Source, opened
 from stan_infer.engines.session import Session
 from stan_infer.errors import CheckError, InputError, check_whole
-from stan_infer.library.nearest import best_first, products
+from stan_infer.library.codes import changed_codes, read_first
+from stan_infer.library.nearest import NotFiniteError, nearest
 from stan_infer.library.passport import Comparison
 from stan_infer.library.query import (
     Given,
@@ -53,6 +55,10 @@ class Rows(Made, Protocol):
     @property
     def vectors(self) -> NDArray[np.float32]:
         """All vectors."""
+
+    @property
+    def codes(self) -> NDArray[np.uint8] | None:
+        """All vectors in 8 bits, or None."""
 
     @property
     def ids(self) -> NDArray[np.int64]:
@@ -205,6 +211,8 @@ class Searcher:
         self._turn = threading.Lock() if turn is None else turn
         self.library, self.session, self.timeout_s = library, session, timeout_s
         self.reads, self._say = reads, say
+        records = read_first(library.codes, len(library.ids), say)
+        self.nearest = functools.partial(nearest, library.vectors, records)
         with self._turn:
             self.stack = check_model(library, session, reads=reads, timeout_s=timeout_s, say=say)
 
@@ -282,16 +290,17 @@ class Searcher:
         library = self.library
         rows = keep.rows(library.path, library.ids)
         ids = library.ids if rows is None else library.ids[rows]
-        scores = products(library.vectors, query, ids)
-        if not np.isfinite(scores).all():
-            wrong = int(np.flatnonzero(~np.isfinite(scores))[0])
-            self._damaged(wrong if rows is None else int(rows[wrong]))
-        ranked = best_first(scores, top)
+        ranked = self.nearest(query, ids, top)
         if rows is not None:
             ranked = (int(rows[i]) for i in ranked)
         if not overlapping:
             ranked = self._distinct(ranked)
-        return [*islice(ranked, top)], len(ids)
+        try:
+            return [*islice(ranked, top)], len(ids)
+        except NotFiniteError as e:
+            if e.in_codes:
+                raise changed_codes(library.path) from e
+            self._damaged(e.place if rows is None else int(rows[e.place]))
 
     def _distinct(self, ranked: Iterable[int]) -> Iterator[int]:
         """The rows, from the best on, without windows that show a moment of a better one."""
@@ -349,7 +358,7 @@ class Searcher:
         self._say(f"note: the videos of {len(found)} rows were read again for their Mug scores")
         return found
 
-    def _damaged(self, row: int) -> None:
+    def _damaged(self, row: int) -> NoReturn:
         raise CheckError(
             f"library {self.library.path}: vector {self.library.ids[row]} has not length 1: it was "
             "changed after it was written; take the file from a backup, or embed into a new library"

@@ -3,16 +3,17 @@
     library.json   the passport: whose vectors these are (library.passport)
     rows.db        SQLite, the tables of database.SCHEMA
     vectors.f32    float32, little-endian, one vector after the other; row i begins at 4 * width * i
+    vectors.i8     the same vectors in 8 bits, which a search reads first (library.codes)
     lock           locked by the run that writes
 
 A commit makes the new vectors durable and then adds their rows in one transaction: a stop at any
 moment leaves what was committed. Vectors behind the last row are of no run that ended well; the
-next one cuts them off.
+next one cuts them off. It makes the 8 bits of vectors that have none.
 
-Beside LanceDB and Parquet (benchmarks.stores measures all three) this needs no package, keeps two
+Beside LanceDB and Parquet (benchmarks.stores measures all three) this needs no package, keeps three
 files where they keep thousands, marks rows in place, and has its vectors in one file that numpy
-maps. A search needs no index of another library beside it: exact products, over a copy in 8 bits
-where those in 32 are too slow, serve a million vectors.
+maps. A search needs no index of another library beside it: products in 8 bits, and exact ones of
+what these leave over, serve a million vectors.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from numpy.typing import NDArray
 
 from stan_infer.errors import InputError, storable
 from stan_infer.library.address import named
+from stan_infer.library.blocks import in_blocks
+from stan_infer.library.codes import CODES, encoded, record_bytes
 from stan_infer.library.database import (
     COUNT_ROWS,
     PASSPORT,
@@ -48,6 +51,8 @@ from stan_infer.system import kept
 from stan_infer.system.temporary import workplace
 
 _GOES_ON = "the same command goes on from there"
+_AT_ONCE = 1024  # vectors whose 8 bits are made together
+_OLD_AT_ONCE = 64 * _AT_ONCE  # of those that have none
 
 
 class File(NamedTuple):
@@ -80,6 +85,8 @@ class Store:
         self._rows = 0  # that this run has added
         self._db: sqlite3.Connection | None = None
         self._file: IO[bytes] | None = None
+        self._codes: IO[bytes] | None = None
+        self._uncoded: list[bytes] = []  # vectors whose 8 bits are not written
         try:
             with errors_named(folder):
                 self._db = connect(folder, write=True)
@@ -87,6 +94,8 @@ class Store:
                 self._done = self._begun = committed(self._db, folder, width)
                 self._file.truncate(self._done * width * 4)
                 self._file.seek(0, os.SEEK_END)
+                self._codes = _open_own(folder / CODES, os.O_CREAT)  # an earlier version had none
+                self._code_old()
         except BaseException:
             self.close()
             raise
@@ -103,10 +112,11 @@ class Store:
         """Close the files and let others write."""
         if self._db is not None:
             end_writing(self._db)
-        if self._file is not None:
-            with suppress(OSError):
-                self._file.close()
-        self._db = self._file = None
+        for file in (self._file, self._codes):
+            if file is not None:
+                with suppress(OSError):
+                    file.close()
+        self._db = self._file = self._codes = None
 
     def file(self, path: Path) -> File | None:
         """How a file was seen last, or None."""
@@ -172,6 +182,9 @@ class Store:
         assert len(data) == self.width * 4, "another width"
         with errors_named(self.folder):
             self._file.write(data)
+            self._uncoded.append(data)
+            if len(self._uncoded) == _AT_ONCE:
+                self._code_new()
         part = Part(self._begun, seconds, zlib.crc32(data))
         self._begun += 1
         return part
@@ -206,20 +219,47 @@ class Store:
 
     def commit(self) -> None:
         """Make what was added durable, all or nothing."""
-        assert self._db is not None and self._file is not None
+        assert self._db is not None and self._file is not None and self._codes is not None
         if not self._db.in_transaction:
             return
         self._run("UPDATE state SET vectors = ?", self._done)
         self._check_there(self._file)
         with errors_named(self.folder):
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            self._code_new()
+            for file in (self._file, self._codes):
+                file.flush()
+                os.fsync(file.fileno())
             self._db.execute("COMMIT")
         if self._rows:
             more = f"{self._rows} more row{'s' * (self._rows > 1)}"
             kept.note(self.folder, f"has {more}: {_GOES_ON}")
         else:
             kept.note(self.folder, f"has no more rows, but notes on its files: {_GOES_ON}")
+
+    def _code_new(self) -> None:
+        """Write the 8 bits of the vectors that were added."""
+        assert self._codes is not None
+        vectors = np.frombuffer(b"".join(self._uncoded), "<f4").reshape(-1, self.width)
+        self._codes.write(encoded(vectors).tobytes())
+        self._uncoded.clear()
+
+    def _code_old(self) -> None:
+        """Cut off the 8 bits of no vector, and make those that are missing."""
+        assert self._codes is not None
+        size = record_bytes(self.width)
+        there = min(os.fstat(self._codes.fileno()).st_size // size, self._done)
+        self._codes.truncate(there * size)
+        self._codes.seek(0, os.SEEK_END)
+        for first in range(there, self._done, _OLD_AT_ONCE):
+            vectors = self.vectors(self._done)[first : first + _OLD_AT_ONCE]
+            records = np.empty((len(vectors), size), np.uint8)
+
+            def code(part: slice, vectors: Any = vectors, records: Any = records) -> None:
+                records[part] = encoded(vectors[part])
+
+            in_blocks(code, len(vectors), _AT_ONCE)
+            self._codes.write(records.tobytes())
+            self._codes.flush()
 
     def _check_there(self, file: IO[bytes]) -> None:
         """Raise InputError where the folder is not the one any more that was opened."""
@@ -260,7 +300,8 @@ def new_store(folder: Path, passport: str) -> None:
             file.write(passport + "\n")
             file.flush()
             os.fsync(file.fileno())
-        (folder / VECTORS).touch()
+        for name in (VECTORS, CODES):
+            (folder / name).touch()
         for name in (f"{ROWS}-wal", f"{ROWS}-shm"):
             (folder / name).unlink(missing_ok=True)
         for name in (ROWS, PASSPORT):
@@ -279,6 +320,6 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def _open_own(path: Path) -> IO[bytes]:
-    flags = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-    return os.fdopen(os.open(path, flags), "r+b")
+def _open_own(path: Path, more: int = 0) -> IO[bytes]:
+    flags = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0) | more
+    return os.fdopen(os.open(path, flags, 0o644), "r+b")

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from stan_infer.engines.opened import Source, opened
 from stan_infer.errors import CheckError, printable
+from stan_infer.library.codes import CODES, other_codes
 from stan_infer.library.database import VECTORS, checksums, connect, errors_named, path_of
 from stan_infer.library.files import HASHERS, hashed, seen
 from stan_infer.library.library import Library, open_library
@@ -71,9 +72,12 @@ class VerifiedLibrary(Result):
     def check(self) -> None:
         """Raise CheckError where something is wrong."""
         if self.count:
+            how = ": take it from a backup, or embed into a new one"
+            if self.problems[0].startswith(CODES):  # which says what to do
+                how = ""
             raise CheckError(
-                f"library {self.path} has {self.count} problems (the first: {self.problems[0]}): "
-                "take it from a backup, or embed into a new one"
+                f"library {self.path} has {self.count} problem{'s' * (self.count > 1)} (the first: "
+                f"{self.problems[0]}){how}"
             )
 
 
@@ -206,7 +210,7 @@ def _problems(
     ids, sums = checksums(db, len(library.vectors))
     known = None if files is None else files.known(db)
     db.execute("COMMIT")  # what follows takes long, and no run could begin to write
-    yield from _of_vectors(library, ids, sums, step)
+    yield from _of_vectors(library, ids, sums, step, notes)
     if files is not None and known is not None:
         yield from files.problems(known, step, notes)
 
@@ -234,22 +238,44 @@ def _of_canaries(library: Library) -> Iterator[str]:
 
 
 def _of_vectors(
-    library: Library, ids: NDArray[np.int64], sums: NDArray[np.int64], step: Any
+    library: Library,
+    ids: NDArray[np.int64],
+    sums: NDArray[np.int64],
+    step: Any,
+    notes: list[str],
 ) -> Iterator[str]:
+    others: list[int] = []  # vectors that have 8 bits of others
     for first in range(0, len(ids), _CHUNK):
-        part = slice(first, first + _CHUNK)
-        yield from _wrong(library.vectors[ids[part]], ids[part], sums[part].tolist())
-        step(len(ids[part]))
+        some = ids[first : first + _CHUNK]
+        vectors = library.vectors[some]
+        wrong = dict(_wrong(vectors, some, sums[first : first + _CHUNK].tolist()))
+        yield from wrong.values()
+        if library.codes is not None:
+            found = some[other_codes(vectors, library.codes[some])].tolist()
+            others += [row for row in found if row not in wrong]
+        step(len(some))
     step(len(library.vectors) - len(ids))
+    if others:
+        yield (
+            f"{CODES} is not of these vectors, {len(others)} of {len(ids)} differ (the first: "
+            f"{others[0]}): delete it, and the next run of embed makes it again"
+        )
+    if library.codes is None and len(library.vectors):
+        notes.append(
+            f"{CODES} is not whole, which a search reads first: the next run of embed makes it"
+        )
 
 
-def _wrong(vectors: NDArray[np.float32], ids: NDArray[np.int64], sums: list[Any]) -> Iterator[str]:
-    """What is wrong in some vectors [n, E], whose checksums are known."""
+def _wrong(
+    vectors: NDArray[np.float32], ids: NDArray[np.int64], sums: list[Any]
+) -> Iterator[tuple[int, str]]:
+    """What is wrong in some vectors [n, E], whose checksums are known, by their places."""
     finite: NDArray[np.bool_] = np.asarray(np.isfinite(vectors).all(1))
     with np.errstate(over="ignore"):  # of numbers that were changed
         lengths = np.linalg.norm(np.where(finite[:, None], vectors, 0), axis=1)
-    for row, vector, good, length, crc in zip(ids, vectors, finite, lengths, sums, strict=False):
+    rows = zip(ids.tolist(), vectors, finite, lengths, sums, strict=False)
+    for row, vector, good, length, crc in rows:
         if zlib.crc32(vector.tobytes()) != crc:
-            yield f"vector {row} was changed after it was written"
+            yield row, f"vector {row} was changed after it was written"
         elif not good or not abs(length - 1) < _TOLERANCE:
-            yield f"vector {row} is not of length 1"
+            yield row, f"vector {row} is not of length 1"

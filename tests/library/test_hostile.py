@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import stan_infer as si
+from stan_infer.library.codes import CODES
 from stan_infer.library.database import PASSPORT, ROWS, SCHEMA, VECTORS
 from stan_infer.library.embed_library import embed_library
 from stan_infer.library.inspect_library import inspect_library
@@ -113,6 +114,7 @@ REFUSED = {
     "statistics that mislead": sql("ANALYZE", "UPDATE sqlite_stat1 SET stat = '1 1'"),
     "tables named as ours in other letters": schema("CREATE TABLE rows", "CREATE TABLE ROWS"),
     "vectors from a device": linked(VECTORS, "/dev/zero"),
+    "8 bits from a device": linked(CODES, "/dev/zero"),
     "a database from a device": linked(ROWS, "/dev/zero"),
     "a passport from a device": linked(PASSPORT, "/dev/zero"),
     "a passport of a gigabyte": lambda at: os.truncate(at / PASSPORT, 2**30),

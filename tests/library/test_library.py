@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import stan_infer as si
+from stan_infer.library.codes import CODES
 from stan_infer.library.database import PASSPORT, ROWS, VECTORS, connect, errors_named
 from stan_infer.library.embed_library import embed_library
 from stan_infer.library.levels import normalised
@@ -258,7 +259,7 @@ def test_readers_leave_nothing_beside_the_database(place):
     def files():
         return sorted(p.name for p in (place / "library").iterdir())
 
-    whole = ["library.json", "lock", "rows.db", "vectors.f32"]
+    whole = ["library.json", "lock", "rows.db", "vectors.f32", "vectors.i8"]
     library = open_library(place / "library")
     library.check()
     assert len([*library.videos]) == MANY and files() == whole
@@ -390,6 +391,7 @@ HOSTILE = {
     "no vectors": lambda at: (at / VECTORS).unlink(),
     "fewer vectors": lambda at: os.truncate(at / VECTORS, 100),
     "linked vectors": linked(VECTORS),
+    "linked 8 bits": linked(CODES),
     "a linked database": linked(ROWS),
     "a linked passport": linked(PASSPORT),
 }

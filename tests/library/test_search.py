@@ -18,7 +18,7 @@ import pytest
 
 import stan_infer as si
 from stan_infer.engines.session import score_features
-from stan_infer.library import nearest, row_videos
+from stan_infer.library import blocks, nearest, row_videos
 from stan_infer.library.contact_sheet import MAX_FRAMES, MAX_HITS, check_sheet, write_sheet
 from stan_infer.library.database import PASSPORT, ROWS, VECTORS
 from stan_infer.library.embed_library import embed_library
@@ -108,7 +108,7 @@ def text_vector(text):
 @pytest.mark.parametrize("block", [1, 7, 64, 10_000])
 def test_every_row_is_compared(block, cpus, monkeypatch):
     monkeypatch.setattr(nearest, "BLOCK", block)
-    monkeypatch.setattr(nearest, "usable_cpus", lambda: cpus)
+    monkeypatch.setattr(blocks, "usable_cpus", lambda: cpus)
     rng = np.random.default_rng(0)
     vectors, query = rng.standard_normal((500, 24), np.float32), rng.standard_normal(24)
     vectors[100:200] = vectors[:100]  # equal scores
@@ -122,7 +122,8 @@ def test_every_row_is_compared(block, cpus, monkeypatch):
         order = sorted(range(500), key=lambda i: (-scores[i], i))[:count]
         assert nearest.largest(scores, count).tolist() == order
     assert nearest.largest(scores, 1).tolist() == [499]
-    assert [*nearest.best_first(scores, 3)] == sorted(range(500), key=lambda i: (-scores[i], i))
+    order = sorted(range(500), key=lambda i: (-scores[i], i))
+    assert [*nearest.best_first(scores, scores.__getitem__, 3)] == order
     assert nearest.largest(np.zeros(9, np.float32), 3).tolist() == [0, 1, 2]
     assert nearest.largest(scores[:0], 3).tolist() == []
 

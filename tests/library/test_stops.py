@@ -12,6 +12,7 @@ import time
 import pytest
 
 from stan_infer.engines.open import open_session
+from stan_infer.library.codes import CODES
 from stan_infer.library.database import FILES, ROWS, VECTORS
 from stan_infer.library.embed_library import embed_library
 from stan_infer.library.library import open_library
@@ -60,7 +61,7 @@ def content(library):
     tables = {"state": "*", "clips": OF_CLIPS, "rows": "*", "files": "*"}
     found = [db.execute(f"SELECT {c} FROM {t} ORDER BY 1").fetchall() for t, c in tables.items()]
     db.close()
-    return found, (library / VECTORS).read_bytes()
+    return found, (library / VECTORS).read_bytes(), (library / CODES).read_bytes()
 
 
 def stopped(out, videos, batch, seconds, stop):

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import stan_infer as si
-from stan_infer.library import search
+from stan_infer.library import nearest
 from stan_infer.library.database import ROWS, VECTORS
 from stan_infer.library.row_reader import RowReader
 from stan_infer.library.server import held, row_files
@@ -77,7 +77,7 @@ def test_a_row_finds_itself_and_is_no_text(server, made):
 
 def test_a_slow_search_does_not_hold_the_others(made, session, monkeypatch):
     """One that reads videos again, or waits for the disk, has not the model meanwhile."""
-    products, begun, go_on = search.products, threading.Event(), threading.Event()
+    products, begun, go_on = nearest.products, threading.Event(), threading.Event()
 
     def slow(vectors, query, ids):
         if len(ids) < len(vectors):  # with a filter
@@ -85,7 +85,7 @@ def test_a_slow_search_does_not_hold_the_others(made, session, monkeypatch):
             assert go_on.wait(60)
         return products(vectors, query, ids)
 
-    monkeypatch.setattr(search, "products", slow)
+    monkeypatch.setattr(nearest, "products", slow)
     with (
         serving(made / "moments", session) as server,
         ThreadPoolExecutor(2 * held.SEARCHES) as pool,

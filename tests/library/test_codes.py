@@ -1,0 +1,283 @@
+"""The 8 bits of a library's vectors: no hit is lost by them, and their file can be made again."""
+
+import os
+
+import numpy as np
+import pytest
+
+import stan_infer as si
+from stan_infer.library import blocks, codes, nearest, search
+from stan_infer.library.codes import CODES, bounds, encoded, record_bytes
+from stan_infer.library.database import VECTORS
+from stan_infer.library.embed_library import embed_library
+from stan_infer.library.library import open_library
+from stan_infer.library.verify_library import verify_library
+from tests.library.fake_stack import FakeSession
+from tests.video.broken_videos import make_clip
+
+WIDTHS = (1, 2, 3, 24, 64, 512, 640, 768)
+COUNT = 600
+
+
+def unit(x):
+    return (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
+
+
+def gaussian(rng, width):
+    return unit(rng.standard_normal((COUNT, width)))
+
+
+def with_peaks(rng, width):
+    """A few numbers much larger than the others, as in vectors of CLIP."""
+    x = rng.standard_normal((COUNT, width))
+    x[:, : 1 + width // 200] += 12 * np.sqrt(width)
+    return unit(x)
+
+
+def in_corners(rng, width):
+    """All numbers but one are zero."""
+    return np.eye(width, dtype=np.float32)[rng.integers(0, width, COUNT)]
+
+
+def nearly_equal(rng, width):
+    return unit(np.ones(width) + 1e-3 * rng.standard_normal((COUNT, width)))
+
+
+def of_codes(rng, width):
+    """Those that lie in a corner after the turn, where 8 bits hold least."""
+    turn = codes.turned(np.eye(width, dtype=np.float32))
+    return unit(turn[:, rng.integers(0, width, COUNT)].T)
+
+
+KINDS = (gaussian, with_peaks, in_corners, nearly_equal, of_codes)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_product_is_above_its_bound(kind, width):
+    rng = np.random.default_rng(width)
+    vectors = kind(rng, width)
+    records, every = encoded(vectors), np.arange(COUNT)
+    assert records.shape == (COUNT, record_bytes(width)) and records.dtype == np.uint8
+    for query in (*vectors[:5].astype(np.float64), *rng.standard_normal((20, width)) * 1e3):
+        products = vectors.astype(np.float64) @ query
+        above = (bounds(records, query, every) - products) / np.linalg.norm(query)
+        assert (above >= 0).all()
+        assert above.mean() < 0.035, "near enough to leave most vectors unread"
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_turn_keeps_products_and_spreads_peaks(width):
+    rng = np.random.default_rng(0)
+    turn = codes.turned(np.eye(width, dtype=np.float32)).astype(np.float64)
+    np.testing.assert_allclose(turn @ turn.T, np.eye(width), atol=1e-6)
+    if width >= 64:
+        largest = np.abs(codes.turned(with_peaks(rng, width))).max(1) * np.sqrt(width)
+        assert largest.mean() < 5, "of a normal distribution it would be 3 to 4"
+
+
+def test_a_vector_has_the_same_bytes_in_whatever_company():
+    vectors = gaussian(np.random.default_rng(0), 768)
+    records = encoded(vectors)
+    for part in (slice(0), slice(0, 1), slice(5, 8), slice(100, 400)):
+        assert (encoded(vectors[part]) == records[part]).all()
+
+
+@pytest.mark.parametrize("width", [3, 24, 512, 640])
+def test_products_of_8_bits_are_exact(width):
+    """Those of the package numkong, also of the largest numbers and of rows that lie apart."""
+    import numkong
+
+    rng = np.random.default_rng(0)
+    rows = rng.integers(-127, 128, (300, width + 8), dtype=np.int8)[:, :width]
+    rows[:2], rows[2:4] = 127, -127
+    for query in (rows[0], rows[2], rows[7]):
+        found = np.asarray(numkong.cdist(query[None], rows, "dot"))[0]
+        assert (found == rows.astype(np.int64) @ query.astype(np.int64)).all()
+
+
+@pytest.mark.parametrize("cpus", [1, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_come_in_the_same_order_without_them(kind, cpus, monkeypatch):
+    monkeypatch.setattr(blocks, "usable_cpus", lambda: cpus)
+    monkeypatch.setattr(codes, "_BLOCK", 64)
+    rng = np.random.default_rng(1)
+    vectors = kind(rng, 24)
+    vectors[100:200] = vectors[:100]  # equal scores
+    every, records = np.arange(COUNT), encoded(vectors)
+    for ids in (every, every[3::100], every[::2], every[1:]):
+        for count in (1, 10, 599, 10_000):
+            query = rng.standard_normal(24) * 10.0 ** rng.integers(-9, 9)
+            right = [*nearest.nearest(vectors, None, query, ids, count)]
+            assert [*nearest.nearest(vectors, records, query, ids, count)] == right
+            assert sorted(right) == [*range(len(ids))]
+
+
+def test_few_vectors_are_read(monkeypatch):
+    rng = np.random.default_rng(2)
+    vectors = unit(rng.standard_normal((50_000, 512)))
+    records, every, read = encoded(vectors), np.arange(50_000), []
+    products = nearest.products
+
+    def counted(vectors, query, ids):
+        read.append(len(ids))
+        return products(vectors, query, ids)
+
+    monkeypatch.setattr(nearest, "products", counted)
+    for query in rng.standard_normal((5, 512)):
+        found = nearest.nearest(vectors, records, query, every, 10)
+        best = [next(found) for _ in range(10)]
+        assert best == np.argsort(-(vectors.astype(np.float64) @ query))[:10].tolist()
+    assert sum(read) < 5 * 500
+
+
+# --- the file ---
+
+
+@pytest.fixture
+def place(tmp_path):
+    """Five videos in a library of random vectors."""
+    (tmp_path / "videos").mkdir()
+    for i in range(5):
+        make_clip(tmp_path / "videos" / f"{i:02}.mp4", frames=8 + i, size=(32, 48))
+    run(tmp_path)
+    return tmp_path
+
+
+def run(place, **options):
+    return embed_library(FakeSession(), [place / "videos"], place / "library", workers=1, **options)
+
+
+def whole(place):
+    """Whether the file holds the 8 bits of every vector and nothing else."""
+    vectors = np.fromfile(place / "library" / VECTORS, "<f4").reshape(-1, 24)
+    return (place / "library" / CODES).read_bytes() == encoded(vectors).tobytes()
+
+
+def overwritten(path):
+    with path.open("r+b") as file:
+        file.seek(40)
+        file.write(b"\x55\x54")
+
+
+SPOILED = {
+    "missing": lambda path: path.unlink(),
+    "empty": lambda path: os.truncate(path, 0),
+    "cut in a record": lambda path: os.truncate(path, 3 * record_bytes(24) + 5),
+}
+
+
+def test_a_run_writes_them_beside_the_vectors(place):
+    library = open_library(place / "library")
+    assert whole(place) and library.codes is not None
+    assert (library.codes == encoded(library.vectors[:])).all()
+    assert "codes" not in library.to_dict()
+    make_clip(place / "videos" / "10.mp4", frames=20, size=(32, 48))
+    run(place)
+    assert whole(place) and len(open_library(place / "library").codes) == 6
+
+
+@pytest.mark.parametrize("kind", SPOILED)
+def test_the_next_run_makes_what_is_missing(place, kind):
+    SPOILED[kind](place / "library" / CODES)
+    library = open_library(place / "library")
+    assert library.codes is None
+    found = verify_library(place / "library")
+    assert not found.count and any(CODES in note for note in found.notes)
+    make_clip(place / "videos" / "10.mp4", frames=20, size=(32, 48))
+    run(place)
+    assert whole(place) and not verify_library(place / "library").notes
+
+
+def test_a_run_that_has_nothing_to_add_makes_them_too(place):
+    (place / "library" / CODES).unlink()
+    run(place)
+    assert whole(place)
+
+
+def test_what_a_stopped_run_left_is_cut_off(place):
+    with (place / "library" / CODES).open("ab") as file:
+        file.write(b"x" * 100)
+    assert len(open_library(place / "library").codes) == 5
+    run(place)
+    make_clip(place / "videos" / "10.mp4", frames=20, size=(32, 48))
+    run(place)
+    assert whole(place)
+
+
+def test_records_of_other_vectors_are_found(place):
+    overwritten(place / "library" / CODES)
+    found = verify_library(place / "library")
+    assert found.count == 1 and "1 of 5 differ (the first: 1): delete it" in found.problems[0]
+    with pytest.raises(si.CheckError, match="makes it again\\)$"):
+        found.check()
+    (place / "library" / CODES).unlink()
+    run(place)
+    assert whole(place) and not verify_library(place / "library").count
+
+
+def test_a_changed_vector_is_no_wrong_record_too(place):
+    with (place / "library" / VECTORS).open("r+b") as file:
+        file.seek(300)
+        file.write(b"\x01")
+    assert verify_library(place / "library").problems == (
+        "vector 3 was changed after it was written",
+    )
+
+
+@pytest.fixture
+def from_one_row(monkeypatch):
+    monkeypatch.setattr(codes, "FEWEST", 1)
+
+
+def like(library, row=2):
+    """What is found for a row, and what is said of 8 bits."""
+    said = []
+    with FakeSession() as session:
+        searcher = search.Searcher(library, session, say=said.append)
+        hits = searcher.search([search.Term("like_row", str(row), 1.0)]).hits
+    return hits, [sentence for sentence in said if "8 bits" in sentence]
+
+
+def test_a_search_of_many_rows_reads_them(place, from_one_row, monkeypatch):
+    library, used = open_library(place / "library"), []
+    right = like(library)
+
+    def seen(*given):
+        used.append(1)
+        return bounds(*given)
+
+    monkeypatch.setattr(nearest, "bounds", seen)
+    assert like(library) == right and used and not right[1]
+    monkeypatch.setattr(codes, "FEWEST", 6)
+    used.clear()
+    assert like(library) == right and not used
+
+
+def test_a_search_without_the_package_finds_the_same_and_says_so(place, from_one_row, monkeypatch):
+    library = open_library(place / "library")
+    right, _ = like(library)
+    monkeypatch.setattr(codes, "is_installed", lambda name: name != "numkong")
+    hits, (said,) = like(library)
+    assert hits == right and said.startswith("note: ") and "[search]" in said
+
+
+def test_a_search_without_the_file_finds_the_same_and_says_so(place, from_one_row):
+    right, _ = like(open_library(place / "library"))
+    (place / "library" / CODES).unlink()
+    hits, (said,) = like(open_library(place / "library"))
+    assert hits == right and "the next run of embed" in said
+
+
+def test_damage_is_told_apart(place, from_one_row):
+    path = place / "library" / CODES
+    with path.open("r+b") as file:
+        file.seek(3 * record_bytes(24) + 24)
+        file.write(np.float32(np.nan).tobytes())
+    with pytest.raises(si.CheckError, match=f"{CODES} was changed .* delete it"):
+        like(open_library(place / "library"))
+    vectors = np.memmap(place / "library" / VECTORS, "<f4", "r+", shape=(5, 24))
+    vectors[2] = np.nan
+    path.write_bytes(encoded(np.array(vectors)).tobytes())
+    with pytest.raises(si.CheckError, match="vector 2 has not length 1"):
+        like(open_library(place / "library"), row=1)
