@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from stan_infer.errors import CheckError, InputError
 from stan_infer.library.address import named
-from stan_infer.library.codes import CODES, record_bytes
+from stan_infer.library.codes import CODES
 from stan_infer.system.temporary import tells_no_space, why_no_room
 
 PASSPORT, ROWS, VECTORS, LOCK = "library.json", "rows.db", "vectors.f32", "lock"
@@ -138,12 +138,11 @@ def mapped(folder: Path, count: int, width: int) -> NDArray[np.float32]:
     return np.memmap(folder / VECTORS, "<f4", "r", shape=(count, width))
 
 
-def mapped_codes(folder: Path, count: int, width: int) -> NDArray[np.uint8] | None:
-    """The records of codes.encoded of the first vectors; None where they are not all there."""
-    size = record_bytes(width)
+def mapped_codes(folder: Path, count: int, width: int) -> NDArray[np.int8] | None:
+    """The codes of the first vectors; None where they are not all there."""
     try:
-        if count and os.stat(folder / CODES).st_size >= count * size:
-            return np.memmap(folder / CODES, np.uint8, "r", shape=(count, size))
+        if count and os.stat(folder / CODES).st_size >= count * width:
+            return np.memmap(folder / CODES, np.int8, "r", shape=(count, width))
     except FileNotFoundError:  # of an earlier version
         pass
     return None

@@ -56,8 +56,8 @@ class Library(Result):
     Attributes:
         path: the folder.
         vectors: float32 [R, E] of length 1, read from the disk when they are used.
-        codes: uint8 [R, E + 8], the vectors in 8 bits, which a search reads first; see
-            library.codes. None: an earlier version wrote the library.
+        codes: int8 [R, E], the same in 8 bits, which a search reads first; see library.codes.
+            None: an earlier version wrote the library.
         ids: int64 [n], the place of each row's vector: `vectors[ids]` are all of them. They rise;
             where nothing was changed or lost they are 0 to n - 1.
         videos: of each row, the files that have it, as absolute paths where they were embedded; see
@@ -70,7 +70,7 @@ class Library(Result):
 
     path: Path
     vectors: NDArray[np.float32]
-    codes: NDArray[np.uint8] | None
+    codes: NDArray[np.int8] | None
     ids: NDArray[np.int64]
     videos: RowVideos
     start: NDArray[np.float64]

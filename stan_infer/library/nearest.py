@@ -18,45 +18,37 @@ Places = NDArray[np.int64]
 
 
 class NotFiniteError(Exception):
-    """A product is not a number. place: of the row. in_codes: it is that of a record in 8 bits."""
+    """A product is not a number. place: of the row."""
 
-    def __init__(self, place: int, *, in_codes: bool) -> None:
+    def __init__(self, place: int) -> None:
         """See the class."""
-        super().__init__(place, in_codes)
-        self.place, self.in_codes = place, in_codes
+        super().__init__(place)
+        self.place = place
 
 
 def nearest(
     vectors: NDArray[np.float32],
-    records: NDArray[np.uint8] | None,
+    codes: NDArray[np.int8] | None,
     query: NDArray[np.float64],
     ids: Places,
     count: int,
 ) -> Iterator[int]:
     """Places in `ids` [n] by the products of their vectors, of [R, E], with the query [E].
 
-    The largest comes first, and all of them come; it is quick for about the first `count`. records:
-    of codes.encoded, of all R; None: all vectors are read. Raises NotFiniteError.
+    The largest comes first, and all of them come; it is quick for about the first `count`. codes:
+    those of codes.encoded, of all R; None: all vectors are read. Raises NotFiniteError.
     """
-    if records is None:
-        scores = _finite(products(vectors, query, ids))
-        yield from best_first(scores, scores.__getitem__, count)
-    else:
 
-        def exact(places: Places) -> Scores:
-            return _finite(products(vectors, query, ids[places]), places)
+    def exact(places: Places) -> Scores:
+        scores = products(vectors, query, ids[places])
+        for wrong in np.flatnonzero(~np.isfinite(scores))[:1]:
+            raise NotFiniteError(int(places[wrong]))
+        return scores
 
-        most = bounds(records, query, ids)
-        for place in np.flatnonzero(~np.isfinite(most))[:1].tolist():
-            exact(np.array([place]))  # the vector may be to blame
-            raise NotFiniteError(place, in_codes=True)
-        yield from best_first(most, exact, count)
-
-
-def _finite(scores: Scores, places: Places | None = None) -> Scores:
-    for wrong in np.flatnonzero(~np.isfinite(scores))[:1].tolist():
-        raise NotFiniteError(wrong if places is None else int(places[wrong]), in_codes=False)
-    return scores
+    if codes is None:
+        scores = exact(np.arange(len(ids)))
+        return best_first(scores, scores.__getitem__, count)
+    return best_first(bounds(codes, query, ids), exact, count)
 
 
 def products(
@@ -64,8 +56,8 @@ def products(
 ) -> NDArray[np.float32]:
     """The product of each of the vectors `ids` [n], of [R, E], with the query [E] -> float32 [n].
 
-    It is limited by how fast memory is read: all vectors are read where they lie, on the disk, if
-    most are asked for.
+    `ids` rise. It is limited by how fast memory is read: all vectors are read where they lie, on
+    the disk, if most are asked for.
     """
     wanted = query.astype(np.float32)
     found, everything = gathered(len(vectors), ids)
@@ -107,13 +99,14 @@ def _last_of(scores: Scores, count: int) -> np.float32:
 def best_first(most: Scores, exact: Callable[[Places], Scores], count: int) -> Iterator[int]:
     """Places by their exact scores, as `largest` orders them, all of them; see `nearest`.
 
-    most: what each score is at most. exact: the scores of some places.
+    most: what each score is at most; -inf: that is not known. exact: the scores of places, which
+    rise.
     """
-    done = 0
+    unknown, done = np.flatnonzero(np.isneginf(most)), 0
     while done < len(most):
         # So many scores are at least as large as the least of these: what is below cannot be found.
-        least = exact(largest(most, count)).min()
-        places = np.flatnonzero(most >= least)
+        least = exact(np.sort(largest(most, count))).min()
+        places = np.union1d(np.flatnonzero(most >= least), unknown)
         found = places[largest(exact(places), count)]
         yield from found[done:].tolist()
         done, count = len(found), 8 * count

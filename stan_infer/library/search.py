@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from stan_infer.engines.opened import Source, opened
 from stan_infer.engines.session import Session
 from stan_infer.errors import CheckError, InputError, check_whole
-from stan_infer.library.codes import changed_codes, read_first
+from stan_infer.library.codes import read_first
 from stan_infer.library.nearest import NotFiniteError, nearest
 from stan_infer.library.passport import Comparison
 from stan_infer.library.query import (
@@ -57,7 +57,7 @@ class Rows(Made, Protocol):
         """All vectors."""
 
     @property
-    def codes(self) -> NDArray[np.uint8] | None:
+    def codes(self) -> NDArray[np.int8] | None:
         """All vectors in 8 bits, or None."""
 
     @property
@@ -211,8 +211,8 @@ class Searcher:
         self._turn = threading.Lock() if turn is None else turn
         self.library, self.session, self.timeout_s = library, session, timeout_s
         self.reads, self._say = reads, say
-        records = read_first(library.codes, len(library.ids), say)
-        self.nearest = functools.partial(nearest, library.vectors, records)
+        codes = read_first(library.codes, len(library.ids), say)
+        self.nearest = functools.partial(nearest, library.vectors, codes)
         with self._turn:
             self.stack = check_model(library, session, reads=reads, timeout_s=timeout_s, say=say)
 
@@ -290,16 +290,14 @@ class Searcher:
         library = self.library
         rows = keep.rows(library.path, library.ids)
         ids = library.ids if rows is None else library.ids[rows]
-        ranked = self.nearest(query, ids, top)
-        if rows is not None:
-            ranked = (int(rows[i]) for i in ranked)
-        if not overlapping:
-            ranked = self._distinct(ranked)
         try:
+            ranked = self.nearest(query, ids, top)
+            if rows is not None:
+                ranked = (int(rows[i]) for i in ranked)
+            if not overlapping:
+                ranked = self._distinct(ranked)
             return [*islice(ranked, top)], len(ids)
         except NotFiniteError as e:
-            if e.in_codes:
-                raise changed_codes(library.path) from e
             self._damaged(e.place if rows is None else int(rows[e.place]))
 
     def _distinct(self, ranked: Iterable[int]) -> Iterator[int]:

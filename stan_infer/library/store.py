@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from stan_infer.errors import InputError, storable
 from stan_infer.library.address import named
 from stan_infer.library.blocks import in_blocks
-from stan_infer.library.codes import CODES, encoded, record_bytes
+from stan_infer.library.codes import CODES, encoded
 from stan_infer.library.database import (
     COUNT_ROWS,
     PASSPORT,
@@ -246,19 +246,18 @@ class Store:
     def _code_old(self) -> None:
         """Cut off the 8 bits of no vector, and make those that are missing."""
         assert self._codes is not None
-        size = record_bytes(self.width)
-        there = min(os.fstat(self._codes.fileno()).st_size // size, self._done)
-        self._codes.truncate(there * size)
+        there = min(os.fstat(self._codes.fileno()).st_size // self.width, self._done)
+        self._codes.truncate(there * self.width)
         self._codes.seek(0, os.SEEK_END)
         for first in range(there, self._done, _OLD_AT_ONCE):
             vectors = self.vectors(self._done)[first : first + _OLD_AT_ONCE]
-            records = np.empty((len(vectors), size), np.uint8)
+            made = np.empty(vectors.shape, np.int8)
 
-            def code(part: slice, vectors: Any = vectors, records: Any = records) -> None:
-                records[part] = encoded(vectors[part])
+            def code(part: slice, vectors: Any = vectors, made: Any = made) -> None:
+                made[part] = encoded(vectors[part])
 
             in_blocks(code, len(vectors), _AT_ONCE)
-            self._codes.write(records.tobytes())
+            self._codes.write(made.tobytes())
             self._codes.flush()
 
     def _check_there(self, file: IO[bytes]) -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from stan_infer.engines.opened import Source, opened
 from stan_infer.errors import CheckError, printable
-from stan_infer.library.codes import CODES, other_codes
+from stan_infer.library.codes import CODES, encoded
 from stan_infer.library.database import VECTORS, checksums, connect, errors_named, path_of
 from stan_infer.library.files import HASHERS, hashed, seen
 from stan_infer.library.library import Library, open_library
@@ -251,7 +251,7 @@ def _of_vectors(
         wrong = dict(_wrong(vectors, some, sums[first : first + _CHUNK].tolist()))
         yield from wrong.values()
         if library.codes is not None:
-            found = some[other_codes(vectors, library.codes[some])].tolist()
+            found = some[(library.codes[some] != encoded(vectors)).any(1)].tolist()
             others += [row for row in found if row not in wrong]
         step(len(some))
     step(len(library.vectors) - len(ids))

@@ -7,7 +7,7 @@ import pytest
 
 import stan_infer as si
 from stan_infer.library import blocks, codes, nearest, search
-from stan_infer.library.codes import CODES, bounds, encoded, record_bytes
+from stan_infer.library.codes import CODES, bounds, encoded
 from stan_infer.library.database import VECTORS
 from stan_infer.library.embed_library import embed_library
 from stan_infer.library.library import open_library
@@ -57,13 +57,16 @@ KINDS = (gaussian, with_peaks, in_corners, nearly_equal, of_codes)
 def test_no_product_is_above_its_bound(kind, width):
     rng = np.random.default_rng(width)
     vectors = kind(rng, width)
-    records, every = encoded(vectors), np.arange(COUNT)
-    assert records.shape == (COUNT, record_bytes(width)) and records.dtype == np.uint8
+    held, every = encoded(vectors), np.arange(COUNT)
+    assert held.shape == (COUNT, width) and held.dtype == np.int8
     for query in (*vectors[:5].astype(np.float64), *rng.standard_normal((20, width)) * 1e3):
         products = vectors.astype(np.float64) @ query
-        above = (bounds(records, query, every) - products) / np.linalg.norm(query)
-        assert (above >= 0).all()
-        assert above.mean() < 0.035, "near enough to leave most vectors unread"
+        above = (bounds(held, query, every) - products) / np.linalg.norm(query)
+        known = above > -np.inf
+        assert (above[known] >= 0).all()
+        if kind in (gaussian, with_peaks) and width >= 64:
+            assert above[known].mean() < 0.04, "near enough to leave most vectors unread"
+            assert known.mean() > 0.99
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -78,9 +81,9 @@ def test_the_turn_keeps_products_and_spreads_peaks(width):
 
 def test_a_vector_has_the_same_bytes_in_whatever_company():
     vectors = gaussian(np.random.default_rng(0), 768)
-    records = encoded(vectors)
+    held = encoded(vectors)
     for part in (slice(0), slice(0, 1), slice(5, 8), slice(100, 400)):
-        assert (encoded(vectors[part]) == records[part]).all()
+        assert (encoded(vectors[part]) == held[part]).all()
 
 
 @pytest.mark.parametrize("width", [3, 24, 512, 640])
@@ -104,19 +107,19 @@ def test_rows_come_in_the_same_order_without_them(kind, cpus, monkeypatch):
     rng = np.random.default_rng(1)
     vectors = kind(rng, 24)
     vectors[100:200] = vectors[:100]  # equal scores
-    every, records = np.arange(COUNT), encoded(vectors)
+    every, held = np.arange(COUNT), encoded(vectors)
     for ids in (every, every[3::100], every[::2], every[1:]):
         for count in (1, 10, 599, 10_000):
             query = rng.standard_normal(24) * 10.0 ** rng.integers(-9, 9)
             right = [*nearest.nearest(vectors, None, query, ids, count)]
-            assert [*nearest.nearest(vectors, records, query, ids, count)] == right
+            assert [*nearest.nearest(vectors, held, query, ids, count)] == right
             assert sorted(right) == [*range(len(ids))]
 
 
 def test_few_vectors_are_read(monkeypatch):
     rng = np.random.default_rng(2)
     vectors = unit(rng.standard_normal((50_000, 512)))
-    records, every, read = encoded(vectors), np.arange(50_000), []
+    held, every, read = encoded(vectors), np.arange(50_000), []
     products = nearest.products
 
     def counted(vectors, query, ids):
@@ -125,7 +128,7 @@ def test_few_vectors_are_read(monkeypatch):
 
     monkeypatch.setattr(nearest, "products", counted)
     for query in rng.standard_normal((5, 512)):
-        found = nearest.nearest(vectors, records, query, every, 10)
+        found = nearest.nearest(vectors, held, query, every, 10)
         best = [next(found) for _ in range(10)]
         assert best == np.argsort(-(vectors.astype(np.float64) @ query))[:10].tolist()
     assert sum(read) < 5 * 500
@@ -163,7 +166,7 @@ def overwritten(path):
 SPOILED = {
     "missing": lambda path: path.unlink(),
     "empty": lambda path: os.truncate(path, 0),
-    "cut in a record": lambda path: os.truncate(path, 3 * record_bytes(24) + 5),
+    "cut in a vector": lambda path: os.truncate(path, 3 * 24 + 5),
 }
 
 
@@ -205,7 +208,7 @@ def test_what_a_stopped_run_left_is_cut_off(place):
     assert whole(place)
 
 
-def test_records_of_other_vectors_are_found(place):
+def test_codes_of_other_vectors_are_found(place):
     overwritten(place / "library" / CODES)
     found = verify_library(place / "library")
     assert found.count == 1 and "1 of 5 differ (the first: 1): delete it" in found.problems[0]
@@ -216,7 +219,7 @@ def test_records_of_other_vectors_are_found(place):
     assert whole(place) and not verify_library(place / "library").count
 
 
-def test_a_changed_vector_is_no_wrong_record_too(place):
+def test_a_changed_vector_is_one_problem(place):
     with (place / "library" / VECTORS).open("r+b") as file:
         file.seek(300)
         file.write(b"\x01")
@@ -269,15 +272,11 @@ def test_a_search_without_the_file_finds_the_same_and_says_so(place, from_one_ro
     assert hits == right and "the next run of embed" in said
 
 
-def test_damage_is_told_apart(place, from_one_row):
-    path = place / "library" / CODES
-    with path.open("r+b") as file:
-        file.seek(3 * record_bytes(24) + 24)
-        file.write(np.float32(np.nan).tobytes())
-    with pytest.raises(si.CheckError, match=f"{CODES} was changed .* delete it"):
-        like(open_library(place / "library"))
+def test_a_changed_vector_is_found_by_a_search(place, from_one_row):
     vectors = np.memmap(place / "library" / VECTORS, "<f4", "r+", shape=(5, 24))
     vectors[2] = np.nan
-    path.write_bytes(encoded(np.array(vectors)).tobytes())
+    codes_of = encoded(np.array(vectors))
+    assert (codes_of[2] == -128).all()
+    (place / "library" / CODES).write_bytes(codes_of.tobytes())
     with pytest.raises(si.CheckError, match="vector 2 has not length 1"):
         like(open_library(place / "library"), row=1)
