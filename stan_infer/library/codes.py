@@ -30,7 +30,7 @@ _DEVIATIONS = 5.0
 _ERROR = 0.5001 * _DEVIATIONS / _LARGEST  # length of what rounding takes away: half of each step
 _UNKNOWN = -128  # every code of a vector with a larger number
 _LENGTH = 1.001  # that a vector may have
-_ROUNDING = 1e-5  # of sums in float32, of vectors of length 1
+_ROUNDING = 1e-4  # of sums in float32, of vectors of length 1
 
 
 def encoded(vectors: NDArray[np.float32]) -> NDArray[np.int8]:

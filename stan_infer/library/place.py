@@ -49,7 +49,7 @@ def check_place(folder: Path, sources: list[Path]) -> None:
                 "the folder, or give another place"
             ) from e
         others = [name for name in names if not is_own(name)]
-        others += [n for n in (VECTORS, CODES) if n in names and (folder / n).stat().st_size]
+        others += [n for n in (VECTORS, CODES) if n in names and (folder / n).lstat().st_size]
         if others:
             raise InputError(
                 f"folder {folder} is not empty and not a library: it holds {min(others)} and no "

@@ -237,6 +237,36 @@ def test_many_texts_are_embedded_in_parts(session):
     assert relative_error(whole, np.concatenate(parts)) < FP32
 
 
+def test_what_follows_the_end_token_is_not_computed_and_changes_nothing(
+    session, tiny_model, monkeypatch
+):
+    lengths = []
+    if session.describe()["engine"] == "eager":
+        encode = tiny_model.encode_text
+        monkeypatch.setattr(
+            tiny_model, "encode_text", lambda ids: lengths.append(ids.shape[1]) or encode(ids)
+        )
+    else:
+        run = session._run
+        monkeypatch.setattr(
+            session,
+            "_run",
+            lambda role, name, feeds, *more: (
+                lengths.append(feeds["input_ids"].shape[1]) or run(role, name, feeds, *more)
+            ),
+        )
+    cuts = session.describe()["engine"] in ("eager", "ort")
+    for ends, needed in (([5, 5, 5], 6), ([1, 9, 4], 10), ([11, 2, 2], 12), ([0, 0, 0], 2)):
+        values = np.random.default_rng(0).integers(1, 126, (3, 12))
+        for row, end in zip(values, ends, strict=True):
+            row[end], row[end + 1 :] = 127, 127  # what follows is as large
+        with torch.inference_mode():
+            wanted = Stan.encode_text(tiny_model, torch.from_numpy(values))
+        assert relative_error(session.embed_text(values), wanted) < FP32
+        if needed > 2:
+            assert lengths.pop() == (needed if cuts else 12)
+
+
 def test_threads_wait_asleep_where_others_need_the_cores(folder, tiny_model, monkeypatch):
     """Only ONNX Runtime's threads spin; the other engines take the option and need not know it."""
     import onnxruntime

@@ -208,6 +208,17 @@ def test_what_a_stopped_run_left_is_cut_off(place):
     assert whole(place)
 
 
+@pytest.mark.parametrize("make", [lambda p: p.write_bytes(b"mine"), lambda p: p.symlink_to("no")])
+def test_a_file_of_that_name_alone_is_not_ours(tmp_path, make):
+    (tmp_path / "library").mkdir()
+    (tmp_path / "videos").mkdir()
+    make_clip(tmp_path / "videos" / "00.mp4", frames=8, size=(32, 48))
+    make(tmp_path / "library" / CODES)
+    with pytest.raises(si.InputError, match=f"not empty and not a library: it holds {CODES}"):
+        run(tmp_path)
+    assert os.listdir(tmp_path / "library") == [CODES]
+
+
 def test_codes_of_other_vectors_are_found(place):
     overwritten(place / "library" / CODES)
     found = verify_library(place / "library")
