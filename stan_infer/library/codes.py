@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stan_infer.errors import MissingError
 from stan_infer.library.blocks import gathered, in_blocks
-from stan_infer.system.packages import install_command, is_installed, require
+from stan_infer.system.packages import require
 from stan_infer.system.result import Say
 
 CODES = "vectors.i8"
@@ -87,12 +88,13 @@ def read_first(codes: NDArray[np.int8] | None, rows: int, say: Say) -> NDArray[n
         return None
     slow = f"note: a search reads all 32 bits of {rows} rows; with 8 bits of them it finds the same"
     if codes is None:
-        say(f"{slow} sooner: the next run of embed into the library makes them")
+        say(f"{slow} sooner: the next run of embed into the library, or of migrate, makes them")
         return None
-    if not is_installed("numkong"):
-        say(f"{slow} sooner: {install_command('search')}")
+    try:
+        require("numkong", "that", "search")
+    except MissingError as e:  # it was not asked for, and nothing else is found without it
+        say(f"{slow} sooner; {e}")
         return None
-    require("numkong", "searching in 8 bits", "search")
     return codes
 
 

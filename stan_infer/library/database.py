@@ -76,7 +76,7 @@ def connect(folder: Path, *, write: bool = False) -> sqlite3.Connection:
         raise InputError(f"{path}-journal is not of a library: delete it, or the library")
     for name in (ROWS, f"{ROWS}-wal", f"{ROWS}-shm", VECTORS, CODES):
         if name in (ROWS, VECTORS) or os.path.lexists(folder / name):
-            check_own(folder / name, write)
+            check_own(folder / name, write, "; delete it" if name == CODES else "")
     # The file is not opened here: to close it would drop the locks of another connection to it.
     options = "mode=rw" if write else "mode=ro"
     wal = Path(f"{path}-wal")
@@ -210,11 +210,13 @@ def errors_named(folder: Path) -> Iterator[None]:
         ) from e
 
 
-def check_own(path: Path, write: bool) -> None:
-    """Refuse a link: what is read there, or written, would be another file."""
+def check_own(path: Path, write: bool, how: str = "") -> None:
+    """Refuse a link: what is read there, or written, would be another file. how: what to do."""
     try:
         status = os.lstat(path)
     except FileNotFoundError:
         raise InputError(f"{path} is missing: this is no whole library; {_RESTORE}") from None
     if not stat.S_ISREG(status.st_mode) or (write and status.st_nlink != 1):
-        raise InputError(f"{path} is a link, a folder or a device; a library has files of its own")
+        raise InputError(
+            f"{path} is a link, a folder or a device; a library has files of its own{how}"
+        )

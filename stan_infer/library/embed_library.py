@@ -31,7 +31,7 @@ from stan_infer.library.levels import Level, normalised
 from stan_infer.library.model_files import model_source
 from stan_infer.library.place import check_place, is_library, locked
 from stan_infer.library.readings import EmbedOptions, Reading, error_of_parts
-from stan_infer.library.store import File, Part, Store, new_store
+from stan_infer.library.store import File, Part, Store, new_store, open_store
 from stan_infer.system.atomic import files_of
 from stan_infer.system.json_file import json_line
 from stan_infer.system.result import Progress, Say, divided, no_progress, silent
@@ -166,7 +166,7 @@ class Run:
         """The files of the library; InputError where it was made in another way than is wanted."""
         passport = pass_.read_passport(self.folder)
         self._check_ways(passport, self.wanted.frames)
-        return Store(self.folder, passport["width"])
+        return open_store(self.folder, passport)
 
     def _check_ways(self, passport: pass_.Passport, frames: int | None) -> None:
         check_ways(self.folder, passport, self.how.batch, self.wanted.windows, frames)

@@ -30,6 +30,7 @@ from stan_infer.library.database import (
 )
 from stan_infer.library.model_files import model_source
 from stan_infer.library.passport import (
+    PASSPORT_SCHEMA,
     Comparison,
     Passport,
     compare,
@@ -57,7 +58,7 @@ class Library(Result):
         path: the folder.
         vectors: float32 [R, E] of length 1, read from the disk when they are used.
         codes: int8 [R, E], the same in 8 bits, which a search reads first; see library.codes.
-            None: an earlier version wrote the library.
+            None: they are not all there, or an earlier version wrote the library.
         ids: int64 [n], the place of each row's vector: `vectors[ids]` are all of them. They rise;
             where nothing was changed or lost they are 0 to n - 1.
         videos: of each row, the files that have it, as absolute paths where they were embedded; see
@@ -138,7 +139,7 @@ class Library(Result):
 
         Raises:
             InputError: nothing to search for, a wrong value, an empty library, no model.
-            CheckError: another model; a vector that was changed.
+            CheckError: another model; a hit whose vector was changed.
             MissingError: a package or device is not here.
 
         Example:
@@ -206,7 +207,8 @@ def open_library(path: str | Path) -> Library:
         try:
             db.execute("BEGIN")  # all of it is of one moment
             shape = (committed(db, folder, passport["width"]), passport["width"])
-            vectors, codes = mapped(folder, *shape), mapped_codes(folder, *shape)
+            vectors = mapped(folder, *shape)
+            codes = mapped_codes(folder, *shape) if passport["schema"] == PASSPORT_SCHEMA else None
             ids, start, end = _rows(db, folder)
             failed = {str(p): e for p, e in failures(db)}
         finally:

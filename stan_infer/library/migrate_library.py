@@ -28,6 +28,7 @@ from stan_infer.library.library import Library, open_library
 from stan_infer.library.model_files import model_source
 from stan_infer.library.place import locked
 from stan_infer.library.readings import EmbedOptions
+from stan_infer.library.store import open_store
 from stan_infer.system import kept
 from stan_infer.system.atomic import exchange, new_file
 from stan_infer.system.json_file import json_line
@@ -197,6 +198,8 @@ class _Migration:
             made = {**self.old.passport, "facts": self._facts, "canaries": canaries}
             with new_file(self.old.path / PASSPORT) as file:
                 file.write_text(json_line(made) + "\n")
+        with open_store(self.old.path, pass_.read_passport(self.old.path)):
+            pass  # it makes 8 bits of vectors that have none
         if self.part.is_dir():
             _remove(self.part)
 

@@ -46,7 +46,8 @@ SEARCHED = 0.99
 NEIGHBOURS = 10
 CANARIES = Path(__file__).parent / "canaries"
 _MAX_BYTES = 16 * 2**20
-_SCHEMA = "stan-infer/library/2"
+PASSPORT_SCHEMA = "stan-infer/library/3"
+_OLD = "stan-infer/library/2"  # whose vectors.i8, if there is one, may be of other vectors
 # What a run may change without changing a vector.
 _FREE = {"threads", "cuda_graphs"}
 _NAME = "checkpoint"  # the fact that is shown and not compared: files are told by their hashes
@@ -193,7 +194,7 @@ def new_passport(
 ) -> Passport:
     """The passport of a new library."""
     return Passport(
-        schema=_SCHEMA,
+        schema=PASSPORT_SCHEMA,
         width=len(canaries[0]["vector"]),
         batch=batch,
         windows=None if windows is None else dataclasses.asdict(windows),
@@ -207,10 +208,11 @@ def read_passport(folder: Path) -> Passport:
     path = folder / PASSPORT
     check_own(path, False)
     found = read_object(path, _MAX_BYTES, "; this is not the passport of a library")
-    if found.get("schema") != _SCHEMA:
+    if found.get("schema") not in (PASSPORT_SCHEMA, _OLD):
         raise InputError(
-            f"{path} is of schema {_short(found.get('schema'))}; this version reads {_SCHEMA}: "
-            "embed the videos into a new library (stan-infer embed MODEL VIDEOS -o NEW)"
+            f"{path} is of schema {_short(found.get('schema'))}; this version reads "
+            f"{PASSPORT_SCHEMA}: embed the videos into a new library "
+            "(stan-infer embed MODEL VIDEOS -o NEW)"
         )
     passport = checked(found, Passport, str(path))
     for canary in passport["canaries"]:

@@ -47,7 +47,10 @@ from stan_infer.library.database import (
     failures,
     mapped,
 )
+from stan_infer.library.passport import PASSPORT_SCHEMA, Passport
 from stan_infer.system import kept
+from stan_infer.system.atomic import new_file
+from stan_infer.system.json_file import json_line
 from stan_infer.system.temporary import workplace
 
 _GOES_ON = "the same command goes on from there"
@@ -94,7 +97,11 @@ class Store:
                 self._done = self._begun = committed(self._db, folder, width)
                 self._file.truncate(self._done * width * 4)
                 self._file.seek(0, os.SEEK_END)
-                self._codes = _open_own(folder / CODES, os.O_CREAT)  # an earlier version had none
+                self._codes = _open_own(folder / CODES, os.O_CREAT)
+                if not os.fstat(self._codes.fileno()).st_size:  # it may be new
+                    with suppress(OSError, AttributeError):  # Windows
+                        mode = os.fstat(self._file.fileno()).st_mode
+                        os.fchmod(self._codes.fileno(), mode & 0o777)
                 self._code_old()
         except BaseException:
             self.close()
@@ -277,6 +284,25 @@ class Store:
             if not statement.startswith("SELECT") and not self._db.in_transaction:
                 self._db.execute("BEGIN IMMEDIATE")
             return self._db.execute(statement, values)
+
+
+def open_store(folder: Path, passport: Passport) -> Store:
+    """The store of a library; one of an earlier version, which had no 8 bits, becomes one of this.
+
+    An earlier version does not open it then: it would leave the 8 bits of what it cuts off.
+    """
+    if passport["schema"] == PASSPORT_SCHEMA:
+        return Store(folder, passport["width"])
+    with errors_named(folder):
+        (folder / CODES).unlink(missing_ok=True)
+        store = Store(folder, passport["width"])
+        try:
+            with new_file(folder / PASSPORT) as file:
+                file.write_text(json_line({**passport, "schema": PASSPORT_SCHEMA}) + "\n")
+        except BaseException:
+            store.close()
+            raise
+    return store
 
 
 def new_store(folder: Path, passport: str) -> None:

@@ -221,9 +221,10 @@ def _of_database(library: Library, db: sqlite3.Connection, notes: list[str]) -> 
     for what, asked in (_WRONG | {"rows of parts and of whole videos": of_parts}).items():
         if count := db.execute(asked).fetchone()[0]:
             yield f"{count} {what}"
-    extra = os.stat(library.path / VECTORS).st_size - library.vectors.nbytes
-    if extra:
-        notes.append(f"{VECTORS} ends with {extra} bytes of a run that was stopped, or goes on")
+    for name, part in ((VECTORS, library.vectors), (CODES, library.codes)):
+        extra = 0 if part is None else os.stat(library.path / name).st_size - part.nbytes
+        if extra:
+            notes.append(f"{name} ends with {extra} bytes of a run that was stopped, or goes on")
     unused = len(library.vectors) - db.execute("SELECT count(*) FROM rows").fetchone()[0]
     if unused:
         notes.append(f"{unused} vectors have no row: their files were tried again")
@@ -262,7 +263,8 @@ def _of_vectors(
         )
     if library.codes is None and len(library.vectors):
         notes.append(
-            f"{CODES} is not whole, which a search reads first: the next run of embed makes it"
+            f"{CODES} is missing or not whole, which searches of many rows read first: the next "
+            "run of embed or migrate makes it"
         )
 
 

@@ -1,6 +1,8 @@
 """The 8 bits of a library's vectors: no hit is lost by them, and their file can be made again."""
 
+import json
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -8,10 +10,12 @@ import pytest
 import stan_infer as si
 from stan_infer.library import blocks, codes, nearest, search
 from stan_infer.library.codes import CODES, bounds, encoded
-from stan_infer.library.database import VECTORS
+from stan_infer.library.database import PASSPORT, VECTORS
 from stan_infer.library.embed_library import embed_library
 from stan_infer.library.library import open_library
+from stan_infer.library.migrate_library import migrate_library
 from stan_infer.library.verify_library import verify_library
+from tests.conftest import edit_json
 from tests.library.fake_stack import FakeSession
 from tests.video.broken_videos import make_clip
 
@@ -192,16 +196,32 @@ def test_the_next_run_makes_what_is_missing(place, kind):
     assert whole(place) and not verify_library(place / "library").notes
 
 
-def test_a_run_that_has_nothing_to_add_makes_them_too(place):
-    (place / "library" / CODES).unlink()
+def test_runs_that_have_nothing_to_add_make_them_too(place):
+    path = place / "library" / CODES
+    os.chmod(place / "library" / VECTORS, 0o640)
+    for use in (run, lambda place: migrate_library(place / "library", FakeSession())):
+        path.unlink()
+        use(place)
+        assert whole(place) and path.stat().st_mode & 0o777 == 0o640
+
+
+def test_those_of_an_earlier_version_are_made_anew(place):
+    """That cut vectors off and left their 8 bits, so that they may be of others."""
+    edit_json(place / "library" / PASSPORT, lambda p: p.update(schema="stan-infer/library/2"))
+    (place / "library" / CODES).write_bytes(b"x" * 5 * 24)
+    assert open_library(place / "library").codes is None
+    assert any(CODES in note for note in verify_library(place / "library").notes)
     run(place)
-    assert whole(place)
+    passport = json.loads((place / "library" / PASSPORT).read_text())
+    assert whole(place) and passport["schema"] == "stan-infer/library/3"
+    assert open_library(place / "library").codes is not None
 
 
 def test_what_a_stopped_run_left_is_cut_off(place):
     with (place / "library" / CODES).open("ab") as file:
         file.write(b"x" * 100)
     assert len(open_library(place / "library").codes) == 5
+    assert any(f"{CODES} ends with 100 bytes" in n for n in verify_library(place / "library").notes)
     run(place)
     make_clip(place / "videos" / "10.mp4", frames=20, size=(32, 48))
     run(place)
@@ -268,12 +288,25 @@ def test_a_search_of_many_rows_reads_them(place, from_one_row, monkeypatch):
     assert like(library) == right and not used
 
 
+class Broken:
+    """Finds the package, which then does not load."""
+
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == "numkong":
+            raise RuntimeError("no such instruction")
+
+
 def test_a_search_without_the_package_finds_the_same_and_says_so(place, from_one_row, monkeypatch):
     library = open_library(place / "library")
     right, _ = like(library)
-    monkeypatch.setattr(codes, "is_installed", lambda name: name != "numkong")
-    hits, (said,) = like(library)
-    assert hits == right and said.startswith("note: ") and "[search]" in said
+    for module in (None, Broken):
+        monkeypatch.setitem(sys.modules, "numkong", None)
+        if module is not None:
+            monkeypatch.delitem(sys.modules, "numkong")
+            monkeypatch.setattr(sys, "meta_path", [module, *sys.meta_path])
+        hits, (said,) = like(library)
+        assert hits == right and said.startswith("note: ") and "[search]" in said
 
 
 def test_a_search_without_the_file_finds_the_same_and_says_so(place, from_one_row):
