@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stan_infer.errors import MissingError
+from stan_infer.errors import CheckError, MissingError
 from stan_infer.library.blocks import gathered, in_blocks
 from stan_infer.system.packages import require
 from stan_infer.system.result import Say
@@ -96,6 +96,14 @@ def read_first(codes: NDArray[np.int8] | None, rows: int, say: Say) -> NDArray[n
         say(f"{slow} sooner; {e}")
         return None
     return codes
+
+
+def changed_codes(codes: NDArray[np.int8]) -> CheckError:
+    """What to raise for codes that are of other vectors."""
+    return CheckError(
+        f"{getattr(codes, 'filename', None) or CODES} is not of these vectors: delete it, and the "
+        "next run of embed or migrate makes it again"
+    )
 
 
 def bounds(

@@ -15,6 +15,7 @@ from stan_infer.engines.opened import Source
 from stan_infer.engines.opened import path_of as name_of
 from stan_infer.engines.session import Session
 from stan_infer.errors import CheckError, InputError
+from stan_infer.library.codes import changed_codes, encoded
 from stan_infer.library.database import (
     FORSAKEN,
     PASSPORT,
@@ -165,6 +166,10 @@ class Library(Result):
                 ids, sums = checksums(db, len(self.vectors))
         finally:
             db.close()
+        for first in range(0, 0 if self.codes is None else len(ids), 4096):
+            some = ids[first : first + 4096]
+            if self.codes is not None and (self.codes[some] != encoded(self.vectors[some])).any():
+                raise changed_codes(self.codes)
         for row, crc in zip(ids.tolist(), sums.tolist(), strict=True):
             vector = self.vectors[row]
             length = float(np.linalg.norm(vector))

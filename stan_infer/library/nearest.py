@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stan_infer.library.blocks import gathered, in_blocks
-from stan_infer.library.codes import bounds
+from stan_infer.library.codes import bounds, changed_codes
 
 BLOCK = 8192  # vectors that a thread looks at at once
 _GROUPS = 16  # of scores, for each one that is asked for
@@ -36,19 +36,27 @@ def nearest(
     """Places in `ids` [n] by the products of their vectors, of [R, E], with the query [E].
 
     The largest comes first, and all of them come; it is quick for about the first `count`. codes:
-    those of codes.encoded, of all R; None: all vectors are read. Raises NotFiniteError.
+    those of codes.encoded, of all R; None: all vectors are read. Raises NotFiniteError, and
+    CheckError for codes of other vectors, where they would have hidden a row that was looked at.
     """
+    if codes is None:
+        scores = _finite(products(vectors, query, ids), np.arange(len(ids)))
+        return best_first(scores, scores.__getitem__, count)
+    most = bounds(codes, query, ids)
 
     def exact(places: Places) -> Scores:
-        scores = products(vectors, query, ids[places])
-        for wrong in np.flatnonzero(~np.isfinite(scores))[:1]:
-            raise NotFiniteError(int(places[wrong]))
+        scores = _finite(products(vectors, query, ids[places]), places)
+        if (scores > most[places])[most[places] > -np.inf].any():
+            raise changed_codes(codes)
         return scores
 
-    if codes is None:
-        scores = exact(np.arange(len(ids)))
-        return best_first(scores, scores.__getitem__, count)
-    return best_first(bounds(codes, query, ids), exact, count)
+    return best_first(most, exact, count)
+
+
+def _finite(scores: Scores, places: Places) -> Scores:
+    for wrong in np.flatnonzero(~np.isfinite(scores))[:1]:
+        raise NotFiniteError(int(places[wrong]))
+    return scores
 
 
 def products(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -49,12 +50,18 @@ def check_place(folder: Path, sources: list[Path]) -> None:
                 "the folder, or give another place"
             ) from e
         others = [name for name in names if not is_own(name)]
-        others += [n for n in (VECTORS, CODES) if n in names and (folder / n).lstat().st_size]
+        others += [n for n in (VECTORS, CODES) if n in names and not _is_new(folder / n)]
         if others:
             raise InputError(
                 f"folder {folder} is not empty and not a library: it holds {min(others)} and no "
                 f"{PASSPORT}; give a new folder"
             )
+
+
+def _is_new(path: Path) -> bool:
+    """Whether a file may be one that a run that was killed had just made."""
+    status = path.lstat()
+    return stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and not status.st_size
 
 
 def is_own(name: str) -> bool:

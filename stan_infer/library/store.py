@@ -266,6 +266,7 @@ class Store:
             in_blocks(code, len(vectors), _AT_ONCE)
             self._codes.write(made.tobytes())
             self._codes.flush()
+        os.fsync(self._codes.fileno())
 
     def _check_there(self, file: IO[bytes]) -> None:
         """Raise InputError where the folder is not the one any more that was opened."""

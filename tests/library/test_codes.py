@@ -1,19 +1,24 @@
 """The 8 bits of a library's vectors: no hit is lost by them, and their file can be made again."""
 
+import hashlib
 import json
 import os
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
 
 import stan_infer as si
 from stan_infer.library import blocks, codes, nearest, search
+from stan_infer.library import store as store_
 from stan_infer.library.codes import CODES, bounds, encoded
 from stan_infer.library.database import PASSPORT, VECTORS
 from stan_infer.library.embed_library import embed_library
 from stan_infer.library.library import open_library
 from stan_infer.library.migrate_library import migrate_library
+from stan_infer.library.store import Store, new_store
 from stan_infer.library.verify_library import verify_library
 from tests.conftest import edit_json
 from tests.library.fake_stack import FakeSession
@@ -104,20 +109,84 @@ def test_products_of_8_bits_are_exact(width):
 
 
 @pytest.mark.parametrize("cpus", [1, 3])
+@pytest.mark.parametrize("width", [24, 256])
 @pytest.mark.parametrize("kind", KINDS)
-def test_rows_come_in_the_same_order_without_them(kind, cpus, monkeypatch):
+def test_rows_come_in_the_same_order_without_them(kind, width, cpus, monkeypatch):
     monkeypatch.setattr(blocks, "usable_cpus", lambda: cpus)
     monkeypatch.setattr(codes, "_BLOCK", 64)
     rng = np.random.default_rng(1)
-    vectors = kind(rng, 24)
+    vectors = kind(rng, width)
     vectors[100:200] = vectors[:100]  # equal scores
     every, held = np.arange(COUNT), encoded(vectors)
     for ids in (every, every[3::100], every[::2], every[1:]):
         for count in (1, 10, 599, 10_000):
-            query = rng.standard_normal(24) * 10.0 ** rng.integers(-9, 9)
+            query = rng.standard_normal(width) * 10.0 ** rng.integers(-9, 9)
             right = [*nearest.nearest(vectors, None, query, ids, count)]
             assert [*nearest.nearest(vectors, held, query, ids, count)] == right
             assert sorted(right) == [*range(len(ids))]
+
+
+def turn_back(x, width):
+    """The vectors that lie at x [n, E] after the turn."""
+    return (x @ codes.turned(np.eye(width, dtype=np.float32)).T).astype(np.float32)
+
+
+@pytest.mark.parametrize("width", [64, 512, 640])
+def test_a_bound_holds_where_rounding_takes_most_away(width):
+    """Half a step of every number, all in the direction of the query."""
+    step = 5 / 127 / np.sqrt(width)
+    signs = np.where(np.arange(width) % 3, 1.0, -1.0)
+    steps = np.full(width, 25.499)
+    steps[: width // 4] = 24.499
+    x = turn_back((signs * steps * step)[None], width)
+    assert abs(np.linalg.norm(x) - 1) < 0.02
+    query = turn_back((signs / np.sqrt(width))[None], width)[0].astype(np.float64)
+    (bound,), product = bounds(encoded(x), query, np.arange(1)), x[0].astype(np.float64) @ query
+    assert 0 < bound - product < 2e-3
+
+
+@pytest.mark.parametrize("width", [64, 512])
+def test_a_number_beyond_the_codes_makes_a_vector_unknown(width):
+    x = np.zeros((3, width))
+    x[:, 0] = np.array([127, 128, 200]) * 5 / 127 / np.sqrt(width)
+    found = encoded(turn_back(x, width))
+    assert found[0, 0] == 127 and (found[1:] == -128).all()
+    query = turn_back(x, width)[0].astype(np.float64)
+    assert np.isneginf(bounds(found, query, np.arange(3))).tolist() == [False, True, True]
+
+
+HASHES = {
+    24: "6f533997584b10ee9dd029fd03f6c7a4f97dc9f9fb0a9848a36d82cfd76ebe63",
+    512: "6e266e3dc8a5491f7a9aa4790550932e2951d3b14747132baf502fc98caad6d6",
+    640: "3b6f4256f083f0e046ab86ca46cb5610ee02ae0c2b2e1066719d918e8b870b61",
+}
+
+
+@pytest.mark.parametrize("width", HASHES)
+def test_the_codes_of_a_library_are_those_of_every_version(width):
+    """Other ones need another schema of library.json."""
+    x = np.arange(40 * width).reshape(40, width) * 7919 % 1009 - 504.0
+    found = encoded((x / np.sqrt((x * x).sum(1, keepdims=True))).astype(np.float32))
+    assert hashlib.sha256(found.tobytes()).hexdigest() == HASHES[width]
+
+
+@pytest.mark.parametrize("cpus", [1, 4])
+def test_every_block_is_worked_on_once(cpus, monkeypatch):
+    monkeypatch.setattr(blocks, "usable_cpus", lambda: cpus)
+    for count, size in ((0, 3), (2, 3), (10, 3), (9, 3)):
+        seen = []
+        blocks.in_blocks(seen.append, count, size)
+        assert sorted(i for part in seen for i in range(count)[part]) == [*range(count)]
+    main = threading.get_ident()
+    for where in (True, False) if cpus > 1 else (True,):
+
+        def work(part, where=where):
+            if (threading.get_ident() == main) == where:
+                raise ValueError("of one thread")
+            time.sleep(0.01)
+
+        with pytest.raises(ValueError, match="of one thread"):
+            blocks.in_blocks(work, 100, 1)
 
 
 def test_few_vectors_are_read(monkeypatch):
@@ -139,6 +208,34 @@ def test_few_vectors_are_read(monkeypatch):
 
 
 # --- the file ---
+
+
+@pytest.mark.parametrize("sizes", [(1, 2, 3), (4, 4), (9, 0, 30, 1)])
+def test_the_file_is_in_step_at_every_commit(tmp_path, sizes, monkeypatch):
+    monkeypatch.setattr(store_, "_AT_ONCE", 4)
+    monkeypatch.setattr(store_, "_OLD_AT_ONCE", 8)
+    synced = []
+    fsync = os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda f: (synced.append(os.readlink(f"/proc/self/fd/{f}")), fsync(f))
+    )
+    new_store(tmp_path, "{}")
+    vectors = gaussian(np.random.default_rng(3), 24)
+    done = 0
+    with Store(tmp_path, 24) as store:
+        for i, size in enumerate(sizes):
+            parts = [store.add_vector(v, None) for v in vectors[done : done + size]]
+            store.add_clip(bytes([i]) * 32, parts)
+            done, synced[:] = done + size, []
+            store.commit()
+            assert (tmp_path / CODES).read_bytes() == encoded(vectors[:done]).tobytes()
+            assert str(tmp_path / CODES) in synced
+    for there in (0, 24, 24 * 5 + 3):
+        os.truncate(tmp_path / CODES, there)
+        synced.clear()
+        with Store(tmp_path, 24):
+            assert str(tmp_path / CODES) in synced
+        assert (tmp_path / CODES).read_bytes() == encoded(vectors[:done]).tobytes()
 
 
 @pytest.fixture
@@ -228,7 +325,15 @@ def test_what_a_stopped_run_left_is_cut_off(place):
     assert whole(place)
 
 
-@pytest.mark.parametrize("make", [lambda p: p.write_bytes(b"mine"), lambda p: p.symlink_to("no")])
+def linked_hard(path):
+    (path.parent.parent / "other").touch()
+    os.link(path.parent.parent / "other", path)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda p: p.write_bytes(b"mine"), lambda p: p.symlink_to("no"), os.mkfifo, linked_hard],
+)
 def test_a_file_of_that_name_alone_is_not_ours(tmp_path, make):
     (tmp_path / "library").mkdir()
     (tmp_path / "videos").mkdir()
@@ -314,6 +419,16 @@ def test_a_search_without_the_file_finds_the_same_and_says_so(place, from_one_ro
     (place / "library" / CODES).unlink()
     hits, (said,) = like(open_library(place / "library"))
     assert hits == right and "the next run of embed" in said
+
+
+@pytest.mark.parametrize("byte", [b"\0", b"\x81", b"\x7f"])
+def test_codes_of_nothing_end_a_search(place, from_one_row, byte):
+    (place / "library" / CODES).write_bytes(byte * 5 * 24)
+    library = open_library(place / "library")
+    with pytest.raises(si.CheckError, match=f"/library/{CODES} is not of these vectors: delete it"):
+        like(library)
+    with pytest.raises(si.CheckError, match=f"{CODES} is not of these vectors"):
+        library.check()
 
 
 def test_a_changed_vector_is_found_by_a_search(place, from_one_row):
