@@ -27,7 +27,8 @@ from benchmarks.record import ROOT, append_rows
 from benchmarks.script import options, random_model
 from benchmarks.stores import WIDTH, vectors
 from stan_infer.export.export_model import export_model
-from stan_infer.library.codes import CODES
+from stan_infer.library.codes import CODES, read_first
+from stan_infer.library.nearest import nearest
 from stan_infer.library.place import locked
 from stan_infer.library.row_filter import RowFilter
 from stan_infer.library.search import Searcher
@@ -76,7 +77,8 @@ def agrees(searcher: Searcher, count: int) -> float:
             ]
         )
         for query, right in zip(queries, scores.T, strict=True):
-            found = searcher.nearest(query, library.ids, TOP)
+            codes = read_first(library.codes, len(library.ids))
+            found = nearest(library.vectors, codes, query, library.ids, TOP)
             hits += len({*islice(found, TOP)} & {*np.argsort(-right)[:TOP].tolist()})
     return hits / (count * TOP)
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from stan_infer.errors import CheckError, MissingError
 from stan_infer.library.blocks import gathered, in_blocks
 from stan_infer.system.packages import require
-from stan_infer.system.result import Say
+from stan_infer.system.result import Say, silent
 
 CODES = "vectors.i8"
 FEWEST = 65_536  # rows from which a search reads them: all of so many vectors take 10 ms
@@ -82,7 +82,9 @@ def _mix(x: NDArray[np.float32]) -> None:
     x *= np.float32(size**-0.5)
 
 
-def read_first(codes: NDArray[np.int8] | None, rows: int, say: Say) -> NDArray[np.int8] | None:
+def read_first(
+    codes: NDArray[np.int8] | None, rows: int, say: Say = silent
+) -> NDArray[np.int8] | None:
     """The codes, if searches of so many rows are to read them; else say why not."""
     if rows < FEWEST:
         return None

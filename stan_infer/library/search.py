@@ -7,7 +7,6 @@ search. Nothing here writes to the library.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import threading
 import time
@@ -211,8 +210,7 @@ class Searcher:
         self._turn = threading.Lock() if turn is None else turn
         self.library, self.session, self.timeout_s = library, session, timeout_s
         self.reads, self._say = reads, say
-        codes = read_first(library.codes, len(library.ids), say)
-        self.nearest = functools.partial(nearest, library.vectors, codes)
+        read_first(library.codes, len(library.ids), say)  # which says what makes it slow
         with self._turn:
             self.stack = check_model(library, session, reads=reads, timeout_s=timeout_s, say=say)
 
@@ -291,7 +289,8 @@ class Searcher:
         rows = keep.rows(library.path, library.ids)
         ids = library.ids if rows is None else library.ids[rows]
         try:
-            ranked = self.nearest(query, ids, top)
+            codes = read_first(library.codes, len(library.ids))
+            ranked = nearest(library.vectors, codes, query, ids, top)
             if rows is not None:
                 ranked = (int(rows[i]) for i in ranked)
             if not overlapping:
