@@ -107,7 +107,7 @@ def _column(clips: str, model: str, given: Inputs) -> list[str]:
     files = [path.stat().st_size for path in CLIPS.glob("*.mp4")]
     video = sum(files) / len(files) if clips == "short" else given.film_mbit_s * 1e6 / 8 * 60
     pixels = math.prod(ClipSpec.of(config).shape)
-    vectors, rows = n * 4 * config.embed_dim, n * sizes["bytes_per_row"]
+    vectors, rows = n * 5 * config.embed_dim, n * sizes["bytes_per_row"]
     return [
         f"{_si(hours[0], 'h')}",
         f"{_si(hours[1], 'h')}",
@@ -130,7 +130,7 @@ def scale_table(given: Inputs = Inputs()) -> str:
         "model, GPU-hours",
         "videos that are fetched",
         "pixels between actors",
-        "vectors, rows of SQLite",
+        "vectors in 32 and 8 bits, rows of SQLite",
         "CPUs",
         "vectors and rows, a month",
     )
