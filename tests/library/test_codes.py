@@ -293,6 +293,16 @@ def test_the_next_run_makes_what_is_missing(place, kind):
     assert whole(place) and not verify_library(place / "library").notes
 
 
+@pytest.mark.parametrize("make", [lambda p: p.symlink_to("no"), os.mkdir, os.mkfifo])
+def test_what_is_no_file_is_refused_with_what_to_do(place, make):
+    path = place / "library" / CODES
+    path.unlink()
+    make(path)
+    for use in (lambda: open_library(place / "library"), lambda: run(place)):
+        with pytest.raises(si.InputError, match="is a link, a folder or a device.*; delete it$"):
+            use()
+
+
 def test_runs_that_have_nothing_to_add_make_them_too(place):
     path = place / "library" / CODES
     os.chmod(place / "library" / VECTORS, 0o640)
