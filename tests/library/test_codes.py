@@ -183,7 +183,7 @@ def test_every_block_is_worked_on_once(cpus, monkeypatch):
         def work(part, where=where):
             if (threading.get_ident() == main) == where:
                 raise ValueError("of one thread")
-            time.sleep(0.01)
+            time.sleep(0.01)  # so that every thread gets blocks
 
         with pytest.raises(ValueError, match="of one thread"):
             blocks.in_blocks(work, 100, 1)
